@@ -5,7 +5,7 @@
 Every task is learned on a share of its labels: on the frozen encoder, with the encoder tuned, too, and by the same
 network from random weights, in as many steps, and with most labels also in LONGER times as many: it may lack nothing
 but steps. Where pretraining made the task's modality, as of these, the trained encoder has seen all the answers: few
-labels then say how soon a head finds them again. Sets of inputs after the first are given to the frozen encoder only.
+labels then say how soon a head finds them again. Only the frozen encoder gets sets of inputs after the first.
 A share of the labels chooses the step whose weights are kept. Held-out scores.
 """
 
@@ -24,9 +24,9 @@ from tokenizers_zoo.data.ahead import cores
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.pipeline.engines import run_jobs
-from zoo_backbone.transfer.compare import compared, comparison_tables
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
-from zoo_backbone.transfer.training import transfer
+from zoo_backbone.transfer.results import compare, comparison_tables
+from zoo_backbone.transfer.train import train_probe
 
 TUNINGS = "frozen", "full", "scratch"
 LONGER = 3
@@ -42,7 +42,7 @@ class Probe:
     run: Path
     data: Path | None
     task: str
-    given: tuple[str, ...]
+    inputs: tuple[str, ...]
     config: TransferConfig
     seed: int
     out: Path
@@ -50,7 +50,7 @@ class Probe:
     @staticmethod
     def train(zoo: Zoo, probe: Probe) -> None:
         """Write its folder where it is not there."""
-        transfer(probe.run, zoo, probe.task, probe.given, probe.out, probe.config, seed=probe.seed, data=probe.data)
+        train_probe(probe.run, zoo, probe.task, probe.inputs, probe.out, probe.config, seed=probe.seed, data=probe.data)
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
         "--out", type=Path, default=Path("runs/studies/low_labels"), help="folder of probes and results"
     )
     parser.add_argument("--tasks", nargs="+", default=["semseg", "depth", "metadata.num_objects"], help="what is asked")
-    parser.add_argument("--given", nargs="+", default=["rgb_patches"], help="comma-separated, for each set of inputs")
+    parser.add_argument("--inputs", nargs="+", default=["rgb_patches"], help="comma-separated, for each set of inputs")
     parser.add_argument("--labels", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="shares of the labels")
     parser.add_argument("--tunings", nargs="+", default=TUNINGS, choices=TUNINGS, help="what moves")
     parser.add_argument(
@@ -80,29 +80,29 @@ def main() -> None:
     probes = []
     variants = [(share, tuning, 1) for share, tuning in product(arguments.labels, arguments.tunings)]
     variants += [(max(arguments.labels), "scratch", LONGER)] if "scratch" in arguments.tunings else []
-    for task, given, (share, tuning, times), seed in product(
-        arguments.tasks, arguments.given, variants, range(arguments.seeds)
+    for task, names, (share, tuning, times), seed in product(
+        arguments.tasks, arguments.inputs, variants, range(arguments.seeds)
     ):
-        inputs = given.split(",")
+        inputs = names.split(",")
         table = task.lower().endswith(".csv")
         leaks = not table and task.split(".")[0] in inputs
-        if leaks or (tuning != "frozen" and given != arguments.given[0]):
+        if leaks or (tuning != "frozen" and names != arguments.inputs[0]):
             continue
         name = Path(task).name if table else task
         longer = f"-{times}-times-the-steps" if times > 1 else ""
         probes.append(
             Probe(
-                run=arguments.run, data=arguments.data, task=task, given=tuple(inputs), seed=seed,
+                run=arguments.run, data=arguments.data, task=task, inputs=tuple(inputs), seed=seed,
                 config=settings(tuning, share, times * arguments.steps, arguments.validation),
-                out=arguments.out / name / f"{given}-{tuning}-{share:g}{longer}-seed-{seed}",
+                out=arguments.out / name / f"{names}-{tuning}-{share:g}{longer}-seed-{seed}",
             )
         )  # fmt: skip
     if not probes:
-        raise ConfigError("--tasks, --given: each task is among what is given, so that nothing is left to predict")
+        raise ConfigError("--tasks, --inputs: every task is also an input; nothing is left to predict")
     console = Console(width=None if Console().is_terminal else 120)
     for number, _ in enumerate(run_jobs(zoo, Probe.train, probes, arguments.workers, lambda _: None), 1):
         console.print(f"low_labels: trained {number} of {len(probes)}", highlight=False)
-    result = compared([probe.out for probe in probes])
+    result = compare([probe.out for probe in probes])
     write_json(arguments.out / "results.json", {"study": "low_labels", **result})
     for table in comparison_tables(result, console):
         console.print(table)

@@ -536,7 +536,7 @@ def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.Monkey
         "zoo tokenize": ("data --out tokens", anew),
         "zoo backbone train": ("--tokens tokens --out run", anew),
         "zoo backbone grow": ("run --add depth --tokens tokens --out grown", anew),
-        "zoo transfer train": ("run --task depth --given caption", anew),
+        "zoo transfer train": ("run --task depth --input caption", anew),
         "zoo retrieve build": ("run --out index", goes_on),
     }
     known = dict(commands(group))

@@ -286,5 +286,5 @@ def test_listing_modalities_imports_no_torch() -> None:
 
 def test_comparing_probes_imports_no_torch() -> None:
     """Their figures are in files."""
-    script = "import sys, zoo_backbone.transfer.compare; assert 'torch' not in sys.modules"
+    script = "import sys, zoo_backbone.transfer.results; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

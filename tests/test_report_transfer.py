@@ -16,15 +16,17 @@ from tokenizers_zoo.report.run import write_report
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.spec import layout_to_json
 from zoo_backbone.transfer.cli import transfer as command
-from zoo_backbone.transfer.compare import compared
+from zoo_backbone.transfer.results import compare
 
 
 def probe(run: Path, name: str, score: float | None, weights: str = "w", **changes: Any) -> None:
-    metric = {"name": "mae", "unit": "m", "higher_is_better": False, "meaning": "", "score": score, "floor": 0.5}
+    metric = {"name": "mae", "unit": "m", "higher_is_better": False, "meaning": "", "score": score, "baseline": 0.5}
+    task = {"name": "depth", "kind": "number map", **changes.pop("task", {})}
     found = {
-        "task": {"name": "depth", "kind": "number map"}, "given": ["rgb"], "head": "convnext", "tuning": "frozen",
-        "seed": 0, "labels": {"asked": 0.1, "train": 1400, "test": 8}, "metrics": [metric],
-        "settings": {"labels": 0.1, "steps": 9}, "backbone": {"run": str(run), "weights_sha256": weights}, **changes,
+        "task": {"text": task["name"], **task}, "inputs": ["rgb"], "head": "convnext", "tuning": "frozen",
+        "seed": 0, "labels": {"requested": 0.1, "train": 1400, "validation": 0, "test": 8}, "metrics": [metric],
+        "settings": {"labels": 0.1, "steps": 9, "validation": 0.2, "tuning": "frozen"},
+        "backbone": {"run": str(run), "weights_sha256": weights}, **changes,
     }  # fmt: skip
     place = run / "transfer" / name
     place.mkdir(parents=True)
@@ -47,12 +49,12 @@ def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
     assert transfer_section(run, "w") is None
     probe(run, "a", 0.25)
     probe(run, "b", 0.35, seed=1)
-    probe(run, "c", 0.2, settings={"labels": 0.1, "steps": 10})
-    probe(run, "d", None, tuning="scratch", labels={"asked": 8, "train": 6, "validation": 2, "test": 8})
+    probe(run, "c", 0.2, settings={"labels": 0.1, "steps": 10, "validation": 0.2, "tuning": "frozen"})
+    probe(run, "d", None, tuning="scratch", labels={"requested": 8, "train": 6, "validation": 2, "test": 8})
     probe(run, "of other weights", 0.1, "v")
     section = transfer_section(run, "w")
     assert section is not None and section["seeds"] == 2 and section["spread"] == " ± 95 %"
-    shown = [(row["tuning"], row["labels"], row["metric"], row["score"], row["floor"]) for row in section["rows"]]
+    shown = [(row["tuning"], row["labels"], row["metric"], row["score"], row["baseline"]) for row in section["rows"]]
     assert shown == [
         ("scratch", "8", "mae in m ↓", "-", "0.5"), ("frozen", "1,400", "mae in m ↓", "0.3 ± 0.64", "0.5"),
         ("frozen", "1,400", "mae in m ↓", "0.2", "0.5"),
@@ -73,7 +75,7 @@ def test_figures_of_other_samples_are_rows_apart(run: Path) -> None:
         lines = CliRunner().invoke(command, ["compare", *map(str, names(*folders))]).output.splitlines()
         return [line.split() for line in lines[1:]]
 
-    more = {"asked": 0.1, "train": 1400, "validation": 100, "test": 8}
+    more = {"requested": 0.1, "train": 1400, "validation": 100, "test": 8}
     probe(run, "first", 0.25)
     probe(run, "more", 0.35, seed=1, labels=more)
     probe(run, "more to score", 0.45, seed=2, labels={**more, "test": 1200})
@@ -83,7 +85,7 @@ def test_figures_of_other_samples_are_rows_apart(run: Path) -> None:
     assert sorted((row["labels"], row["score"], row["seeds"]) for row in section["rows"]) == [
         ("1,400", "0.25", 1), ("1,500", "0.45", 1), ("1,500", "0.45 ± 1.3", 2),
     ]  # fmt: skip
-    rows = compared(names("first", "more", "more to score", "again"))["rows"]
+    rows = compare(names("first", "more", "more to score", "again"))["rows"]
     cells = [row["cells"][0] for row in rows]
     found = [(cell["trained"], cell["held_out"], list(cell["seeds"])) for cell in cells]
     assert found == [(1400, 8, ["0"]), (1500, 8, ["1", "3"]), (1500, 1200, ["2"])]
@@ -94,7 +96,7 @@ def test_figures_of_other_samples_are_rows_apart(run: Path) -> None:
         ["1,500", "8", "0.350"],
         ["1,500", "1,200", "0.450"],
     ]
-    probe(run, "fewer", 0.2, given=["rgb", "caption"], labels={**more, "test": 5})
+    probe(run, "fewer", 0.2, inputs=["rgb", "caption"], labels={**more, "test": 5})
     table = shown("first", "fewer")
     assert "trained" not in table[0] and [row[-2:] for row in table[1:3]] == [["8", "0.250"], ["5", "0.200"]]
     probe(run, "edges", 0.3, task={"name": "edges", "kind": "number map"}, labels={**more, "test": 6})
@@ -105,7 +107,7 @@ def test_figures_of_other_samples_are_rows_apart(run: Path) -> None:
 @pytest.mark.parametrize(("head", "validation", "rows"), [("knn", 0.2, 1), ("convnext", 0.0, 1), ("convnext", 0.2, 2)])
 def test_settings_that_decided_nothing_do_not_part_seeds(run: Path, head: str, validation: float, rows: int) -> None:
     for seed in (0, 1):
-        settings = {"labels": 0.1, "steps": 9, "eval_every": 3 + seed, "validation": validation}
+        settings = {"labels": 0.1, "steps": 9, "eval_every": 3 + seed, "validation": validation, "tuning": "frozen"}
         probe(run, f"seed{seed}", 0.25, seed=seed, head=head, settings=settings)
     section = transfer_section(run, "w")
     assert section is not None and len(section["rows"]) == rows
@@ -123,14 +125,13 @@ def test_a_probe_that_is_there_twice_counts_once(run: Path) -> None:
 
 
 def test_figures_of_other_kinds_and_tables_are_not_averaged(run: Path) -> None:
-    right = [{"name": "accuracy", "unit": "", "higher_is_better": True, "meaning": "", "score": 0.9, "floor": 0.5}]
+    right = [{"name": "accuracy", "unit": "", "higher_is_better": True, "meaning": "", "score": 0.9, "baseline": 0.5}]
     probe(run, "numbers", 0.25)
     probe(run, "classes", 0.0, task={"name": "depth", "kind": "classes"}, metrics=right, seed=1)
     probe(run, "tokens", 0.75, task={"name": "depth", "kind": "tokens"}, seed=2)
     for number, folder in enumerate(("a", "b")):
-        probe(run, folder, number, task={"name": "mine", "kind": "numbers"}, seed=number)
-        config = {"task": {"text": f"/{folder}/mine.csv", "wanted": None}}
-        (run / "transfer" / folder / "config.json").write_text(json.dumps(config))
+        task = {"name": "mine", "kind": "numbers", "text": f"/{folder}/mine.csv"}
+        probe(run, folder, number, task=task, seed=number)
     section = transfer_section(run, "w")
     assert section is not None
     assert [(row["task"], row["metric"], row["score"], row["seeds"]) for row in section["rows"]] == [
@@ -138,7 +139,7 @@ def test_figures_of_other_kinds_and_tables_are_not_averaged(run: Path) -> None:
         ("depth as number map", "mae in m ↓", "0.25", 1), ("depth as tokens", "mae in m ↓", "0.75", 1),
     ]  # fmt: skip
     names = ("numbers", "classes", "tokens", "a", "b")
-    result = compared([run / "transfer" / name for name in names])
+    result = compare([run / "transfer" / name for name in names])
     assert [(column["task"], column["kind"], column["metric"]) for column in result["columns"]] == [
         ("depth as number map", "number map", "mae"), ("depth", "classes", "accuracy"),
         ("depth as tokens", "tokens", "mae"), ("/a/mine.csv", "numbers", "mae"), ("/b/mine.csv", "numbers", "mae"),
@@ -148,11 +149,11 @@ def test_figures_of_other_kinds_and_tables_are_not_averaged(run: Path) -> None:
 
 
 def test_the_page_has_the_table_where_there_are_probes(run: Path, zoo: Zoo) -> None:
-    heading = "What its encoder is worth"
+    heading = "Transfer to tasks with labels"
     assert heading not in write_report(zoo, run).read_text(encoding="utf-8")
     probe(run, "a", 0.25, task={"name": "<depth>", "kind": "number map"})
     page = write_report(zoo, run).read_text(encoding="utf-8")
     assert heading in page and "&lt;depth&gt;" in page and "95 %" not in page
     probe(run, "b", 0.35, task={"name": "<depth>", "kind": "number map"}, seed=1)
     page = write_report(zoo, run).read_text(encoding="utf-8")
-    assert "half of the 95 % interval of the mean over seeds" in page and "<th>score ± 95 %</th>" in page
+    assert "95 % interval" in page and "<th>score ± 95 %</th>" in page

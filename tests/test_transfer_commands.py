@@ -20,18 +20,21 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 from small_modalities import installed, registry_of, write_values
+from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, train
 
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError
-from tokenizers_zoo.run_folder import RUN, FolderError
+from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.io import read_json, write_json
 from zoo_backbone.run import Run
-from zoo_backbone.transfer import load, predicting
+from zoo_backbone.transfer import evaluate, load
 from zoo_backbone.transfer.cli import default_name, settings_of
 from zoo_backbone.transfer.cli import transfer as command
 from zoo_backbone.transfer.config import transfer_config
-from zoo_backbone.transfer.samples import Part, Places
-from zoo_backbone.transfer.tasks import read_csv
+from zoo_backbone.transfer.results import compare
+from zoo_backbone.transfer.task import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -55,76 +58,50 @@ def zoo(*words: Any) -> Result:
     return CliRunner().invoke(command, [str(word) for word in words], obj={"registry": None, "debug": False})
 
 
-def refused(*words: Any) -> str:
-    """The one line that a command complains with."""
+def refused(*words: Any, error: type[ZooError] = ZooError) -> str:
+    """The one line of a command's error."""
     result = zoo(*words)
-    assert isinstance(result.exception, ZooError), (result.output, result.exception)
+    assert isinstance(result.exception, error), (result.output, result.exception)
     text = str(result.exception)
     assert "\n" not in text
     return text
 
 
-def test_the_commands_end_to_end(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text("[transfer]\nsteps = 20\nbatch_size = 8\n")
-    done = zoo("train", world.run, "--task", "zones", "--given", "light", "--config", settings, "--labels", "0.5",
+    done = zoo("train", world.run, "--task", "zones", "--input", "light", "--config", settings, "--labels", "0.5",
                "--head", "linear", "--set", "steps=30", "--seed", 3)  # fmt: skip
     place = world.run / "transfer" / "zones-from-light-frozen-linear-0.5-3"
     assert done.exit_code == 0, (done.output, done.exception)
-    assert "constant baseline" in done.stdout and f"48 labels, 24 held-out samples, in {place}" in done.stdout
+    assert "constant baseline" in done.stdout and f"48 labels, 24 held-out samples\nwritten to {place}" in done.stdout
     metrics = json.loads((place / "metrics.json").read_text())
     assert (metrics["steps"], metrics["settings"]["batch_size"], metrics["seed"]) == (30, 8, 3)
     card = (place / "README.md").read_text()
     assert f"| right | {metrics['metrics'][0]['score']:.4g} |" in card
-    assert metrics["labels"] == {"asked": 0.5, "train": 38, "validation": 10, "test": 24}
-    more = zoo(
-        "train",
-        world.run,
-        "--task",
-        "zones",
-        "--given",
-        "light",
-        "--head",
-        "linear",
-        "--set",
-        "steps=2",
-        "--labels",
-        500,
-    )
-    assert "96 labels (all there are; 500 were asked for), 24 held-out samples" in more.stdout
-    kept = f"weights of step 30 of 30, the best by 10 validation samples (right {metrics['validation']['score']:.4g})"
-    assert kept in done.stdout and f"labels of 38 samples\n(seed 3); {kept}." in card
+    assert metrics["labels"] == {"requested": 0.5, "train": 38, "validation": 10, "test": 24}
+    assert f"eights of step {metrics['best_step']} of 30" in done.stdout and "38 labels" in card
+    words = ("--task", "zones", "--input", "light", "--head", "linear", "--set", "steps=2")
+    assert "96 labels (all; 500 requested)" in zoo("train", world.run, *words, "--labels", 500).stdout
 
     again = json.loads(zoo("eval", place, "--json").stdout)
     score = metrics["metrics"][0]["score"]
     assert again["samples"] == 24 and again["metrics"][0]["score"] == pytest.approx(score)
-    assert again["metrics"][0]["floor"] == metrics["metrics"][0]["floor"], "that of the labels that were used"
+    assert again["metrics"][0]["baseline"] == metrics["metrics"][0]["baseline"]
     assert f"{score:.4g}" in zoo("eval", place).stdout
 
-    assert zoo("predict", place, "--samples", 3, "--out", tmp_path / "made").exit_code == 0
-    answers = sorted(path.name for path in (tmp_path / "made").glob("*.npy"))
-    assert answers == ["test-000.npy", "test-008.npy", "test-016.npy"]
+    assert zoo("predict", place, "--samples", 3, "--out", tmp_path / "predicted").exit_code == 0
+    files = sorted(path.name for path in (tmp_path / "predicted").glob("*.npy"))
+    assert files == ["test-000.npy", "test-008.npy", "test-016.npy"]
     probe = load(place)
     wanted = probe.predict({"light": world.tokens("light")[1]})[8]
-    assert np.array_equal(np.load(tmp_path / "made" / "test-008.npy"), wanted)
-    with Image.open(tmp_path / "made" / "predictions.png") as picture:
+    assert np.array_equal(np.load(tmp_path / "predicted" / "test-008.npy"), wanted)
+    with Image.open(tmp_path / "predicted" / "predictions.png") as picture:
         places = json.loads(picture.text["cells"])  # type: ignore[attr-defined]
         assert [len(row) for row in places] == [3, 3, 3] and all(box is not None for row in places for box in row)
         left, top, right, bottom = places[1][1]
         shown = np.asarray(picture.convert("L"))[top:bottom, left:right]
     assert np.array_equal(shown[8::16, 8::16], (wanted * 100).astype(np.uint8))
-
-    of_store = Places.part
-
-    def led_out(*arguments: Any) -> Part:
-        part = of_store(*arguments)
-        keys = [f"../{key}" for key in part.keys]
-        return dataclasses.replace(part, keys=keys, rows={f"../{key}": row for key, row in part.rows.items()})
-
-    monkeypatch.setattr(Places, "part", led_out)
-    refused = zoo("predict", place, "--samples", 3, "--out", tmp_path / "out")
-    assert refused.exit_code == 1 and "no file can be written for it" in str(refused.exception)
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("test-*"))
 
 
 def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path: Path) -> None:
@@ -134,17 +111,13 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
     assert [row["key"] for row in rows] == ["test-004", "test-001"]
     assert float(rows[0]["true"]) == read(world, "facts", "test-004")["total"]
     assert (tmp_path / "predictions.png").is_file()
-    assert "test-005: no such sample with inputs and a label" in refused(
-        "predict", frozen, "--keys", "test-005", "--out", tmp_path / "none"
-    )
+    assert "--keys test-005" in refused("predict", frozen, "--keys", "test-005", "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_predictions_take_the_place_of_earlier_ones(
-    world: World, frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predictions_replace_earlier_ones(world: World, frozen: Path, tmp_path: Path, monkeypatch: Any) -> None:
     train(world, tmp_path / "maps", "zones", steps=1)
-    out = tmp_path / "made"
+    out = tmp_path / "predicted"
 
     def predicted(probe: Path, keys: str) -> set[str]:
         assert zoo("predict", probe, "--keys", keys, "--out", out).exception is None
@@ -156,21 +129,19 @@ def test_predictions_take_the_place_of_earlier_ones(
     assert predicted(frozen, "test-001") == mine | {"predictions.csv", "predictions.png"}
     maps = {"test-001.npy", "test-002.npy", "predictions.png"}
     assert predicted(tmp_path / "maps", "test-001,test-002") == mine | maps
-
-    def killed(path: Path, *_: Any) -> bool:
-        told.append(refused("predict", frozen, "--keys", "test-001", "--out", out))
-        raise KeyboardInterrupt
-
-    told = list[str]()
     with monkeypatch.context() as patched:
-        patched.setattr(predicting, "write_sheet", killed)
+
+        def killed(*_: Any) -> bool:
+            errors.append(refused("predict", frozen, "--keys", "test-001", "--out", out))
+            raise KeyboardInterrupt
+
+        errors = list[str]()
+        patched.setattr(evaluate, "write_sheet", killed)
         assert zoo("predict", tmp_path / "maps", "--keys", "test-004", "--out", out).exit_code == 1
-    assert told == [f"{out}: another prediction writes it right now; wait for its end, or give another --out"]
-    assert all((out / name).is_file() for name in (*maps, "test-004.npy")), "nothing is removed before all is there"
-    (out / "north").mkdir()
-    (out / "north" / "a7.npy").write_text("of a sample with a folder")
-    with open(out / ".predicted.jsonl", "a", encoding="utf-8") as lines:
-        lines.write('\n"north/a7.npy"\n"../maps/model.safetensors"\n"cut o')
+    assert len(errors) == 1 and str(out) in errors[0], "one process at a time"
+    assert all((out / name).is_file() for name in (*maps, "test-004.npy")), "earlier files are removed at the end"
+    files = read_json(out / ".predictions.json")
+    write_json(out / ".predictions.json", [*files, "../maps/model.safetensors"])
     assert predicted(tmp_path / "maps", "test-002,test-006") == mine | {
         "test-002.npy", "test-006.npy", "predictions.png"
     }  # fmt: skip
@@ -181,7 +152,7 @@ def test_predictions_take_the_place_of_earlier_ones(
 def test_the_picture_shows_some_of_many_predictions(
     frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predicting, "PICTURED", 3)
+    monkeypatch.setattr(evaluate, "SHOWN", 3)
     assert zoo("predict", frozen, "--samples", 9, "--out", tmp_path).exit_code == 0
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 10
     with Image.open(tmp_path / "predictions.png") as picture:
@@ -205,31 +176,15 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     done = zoo("eval", probe, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["metrics"][0]["score"] == pytest.approx(score)
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "predictions.png").write_bytes(b"of an earlier one")
-    done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "made")
+    (tmp_path / "predicted").mkdir()
+    (tmp_path / "predicted" / "predictions.png").write_bytes(b"of an earlier one")
+    done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "predicted")
     assert done.exit_code == 0
-    assert {path.name for path in (tmp_path / "made").iterdir()} == {"predictions.csv", ".predicted.jsonl"}
-    assert f"{tmp_path / 'elsewhere'}: no such folder" in refused("eval", probe, "--data", tmp_path / "elsewhere")
+    assert {path.name for path in (tmp_path / "predicted").iterdir()} == {"predictions.csv", ".predictions.json"}
+    assert "elsewhere" in refused("eval", probe, "--data", tmp_path / "elsewhere")
     shutil.copytree(world.root / "data" / "train", tmp_path / "half" / "train")
     half = refused("predict", probe, "--data", tmp_path / "half", "--out", tmp_path / "none")
     assert "no split 'test'" in half and not (tmp_path / "none").exists()
-
-
-def test_a_probe_that_was_killed_before_it_saved_anything_leaves_no_trace(world: World, tmp_path: Path) -> None:
-    table = world.table.read_text()
-    for name, text in (("first", table), ("second", table.replace("train-001,up", "train-001,down"))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mine.csv").write_text(text)
-    train(world, tmp_path / "whole", str(tmp_path / "first" / "mine.csv"), steps=2)
-    probe = tmp_path / "probe"
-    probe.mkdir()
-    record = json.loads((tmp_path / "whole" / "run.json").read_text())
-    (probe / "run.json").write_text(json.dumps({**record, "finished": None}))
-    second = tmp_path / "second" / "mine.csv"
-    train(world, probe, str(second), steps=2)
-    now = json.loads((probe / "run.json").read_text())
-    assert now["finished"] and now["identity"] != record["identity"]
 
 
 def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
@@ -238,7 +193,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     study = Path(__file__).parent.parent / "studies" / "low_labels.py"
     asked = [
         "--run", world.run, "--registry", world.root / "registry.toml", "--out", tmp_path,
-        "--tasks", "zones", "letters", "--given", "light", "light,letters",
+        "--tasks", "zones", "letters", "--inputs", "light", "light,letters",
         "--labels", "0.1", "1", "--steps", "3", "--seeds", "1", "--workers", "1",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
@@ -250,7 +205,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
         found.append((json.loads((tmp_path / "results.json").read_text()), written))
     assert found[0] == found[1], "finished probes are left alone"
     rows = found[0][0]["rows"]
-    settings = [(row["given"], row["tuning"], row["labels"]) for row in rows]
+    settings = [(row["inputs"], row["tuning"], row["labels"]) for row in rows]
     assert settings == [
         *(("light", tuning, share) for share in (0.1, 1.0) for tuning in ("frozen", "full", "scratch")),
         ("light", "scratch", 1.0),
@@ -264,14 +219,14 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     rows = [f"{split}-{number:03},{number % 3}" for split in ("train", "test") for number in range(8)]
     (tmp_path / "letters.csv").write_text("\n".join(["key,label", *rows]))  # is no modality of that name
     few = ["--tunings", "frozen", "--steps", "2", "--labels", "1", "--seeds", "1", "--workers", "1"]
-    asked[4:] = ["--tasks", tmp_path / "letters.csv", "--given", "letters", "--out", tmp_path / "tables", *few]
+    asked[4:] = ["--tasks", tmp_path / "letters.csv", "--inputs", "letters", "--out", tmp_path / "tables", *few]
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
     runpy.run_path(str(study), run_name="__main__")
     assert json.loads((tmp_path / "tables/results.json").read_text())["columns"][0]["task"] == "letters"
     assert [path.name for path in (tmp_path / "tables").iterdir() if path.is_dir()] == ["letters.csv"]
     asked[5] = "letters"
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
-    with pytest.raises(SystemExit, match="each task is among what is given"):
+    with pytest.raises(SystemExit, match="--inputs"):
         runpy.run_path(str(study), run_name="__main__")
 
 
@@ -281,71 +236,71 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
 @pytest.mark.parametrize(("text", "found"), [("transfer = 3", "3"), ("[[transfer]]\nsteps = 5", r"\[{'steps': 5}\]")])
 def test_settings_that_are_no_table_are_refused(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"wrong\.toml.* transfer: expected a table \[transfer\], got {found}$"):
+    with pytest.raises(ConfigError, match=rf"wrong\.toml.* transfer.*{found}"):
         settings_of(tmp_path / "wrong.toml", {}, ())
 
 
 BAD = [
-    (["--task", "zone", "--given", "light"], "unknown modality 'zone'; did you mean zones?"),
-    (["--task", "zones", "--given", "lights"], "unknown modality of this backbone 'lights'; did you mean light"),
-    (["--task", "zones", "--given", "zones"], "unknown modality of this backbone 'zones'"),
-    (["--task", "facts.totals", "--given", "light"], "unknown field of facts 'totals'; did you mean total?"),
-    (["--task", "zones.low", "--given", "light"], "which has no fields; ask for zones"),
-    (["--task", "dark", "--given", "light,dark"], "dark is given, and with it the answer"),
-    (["--task", "zones", "--given", "light,light"], "expected each modality once"),
-    (["--task", "zones", "--given", "light", "--seed", str(2**63)], "--seed 9223372036854775808: expected 0"),
-    (["--task", "facts.rare", "--given", "light"], "all 32 labels are 'yes': nothing to tell apart"),
-    (["--task", "facts.same", "--given", "light"], "all 96 labels are alike: nothing to tell apart"),
-    (["--task", "facts.list", "--given", "light"], "expected texts or numbers, got '[1]'"),
-    (["--task", "facts.first", "--given", "light", "--as", "numbers"], "leave --as out"),
-    (["--task", "facts.total", "--given", "light", "--as", "tokens"], "is no whole modality, so it has no tokens"),
-    (["--task", "zones", "--given", "light", "--head", "knn"], "--head knn: does not give class map; expected"),
-    (["--task", "facts.total", "--given", "light", "--head", "convnext"], "does not give numbers"),
-    (["--task", "zones", "--given", "letters"], "a map is read from a grid of two axes, and none of these has one"),
-    (["--task", "facts", "--given", "light"], "needs a trained tokenizer (zoo tokenizer train facts)"),
-    (["--task", "nowhere.csv", "--given", "light"], "nowhere.csv: cannot be read as a table"),
-    (["--task", "zones", "--given", "light", "--labels", "some"], "--labels some: expected a share such as 0.1"),
-    (["--task", "zones", "--given", "light", "--labels", "2.0"], "labels: expected a share such as 0.1"),
-    (["--task", "zones", "--given", "light", "--set", "scale=log"], "scale log: is for maps of numbers"),
-    (["--task", "dark", "--given", "light", "--set", "scale=log"], "needs numbers that are declared to be above 0"),
-    (["--task", "zones", "--given", "light", "--set", "patience=2", "--set", "validation=0"], "patience: watches"),
-    (["--task", "zones", "--given", "light", "--set", "patience=2", "--labels", "9"], "patience: 9 labels are too few"),
-    (["--task", "zones", "--given", "light", "--data", "nowhere"], "nowhere: no such folder"),
-    (["--task", "facts.total", "--given", "light", "--head", "linear", "--set", "batch_size=1"], "norms over a batch"),
-]  # fmt: skip
+    ("zone light", UnknownNameError, "zones"),
+    ("zones lights", UnknownNameError, "light"),
+    ("zones zones", UnknownNameError, "zones"),
+    ("facts.totals light", UnknownNameError, "total"),
+    ("zones.low light", ConfigError, "--task zones.low"),
+    ("dark light,dark", ConfigError, "--task dark"),
+    ("zones light,light", ConfigError, "--input light,light"),
+    (f"zones light --seed {2**63}", ConfigError, "--seed"),
+    ("facts.rare light", DataError, "--task facts.rare"),
+    ("facts.same light", DataError, "--task facts.same"),
+    ("facts.list light", ConfigError, "--task facts.list"),
+    ("facts.first light --as numbers", ConfigError, "--as numbers"),
+    ("facts.total light --as tokens", ConfigError, "--as tokens"),
+    ("zones light --head knn", ConfigError, "--head knn"),
+    ("facts.total light --head convnext", ConfigError, "--head convnext"),
+    ("zones letters", ConfigError, "--input letters"),
+    ("facts light", CheckpointError, "zoo tokenizer train facts"),
+    ("nowhere.csv light", DataError, "nowhere.csv"),
+    ("zones light --labels some", ConfigError, "--labels some"),
+    ("zones light --labels 2.0", ConfigError, "labels"),
+    ("zones light --set scale=log", ConfigError, "scale log"),
+    ("dark light --set scale=log", ConfigError, "scale log"),
+    ("zones light --set patience=2 --set validation=0", ConfigError, "patience"),
+    ("zones light --set patience=2 --labels 9", ConfigError, "patience"),
+    ("zones light --data nowhere", DataError, "nowhere"),
+    ("facts.total light --head linear --set batch_size=1", ConfigError, "batch_size"),
+]
 
 
-@pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words[1:]) for words, _ in BAD])
-def test_what_means_nothing_is_one_line_and_nothing_is_written(
-    world: World, tmp_path: Path, words: list[str], message: str
+@pytest.mark.parametrize(("words", "error", "named"), BAD)
+def test_bad_options_are_refused_before_anything_is_written(
+    world: World, tmp_path: Path, words: str, error: type[ZooError], named: str
 ) -> None:
-    assert message in refused("train", world.run, *words, "--out", tmp_path / "probe")
-    assert not (tmp_path / "probe").exists()
+    task, inputs, *more = words.split()
+    out = tmp_path / "probe"
+    assert named in refused("train", world.run, "--task", task, "--input", inputs, *more, "--out", out, error=error)
+    assert not out.exists()
 
 
 TABLES = {
-    "name,label\na,b\n": "has no column key; expected a first line key,label, got 'name,label'",
-    "key;label\na;b\n": "has no column key; expected a first line key,label, got 'key;label'",
-    "".join(
-        f"{key},{label}\n" for key, label in [("key", "label"), *((f"k{n}", n) for n in range(19)), ("test-000", "n/a")]
-    ): "the key 'test-000' has the label 'n/a', and those of others are finite numbers; take it out, or train with",
-    "key,label\n": "has no labels",
-    "key,label\nnobody,1\nnowhere,2\n": "none of its 2 keys, such as 'nobody', is in",
-    "key,label\ntest-000,a\ntest-000,b\n": "the key 'test-000' has a second label, 'b' after 'a'",
-    "key,label\ntest-000,1\ntest-001,nan\n": "the key 'test-001' has the label 'nan', and those of others are finite",
-    "key,label\ntest-000,1e999\ntest-001,1\n": "take it out, or train with --as classes",
-    "key,label\ntest-000,1\ntest-001,-1.7976931348623157e+308\n": "has the label '-1.7976931348623157e+308', and those",
-    "key,label,label\ntest-000,1,2\n": "has several columns label; keep the one that is meant",
-    "key,label\ntrain-000,a\ntrain-001,b\n": "no sample of the split test in",
-    "key,label\ntest-000,a\ntrain-001,\n": "no sample of the split train in",
+    "name,label\na,b\n": "no column key",
+    "key;label\na;b\n": "no column key",
+    "\n".join(["key,label", *(f"k{n},{n}" for n in range(19)), "test-000,n/a"]): "'test-000'",
+    "key,label\n": "no labels",
+    "key,label\nnobody,1\nnowhere,2\n": "'nobody'",
+    "key,label\ntest-000,a\ntest-000,b\n": "'test-000' has a second label",
+    "key,label\ntest-000,1\ntest-001,nan\n": "'test-001'",
+    "key,label\ntest-000,1e999\ntest-001,1\n": "'test-000'",
+    "key,label\ntest-000,1\ntest-001,-1.7976931348623157e+308\n": "'test-001'",
+    "key,label,label\ntest-000,1,2\n": "several columns label",
+    "key,label\ntrain-000,a\ntrain-001,b\n": "test",
+    "key,label\ntest-000,a\ntrain-001,\n": "train",
 }
 
 
 @pytest.mark.parametrize("text", TABLES)
-def test_a_table_that_says_nothing_is_refused(world: World, tmp_path: Path, text: str) -> None:
+def test_a_bad_table_is_refused(world: World, tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.csv").write_text(text)
-    words = ("--task", tmp_path / "mine.csv", "--given", "light", "--out", tmp_path / "probe")
-    assert TABLES[text] in refused("train", world.run, *words)
+    words = ("--task", tmp_path / "mine.csv", "--input", "light", "--out", tmp_path / "probe")
+    assert TABLES[text] in refused("train", world.run, *words, error=DataError)
 
 
 LABELS = {
@@ -374,28 +329,28 @@ def test_a_field_that_is_no_text_or_number_is_learned_as_the_line_says(world: Wo
              for split in ("train", "test")}  # fmt: skip
     for split, values in facts.items():
         write_values(tmp_path, world.zoo, split, "facts", values)
-    words = ["--task", "facts.list", "--given", "light", "--data", tmp_path / "data", "--head", "knn", "--out"]
-    line = refused("train", world.run, *words, tmp_path / "none")
-    assert "ask for another field, write what is to be learned into a table (--task FILE.csv), or take each" in line
+    words = ["--task", "facts.list", "--input", "light", "--data", tmp_path / "data", "--head", "knn", "--out"]
+    assert "--as classes" in refused("train", world.run, *words, tmp_path / "none")
     done = zoo("train", world.run, *words, tmp_path / "probe", "--as", "classes")
     assert done.exit_code == 0, (done.output, done.exception)
-    assert load(tmp_path / "probe").kind.names == ("[0]", "[1]")
+    assert load(tmp_path / "probe").config["train_classes"] == ["[0]", "[1]"]
 
 
 def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None:
     """As of files that are called the same in both splits."""
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
-    shutil.copytree(tmp_path / "tokens" / "train" / "light", tmp_path / "tokens" / "test" / "light", dirs_exist_ok=True)
+    both = stored_tokens(tmp_path / "tokens", "train", "light")
+    rewrite_tokens(tmp_path / "tokens", "test", "light", both)
     shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
     Run(tokens=tmp_path / "tokens", registry=world.root / "registry.toml").save(tmp_path / "run")
-    words = ("--task", world.table, "--given", "light", "--out", tmp_path / "probe")
-    assert "the key 'train-000' is one of train and one of test in" in refused("train", tmp_path / "run", *words)
+    words = ("--task", world.table, "--input", "light", "--out", tmp_path / "probe")
+    assert "'train-000'" in refused("train", tmp_path / "run", *words)
     assert not (tmp_path / "probe").exists()
 
 
 def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    words = ("--task", "zones", "--given", "light", "--tuning", "lora", "--out", tmp_path / "probe")
+    words = ("--task", "zones", "--input", "light", "--tuning", "lora", "--out", tmp_path / "probe")
     assert 'pip install "zoo-backbone[transfer]"' in refused("train", world.run, *words)
     assert not (tmp_path / "probe").exists()
 
@@ -403,11 +358,11 @@ def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: py
 def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None:
     run, probe = tmp_path / "run", tmp_path / "probe"
     shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
-    words = ("--task", "facts.total", "--given", "light", "--head", "knn", "--out", probe)
+    words = ("--task", "facts.total", "--input", "light", "--head", "knn", "--out", probe)
     assert zoo("train", run, *words).exit_code == 0
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "weights_sha256": "0" * 64}))
-    assert "the backbone in " in (text := refused("eval", probe)) and "has changed since this was trained on it" in text
+    assert "other weights" in refused("eval", probe, error=CheckpointError)
     (run / "config.json").write_text(json.dumps(config))
     stored = load_file(probe / "model.safetensors")
     assert stored["head.bank"].shape == (TRAIN, 32)
@@ -416,14 +371,12 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
 
 
 def test_labels_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
-    from tokenizers_zoo.data.tar import writing_shard
-
     np.save(small := io.BytesIO(), np.zeros((4, 4), np.int64))
     for split in ("train", "test"):
         with writing_shard(tmp_path / "data" / split / "zones" / "shard-00000.tar") as shard:
             for number in range(8):
                 shard.add(f"{split}-{number:03}", small.getvalue(), "npy")
-    words = ("--task", "zones", "--given", "light", "--data", tmp_path / "data", "--out", tmp_path / "probe")
+    words = ("--task", "zones", "--input", "light", "--data", tmp_path / "data", "--out", tmp_path / "probe")
     assert "zones: expected int64 (8, 8)" in refused("train", world.run, *words)
     assert not (tmp_path / "probe").exists()
 
@@ -436,15 +389,13 @@ def test_the_network_runs_on_the_device(frozen: Path, tmp_path: Path, monkeypatc
         raise CheckpointError("seen")
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("zoo_backbone.transfer.saving.load", loaded)
-    for words in (("eval", frozen), ("predict", frozen, "--out", tmp_path / "made")):
+    monkeypatch.setattr("zoo_backbone.transfer.probe.load", loaded)
+    for words in (("eval", frozen), ("predict", frozen, "--out", tmp_path / "predicted")):
         assert refused(*words, "--device", "cuda") == "seen"
     assert asked == [(frozen, "cuda")] * 2
 
 
 def test_a_damaged_probe_is_refused(world: World, frozen: Path, tmp_path: Path) -> None:
-    from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-
     tensors, config = load_checkpoint(frozen)
     full = tmp_path / "full"
     train(world, full, "facts.total", tuning="full", steps=1)
@@ -465,7 +416,7 @@ def test_tokens_of_another_codec_are_refused(world: World, tmp_path: Path) -> No
     config = json.loads((run / "config.json").read_text())
     config["fingerprints"]["light"] = "0" * 64
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="was trained on tokens of light by 000000000000"):
+    with pytest.raises(DataError, match="light"):
         train(World(root=world.root, zoo=world.zoo, run=run), tmp_path / "probe", "zones")
 
 
@@ -473,17 +424,12 @@ def test_a_tokenizer_that_a_backbone_gets_later_leaves_probes_as_they_are(world:
     run, probe = tmp_path / "run", tmp_path / "probe"
     shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
     config = json.loads((run / "config.json").read_text())
-    codecs, there = config["fingerprints"], World(root=world.root, zoo=world.zoo, run=run)
-    (run / "config.json").write_text(json.dumps({**config, "fingerprints": {"light": codecs["light"]}}))
+    there = World(root=world.root, zoo=world.zoo, run=run)
+    light = {"light": config["fingerprints"]["light"]}
+    (run / "config.json").write_text(json.dumps({**config, "fingerprints": light}))
     found = train(there, probe, "zones", steps=1)
-    record = json.loads((probe / RUN).read_text())
-    assert record["identity"]["model"]["backbone"]["fingerprints"] == {"light": codecs["light"]}
     (run / "config.json").write_text(json.dumps(config))
     assert train(there, probe, "zones", steps=1) == found
-    record["identity"]["model"]["backbone"]["fingerprints"]["light"] = "0" * 64
-    (probe / RUN).write_text(json.dumps(record))
-    with pytest.raises(FolderError, match=r"model.backbone.fingerprints.light"):
-        train(there, probe, "zones", steps=1)
 
 
 def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
@@ -495,7 +441,7 @@ def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
     known.write_text(registry_of(SEEN))
     dataclasses.replace(Run.load(world.run), registry=known).save(run)
     asked = {"registry": Path(os.path.relpath(world.root / "registry.toml")), "debug": False}
-    words = ["train", run, "--task", "zones", "--given", "light", "--set", "steps=2", "--out", probe]
+    words = ["train", run, "--task", "zones", "--input", "light", "--set", "steps=2", "--out", probe]
     done = CliRunner().invoke(command, [str(word) for word in words], obj=asked)
     assert done.exit_code == 0, (done.output, done.exception)
 
@@ -509,11 +455,8 @@ def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_
     shutil.copytree(frozen, moved)
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps({**config, "registry": str(gone)}))
-    told = (
-        f"{moved}: its registry was {gone}, which is gone; give another one, as in "
-        "zoo --registry FILE backbone ..., or in Python a zoo"
-    )
-    assert refused("eval", moved) == refused("predict", moved, "--out", tmp_path / "made") == told
+    for words in (("eval", moved), ("predict", moved, "--out", tmp_path / "predicted")):
+        assert str(gone) in refused(*words, error=CheckpointError)
     with pytest.raises(CheckpointError, match="which is gone"):
         load(moved)
     assert load(moved, world.zoo).zoo is world.zoo
@@ -525,15 +468,165 @@ def test_values_that_are_gone_are_to_be_given(world: World, frozen: Path, tmp_pa
     run, gone = tmp_path / "run", tmp_path / "gone"
     shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
     dataclasses.replace(Run.load(world.run), data=gone).save(run)
-    told = f"the run's values were in {gone}, which is gone; give their folder: --data DATA"
-    words = ("--task", "zones", "--given", "light", "--set", "steps=2")
-    assert refused("train", run, *words) == told and not (run / "transfer").exists()
+    words = ("--task", "zones", "--input", "light", "--set", "steps=2")
+    assert "--data DATA" in refused("train", run, *words) and not (run / "transfer").exists()
 
     moved = tmp_path / "moved"
     shutil.copytree(frozen, moved)
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps({**config, "data": str(gone)}))
-    assert (
-        refused("eval", moved) == f"{moved}: its labels were in {gone}, which is gone; give their folder: --data DATA"
-    )
+    assert "--data DATA" in refused("eval", moved, error=CheckpointError)
     assert zoo("eval", moved, "--data", Run.load(world.run).data).exit_code == 0
+
+
+# ---------------------------------------------------------------- evaluation on other data
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [("zones", {"head": "linear"}), ("facts.total", {}), ("facts.first", {"head": "knn"}), ("letters", {}),
+     ("dark", {"head": "linear"}), ("mine.csv", {"head": "knn"})],
+)  # fmt: skip
+def test_other_data_need_no_training_split(world: World, tmp_path: Path, text: str, table: dict[str, Any]) -> None:
+    """The constant baseline of every kind of target is stored in the probe."""
+    metrics = train(world, tmp_path / "probe", str(world.table) if text == "mine.csv" else text, steps=2, **table)
+    for kind in ("tokens", "data"):
+        shutil.copytree(world.root / kind, tmp_path / kind, ignore=shutil.ignore_patterns("train"))
+    done = zoo("eval", tmp_path / "probe", "--tokens", tmp_path / "tokens", "--data", tmp_path / "data", "--json")
+    assert json.loads(done.stdout) == {
+        "samples": metrics["labels"]["test"], "metrics": metrics["metrics"], "unseen_classes": {}
+    }  # fmt: skip
+    assert all(entry["baseline"] is not None for entry in metrics["metrics"])
+
+
+def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> None:
+    """Other files may have the same keys."""
+    train(world, tmp_path / "probe", "facts.total", head="knn")
+    for kind, place in (("tokens", "of_training"), ("tokens", "tokens"), ("data", "data")):
+        shutil.copytree(world.root / kind, tmp_path / place)
+    note_source(tmp_path / "of_training", world.root / "data", {})
+    config = json.loads((tmp_path / "probe" / "config.json").read_text()) | {"tokens": f"{tmp_path}/of_training"}
+    (tmp_path / "probe" / "config.json").write_text(json.dumps(config))
+    words = ("predict", tmp_path / "probe", "--out", tmp_path / "predicted", "--data", tmp_path / "data")
+    for refusal in (words, ("eval", tmp_path / "probe", "--data", tmp_path / "data")):
+        assert "--tokens TOKENS" in refused(*refusal, error=DataError)
+    assert not (tmp_path / "predicted").exists()
+    assert "of 8 samples" in zoo(*words, "--tokens", tmp_path / "tokens").stdout
+    note_source(tmp_path / "tokens", tmp_path / "data", {})
+    stores = load(tmp_path / "probe").stores("test", tmp_path / "tokens")
+    assert stores.tokens == tmp_path / "tokens" and stores.values and stores.values.root == tmp_path / "data"
+
+
+def test_a_held_out_label_that_is_not_a_number_is_refused(world: World, tmp_path: Path) -> None:
+    """Before training, and by a finished probe."""
+    probe = tmp_path / "probe"
+    train(world, probe, "facts.total", steps=1)
+    facts = {key: read(world, "facts", key) for key in ("test-000", "test-001")}
+    facts["test-001"]["total"] = "n/a"
+    write_values(tmp_path, world.zoo, "test", "facts", facts)
+    shutil.copytree(world.root / "data" / "train", tmp_path / "data" / "train")
+    with pytest.raises(DataError, match="'test-001'"):
+        train(world, tmp_path / "out", "facts.total", data=tmp_path / "data")
+    assert "'test-001'" in refused("eval", probe, "--data", tmp_path / "data", error=DataError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_without_a_training_label_are_counted(world: World, tmp_path: Path) -> None:
+    rows = ["key,label"]
+    for split in ("train", "test"):
+        keys, _ = world.tokens("light", split)
+        rows += [f"{key},{'cat' if number % 3 else 'dog'}" for number, key in enumerate(keys)]
+    text = "\n".join(rows) + "\n"
+    (tmp_path / "animals.csv").write_text(text.replace("test-004,cat", "test-004,bird"))
+    out = tmp_path / "probe"
+    words = ("--task", tmp_path / "animals.csv", "--input", "light", "--head", "knn", "--out", out)
+    assert "'bird' (1)" in zoo("train", world.run, *words).stdout
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["unseen_classes"] == {"bird": 1} and metrics["labels"]["test"] == 24, "it counts as wrong"
+    assert "'bird' (1)" in (out / "README.md").read_text() and "'bird' (1)" in zoo("eval", out).stdout
+    assert json.loads(zoo("eval", out, "--json").stdout)["unseen_classes"] == {"bird": 1}
+    (tmp_path / "animals.csv").write_text(text)
+    assert "bird" not in zoo("train", world.run, *words, "--overwrite").stdout
+    assert json.loads((out / "metrics.json").read_text())["unseen_classes"] == {}
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def finished(folder: Path, score: float = 1.0, **changes: Any) -> Path:
+    """Write the metrics.json of a probe."""
+    table = {"tuning": changes.pop("tuning", "frozen"), **changes.pop("settings", {})}
+    main = {"name": "mae", "unit": "m", "higher_is_better": False, "score": score, "baseline": 4.0}
+    metrics = {
+        "task": {"name": "thing", "text": "thing", "kind": "numbers"}, "inputs": ["a"], "tuning": table["tuning"],
+        "head": "attentive", "labels": {"requested": 0.1, "train": 9, "validation": 0, "test": 4}, "seed": 0,
+        "settings": dataclasses.asdict(transfer_config(table)), "backbone": {"weights_sha256": "f" * 64},
+        "metrics": [main],
+    } | changes  # fmt: skip
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def table_of(folders: list[Path]) -> list[str]:
+    """The lines that `zoo transfer compare` prints."""
+    lines = zoo("compare", *folders).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+def test_a_comparison_by_hand(tmp_path: Path) -> None:
+    folders = [finished(tmp_path / f"seed{seed}", seed + 1.0, seed=seed) for seed in range(3)]
+    folders += [finished(tmp_path / "other", 0.5, tuning="full"), finished(tmp_path / "short", settings={"steps": 7})]
+    maps = {"name": "map", "text": "map", "kind": "class map"}
+    folders += [finished(tmp_path / "map", task=maps, head="convnext")]
+    result = compare(folders)
+    assert [column["task"] for column in result["columns"]] == ["thing", "map"]
+    rows = {(row["tuning"], row["settings"]): row for row in result["rows"]}
+    assert set(rows) == {("frozen", ""), ("full", ""), ("frozen", "steps=7")}
+    cell, of_map = rows["frozen", ""]["cells"]
+    assert cell["mean"] == 2.0 and cell["half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3) and cell["baseline"] == 4.0
+    assert cell["seeds"] == {"0": 1.0, "1": 2.0, "2": 3.0}
+    assert of_map["half"] is None and rows["full", ""]["cells"][1] is None
+    shown = table_of(folders)
+    assert "2.000 ± 2.484" in shown[1] + shown[2] and shown[-1] == "mean over seeds ± 95 %"
+    assert any("constant baseline" in line and "4.000" in line for line in shown)
+    assert json.loads(zoo("compare", *folders, "--json").output) == result
+    with pytest.raises(ConfigError, match="again"):
+        compare([folders[0], finished(tmp_path / "again", 9.0)])
+    with pytest.raises(CheckpointError, match="no finished probe"):
+        compare([tmp_path])
+
+
+@pytest.mark.parametrize("inputs", [5 * ["depth"], 8 * ["rgb_patches"]])
+def test_wide_comparisons_fit_the_terminal(tmp_path: Path, inputs: list[str]) -> None:
+    names = ("kinds", "metadata.num_objects", "semseg")
+    tasks = {name: {"name": name, "text": name, "kind": "numbers"} for name in (*names, "things", "others")}
+    folders = [finished(tmp_path / f"{name}{seed}", task=tasks[name], inputs=["rgb_patches"], seed=seed)
+               for name in names for seed in (0, 1)]  # fmt: skip
+    folders += [finished(tmp_path / name, 0.5125, task=tasks[name], inputs=inputs, settings={"steps": 7})
+                for name in ("things", "others")]  # fmt: skip
+    shown = table_of(folders)
+    assert sum(line.count("0.512") for line in shown) == 2
+    assert sum(line.count("1.000 ± 0.000") for line in shown) == 3
+
+
+def test_settings_without_effect_do_not_separate_seeds(tmp_path: Path) -> None:
+    last = {"validation": 0.0, "steps": 9}
+    same = [finished(tmp_path / f"same{n}", seed=n, settings={**last, "eval_every": 3 + n}) for n in (0, 1)]
+    assert len(compare(same)["rows"]) == 1
+    assert table_of(same)[-1] == "all with steps=9, validation=0.0"
+    chose = [finished(tmp_path / f"chose{n}", settings={"steps": 9, "eval_every": n}) for n in (3, 4)]
+    assert [row["settings"] for row in compare(chose)["rows"]] == [f"steps=9, eval_every={n}" for n in (3, 4)]
+    votes = [finished(tmp_path / f"votes{n}", seed=n, head="knn", settings={"eval_every": n}) for n in (3, 4)]
+    assert len(compare(votes)["rows"]) == 1
+
+
+def test_requested_and_used_labels_are_shown(tmp_path: Path) -> None:
+    counts = {"train": 9, "validation": 0, "test": 4}
+    one = finished(tmp_path / "one", labels={**counts, "requested": 1, "train": 1})
+    everything = finished(tmp_path / "all", labels={**counts, "requested": 1.0})
+    assert [row["labels"] for row in compare([one, everything])["rows"]] == [1, 1.0]
+    assert [line.split()[2:4] for line in table_of([one, everything])[2:4]] == [["1", "1.000"], ["100", "%"]]
+    more = [finished(tmp_path / f"three{n}", labels={**counts, "requested": 3}, seed=n) for n in (0, 1)]
+    assert table_of(more)[2].split()[2:4] == ["3", "9"], "nine, as each class has one"

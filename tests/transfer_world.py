@@ -19,7 +19,7 @@ from zoo_backbone.config import ModelConfig, TrainConfig
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
 from zoo_backbone.transfer.config import transfer_config
-from zoo_backbone.transfer.training import transfer
+from zoo_backbone.transfer.train import train_probe
 
 ZONES = '''
 import numpy as np
@@ -147,11 +147,11 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
     return {**values, "gist": gist, "zones": zones, "facts": facts}
 
 
-def train(world: World, out: Path, task: str, given: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
+def train(world: World, out: Path, task: str, inputs: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
     """Train a probe into `out`; gives its metrics.json. Keys that are no settings are arguments."""
     rest = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
-    names = given.split(",")
-    transfer(world.run, world.zoo, task, names, out, transfer_config({**STEPS, **table}), seed=seed, **rest)
+    config = transfer_config({**STEPS, **table})
+    train_probe(world.run, world.zoo, task, inputs.split(","), out, config, seed=seed, **rest)
     found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return found
 

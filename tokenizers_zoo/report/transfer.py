@@ -1,61 +1,82 @@
-"""The report's section on transfer: task scores of the run's encoder beside a constant baseline."""
+"""The report's table of probes, and the grouping of probes that it shares with `zoo transfer compare`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.intervals import SPREAD, interval
 from tokenizers_zoo.io import read_table
 
 PROBES = "transfer/*/metrics.json"
-NEEDED = "task", "given", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
-"""The keys that the metrics of probes of all versions have."""
-LOOKED = "eval_every", "eval_samples"
-"""Settings that without validation only decide what is looked at on the way."""
+REQUIRED = "task", "inputs", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
+"""Keys of a probe's metrics.json."""
 
 
 class Question(NamedTuple):
-    """What a probe was asked and how it is judged: only scores of one question are figures of one kind."""
+    """A task with its main metric. Only scores of one question are comparable."""
 
     name: str
-    """The task's name; tables in two folders may have the same."""
     text: str
-    """The task as it was asked for, a table with its folder."""
+    """The task as given, a table with its path."""
     kind: str
-    """The kind of answer."""
+    """The kind of target."""
     metric: str
-    """The main metric."""
-
-    @classmethod
-    def of(cls, folder: Path, metrics: Mapping[str, Any]) -> Question:
-        """That of a finished probe with this metrics.json; its config.json has the text, without which it is the name.
-
-        Raises CheckpointError.
-        """
-        task = metrics["task"]
-        stored = read_table(folder / CONFIG, "task")["task"] if (folder / CONFIG).is_file() else {}
-        return cls(task["name"], stored.get("text", task["name"]), task["kind"], metrics["metrics"][0]["name"])
 
 
 class Samples(NamedTuple):
-    """Of how many samples a score is: only scores of the same samples differ by their seeds alone."""
+    """Numbers of samples of a probe: labels used (training and validation), and held-out samples."""
 
     trained: int
-    """Whose labels were used, those that chose the step among them."""
     held_out: int
 
-    @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> Samples:
-        """Those of a finished probe with this metrics.json."""
-        labels = metrics["labels"]
-        return cls(labels["train"] + labels.get("validation", 0), labels["test"])
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeGroup:
+    """Probes that differ in the seed only."""
+
+    question: Question
+    samples: Samples
+    first: Mapping[str, Any]
+    """metrics.json of one of them."""
+    seeds: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Main metric by seed."""
+    duplicates: list[Path] = field(default_factory=list)
+    """Folders of probes whose seed is there already."""
+
+
+def group_probes(probes: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[ProbeGroup]:
+    """Group probes, given as folders and metrics.json, that differ in the seed only."""
+    groups: dict[tuple[Any, ...], ProbeGroup] = {}
+    for folder, metrics in probes:
+        task, main, labels = metrics["task"], metrics["metrics"][0], metrics["labels"]
+        question = Question(task["name"], task["text"], task["kind"], main["name"])
+        samples = Samples(labels["train"] + labels["validation"], labels["test"])
+        settings = sorted((key, repr(value)) for key, value in used_settings(metrics).items())
+        key = (question, samples, tuple(metrics["inputs"]), metrics["head"], metrics["tuning"], tuple(settings),
+               metrics["backbone"]["weights_sha256"])  # fmt: skip
+        group = groups.setdefault(key, ProbeGroup(question=question, samples=samples, first=metrics))
+        if metrics["seed"] in group.seeds:
+            group.duplicates.append(folder)
+        else:
+            group.seeds[metrics["seed"]] = main
+    return list(groups.values())
+
+
+def used_settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that influenced a probe, without the head, which metrics.json names."""
+    unused = {"head"}
+    if metrics["head"] == "knn" or not metrics["settings"]["validation"]:
+        unused |= {"eval_every", "eval_samples"}  # evaluations select nothing
+    if metrics["head"] == "knn":
+        unused.add("validation")
+    return {key: value for key, value in metrics["settings"].items() if key not in unused}
 
 
 def titles(questions: Iterable[Question]) -> dict[Question, str]:
-    """What questions are called beside each other: by name, and where another has name and metric, by what differs."""
+    """Return a title for each question: its name, with its text or kind if another question has the same name."""
     known = dict.fromkeys(questions)
     found = {}
     for question in known:
@@ -66,63 +87,39 @@ def titles(questions: Iterable[Question]) -> dict[Question, str]:
 
 
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
-    """Probes in the run's folder that were trained on its `weights`, for the template; None where there are none.
-
-    Those that differ in nothing but the seed, and are of as many samples, are one row; of those that differ in nothing
-    one counts.
-    """
-    groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    for path in sorted(run.glob(PROBES)):
-        found = read_table(path, *NEEDED)
-        if found["backbone"]["weights_sha256"] == weights:
-            seeds = groups.setdefault((Question.of(path.parent, found), Samples.of(found), *_setting(found)), {})
-            seeds.setdefault(found["seed"], found)
+    """Return the template's table of the probes in a run's folder that were trained on its `weights`, or None."""
+    found = [(path.parent, read_table(path, *REQUIRED)) for path in sorted(run.glob(PROBES))]
+    groups = group_probes(probe for probe in found if probe[1]["backbone"]["weights_sha256"] == weights)
     if not groups:
         return None
-    names = titles(question for question, *_ in groups)
-    rows = [_row(names[key[0]], list(probes.values())) for key, probes in groups.items()]
-    most = max(len(probes) for probes in groups.values())
-    return {
-        "rows": sorted(rows, key=lambda row: row["order"]), "seeds": most, "spread": f" {SPREAD}" if most > 1 else ""
-    }  # fmt: skip
+    names = titles(group.question for group in groups)
+    rows = sorted((_row(names[group.question], group) for group in groups), key=lambda row: row["order"])
+    most = max(len(group.seeds) for group in groups)
+    return {"rows": rows, "seeds": most, "spread": f" {SPREAD}" if most > 1 else ""}
 
 
-def unused(metrics: Mapping[str, Any]) -> set[str]:
-    """The settings that decided nothing of a finished probe with this metrics.json."""
-    if metrics["head"] == "knn":  # nothing is chosen
-        return {"validation", *LOOKED}
-    return set() if metrics["settings"].get("validation") else set(LOOKED)
-
-
-def _setting(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells rows of one question apart: all but the seed."""
-    decided = found["settings"].keys() - unused(found)
-    settings = tuple(sorted((key, str(found["settings"][key])) for key in decided))
-    return tuple(found["given"]), found["head"], found["tuning"], settings
-
-
-def _row(task: str, probes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row, by the main metric; `task` is what the question is called."""
-    first = probes[0]
-    main, samples = first["metrics"][0], Samples.of(first)
+def _row(task: str, group: ProbeGroup) -> dict[str, Any]:
+    probe, samples = group.first, group.samples
+    main = probe["metrics"][0]
     arrow = "↑" if main["higher_is_better"] else "↓"
+    seeds = group.seeds.values()
     return {
-        "order": (task, first["given"], samples.trained, first["tuning"], first["head"]),
+        "order": (task, probe["inputs"], samples.trained, probe["tuning"], probe["head"]),
         "task": task,
-        "given": " + ".join(first["given"]),
-        "tuning": first["tuning"],
-        "head": first["head"],
+        "inputs": " + ".join(probe["inputs"]),
+        "tuning": probe["tuning"],
+        "head": probe["head"],
         "labels": f"{samples.trained:,}",
         "held_out": f"{samples.held_out:,}",
         "metric": f"{main['name']}{' in ' + main['unit'] if main['unit'] else ''} {arrow}",
-        "score": _mean([probe["metrics"][0]["score"] for probe in probes]),
-        "floor": _mean([probe["metrics"][0]["floor"] for probe in probes], spread=False),
-        "seeds": len(probes),
+        "score": _mean([entry["score"] for entry in seeds]),
+        "baseline": _mean([entry["baseline"] for entry in seeds], spread=False),
+        "seeds": len(seeds),
     }
 
 
 def _mean(numbers: Sequence[float | None], spread: bool = True) -> str:
-    """The mean, with half of its 95 % interval where there are several; a dash where a number is missing."""
+    """Return the mean and its 95 % interval; a dash if a number is missing."""
     known = [number for number in numbers if number is not None]
     if len(known) < len(numbers):
         return "-"

@@ -1,24 +1,19 @@
-"""Transfer of a trained backbone's encoder to a task with labels: heads, tuning, scores, probes on disk."""
+"""Transfer of a trained encoder to a task with labels: heads, tuning, probes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo_backbone.transfer.probe import Probe
-    from zoo_backbone.transfer.saving import load
+    from zoo_backbone.transfer.probe import Probe, load
 
 __all__ = ["Probe", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the models, and torch with them, only when they are asked for."""
-    if name == "load":
-        from zoo_backbone.transfer.saving import load
+    """Import probes, and torch with them, on first use."""
+    if name in __all__:
+        from zoo_backbone.transfer import probe
 
-        return load
-    if name == "Probe":
-        from zoo_backbone.transfer.probe import Probe
-
-        return Probe
+        return getattr(probe, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

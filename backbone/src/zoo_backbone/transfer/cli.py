@@ -1,4 +1,4 @@
-"""zoo transfer: train a probe, score it, predict with it, compare several."""
+"""zoo transfer: train, evaluate, use and compare probes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tokenizers_zoo.cli.options import (
     DEVICE,
     PATH,
     asked_registry,
+    names_option,
     open_zoo,
     parse_assignments,
     settings_option,
     show_table,
-    split_names,
-)
+)  # fmt: skip
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors, short_name
@@ -26,92 +26,77 @@ from zoo_backbone.cli.config import read_tables
 from zoo_backbone.cli.run import open_run
 from zoo_backbone.transfer.config import As, HeadName, TransferConfig, Tuning, transfer_config
 
-RUN_OPTION = click.option("--run", type=PATH, help="Where the backbone is now. Default: where it was.")
-TOKENS_OPTION = click.option("--tokens", type=PATH, help="A token store. Default: that of its training.")
-DATA_OPTION = click.option("--data", type=PATH, help="The values. Default: those that the tokens were made of.")
-LONGEST_NAME = 240
-"""Bytes of a folder's name at most: disks take 255 with what is added while it is replaced."""
+RUN_OPTION = click.option("--run", type=PATH, help="The backbone, if it was moved.")
+TOKENS_OPTION = click.option("--tokens", type=PATH, help="A token store. Default: the store of its training.")
+DATA_OPTION = click.option("--data", type=PATH, help="Values with the labels. Default: the values of the tokens.")
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+LONGEST_NAME = 240
+"""Maximum bytes of a folder's name: file systems allow 255, temporary names are longer."""
 
 
 @click.group()
 def transfer() -> None:
-    """A trained encoder, put to a task that has labels.
+    """Train a head on a trained encoder for a task with labels.
 
     \b
     Examples:
-      zoo transfer train RUN --task semseg --given rgb_patches --labels 0.1
+      zoo transfer train RUN --task semseg --input rgb_patches --labels 0.1
       zoo transfer compare RUN/transfer/*
     """
 
 
 @transfer.command("train")
 @click.argument("folder", metavar="RUN", type=PATH)
-@click.option("--task", required=True, help="NAME of a modality, NAME.FIELD of its values, or FILE.csv (key,label).")
-@click.option("--given", required=True, metavar="NAMES", help="Comma-separated modalities of RUN to predict from.")
-@click.option("--out", type=PATH, help="Folder of the probe. Default: RUN/transfer/<what it is>.")
-@click.option("--tuning", type=click.Choice(get_args(Tuning)), help="What of the encoder moves. Default: frozen.")
-@click.option("--head", type=click.Choice(get_args(HeadName)), help="Default: what goes with the kind of label.")
+@click.option("--task", required=True, help="MODALITY, MODALITY.FIELD, or FILE.csv with columns key,label.")
+@names_option("--input", "inputs", required=True, help="Modalities of RUN to predict from.")
+@click.option("--out", type=PATH, help="Folder of the probe. Default: RUN/transfer/NAME.")
 @click.option(
-    "--labels",
-    metavar="SHARE|COUNT",
-    help="Training labels used: a share (0.1, 1.0) or a number of samples. Default: 1.0, all.",
+    "--tuning", type=click.Choice(get_args(Tuning)), help="Which encoder weights are trained. Default: frozen."
 )
-@click.option("--as", "wanted", type=click.Choice(get_args(As)), help="How labels are taken where more than one way is "
-              "open. Default: numbers are numbers.")  # fmt: skip
+@click.option("--head", type=click.Choice(get_args(HeadName)), help="Default: depends on the kind of label.")
+@click.option("--labels", metavar="SHARE|COUNT", help="Training labels used: a share such as 0.1, or a number of "
+              "samples. Default: 1.0 (all).")  # fmt: skip
+@click.option("--as", "wanted", type=click.Choice(get_args(As)), help="How labels are predicted. Default: depends on "
+              "the labels.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Of weights, order and the choice of labels.")  # fmt: skip
-@click.option("--data", type=PATH, help="Where the labels are. Default: the run's values.")
+              help="Seed of weights, order and choice of labels.")  # fmt: skip
+@click.option("--data", type=PATH, help="Values with the labels. Default: the values of RUN.")
 @click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="TOML file with a table [transfer].")  # fmt: skip
-@click.option("--overwrite", is_flag=True,
-              help="Replace another probe in the folder; after a kill, leave this out to go on.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace another probe in the folder. Not needed to resume.")
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
-def train_command(folder: Path, task: str, given: str, out: Path | None, tuning: str | None, head: str | None,
+def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, tuning: str | None, head: str | None,
                   labels: str | None, wanted: Any, seed: int, data: Path | None, config_file: Path | None,
                   overwrite: bool, assignments: tuple[str, ...]) -> None:  # fmt: skip
-    """Train a probe: a head on the encoder of RUN, and as --tuning says the encoder.
+    """Train a probe: a head on the encoder of RUN, and with --tuning the encoder.
 
-    Inputs are the run's stored tokens, labels the values of its data folder, or a
-    table of yours. The modality asked for may be one that RUN never saw. A fifth
-    of the labels is not learned from (validation): the step that does best on it
-    is kept, and patience=N stops early. The score is that on the whole test split,
-    beside that of the constant baseline. Killed, the same command goes on.
+    Inputs are the run's stored tokens. Labels are a table, or values of any
+    modality of the registry, which RUN need not know. A fifth of the labels is
+    used for validation: the weights of the best step are kept. The
+    score is measured on the whole test split, next to the constant baseline.
+    If killed, run the same command again to resume.
 
     \b
     Examples:
-      zoo transfer train RUN --task semseg --given rgb_patches
-      zoo transfer train RUN --task metadata.num_objects --given rgb,depth \\
+      zoo transfer train RUN --task semseg --input rgb_patches
+      zoo transfer train RUN --task metadata.num_objects --input rgb,depth \\
           --tuning full --labels 0.1 --seed 1
-      zoo transfer train RUN --task mine.csv --given caption --head knn
+      zoo transfer train RUN --task mine.csv --input caption --head knn
     """
-    from zoo_backbone.transfer.metrics import kept_text, left_out_text, read_metrics, score_table, unseen_text
-    from zoo_backbone.transfer.training import FOLDER
-    from zoo_backbone.transfer.training import transfer as train_probe
+    from zoo_backbone.transfer.results import read_metrics, score_table, summary
+    from zoo_backbone.transfer.train import FOLDER, train_probe
 
-    asked = {"tuning": tuning, "head": head, "labels": None if labels is None else parse_labels(labels)}
-    config = settings_of(config_file, asked, assignments)
-    names = split_names(given) or []
+    options = {"tuning": tuning, "head": head, "labels": None if labels is None else parse_labels(labels)}
+    config = settings_of(config_file, options, assignments)
     _, zoo = open_run(folder)
-    place = out or folder / FOLDER / default_name(task, names, config, seed)
+    place = out or folder / FOLDER / default_name(task, inputs, config, seed)
     with disk_errors(place):
-        train_probe(
-            folder, zoo, task, names, place, config, seed=seed, wanted=wanted, data=data, overwrite=overwrite
-        )  # fmt: skip
+        train_probe(folder, zoo, task, inputs, place, config, seed=seed, wanted=wanted, data=data, overwrite=overwrite)
     metrics = read_metrics(place)
     show_table(score_table(metrics["metrics"]))
-    if text := left_out_text(metrics["left_out"]):
-        click.echo(text)
-    if text := unseen_text(metrics.get("unseen", {})):  # none in probes from before it was counted
-        click.echo(text)
-    if text := kept_text(metrics):
-        click.echo(text)
-    counts = metrics["labels"]
-    how = f"{metrics['task']['kind']} from {' + '.join(metrics['given'])} by {metrics['head']}, {metrics['tuning']}"
-    used = counts["train"] + counts.get("validation", 0)  # none in probes from before it was a setting
-    all_used = isinstance(counts["asked"], int) and counts["asked"] > used
-    labels_used = f"{used} labels" + (f" (all there are; {counts['asked']} were asked for)" if all_used else "")
-    click.echo(f"probe: {how}, {labels_used}, {counts['test']} held-out samples, in {place}")
+    for line in summary(metrics):
+        click.echo(line)
+    click.echo(f"written to {place}")
 
 
 @transfer.command("eval")
@@ -124,62 +109,60 @@ def train_command(folder: Path, task: str, given: str, out: Path | None, tuning:
 def eval_command(
     folder: Path, tokens: Path | None, data: Path | None, run: Path | None, device: str, as_json: bool
 ) -> None:
-    """Score a probe on the whole test split, of its own data or others.
+    """Score a probe on the whole test split of its own or of other data.
 
-    Others need no training split: the constant baseline beside the scores is that of
-    the probe's own training.
+    Other data need no training split: the constant baseline is stored in the probe.
 
     \b
     Example:
       zoo transfer eval PROBE --data other --tokens other-tokens
     """
     from tokenizers_zoo.data.samples import TEST
-    from zoo_backbone.transfer.metrics import score_table, unseen_text
-    from zoo_backbone.transfer.saving import load, samples_of
-    from zoo_backbone.transfer.scores import scored, unseen_labels
+    from zoo_backbone.transfer.evaluate import score, unseen_classes
+    from zoo_backbone.transfer.probe import load
+    from zoo_backbone.transfer.results import score_table, unseen_text
 
     probe = load(folder, _zoo(), run=run, device=device)
-    places = samples_of(folder, probe, TEST, tokens, data)
-    test = places.part(probe.task, TEST)
-    metrics, unseen = scored(probe, test), unseen_labels(probe, test.labels)
+    stores = probe.stores(TEST, tokens, data)
+    test = stores.samples(probe.task, TEST)
+    metrics, unseen = score(probe, test), unseen_classes(probe, test.labels)
     if as_json:
-        click.echo(json.dumps({"samples": len(test), "metrics": metrics, "unseen": unseen}, indent=2))
-    else:
-        show_table(score_table(metrics))
-        if text := unseen_text(unseen):
-            click.echo(text)
-        click.echo(f"{len(test)} held-out samples of {places.tokens}")
-    if probe.constant is None:
-        click.echo("constant baseline: the probe is of a version that did not keep it; train it again", err=True)
+        click.echo(json.dumps({"samples": len(test), "metrics": metrics, "unseen_classes": unseen}, indent=2))
+        return
+    show_table(score_table(metrics))
+    if text := unseen_text(unseen):
+        click.echo(text)
+    click.echo(f"{len(test)} held-out samples of {stores.tokens}")
 
 
 @transfer.command("predict")
 @click.argument("folder", metavar="PROBE", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Folder for what is predicted, and a picture of it.")
-@click.option("--samples", type=click.IntRange(min=1), default=8, show_default=True, help="Spread over the split.")
-@click.option("--keys", metavar="KEYS", help="Comma-separated samples instead.")
-@click.option("--split", default="test", show_default=True, help="Of the tokens.")
+@click.option("--out", type=PATH, required=True, help="Folder for predictions and a picture.")
+@click.option("--samples", type=click.IntRange(min=1), default=8, show_default=True,
+              help="Number of samples, spread evenly over the split.")  # fmt: skip
+@names_option("--keys", metavar="KEYS", help="Keys of samples, instead of --samples.")
+@click.option("--split", default="test", show_default=True, help="Split of the tokens.")
 @TOKENS_OPTION
 @DATA_OPTION
 @RUN_OPTION
 @DEVICE
-def predict_command(folder: Path, out: Path, samples: int, keys: str | None, split: str, tokens: Path | None,
+def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | None, split: str, tokens: Path | None,
                     data: Path | None, run: Path | None, device: str) -> None:  # fmt: skip
-    """Predict stored samples: values in the modality's own files, or a table.
+    """Predict stored samples: files in the modality's format, or a table.
 
-    OUT/predictions.png shows what was given, what is predicted, and the truth.
+    OUT/predictions.png shows inputs, prediction and label of each sample.
 
     \b
     Example:
-      zoo transfer predict PROBE --samples 4 --out made
+      zoo transfer predict PROBE --samples 4 --out predicted
     """
-    from zoo_backbone.transfer.predicting import predict_to_folder
-    from zoo_backbone.transfer.saving import load, samples_of
+    from zoo_backbone.transfer.evaluate import predict_to_folder
+    from zoo_backbone.transfer.probe import load
 
     probe = load(folder, _zoo(), run=run, device=device)
-    places = samples_of(folder, probe, split, tokens, data)
+    stores = probe.stores(split, tokens, data)
     with disk_errors(out):
-        found = predict_to_folder(probe, places, out, split=split, samples=samples, keys=split_names(keys))
+        found = predict_to_folder(probe, stores, out, split=split, samples=samples, keys=keys)
     click.echo(f"predicted {probe.task.title} of {len(found)} samples, in {out}")
 
 
@@ -187,10 +170,10 @@ def predict_command(folder: Path, out: Path, samples: int, keys: str | None, spl
 @click.argument("folders", metavar="PROBE...", type=PATH, nargs=-1, required=True)
 @JSON_OPTION
 def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
-    """Show finished probes side by side.
+    """Compare finished probes: a row per setting, a column per task.
 
-    A row per setting, a column per task with its main metric: the mean over seeds,
-    and after ± half of the 95 % interval of that mean (Student's t).
+    Shows the main metric as the mean over seeds ± half of its 95 % interval
+    (Student's t).
 
     \b
     Example:
@@ -198,45 +181,43 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from zoo_backbone.transfer.compare import common_settings, compared, comparison_tables
+    from zoo_backbone.transfer.results import compare, comparison_tables
 
-    result = compared(folders)
+    result = compare(folders)
     if as_json:
         click.echo(json.dumps(result, indent=2))
-    else:
-        for table in comparison_tables(result, Console()):
-            show_table(table)
-        if shared := common_settings(result):
-            click.echo(f"all with {shared}")
+        return
+    for table in comparison_tables(result, Console()):
+        show_table(table)
+    shared = {row["settings"] for row in result["rows"]}
+    if len(shared) == 1 and any(shared):
+        click.echo(f"all with {shared.pop()}")
 
 
-def settings_of(config_file: Path | None, asked: dict[str, Any], assignments: tuple[str, ...]) -> TransferConfig:
-    """The file's table [transfer], with the options and `--set` in their place. Raises ConfigError."""
-    given = {key: value for key, value in asked.items() if value is not None}
-    table = {**read_tables(config_file, ("transfer",))["transfer"], **parse_assignments(assignments), **given}
+def settings_of(config_file: Path | None, options: dict[str, Any], assignments: tuple[str, ...]) -> TransferConfig:
+    """Return the settings of a file's table [transfer], overridden by `--set` and options. Raises ConfigError."""
+    chosen = {key: value for key, value in options.items() if value is not None}
+    table = {**read_tables(config_file, ("transfer",))["transfer"], **parse_assignments(assignments), **chosen}
     return transfer_config(table, Origin(path=config_file, table="transfer"))
 
 
 def parse_labels(text: str) -> int | float:
-    """`0.1` is a share, `80` a number of samples. Raises ConfigError."""
+    """Parse `0.1` as a share, `80` as a number of samples. Raises ConfigError."""
     try:
         return float(text) if "." in text else int(text)
     except ValueError:
         raise ConfigError(f"--labels {text}: expected a share such as 0.1, or a number of samples") from None
 
 
-def default_name(task: str, given: list[str], config: TransferConfig, seed: int) -> str:
-    """The name of a probe's folder: task, inputs, tuning, head where one is asked for, labels, seed.
-
-    It is shortened where it is too long for a folder.
-    """
-    asked = Path(task).stem if task.lower().endswith(".csv") else task
+def default_name(task: str, inputs: list[str], config: TransferConfig, seed: int) -> str:
+    """Return the folder name of a probe: task, inputs, tuning, head if requested, labels, seed."""
+    name = Path(task).stem if task.lower().endswith(".csv") else task
     head = [config.head] if config.head else []
-    parts = [asked, "from", *given, config.tuning, *head, str(config.labels), str(seed)]
+    parts = [name, "from", *inputs, config.tuning, *head, str(config.labels), str(seed)]
     return short_name(re.sub(r"[^\w.-]+", "_", "-".join(parts)), LONGEST_NAME)
 
 
 def _zoo() -> Any:
-    """The zoo of --registry; None for that of the probe's training."""
+    """Return the zoo of --registry, or None for the registry of the probe's training."""
     registry = asked_registry()
     return open_zoo(registry) if registry else None

@@ -1,97 +1,344 @@
-"""What a transfer gives: an encoder and a head that answer one question about samples."""
+"""Probes: an encoder with a head, their feature cache, and their folders.
+
+A probe's folder holds
+
+    model.safetensors   `head.*`; `encoder.*`: all weights (full, scratch), the adapters (lora), or none (frozen)
+    config.json         "task", "target", "inputs", "head", "settings", "seed", "backbone", "constant_baseline",
+                        "train_classes", and the paths "tokens", "data", "registry"
+    metrics.json        see results.py
+
+Frozen and LoRA probes load the encoder from the run, whose weights must not have changed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, loading
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.provenance import samples_identity
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
-from zoo_backbone.checkpoint import load_model
+from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.validation import fixed_shape
+from zoo_backbone.checkpoint import load_model, spec_from_json
 from zoo_backbone.codecs import check_codec
+from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.model import FourM
+from zoo_backbone.packing import shown_end, spans_of
+from zoo_backbone.run import stored_config, zoo_of
 from zoo_backbone.transfer.config import TransferConfig
-from zoo_backbone.transfer.kinds import Kind
-from zoo_backbone.transfer.lora import add_lora
-from zoo_backbone.transfer.reading import Grid, Head, read
-from zoo_backbone.transfer.tasks import Task
+from zoo_backbone.transfer.data import Samples, Stores
+from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
+from zoo_backbone.transfer.targets import ClassMap, Numbers, Target, Tokens, target_from_json
+from zoo_backbone.transfer.task import Task
+
+CLASS = "Probe"
+HEAD, ENCODER, ADAPTER = "head.", "encoder.", "lora_"
+"""Prefixes of tensor names, and a part of the names of LoRA adapters."""
+LORA_LAYERS = r"encoder\.\d+\.(attention\.(qkv|out)|mlp\.(up|down))"
+"""Layers that get LoRA adapters: all linear layers of the encoder's attention and MLP."""
+CACHE_BYTES = 4 << 30
+"""Memory for the cached features of a split."""
+CACHE_BATCH = 16
+"""Samples per forward pass of cached features."""
 
 
 class Network(nn.Module):
-    """An encoder with a head on it."""
+    """An encoder with a head."""
 
     def __init__(self, encoder: FourMEncoder, head: Head, grid: Grid | None) -> None:
         super().__init__()
         self.encoder, self.head, self.grid = encoder, head, grid
 
-    def read(self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The features that the head takes, and their mask; tokens as `FourMEncoder.prepare` gives them."""
-        return read(self.encoder, tokens, used, self.head.reads, self.grid)
+    def features(self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the features that the head reads and their mask. Inputs come from `FourMEncoder.prepare`."""
+        if self.head.reads == "vector":
+            return self.encoder(tokens, used), None
+        features, mask = self.encoder.forward_features(tokens, used)
+        if self.head.reads == "tokens":
+            return features, mask if used else None
+        assert self.grid is not None
+        spans, rows = spans_of(tokens), self.grid.shape[0]
+        maps = [rearrange(features[:, spans[name]], "b (h w) d -> b d h w", h=rows) for name in self.grid.names]
+        return torch.cat(maps, 1), None
 
     def forward(self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> Tensor:
-        """The head's outputs."""
-        result: Tensor = self.head(*self.read(tokens, used))
+        result: Tensor = self.head(*self.features(tokens, used))
         return result
 
 
-class Probe(nn.Module):
-    """A trained transfer: `predict` answers from tokens, `predict_values` from values.
-
-    Answers are as the task's labels are: values of its modality, numbers, or names of classes. `constant` is the best
-    single answer to the labels of its training; None where an earlier version did not keep it. `seen` are, of
-    classes, those that its training labels had.
-    """
-
-    def __init__(
-        self, network: Network, task: Task, kind: Kind, given: Sequence[str], zoo: Zoo, trained_on: Mapping[str, str],
-        constant: Any = None, seen: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.network, self.task, self.kind, self.given = network, task, kind, tuple(given)
-        self.zoo, self.trained_on, self.constant, self.seen = zoo, trained_on, constant, tuple(seen)
-        self.eval()
-
-    @torch.inference_mode()
-    def predict(self, tokens: Mapping[str, Any]) -> list[Any]:
-        """Answers to samples of which tokens of all that is given are there, as codecs give them.
-
-        Raises ConfigError where something is missing, InvalidValueError for tokens that do not fit.
-        """
-        if missing := [name for name in self.given if name not in tokens]:
-            raise ConfigError(f"{self.task.text} is predicted from {', '.join(self.given)}; {missing[0]} is missing")
-        prepared = self.network.encoder.prepare({name: tokens[name] for name in self.given})
-        return self.task.answers(self.kind, self.kind.decode(self.network(*prepared)))
-
-    def predict_values(self, values: Mapping[str, Any]) -> list[Any]:
-        """Answers to samples of which values of all that is given are there, by modality.
-
-        Raises DataError where a tokenizer is not that of the backbone's training.
-        """
-        if missing := [name for name in self.given if name not in values]:
-            raise ConfigError(f"{self.task.text} is predicted from {', '.join(self.given)}; {missing[0]} is missing")
-        for name in self.given:
-            check_codec(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name))
-        return self.predict({name: self.zoo[name].encode(values[name]) for name in self.given})
-
-
-def encoder_of(run: Path, config: TransferConfig, seed: int) -> FourMEncoder:
-    """The encoder of a run as its tuning begins; random weights and additions are drawn from torch's generator.
-
-    Positions that a published model has stored are no weights: a network from scratch has them, too.
-    """
+def build_encoder(run: Path, config: TransferConfig, seed: int) -> FourMEncoder:
+    """Return the encoder of a run at the start of training: pretrained, random (scratch), or with LoRA adapters."""
     model = load_model(run)
     if config.tuning == "scratch":
-        positions = dict(model.named_buffers())
+        positions = dict(model.named_buffers())  # fixed, also in a model from scratch
         model = FourM.seeded(model.config, model.layout.specs, seed)
         for name, buffer in model.named_buffers():
             buffer.copy_(positions[name])
-    frozen = config.tuning in ("frozen", "lora")
-    encoder = FourMEncoder(model, frozen=frozen)
+    encoder = FourMEncoder(model, frozen=config.tuning in ("frozen", "lora"))
     if config.tuning == "lora":
-        add_lora(encoder, config.lora_rank, config.lora_alpha)
+        require_peft()
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = LoraConfig(
+            r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_LAYERS, lora_dropout=0.0, bias="none"
+        )
+        inject_adapter_in_model(lora, encoder.model)
     return encoder.eval()
+
+
+def require_peft() -> None:
+    """Raise ConfigError if peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError('--tuning lora: needs peft; pip install "zoo-backbone[transfer]"')
+
+
+class FeatureCache:
+    """Features of a frozen encoder for the samples of a split, computed on first use and kept on the CPU.
+
+    A sample's features do not depend on the batch: batches have a fixed size, and sequences are padded to the longest
+    of the split (kernels round differently for other shapes). Features beyond CACHE_BYTES are computed again.
+    """
+
+    def __init__(self, network: Network, samples: Samples, batch_size: int = CACHE_BATCH) -> None:
+        self.network, self.samples, self.batch_size = network, samples, min(batch_size, CACHE_BATCH)
+        self.cached: dict[int, Tensor] = {}
+        self.room = CACHE_BYTES
+        self.lengths = self._longest()
+        self.lock = threading.Lock()
+
+    def _longest(self) -> dict[str, int]:
+        """Return the maximum number of tokens of each input, as the encoder gets them."""
+        found = {}
+        for spec in self.samples.inputs.specs:
+            end = int(shown_end(self.network.encoder.layout, spec) is not None)
+            found[spec.name] = min(self.samples.inputs.columns[spec.name].longest + end, spec.layout.length)
+        return found
+
+    def get(self, places: Sequence[int]) -> list[Tensor]:
+        """Return the features of the samples at these places, without padding."""
+        with self.lock:
+            found: dict[int, Tensor] = {}
+            missing = [place for place in dict.fromkeys(places) if place not in self.cached]
+            for start in range(0, len(missing), self.batch_size):
+                batch = missing[start : start + self.batch_size]
+                found.update(zip(batch, self._compute(batch), strict=True))
+            for place, features in found.items():
+                if features.nbytes <= self.room:
+                    self.room -= features.nbytes
+                    self.cached[place] = features
+            return [found[place] if place in found else self.cached[place] for place in places]
+
+    def fill(self, places: Sequence[int]) -> None:
+        """Compute features in advance, with a progress bar."""
+        with progress_bar("features", len(places)) as advance:
+            for start in range(0, len(places), self.batch_size):
+                batch = places[start : start + self.batch_size]
+                self.get(batch)
+                advance(len(batch))
+
+    def _compute(self, places: Sequence[int]) -> list[Tensor]:
+        filled = [*places, *[places[-1]] * (self.batch_size - len(places))]
+        # Evaluations run in inference mode, whose tensors cannot be trained on.
+        with torch.inference_mode(False), torch.no_grad():
+            tokens, used = self.network.encoder.prepare(self.samples.tokens(filled))
+            for name, mask in used.items():
+                more = self.lengths[name] - mask.shape[1]
+                used[name] = F.pad(mask, (0, more))
+                tokens[name] = F.pad(tokens[name], (0, more) if tokens[name].ndim == 2 else (0, 0, 0, more))
+            features, seen = self.network.features(tokens, used)
+            rows = list(features.cpu())
+            if seen is not None:
+                rows = [row[kept] for row, kept in zip(rows, seen.cpu(), strict=True)]
+            return [row.clone() for row in rows[: len(places)]]  # not views of the whole batch
+
+
+def collate_features(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Stack features of samples. Returns a mask if their lengths differ."""
+    lengths = torch.tensor([len(row) for row in rows])
+    if len(set(lengths.tolist())) == 1:
+        return torch.stack(list(rows)), None
+    batch = pad_sequence(list(rows), batch_first=True)
+    return batch, torch.arange(batch.shape[1]) < lengths.unsqueeze(1)
+
+
+class Probe(nn.Module):
+    """A trained probe: `predict` takes tokens, `predict_values` takes values.
+
+    Predictions are class names, numbers, or values of the task's modality.
+    """
+
+    def __init__(
+        self, network: Network, task: Task, target: Target, zoo: Zoo, config: Mapping[str, Any], constant_baseline: Any
+    ) -> None:
+        super().__init__()
+        self.network, self.task, self.target, self.zoo, self.config = network, task, target, zoo, config
+        self.inputs: tuple[str, ...] = tuple(config["inputs"])
+        self.trained_on: Mapping[str, str] = config["backbone"]["fingerprints"]
+        self.constant_baseline = constant_baseline
+        self.eval()
+
+    def _select(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        for name in self.inputs:
+            if name not in batch:
+                raise ConfigError(f"probe of {self.task.text}: expected inputs {', '.join(self.inputs)}; no {name}")
+        return {name: batch[name] for name in self.inputs}
+
+    @torch.inference_mode()
+    def predict(self, tokens: Mapping[str, Any]) -> list[Any]:
+        """Predict from tokens of all inputs, as tokenizers encode them.
+
+        Raises ConfigError if an input is missing, InvalidValueError for tokens that do not fit.
+        """
+        prepared = self.network.encoder.prepare(self._select(tokens))
+        return self.task.predictions(self.target, self.network(*prepared))
+
+    def predict_values(self, values: Mapping[str, Any]) -> list[Any]:
+        """Predict from values of all inputs. Raises DataError if a tokenizer is not the backbone's."""
+        values = self._select(values)
+        for name in values:
+            check_codec(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name))
+        return self.predict({name: self.zoo[name].encode(batch) for name, batch in values.items()})
+
+    def stores(self, split: str, tokens: Path | None = None, data: Path | None = None) -> Stores:
+        """Return where the samples of a split are: the stores of its training, or others.
+
+        `tokens` alone implies the values that they were made of. Raises CheckpointError if the labels are not found,
+        DataError if `data` alone may hold other samples than the tokens of the training.
+        """
+        needed, given, trained_tokens = self.task.handle is not None, data is not None, Path(self.config["tokens"])
+        if tokens is not None and data is None:
+            data = TokenStore(tokens).data
+        elif tokens is None and data is not None:
+            store = TokenStore(trained_tokens)
+            known = split in store.splits() and store.split(split).source and samples_identity(data, split)
+            if not known and store.data not in (None, data.resolve()):
+                raise DataError(
+                    f"{data}: the probe's tokens {trained_tokens} were made of {store.data}, other samples; "
+                    "give the tokens of these values with --tokens TOKENS"
+                )
+        elif data is None and self.config["data"]:
+            data = Path(self.config["data"])
+        if needed and not given and (data is None or not data.is_dir()):
+            raise CheckpointError(f"{self.task.text}: its labels were in {data}, which is not there; give --data DATA")
+        values = ValueStore.of(data, self.zoo) if data is not None and (given or data.is_dir()) else None
+        return Stores(
+            tokens=tokens or trained_tokens, values=values, zoo=self.zoo, owner=f"the probe of {self.task.text}",
+            specs=[self.network.encoder.layout.spec(name) for name in self.inputs], trained_on=self.trained_on,
+        )  # fmt: skip
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors of model.safetensors, and the entry of the constant baseline in config.json."""
+        tensors = {HEAD + name: tensor for name, tensor in self.network.head.state_dict().items()}
+        tuning = self.config["settings"]["tuning"]
+        for name, tensor in self.network.encoder.model.state_dict().items() if tuning != "frozen" else ():
+            if tuning != "lora" or ADAPTER in name:
+                tensors[ENCODER + name] = tensor
+        value = self.constant_baseline
+        if isinstance(value, str | int | float):
+            return tensors, {"value": value}
+        if isinstance(value, np.ndarray):
+            return {**tensors, "constant_baseline": torch.from_numpy(np.array(value, order="C"))}, {}
+        assert self.task.whole is not None
+        data, extension = self.task.whole.write(value)
+        return {**tensors, "constant_baseline": torch.frombuffer(bytearray(data), dtype=torch.uint8)}, {
+            "extension": extension
+        }
+
+
+def load(
+    folder: Path | str, zoo: Zoo | None = None, *, run: Path | None = None, device: torch.device | str = "cpu"
+) -> Probe:
+    """Load a probe in eval mode. `zoo` and `run` replace the registry and the run of its training.
+
+    Raises CheckpointError if there is no finished probe, or its run or the modality of its labels has changed.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
+    tensors, stored = load_checkpoint(folder, CLASS)
+    config = from_mapping(TransferConfig, stored["settings"])
+    zoo = zoo or zoo_of(folder, Path(stored["registry"]) if stored["registry"] else None)
+    task = Task.parse(stored["task"]["text"], zoo, stored["task"]["wanted"])
+    target = target_from_json(stored["target"])
+    if isinstance(target, Tokens) and task.handle is not None:
+        check_codec(task.handle, target.fingerprint)
+    if task.whole is not None and (problem := target_problem(target, task.whole.spec)):
+        raise CheckpointError(
+            f"{folder}: the labels of {task.text} have changed: {problem}; use the registry of its training, or train "
+            "again"
+        )
+    head_tensors = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
+    tuned = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    with loading():
+        encoder = _load_encoder(folder, stored, config, run)
+        grid = Grid.of(encoder.layout, stored["inputs"]) if target.kind.endswith("map") else None
+        if stored["head"] == "knn":
+            head: Head = Neighbours(head_tensors["bank"], head_tensors["answers"], config, target.outputs)
+        else:
+            head = build_head(stored["head"], target, config, encoder.model.config, grid)
+    try:
+        head.load_state_dict(head_tensors)
+        expected = {name for name in encoder.model.state_dict() if config.tuning != "lora" or ADAPTER in name}
+        if config.tuning != "frozen" and expected != set(tuned):
+            raise RuntimeError(f"encoder weight {min(expected ^ set(tuned))} is missing or unexpected")
+        encoder.model.load_state_dict(tuned, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: its tensors do not fit its config.json: {reason}") from None
+    network = Network(encoder, head, grid).requires_grad_(False).to(device)
+    record = stored["constant_baseline"]
+    constant = record["value"] if "value" in record else tensors["constant_baseline"].numpy()
+    if "extension" in record:
+        assert task.whole is not None
+        constant = task.whole.read(constant.tobytes(), record["extension"])
+    return Probe(network, task, target, zoo, stored, constant)
+
+
+def target_problem(target: Any, spec: ModalitySpec) -> str:
+    """Return the change of a modality since the training, or "". Further classes are no difference."""
+    before: tuple[int, ...]
+    now: tuple[int | str, ...] = spec.value.shape
+    if isinstance(target, ClassMap):
+        before = target.size
+        names = spec.value.classes[: len(target.names)]
+        if before == now and target.names != names:
+            return f"the classes were {', '.join(target.names)} and are {', '.join(names)}"
+    elif isinstance(target, Tokens):
+        before, now = target.shape, target.shape if target.end is not None else fixed_shape(spec.layout)
+    else:
+        before = target.shape if isinstance(target, Numbers) else ()
+        now = now if isinstance(target, Numbers) else ()
+    return f"the shape was {before} and is {now}" if before != now else ""
+
+
+def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path | None) -> FourMEncoder:
+    """Return the encoder before its tuned weights are loaded."""
+    backbone = stored["backbone"]
+    if config.tuning in ("full", "scratch"):
+        specs = list(map(spec_from_json, backbone["specs"]))
+        return FourMEncoder(FourM.unfilled(from_mapping(ModelConfig, backbone["model"]), specs)).eval()
+    run = run or Path(backbone["run"])
+    if not run.is_dir():
+        raise CheckpointError(f"{folder}: its backbone was in {run}, which is gone; give --run RUN")
+    if stored_config(run)["weights_sha256"] != backbone["weights_sha256"]:
+        raise CheckpointError(
+            f"{folder}: the backbone in {run} has other weights than at its training; give --run RUN, or train again"
+        )
+    return build_encoder(run, config, 0)

@@ -1,0 +1,277 @@
+"""Heads: modules from encoder features to the outputs of a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from tokenizers_zoo.errors import ConfigError
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.encoder import flat_grid
+from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD
+from zoo_backbone.numbers import start_alike
+from zoo_backbone.transfer.config import HeadName, TransferConfig
+from zoo_backbone.transfer.targets import ClassMap, Numbers, Tokens
+from zoo_backbone.transformer import CrossAttention, DecoderBlock, KeyValueCache, initialise, layer_norm
+
+Reads = Literal["vector", "map", "tokens"]
+MLP_RATIO = 4
+"""Hidden width of a ConvNeXt block over its own width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The inputs whose tokens lie on one two-dimensional grid."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, layout: EmbeddingLayout, inputs: Sequence[str]) -> Grid:
+        """Return the grid of the first input that has one, with all inputs that share it. Raises ConfigError."""
+        shapes = {name: shape for name in inputs if (shape := flat_grid(layout.spec(name)))}
+        if not shapes:
+            raise ConfigError(f"--input {','.join(inputs)}: predicting a map needs an input with a grid of two axes")
+        shape = next(iter(shapes.values()))
+        return cls(names=tuple(name for name, other in shapes.items() if other == shape), shape=shape)
+
+
+class Head(nn.Module):
+    """Base class. `reads` selects the features that a head gets, and their mask (None: all tokens are present).
+
+    "vector": mean features `(batch, dim)`; "map": `(batch, dim, rows, columns)`; "tokens": `(batch, tokens, dim)`.
+    """
+
+    reads: ClassVar[Reads]
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the outputs for `Target.decode`."""
+        raise NotImplementedError
+
+    def train_outputs(self, features: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
+        """Return the outputs for `Target.loss`."""
+        result: Tensor = self(features, mask)
+        return result
+
+
+class PooledLinear(Head):
+    """A linear layer on mean features, after batch norm without affine weights (MAE, arXiv 2111.06377, A.1)."""
+
+    reads: ClassVar[Reads] = "vector"
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6)
+        self.out = _small_linear(dim, outputs)
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        result: Tensor = self.out(self.norm(features))
+        return result
+
+
+class Attentive(Head):
+    """Attention pooling with one learned query, and a linear layer."""
+
+    reads: ClassVar[Reads] = "tokens"
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.attention = CrossAttention(config)
+        self.norm = layer_norm(config.dim, config)
+        self.out = nn.Linear(config.dim, outputs)
+        self.apply(initialise)
+        nn.init.normal_(self.query)
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        query = self.query.expand(len(features), -1, -1)
+        found = self.attention(
+            query, None, self.attention.keys_and_values(features, None), _attention_mask(mask)
+        )  # fmt: skip
+        result: Tensor = self.out(self.norm(found[:, 0]))
+        return result
+
+
+class Neighbours(Head):
+    """k nearest neighbours by cosine similarity of centred features; nothing is trained."""
+
+    reads: ClassVar[Reads] = "vector"
+    bank: Tensor
+    mean: Tensor
+    answers: Tensor
+
+    def __init__(self, bank: Tensor, answers: Tensor, config: TransferConfig, outputs: int) -> None:
+        """Store features `(samples, dim)` with class ids `(samples,)` or numbers `(samples, outputs)`."""
+        super().__init__()
+        self.register_buffer("mean", bank.mean(0))
+        self.register_buffer("bank", F.normalize(bank - self.mean, dim=1))
+        self.register_buffer("answers", answers)
+        self.neighbours, self.temperature, self.outputs = config.neighbours, config.temperature, outputs
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the weighted mean of the neighbours' numbers, or the weight of each class."""
+        cosines = F.normalize(features - self.mean, dim=1) @ self.bank.T
+        best, rows = cosines.topk(min(self.neighbours, len(self.bank)), dim=1)
+        weights = torch.softmax(best / self.temperature, dim=1)
+        if self.answers.ndim == 1:
+            votes = weights.new_zeros(len(weights), self.outputs)
+            return votes.scatter_add(1, self.answers[rows], weights)
+        return (weights.unsqueeze(2) * self.answers[rows]).sum(1)
+
+
+class MapLinear(Head):
+    """A linear layer from each token to the pixels of its patch."""
+
+    reads: ClassVar[Reads] = "map"
+
+    def __init__(self, dim: int, outputs: int, patch: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__()
+        self.patch, self.size = patch, size
+        self.out = _small_linear(dim, outputs * math.prod(patch))
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        pixels = self.out(rearrange(features, "b d h w -> b h w d"))
+        height, width = self.patch
+        return _resized(rearrange(pixels, "b h w (c p q) -> b c (h p) (w q)", p=height, q=width), self.size)
+
+
+class ConvNeXtBlock(nn.Module):
+    """A depth-wise convolution and an MLP over channels (ConvNeXt, arXiv 2201.03545, figure 4)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.up, self.down = nn.Linear(dim, MLP_RATIO * dim), nn.Linear(MLP_RATIO * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm(rearrange(self.depthwise(x), "b d h w -> b h w d"))
+        inner = self.down(F.gelu(self.up(inner)))
+        return x + rearrange(inner, "b h w d -> b d h w")
+
+
+class MapConvNeXt(Head):
+    """ConvNeXt blocks at the grid's resolution and at twice that, then a transposed convolution to pixels.
+
+    After the dense heads of 4M (arXiv 2312.06647, appendix).
+    """
+
+    reads: ClassVar[Reads] = "map"
+
+    def __init__(
+        self, dim: int, outputs: int, patch: tuple[int, int], size: tuple[int, int], width: int, blocks: int
+    ) -> None:
+        super().__init__()
+        self.size = size
+        layers: list[nn.Module] = [nn.Conv2d(dim, width, 1), *(ConvNeXtBlock(width) for _ in range(blocks))]
+        if all(side % 2 == 0 for side in patch):
+            layers += [nn.ConvTranspose2d(width, width // 2, 2, 2), *(ConvNeXtBlock(width // 2) for _ in range(blocks))]
+            width, patch = width // 2, (patch[0] // 2, patch[1] // 2)
+        layers.append(nn.ConvTranspose2d(width, outputs, patch, patch))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        return _resized(self.layers(features), self.size)
+
+
+class TokenDecoder(Head):
+    """A small decoder that generates tokens left to right from the features (Pix2Seq, arXiv 2109.10852)."""
+
+    reads: ClassVar[Reads] = "tokens"
+
+    def __init__(self, config: ModelConfig, target: Tokens) -> None:
+        super().__init__()
+        self.config, self.target = config, target
+        self.embedding = nn.Embedding(target.vocab_size, config.dim)
+        self.start = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.positions = nn.Parameter(torch.empty(target.length, config.dim))
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
+        self.norm = layer_norm(config.dim, config)
+        self.out = nn.Linear(config.dim, target.vocab_size, bias=False)
+        self.apply(initialise)
+        for table in (self.embedding.weight, self.start, self.positions):
+            nn.init.normal_(table, std=EMBEDDING_STD)
+        nn.init.normal_(self.out.weight, std=OUTPUT_STD)
+        start_alike(self.embedding.weight, target.ordered_ids, EMBEDDING_STD)
+        start_alike(self.out.weight, target.ordered_ids, OUTPUT_STD)
+
+    def _context(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [cast(DecoderBlock, block).keys_and_values(features, None) for block in self.blocks]
+
+    def train_outputs(self, features: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
+        """Return logits `(batch, tokens, vocabulary)` with teacher forcing."""
+        before = self.embedding(targets[:, :-1].clamp(min=0))
+        x = torch.cat([self.start.expand(len(targets), -1, -1), before], 1) + self.positions
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        for block, context in zip(self.blocks, self._context(features), strict=True):
+            x = block(x, None, context, causal, _attention_mask(mask))
+        result: Tensor = self.out(self.norm(x))
+        return result
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Return ids `(batch, tokens)` by greedy decoding. Ids after an end are undefined."""
+        contexts, batch = self._context(features), len(features)
+        caches = [KeyValueCache.empty(batch, self.target.length, self.config, features) for _ in self.blocks]
+        x, written = self.start.expand(batch, -1, -1), []
+        ended = torch.zeros(batch, dtype=torch.bool, device=features.device)
+        first, count = self.target.sentinels
+        for position in range(self.target.length - (self.target.end is not None)):
+            x = x + self.positions[position]
+            for block, context, cache in zip(self.blocks, contexts, caches, strict=True):
+                x = block(x, None, context, None, _attention_mask(mask), cache)
+            logits = self.out(self.norm(x[:, 0]))
+            logits[:, first : first + count] = -torch.inf  # values contain no sentinels
+            ids = logits.argmax(1)
+            written.append(ids)
+            if self.target.end is not None:
+                ended |= ids == self.target.end
+                if bool(ended.all()):
+                    break
+            x = self.embedding(ids).unsqueeze(1)
+        return torch.stack(written, 1)
+
+
+def build_head(name: HeadName, target: Any, config: TransferConfig, model: ModelConfig, grid: Grid | None) -> Head:
+    """Return a new head for features of a backbone with the config `model`; map heads read `grid`."""
+    if name == "knn":
+        return Neighbours(torch.zeros(1, model.dim), torch.zeros(1, 1), config, target.outputs)
+    if name == "linear" and grid is None:
+        return PooledLinear(model.dim, target.outputs)
+    small = ModelConfig(dim=model.dim, encoder_depth=1, decoder_depth=config.head_blocks, heads=model.heads)
+    if name == "attentive":
+        return Attentive(small, target.outputs)
+    if name == "tokens":
+        return TokenDecoder(small, cast(Tokens, target))
+    assert grid is not None and isinstance(target, ClassMap | Numbers)
+    rows, columns = grid.shape
+    patch = (-(-target.size[0] // rows), -(-target.size[1] // columns))
+    dim = model.dim * len(grid.names)
+    if name == "linear":
+        return MapLinear(dim, target.outputs, patch, target.size)
+    return MapConvNeXt(dim, target.outputs, patch, target.size, model.dim, config.head_blocks)
+
+
+def _small_linear(dim: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(dim, outputs)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _attention_mask(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else rearrange(mask, "b n -> b 1 1 n")
+
+
+def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolate to the target's size if patches do not divide it."""
+    if tuple(pixels.shape[2:]) == size:
+        return pixels
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)

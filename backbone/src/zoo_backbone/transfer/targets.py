@@ -1,0 +1,315 @@
+"""Kinds of targets (classes, numbers, maps, tokens): encoding, loss, decoding, metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, OrderedIds, SequenceLayout, VectorLayout, ids_of
+from tokenizers_zoo.validation import commonest_classes
+from zoo_backbone.transfer.config import Scale
+
+IGNORED = -100
+"""Target of positions without a label."""
+ACCURACY = (
+    Metric(name="accuracy", higher_is_better=True, meaning="share of correct predictions"),
+    Metric(name="balanced_accuracy", higher_is_better=True, meaning="accuracy per true class, averaged over classes"),
+)
+ERRORS = (
+    Metric(name="mae", higher_is_better=False, meaning="mean absolute error, in the label's unit"),
+    Metric(name="r2", higher_is_better=True, meaning="share of the variance that is explained; 0: none, 1: all"),
+)
+
+
+class Target(Protocol):
+    """A kind of prediction. `encode` turns labels into target tensors; heads output tensors for `loss` and `decode`."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the kind, a key of HEADS."""
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the head per sample, pixel or token."""
+
+    def encode(self, labels: Sequence[Any]) -> Tensor:
+        """Return the labels as a target tensor, batch first."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss."""
+
+    def decode(self, outputs: Tensor) -> list[Any]:
+        """Return one prediction per sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """One class per sample: outputs `(batch, classes)`, targets int64 `(batch,)`."""
+
+    kind: ClassVar[str] = "classes"
+    metrics: ClassVar[tuple[Metric, ...]] = ACCURACY
+    names: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.names)
+
+    def encode(self, labels: Sequence[Any]) -> Tensor:
+        number = {name: index for index, name in enumerate(self.names)}
+        return torch.tensor([number[label] for label in labels])
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float(), targets)
+
+    def decode(self, outputs: Tensor) -> list[Any]:
+        return [self.names[index] for index in outputs.argmax(1).tolist()]
+
+    def constant(self, labels: Sequence[Any]) -> Any:
+        """Return the most frequent class, the first by name among equals."""
+        return min(Counter(labels).items(), key=lambda item: (-item[1], item[0]))[0]
+
+    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
+        """Return the metrics of predicted class names."""
+        counts = Counter(truth)
+        hits = Counter(true for guess, true in zip(predicted, truth, strict=True) if guess == true)
+        return _accuracies(np.array(list(counts.values())), np.array([hits[name] for name in counts]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMap:
+    """One class per pixel: outputs `(batch, classes, height, width)`, targets int64 `(batch, height, width)`.
+
+    Pixels of an `unscored` class have no target, and no prediction is an unscored class.
+    """
+
+    kind: ClassVar[str] = "class map"
+    metrics: ClassVar[tuple[Metric, ...]] = ACCURACY
+    names: tuple[str, ...]
+    size: tuple[int, int]
+    dtype: str = "int64"
+    unscored: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        return len(self.names)
+
+    @property
+    def unscored_ids(self) -> tuple[int, ...]:
+        return ids_of(self.unscored, self.names)
+
+    def encode(self, labels: Sequence[Any]) -> Tensor:
+        maps = np.stack(labels).astype(np.int64)
+        maps[np.isin(maps, self.unscored_ids)] = IGNORED
+        return torch.from_numpy(maps)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy, a mean over labelled pixels; 0 if there are none."""
+        total = F.cross_entropy(outputs.float(), targets, ignore_index=IGNORED, reduction="sum")
+        return total / (targets != IGNORED).sum().clamp(min=1)
+
+    def decode(self, outputs: Tensor) -> list[Any]:
+        outputs = outputs.index_fill(1, torch.tensor(self.unscored_ids, device=outputs.device).long(), -math.inf)
+        likeliest = outputs.max(dim=1).indices  # equals argmax, four times faster on CPU
+        return list(likeliest.cpu().numpy().astype(self.dtype))
+
+    def constant(self, labels: Sequence[Any]) -> Any:
+        """Return the most frequent class of each pixel, see `commonest_classes`."""
+        return commonest_classes(np.stack(labels), self.unscored_ids).astype(self.dtype)
+
+    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
+        """Return the metrics over pixels whose true class is scored; NaN if there are none."""
+        counts, hits = np.zeros((2, len(self.names)), np.int64)
+        for guess, true in zip(predicted, truth, strict=True):
+            counts += np.bincount(true.ravel(), minlength=len(counts))
+            hits += np.bincount(true[guess == true], minlength=len(counts))
+        scored = np.setdiff1d(np.arange(len(counts)), self.unscored_ids)
+        return _accuracies(counts[scored], hits[scored])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Numbers, standardised: one, a vector `(n,)`, or a map `(channels, height, width)` with moments per channel."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = ERRORS
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shape: tuple[int, ...] = ()
+    dtype: str | None = None
+    """Type of predicted arrays; None: predictions are Python floats."""
+    low: float | None = None
+    high: float | None = None
+    scale: str = "linear"
+    """"log": the logarithm is learned."""
+
+    @classmethod
+    def fit(cls, labels: Iterable[Any], spec: ModalitySpec | None = None, scale: Scale = "auto") -> Numbers:
+        """Standardise by labels: plain numbers, or values of `spec`. Raises ValueError if `scale` does not fit."""
+        fields: dict[str, Any] = {}
+        if spec is not None:
+            value = spec.value
+            fields = {"shape": value.shape, "dtype": value.dtype, "low": value.low, "high": value.high}
+            positive = value.low is not None and value.low > 0
+            if scale == "log" and not positive:
+                raise ValueError(f"scale log: needs a modality that declares numbers above 0; {spec.name} has {value}")
+            if len(value.shape) == 3 and positive and scale != "linear":
+                fields["scale"] = "log"
+        table = np.stack([np.asarray(label, np.float64) for label in labels])
+        table = table.reshape(*table.shape[:2], -1) if table.ndim > 1 else table[:, None, None]
+        table = np.log(table) if fields.get("scale") == "log" else table
+        std = table.std((0, 2))
+        std[std <= 1e-12] = 1.0  # constant labels
+        return cls(mean=tuple(table.mean((0, 2)).tolist()), std=tuple(std.tolist()), **fields)
+
+    @property
+    def kind(self) -> str:
+        return "number map" if len(self.shape) == 3 else "numbers"
+
+    @property
+    def outputs(self) -> int:
+        return len(self.mean)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a map."""
+        return self.shape[1], self.shape[2]
+
+    def _moments(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        shape = (-1, *[1] * (len(self.shape) - 1))
+        return np.reshape(self.mean, shape), np.reshape(self.std, shape)
+
+    def encode(self, labels: Sequence[Any]) -> Tensor:
+        mean, std = self._moments()
+        table = np.stack([np.asarray(label, np.float64) for label in labels]).reshape(-1, *(self.shape or (1,)))
+        return torch.from_numpy(((np.log(table) if self.scale == "log" else table) - mean) / std).float()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the smooth L1 loss: close to the absolute error, which is the main metric."""
+        return F.smooth_l1_loss(outputs.float(), targets)
+
+    def decode(self, outputs: Tensor) -> list[Any]:
+        """Return predictions in the label's unit, clipped to its bounds."""
+        mean, std = self._moments()
+        table = outputs.double().cpu().numpy() * std + mean
+        table = np.exp(np.minimum(table, 80.0)) if self.scale == "log" else table
+        table = table if self.low is None and self.high is None else np.clip(table, self.low, self.high)
+        if self.dtype is None:
+            return [float(number) for number in table[:, 0]]
+        return [np.asarray(row, self.dtype) for row in table.reshape(len(table), *self.shape)]
+
+    def constant(self, labels: Sequence[Any]) -> Any:
+        """Return the median of each number."""
+        median = np.median(np.stack([np.asarray(label, np.float64) for label in labels]), axis=0)
+        return float(median) if self.dtype is None else np.asarray(median, self.dtype)
+
+    def score(self, predicted: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
+        """Return the metrics, one sample at a time in float64. Variance is around the mean of each number."""
+        mean = sum(np.asarray(true, np.float64) for true in truth) / len(truth)
+        residual = total = absolute = 0.0
+        for guess, true in zip(predicted, truth, strict=True):
+            error = np.asarray(guess, np.float64) - np.asarray(true, np.float64)
+            residual += np.square(error).sum()
+            absolute += np.abs(error).sum()
+            total += np.square(np.asarray(true, np.float64) - mean).sum()
+        r2 = 1 - residual / total if total > 0 else math.nan
+        return {"mae": float(absolute / (len(truth) * np.size(truth[0]))), "r2": float(r2)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A modality's own tokens, left to right (Pix2Seq, arXiv 2109.10852).
+
+    Outputs are logits `(batch, tokens, vocabulary)`; targets int64 `(batch, tokens)` hold content, the end id if the
+    length varies, then IGNORED. Labels are tokens as the tokenizer encodes them.
+    """
+
+    kind: ClassVar[str] = "tokens"
+    vocab_size: int
+    shape: tuple[int, ...]
+    """Shape of a sample's tokens; for variable length, the longest training label."""
+    end: int | None = None
+    """The end id of tokens of variable length."""
+    sentinels: tuple[int, int] = (0, 0)
+    """First id and number of the sentinels, which only the backbone uses."""
+    fingerprint: str = ""
+    """Fingerprint of the tokenizer."""
+    ordered_ids: tuple[OrderedIds, ...] = ()
+    """Ranges of ids that represent numbers; neighbouring ids start with similar embeddings."""
+
+    @classmethod
+    def fit(cls, tokens: Sequence[Any], spec: ModalitySpec, fingerprint: str) -> Tokens:
+        """Return the target of a modality, from the tokens of the training labels."""
+        fields: dict[str, Any] = {
+            "vocab_size": spec.vocab_size, "fingerprint": fingerprint, "ordered_ids": spec.ordered_ids
+        }  # fmt: skip
+        layout = spec.layout
+        if isinstance(layout, SequenceLayout):
+            longest = max(max(len(row) for row in tokens), 1)
+            sentinels = layout.sentinel_start, layout.num_sentinels
+            return cls(shape=(longest,), end=layout.end, sentinels=sentinels, **fields)
+        assert isinstance(layout, GridLayout | VectorLayout)
+        return cls(shape=layout.shape if isinstance(layout, GridLayout) else (layout.length,), **fields)
+
+    @property
+    def outputs(self) -> int:
+        return self.vocab_size
+
+    @property
+    def length(self) -> int:
+        """Maximum number of tokens of a sample, end included."""
+        return math.prod(self.shape) + (self.end is not None)
+
+    def encode(self, labels: Sequence[Any]) -> Tensor:
+        targets = torch.full((len(labels), self.length), IGNORED)
+        for row, tokens in zip(targets, labels, strict=True):
+            content = torch.as_tensor(np.asarray(tokens)).flatten()
+            row[: len(content)] = content
+            if self.end is not None:
+                row[len(content)] = self.end
+        return targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+    def decode(self, outputs: Tensor) -> list[Any]:
+        """Return predicted ids `(batch, tokens)` in the form that the tokenizer decodes."""
+        ids = outputs.cpu().numpy()
+        if self.end is None:
+            return list(ids.reshape(len(ids), *self.shape))
+        ends = [np.flatnonzero(row == self.end) for row in ids]
+        return [row[: end[0] if len(end) else math.prod(self.shape)] for row, end in zip(ids, ends, strict=True)]
+
+
+TARGETS: Mapping[str, type[Any]] = {
+    "classes": Classes, "numbers": Numbers, "class map": ClassMap, "number map": Numbers, "tokens": Tokens,
+}  # fmt: skip
+
+
+def target_to_json(target: Any) -> dict[str, Any]:
+    """Return a target as JSON types."""
+    return {"kind": target.kind, **dataclasses.asdict(target)}
+
+
+def target_from_json(data: Mapping[str, Any]) -> Any:
+    """Return the target that `target_to_json` wrote."""
+    fields = {key: value for key, value in data.items() if key != "kind" and value is not None}
+    return from_mapping(TARGETS[data["kind"]], fields)
+
+
+def _accuracies(counts: npt.NDArray[np.int64], hits: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Return the metrics ACCURACY from the number of labels and of hits per class."""
+    present = counts > 0
+    if not present.any():
+        return {"accuracy": math.nan, "balanced_accuracy": math.nan}
+    balanced = float(np.mean(hits[present] / counts[present]))
+    return {"accuracy": float(hits.sum() / counts.sum()), "balanced_accuracy": balanced}

@@ -1,0 +1,345 @@
+"""Training of probes: the tokenizer training loop on cached features, or through the encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, load_config, save_checkpoint
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.io import read_table, write_json
+from tokenizers_zoo.progress import say
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
+from tokenizers_zoo.train.batches import seeded, to_device
+from tokenizers_zoo.train.loop import identity, train
+from tokenizers_zoo.train.task import Kept
+from zoo_backbone.checkpoint import spec_from_json
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.encoder import parameter_groups
+from zoo_backbone.run import Run, registry_place, stored_config
+from zoo_backbone.transfer.config import TransferConfig, head_for
+from zoo_backbone.transfer.data import Samples, Split, Stores, split_labels
+from zoo_backbone.transfer.evaluate import score, unseen_classes
+from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
+from zoo_backbone.transfer.probe import (
+    CLASS,
+    FeatureCache,
+    Network,
+    Probe,
+    build_encoder,
+    collate_features,
+    require_peft,
+)  # fmt: skip
+from zoo_backbone.transfer.results import METRICS, probe_card
+from zoo_backbone.transfer.targets import Target, target_to_json
+from zoo_backbone.transfer.task import Task
+
+FOLDER = "transfer"
+DIGEST = 16
+"""Characters of the digests in a probe's identity."""
+PROBE = RunKind(
+    name="probe",
+    files=(WEIGHTS, CONFIG, CARD, METRICS, "metrics.jsonl", "tensorboard"),
+    state=TOKENIZER.state,
+    results=(WEIGHTS, CONFIG, METRICS),
+)
+PATHS = "tokens", "data", "registry"
+"""Keys of config.json that are paths."""
+EVAL_BATCH = 64
+
+
+@float32_by_default()
+def train_probe(
+    run: Path,
+    zoo: Zoo,
+    task: str,
+    inputs: Sequence[str],
+    out: Path,
+    config: TransferConfig,
+    *,
+    seed: int = 0,
+    wanted: Any = None,
+    data: Path | None = None,
+    overwrite: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> Path:
+    """Train a probe on the run's stored tokens of `inputs`, write it to `out`, and return `out`.
+
+    Labels are values in `data` (default: the run's), or a table. Resumes a killed training, to the same weights. A
+    finished probe is kept, with its paths updated. Errors are raised before anything is written.
+    """
+    started = time.perf_counter()
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
+    run, record = Path(run), Run.load(run)
+    backbone = stored_config(run)
+    layout = EmbeddingLayout(list(map(spec_from_json, backbone["specs"])), from_mapping(ModelConfig, backbone["model"]))
+    inputs = [layout.spec(name).name for name in inputs]
+    for name in inputs:
+        layout.check_read(name, "--input")
+    if len(set(inputs)) != len(inputs):
+        raise ConfigError(f"--input {','.join(inputs)}: expected each modality once")
+    parsed = Task.parse(task, zoo, wanted)
+    if parsed.handle is not None and parsed.handle.name in inputs:
+        raise ConfigError(f"--task {task}: {parsed.handle.name} is also an input; leave one out")
+    if config.tuning == "lora":
+        require_peft()
+    if data is None:
+        data = record.values() if parsed.handle is not None else record.data
+    stores = Stores(
+        tokens=record.tokens, values=ValueStore.of(data, zoo) if data and parsed.handle else None, zoo=zoo,
+        owner=str(run), specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
+    )  # fmt: skip
+    unknown_keys = stores.unknown_keys(parsed)
+    known, test = stores.samples(parsed, TRAIN), stores.samples(parsed, TEST)
+    split = split_labels(parsed, known, config, seed)
+    if split.problem and config.patience is not None:
+        raise ConfigError(f"patience: {split.problem}; use more labels, a larger validation, or leave patience out")
+    target, targets = parsed.fit(split.samples.labels, config.scale)
+    parsed.check_labels(target, test.labels)
+    head = head_for(target.kind, config)
+    grid = Grid.of(layout, inputs) if target.kind.endswith("map") else None
+    if head == "linear" and grid is None and config.batch_size < 2:
+        raise ConfigError("batch_size 1: head linear normalises over the batch; expected at least 2")
+    probe_config = {
+        "class": CLASS, "task": {"text": parsed.text, "wanted": wanted}, "target": target_to_json(target),
+        "inputs": inputs, "head": head, "settings": dataclasses.asdict(config), "seed": seed,
+        "backbone": {"run": str(run.resolve()),
+                     **{key: backbone[key] for key in ("weights_sha256", "fingerprints", "model", "specs")}},
+        "tokens": str(record.tokens), "data": None if data is None else str(data.resolve()),
+        "registry": registry_place(zoo.path),
+    }  # fmt: skip
+    dropped = {TRAIN: dict(known.dropped), TEST: dict(test.dropped), "unknown_keys": unknown_keys}
+    training = ProbeTask(
+        run=run, task=parsed, target=target, targets=targets, grid=grid, config=config, seed=seed, zoo=zoo, split=split,
+        test=test, probe_config=probe_config, dropped=dropped, started=started,
+    )  # fmt: skip
+    provenance = {}
+    for name, part in ((TRAIN, split.samples), (TEST, test)):
+        provenance[f"{name} inputs"] = part.digest()[:DIGEST]
+        provenance[f"{name} labels"] = parsed.digest(stores.values, name, part.labels)[:DIGEST]
+    held_out = training.examples(split.samples, split.validation) or training.examples(test, range(len(test)))
+    samples = TrainingSamples(
+        train=training.examples(split.samples, split.training), test=held_out, provenance=provenance
+    )
+    if head == "knn":
+        training.without_steps(samples, out, overwrite)
+    else:
+        train(training, samples, config, out, seed, on_step, overwrite)
+    update_paths(out, probe_config)
+    return out
+
+
+def update_paths(folder: Path, now: Mapping[str, Any]) -> None:
+    """Update the paths in a finished probe, for a task, run or stores that were moved."""
+    config, metrics = load_config(folder, CLASS), read_table(folder / METRICS)
+    moved = {
+        **config, "task": now["task"], "backbone": {**config["backbone"], "run": now["backbone"]["run"]},
+        **{key: now[key] for key in PATHS},
+    }  # fmt: skip
+    if moved != config:
+        metrics["task"]["text"] = now["task"]["text"]
+        write_json(folder / METRICS, metrics)
+        write_json(folder / CONFIG, moved)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A sample of the training loop."""
+
+    samples: Samples
+    place: int
+
+    @property
+    def label(self) -> Any:
+        return self.samples.labels[self.place]
+
+
+@dataclass(kw_only=True)
+class ProbeTask:
+    """The probe as the training loop sees it; see `TokenizerTask` and `SupervisedTask` in tokenizers_zoo."""
+
+    run: Path
+    task: Task
+    target: Target
+    targets: Sequence[Any]
+    """Labels of `split.samples`, as `target.encode` expects them."""
+    grid: Grid | None
+    config: TransferConfig
+    seed: int
+    zoo: Zoo
+    split: Split
+    test: Samples
+    probe_config: dict[str, Any]
+    dropped: Mapping[str, Any]
+    started: float
+
+    kind_of_run = PROBE
+    codebook_size = 0
+
+    def __post_init__(self) -> None:
+        self.validates = bool(self.split.validation)
+        self.title = f"transfer {self.task.title}"
+        self.spec = self.task.spec(self.target)
+        self.head = self.probe_config["head"]
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.frozen = self.config.tuning == "frozen"
+        self.features: dict[int, FeatureCache] = {}  # by id of Samples
+        self.network: Network
+        self.trained_parameters = 0
+
+    @staticmethod
+    def examples(samples: Samples, places: Sequence[int]) -> list[Example]:
+        """Return the samples at these places."""
+        return [Example(samples=samples, place=place) for place in places]
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the identity of the probe, which holds no paths."""
+        config = self.probe_config
+        fingerprints = {name: config["backbone"]["fingerprints"].get(name) for name in config["inputs"]}
+        return {
+            **{key: config[key] for key in ("class", "target", "inputs", "head", "settings")},
+            "task": {"name": self.task.title, "wanted": self.task.wanted},
+            "backbone": {"weights_sha256": config["backbone"]["weights_sha256"], "fingerprints": fingerprints},
+        }
+
+    # ------------------------------------------------------------------ the model
+
+    def build(self, train: Sequence[Any], rng: np.random.Generator) -> nn.Module:
+        """Return the module to train: the head on a frozen encoder, else the whole network."""
+        if self.split.problem:
+            say(
+                Console(stderr=True),
+                f"{self.title}: {self.split.problem}; training on all labels, keeping the last step",
+            )
+        encoder = build_encoder(self.run, self.config, self.seed)
+        head = build_head(self.head, self.target, self.config, encoder.model.config, self.grid)
+        self.network = Network(encoder.to(self.device), head, self.grid)
+        module: nn.Module = head if self.frozen else self.network
+        self.trained_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        if self.frozen:
+            for part in (self.split.samples, self.test):
+                self.features[id(part)] = FeatureCache(self.network, part, self.config.batch_size)
+            if self.head == "knn":
+                self.features[id(self.split.samples)].fill(range(len(self.split.samples)))
+            elif self.validates:
+                self.features[id(self.split.samples)].fill(self.split.validation)
+            else:
+                self.features[id(self.test)].fill(spread(len(self.test), self.config.eval_samples))
+        return module
+
+    def _inputs(self, examples: Sequence[Example]) -> Any:
+        """Return the inputs of the trained module: features, or tokens."""
+        samples, places = examples[0].samples, [example.place for example in examples]
+        if self.frozen:
+            return collate_features(self.features[id(samples)].get(places))
+        return self.network.encoder.prepare(samples.tokens(places))
+
+    def _head(self, module: nn.Module) -> Head:
+        return cast(Head, module) if self.frozen else cast(Network, module).head
+
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Return groups whose rates decay from layer to layer of the encoder; the head trains at the full rate."""
+        config = self.config
+        groups = []
+        if not self.frozen:
+            encoder = cast(Network, module).encoder
+            for group in parameter_groups(encoder, 1.0, decay=config.layer_decay, weight_decay=config.weight_decay):
+                groups.append({"params": group["params"], "weight_decay": group["weight_decay"], "rate": group["lr"]})
+        parameters = list(self._head(module).parameters())
+        matrices = [p for p in parameters if p.ndim > 1]
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, "rate": 1.0})
+        groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "rate": 1.0})
+        return [group for group in groups if group["params"]]
+
+    # ------------------------------------------------------------------ steps
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
+        """Return inputs and encoded targets."""
+        return self._inputs(values), self.target.encode([self.targets[example.place] for example in values])
+
+    def losses(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Return the loss of a batch."""
+        inputs, targets = batch
+        features, mask = inputs if self.frozen else cast(Network, module).features(*inputs)
+        features = F.dropout(features, self.config.dropout, module.training)
+        return {"loss": self.target.loss(self._head(module).train_outputs(features, mask, targets), targets)}
+
+    def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], None]:
+        """Return predictions."""
+        predicted = []
+        for start in range(0, len(values), EVAL_BATCH):
+            inputs = self._inputs(values[start : start + EVAL_BATCH])
+            predicted += self.task.predictions(self.target, module(*to_device(inputs, self.device)))
+        return predicted, None
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        """Return the metrics of predictions."""
+        return self.task.score(self.target, predicted, [example.label for example in target])
+
+    def render(self, value: Any) -> Any:
+        """Return a prediction, or the label of an example, as an image or text."""
+        if isinstance(value, Example):
+            value = self.task.truth(self.target, value.label)
+        return self.task.render(self.target, value)
+
+    # ------------------------------------------------------------------ the end
+
+    def without_steps(self, samples: TrainingSamples, out: Path, overwrite: bool) -> None:
+        """Write a knn probe, which stores features and labels."""
+        with RunFolder(out, PROBE, identity(self, samples, self.config, self.seed)).open(overwrite) as run:
+            if run.finished is not None:
+                return
+            with seeded(self.seed):
+                self.build(samples.train, np.random.default_rng(0))
+            bank = torch.stack(self.features[id(self.split.samples)].get(range(len(self.split.samples))))
+            answers = self.target.encode(list(self.targets))
+            head = Neighbours(bank, answers, self.config, self.target.outputs).to(self.device)
+            self.save(run, head, 0, time.perf_counter() - self.started, None)
+
+    def save(self, run: RunFolder, module: nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
+        """Score all held-out samples and write the probe."""
+        if self.frozen:
+            self.network.head = self._head(module)
+        else:
+            self.network = cast(Network, module)
+        samples, target = self.split.samples, self.target
+        config = {**self.probe_config, "train_classes": sorted(set(self.targets)) if target.kind == "classes" else []}
+        baseline = self.task.constant_baseline(target, samples.labels)
+        probe = Probe(self.network, self.task, target, self.zoo, config, baseline)
+        best = {} if kept is None else {
+            "best_step": kept.step, "validation": {"name": self.spec.metrics[0].name, "score": kept.score}
+        }  # fmt: skip
+        metrics = {
+            "task": {"name": self.task.title, "text": self.task.text, "kind": target.kind},
+            "inputs": config["inputs"], "head": self.head, "tuning": self.config.tuning, "seed": self.seed,
+            "labels": {"requested": self.config.labels, "train": len(self.split.training),
+                       "validation": len(self.split.validation), "test": len(self.test)},
+            "metrics": score(probe, self.test),
+            "settings": config["settings"],
+            "dropped": dict(self.dropped),
+            "unseen_classes": unseen_classes(probe, self.test.labels),
+            "backbone": {key: config["backbone"][key] for key in ("run", "weights_sha256")},
+            "parameters": {"trained": self.trained_parameters, "all": sum(p.numel() for p in probe.parameters())},
+            "steps": steps, **best,
+            "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
+        }  # fmt: skip
+        tensors, config["constant_baseline"] = probe.tensors()
+        save_checkpoint(run.path, tensors, config, probe_card(metrics))
+        write_json(run.path / METRICS, metrics)
+        run.finish(steps=steps)
