@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import field
 from typing import Any
 
 import pytest
@@ -11,11 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.config import ADDED, Origin, from_mapping, recorded
-from tokenizers_zoo.families.objects.settings import ObjectModelConfig
-from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
-from tokenizers_zoo.families.spatial.settings import SpatialModelConfig
-from tokenizers_zoo.families.vectors.settings import VectorModelConfig
 from tokenizers_zoo.nn import BlockConfig, MlpConfig, build_decoder, build_encoder
 from tokenizers_zoo.nn.conv import ConvNextBlock
 from tokenizers_zoo.nn.mlp import Mlp, mlp_decoder, mlp_encoder
@@ -58,59 +52,6 @@ def test_the_map_of_latents_is_beside_the_latents() -> None:
     config = MlpConfig(width=8, depth=1, latent_map=True)
     assert [getattr(part, "out_features", 0) for part in mlp_encoder(config, 5, 3)] == [8, 0, 8, 3]
     assert [getattr(part, "out_features", 0) for part in mlp_decoder(config, 3, 5)] == [8, 8, 0, 5]
-
-
-QUANTIZER = [
-    "kind", "codebook_size", "levels", "num_codebooks", "groups", "codebook_dim", "distance", "decay",
-    "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight",
-]  # fmt: skip
-"""The fields that the first files have of a quantizer."""
-
-
-def test_records_say_nothing_of_what_older_ones_lack() -> None:
-    """So older runs go on, and older folders compare as equal."""
-    quantizer = QuantizerConfig(kind="vq")
-    assert recorded(VIT) == {"kind": "vit", "width": 32, "depth": 1, "heads": 2, "mlp_ratio": 4.0}
-    assert recorded(MlpConfig(width=8, depth=1)) == {"width": 8, "depth": 1}
-    spatial = SpatialModelConfig(
-        channels=3, classes=False, patch_size=8, latent_dim=4, quantizer=quantizer, blocks=BlockConfig()
-    )
-    assert recorded(spatial) == {
-        "channels": 3, "classes": False, "patch_size": 8, "latent_dim": 4,
-        "quantizer": {name: getattr(quantizer, name) for name in QUANTIZER}, "blocks": recorded(BlockConfig()),
-    }  # fmt: skip
-    vector = VectorModelConfig(dim=6, loss="cosine", latent_dim=4, width=8, depth=2, quantizer=quantizer)
-    names = ["dim", "loss", "latent_dim", "width", "depth", "quantizer"]
-    assert list(recorded(vector)) == names and vector.blocks == MlpConfig(
-        width=8, depth=2, expansion=4, final_norm=True
-    )
-    things = ObjectModelConfig(
-        item_shape=(4,), fitted={"a": (2, 3)}, latent_dim=4, quantizer=quantizer, blocks=MlpConfig(width=8, depth=1),
-        patch_size=1,
-    )  # fmt: skip
-    assert recorded(things)["blocks"] == {"width": 8, "depth": 1} and recorded(things)["fitted"] == {"a": (2, 3)}
-    assert not {"layout", "noise_levels", "limit"} & set(DiffusionConfig().trained())
-    assert DiffusionConfig(layout="published", noise_levels=9, sampling_steps=3).trained()["noise_levels"] == 9
-    for config in (spatial, vector, things):
-        assert from_mapping(type(config), recorded(config), Origin()) == config
-
-
-def test_a_record_says_how_codes_are_spread_where_it_is_not_as_it_was() -> None:
-    """Tokenizers of before it was a setting have it in no file: 0 for fsq, 0.1 for residual_fsq."""
-    for kind, was in (("fsq", 0.0), ("residual_fsq", 0.1)):
-        config = QuantizerConfig(kind=kind, spread_weight=was)  # type: ignore[arg-type]
-        assert list(recorded(config)) == QUANTIZER
-        assert from_mapping(QuantizerConfig, recorded(config), Origin()) == config
-        assert recorded(dataclasses.replace(config, spread_weight=0.05))["spread_weight"] == 0.05
-
-
-def test_a_record_keeps_an_added_field_that_is_set() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Inner:
-        old: int = 1
-        new: int = field(default=2, metadata=ADDED)
-
-    assert recorded([Inner(), {"x": Inner(new=3)}]) == [{"old": 1}, {"x": {"old": 1, "new": 3}}]
 
 
 # ---------------------------------------------------------------------- variants

@@ -392,17 +392,6 @@ def test_the_published_vocabulary_is_a_preset() -> None:
         config(preset="big")
 
 
-def test_one_that_was_made_by_the_preset_of_before_keeps_its_ids(tmp_path: Path) -> None:
-    """Its file names the preset, and has all that this stood for then."""
-    TextVocabulary.train(VocabularyConfig(size=6000, end=3, sentinels=200, coordinate_bins=1000), TEXTS).save(tmp_path)
-    config = read_json(tmp_path / "config.json")
-    assert "unused" not in config["vocabulary"]
-    config["vocabulary"]["preset"] = "4m"
-    write_json(tmp_path / "config.json", config)
-    own = TextVocabulary.load(tmp_path).config
-    assert (own.sentinel_start, own.sentinels, own.coordinate_start) == (4, 200, 204)
-
-
 def test_training_leaves_the_reserve_free() -> None:
     config = replace(CONFIG, size=1100, reserve=300)
     assert TextVocabulary.train(config, TEXTS, ["<a>"]).used == 800

@@ -19,7 +19,7 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 
 def __getattr__(name: str) -> Any:
-    """Load the registry only when it is asked for, so that importing a plugin stays cheap."""
+    """Load the registry at the first use, so that importing a plugin stays cheap."""
     if name in ("Zoo", "ModalityHandle"):
         from tokenizers_zoo import registry
 

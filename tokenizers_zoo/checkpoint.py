@@ -1,4 +1,4 @@
-"""Checkpoint folders: model.safetensors + config.json + README.md, written whole or not at all, with a fingerprint."""
+"""Checkpoint folders (model.safetensors, config.json, README.md), written atomically, and where a tokenizer's lie."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ORIGIN = "published"
-"""Key of config.json in what was imported from 4M: where it came from."""
+"""Key of config.json for the origin of a checkpoint imported from 4M."""
 AGAIN = "copy this folder again, or make it anew in another"
 
 
@@ -39,7 +39,7 @@ _one_at_a_time = threading.RLock()
 
 
 def _unlock() -> None:
-    """A forked process has the lock as it was, and not the thread that would give it back."""
+    """A forked process inherits the lock, but not the thread that would release it."""
     global _one_at_a_time
     _one_at_a_time = threading.RLock()
 
@@ -50,10 +50,10 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """For as long as networks are loaded: what they are does not depend on the state that the caller has torch in.
+    """Load networks independently of the caller's torch state.
 
-    Weights are of float32 whatever the default dtype, on the CPU whatever the default device, and may be trained though
-    it is in inference mode. Torch's random state on the CPU is afterwards what it was. Threads wait for one another.
+    Weights are float32 on the CPU whatever the defaults, and trainable even in inference mode. Torch's random state on
+    the CPU stays the same. Threads wait for one another.
     """
     import torch
 
@@ -66,14 +66,14 @@ def loading() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_by_default() -> Iterator[None]:
-    """New tensors are of float32, whatever default dtype the caller has set.
+    """Make float32 the default dtype of new tensors.
 
-    It is the whole process's: where it is another, threads wait for one another.
+    The default belongs to the whole process: if it has to change, threads wait for each other.
     """
     import torch
 
     with contextlib.ExitStack() as alone:
-        alone.enter_context(_one_at_a_time)  # else it might be what another thread has it be for a while
+        alone.enter_context(_one_at_a_time)  # another thread may have changed it for a while
         dtype = torch.get_default_dtype()
         if dtype == torch.float32:
             alone.close()
@@ -84,22 +84,21 @@ def float32_by_default() -> Iterator[None]:
 
 
 def card_row(*cells: object) -> str:
-    """A row of a table of a card, which is Markdown: a bar within a cell does not end it."""
+    """Return a row of a Markdown table, with bars in cells escaped."""
     escaped = [str(cell).replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(escaped)} |"
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], card: str) -> str:
-    """Write a checkpoint folder, or replace the checkpoint in it; returns its fingerprint.
+    """Write a checkpoint folder, or replace its checkpoint, and return the fingerprint.
 
-    config.json comes last: where it is, the checkpoint is whole. Where the weights stay as they are, its rename is all
-    that replaces an older one. Other weights take the older config.json away first: a kill in between leaves no
-    checkpoint, and never the weights of one with the config of the other.
+    config.json is written last: with it the checkpoint is complete. If the weights stay the same, only config.json is
+    replaced. Other weights remove the old config.json first, so a kill never leaves new weights with an old config.
 
-    Other files of an older folder (metrics, samples) are kept. `config` needs a "class" key that says what can load it.
+    Other files of the folder are kept. `config` needs the key "class", which says what can load it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (  # renamed from the last to the first, once all are written
+    with (  # renamed in reverse order once all are written
         replacing_file(folder / CONFIG) as new_config,
         replacing_file(folder / CARD) as new_card,
         replacing_file(folder / WEIGHTS) as new_weights,
@@ -114,17 +113,17 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 
 
 def _has_weights(folder: Path, digest: str) -> bool:
-    """Whether the config in a folder says that its weights have this sha256."""
+    """True if the config in a folder records this sha256 of the weights."""
     with contextlib.suppress(CheckpointError):
         return bool(read_table(folder / CONFIG, "weights_sha256")["weights_sha256"] == digest)
     return False
 
 
 def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors and the config of a checkpoint folder.
+    """Return the tensors and the config of a checkpoint folder.
 
-    Raises CheckpointError where a file is missing or damaged, the weights are not those that the config was written
-    with, or the config's "class" is not `expected_class`.
+    Raises CheckpointError if a file is missing or damaged, the weights and the config do not belong together, or the
+    config's "class" is not `expected_class`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -142,7 +141,7 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
 
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where the weights of a folder are not those that its `config` was written with."""
+    """Raise CheckpointError if the weights of a folder were not written with its `config`."""
     wanted, found = config.get("weights_sha256"), file_digest(folder / WEIGHTS)
     if wanted and wanted != found:
         raise CheckpointError(
@@ -152,7 +151,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def load_config(folder: Path, expected_class: str | None = None, remedy: str = REMEDY) -> dict[str, Any]:
-    """The config of a checkpoint folder alone; raises CheckpointError as `load_checkpoint` does, with a `remedy`."""
+    """Return the config of a checkpoint folder. Raises CheckpointError as `load_checkpoint` does, with a `remedy`."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
     config = read_json(folder / CONFIG, remedy)
@@ -164,7 +163,7 @@ def load_config(folder: Path, expected_class: str | None = None, remedy: str = R
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 (hex) over the configuration and the weights of a checkpoint folder: the codec's identity."""
+    """Return the sha256 (hex) over config and weights of a checkpoint folder."""
     if not is_complete(folder):
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
     config = json.dumps(read_json(folder / CONFIG), sort_keys=True, ensure_ascii=False).encode()
@@ -172,19 +171,19 @@ def fingerprint(folder: Path) -> str:
 
 
 def joint_fingerprint(*parts: str) -> str:
-    """sha256 (hex) of several fingerprints: the identity of a codec that is in several folders."""
+    """Return the sha256 (hex) of several fingerprints."""
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def is_complete(folder: Path) -> bool:
-    """True for a folder with the files of a checkpoint."""
+    """True if a folder has the files of a checkpoint."""
     return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
 def resolve_folder(name_or_path: str | Path) -> Path:
-    """A local folder as it is, or a hub id's snapshot (downloaded through huggingface_hub).
+    """Return a local folder, or the downloaded snapshot of a hub id.
 
-    Raises CheckpointError where neither is to be had.
+    Raises CheckpointError if there is neither.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -195,7 +194,7 @@ def resolve_folder(name_or_path: str | Path) -> Path:
 
 
 def hub_folder(hub_id: str) -> Path:
-    """The snapshot of a hub id, downloaded through huggingface_hub. Raises CheckpointError where there is none."""
+    """Download a hub id and return its snapshot. Raises CheckpointError."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,4 +1,4 @@
-"""TOML tables to frozen dataclasses: unknown keys and wrong types are errors that name file, line and key."""
+"""TOML tables to frozen dataclasses; unknown keys and wrong types are errors that name file, line and key."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from tokenizers_zoo.errors import ConfigError, UnknownKeyError
 
 T = TypeVar("T")
 SHARED = "zoo"
-"""The table of registry.toml with the keys that all instances are offered."""
+"""Table of registry.toml whose keys are offered to all modalities."""
 TOML = "utf-8-sig"
-"""The encoding of TOML files: editors of Windows put a mark before UTF-8, which is no part of it."""
+"""Encoding of TOML files; it skips the byte order mark that Windows editors write."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a table was written, so that an error about one of its keys can say file and line."""
+    """Where a table was written, for errors that name file and line."""
 
     path: Path | None = None
     table: str = ""
     given: frozenset[str] = frozenset()
-    """Keys, after their tables' names, that do not stand in the file but on the command line; see `keys_of`."""
+    """Keys that came from the command line, as `table.key`; see `keys_of`."""
     shared: frozenset[str] = frozenset()
-    """Keys of this table that do not stand in it, but in `[zoo]` for all."""
+    """Keys that came from `[zoo]`, which all modalities share."""
     beside: frozenset[str] = frozenset()
-    """Keys that may stand in this table, too, and are read elsewhere: what a mistyped key may have meant."""
+    """Keys of this table that are read elsewhere, offered as corrections of a misspelt key."""
 
     def at(self, key: str) -> str:
-        """`registry.toml:12 [modalities.x] key`, with the line where it can be found."""
+        """Return `registry.toml:12 [modalities.x] key`."""
         if key in self.shared:
             return self._of_all.at(key)
         if self.path is None or f"{self.table}.{key}" in self.given:
@@ -51,11 +51,11 @@ class Origin:
 
     @property
     def file(self) -> str:
-        """The file's name, to say where something can be set; registry.toml where there is none yet."""
+        """Name of the file, or registry.toml if there is none yet."""
         return str(self.path or "registry.toml")
 
     def inner(self, key: str) -> Origin:
-        """The origin of the table that `key` holds."""
+        """Return the origin of the table under `key`."""
         if key in self.shared:
             return self._of_all.inner(key)
         table = f"{self.table}.{key}" if self.table else key
@@ -67,7 +67,7 @@ class Origin:
 
 
 def keys_of(table: Mapping[str, Any], name: str) -> Iterator[str]:
-    """The keys of the table of this name, and those of the tables in it, each after its table's name."""
+    """Yield `name.key` for all keys of a table and its inner tables."""
     for key, value in table.items():
         yield f"{name}.{key}"
         if isinstance(value, Mapping):
@@ -75,13 +75,13 @@ def keys_of(table: Mapping[str, Any], name: str) -> Iterator[str]:
 
 
 def find_line(path: Path, table: str, key: str) -> int | None:
-    """The 1-based line of `key` in `[table]` of the TOML file `path`; inline tables count, None if not found."""
+    """Return the 1-based line of `key` in `[table]` of a TOML file, or None. Finds keys of inline tables too."""
     try:
         lines = path.read_text(encoding=TOML).splitlines()
     except OSError:
         return None
     parts = table.split(".") if table else []
-    for depth in range(len(parts), -1, -1):  # an inner table may be written inline, under one of its parents
+    for depth in range(len(parts), -1, -1):  # an inner table may be written inline, below a parent table
         header = ".".join(parts[:depth])
         wanted = [*parts[depth:], key][0]
         current = ""
@@ -94,7 +94,7 @@ def find_line(path: Path, table: str, key: str) -> int | None:
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file. Raises ConfigError with the parser's line where it is not TOML or cannot be read."""
+    """Parse a TOML file. Raises ConfigError, with the parser's line, if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding=TOML))
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin: Origin) -> None:
-    """Raise UnknownKeyError for the first key of `given` that is not `known`, with the close ones."""
+    """Raise UnknownKeyError for the first key of `given` that is not in `known`, and offer close ones."""
     known = set(known)
     names = sorted(known | origin.beside)
     for key in given:
@@ -117,11 +117,11 @@ def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin
 
 
 def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None = None) -> T:
-    """Build the dataclass `cls` from `given`, recursing into nested dataclasses.
+    """Build the dataclass `cls` from a table, recursing into nested dataclasses.
 
-    A table given for a field whose default is a dataclass replaces only the keys that it has, and those that it leaves
-    no use for; see `_beneath`. Raises ConfigError for an unknown key, a value of another type, a missing required key,
-    or whatever the class's `__post_init__` rejects with ValueError.
+    If a field's default is a dataclass, an inner table replaces only the keys that it has, and the fields that these
+    make irrelevant; see `_beneath`. Raises ConfigError for an unknown key, a wrong type, a missing required key, and
+    for what `__post_init__` rejects with ValueError.
     """
     origin = origin or Origin()
     hints = typing.get_type_hints(cls)
@@ -142,7 +142,7 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
 
 
 def _field(field: dataclasses.Field[Any], hint: Any, value: Any, origin: Origin) -> Any:
-    """The value of a field. Keys that a table leaves out are as in the field's default, where that is a dataclass."""
+    """Return the value of a field; keys missing from an inner table come from the field's default."""
     default = default_of(field)
     nested = isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(default, hint)
     if not (nested and isinstance(value, Mapping)):
@@ -153,17 +153,17 @@ def _field(field: dataclasses.Field[Any], hint: Any, value: Any, origin: Origin)
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a field; MISSING where it has none."""
+    """Return the default of a field, or MISSING."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def emptied(cls: type, table: Mapping[str, Any]) -> typing.Iterable[str]:
-    """The fields of `cls` that a table leaves no use for, as the class's own `emptied_by(table)` says; mostly none."""
+    """Return the fields made irrelevant by a table's keys, from the class's `emptied_by(table)` if it has one."""
     return getattr(cls, "emptied_by", lambda _: ())(table)
 
 
 def _beneath(cls: type, table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A table for `cls` without the keys, in its inner tables, too, that the table `over` it leaves no use for."""
+    """Drop the keys of a table, and of its inner tables, that the table `over` it makes irrelevant."""
     empty = set(emptied(cls, over))
     kept = {key: value for key, value in table.items() if key not in empty}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -176,14 +176,14 @@ def _beneath(cls: type, table: Mapping[str, Any], over: Mapping[str, Any]) -> di
 
 
 def _blamed(given: Mapping[str, Any], message: str) -> str | None:
-    """The key of `given` that a message begins with, or speaks of in words: `image_size` as "image size"."""
+    """Return the key that a message begins with, or names in words ("image size" for `image_size`)."""
     begins = (key for key in given if re.match(rf"{re.escape(key)}\b", message))
     in_words = (key for key in given if "_" in key and re.search(rf"\b{key.replace('_', ' ')}\b", message))
     return next(begins, None) or next(in_words, None)
 
 
 def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
-    """Check `value` against the type `hint`, turning tables into dataclasses and lists into tuples."""
+    """Check a value against its type hint; convert tables to dataclasses and lists to tuples."""
     outer = typing.get_origin(hint)
     if hint is Any:
         return value
@@ -196,7 +196,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
             if option is not type(None):
                 try:
                     return _convert(option, value, origin, key)
-                except ConfigError as error:  # told is that of a list where a list was given
+                except ConfigError as error:  # for a list, the error of the list option is the useful one
                     is_list = typing.get_origin(option) is tuple and isinstance(value, (list, tuple))
                     failures.append((not is_list, len(failures), error))
         raise min(failures)[2]
@@ -234,49 +234,35 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
 
 
 SHOWN = {"shown": True}
-"""Metadata of a setting that only says how values are shown: whatever it is, values and tokens are the same."""
-ADDED = {"added": True}
-"""Metadata of a field that came after files were written with its class; see `recorded`.
-
-Where files from before mean something else than its default, "was" beside it is a function of the dataclass that says.
-"""
+"""Metadata of a setting for display only: it changes neither values nor tokens."""
+ADDED: dict[str, bool] = {}
 
 
 def check_counts(config: object, *names: str) -> None:
-    """Raise ValueError for the first of these fields that is below 1."""
+    """Raise ValueError for a field below 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
 
 
 def check_amounts(config: object, *names: str) -> None:
-    """Raise ValueError for the first of these fields that is below 0 or not finite."""
+    """Raise ValueError for a field that is negative or not finite."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
             raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
 
 
 def recorded(config: Any) -> Any:
-    """A dataclass as tables and lists, for a file. Fields that were ADDED are left out at what they were.
-
-    So what a record says of an older configuration stays the same to the letter, and so does what is compared with it.
-    """
+    """Return a dataclass as dicts and tuples, for a file."""
     if dataclasses.is_dataclass(config):
-        fields = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
-        kept = [(f.name, value) for f, value in fields if not (f.metadata.get("added") and value == _was(f, config))]
-        return {name: recorded(value) for name, value in kept}
+        return {field.name: recorded(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, Mapping):
         return {key: recorded(value) for key, value in config.items()}
     return type(config)(map(recorded, config)) if isinstance(config, (list, tuple)) else config
 
 
-def _was(field: dataclasses.Field[Any], config: Any) -> Any:
-    """What files from before an ADDED field mean."""
-    return field.metadata["was"](config) if "was" in field.metadata else field.default
-
-
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `over` in their place; a table over a table replaces only the keys that it has."""
+    """Return `base` updated with `over`, table by table."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -285,7 +271,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preset_of(cls: type, table: Mapping[str, Any], origin: Origin) -> Mapping[str, Any]:
-    """The preset of `cls` that the table's key `preset` names; none where there is no such key, or `cls` knows none."""
+    """Return the preset of `cls` that the key `preset` names; empty without such a key."""
     presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
     if "preset" not in table or not presets:
         return {}
@@ -297,10 +283,10 @@ def preset_of(cls: type, table: Mapping[str, Any], origin: Origin) -> Mapping[st
 
 
 class Settings(Mapping[str, Any]):
-    """What registry.toml (and the command line) say for one instance of a plugin.
+    """Settings of one instance of a plugin, from registry.toml and the command line.
 
-    As a mapping it holds the instance's own keys. `shared` holds what all instances are offered (`[zoo]`: image_size,
-    patch_size, ...): a plugin takes of it what it knows. `vocabularies` holds the `[vocabularies.*]` tables.
+    The mapping holds the instance's own keys. `shared` holds the keys of `[zoo]` (image_size, patch_size, ...), and
+    plugins take the ones they know. `vocabularies` holds the `[vocabularies.*]` tables.
     """
 
     def __init__(
@@ -316,13 +302,13 @@ class Settings(Mapping[str, Any]):
         self.own = dict(own or {})
         self.shared = dict(shared or {})
         self.vocabularies = {key: dict(table) for key, table in (vocabularies or {}).items()}
-        # A preset goes before what is shared, and who reads the table alone knows what is in it.
+        # A preset precedes shared keys, and its keys are known only to the class that declares it.
         shared_keys = frozenset() if "preset" in self.own else frozenset(self.shared.keys() - self.own.keys())
         self.origin = dataclasses.replace(origin or Origin(), shared=shared_keys)
         self.taken: dict[type, Any] = {}
-        """What `take` gave, by class."""
+        """Results of `take`, by class."""
         self.taken_vocabularies: dict[tuple[str, type], Any] = {}
-        """What `vocabulary` gave, by the table's name and class."""
+        """Results of `vocabulary`, by table name and class."""
 
     def __getitem__(self, key: str) -> Any:
         return self.own[key]
@@ -337,10 +323,10 @@ class Settings(Mapping[str, Any]):
         return f"Settings({self.name!r}, {self.own!r})"
 
     def take(self, cls: type[T]) -> T:
-        """These settings as the dataclass `cls`, all checked; cached.
+        """Return these settings as the dataclass `cls`, checked and cached. Raises ConfigError.
 
-        Shared keys that it has; over them the keys of the preset that the own key `preset` names, one of the tables of
-        the class's attribute `presets`; over them own keys. Raises ConfigError.
+        Own keys go over the keys of the preset that the key `preset` names (in the class attribute `presets`), and
+        these over shared keys.
         """
         if cls not in self.taken:
             names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -352,7 +338,7 @@ class Settings(Mapping[str, Any]):
         return result
 
     def vocabulary(self, name: str, cls: type[T]) -> T:
-        """The table `[vocabularies.NAME]` as the dataclass `cls`; a preset as in `take`, defaults without one."""
+        """Return the table `[vocabularies.NAME]` as the dataclass `cls`; presets work as in `take`."""
         if (name, cls) not in self.taken_vocabularies:
             origin = Origin(path=self.origin.path, table=f"vocabularies.{name}")
             table = self.vocabularies.get(name, {})
@@ -362,28 +348,30 @@ class Settings(Mapping[str, Any]):
         return result
 
     def replaced(self, **own: Any) -> Settings:
-        """A copy with some own keys replaced whole, tables, too, and without a preset under them."""
+        """Return a copy with some own keys replaced (tables as a whole) and no preset."""
         table = {key: value for key, value in self.own.items() if key != "preset"} | own
         return Settings(self.name, table, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin)
 
     def changed(self, **own: Any) -> Settings:
-        """A copy with some own keys replaced; a table given for a table is merged into it."""
+        """Return a copy with some own keys replaced; tables are merged."""
         table = merged(self.own, own)
         return Settings(self.name, table, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin)
 
 
+# ---------------------------------------------------------------- listing a dataclass's tables and keys
+
 UNSET = "-"
-"""Stands for a default of None: the key is absent."""
+"""Shown for a default of None."""
 REQUIRED = "required"
 ITS_TABLE = "its table"
-"""Stands for a default that the keys of the table below say."""
+"""Shown for a default that is a table of its own."""
 Kind = Literal["one", "list", "named"]
 TABLES: Mapping[Kind, str] = {"one": "table", "list": "list of tables", "named": "table of tables"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """One key of a table: type, default and the value in use as TOML would have them, and its docstring."""
+    """One key of a table: type, default and value in use, written as TOML, and its docstring."""
 
     name: str
     type: str
@@ -391,44 +379,44 @@ class Key:
     used: str
     meaning: str
     inner: bool
-    """Whether it holds tables that are told apart."""
+    """True if it holds tables, which are listed on their own."""
 
     @property
     def elsewhere(self) -> bool:
-        """Whether all that there is to say of it is in the table of its name."""
+        """True if the table of its name says everything."""
         return self.inner and {self.default, self.used} <= {UNSET, ITS_TABLE}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table with its keys. `kind`: one table, a list of them (`[[NAME]]`), or any number by names of the user's."""
+    """A table with its keys: one table, a list (`[[NAME]]`), or any number of tables named by the user."""
 
     name: str
     about: str
-    """What the class says of itself."""
+    """Docstring of the class."""
     kind: Kind = "one"
     absent: bool = False
-    """Whether there is no such table unless it is given."""
+    """True if there is no such table by default."""
     keys: tuple[Key, ...]
 
     @property
     def header(self) -> str:
-        """As TOML has it."""
+        """The table's header in TOML."""
         name = f"{self.name}.NAME" if self.kind == "named" else self.name
         return f"[[{name}]]" if self.kind == "list" else f"[{name}]"
 
 
 def tables_of(config: Any, name: str) -> Iterator[Table]:
-    """The table `name` ("" for the top of a file) of a settings dataclass, then those in it.
+    """Yield the table `name` ("" for the top of a file) of a settings dataclass, then its inner tables.
 
-    `config` is the class, or an instance with the values in use; defaults are those of the class either way.
+    `config` is the class, or an instance with the values in use.
     """
     cls = config if isinstance(config, type) else type(config)
     yield from _tables(cls, name, default=None, used=None if config is cls else config, kind="one", absent=False)
 
 
 def _tables(cls: type, name: str, *, default: Any, used: Any, kind: Kind, absent: bool) -> Iterator[Table]:
-    """`default` and `used` are instances; None stands for what the class itself says."""
+    """Yield tables with the values of the instances `default` and `used`; None means the class's defaults."""
     hints, meanings = typing.get_type_hints(cls), field_docstrings(cls)
     keys, inner = [], []
     for field in filter(lambda field: field.init, dataclasses.fields(cls)):
@@ -464,7 +452,7 @@ def _text(value: Any, below: type | None) -> str:
 
 
 def inner_table(hint: Any) -> tuple[type | None, Kind]:
-    """The dataclass that a type makes a table of, itself, optional, in a tuple or by name; None where it makes none."""
+    """Return the dataclass in a type hint (itself, optional, in a tuple or a mapping), or None."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         outer, inner = typing.get_origin(option), typing.get_args(option)
@@ -475,7 +463,7 @@ def inner_table(hint: Any) -> tuple[type | None, Kind]:
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, its own or inherited, on one line; none where there is no source."""
+    """Return the docstring below each field of a dataclass, inherited fields included, on one line."""
     found: dict[str, str] = {}
     for owner in cls.__mro__:
         if not dataclasses.is_dataclass(owner):
@@ -493,7 +481,7 @@ def field_docstrings(cls: type) -> dict[str, str]:
 
 
 def in_words(hint: Any) -> str:
-    """A type as it is written in TOML: `int`, `list of int`, `"a" or "b"`."""
+    """Return a type in words: `int`, `list of int`, `"a" or "b"`."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return " or ".join(json.dumps(value) for value in arguments)
@@ -508,7 +496,7 @@ def in_words(hint: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value as TOML would have it; of a dataclass what differs from its defaults."""
+    """Return a value written as TOML; a dataclass shows only what differs from its defaults."""
     if dataclasses.is_dataclass(value):
         fields = {field.name: (getattr(value, field.name), default_of(field)) for field in dataclasses.fields(value)}
         value = {key: now for key, (now, default) in fields.items() if now != default}

@@ -1,4 +1,4 @@
-"""Where networks run: on the processor, or on a CUDA device."""
+"""The devices that networks run on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ DEVICES = ("cpu", "cuda")
 
 
 def device_problem(device: str) -> str | None:
-    """What is wrong with asking for this one of DEVICES; None where it is there."""
+    """Return the problem if a device of DEVICES is not available, else None."""
     if device == "cuda":
         import torch
 

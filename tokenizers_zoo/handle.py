@@ -61,8 +61,8 @@ class ModalityHandle:
     """One enabled modality. Its plugin is loaded and its spec is valid; the tokenizer is loaded at the first use.
 
     Values are numpy arrays, str, or lists and dicts of JSON types, as `spec.value` declares. Methods raise
-    InvalidValueError for values or tokens that do not fit the spec, PluginError if the plugin fails or returns what its
-    spec does not declare, and MachineError if memory runs out. In `read`, every failure is an InvalidValueError.
+    InvalidValueError for values or tokens that do not fit the spec, PluginError if the plugin fails or breaks its spec,
+    and MachineError if memory runs out. In `read`, every failure is an InvalidValueError.
 
     Values and tokens are checked once, where they enter. `trusted=True` says that a value was checked before: a handle
     returned it, or it was read from our own store.
@@ -156,7 +156,7 @@ class ModalityHandle:
     def at(self, checkpoint: Path, vocabulary: Path | None = None) -> ModalityHandle:
         """Return the same modality with the tokenizer in another folder, whatever its fingerprint.
 
-        `vocabulary` is the folder of its shared vocabulary, if the tokenizer has one beside it.
+        `vocabulary` is the folder of its shared vocabulary, if it has both.
         """
         locate = self.files.locate_vocabulary if vocabulary is None else lambda _: CheckpointPlace(vocabulary)
         origin = self.settings.origin
@@ -225,12 +225,9 @@ class ModalityHandle:
     ) -> None:
         """Raise DataError unless tokens, or a model trained on them, fit this tokenizer.
 
-        Args:
-            where: The file, folder or model that the tokens belong to, for the message.
-            fingerprint: The tokenizer that wrote the tokens; None if unknown.
-            layout: The tokens' layout. The lengths of sequences and embeddings may differ.
-            needed_vocab_size: One more than the greatest id in use.
-            remedy: What the user can do.
+        Args: where: The file, folder or model that the tokens belong to, for the message. fingerprint: The tokenizer
+        that wrote the tokens; None if unknown. layout: The tokens' layout. The lengths of sequences and embeddings may
+        differ. needed_vocab_size: One more than the greatest id in use. remedy: Advice for the user.
         """
         if fingerprint is not None and not self.speaks(fingerprint, needed_vocab_size):
             found = self.fingerprint
@@ -247,7 +244,7 @@ class ModalityHandle:
         """The tokenizer object, loaded on `device` at the first use, in eval mode. Raises CheckpointError."""
         if self._tokenizer is None:
             folder = self.files.folder()
-            _ = self.fingerprint  # refuses a tokenizer other than the pinned one before loading anything
+            _ = self.fingerprint  # refuses another tokenizer than the pinned one before loading
             import torch
 
             vocabulary = self.files.vocabulary_folder() if self.spec.own_tokenizer else folder
@@ -474,7 +471,7 @@ class ModalityHandle:
     def derive(self, sample: Mapping[str, Any]) -> Any:
         """Return this modality's value, computed from the values of `spec.derived_from`; its size is theirs.
 
-        Raises DataError if the sample lacks one of them.
+        Raises DataError if the sample lacks an input.
         """
         if not self.spec.derived_from:
             raise DataError(f"{self.name}: is not derived from other modalities{self.derive_hint}")
@@ -533,7 +530,7 @@ class ModalityHandle:
         return strings
 
     def single_ids(self) -> frozenset[int]:
-        """Return the ids that occur at most once in a sequence; generation writes none of them twice."""
+        """Return the ids that occur at most once in a sequence."""
         tokenizer = self.tokenizer if self.implements("single_ids") else None
         given = list(self._call("single_ids", tokenizer=tokenizer, settings=self.settings))
         if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in given):

@@ -4,8 +4,8 @@ A modality plugin is a module or an instance whose functions carry `@tokenizers_
 entry-point group `tokenizers_zoo` under the modality's name. Sources use the group `tokenizers_zoo.sources`. Wrappers
 (timing, caching, tracing: `@hookimpl(wrapper=True)`) use `tokenizers_zoo.wrappers` and run around every call.
 
-A plugin may say which version of the contract it was made for: `contract = 1`, an attribute beside its hooks. Without
-it the version is 1. A plugin made for another version is refused by name.
+A plugin may say which version of the contract it was made for: by the attribute `contract = 1`. The default is 1. A
+plugin made for another version is refused by name.
 
 An implementation takes only the arguments that it uses, by these names:
 
@@ -101,8 +101,9 @@ class ModalityHooks:
     def decode(self, tokenizer: Any, tokens: Any, settings: Settings) -> Any:
         """Return the values of a batch of tokens: a tensor `(batch, *value.shape)`, or a list of values.
 
-        Has to accept all valid ids, not only those that `encode` returns. Tensors are on the tokenizer's device; tokens
-        of variable length come as a list of numpy arrays. Embeddings, an input only, may raise a ZooError instead.
+        Has to accept all valid ids, including sequences that `encode` never returns. Tensors are on the tokenizer's
+        device; tokens of variable length come as a list of numpy arrays. Embeddings, an input only, may raise a
+        ZooError instead.
         """
         raise NotImplementedError
 
@@ -191,7 +192,7 @@ class ModalityHooks:
     def single_ids(self, tokenizer: Any, settings: Settings) -> Sequence[int]:
         """Return the ids that occur at most once in a sequence, such as the names of a table's fields.
 
-        Generation writes none of them twice, and none that an inpainted sequence already has. Default: none.
+        Generation never repeats them, inpainted parts included. Default: none.
         """
         raise NotImplementedError
 

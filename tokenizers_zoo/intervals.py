@@ -1,15 +1,15 @@
-"""What several runs of one setting say together: their mean, and how sure it is."""
+"""Mean and confidence interval of several runs of one setting."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 SPREAD = "± 95 %"
-"""What the heading of a column says where `interval` is shown."""
+"""Column heading for `interval`."""
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half of its 95 % interval (Student's t); None for one value."""
+    """Return the mean and half of its 95 % interval (Student's t), None for one value."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, None

@@ -38,16 +38,16 @@ METADATA = "__metadata__"
 """Key of a safetensors header."""
 BUSY = "{}: another process trains it right now; wait for its end, or stop it"
 SHORT = 100
-"""Letters up to which a list is shown whole where two differ."""
+"""Maximal letters of a list that `difference` shows as a whole."""
 REMEDY = "copy it again, or delete it and run what wrote it"
-"""What is to be done about a damaged file, unless a caller knows better."""
+"""Default advice for a damaged file."""
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with the disk, and what to do, where that is what an error says; None for any other error.
+    """Return a message and advice for errors of the disk, None for other errors.
 
-    Libraries that write by themselves wrap the system's error, whose number is in their text then; a plugin's error
-    has it as its cause.
+    Libraries may wrap the system's error, so its number is also searched in the text; a plugin's error has it as its
+    cause.
     """
     for found in (error, error.__cause__):
         if isinstance(found, OSError) and found.errno is not None:
@@ -60,7 +60,7 @@ def disk_problem(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk, whoever met it, into one clear DataError."""
+    """Turn errors of a full or read-only disk into one clear DataError."""
     try:
         yield
     except DataError:
@@ -72,25 +72,25 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def not_read(path: Path, error: OSError) -> ReadError:
-    """The error that says so of a file or folder."""
+    """Return the error for a file or folder that cannot be read now."""
     return ReadError(f"{path}: cannot be read: {error.strerror}; run the same command again when it can")
 
 
 def check_opens(path: Path) -> None:
-    """Raise ReadError for a file that is there and that the system does not open now: safetensors calls it missing."""
+    """Raise ReadError for an existing file that cannot be opened; safetensors would call it missing."""
     try:
         path.open("rb").close()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        pass  # who reads it says so
+        pass  # the reader reports it
     except OSError as error:
         raise not_read(path, error) from None
 
 
 @contextlib.contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it over `path` if the block succeeds, remove it if it fails.
+    """Yield a temporary name in the same folder; rename it to `path` if the block succeeds, remove it if it fails.
 
-    What killed attempts at the same file left behind is removed: a temporary file is locked as long as it is written.
+    Removes temporary files of killed processes: a file that is still being written is locked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -99,14 +99,14 @@ def replacing_file(path: Path) -> Iterator[Path]:
             shutil.rmtree(_beside(stale), ignore_errors=True)
             stale.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # of which the umask takes its part
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # the umask applies
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there either
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         with open(temporary, "rb+") as file:
-            with contextlib.suppress(PermissionError):  # a disk whose files are all another's
-                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(handle).st_mode))  # whoever wrote it, as other files
+            with contextlib.suppress(PermissionError):  # a disk whose files belong to another user
+                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(handle).st_mode))  # the mode of other files
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -117,11 +117,10 @@ def replacing_file(path: Path) -> Iterator[Path]:
 def write_tensors(
     temporary: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Fill the file of `replacing_file` with tensors, from wherever they are, as safetensors.
+    """Write tensors of any device to the temporary file of `replacing_file`, as safetensors.
 
-    safetensors writes a file of another name beside the one asked for and renames it. It gets a folder of its own, of
-    which `replacing_file` knows, so that a kill does not leave it behind for ever. Metadata stand in the order given:
-    safetensors writes and reads them in a random one.
+    safetensors writes to a file of its own in the same folder and renames it. It gets a folder of its own, which
+    `replacing_file` removes after a kill. Metadata keep their order, which safetensors would not.
     """
     from safetensors.torch import save_file
 
@@ -143,29 +142,29 @@ def write_tensors(
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a sound safetensors file, in its order."""
+    """Return the metadata of a safetensors file, in its order."""
     with open(path, "rb") as file:
         metadata: dict[str, str] = _header(file).get(METADATA) or {}
     return metadata
 
 
 def _header(file: IO[bytes]) -> dict[str, Any]:
-    """What a safetensors file has before its tensors: JSON, after its length in 8 bytes, filled up with spaces."""
+    """Return the header of a safetensors file: JSON padded with spaces, after its length in 8 bytes."""
     header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return header
 
 
 def _beside(temporary: Path) -> Path:
-    """The folder for what is written on the way to a temporary file."""
+    """Return the folder for intermediate files of a temporary file."""
     return temporary.with_name(f"{temporary.name}.d")
 
 
 @contextlib.contextmanager
 def held(folder: Path, told: str = "") -> Iterator[None]:
-    """Hold the lock of a folder, whatever it is renamed to; it is let go when the process ends.
+    """Hold the lock of a folder, also if it is renamed; the end of the process releases it.
 
-    Raises CheckpointError, which says what is `told`, where another holds it; with nothing to tell, waits until it does
-    not. Where a file system has no locks, nothing is held.
+    Raises CheckpointError with the message `told` if another process holds it; without a message, waits. Does nothing
+    on a file system without locks.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -185,7 +184,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def short_name(name: str, longest: int) -> str:
-    """A name for a file, of `longest` bytes at most: of one that is longer the beginning, and a hash of the whole."""
+    """Return a file name of at most `longest` bytes: a longer one is cut and gets a hash of the whole name."""
     written = name.encode()
     if len(written) <= longest:
         return name
@@ -206,18 +205,18 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def json_text(data: Any) -> str:
-    """What `write_json` writes."""
+    """Return the text that `write_json` writes."""
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as it is read back from JSON: lists for tuples, text for paths."""
+    """Return a record as JSON would read it back: lists for tuples, text for paths."""
     result: dict[str, Any] = json.loads(json.dumps(dict(record), default=str))
     return result
 
 
 def read_json(path: Path, remedy: str = REMEDY) -> Any:
-    """Read a JSON file. Raises CheckpointError, with what is to be done, where it is absent or damaged."""
+    """Read a JSON file. Raises CheckpointError with `remedy` if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -227,7 +226,7 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
 
 
 def read_table(path: Path, *keys: str, remedy: str = REMEDY) -> dict[str, Any]:
-    """Read a JSON file that holds a table with these keys. Raises CheckpointError where it does not."""
+    """Read a JSON file of a table with these keys. Raises CheckpointError."""
     table = read_json(path, remedy)
     missing = [key for key in keys if key not in table] if isinstance(table, dict) else ["any table"]
     if missing:
@@ -237,9 +236,9 @@ def read_table(path: Path, *keys: str, remedy: str = REMEDY) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The finished lines of a .jsonl file, tables with a step, as a killed process may have left it; [] without one.
+    """Return the complete lines of a .jsonl file of tables with a step; [] if there is no file.
 
-    Raises CheckpointError for a line that is damaged.
+    Raises CheckpointError for a damaged line.
     """
     if not path.is_file():
         return []
@@ -255,7 +254,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Remove from a metrics.jsonl what a killed run logged after the state, at `step`, from which it goes on."""
+    """Drop the lines of a metrics.jsonl after `step`, where a killed run resumes."""
     if path.is_file():
         kept = [line for line in read_lines(path) if line["step"] <= step]
         with replacing_file(path) as temporary:
@@ -263,7 +262,7 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def as_recorded(old: Mapping[str, Any], new: Mapping[str, Any], *added: str) -> dict[str, Any]:
-    """`new` without those of the keys `added` that `old` lacks, as records of older versions do: it is as it was."""
+    """Return `new` without the keys `added` that `old` lacks."""
     return {key: value for key, value in new.items() if key in old or key not in added}
 
 

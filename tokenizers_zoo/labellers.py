@@ -1,4 +1,4 @@
-"""Networks that label pictures, as the setting `labeller` of a modality that a source may give as well."""
+"""Networks that label pictures: the setting `labeller` of a modality that may also come from a source."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SETTING = "labeller"
 class LabellerConfig(PretrainedConfig):
     """A network of transformers in the hub's format, with its processor's settings.
 
-    A plugin derives from it to say which classes it takes, and how their outputs become values.
+    A plugin subclasses it to name the accepted classes and to convert their outputs to values.
     """
 
     files: ClassVar[tuple[str, ...]] = ("config.json", "*.safetensors", "*processor_config.json")
     architectures: ClassVar[tuple[str, ...]] = ()
-    """Ends of the names of the transformers classes that will do, one of which config.json names."""
+    """Accepted endings of the transformers class in config.json."""
 
     @property
     def network(self) -> Any:
-        """The network in eval mode on `device`. Raises PretrainedError where it is none of `architectures`."""
+        """The network in eval mode on `device`. Raises PretrainedError if it is none of `architectures`."""
         try:
             config = json.loads((self.locate() / "config.json").read_text(encoding="utf-8"))
             found = [str(name) for name in config.get("architectures") or ()]
@@ -43,15 +43,16 @@ class LabellerConfig(PretrainedConfig):
 
     @property
     def processor(self) -> Any:
-        """What makes the network's input of pictures, and of its output what a person can use."""
+        """The processor of inputs and outputs."""
         return self.transformers("AutoImageProcessor")
 
     def inputs(self, picture: NDArray[Any]) -> Any:
-        """What the network is given of a picture, float (3, height, width) in [0, 1]: tensors by name, on `device`."""
+        """Return the network's inputs for a picture, float (3, height, width) in [0, 1]: tensors by name, on
+        `device`."""
         return self.processor(images=rgb_image(picture), return_tensors="pt").to(self.torch_device)
 
     def outputs(self, picture: NDArray[Any]) -> Any:
-        """What the network says of a picture, float (3, height, width) in [0, 1]."""
+        """Return the network's outputs for a picture, float (3, height, width) in [0, 1]."""
         import torch
 
         network, inputs = self.network, self.inputs(picture)
@@ -60,7 +61,7 @@ class LabellerConfig(PretrainedConfig):
 
 
 def labelled(spec: ModalitySpec, labeller: PretrainedConfig | None, *inputs: str) -> ModalitySpec:
-    """The spec of a modality that is derived from `inputs` where the setting `labeller` names a network, else not."""
+    """Return the spec of a modality that is derived from `inputs` if the setting `labeller` names a network."""
     if labeller is None:
         return dataclasses.replace(spec, derive_setting=SETTING)
     licence = f"{spec.licence}; labels by {labeller.model}, under that network's licence"

@@ -39,7 +39,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """One distribution's claim to one name in one entry point group."""
+    """A distribution's claim to a name in an entry-point group."""
 
     name: str
     group: str
@@ -51,7 +51,7 @@ class Claim:
 
 
 def installed_claims() -> dict[str, dict[str, list[Claim]]]:
-    """All claims by group and name, in a fixed order; reads metadata only."""
+    """Return all claims by group and name, in a fixed order. Reads metadata only."""
     found: dict[str, dict[str, list[Claim]]] = {MODALITIES: {}, SOURCES: {}, WRAPPERS: {}}
     everything = entry_points()
     for group, names in found.items():
@@ -66,7 +66,7 @@ def installed_claims() -> dict[str, dict[str, list[Claim]]]:
 
 
 def the_claim(claims: list[Claim]) -> Claim:
-    """The only claim to a name. Raises PluginError naming the distributions where there are more."""
+    """Return the only claim to a name. Raises PluginError naming the distributions if there are several."""
     if len(claims) > 1:
         owners = " and ".join(f"{claim.distribution} ({claim.entry_point.value})" for claim in claims)
         raise PluginError(f"{claims[0].name}: claimed by {owners}; uninstall one, or ask its author to rename it")
@@ -74,8 +74,8 @@ def the_claim(claims: list[Claim]) -> Claim:
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line, with the place in the plugin's source where it was raised, if it got that far."""
-    between = ("importlib", "pluggy", __file__)  # what lies between this project and the plugin
+    """Return an exception as one line, with its place in the plugin's source."""
+    between = ("importlib", "pluggy", __file__)  # frames between our code and the plugin
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(name in f.filename for name in between)]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     unwritten = frames and isinstance(error, NotImplementedError)
@@ -84,7 +84,7 @@ def reason(error: BaseException) -> str:
 
 
 def failed(what: str, error: BaseException) -> OneLineError:
-    """What to raise for an error that is not told in one line: MachineError for want of memory, else PluginError."""
+    """Return the error to raise for an unexpected exception: MachineError if memory ran out, else PluginError."""
     if is_of_the_machine(error):
         return MachineError(
             f"{what} ran out of memory, or its device failed: {reason(error)}; what was finished is kept: free some "
@@ -94,7 +94,7 @@ def failed(what: str, error: BaseException) -> OneLineError:
 
 
 def load_object(claim: Claim) -> Any:
-    """Import a claim's entry point. Raises PluginError for whatever goes wrong, and for what pluggy cannot hold."""
+    """Import a claim's entry point. Raises PluginError, also for objects that pluggy cannot register."""
     try:
         plugin = claim.entry_point.load()
     except (Exception, SystemExit) as error:
@@ -110,16 +110,16 @@ def load_object(claim: Claim) -> Any:
 
 
 class Manager(pluggy.PluginManager):
-    """pluggy's, but for the attributes that every object has: looking for hooks among them takes half of the time."""
+    """pluggy's manager, but it skips attributes that every object has, which halves its time."""
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        """What `hookimpl` says of an attribute; None where that is no hook."""
+        """Return the options of a hook, None for other attributes."""
         return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Implementation:
-    """One hook that a plugin implements: under which spec name, whether as a wrapper, and what is wrong with it."""
+    """One hook that a plugin implements, whether as a wrapper, and its problem if any."""
 
     hook: str
     wrapper: bool
@@ -127,7 +127,7 @@ class Implementation:
 
 
 def implementations(pm: pluggy.PluginManager, plugin: Any, specs: Iterable[type]) -> list[Implementation]:
-    """The hooks that `plugin` marks with hookimpl, each compared with its hookspec in `specs`."""
+    """Return the hooks that `plugin` marks with hookimpl, each compared with its hookspec in `specs`."""
     known = {name: function for spec in specs for name, function in vars(spec).items() if not name.startswith("_")}
     found = []
     for attribute in dir(plugin):
@@ -172,7 +172,8 @@ def _signature_problem(method: Any, hook: str, spec: Any) -> str | None:
 
 
 def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: Iterable[str]) -> frozenset[str]:
-    """The hooks that a plugin implements. Raises PluginError listing all missing, misspelt and mismatched ones."""
+    """Return the hooks that a plugin implements. Raises PluginError listing all missing, misspelt and mismatched
+    ones."""
     try:
         found = implementations(pm, plugin, (ModalityHooks, SourceHooks))
     except Exception as error:

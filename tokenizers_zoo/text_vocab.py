@@ -9,7 +9,7 @@ configuration alone, and growing keeps every old id.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import ADDED, Origin, from_mapping, recorded
+from tokenizers_zoo.config import Origin, from_mapping, recorded
 from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.io import BUSY, held
@@ -49,17 +49,17 @@ class VocabularyConfig:
     size: int = 4096
     """Capacity: the `vocab_size` of every modality that shares the vocabulary; it may be raised later."""
     end: int = 1
-    """Id of the end token. Ids between pad, 0, and it stay free: other programs' vocabularies have tokens there."""
-    unused: int = field(default=0, metadata=ADDED)
+    """Id of the end token. The ids between pad (0) and end stay free for tokens of other programs' vocabularies."""
+    unused: int = 0
     """Ids between end and the sentinels that stay free."""
     sentinels: int = 64
-    """Ids that mark masked spans; the most spans that one sequence can be given."""
+    """Ids that mark masked spans: the maximal number of spans in a sequence."""
     coordinate_axes: int = 4
     """Axes of coordinate tokens: v0, v1, ..."""
     coordinate_bins: int = 256
     """Levels per axis; a fraction x becomes level round(x * (bins - 1)), so 0 and 1 are exact."""
     reserve: int = 256
-    """Ids that training leaves free, for the special tokens of modalities that are added later."""
+    """Ids that training leaves free for the special tokens of later modalities."""
 
     def __post_init__(self) -> None:
         least = {"end": 1, "unused": 0, "sentinels": 1, "coordinate_axes": 0, "coordinate_bins": 2, "reserve": 0}
@@ -79,12 +79,12 @@ class VocabularyConfig:
 
     @property
     def ordered_ids(self) -> tuple[OrderedIds, ...]:
-        """The coordinates of each axis, as a ModalitySpec names them."""
+        """The coordinates of each axis, for a ModalitySpec."""
         return OrderedIds.of_axes(self.coordinate_start, self.coordinate_axes, self.coordinate_bins)
 
     @property
     def special_start(self) -> int:
-        """The first id that does not follow from the configuration alone."""
+        """First id that depends on more than the configuration."""
         return self.coordinate_start + self.coordinate_axes * self.coordinate_bins
 
 
@@ -113,12 +113,12 @@ Piece = str | Coordinate | Special
 
 
 def coordinate_level(fraction: float, bins: int) -> int:
-    """The level in [0, bins) nearest to a fraction in [0, 1]; what lies outside is clipped."""
+    """Return the level in [0, bins) nearest to a fraction, which is clipped to [0, 1]."""
     return int(np.clip(round(float(fraction) * (bins - 1)), 0, bins - 1))
 
 
 def coordinate_fraction(level: int, bins: int) -> float:
-    """The fraction in [0, 1] that a level stands for, within half a level of what was encoded."""
+    """Return the fraction in [0, 1] of a level, within half a level of the encoded fraction."""
     return min(level, bins - 1) / (bins - 1)
 
 
@@ -127,7 +127,7 @@ class TextVocabulary:
 
     Only text pieces are ever matched in text, so "v0=5" or the name of a special token in it stays plain text.
 
-    One that 4M published (`published`, the text of its file) has that file's pieces instead of `pieces`: it loses
+    A vocabulary published by 4M (`published` is the text of its file) uses that file instead of `pieces`: it loses
     capitals and the spaces around punctuation.
     """
 
@@ -149,7 +149,7 @@ class TextVocabulary:
         self.lineage = tuple(lineage)
         self.trained_on = dict(trained_on or {})
         self.fingerprint = own_fingerprint
-        """The fingerprint of the checkpoint that this was loaded from or saved to; None before."""
+        """Fingerprint of the loaded or saved checkpoint; None before saving."""
         self.published = published
         self._text_start = config.special_start + len(self.special_tokens)
         self._matcher = (
@@ -162,7 +162,7 @@ class TextVocabulary:
         self._special_names = {index: name for name, index in self._special_ids.items()}
 
     def _check(self) -> None:
-        """Raise ConfigError or CheckpointError where the parts do not make a vocabulary."""
+        """Raise ConfigError or CheckpointError for parts that do not fit."""
         names = (*self.special_tokens, *self.grown_tokens)
         if len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
             raise CheckpointError("vocabulary: special tokens must be distinct, non-empty strings")
@@ -174,12 +174,12 @@ class TextVocabulary:
 
     @property
     def used(self) -> int:
-        """Ids that mean something; those from here to `config.size` are free."""
+        """Number of ids in use; the ids from here to `config.size` are free."""
         return self._grown_start + len(self.grown_tokens)
 
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
-        """What is in it, in the order of the ids: the first id of each part, and the number of its ids."""
+        """The parts of the vocabulary in the order of the ids: first id and number of ids."""
         config = self.config
         counts = {
             "pad and end": config.sentinel_start,
@@ -195,18 +195,18 @@ class TextVocabulary:
         return {name: (start, count) for (name, count), start in zip(counts.items(), starts, strict=False)}
 
     def longest_pieces(self, count: int) -> list[str]:
-        """Up to `count` of the learned pieces, as text, longest first; of equal ones that with the lower id."""
+        """Return up to `count` learned pieces, as text, longest first; among equals the lower id."""
         learned = range(self._matcher.alphabet, self._matcher.count)
         return sorted(map(self._matcher.piece, learned), key=len, reverse=True)[:count]
 
     @property
     def all_special_tokens(self) -> tuple[str, ...]:
-        """The special tokens in the order of their ids."""
+        """All special tokens, in the order of their ids."""
         return self.special_tokens + self.grown_tokens
 
     @property
     def compatible_fingerprints(self) -> dict[str, int]:
-        """Fingerprints of the vocabularies whose tokens mean the same here, with the ids that each used."""
+        """Fingerprints of the vocabularies that this one grew from, and its own, each with its number of ids."""
         own = {self.fingerprint: self.used} if self.fingerprint else {}
         return dict(self.lineage) | own
 
@@ -220,10 +220,10 @@ class TextVocabulary:
         special_tokens: Iterable[str] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> TextVocabulary:
-        """Learn the pieces that occur most from `texts`; the result depends on the counts of their words only.
+        """Learn the most frequent pieces of `texts`; the result depends on the word counts only.
 
-        Pieces fill all ids but the reserve. `provenance` says where the texts come from (JSON types). Raises
-        ConfigError where not even bytes and special tokens fit.
+        Pieces fill all ids except the reserve. `provenance` records the origin of the texts (JSON types). Raises
+        ConfigError if bytes and special tokens do not fit.
         """
         empty = cls(config, tuple(dict.fromkeys(special_tokens)))
         room = config.size - config.reserve - empty.used
@@ -231,9 +231,9 @@ class TextVocabulary:
         return cls(config, empty.special_tokens, pieces, trained_on=provenance)
 
     def grow(self, special_tokens: Iterable[str], size: int | None = None) -> TextVocabulary:
-        """This vocabulary with the special tokens that it lacks added at its end, and its capacity raised to `size`.
+        """Return the vocabulary with missing special tokens added at its end, and its capacity raised to `size`.
 
-        Every old id keeps its meaning; the vocabulary grown from is remembered. Raises ConfigError for want of room.
+        Old ids keep their meaning; the lineage records the old vocabulary. Raises ConfigError if there is no room.
         """
         missing = tuple(name for name in dict.fromkeys(special_tokens) if name not in self._special_ids)
         config = replace(self.config, size=max(self.config.size, size or 0))
@@ -248,11 +248,11 @@ class TextVocabulary:
     # ---- tokens
 
     def encode_text(self, text: str, limit: int | None = None) -> list[int]:
-        """Ids of plain text. Raises InvalidValueError where it has lone surrogates, which UTF-8 cannot write.
+        """Return the ids of plain text. Raises InvalidValueError for lone surrogates, which UTF-8 cannot write.
 
-        Of a text with more than `limit` ids an exact beginning is left, in whole characters. Where spaces part its
-        words it is cut before the word that crosses the limit; inside a first word that long, and where no spaces do,
-        it is the longest beginning that fits. What lies far beyond the limit is not matched.
+        A text with more than `limit` ids is cut after a whole character. With spaces in the text, the cut is before the
+        word that crosses the limit; otherwise, or inside a long first word, it is as late as possible. Text far beyond
+        the limit is not matched.
         """
         longest = self._matcher.longest
         if limit is not None and longest is not None:
@@ -263,7 +263,8 @@ class TextVocabulary:
         return [self._text_start + number for number in numbers]
 
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
-        """Ids of text, coordinates and special tokens in a row. Raises InvalidValueError for what has no id."""
+        """Return the ids of text, coordinates and special tokens in a row. Raises InvalidValueError for a piece without
+        an id."""
         ids: list[int] = []
         for piece in pieces:
             if isinstance(piece, str):
@@ -280,7 +281,7 @@ class TextVocabulary:
         return ids
 
     def decode(self, ids: Iterable[int]) -> list[Piece]:
-        """Text, coordinates and special tokens, text in the longest runs; never fails.
+        """Return text, coordinates and special tokens; never fails.
 
         Stops at the end token. Pad, sentinels and free ids are skipped; bytes that are not UTF-8 become U+FFFD.
         """
@@ -306,7 +307,7 @@ class TextVocabulary:
         return pieces
 
     def decode_text(self, ids: Iterable[int]) -> str:
-        """Only the text among `ids`."""
+        """Return the text among `ids`, without other tokens."""
         return "".join(piece for piece in self.decode(ids) if isinstance(piece, str))
 
     def _coordinate_id(self, piece: Coordinate) -> int:
@@ -321,7 +322,7 @@ class TextVocabulary:
     # ---- on disk
 
     def save(self, folder: Path) -> str:
-        """Write a checkpoint folder and return its fingerprint, which `fingerprint` then is."""
+        """Write a checkpoint folder and return its fingerprint."""
         import torch
 
         name, data = ("file", self.published) if self.published else ("pieces", "\n".join(self.pieces))
@@ -347,10 +348,10 @@ class TextVocabulary:
         special_tokens: Iterable[str],
         provenance: Mapping[str, Any],
     ) -> None:
-        """Train the vocabulary of a folder, or grow the one that is there, which does not look at the texts.
+        """Train the vocabulary of a folder, or grow the existing one, without reading the texts.
 
-        Of `provenance` it keeps no more than where the texts come from: it is never trained anew for other ones. Raises
-        as `train` and `grow_folder`.
+        Only the origin of the texts is kept from `provenance`: other texts never retrain a vocabulary. Raises the
+        errors of `train` and `grow_folder`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder, BUSY.format(folder)):
@@ -365,11 +366,10 @@ class TextVocabulary:
     def grow_folder(
         cls, folder: Path, config: VocabularyConfig, special_tokens: Iterable[str]
     ) -> tuple[TextVocabulary, TextVocabulary]:
-        """Grow the vocabulary in a folder, if it lacks anything; gives what it was and what it is now.
+        """Grow the vocabulary in a folder if it lacks anything; return the old and the new vocabulary.
 
-        The pieces file stays as it is, and config.json is replaced in one rename. Raises CheckpointError for a
-        vocabulary of another id space than that of `config`, or that another process trains or grows, ConfigError for
-        want of room.
+        Only config.json is replaced. Raises CheckpointError if the vocabulary has another id space than `config` or is
+        being trained or grown, and ConfigError if it has no room.
         """
         cls.load(folder, config)  # refuses another id space
         with held(folder, BUSY.format(folder)):
@@ -381,13 +381,15 @@ class TextVocabulary:
 
     @classmethod
     def load(cls, folder: Path, config: VocabularyConfig | None = None) -> TextVocabulary:
-        """Read what `save` wrote. With `config`, check it against the checkpoint and take over its capacity.
+        """Load a vocabulary. With `save`, check it against the checkpoint and use its capacity.
 
-        Raises CheckpointError where the folder is damaged or was trained for another id space.
+        Raises CheckpointError for a damaged folder or another id space.
         """
         tensors, stored = load_checkpoint(folder, CLASS)
         try:
-            table = {key: value for key, value in stored["vocabulary"].items() if key != "preset"}  # all of it is here
+            table = {
+                key: value for key, value in stored["vocabulary"].items() if key != "preset"
+            }  # the table already has the preset's keys
             own = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
             if set(tensors) not in ({"pieces"}, {"file"}):
                 raise CheckpointError(f"expected one tensor, pieces or file, got {sorted(tensors)}")
@@ -405,7 +407,7 @@ class TextVocabulary:
 
 
 def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> VocabularyConfig:
-    """The stored configuration at the wanted capacity. Raises CheckpointError where the fixed ids differ."""
+    """Return the stored configuration with the wanted capacity. Raises CheckpointError if the fixed ids differ."""
     for name in ("end", "unused", "sentinels", "coordinate_axes", "coordinate_bins"):
         old, new = getattr(stored, name), getattr(wanted, name)
         if old != new:
@@ -417,7 +419,7 @@ def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> Vocabula
 
 
 def _fixed(config: VocabularyConfig) -> dict[str, int]:
-    """Names that a published file gives ids which follow from the configuration."""
+    """Return the names of a published file whose ids follow from the configuration."""
     names = {"[PAD]": PAD, UNKNOWN: PAD + 1, "[EOS]": config.end}
     names |= {f"[S_{number}]": config.end + 1 + number for number in range(config.unused + config.sentinels)}
     for axis in range(config.coordinate_axes):

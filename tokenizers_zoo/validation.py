@@ -1,4 +1,4 @@
-"""Values and tokens against what a modality declares: what is wrong, in one line; and values as files have them."""
+"""Validation of values and tokens against a modality's spec, and reading and writing of plain files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _NPY = re.compile(
     rb"'shape': \((?P<shape>[\d, ]*)\), \} *\n",
     re.DOTALL,
 )
-"""An .npy file of numbers up to where they begin: version 1.0, the length of the header in two bytes, the header."""
+"""The beginning of an .npy file of plain numbers: version 1.0, header length in two bytes, header."""
 _NPY_LOCK = threading.Lock()
 NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
-"""Types of which torch finds no least number."""
+"""Types whose minimum torch cannot compute."""
 
 
 def expected_value(spec: ValueSpec) -> str:
-    """What a value has to be, for a message: `float32 (1, height, width) metres in [0, 100]`."""
+    """Return the expected form of a value, for a message: `float32 (1, height, width) metres in [0, 100]`."""
     if spec.kind != "array":
         what = "str" if spec.kind == "text" else "lists and dicts of JSON types"
         return f"{what} ({spec.description})" if spec.description else what
@@ -51,14 +51,14 @@ def expected_value(spec: ValueSpec) -> str:
 
 
 def bounds(spec: ValueSpec) -> tuple[float | None, float | None]:
-    """The inclusive bounds of an array's numbers: those declared, or the class ids where only classes are declared."""
+    """Return the inclusive bounds of an array's numbers: the declared ones, or the range of class ids."""
     if spec.classes and spec.low is None and spec.high is None:
         return 0, len(spec.classes) - 1
     return spec.low, spec.high
 
 
 def describe(value: Any) -> str:
-    """What a value is, for a message: `uint8 (1, 64, 64) 0..255`, `str 'a cat'`."""
+    """Describe a value for a message: `uint8 (1, 64, 64) 0..255`, `str 'a cat'`."""
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dtype"):
         dtype = str(value.dtype).removeprefix("torch.")
         numbers = value.detach().cpu()
@@ -88,10 +88,9 @@ def _span(array: np.ndarray[Any, Any]) -> str:
 
 
 def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str | None:
-    """What is wrong with one value, or None.
+    """Return the problem of one value, or None.
 
-    With `any_size` the last two axes of a picture-like array (two axes or more) may have another size than declared:
-    values as they lie on disk, before `transform` brings them to the settings' size.
+    With `any_size` the last two axes of an array may have another size than declared, as on disk before `transform`.
     """
     if spec.kind == "text":
         return _text_problem(spec, value)
@@ -109,7 +108,7 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
 
 
 def batch_problem(spec: ValueSpec, values: torch.Tensor | np.ndarray[Any, Any]) -> str | None:
-    """What is wrong with a batch `(batch, *shape)` of array values, or None."""
+    """Return the problem of a batch `(batch, *shape)` of array values, or None."""
     if not isinstance(values, np.ndarray):
         values = values.detach()
         values = values.cpu().numpy() if spec.dtype in NO_ORDER_IN_TORCH else values
@@ -129,7 +128,7 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
     number = np.dtype(spec.dtype)
     if number.kind == "b":
         return None
-    if number.kind == "f":  # a bound as these numbers hold it: what is cut off at 0.01 is a little less in float32
+    if number.kind == "f":  # round the bound to the dtype: 0.01 is a little less in float32
         with np.errstate(over="ignore"):
             low, high = (bound if bound is None else float(number.type(bound)) for bound in (low, high))
     least, most = float(array.min()), float(array.max())  # NaN anywhere makes both NaN, in numpy and in torch
@@ -151,7 +150,7 @@ def _text_problem(spec: ValueSpec, value: Any) -> str | None:
 
 
 def _is_utf8(text: str) -> bool:
-    """False for text with lone surrogates, which JSON can spell (`\\ud800`) and no file holds."""
+    """False for text with lone surrogates, which JSON can spell (`\\ud800`) but no file can hold."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -182,12 +181,12 @@ def _json_problem(value: Any, path: str) -> str | None:
 
 
 def in_declared_width(spec: ValueSpec, value: Any) -> Any:
-    """A value from a file: floats of another width than declared as those declared, and integers that fit into them."""
+    """Convert floats, and integers that fit, from a file's width to the declared dtype."""
     if spec.kind != "array" or not isinstance(value, np.ndarray) or not value.size:
         return value
     wanted = np.dtype(spec.dtype)
     if wanted.kind == value.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+        with np.errstate(over="ignore"):  # too large numbers become infinite and are refused
             return value.astype(wanted)
     if wanted.kind in "iu" and value.dtype.kind in "iu":
         limits = np.iinfo(wanted)
@@ -196,7 +195,7 @@ def in_declared_width(spec: ValueSpec, value: Any) -> Any:
 
 
 def text_of(data: bytes) -> str:
-    """The text of a file in UTF-8, without the byte order mark that may be before it. Raises InvalidValueError."""
+    """Decode UTF-8 without a byte order mark. Raises InvalidValueError."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -204,18 +203,18 @@ def text_of(data: bytes) -> str:
 
 
 def array_of(data: bytes) -> np.ndarray[Any, Any]:
-    """The array of an .npy file. Raises ValueError, and InvalidValueError where it holds Python objects.
+    """Return the array of an .npy file. Raises ValueError, and InvalidValueError for Python objects.
 
-    numpy has Python parse the header, and the parser of Python 3.11 fails now and then while another thread parses
-    ("AST constructor recursion depth mismatch"): a sound sample would be lost. A header as numpy writes it for numbers
-    is read without it; any other by one thread at a time.
+    numpy parses the header with Python's parser, which sometimes fails in Python 3.11 while another thread parses ("AST
+    constructor recursion depth mismatch"). Headers of plain numbers are therefore read without it, and others by one
+    thread at a time.
     """
     found = _NPY.match(data)
     if found and len(found[0]) == 10 + int.from_bytes(data[8:10], "little"):
         shape = tuple(int(size) for size in found["shape"].split(b",") if size.strip())
         dtype, count = np.dtype(found["dtype"].decode()), math.prod(shape)
         size, there = count * dtype.itemsize, len(data) - len(found[0])
-        if there < size:  # numpy would ask for the memory of all of it first
+        if there < size:  # numpy would allocate the whole array first
             raise ValueError(f"cut off: it has {there} of {size} bytes")
         flat = np.frombuffer(data, dtype, count, len(found[0]))
         return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C").copy(order="K")
@@ -235,7 +234,7 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
 
 
 def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
-    """An array as an .npy file; `array_of` reads it back."""
+    """Return an array as an .npy file; `array_of` reads it back."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
@@ -249,10 +248,10 @@ def same(first: Any, second: Any) -> bool:
 
 
 def commonest_classes(maps: np.ndarray[Any, Any], unscored: Sequence[int] = ()) -> np.ndarray[Any, Any]:
-    """Of integer class ids `(count, ...)` the most frequent one of each place `(...)`, the lowest of equals.
+    """Return the most frequent class id of each position `(count, ...)` of maps `(...)`, the lowest of equals.
 
-    None is among the ids `unscored`: where a place has no others, it is the most frequent of all places; where no place
-    has, the lowest id that is scored.
+    Ids in `unscored` are never returned: a position with no other id gets the most frequent id of all positions, or
+    else the lowest scored id.
     """
     ids = np.setdiff1d(maps, unscored)
     if not len(ids):
@@ -264,12 +263,12 @@ def commonest_classes(maps: np.ndarray[Any, Any], unscored: Sequence[int] = ()) 
 
 
 def is_batched(spec: ValueSpec) -> bool:
-    """True where plugins are given batches as one tensor: arrays of fixed shape."""
+    """True if plugins get batches as one tensor: arrays of fixed shape."""
     return spec.kind == "array" and all(isinstance(size, int) for size in spec.shape)
 
 
 def expected_tokens(spec: ModalitySpec) -> str:
-    """What a batch of tokens has to be, for a message."""
+    """Return the expected form of a batch of tokens, for a message."""
     layout = spec.layout
     if spec.continuous:
         count = f"up to {layout.length}" if isinstance(layout, EmbeddingsLayout) else str(layout.length)
@@ -283,7 +282,7 @@ def expected_tokens(spec: ModalitySpec) -> str:
 
 
 def fixed_shape(layout: TokenLayout) -> tuple[int, ...]:
-    """The shape of one sample's tokens, for layouts that have one."""
+    """Return the shape of one sample's tokens, for layouts of fixed length."""
     if isinstance(layout, GridLayout):
         return layout.shape
     if isinstance(layout, VectorLayout):
@@ -292,7 +291,7 @@ def fixed_shape(layout: TokenLayout) -> tuple[int, ...]:
 
 
 def has_fixed_length(layout: TokenLayout) -> bool:
-    """True where every sample has the same number of tokens, so that a batch is one tensor."""
+    """True if every sample has the same number of tokens, so that a batch is one tensor."""
     return not isinstance(layout, SequenceLayout | EmbeddingsLayout)
 
 
@@ -321,7 +320,8 @@ def checked_tokens(spec: ModalitySpec, given: Any, *, trusted: bool = False) -> 
 
 
 def _tensor(tokens: Any) -> torch.Tensor:
-    """Tokens as a tensor: of a numpy array a copy, as torch takes no mirrored arrays, and warns of read-only ones."""
+    """Return tokens as a tensor. Numpy arrays are copied: torch takes no mirrored arrays and warns of read-only
+    ones."""
     import torch
 
     if isinstance(tokens, np.ndarray):

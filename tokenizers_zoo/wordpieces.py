@@ -1,4 +1,4 @@
-"""Byte-level WordPiece: text to pieces and back, exactly, and the learning of pieces from text.
+"""Byte-level WordPiece: matches text exactly, and learns pieces from text.
 
 WordPiece (Wu et al. 2016, arXiv 1609.08144, sec. 4.1) over the bytes of UTF-8: every byte is a piece, at the start of a
 word and inside one, so nothing is ever unknown.
@@ -61,12 +61,12 @@ def learn_pieces(texts: Iterable[str], count: int) -> list[str]:
 
 
 class PieceMatcher:
-    """The alphabet and learned pieces, numbered from 0. Raises CheckpointError for pieces that cannot be right."""
+    """The alphabet and the learned pieces, numbered from 0. Raises CheckpointError for invalid pieces."""
 
     alphabet = len(ALPHABET)
-    """How many of the first pieces stand for one byte each."""
+    """The first pieces are single bytes; this is their number."""
     longest = LONGEST_WORD
-    """Bytes that a piece stands for, at most."""
+    """Maximal number of bytes of a piece."""
 
     def __init__(self, pieces: Sequence[str]) -> None:
         self.texts = (*ALPHABET, *pieces)
@@ -82,11 +82,11 @@ class PieceMatcher:
 
     @property
     def count(self) -> int:
-        """How many pieces there are."""
+        """Number of pieces."""
         return len(self.texts)
 
     def text(self, numbers: Sequence[int]) -> str:
-        """The text of pieces; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of pieces; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.bytes[number] for number in numbers).decode("utf-8", errors="replace")
 
     def piece(self, number: int) -> str:
@@ -94,22 +94,22 @@ class PieceMatcher:
         return self.text([number])
 
     def match(self, text: str) -> tuple[list[int], list[int | None]]:
-        """The numbers of the text's pieces, and for each the number of its word. Raises InvalidValueError."""
+        """Return the numbers of the text's pieces, and each one's word number. Raises InvalidValueError."""
         matched = self._matching().encode(checked_text(text), add_special_tokens=False)
         return matched.ids, matched.word_ids
 
     def cut(self, text: str, numbers: Sequence[int], words: Sequence[int | None], limit: int) -> list[int]:
-        """What of `match` stands for a beginning of the text in at most `limit` pieces, of which there are more.
+        """Return the pieces of a beginning of the text, at most `match` of them.
 
-        It ends with a character: before the word that crosses the limit, where the text has spaces, else as late as it
-        can.
+        The beginning ends after a whole character: before the word that crosses the limit if the text has spaces, else
+        as late as possible.
         """
         data = text.encode()
         ends = [0, *accumulate(len(self.bytes[number]) for number in numbers)]
         if any(map(str.isspace, text)) and (start := word_start(words, limit)) and _parts_characters(data, ends[start]):
             return list(numbers[:start])
-        # A longer beginning than that of the first `limit` pieces has them all, and more. A shorter one of whole
-        # characters may have more pieces, too, where one that crosses its end falls apart.
+        # A beginning longer than the first `limit` pieces has more pieces. A shorter beginning may have more pieces
+        # too, because a piece that crosses its end is split.
         for end in filter(partial(_parts_characters, data), range(ends[limit], 0, -1)):
             piece = bisect_left(ends, end)
             if ends[piece] == end:
@@ -117,19 +117,19 @@ class PieceMatcher:
             start = word_start(words, piece - 1)
             if start + len(self._of_word(data[ends[start] : end])) <= limit:
                 found, _ = self.match(data[:end].decode())
-                if len(found) <= limit:  # a beginning may part into words otherwise
+                if len(found) <= limit:  # a beginning may split into other words
                     return found
         return []
 
     def _of_word(self, data: bytes) -> list[int]:
-        """The numbers of the pieces of one word, of LONGEST_WORD bytes at most."""
+        """Return the pieces of one word of at most LONGEST_WORD bytes."""
         return [token.id for token in self._matching().model.tokenize("".join(CHARACTER_OF[byte] for byte in data))]
 
     def _matching(self) -> tokenizers.Tokenizer:
         if self._tokenizer is None:
             from tokenizers import Tokenizer, models
 
-            # unk_token is not in the vocabulary: were a character unknown, matching would raise rather than lose it.
+            # unk_token is not in the vocabulary, so an unknown character raises an error.
             model = models.WordPiece(
                 {piece: number for number, piece in enumerate(self.texts)},
                 unk_token="",
@@ -142,19 +142,19 @@ class PieceMatcher:
 
 
 def word_start(words: Sequence[int | None], place: int) -> int:
-    """The first place of the word that is at a place, of the numbers of words that `match` gives."""
+    """Return the first index of the word at an index, given the word numbers of `match`."""
     while place > 0 and words[place] == words[place - 1]:
         place -= 1
     return place
 
 
 def _parts_characters(data: bytes, place: int) -> bool:
-    """Whether no character of UTF-8 has bytes on both sides of a place."""
+    """True if a position lies between two UTF-8 characters."""
     return place == len(data) or data[place] & 0xC0 != 0x80
 
 
 def checked_text(text: str) -> str:
-    """The text itself. Raises InvalidValueError where UTF-8 cannot write it (lone surrogates)."""
+    """Return the text. Raises InvalidValueError for lone surrogates, which UTF-8 cannot write."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -166,7 +166,7 @@ def checked_text(text: str) -> str:
 
 
 def _word_splitter() -> tokenizers.pre_tokenizers.PreTokenizer:
-    """Text to words of byte characters, none longer than LONGEST_WORD."""
+    """Return the splitter of text into words of byte characters, none longer than LONGEST_WORD."""
     from tokenizers import Regex, pre_tokenizers
 
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
