@@ -254,18 +254,23 @@ class FourM(nn.Module):
         self,
         x: Tensor,
         turns: Tensor | None,
-        context: Context,
+        context: Context | Sequence[Context],
         mask: Tensor | None,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
         """Embedded targets, and the turns of their positions, to the decoder's normed output, `batch targets dim`.
 
         `mask` is bool, broadcast to `batch heads targets keys` (see `target_mask`); with `caches`, one a block, `x`
-        holds the new tokens only and keys are all tokens so far.
+        holds the new tokens only and keys are all tokens so far. Several contexts, of different lengths, are for equal
+        shares of the rows of `x`, in this order.
         """
+        several = not isinstance(context, Context)
+        contexts = [context] if isinstance(context, Context) else context
+        masks = [part.mask for part in contexts]
         for i, block in enumerate(self.decoder):
+            seen = [part.keys_and_values[i] for part in contexts]
             cache = None if caches is None else caches[i]
-            x = block(x, turns, context.keys_and_values[i], mask, context.mask, cache)
+            x = block(x, turns, seen if several else seen[0], mask, masks if several else masks[0], cache)
         result: Tensor = self.decoder_norm(x)
         return result
 

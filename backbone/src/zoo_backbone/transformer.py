@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.positions import turned
 
+KeysAndValues = tuple[Tensor, Tensor]
 NORM_EPSILON = 1e-6
 ALIGNED = 1.5
 """Size of a cross-attention's first keys over that of its queries: how sharply it looks at its own position."""
@@ -114,23 +115,41 @@ class CrossAttention(nn.Module):
         return turned(self.key_norm(key), turns), value
 
     def forward(
-        self, x: Tensor, turns: Tensor | None, keys_and_values: tuple[Tensor, Tensor], mask: Tensor | None
+        self,
+        x: Tensor,
+        turns: Tensor | None,
+        keys_and_values: KeysAndValues | list[KeysAndValues],
+        mask: Tensor | None | list[Tensor | None],
     ) -> Tensor:
-        """`batch targets dim` to the same; `mask` is bool, broadcast to `batch heads targets inputs`.
+        """Attend from targets `batch targets dim`; `mask` is bool, broadcast to `batch heads targets inputs`.
 
-        A row of the context may be that of several rows of `x`, as many each, which follow one another: these are as
-        further heads with the same keys (arXiv 2305.13245). The mask then is that of a row for all heads.
+        Lists hold contexts of different lengths, each for an equal share of the rows of `x`.
         """
         query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
         query = turned(query, turns)
+        if isinstance(keys_and_values, list):
+            assert isinstance(mask, list)
+            parts = zip(query.chunk(len(keys_and_values)), keys_and_values, mask, strict=True)
+            mixed = torch.cat([self._attend(*part) for part in parts])
+        else:
+            assert not isinstance(mask, list)
+            mixed = self._attend(query, keys_and_values, mask)
+        result: Tensor = self.out(mixed)
+        return result
+
+    def _attend(self, query: Tensor, keys_and_values: KeysAndValues, mask: Tensor | None) -> Tensor:
+        """Return `batch targets dim`.
+
+        Consecutive rows of the query may share a row of the keys. They are treated as further heads with the same keys
+        (grouped-query attention, arXiv 2305.13245), and the mask of a row applies to all its heads.
+        """
         key, value = keys_and_values
         shared = False  # where compiled for any batch, the comparison itself is a symbol, which attention refuses
         if len(query) > len(key):
             shared = True
             query = rearrange(query, "(b r) h n d -> b (h r) n d", b=len(key))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=shared)
-        result: Tensor = self.out(rearrange(mixed, "b (h r) n d -> (b r) n (h d)", h=self.heads))
-        return result
+        return rearrange(mixed, "b (h r) n d -> (b r) n (h d)", h=self.heads)
 
 
 class MLP(nn.Module):
@@ -210,12 +229,12 @@ class DecoderBlock(Block):
         self,
         x: Tensor,
         turns: Tensor | None,
-        context: tuple[Tensor, Tensor],
+        context: KeysAndValues | list[KeysAndValues],
         self_mask: Tensor | None,
-        context_mask: Tensor | None,
+        context_mask: Tensor | None | list[Tensor | None],
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """`batch targets dim` to the same; `context` is this block's `keys_and_values`."""
+        """`batch targets dim` to the same; `context` is this block's `keys_and_values`, or a list of several."""
         x = x + self.self_attention(self.self_norm(x), turns, self_mask, cache)
         x = x + self.cross_attention(self.query_norm(x), turns, context, context_mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))

@@ -1,9 +1,9 @@
-"""Any-to-any generation: given tokens of some modalities, decode those of others."""
+"""Any-to-any generation: predict tokens of target modalities from the tokens of input modalities."""
 
 from __future__ import annotations
 
 from zoo_backbone.generate.guidance import Guidance
-from zoo_backbone.generate.plan import TargetPlan
+from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 
 __all__ = ["Guidance", "TargetPlan", "generate"]

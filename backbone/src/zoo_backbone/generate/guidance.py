@@ -1,4 +1,4 @@
-"""Classifier-free guidance: which forward passes a step takes, what each sees, and how their logits are added up."""
+"""Classifier-free guidance: the forward passes of a step, what each sees, and the weights of their logits."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 from tokenizers_zoo.errors import ConfigError
 
 STRONGEST = 1e6
-"""Weight of a condition: logits times as much leave the digits of float32, and in the end its range."""
+"""Largest weight of a condition; float32 logits lose their digits beyond it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guidance:
-    """How strongly what is known steers a target: one scale for all of it, or a weight for each condition."""
+    """How strongly the inputs steer a target: one scale for all, or a weight for each condition."""
 
     scale: float = 1.0
-    """Of all that is known (arXiv 2207.12598): 1 is no guidance, 0 ignores it, above 1 follows it more closely, below
-    0 turns away from it."""
+    """For all inputs together (arXiv 2207.12598): 1 is no guidance, 0 ignores them, above 1 follows them more closely,
+    below 0 moves away."""
     always: tuple[str, ...] = ()
     """With `scale`: modalities that the unconditional pass sees, too."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Of single modalities, each a condition by itself (arXiv 2206.01714; 4M's multimodal guidance); below 0 turns
-    away from it. All other modalities that are known are seen by every pass. Not together with `scale`."""
+    """Weights of single modalities, each a condition of its own (arXiv 2206.01714; 4M's multimodal guidance). Every
+    pass sees the other inputs. Excludes `scale`."""
 
     def __post_init__(self) -> None:
         for key, number in [("scale", self.scale), *(("weights", weight) for weight in self.weights.values())]:
@@ -34,23 +34,23 @@ class Guidance:
         if self.weights and self.scale != 1:
             raise ValueError("weights: expected either scale or weights, got both")
         if self.weights and self.always:
-            raise ValueError("always: only with scale; all modalities without a weight are seen by every pass")
+            raise ValueError("always: only with scale; every pass sees the modalities without a weight")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Passes:
-    """The forward passes of one step: what is hidden from each, and the weight of its logits; these sum to 1."""
+    """The forward passes of a step: the modalities hidden from each, and the weights of their logits (sum 1)."""
 
     hidden: tuple[frozenset[str], ...] = (frozenset(),)
     weights: tuple[float, ...] = (1.0,)
     marked: bool = False
-    """Whether a hidden sequence is marked as open, where the model marks them, see `ModelConfig.marked_inputs`."""
+    """Whether a hidden sequence is marked as open, in models that mark them (see `ModelConfig.marked_inputs`)."""
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def combined(self, logits: Tensor) -> Tensor:
-        """`(passes batch) ... ids`, pass by pass, to `batch ... ids`."""
+        """Add up logits `(passes batch) ... ids`, pass by pass, to `batch ... ids`."""
         if len(self) == 1:
             return logits
         weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)
@@ -58,21 +58,20 @@ class Passes:
 
     @classmethod
     def of(cls, guidance: Guidance, target: str, known: Sequence[str]) -> Passes:
-        """The passes for `target` where tokens of the modalities `known` are inputs.
+        """Return the passes for `target`, given the modalities `known` so far. Raises ConfigError for unknown names.
 
-        The target's own tokens, as far as they are known, are never hidden. With u the logits of the pass that sees no
-        condition and c_i those of the pass that sees condition i alone, the result is u + sum_i w_i (c_i - u), which is
-        (1 - sum_i w_i) u + sum_i w_i c_i; a pass of weight 0 is not made. With `scale` all of `known` is one condition.
-        4M marks hidden sequences as open in the pass without condition of `scale`, and in none of `weights`.
-        Raises ConfigError for a name that is not known yet.
+        Known tokens of the target are never hidden. With u the logits without any condition and c_i the logits with
+        condition i alone, the result is u + sum_i w_i (c_i - u) = (1 - sum_i w_i) u + sum_i w_i c_i; passes of weight 0
+        are left out. With `scale`, all of `known` is one condition. 4M marks hidden sequences as open in the
+        unconditional pass of `scale`, but not with `weights`.
         """
         others = [name for name in known if name != target]
         for key, names in (("weights", guidance.weights), ("always", guidance.always)):
             for name in names:
                 if name not in others:
                     raise ConfigError(
-                        f"generate {target}: guidance {key}: {name} is neither given nor made before {target}; "
-                        f"known then: {', '.join(others) or 'nothing'}"
+                        f"generate {target}: guidance {key}: {name} is neither an input nor an earlier target; "
+                        f"expected {', '.join(others) or 'nothing'}"
                     )
         if guidance.weights:
             conditions = [frozenset([name]) for name in guidance.weights]
@@ -80,13 +79,10 @@ class Passes:
         else:
             conditions = [frozenset(others) - frozenset(guidance.always)]
             weights = [guidance.scale]
-            if not conditions[0]:  # nothing is known, so nothing can guide
+            if not conditions[0]:
                 return cls()
         everything = frozenset[str]().union(*conditions)
-        made = [(everything, 1 - sum(weights))]
-        made += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
-        used = [(hidden, weight) for hidden, weight in made if weight]
-        return cls(
-            hidden=tuple(hidden for hidden, _ in used), weights=tuple(weight for _, weight in used),
-            marked=not guidance.weights,
-        )  # fmt: skip
+        passes = [(everything, 1 - sum(weights))]
+        passes += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
+        hidden, weights = zip(*((hidden, weight) for hidden, weight in passes if weight), strict=True)
+        return cls(hidden=hidden, weights=weights, marked=not guidance.weights)

@@ -1,167 +1,237 @@
-"""The packed inputs of a batch, which grow by what has been generated."""
+"""The inputs of a generation: modalities of stored samples, files, or values in the plan itself.
+
+NAME                  tokens of stored samples
+NAME=FILE             the file of a value, or the tokens that `zoo encode` and `zoo backbone generate` write
+NAME="TEXT"           a text, in either kind of quotes
+NAME={...}, [...]     JSON, for values that are stored as JSON
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from tokenizers_zoo.data.token_file import is_token_file, read_tokens
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.spec import Crop
+from zoo_backbone.codecs import check_codec
+from zoo_backbone.generate.guidance import Guidance
+from zoo_backbone.generate.inpainting import checked_partial, partial_of
+from zoo_backbone.generate.plans import DEFAULT_SPLIT, GenerationPlan, is_written_out, sources_of
+from zoo_backbone.generate.sampler import rows_of
+from zoo_backbone.model import FourM
+from zoo_backbone.packing import accepted
+from zoo_backbone.run import Run
 
-from tokenizers_zoo.spec import EmbeddingsLayout, SequenceLayout
-from zoo_backbone.batch import PackedInputs
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.generate.guidance import Passes
-from zoo_backbone.packing import accepted, filled
+DRAW = 1 << 32
+"""Draw d of sample n has the number n + d * DRAW."""
+MOST = 1_000_000
+"""Samples without any input at once; their names are in memory."""
+SUGGESTED = 1000
+"""Keys among which a misspelt key is looked for."""
 
-ONE_PASS = Passes()
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """The samples of a generation with their names, numbers and input tokens.
 
-class GrowingInputs:
-    """Tokens of several modalities for a batch of samples, each sample with its own number of them.
-
-    A row stands for `draws` draws of its sample, until `part` gives each a row of its own.
+    Tokens of stored samples are read when `rows` asks for them.
     """
 
-    def __init__(self, tables: EmbeddingLayout, batch: int, device: torch.device, draws: int = 1) -> None:
-        self.layout = tables
-        self.batch = batch
-        self.draws = draws
-        self.device = device
-        empty = torch.zeros(batch, 0, dtype=torch.int64, device=device)
-        self._ids, self._positions, self._modalities, self._mask = empty, empty, empty, empty.bool()
-        self._vectors: list[tuple[str, int, Tensor]] = []
-        self._names: list[str] = []
-        self._open: dict[str, int] = {}
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]
+    stored: Mapping[str, TokenColumn]
+    stored_rows: tuple[int, ...]
+    """Rows of the stored samples."""
+    values: Mapping[str, Any]
+    """Tokens of one sample, which are inputs of all samples."""
+    partial: Mapping[str, Any]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The modalities with tokens among the inputs, in the order in which they came."""
-        return tuple(self._names)
+    def inputs(self) -> tuple[str, ...]:
+        """The modalities that are inputs as a whole."""
+        return (*self.stored, *self.values)
 
-    def add(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor | None = None) -> None:
-        """Append ids of a modality's vocabulary at its positions `ranks`; all `batch count`; mask None: all used."""
-        self._append(
-            name, ids + self.layout.token_rows(name).start, ranks, torch.ones_like(ids) > 0 if mask is None else mask
+    def rows(self, rows: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return whole and partial tokens of the samples `rows`."""
+        stored = [self.stored_rows[row] for row in rows] if self.stored else []
+        whole = {name: column.take(stored) for name, column in self.stored.items()}
+        whole |= {name: rows_of(tokens, [0] * len(rows)) for name, tokens in self.values.items()}
+        return whole, {name: rows_of(tokens, rows) for name, tokens in self.partial.items()}
+
+
+def with_input_forms(plan: GenerationPlan, model: FourM, zoo: Zoo, tokens: Path) -> GenerationPlan:
+    """Replace inputs by their input forms, such as `rgb` by `rgb_patches`, if the model was trained on them.
+
+    Token files, inpainted inputs, and stored samples that have no such form stay as they are.
+    """
+    sources = sources_of(plan.inputs)
+    forms = {zoo[name].spec.input_form_of: name for name in model.layout.readable if name in zoo}
+    stored: list[str] = []
+    if any(not source and forms.get(name) for name, source in sources.items()) and tokens.is_dir():
+        store = TokenStore(tokens)
+        stored = store.modalities(plan.split) if plan.split in store.splits() else []
+    renamed = {
+        name: forms[name]
+        for name, source in sources.items()
+        if name in forms and forms[name] not in sources and name not in plan.inpaint
+        and (forms[name] in stored if not source else not source.endswith(".json") or is_written_out(source))
+    }  # fmt: skip
+    inputs = {renamed.get(name, name): source for name, source in sources.items()}
+    targets = {target.name for target in plan.targets}
+
+    def of_inputs(guidance: Guidance) -> Guidance:
+        names = {name: form for name, form in renamed.items() if name not in targets}
+        weights = {names.get(name, name): weight for name, weight in guidance.weights.items()}
+        return replace(guidance, weights=weights, always=tuple(names.get(name, name) for name in guidance.always))
+
+    return replace(
+        plan,
+        inputs=tuple(f"{name}={source}" if source else name for name, source in inputs.items()),
+        guidance=of_inputs(plan.guidance),
+        targets=tuple(replace(target, guidance=target.guidance and of_inputs(target.guidance)) for target in plan.targets),
+    )
+
+
+def handles_of(zoo: Zoo, model: FourM, plan: GenerationPlan, trained_on: Mapping[str, str]) -> dict[str, ModalityHandle]:
+    """Return the handles of all modalities in a plan.
+
+    Raises UnknownNameError, DataError for another tokenizer or shape, and ConfigError if the model cannot rank draws.
+    """
+    names = [*sources_of(plan.inputs), *plan.inpaint, *(target.name for target in plan.targets)]
+    if plan.rank:
+        names.append(plan.rank)
+        model.layout.check_made(plan.rank, "rank")
+        for target in plan.targets:
+            model.layout.check_read(target.name, f"rank {plan.rank} of")
+    handles = {name: zoo[name] for name in names if model.layout.spec(name)}
+    for name, handle in handles.items():
+        check_codec(handle, trained_on.get(name), model.layout.spec(name))
+    return handles
+
+
+def read_inputs(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], plan: GenerationPlan) -> Request:
+    """Choose the samples and open their inputs. Raises ZooErrors."""
+    sources = sources_of(plan.inputs)
+    for name in plan.inpaint:
+        if name not in sources:
+            raise ConfigError(f"inpaint {name}: is not among the inputs; add --input {name}")
+    values = {name: tokens_of_source(handles[name], source) for name, source in sources.items() if source}
+    columns: dict[str, TokenColumn] = {}
+    rows: list[int] = []
+    if any(not source for source in sources.values()):
+        store = TokenStore(run.tokens)
+        for name in (name for name, source in sources.items() if not source):
+            columns[name] = store.open(plan.split, name)
+            columns[name].check_tokenizer(handles[name])
+        numbers, names, rows = _stored_samples(plan, columns, run.tokens / plan.split)
+    else:
+        numbers, names = _samples_without_store(plan, bool(values))
+    partial = {}
+    targets = {target.name for target in plan.targets}
+    for name, region in plan.inpaint.items():
+        tokens = columns.pop(name).take(rows) if name in columns else rows_of(values.pop(name), [0] * len(names))
+        partial[name] = partial_of(model.layout.spec(name), tokens, region)
+        checked_partial(model.layout, name, partial[name], len(names), name in targets)
+    return Request(
+        names=tuple(names), numbers=tuple(numbers), stored=columns, stored_rows=tuple(rows), values=values,
+        partial=partial,
+    )  # fmt: skip
+
+
+def _stored_samples(
+    plan: GenerationPlan, columns: Mapping[str, TokenColumn], place: Path
+) -> tuple[Sequence[int], list[str], list[int]]:
+    """Return numbers, keys and rows of the chosen samples among those that have all inputs."""
+    samples = whole_samples(list(columns.values()))
+    if plan.keys:
+        wanted, found, seen = set(plan.keys), {}, []
+        for number, (key, row) in enumerate(samples):
+            if key in wanted:
+                found[key] = number, row
+            if len(seen) < SUGGESTED:
+                seen.append(key)
+            if len(found) == len(wanted):
+                break
+        for key in plan.keys:
+            if key not in found:
+                raise UnknownNameError.of("sample", key, seen, f"(in {place}; --split chooses another split)")
+        return [found[key][0] for key in plan.keys], list(plan.keys), [found[key][1] for key in plan.keys]
+    last = max(last for _, last in plan.ranges())
+    listed = list(islice(samples, last + 1))
+    if not listed:
+        raise DataError(f"{place}: no sample has tokens of {', '.join(columns)}")
+    if not plan.samples or plan.samples.isdecimal():  # a number is an upper bound
+        numbers: Sequence[int] = range(len(listed))
+    elif last >= len(listed):
+        raise ConfigError(
+            f"samples {plan.samples}: {place} has {len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
         )
+    else:
+        numbers = plan.numbers()
+    return numbers, [listed[number][0] for number in numbers], [listed[number][1] for number in numbers]
 
-    def add_whole(self, name: str, tokens: Any) -> None:
-        """Append all tokens of a modality, as its codec gives them.
 
-        Raises InvalidValueError where they do not fit the modality.
-        """
-        spec = self.layout.spec(name)
-        content, mask = filled(
-            self.layout, spec, accepted(spec, tokens, self.batch, generated_text(self.batch)), self.device
+def _samples_without_store(plan: GenerationPlan, has_values: bool) -> tuple[Sequence[int], list[str]]:
+    """Return numbers and names of samples without stored inputs. Raises ConfigError."""
+    split = plan.split if plan.split != DEFAULT_SPLIT else ""
+    for key, wanted in (("keys", ", ".join(plan.keys)), ("split", split)):
+        if wanted:
+            raise ConfigError(f"{key} {wanted}: no modality of stored samples is an input; leave it out")
+    if has_values:
+        if plan.samples not in ("", "1"):
+            raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
+        return [0], ["files"]
+    if sum(last - first + 1 for first, last in plan.ranges()) > MOST:
+        raise ConfigError(
+            f"samples {plan.samples}: expected at most {MOST:,} at once without stored inputs; a sample depends on its "
+            f"number only, so generate others by further calls, such as {MOST}-{2 * MOST - 1}"
         )
-        ranks = torch.arange(content.shape[1], device=self.device).expand(self.batch, -1)
-        if spec.continuous:
-            self._vectors.append((name, self._ids.shape[1], content))
-            self._append(name, torch.zeros_like(ranks), ranks, mask)
-        else:
-            self.add(name, content, ranks, mask)
-
-    def mark_open(self, name: str) -> None:
-        """Let a sequence of which a pass sees nothing stand as one sentinel, see `ModelConfig.marked_inputs`.
-
-        That is as long as it has no tokens here, and in passes that hide it where these are `marked`. In those
-        embeddings stand as one vector of zeros, as in 4M's code.
-        """
-        layout = self.layout.spec(name).layout
-        marked = self.layout.marked_inputs and name not in self.layout.targets_only
-        if not marked or not isinstance(layout, SequenceLayout | EmbeddingsLayout) or name in self._open:
-            return
-        self._open[name] = self._ids.shape[1]
-        names = list(self._names)
-        first = torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device)
-        if isinstance(layout, EmbeddingsLayout):
-            self._vectors.append((name, self._ids.shape[1], torch.zeros(self.batch, 1, layout.dim, device=self.device)))
-            self._append(name, first, first, first > 0)
-        else:
-            self.add(name, first + layout.sentinel_start, first, first > 0)
-        self._names = names
-
-    def _append(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor) -> None:
-        """Append rows of the token table; none, as in 4M's code, of a modality that the model only makes."""
-        if name in self.layout.targets_only:
-            return
-        self._ids = torch.cat([self._ids, ids], 1)
-        self._positions = torch.cat([self._positions, ranks + self.layout.positions[name].start], 1)
-        self._modalities = torch.cat([self._modalities, torch.full_like(ids, self.layout.index(name))], 1)
-        self._mask = torch.cat([self._mask, mask], 1)
-        if name not in self._names:
-            self._names.append(name)
-
-    def hide(self, name: str) -> None:
-        """Take a modality's tokens out again."""
-        self._mask = self._mask & (self._modalities != self.layout.index(name))
-        self._names = [other for other in self._names if other != name]
-
-    def split_draws(self) -> None:
-        """From now on each draw has a row: those of a sample follow one another."""
-        if self.draws == 1:
-            return
-        self._ids, self._positions, self._modalities, self._mask = (
-            x.repeat_interleave(self.draws, 0) for x in (self._ids, self._positions, self._modalities, self._mask)
-        )
-        self._vectors = [(name, at, content.repeat_interleave(self.draws, 0)) for name, at, content in self._vectors]
-        self.batch, self.draws = self.batch * self.draws, 1
-
-    def rows_of_draws(self, passes: Passes) -> Tensor:
-        """For each draw of each pass, `(passes batch draws)`, its row among `packed(passes)`."""
-        return torch.arange(len(passes) * self.batch, device=self.device).repeat_interleave(self.draws)
-
-    def packed(self, passes: Passes = ONE_PASS) -> PackedInputs:
-        """What each pass sees, `(passes batch) inputs`: the used tokens at the front, as wide as the longest sample.
-
-        At least one slot. What is not used is zero, as in training, so that nothing hidden can be read from it.
-        """
-        hidden = self._hidden(passes)
-        times = len(passes)
-        ids, positions, modalities = (x.repeat(times, 1) for x in (self._ids, self._positions, self._modalities))
-        mask = self._mask.repeat(times, 1) & ~hidden.repeat_interleave(self.batch, 0).gather(1, modalities)
-        for name, column in self._open.items():
-            shown = [name not in self._names or (passes.marked and name in names) for names in passes.hidden]
-            mask[:, column] = torch.tensor(shown, device=self.device).repeat_interleave(self.batch)
-        if ids.shape[1] == 0:
-            empty = ids.new_zeros(len(ids), 1)
-            return PackedInputs(ids=empty, positions=empty, modalities=empty, mask=empty.bool())
-        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
-        width = max(1, int(mask.sum(1).max()))
-        slots = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=self.device).expand_as(order)
-        )
-        order = order[:, :width]
-        vectors: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, start, content in self._vectors:
-            block = slice(start, start + content.shape[1])
-            used = mask[:, block]
-            flat = slots[:, block] + width * torch.arange(len(ids), device=self.device).unsqueeze(1)
-            parts = [*vectors.get(name, ()), flat[used], content.repeat(times, 1, 1)[used]]
-            vectors[name] = torch.cat(parts[::2]), torch.cat(parts[1::2])
-        used = mask.gather(1, order)
-        return PackedInputs(
-            ids=ids.gather(1, order) * used,
-            positions=positions.gather(1, order) * used,
-            modalities=modalities.gather(1, order) * used,
-            mask=used,
-            vectors=vectors,
-        )
-
-    def _hidden(self, passes: Passes) -> Tensor:
-        """bool `passes modalities`."""
-        hidden = torch.zeros(len(passes), len(self.layout), dtype=torch.bool, device=self.device)
-        for row, names in enumerate(passes.hidden):
-            for name in names:
-                hidden[row, self.layout.index(name)] = True
-        return hidden
+    if max(last for _, last in plan.ranges()) >= DRAW:
+        raise ConfigError(f"samples {plan.samples}: expected numbers below {DRAW}")
+    numbers = plan.numbers()
+    return numbers, [f"sample-{number:03}" for number in numbers]
 
 
-def generated_text(samples: int) -> str:
-    """What `accepted` tells of another number of samples."""
-    return f"{samples} are generated"
+def data_of_source(name: str, source: str) -> tuple[bytes, str]:
+    """Return the bytes of a value and their file extension. Raises ConfigError."""
+    if source[:1] in ('"', "'"):
+        if len(source) < 2 or source[-1] != source[0]:
+            raise ConfigError(f"input {name}={source}: expected a closing quote")
+        return source[1:-1].encode(), "txt"
+    if is_written_out(source):
+        return source.encode(), "json"
+    path = Path(source)
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+        several = "; repeat --input for each" if re.search(r",\w+=", source) else ""
+        raise ConfigError(f'input {name}={source}: expected an existing file, or "TEXT" in quotes{several}')
+    try:
+        data = path.read_bytes()
+    except PermissionError:
+        raise ConfigError(f"input {name}={source}: may not be read; allow it, or give another file") from None
+    return data, path.suffix.removeprefix(".").lower()
 
 
-def rows_of(tokens: Any, rows: Sequence[int]) -> Any:
-    """The tokens of the samples `rows`, in this order; one may be asked for several times."""
-    return [tokens[row] for row in rows] if isinstance(tokens, list) else tokens[list(rows)]
+def value_of_source(handle: ModalityHandle, source: str) -> Any:
+    """Return a value in the size of its modality. Raises ConfigError, InvalidValueError."""
+    return handle.transform(handle.read(*data_of_source(handle.name, source)), Crop())
+
+
+def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
+    """Return the tokens of one sample as a batch. Raises ConfigError, DataError, InvalidValueError."""
+    data, extension = data_of_source(handle.name, source)
+    if extension == "json" and not is_written_out(source) and is_token_file(data):
+        tokens = [read_tokens(handle, Path(source))]
+        try:
+            accepted(handle.spec, tokens, None, "")
+        except InvalidValueError as error:
+            raise DataError(f"{source}: {error}") from None
+        return tokens
+    return handle.encode([value_of_source(handle, source)])

@@ -2,78 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from einops import rearrange
+from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.generate.decoding import Advance, decode_grid, decode_sequence
+from tokenizers_zoo.spec import SequenceLayout
+from tokenizers_zoo.validation import fixed_shape
+from zoo_backbone.generate.encoder_inputs import EncoderInputs
 from zoo_backbone.generate.guidance import Passes
-from zoo_backbone.generate.inputs import GrowingInputs, generated_text, rows_of
-from zoo_backbone.generate.partial import add_partial, alike, checked_partial, empty_partial
-from zoo_backbone.generate.plan import TargetPlan, resolved_plan
-from zoo_backbone.generate.sampling import Noise
-from zoo_backbone.model import FourM
+from zoo_backbone.generate.inpainting import (
+    UNKNOWN,
+    Ids,
+    add_partial,
+    alike,
+    checked_partial,
+    sees_end,
+    with_gaps_filled,
+)
+from zoo_backbone.generate.plans import TargetPlan, resolved_plan
+from zoo_backbone.generate.sampling import (
+    COLDEST,
+    CONFIDENCE,
+    IDS,
+    ORDER,
+    Noise,
+    draw,
+    temperatures,
+    tempered,
+    tokens_per_step,
+)
+from zoo_backbone.model import Context, FourM
 from zoo_backbone.packing import accepted
+from zoo_backbone.transformer import KeyValueCache
+
+Advance = Callable[[int], None]
 
 
 @torch.no_grad()
 def generate(
     model: FourM,
-    given: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     plan: Sequence[TargetPlan],
     seed: int,
     samples: Sequence[int] | None = None,
     *,
-    kept: Mapping[str, Any] | None = None,
+    partial: Mapping[str, Any] | None = None,
     draws: int = 1,
     once: Mapping[str, Collection[int]] | None = None,
     advance: Advance = lambda steps: None,
 ) -> dict[str, Any]:
-    """Generate the targets of `plan`, in its order, for a batch of samples.
+    """Generate the targets of `plan`, in this order, for a batch of samples.
 
-    `given` maps modalities to all their tokens, as codecs give them: grids `(batch, *shape)` and vectors `(batch, n)`
-    int64, sequences a list of 1-D int64 arrays, continuous ones `(batch, n, dim)` float32 or a list of `(n, dim)`.
-    `kept` maps modalities to the part of their tokens that is kept, with -1 elsewhere (see partial.py): of a target the
-    rest is made; of others it stays open. All that is kept is an input from the start, of all targets. `once` are ids
-    of sequences, by modality, that none has twice (`ModalityHandle.single_ids`).
-    Gives int64 tensors `(batch, *shape)` on the CPU, and for sequences lists of 1-D int64 arrays, without end and
-    sentinels.
+    Args:
+        inputs: all tokens of each input modality: grids `(batch, *shape)` and vectors `(batch, n)` int64, sequences a
+            list of 1-D int64 arrays, continuous modalities `(batch, n, dim)` float32 or a list of `(n, dim)`.
+        samples: a number for each draw, which selects its noise (default: 0, 1, ...; required without inputs).
+        partial: modalities with some of their tokens, -1 elsewhere (see inpainting.py). The rest of a target is
+            generated, the rest of other modalities stays unknown. Known tokens are inputs of all targets.
+        draws: draws per sample, which are consecutive in the result; shared work is done once.
+        once: ids that no sequence of a modality contains twice (`ModalityHandle.single_ids`).
+        advance: called with the number of finished decoding steps; they sum to `plan_steps`.
 
-    Of each sample `draws` are made, which follow one another; what they share is computed once. `samples` numbers all
-    that is made (default: 0, 1, ...; needed where nothing is given). What a draw becomes depends on the seed, its
-    number and its own inputs, not on the batch it is in. `advance` is called with the number of decoding steps done
-    since, which sum to `plan_steps`. Raises ConfigError for a plan that does not fit the model, InvalidValueError for
-    tokens that do not fit their modality.
+    Returns int64 tensors `(draws, *shape)` on the CPU, and lists of 1-D int64 arrays, without end and sentinels, for
+    sequences. A draw depends on the seed, its number and its own inputs only, not on the batch. Raises ConfigError for
+    a plan that does not fit the model, and InvalidValueError for tokens that do not fit their modality.
     """
-    kept = kept or {}
-    resolved = resolved_plan(model.layout, plan, given, kept)
-    numbers = _numbers({**given, **kept}, seed, samples, draws)
+    partial, once = partial or {}, once or {}
+    resolved = resolved_plan(model.layout, plan, inputs, partial)
+    numbers = _numbers({**inputs, **partial}, seed, samples, draws)
     count = len(numbers) // draws
-    for name, tokens in given.items():
-        accepted(model.layout.spec(name), tokens, count, generated_text(count))
-    asked = {target.name for target in resolved}
-    parts = {name: checked_partial(model.layout, name, part, count, name in asked) for name, part in kept.items()}
-    groups = alike(parts, count)
-    if len(groups) == 1:
-        return _generate(model, given, parts, resolved, seed, numbers, draws, once or {}, advance)
+    for name, tokens in inputs.items():
+        accepted(model.layout.spec(name), tokens, count, f"the batch has {count}")
+    targets = {target.name for target in resolved}
+    known = {
+        name: checked_partial(model.layout, name, tokens, count, name in targets) for name, tokens in partial.items()
+    }
     rows: dict[int, dict[str, Any]] = {}
-    for number, group in enumerate(groups):
+    for group in alike(known, count):
         drawn = [row * draws + draw for row in group for draw in range(draws)]
-        made = _generate(
-            model, _rows(given, group), _rows(parts, group), resolved, seed, [numbers[row] for row in drawn], draws,
-            once or {}, (lambda steps: None) if number else advance,
+        found = _generate(
+            model, _rows(inputs, group), _rows(known, group), resolved, seed, [numbers[row] for row in drawn], draws,
+            once, (lambda steps: None) if rows else advance,
         )  # fmt: skip
-        rows |= {row: {name: tokens[i] for name, tokens in made.items()} for i, row in enumerate(drawn)}
+        if len(drawn) == len(numbers):
+            return found
+        rows |= {row: {name: tokens[i] for name, tokens in found.items()} for i, row in enumerate(drawn)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
-    return {name: torch.stack(made) if isinstance(made[0], torch.Tensor) else made for name, made in joined.items()}
+    return {name: torch.stack(found) if isinstance(found[0], Tensor) else found for name, found in joined.items()}
 
 
 def _generate(
     model: FourM,
-    given: Mapping[str, Any],
-    kept: Mapping[str, Any],
+    whole: Mapping[str, Any],
+    partial: Mapping[str, Any],
     plan: Sequence[TargetPlan],
     seed: int,
     numbers: Sequence[int],
@@ -81,39 +107,44 @@ def _generate(
     once: Mapping[str, Collection[int]],
     advance: Advance,
 ) -> dict[str, Any]:
-    """`generate` for a checked plan, and samples that lack as many cells each."""
-    layout = model.layout
-    inputs = GrowingInputs(layout, len(numbers) // draws, model.token_embedding.weight.device, draws)
-    for name in (*given, *kept, *(target.name for target in plan)):
+    """Generate for a checked plan and samples that lack equally many cells."""
+    inputs = EncoderInputs(model.layout, len(numbers) // draws, model.token_embedding.weight.device, draws)
+    for name in (*whole, *partial, *(target.name for target in plan)):
         inputs.mark_open(name)
-    for name, tokens in given.items():
+    for name, tokens in whole.items():
         inputs.add_whole(name, tokens)
-    for name, part in kept.items():
-        add_partial(inputs, layout.spec(name), part)
-    made: dict[str, Any] = {}
+    for name, tokens in partial.items():
+        add_partial(inputs, model.layout.spec(name), tokens)
+    result: dict[str, Any] = {}
     for target in plan:
-        noise = Noise(seed, numbers, target.name)
-        if target.name in kept:
-            part = rows_of(kept[target.name], [number // draws for number in range(len(numbers))])
-        else:
-            part = empty_partial(layout.spec(target.name).layout, len(numbers))
+        name, noise = target.name, Noise(seed, numbers, target.name)
+        layout = model.layout.spec(name).layout
         assert target.guidance is not None
-        passes = Passes.of(target.guidance, target.name, inputs.names)
-        if isinstance(part, list):
-            single = once.get(target.name, ())
-            made[target.name] = decode_sequence(model, inputs, target, noise, passes, part, advance, single)
-            inputs.hide(target.name)  # the kept parts with their sentinels
-            inputs.add_whole(target.name, made[target.name])
+        passes = Passes.of(target.guidance, name, inputs.names)
+        known = rows_of(partial[name], [row // draws for row in range(len(numbers))]) if name in partial else None
+        if isinstance(layout, SequenceLayout):
+            known = [np.array([UNKNOWN])] * len(numbers) if known is None else known
+            result[name] = decode_sequence(model, inputs, target, noise, passes, known, advance, once.get(name, ()))
+            inputs.remove(name)  # known tokens with their sentinels
+            inputs.add_whole(name, result[name])
         else:
-            made[target.name] = decode_grid(model, inputs, target, noise, passes, part, advance)
-    return made
+            known = torch.full((len(numbers), layout.length), UNKNOWN) if known is None else known
+            result[name] = decode_grid(model, inputs, target, noise, passes, known, advance)
+    return result
 
 
 def plan_steps(model: FourM, plan: Sequence[TargetPlan]) -> int:
-    """How many steps `generate` counts for a batch: those of grids, and for a sequence one a token at its longest."""
-    layout = model.layout
-    resolved = [target.resolved(layout.spec(target.name)) for target in plan]
-    return sum(target.max_length if layout.causal[layout.index(target.name)] else target.steps for target in resolved)
+    """Return the number of decoding steps of a batch; a sequence has one for each token at its longest."""
+    resolved = [target.resolved(model.layout.spec(target.name)) for target in plan]
+    return sum(
+        target.max_length if model.layout.causal[model.layout.index(target.name)] else target.steps
+        for target in resolved
+    )
+
+
+def rows_of(tokens: Any, rows: Sequence[int]) -> Any:
+    """Return the tokens of the samples `rows`, which may repeat."""
+    return [tokens[row] for row in rows] if isinstance(tokens, list) else tokens[list(rows)]
 
 
 def _rows(tokens: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
@@ -121,12 +152,11 @@ def _rows(tokens: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
 
 
 def _numbers(known: Mapping[str, Any], seed: int, samples: Sequence[int] | None, draws: int) -> list[int]:
-    """The draws' numbers."""
     if draws < 1:
         raise ConfigError(f"generate: draws: expected a number from 1 on, got {draws}")
     if samples is None:
         if not known:
-            raise ConfigError("generate: nothing is given, so `samples` has to say how many to make")
+            raise ConfigError("generate: samples: expected a number for each sample, as there are no inputs")
         samples = range(len(next(iter(known.values()))) * draws)
     if len(samples) == 0:
         raise ConfigError("generate: expected at least one sample")
@@ -135,3 +165,236 @@ def _numbers(known: Mapping[str, Any], seed: int, samples: Sequence[int] | None,
     if min(seed, *samples) < 0:
         raise ConfigError(f"generate: expected seed and sample numbers from 0 on, got {min(seed, *samples)}")
     return list(samples)
+
+
+def contexts_of(model: FourM, inputs: EncoderInputs, passes: Passes) -> list[Context]:
+    """Encode the inputs of each pass at its own length."""
+    return [model.context(inputs.packed(hidden, passes.marked)) for hidden in passes.hidden]
+
+
+def target_logits(
+    model: FourM,
+    name: str,
+    read: Tensor,
+    ranks: Tensor,
+    contexts: Sequence[Context],
+    passes: Passes,
+    caches: Sequence[KeyValueCache] | None = None,
+) -> Tensor:
+    """Return float32 logits `batch targets ids` over the vocabulary of `name`: the weighted sum over the passes.
+
+    `read` (`batch targets`) holds rows of the token table, -1 for the mask token, and `ranks` the positions within the
+    modality. With `caches`, the targets are the next tokens of a sequence, one at a time.
+    """
+    layout = model.layout
+    read, ranks = read.repeat(len(passes), 1), ranks.repeat(len(passes), 1)
+    positions = ranks + layout.positions[name].start
+    x = model.embed_targets(read, positions, torch.full_like(read, layout.index(name)))
+    # No mask: all targets are of one modality, and the next token of a sequence sees all tokens before it.
+    context = contexts if len(contexts) > 1 else contexts[0]
+    hidden = model.decode(x, model.turns(positions), context, None, caches)
+    return passes.combined(model.logits(hidden, layout.table_of(layout.spec(name))).float())
+
+
+def decode_grid(
+    model: FourM, inputs: EncoderInputs, plan: TargetPlan, noise: Noise, passes: Passes, known: Tensor, advance: Advance
+) -> Tensor:
+    """Decode the unknown cells of `known` (`draws length`) in steps; decided cells are inputs of the next step.
+
+    Returns `draws *shape`.
+    """
+    layout = model.layout.spec(plan.name).layout
+    left = (known == UNKNOWN).nonzero()[:, 1].view(len(known), -1).to(inputs.device)  # equally many per sample
+    counts = tokens_per_step(left.shape[1], plan.steps, plan.schedule)
+    heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
+    filters = plan.top_k, plan.top_p, plan.filter_before_temperature
+    tokens = known.to(inputs.device).clone()
+    if plan.scheme == "roar":
+        order = noise.uniform(ORDER, 0, layout.length).argsort(dim=1)
+        left = order[(known == UNKNOWN).gather(1, order)].view(left.shape).to(inputs.device)
+    for step, (count, temperature) in enumerate(zip(counts, heat, strict=True)):
+        # MaskGIT compares the confidences of all remaining cells. The other schemes know the next cells beforehand.
+        cells = left if plan.scheme == "maskgit" else left[:, :count]
+        logits = cell_logits(model, inputs, plan, cells, passes)
+        inputs.split_draws()
+        uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
+        uniform = rearrange(uniform, "(rows draws) cells -> rows cells draws", rows=len(logits))
+        drawn = draw(logits, uniform, temperature, *filters)
+        ids = rearrange(drawn, "rows cells draws -> (rows draws) cells")
+        if plan.scheme == "maskgit":
+            if plan.filter_before_temperature and temperature >= COLDEST:  # 4M ranks cells by these probabilities
+                logits = tempered(logits, temperature, *filters)
+            score = logits.gather(2, drawn) - logits.logsumexp(dim=2, keepdim=True)
+            score = rearrange(score, "rows cells draws -> (rows draws) cells")
+            if plan.confidence_noise:
+                scale = plan.confidence_noise * (1 - step / len(counts))
+                gumbel = noise.gumbel(CONFIDENCE, step, layout.length).to(inputs.device)
+                score = score + scale * gumbel.gather(1, cells)
+            chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
+            rest = torch.ones_like(cells, dtype=torch.bool).scatter(1, chosen, False)
+            left = left[rest].view(inputs.batch, -1)
+            cells, ids = cells.gather(1, chosen), ids.gather(1, chosen)
+        else:
+            left = left[:, count:]
+        tokens.scatter_(1, cells, ids)
+        inputs.add(plan.name, ids, cells)
+        advance(1)
+    advance(plan.steps - len(counts))
+    return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
+
+
+def cell_logits(model: FourM, inputs: EncoderInputs, plan: TargetPlan, cells: Tensor, passes: Passes) -> Tensor:
+    """Return float32 logits `rows cells ids`: a row per draw, or per sample while its draws share their inputs."""
+    contexts = contexts_of(model, inputs, passes)
+    if plan.scheme == "maskgit":
+        cells = cells[:: inputs.draws]
+    return target_logits(model, plan.name, torch.full_like(cells, -1), cells, contexts, passes)
+
+
+def shares_keys(device: torch.device) -> bool:
+    """Return whether attention reads shared keys without copying them. In float32, a GPU copies them for each token."""
+    return device.type == "cpu"
+
+
+def decode_sequence(
+    model: FourM,
+    inputs: EncoderInputs,
+    plan: TargetPlan,
+    noise: Noise,
+    passes: Passes,
+    known: Sequence[Ids],
+    advance: Advance,
+    once: Collection[int] = (),
+) -> list[Ids]:
+    """Fill the gaps of the partial sequences `known` from left to right; each sample stops at its own end.
+
+    The decoder reads the stream of training: the spans of all gaps, with the sentinel of the next gap between them,
+    then the end. Models that see the end of their inputs read one more sentinel instead. Ids in `once` are generated
+    only in sequences that do not contain them.
+    """
+    filling = _Filling(model, plan, known, once, inputs.device)
+    start = model.layout.token_rows(plan.name).start
+    uniform = noise.uniform(IDS, 0, max(filling.bound, 1)).to(inputs.device)
+    contexts = contexts_of(model, inputs, passes)
+    sharing = inputs.draws  # rows of a step that share a row of the context
+    if sharing > 1 and not shares_keys(inputs.device):
+        rows = torch.arange(inputs.batch, device=inputs.device).repeat_interleave(sharing)
+        contexts, sharing = [context.select(rows) for context in contexts], 1
+    inputs.split_draws()
+    like = contexts[0].keys_and_values[0][0]
+    caches = [
+        KeyValueCache.empty(len(passes) * inputs.batch, filling.bound, model.config, like) for _ in model.decoder
+    ]
+    alive = torch.arange(inputs.batch, device=inputs.device)  # samples in the batch of this step
+    last = torch.full_like(alive, filling.layout.sentinel_start)
+    done = 0
+    while filling.going.any():
+        if 2 * int(filling.going[alive].sum()) <= len(alive):  # caches are copied only if that halves them
+            rows = filling.going[alive].nonzero().squeeze(1)
+            of_passes = torch.cat([rows + number * len(alive) for number in range(len(passes))])
+            alive, last = alive[rows], last[rows]
+            contexts, sharing = [context.select(rows // sharing) for context in contexts], 1
+            caches = [KeyValueCache(cache.keys[of_passes], cache.values[of_passes], cache.length) for cache in caches]
+        ranks = torch.full((len(alive), 1), done, device=inputs.device)
+        logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, contexts, passes, caches).squeeze(1)
+        drawn = draw(
+            filling.allowed(logits, alive), uniform[alive, done].unsqueeze(1),
+            plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature,
+        ).squeeze(1)  # fmt: skip
+        last = filling.written(drawn, alive, done)
+        done += 1
+        advance(1)
+    advance(plan.max_length - done)
+    return filling.filled()
+
+
+class _Filling:
+    """The streams that fill the gaps of `known`: what each sample has written, and which ids may come next.
+
+    Tensors hold all samples; `alive` are the numbers of the samples in the batch of a step.
+    """
+
+    def __init__(
+        self, model: FourM, plan: TargetPlan, known: Sequence[Ids], once: Collection[int], device: torch.device
+    ) -> None:
+        spec = model.layout.spec(plan.name)
+        assert isinstance(spec.layout, SequenceLayout)
+        layout = spec.layout
+        self.layout, self.known, self.any_end = layout, known, not model.config.marked_inputs
+        self.gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in known], device=device)
+        room = [max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in known]
+        self.room = torch.tensor(room, device=device)
+        self.bound = int((self.room + self.gaps - 1).max())
+        """Maximum number of steps: one per token, and one to move on to each gap but the first."""
+        self.tokens = torch.full((len(known), self.bound), layout.end, device=device)
+        self.going = self.room > 0
+        """Samples that have not ended."""
+        shown = torch.tensor([sees_end(model.layout, plan.name, row) for row in known], device=device)
+        self.closing = torch.where(
+            shown & (self.gaps < layout.num_sentinels), layout.sentinel_start + self.gaps, layout.end
+        )
+        """The id that ends the last gap."""
+        sentinels = range(layout.sentinel_start, layout.sentinel_start + layout.num_sentinels)
+        self.marks = torch.tensor([*sentinels, layout.end], device=device)
+        self.gap, self.count = torch.zeros_like(self.gaps), torch.zeros_like(self.gaps)
+        self.once = torch.zeros(spec.vocab_size, dtype=torch.bool, device=device)
+        self.once[[number for number in once if number < len(self.once)]] = True  # the vocabulary may have grown
+        self.spent = torch.zeros(len(known), len(self.once), dtype=torch.bool, device=device)
+        for number, row in enumerate(known):
+            self.spent[number, torch.from_numpy(row[row != UNKNOWN]).to(device)] = True
+        self.spent &= self.once
+
+    def allowed(self, logits: Tensor, alive: Tensor) -> Tensor:
+        """Return logits `alive ids` with -inf at ids that may not come next."""
+        gap, gaps = self.gap[alive], self.gaps[alive]
+        onward = self._onward(alive)
+        logits = logits.masked_fill(self.spent[alive], -torch.inf)
+        ends = gap_ends(self.marks, gap, gaps) if self.any_end else self.marks == onward.unsqueeze(1)
+        return restricted(logits, self.marks, ends, onward)
+
+    def written(self, drawn: Tensor, alive: Tensor, step: int) -> Tensor:
+        """Store the sampled ids; return them, with the end for samples that have ended."""
+        moved, is_last = drawn == self._onward(alive), self._is_last(alive)
+        last = torch.where(self.going[alive] & ~(moved & is_last), drawn, self.layout.end)
+        self.tokens[alive, step] = last
+        self.spent[alive, last] |= self.once[last]
+        self.gap[alive] += (moved & ~is_last).long()
+        self.count[alive] += (~moved).long()
+        self.going[alive] = (last != self.layout.end) & (self.count[alive] < self.room[alive])
+        return last
+
+    def filled(self) -> list[Ids]:
+        """Return the sequences with their gaps filled."""
+        found = []
+        for row, stream in zip(self.known, self.tokens.cpu().tolist(), strict=True):
+            content = stream[: stream.index(self.layout.end)] if self.layout.end in stream else stream
+            found.append(with_gaps_filled(row, content, self.layout))
+        return found
+
+    def _is_last(self, alive: Tensor) -> Tensor:
+        return self.gap[alive] + 1 >= self.gaps[alive]
+
+    def _onward(self, alive: Tensor) -> Tensor:
+        """Return the id that ends the current gap of each sample."""
+        return torch.where(self._is_last(alive), self.closing[alive], self.layout.sentinel_start + self.gap[alive] + 1)
+
+
+def gap_ends(marks: Tensor, gap: Tensor, gaps: Tensor) -> Tensor:
+    """Return which of the marks (all sentinels, then the end) end a gap: bool `batch marks`.
+
+    `gap` and `gaps` (`batch`) are its number and their count. Models that do not see ends are trained on some of the
+    gaps only, so the sentinel of any later gap or the end may follow.
+    """
+    numbers = torch.arange(len(marks), device=marks.device)
+    ends = (numbers > gap.unsqueeze(1)) & (numbers < gaps.unsqueeze(1))
+    ends[:, -1] = True
+    return ends
+
+
+def restricted(logits: Tensor, marks: Tensor, ends: Tensor, onward: Tensor) -> Tensor:
+    """Return logits `batch ids` with -inf at all `marks` but `onward` (`batch`), the id that ends the gap.
+
+    It gets the summed probability of the marks that end the gap, `ends` (bool `batch marks`).
+    """
+    ending = logits[:, marks].masked_fill(~ends, -torch.inf).logsumexp(1, keepdim=True)
+    return logits.index_fill(1, marks, -torch.inf).scatter(1, onward.unsqueeze(1), ending)

@@ -1,24 +1,77 @@
-"""From logits to ids: temperature, top-k, top-p; and the noise, which belongs to a sample and not to its batch."""
+"""Sampling of token ids: how many per step, at which temperature, from which ids, with which noise."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Schedule = Literal["cosine", "linear", "s-curve"]
+TemperatureSchedule = Literal["constant", "linear", "inverse"]
+
+MASKED: Mapping[str, Callable[[float], float]] = MappingProxyType(
+    {
+        "cosine": lambda done: math.cos(math.pi / 2 * done),
+        "linear": lambda done: 1 - done,
+        "s-curve": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    }
+)
+"""Share of the tokens that is still masked after a share of the steps."""
+INVERSE_RANGE = 100
+"""The "inverse" curve runs from 1 to this number."""
 IDS, CONFIDENCE, ORDER = range(3)
-"""What noise is for: drawing ids, disturbing confidences, ordering cells."""
+"""Purposes of noise: sampling ids, perturbing confidences, ordering cells."""
 COLDEST = 1e-6
-"""Temperatures below leave the likeliest alone; logits over still lower ones would not be finite."""
+"""At lower temperatures the most likely id is taken: the divided logits would overflow."""
+
+
+def tokens_per_step(count: int, steps: int, schedule: Schedule) -> list[int]:
+    """Return how many of `count` tokens each step decides: at least 1, so at most `count` steps.
+
+    After step t of T, cosine leaves cos(pi/2 * t/T) of the tokens masked (MaskGIT, arXiv 2202.04200, section 3.3),
+    linear 1 - t/T, and s-curve (1 + cos(pi * t/T)) / 2, which 4M's code calls cosine.
+    """
+    steps = min(steps, count)
+    masked = [count]
+    for step in range(1, steps + 1):
+        share = MASKED[schedule](step / steps)
+        # At least one token for this step, and one for each step to come.
+        masked.append(min(max(math.floor(count * share + 1e-9), steps - step), masked[-1] - 1))
+    return [before - after for before, after in itertools.pairwise(masked)]
+
+
+def temperatures(counts: Sequence[int], start: float, end: float, schedule: TemperatureSchedule) -> list[float]:
+    """Return the temperature of each step, where step t decides `counts[t]` tokens.
+
+    "linear" goes from `start` at the first step to `end` at the last. "inverse" is the published schedule of 4M (there
+    "onex" with power 0.5): `end + (start - end) * left * curve`, where `left` is the share of tokens that is masked
+    after the step and `curve` is 1/sqrt(x), scaled to [0, 1]; x takes even steps from 1 to 100, one per token.
+    """
+    if schedule == "constant" or start == end:
+        return [start] * len(counts)
+    if schedule == "linear":
+        last = max(len(counts) - 1, 1)
+        return [start + (end - start) * step / last for step in range(len(counts))]
+    total, least = sum(counts), INVERSE_RANGE**-0.5
+    result = []
+    for step, decided in enumerate(itertools.accumulate(counts)):
+        x = 1 + (INVERSE_RANGE - 1) * step / max(total - 1, 1)
+        curve = (x**-0.5 - least) / (1 - least)
+        result.append(end + (start - end) * (1 - decided / total) * curve)
+    return result
 
 
 class Noise:
-    """Uniform numbers for one target of a batch, a function of (seed, sample, target, purpose, step) alone.
+    """Uniform numbers for one target of a batch: a function of seed, sample, target, purpose and step (Philox).
 
-    Counter-based (Philox), so a sample gets the same numbers in any batch, alone or with others.
+    A sample gets the same numbers in any batch.
     """
 
     def __init__(self, seed: int, samples: Sequence[int], target: str) -> None:
@@ -27,26 +80,22 @@ class Noise:
         self.target = zlib.crc32(target.encode())
 
     def uniform(self, purpose: int, step: int, count: int) -> Tensor:
-        """float32 `samples count`, in [0, 1)."""
-        rows = [
-            np.random.Generator(
-                np.random.Philox(np.random.SeedSequence([self.seed, sample, self.target, purpose, step]))
-            ).random(count, dtype=np.float32)
-            for sample in self.samples
-        ]
+        """Return float32 `samples count` in [0, 1)."""
+        seeds = (np.random.SeedSequence([self.seed, row, self.target, purpose, step]) for row in self.samples)
+        rows = [np.random.Generator(np.random.Philox(seed)).random(count, dtype=np.float32) for seed in seeds]
         return torch.from_numpy(np.stack(rows))
 
     def gumbel(self, purpose: int, step: int, count: int) -> Tensor:
-        """float32 `samples count` of the standard Gumbel distribution."""
+        """Return float32 `samples count` of the standard Gumbel distribution."""
         tiny = torch.finfo(torch.float32).eps / 2
         return -torch.log(-torch.log(self.uniform(purpose, step, count).clamp(tiny, 1 - tiny)))
 
 
 def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """`... ids` with -inf at all ids but the `top_k` likeliest (0: all), and of those but the nucleus.
+    """Return logits `... ids` with -inf outside the `top_k` most likely ids (0: all) and outside the nucleus.
 
-    The nucleus is the smallest set of likeliest ids whose probabilities sum to at least `top_p` (arXiv 1904.09751,
-    section 3.1), measured after top-k. Ids as likely as the last one kept are kept too.
+    The nucleus is the smallest set of ids whose probabilities, measured after top-k, sum to at least `top_p` (arXiv
+    1904.09751, section 3.1). Ties with the last id are kept.
     """
     if 0 < top_k < logits.shape[-1]:
         last = logits.topk(top_k, dim=-1).values[..., -1:]
@@ -61,48 +110,26 @@ def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def tempered(logits: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False) -> Tensor:
-    """The logits `... ids` that ids are drawn from, at a temperature above 0.
-
-    The temperature divides the logits first; top-k and top-p then look at the probabilities that it makes. With
-    `filter_first` they look at those before it.
-    """
+    """Return logits `... ids` divided by a temperature above 0 and filtered, in this order unless `filter_first`."""
     if filter_first:
         return filtered(logits, top_k, top_p) / temperature
     return filtered(logits / temperature, top_k, top_p)
 
 
 def rising(sums: Tensor, shares: Tensor) -> Tensor:
-    """Cumulative sums `... ids` of `shares` that nowhere fall, and that rise at no id without a share.
+    """Return cumulative sums `... ids` that never fall, and rise only where `shares` is above 0.
 
-    Those of a GPU, which adds in parallel, do both by rounding errors; those of the CPU do not, and would stay as they
-    are.
+    Parallel sums on a GPU violate both by rounding errors.
     """
     return sums.masked_fill(shares == 0, 0).cummax(dim=-1).values
 
 
 def draw(
-    logits: Tensor,
-    uniform: Tensor,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    filter_first: bool = False,
+    logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
 ) -> Tensor:
-    """Ids `...` from logits `... ids`, one uniform number `...` each; see `draw_several`."""
-    return draw_several(logits, uniform.unsqueeze(-1), temperature, top_k, top_p, filter_first).squeeze(-1)
+    """Return ids `... draws` for logits `... ids` and uniform numbers `... draws`, by inverting the distribution.
 
-
-def draw_several(
-    logits: Tensor,
-    uniform: Tensor,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    filter_first: bool = False,
-) -> Tensor:
-    """Ids `... draws` from logits `... ids`, one uniform number `... draws` each.
-
-    Temperature 0, or all but, takes the likeliest. Of other temperatures see `tempered`.
+    Temperature 0 takes the most likely id.
     """
     if temperature < COLDEST:
         return logits.argmax(dim=-1, keepdim=True).expand_as(uniform)
@@ -111,6 +138,6 @@ def draw_several(
     if cumulative.device.type != "cpu":
         cumulative = rising(cumulative, shares)
     total = cumulative[..., -1:]
-    # Below the total even after rounding, so that the id found always has a share.
+    # Below the total even after rounding, so that the id has a share.
     level = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, level.contiguous(), right=True)

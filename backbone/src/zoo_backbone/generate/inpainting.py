@@ -1,0 +1,262 @@
+"""Inpainting: regions of a modality to generate anew, and partial tokens, with -1 where something is missing.
+
+Partial tokens of grids and vectors are int64 `(batch, *shape)`, -1 at each cell to generate. Partial sequences are 1-D
+int64 arrays in which -1 is a gap for any number of tokens: `[5, 9, -1]` is a beginning, `[-1, 5, 9, -1]` lacks both
+ends. The model sees a gap as a sentinel, as in training.
+
+Regions, the arguments of `--inpaint` and of a plan's table [inpaint], of grids and vectors:
+
+    box:TOP,LEFT,BOTTOM,RIGHT    fractions of the picture; cells whose centre lies inside are generated
+    cells:TOP,LEFT,BOTTOM,RIGHT  cells of the grid, ends excluded
+    mask:FILE                    .npy or a picture of the grid's size, or a multiple of it: cells with a pixel that is
+                                 not 0 (in a colour picture: not black) are generated
+    not:REGION                   all other cells
+
+A box may have two numbers for each of the last axes of a grid: all starts, then all ends. Regions of sequences:
+
+    after  after:N               continue after all tokens, or after the first N
+    tokens:0-3,8                 replace each of these runs of tokens, by any number of tokens
+    gaps:N                       insert before every Nth token and at the end. N is the number of tokens of a unit, such
+                                 as a field with its value
+    not:tokens:0-3               replace all other runs
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from tokenizers_zoo.errors import ConfigError, InvalidValueError, by, count_of
+from tokenizers_zoo.families.spatial.values import FORMATS
+from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
+from tokenizers_zoo.validation import array_of, fixed_shape
+from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.generate.encoder_inputs import EncoderInputs
+from zoo_backbone.packing import accepted, shown_end
+
+UNKNOWN = -1
+
+Ids = np.ndarray[Any, Any]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
+    """Return partial tokens: -1 in the region. All codes of a place of a grid go together.
+
+    Raises ConfigError for a wrong region, or one that selects nothing or everything, and InvalidValueError for tokens
+    that do not fit the modality.
+    """
+    if spec.continuous:
+        raise ConfigError(f"inpaint {spec.name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")
+    found = accepted(spec, tokens, None, "")
+    if isinstance(spec.layout, SequenceLayout):
+        return [_partial_sequence(spec.name, row, region) for row in found]
+    mask = torch.from_numpy(region_mask(spec.name, spec.places or fixed_shape(spec.layout), region))
+    if not mask.any():
+        raise ConfigError(f"inpaint {spec.name}={region}: no token lies in it; make it larger")
+    if mask.all():
+        raise ConfigError(f"inpaint {spec.name}={region}: covers all tokens; make it smaller, or leave out the input")
+    of_codes = mask.reshape(*mask.shape, *[1] * (found.ndim - 1 - mask.ndim))
+    return torch.where(of_codes, UNKNOWN, found.cpu())
+
+
+def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
+    """Return a bool array of the grid's `shape`, True in the region. Raises ConfigError."""
+    kind, _, rest = region.partition(":")
+    if kind == "not":
+        return ~region_mask(name, shape, rest)
+    if kind == "mask":
+        return _mask_of_file(name, shape, Path(rest))
+    if kind not in ("box", "cells"):
+        raise _wrong(name, region, "box:TOP,LEFT,BOTTOM,RIGHT, cells:..., mask:FILE or not:...")
+    axes = list(shape)
+    try:
+        numbers = [float(part) for part in rest.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) % 2 or not 0 < len(numbers) <= 2 * len(axes):
+        raise _wrong(name, region, f"starts, then ends, for up to {len(axes)} axes: {2 * min(len(axes), 2)} numbers")
+    sizes = axes[-len(numbers) // 2 :]
+    starts, ends = numbers[: len(sizes)], numbers[len(sizes) :]
+    mask = np.ones(shape, dtype=bool)
+    for axis, (size, start, end) in enumerate(zip(sizes, starts, ends, strict=True), len(axes) - len(sizes)):
+        most = 1.0 if kind == "box" else float(size)
+        if not 0 <= start < end <= most or (kind == "cells" and (start % 1 or end % 1)):
+            numbers_of = "fractions of the picture" if kind == "box" else "whole numbers"
+            raise _wrong(name, region, f"0 <= start < end <= {most:g}, {numbers_of}")
+        centre = (np.arange(size) + 0.5) / (size if kind == "box" else 1)
+        inside = (start <= centre) & (centre < end)
+        mask &= inside.reshape([size if other == axis else 1 for other in range(len(axes))])
+    return mask
+
+
+def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".npy":
+            pixels = array_of(data)
+        else:
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            grey = len(picture.getbands()) == 1 and picture.mode != "P"
+            # Not mode L, which rounds dark colours and fractions to 0.
+            pixels = np.asarray(picture if grey else picture.convert("RGB"))
+            pixels = pixels if grey else pixels.max(axis=2)
+        if pixels.dtype.kind not in "biuf" or np.isnan(pixels).any():
+            raise ValueError(f"expected numbers, and none of them NaN; got {pixels.dtype}")
+    except UnidentifiedImageError:
+        raise ConfigError(f"inpaint {name}: mask:{path}: cannot be read: expected .npy or a picture") from None
+    except (Image.DecompressionBombError, EOFError, OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"inpaint {name}: mask:{path}: cannot be read as .npy or a picture: {error}") from None
+    grid = tuple(shape)
+    factors = [size // cells for size, cells in zip(pixels.shape, grid, strict=False)]
+    expected = tuple(factor * cells for factor, cells in zip(factors, grid, strict=False))
+    if pixels.ndim != len(grid) or 0 in factors or expected != pixels.shape:
+        raise ConfigError(
+            f"inpaint {name}: mask:{path}: expected the grid's {by(grid)}, or a multiple of it; got {by(pixels.shape)}"
+        )
+    parts = [number for pair in zip(grid, factors, strict=True) for number in pair]
+    mask: Mask = (pixels != 0).reshape(parts).any(axis=tuple(range(1, 2 * len(grid), 2)))
+    return mask
+
+
+def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
+    kind, _, rest = region.partition(":")
+    gap = np.array([UNKNOWN])
+    if kind in ("after", "gaps"):
+        if (kind == "gaps" or rest) and not (rest.isdecimal() and int(rest)):
+            raise _wrong(name, region, "a number from 1 on")
+        if kind == "after":
+            return np.concatenate([row[: int(rest)] if rest else row, gap])
+        parts = [row[first : first + int(rest)] for first in range(0, len(row), int(rest))]
+        return np.concatenate([gap, *(piece for part in parts for piece in (part, gap))])
+    inverted = kind == "not" and rest.startswith("tokens:")
+    if kind != "tokens" and not inverted:
+        raise _wrong(name, region, "after, after:N, tokens:0-3,8 or gaps:N")
+    chosen = np.zeros(len(row), dtype=bool)
+    for first, last in ranges(rest.removeprefix("tokens:"), f"inpaint {name}={region}"):
+        if last >= len(row):
+            there = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
+            raise _wrong(name, region, f"{there}: a sample has {len(row)} tokens")
+        chosen[first : last + 1] = True
+    return np.where(chosen != inverted, UNKNOWN, row)
+
+
+def ranges(text: str, where: str) -> list[tuple[int, int]]:
+    """Return `0-3,8` as pairs of first and last. Raises ConfigError."""
+    found = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise ConfigError(f"{where}: expected numbers and ranges such as 0-3,8; got {part!r}")
+        found.append((int(first), int(last or first)))
+    return found
+
+
+def _wrong(name: str, region: str, expected: str) -> ConfigError:
+    return ConfigError(f"inpaint {name}={region}: expected {expected}")
+
+
+# --- partial tokens
+
+
+def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int, is_target: bool = True) -> Any:
+    """Return partial tokens as an int64 tensor `(batch, length)`, or for sequences as a list of 1-D int64 arrays.
+
+    Neighbouring gaps of a sequence become one. Raises InvalidValueError if the tokens do not fit the modality, if a
+    target has nothing left to generate, or if a sequence has more gaps or tokens than the model has sentinels or
+    positions for.
+    """
+    spec = layout.spec(name)
+    others = f"the batch has {batch}"
+    if not isinstance(spec.layout, SequenceLayout):
+        grid = torch.as_tensor(tokens).cpu()
+        accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, others)
+        flat = grid.reshape(batch, -1)
+        complete = (flat != UNKNOWN).all(1).nonzero().flatten().tolist()
+        if complete and is_target:
+            raise InvalidValueError(f"{name}: sample {complete[0]} is complete, so nothing is left to generate")
+        return flat
+    rows = [np.asarray(row) for row in tokens]
+    accepted(spec, [row[row != UNKNOWN] for row in rows], batch, others)
+    rows = [row[~((row == UNKNOWN) & (np.roll(row, 1) == UNKNOWN) & (np.arange(len(row)) > 0))] for row in rows]
+    for number, row in enumerate(rows):
+        gaps = int((row == UNKNOWN).sum())
+        if gaps == 0 and is_target:
+            raise InvalidValueError(f"{name}: sample {number} is complete, so nothing is left to generate")
+        if gaps > spec.layout.num_sentinels:
+            raise InvalidValueError(
+                f"{name}: sample {number} has {count_of(gaps, 'gap')}, and the modality has sentinels for "
+                f"{spec.layout.num_sentinels}; choose fewer, longer regions"
+            )
+        if len(row) > (room := layout.positions[name].count):
+            raise InvalidValueError(
+                f"{name}: sample {number} keeps {count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
+                f", and the model has {room} positions for both; choose a larger region, or fewer gaps"
+            )
+    return rows
+
+
+def add_partial(inputs: EncoderInputs, spec: ModalitySpec, tokens: Any) -> None:
+    """Add the known tokens to the inputs; sequences with a sentinel for each gap.
+
+    A sequence without any token is left out, except in models with `ModelConfig.marked_inputs`.
+    """
+    if not isinstance(spec.layout, SequenceLayout):
+        grid = tokens.to(inputs.device)
+        cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)  # equally many per sample, see `alike`
+        inputs.add(spec.name, grid.gather(1, cells), cells)
+        return
+    rows = []
+    for row in tokens:
+        gaps = row == UNKNOWN
+        if gaps.all() and not inputs.layout.marked_inputs:
+            rows.append(row[:0])
+            continue
+        read: Ids = np.where(gaps, spec.layout.sentinel_start + np.cumsum(gaps) - 1, row)
+        rows.append(np.append(read, spec.layout.end) if sees_end(inputs.layout, spec.name, row) else read)
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(inputs.batch, width, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.from_numpy(row)
+    ranks = torch.arange(width, device=inputs.device).expand(inputs.batch, -1)
+    lengths = torch.tensor([len(row) for row in rows], device=inputs.device).unsqueeze(1)
+    inputs.add(spec.name, ids.to(inputs.device), ranks, ranks < lengths)
+
+
+def sees_end(layout: EmbeddingLayout, name: str, row: Ids) -> bool:
+    """Return whether the model sees that a partial sequence ends with its last token."""
+    spec = layout.spec(name)
+    reaches_end = not len(row) or row[-1] != UNKNOWN
+    return shown_end(layout, spec) is not None and len(row) < spec.layout.length and bool(reaches_end)
+
+
+def with_gaps_filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) -> Ids:
+    """Fill the gaps of a partial sequence with a decoded stream: spans with a sentinel between them.
+
+    Gaps that the stream does not reach stay empty.
+    """
+    spans: list[list[int]] = [[]]
+    for token in stream:
+        if layout.sentinel_start <= token < layout.sentinel_start + layout.num_sentinels:
+            spans.append([])
+        else:
+            spans[-1].append(token)
+    remaining = iter(spans)
+    parts = [next(remaining, []) if token == UNKNOWN else [token] for token in row.tolist()]
+    return np.array([token for part in parts for token in part], dtype=np.int64)
+
+
+def alike(partial: Mapping[str, Any], batch: int) -> list[list[int]]:
+    """Group the samples by the number of missing cells of each grid, so that a group is decoded in step."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    grids = [tokens for tokens in partial.values() if isinstance(tokens, Tensor)]
+    for number in range(batch):
+        groups.setdefault(tuple(int((grid[number] == UNKNOWN).sum()) for grid in grids), []).append(number)
+    return list(groups.values())

@@ -1,0 +1,287 @@
+"""Plans: which targets to generate from which inputs, and how; in Python, or in a TOML file.
+
+    inputs = ["rgb", 'caption="a red ball"']   # as --input
+    seed = 0
+    [inpaint]                                  # as --inpaint
+    depth = "box:0,0,1,0.5"
+    [guidance]                                 # of targets without their own
+    scale = 3.0
+    [[targets]]                                # in the order in which they are generated
+    name = "depth"
+    steps = 8
+    guidance = { weights = { caption = 3.0 } }
+
+Paths in a file are relative to its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers_zoo.config import Origin, default_of, from_mapping, load_toml
+from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
+from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.generate.guidance import Guidance, Passes
+from zoo_backbone.generate.inpainting import ranges
+from zoo_backbone.generate.sampling import Schedule, TemperatureSchedule
+
+Scheme = Literal["layout", "maskgit", "roar", "autoregressive"]
+DEFAULT_STEPS = 8
+GRID_SCHEMES: tuple[Scheme, ...] = ("maskgit", "roar", "autoregressive")
+MASK = "mask:"
+DEFAULT_SAMPLES, DEFAULT_SPLIT = 4, TEST
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetPlan:
+    """How one target is generated. The defaults suit every layout."""
+
+    name: str
+    """The modality."""
+    scheme: Scheme = "layout"
+    """Grids and vectors: "maskgit" decides the most confident tokens first (arXiv 2202.04200), "roar" a random order
+    (4M, arXiv 2312.06647), "autoregressive" row by row. Sequences: "autoregressive". "layout": the first that fits."""
+    steps: int = 0
+    """Decoding steps of a grid or vector, at most one per token; 0: 8 steps, or one per token if autoregressive.
+    Sequences always take one step per token."""
+    schedule: Schedule = "cosine"
+    """How many tokens each step decides: few first ("cosine"), equally many ("linear"), few first and last
+    ("s-curve")."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely id."""
+    temperature_schedule: TemperatureSchedule = "constant"
+    """How the temperature of a grid or vector falls to `final_temperature`: not at all, "linear", or "inverse": fast at
+    first, as in 4M's published settings."""
+    final_temperature: float = 0.0
+    """The last temperature of a falling schedule."""
+    top_k: int = 0
+    """Sample among this many most likely ids; 0: all."""
+    top_p: float = 1.0
+    """Sample among the most likely ids that together have this probability."""
+    filter_before_temperature: bool = False
+    """Apply `top_k` and `top_p` before the temperature, and rank MaskGIT's cells by the filtered probabilities, as 4M's
+    code does."""
+    confidence_noise: float = 0.0
+    """Scale of the Gumbel noise on MaskGIT's log confidences at the first step; falls linearly to 0."""
+    max_length: int = 0
+    """Maximum number of content tokens of a sequence; 0: the layout's."""
+    guidance: Guidance | None = None
+    """How strongly the inputs steer this target; none: the plan's guidance."""
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "temperature", "final_temperature", "top_k", "confidence_noise", "max_length"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key}: expected a number from 0 on, got {getattr(self, key)}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}")
+        if self.temperature_schedule == "constant" and self.final_temperature:
+            raise ValueError('final_temperature: only with temperature_schedule "linear" or "inverse"')
+
+    def resolved(self, spec: ModalitySpec) -> TargetPlan:
+        """Return the plan with the defaults of the modality. Raises ConfigError if they do not fit."""
+        if spec.continuous:
+            raise ConfigError(f"generate {spec.name}: a {spec.layout.kind} modality is an input only")
+        sequence = isinstance(spec.layout, SequenceLayout)
+        schemes = ("autoregressive",) if sequence else GRID_SCHEMES
+        scheme = schemes[0] if self.scheme == "layout" else self.scheme
+        if scheme not in schemes:
+            raise ConfigError(
+                f"generate {spec.name}: scheme {self.scheme!r} is not for a {spec.layout.kind}; "
+                f"expected {' or '.join(schemes)}"
+            )
+        if sequence and self.temperature_schedule != "constant":
+            raise ConfigError(
+                f"generate {spec.name}: temperature_schedule {self.temperature_schedule!r} is not for a sequence; "
+                'expected "constant"'
+            )
+        bound = spec.layout.length
+        return replace(
+            self,
+            scheme=scheme,
+            steps=min(self.steps or (bound if scheme == "autoregressive" else DEFAULT_STEPS), bound),
+            max_length=min(self.max_length or bound, bound),
+            guidance=self.guidance or Guidance(),
+        )
+
+
+def resolved_plan(
+    layout: EmbeddingLayout, plan: Sequence[TargetPlan], inputs: Iterable[str], partial: Iterable[str] = ()
+) -> list[TargetPlan]:
+    """Return the targets with the defaults of the model; `partial` are modalities with some of their tokens.
+
+    Raises ConfigError or UnknownNameError for a plan that does not fit: no target, a modality twice, an input-only
+    modality as a target or in part, a target-only modality as an input, guidance by a modality that is not known yet.
+    """
+    inputs, partial = list(inputs), list(partial)
+    for target in plan:
+        layout.check_made(target.name, "generate")
+    resolved = [target.resolved(layout.spec(target.name)) for target in plan]
+    names = [target.name for target in plan]
+    if not plan:
+        raise ConfigError("generate: expected at least one target")
+    everything = [*inputs, *names]
+    if twice := sorted({name for name in everything if everything.count(name) > 1}):
+        raise ConfigError(
+            f"generate: {', '.join(twice)}: is input and target, or twice a target; to generate a part, add --inpaint"
+        )
+    for name in (*inputs, *partial):
+        layout.check_read(name, "generate")
+    for name in partial:
+        if (spec := layout.spec(name)).continuous:
+            raise ConfigError(f"generate {name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")
+        if name in inputs:
+            raise ConfigError(f"generate {name}: is an input whole and in part; expected one of the two")
+    known = [*inputs, *partial]
+    for target in resolved:
+        assert target.guidance is not None
+        Passes.of(target.guidance, target.name, known)  # raises for names that are not known yet
+        known += [] if target.name in known or target.name in layout.targets_only else [target.name]
+    return resolved
+
+
+# --- plans in files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationPlan:
+    """Everything that a generation depends on, except the model and the stored samples."""
+
+    targets: tuple[TargetPlan, ...]
+    """Generated in this order."""
+    inputs: tuple[str, ...] = ()
+    """NAME (stored samples), NAME=FILE, NAME="TEXT" or NAME={JSON}."""
+    inpaint: Mapping[str, str] = field(default_factory=dict)
+    """The region of an input to generate anew, by modality; the rest stays. Regions: docs/generation.md."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """For targets without their own guidance."""
+    samples: str = ""
+    """How many samples ("4") or which ("0-7,12"); empty: four, or one if all inputs are values."""
+    keys: tuple[str, ...] = ()
+    """Keys of stored samples, instead of `samples`."""
+    split: str = DEFAULT_SPLIT
+    """Split of the stored samples."""
+    draws: int = 1
+    """Draws per sample."""
+    seed: int = 0
+    """Seed of the draws."""
+    rank: str = ""
+    """A modality in which draws are compared with their inputs, to sort them; empty: no sorting."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws: expected a number from 1 on, got {self.draws}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected a number from 0 on, got {self.seed}")
+        if self.samples.isdecimal() and not int(self.samples):
+            raise ValueError(f"samples: expected a number from 1 on or numbers such as 0-7, got {self.samples!r}")
+        if self.keys and self.samples:
+            raise ValueError(f"samples: {self.samples!r} and keys both choose samples; leave one of them out")
+
+    def target_plans(self) -> list[TargetPlan]:
+        """Return the targets, each with its guidance."""
+        return [replace(target, guidance=target.guidance or self.guidance) for target in self.targets]
+
+    def files(self) -> set[Path]:
+        """Return the input files."""
+        files = [source for source in sources_of(self.inputs).values() if not is_written_out(source)]
+        masks = [region.partition(MASK)[2] for region in self.inpaint.values()]
+        return {Path(file).resolve() for file in (*files, *masks) if file}
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Return the first and last number of each range of `samples`. Raises ConfigError."""
+        if not self.samples:
+            return [(0, DEFAULT_SAMPLES - 1)]
+        if self.samples.isdecimal():
+            return [(0, int(self.samples) - 1)]
+        return ranges(self.samples, f"samples {self.samples}")
+
+    def numbers(self) -> Sequence[int]:
+        """Return the numbers of the samples. Raises ConfigError."""
+        found = self.ranges()
+        if len(found) == 1:
+            return range(found[0][0], found[0][1] + 1)
+        numbers = [number for first, last in found for number in range(first, last + 1)]
+        if len(set(numbers)) < len(numbers):
+            raise ConfigError(f"samples {self.samples}: a number is there twice")
+        return numbers
+
+
+def sources_of(inputs: Iterable[str]) -> dict[str, str]:
+    """Return the source of each input modality; "" for stored samples. Raises ConfigError."""
+    sources: dict[str, str] = {}
+    for item in inputs:
+        name, equals, source = (part.strip() for part in item.partition("="))
+        if not name or (equals and not source):
+            raise ConfigError(f'input {item}: expected NAME, NAME=FILE or NAME="TEXT"')
+        if name in sources:
+            raise ConfigError(f"input {item}: {name} is there twice; give one value")
+        sources[name] = source
+    return sources
+
+
+def is_written_out(source: str) -> bool:
+    """Return True for text in quotes and for JSON."""
+    return source[:1] in ('"', "'", "{", "[")
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Return the checked tables of a plan file, with absolute paths. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such plan; expected a TOML file with tables [[targets]]")
+    table = load_toml(path)
+    from_mapping(GenerationPlan, table, Origin(path=path))
+    return table | _placed(table.get("inputs", ()), table.get("inpaint", {}), path.parent.resolve())
+
+
+def _placed(inputs: Iterable[str], inpaint: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Return inputs and regions with absolute paths."""
+    sources = {
+        name: source if not source or is_written_out(source) else str(folder / source)
+        for name, source in sources_of(inputs).items()
+    }
+    regions = {}
+    for name, region in inpaint.items():
+        before, mask, file = region.partition(MASK)
+        is_file = mask and not before.replace("not:", "")
+        regions[name] = f"{before}{mask}{folder / file}" if is_file else region
+    return {"inputs": [f"{name}={source}" if source else name for name, source in sources.items()], "inpaint": regions}
+
+
+def written_plan(plan: GenerationPlan, notes: Mapping[str, str]) -> str:
+    """Return the TOML of a plan without its defaults, with `notes` as comments."""
+    lines = [f"# {key}: {note}" for key, note in notes.items()]
+    placed = _placed(plan.inputs, plan.inpaint, Path.cwd())
+    lines += _lines(_changes(replace(plan, targets=(), inputs=tuple(placed["inputs"]), inpaint=placed["inpaint"])))
+    for target in plan.targets:
+        lines += ["", "[[targets]]", *_lines(_changes(target))]
+    return "\n".join(lines) + "\n"
+
+
+def _changes(item: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that differ from their defaults."""
+    changes = {}
+    for declared in dataclasses.fields(item):
+        value = getattr(item, declared.name)
+        if value != default_of(declared) and value != ():
+            if isinstance(value, Guidance):
+                # Guidance that says "none" replaces the plan's guidance, so its defaults are written.
+                value = _changes(value) or {key: part for key, part in asdict(value).items() if part not in ((), {})}
+            changes[declared.name] = value
+    return changes
+
+
+def _lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _lines(value, f"{prefix}{key}.")
+        else:
+            # JSON values are TOML values, except for this character.
+            yield f"{prefix}{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
