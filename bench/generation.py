@@ -23,7 +23,7 @@ from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout, TokenL
 from zoo_backbone.batch import PackedTargets
 from zoo_backbone.config import PRESETS, preset
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.generate.inputs import GrowingInputs
+from zoo_backbone.generate.encoder_inputs import EncoderInputs
 from zoo_backbone.model import FourM
 
 LENGTH = 64
@@ -46,7 +46,7 @@ def without_cache(model: FourM, given: torch.Tensor) -> None:
     """
     tables = model.layout
     start = tables.token_rows("text").start
-    inputs = GrowingInputs(tables, len(given), torch.device("cpu"))
+    inputs = EncoderInputs(tables, len(given), torch.device("cpu"))
     inputs.add_whole("image", given)
     context = model.context(inputs.packed())
     read = torch.full((len(given), 1), start + TEXT.sentinel_start)

@@ -11,7 +11,7 @@ from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
 from zoo_backbone.cli.generate import SAMPLING
 from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
 from zoo_backbone.evaluation.config import EvaluationConfig, Pairs
-from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer.config import TUNING, TransferConfig
 
@@ -58,7 +58,7 @@ def settings_page() -> str:
     lines += [*told_tables(EvaluationConfig, "eval"), *keys_table(next(tables_of(Pairs, "eval")))[2:]]
     lines += [TRANSFER, *told_tables(TransferConfig, "transfer"), TUNINGS, *tunings()]
     lines += [PLAN.format(" and ".join(f"`{key} = {plain(value)}`" for key, value in SAMPLING.items()))]
-    lines += settings_tables(Recipe, "")
+    lines += settings_tables(GenerationPlan, "")
     return "\n".join(lines) + "\n"
 
 

@@ -20,7 +20,8 @@ from tokenizers_zoo.spec import (
 )
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.generate.inputs import GrowingInputs
+from zoo_backbone.generate.encoder_inputs import EncoderInputs
+from zoo_backbone.generate.sampling import draw
 from zoo_backbone.model import FourM
 
 CONFIG = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2, rotary=True)
@@ -103,8 +104,13 @@ def full_logits(model: FourM, inputs: PackedInputs, name: str, read: list[int], 
     return model.logits(hidden, tables.spec(name).vocabulary)[0]
 
 
-def whole_inputs(model: FourM, given: dict[str, Any]) -> GrowingInputs:
-    inputs = GrowingInputs(model.layout, len(next(iter(given.values()))), torch.device("cpu"))
+def draw_one(logits: torch.Tensor, uniform: torch.Tensor, *settings: Any, **more: Any) -> torch.Tensor:
+    """Return ids `...` for logits `... ids` and uniform numbers `...`."""
+    return draw(logits, uniform.unsqueeze(-1), *settings, **more).squeeze(-1)
+
+
+def whole_inputs(model: FourM, given: dict[str, Any]) -> EncoderInputs:
+    inputs = EncoderInputs(model.layout, len(next(iter(given.values()))), torch.device("cpu"))
     for name, tokens in given.items():
         inputs.add_whole(name, tokens)
     return inputs

@@ -29,7 +29,7 @@ from zoo_backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelC
 from zoo_backbone.config import TrainConfig as BackboneTrainConfig
 from zoo_backbone.evaluation.config import EvaluationConfig, Pairs
 from zoo_backbone.generate import Guidance, TargetPlan
-from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig
 from zoo_backbone.training.optim import peak_rate
 from zoo_backbone.transfer.config import TransferConfig
@@ -44,7 +44,7 @@ PAGES = [
 ]
 CONFIGS = [
     BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, InstanceConfig,
-    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, Pairs, Recipe, RecallConfig, SpatialSettings,
+    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, Pairs, GenerationPlan, RecallConfig, SpatialSettings,
     TargetPlan, TokenizerConfig, TrainConfig, TransferConfig, VocabularyConfig, ZooConfig,
 ]  # fmt: skip
 

@@ -30,7 +30,7 @@ from tokenizers_zoo.spec import EmbeddingsLayout
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import MaskingConfig, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData
-from zoo_backbone.generate.plan import TargetPlan
+from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 from zoo_backbone.training.train import train
 from zoo_language.t5_caption import plugin as t5_caption

@@ -35,6 +35,7 @@ from tokenizers_zoo.io import held
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import read_galleries
+from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
@@ -56,9 +57,9 @@ from zoo_backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEX
 from zoo_backbone.evaluation.pairs import default_pairs, ranked_names
 from zoo_backbone.evaluation.preview import Previews
 from zoo_backbone.evaluation.table import skill_tables
-from zoo_backbone.generate import TargetPlan, files, generate
-from zoo_backbone.generate.recipe import Recipe
-from zoo_backbone.generate.request import requested
+from zoo_backbone.generate import TargetPlan, generate, outputs
+from zoo_backbone.generate.inputs import read_inputs
+from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
@@ -982,29 +983,29 @@ def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, mo
         asked.append(device)
         return load_model(folder, device=device)
 
-    for module in (evaluation, files):
+    for module in (evaluation, outputs):
         monkeypatch.setattr(module, "load_model", loaded)
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     Run(tokens=world.tokens, data=world.data).save(run)
     zoo, other = (Zoo.from_tables(world.zoo.tables, world.zoo.path) for _ in range(2))
     pair: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"]}
     evaluate(run, zoo, world.tokens, world.data, config=config, device="cpu:0", **pair)
-    recipe = Recipe(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="1")
-    files.generate_to_folder(run, other, recipe, tmp_path / "out", device="cpu:0")
+    recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="1")
+    outputs.generate_to_folder(run, other, recipe, tmp_path / "out", device="cpu:0")
     assert asked == ["cpu:0", "cpu:0"]
     assert [zoo[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu:0"]
     assert [other[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu"]
 
 
 def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "BATCH", 4)  # cuts between the draws of a sample
+    monkeypatch.setattr(outputs, "BATCH", 4)  # cuts between the draws of a sample
     run, plan = world.copy(tmp_path / "run"), [TargetPlan(name="dark", temperature=0)]
     Run(tokens=world.tokens, data=world.data).save(run)
     keys = [f"test-{number:03}" for number in (7, 2, 5)]
 
     def made(out: str, keys: list[str], draws: int) -> dict[str, str]:
-        recipe = Recipe(inputs=("light",), targets=tuple(plan), keys=tuple(keys), draws=draws)
-        places = files.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
+        recipe = GenerationPlan(inputs=("light",), targets=tuple(plan), keys=tuple(keys), draws=draws)
+        places = outputs.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
         assert places == sorted(tmp_path / out / key / str(draw) for key in keys for draw in range(draws))
         tokens = [json.loads((place / "dark.tokens.json").read_text())["tokens"] for place in places]
         return {f"{place.parent.name}/{place.name}": str(grid) for place, grid in zip(places, tokens, strict=True)}
@@ -1014,33 +1015,27 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     assert made("together", keys, 3) == {f"{key}/{draw}": alone[key] for key in keys for draw in range(3)}
 
 
-def test_a_generation_stays_in_its_folder_and_has_it_alone(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_generation_stays_in_its_folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, out = world.copy(tmp_path / "run"), tmp_path / "out"
     Run(tokens=world.tokens, data=world.data).save(run)
-    recipe = Recipe(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="2")
-    out.mkdir()
-    with held(out, ""), pytest.raises(CheckpointError, match="out: another generation writes it right now"):
-        files.generate_to_folder(run, world.zoo, recipe, out)
-    assert not list(out.iterdir())
+    recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="2")
 
     def led_out(*arguments: Any) -> Any:
-        return dataclasses.replace(requested(*arguments), names=("test-000", "../kept"))
+        return dataclasses.replace(read_inputs(*arguments), names=("test-000", "../kept"))
 
-    monkeypatch.setattr(files, "requested", led_out)
+    monkeypatch.setattr(outputs, "read_inputs", led_out)
     with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
-        files.generate_to_folder(run, world.zoo, recipe, out)
-    assert not list(out.iterdir())
+        outputs.generate_to_folder(run, world.zoo, recipe, out)
+    assert not out.exists()
 
 
 def test_what_a_plugin_has_once_is_written_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = world.copy(tmp_path / "run")
     Run(tokens=world.tokens, data=world.data).save(run)
-    recipe = Recipe(inputs=("light",), targets=(TargetPlan(name="letters", temperature=50.0),), samples="10")
+    recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="letters", temperature=50.0),), samples="10")
 
     def made(out: str) -> list[list[int]]:
-        places = files.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
+        places = outputs.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
         return [json.loads((place / "letters.tokens.json").read_text())["tokens"] for place in places]
 
     assert any(len(set(tokens)) < len(tokens) for tokens in made("free"))
@@ -1068,66 +1063,57 @@ def test_what_a_plugin_has_once_is_scored_as_it_is_written(
     assert drawn and all(len(set(tokens)) == len(tokens) for tokens in drawn)
 
 
-@pytest.mark.parametrize(
-    "other",
-    ["nothing", "seed", "given", "weights", "device", "settings", "damaged", "lost", "halved", "scorer", "scorers",
-     "between"],
-)  # fmt: skip
-def test_a_killed_generation_goes_on_where_it_was(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
-) -> None:
-    """And begins anew where anything is other than it was, as after another generation in between."""
-    monkeypatch.setattr(files, "BATCH", 4)
+@pytest.mark.parametrize("other", ["nothing", "damaged", "seed", "input", "weights", "device", "settings", "scorer"])
+def test_a_killed_generation_resumes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    """Unless anything that it depends on has changed: then the folder is refused."""
+    monkeypatch.setattr(outputs, "BATCH", 4)
     run, out = world.copy(tmp_path / "run"), tmp_path / "out"
     Run(tokens=world.tokens, data=world.data).save(run)
     text = tmp_path / "a.txt"
     text.write_text("ab")
-    recipe = Recipe(inputs=("light", f"letters={text}"), targets=(TargetPlan(name="dark"),), samples="10")
+    plan = GenerationPlan(inputs=("light", f"letters={text}"), targets=(TargetPlan(name="dark"),), samples="10")
     asked: list[int] = []
+    limit = [8]
 
     def counted(*arguments: Any, **more: Any) -> dict[str, Any]:
         asked.extend(arguments[4])
-        if len(asked) > 8:
+        if len(asked) > limit[0]:
             raise KeyboardInterrupt
         return generate(*arguments, **more)
 
-    def made(out: Path, recipe: Recipe = recipe, **more: Any) -> dict[str, bytes]:
-        places = files.generate_to_folder(run, world.zoo, recipe, out, **more)
-        assert places == [out / f"test-{number:03}" / "0" for number in range(10)]
-        assert not (out / ".unfinished.jsonl").exists()
-        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    def made(out: Path, plan: GenerationPlan = plan, **more: Any) -> dict[str, bytes]:
+        outputs.generate_to_folder(run, world.zoo, plan, out, **more)
+        files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        return {name: data for name, data in files.items() if not name.startswith("run.json")}
 
-    def killed(recipe: Recipe = recipe, **more: Any) -> None:
-        asked.clear()
-        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as context:
-            context.setattr(files, "generate", counted)
-            made(out, recipe, **more)
-        assert len(list(out.glob("test-*/0/dark.tokens.json"))) == 8 and not (out / "plan.toml").exists()
-
-    scorer = {"scorer": lambda given, tokens: [0.0] * len(tokens["dark"])} if other in ("scorer", "scorers") else {}
-    killed(**(scorer if other == "scorers" else {}))
-    more = {"device": "cpu:0"} if other == "device" else scorer
+    more: dict[str, Any] = {"scorer": lambda inputs, tokens: [0.0] * len(tokens["dark"])} if other == "scorer" else {}
+    monkeypatch.setattr(outputs, "generate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        made(out, **more)
+    assert len(list(out.glob("test-*/0/dark.tokens.json"))) == 8 and not (out / "plan.toml").exists()
+    if other == "device":
+        more = {"device": "cpu:0"}
     if other == "settings":
         monkeypatch.setattr(ModalityHandle, "known_settings", lambda handle: {"sampling_steps": 7})
     if other == "seed":
-        recipe = dataclasses.replace(recipe, seed=1)
-    if other == "given":
+        plan = dataclasses.replace(plan, seed=1)
+    if other == "input":
         text.write_text("ba")
     if other == "weights":
         model = load_model(run)
         torch.nn.init.zeros_(model.output["letters"])
         save_model(model, run, {key: json.loads((run / "config.json").read_text())[key] for key in ("fingerprints",)})
     if other == "damaged":
-        (out / ".unfinished.jsonl").write_text("{")
-    if other == "lost":
-        (out / "test-003/0/dark.tokens.json").unlink()
-    if other == "halved":
-        (out / "test-003/0/dark.npy").unlink()
-    if other == "between":
-        killed(dataclasses.replace(recipe, seed=1))
+        lines = (out / "done.txt").read_text().splitlines()
+        (out / "done.txt").write_text("\n".join([*lines[:7], lines[7][:5]]))
+    if other not in ("nothing", "damaged"):
+        with pytest.raises(FolderError, match="out: holds another generation"):
+            made(out, plan, **more)
     asked.clear()
-    with monkeypatch.context() as context:
-        context.setattr(files, "generate", lambda *all, **more: asked.extend(all[4]) or generate(*all, **more))
-        ended = made(out, recipe, **more)
-    assert asked == {"nothing": [8, 9], "lost": [3, 8, 9], "halved": [3, 8, 9]}.get(other, list(range(10)))
-    assert ended == made(tmp_path / "whole", recipe, **more)
+    limit[0] = 100
+    ended = made(out, plan, overwrite=other not in ("nothing", "damaged"), **more)
+    assert asked == {"nothing": [8, 9], "damaged": [7, 8, 9]}.get(other, list(range(10)))
+    assert ended == made(tmp_path / "whole", plan, **more)
+    asked.clear()
+    if other != "scorer":
+        assert made(out, plan, **more) == ended and not asked

@@ -18,10 +18,9 @@ from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from zoo_backbone.cli.config import pairs_of
-from zoo_backbone.generate import TargetPlan, files
-from zoo_backbone.generate.giving import data_of_source
-from zoo_backbone.generate.recipe import Recipe
-from zoo_backbone.generate.request import Request
+from zoo_backbone.generate import TargetPlan, outputs
+from zoo_backbone.generate.inputs import data_of_source
+from zoo_backbone.generate.plans import GenerationPlan
 
 MAKE = "backbone generate run --out new"
 
@@ -36,13 +35,15 @@ def tokens(world: World, place: str, name: str = "depth") -> Any:
 
 
 def made(world: World, out: str) -> dict[str, bytes]:
-    return {name.removeprefix(f"{out}/"): data for name, data in world.files().items() if name.startswith(f"{out}/")}
+    """Return the results in a folder: without its state."""
+    files = {name.removeprefix(f"{out}/"): data for name, data in world.files().items() if name.startswith(f"{out}/")}
+    return {name: data for name, data in files.items() if name not in ("run.json", ".lock")}
 
 
-def generated(world: World, recipe: Recipe, **options: Any) -> list[Path]:
+def generated(world: World, recipe: GenerationPlan, **options: Any) -> list[Path]:
     """What the command does, in this process."""
     zoo = Zoo.from_toml(world.folder / "registry.toml")
-    return files.generate_to_folder(world.folder / "run", zoo, recipe, world.folder / "new", **options)
+    return outputs.generate_to_folder(world.folder / "run", zoo, recipe, world.folder / "new", **options)
 
 
 def went(world: World, words: str) -> str:
@@ -118,11 +119,9 @@ def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World)
 def test_keys_of_guidance_are_set_by_dots(world: World, key: str) -> None:
     words = f"{MAKE} --input rgb_patches --target depth --samples 2 --set steps=2"
     went(world, f"{words} --guide -6")
-    first = made(world, "new")
-    went(world, f"{words} --set {key}=-6")
-    assert {name: data for name, data in made(world, "new").items() if name != "plan.toml"} == {
-        name: data for name, data in first.items() if name != "plan.toml"
-    }
+    went(world, f"{words} --set {key}=-6".replace("--out new", "--out again"))
+    first, again = ({**made(world, out), "plan.toml": b""} for out in ("new", "again"))
+    assert first == again
 
 
 def test_what_is_set_of_one_target_is_of_no_other(world: World) -> None:
@@ -159,61 +158,46 @@ def test_what_is_set_of_guidance_goes_on_from_the_rest_of_it(world: World) -> No
     went(world, f"backbone generate run --out new --plan shared.toml {always}")
     for guide in ("scale = 2.0", 'always = ["caption"]'):
         assert guide in (world.folder / "new/plan.toml").read_text().split("[[targets]]")[1]
-    went(world, f"{MAKE} --input rgb_patches,caption --target depth --guide 3 {always}")
+    went(world, f"{MAKE} --input rgb_patches,caption --target depth --guide 3 {always} --overwrite")
     for guide in ("scale = 3.0", 'always = ["caption"]'):
         assert guide in (world.folder / "new/plan.toml").read_text().split("[[targets]]")[1]
 
 
-def test_a_used_folder_holds_what_was_made_last(world: World) -> None:
-    ranked = f"{MAKE} --input rgb_patches --target caption --rank depth --draws 3 --samples 2"
-    went(world, ranked)
-    other = "new/test00/0/notes.txt", "new/test00/2/mine.json", "new/test00/own/0/depth.npy", "new/mine.txt"
-    for name in other:
-        (world.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (world.folder / name).write_text("mine")
-    files = ("depth.npy", "depth.png", "depth.tokens.json")
-    words = f"{MAKE} --input caption --target depth --samples 1"
-    assert world(words, kill_after=1).code < 0
-    assert "new/plan.toml" not in world.files(), "it makes a caption, and one was not made"
-    went(world, words)
-    there = {f"new/{name}" for name in made(world, "new")}
-    test01 = {name for name in there if name.startswith("new/test01/")}
-    assert there - test01 == {*(f"new/test00/0/{name}" for name in files), "new/plan.toml", *other}
-    assert len(test01) == 1 + 3 * 2, "of a sample that was not asked for"
-    assert not (world.folder / "new/test00/1").exists()
+def test_a_folder_belongs_to_one_generation(world: World) -> None:
+    words = f"{MAKE} --input rgb_patches --target caption --samples 2"
+    assert world(f"{words} --rank depth --draws 3", kill_after=8).code < 0
+    assert "new/plan.toml" not in world.files()
+    went(world, f"{words} --rank depth --draws 3")
+    first = made(world, "new")
+    assert len([name for name in first if name.endswith("caption.txt")]) == 6
+    went(world, f"{words} --rank depth --draws 3")
+    assert made(world, "new") == first
+    world(words).refused("new: holds another generation", "plan.draws was 3, is 1", "--overwrite")
+    went(world, f"{words} --overwrite")
+    assert sorted(made(world, "new")) == sorted(
+        ["plan.toml", *(f"test0{i}/0/caption.{end}" for i in range(2) for end in ("txt", "tokens.json"))]
+    )
+    (world.folder / "mine").mkdir()
+    (world.folder / "mine" / "plan.toml").write_text("# mine")
+    world(f"{words} --out mine").refused("mine: holds plan.toml")
 
 
-def test_what_is_given_from_a_used_folder_stays(world: World) -> None:
+def test_inputs_in_the_folder_are_not_overwritten(world: World) -> None:
     went(world, f"{MAKE} --input caption='red' --target depth")
-    went(world, f"{MAKE} --input depth=new/files/0/depth.npy --target caption")
-    assert {name.split("/")[-1] for name in made(world, "new")} == {
-        "depth.npy", "caption.txt", "caption.tokens.json", "plan.toml"
-    }  # fmt: skip
-    # So does a plan that says the same: it may be the one that is asked for.
-    words = "backbone generate run --plan new/plan.toml --out new"
-    assert world(words, kill_after=0).code < 0
-    went(world, words)
+    words = f"{MAKE} --input depth=new/files/0/depth.npy --target caption"
+    world(words).refused("holds another generation")
+    world(f"{words} --overwrite").refused("depth.npy: is an input and would be overwritten", "another --out")
 
 
-def test_what_is_given_is_not_replaced_by_what_is_made_of_it(world: World) -> None:
-    went(world, f"{MAKE} --input caption='red' --target depth --draws 2")
-    before = made(world, "new")
-    for name in ("0/depth.npy", "1/depth.tokens.json"):
-        words = f"--input depth=new/files/{name} --target depth --inpaint depth=box:0,0,1,0.5 --draws 2"
-        world(f"{MAKE} {words}").refused(f"new/files/{name}: is an input and would be overwritten", "another --out")
-        assert made(world, "new") == before
-    went(world, f"backbone generate run --out again {words}")
-    went(world, f"{MAKE} {words.replace('--draws 2', '')}")
-
-
-def test_a_plan_of_ones_own_is_not_replaced(world: World) -> None:
-    plan = world.folder / "new" / "plan.toml"
-    plan.parent.mkdir()
-    plan.write_text(text := '# mine\ninputs = ["caption"]\n[[targets]]\nname = "depth"\n')
-    for words in ("--plan new/plan.toml --seed 1", "--input caption --target depth"):
-        world(f"{MAKE} {words}").refused("new/plan.toml: no generation wrote it", "another --out")
-    assert made(world, "new") == {"plan.toml": text.encode()}
-    went(world, "backbone generate run --plan new/plan.toml --out again --samples 1")
+def test_an_input_is_given_in_the_form_that_the_model_was_trained_on(world: World) -> None:
+    """The model knows rgb_patches, but not rgb."""
+    for number, words in enumerate(("--input {}", "--input {}=files/test/rgb/test00.png", "--input {} --guide {}=2")):
+        went(
+            world, f"backbone generate run --samples 1 --target depth --out form{number} " + words.format("rgb", "rgb")
+        )
+        plain = words.format("rgb_patches", "rgb_patches")
+        went(world, f"backbone generate run --samples 1 --target depth --out plain{number} {plain}")
+        assert made(world, f"form{number}") == made(world, f"plain{number}")
 
 
 def test_values_are_given_where_no_tokens_are(world: World) -> None:
@@ -221,8 +205,8 @@ def test_values_are_given_where_no_tokens_are(world: World) -> None:
         file.rmdir() if file.is_dir() else file.unlink()
     (world.folder / "tokens").rmdir()
     went(world, f"{MAKE} --input caption='red' --target depth")
-    went(world, f"{MAKE} --target depth --samples 1")
-    world(f"{MAKE} --input caption --target depth").refused("tokens: no such folder")
+    went(world, f"{MAKE} --target depth --samples 1 --overwrite")
+    world(f"{MAKE} --input caption --target depth --overwrite").refused("tokens: no such folder")
 
 
 def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,27 +219,21 @@ def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest
         return take(column, indices)
 
     monkeypatch.setattr(TokenColumn, "take", noted)
-    monkeypatch.setattr(files, "BATCH", 3)
-    recipe = Recipe(inputs=("rgb_patches", "caption"), targets=(TargetPlan(name="depth", steps=1),), samples="8")
+    monkeypatch.setattr(outputs, "BATCH", 3)
+    recipe = GenerationPlan(
+        inputs=("rgb_patches", "caption"), targets=(TargetPlan(name="depth", steps=1),), samples="8"
+    )
     assert len(generated(world, recipe)) == 8
     assert max(read) == 3
-
-
-def test_an_unfinished_generation_is_another_where_samples_have_other_numbers() -> None:
-    """Their noise is another, as where more samples have been encoded since."""
-    request = Request(names=("a", "b"), numbers=(0, 1), stored={}, values={}, kept={})
-    later = dataclasses.replace(request, numbers=(0, 2))
-    known, again, other = (files._identity("", "cpu", {}, one) for one in (request, request, later))
-    assert known == again != other
 
 
 def test_progress_tells_what_is_generated_decoded_and_ranked(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    monkeypatch.setattr(files, "BATCH", 4)
+    monkeypatch.setattr(outputs, "BATCH", 4)
     plan = (TargetPlan(name="caption", max_length=3), TargetPlan(name="depth", steps=2))
-    recipe = Recipe(inputs=("rgb_patches",), targets=plan, samples="0-2", draws=3)
+    recipe = GenerationPlan(inputs=("rgb_patches",), targets=plan, samples="0-2", draws=3)
     generated(world, recipe, scorer=lambda given, made: [0.0] * len(made["depth"]))
     lines = [re.sub(r",.*| 0:.*", "", re.sub(r"[ ━]+", " ", line)) for line in capsys.readouterr().err.splitlines()]
     told, ends = lines[:-4], lines[-4:]
@@ -267,11 +245,11 @@ def test_progress_tells_what_is_generated_decoded_and_ranked(
 
 
 def test_a_scorer_gives_a_number_for_each_draw(world: World) -> None:
-    recipe = Recipe(inputs=("caption",), targets=(TargetPlan(name="depth", steps=1),), samples="1", draws=2)
+    recipe = GenerationPlan(inputs=("caption",), targets=(TargetPlan(name="depth", steps=1),), samples="1", draws=2)
     for scores in ([1.0, float("nan")], [1.0]):
         with pytest.raises(InvalidValueError, match="rank: expected a number for each of 2 draws, got list"):
             generated(world, recipe, scorer=lambda given, made, scores=scores: scores)
-    with pytest.raises(ConfigError, match="rank depth: a scorer is given, too"):
+    with pytest.raises(ConfigError, match="rank depth: expected either rank or a scorer"):
         generated(world, dataclasses.replace(recipe, rank="depth"), scorer=lambda given, made: [0.0, 0.0])
     assert not made(world, "new")
 
@@ -313,10 +291,10 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--samples 2", ("--target NAMES or --plan FILE",)),
         ("--plan absent.toml", ("absent.toml: no such plan",)),
         ("--plan bad.toml", ("bad.toml [targets] stepz: unknown key; did you mean steps?",)),
-        ("--plan late.toml", ("guidance weights: caption is neither given nor made before depth",)),
+        ("--plan late.toml", ("guidance weights: caption is neither an input nor an earlier target",)),
         ("--input caption --input caption=text.txt --target depth", ("caption is there twice",)),
         ("--input caption,caption --target depth", ("caption is there twice",)),
-        ("--input caption=text.txt --target depth --samples 3", ("samples 3: values are given", "--draws")),
+        ("--input caption=text.txt --target depth --samples 3", ("samples 3: values make one sample", "--draws")),
         ("--input caption=absent.txt --target depth", ("caption=absent.txt", 'or "TEXT" in quotes')),
         (
             "--input caption=caf\udce9.txt --target depth",
@@ -342,7 +320,7 @@ def test_draws_are_written_best_first(world: World) -> None:
             "--input rgb_patches --target caption --inpaint rgb_patches=box:0,0,1,1",
             ("a patches modality cannot be inpainted",),
         ),
-        ("--input caption --target depth --guide rgb_patches=2", ("weights: rgb_patches is neither given",)),
+        ("--input caption --target depth --guide rgb_patches=2", ("weights: rgb_patches is neither an input",)),
         ("--input caption=a.txt,depth=b.npy --target depth", ("caption=a.txt,depth=b.npy", "repeat --input for each")),
         ("--input caption --target depth --guide much", ("--guide much: expected a number",)),
         ("--input caption --target depth --guide caption=", ("--guide caption=: expected NAME=WEIGHT",)),
@@ -353,7 +331,7 @@ def test_draws_are_written_best_first(world: World) -> None:
             "--input rgb_patches,caption=text.txt --target depth",
             ("expected names, or one NAME=VALUE; repeat --input",),
         ),
-        (f"--input caption={'red,ball,' * 40} --target depth", ('expected a file that is there, or "TEXT" in quotes',)),
+        (f"--input caption={'red,ball,' * 40} --target depth", ('expected an existing file, or "TEXT" in quotes',)),
         ("--input depth=short.tokens.json --target caption", ("short.tokens.json: depth: expected int64", "shape")),
         ("--input depth --target depth --inpaint depth=box:0,0,0.05,0.05", ("box:0,0,0.05,0.05: no token lies in it",)),
         ("--input depth --target depth --inpaint depth=not:cells:0,0,2,2", ("not:cells:0,0,2,2: no token lies in it",)),
@@ -371,12 +349,12 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--target depth --samples 9999999999", ("samples 9999999999: expected at most 1,000,000 at once",)),
         ("--target depth --samples 4294967295-4294967296", ("expected numbers below 4294967296",)),
         ("--input caption --target depth --samples none", ("samples none: expected numbers",)),
-        ("--target depth --keys test00", ("keys test00: no modality of stored samples is given",)),
-        ("--input depth --target caption --keys test00 --samples 1", ("samples: '1', and keys say which, too",)),
-        ("--target depth --split nosuchsplit", ("split nosuchsplit: no modality of stored samples is given",)),
+        ("--target depth --keys test00", ("keys test00: no modality of stored samples is an input",)),
+        ("--input depth --target caption --keys test00 --samples 1", ("samples: '1' and keys both choose samples",)),
+        ("--target depth --split nosuchsplit", ("split nosuchsplit: no modality of stored samples is an input",)),
         ("--input caption=text.txt --target depth --split train", ("split train: no modality of stored samples",)),
         ("--input depth --target caption --rank caption", ("rank caption: draws are compared",)),
-        ("--input caption --target depth --rank depth", ("rank depth: it is made itself",)),
+        ("--input caption --target depth --rank depth", ("rank depth: is a target itself",)),
         ("--input caption --target depth --rank rgb_patches", ("rgb_patches", "input only")),
     ],
 )

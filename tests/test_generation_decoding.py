@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_samples import WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
+from generation_samples import WORDS, draw_one, full_logits, given_tokens, only, sharp_model, whole_inputs
 
-from zoo_backbone.generate import Guidance, TargetPlan, decoding, generate
-from zoo_backbone.generate.inputs import GrowingInputs
-from zoo_backbone.generate.sampling import CONFIDENCE, IDS, ORDER, Noise, draw
-from zoo_backbone.generate.schedules import temperatures, tokens_per_step
+from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
+from zoo_backbone.generate.encoder_inputs import EncoderInputs
+from zoo_backbone.generate.sampling import CONFIDENCE, IDS, ORDER, Noise, temperatures, tokens_per_step
 from zoo_backbone.model import FourM
 
 
@@ -33,7 +32,7 @@ def slow_sequence(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: i
         logits = full_logits(model, inputs, plan.name, read, range(len(read)))[-1]
         logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
         at = uniform[len(made)]
-        token = int(draw(logits, at, plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature))
+        token = int(draw_one(logits, at, plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature))
         if token == WORDS.end:
             break
         made.append(token)
@@ -68,7 +67,7 @@ def slow_maskgit(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: in
         uniform, gumbel = noise.uniform(IDS, step, 9)[0], noise.gumbel(CONFIDENCE, step, 9)[0]
         scored = []
         for row, cell in enumerate(left):
-            token = int(draw(logits[row], uniform[cell], plan.temperature, plan.top_k, plan.top_p))
+            token = int(draw_one(logits[row], uniform[cell], plan.temperature, plan.top_k, plan.top_p))
             confidence = (
                 logits[row].log_softmax(0)[token] + plan.confidence_noise * (1 - step / len(counts)) * gumbel[cell]
             )
@@ -196,7 +195,7 @@ def test_a_temperature_that_falls_is_used_step_by_step(model: FourM) -> None:
     for step, temperature in enumerate(temperatures(counts, 5.0, 0.1, "linear")):
         cells = order[3 * step : 3 * step + 3]
         logits = full_logits(model, inputs.packed(), "right", [-1] * 3, cells)
-        ids = draw(logits, noise.uniform(IDS, step, 9)[0, cells], temperature, 0, 1.0)
+        ids = draw_one(logits, noise.uniform(IDS, step, 9)[0, cells], temperature, 0, 1.0)
         assert made[cells].tolist() == ids.tolist()
         inputs.add("right", ids.unsqueeze(0), torch.tensor([cells]))
     hot = generate(
@@ -235,7 +234,7 @@ def test_steps_are_counted_as_announced(model: FourM) -> None:
     counted: list[int] = []
     plan = [TargetPlan(name="right", steps=4), TargetPlan(name="words"), TargetPlan(name="bag", steps=9)]
     kept = {"right": torch.full((1, 3, 3), -1).index_fill(2, torch.tensor([0, 1]), 3)}
-    generate(model, {}, plan, 0, [0], kept=kept, advance=counted.append)
+    generate(model, {}, plan, 0, [0], partial=kept, advance=counted.append)
     assert sum(counted) == plan_steps(model, plan) == 4 + 6 + 4
 
 
@@ -251,9 +250,9 @@ def test_cells_are_ranked_by_the_model_or_by_what_is_drawn_from(
     def of_cells(*arguments: Any) -> torch.Tensor:
         return logits.gather(1, arguments[3].unsqueeze(2).expand(-1, -1, 11))
 
-    monkeypatch.setattr(decoding, "cell_logits", of_cells)
+    monkeypatch.setattr(sampler, "cell_logits", of_cells)
     decided: list[int] = []
-    monkeypatch.setattr(GrowingInputs, "add", lambda inputs, name, ids, cells: decided.append(int(cells[0, 0])))
+    monkeypatch.setattr(EncoderInputs, "add", lambda inputs, name, ids, cells: decided.append(int(cells[0, 0])))
     plan = TargetPlan(name="right", steps=9, schedule="linear", top_p=0.3, filter_before_temperature=early)
     generate(model, {}, [plan], 0, [0])
     assert decided == (list(range(9)) if early else [*range(1, 9), 0])

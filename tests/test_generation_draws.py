@@ -11,8 +11,8 @@ from generation_samples import given_tokens, sharp_model
 
 from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.generate import Guidance, TargetPlan, decoding, generate, sampling
-from zoo_backbone.generate.inputs import rows_of
+from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler, sampling
+from zoo_backbone.generate.sampler import rows_of
 from zoo_backbone.model import Context, FourM
 from zoo_backbone.transformer import CrossAttention
 
@@ -46,7 +46,7 @@ def listed(made: dict[str, Any]) -> dict[str, list[list[int]]]:
 @pytest.fixture(params=[True, False], ids=["shared", "copied"])
 def keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the rows of a sample's draws share keys where they attend, as on the CPU, or have copies, as on a GPU."""
-    monkeypatch.setattr(decoding, "shares_keys", lambda device: request.param)
+    monkeypatch.setattr(sampler, "shares_keys", lambda device: request.param)
 
 
 @pytest.mark.usefixtures("keys")
@@ -73,11 +73,11 @@ def test_draws_keep_to_their_sample_when_the_batch_is_cut(model: FourM, monkeypa
     monkeypatch.setattr(Context, "select", counted)
     plan = [TargetPlan(name="words", temperature=8.0)]
     kept = [np.array([*range(10, 10 + length), -1]) for length in (5, 2, 4, 1, 3, 0)]
-    made = listed(generate(model, tokens, plan, 5, kept={"words": kept}, draws=DRAWS))
+    made = listed(generate(model, tokens, plan, 5, partial={"words": kept}, draws=DRAWS))
     assert len(cuts) == 2
     rows = [row // DRAWS for row in range(6 * DRAWS)]
     repeated = {name: rows_of(values, rows) for name, values in tokens.items()}
-    assert made == listed(generate(model, repeated, plan, 5, kept={"words": rows_of(kept, rows)}))
+    assert made == listed(generate(model, repeated, plan, 5, partial={"words": rows_of(kept, rows)}))
 
 
 def test_partial_ofs_of_other_sizes_have_their_draws(model: FourM) -> None:
@@ -87,10 +87,10 @@ def test_partial_ofs_of_other_sizes_have_their_draws(model: FourM) -> None:
     words = [np.array(row) for row in ([7, -1], [-1, 9, -1], [-1], [8, -1, 8])]
     plan = [TargetPlan(name="words", temperature=3.0), TargetPlan(name="right", steps=3)]
     kept = {"right": right, "words": words}
-    made = generate(model, given(4), plan, 5, kept=kept, draws=DRAWS)
+    made = generate(model, given(4), plan, 5, partial=kept, draws=DRAWS)
     rows = [row // DRAWS for row in range(4 * DRAWS)]
     repeated = {name: rows_of(tokens, rows) for name, tokens in given(4).items()}
-    alone = generate(model, repeated, plan, 5, kept={name: rows_of(part, rows) for name, part in kept.items()})
+    alone = generate(model, repeated, plan, 5, partial={name: rows_of(part, rows) for name, part in kept.items()})
     assert listed(made) == listed(alone)
     assert (made["right"][:, 0] == right[rows, 0]).all()
 
@@ -100,18 +100,18 @@ def test_partial_ofs_of_one_size_may_leave_other_cells(model: FourM) -> None:
     right[:2, 1] = -1
     right[2:, :, 2] = -1
     plan = [TargetPlan(name="right", steps=2, temperature=4.0)]
-    made = generate(model, given(4), plan, 5, kept={"right": right}, draws=DRAWS)
+    made = generate(model, given(4), plan, 5, partial={"right": right}, draws=DRAWS)
     rows = [row // DRAWS for row in range(4 * DRAWS)]
     repeated = {name: rows_of(tokens, rows) for name, tokens in given(4).items()}
-    assert listed(made) == listed(generate(model, repeated, plan, 5, kept={"right": right[rows]}))
+    assert listed(made) == listed(generate(model, repeated, plan, 5, partial={"right": right[rows]}))
 
 
 @pytest.mark.parametrize(
     ("plan", "encoded"),
     [
         (PLANS["one step"], [4]),
-        (PLANS["maskgit"], [4 * 3, *[4 * 3 * DRAWS] * 3]),
-        (PLANS["sequence"], [4 * 3]),
+        (PLANS["maskgit"], [*[4] * 3, *[4 * DRAWS] * 9]),
+        (PLANS["sequence"], [4] * 3),
         (PLANS["grid, then sequence"], [4, 4 * DRAWS, 4 * DRAWS]),
     ],
     ids=["one step", "maskgit", "sequence", "chain"],
@@ -129,9 +129,9 @@ def test_what_draws_share_is_encoded_once(
         batches.append(len(inputs.ids))
         return context(inputs)
 
-    def counted_decode(x: torch.Tensor, turns: torch.Tensor, shown: Context, *rest: Any) -> torch.Tensor:
+    def counted_decode(x: torch.Tensor, turns: torch.Tensor, shown: Any, *rest: Any) -> torch.Tensor:
         decoded.append(len(x))
-        seen.append(len(shown.keys_and_values[0][0]))
+        seen.extend(len(part.keys_and_values[0][0]) for part in ([shown] if isinstance(shown, Context) else shown))
         return decode(x, turns, shown, *rest)
 
     def counted_tempered(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_what_draws_share_is_encoded_once(
     assert batches == encoded
     assert seen[0] == encoded[0]
     if plan[0].name != "words":  # the first step's logits of a grid are those of all draws
-        assert decoded[0] == encoded[0]
+        assert decoded[0] == encoded[0] * (3 if plan[0].guidance else 1)
         assert divided[0] == 4
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from generation_samples import WORDS, contents, full_logits, given_tokens, only, sharp_model, whole_inputs
+from generation_samples import WORDS, contents, draw_one, full_logits, given_tokens, only, sharp_model, whole_inputs
 
 from zoo_backbone.generate import Guidance, TargetPlan, generate
-from zoo_backbone.generate.decoding import target_logits
 from zoo_backbone.generate.guidance import Passes
-from zoo_backbone.generate.sampling import IDS, Noise, draw
+from zoo_backbone.generate.sampler import contexts_of, target_logits
+from zoo_backbone.generate.sampling import IDS, Noise
 from zoo_backbone.model import Context, FourM
 
 KNOWN = ("left", "vectors", "bag")
@@ -45,15 +46,13 @@ def test_passes_by_hand() -> None:
 def test_each_pass_sees_what_is_not_hidden_from_it_and_nothing_else(model: FourM) -> None:
     given = given_tokens(3)
     steered = Passes.of(Guidance(weights={"left": 2.0, "words": 1.5}), "right", tuple(given))
-    packed = whole_inputs(model, given).packed(steered)
-    seen = contents(packed)
-    for number, hidden in enumerate(steered.hidden):
+    for hidden in steered.hidden:
+        packed = whole_inputs(model, given).packed(hidden)
         alone = {name: tokens for name, tokens in given.items() if name not in hidden}
-        wanted = {(sample + 3 * number, *rest) for sample, *rest in contents(whole_inputs(model, alone).packed())}
-        assert {item for item in seen if item[0] // 3 == number} == wanted
-    unused = ~packed.mask
-    assert unused.any()
-    assert not packed.ids[unused].any() and not packed.positions[unused].any() and not packed.modalities[unused].any()
+        assert contents(packed) == contents(whole_inputs(model, alone).packed())
+        unused = ~packed.mask
+        assert unused.any()
+        assert not (packed.ids[unused].any() or packed.positions[unused].any() or packed.modalities[unused].any())
 
 
 @torch.inference_mode()
@@ -65,16 +64,15 @@ def test_logits_are_those_of_the_passes_added_up_by_hand(model: FourM, guidance:
     given = {name: tokens for name, tokens in given_tokens(2).items() if name in ("left", "vectors", "pixels")}
     steered = Passes.of(guidance, "right", tuple(given))
     inputs, cells = whole_inputs(model, given), torch.arange(9).expand(2, -1)
-    logits = target_logits(
-        model, "right", torch.full_like(cells, -1), cells, model.context(inputs.packed(steered)), steered
-    )
+    contexts = contexts_of(model, inputs, steered)
+    logits = target_logits(model, "right", torch.full_like(cells, -1), cells, contexts, steered)
     for i in range(2):
 
         def seeing(*names: str, i: int = i) -> torch.Tensor:
             some = whole_inputs(model, {name: only(given, i)[name] for name in names} or only(given, i))
             if not names:
                 for name in given:
-                    some.hide(name)
+                    some.remove(name)
             return full_logits(model, some.packed(), "right", [-1] * 9, range(9))
 
         if guidance.scale == 3:
@@ -113,7 +111,7 @@ def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
     for i in range(10):
         left, vectors = ({name: only(given, i)[name]} for name in ("left", "vectors"))
         nothing = whole_inputs(model, left)
-        nothing.hide("left")
+        nothing.remove("left")
         slow: list[int] = []
         while len(slow) < 6:
             read = [start + token for token in [WORDS.sentinel_start, *slow]]
@@ -123,7 +121,7 @@ def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
             )
             logits = u + 2.0 * (a - u) + 0.5 * (b - u)
             logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
-            slow.append(int(draw(logits, noise[i, len(slow)], 8.0, 0, 1.0)))
+            slow.append(int(draw_one(logits, noise[i, len(slow)], 8.0, 0, 1.0)))
             if slow[-1] == WORDS.end:
                 slow.pop()
                 break
@@ -131,18 +129,21 @@ def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
     assert len({len(row) for row in made}) >= 2
 
 
-@pytest.mark.parametrize("scheme", ["maskgit", "roar", "autoregressive"])
-def test_all_passes_of_a_step_are_one_batch(model: FourM, scheme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches: list[int] = []
+def test_no_pass_is_padded_to_the_length_of_another(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
     context = model.context
 
     def counted(inputs: Any) -> Context:
-        batches.append(len(inputs.ids))
+        assert inputs.mask.all()
+        widths.append(inputs.mask.shape[1])
         return context(inputs)
 
     monkeypatch.setattr(model, "context", counted)
-    given = {name: given_tokens(2)[name] for name in ("left", "vectors")}
-    guidance = Guidance(weights={"left": 2.0, "vectors": -1.0, "words": 0.5})
-    plan = [TargetPlan(name="words"), TargetPlan(name="right", scheme=scheme, steps=4, guidance=guidance)]
-    generate(model, given, plan, seed=0)
-    assert batches == [2] + [8] * 4  # the sequence is encoded once, the grid at each step
+    given = {"left": given_tokens(2)["left"], "pixels": given_tokens(2)["pixels"]}
+    plan = [TargetPlan(name="words"), TargetPlan(name="right", scheme="roar", steps=3, schedule="linear")]
+    guided = [dataclasses.replace(target, guidance=Guidance(weights={"left": 2.0})) for target in plan]
+    generate(model, given, guided[:1], seed=0)
+    assert widths == [4, 10]  # a sequence is encoded once
+    widths.clear()
+    generate(model, given, guided[1:], seed=0)
+    assert widths == [4, 10, 7, 13, 10, 16]  # a grid at each step

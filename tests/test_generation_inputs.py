@@ -13,15 +13,15 @@ from generation_samples import CONFIG, SPECS, contents, given_tokens, sharp_mode
 from zoo_backbone.batch import PackedInputs, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.generate import Guidance, TargetPlan, generate
+from zoo_backbone.generate.encoder_inputs import EncoderInputs
 from zoo_backbone.generate.guidance import Passes
-from zoo_backbone.generate.inputs import GrowingInputs
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 
 
 def test_inputs_are_packed_without_holes() -> None:
     layout = FourM(CONFIG, SPECS).layout
-    inputs = GrowingInputs(layout, 2, torch.device("cpu"))
+    inputs = EncoderInputs(layout, 2, torch.device("cpu"))
     inputs.add_whole("words", [np.array([9, 8]), np.array([7, 6, 10])])
     inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
     inputs.add("left", torch.tensor([[3], [4]]), torch.tensor([[5], [0]]))
@@ -44,7 +44,7 @@ def test_inputs_are_packed_without_holes() -> None:
 
 
 def test_nothing_given_is_one_unused_slot() -> None:
-    packed = GrowingInputs(FourM(CONFIG, SPECS).layout, 3, torch.device("cpu")).packed()
+    packed = EncoderInputs(FourM(CONFIG, SPECS).layout, 3, torch.device("cpu")).packed()
     assert packed.ids.shape == (3, 1)
     assert not packed.mask.any()
 
@@ -55,12 +55,15 @@ def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_mod
     hidden = Passes(hidden=(frozenset({"words"}), frozenset()), weights=(0.5, 0.5), marked=True)
     text = layout.token_rows("words").start
 
-    def shown(inputs: GrowingInputs, passes: Passes = hidden) -> list[list[int]]:
-        packed = inputs.packed(passes)
-        assert (packed.positions[packed.mask & (packed.ids == text + 2)] == layout.positions["words"].start).all()
-        return [(row[used] - text).tolist() for row, used in zip(packed.ids, packed.mask, strict=True)]
+    def shown(inputs: EncoderInputs, passes: Passes = hidden) -> list[list[int]]:
+        rows = []
+        for names in passes.hidden:
+            packed = inputs.packed(names, passes.marked)
+            assert (packed.positions[packed.mask & (packed.ids == text + 2)] == layout.positions["words"].start).all()
+            rows += [(row[used] - text).tolist() for row, used in zip(packed.ids, packed.mask, strict=True)]
+        return rows
 
-    inputs = GrowingInputs(layout, 2, torch.device("cpu"))
+    inputs = EncoderInputs(layout, 2, torch.device("cpu"))
     inputs.mark_open("words")
     inputs.mark_open("left")
     assert inputs.names == () and shown(inputs) == [[2]] * 4
@@ -68,9 +71,9 @@ def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_mod
     inputs.mark_open("words")
     assert shown(inputs) == [[2], [2], [9, 8, 1], [7, 1]]
     assert shown(inputs, dataclasses.replace(hidden, marked=False)) == [[], [], [9, 8, 1], [7, 1]]
-    inputs.hide("words")
+    inputs.remove("words")
     assert shown(inputs) == [[2]] * 4
-    unmarked = GrowingInputs(FourM(CONFIG, SPECS).layout, 2, torch.device("cpu"))
+    unmarked = EncoderInputs(FourM(CONFIG, SPECS).layout, 2, torch.device("cpu"))
     unmarked.mark_open("words")
     assert shown(unmarked) == [[]] * 4
 
@@ -82,19 +85,19 @@ def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
     """4M marks a hidden sequence with a scale, and not with weights."""
     model = sharp_model(config=dataclasses.replace(CONFIG, marked_inputs=True))
     seen: list[list[list[int]]] = []
-    packed = GrowingInputs.packed
+    packed = EncoderInputs.packed
 
-    def noted(inputs: GrowingInputs, passes: Passes) -> PackedInputs:
-        found = packed(inputs, passes)
+    def noted(inputs: EncoderInputs, *seen_by: Any) -> PackedInputs:
+        found = packed(inputs, *seen_by)
         words = found.mask & (found.modalities == 1)
         start = model.layout.token_rows("words").start
         seen.append([(row[used] - start).tolist() for row, used in zip(found.ids, words, strict=True)])
         return found
 
-    monkeypatch.setattr(GrowingInputs, "packed", noted)
+    monkeypatch.setattr(EncoderInputs, "packed", noted)
     right = TargetPlan(name="right", steps=1)
     generate(model, {"words": [np.array([9, 8])]}, [dataclasses.replace(right, guidance=guidance)], 0)
-    assert seen == [[[2] if guidance.weights == {} else [], [9, 8, 1]]]
+    assert seen == [[[2] if guidance.weights == {} else []], [[9, 8, 1]]]
     seen.clear()
     words = TargetPlan(name="words", temperature=0.0)
     made = generate(
@@ -102,37 +105,28 @@ def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
     )
     assert seen == [[[2]], [[2]], [[*made["words"][0], *([1] if len(made["words"][0]) < 6 else [])]]]
     seen.clear()
-    generate(model, {}, [right], 0, kept={"words": [np.array([-1]), np.array([-1, 9])]})
+    generate(model, {}, [right], 0, partial={"words": [np.array([-1]), np.array([-1, 9])]})
     assert seen == [[[2], [2, 9, 1]]]
 
 
 def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them() -> None:
     layout = FourM(dataclasses.replace(CONFIG, marked_inputs=True), SPECS).layout
-    inputs = GrowingInputs(layout, 2, torch.device("cpu"))
+    inputs = EncoderInputs(layout, 2, torch.device("cpu"))
     inputs.mark_open("vectors")
     inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
-    passes = Passes(hidden=(frozenset(), frozenset({"vectors"})), weights=(0.5, 0.5), marked=True)
     first = layout.positions["vectors"].start
-    for _ in range(2):
-        packed = inputs.packed(passes)
-        slots, values = packed.vectors["vectors"]
-        order = slots.argsort()
-        width = packed.ids.shape[1]
-        rows = inputs.batch
-        assert packed.mask.sum(1).tolist() == {2: [2, 1, 1, 1], 4: [2, 2, 1, 1, 1, 1, 1, 1]}[rows]
-        hidden = slots[order] // width >= rows
-        assert hidden.sum() == rows and not values[order][hidden].any() and values[order][~hidden].all()
-        assert (packed.positions[rows:, 0] == first).all() and (packed.modalities[rows:, 0] == 5).all()
-        assert inputs.packed().mask.sum() == packed.mask[:rows].sum() and inputs.names == ("vectors",)
-        unmarked = inputs.packed(dataclasses.replace(passes, marked=False))
-        assert not unmarked.mask[rows:].any()
+    for rows in (2, 4):
+        seen, hidden, unmarked = inputs.packed(), inputs.packed(["vectors"], True), inputs.packed(["vectors"])
+        assert seen.mask.sum(1).tolist() == {2: [2, 1], 4: [2, 2, 1, 1]}[rows] and not unmarked.mask.any()
+        assert hidden.mask.tolist() == [[True]] * rows and not hidden.vectors["vectors"][1].any()
+        assert (hidden.positions == first).all() and (hidden.modalities == 5).all() and inputs.names == ("vectors",)
         inputs.draws = 2
         inputs.split_draws()
 
 
 def test_what_the_model_only_makes_is_no_input() -> None:
     config = dataclasses.replace(CONFIG, marked_inputs=True, targets_only=("words", "right"))
-    inputs = GrowingInputs(FourM(config, SPECS).layout, 1, torch.device("cpu"))
+    inputs = EncoderInputs(FourM(config, SPECS).layout, 1, torch.device("cpu"))
     inputs.mark_open("words")
     inputs.add_whole("words", [np.array([9, 8])])
     inputs.add("right", torch.tensor([[3]]), torch.tensor([[5]]))
@@ -179,8 +173,8 @@ def test_inputs_that_grow_are_those_packed_anew() -> None:
         inputs.add("right", grid.flatten(1).gather(1, cells), cells)
     anew = whole_inputs(model, {**given, "right": grid})
     assert contents(inputs.packed()) == contents(anew.packed())
-    steered = Passes(hidden=(frozenset(["words"]), frozenset(["right", "left"])), weights=(2.0, -1.0))
-    assert contents(inputs.packed(steered)) == contents(anew.packed(steered))
+    for hidden in ("words",), ("right", "left"):
+        assert contents(inputs.packed(hidden)) == contents(anew.packed(hidden))
     assert inputs.names == anew.names == (*given, "right")
-    inputs.hide("right")
+    inputs.remove("right")
     assert contents(inputs.packed()) == contents(whole_inputs(model, given).packed())

@@ -9,18 +9,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_samples import CONFIG, SPECS, WORDS, full_logits, given_tokens, only, sharp_model, whole_inputs
+from generation_samples import (
+    CONFIG,
+    SPECS,
+    WORDS,
+    draw_one,
+    full_logits,
+    given_tokens,
+    only,
+    sharp_model,
+    whole_inputs,
+)
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.generate import Guidance, TargetPlan, decoding, generate
-from zoo_backbone.generate.decoding import restricted
-from zoo_backbone.generate.inputs import GrowingInputs
-from zoo_backbone.generate.partial import UNKNOWN, add_partial, checked_partial, with_gaps_filled
-from zoo_backbone.generate.regions import partial_of, region_mask
-from zoo_backbone.generate.sampling import IDS, Noise, draw
+from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
+from zoo_backbone.generate.encoder_inputs import EncoderInputs
+from zoo_backbone.generate.inpainting import (
+    UNKNOWN,
+    add_partial,
+    checked_partial,
+    partial_of,
+    region_mask,
+    with_gaps_filled,
+)
+from zoo_backbone.generate.sampler import restricted
+from zoo_backbone.generate.sampling import IDS, Noise
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import padded
 
@@ -50,7 +66,7 @@ def test_kept_tokens_stay_and_the_rest_is_made(model: FourM, scheme: Any, guidan
     assert (part == UNKNOWN).sum() == 4 * 6
     given = {"left": given_tokens(4)["left"]}
     plan = [TargetPlan(name="right", scheme=scheme, steps=4, guidance=guidance, temperature=2.0)]
-    made = generate(model, given, plan, seed=0, kept={"right": part})["right"]
+    made = generate(model, given, plan, seed=0, partial={"right": part})["right"]
     assert torch.equal(made[part != UNKNOWN], grid[part != UNKNOWN])
     assert made.min() >= 0 and made.max() < 11
     free = generate(model, given, plan, seed=0)["right"]
@@ -61,9 +77,9 @@ def test_kept_tokens_stay_and_the_rest_is_made(model: FourM, scheme: Any, guidan
 @torch.inference_mode()
 def test_one_step_of_in_painting_by_hand(model: FourM) -> None:
     part = torch.tensor([[[4, -1, 7], [-1, -1, 0], [10, 3, -1]]])
-    made = generate(model, {}, [TargetPlan(name="right", steps=1, temperature=0)], seed=0, kept={"right": part})
+    made = generate(model, {}, [TargetPlan(name="right", steps=1, temperature=0)], seed=0, partial={"right": part})
     inputs = whole_inputs(model, {"left": given_tokens(1)["left"]})
-    inputs.hide("left")
+    inputs.remove("left")
     inputs.add("right", torch.tensor([[4, 7, 0, 10, 3]]), torch.tensor([[0, 2, 5, 6, 7]]))
     ids = full_logits(model, inputs.packed(), "right", [-1] * 4, [1, 3, 4, 8]).argmax(1)
     wanted = part.flatten().index_copy(0, torch.tensor([1, 3, 4, 8]), ids).view(1, 3, 3)
@@ -84,9 +100,9 @@ def test_each_sample_may_lack_as_much_as_it_likes(model: FourM) -> None:
         TargetPlan(name="right", steps=3, temperature=4.0), TargetPlan(name="bag", scheme="roar", steps=3),
         TargetPlan(name="words"),
     ]  # fmt: skip
-    together = generate(model, {}, plan, seed=5, samples=range(5), kept=kept)
+    together = generate(model, {}, plan, seed=5, samples=range(5), partial=kept)
     for i in range(5):
-        alone = generate(model, {}, plan, seed=5, samples=[i], kept=only(kept, i))
+        alone = generate(model, {}, plan, seed=5, samples=[i], partial=only(kept, i))
         for name in ("bag", "right"):
             assert torch.equal(together[name][i], alone[name][0])
             known = kept[name][i] >= 0
@@ -105,7 +121,7 @@ def test_partial_ofs_are_inputs_of_all_targets_from_the_start(model: FourM, monk
     monkeypatch.setattr(model, "context", noted)
     kept = {"bag": torch.tensor([[1, -1, -1, 2]]), "words": [np.array([9, -1])]}
     plan = [TargetPlan(name="right", steps=1), TargetPlan(name="bag", steps=1), TargetPlan(name="words")]
-    generate(model, {}, plan, seed=0, samples=[0], kept=kept)
+    generate(model, {}, plan, seed=0, samples=[0], partial=kept)
     words, right, bag = (model.layout.index(name) for name in ("words", "right", "bag"))
     assert seen == [{words, bag}, {words, right, bag}, {words, right, bag}]
 
@@ -141,7 +157,7 @@ def test_gaps_become_sentinels_and_neighbours_one(model: FourM) -> None:
     rows = checked_partial(TABLES, "words", [np.array([-1, -1, 9, 8, -1, -1, 7, -1]), np.array([-1, -1])], 2)
     assert [row.tolist() for row in rows] == [[-1, 9, 8, -1, 7, -1], [-1]]
     inputs = whole_inputs(model, {"left": given_tokens(2)["left"]})
-    inputs.hide("left")
+    inputs.remove("left")
     add_partial(inputs, TEXT, rows)
     packed, start = inputs.packed(), model.layout.token_rows("words").start
     assert (packed.ids[0] - start).tolist() == [2, 9, 8, 3, 7, 4]  # sentinels are 2, 3, ...
@@ -176,7 +192,7 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
         masked = torch.full_like(logits, -torch.inf)
         masked[content] = logits[content]
         masked[over] = logits[ends].logsumexp(0)
-        token = int(draw(masked, uniform[len(stream)], plan.temperature, plan.top_k, plan.top_p))
+        token = int(draw_one(masked, uniform[len(stream)], plan.temperature, plan.top_k, plan.top_p))
         if gap + 1 == gaps and token == closing:
             break
         gap += token == onward
@@ -195,10 +211,10 @@ def test_filled_sequences_are_their_slow_twin(which: str, temperature: float, re
     given, plan = {"left": given_tokens(6)["left"]}, TargetPlan(name="words", temperature=temperature)
     made = []
     for i, row in enumerate(rows):
-        alone = generate(model, only(given, i), [plan], seed=3, samples=[0], kept={"words": [row]})["words"][0]
+        alone = generate(model, only(given, i), [plan], seed=3, samples=[0], partial={"words": [row]})["words"][0]
         assert alone.tolist() == slow_filling(model, only(given, i), row, plan, 3)
         made.append(alone)
-    together = generate(model, given, [plan], seed=3, samples=[0] * 6, kept={"words": rows})["words"]
+    together = generate(model, given, [plan], seed=3, samples=[0] * 6, partial={"words": rows})["words"]
     assert [row.tolist() for row in together] == [row.tolist() for row in made]
     for row, filling in zip(rows, together, strict=True):
         kept = iter(filling.tolist())
@@ -213,7 +229,7 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
     model = sharp_model([dataclasses.replace(TEXT, layout=layout)])
     row = np.array([-1] + [9, -1] * (sentinels - 1))
     plan, room, after = [TargetPlan(name="words", temperature=50.0)], 6 - (sentinels - 1), 2 + sentinels
-    rows = generate(model, {}, plan, seed=0, samples=range(64), kept={"words": [row] * 64})["words"]
+    rows = generate(model, {}, plan, seed=0, samples=range(64), partial={"words": [row] * 64})["words"]
     assert max(map(len, rows)) == room + sentinels - 1 and any(after in made for made in rows)
     assert not any(set(made.tolist()) & {1, *range(2, after)} for made in rows)
     with torch.no_grad():  # what is likeliest is that id, and the way on from the gaps before
@@ -221,7 +237,9 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
         model.decode = lambda x, *rest: torch.ones_like(x)  # type: ignore[method-assign]
         model.output["text"][after] = 1.0
         model.output["text"][2:after] = 2.0
-    made = generate(model, {}, [TargetPlan(name="words", temperature=0.0)], 0, [0], kept={"words": [row]})["words"][0]
+    made = generate(model, {}, [TargetPlan(name="words", temperature=0.0)], 0, [0], partial={"words": [row]})["words"][
+        0
+    ]
     assert made.tolist() == [9] * (sentinels - 1) + [after] * room
 
 
@@ -235,7 +253,7 @@ def test_where_no_sentinel_is_left_to_close_the_last_gap_the_end_does() -> None:
         model.output["text"][4] = 1.0
         model.output["text"][2:4] = 2.0
     plan, row = [TargetPlan(name="words", temperature=0.0)], np.array([-1, 9, -1, 9])
-    made = generate(model, {}, plan, 0, [0], kept={"words": [row]})["words"][0]
+    made = generate(model, {}, plan, 0, [0], partial={"words": [row]})["words"][0]
     assert made.tolist() == [9, 4, 4, 4, 4, 9]
 
 
@@ -246,13 +264,13 @@ def test_what_comes_once_is_written_once(model: FourM, passes: Guidance) -> None
     plan = [TargetPlan(name="words", temperature=20.0, guidance=passes)]
     kept = {"words": [np.array(row) for row in ([-1], [-1, 9, -1], [8, -1, 7, -1], [-1, 9]) for _ in range(8)]}
     given = {"left": given_tokens(32)["left"]}
-    free, rows = (generate(model, given, plan, 2, kept=kept, once=ids)["words"] for ids in (None, {"words": once}))
+    free, rows = (generate(model, given, plan, 2, partial=kept, once=ids)["words"] for ids in (None, {"words": once}))
     assert any(len(named := [token for token in row.tolist() if token in once]) > len(set(named)) for row in free)
     for row, part in zip(rows, kept["words"], strict=True):
         named = [token for token in row.tolist() if token in once]
         assert len(named) == len(set(named)) and {9} & set(part.tolist()) <= set(named)
     assert any(set(row.tolist()) & once - {7, 8, 9} for row in rows)
-    alone = generate(model, only(given, 9), plan, 2, [9], kept={"words": kept["words"][9:10]}, once={"words": once})
+    alone = generate(model, only(given, 9), plan, 2, [9], partial={"words": kept["words"][9:10]}, once={"words": once})
     assert alone["words"][0].tolist() == rows[9].tolist()
 
 
@@ -260,19 +278,19 @@ def test_a_part_of_what_is_not_asked_for_is_an_input(model: FourM) -> None:
     """The same as where the rest is made, but after it."""
     kept = {"words": [np.array([9, 8, -1]), np.array([-1, 7])], "left": torch.tensor([[[1, -1, 2], [-1, -1, 3]]] * 2)}
     right, words = TargetPlan(name="right", steps=3), TargetPlan(name="words")
-    alone = generate(model, {}, [right], 0, kept=kept)
+    alone = generate(model, {}, [right], 0, partial=kept)
     assert set(alone) == {"right"}
-    assert torch.equal(alone["right"], generate(model, {}, [right, words], 0, kept=kept)["right"])
+    assert torch.equal(alone["right"], generate(model, {}, [right, words], 0, partial=kept)["right"])
     assert not torch.equal(alone["right"], generate(model, {}, [right], 0, [0, 1])["right"])
 
 
 def test_of_what_is_not_asked_for_all_may_be_kept(model: FourM, shown_ends: FourM) -> None:
     whole = {"words": [np.array([9, 8]), np.array([], np.int64)], "left": torch.ones(2, 2, 3, dtype=torch.int64)}
     for one in (model, shown_ends):
-        kept = generate(one, {}, [TargetPlan(name="right")], 0, kept=whole)["right"]
+        kept = generate(one, {}, [TargetPlan(name="right")], 0, partial=whole)["right"]
         assert torch.equal(kept, generate(one, whole, [TargetPlan(name="right")], 0)["right"])
         with pytest.raises(InvalidValueError, match="sample 0 is complete"):
-            generate(one, {}, [TargetPlan(name="words")], 0, kept=whole)
+            generate(one, {}, [TargetPlan(name="words")], 0, partial=whole)
 
 
 def test_what_may_come_next_by_hand() -> None:
@@ -302,11 +320,11 @@ def test_a_gap_is_over_where_any_later_one_begins_or_the_end_comes(
         )
         return restricted(logits, marks, ends, onward)
 
-    monkeypatch.setattr(decoding, "restricted", noted)
+    monkeypatch.setattr(sampler, "restricted", noted)
     plan, row = [TargetPlan(name="words", temperature=50.0)], np.array([-1, 9, -1, 8, -1])
     for one, ends in ((model, {3: {3, 4, 1}, 4: {4, 1}, 1: {1}}), (shown_ends, {3: {3}, 4: {4}, 1: {1}})):
         seen.clear()
-        generate(one, {}, plan, seed=0, samples=range(256), kept={"words": [row] * 256})
+        generate(one, {}, plan, seed=0, samples=range(256), partial={"words": [row] * 256})
         assert {onward for onward, _ in seen} == {3, 4, 1}
         assert all(found == ends[onward] for onward, found in seen)
 
@@ -321,7 +339,7 @@ def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM, mon
 
     monkeypatch.setattr(model, "context", noted)
     plan = [TargetPlan(name="words"), TargetPlan(name="right", steps=1)]
-    chain = generate(model, {}, plan, seed=1, samples=[0], kept={"words": [np.array([9, -1])]})
+    chain = generate(model, {}, plan, seed=1, samples=[0], partial={"words": [np.array([9, -1])]})
     start = model.layout.token_rows("words").start
     assert seen == [[start + 9, start + 2], [start + token for token in chain["words"][0]]]
 
@@ -337,7 +355,7 @@ def test_published_models_see_where_sequences_end(shown_ends: FourM) -> None:
     assert rows == [[7, 8, 1], [1], [9] * 6]
     content, used = padded(shown_ends.layout, {"words": [np.array([7, 8]), np.array([], np.int64)]})
     assert content["words"].tolist() == [[7, 8, 1], [1, 0, 0]] and used["words"].sum(1).tolist() == [3, 1]
-    inputs = GrowingInputs(shown_ends.layout, 3, torch.device("cpu"))
+    inputs = EncoderInputs(shown_ends.layout, 3, torch.device("cpu"))
     add_partial(inputs, TEXT, [np.array([-1, 9]), np.array([9, -1]), np.array([-1, 9, 9, 9, 9, 9])])
     packed = inputs.packed()
     rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]
@@ -352,7 +370,7 @@ def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: 
     plan = [TargetPlan(name="words", temperature=30.0, guidance=guidance)]
     lengths = 0
     for seed in range(4):
-        together = generate(model, given, plan, seed, kept={"words": kept})["words"]
+        together = generate(model, given, plan, seed, partial={"words": kept})["words"]
         for i in (2, 4):
             alone = generate(model, only(given, i), plan, seed, [i])["words"][0]
             assert together[i].tolist() == alone.tolist()

@@ -37,7 +37,7 @@ def test_plan_errors_name_what_is_wrong(model: FourM) -> None:
         generate(model, given, [TargetPlan(name="left")], 0)
     with pytest.raises(ConfigError, match="at least one target"):
         generate(model, given, [], 0)
-    with pytest.raises(ConfigError, match="`samples`"):
+    with pytest.raises(ConfigError, match="samples: expected a number for each sample"):
         generate(model, {}, [TargetPlan(name="left")], 0)
     with pytest.raises(ConfigError, match="from 0 on, got -1"):
         generate(model, given, [TargetPlan(name="right")], -1)
@@ -60,8 +60,8 @@ def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_read(
     grid = torch.zeros(2, 3, 3, dtype=torch.int64)
     for known, kept in (({"right": grid}, {}), ({"left": left}, {"right": grid.index_fill(1, torch.tensor([0]), -1)})):
         with pytest.raises(ConfigError, match="right: this model only makes it, and cannot be given it; it reads left"):
-            generate(model, known, [bag], 0, kept=kept)
-    with pytest.raises(ConfigError, match="guidance always: right is neither given nor made"):
+            generate(model, known, [bag], 0, partial=kept)
+    with pytest.raises(ConfigError, match="guidance always: right is neither an input nor an earlier target"):
         generate(model, {"left": left}, [right, dataclasses.replace(bag, guidance=Guidance(always=("right",)))], 0)
     chained = generate(model, {"left": left}, [right, TargetPlan(name="words"), bag], 0)
     assert torch.equal(chained["bag"], generate(model, {"left": left}, [bag], 0)["bag"])
@@ -76,7 +76,7 @@ def test_given_tokens_are_checked(model: FourM) -> None:
         generate(model, {"left": torch.zeros((1, 3, 2), dtype=torch.int64)}, plan, 0)
     with pytest.raises(InvalidValueError, match=r"words: .*item 0 .*sentinel"):
         generate(model, {"words": [np.array([3])]}, plan, 0)
-    with pytest.raises(InvalidValueError, match="2 samples, and 1 are generated"):
+    with pytest.raises(InvalidValueError, match="2 samples, and the batch has 1"):
         generate(model, {"left": torch.zeros((1, 2, 3), dtype=torch.int64), "words": [np.array([9])] * 2}, plan, 0)
 
 
@@ -84,11 +84,11 @@ def test_guidance_by_what_is_not_known_yet_is_refused(model: FourM) -> None:
     given = {"left": given_tokens(1)["left"]}
     late = Guidance(weights={"bag": 2.0})
     with pytest.raises(
-        ConfigError, match=r"right: guidance weights: bag is neither given nor made before right; .*left"
+        ConfigError, match=r"right: guidance weights: bag is neither an input nor an earlier target; expected left"
     ):
         generate(model, given, [TargetPlan(name="right", guidance=late), TargetPlan(name="bag")], 0)
     generate(model, given, [TargetPlan(name="bag"), TargetPlan(name="right", guidance=late)], 0)
-    with pytest.raises(ConfigError, match="guidance always: words is neither given"):
+    with pytest.raises(ConfigError, match="guidance always: words is neither an input"):
         generate(model, given, [TargetPlan(name="right", guidance=Guidance(scale=2, always=("words",)))], 0)
     with pytest.raises(ValueError, match="weights: expected either scale or weights, got both"):
         Guidance(scale=2, weights={"left": 1.0})
@@ -110,12 +110,12 @@ def test_a_temperature_falls_only_where_it_can(model: FourM) -> None:
 def test_what_is_given_is_not_kept_and_asked_for_too(model: FourM) -> None:
     part = {"left": torch.full((1, 2, 3), -1)}
     with pytest.raises(ConfigError, match="left: is input and target"):
-        generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="left")], 0, kept=part)
+        generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="left")], 0, partial=part)
     with pytest.raises(ConfigError, match="generate left: is an input whole and in part"):
-        generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="right")], 0, kept=part)
+        generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="right")], 0, partial=part)
 
 
 @pytest.mark.parametrize("name", ["pixels", "vectors"])
 def test_no_part_of_a_continuous_modality_is_kept(model: FourM, name: str) -> None:
     with pytest.raises(ConfigError, match=f"generate {name}: .* modality cannot be inpainted"):
-        generate(model, {}, [TargetPlan(name="right")], 0, kept={name: given_tokens(1)[name]})
+        generate(model, {}, [TargetPlan(name="right")], 0, partial={name: given_tokens(1)[name]})

@@ -12,10 +12,8 @@ from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan
-from zoo_backbone.generate.giving import sources_of
-from zoo_backbone.generate.plan import resolved_plan
-from zoo_backbone.generate.recipe import Recipe, read_recipe, written_recipe
-from zoo_backbone.generate.schedules import temperatures, tokens_per_step
+from zoo_backbone.generate.plans import GenerationPlan, read_plan, resolved_plan, sources_of, written_plan
+from zoo_backbone.generate.sampling import temperatures, tokens_per_step
 
 PLANS = sorted((Path(__file__).parent.parent / "configs" / "plans").glob("*.toml"))
 PLAN = """
@@ -38,8 +36,8 @@ guidance.scale = 1.0
 """
 
 
-def read(path: Path) -> Recipe:
-    return from_mapping(Recipe, read_recipe(path))
+def read(path: Path) -> GenerationPlan:
+    return from_mapping(GenerationPlan, read_plan(path))
 
 
 def test_the_plan_of_the_page_is_one_that_can_be_run(tmp_path: Path) -> None:
@@ -58,26 +56,27 @@ def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest
     recipe = read(tmp_path / "one.toml")
     assert recipe.inputs == ("light", 'words="a = b"', f"dark={tmp_path}/pictures/one.npy")
     assert recipe.inpaint == {"dark": f"not:mask:{tmp_path}/masks/one.npy", "light": "box:0,0,1,0.5"}
-    light, dark, other = recipe.plan()
+    light, dark, other = recipe.target_plans()
     assert (light.steps, light.guidance) == (4, Guidance(scale=2.0))
     assert dark.guidance == Guidance(weights={"light": 3.0, "words": -1.0}) and other.guidance == Guidance()
-    text = written_recipe(recipe, {"made by": "a run"})
+    text = written_plan(recipe, {"made by": "a run"})
     assert text.startswith("# made by: a run\n") and "seed" not in text
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "two.toml").write_text(text)
     assert read(tmp_path / "other" / "two.toml") == recipe
-    odd = Recipe(targets=recipe.targets, inputs=('words="a \\ tab\t, bell\a and delete\x7f"',))
-    (tmp_path / "odd.toml").write_text(written_recipe(odd, {}))
+    odd = GenerationPlan(targets=recipe.targets, inputs=('words="a \\ tab\t, bell\a and delete\x7f"',))
+    (tmp_path / "odd.toml").write_text(written_plan(odd, {}))
     assert read(tmp_path / "odd.toml") == odd
     # Paths that a caller gives hold from where the caller is.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other" / "three.toml").write_text(
-        written_recipe(
-            Recipe(targets=recipe.targets, inputs=("dark=pictures/one.npy",), inpaint={"dark": "mask:m.png"}), {}
+        written_plan(
+            GenerationPlan(targets=recipe.targets, inputs=("dark=pictures/one.npy",), inpaint={"dark": "mask:m.png"}),
+            {},
         )
     )
-    twice = Recipe(targets=recipe.targets, inputs=("dark=a.npy",), inpaint={"dark": "not:not:mask:m.png"})
-    assert from_mapping(Recipe, tomllib.loads(written_recipe(twice, {}))).inpaint == {
+    twice = GenerationPlan(targets=recipe.targets, inputs=("dark=a.npy",), inpaint={"dark": "not:not:mask:m.png"})
+    assert from_mapping(GenerationPlan, tomllib.loads(written_plan(twice, {}))).inpaint == {
         "dark": f"not:not:mask:{tmp_path}/m.png"
     }
     again = read(tmp_path / "other" / "three.toml")
@@ -113,13 +112,15 @@ def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, messag
 
 def test_samples_are_a_number_or_numbers() -> None:
     targets = (TargetPlan(name="x"),)
-    assert list(Recipe(targets=targets).numbers()) == [0, 1, 2, 3]
-    assert list(Recipe(targets=targets, samples="0-2,7").numbers()) == [0, 1, 2, 7]
-    assert list(Recipe(targets=targets, samples="2").numbers()) == [0, 1]
-    assert list(Recipe(targets=targets, samples="9" * 18).numbers()[:3]) == [0, 1, 2], "more than there is memory for"
+    assert list(GenerationPlan(targets=targets).numbers()) == [0, 1, 2, 3]
+    assert list(GenerationPlan(targets=targets, samples="0-2,7").numbers()) == [0, 1, 2, 7]
+    assert list(GenerationPlan(targets=targets, samples="2").numbers()) == [0, 1]
+    assert list(GenerationPlan(targets=targets, samples="9" * 18).numbers()[:3]) == [0, 1, 2], (
+        "more than there is memory for"
+    )
     for samples, message in (("2-1", "expected numbers"), ("a", "expected numbers"), ("1,0-2", "twice")):
         with pytest.raises(ConfigError, match=message):
-            Recipe(targets=targets, samples=samples).numbers()
+            GenerationPlan(targets=targets, samples=samples).numbers()
 
 
 def published_zoo() -> Zoo:
@@ -134,14 +135,14 @@ def test_published_plans_suit_the_installed_modalities(path: Path) -> None:
     zoo = published_zoo()
     names = [*sources_of(recipe.inputs), *(target.name for target in recipe.targets)]
     layout = EmbeddingLayout([zoo[name].spec for name in names])
-    plan = resolved_plan(layout, recipe.plan(), sources_of(recipe.inputs))
+    plan = resolved_plan(layout, recipe.target_plans(), sources_of(recipe.inputs))
     assert len(plan) == len(recipe.targets) >= 2
 
 
 def test_the_published_chain_from_text_to_pictures() -> None:
     """49 and 25 steps over 196 tokens, guidance 3, temperature from 6 towards 0.5, then 0.5."""
     (path,) = (path for path in PLANS if path.stem == "caption-to-rgb")
-    features, picture = read(path).plan()
+    features, picture = read(path).target_plans()
     assert [tokens_per_step(196, plan.steps, plan.schedule) for plan in (features,)] == [[4] * 49]
     assert set(tokens_per_step(196, picture.steps, picture.schedule)) == {7, 8}
     heat = temperatures([4] * 49, features.temperature, features.final_temperature, features.temperature_schedule)

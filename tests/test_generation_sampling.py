@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from generation_samples import draw_one
 
-from zoo_backbone.generate.sampling import CONFIDENCE, IDS, ORDER, Noise, draw, draw_several, filtered, rising
-from zoo_backbone.generate.schedules import temperatures, tokens_per_step
+from zoo_backbone.generate.sampling import (
+    CONFIDENCE,
+    IDS,
+    ORDER,
+    Noise,
+    draw,
+    filtered,
+    rising,
+    temperatures,
+    tokens_per_step,
+)
 
 
 def test_linear_schedule_is_even() -> None:
@@ -59,18 +69,18 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
 def test_draw_inverts_the_cumulative_distribution() -> None:
     logits = log(0.25, 0.5, 0.25).expand(5, 3)
     uniform = torch.tensor([0.0, 0.2, 0.3, 0.7, 0.99])
-    assert draw(logits, uniform, 1.0, 0, 1.0).tolist() == [0, 0, 1, 1, 2]
+    assert draw_one(logits, uniform, 1.0, 0, 1.0).tolist() == [0, 0, 1, 1, 2]
     for cold in (0.0, 1e-45, 1e-12):
-        assert draw(logits, uniform, cold, 0, 1.0).tolist() == [1] * 5
+        assert draw_one(logits, uniform, cold, 0, 1.0).tolist() == [1] * 5
     # At temperature 1/2 the shares are 1/6, 4/6, 1/6.
-    assert draw(logits, torch.tensor([0.1, 0.18, 0.5, 0.82, 0.85]), 0.5, 0, 1.0).tolist() == [0, 1, 1, 1, 2]
+    assert draw_one(logits, torch.tensor([0.1, 0.18, 0.5, 0.82, 0.85]), 0.5, 0, 1.0).tolist() == [0, 1, 1, 1, 2]
 
 
 def test_draw_never_gives_an_id_without_a_share() -> None:
     logits = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf, 2.0, -torch.inf]).expand(1000, 6)
     uniform = torch.cat([torch.linspace(0, 1, 998), torch.tensor([0.0, 1 - 2**-24])])
-    assert set(draw(logits, uniform, 1.0, 0, 1.0).tolist()) == {1, 2, 4}
-    assert set(draw(logits, uniform, 1.0, 2, 1.0).tolist()) == {2, 4}
+    assert set(draw_one(logits, uniform, 1.0, 0, 1.0).tolist()) == {1, 2, 4}
+    assert set(draw_one(logits, uniform, 1.0, 2, 1.0).tolist()) == {2, 4}
 
 
 def test_sums_that_are_added_in_parallel_give_no_id_without_a_share() -> None:
@@ -86,7 +96,7 @@ def test_sums_that_are_added_in_parallel_give_no_id_without_a_share() -> None:
 def test_draw_has_the_frequencies_of_the_distribution() -> None:
     shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
     uniform = Noise(0, [0], "x").uniform(IDS, 0, 20000)[0]
-    counts = torch.bincount(draw(shares.log().expand(20000, 4), uniform, 1.0, 0, 1.0), minlength=4) / 20000
+    counts = torch.bincount(draw_one(shares.log().expand(20000, 4), uniform, 1.0, 0, 1.0), minlength=4) / 20000
     assert torch.allclose(counts, shares, atol=0.015)
 
 
@@ -101,8 +111,8 @@ def test_several_draws_of_a_row_are_those_of_copies_of_it(
     logits, uniform = 3 * torch.randn(4, 5, 50), torch.rand(4, 5, 16)
     logits[torch.rand_like(logits) < 0.3] = -torch.inf
     copies = logits.unsqueeze(2).repeat(1, 1, 16, 1)
-    several = draw_several(logits, uniform, temperature, top_k, top_p, filter_first)
-    assert torch.equal(several, draw(copies, uniform, temperature, top_k, top_p, filter_first))
+    several = draw(logits, uniform, temperature, top_k, top_p, filter_first)
+    assert torch.equal(several, draw_one(copies, uniform, temperature, top_k, top_p, filter_first))
     if temperature:
         assert len(several[0, 0].unique()) > 1
 
@@ -147,7 +157,7 @@ def test_temperatures_by_hand() -> None:
 def test_the_filter_comes_before_or_after_the_temperature() -> None:
     """At temperature 10 the shares 0.7, 0.2, 0.1 become about 0.37, 0.33, 0.30: top_p 0.65 keeps one or two."""
     logits, uniform = log(0.7, 0.2, 0.1).expand(200, 3), torch.linspace(0, 0.999, 200)
-    assert set(draw(logits, uniform, 10.0, 0, 0.65).tolist()) == {0, 1}
-    assert set(draw(logits, uniform, 10.0, 0, 0.65, filter_first=True).tolist()) == {0}
-    both = draw(logits, uniform, 10.0, 2, 1.0), draw(logits, uniform, 10.0, 2, 1.0, filter_first=True)
+    assert set(draw_one(logits, uniform, 10.0, 0, 0.65).tolist()) == {0, 1}
+    assert set(draw_one(logits, uniform, 10.0, 0, 0.65, filter_first=True).tolist()) == {0}
+    both = draw_one(logits, uniform, 10.0, 2, 1.0), draw_one(logits, uniform, 10.0, 2, 1.0, filter_first=True)
     assert torch.equal(*both)  # the two likeliest stay the two likeliest

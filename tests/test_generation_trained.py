@@ -15,8 +15,8 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import GridLayout, SequenceLayout, ValueSpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.generate import TargetPlan, generate, ranking
-from zoo_backbone.generate.ranking import Agreement, best_first, cosine
+from zoo_backbone.generate import TargetPlan, generate, outputs
+from zoo_backbone.generate.outputs import Agreement, best_first, cosine
 from zoo_backbone.model import FourM
 
 SAID = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
@@ -167,9 +167,9 @@ def test_the_draw_that_agrees_is_ranked_first() -> None:
     assert best_first(scores, 3) == [[2, 1, 0]] * 2
     given = scorer({"c": a.repeat_interleave(3, 0)}, {"b": draws})
     assert best_first(given, 3) == [[2, 1, 0]] * 2
-    with pytest.raises(ConfigError, match="rank c: it is made itself"):
+    with pytest.raises(ConfigError, match="rank c: is a target itself"):
         scorer.check(["a"], ["b", "c"])
-    with pytest.raises(ConfigError, match="rank c: nothing is given"):
+    with pytest.raises(ConfigError, match="rank c: there is no whole input"):
         scorer.check([], ["b"])
     with pytest.raises(ConfigError, match="rank b: draws are compared as vectors, and its values are object"):
         Agreement(model, "b", decode)
@@ -211,7 +211,7 @@ def test_draws_are_scored_in_blocks_and_what_they_share_once(
     expected = [cosine(one.ravel(), other.ravel()) for one, other in pairs]
     assert len(set(expected)) > 3
     seen.clear()
-    monkeypatch.setattr(ranking, "generate", counted)
+    monkeypatch.setattr(outputs, "generate", counted)
     found = Agreement(model, "c", decode)({whole: list(given) if listed else given}, {"b": list(made)})
     assert found == pytest.approx(expected, abs=1e-12)
     blocks = [("b", 32), ("decoded", 32), ("b", 32), ("decoded", 32), ("b", 6), ("decoded", 6)]
@@ -221,8 +221,8 @@ def test_draws_are_scored_in_blocks_and_what_they_share_once(
 def test_equal_rows_are_one_group_where_they_follow_one_another() -> None:
     words = [np.array(row) for row in ([1, 2], [1, 2], [1], [1, 2], [])]
     left = torch.tensor([0, 0, 0, 0, 0])
-    assert ranking.equal_neighbours({"words": words, "left": left}) == ([0, 2, 3, 4], [0, 0, 1, 2, 3])
-    assert ranking.equal_neighbours({"left": left}) == ([0], [0] * 5)
+    assert outputs.equal_neighbours({"words": words, "left": left}) == ([0, 2, 3, 4], [0, 0, 1, 2, 3])
+    assert outputs.equal_neighbours({"left": left}) == ([0], [0] * 5)
 
 
 def test_ranks_and_cosines_by_hand() -> None:

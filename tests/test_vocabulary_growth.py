@@ -33,9 +33,8 @@ from zoo_backbone.config import Dataset, MaskingConfig, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData, check_tokenizers
 from zoo_backbone.evaluation.config import EvaluationConfig
 from zoo_backbone.evaluation.evaluate import evaluate
-from zoo_backbone.generate.files import generate_to_folder
-from zoo_backbone.generate.plan import TargetPlan
-from zoo_backbone.generate.recipe import Recipe
+from zoo_backbone.generate.outputs import generate_to_folder
+from zoo_backbone.generate.plans import GenerationPlan, TargetPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.retrieval.config import EmbeddingConfig
 from zoo_backbone.retrieval.embedding import Embedder
@@ -210,7 +209,7 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     column = TokenStore(world.tokens).open("train", "caption")
     column.check_tokenizer(zoo["caption"])
     assert column.needed_vocab_size <= describe_vocabulary(zoo, "text").vocabulary.used - 2
-    recipe = Recipe(inputs=("caption",), targets=(TargetPlan(name="web_text", max_length=4),))
+    recipe = GenerationPlan(inputs=("caption",), targets=(TargetPlan(name="web_text", max_length=4),))
     made = generate_to_folder(world.run, zoo, recipe, tmp_path / "made")
     assert len(made) == 4 and all((folder / "web_text.txt").is_file() for folder in made)
     settings = EvaluationConfig(samples=2, baseline_samples=4, loss_samples=2, gallery_pairs=0)

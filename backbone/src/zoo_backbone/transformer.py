@@ -119,7 +119,7 @@ class CrossAttention(nn.Module):
         x: Tensor,
         turns: Tensor | None,
         keys_and_values: KeysAndValues | list[KeysAndValues],
-        mask: Tensor | None | list[Tensor | None],
+        mask: Tensor | list[Tensor | None] | None,
     ) -> Tensor:
         """Attend from targets `batch targets dim`; `mask` is bool, broadcast to `batch heads targets inputs`.
 
@@ -231,7 +231,7 @@ class DecoderBlock(Block):
         turns: Tensor | None,
         context: KeysAndValues | list[KeysAndValues],
         self_mask: Tensor | None,
-        context_mask: Tensor | None | list[Tensor | None],
+        context_mask: Tensor | list[Tensor | None] | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """`batch targets dim` to the same; `context` is this block's `keys_and_values`, or a list of several."""

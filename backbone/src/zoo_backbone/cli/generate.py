@@ -43,6 +43,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Draws per sample.  [default: 1]")
 @click.option("--rank", metavar="NAME", help="Sort the draws by their agreement with the inputs in modality NAME.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the draws.  [default: 0]")
+@click.option("--overwrite", is_flag=True, help="Replace the generation that is in the folder --out.")
 @DEVICE
 @settings_option("For all targets: steps=8, top_p=0.9, ...; for one: NAME.steps=8. All keys: docs/generation.md.")
 def generate_command(
@@ -55,14 +56,17 @@ def generate_command(
     guide: str | None,
     out: Path,
     keys: list[str] | None,
+    overwrite: bool,
     device: str,
     assignments: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Generate modalities from others.
 
-    Each finished target is an input of the next. Options override the plan.
+    Each finished target is an input of the next. Options override the plan, and
     OUT/plan.toml reproduces the result. The same command resumes after a kill.
+    An input such as rgb uses its input form, rgb_patches, if the model was trained
+    on it.
 
     \b
     Examples:
@@ -74,12 +78,12 @@ def generate_command(
           --inpaint depth=box:0,0,1,0.5 --out made
       zoo backbone generate RUN --plan plan.toml --input caption=a.txt --out made
     """
-    from zoo_backbone.generate.files import generate_to_folder
-    from zoo_backbone.generate.recipe import Recipe, read_recipe
+    from zoo_backbone.generate.outputs import generate_to_folder
+    from zoo_backbone.generate.plans import GenerationPlan, read_plan
 
     if (targets is None) == (plan_file is None):
         raise ConfigError("zoo backbone generate: expected either --target NAMES or --plan FILE")
-    table = read_recipe(plan_file) if plan_file else {}
+    table = read_plan(plan_file) if plan_file else {}
     if guide is not None:
         table["guidance"] = _guidance(guide)
         for target in table.get("targets", []):
@@ -90,14 +94,14 @@ def generate_command(
     chosen = {"keys": keys, **options}
     for one, other in (("keys", "samples"), ("samples", "keys")):
         if chosen[one] is not None:
-            table.pop(other, None)  # the plan's
+            table.pop(other, None)
     table |= {key: value for key, value in chosen.items() if value is not None}
-    recipe = from_mapping(Recipe, table, Origin())
+    plan = from_mapping(GenerationPlan, table, Origin())
     _, zoo = open_run(folder)
     with disk_errors(out):
-        places = generate_to_folder(folder, zoo, recipe, out, device=device)
+        places = generate_to_folder(folder, zoo, plan, out, device=device, overwrite=overwrite)
     samples = len({place.parent for place in places})
-    of_each = f", {recipe.draws} draws of each," if recipe.draws > 1 else ""
+    of_each = f", {plan.draws} draws of each," if plan.draws > 1 else ""
     click.echo(f"{count_of(samples, 'sample')}{of_each} in {out}")
 
 
@@ -109,7 +113,7 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
     def is_of_one(key: str) -> bool:
         return "." in key and key.partition(".")[0] in known
 
-    for key in sorted(settings, key=is_of_one):  # what is set for all before what is set for one
+    for key in sorted(settings, key=is_of_one):  # settings for all targets first
         value, of_one = settings[key], is_of_one(key)
         name, dot, inner = key.partition(".")
         if dot and not of_one and name != "guidance":
@@ -119,7 +123,7 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
         if ("." in inside and not inside.startswith("guidance.")) or "" in inside.split("."):
             raise ConfigError(f"--set {key}: expected a key of a target, such as steps, or guidance.scale")
         change = {inside: value}
-        shared = {"guidance": plan["guidance"]} if "guidance" in plan and "guidance." in key else {}  # goes on from it
+        shared = {"guidance": plan["guidance"]} if "guidance" in plan and "guidance." in key else {}
         tables = [
             table if of_one and table["name"] != name else assigned({**shared, **table}, change) for table in tables
         ]
@@ -138,7 +142,7 @@ def _items(inputs: Iterable[str]) -> list[str]:
 
 def _inputs(planned: Iterable[str], named: Iterable[str]) -> list[str]:
     """Return the inputs of the plan, overridden by those of the command."""
-    from zoo_backbone.generate.giving import sources_of
+    from zoo_backbone.generate.plans import sources_of
 
     sources = {**sources_of(planned), **sources_of(named)}
     return [f"{name}={source}" if source else name for name, source in sources.items()]
@@ -148,11 +152,11 @@ def _checked_file(item: str) -> str:
     name, _, path = item.partition("=")
     if not name or not path or not os.path.isfile(path):
         raise ConfigError(f"--file {item}: expected NAME=FILE with an existing file")
-    return f"{name}={Path(path).absolute()}"  # it may begin as a text in quotes does, or JSON
+    return f"{name}={Path(path).absolute()}"  # absolute: it may begin like quoted text or JSON
 
 
 def _guidance(text: str) -> dict[str, Any]:
-    """`3` or `caption=3,depth=-1` to the table [guidance]. Raises ConfigError."""
+    """Parse `3` or `caption=3,depth=-1` into a table [guidance]. Raises ConfigError."""
     try:
         if "=" not in text:
             return {"scale": float(text)}

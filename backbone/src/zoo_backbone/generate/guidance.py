@@ -84,5 +84,6 @@ class Passes:
         everything = frozenset[str]().union(*conditions)
         passes = [(everything, 1 - sum(weights))]
         passes += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
-        hidden, weights = zip(*((hidden, weight) for hidden, weight in passes if weight), strict=True)
-        return cls(hidden=hidden, weights=weights, marked=not guidance.weights)
+        used = [(hidden, weight) for hidden, weight in passes if weight]
+        hidden, weighed = tuple(name for name, _ in used), tuple(weight for _, weight in used)
+        return cls(hidden=hidden, weights=weighed, marked=not guidance.weights)

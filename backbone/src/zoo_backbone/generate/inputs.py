@@ -96,11 +96,15 @@ def with_input_forms(plan: GenerationPlan, model: FourM, zoo: Zoo, tokens: Path)
         plan,
         inputs=tuple(f"{name}={source}" if source else name for name, source in inputs.items()),
         guidance=of_inputs(plan.guidance),
-        targets=tuple(replace(target, guidance=target.guidance and of_inputs(target.guidance)) for target in plan.targets),
+        targets=tuple(
+            replace(target, guidance=target.guidance and of_inputs(target.guidance)) for target in plan.targets
+        ),
     )
 
 
-def handles_of(zoo: Zoo, model: FourM, plan: GenerationPlan, trained_on: Mapping[str, str]) -> dict[str, ModalityHandle]:
+def handles_of(
+    zoo: Zoo, model: FourM, plan: GenerationPlan, trained_on: Mapping[str, str]
+) -> dict[str, ModalityHandle]:
     """Return the handles of all modalities in a plan.
 
     Raises UnknownNameError, DataError for another tokenizer or shape, and ConfigError if the model cannot rank draws.
@@ -152,7 +156,8 @@ def _stored_samples(
     """Return numbers, keys and rows of the chosen samples among those that have all inputs."""
     samples = whole_samples(list(columns.values()))
     if plan.keys:
-        wanted, found, seen = set(plan.keys), {}, []
+        wanted, seen = set(plan.keys), list[str]()
+        found: dict[str, tuple[int, int]] = {}
         for number, (key, row) in enumerate(samples):
             if key in wanted:
                 found[key] = number, row

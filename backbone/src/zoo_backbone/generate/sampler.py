@@ -282,9 +282,7 @@ def decode_sequence(
         contexts, sharing = [context.select(rows) for context in contexts], 1
     inputs.split_draws()
     like = contexts[0].keys_and_values[0][0]
-    caches = [
-        KeyValueCache.empty(len(passes) * inputs.batch, filling.bound, model.config, like) for _ in model.decoder
-    ]
+    caches = [KeyValueCache.empty(len(passes) * inputs.batch, filling.bound, model.config, like) for _ in model.decoder]
     alive = torch.arange(inputs.batch, device=inputs.device)  # samples in the batch of this step
     last = torch.full_like(alive, filling.layout.sentinel_start)
     done = 0

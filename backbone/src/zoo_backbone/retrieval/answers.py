@@ -13,7 +13,7 @@ from tokenizers_zoo.io import write_json
 from tokenizers_zoo.registry import Zoo
 from zoo_backbone.evaluation.gallery import Shown, shown
 from zoo_backbone.evaluation.pairs import ranked_names
-from zoo_backbone.generate.giving import value_of_source
+from zoo_backbone.generate.inputs import value_of_source
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.retrieval.pictures import framed, write_hits
 from zoo_backbone.retrieval.query import Answer, in_words

@@ -205,7 +205,7 @@ def parse_weights(weights: str | None) -> dict[str, float]:
 
 def _given(given: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str]]:
     """Names of modalities of stored samples, or files and values by modality. Raises ConfigError."""
-    from zoo_backbone.generate.giving import sources_of
+    from zoo_backbone.generate.plans import sources_of
 
     if stored:
         if wrong := [item for item in given if "=" in item]:

@@ -22,7 +22,7 @@ from zoo_backbone.codecs import check_codec, stored_samples
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.generate.giving import value_of_source
+from zoo_backbone.generate.inputs import value_of_source
 from zoo_backbone.retrieval.config import EmbeddingConfig
 from zoo_backbone.retrieval.spaces import Affine, Vectors, alone, fit
 from zoo_backbone.run import Run, stored_config
