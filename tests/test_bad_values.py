@@ -22,10 +22,9 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.probes import PICTURE, Probe, probed_files
-from tokenizers_zoo.testing.probes.arrays import bars, made_up, with_one
-from tokenizers_zoo.testing.probes.pictures import NUMBERS, SIZE, WORDS, plain_picture, saved
+from tokenizers_zoo.testing.probes.media import NUMBERS, SIZE, WORDS, plain_picture, saved, wav
+from tokenizers_zoo.testing.probes.plain import bars, made_up, with_one
 from tokenizers_zoo.testing.probes.probe import npy
-from tokenizers_zoo.testing.probes.sounds import wav
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(

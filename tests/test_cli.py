@@ -20,7 +20,7 @@ import torch
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli import cores
-from tokenizers_zoo.cli.main import main
+from tokenizers_zoo.cli.main import RESUMES, STARTS_AGAIN, main
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.config import tables_of
@@ -519,18 +519,14 @@ def test_a_file_that_ends_too_soon_is_no_interruption(zoo: Run, monkeypatch: pyt
     monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(EOFError("No data left in file")))
     refused(zoo("list"), "unexpected EOFError: No data left in file")
     monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(KeyboardInterrupt()))
-    assert zoo("list")[::2] == (130, "\ninterrupted; the same command goes on from what is saved, if anything is\n")
+    assert zoo("list")[::2] == (130, f"\ninterrupted; {RESUMES}\n")
 
 
 def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(**_: object) -> None:
         raise KeyboardInterrupt
 
-    anew = "with --overwrite the same command starts anew, without it it goes on from what is saved, if anything is"
-    left, goes_on = (
-        "name those that are left, with --overwrite",
-        "the same command goes on from what is saved, if anything is",
-    )
+    anew, left, goes_on = STARTS_AGAIN, "name those that are left, with --overwrite", RESUMES
     told = {
         "zoo tokenizer train": ("depth --data data", f"{anew}; of several tokenizers {left}"),
         "zoo tokenize": ("data --out tokens", anew),

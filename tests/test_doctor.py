@@ -27,7 +27,7 @@ from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import training_samples
-from tokenizers_zoo.testing.alignment import WEAK, edges, shift_between
+from tokenizers_zoo.testing.geometry import WEAK, edges, shift_between
 
 Install = Callable[..., Path]
 COUNT = 24

@@ -19,11 +19,9 @@ from tokenizers_zoo.errors import DataError, MachineError, PluginError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.testing.probes import Outcome, Probe, outcome_of, probed_files, shortened
-from tokenizers_zoo.testing.probes.arrays import bars, made_up
-from tokenizers_zoo.testing.probes.pictures import picture_probes
+from tokenizers_zoo.testing.probes.media import picture_probes, sound_probes, tone, wav
+from tokenizers_zoo.testing.probes.plain import as_json, bars, made_up, object_probes
 from tokenizers_zoo.testing.probes.probe import File, multiple, npy
-from tokenizers_zoo.testing.probes.sounds import sound_probes, tone, wav
-from tokenizers_zoo.testing.probes.texts import as_json, object_probes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
 from files_and_values import files_section, with_gap

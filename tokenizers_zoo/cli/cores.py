@@ -1,4 +1,4 @@
-"""How a command shares the processor's cores with what else runs."""
+"""Sharing the processor's cores with other processes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 LOAD = Path("/proc/loadavg")
 SPINS = "1000"
 APART = 0.005
-"""Seconds between two looks, so that what runs for a moment does not count."""
+"""Seconds between two looks, to ignore short jobs."""
 
 
 def give_way() -> None:
-    """Where other work keeps cores busy, let threads that wait for one another sleep instead of spin.
+    """Let waiting threads sleep instead of spin if other work keeps the cores busy.
 
-    Each parallel operation ends with threads that wait for the last one, by default spinning for milliseconds; with
-    more threads than cores they keep from running just what they wait for. Two trainings side by side on two cores
-    then take many times as long as one after the other (bench/side_by_side.py). Alone, spinning is faster. The OpenMP
-    library that torch brings on Linux reads the variable when torch is imported, so this comes before. What
-    OMP_WAIT_POLICY or GOMP_SPINCOUNT say already holds.
+    At the end of each parallel operation threads wait for the last one, by default spinning for milliseconds. With more
+    threads than cores they then block the thread that they wait for. Two trainings on two cores then take many times as
+    long as one after the other (bench/side_by_side.py). Alone, spinning is faster. The OpenMP library that torch brings
+    on Linux reads the variable when torch is imported, so this comes before. OMP_WAIT_POLICY or GOMP_SPINCOUNT, if set,
+    take precedence.
     """
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) or not others_run():
         return
@@ -29,7 +29,7 @@ def give_way() -> None:
 
 
 def others_run() -> bool:
-    """Whether anything but this thread is running, or waits for a core, right now; False where nothing tells."""
+    """True if another thread is running or waits for a core right now; False if unknown."""
     try:
         running = LOAD.read_text().split()[3].partition("/")[0]
         return int(running) > 1

@@ -1,4 +1,4 @@
-"""zoo doctor: gates with figures, and what to do where one fails."""
+"""zoo doctor: gates with figures and advice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDTH = 80
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    help="Train a tokenizer for so many steps, and throw it away. Default: take the one that is there, else 100.",
+    help="Steps of a temporary tokenizer. Default: use the existing tokenizer, else 100.",
 )
 @DEVICE
 @click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
@@ -38,20 +38,20 @@ def doctor_command(
     names: tuple[str, ...], data_dir: Path, tokens: Path | None, split: str, samples: int, steps: int | None,
     device: str, as_json_text: bool,
 ) -> None:  # fmt: skip
-    """Find out whether modalities are fit to be learnt. Exit code 1 where one is not.
+    """Check whether modalities can be learnt. The exit code is 1 if one fails.
 
-    Gates over held-out values, the tokenizer and the tokens, each with figures and what to do where it fails. Without
-    NAMES: every enabled modality that DATA holds.
+    Runs gates over held-out values, the tokenizer and the tokens, each with figures and advice. Without NAMES: every
+    enabled modality in DATA.
 
     \b
-    values    as declared: unit, range, type
-    trained   a tokenizer is there, or can be trained
+    values    fit the spec: unit, range, type
+    trained   a tokenizer exists or can be trained
     floor     better than the constant baseline
-    bound     as good as the metrics' bounds ask for
+    bound     meets the metrics' bounds
     codebook  codes are in use
     varied    tokens differ between samples
-    entropy   bits per token, of those that the vocabulary allows
-    crops     modalities lie on each other
+    entropy   enough bits per token
+    crops     modalities are aligned
     store     the token store fits
 
     \b
@@ -89,12 +89,12 @@ def doctor_command(
 
 
 def state_of(finding: Finding) -> str:
-    """How a gate went, in a word."""
+    """Return the result of a gate in a word."""
     return "-" if finding.skipped else "ok" if finding.passed else "FAIL"
 
 
 def overview(found: Mapping[str, Sequence[Finding]], gates: Sequence[str]) -> list[str]:
-    """A row per modality, a column per gate."""
+    """Return a row per modality, a column per gate."""
     room = WIDTH - sum(len(gate) + 1 for gate in gates)
     lines = [" ".join(["".ljust(room), *gates])]
     for name, findings in found.items():
@@ -105,7 +105,7 @@ def overview(found: Mapping[str, Sequence[Finding]], gates: Sequence[str]) -> li
 
 
 def details(title: str, findings: Sequence[Finding]) -> list[str]:
-    """A paragraph per gate: how it went, its figures, and what to do."""
+    """Return a paragraph per gate: result, figures, advice."""
     lines = textwrap.wrap(title, WIDTH)
     for finding in findings:
         head = f"  {state_of(finding):5}{finding.gate:9} "

@@ -1,4 +1,4 @@
-"""zoo list, zoo info, zoo check: what is installed, and is it sound."""
+"""zoo list, zoo info, zoo check: show and check the installed modalities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 WHOLE_NAME = 32
-"""Letters of a name up to which it is on one line of a table, whatever else has to be folded for it."""
+"""Names up to this length are never wrapped."""
 
 
 def describe_layout(layout: TokenLayout) -> str:
@@ -32,7 +32,7 @@ def describe_layout(layout: TokenLayout) -> str:
 
 
 def as_json(handle: ModalityHandle) -> dict[str, Any]:
-    """A modality as JSON types."""
+    """Return a modality as JSON types."""
     spec = handle.spec
     return {
         "name": spec.name,
@@ -93,7 +93,7 @@ def list_modalities(as_json_text: bool) -> None:
 
 
 def disabled_lines(zoo: Zoo) -> list[str]:
-    """What is installed and not enabled, a line for each key of the registry that says so."""
+    """Return a line for each registry key that disables installed modalities."""
     keys = {
         "modalities": ("installed but not enabled", "[zoo] modalities"),
         "enabled": ("switched off", "[modalities.NAME] enabled"),
@@ -108,9 +108,9 @@ def disabled_lines(zoo: Zoo) -> list[str]:
 
 @click.command()
 @click.argument("name")
-@click.option("--settings", "only_settings", is_flag=True, help="Say what each setting means, and no more.")
+@click.option("--settings", "only_settings", is_flag=True, help="Only explain the settings.")
 def info(name: str, only_settings: bool) -> None:
-    """Show all that is known of one modality, and its settings.
+    """Show the spec and the settings of one modality.
 
     Each setting is shown with its value, and with its default where that differs.
 
@@ -134,7 +134,7 @@ def info(name: str, only_settings: bool) -> None:
 
 
 def show_facts(handle: ModalityHandle) -> None:
-    """All but the settings."""
+    """Print everything except the settings."""
     spec = handle.spec
     table = plain_table("", "")
     table.show_header = False
@@ -171,12 +171,14 @@ def show_facts(handle: ModalityHandle) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--data", "data_dir", type=PATH, help="With NAMES: take sample values from here, not from a source.")
+@click.option(
+    "--data", "data_dir", type=PATH, help="With NAMES: take sample values from this folder, not from a source."
+)
 def check(names: tuple[str, ...], data_dir: Path | None) -> None:
-    """Check that plugins keep the contract. Exit code 1 where one does not.
+    """Check that plugins keep the contract. The exit code is 1 if one does not.
 
     Without NAMES: every installed plugin is imported and its spec checked. With NAMES: the whole conformance kit,
-    training a small tokenizer where there is none.
+    with a small temporary tokenizer if there is none.
 
     \b
     Examples:

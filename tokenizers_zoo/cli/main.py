@@ -1,4 +1,4 @@
-"""The `zoo` command: its groups, and what happens to errors."""
+"""The `zoo` command: its groups and its error handling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenizers_zoo.cli.cores import give_way
 from tokenizers_zoo.errors import OneLineError, UnknownNameError, is_of_the_machine
 from tokenizers_zoo.io import disk_problem
 
-NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help; older clicks print that
+NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help, which older clicks print
 COMMANDS = {
     "list": "tokenizers_zoo.cli.inspect:list_modalities",
     "info": "tokenizers_zoo.cli.inspect:info",
@@ -33,17 +33,18 @@ COMMANDS = {
     "doctor": "tokenizers_zoo.cli.doctor:doctor_command",
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
 }
-GOES_ON = "the same command goes on from what is saved, if anything is"
-ANEW = "with --overwrite the same command starts anew, without it it goes on from what is saved, if anything is"
+RESUMES = "the same command resumes from saved work, if there is any"
+STARTS_AGAIN = "with --overwrite the same command starts again, without it it resumes from saved work, if there is any"
 AFTER_OVERWRITE = {
-    "tokenizer": f"{ANEW}; of several tokenizers name those that are left, with --overwrite",
-    "retrieve": GOES_ON,
+    "tokenizer": f"{STARTS_AGAIN}; of several tokenizers name those that are left, with --overwrite",
+    "retrieve": RESUMES,
 }
-"""What is to be done after a ^C with --overwrite, by the first word of the command; of all others ANEW."""
+"""Advice after a ^C with --overwrite, by command; default STARTS_AGAIN."""
 
 
 class ZooGroup(click.Group):
-    """Commands imported when they are used; other distributions add theirs by the group `tokenizers_zoo.commands`."""
+    """Commands are imported when used; other distributions add commands by the entry-point group
+    `tokenizers_zoo.commands`."""
 
     def _targets(self) -> dict[str, str]:
         return COMMANDS | {point.name: point.value for point in entry_points(group="tokenizers_zoo.commands")}
@@ -80,23 +81,23 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
     """Tokenizers for every modality, and one any-to-any model over them all.
 
     \b
-    The road, a command each:
-      zoo list                                     what is installed
+    The pipeline, one command per step:
+      zoo list                                     list installed modalities
       zoo data make scenes data/scenes --train 4000 --test 400
-      zoo data derive data/scenes                  compute what others give
+      zoo data derive data/scenes                  compute modalities from others
       zoo tokenizer train --all --data data/scenes
       zoo tokenize data/scenes --out tokens        values to tokens
       zoo backbone train --tokens tokens --out run
       zoo backbone eval run                        skill scores, held-out pictures
       zoo report run                               one HTML page
 
-    Every command says more with --help.
+    `zoo COMMAND --help` explains each command.
     """
     ctx.ensure_object(dict).update(registry=registry, debug=debug, command=ctx.invoked_subcommand)
 
 
 def main() -> None:
-    """Run `zoo`; an error meant for the user is one line and exit code 1, its traceback only with --debug."""
+    """Run `zoo`. Errors are one line and exit code 1; --debug shows the traceback."""
     give_way()
     debug = "--debug" in sys.argv[1:]
     if not debug:
@@ -106,9 +107,9 @@ def main() -> None:
         zoo.main(standalone_mode=False, obj=asked)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__
-        if not isinstance(cause, EOFError):  # of a file that ends too soon, which click takes for a ^D
-            again = AFTER_OVERWRITE.get(asked.get("command", ""), ANEW)
-            _stop(f"interrupted; {again if '--overwrite' in sys.argv[1:] else GOES_ON}", 130)
+        if not isinstance(cause, EOFError):  # an EOFError of a file, which click takes for a ^D
+            again = AFTER_OVERWRITE.get(asked.get("command", ""), STARTS_AGAIN)
+            _stop(f"interrupted; {again if '--overwrite' in sys.argv[1:] else RESUMES}", 130)
         elif debug:
             raise
         else:
@@ -130,18 +131,18 @@ def main() -> None:
 
 
 def _told_by_the_command(thread: threading.ExceptHookArgs) -> None:
-    """No traceback where a thread that writes meets a full disk: whoever waits for it raises the same error."""
+    """Suppress a thread's traceback for a full disk: the main thread raises the same error."""
     if thread.exc_value is None or not disk_problem(thread.exc_value):
         threading.__excepthook__(thread)
 
 
 def _line(error: BaseException) -> str:
-    """An error as the one line that is shown of it."""
+    """Return the one line that is shown for an error."""
     return f"error: {' '.join(_in_words(error).split())}"
 
 
 def _in_words(error: BaseException) -> str:
-    """One sentence about an error, for the person who can do something about it."""
+    """Return an error as one sentence for the user."""
     if isinstance(error, OneLineError):
         return str(error)
     if isinstance(error, click.ClickException):

@@ -1,4 +1,4 @@
-"""zoo new-plugin: a distribution to start from, which installs, passes its tests and runs the road as it is."""
+"""zoo new-plugin: write a distribution that installs, passes its tests and runs the whole pipeline."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ FAMILIES = {
     "text": "{} as text",
     "free": "{} as a token per number",
 }
-"""What a new plugin of each family says that it is."""
+"""Summary of a new plugin of each family."""
 NAME = r"[a-z][a-z0-9]*(_[a-z0-9]+)*"
 LONGEST = 30
-"""Letters of a name; the templates' lines stay within 120 with it."""
+"""Maximal length of a name; the templates stay within 120 columns."""
 
 
 @click.command("new-plugin")
@@ -45,7 +45,7 @@ LONGEST = 30
 def new_plugin(name: str, family: str, out: Path | None) -> None:
     """Write a distribution with the plugin of a new modality NAME.
 
-    It comes with made-up values and tests, so that it runs the whole road as it is; its README.md says how.
+    It has generated samples and tests and runs the whole pipeline; its README.md explains the next steps.
 
     \b
     spatial   like a picture: a value per pixel
@@ -75,7 +75,7 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError where no new modality can have this name."""
+    """Raise ConfigError if the name is invalid or taken."""
     from tokenizers_zoo.registry import Zoo
 
     if not re.fullmatch(NAME, name) or len(name) > LONGEST:
@@ -100,9 +100,9 @@ def check_name(name: str) -> None:
 
 
 def check_registry(name: str) -> tuple[Path, bool]:
-    """The registry in use, and whether it enables what has this name.
+    """Return the registry in use, and whether it enables this name.
 
-    Raises ConfigError where the name is that of an instance of another plugin there.
+    Raises ConfigError if the name is an instance of another plugin.
     """
     path = asked_registry() or Path("registry.toml")
     tables = load_toml(path) if path.is_file() or asked_registry() else {}
@@ -116,23 +116,23 @@ def check_registry(name: str) -> tuple[Path, bool]:
 
 
 def _inner(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The table that `key` holds; empty where it holds something else, of which other commands complain."""
+    """Return the table under `key`, empty if it is no table."""
     found = table.get(key)
     return found if isinstance(found, Mapping) else {}
 
 
 def distribution_of(name: str) -> str:
-    """The distribution's name, as pip knows it."""
+    """Return the name for pip."""
     return f"zoo-{name.replace('_', '-')}"
 
 
 def package_of(name: str) -> str:
-    """The package's name, as Python imports it."""
+    """Return the name for import."""
     return f"zoo_{name}"
 
 
 def write_distribution(name: str, family: str, folder: Path) -> None:
-    """Write pyproject.toml, README.md, package and test to `folder`, whole or not at all."""
+    """Write pyproject.toml, README.md, package and test to `folder`, atomically."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("tokenizers_zoo", "templates")
@@ -145,18 +145,12 @@ def write_distribution(name: str, family: str, folder: Path) -> None:
         "package": package, "distribution": distribution_of(name), "summary": FAMILIES[family].format(words),
         "folder": folder.name, "version": ".".join(__version__.split(".")[:2]),
     }  # fmt: skip
-    templates = {
-        "pyproject.toml": "pyproject.toml.j2",
-        "README.md": "README.md.j2",
-        f"src/{package}/__init__.py": "init.py.j2",
-        f"src/{package}/modality.py": f"{family}/modality.py.j2",
-        f"src/{package}/samples.py": f"{family}/samples.py.j2",
-        f"tests/test_{name}.py": f"{family}/test.py.j2",
-    }
+    written = environment.get_template(f"plugin/{family}.j2").render(facts)
+    _, *parts = re.split(r"^=== (.+)\n", written, flags=re.MULTILINE)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        for path, template in templates.items():
+        for path, text in zip(parts[::2], parts[1::2], strict=True):
             target = Path(temporary) / "new" / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(environment.get_template(f"plugin/{template}").render(facts), encoding="utf-8")
+            target.write_text(text, encoding="utf-8")
         shutil.move(Path(temporary) / "new", folder)

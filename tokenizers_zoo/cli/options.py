@@ -1,4 +1,4 @@
-"""What several commands share: the registry in use, `--set key=value`, lists of names, tables for the terminal."""
+"""Shared by commands: the registry in use, `--set key=value`, lists of names, tables for the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATA = click.argument("data_dir", metavar="DATA", type=PATH)
 
 
 def _that_is_there(context: click.Context, parameter: click.Parameter, device: str) -> str:
-    """The device. Raises ConfigError where this machine has none."""
+    """Return the device. Raises ConfigError if this machine lacks it."""
     if problem := device_problem(device):
         raise ConfigError(f"{context.command_path}: {problem}; leave --device out")
     return device
@@ -34,16 +34,16 @@ DEVICE = click.option("--device", type=click.Choice(DEVICES), default="cpu", sho
 
 
 def asked_registry() -> Path | None:
-    """What `--registry` says."""
+    """Return the value of `--registry`."""
     context = click.get_current_context(silent=True)
     root: dict[str, Path | None] = (context.find_root().obj if context else None) or {}
     return root.get("registry")
 
 
 def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
-    """The zoo of `--registry`, of ./registry.toml, or of all that is installed, in this order.
+    """Open the registry of `--registry`, else ./registry.toml, else all installed modalities.
 
-    With `strict` a mistake in the file raises ConfigError; without, the caller shows all problems.
+    With `strict` a mistake in the file raises ConfigError; otherwise the caller shows all problems.
     """
     from tokenizers_zoo.registry import Zoo
 
@@ -58,7 +58,7 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
 
 
 def show_problems(zoo: Zoo) -> None:
-    """Say on stderr what is wrong with modalities that are enabled, and are therefore left out."""
+    """Print the problems of enabled modalities on stderr."""
     for name, problem in zoo.problems().items():
         if name in zoo:
             click.echo(f"problem: {problem}", err=True)
@@ -92,9 +92,9 @@ def names_option(
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """`key=value` pairs, values read as TOML (numbers, lists, true), else as plain text. Raises ConfigError.
+    """Parse `key=value` pairs; values are TOML (numbers, lists, true) or else plain text. Raises ConfigError.
 
-    Dates are plain text, too: no setting takes one, and a folder may be named by one.
+    Dates stay plain text: no setting takes a date, but a folder may be named by one.
     """
     result: dict[str, Any] = {}
     for assignment in assignments:
@@ -126,7 +126,7 @@ def show_table(table: Table) -> None:
 
 
 def plain_table(*columns: str, spaced: bool = False) -> Table:
-    """A table without frames, as it reads best in a terminal and in a log; `spaced` parts rows of several lines."""
+    """Return a table without frames; `spaced` separates rows of several lines."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, int(spaced), 1))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def report_command(run: Path | None, out: Path | None) -> None:
     """Write an HTML page about a backbone, or about the whole zoo.
 
-    A page is self-contained. The page of a backbone shows all that the run stands on. The page of the zoo links to a
+    Pages are self-contained. The page of a backbone includes its tokenizers and data. The page of the zoo links to a
     page for each tokenizer: held-out samples and metrics, compared with other checkpoints of the same modality in the
     folder of the tokenizers.
 

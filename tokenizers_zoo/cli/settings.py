@@ -1,4 +1,4 @@
-"""The keys of settings for the terminal: closely, with defaults and values in use, or each with what it means."""
+"""Settings on the terminal: a short list of values, or a list with explanations."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tokenizers_zoo.config import REQUIRED, Key, Table, tables_of
 
 WIDTH = 80
 LONGEST = 60
-"""Letters of a value in the close list; what is longer is cut."""
+"""Maximal letters of a value in the short list."""
 INDENT = "  "
 
 
 def settings_lines(configs: Iterable[tuple[str, Any]], *, explained: bool) -> list[str]:
-    """The tables of settings dataclasses by the tables' names: classes, or instances with the values in use."""
+    """Return the lines for settings dataclasses, given as (table name, class or instance)."""
     lines = []
     for name, config in configs:
         for table in tables_of(config, name):
@@ -25,7 +25,7 @@ def settings_lines(configs: Iterable[tuple[str, Any]], *, explained: bool) -> li
 
 
 def close_list(table: Table) -> list[str]:
-    """Each key with its value in use, and the default where that is another: two side by side where they fit."""
+    """Return the lines of a short list: each key with its value and another default, two per line if they fit."""
     keys = [key for key in table.keys if not key.elsewhere]
     width, lines, left = (WIDTH - len(INDENT)) // 2, [], ""
     pad = max((len(key.name) for key in keys), default=0) + 1
@@ -51,7 +51,7 @@ def in_use(key: Key) -> str:
 
 
 def explanations(table: Table) -> list[str]:
-    """Each key with its type and default, the value in use where that is another, and what it means below."""
+    """Return the lines of each key: type, default, another value in use, and meaning."""
     lines = []
     for key in table.keys:
         default = REQUIRED if key.default == REQUIRED else f"default {key.default}"

@@ -117,7 +117,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
 
 
 def _check_apart(file: Path, *outputs: Path | None) -> None:
-    """Raise ConfigError where one of the outputs is the file that is read."""
+    """Raise ConfigError if an output is the input file."""
     for out in outputs:
         if out is not None and out.exists() and out.samefile(file):
             raise ConfigError(f"{out}: is the file that is read, and is not replaced; give another name")

@@ -30,7 +30,7 @@ def vocabulary() -> None:
 @vocabulary.command()
 @NAME
 def show(name: str | None) -> None:
-    """Show what the vocabulary NAME holds, and who uses it. Default: all that there are.
+    """Show the parts of the vocabulary NAME and the modalities that use it. Default: all vocabularies.
 
     \b
     Example:
@@ -48,7 +48,7 @@ def show(name: str | None) -> None:
 def grow(name: str | None) -> None:
     """Add what new plugins need at the end of a vocabulary. Default: of all.
 
-    Old ids keep their meaning, so that token stores and backbones stay valid. Done again, it changes nothing.
+    Old ids keep their meaning: token stores and backbones stay valid. Running it again changes nothing.
 
     \b
     Example:
@@ -71,7 +71,7 @@ def grow(name: str | None) -> None:
 
 
 def _chosen(zoo: Zoo, name: str | None) -> list[str]:
-    """The vocabulary of this name, or all. Raises ConfigError where there is none."""
+    """Return the vocabulary of this name, or all. Raises ConfigError if there is none."""
     from tokenizers_zoo.pipeline.vocabulary import text_vocabularies
 
     chosen = [name] if name is not None else list(text_vocabularies(zoo))

@@ -1,4 +1,4 @@
-"""Is a modality fit to be learnt? Gates over its values, its tokenizer and its tokens, each with figures."""
+"""zoo doctor: gates over a modality's values, tokenizer and tokens, each with figures."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["GATES", "Finding", "examinable", "examine", "gates", "unloadable"]
 
 SAMPLES = 64
-"""Held-out samples that are examined."""
+"""Default number of held-out samples."""
 
 
 def examine(
     zoo: Zoo, name: str, data: Path, *, split: str = TEST, samples: int = SAMPLES, steps: int | None = None,
     tokens: Path | None = None,
 ) -> Iterator[Finding]:  # fmt: skip
-    """Every gate on the modality `name`, one finding after the other.
+    """Run every gate on a modality and yield the findings.
 
-    Held-out values are up to `samples` of `split`. With `steps` a tokenizer is trained for so long and thrown away;
-    without, the modality's own is taken, or one trained for 100 steps where it has none. `tokens` is a token store to
-    compare with. Raises ZooError where the plugin does not load or the data lack the modality; what fails beyond that
-    is a finding.
+    Reads up to `samples` values of `split`. With `steps` a temporary tokenizer is trained; otherwise the modality's own
+    is used, or a temporary one of 100 steps if it has none. `tokens` is a token store to compare with. Raises ZooError
+    if the plugin does not load or the data lack the modality; every other failure is a finding.
     """
     patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore.of(data, zoo), split=split, token_store=tokens)
     patient.read(samples)
@@ -50,13 +49,13 @@ def examine(
 
 
 def unloadable(zoo: Zoo, data: Path, split: str) -> list[str]:
-    """The enabled modalities that a split holds and whose plugins do not load, sorted."""
+    """Return the enabled modalities of a split whose plugins do not load, sorted."""
     present = ValueStore.of(data, zoo).modalities(split)
     return sorted(name for name in zoo.problems() if name in zoo and name in present)
 
 
 def examinable(zoo: Zoo, data: Path, split: str) -> list[str]:
-    """The enabled modalities that a split holds, sorted. Raises DataError where there are none."""
+    """Return the enabled modalities of a split, sorted. Raises DataError if there are none."""
     present = ValueStore.of(data, zoo).modalities(split)
     names = [handle.name for handle in zoo.handles() if handle.name in present]
     if not names:

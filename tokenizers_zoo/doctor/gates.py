@@ -1,4 +1,4 @@
-"""The doctor's gates, in the order of the road: values, tokenizer, tokens, alignment, token store."""
+"""The doctor's gates, in pipeline order: values, tokenizer, tokens, alignment, token store."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ from tokenizers_zoo.doctor.patient import Failed, NotApplicable, Patient, gate
 from tokenizers_zoo.errors import ZooError, count_of
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
-from tokenizers_zoo.testing.alignment import Shift, shift_between
-from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, check_crop_geometry, is_picture
+from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, Shift, check_crop_geometry, is_picture, shift_between
 from tokenizers_zoo.testing.subject import Subject
 from tokenizers_zoo.validation import bounds, same
 
 LEAST_SPAN = 0.01
-"""Share of the declared range that values span at least: less is another unit."""
+"""Least share of the declared range that values span; less hints at another unit."""
 LEAST_SIGNED_SPAN = 0.001
-"""The same of a range with 0 inside, which says how far numbers may go either way, and of which most keep near 0."""
+"""The same for a range with 0 inside, where most numbers are close to 0."""
 HALF_WAY = 0.5
-"""Share of the way from the constant baseline to perfect, where no metric declares a bound; or to the main metric's
-bound, where the tokenizer was trained for a few steps only."""
+"""Least share of the way from the constant baseline to perfect, or to the main metric's bound after a short
+training."""
 MOST_FREQUENT = 0.95
-"""Share of the tokens that one id may have."""
+"""Maximal share of one id among the tokens."""
 LEAST_ENTROPY = 0.2
-"""Share of the bits per token that as many evenly spread ones would carry."""
+"""Least share of the maximal bits per token."""
 SHIFTED = 16
 """Samples of the shift test."""
 REREAD = 8
 """Stored samples that are encoded again and compared."""
 OTHER_TOKENS = "use the registry that they were written with, or tokenize into another folder"
-"""What to do about tokens that cannot be compared, where what is wrong does not say it."""
+"""Default advice for tokens that cannot be compared."""
 
 # ---------------------------------------------------------------- values
 
 
 @gate
 def values(patient: Patient) -> str:
-    """Held-out values are as declared, differ, and span more than a hundredth of the declared range; of a range with 0
-    inside, more than a thousandth."""
+    """Held-out values fit the spec, differ, and span more than a hundredth of the declared range (a thousandth if 0 is
+    inside)."""
     found, spec = patient.values, patient.handle.spec.value
     if patient.unread:
         raise Failed(patient.unread, "make, derive or copy these data again")
@@ -78,14 +77,14 @@ def values(patient: Patient) -> str:
 
 @gate
 def trained(patient: Patient) -> str:
-    """There is a tokenizer, or one can be trained, and it encodes the values."""
+    """A tokenizer exists or can be trained, and encodes the values."""
     if patient.problem:
         raise Failed(patient.problem, f"`zoo check {patient.handle.name}` says more about the plugin")
     return patient.how_trained
 
 
 def main_scores(patient: Patient) -> tuple[Metric, float, float, float]:
-    """The main metric with what the reconstruction, the constant baseline, and the values themselves score."""
+    """Return the main metric and the scores of the reconstruction, the constant baseline, and the values themselves."""
     if patient.problem:
         raise NotApplicable("no tokens")
     if patient.decoded is None:
@@ -122,10 +121,10 @@ def floor(patient: Patient) -> str:
 
 @gate
 def bound(patient: Patient) -> str:
-    """decode(encode) is within every bound that a metric declares; without, half way from the best constant to perfect.
+    """decode(encode) meets every declared bound; without a bound, it is half way from the constant baseline to perfect.
 
-    A tokenizer that was trained for fewer steps than its settings say has to be half way to the main metric's bound.
-    A ratio in dB has no end, so that half way to perfect says nothing: one needs a bound.
+    After a short training it has to be half way to the main metric's bound. A ratio in dB has no finite optimum, so it
+    needs a bound.
     """
     metric, score, constant, perfect = main_scores(patient)
     assert patient.decoded is not None
@@ -159,7 +158,7 @@ def bound(patient: Patient) -> str:
 
 
 def counted(patient: Patient) -> CodebookUsage:
-    """Counts of the ids of all values."""
+    """Return the counts of the ids of all values."""
     spec = patient.handle.spec
     usage = CodebookUsage(spec.vocab_size, spec.num_codebooks)
     for row in patient.rows:
@@ -170,7 +169,7 @@ def counted(patient: Patient) -> CodebookUsage:
 
 
 def several(patient: Patient) -> CodebookUsage:
-    """The same counts, of more than one token per codebook: one alone differs from no other."""
+    """Return the counts if there is more than one token per codebook."""
     usage = counted(patient)
     if usage.counts.sum() <= usage.num_codebooks:
         raise NotApplicable("too few tokens to tell")
@@ -178,7 +177,7 @@ def several(patient: Patient) -> CodebookUsage:
 
 
 def least(usage: CodebookUsage, figure: Callable[[CodebookUsage], float]) -> tuple[CodebookUsage, str]:
-    """The codebook whose `figure` is the least, and "; codebook N of M: " of it; no words where there is only one."""
+    """Return the codebook with the least `figure`, and its name "; codebook N of M: ", empty for a single codebook."""
     alone = usage.apart()
     number = min(range(len(alone)), key=lambda index: figure(alone[index]))
     return alone[number], f"; codebook {number + 1} of {len(alone)}: " if len(alone) > 1 else ""
@@ -186,7 +185,7 @@ def least(usage: CodebookUsage, figure: Callable[[CodebookUsage], float]) -> tup
 
 @gate
 def codebook(patient: Patient) -> str:
-    """Most codes are used that as many evenly spread tokens would use: of several codebooks by the worst."""
+    """Most reachable codes are used, in the worst codebook too."""
     patient.need_tokens()
     if isinstance(patient.handle.spec.layout, SequenceLayout):
         raise NotApplicable("ids of a sequence, not a codebook")
@@ -202,7 +201,7 @@ def codebook(patient: Patient) -> str:
 
 @gate
 def varied(patient: Patient) -> str:
-    """Tokens differ between samples, and no id has nearly all of them, also of none of several codebooks."""
+    """Tokens differ between samples, and no id dominates any codebook."""
     patient.need_tokens()
     usage = several(patient)
     counts = usage.counts.sum(axis=0)
@@ -220,7 +219,7 @@ def varied(patient: Patient) -> str:
 
 @gate
 def entropy(patient: Patient) -> str:
-    """Tokens carry a fair share of the bits that evenly spread ones would carry: of several codebooks by the worst."""
+    """Tokens carry a fair share of the maximal bits, in the worst codebook too."""
     patient.need_tokens()
     usage = several(patient)
     most = math.log2(min(usage.codebook_size, usage.counts.sum() / usage.num_codebooks))
@@ -237,7 +236,7 @@ def entropy(patient: Patient) -> str:
 
 @gate
 def crops(patient: Patient) -> str:
-    """Crops land where arithmetic says, and the edges of a sample's pictures lie on each other, whole and cropped."""
+    """Crops are exact, and the edges of a sample's pictures align, whole and cropped."""
     if not patient.values:
         raise NotApplicable("no values")
     subject = Subject(zoo=patient.zoo, name=patient.handle.name, workdir=Path(), given=[])
@@ -270,14 +269,15 @@ def partners(patient: Patient) -> list[str]:
             try:
                 other = patient.zoo[name]
             except ZooError:
-                continue  # told where that modality is examined
+                continue  # reported when that modality is examined
             if is_picture(other) and other.spec.value.shape[-2:] == size:
                 found.append(name)
     return found if min(size) >= SMALLEST else []
 
 
 def edge_shift(patient: Patient, other: str) -> Shift | None:
-    """The shift of whole values, or of cropped ones if only those are apart; None where few edges are common."""
+    """Return the shift of whole values, or of cropped values if only these differ; None if there are few common
+    edges."""
     handles = patient.handle, patient.zoo[other]
     try:
         keys = patient.store.aligned_keys(patient.split, [handle.name for handle in handles])[:SHIFTED]
@@ -290,7 +290,7 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
             try:
                 pairs.append([patient.store.read(handle, patient.split, key, crop) for handle in handles])
             except ZooError:
-                continue  # a value that is refused is told by the gate of values
+                continue  # the gate of values reports refused values
         if pairs:
             shifts.append(shift_between(*map(list, zip(*pairs, strict=True))))
     told = [shift for shift in shifts if shift.told]
@@ -299,7 +299,7 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
 
 @gate
 def store(patient: Patient) -> str:
-    """The token store was written by this tokenizer, and holds what it gives now."""
+    """The token store was written by this tokenizer, and encoding again gives the same tokens."""
     if patient.token_store is None:
         raise NotApplicable("no token store given (--tokens)")
     if not patient.values:
@@ -340,7 +340,7 @@ def store(patient: Patient) -> str:
 
 
 def _equal(stored: Any, now: Any) -> bool:
-    """True where stored tokens are those of now, numbers up to the rounding of their storage and ties of a few ids."""
+    """True if stored tokens equal the new ones, up to rounding and ties of a few ids."""
     first, second = np.asarray(stored).ravel(), np.asarray(now).ravel()
     if first.size != second.size:
         return False

@@ -1,4 +1,4 @@
-"""What the doctor looks at: one modality's held-out values, its tokenizer, and what came back of them."""
+"""Patient: a modality's held-out values, its tokenizer, and the reconstructions."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
 STEPS = 100
-"""Training steps where there is no tokenizer yet."""
+"""Training steps of a temporary tokenizer."""
 MOST = 2000
-"""Training samples of a tokenizer that is thrown away again; of more, so many spread over the split."""
+"""Maximal training samples of a temporary tokenizer, spread over the split."""
 
 
 class NotApplicable(Exception):
-    """The gate says nothing about this modality; the text says why."""
+    """The gate does not apply; the text says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """How one gate went: its figures in words, and what to do where it failed."""
+    """Result of one gate: its figures in words, and advice if it failed."""
 
     gate: str
     passed: bool
@@ -42,7 +42,7 @@ class Finding:
 
 
 class Failed(Exception):
-    """A gate failed: its figures, and what to do."""
+    """A gate failed: its figures and advice."""
 
     def __init__(self, figure: str, advice: str) -> None:
         super().__init__(figure)
@@ -51,7 +51,7 @@ class Failed(Exception):
 
 @dataclass(kw_only=True)
 class Patient:
-    """One modality under examination: held-out values, what its tokenizer makes of them, and what came back."""
+    """One modality under examination: held-out values, their tokens, and the reconstructions."""
 
     zoo: Zoo
     handle: ModalityHandle
@@ -61,11 +61,11 @@ class Patient:
     keys: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     unread: str = ""
-    """Why none of the values can be read."""
+    """Why no value can be read."""
     trained: ModalityHandle | None = None
     how_trained: str = ""
     trained_fully: bool = True
-    """Whether the tokenizer had all the steps that its settings say; False where only a few were made here."""
+    """False if the tokenizer was trained for fewer steps than its settings say."""
     problem: str = ""
     """Why there is no tokenizer, or why it cannot encode."""
     rows: list[np.ndarray[Any, Any]] = field(default_factory=list)
@@ -74,9 +74,9 @@ class Patient:
     token_store: Path | None = None
 
     def read(self, limit: int) -> None:
-        """Read up to `limit` held-out values; those that are refused are noted with the reason.
+        """Read up to `limit` held-out values; note the reasons of refused ones.
 
-        Raises DataError where the data lack the modality.
+        Raises DataError if the data lack the modality.
         """
         try:
             there = sorted(self.store.keys(self.split, self.handle.name))
@@ -98,7 +98,7 @@ class Patient:
                 advance(1)
 
     def encode(self, data: Path, steps: int | None, workdir: Path) -> None:
-        """Encode and decode the values, with the modality's tokenizer or one trained for `steps` steps."""
+        """Encode and decode the values with the modality's tokenizer, or a temporary one of `steps` steps."""
         if not self.values:
             self.problem = "no value can be read"
             return
@@ -127,7 +127,7 @@ class Patient:
         self.how_trained = f"trained for {count_of(steps, 'step')}" if counted else "trained"
 
     def need_tokens(self) -> None:
-        """Raise NotApplicable where there are no discrete tokens."""
+        """Raise NotApplicable if there are no discrete tokens."""
         if self.problem:
             raise NotApplicable("no tokens")
         if self.handle.spec.continuous:
@@ -135,7 +135,7 @@ class Patient:
 
 
 GATES: dict[str, Callable[[Patient], str]] = {}
-"""Each gives its figures, or raises Failed or NotApplicable."""
+"""Each returns its figures, or raises Failed or NotApplicable."""
 
 
 def gate(function: Callable[[Patient], str]) -> Callable[[Patient], str]:

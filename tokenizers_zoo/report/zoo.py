@@ -1,4 +1,4 @@
-"""HTML pages about a whole zoo: one of all its modalities, and one per tokenizer, from what training left behind."""
+"""HTML pages about a zoo: one of all modalities, and one per tokenizer."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SAMPLES = 8
 
 
 def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
-    """Write the page of all enabled modalities, and beside it NAME.html for each (NAME-.html for one of its own name).
+    """Write the page of all enabled modalities and a page NAME.html for each, and return the first page's path.
 
-    Gives the first one's path. Reads the checkpoint folders only; a modality whose files are damaged has a problem in
-    place of its page. Default: `report/index.html` beside the folder of the tokenizers. Pictures go to a folder
-    `pictures` beside the page. Raises ConfigError where `out` is a folder.
+    Reads the checkpoint folders only; a modality with damaged files gets a problem instead of a page. Default:
+    `report/index.html` next to the folder of the tokenizers. Pictures go to the folder `pictures` next to the page.
+    Raises ConfigError if `out` is a folder.
     """
     page = no_folder(out or zoo.checkpoints.parent / "report" / "index.html")
     pictures = Pictures(folder=page.parent / "pictures")
@@ -76,7 +76,7 @@ def _write(path: Path, template: str, content: Mapping[str, Any]) -> None:
 
 
 def card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
-    """What the page of the zoo shows of one modality."""
+    """Return a modality's entry on the page of the zoo."""
     spec = handle.spec
     found = left_behind(handle, handle.files.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
     rows = metric_rows(spec, found.metrics)
@@ -98,7 +98,7 @@ def card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
 
 
 def tokenizer_content(zoo: Zoo, handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
-    """What a tokenizer's own page shows more than its card."""
+    """Return the contents of a tokenizer's page beyond its card."""
     spec = handle.spec
     found = variants(zoo, handle)
     shown = [
@@ -121,9 +121,9 @@ def tokenizer_content(zoo: Zoo, handle: ModalityHandle, pictures: Pictures) -> d
 
 
 def variants(zoo: Zoo, handle: ModalityHandle) -> dict[str, Path]:
-    """The checkpoints of this modality, its own first: those of other settings beside it, and of other instances.
+    """Return the checkpoints of this modality: its own, other instances, and other settings in neighbouring folders.
 
-    Beside it means a folder whose config.json names the modality: what `zoo tokenizer train NAME --out FOLDER` wrote.
+    Neighbouring folders count if their config.json names the modality (`zoo tokenizer train NAME --out FOLDER`).
     """
     found = {handle.name: handle.files.evaluations} if handle.has_tokenizer else {}
     if handle.spec.shares_checkpoint:
@@ -140,7 +140,7 @@ def variants(zoo: Zoo, handle: ModalityHandle) -> dict[str, Path]:
 
 
 def modality_of(config: Path) -> str | None:
-    """The modality that a checkpoint's config.json names; None where it names none, or is damaged."""
+    """Return the modality named in a checkpoint's config.json, or None."""
     try:
         name: str | None = read_table(config).get("modality")
     except CheckpointError:
@@ -149,7 +149,7 @@ def modality_of(config: Path) -> str | None:
 
 
 def variant(handle: ModalityHandle, name: str, folder: Path, pictures: Pictures, shown: int) -> dict[str, Any]:
-    """One tokenizer: its held-out samples, metrics and settings."""
+    """Return one tokenizer's held-out samples, metrics and settings."""
     found = left_behind(handle, folder, pictures, f"{handle.name}-{name}", shown)
     config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     settings = flat({key: value for key, value in config.items() if key not in ("class", "modality", "weights_sha256")})
@@ -166,7 +166,7 @@ def variant(handle: ModalityHandle, name: str, folder: Path, pictures: Pictures,
 
 
 def flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables as one, keys joined by dots."""
+    """Return nested tables as one, keys joined by dots."""
     result: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -177,14 +177,14 @@ def flat(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each table, the keys whose values are not the same in all."""
+    """Return, for each table, the keys whose values differ between tables."""
     keys = dict.fromkeys(key for table in tables for key in table)
     unlike = [key for key in keys if any(table.get(key) != tables[0].get(key) for table in tables)]
     return [{key: table[key] for key in unlike if table.get(key) is not None} for table in tables]
 
 
 def curves(handle: ModalityHandle, checkpoints: Mapping[str, Path], pictures: Pictures) -> list[dict[str, str]]:
-    """How training went: the loss, the main metric and the codebook on held-out samples, where they were logged."""
+    """Return charts of the logged loss, and of main metric and codebook usage on held-out samples."""
     logs = {name: read_lines(folder / METRICS) for name, folder in checkpoints.items()}
     main = handle.spec.metrics[0]
     charts = {

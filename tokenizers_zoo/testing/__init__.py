@@ -1,7 +1,8 @@
-"""The conformance kit: does a plugin keep the contract? For `zoo check NAME`, `pytest --zoo-plugin NAME`, and to call.
+"""The conformance kit: checks that a plugin keeps the contract, for `zoo check NAME`, `pytest --zoo-plugin NAME`, and
+Python.
 
-A plugin's author runs `pytest --zoo-plugin NAME` where the plugin is installed: every check is a test. Options:
-`--zoo-registry FILE` for other settings, `--zoo-data FOLDER` to take sample values from value shards.
+A plugin's author runs `pytest --zoo-plugin NAME`; every check is a test. Options: `--zoo-registry FILE` for other
+settings, `--zoo-data FOLDER` to take sample values from value shards.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["CheckResult", "check_modality", "conformance_results"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckResult:
-    """How one check went; `message` says what failed, or why the check does not apply."""
+    """Result of one check; `message` says what failed, or why the check does not apply."""
 
     name: str
     passed: bool
@@ -42,15 +43,13 @@ def conformance_results(
     samples: Sequence[Mapping[str, Any]] | None = None,
     seed: int = 0,
 ) -> Iterator[CheckResult]:
-    """Run every check on the modality `name`, one result after the other.
+    """Run every check on a modality and yield the results.
 
-    Sample values come from `samples` (`{modality: value}`), else from the value shards in `data_dir`, else from the
-    first installed source that gives the modality or what it is derived from, else from its value spec. Where the
-    modality has no tokenizer yet, a small one is trained and thrown away.
+    Sample values come from `samples` (`{modality: value}`), else the value shards in `data_dir`, else the first source
+    of the modality or its inputs, else the value spec. Without a tokenizer, a small temporary one is trained.
     """
     from tokenizers_zoo.testing.checks import CHECKS
-    from tokenizers_zoo.testing.kit import Skipped
-    from tokenizers_zoo.testing.subject import Subject
+    from tokenizers_zoo.testing.subject import Skipped, Subject
 
     with tempfile.TemporaryDirectory(prefix="zoo-check-") as workdir:
         try:
@@ -70,7 +69,7 @@ def conformance_results(
 
 
 def check_modality(zoo: Zoo, name: str, data_dir: Path | None = None, **options: Any) -> list[CheckResult]:
-    """As `conformance_results`, all at once. Raises AssertionError naming every check that failed."""
+    """Return the list of `conformance_results`. Raises AssertionError naming the failed checks."""
     results = list(conformance_results(zoo, name, data_dir, **options))
     failed = [f"{result.name}: {result.message}" for result in results if not result.passed]
     if failed:
@@ -93,7 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pluggy.HookimplMarker("pytest")(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the checks of every `--zoo-plugin` to what was collected."""
+    """Add the checks of every `--zoo-plugin` to the collected tests."""
     names: list[str] = config.getoption("--zoo-plugin")
     if names:
         from tokenizers_zoo.testing.items import conformance_items

@@ -21,13 +21,11 @@ from tokenizers_zoo.spec import (
     layout_to_json,
     spec_problems,
 )
-from tokenizers_zoo.testing import files as met_files
 from tokenizers_zoo.testing import running
 from tokenizers_zoo.testing.geometry import check_crop_geometry
-from tokenizers_zoo.testing.kit import Skipped, all_same, decoded_or_skip, expect, lent, per_sample
-from tokenizers_zoo.testing.probes.arrays import fits
+from tokenizers_zoo.testing.probes.plain import fits
 from tokenizers_zoo.testing.probes.probe import CLOSE
-from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.testing.subject import Skipped, Subject, all_same, decoded_or_skip, expect, lent, per_sample
 from tokenizers_zoo.validation import (
     bounds,
     describe,
@@ -40,7 +38,7 @@ from tokenizers_zoo.validation import (
 )
 
 FLIPS_ALLOWED = 1e-3
-"""Share of the tokens that may differ between a batch and its samples one by one: ties that rounding decides."""
+"""Share of the tokens that may differ between a batch and single samples, because rounding decides ties."""
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {}
@@ -52,12 +50,12 @@ def check(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
     return function
 
 
-# ---------------------------------------------------------------- what it declares
+# ---------------------------------------------------------------- the spec
 
 
 @check
 def spec(subject: Subject) -> None:
-    """The spec is sound, the same each time, and its layout survives JSON."""
+    """The spec is valid, the same each time, and its layout survives JSON."""
     declared = subject.handle.spec
     problems = spec_problems(declared)
     expect(not problems, f"the spec is unsound: {'; '.join(problems)}")
@@ -70,14 +68,14 @@ def spec(subject: Subject) -> None:
 
 @check
 def sample_values(subject: Subject) -> None:
-    """Sample values, brought to the size of the settings, are what the spec declares."""
+    """Transformed sample values fit the spec."""
     for value in subject.values:
         subject.handle.check(value)
 
 
 @check
 def bad_values(subject: Subject) -> None:
-    """Values of another type, dtype, shape or range are refused by `check` and `encode`, in a line that says why."""
+    """`check` and `encode` refuse values of another type, dtype, shape or range in a line that says why."""
     declared = expected_value(subject.handle.spec.value)
     for bad in broken_values(subject):
         for act in (subject.handle.check, lambda value: subject.trained.encode([value])):
@@ -99,7 +97,7 @@ def bad_values(subject: Subject) -> None:
 
 
 def broken_values(subject: Subject) -> list[Any]:
-    """Values that the spec excludes."""
+    """Return values that the spec excludes."""
     declared = subject.handle.spec.value
     if declared.kind == "text":
         return [None, 3, ["a"], "\ud800", *(["none of the classes"] if declared.classes else [])]
@@ -127,7 +125,7 @@ def broken_values(subject: Subject) -> list[Any]:
 
 
 def _beyond(bound: float, step: int, dtype: np.dtype[Any]) -> float | None:
-    """A number outside a bound, far outside where the type can hold that; None where it can hold none."""
+    """Return a number outside a bound, as far as the dtype allows; None if it holds none."""
     next_to_it = (bound + step,) if dtype.kind in "iu" else ()
     return next((number for number in (bound + step * max(1, abs(bound)), *next_to_it) if fits(number, dtype)), None)
 
@@ -137,7 +135,7 @@ def _beyond(bound: float, step: int, dtype: np.dtype[Any]) -> float | None:
 
 @check
 def encode(subject: Subject) -> None:
-    """Tokens have the layout, the dtype and the range that the spec declares; values are left as they are."""
+    """Tokens have the declared layout, dtype and range; the values are not modified."""
     declared = subject.handle.spec
     with lent("encode", subject.values) as values:
         tokens = subject.trained.encode(values)
@@ -145,7 +143,7 @@ def encode(subject: Subject) -> None:
         import torch
 
         with lent("encode", np.stack(subject.values)) as batch:
-            subject.trained.encode(torch.from_numpy(batch))  # which a plugin is given as it is, and lists stacked
+            subject.trained.encode(torch.from_numpy(batch))  # plugins get tensors as they are, and lists stacked
     expect(len(tokens) == len(subject.values), f"{len(tokens)} tokens for {len(subject.values)} values")
     for item in per_sample(tokens):
         got = f"expected {expected_tokens(declared)}, one sample is {describe(item)}"
@@ -160,7 +158,7 @@ def encode(subject: Subject) -> None:
 
 @check
 def decode(subject: Subject) -> None:
-    """Decoded tokens are values as the spec declares."""
+    """Decoded tokens fit the spec."""
     tokens = subject.trained.encode(subject.values)
     decoded = decoded_or_skip(subject, tokens)
     expect(len(decoded) == len(subject.values), f"{len(decoded)} values of {len(subject.values)} samples")
@@ -170,7 +168,7 @@ def decode(subject: Subject) -> None:
 
 @check
 def any_tokens(subject: Subject) -> None:
-    """Whatever valid ids a model comes up with, they decode to a value."""
+    """All valid ids decode to a value."""
     declared, rng = subject.handle.spec, subject.rng
     if declared.continuous:
         raise Skipped("continuous tokens are an input only")
@@ -201,7 +199,7 @@ def deterministic(subject: Subject) -> None:
 
 @check
 def batches(subject: Subject) -> None:
-    """A value's tokens do not depend on what else is in its batch."""
+    """A value's tokens do not depend on the rest of its batch."""
     together = per_sample(subject.trained.encode(subject.values))
     alone = [per_sample(subject.trained.encode([value]))[0] for value in subject.values]
     lengths = [len(item) for item in together]
@@ -223,7 +221,7 @@ def batches(subject: Subject) -> None:
 
 @check
 def save_and_load(subject: Subject) -> None:
-    """A checkpoint, copied elsewhere and loaded again, gives the same fingerprint, tokens and values."""
+    """A copied checkpoint gives the same fingerprint, tokens and values."""
     original = subject.trained
     copy = subject.workdir / "copy"
     shutil.copytree(original.files.folder(), copy, dirs_exist_ok=True)
@@ -240,7 +238,7 @@ def save_and_load(subject: Subject) -> None:
 
 @check
 def train_again(subject: Subject) -> None:
-    """Training started again on a finished checkpoint leaves it as it is, and it has the files of one."""
+    """Training again on a finished checkpoint does not change it, and it has all files."""
     folder = subject.workdir / "again"
     subject.train(folder)
     before = checkpoints.fingerprint(folder)
@@ -262,8 +260,7 @@ def train_again(subject: Subject) -> None:
 
 @check
 def files(subject: Subject) -> None:
-    """What is written can be read, arrays but for rounding as they were, and written again it is the same bytes; a
-    damaged file is refused."""
+    """Written values are read back (arrays up to rounding) and written to the same bytes; damaged files are refused."""
     span = span_of_all(subject.values)
     for value in subject.values:
         data, extension = subject.handle.write(value)
@@ -285,7 +282,7 @@ def files(subject: Subject) -> None:
 
 
 def span_of_all(values: Sequence[Any]) -> float | None:
-    """Greatest less least number of all of these arrays, or the size of the only one; None for what is no array."""
+    """Return the range of all arrays' numbers, or the magnitude of a constant; None for other values."""
     if not all(isinstance(value, np.ndarray) for value in values):
         return None
     least, most = min(float(value.min()) for value in values), max(float(value.max()) for value in values)
@@ -293,7 +290,7 @@ def span_of_all(values: Sequence[Any]) -> float | None:
 
 
 def kept(value: np.ndarray[Any, Any], again: np.ndarray[Any, Any], span: float) -> bool:
-    """True where an array comes back from its file with numbers that differ by at most CLOSE of `span` on average."""
+    """True if an array's numbers differ from the original by at most CLOSE of `span` on average."""
     if value.shape != again.shape:
         return False
     return float(np.abs(again.astype(np.float64) - value.astype(np.float64)).mean()) <= CLOSE * span
@@ -301,8 +298,7 @@ def kept(value: np.ndarray[Any, Any], again: np.ndarray[Any, Any], span: float) 
 
 @check
 def transform(subject: Subject) -> None:
-    """The whole picture stays as it is, two flips cancel out, crops are values as the spec declares, and what was given
-    is left as it is."""
+    """The whole crop changes nothing, two flips cancel out, crops fit the spec, and the input is not modified."""
     handle = subject.handle
     mirror, part = Crop(flip=True), Crop(top=0.25, left=0.1, height=0.5, width=0.75, flip=True)
     for value in subject.values:
@@ -329,14 +325,14 @@ def close(first: Any, second: Any) -> bool:
 
 @check
 def crop_geometry(subject: Subject) -> None:
-    """What a crop shows lies where it lies in every other modality of the sample."""
+    """A crop shows the same part of the picture as in every other modality."""
     if problem := check_crop_geometry(subject):
         raise Skipped(problem)
 
 
 @check
 def render(subject: Subject) -> None:
-    """A value can be shown, and stays as it is: a PIL image that is not empty, or text."""
+    """A value is rendered as a non-empty PIL image or text, and is not modified."""
     for value in subject.values:
         with lent("render", value) as mine:
             shown = subject.handle.render(mine)
@@ -348,7 +344,7 @@ def render(subject: Subject) -> None:
 
 @check
 def score(subject: Subject) -> None:
-    """A value scores best against itself, with finite numbers, and others worse by the main metric."""
+    """Values score best against themselves, with finite numbers, and others score worse by the main metric."""
     handle, values = subject.handle, subject.values
     with lent("score", (values, values)) as (predicted, target):
         perfect = handle.score(predicted, target)
@@ -377,7 +373,7 @@ def score(subject: Subject) -> None:
 
 @check
 def constant_baseline(subject: Subject) -> None:
-    """The best single answer is a value as the spec declares, and the same each time."""
+    """The constant baseline fits the spec and is the same each time."""
     answer = subject.handle.constant_baseline(subject.values)
     subject.handle.check(answer)
     expect(same(answer, subject.handle.constant_baseline(subject.values)), "the constant baseline is another each time")
@@ -385,7 +381,7 @@ def constant_baseline(subject: Subject) -> None:
 
 @check
 def derive(subject: Subject) -> None:
-    """The modality can be computed from those that it is derived from, of samples that it does not drop."""
+    """The modality can be derived from its inputs, except for dropped samples."""
     inputs = subject.handle.spec.derived_from
     if not inputs:
         raise Skipped("it is not derived from other modalities")
@@ -404,7 +400,7 @@ def derive(subject: Subject) -> None:
 
 @check
 def vocabulary(subject: Subject) -> None:
-    """Special tokens are distinct and not empty; texts are strings; no value has one of the `single_ids` twice."""
+    """Special tokens are distinct and not empty, texts are strings, and no value repeats a single id."""
     tokens = subject.handle.vocabulary_tokens()
     expect(len(set(tokens)) == len(tokens) and all(tokens), f"special tokens repeat or are empty: {tokens}")
     expect(tokens == subject.handle.vocabulary_tokens(), "the special tokens come in another order each time")
@@ -416,8 +412,8 @@ def vocabulary(subject: Subject) -> None:
             expect(len(set(named)) == len(named), "a value's tokens have one of single_ids twice")
 
 
-# ---------------------------------------------------------------- what it meets, and how it runs
+# ---------------------------------------------------------------- files of users, devices, threads
 
-check(met_files.probes)
+check(running.probes)
 for function in (running.odd_batches, running.devices, running.threads, running.long_inputs):
     check(function)

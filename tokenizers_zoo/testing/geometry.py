@@ -1,7 +1,9 @@
-"""Does a modality crop where all the others do? A marked rectangle has to land where arithmetic says."""
+"""Alignment of a sample's pictures: exact crops, and the shift between the edges of two modalities."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,26 +12,104 @@ from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.subject import Subject
 
+TOLERANCE = 1
+"""Tolerance in pixels: an edge of a resized picture lies between two pixels."""
+WEAK = 0.1
+"""A lower correlation means too few common edges to tell."""
+SATURATION = 3.0
+"""Limit of an edge's strength, in mean strengths, so that one strong edge does not dominate."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shift:
+    """Shift of the second modality against the first, in pixels of the result, and its correlation."""
+
+    down: int
+    right: int
+    correlation: float
+
+    def __str__(self) -> str:
+        down, right = ("lower" if self.down >= 0 else "higher"), ("right" if self.right >= 0 else "left")
+        return f"{abs(self.down)} pixels {down} and {abs(self.right)} further {right}"
+
+    @property
+    def told(self) -> bool:
+        """True if there are enough common edges."""
+        return self.correlation >= WEAK
+
+    @property
+    def aligned(self) -> bool:
+        """True if the edges align."""
+        return max(abs(self.down), abs(self.right)) <= TOLERANCE
+
+
+def edges(value: Array) -> Array:
+    """Return the edge strength at each pixel `(height - 1, width - 1)` of a value `(..., height, width)`, at mean 0.
+
+    For integers, an edge is another id below or to the right.
+    """
+    planes = value.reshape(-1, *value.shape[-2:])
+    if value.dtype.kind in "iub":
+        down = (planes[:, 1:, :-1] != planes[:, :-1, :-1]).astype(np.float64)
+        right = (planes[:, :-1, 1:] != planes[:, :-1, :-1]).astype(np.float64)
+    else:
+        planes = planes.astype(np.float64)
+        down = np.abs(planes[:, 1:, :-1] - planes[:, :-1, :-1])
+        right = np.abs(planes[:, :-1, 1:] - planes[:, :-1, :-1])
+    strength = (down + right).sum(axis=0)
+    strength = np.minimum(strength, SATURATION * strength.mean())
+    return strength - strength.mean()
+
+
+def shift_between(first: Sequence[Array], second: Sequence[Array]) -> Shift:
+    """Return the shift of `second` against `first`, aligned lists of values of one height and width.
+
+    It is the peak of the circular cross-correlation of their edges, summed over all samples, up to a quarter of the
+    picture in each direction. With several samples the mean edges are subtracted, because their position says nothing
+    about alignment.
+    """
+    mine, theirs = (np.stack([edges(value) for value in values]) for values in (first, second))
+    if len(mine) > 1:
+        mine, theirs = mine - mine.mean(axis=0), theirs - theirs.mean(axis=0)
+    spectrum = np.conj(np.fft.rfft2(mine)) * np.fft.rfft2(theirs)
+    correlation = np.fft.irfft2(spectrum.sum(axis=0), s=mine.shape[-2:])
+    energy = float(np.sqrt((mine**2).sum() * (theirs**2).sum()))
+    if energy == 0:
+        return Shift(down=0, right=0, correlation=0.0)
+    height, width = correlation.shape
+    rows, columns = (np.r_[0 : size // 4 + 1, size - size // 4 : size] for size in (height, width))
+    near = correlation[np.ix_(rows, columns)]
+    row, column = np.unravel_index(near.argmax(), near.shape)
+    down, right = (int(place) for place in (rows[row], columns[column]))
+    return Shift(
+        down=down - height if down > height // 2 else down,
+        right=right - width if right > width // 2 else right,
+        correlation=float(near.max()) / energy,
+    )
+
+
 RECTANGLE = (0.35, 0.35, 0.55, 0.5)
-"""Top, left, bottom, right of the marked part, as fractions of the whole picture."""
+"""Top, left, bottom, right of the marked part, as fractions of the picture."""
 CROPS = (
     Crop(),
     Crop(top=0.2, left=0.3, height=0.6, width=0.5),
     Crop(top=0.2, left=0.3, height=0.6, width=0.5, flip=True),
     Crop(left=0.25, width=0.5, flip=True),
 )
-TOLERANCE = 1.5
-"""Pixels of the result by which an edge may be off: half for resampling, one for thin structures."""
+EDGE_TOLERANCE = 1.5
+"""Tolerance of an edge in pixels of the result: half for resampling, one for thin structures."""
 SMALLEST = 16
-"""Pixels below which the tolerance would hide a flip."""
+"""In smaller pictures the tolerance would hide a flip."""
 
 
 def check_crop_geometry(subject: Subject) -> str | None:
-    """Raise AssertionError where the rectangle lands elsewhere; gives the reason where the check does not apply.
+    """Raise AssertionError if the rectangle lands elsewhere; return the reason if the check does not apply.
 
-    The picture has two of the modality's own pixels (so that unit vectors, class ids and edges stay what they are), one
-    outside and one inside the rectangle, and another aspect than the result. A pixel of the result counts as inside
-    where it is nearer to what a picture of the inner pixel alone gives under the same crop.
+    The picture consists of two pixels of the modality's values (so that unit vectors, class ids and edges stay valid),
+    one outside and one inside the rectangle. Its aspect ratio differs from the result's. A pixel of the result counts
+    as inside if it is closer to the same crop of a picture of the inner pixel alone.
     """
     handle = subject.handle
     if not is_picture(handle):
@@ -53,15 +133,15 @@ def check_crop_geometry(subject: Subject) -> str | None:
 
 
 def is_picture(handle: ModalityHandle) -> bool:
-    """True where a value's last two axes may be rows and columns, which they are not where tokens lie on one axis, as
-    those of a series (channels, time) do."""
+    """True if a value's last two axes may be rows and columns. For tokens along one axis, such as a series (channels,
+    time), they are not."""
     value = handle.spec.value
     flat = value.kind == "array" and len(value.shape) >= 2 and handle.implements("transform")
     return flat and len(handle.spec.places) != 1
 
 
 def two_pixels(values: list[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-    """Two pixels of the values that are far apart, `(channels,)` or scalars; None where all are equal."""
+    """Return two very different pixels of the values, `(channels,)` or scalars; None if all are equal."""
     columns = np.concatenate([value.reshape(*value.shape[:-2], -1) for value in values], axis=-1)
     flat = columns.reshape(-1, columns.shape[-1]).astype(np.float64)
     first = np.abs(flat - flat.mean(axis=1, keepdims=True)).sum(axis=0).argmax()
@@ -72,7 +152,7 @@ def two_pixels(values: list[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any]
 
 
 def edges_expected(crop: Crop, size: tuple[int, int]) -> tuple[float, ...]:
-    """Top, left, bottom, right of the rectangle in a crop of `size` pixels."""
+    """Return top, left, bottom, right of the rectangle in a crop of `size` pixels."""
     top, left, bottom, right = RECTANGLE
     rows = [(edge - crop.top) / crop.height * size[0] for edge in (top, bottom)]
     columns = [(edge - crop.left) / crop.width for edge in (left, right)]
@@ -82,7 +162,7 @@ def edges_expected(crop: Crop, size: tuple[int, int]) -> tuple[float, ...]:
 
 
 def edges_found(seen: np.ndarray[Any, Any], outer: np.ndarray[Any, Any], inner: np.ndarray[Any, Any]) -> Any:
-    """Top, left, bottom, right of the pixels that are nearer to `inner` than to `outer`, or None without any."""
+    """Return top, left, bottom, right of the pixels closer to `inner` than to `outer`, or None."""
     height, width = seen.shape[-2:]
     far, near = (np.abs(seen.astype(np.float64) - other).reshape(-1, height, width).sum(0) for other in (outer, inner))
     inside = near < far
@@ -91,8 +171,8 @@ def edges_found(seen: np.ndarray[Any, Any], outer: np.ndarray[Any, Any], inner: 
 
 
 def compare(name: str, crop: Crop, found: Any, expected: tuple[float, ...]) -> None:
-    """Raise AssertionError where an edge is off by more than the tolerance."""
-    off = found is None or max(abs(f - e) for f, e in zip(found, expected, strict=True)) > TOLERANCE
+    """Raise AssertionError if an edge is off by more than the tolerance."""
+    off = found is None or max(abs(f - e) for f, e in zip(found, expected, strict=True)) > EDGE_TOLERANCE
     if off:
         wanted = ", ".join(f"{edge:.1f}" for edge in expected)
         got = "nowhere" if found is None else ", ".join(map(str, found))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +13,25 @@ import pytest
 from tokenizers_zoo.errors import OneLineError, ZooError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.testing.checks import CHECKS
-from tokenizers_zoo.testing.kit import Skipped
-from tokenizers_zoo.testing.subject import Subject
-
-
-class PluginChecks(pytest.Collector):
-    """All checks of one modality; they share its sample values and its tokenizer."""
-
-    zoo: Zoo
-
-    @cached_property
-    def subject(self) -> Subject:
-        folder = tempfile.TemporaryDirectory(prefix="zoo-check-")
-        self.config.add_cleanup(folder.cleanup)
-        data_dir = self.config.getoption("--zoo-data")
-        return Subject(
-            zoo=self.zoo,
-            name=self.name,
-            workdir=Path(folder.name),
-            data_dir=Path(data_dir) if data_dir else None,
-        )
-
-    def collect(self) -> Iterator[CheckItem]:
-        for name, check in CHECKS.items():
-            yield CheckItem.from_parent(self, name=name, check=check)
+from tokenizers_zoo.testing.subject import Skipped, Subject
 
 
 class CheckItem(pytest.Item):
-    """One check of one modality."""
+    """One check of one modality; all checks of a modality share its subject."""
 
-    def __init__(self, *, check: Callable[[Subject], None], **options: Any) -> None:
+    def __init__(self, *, check: Callable[[Subject], None], subject: Callable[[], Subject], **options: Any) -> None:
         super().__init__(**options)
-        self.check = check
+        self.check, self.subject = check, subject
 
     def runtest(self) -> None:
-        assert isinstance(self.parent, PluginChecks)
         try:
-            self.check(self.parent.subject)
+            self.check(self.subject())
         except Skipped as reason:
             pytest.skip(str(reason))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, AssertionError | OneLineError):
-            return f"{self.parent.name if self.parent else ''}: {self.name}: {excinfo.value}"
+            return f"{self.name}: {excinfo.value}"
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
@@ -63,8 +39,8 @@ class CheckItem(pytest.Item):
 
 
 def conformance_items(session: pytest.Session, names: Sequence[str]) -> list[CheckItem]:
-    """The checks of the modalities `names`. A name that is not enabled, or an unsound registry, ends the run."""
-    registry = session.config.getoption("--zoo-registry")
+    """Return the checks of the modalities `names`. An unknown name or an invalid registry ends the run."""
+    registry, data_dir = session.config.getoption("--zoo-registry"), session.config.getoption("--zoo-data")
     try:
         zoo = Zoo.from_toml(registry) if registry else Zoo.installed()
         for name in names:
@@ -72,9 +48,18 @@ def conformance_items(session: pytest.Session, names: Sequence[str]) -> list[Che
                 _ = zoo[name]
     except ZooError as error:
         raise pytest.UsageError(str(error)) from None
-    items: list[CheckItem] = []
-    for name in names:
-        checks = PluginChecks.from_parent(session, name=name, nodeid=f"zoo-plugin/{name}")
-        checks.zoo = zoo
-        items.extend(checks.collect())
-    return items
+
+    @cache
+    def subject(name: str) -> Subject:
+        folder = tempfile.TemporaryDirectory(prefix="zoo-check-")
+        session.config.add_cleanup(folder.cleanup)
+        return Subject(zoo=zoo, name=name, workdir=Path(folder.name), data_dir=Path(data_dir) if data_dir else None)
+
+    return [
+        CheckItem.from_parent(
+            session, name=f"{name}: {check_name}", nodeid=f"zoo-plugin/{name}::{check_name}", check=check,
+            subject=lambda name=name: subject(name),
+        )
+        for name in names
+        for check_name, check in CHECKS.items()
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Conformance checks of how a plugin runs: batches of any size, devices, threads, values that are far too long."""
+"""Conformance checks of batches, devices, threads, long values, and files of users."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.device import DEVICES
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
 from tokenizers_zoo.spec import EmbeddingsLayout
-from tokenizers_zoo.testing.kit import Skipped, all_same, expect, per_sample
-from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.testing.probes import OTHER, ProbedFiles, outcome_of, probed_files
+from tokenizers_zoo.testing.subject import Skipped, Subject, all_same, expect, per_sample
 from tokenizers_zoo.validation import has_fixed_length
 
 DEVICE_FLIPS_ALLOWED = 0.02
-"""Share of the tokens that may differ between devices, which round otherwise."""
+"""Share of the tokens that may differ between devices because of rounding."""
 THREADS = 4
 LONG_LETTERS = 100_000
 LONG_BASE, LONG_FACTOR = 32e6, 400
-"""Bytes that encoding a long value may take: some, and so many per letter, or byte of an array."""
+"""Bytes that encoding a long value may take: a constant, and a factor per letter or byte."""
 
 
 def odd_batches(subject: Subject) -> None:
-    """Batches of one and of three values give one and three."""
+    """Batches of one and three values work."""
     for size in (1, 3):
         values = (subject.values * size)[:size]
         tokens = subject.trained.encode(values)
@@ -35,7 +35,7 @@ def odd_batches(subject: Subject) -> None:
 
 
 def accelerator() -> str | None:
-    """The torch device of this machine that is not the CPU, and that tokenizers run on; None without one."""
+    """Return this machine's accelerator that tokenizers run on, or None."""
     import torch
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -43,7 +43,7 @@ def accelerator() -> str | None:
 
 
 def devices(subject: Subject) -> None:
-    """On an accelerator tokens are those of the CPU, of the same dtype, and decode to values as the spec declares."""
+    """An accelerator gives the same tokens and dtype as the CPU, and its decoded values fit the spec."""
     device = accelerator()
     if device is None:
         raise Skipped("there is no accelerator")
@@ -66,7 +66,7 @@ def devices(subject: Subject) -> None:
 
 
 def threads(subject: Subject) -> None:
-    """Threads that encode and decode at the same time get what one alone gets."""
+    """Concurrent threads get the same results as a single one."""
     alone = [per_sample(subject.trained.encode([value]))[0] for value in subject.values]
     with ThreadPoolExecutor(THREADS) as pool:
         together = list(pool.map(lambda value: per_sample(subject.trained.encode([value]))[0], subject.values * 2))
@@ -80,7 +80,7 @@ def threads(subject: Subject) -> None:
 
 
 def long_inputs(subject: Subject) -> None:
-    """A value far longer than `max_length` is cut or refused in one line, in memory in proportion to its length."""
+    """A value far longer than `max_length` is cut or refused in one line, with memory proportional to its length."""
     value = much_too_long(subject)
     _ = subject.trained.tokenizer  # loaded before memory is watched
     count = 0
@@ -101,7 +101,7 @@ def long_inputs(subject: Subject) -> None:
 
 
 def much_too_long(subject: Subject) -> Any:
-    """A text of 100,000 letters, a list of as many letters' worth of sample items, or an array of as many bytes."""
+    """Return a text, a list in JSON, or an array of 100,000 letters or bytes."""
     spec = subject.handle.spec
     free = [axis for axis, size in enumerate(spec.value.shape) if isinstance(size, str)]
     if has_fixed_length(spec.layout) or (spec.value.kind == "array" and not free):
@@ -115,3 +115,29 @@ def much_too_long(subject: Subject) -> Any:
     if items is None:
         raise Skipped("its values are no lists that could be long")
     return items * (LONG_LETTERS // len(json.dumps(items)) + 1)
+
+
+def probes(subject: Subject) -> None:
+    """Files of users are read as values that can be encoded, or refused in one helpful line."""
+    handle = subject.handle
+    read: dict[str, Any] = {}
+    for kind, probe in (*files_of(subject).probes, ("", OTHER)):
+        outcome = outcome_of(handle, probe)
+        name = f"{kind} {probe.what}".strip()
+        expect(not outcome.fault, f"{name}: {outcome.fault}")
+        if outcome.read:
+            read[name] = outcome.value
+    for name, value in read.items():
+        try:
+            subject.trained.encode([value])
+        except ZooError as error:
+            raise AssertionError(f"{name}: it is read, but not encoded: {error}") from None
+
+
+def files_of(subject: Subject) -> ProbedFiles:
+    """Return the probes of a modality, made from a sample value if necessary."""
+    try:
+        return probed_files(subject.handle)
+    except DataError:
+        values = subject.values
+        return probed_files(subject.handle, next((value for value in values if len(value)), values[0]))

@@ -1,4 +1,4 @@
-"""What the conformance checks work on: sample values of one modality, and a tokenizer of it."""
+"""Subject: sample values and a tokenizer of one modality for the conformance checks, and their helper functions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,21 +21,21 @@ from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.source_handle import name_at_source
-from tokenizers_zoo.spec import Crop, ValueSpec
-from tokenizers_zoo.validation import bounds
+from tokenizers_zoo.spec import Crop, EmbeddingsLayout, ValueSpec
+from tokenizers_zoo.validation import bounds, same
 
 COUNT = 8
 """Sample values per modality."""
 TINY = {"steps": 3, "batch_size": 4, "eval_every": 3, "eval_samples": 4, "warmup_steps": 1}
-"""Training that shows whether a tokenizer works, not how well."""
+"""Settings of a training that only shows that a tokenizer works."""
 LONGEST = 32
-"""Numbers along an axis of free size of the first made-up value; each next one has one less."""
+"""Numbers along an axis of free size of the first generated value; each next value has one less."""
 WORDS = ("the", "a", "red", "small", "old", "tree", "house", "dog", "on", "under", "near", "and", "two", "stones")
 
 
 @dataclass(kw_only=True)
 class Subject:
-    """One modality under test. Raises ZooError where its plugin does not load; the rest is made when a check asks."""
+    """One modality under test. Raises ZooError if its plugin does not load; the rest is made on demand."""
 
     zoo: Zoo
     name: str
@@ -45,22 +46,22 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.refused: ZooError | None = None
-        """Why the first source that gives nothing does not."""
+        """The error of the first source that failed."""
         self.handle: ModalityHandle = self.zoo[self.name]
         if self.handle.files.lacks_vocabulary:
             self.handle = self.handle.at(self.handle.checkpoint, self.workdir / "vocabulary")
 
     @property
     def rng(self) -> np.random.Generator:
-        """Always the same numbers, so that a check does not depend on those that ran before it."""
+        """A new generator with the same seed, so that checks do not depend on each other."""
         return np.random.default_rng(self.seed)
 
     @cached_property
     def values(self) -> list[Any]:
-        """Sample values at the size of the settings. Raises DataError where there are none to be had."""
+        """Sample values at the size of the settings. Raises DataError if there are none."""
         raw = [sample[self.name] for sample in self.samples_with((self.name,))]
         if not raw and self.handle.spec.derived_from:
-            with contextlib.suppress(PretrainedError):  # the check of derive says so
+            with contextlib.suppress(PretrainedError):  # the check of derive reports it
                 raw = [value for _, value in self.derived()]
         if not raw:
             raw = generated_values(self.handle.spec.value, COUNT, self.rng)
@@ -73,10 +74,9 @@ class Subject:
         return [self.handle.transform(value, Crop()) for value in raw]
 
     def derived(self) -> list[tuple[dict[str, Any], Any]]:
-        """Samples, each with what is derived of it; those that the hook drops are left out.
+        """Return the samples that the hook does not drop, each with its derived value.
 
-        Raises its reason where it drops all, PluginError where it fails, MachineError for want of memory,
-        PretrainedError without its network.
+        Raises the reason if all are dropped, PluginError if the hook fails, and PretrainedError without its network.
         """
         found: list[tuple[dict[str, Any], Any]] = []
         dropped: ZooError | None = None
@@ -92,7 +92,7 @@ class Subject:
         return found
 
     def samples_with(self, modalities: Sequence[str]) -> list[dict[str, Any]]:
-        """Up to 8 samples that have all `modalities`, at the size of their settings; empty where there are none."""
+        """Return up to 8 samples that have all `modalities`, at the size of their settings."""
         for candidates in self._candidates(modalities):
             found = []
             for sample in candidates:
@@ -116,7 +116,7 @@ class Subject:
                 yield self._from_source(source_name, modalities)
 
     def _stored(self, data_dir: Path, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Samples of value shards, but for those that cannot be read. Raises the first one's reason where none can."""
+        """Yield the readable samples of value shards. Raises the first error if none is readable."""
         from tokenizers_zoo.data.shards import ValueStore
 
         store = ValueStore.of(data_dir, self.zoo)
@@ -128,7 +128,7 @@ class Subject:
                     try:
                         sample = {name: store.read(self.zoo[name], split, key) for name in modalities}
                     except ReadError:
-                        raise  # no sample is to blame
+                        raise  # not the sample's fault
                     except (InvalidValueError, DataError) as error:
                         refused = refused or error
                         continue
@@ -138,7 +138,7 @@ class Subject:
             raise refused
 
     def _from_source(self, source_name: str, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Samples of a source, under the names of the instances that want them; none where it does not give them."""
+        """Yield samples of a source under the names of our instances; none if the source lacks a modality."""
         handles = {name: self.zoo[name] for name in modalities}
         try:
             source = self.zoo.source(source_name)
@@ -148,18 +148,18 @@ class Subject:
                 return
             samples = drawn(self.zoo, source_name, self.seed)
         except ZooError as error:
-            self.refused = self.refused or error  # told where no other one does
+            self.refused = self.refused or error  # reported if no other source works
             return
         for sample in samples:
             yield {name: sample[theirs] for name, theirs in wanted.items() if theirs in sample}
 
     @cached_property
     def trained(self) -> ModalityHandle:
-        """The modality with a tokenizer: its own, or a small one trained for these checks."""
+        """The modality with its own tokenizer, or a small one trained for these checks."""
         return self.handle if self.handle.has_tokenizer else self.handle.at(self.train(self.workdir / "tokenizer"))
 
     def train(self, folder: Path) -> Path:
-        """Train a small tokenizer into `folder`; before it the vocabulary that it writes in, where none is there."""
+        """Train a small tokenizer into `folder`, and its vocabulary first if that is missing."""
         if self.handle.files.lacks_vocabulary:
             train_vocabulary(self.handle, self.training_samples, self.handle.files.vocabulary)
         overrides = {}
@@ -171,7 +171,7 @@ class Subject:
 
     @property
     def training_samples(self) -> TrainingSamples:
-        """The sample values as a tokenizer is given them, two of them held out; of two values one."""
+        """The sample values as training samples; two are held out, or one of two."""
         vocabulary = self.handle.spec.vocabulary
         sharers = [handle for handle in self.zoo.handles() if handle.spec.vocabulary == vocabulary]
         held_out = min(2, len(self.values) - 1)
@@ -187,13 +187,13 @@ class Subject:
 
 @lru_cache(maxsize=8)
 def drawn(zoo: Zoo, source_name: str, seed: int) -> list[Mapping[str, Any]]:
-    """8 samples of a source, drawn once for all modalities that are checked. Raises ZooError."""
+    """Return 8 samples of a source, cached for all modalities. Raises ZooError."""
     samples = zoo.source(source_name).samples(TRAIN, COUNT, seed)
     return [samples[index][1] for index in range(len(samples))]
 
 
 def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> list[Any]:
-    """Values made up from a spec alone: smooth fields or random ids for arrays, words for text; none for objects."""
+    """Return values generated from a spec: smooth fields or random ids for arrays, words for text, none for objects."""
     if spec.kind == "text" and spec.classes:
         return [spec.classes[i % len(spec.classes)] for i in range(count)]
     if spec.kind == "text":
@@ -204,7 +204,7 @@ def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> l
 
 
 def _generated_array(spec: ValueSpec, free: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """An array of which axes of free size have `free` numbers: samples of a modality are seldom of one length."""
+    """Return an array with `free` numbers along axes of free size."""
     shape = tuple(size if isinstance(size, int) else free for size in spec.shape)
     low, high = bounds(spec)
     dtype = np.dtype(spec.dtype)
@@ -225,7 +225,59 @@ def _generated_array(spec: ValueSpec, free: int, rng: np.random.Generator) -> np
 
 
 def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """A sine wave of random direction and phase, in [0, 1]."""
+    """Return a sine wave of random direction and phase, in [0, 1]."""
     axes = np.meshgrid(*(np.linspace(0, 1, size) for size in shape), indexing="ij")
     phase = rng.uniform(0, 2 * np.pi) + sum(rng.uniform(-6, 6) * axis for axis in axes)
     return np.clip(0.5 + 0.5 * np.sin(phase), 0, 1)
+
+
+Given = TypeVar("Given")
+
+
+class Skipped(Exception):
+    """The check does not apply; the text says why."""
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise AssertionError with `message` unless `condition`; works with python -O too."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def per_sample(tokens: Any) -> list[np.ndarray[Any, Any]]:
+    """Return a batch of tokens as one numpy array per sample."""
+    return [item if isinstance(item, np.ndarray) else item.cpu().numpy() for item in tokens]
+
+
+def all_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """True if two lists hold equal values."""
+    return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+
+
+@contextmanager
+def lent(hook: str, given: Given) -> Iterator[Given]:
+    """Yield a deep copy of `given` for a call of `hook`, and check that the call does not modify it."""
+    mine = copy.deepcopy(given)
+    yield mine
+    expect(unchanged(given, mine), f"{hook} changes the values that it is given; let it work on a copy")
+
+
+def unchanged(before: Any, after: Any) -> bool:
+    """True if two values, or nested lists, tuples or dicts of values, have the same types and are equal."""
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(unchanged(before[key], after[key]) for key in before)
+    if isinstance(before, list | tuple):
+        return len(before) == len(after) and all(unchanged(a, b) for a, b in zip(before, after, strict=True))
+    return same(before, after)
+
+
+def decoded_or_skip(subject: Subject, tokens: Any) -> list[Any]:
+    """Decode tokens; skip the check if the modality is an input only and cannot decode."""
+    if not isinstance(subject.handle.spec.layout, EmbeddingsLayout):
+        return subject.trained.decode(tokens)
+    try:
+        return subject.trained.decode(tokens)
+    except ZooError as error:
+        raise Skipped(f"input only: {error}") from None

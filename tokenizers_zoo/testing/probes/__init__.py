@@ -1,7 +1,7 @@
-"""Files that users of a modality will meet, made from what it declares, and what becomes of them.
+"""Files that users may have, made from a modality's spec, and how it reads them.
 
-Arrays with another type, shape or range; where the modality reads pictures, moving pictures or sound, files of every
-kind of them; texts in other encodings; objects that lack a part; and what the plugin's hook `example_files` gives.
+Arrays of another type, shape or range; all kinds of picture, animation or sound files if the modality reads them; texts
+in other encodings; incomplete objects; and the plugin's `example_files`.
 """
 
 from __future__ import annotations
@@ -13,30 +13,39 @@ from typing import Any
 
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.testing.probes.arrays import array_probes, made_up
-from tokenizers_zoo.testing.probes.pictures import (
+from tokenizers_zoo.testing.probes.media import (
     FORMATS,
+    is_wav,
     moving_extensions,
     moving_probes,
     picture_extensions,
     picture_probes,
     plain_picture,
+    sound_probes,
+)
+from tokenizers_zoo.testing.probes.plain import (
+    array_probes,
+    as_json,
+    listed_text_probes,
+    made_up,
+    object_probes,
+    plain_text,
+    text_probes,
+    txt,
 )
 from tokenizers_zoo.testing.probes.probe import File, Outcome, Probe, npy, outcome_of, plainly_read, shortened
-from tokenizers_zoo.testing.probes.sounds import is_wav, sound_probes
-from tokenizers_zoo.testing.probes.texts import as_json, listed_text_probes, object_probes, plain_text, text_probes, txt
 
 __all__ = ["File", "Outcome", "Probe", "ProbedFiles", "outcome_of", "probed_files", "shortened"]
 
 OTHER = Probe(what="another kind of file", file=File(data=b"PK", extension="docx"))
 PICTURE = "picture"
 Group = tuple[str, Sequence[str], Sequence[Probe]]
-"""A kind of file in words, the extensions of it that the modality reads, and its probes."""
+"""A kind of file, its extensions that the modality reads, and its probes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbedFiles:
-    """The extensions that a modality reads and the one that it writes; `(kind of file, probe)` of all probes."""
+    """The extensions that a modality reads and writes, and all probes as `(kind of file, probe)`."""
 
     reads: tuple[str, ...]
     writes: str
@@ -44,9 +53,9 @@ class ProbedFiles:
 
 
 def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
-    """What users of a modality will meet. Raises DataError where there is no sound value to make files from.
+    """Return the probes of a modality. Raises DataError if there is no valid value to make files from.
 
-    `sample` is one, for objects without examples, and for arrays where the one that the kit makes up is not sound.
+    `sample` is a valid value, for objects without examples and arrays whose generated value is invalid.
     """
     examples = {what: File(data=data, extension=end) for what, (data, end) in handle.example_files().items()}
     value = sound_value(handle, examples, sample)
@@ -70,7 +79,8 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
 
 
 def sound_value(handle: ModalityHandle, examples: dict[str, File], sample: Any) -> Any:
-    """A sound value: for objects the first example, for others one made up, else `sample`. Raises DataError."""
+    """Return a valid value: the first example for objects, a generated one for others, else `sample`. Raises
+    DataError."""
     value: Any = None
     if handle.spec.value.kind == "text":
         return plain_text(handle)
@@ -90,19 +100,19 @@ def sound_value(handle: ModalityHandle, examples: dict[str, File], sample: Any) 
 
 
 def text_files(handle: ModalityHandle, value: str, written: File) -> Iterator[Group]:
-    """Files of texts."""
+    """Yield files of texts."""
     yield "`.txt`", readable(handle, txt(value)), tuple(text_probes(handle))
     if extensions := readable(handle, as_json(value)):
         yield "`.json`", extensions, tuple(listed_text_probes(value))
 
 
 def object_files(handle: ModalityHandle, value: Any, written: File) -> Iterator[Group]:
-    """Files of lists and tables."""
+    """Yield files of lists and tables."""
     yield "`.json`", readable(handle, as_json(value)), tuple(object_probes(value))
 
 
 def array_files(handle: ModalityHandle, value: Any, written: File) -> Iterator[Group]:
-    """Files of arrays, of pictures, of moving pictures and of sound, each where the modality reads such files."""
+    """Yield files of arrays, pictures, animations and sound, as far as the modality reads them."""
     shape = handle.spec.value.shape
     if (plain := plain_picture(handle, value)) is not None:
         yield PICTURE, tuple(picture_extensions(handle, plain)), tuple(picture_probes(handle, plain))
@@ -116,5 +126,5 @@ def array_files(handle: ModalityHandle, value: Any, written: File) -> Iterator[G
 
 
 def readable(handle: ModalityHandle, *files: File) -> list[str]:
-    """The extensions of those files that are read."""
+    """Return the extensions of the readable files."""
     return [file.extension for file in files if plainly_read(handle, file) is not None]

@@ -1,4 +1,4 @@
-"""One file that users of a modality will meet, and what becomes of it."""
+"""Probe: a file that users may have, and its outcome."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import array_bytes, bounds, describe, expected_value
 
 LONGEST_LINE = 500
-"""Characters of a refusal."""
+"""Maximal characters of a refusal."""
 CLOSE = 0.01
-"""Mean difference of two values, as a share of their range, up to which they count as the same."""
+"""Maximal mean difference of equal values, as a share of their range."""
 STUMBLES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
-"""What a reader raises that has not looked at what it was given."""
+"""Errors of a reader that does not check its input."""
 Array = np.ndarray[Any, Any]
 
 
@@ -32,25 +32,25 @@ class File:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """A file, what it is in plain words, and what it might be read as.
+    """A file, its description, and its possible readings.
 
-    `readings` are plain files with words for it: a value that is the same as that of one of them was read so.
+    `readings` are plain files with a description: the probe was read like the file whose value it equals.
     """
 
     what: str
     file: File
     readings: tuple[tuple[str, File], ...] = ()
     numbers: Array | None = None
-    """The numbers in the file, where a value may be a multiple of them."""
+    """The numbers in the file, if a value may be a multiple of them."""
     damaged: bool = False
-    """Whether the reason of a refusal is that of the library that opens such files."""
+    """True if the library that opens such files gives the reason of the refusal."""
     must_match: bool = False
-    """Whether no other reading is sound: what it shows would lie elsewhere."""
+    """True if other readings are wrong, because the content would move."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What became of a probe: its value and how it was read, in words; or the line that refuses it; or a fault."""
+    """Outcome of a probe: its value and how it was read, or the line that refuses it, or a fault."""
 
     value: Any = None
     how: str = ""
@@ -59,20 +59,20 @@ class Outcome:
 
     @property
     def read(self) -> bool:
-        """True where there is a value, and nothing wrong with it."""
+        """True if the file was read without a fault."""
         return not self.line and not self.fault
 
 
 def npy(array: Array) -> File:
-    """An array as a .npy file."""
+    """Return an array as a .npy file."""
     return File(data=array_bytes(array), extension="npy")
 
 
 def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
-    """Read the probe as the pipeline reads values: the file, the whole picture at the size of the settings, a check.
+    """Read the probe as the pipeline does: read, transform, check.
 
-    A fault is anything but a sound value, or one line of InvalidValueError that begins with the modality's name.
-    Raises MachineError.
+    A fault is anything but a valid value, or a one-line InvalidValueError that begins with the modality's name. Raises
+    MachineError.
     """
     try:
         as_read = handle.read(probe.file.data, probe.file.extension)
@@ -98,7 +98,7 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
 
 
 def refusal(handle: ModalityHandle, error: InvalidValueError) -> Outcome:
-    """What refuses a value, which is a fault where nobody could tell from it what to do."""
+    """Return the outcome of a refusal; an unhelpful message is a fault."""
     line = str(error)
     if not line.startswith(f"{handle.name}: "):
         return Outcome(fault=f"it is refused by a line that does not begin with the modality: {line[:200]!r}")
@@ -110,7 +110,7 @@ def refusal(handle: ModalityHandle, error: InvalidValueError) -> Outcome:
 
 
 def plainly_read(handle: ModalityHandle, file: File) -> Any:
-    """The value of a file, or None."""
+    """Return the value of a file, or None."""
     try:
         return handle.transform(handle.read(file.data, file.extension), Crop())
     except ZooError:
@@ -118,7 +118,7 @@ def plainly_read(handle: ModalityHandle, file: File) -> Any:
 
 
 def alike(first: Any, second: Any) -> bool:
-    """True for two values that are the same, arrays up to what compression changes."""
+    """True if two values are equal, arrays up to compression."""
     if not (isinstance(first, np.ndarray) and isinstance(second, np.ndarray)):
         return type(first) is type(second) and bool(first == second)
     if first.shape != second.shape or first.dtype != second.dtype:
@@ -128,7 +128,7 @@ def alike(first: Any, second: Any) -> bool:
 
 
 def in_words(value: Any, numbers: Array | None, unit: str) -> str:
-    """A value that no plain file has: how it follows from the file's numbers, or what it is where that is short."""
+    """Describe how a value follows from the file's numbers, or the value itself if it is short."""
     if numbers is not None and isinstance(value, np.ndarray) and value.size == numbers.size:
         return multiple(value.ravel().astype(np.float64), numbers.ravel().astype(np.float64), unit)
     if isinstance(value, str | list | dict):
@@ -138,7 +138,7 @@ def in_words(value: Any, numbers: Array | None, unit: str) -> str:
 
 
 def multiple(value: Array, numbers: Array, unit: str) -> str:
-    """`metres = number x 0.001` where a value is a multiple of numbers, maybe with an offset; else nothing."""
+    """Return `metres = number x 0.001` if a value is a linear function of the numbers, else ""."""
     low, high = int(numbers.argmin()), int(numbers.argmax())
     if numbers[low] == numbers[high]:
         return ""
@@ -155,9 +155,9 @@ def multiple(value: Array, numbers: Array, unit: str) -> str:
 
 
 def shortened(handle: ModalityHandle, line: str, longest: int = 200) -> str:
-    """A refusal without what its modality's page says anyway: the name, and what was expected in general.
+    """Return a refusal without the parts that the modality's page already has: name and general expectation.
 
-    Of a line that is still longer than `longest` characters the middle is left out.
+    Longer lines than `longest` characters lose their middle.
     """
     line = line.removeprefix(f"{handle.name}: ")
     standard = f"expected {expected_value(handle.spec.value)}, got "
@@ -172,7 +172,7 @@ def shortened(handle: ModalityHandle, line: str, longest: int = 200) -> str:
 
 
 def span_of(handle: ModalityHandle) -> tuple[float, float]:
-    """Two numbers well within the declared bounds of an array, the lower first."""
+    """Return two numbers well within the declared bounds of an array, the lower first."""
     spec = handle.spec.value
     low, high = bounds(spec)
     if np.dtype(spec.dtype).kind in "iub":

@@ -1,19 +1,22 @@
-"""Picture files of every kind, from one that the modality reads."""
+"""Picture, animation and sound files of every kind."""
 
 from __future__ import annotations
 
 import io
+import struct
+import wave
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.testing.probes.arrays import bars
+from tokenizers_zoo.testing.probes.plain import bars
 from tokenizers_zoo.testing.probes.probe import Array, File, Probe, plainly_read
 
 if TYPE_CHECKING:
     import PIL.Image
+
 
 FORMATS = {
     "png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "bmp": "BMP", "tif": "TIFF", "tiff": "TIFF",
@@ -26,21 +29,21 @@ WORDS = {
 GREY = (51, 204)
 """A fifth and four fifths of white."""
 NUMBERS = (2000, 5000)
-"""What pictures of numbers without a range hold."""
+"""Numbers of pictures without a range."""
 ORIENTATION = 0x0112
-"""The EXIF tag that says how a picture has to be turned."""
+"""The EXIF tag for orientation."""
 SIZE = (24, 16)
 
 
 def saved(image: PIL.Image.Image, extension: str = "png", **options: Any) -> File:
-    """A picture as a file."""
+    """Return a picture as a file."""
     buffer = io.BytesIO()
     image.save(buffer, format=FORMATS[extension.lower()], **options)
     return File(data=buffer.getvalue(), extension=extension)
 
 
 def plain_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None:
-    """A sound picture: the file that the modality writes, or the first of some that it reads; None without one."""
+    """Return a readable picture: the file that the modality writes, or the first readable candidate; else None."""
     from PIL import Image
 
     data, extension = handle.write(good)
@@ -89,7 +92,7 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
         if mode == plain.mode and not numeric:
             continue
         readings: tuple[tuple[str, File], ...] = same
-        if numeric:  # brightness, unless it is a number that stands for itself
+        if numeric:  # brightness, unless it is a plain number
             grey = saved(versions["L"].convert("RGB")), saved(versions["L"])
             readings = tuple(("brightness, white is 65535", reading) for reading in grey if mode == "I;16")
         elif mode == "L" and plain.mode == "RGB":
@@ -123,9 +126,9 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
 
 
 def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, PIL.Image.Image]:
-    """The picture as RGB, grey, palette, 16-bit and float pictures: the same colours, or, of ids, the same numbers.
+    """Return the picture as RGB, grey, palette, 16-bit and float pictures with the same colours, or the same ids.
 
-    Ids that are spread over several channels are in no other kind of picture: of those, too, the same colours.
+    Ids over several channels keep their colours too.
     """
     from PIL import Image
 
@@ -136,7 +139,7 @@ def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, 
             "RGB": colours.convert("RGB"), "L": Image.fromarray(numbers), "P": colours,
             "I;16": Image.fromarray(numbers.astype(np.uint16)), "F": Image.fromarray(numbers.astype(np.float32)),
         }  # fmt: skip
-    if plain.mode in ("I;16", "F"):  # numbers that have no range, and so no colours
+    if plain.mode in ("I;16", "F"):  # numbers without a range have no colours
         grey = Image.fromarray(bars(SIZE, GREY, "uint8"))
         numbers = np.asarray(plain)
         deep, floats = Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(numbers.astype(np.float32))
@@ -149,12 +152,12 @@ def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, 
 
 
 def holds_ids(handle: ModalityHandle) -> bool:
-    """True where numbers of a picture stand for something else than brightness: classes, instances."""
+    """True if a picture's numbers are ids (classes, instances)."""
     return np.dtype(handle.spec.value.dtype).kind in "iu"
 
 
 def with_palette(numbers: Array) -> PIL.Image.Image:
-    """Ids in colours that mean nothing: shades of red."""
+    """Return ids in arbitrary colours: shades of red."""
     from PIL import Image
 
     image = Image.fromarray(numbers)
@@ -163,7 +166,7 @@ def with_palette(numbers: Array) -> PIL.Image.Image:
 
 
 def few_colours(colours: PIL.Image.Image) -> PIL.Image.Image:
-    """An RGB picture of up to 256 colours as numbers of a palette, in an order of its own."""
+    """Return an RGB picture of up to 256 colours as a palette picture."""
     from PIL import Image
 
     table, numbers = np.unique(np.asarray(colours).reshape(-1, 3), axis=0, return_inverse=True)
@@ -173,7 +176,7 @@ def few_colours(colours: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def half_transparent(opaque: PIL.Image.Image) -> Probe:
-    """A picture whose left half is transparent: laid over something, or its hidden colours taken."""
+    """Return a picture with a transparent left half, composited on white or black, or read with the hidden colours."""
     from PIL import Image
 
     pixels = np.array(opaque)
@@ -195,7 +198,7 @@ def half_transparent(opaque: PIL.Image.Image) -> Probe:
 
 
 def animation(frames: int, extension: str = "gif") -> File:
-    """A moving picture of so many frames, a tenth of a second each."""
+    """Return an animation of 0.1 s per frame."""
     from PIL import Image
 
     tones = [GREY, (GREY[1], GREY[0])]
@@ -207,14 +210,94 @@ def animation(frames: int, extension: str = "gif") -> File:
 
 
 def moving_extensions(handle: ModalityHandle, frames: int) -> list[str]:
-    """The extensions of moving pictures that the modality reads."""
+    """Return the animation formats that the modality reads."""
     kinds = ("gif", "png", "apng", "webp")
     return [kind for kind in kinds if plainly_read(handle, animation(4 * frames, kind)) is not None]
 
 
 def moving_probes(frames: int) -> Iterator[Probe]:
-    """Moving pictures that are too long and too short, for a modality that reads those of `frames` frames."""
+    """Yield animations that are too long and too short, for a modality of `frames` frames."""
     plain, longer = animation(4 * frames), animation(8 * frames)
     yield Probe(what=f"{8 * frames} frames", file=longer, readings=((f"the first {frames}", plain),))
     yield Probe(what="2 frames", file=animation(2))
     yield Probe(what="one frame", file=animation(1, "png"))
+
+
+RATES = (8000, 44100, 48000)
+PITCH = 440
+"""Hz of the tone."""
+LOUD = 0.5
+"""Amplitude of the tone."""
+
+
+def wav(samples: Array, rate: int, width: int = 2) -> File:
+    """Return float samples (time, channels) in [-1, 1) as a file of `width` bytes per sample; 0 means 32-bit floats."""
+    buffer = io.BytesIO()
+    if width == 0:
+        return float_wav(samples.astype("<f4"), rate)
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        numbers = np.round(samples * 2 ** (8 * width - 1)).astype("<i4")
+        if width == 1:
+            numbers = numbers + 128  # 8-bit files are unsigned
+        file.writeframes(numbers.view(np.uint8).reshape(-1, 4)[:, :width].tobytes())
+    return File(data=buffer.getvalue(), extension="wav")
+
+
+def float_wav(samples: Array, rate: int) -> File:
+    """Return a file of 32-bit floats (format 3), which the module `wave` does not write."""
+    channels, body = samples.shape[1], samples.tobytes()
+    head = struct.pack("<HHIIHH", 3, channels, rate, 4 * channels * rate, 4 * channels, 32)
+    chunks = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(body)) + body
+    return File(data=b"RIFF" + struct.pack("<I", len(chunks)) + chunks, extension="wav")
+
+
+def tone(rate: int, seconds: float, loud: float = LOUD) -> Array:
+    """float64 (time, 1)."""
+    return loud * np.sin(2 * np.pi * PITCH * np.arange(round(rate * seconds)) / rate)[:, None]
+
+
+def sound_probes(written: File) -> Iterator[Probe]:
+    """Yield WAV files that differ from the modality's own file, which gives rate, channels and length."""
+    with wave.open(io.BytesIO(written.data)) as file:
+        rate, channels, seconds = file.getframerate(), file.getnchannels(), file.getnframes() / file.getframerate()
+
+    def sound(rate: int, seconds: float) -> Array:
+        return tone(rate, seconds).repeat(channels, axis=1)
+
+    samples = sound(rate, seconds)
+    plain = wav(samples, rate)
+    if channels == 1:
+        yield Probe(
+            what="two channels", file=wav(np.hstack([samples, 0 * samples]), rate),
+            readings=(("mixed down", wav(samples / 2, rate)), ("the first channel", plain)), must_match=True,
+        )  # fmt: skip
+    else:
+        yield Probe(what="one channel", file=wav(samples[:, :1], rate), readings=(("the same in each", plain),))
+    for other in RATES:
+        if other != rate:
+            yield Probe(
+                what=f"{other} Hz", file=wav(sound(other, seconds), other), readings=(("resampled", plain),),
+                must_match=True,
+            )  # fmt: skip
+    for width, what in ((1, "8 bits"), (3, "24 bits"), (0, "floats")):
+        yield Probe(what=what, file=wav(samples, rate, width), readings=(("", plain),), must_match=True)
+    yield Probe(what="floats beyond full scale", file=wav(4 * samples, rate, 0))
+    yield Probe(what="twice as long", file=wav(sound(rate, 2 * seconds), rate), readings=(("cut at the end", plain),))
+    half = samples[: len(samples) // 2]
+    filled = wav(np.concatenate([half, np.zeros_like(samples)[len(half) :]]), rate)
+    yield Probe(what="half as long", file=wav(half, rate), readings=(("silence after it", filled),))
+    yield Probe(what="no sound in it", file=wav(np.zeros((0, channels)), rate))
+    yield Probe(what="cut off", file=File(data=plain.data[:-100], extension="wav"), damaged=True)
+    yield Probe(what="no WAV file", file=File(data=b"no sound", extension="wav"), damaged=True)
+
+
+def is_wav(file: File) -> bool:
+    """True if the module `wave` opens the file."""
+    try:
+        wave.open(io.BytesIO(file.data)).close()
+    except (wave.Error, EOFError):
+        return False
+    return file.extension in ("wav", "wave")
