@@ -21,7 +21,7 @@ from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.new_plugin import FAMILIES, write_distribution
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.testing import check_modality
 
 ROOT = Path(__file__).parent.parent
@@ -131,7 +131,7 @@ def test_no_name_hides_what_the_plugin_needs(
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         train(Settings(name), dataclasses.replace(samples, train=[np.zeros(16, np.float32)]), folder)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "it is finished"
-        with pytest.raises(CheckpointError, match=r"trained otherwise \(data.provenance.contents was"):
+        with pytest.raises(FolderError, match=r"data\.provenance\.contents"):
             train(Settings(name), dataclasses.replace(samples, provenance={"contents": "b"}), folder)
 
 
