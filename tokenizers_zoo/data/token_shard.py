@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import mmap
 import os
 import stat
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 SUFFIX = "arrow"
-MOST_OPEN = 256
-"""Files of token shards that the process keeps open."""
+MOST_MAPPED = 16_384
+"""Files of token shards that the process keeps mapped; Linux allows 65530 maps."""
 Array = npt.NDArray[Any]
 
 
@@ -188,146 +189,135 @@ def present_samples(manifest: Manifest) -> npt.NDArray[np.bool_]:
 # ---------------------------------------------------------------------- reading
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Offsets in the file of a verified shard, and the file's stamp."""
-
-    numbers: int
-    offsets: int
-    stamp: tuple[int, int, int]
-
-
 class ShardFile:
-    """Reads rows of one shard. The whole file is verified when the first row is read."""
+    """Reads rows of one shard. Its bytes, rows and ids are verified when the first row is read.
 
-    __slots__ = ("_place", "crops", "manifest", "path", "writer")
+    The file stays mapped as long as the process has fewer than MOST_MAPPED maps; beyond that it is opened for each
+    read.
+    """
+
+    __slots__ = ("_offsets", "_place", "_values", "crops", "manifest", "path", "writer")
 
     def __init__(self, path: Path, manifest: Manifest, writer: TokenMetadata, crops: int) -> None:
         self.path, self.manifest, self.writer, self.crops = path, manifest, writer, crops
-        self._place: Place | None = None
+        self._values: Array | None = None
+        """All numbers, where the file is mapped: `(rows, width)` for fixed layouts, else `(tokens,)` or `(tokens,
+        dim)`."""
+        self._offsets: Array = np.zeros(0, np.int32)
+        self._place: tuple[int, int, tuple[int, int, int]] | None = None
+        """Of a verified file: the byte offsets of numbers and list offsets, and its stamp."""
 
-    def read_fixed(self, row: int, into: memoryview) -> None:
-        """Fill `into`, of one or more whole rows, with the rows from `row` on."""
-        file, place = self._opened()
-        width = self.writer.layout.length * self.writer.dim * self.writer.stored_as.itemsize
-        self._fill(file, place.numbers + row * width, into)
+    def __del__(self) -> None:
+        if getattr(self, "_values", None) is not None:
+            _maps.release()
 
-    def read_lists(self, row: int, count: int) -> Iterator[Array]:
-        """Yield the tokens of `count` rows from `row` on: `(tokens,)`, or `(tokens, dim)` for embeddings."""
-        file, place = self._opened()
-        ends = np.empty(count + 1, np.int32)
-        self._fill(file, place.offsets + 4 * row, ends.view(np.uint8).data)
-        start, dim = int(ends[0]), self.writer.dim
-        numbers = np.empty((int(ends[-1]) - start) * dim, self.writer.stored_as)
-        self._fill(file, place.numbers + start * dim * numbers.itemsize, numbers.view(np.uint8).data)
-        if isinstance(self.writer.layout, EmbeddingsLayout):
-            numbers = numbers.reshape(-1, dim)
-        yield from (numbers[ends[i] - start : ends[i + 1] - start] for i in range(count))
-
-    def _fill(self, file: _OpenFile, offset: int, into: memoryview) -> None:
-        done = 0
-        while done < len(into):
-            try:
-                got = os.preadv(file.descriptor, [into[done:]], offset + done)
-            except OSError as error:
-                raise not_read(self.path, error) from None
-            if not got:
-                raise ReadError(f"{self.path}: was cut off since it was opened; run the same command again")
-            done += got
-
-    def _opened(self) -> tuple[_OpenFile, Place]:
-        file = _open(self.path, fresh=self._place is None)
+    def fixed(self, row: int, count: int) -> Array:
+        """Return `count` rows of a fixed layout from `row` on, `(count, width)` as stored."""
         if self._place is None:
-            self._place = self._verify(file)
-        elif self._place.stamp != file.stamp:
-            raise ReadError(f"{self.path}: was replaced or changed since it was opened; run the same command again")
-        return file, self._place
+            self._verify()
+        if (values := self._values) is not None:
+            return values[row : row + count]
+        width = self.writer.layout.length * self.writer.dim
+        return self._read(0, row * width, count * width, self.writer.stored_as).reshape(count, width)
 
-    def _verify(self, file: _OpenFile) -> Place:
-        """Return where the numbers are. Raises DataError unless bytes, rows and ids agree with the manifest."""
+    def lists(self, row: int, count: int) -> Iterator[Array]:
+        """Yield the tokens of `count` rows of a layout of variable length from `row` on, as stored."""
+        if self._place is None:
+            self._verify()
+        ends = self._offsets[row : row + count + 1]
+        start, values = 0, self._values
+        if values is None:
+            ends = self._read(1, row, count + 1, np.dtype(np.int32))
+            start, dim = int(ends[0]), self.writer.dim
+            values = self._read(0, start * dim, (int(ends[-1]) - start) * dim, self.writer.stored_as)
+            values = values.reshape(-1, dim) if isinstance(self.writer.layout, EmbeddingsLayout) else values
+        places = (ends - start).tolist()
+        yield from (values[first:end] for first, end in itertools.pairwise(places))
+
+    def _read(self, array: int, first: int, count: int, dtype: np.dtype[Any]) -> Array:
+        """Return a part of an array of a file that is not mapped: 0 for the numbers, 1 for the list offsets."""
+        assert self._place is not None
+        found = np.empty(count, dtype)
+        with _opened(self.path) as (file, stamp):
+            if stamp != self._place[2]:
+                raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
+            got = os.preadv(file, [found.view(np.uint8).data], self._place[array] + first * dtype.itemsize)
+        if got != found.nbytes:
+            raise ReadError(f"{self.path}: was cut off since it was opened; run the same command again")
+        return found
+
+    def _verify(self) -> None:
+        """Check bytes, rows and ids against the manifest, and find the arrays. Raises DataError, ReadError."""
         import pyarrow as pa
 
         try:
             expected = self.manifest.files[SUFFIX]
-            if file.stamp[1] != expected.size:
-                raise ValueError("it has another size than its manifest says")
-            data = bytearray(expected.size)
-            self._fill(file, 0, memoryview(data))
+            with _opened(self.path) as (file, stamp):
+                if stamp[1] != expected.size:
+                    raise ValueError("it has another size than its manifest says")
+                data = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
             if hashlib.sha256(data).hexdigest() != expected.sha256:
                 raise ValueError("it has another checksum than its manifest says")
             batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
             batch.validate(full=True)
-            return self._place_in(batch.column("tokens"), np.frombuffer(data, np.uint8), file.stamp)
+            values, offsets = self._arrays(batch.column("tokens"))
         except ReadError:
             raise
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, DataError) as error:
-            raise self._damaged(error) from None
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            message = f"{self.path}: not a sound shard of tokens: {reason}; run `zoo tokenize` again"
+            raise DataError(message) from None
+        base = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+        starts = [array.__array_interface__["data"][0] - base if array.size else 0 for array in (values, offsets)]
+        if _maps.acquire(blocking=False):
+            self._values, self._offsets = values, offsets
+        self._place = starts[0], starts[1], stamp
 
-    def _damaged(self, error: Exception) -> DataError:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return DataError(f"{self.path}: not a sound shard of tokens: {reason}; run `zoo tokenize` again")
-
-    def _place_in(self, column: pa.Array, data: npt.NDArray[np.uint8], stamp: tuple[int, int, int]) -> Place:
+    def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
+        """Return all numbers and the list offsets. Raises ValueError where they do not fit manifest and layout."""
+        layout, dim = self.writer.layout, self.writer.dim
         present = np.repeat(present_samples(self.manifest), self.crops)
-        if len(column) != len(present) or not np.array_equal(column.is_valid().to_numpy(zero_copy_only=False), present):
+        if not np.array_equal(column.is_valid().to_numpy(zero_copy_only=False), present):
             raise ValueError("its rows are not those of its manifest")
-        fixed, dim = has_fixed_length(self.writer.layout), self.writer.dim
         content = column.values
-        if isinstance(self.writer.layout, EmbeddingsLayout):
+        if isinstance(layout, EmbeddingsLayout):
             content = content.values
-        numbers = content.to_numpy(zero_copy_only=True)
-        width = self.writer.layout.length * dim
-        if numbers.dtype != self.writer.stored_as or (fixed and numbers.size != len(present) * width):
-            raise ValueError("its layout is not that of its manifest")
-        offsets = np.zeros(0, np.int32) if fixed else column.offsets.to_numpy(zero_copy_only=True)
-        if len(offsets) and int(np.diff(offsets).max(initial=0)) > self.writer.layout.length:
-            raise ValueError("it has a longer sequence than its layout")
-        if numbers.dtype.kind in "iu" and numbers.size:
+        values = content.to_numpy(zero_copy_only=True)
+        if values.dtype != self.writer.stored_as:
+            raise ValueError(f"it holds {values.dtype}, expected {self.writer.stored_as}")
+        if values.dtype.kind in "iu" and values.size:
             needed = int(self.manifest.record["needed_vocab_size"])
-            if not (0 <= int(numbers.min()) <= int(numbers.max()) < max(needed, 1) <= max(self.writer.vocab_size, 1)):
-                raise ValueError(f"it has ids {numbers.min()}..{numbers.max()}, expected 0..{needed - 1}")
-        base = data.__array_interface__["data"][0]
-        starts = [array.__array_interface__["data"][0] - base if array.size else 0 for array in (numbers, offsets)]
-        return Place(numbers=starts[0], offsets=starts[1], stamp=stamp)
+            if not (0 <= values.min() <= values.max() < max(needed, 1) <= max(self.writer.vocab_size, 1)):
+                raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{needed - 1}")
+        if has_fixed_length(layout):
+            return values.reshape(len(present), layout.length * dim), np.zeros(0, np.int32)
+        offsets = column.offsets.to_numpy(zero_copy_only=True)
+        if int(np.diff(offsets).max(initial=0)) > layout.length:
+            raise ValueError("it has a longer sequence than its layout")
+        return (values.reshape(-1, dim) if isinstance(layout, EmbeddingsLayout) else values), offsets
 
 
-class _OpenFile:
-    """An open file, which closes when nobody uses it any more. A file that replaces it has another `stamp`."""
+_maps = threading.Semaphore(MOST_MAPPED)
 
-    __slots__ = ("descriptor", "stamp")
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; run `zoo tokenize` again") from None
-        except OSError as error:
-            raise not_read(path, error) from None
-        status = os.fstat(self.descriptor)
-        self.stamp = status.st_ino, status.st_size, status.st_mtime_ns
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, tuple[int, int, int]]]:
+    """Open a regular file; give its descriptor, and a stamp that differs for a later file of the same name.
+
+    Raises DataError where it is missing or no regular file, and ReadError where the system does not read it.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run `zoo tokenize` again") from None
+    except OSError as error:
+        raise not_read(path, error) from None
+    try:
+        status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{path}: expected a regular file; run `zoo tokenize` again")
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # it did not open
-            os.close(self.descriptor)
-
-
-_recent: OrderedDict[Path, _OpenFile] = OrderedDict()
-"""The files that were used last, at most MOST_OPEN."""
-_recent_lock = threading.Lock()
-
-
-def _open(path: Path, *, fresh: bool) -> _OpenFile:
-    """Return an open file; `fresh` opens it again. Raises DataError, ReadError."""
-    with _recent_lock:
-        if not fresh and (found := _recent.get(path)):
-            _recent.move_to_end(path)
-            return found
-    file = _OpenFile(path)
-    with _recent_lock:
-        _recent[path] = file
-        _recent.move_to_end(path)
-        while len(_recent) > MOST_OPEN:
-            _recent.popitem(last=False)
-    return file
+        yield file, (status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise not_read(path, error) from None
+    finally:
+        os.close(file)

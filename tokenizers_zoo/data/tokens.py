@@ -68,7 +68,7 @@ class TokenSplit(Split):
 class TokenColumn:
     """The tokens of one modality of one split, by row. Raises DataError where shards are missing or do not agree.
 
-    Threads may read at once. No file stays open for long, so that the number of open files is bounded.
+    Threads may read at once.
     """
 
     def __init__(self, split: TokenSplit, modality: str) -> None:
@@ -129,24 +129,24 @@ class TokenColumn:
         return max(int(manifest.record["longest"]) for manifest in self.manifests)
 
     @cached_property
-    def _bitmaps(self) -> list[npt.NDArray[np.uint8] | None]:
-        """By shard, a bit per sample that tells whether it has tokens; None where all have."""
-        bits = [present_samples(item) if item.count < item.rows else None for item in self.manifests]
-        return [None if item is None else np.packbits(item) for item in bits]
+    def _bitmaps(self) -> dict[int, npt.NDArray[np.uint8]]:
+        """A bit per sample that tells whether it has tokens, of the shards where some have none."""
+        partial = [shard for shard, item in enumerate(self.manifests) if item.count < item.rows]
+        return {shard: np.packbits(present_samples(self.manifests[shard])) for shard in partial}
 
     def present_in(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return for each sample of a shard whether it has tokens."""
-        bits, rows = self._bitmaps[shard], self.split.rows(shard)
+        bits, rows = self._bitmaps.get(shard), self.split.rows(shard)
         return np.ones(rows, bool) if bits is None else np.unpackbits(bits, count=rows).astype(bool)
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return for each of `rows` whether it has tokens."""
         found = np.ones(len(rows), bool)
-        shards, samples = np.divmod(rows // self.split.crops, self.split.shard_size)
-        for shard in np.unique(shards):
-            if self._bitmaps[shard] is not None:
+        if self._bitmaps:
+            shards, samples = np.divmod(rows // self.split.crops, self.split.shard_size)
+            for shard in self._bitmaps.keys() & set(shards.tolist()):
                 here = shards == shard
-                found[here] = self.present_in(int(shard))[samples[here]]
+                found[here] = self.present_in(shard)[samples[here]]
         return found
 
     def take(self, rows: Iterable[int] | npt.NDArray[np.int64]) -> Any:
@@ -165,16 +165,12 @@ class TokenColumn:
         if not has_fixed_length(layout):
             result: list[Any] = [None] * len(wanted)
             for file, row, first, end in self._runs(ordered):
-                for place, tokens in zip(order[first:end].tolist(), file.read_lists(row, end - first), strict=True):
+                for place, tokens in zip(order[first:end].tolist(), file.lists(row, end - first), strict=True):
                     result[place] = tokens.astype(dtype)
             return result
-        width = layout.length * self.metadata.dim
-        stored = np.empty((len(wanted), width), self.metadata.stored_as)
-        content, size = memoryview(stored.reshape(-1).view(np.uint8).data), width * stored.itemsize
+        found = np.empty((len(wanted), layout.length * self.metadata.dim), dtype)
         for file, row, first, end in self._runs(ordered):
-            file.read_fixed(row, content[first * size : end * size])
-        found = np.empty(stored.shape, dtype)
-        found[order] = stored
+            found[order[first:end] if end - first > 1 else order[first]] = file.fixed(row, end - first)
         return found.reshape(len(wanted), *fixed_shape(layout))
 
     def _runs(self, ordered: npt.NDArray[np.int64]) -> Iterator[tuple[ShardFile, int, int, int]]:

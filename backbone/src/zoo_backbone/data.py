@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 
+BLOCK = 2048
+"""Places of the training order that are computed together."""
+
+
 class TokenData:
     """The samples of one split of a token store, numbered from 0, in stored order.
 
@@ -176,22 +180,34 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
 
 
 class Order:
-    """The order of samples: a seeded permutation per epoch, one epoch after the other. Nothing is kept in memory.
+    """The order of samples: a seeded permutation per epoch, one epoch after the other.
 
-    Orders of one seed and different store numbers are unrelated.
+    No permutation is in memory, only BLOCK places of it. Orders of one seed and different store numbers are unrelated.
     """
 
     def __init__(self, count: int, seed: int, number: int = 0) -> None:
         self.count, self.seed, self.number = count, seed, number
+        self._block: tuple[int, npt.NDArray[np.int64]] = -1, np.zeros(0, np.int64)
 
     def between(self, first: int, end: int) -> npt.NDArray[np.int64]:
         """Return the sample numbers at places `first` to `end - 1` of all epochs, `(end - first,)`."""
-        epochs, places = np.divmod(np.arange(first, end), self.count)
-        found = np.empty(end - first, np.int64)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            found[here] = permuted(places[here], self.count, self.seed, epoch, self.number)
-        return found
+        blocks = range(first // BLOCK, -(-end // BLOCK))
+        found = [self._of(number) for number in blocks]
+        start = blocks.start * BLOCK
+        return np.concatenate(found)[first - start : end - start] if found else np.zeros(0, np.int64)
+
+    def _of(self, number: int) -> npt.NDArray[np.int64]:
+        """Return the places of a block; many at once cost little more than a few."""
+        kept, block = self._block
+        if kept != number:
+            epochs, places = np.divmod(np.arange(number * BLOCK, (number + 1) * BLOCK), self.count)
+            parts = [
+                permuted(places[epochs == epoch], self.count, self.seed, epoch, self.number)
+                for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+            ]
+            block = np.concatenate(parts)
+            self._block = number, block  # in one go: threads may ask at once
+        return block
 
 
 class Loader:
