@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,6 @@ from tokenizers_zoo.errors import (
     InvalidValueError,
     MachineError,
     ReadError,
-    ZooError,
 )
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.pipeline.derive import derive_data
@@ -40,6 +40,7 @@ from tokenizers_zoo.pipeline.tokenize import TokenizeResult, random_crop, tokeni
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import left_behind
+from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import Crop
 
 
@@ -376,7 +377,7 @@ def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Callable[..., Zo
     handle = zoo["field"]
     encode, calls = handle.encode, iter(range(100))
 
-    def killed(values: Any) -> Any:
+    def killed(values: Any, **options: Any) -> Any:
         if next(calls) == 5:
             raise KeyboardInterrupt
         return encode(values)
@@ -400,13 +401,18 @@ def test_a_second_process_is_refused(toy: Callable[..., Zoo], tmp_path: Path) ->
     encode = zoo["field"].encode
     refused: list[Exception] = []
 
-    def second(values: Any) -> Any:
+    def second(values: Any, **options: Any) -> Any:
         if not refused:
-            try:
-                tokenize(toy(enabled=("field",)), data, out)
-            except ZooError as error:
-                refused.append(error)
+            thread = threading.Thread(target=attempt)
+            thread.start()
+            thread.join()
         return encode(values)
+
+    def attempt() -> None:
+        try:
+            tokenize(toy(enabled=("field",)), data, out)
+        except FolderError as error:
+            refused.append(error)
 
     zoo["field"].encode = second  # type: ignore[method-assign]
     tokenize(zoo, data, out)
@@ -491,7 +497,7 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
         (row,) = describe_tokens(out)
         assert (row.samples, set(row.dropped)) == (21, {"odd", "broken"})
         assert "odd words" in row.dropped["odd"] and "not UTF-8" in row.dropped["broken"]
-    zoo["words"].encode = lambda values: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
+    zoo["words"].encode = lambda values, **options: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
     with pytest.raises(DataError, match="words: none of 23 samples could be encoded"):
         tokenize(zoo, data, tmp_path / "none")
     assert not list((tmp_path / "none").rglob("*.arrow")) and TokenStore(tmp_path / "none").splits() == []
@@ -505,7 +511,7 @@ def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(
     make_toy(zoo, data)
     derive_data(zoo, data, workers=1)
     trained(zoo, data, "field", "dark", "words")
-    zoo["dark"].encode = lambda values: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
+    zoo["dark"].encode = lambda values, **options: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
     for _ in range(2):
         with pytest.raises(DataError, match=r"test/dark: none of 5 samples .*; train/dark: none of \d+ samples"):
             tokenize(zoo, data, out, overwrite=overwrite)
@@ -614,7 +620,7 @@ def test_nothing_of_other_data_stays_where_overwriting_is_killed(
     one, two = data_of_two_seeds(zoo, tmp_path)
     tokenize(zoo, one, out)
     encode = zoo["field"].encode
-    zoo["field"].encode = lambda values: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+    zoo["field"].encode = lambda values, **options: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         tokenize(zoo, two, out, overwrite=True)
     assert not list(out.rglob("*.arrow"))
@@ -687,7 +693,7 @@ def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo]
         writer.add("white", *handle.write(np.ones((3, 16, 16), np.float32)))
     encode = handle.encode
 
-    def huge(values: Any) -> Any:
+    def huge(values: Any, **options: Any) -> Any:
         if alone and len(values) > 1:
             raise DataError("one by one")
         return [row * (1e6 if value.min() == 1 else 1) for row, value in zip(encode(values), values, strict=True)]

@@ -24,11 +24,12 @@ from tokenizers_zoo.data.shards import ValueStore, read_value
 from tokenizers_zoo.data.token_shard import SUFFIX, TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, passing
-from tokenizers_zoo.io import BUSY, disk_errors, held, remove_folder
+from tokenizers_zoo.io import disk_errors, remove_folder
 from tokenizers_zoo.pipeline.aligned import SplitValues
 from tokenizers_zoo.pipeline.results import shards_in
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.spec import Crop, layout_to_json
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def tokenize(
 
     Raises DataError where the data lack one of `modalities`, no modality has a tokenizer, `out` holds something else or
     tokens of other samples, and, after all others are encoded, where no sample of a modality could be encoded. Raises
-    CheckpointError where a vocabulary lacks special tokens, and where another process writes to `out`.
+    CheckpointError where a vocabulary lacks special tokens, and FolderError where another process writes to `out`.
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
@@ -117,32 +118,30 @@ def tokenize(
     chosen = {split: _chosen(zoo, store, split, modalities, result) for split in splits}
     if not any(chosen.values()):
         _check_tokenizers(zoo, store, result)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with held(out, BUSY.format(out)):
-            jobs = []
-            for split, handles in chosen.items():
-                values = SplitValues(store, split)
-                views = crops if split == TRAIN else 1
-                target = TokenSplit(
-                    out, split, values.samples, values.shard_size, crops=views, seed=seed if views > 1 else 0,
-                    source=samples_identity(store.root, split),
-                )  # fmt: skip
-                _check_same_samples(values, target, [handle.name for handle in handles], overwrite)
-                for handle in handles:
-                    handle.device = device
-                    jobs.append(_Job(handle, values, target, batch_size=batch_size, threads=threads))
-            for job in jobs:
-                job.plan(overwrite)
-            for job in jobs:
-                job.remove_stale()
-            write_store(out, store.root, {job.split.name: job.split for job in jobs}.values())
-            problems = []
-            for job in jobs:
-                result.outcomes.append(job.run())
-                if problem := job.all_dropped():
-                    remove_folder(job.folder)
-                    problems.append(problem)
+    with disk_errors(out), locked(out):
+        jobs = []
+        for split, handles in chosen.items():
+            values = SplitValues(store, split)
+            views = crops if split == TRAIN else 1
+            target = TokenSplit(
+                out, split, values.samples, values.shard_size, crops=views, seed=seed if views > 1 else 0,
+                source=samples_identity(store.root, split),
+            )  # fmt: skip
+            _check_same_samples(values, target, [handle.name for handle in handles], overwrite)
+            for handle in handles:
+                handle.device = device
+                jobs.append(_Job(handle, values, target, batch_size=batch_size, threads=threads))
+        for job in jobs:
+            job.plan(overwrite)
+        for job in jobs:
+            job.remove_stale()
+        write_store(out, store.root, {job.split.name: job.split for job in jobs}.values())
+        problems = []
+        for job in jobs:
+            result.outcomes.append(job.run())
+            if problem := job.all_dropped():
+                remove_folder(job.folder)
+                problems.append(problem)
     if problems:
         raise DataError("; ".join(problems))
     return result
@@ -400,7 +399,8 @@ class _Job:
         """Encode a batch; where the tokenizer refuses it, encode one by one, so that only the culprits are dropped."""
         start = time.perf_counter()
         try:
-            tokens = [np.asarray(item) for item in self.handle.encode([value for _, value in values])] if values else []
+            read = [value for _, value in values]  # checked when they were read
+            tokens = [np.asarray(item) for item in self.handle.encode(read, trusted=True)] if read else []
         except ZooError as error:
             if len(values) == 1:
                 dropped.setdefault(values[0][0].row, str(error))
