@@ -204,7 +204,7 @@ class ShardFile:
         """All numbers, where the file is mapped: `(rows, width)` for fixed layouts, else `(tokens,)` or `(tokens,
         dim)`."""
         self._offsets: Array = np.zeros(0, np.int32)
-        self._place: tuple[int, int, tuple[int, int, int]] | None = None
+        self._place: tuple[tuple[int, int], tuple[int, int, int]] | None = None
         """Of a verified file: the byte offsets of numbers and list offsets, and its stamp."""
 
     def __del__(self) -> None:
@@ -214,7 +214,8 @@ class ShardFile:
     def fixed(self, row: int, count: int) -> Array:
         """Return `count` rows of a fixed layout from `row` on, `(count, width)` as stored."""
         if self._place is None:
-            self._verify()
+            with _verifying:
+                self._verify()
         if (values := self._values) is not None:
             return values[row : row + count]
         width = self.writer.layout.length * self.writer.dim
@@ -223,7 +224,8 @@ class ShardFile:
     def lists(self, row: int, count: int) -> Iterator[Array]:
         """Yield the tokens of `count` rows of a layout of variable length from `row` on, as stored."""
         if self._place is None:
-            self._verify()
+            with _verifying:
+                self._verify()
         ends = self._offsets[row : row + count + 1]
         start, values = 0, self._values
         if values is None:
@@ -239,9 +241,9 @@ class ShardFile:
         assert self._place is not None
         found = np.empty(count, dtype)
         with _opened(self.path) as (file, stamp):
-            if stamp != self._place[2]:
+            if stamp != self._place[1]:
                 raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
-            got = os.preadv(file, [found.view(np.uint8).data], self._place[array] + first * dtype.itemsize)
+            got = os.preadv(file, [found.view(np.uint8).data], self._place[0][array] + first * dtype.itemsize)
         if got != found.nbytes:
             raise ReadError(f"{self.path}: was cut off since it was opened; run the same command again")
         return found
@@ -250,6 +252,8 @@ class ShardFile:
         """Check bytes, rows and ids against the manifest, and find the arrays. Raises DataError, ReadError."""
         import pyarrow as pa
 
+        if self._place is not None:
+            return  # another thread did
         try:
             expected = self.manifest.files[SUFFIX]
             with _opened(self.path) as (file, stamp):
@@ -271,7 +275,7 @@ class ShardFile:
         starts = [array.__array_interface__["data"][0] - base if array.size else 0 for array in (values, offsets)]
         if _maps.acquire(blocking=False):
             self._values, self._offsets = values, offsets
-        self._place = starts[0], starts[1], stamp
+        self._place = (starts[0], starts[1]), stamp
 
     def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
         """Return all numbers and the list offsets. Raises ValueError where they do not fit manifest and layout."""
@@ -297,7 +301,7 @@ class ShardFile:
         return (values.reshape(-1, dim) if isinstance(layout, EmbeddingsLayout) else values), offsets
 
 
-_maps = threading.Semaphore(MOST_MAPPED)
+_maps, _verifying = threading.Semaphore(MOST_MAPPED), threading.Lock()
 
 
 @contextlib.contextmanager
