@@ -37,7 +37,7 @@ from zoo_backbone.generate.outputs import generate_to_folder
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.retrieval.config import EmbeddingConfig
-from zoo_backbone.retrieval.embedding import Embedder
+from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.run import Run
 from zoo_backbone.training.starting import begin, freeze, ids_in_use
 from zoo_backbone.training.train import train

@@ -1,4 +1,4 @@
-"""The report's section on retrieval: how often the right sample is found, beside chance, and what was found."""
+"""The report's section on retrieval: recall next to chance, and galleries of queries with their hits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
 from tokenizers_zoo.report.samples import Cell, gone_sheets
 
 RECALL = "retrieval/retrieval.json"
-AGAIN = "zoo retrieve eval RUN measures it again"
+AGAIN = "run zoo retrieve eval RUN again"
 
 
 def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
-    """What `zoo retrieve eval` left in the run, for the template; None where there is nothing.
+    """Return the results of `zoo retrieve eval` in a run for the template, or None.
 
-    Where it is of other weights than the run's, or of training samples, "left_out" alone says so.
+    Results of another model or of training samples are not shown; "left_out" says why.
     """
     if not (run / RECALL).is_file():
         return None
@@ -27,7 +27,7 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
     if reason := _left_out(run, found["identity"]):
         return {"left_out": f"{RECALL} is left out: {reason}"}
     names = list(dict.fromkeys(entry["query"] for entry in found["pairs"]))
-    shares = {(entry["query"], entry["found"]): entry for entry in found["pairs"]}
+    shares = {(entry["query"], entry["target"]): entry for entry in found["pairs"]}
     gone = gone_sheets((run / RECALL).parent, found["galleries"])
     return {
         "left_out": "",
@@ -37,7 +37,7 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
         "samples": range_text([entry["samples"] for entry in found["pairs"]]),
         "mean": _numbers(found["mean"]),
         "details": [
-            {"query": entry["query"], "found": entry["found"], "samples": entry["samples"], **_numbers(entry)}
+            {"query": entry["query"], "target": entry["target"], "samples": entry["samples"], **_numbers(entry)}
             for entry in found["pairs"]
         ],
         "embedding": found["identity"]["embedding"],
@@ -47,16 +47,16 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
 
 
 def _left_out(run: Path, identity: Mapping[str, Any]) -> str:
-    """Why figures are not those of this model on samples that it never saw; empty where they are."""
+    """Return why results are not of this model on held-out samples, or ""."""
     if identity.get("fingerprint") != known_fingerprint(run):
-        return f"its figures are those of another model; {AGAIN}"
+        return f"it belongs to another model; {AGAIN}"
     if identity.get("split") in (None, TRAIN):
-        return f"its figures are those of samples that the model was trained on; {AGAIN}"
+        return f"it was measured on training samples; {AGAIN}"
     return ""
 
 
 def _cell(entry: Mapping[str, Any] | None) -> dict[str, str]:
-    """Recall at 1 in percent, on a colour that is clear at chance and full where every sample is found."""
+    """Return recall at 1 in percent, with a colour from transparent (chance) to full (all found)."""
     if entry is None:
         return {"text": "", "colour": "transparent"}
     share, guessed = entry["recall"]["1"], entry["chance"]["recall"]["1"]
@@ -65,7 +65,7 @@ def _cell(entry: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Recall in percent and the median rank, `measured / chance`."""
+    """Return recall in percent and the median rank, as `measured / chance`."""
     guessed = entry["chance"]
     numbers = {
         f"at_{k}": f"{100 * share:.1f} / {100 * guessed['recall'][k]:.1f}" for k, share in entry["recall"].items()
@@ -74,23 +74,23 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _gallery(run: Path, entry: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
-    """Queries and what they found, a row of cells each; its sheet goes to the page's folder of pictures."""
-    query, found = entry["query"], entry["found"]
+    """Return a row of cells per query with its hits; copies the picture next to the page."""
+    query, target = entry["query"], entry["target"]
     images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
     if entry["picture"]:
         sheet = run / Path(RECALL).parent / entry["picture"]
-        pictures.add(f"{query}-finds-{found}", sheet.read_bytes())
+        pictures.add(f"{query}-finds-{target}", sheet.read_bytes())
         images = cells_of(sheet) or images
     rows = []
     for row, drawn in zip(entry["rows"], images, strict=True):
-        cells = [Cell(role="input", modality=query, label="asked", image=drawn[0], text=row["cells"][0])]
+        cells = [Cell(role="input", modality=query, label="query", image=drawn[0], text=row["cells"][0])]
         for place, key in enumerate(row["hits"], 1):
             right = key == row["key"]
-            label = f"{place}: right" if right else str(place)
+            label = f"{place}: correct" if right else str(place)
             role: Literal["truth", "generated"] = "truth" if right else "generated"
             text = row["cells"][place]
-            cells.append(Cell(role=role, modality=found, label=label, image=drawn[place], text=text))
+            cells.append(Cell(role=role, modality=target, label=label, image=drawn[place], text=text))
         rows.append([cell for cell in cells if cell.image or cell.text is not None])
     texts = any(cell.text is not None for row in rows for cell in row)
     wide = any(cell.text is not None for row in rows for cell in row if cell.role != "input")
-    return {"query": query, "found": found, "rows": rows, "texts": texts, "wide": wide}
+    return {"query": query, "target": target, "rows": rows, "texts": texts, "wide": wide}

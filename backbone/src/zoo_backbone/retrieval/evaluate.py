@@ -1,16 +1,14 @@
-"""How often retrieval is right, from every modality to every other, on held-out samples: figures, a table, galleries.
+"""Recall of retrieval between all pairs of modalities on held-out samples, with galleries of queries and hits.
 
-OUT/retrieval.json, written when all is measured; one that is there is removed before the first gallery is written:
+OUT/retrieval.json:
 
-    identity    what the figures belong to: {"fingerprint" of the backbone, "embedding": EmbeddingConfig, "split",
-                "codecs", "settings": RecallConfig}
-    pairs       [{"query": name, "found": name, "samples", "recall": {"1", "5", "10"}, "median_rank",
-                "chance": {"recall", "median_rank"}}]: each sample that has both modalities is looked for by one among
-                all by the other; the share found among the first 1, 5, 10, and what guessing gives
-    mean        {"recall", "median_rank", "chance"} over the pairs
-    galleries   [{"query", "found", "picture": path relative to OUT, or null where all is text, "columns", "rows":
-                [{"key", "hits": [keys], "cells": [text, or null where the picture shows it]}]}]
-    seconds     time spent
+    identity    {"fingerprint", "embedding", "split", "tokenizers", "settings"}
+    pairs       [{"query", "target", "samples", "recall": {"1", "5", "10"}, "median_rank", "chance": {"recall",
+                "median_rank"}}]. Samples with both modalities are searched by their query among all targets.
+    mean        {"recall", "median_rank", "chance"}: means over pairs.
+    galleries   [{"query", "target", "picture": path relative to OUT, or null if all cells are text, "columns",
+                "rows": [{"key", "hits": [keys], "cells": [text, or null for an image]}]}]
+    seconds
 """
 
 from __future__ import annotations
@@ -24,33 +22,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.io import held, write_json
+from tokenizers_zoo.io import write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.run_folder import locked
 from zoo_backbone.evaluation.gallery import Shown, shown, text_of
 from zoo_backbone.evaluation.pairs import ranked_names
 from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig
-from zoo_backbone.retrieval.embedding import Embedder, Samples
-from zoo_backbone.retrieval.pictures import framed, write_hits
-from zoo_backbone.retrieval.recall import AT, Recall, chance, recall
-from zoo_backbone.retrieval.spaces import Vectors
+from zoo_backbone.retrieval.embed import Embedder, Samples
+from zoo_backbone.retrieval.query import framed, write_hits
+from zoo_backbone.retrieval.space import Vectors
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
-BUSY = "{}: another zoo retrieve eval writes it right now; wait for its end, or give another --out"
-HITS = 5
-"""Hits in a gallery."""
+HITS_SHOWN = 5
+AT = (1, 5, 10)
+SAME = 1e-6
+"""Cosines that differ by less are ties."""
+BLOCK_BYTES = 64 << 20
+"""Memory for the cosines of a block of queries."""
 
 Pair = tuple[str, str]
 
 
-def place_of(run: Path, split: str) -> Path:
-    """The folder in a run where the figures of a split are: those of TEST where the report looks."""
+def default_folder(run: Path, split: str) -> Path:
+    """Return RUN/retrieval, which the report shows, or RUN/retrieval-SPLIT for other splits than test."""
     return run / (FOLDER if split == TEST else f"{FOLDER}-{split}")
 
 
@@ -66,30 +67,32 @@ def evaluate_retrieval(
     data_root: Path | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Measure recall between all pairs of modalities and write OUT/retrieval.json and galleries; gives the former.
+    """Measure recall between all pairs of modalities; write OUT/retrieval.json and galleries; return the former.
 
-    `data_root` are the values to show; default: the run's. Raises ConfigError for fewer than two modalities, DataError
-    where no two samples have a pair of them, CheckpointError where another evaluation writes OUT, and ZooErrors for
-    what does not fit together.
+    Galleries show the values in `data_root` (default: the run's). Raises ConfigError for fewer than two modalities,
+    DataError if no two samples have a pair of them, FolderError if another process writes OUT.
     """
     started, config = time.perf_counter(), config or RecallConfig()
     embedder = Embedder(run, zoo, embedding, device)
     names = embedder.names(modalities, split)
     if len(names) < 2:
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")
-    data = embedder.stored(split, names)
-    chosen = np.linspace(0, len(data) - 1, min(len(data), config.samples)).astype(np.int64)
-    has = dict(zip(names, (data.rows[chosen] >= 0).T, strict=True))
+    samples = embedder.stored(split, names)
+    chosen = np.array(spread(len(samples), config.samples), np.int64)
+    has = dict(zip(names, samples.present[chosen].T, strict=True))
     both = {pair: np.flatnonzero(has[pair[0]] & has[pair[1]]) for pair in itertools.permutations(names, 2)}
-    both = {pair: samples for pair, samples in both.items() if len(samples) > 1}
+    both = {pair: found for pair, found in both.items() if len(found) > 1}
     if not both:
         raise DataError(f"{embedder.run.tokens / split}: no two samples have two of {', '.join(names)}")
-    embedder.fit(names, lambda total: progress_bar("fit the space", total))
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out, BUSY.format(out)):
-        vectors = _vectors(embedder, data, names, chosen)
-        measured = [_measured(pair, vectors, samples) for pair, samples in both.items()]
-        keys = [data.keys[sample] for sample in chosen]
+    embedder.fit(names)
+    with locked(out):
+        vectors = _vectors(embedder, samples, names, chosen)
+        pairs = [
+            {"query": query, "target": target, "samples": len(found),
+             **recall(vectors[query][found], vectors[target][found]), "chance": chance(len(found))}
+            for (query, target), found in both.items()
+        ]  # fmt: skip
+        keys = [samples.keys[sample] for sample in chosen]
         values = data_root or embedder.run.data
         galleries = []
         if values is not None and values.is_dir():
@@ -98,105 +101,104 @@ def evaluate_retrieval(
             def show(name: str, sample: int) -> Shown:
                 return shown(store, zoo[name], split, keys[sample])
 
-            (out / FILE).unlink(missing_ok=True)  # killed from here on, no figures tell of other pictures
+            (out / FILE).unlink(missing_ok=True)  # so that a kill leaves no figures with pictures of others
             for pair in [pair for pair in gallery_pairs(embedder, names) if pair in both][: config.gallery_pairs]:
                 galleries.append(_gallery(out, pair, vectors, both[pair], keys, show, config.gallery_samples))
         result = {
             "identity": {
                 "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
-                "codecs": data.codecs | embedder.via_codec(), "settings": dataclasses.asdict(config),
+                "tokenizers": embedder.tokenizers(samples.data), "settings": dataclasses.asdict(config),
             },
-            "pairs": measured, "mean": _mean(measured), "galleries": galleries,
-            "seconds": round(time.perf_counter() - started, 3),
+            "pairs": pairs, "mean": {**_mean(pairs), "chance": _mean([pair["chance"] for pair in pairs])},
+            "galleries": galleries, "seconds": round(time.perf_counter() - started, 3),
         }  # fmt: skip
         write_json(out / FILE, result)
     return result
 
 
-def _vectors(embedder: Embedder, data: Samples, names: Sequence[str], chosen: Any) -> dict[str, Vectors]:
-    """Unit vectors `samples dims` of each modality; zero where a sample lacks it."""
-    table = data.rows[chosen]
+def _vectors(embedder: Embedder, samples: Samples, names: Sequence[str], chosen: Any) -> dict[str, Vectors]:
+    """Return unit vectors `(samples, dims)` of each modality; zero where a sample lacks it."""
+    present = samples.present[chosen]
     vectors: dict[str, Vectors] = {}
-    with progress_bar("embed", int((table >= 0).sum())) as advance:
-        for column, name in enumerate(names):
-            has = np.flatnonzero(table[:, column] >= 0)
-            if len(has):
-                found = embedder.embed_stored(data, name, table[has, column].tolist(), advance)
+    with progress_bar("embed", int(present.sum())) as advance:
+        for name, has in zip(names, present.T, strict=True):
+            if has.any():
+                found = embedder.embed_stored(samples, name, chosen[has], advance)
                 vectors[name] = np.zeros((len(chosen), found.shape[1]), np.float32)
                 vectors[name][has] = found
     return vectors
 
 
-def _measured(pair: Pair, vectors: Mapping[str, Vectors], both: Any) -> dict[str, Any]:
-    """One entry of "pairs"; `both` are the numbers of the samples that have both modalities."""
-    query, found = pair
-    return {
-        "query": query, "found": found, "samples": len(both),
-        **_as_json(recall(vectors[query][both], vectors[found][both])), "chance": _as_json(chance(len(both))),
-    }  # fmt: skip
+def recall(queries: Vectors, targets: Vectors) -> dict[str, Any]:
+    """Return recall and median rank of unit vectors `(samples, dim)`; row i of `targets` is correct for query i.
+
+    Ties are in random order on average: equal vectors give the recall of chance.
+    """
+    count, exact = len(targets), targets.astype(np.float64).T
+    closer, equal = np.empty(count, np.int64), np.empty(count, np.int64)
+    step = max(1, BLOCK_BYTES // (exact.itemsize * count))
+    for start in range(0, count, step):
+        block = slice(start, start + step)
+        cosines = queries[block].astype(np.float64) @ exact
+        own = np.diagonal(cosines, start)[:, None]
+        closer[block] = (cosines > own + SAME).sum(1)
+        equal[block] = (np.abs(cosines - own) <= SAME).sum(1)  # includes the correct one
+    ranks = closer + (equal + 1) / 2
+    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in AT}
+    return {"recall": shares, "median_rank": float(np.median(ranks))}
 
 
-def _as_json(found: Recall) -> dict[str, Any]:
-    at = {str(k): round(share, 6) for k, share in found.at.items()}
-    return {"recall": at, "median_rank": found.median_rank}
+def chance(samples: int) -> dict[str, Any]:
+    """Return recall and median rank of random order."""
+    return {"recall": {str(k): round(min(1.0, k / samples), 6) for k in AT}, "median_rank": (samples + 1) / 2}
 
 
-def _mean(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean over pairs of all that is measured."""
-
-    def over(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        at = {str(k): round(float(np.mean([entry["recall"][str(k)] for entry in entries])), 6) for k in AT}
-        return {"recall": at, "median_rank": float(np.mean([entry["median_rank"] for entry in entries]))}
-
-    return {**over(pairs), "chance": over([pair["chance"] for pair in pairs])}
+def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shares = {str(k): round(float(np.mean([entry["recall"][str(k)] for entry in entries])), 6) for k in AT}
+    return {"recall": shares, "median_rank": float(np.mean([entry["median_rank"] for entry in entries]))}
 
 
 def gallery_pairs(embedder: Embedder, names: Sequence[str]) -> list[Pair]:
-    """All pairs: first those from and to the modality that shows a sample best, taking turns."""
+    """Return all pairs, first those with the modality that is best to look at."""
     first, *others = ranked_names([embedder.layout.spec(name) for name in names])
-    turns = [pair for other in others for pair in ((other, first), (first, other))]
-    return [*turns, *(pair for pair in itertools.permutations(others, 2))]
+    pairs = [pair for other in others for pair in ((other, first), (first, other))]
+    return [*pairs, *itertools.permutations(others, 2)]
 
 
 def _gallery(
     out: Path, pair: Pair, vectors: Mapping[str, Vectors], both: Any, keys: Sequence[str],
     show: Callable[[str, int], Shown], count: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One entry of "galleries", of `count` queries; writes its picture."""
-    query, found = pair
-    asked = both[np.linspace(0, len(both) - 1, min(len(both), count)).astype(np.int64)]
-    cosines = vectors[query][asked] @ vectors[found][both].T
-    nearest = both[np.argsort(-cosines, axis=1, kind="stable")[:, :HITS]]
-    cells = [
-        [framed(show(found, hit)) if hit == own else show(found, hit) for hit in hits]
-        for own, hits in zip(asked, nearest, strict=True)
+    """Write a picture of `count` queries and their hits; return its entry of "galleries"."""
+    query, target = pair
+    chosen = both[spread(len(both), count)]
+    cosines = vectors[query][chosen] @ vectors[target][both].T
+    nearest = both[np.argsort(-cosines, axis=1, kind="stable")[:, :HITS_SHOWN]]
+    queries = [[show(query, own)] for own in chosen]
+    hits = [
+        [framed(show(target, hit)) if hit == own else show(target, hit) for hit in found]
+        for own, found in zip(chosen, nearest, strict=True)
     ]
-    queries = [[show(query, own)] for own in asked]
-    picture = f"{GALLERY}/{query}-finds-{found}.png"
-    drawn_any = write_hits(out / picture, [f"asked: {query}"], queries, cells)
+    header, picture = f"query: {query}", f"{GALLERY}/{query}-finds-{target}.png"
+    has_images = write_hits(out / picture, [header], queries, hits)
     return {
-        "query": query, "found": found, "picture": picture if drawn_any else None,
-        "columns": [f"asked: {query}", *(str(number + 1) for number in range(nearest.shape[1]))],
+        "query": query, "target": target, "picture": picture if has_images else None,
+        "columns": [header, *(str(number + 1) for number in range(nearest.shape[1]))],
         "rows": [
-            {"key": keys[own], "hits": [keys[hit] for hit in hits], "cells": [text_of(cell) for cell in (*asks, *row)]}
-            for own, hits, asks, row in zip(asked, nearest, queries, cells, strict=True)
+            {"key": keys[own], "hits": [keys[hit] for hit in found], "cells": list(map(text_of, (*first, *row)))}
+            for own, found, first, row in zip(chosen, nearest, queries, hits, strict=True)
         ],
     }  # fmt: skip
 
 
 def recall_table(result: Mapping[str, Any]) -> Table:
-    """Recall in percent, and the median rank, each with what chance gives, for a terminal of 80 columns."""
+    """Return a table of recall in percent and median rank, each with chance, for a terminal of 80 columns."""
     from tokenizers_zoo.cli.options import plain_table
 
-    table = plain_table("asked by", "found by", *(f">R@{k}" for k in AT), ">median", ">of")
-    for entry in result["pairs"]:
-        table.add_row(entry["query"], entry["found"], *_cells(entry), str(entry["samples"]))
-    table.add_row("[mean]", "", *_cells(result["mean"]), "")
+    table = plain_table("query", "target", *(f">R@{k}" for k in AT), ">median", ">of")
+    for entry in [*result["pairs"], {"query": "[mean]", "target": "", "samples": "", **result["mean"]}]:
+        random = entry["chance"]
+        shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * random['recall'][str(k)]:.1f}" for k in AT]
+        median = f"{entry['median_rank']:.0f}/{random['median_rank']:.0f}"
+        table.add_row(entry["query"], entry["target"], *shares, median, str(entry["samples"]))
     return table
-
-
-def _cells(entry: Mapping[str, Any]) -> list[str]:
-    """`12.0/1.0`: measured and by chance."""
-    guessed = entry["chance"]
-    shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * guessed['recall'][str(k)]:.1f}" for k in AT]
-    return [*shares, f"{entry['median_rank']:.0f}/{guessed['median_rank']:.0f}"]

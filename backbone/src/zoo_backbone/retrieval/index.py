@@ -1,184 +1,332 @@
-"""Indexes on disk: vectors in FAISS, the keys of their samples, and what they were made with.
+"""Indexes: FAISS vectors of stored samples, per modality and of all modalities together.
 
-INDEX/config.json         "class", "run" (where its backbone was last) and "fingerprint" of the backbone, "split",
-                          "embedding" (how vectors are made), "codecs", "modalities" {name: vectors}, "together":
-                          samples, "search": exact or approximate, "samples": sha256 of the samples' keys and tokens
-INDEX/model.safetensors   the space: `<modality>.mean` and `<modality>.projection`
-INDEX/keys.json           "keys": those of all samples; "lacks": {name: numbers of the samples without the modality}
-INDEX/together.faiss      a vector a sample: the mean of those of its modalities, at length 1
-INDEX/of-<name>.faiss     a vector for each sample that has the modality, in the order of the keys
+run.json            see `RunFolder`; "places" has the run
+config.json         the identity: "fingerprint" of the backbone, "split", "embedding", "search", "tokenizers",
+                    "modalities" {name: number of vectors}, "samples": sha256 of keys and tokens
+model.safetensors   the space: `<modality>.mean` and `<modality>.projection`
+keys.json           "keys" of all samples; "lacks": {name: numbers of the samples without the modality}
+of-<name>.faiss     a vector for each sample with the modality
+together.faiss      a vector for each sample: the normalised sum over its modalities
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from tokenizers_zoo import checkpoint
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.errors import CheckpointError, UnknownNameError, ZooError
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.io import DISK_ERRORS, read_table, replacing_file, write_json
+from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
-from zoo_backbone.retrieval.config import EmbeddingConfig
-from zoo_backbone.retrieval.embedding import Embedder
-from zoo_backbone.retrieval.spaces import Affine, Vectors
-from zoo_backbone.retrieval.vector_files import SEARCH_WIDTH, faiss, open_vectors
+from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
+from zoo_backbone.retrieval.config import EmbeddingConfig, Search
+from zoo_backbone.retrieval.embed import Embedder, Samples
+from zoo_backbone.retrieval.space import Affine, Vectors, unit
 
 CLASS = "RetrievalIndex"
 KEYS = "keys.json"
 TOGETHER = ""
-"""Names the vectors of all modalities together."""
+"""The name of the vectors of all modalities together."""
+INDEX = RunKind(
+    name="index",
+    files=(WEIGHTS, CONFIG, CARD, KEYS, "*.faiss"),
+    state="space.json",
+    results=(WEIGHTS, CONFIG, KEYS),
+)
+"""`space.json` marks that the space is fitted; complete `.faiss` files are reused when a build resumes."""
+LARGE = 100_000
+"""Indexes of more samples are approximate by default."""
+LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
+"""HNSW (arXiv 1603.09320): links per vector, candidates while building, and least candidates while searching."""
+LINK_BATCH = 1000
+"""Vectors linked between two updates of the progress bar."""
+DAMAGED = "build it again with --overwrite"
+
+
+def faiss() -> Any:
+    """Import FAISS. Raises ZooError if it is not installed."""
+    try:
+        import faiss as library
+    except ImportError:
+        raise ZooError("retrieval: faiss is not installed; pip install 'zoo-backbone[retrieval]'") from None
+    return library
+
+
+# ---------------------------------------------------------------- building
+
+
+def build(
+    run: Path,
+    zoo: Zoo,
+    out: Path,
+    *,
+    config: EmbeddingConfig,
+    split: str = TEST,
+    modalities: Sequence[str] | None = None,
+    search: Search | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+) -> Index:
+    """Embed the stored samples of a split and write an index to `out`. Resumes a killed build.
+
+    A finished, equal index is kept, with the path of its run updated. Raises FolderError if `out` holds something else.
+    """
+    faiss()
+    run, out = Path(run), Path(out)
+    embedder = Embedder(run, zoo, config, device)
+    names = embedder.names(modalities, split)
+    samples = embedder.stored(split, names)
+    counts = dict(zip(names, samples.present.sum(0).tolist(), strict=True))
+    if empty := [name for name, count in counts.items() if not count]:
+        raise ConfigError(f"{empty[0]}: no sample of the split {split} has it; leave it out of --modalities")
+    kind: Search = search or ("approximate" if len(samples) > LARGE else "exact")
+    identity = {
+        "fingerprint": embedder.fingerprint, "split": split, "embedding": dataclasses.asdict(config), "search": kind,
+        "modalities": counts, "tokenizers": embedder.tokenizers(samples.data), "samples": samples.data.contents(),
+    }  # fmt: skip
+    with RunFolder(out, INDEX, identity, {"run": str(run.resolve())}).open(overwrite) as folder:
+        if folder.finished is None:
+            if folder.resuming:
+                embedder.spaces = _spaces(load_checkpoint(out, CLASS)[0], names)
+            else:
+                embedder.fit(names)
+                card = _card(identity, len(samples))
+                save_checkpoint(out, _tensors(embedder.spaces), {"class": CLASS, **identity}, card)
+                write_json(out / INDEX.state, {})
+            _write_vectors(out, embedder, samples, names, kind)
+            folder.finish(samples=len(samples))
+    index = Index(out)
+    for name in (TOGETHER, *index.names):
+        index.open(name)
+    return index
+
+
+def _write_vectors(out: Path, embedder: Embedder, samples: Samples, names: Sequence[str], kind: Search) -> None:
+    """Write keys and vectors, one modality after the other; complete files are kept."""
+    count, passes = int(samples.present.sum()), 1 if kind == "exact" else 2  # embedded, and linked
+    together = np.zeros(0, np.float32)
+    with progress_bar(f"embed {max(names, key=len)}", count * passes + (passes - 1) * len(samples)) as advance:
+        for name, has in zip(names, samples.present.T, strict=True):
+            path, places = out / file_of(name), np.flatnonzero(has)
+            vectors = _complete_vectors(path, len(places))
+            if vectors is None:
+                vectors = embedder.embed_stored(samples, name, places, partial(advance, title=f"embed {name}"))
+                write_vectors(path, vectors, kind, partial(advance, title=f"link {name}"))
+            else:
+                advance(len(places) * passes)
+            if not len(together):
+                together = np.zeros((len(samples), vectors.shape[1]), np.float32)
+            together[places] += vectors
+            del vectors  # before the next modality is embedded
+        write_vectors(out / file_of(TOGETHER), unit(together), kind, partial(advance, title="link all"))
+    lacks = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, samples.present.T, strict=True)}
+    write_json(out / KEYS, {"keys": list(samples.keys), "lacks": lacks})
+
+
+def new_index(vectors: Vectors, kind: Search, advance: Callable[[int], None] = lambda count: None) -> Any:
+    """Return a FAISS index of unit vectors by inner product. Equal vectors give an equal index.
+
+    `advance` is called with numbers of vectors that were linked (approximate).
+    """
+    library, dims = faiss(), vectors.shape[1]
+    if kind == "exact":
+        index = library.IndexFlatIP(dims)
+        index.add(vectors)
+        return index
+    index = library.IndexHNSWFlat(dims, LINKS, library.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = BUILD_WIDTH
+    threads = library.omp_get_max_threads()
+    library.omp_set_num_threads(1)  # several threads link in random order
+    try:
+        for start in range(0, len(vectors), LINK_BATCH):
+            batch = vectors[start : start + LINK_BATCH]
+            index.add(batch)
+            advance(len(batch))
+    finally:
+        library.omp_set_num_threads(threads)
+    return index
+
+
+def write_vectors(path: Path, vectors: Vectors, kind: Search, advance: Callable[[int], None]) -> None:
+    """Write a FAISS index atomically. Raises OSError if the disk is full."""
+    index = new_index(vectors, kind, advance)
+    with replacing_file(path) as temporary:
+        try:
+            faiss().write_index(index, str(temporary))
+        except RuntimeError as error:  # has the system's message, but not its number
+            number = next((number for number in DISK_ERRORS if os.strerror(number) in str(error)), None)
+            raise error if number is None else OSError(number, os.strerror(number)) from error
+
+
+def _complete_vectors(path: Path, count: int) -> Vectors | None:
+    """Return the vectors of a complete file, or None."""
+    if path.is_file():
+        with contextlib.suppress(RuntimeError):
+            index = faiss().read_index(str(path))
+            if index.ntotal == count:
+                return np.asarray(index.reconstruct_n(0, count), np.float32)
+    return None
+
+
+def _card(identity: Mapping[str, Any], samples: int) -> str:
+    rows = [f"| {name} | {count} |" for name, count in identity["modalities"].items()]
+    embedding = ", ".join(f"{key} {value}" for key, value in identity["embedding"].items() if value != "")
+    return f"""# An index of {samples} samples
+
+Built from the split `{identity["split"]}` of the run's tokens ({embedding}), {identity["search"]} search.
+
+    zoo retrieve query THIS_FOLDER --keys KEY --input NAME
+
+| modality | vectors |
+|---|---|
+{chr(10).join(rows)}
+"""
+
+
+# ---------------------------------------------------------------- searching
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
-    """A sample that was found, and its cosine to the query."""
+    """A sample that was found, and its cosine similarity to the query."""
 
     key: str
     cosine: float
 
 
 class Index:
-    """An index on disk, opened. Raises CheckpointError where it is none, or damaged.
+    """An opened index. Raises CheckpointError if there is none, or if it is damaged.
 
-    `run` is where its backbone is now; by default where it was last.
+    `run` is the folder of its backbone, if it was moved.
     """
 
     def __init__(self, folder: Path, run: Path | None = None) -> None:
         self.folder = Path(folder)
-        if not (self.folder / checkpoint.CONFIG).is_file():
-            raise CheckpointError(f"{folder}: no index here; make one with zoo retrieve build RUN --out {folder}")
-        tensors, self.config = checkpoint.load_checkpoint(self.folder, CLASS)
+        record = read_run(self.folder)
+        if record is None or record["kind"] != INDEX.name or record["finished"] is None:
+            raise CheckpointError(f"{folder}: no finished index; run zoo retrieve build RUN --out {folder}")
+        tensors, config = load_checkpoint(self.folder, CLASS)
         self.keys, self._lacks = _read_keys(self.folder / KEYS)
+        self.run = run or Path(record["places"]["run"])
+        self.embedding = from_mapping(EmbeddingConfig, config["embedding"])
+        self.fingerprint, self.split, self.search_kind = config["fingerprint"], config["split"], config["search"]
+        self.tokenizers: Mapping[str, str] = config["tokenizers"]
+        self.names = list(config["modalities"])
         try:
-            self.embedding = from_mapping(EmbeddingConfig, self.config["embedding"])
-            self.run, self.fingerprint = Path(run or self.config["run"]), str(self.config["fingerprint"])
-            self.split, self.search_kind = str(self.config["split"]), str(self.config["search"])
-            self.spaces = spaces_of(tensors, self.names)
-        except (KeyError, TypeError, ValueError, ZooError) as error:
-            raise CheckpointError(f"{self.folder}: config.json does not describe an index: {error}") from None
+            self._spaces = _spaces(tensors, self.names)
+        except KeyError as error:
+            raise CheckpointError(f"{self.folder}: its space lacks {error}; {DAMAGED}") from None
         self._opened: dict[str, Any] = {}
 
-    @property
-    def names(self) -> list[str]:
-        """Its modalities."""
-        return list(self._lacks)
-
     def check_run(self) -> None:
-        """Raise CheckpointError where its backbone is not where it was."""
+        """Raise CheckpointError if its backbone was moved."""
         if not self.run.is_dir():
-            raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run FOLDER")
+            raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
 
     def embedder(self, zoo: Zoo, device: str = "cpu") -> Embedder:
-        """What makes vectors for this index. Raises CheckpointError where its backbone is another by now."""
+        """Return the embedder for queries. Raises CheckpointError if the backbone or the `via` tokenizer changed."""
         self.check_run()
         embedder = Embedder(self.run, zoo, self.embedding, device)
         if embedder.fingerprint != self.fingerprint:
             raise CheckpointError(
-                f"{self.folder}: built by the backbone {self.fingerprint[:12]}, and {self.run} now holds "
-                f"{embedder.fingerprint[:12]}; give the folder of that backbone with --run, or build the index again "
-                "with --overwrite"
+                f"{self.folder}: built by the backbone {self.fingerprint[:12]}, and {self.run} holds "
+                f"{embedder.fingerprint[:12]}; give --run RUN, or build the index again with --overwrite"
             )
-        for name, codec in embedder.via_codec().items():
-            if self.config["codecs"].get(name) != codec:
-                raise CheckpointError(
-                    f"{self.folder}: built with another tokenizer of {name} than the one in {zoo[name].checkpoint}; "
-                    "build the index again with --overwrite"
-                )
-        embedder.spaces = dict(self.spaces)
+        if (via := self.embedding.via) and self.tokenizers.get(via) != embedder.via.fingerprint:
+            raise CheckpointError(f"{self.folder}: built with another tokenizer of {via}; {DAMAGED}")
+        embedder.spaces = dict(self._spaces)
         return embedder
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise UnknownNameError for the first modality that the index has not."""
+        """Raise UnknownNameError for a modality that the index does not have."""
         for name in names:
             if name not in self.names:
                 raise UnknownNameError.of("modality of this index", name, self.names)
 
     def size(self, find: str = TOGETHER) -> int:
-        """Samples that can be found by the modality `find`, or by all together."""
+        """Return the number of samples with the modality `find`, or of all samples."""
         return len(self.keys) - len(self._lacks.get(find, ()))
 
     def keys_of(self, find: str) -> Sequence[str]:
-        """The keys of the samples that can be found by the modality `find`, in the order of its vectors."""
+        """Return the keys of the samples with the modality `find`, in the order of its vectors."""
         if self.size(find) == len(self.keys):
             return self.keys
         return [self.keys[sample] for sample in np.delete(np.arange(len(self.keys)), self._lacks[find])]
 
     def search(
-        self, queries: Vectors, k: int, find: str = TOGETHER, without: Sequence[str | None] | None = None
+        self, queries: Vectors, k: int, find: str = TOGETHER, exclude: Sequence[str] | None = None
     ) -> list[list[Hit]]:
-        """The `k` samples closest to each query, `queries dims` of length 1, or all where there are fewer.
-
-        `without` has for each query a key that is left out, or None.
-        """
+        """Return the k nearest samples of each unit vector, by the modality `find`; `exclude` has a key per query."""
         keys, index = self.keys_of(find), self.open(find)
-        dropped = list(without or [None] * len(queries))
-        wanted = min(k + any(key is not None for key in dropped), len(keys))
+        wanted = min(k + (exclude is not None), len(keys))
         options = {}
         if self.search_kind == "approximate":
             options["params"] = faiss().SearchParametersHNSW(efSearch=max(SEARCH_WIDTH, 2 * wanted))
         cosines, rows = index.search(np.ascontiguousarray(queries, np.float32), wanted, **options)
-        return [
-            [
-                Hit(key=keys[row], cosine=float(cosine))
-                for row, cosine in zip(found.tolist(), close.tolist(), strict=True)
-                if row >= 0 and keys[row] != left_out
-            ][:k]
-            for found, close, left_out in zip(rows, cosines, dropped, strict=True)
-        ]
+        found = []
+        for number, (near, similar) in enumerate(zip(rows.tolist(), cosines.tolist(), strict=True)):
+            hits = [Hit(key=keys[row], cosine=cosine) for row, cosine in zip(near, similar, strict=True) if row >= 0]
+            found.append([hit for hit in hits if exclude is None or hit.key != exclude[number]][:k])
+        return found
 
     def open(self, find: str) -> Any:
-        """The vectors by which the modality `find` is searched. Raises CheckpointError where they are damaged."""
+        """Return the FAISS index of a modality. Raises CheckpointError if its file is damaged."""
         if find not in self._opened:
             path = self.folder / file_of(find)
-            index = open_vectors(path)
+            try:
+                index = faiss().read_index(str(path))
+            except RuntimeError as error:
+                raise CheckpointError(f"{path}: damaged ({str(error).splitlines()[0]}); {DAMAGED}") from None
             if index.ntotal != self.size(find):
-                raise CheckpointError(
-                    f"{path}: holds {index.ntotal} vectors, and {KEYS} has {self.size(find)}; build it again with "
-                    "--overwrite"
-                )
+                raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {self.size(find)}; {DAMAGED}")
             self._opened[find] = index
         return self._opened[find]
 
 
 def file_of(name: str) -> str:
-    """The file of a modality's vectors."""
+    """Return the file name of a modality's vectors."""
     return "together.faiss" if name == TOGETHER else f"of-{name}.faiss"
 
 
-def spaces_of(tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, Affine]:
-    """The space in model.safetensors. Raises KeyError."""
-    return {
-        name: Affine(mean=tensors[f"{name}.mean"].numpy(), projection=_numpy(tensors.get(f"{name}.projection")))
-        for name in names
-    }
+def _tensors(spaces: Mapping[str, Affine]) -> dict[str, Any]:
+    import torch
+
+    arrays = {f"{name}.mean": space.mean for name, space in spaces.items()}
+    arrays |= {f"{name}.projection": s.projection for name, s in spaces.items() if s.projection is not None}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _numpy(tensor: torch.Tensor | None) -> Vectors | None:
-    return None if tensor is None else tensor.numpy()
+def _spaces(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Affine]:
+    found = {}
+    for name in names:
+        projection = tensors.get(f"{name}.projection")
+        found[name] = Affine(
+            mean=tensors[f"{name}.mean"].numpy(), projection=None if projection is None else projection.numpy()
+        )
+    return found
 
 
 def _read_keys(path: Path) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]:
-    """All keys, and by modality the numbers of the samples that lack it. Raises CheckpointError."""
-    table = read_table(path)
+    """Return all keys, and the numbers of the samples that lack each modality. Raises CheckpointError."""
+    table = read_table(path, "keys", "lacks")
     try:
-        if TOGETHER in table:  # of an earlier version, which repeated the keys for each modality
-            keys = list(table.pop(TOGETHER))
-            had = {name: set(own) for name, own in table.items()}
-            lacked = {name: [n for n, key in enumerate(keys) if key not in own] for name, own in had.items()}
-        else:
-            keys, lacked = list(table["keys"]), table["lacks"]
-        lacks = {name: np.array(numbers, np.int64) for name, numbers in lacked.items()}
+        keys = list(table["keys"])
+        lacks = {name: np.array(numbers, np.int64) for name, numbers in table["lacks"].items()}
         for name, numbers in lacks.items():
             if numbers.size and not ((np.diff(numbers) > 0).all() and numbers[0] >= 0 and numbers[-1] < len(keys)):
-                raise ValueError(f"{name} lacks what is no sample")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"without {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{path}: damaged ({reason}); build the index again with --overwrite") from None
+                raise ValueError(f"bad sample numbers of {name}")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); {DAMAGED}") from None
     return keys, lacks

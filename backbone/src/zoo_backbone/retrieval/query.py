@@ -1,54 +1,66 @@
-"""Queries: weighted sums of the vectors of several modalities, from files or from stored samples."""
+"""Queries: weighted sums of vectors of several modalities, from values or stored samples; their hits on disk."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.data.samples import spread
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.io import write_json
 from tokenizers_zoo.registry import Zoo
-from zoo_backbone.retrieval.embedding import Embedder
+from zoo_backbone.evaluation.gallery import CELL, Shown, shown, write_sheet
+from zoo_backbone.evaluation.pairs import ranked_names
+from zoo_backbone.generate.inputs import value_of_source
+from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
-from zoo_backbone.retrieval.spaces import Vectors, unit
+from zoo_backbone.retrieval.space import Vectors, unit
+from zoo_backbone.run import Run
 
-LEAST = 1e-6
-"""Length of a weighted sum from which on it points somewhere."""
+SHORTEST = 1e-6
+"""Shorter weighted sums have no direction."""
+FILE, PICTURE = "hits.json", "hits.png"
+HITS_SHOWN, QUERIES_SHOWN = 10, 100
+FRAME = 6
+"""Width of the frame around a correct hit, in pixels of a cell."""
+CORRECT, MARK = "#1a9641", "[correct] "
+"""Colour of the frame, and prefix of texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What was found for one query: the stored sample that was asked with (None: files), and hits, the closest first.
-
-    `given` are the modalities that it was asked with.
-    """
+class Result:
+    """The hits of a query, the most similar first. `key` is the stored sample of the query, None for values."""
 
     key: str | None
-    given: tuple[str, ...]
+    inputs: tuple[str, ...]
     hits: list[Hit]
 
 
-def combined(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -> Vectors:
-    """The weighted sum of unit vectors `samples dims` by modality, at length 1; a modality's weight is 1 by default.
+def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -> Vectors:
+    """Return the normalised weighted sum of unit vectors `(samples, dims)`; weights are 1 by default.
 
-    A negative weight asks for what is unlike it. Raises ConfigError for a weight of a modality that is not given, and
-    where a sum is zero.
+    Raises ConfigError for a weight of a modality that is no input, and if a sum is zero.
     """
     for name in weights:
         if name not in vectors:
-            raise ConfigError(f"--weights {name}: is not given; given: {', '.join(vectors)}")
-    largest = max(abs(weights.get(name, 1.0)) for name in vectors) or 1.0  # taken out, so that no sum is infinite
+            raise ConfigError(f"--weights {name}: is not an input; inputs: {', '.join(vectors)}")
+    largest = max(abs(weights.get(name, 1.0)) for name in vectors) or 1.0  # avoids overflow
     total = np.sum([weights.get(name, 1.0) / largest * rows for name, rows in vectors.items()], axis=0)
-    if bool((np.linalg.norm(total, axis=1) < LEAST).any()):
-        raise ConfigError("the weighted sum of what is given is zero, and says nothing; change --weights")
+    if bool((np.linalg.norm(total, axis=1) < SHORTEST).any()):
+        raise ConfigError("--weights: the weighted sum of the inputs is zero; change the weights")
     return unit(total.astype(np.float32))
 
 
-def in_words(given: Sequence[str], weights: Mapping[str, float]) -> str:
-    """What is asked with, as a sum: `caption + 0.5 depth - semseg`."""
+def formula(inputs: Sequence[str], weights: Mapping[str, float]) -> str:
+    """Return a weighted sum as text: `caption + 0.5 depth - semseg`."""
     terms = []
-    for name in given:
+    for name in inputs:
         weight = weights.get(name, 1.0)
         size = "" if abs(weight) == 1 else f"{abs(weight):g} "
         terms.append(f"{'-' if weight < 0 else '+'} {size}{name}")
@@ -63,23 +75,20 @@ def query_values(
     k: int,
     find: str = TOGETHER,
     device: str = "cpu",
-) -> list[Answer]:
-    """What is closest to one sample, whose modalities are files, or values written out as generation takes them.
-
-    Raises ZooErrors for what does not fit together.
-    """
+) -> list[Result]:
+    """Query with one sample, given as files or values as text, by modality."""
     index.check([*sources, *([find] if find else [])])
     embedder = index.embedder(zoo, device)
-    vectors = {name: embedder.embed(name, embedder.encode(name, source)) for name, source in sources.items()}
-    (hits,) = index.search(combined(vectors, weights), k, find)
-    return [Answer(key=None, given=tuple(sources), hits=hits)]
+    vectors = {name: embedder.embed_value(name, source) for name, source in sources.items()}
+    (hits,) = index.search(weighted_sum(vectors, weights), k, find)
+    return [Result(key=None, inputs=tuple(sources), hits=hits)]
 
 
 def query_keys(
     index: Index,
     zoo: Zoo,
     keys: Sequence[str],
-    given: Sequence[str],
+    inputs: Sequence[str],
     weights: Mapping[str, float],
     k: int,
     *,
@@ -87,40 +96,108 @@ def query_keys(
     split: str | None = None,
     exclude_self: bool = False,
     device: str = "cpu",
-) -> list[Answer]:
-    """What is closest to each of the stored samples `keys` of a split, by default the index's.
+) -> list[Result]:
+    """Query with stored samples: `keys` of a split (default: the index's).
 
-    `exclude_self` leaves out the sample that was asked with; one of another split is not in the index, where its key is
-    another sample's. Raises ZooErrors for what does not fit together.
+    `exclude_self` excludes the query's own sample, if it is of the index's split.
     """
-    index.check([*given, *([find] if find else [])])
+    index.check([*inputs, *([find] if find else [])])
     embedder = index.embedder(zoo, device)
     split = split or index.split
-    known = index.keys if split == index.split else ()
-    queries = combined(_stored(embedder, split, keys, given, known), weights)
-    found = index.search(queries, k, find, list(keys) if exclude_self and split == index.split else None)
-    return [Answer(key=key, given=tuple(given), hits=hits) for key, hits in zip(keys, found, strict=True)]
+    queries = weighted_sum(_stored_vectors(embedder, split, keys, inputs), weights)
+    hits = index.search(queries, k, find, keys if exclude_self and split == index.split else None)
+    return [Result(key=key, inputs=tuple(inputs), hits=found) for key, found in zip(keys, hits, strict=True)]
 
 
-def _stored(
-    embedder: Embedder, split: str, keys: Sequence[str], given: Sequence[str], known: Sequence[str]
-) -> dict[str, Vectors]:
-    """The vectors of stored samples, by modality; `known` are keys that are there, whatever is stored of them.
-
-    Raises UnknownNameError, DataError.
-    """
-    data = embedder.stored(split, given)
+def _stored_vectors(embedder: Embedder, split: str, keys: Sequence[str], inputs: Sequence[str]) -> dict[str, Vectors]:
+    """Return the vectors of stored samples, by modality. Raises UnknownNameError or DataError."""
     where = f"{embedder.run.tokens / split}"
-    numbers = {key: number for number, key in enumerate(data.keys)}
+    samples = embedder.stored(split, inputs)
+    numbers = {key: number for number, key in enumerate(samples.keys)}
     for key in keys:
-        if key not in numbers and key in known:
-            raise DataError(f"{where}: sample {key!r} has no {' and no '.join(given)}")
+        if key not in numbers and samples.data.split.find(key) is not None:
+            raise DataError(f"{where}: sample {key!r} has no {' and no '.join(inputs)}")
         if key not in numbers:
-            raise UnknownNameError.of("sample", key, data.keys[:1000], f"(in {where}; --split gives another part)")
+            raise UnknownNameError.of("sample", key, samples.keys[:1000], f"(in {where}; see --split)")
+    places = np.array([numbers[key] for key in keys], np.int64)
     vectors = {}
-    for column, name in enumerate(given):
-        rows = [int(data.rows[numbers[key], column]) for key in keys]
-        if -1 in rows:
-            raise DataError(f"{where}: sample {keys[rows.index(-1)]!r} has no {name}")
-        vectors[name] = embedder.embed_stored(data, name, rows, lambda _: None)
+    for name, has in zip(inputs, samples.present[places].T, strict=True):
+        if not has.all():
+            raise DataError(f"{where}: sample {keys[int(has.argmin())]!r} has no {name}")
+        vectors[name] = embedder.embed_stored(samples, name, places, lambda _: None)
     return vectors
+
+
+# ---------------------------------------------------------------- results on disk
+
+
+def write_results(
+    index: Index,
+    zoo: Zoo,
+    out: Path,
+    results: Sequence[Result],
+    *,
+    sources: Mapping[str, str],
+    find: str,
+    split: str,
+    weights: Mapping[str, float],
+) -> str:
+    """Write OUT/hits.json, and OUT/hits.png with queries and hits, the query's own sample framed.
+
+    Hits are shown as the modality `find`, or as the modality that is best to look at. Returns why there is no picture,
+    or "".
+    """
+    values, problem = Run.load(index.run).data, ""
+    if values is None or not values.is_dir():
+        problem = f"the values of {index.run} were in {values}, which is not there"
+    else:
+        store = ValueStore.of(values, zoo)
+        by = find or ranked_names([zoo[name].spec for name in index.names])[0]
+        queries: list[list[Shown]] = []
+        hits: list[list[Shown]] = []
+        for result in (results[place] for place in spread(len(results), QUERIES_SHOWN)):
+            if result.key is not None:
+                queries.append([shown(store, zoo[name], split, result.key) for name in result.inputs])
+            else:
+                queries.append([zoo[name].render(value_of_source(zoo[name], text)) for name, text in sources.items()])
+            cells = [(hit.key, shown(store, zoo[by], index.split, hit.key)) for hit in result.hits[:HITS_SHOWN]]
+            own = result.key if split == index.split else None
+            hits.append([framed(cell) if key == own else cell for key, cell in cells])
+        headers = [f"query: {formula([name], weights)}" for name in results[0].inputs]
+        if not write_hits(out / PICTURE, headers, queries, hits):
+            try:
+                store.index(index.split, by)
+                problem = "queries and hits are texts"
+            except ZooError as error:
+                problem = str(error)
+    if problem:
+        (out / PICTURE).unlink(missing_ok=True)  # of an earlier query
+    record = {
+        "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": find, "split": split,
+        "files": dict(sources), "weights": dict(weights),
+        "queries": [dataclasses.asdict(result) for result in results],
+    }  # fmt: skip
+    write_json(out / FILE, record)
+    return problem
+
+
+def framed(cell: Shown) -> Shown:
+    """Mark a cell as correct: images by a frame, texts by a prefix."""
+    if isinstance(cell, str):
+        return MARK + cell
+    picture = cell.convert("RGB")
+    factor = max(1, CELL // max(picture.size))
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    width = FRAME * max(1, round(max(picture.size) / CELL))
+    ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=CORRECT, width=width)
+    return picture
+
+
+def write_hits(
+    path: Path, headers: Sequence[str], queries: Sequence[Sequence[Shown]], hits: Sequence[Sequence[Shown]]
+) -> bool:
+    """Write an image with a row per query: its inputs (with `headers`), then its hits. False if all cells are text."""
+    most = max(len(row) for row in hits)
+    columns = [*headers, *(f"{number}" for number in range(1, most + 1))]
+    rows = [[*inputs, *found, *[""] * (most - len(found))] for inputs, found in zip(queries, hits, strict=True)]
+    return write_sheet(path, columns, rows)

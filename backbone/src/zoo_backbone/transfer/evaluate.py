@@ -14,8 +14,9 @@ from typing import Any
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.io import held, read_json, replacing_file, write_json
+from tokenizers_zoo.io import read_json, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.run_folder import locked
 from zoo_backbone.evaluation.gallery import shown, write_sheet
 from zoo_backbone.transfer.data import Samples, Stores
 from zoo_backbone.transfer.probe import Probe
@@ -70,7 +71,7 @@ def predict_to_folder(
 
     Writes OUT/<key>.<ext> for values of a modality, else OUT/predictions.csv; and OUT/predictions.png with inputs,
     prediction and label. Files of an earlier prediction in OUT are removed at the end. Raises DataError for a key
-    without inputs or label, CheckpointError if another process writes OUT.
+    without inputs or label, FolderError if another process writes OUT.
     """
     task, target = probe.task, probe.target
     found = stores.samples(task, split)
@@ -104,8 +105,7 @@ def predict_to_folder(
     for place in spread(len(chosen), SHOWN):
         cells = [shown(stores.values, probe.zoo[name], split, chosen[place]) for name in shown_inputs if stores.values]
         rows.append([*cells, task.render(target, predicted[place]), task.render(target, truth[place])])
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out, f"{out}: another process writes predictions there; wait for its end, or give another --out"):
+    with locked(out):
         earlier = set(read_json(out / WRITTEN)) if (out / WRITTEN).is_file() else set()
         write_json(out / WRITTEN, sorted(earlier | files.keys() | {PICTURE}))  # complete even after a kill
         for name, data in files.items():

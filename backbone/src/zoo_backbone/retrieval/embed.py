@@ -1,0 +1,191 @@
+"""Vectors of samples: mean features of a run's encoder, or values of a global modality that it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tokenizers_zoo.data.samples import TRAIN, spread
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.ml4m.source import known_fingerprint
+from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.spec import VectorLayout
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.codecs import check_codec, stored_samples
+from zoo_backbone.data import TokenData
+from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.generate.inputs import value_of_source
+from zoo_backbone.retrieval.config import EmbeddingConfig
+from zoo_backbone.retrieval.space import Affine, Vectors, fit, unpaired
+from zoo_backbone.run import Run, stored_config
+
+BATCH = 32
+
+Advance = Callable[[int], None]
+"""Called with the number of samples embedded since the last call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Stored samples of a split, as uncropped views."""
+
+    data: TokenData
+    keys: Sequence[str]
+    rows: npt.NDArray[np.int64]
+    """Stored row of each sample."""
+    present: npt.NDArray[np.bool_]
+    """`(samples, modalities)`: which modalities a sample has."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Embedder:
+    """Embeds modalities of samples with a trained run.
+
+    Raises CheckpointError if `folder` is not a trained run, ConfigError if `via` has no vectors, DataError if the
+    tokenizer of `via` is not the backbone's.
+    """
+
+    def __init__(self, folder: Path, zoo: Zoo, config: EmbeddingConfig, device: str = "cpu") -> None:
+        self.folder, self.zoo, self.config, self.device = Path(folder), zoo, config, device
+        self.run = Run.load(self.folder)
+        self.trained_on: Mapping[str, str] = stored_config(self.folder)["fingerprints"]
+        self.fingerprint = known_fingerprint(self.folder)
+        self.spaces: dict[str, Affine] = {}
+        model = load_model(self.folder, device=device).eval()
+        self.layout: EmbeddingLayout = model.layout
+        if config.via:
+            check_via(self.layout, config.via)
+            self.via = self._handle(config.via)
+            self.model = model
+        else:
+            self.encoder = FourMEncoder(model)
+
+    def _handle(self, name: str) -> ModalityHandle:
+        """Return a modality whose tokenizer is the backbone's, on the device. Raises UnknownNameError or DataError."""
+        handle = self.zoo[name]
+        handle.device = self.device
+        check_codec(handle, self.trained_on.get(name), self.layout.spec(name))
+        return handle
+
+    def tokenizers(self, data: TokenData) -> dict[str, str]:
+        """Return the fingerprints of all tokenizers that vectors depend on."""
+        return data.fingerprints | ({self.config.via: self.via.fingerprint} if self.config.via else {})
+
+    def names(self, wanted: Sequence[str] | None, split: str) -> list[str]:
+        """Return the modalities to embed, in the backbone's order: `wanted`, or all modalities of its token store.
+
+        Raises UnknownNameError, ConfigError for a modality that is no input, and DataError if the store has none.
+        """
+        if wanted:
+            for name in wanted:
+                if name != self.config.via:
+                    self.layout.check_read(name, "embed")
+            found = {self.layout.spec(name).name for name in wanted}
+            return [name for name in self.layout.names if name in found]
+        store = TokenStore(self.run.tokens)
+        needed = [split] if self.config.space == "plain" else [split, TRAIN]
+        there = [set(store.modalities(part)) for part in needed]
+        excluded = self.layout.targets_only - {self.config.via}
+        names = [name for name in self.layout.names if name not in excluded and all(name in part for part in there)]
+        if not names:
+            raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(needed)}")
+        return names
+
+    def stored(self, split: str, names: Sequence[str]) -> Samples:
+        """Return the stored samples of a split. Raises DataError if the tokens are of other tokenizers."""
+        specs = [self.layout.spec(name) for name in names]
+        data = stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
+        rows = data.rows(np.arange(len(data)))
+        return Samples(data=data, keys=data.sample_keys(), rows=rows, present=data.present(rows))
+
+    @torch.inference_mode()
+    def raw(self, name: str, tokens: Any) -> Vectors:
+        """Return vectors `(samples, dim)` of a modality's tokens, before the space."""
+        if not self.config.via:
+            pooled = self.encoder(*self.encoder.prepare({name: tokens}))
+            return np.asarray(pooled.float().cpu().numpy(), np.float32)
+        if name != self.config.via:
+            plan = TargetPlan(name=self.config.via, temperature=0, steps=1)
+            tokens = generate(self.model, {name: tokens}, [plan], 0, range(len(tokens)))[self.config.via]
+        return np.stack([np.ravel(np.asarray(value, np.float32)) for value in self.via.decode(tokens)])
+
+    def embed(self, name: str, tokens: Any) -> Vectors:
+        """Return unit vectors `(samples, dims)` of a modality's tokens, in the space."""
+        if name not in self.spaces:
+            raise UnknownNameError.of("modality of this index", name, self.spaces)
+        return self.spaces[name](self.raw(name, tokens))
+
+    def embed_stored(
+        self, samples: Samples, name: str, places: npt.NDArray[np.int64], advance: Advance, *, raw: bool = False
+    ) -> Vectors:
+        """Return the vectors of the samples at these places."""
+        embed = self.raw if raw else self.embed
+        parts = []
+        for start in range(0, len(places), BATCH):
+            rows = samples.rows[places[start : start + BATCH]]
+            parts.append(embed(name, samples.data.columns[name].take(rows)))
+            advance(len(rows))
+        return np.concatenate(parts)
+
+    def embed_value(self, name: str, source: str) -> Vectors:
+        """Return the vector of one value: a file, or a value as text. Raises ZooErrors."""
+        handle = self._handle(self.layout.spec(name).name)
+        return self.embed(name, handle.encode([value_of_source(handle, source)]))
+
+    def fit(self, names: Sequence[str]) -> None:
+        """Fit the space to evenly spread training samples.
+
+        Raises ConfigError for a modality that no training sample has, or, for a shared space, none has together with
+        another modality.
+        """
+        if self.config.space == "plain":
+            self.spaces = {name: Affine(mean=np.zeros(1, np.float32)) for name in names}
+            return
+        samples = self.stored(TRAIN, names)
+        places = np.array(spread(len(samples), self.config.fit_samples), np.int64)
+        present = samples.present[places]
+        self._check_fit(names, present)
+        vectors: dict[str, Vectors] = {}
+        with progress_bar("fit the space", int(present.sum())) as advance:
+            for name, has in zip(names, present.T, strict=True):
+                found = self.embed_stored(samples, name, places[has], advance, raw=True)
+                vectors[name] = np.full((len(places), found.shape[1]), np.nan, np.float32)
+                vectors[name][has] = found
+        self.spaces = fit(self.config.space, vectors)
+
+    def _check_fit(self, names: Sequence[str], present: npt.NDArray[np.bool_]) -> None:
+        for name, has in zip(names, present.T, strict=True):
+            if not has.any():
+                raise ConfigError(f"{name}: no training sample has it, and no space can be fitted; leave it out")
+        if self.config.space == "shared" and len(names) > 1 and (alone := unpaired(names, present)):
+            raise ConfigError(
+                f"{', '.join(alone)}: --space shared needs training samples with another of {', '.join(names)}, and "
+                f"none of {len(present)} has one; use --space whitened, or leave the modality out"
+            )
+
+
+def check_via(layout: EmbeddingLayout, via: str) -> None:
+    """Raise ConfigError if `via` is not a modality of vectors of numbers that the backbone can predict."""
+    spec = layout.spec(via)
+    vectors = [
+        other.name
+        for other in layout.specs
+        if other.name in layout.discrete and isinstance(other.layout, VectorLayout) and other.value.kind == "array"
+    ]
+    if spec.name not in vectors:
+        raise ConfigError(
+            f"--via {via}: expected a vector modality that the backbone predicts, got {spec.value} as {spec.layout}; "
+            f"this run has {', '.join(vectors) or 'none: use --embedding encoder'}"
+        )
