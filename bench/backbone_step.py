@@ -26,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 from zoo_backbone.config import PRESETS, MaskingConfig, Mixture, TrainConfig, preset
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
-from zoo_backbone.training.optim import EPSILON, Optimizer
-from zoo_backbone.training.train import keeping_freed_memory
+from zoo_backbone.optim import EPSILON, Optimizer
+from zoo_backbone.train import keeping_freed_memory
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 

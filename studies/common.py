@@ -27,9 +27,9 @@ from tokenizers_zoo.pipeline.engines import run_jobs
 from zoo_backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.evaluation.config import EvaluationConfig
 from zoo_backbone.evaluation.evaluate import evaluate
+from zoo_backbone.losses import losses_of
 from zoo_backbone.model import FourM
-from zoo_backbone.training.held_out import losses_of
-from zoo_backbone.training.train import train
+from zoo_backbone.train import train
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

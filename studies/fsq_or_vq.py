@@ -21,7 +21,7 @@ from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
 from tokenizers_zoo.train.report import EVALUATION
 from zoo_backbone.config import Mixture
-from zoo_backbone.training.train import train
+from zoo_backbone.train import train
 
 TARGETS = "depth", "normal", "semseg"
 KINDS: dict[str, dict[str, Any]] = {"fsq": {"levels": [8, 6, 5]}, "vq": {"codebook_size": 240}}

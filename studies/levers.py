@@ -18,7 +18,7 @@ from common import GIVEN, Study, Variant, begin, interval, shown
 from rich.table import Table
 from transfer import asked, generalist, made, sets_of, specialist
 
-from zoo_backbone.training.optim import for_width
+from zoo_backbone.optim import for_width
 
 AS_IT_IS = "as it is"
 COLUMNS = 4

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.config import PRESETS, ModelConfig
-from zoo_backbone.training.optim import for_width
+from zoo_backbone.optim import for_width
 
 SIZES = "nano,tiny,small"
 HEAD = PRESETS["nano"].dim // PRESETS["nano"].heads

@@ -23,7 +23,7 @@ from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
-from zoo_backbone.training.optim import Optimizer
+from zoo_backbone.optim import Optimizer
 
 SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
 TRAINING = TrainConfig(

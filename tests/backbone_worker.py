@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from backbone_samples import ADDED, SMALL, TRAINING, all_layouts
 
-from zoo_backbone.training.distributed import leave
-from zoo_backbone.training.state import TrainingState
-from zoo_backbone.training.train import train
+from zoo_backbone.distributed import TrainingState, leave
+from zoo_backbone.train import train
 
 
 def main(folder: str, tokens: str, stop_after: str, changes: str, start: str = "") -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 HEAVY = (
     "zoo_backbone.cli.main", "zoo_backbone.evaluation.evaluate", "zoo_backbone.generate.outputs",
-    "zoo_backbone.training.train",
+    "zoo_backbone.train",
     "jinja2", "matplotlib.figure",
     "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.families.spatial.model",
     "tokenizers_zoo.families.spatial.losses", "tokenizers_zoo.pipeline.info", "tokenizers_zoo.pipeline.tokenize",

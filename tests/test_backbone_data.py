@@ -26,12 +26,13 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tokens import whole_samples
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.spec import GridLayout, PatchesLayout, VectorLayout
+from tokenizers_zoo.train.batches import Prefetch, sample_order
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.codecs import check_stored
 from zoo_backbone.config import TrainConfig
-from zoo_backbone.data import Loader, Order, TokenData
+from zoo_backbone.data import TokenData
 from zoo_backbone.model import FourM
-from zoo_backbone.training.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
+from zoo_backbone.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +135,14 @@ def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
 
 
 def test_the_order_is_a_permutation_an_epoch_and_starts_anywhere() -> None:
-    order = Order(10, 3)
-    steps = [order.between(4 * step, 4 * step + 4) for step in range(10)]
+    steps = [sample_order(4 * step, 4 * step + 4, 10, 3) for step in range(10)]
     epochs = np.concatenate(steps).reshape(4, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
     for step in (7, 2, 9):
-        np.testing.assert_array_equal(Order(10, 3).between(4 * step, 4 * step + 4), steps[step])
-    assert sorted(Order(3, 0).between(0, 9).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    orders = [Order(50, 3, number).between(50 * epoch, 50 * epoch + 50) for number in range(3) for epoch in range(3)]
+        np.testing.assert_array_equal(sample_order(4 * step, 4 * step + 4, 10, 3), steps[step])
+    assert sorted(sample_order(0, 9, 3, 0).tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    orders = [sample_order(50 * epoch, 50 * epoch + 50, 50, 3, number) for number in range(3) for epoch in range(3)]
     assert len({order.tobytes() for order in orders}) == 9, "stores have unrelated orders"
 
 
@@ -156,13 +156,13 @@ def test_the_loader_keeps_order_and_passes_errors_on() -> None:
             raise DataError("step 7 is damaged")
         return dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, ids=torch.tensor(step)))
 
-    with Loader(make, 3, 20) as loader:
+    with Prefetch(make, 3, 20) as loader:
         seen = iter(loader)
         assert [int(next(seen).inputs.ids) for _ in range(4)] == [3, 4, 5, 6]
         with pytest.raises(DataError, match="step 7"):
             next(seen)
     assert made == [3, 4, 5, 6, 7]
-    with Loader(make, 8, 10_000, ahead=2) as loader:
+    with Prefetch(make, 8, 10_000, depth=2) as loader:
         next(iter(loader))
     assert len(made) < 20
 

@@ -39,17 +39,18 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.run_folder import FolderError, RunFolder
 from tokenizers_zoo.spec import GridLayout
+from tokenizers_zoo.train.optim import DivergedError
+from zoo_backbone import distributed
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
 from zoo_backbone.data import Mix, open_sources
+from zoo_backbone.distributed import PROGRESS
 from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.losses import held_out_losses
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.run import BACKBONE, Run
-from zoo_backbone.training import distributed, state
-from zoo_backbone.training.held_out import held_out_losses
-from zoo_backbone.training.state import PROGRESS
-from zoo_backbone.training.train import DivergedError, Training, keeping_freed_memory, train
+from zoo_backbone.train import Trainer, keeping_freed_memory, train
 
 GOLDEN = Path(__file__).parent / "golden" / "backbone_losses.json"
 HERE = Path(__file__).parent
@@ -138,16 +139,16 @@ def test_parts_change_only_the_last_bits(finished: Path, store: Path, tmp_path: 
 def test_a_killed_run_ends_as_if_it_had_not_been(
     finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
-    step, taken = Training.step, []
+    step, taken = Trainer.train_step, []
 
-    def dying(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+    def dying(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         if len(taken) == killed_after:
             raise Killed
         taken.append(rate)
         return step(self, batch, rate)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Training, "step", dying)
+        patch.setattr(Trainer, "train_step", dying)
         train(tmp_path, store, all_layouts(), SMALL, TRAINING)
     train(tmp_path, store, all_layouts(), SMALL, TRAINING)
     assert files(tmp_path) == files(finished)
@@ -162,7 +163,7 @@ def test_a_kill_while_the_state_is_written_does_no_harm(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(
-            "zoo_backbone.training.state.write_json",
+            "zoo_backbone.distributed.write_json",
             lambda path, data: dying(path, data) or path.write_text(json.dumps(data)),
         )
         train(tmp_path, store, all_layouts(), SMALL, TRAINING)
@@ -215,7 +216,7 @@ def test_a_damaged_state_is_named(
 ) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
     change(next(folder.glob("training_state/step-*/*.safetensors")))
-    with pytest.raises(CheckpointError, match=r"step-00000004: damaged: .*; remove it to start anew$") as raised:
+    with pytest.raises(CheckpointError, match=r"step-00000004: damaged: .*; remove it to start again$") as raised:
         train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
     assert problem in str(raised.value) and "ranks:" not in str(raised.value)
 
@@ -231,7 +232,7 @@ def test_want_of_memory_is_no_damage_of_a_state(
     def load(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(state, "load", load)
+    monkeypatch.setattr(distributed, "load", load)
     with pytest.raises(torch.OutOfMemoryError):
         train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
 
@@ -257,9 +258,9 @@ def test_progress_that_is_none_is_named(
     progress.unlink()
     if text is not None:
         progress.write_text(text)
-    message = rf"step-00000004: damaged: .*progress\.json.*{problem}.*; remove it to start anew$"
+    message = rf"step-00000004: damaged: .*progress\.json.*{problem}.*; remove it to start again$"
     if text is None:
-        message = rf"step-00000004: damaged: {problem}; remove it to start anew$"
+        message = rf"step-00000004: damaged: {problem}; remove it to start again$"
     with pytest.raises(CheckpointError, match=message):
         train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
     shutil.rmtree(progress.parent)
@@ -271,14 +272,14 @@ def test_a_state_beyond_the_run_is_not_taken_for_its_end(stopped: Path, store: P
     state = (folder / STATE / "step-00000004").rename(folder / STATE / "step-00000099")
     progress = state / PROGRESS
     progress.write_text(json.dumps({**json.loads(progress.read_text()), "step": 99}))
-    with pytest.raises(CheckpointError, match="holds a state of step 99, and the run has 4; remove it to start anew"):
+    with pytest.raises(CheckpointError, match="holds a state of step 99, the run has 4; remove it to start again"):
         train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
 
 
 def test_a_finished_run_is_left_alone_and_another_is_refused(
     finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
     before = files(finished)
     assert train(finished, store, all_layouts(), SMALL, TRAINING) == finished
     masking = MaskingConfig(input_budget=30, target_budget=24)
@@ -360,7 +361,7 @@ def test_held_out_samples_are_spread_over_the_store(store: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TRAINING, learning_rate=1e18, warmup_steps=0, save_every=1, gradient_clip=0.0)
-    with pytest.raises(DivergedError, match=r"not finite at step 2, with learning rate .*after step 1 is kept in"):
+    with pytest.raises(DivergedError, match=r"backbone: step 2 of .* is not finite"):
         train(tmp_path, store, all_layouts(), SMALL, config)
     assert [path.name for path in (tmp_path / STATE).iterdir()] == ["step-00000001"]
 
@@ -368,19 +369,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path
 @pytest.mark.parametrize(
     ("own", "advice"),
     [
-        ({"steps": 8, "warmup_steps": 0}, "a lower learning_rate or more warmup_steps"),
-        ({"steps": 8, "warmup_steps": 4}, "a lower learning_rate or more steps, half of which are the warm-up"),
-        (
-            {"steps": 8, "warmup_steps": 0, "precision": "bfloat16"},
-            "a lower learning_rate or more warmup_steps or precision float32",
-        ),
+        ({"steps": 8, "warmup_steps": 0}, r"warmup_steps \(0\)"),
+        ({"steps": 8, "warmup_steps": 4}, r"steps \(8\), half of which are warm-up"),
+        ({"steps": 8, "warmup_steps": 0, "precision": "bfloat16"}, "set precision to float32"),
     ],
 )
 def test_a_diverged_run_is_told_what_would_change_something(
     store: Path, tmp_path: Path, own: dict[str, Any], advice: str
 ) -> None:
     config = dataclasses.replace(TRAINING, learning_rate=1e30, gradient_clip=0.0, **own)
-    with pytest.raises(DivergedError, match=f"; train anew, in another folder, with {advice}$"):
+    with pytest.raises(DivergedError, match=f"lower learning_rate .*{advice}$"):
         train(tmp_path, store, all_layouts(), SMALL, config)
 
 
@@ -539,7 +537,7 @@ def test_freed_memory_is_given_back_at_the_end() -> None:
 def test_a_process_of_several_ends_without_the_interpreter(processes: str, rank: str, ends: str) -> None:
     """And of several the first alone tells results."""
     script = (
-        "import atexit; from zoo_backbone.training.distributed import leave, leave_but_first; "
+        "import atexit; from zoo_backbone.distributed import leave, leave_but_first; "
         "atexit.register(print, 'at exit'); leave_but_first(); print('told'); leave(); print('gone on')"
     )
     environment = {**os.environ, "WORLD_SIZE": processes, "RANK": rank, "PYTHONPATH": str(HERE.parent)}

@@ -30,8 +30,8 @@ from zoo_backbone.config import TrainConfig as BackboneTrainConfig
 from zoo_backbone.evaluation.config import EvaluationConfig, Pairs
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
+from zoo_backbone.optim import peak_rate
 from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig
-from zoo_backbone.training.optim import peak_rate
 from zoo_backbone.transfer.config import TransferConfig
 
 ROOT = Path(__file__).parent.parent

@@ -32,7 +32,7 @@ from zoo_backbone.config import MaskingConfig, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
-from zoo_backbone.training.train import train
+from zoo_backbone.train import train
 from zoo_language.t5_caption import plugin as t5_caption
 
 NAME = "t5_caption"

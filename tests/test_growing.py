@@ -30,6 +30,7 @@ from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.cli.grow import grow_command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.distributed import ManyRanks
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.grow import (
     Trained,
@@ -44,9 +45,8 @@ from zoo_backbone.grow import (
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
-from zoo_backbone.training.distributed import ManyRanks
-from zoo_backbone.training.starting import begin, freeze
-from zoo_backbone.training.train import Training, train
+from zoo_backbone.train import Trainer, train
+from zoo_backbone.warm_start import begin, freeze
 
 LONGER = 120
 NEW = [
@@ -185,10 +185,8 @@ def test_losses_are_measured_on_the_device_and_in_the_parts_of_trainings(
         at_once.append(len(batch.targets.ids))
         return moved(batch, device)
 
-    monkeypatch.setattr(
-        "zoo_backbone.training.distributed.Ranks.__init__", lambda ranks: setattr(ranks, "device", device)
-    )
-    monkeypatch.setattr("zoo_backbone.training.held_out.load_model", loaded)
+    monkeypatch.setattr("zoo_backbone.distributed.Ranks.__init__", lambda ranks: setattr(ranks, "device", device))
+    monkeypatch.setattr("zoo_backbone.losses.load_model", loaded)
     monkeypatch.setattr(PackedBatch, "to", to)
     assert write_report(folder, trained, new_tokens) == expected
     assert len(seen) >= 6 and all(place is device for place in seen)
@@ -278,32 +276,32 @@ def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, 
     assert [dataset.weight for dataset in config.datasets] == pytest.approx([1 / 3])
     assert config.datasets[0].modalities and "height" not in config.datasets[0].modalities
     taken: list[PackedBatch] = []
-    step = Training.step
+    step = Trainer.train_step
 
     class Killed(BaseException):
         pass
 
-    def watched(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+    def watched(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         taken.append(batch)
         return step(self, batch, rate)
 
-    def dying(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+    def dying(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         if len(taken) == 3:
             raise Killed
         return watched(self, batch, rate)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "step", watched)
+        patch.setattr(Trainer, "train_step", watched)
         whole = train(tmp_path / "whole", new_tokens, grown(), SMALL, config, start=old_run)
         old_only = torch.cat([(batch.targets.modalities < 7).all(1) & (batch.inputs.modalities < 7).all(1)
                               for batch in taken])  # fmt: skip
         assert old_only.reshape(6, 8)[:, 6:].all(), "the last two of eight are replayed"
         assert not old_only.reshape(6, 8)[:, :6].all(1).any()
         taken.clear()
-        patch.setattr(Training, "step", dying)
+        patch.setattr(Trainer, "train_step", dying)
         with pytest.raises(Killed):
             train(tmp_path / "killed", new_tokens, grown(), SMALL, config, start=old_run)
-        patch.setattr(Training, "step", step)
+        patch.setattr(Trainer, "train_step", step)
         train(tmp_path / "killed", new_tokens, grown(), SMALL, config, start=old_run)
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (whole / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
@@ -484,7 +482,7 @@ def test_what_was_moved_is_not_grown_again(
     again(here)
     shutil.move(here, there)
     record = read_table(there / "grown/run.json")["identity"]
-    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
     assert read_table(again(there) / "run.json")["places"]["tokens"] == str(there / "new")
     assert read_table(there / "grown/run.json")["identity"] == record
     write_store(there / "tokens", all_layouts(), 24, seed=9)

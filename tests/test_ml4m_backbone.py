@@ -29,7 +29,7 @@ from zoo_backbone.checkpoint import load_model
 from zoo_backbone.ml4m.convert import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import published_modalities, specs_of
 from zoo_backbone.packing import padded
-from zoo_backbone.training.train import train
+from zoo_backbone.train import train
 
 DIM, HEADS, SIDE, PATCH, WORDS, CODES = 24, 3, 4, 8, 30_000, 50
 BASE: dict[str, Any] = {

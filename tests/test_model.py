@@ -21,7 +21,7 @@ from zoo_backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM, uniform_loss
-from zoo_backbone.training.optim import decays
+from zoo_backbone.optim import decays
 from zoo_backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 
 CONFIGS = {

@@ -13,9 +13,8 @@ from torch import nn
 
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.model import FourM
-from zoo_backbone.training.muon import MOMENTUM, Muon, block_matrices, orthogonal
-from zoo_backbone.training.optim import Optimizer
-from zoo_backbone.training.train import Training, train
+from zoo_backbone.optim import MOMENTUM, Muon, Optimizer, block_matrices, orthogonal
+from zoo_backbone.train import Trainer, train
 from zoo_backbone.transformer import FusedLinear
 
 CONFIG = dataclasses.replace(TRAINING, optimizer="muon")
@@ -88,16 +87,16 @@ def test_it_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = write_splits(tmp_path / "tokens")
     whole = train(tmp_path / "whole", store, all_layouts(), SMALL, CONFIG)
-    step, taken = Training.step, []
+    step, taken = Trainer.train_step, []
 
-    def dying(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+    def dying(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         if len(taken) == 7:
             raise Killed
         taken.append(rate)
         return step(self, batch, rate)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Training, "step", dying)
+        patch.setattr(Trainer, "train_step", dying)
         train(tmp_path / "killed", store, all_layouts(), SMALL, CONFIG)
     train(tmp_path / "killed", store, all_layouts(), SMALL, CONFIG)
     assert files(tmp_path / "killed") == files(whole)

@@ -16,11 +16,10 @@ from tokenizers_zoo.data.samples import TEST
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import MaskingConfig
 from zoo_backbone.data import Mix, open_sources
+from zoo_backbone.losses import GradAccumulation, held_out_losses
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM, Losses
-from zoo_backbone.training.held_out import held_out_losses
-from zoo_backbone.training.parts import Parts
-from zoo_backbone.training.train import Training, train
+from zoo_backbone.train import Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +35,11 @@ def batch() -> PackedBatch:
 
 
 def gradients(
-    model: FourM, batch: PackedBatch, count: int, loss: str = "token", together: bool = False
+    model: FourM, batch: PackedBatch, count: int, loss: str = "token", parallel: bool = False
 ) -> tuple[Losses, dict[str, Tensor | None]]:
     model.zero_grad(set_to_none=True)
     whole = model.target_counts(batch.targets)
-    with Parts(model, count, together=together) as parts:
+    with GradAccumulation(model, count, parallel=parallel) as parts:
         losses = parts.backward(batch, lambda part: model(part, loss, whole))
     found = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
     return losses, found
@@ -104,7 +103,7 @@ def test_threads_change_no_bit(model: FourM, batch: PackedBatch, monkeypatch: py
     try:
         alone = gradients(model, batch, 2)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-        together = gradients(model, batch, 2, together=True)
+        together = gradients(model, batch, 2, parallel=True)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(alone[0].loss, together[0].loss)
@@ -115,12 +114,12 @@ def test_threads_change_no_bit(model: FourM, batch: PackedBatch, monkeypatch: py
             assert torch.equal(gradient, other), name
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_the_loss_may_be_scaled(model: FourM, batch: PackedBatch, together: bool) -> None:
+@pytest.mark.parametrize("parallel", [False, True])
+def test_the_loss_may_be_scaled(model: FourM, batch: PackedBatch, parallel: bool) -> None:
     _, plain = gradients(model, batch, 2)
     model.zero_grad(set_to_none=True)
     whole = model.target_counts(batch.targets)
-    with Parts(model, 2, together=together) as parts:
+    with GradAccumulation(model, 2, parallel=parallel) as parts:
         losses = parts.backward(batch, lambda part: model(part, "token", whole), scale=3)
     torch.testing.assert_close(losses.loss, model(batch, "token").loss.detach())
     for name, parameter in model.named_parameters():
@@ -131,7 +130,7 @@ def test_an_error_in_a_thread_is_raised(model: FourM, batch: PackedBatch) -> Non
     def fail(part: PackedBatch) -> Losses:
         raise ValueError("from a part")
 
-    with Parts(model, 2, together=True) as parts, pytest.raises(ValueError, match="from a part"):
+    with GradAccumulation(model, 2, parallel=True) as parts, pytest.raises(ValueError, match="from a part"):
         parts.backward(batch, fail)
 
 
@@ -160,7 +159,7 @@ def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> N
         held_out=mix,
         means=lambda losses: losses,
     )  # fmt: skip
-    assert torch.equal(Training.evaluate(training).counts, whole.counts)
+    assert torch.equal(Trainer.evaluate(training).counts, whole.counts)
     assert sizes == [2, 2, 2, 2, 1, 1], "in training each of two processes has half of the batch"
 
 

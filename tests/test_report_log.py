@@ -13,11 +13,11 @@ from PIL import Image
 from rich.console import Console
 
 from tokenizers_zoo import Zoo, progress
-from tokenizers_zoo.step_log import StepLog
 from tokenizers_zoo.train.config import TrainConfig
+from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, model_card
 from zoo_backbone.config import TrainConfig as BackboneConfig
-from zoo_backbone.training.log import TrainingLog
+from zoo_backbone.train import TrainingLog
 
 
 def log_of(folder: Path, done: int = 0, title: str = "a loop") -> StepLog:

@@ -13,7 +13,7 @@ from backbone_samples import SMALL, TRAINING, all_layouts, write_splits
 
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.model import Losses
-from zoo_backbone.training.train import Training, train
+from zoo_backbone.train import Trainer, train
 
 SHORT = dataclasses.replace(TRAINING, steps=2)
 
@@ -37,9 +37,9 @@ def test_the_loss_that_is_logged_is_without_factors(
 ) -> None:
     """It is that of the same batch and weights without factors, and so is comparable with the held-out one."""
     plain = dataclasses.replace(SHORT, loss=loss)
-    step, seen = Training.step, list[tuple[float, float]]()
+    step, seen = Trainer.train_step, list[tuple[float, float]]()
 
-    def watched(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+    def watched(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         with torch.no_grad():
             unweighted = float(self.forward(batch).loss)
         losses, _ = self.gradients(batch)
@@ -48,7 +48,7 @@ def test_the_loss_that_is_logged_is_without_factors(
         seen.append((unweighted, float(losses.loss)))
         return step(self, batch, rate)
 
-    monkeypatch.setattr(Training, "step", watched)
+    monkeypatch.setattr(Trainer, "train_step", watched)
     folder = train(tmp_path / "run", store, all_layouts(), SMALL, dataclasses.replace(plain, **weights))
     unweighted, trained_on = zip(*seen, strict=True)
     assert losses_of(folder) == pytest.approx(unweighted, rel=1e-5)
@@ -59,14 +59,14 @@ def test_the_loss_that_is_logged_is_without_factors(
 def test_the_loss_without_factors_is_that_of_the_model_to_the_bit(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients, trained_on = Training.gradients, list[float]()
+    gradients, trained_on = Trainer.gradients, list[float]()
 
-    def watched(self: Training, batch: PackedBatch) -> tuple[Losses, Any]:
+    def watched(self: Trainer, batch: PackedBatch) -> tuple[Losses, Any]:
         losses, whole = gradients(self, batch)
         trained_on.append(float(losses.loss))
         return losses, whole
 
-    monkeypatch.setattr(Training, "gradients", watched)
+    monkeypatch.setattr(Trainer, "gradients", watched)
     assert losses_of(train(tmp_path, store, all_layouts(), SMALL, SHORT)) == trained_on
 
 
@@ -75,13 +75,13 @@ def test_a_batch_without_targets_has_the_loss_0(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any
 ) -> None:
     """With factors, too: the mean of nothing would end the training."""
-    batch = Training.batch
+    batch = Trainer.batch
 
-    def without_targets(self: Training, step: int) -> PackedBatch:
+    def without_targets(self: Trainer, step: int) -> PackedBatch:
         found = batch(self, step)
         unused = torch.zeros_like(found.targets.mask)
         return dataclasses.replace(found, targets=dataclasses.replace(found.targets, mask=unused))
 
-    monkeypatch.setattr(Training, "batch", without_targets)
+    monkeypatch.setattr(Trainer, "batch", without_targets)
     config = dataclasses.replace(SHORT, loss=loss, loss_weights={"clip": 9.0})
     assert losses_of(train(tmp_path, store, all_layouts(), SMALL, config)) == [0.0, 0.0]

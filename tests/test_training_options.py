@@ -22,18 +22,17 @@ from PIL import Image
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.spec import GridLayout
+from tokenizers_zoo.train.optim import EMA
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
 from zoo_backbone.data import Mix, Source, open_sources
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.grow import Trained
+from zoo_backbone.losses import LossBalance
 from zoo_backbone.model import FourM
-from zoo_backbone.training.average import Average
-from zoo_backbone.training.balance import Balance
-from zoo_backbone.training.compiling import compile_blocks
-from zoo_backbone.training.optim import learning_rate
-from zoo_backbone.training.train import Training, train
+from zoo_backbone.optim import learning_rate
+from zoo_backbone.train import Trainer, compile_blocks, train
 
 SHORT = dataclasses.replace(TRAINING, steps=6, save_every=2, eval_every=3)
 
@@ -49,19 +48,19 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def killed(folder: Path, work: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch, after: int = 3) -> Path:
     """Do the work with a kill after some steps, and then again."""
-    step, taken = Training.step, []
+    step, taken = Trainer.train_step, []
 
     class Killed(BaseException):
         pass
 
-    def dying(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+    def dying(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         if len(taken) == after:
             raise Killed
         taken.append(rate)
         return step(self, batch, rate)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Training, "step", dying)
+        patch.setattr(Trainer, "train_step", dying)
         work(folder)
     return work(folder)
 
@@ -158,7 +157,7 @@ def test_the_average_is_that_of_the_weights_and_is_what_the_run_gives(store: Pat
 
 def test_the_average_comes_back_off() -> None:
     model = FourM.seeded(SMALL, all_layouts(), 0)
-    average = Average(model, 0.5)
+    average = EMA(model, 0.5)
     first = model.encoder[0].mlp.up.weight.detach().clone()
     with torch.no_grad():
         model.encoder[0].mlp.up.weight.add_(1.0)
@@ -175,7 +174,7 @@ def test_weights_count_in_the_mean(loss: Any) -> None:
     batch = dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, vectors=vectors))
     config = TrainConfig(loss=loss, loss_weights={"clip": 3.0, "words": 0.5})
     plain = model(batch, loss)
-    found = model(batch, loss, weights=Balance(layout, config, torch.device("cpu")).weights(plain.counts.float()))
+    found = model(batch, loss, weights=LossBalance(layout, config, torch.device("cpu")).weights(plain.counts.float()))
     present = plain.counts > 0
     factors = torch.tensor([3.0 if name == "clip" else 0.5 if name == "words" else 1.0 for name in layout.names])
     share = plain.counts if loss == "token" else present.double()
@@ -187,7 +186,7 @@ def test_weights_count_in_the_mean(loss: Any) -> None:
 
 def test_learned_weights_come_to_half_of_one_over_the_loss() -> None:
     layout = EmbeddingLayout(all_layouts())
-    balance = Balance(layout, TrainConfig(balance="uncertainty"), torch.device("cpu"))
+    balance = LossBalance(layout, TrainConfig(balance="uncertainty"), torch.device("cpu"))
     whole, losses = torch.ones(7) * 4, torch.tensor([1.0, 2.0, 4.0, 0.5, 0.0, 3.0, 0.0])
     whole[4] = whole[6] = 0
     for _ in range(4000):
@@ -199,7 +198,9 @@ def test_learned_weights_come_to_half_of_one_over_the_loss() -> None:
 
 
 def test_no_weights_are_none_at_all() -> None:
-    assert Balance(EmbeddingLayout(all_layouts()), TrainConfig(), torch.device("cpu")).weights(torch.ones(7)) is None
+    assert (
+        LossBalance(EmbeddingLayout(all_layouts()), TrainConfig(), torch.device("cpu")).weights(torch.ones(7)) is None
+    )
 
 
 def kept_numbers(model: FourM, batch: PackedBatch) -> int:
@@ -304,13 +305,13 @@ def test_a_compiled_model_learns_the_same(store: Path, tmp_path: Path, capsys: p
 def test_a_run_that_starts_from_another_draws_samples_and_masks_anew(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, taken = Training.step, []
+    step, taken = Trainer.train_step, []
 
-    def watched(self: Training, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+    def watched(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
         taken.append(batch.targets.ids)
         return step(self, batch, rate)
 
-    monkeypatch.setattr(Training, "step", watched)
+    monkeypatch.setattr(Trainer, "train_step", watched)
     config = dataclasses.replace(SHORT, steps=1)
     first = train(tmp_path / "first", store, all_layouts(), SMALL, config)
     second = train(tmp_path / "second", store, all_layouts(), SMALL, config, start=first)

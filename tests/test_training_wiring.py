@@ -19,11 +19,10 @@ from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import TrainConfig
 from zoo_backbone.data import Mix, open_sources
 from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.losses import LossBalance, held_out_losses
 from zoo_backbone.model import FourM
-from zoo_backbone.training.balance import Balance
-from zoo_backbone.training.held_out import held_out_losses
-from zoo_backbone.training.optim import Optimizer, decays
-from zoo_backbone.training.train import train
+from zoo_backbone.optim import Optimizer, decays
+from zoo_backbone.train import train
 
 ONE_STEP = dataclasses.replace(TRAINING, steps=1)
 KINDS = ["modality", "token"]
@@ -60,7 +59,7 @@ def test_a_step_follows_the_loss_of_the_kind_and_weights_of_the_settings(
 
     def norm(kind: Any, weighted: bool) -> float:
         """Of the gradient."""
-        balance = Balance(model.layout, TrainConfig(loss=kind, loss_weights={"clip": 3.0}), torch.device("cpu"))
+        balance = LossBalance(model.layout, TrainConfig(loss=kind, loss_weights={"clip": 3.0}), torch.device("cpu"))
         model.zero_grad()
         model(batch, kind, weights=balance.weights(counts) if weighted else None).loss.backward()
         return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))

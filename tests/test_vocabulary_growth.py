@@ -39,8 +39,8 @@ from zoo_backbone.model import FourM
 from zoo_backbone.retrieval.config import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.run import Run
-from zoo_backbone.training.starting import begin, freeze, ids_in_use
-from zoo_backbone.training.train import train
+from zoo_backbone.train import train
+from zoo_backbone.warm_start import begin, freeze, ids_in_use
 
 REGISTRY = """[zoo]
 checkpoints = "tokenizers"

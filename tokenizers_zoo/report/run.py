@@ -27,7 +27,7 @@ from tokenizers_zoo.report.samples import FOLDER, gone_sheets, overview, read_ga
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec, TokenLayout, layout_from_json
-from tokenizers_zoo.step_log import METRICS
+from tokenizers_zoo.train.log import METRICS
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

@@ -23,7 +23,7 @@ from tokenizers_zoo.report.run import (
     token_facts,
 )
 from tokenizers_zoo.report.samples import SHOWN, left_behind
-from tokenizers_zoo.step_log import METRICS
+from tokenizers_zoo.train.log import METRICS
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

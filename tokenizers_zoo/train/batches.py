@@ -1,72 +1,102 @@
-"""What a training step is made from: batches by number, read ahead, and random numbers of (seed, number)."""
+"""Batches of both training loops: sample order, prefetching, and random numbers that depend on (seed, number) only."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from tokenizers_zoo.train.task import TokenizerTask
+from tokenizers_zoo.train.permutation import permuted
+
+Batch = TypeVar("Batch")
+BLOCK = 1024
+"""Places that are permuted together: many at once cost little more than a few."""
 
 
 @contextlib.contextmanager
 def seeded(*seed: int) -> Iterator[None]:
-    """Seed torch's generators inside the block, and leave the caller's as they were."""
+    """Seed torch's generators within the block, and restore their states after it."""
     import torch
 
     with torch.random.fork_rng():
-        torch.manual_seed(_mixed(*seed))
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         yield
 
 
-def _mixed(*seed: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def sample_order(first: int, end: int, count: int, seed: int, store: int = 0) -> npt.NDArray[np.int64]:
+    """Return the samples at places `first` to `end - 1` of an endless row of epochs, each a permutation of `count`.
+
+    Only some blocks of places are in memory. Orders of one seed and different stores are unrelated.
+    """
+    blocks = range(first // BLOCK, -(-end // BLOCK))
+    found = [_order_of_block(number, count, seed, store) for number in blocks]
+    return np.concatenate(found)[first - blocks.start * BLOCK : end - blocks.start * BLOCK]
 
 
-@functools.lru_cache(maxsize=4)
-def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+@functools.lru_cache(maxsize=16)
+def _order_of_block(number: int, count: int, seed: int, store: int) -> npt.NDArray[np.int64]:
+    epochs, places = np.divmod(np.arange(number * BLOCK, (number + 1) * BLOCK), count)
+    parts = [permuted(places[epochs == epoch], count, seed, epoch, store) for epoch in np.unique(epochs).tolist()]
+    return np.concatenate(parts)
 
 
-def batch_indices(seed: int, batch: int, size: int, count: int) -> list[int]:
-    """Which of `count` samples batch number `batch` holds: `size` positions of an endless row of shuffled epochs."""
-    positions = range(batch * size, (batch + 1) * size)
-    return [int(_shuffled(seed, position // count, count)[position % count]) for position in positions]
+class Prefetch(Generic[Batch]):
+    """Prefetches the batches `make(number)` for numbers `first` to `last - 1` in a thread, at most `depth` in advance.
 
+    Use it in a `with` block, which ends the thread. An error in `make` is raised in place of its batch.
+    """
 
-class BatchReader:
-    """Batches by number, read one ahead in a thread."""
+    def __init__(self, make: Callable[[int], Batch], first: int, last: int, depth: int = 3) -> None:
+        self._make = make
+        self._numbers = range(first, last)
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
 
-    def __init__(self, task: TokenizerTask, train: Sequence[Any], size: int, seed: int) -> None:
-        self.task, self.train, self.size, self.seed = task, train, size, seed
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer-batches")
-        self.ahead: dict[int, Any] = {}
-
-    def __enter__(self) -> BatchReader:
+    def __enter__(self) -> Self:
+        self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+        self._thread.join()
 
-    def read(self, number: int) -> Any:
-        """Batch `number`, and start on the next."""
-        future = self.ahead.pop(number, None) or self.pool.submit(self._make, number)
-        self.ahead = {number + 1: self.pool.submit(self._make, number + 1)}
-        return future.result()
+    def _work(self) -> None:
+        for number in self._numbers:
+            try:
+                item: Batch | BaseException = self._make(number)
+            except BaseException as error:
+                item = error
+            while not self._stopped.is_set():
+                try:
+                    self._ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._stopped.is_set() or isinstance(item, BaseException):
+                return
 
-    def _make(self, number: int) -> Any:
-        values = [self.train[index] for index in batch_indices(self.seed, number, self.size, len(self.train))]
-        return self.task.batch(values, np.random.default_rng([self.seed, 1, number]))
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in self._numbers:
+            item = self._ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
 
 
 def to_device(batch: Any, device: str) -> Any:
-    """A batch's tensors on `device`, through lists, tuples and dicts."""
+    """Return a batch with its tensors on `device`, through lists, tuples and dicts."""
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):

@@ -54,17 +54,7 @@ class TrainConfig:
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of step `step` (0 is the first): linear warm-up, then a half cosine that ends at 0."""
-        warm = min(self.warmup_steps, self.steps // 2)
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm + 1) / (self.steps - warm + 1)))
+        """Return the learning rate of step `step`, counted from 0."""
+        from tokenizers_zoo.train.optim import learning_rate_at
 
-    def ema_decay_at(self, step: int) -> float:
-        """The decay of step `step`, see `warmed_decay`."""
-        return warmed_decay(self.ema_decay, step)
-
-
-def warmed_decay(decay: float, step: int) -> float:
-    """The decay of a moving average at step `step`: lower at first, so that it forgets the start."""
-    return min(decay, (1 + step) / (10 + step))
+        return learning_rate_at(step, steps=self.steps, peak=self.learning_rate, warmup_steps=self.warmup_steps)

@@ -17,14 +17,14 @@ from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.quantizers.usage import COLLAPSED
 from tokenizers_zoo.run_folder import RunFolder
 from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.step_log import StepLog
+from tokenizers_zoo.train.log import StepLog
+from tokenizers_zoo.train.task import Kept, SupervisedTask, TokenizerTask
 
 if TYPE_CHECKING:
     import PIL.Image
     import torch
 
     from tokenizers_zoo.train.config import TrainConfig
-    from tokenizers_zoo.train.task import Kept, TokenizerTask
 
 EVALUATION, PICTURES = "evaluation.json", "samples"
 LOG_EVERY = 10
@@ -74,15 +74,15 @@ class Evaluation:
 
 
 class TrainingReport(StepLog):
-    """The log of a tokenizer's training; samples/ and the model card are written at its end."""
+    """Log of a tokenizer's or probe's training: losses, held-out metrics and pictures of reconstructions."""
 
-    def __init__(
-        self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int, title: str, judged: str = "held_out"
-    ) -> None:
-        """`judged` is what the samples of evaluations are called."""
+    def __init__(self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int) -> None:
+        title, self.judged = f"tokenizer {task.spec.name}", "held_out"
+        if isinstance(task, SupervisedTask):
+            title, self.judged = task.title, "validation" if task.validates else "held_out"
         samples = config.batch_size * config.grad_accum_steps
         super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
-        self.spec, self.judged = task.spec, judged
+        self.spec = task.spec
         self.window: list[dict[str, float]] = []
         self.collapsing = False
 

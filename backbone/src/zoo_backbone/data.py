@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import queue
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +17,7 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout
-from tokenizers_zoo.train.permutation import permuted
+from tokenizers_zoo.train.batches import sample_order
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import Dataset, MaskingConfig, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
@@ -28,10 +25,6 @@ from zoo_backbone.masking import Masker
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
-
-
-BLOCK = 2048
-"""Places of the training order that are computed together."""
 
 
 class TokenData:
@@ -177,85 +170,6 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
             f"{column.folder}: holds ids up to {column.needed_vocab_size - 1}, and vocabulary {spec.vocabulary!r} has "
             f"{spec.vocab_size}; raise its size, or tokenize again"
         )
-
-
-class Order:
-    """The order of samples: a seeded permutation per epoch, one epoch after the other.
-
-    No permutation is in memory, only BLOCK places of it. Orders of one seed and different store numbers are unrelated.
-    """
-
-    def __init__(self, count: int, seed: int, number: int = 0) -> None:
-        self.count, self.seed, self.number = count, seed, number
-        self._block: tuple[int, npt.NDArray[np.int64]] = -1, np.zeros(0, np.int64)
-
-    def between(self, first: int, end: int) -> npt.NDArray[np.int64]:
-        """Return the sample numbers at places `first` to `end - 1` of all epochs, `(end - first,)`."""
-        blocks = range(first // BLOCK, -(-end // BLOCK))
-        found = [self._of(number) for number in blocks]
-        start = blocks.start * BLOCK
-        return np.concatenate(found)[first - start : end - start] if found else np.zeros(0, np.int64)
-
-    def _of(self, number: int) -> npt.NDArray[np.int64]:
-        """Return the places of a block; many at once cost little more than a few."""
-        kept, block = self._block
-        if kept != number:
-            epochs, places = np.divmod(np.arange(number * BLOCK, (number + 1) * BLOCK), self.count)
-            parts = [
-                permuted(places[epochs == epoch], self.count, self.seed, epoch, self.number)
-                for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
-            ]
-            block = np.concatenate(parts)
-            self._block = number, block  # in one go: threads may ask at once
-        return block
-
-
-class Loader:
-    """Prefetches the batches `make(step)` of steps `first` to `last - 1` in a thread, at most `ahead` in advance.
-
-    Use it in a `with` block, which ends the thread. An error in `make` is raised in place of its batch.
-    """
-
-    def __init__(self, make: Callable[[int], PackedBatch], first: int, last: int, ahead: int = 3) -> None:
-        self._make = make
-        self._steps = range(first, last)
-        self._ready: queue.Queue[PackedBatch | BaseException] = queue.Queue(maxsize=ahead)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopped.set()
-        while not self._ready.empty():
-            self._ready.get_nowait()
-        self._thread.join()
-
-    def _work(self) -> None:
-        for step in self._steps:
-            try:
-                item: PackedBatch | BaseException = self._make(step)
-            except BaseException as error:
-                item = error
-            while not self._stopped.is_set():
-                try:
-                    self._ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if self._stopped.is_set() or isinstance(item, BaseException):
-                return
-
-    def __iter__(self) -> Iterator[PackedBatch]:
-        for _ in self._steps:
-            item = self._ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
 
 
 # ---------------------------------------------------------------------- several stores
@@ -411,7 +325,6 @@ class Mix:
         self.seed = config.seed
         weights = [source.dataset.weight for source in sources]
         self._shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
-        self.orders = [Order(len(source.data), config.seed, source.number) for source in sources]
         self.maskers = [Masker(layout, masking_of(source, config)) for source in sources]
 
     def taken(self, samples: int) -> list[int]:
@@ -426,10 +339,11 @@ class Mix:
         """Return the slots `first` to `first + count - 1` of the batch of `size` samples of a step."""
         packed, start = [], 0
         counts = zip(self.taken(step * size), self.taken((step + 1) * size), strict=True)
-        for source, order, masker, (before, after) in zip(self.sources, self.orders, self.maskers, counts, strict=True):
+        for source, masker, (before, after) in zip(self.sources, self.maskers, counts, strict=True):
             low, high = max(first, start), min(first + count, start + after - before)
             if low < high:
-                samples = order.between(before + low - start, before + high - start)
+                begin, end = before + low - start, before + high - start
+                samples = sample_order(begin, end, len(source.data), self.seed, source.number)
                 packed.append(masker(source.data.batch(samples), self.seed, step, low))
             start += after - before
         return PackedBatch.join(packed)

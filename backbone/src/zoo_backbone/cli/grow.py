@@ -71,6 +71,7 @@ def grow_command(
     from zoo_backbone.codecs import codecs_to_train_with
     from zoo_backbone.config import Dataset
     from zoo_backbone.data import check_tokenizers
+    from zoo_backbone.distributed import leave, leave_but_first
     from zoo_backbone.evaluation.preview import Previews
     from zoo_backbone.grow import (
         REPORT,
@@ -83,9 +84,8 @@ def grow_command(
         write_report,
     )
     from zoo_backbone.run import Run
-    from zoo_backbone.training.distributed import leave, leave_but_first
-    from zoo_backbone.training.starting import check_meaning, ids_in_use
-    from zoo_backbone.training.train import train
+    from zoo_backbone.train import train
+    from zoo_backbone.warm_start import check_meaning, ids_in_use
 
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out}: is the backbone that grows; give another folder")

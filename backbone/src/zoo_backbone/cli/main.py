@@ -86,11 +86,11 @@ def train(
     from zoo_backbone.config import ModelConfig, TrainConfig
     from zoo_backbone.config import preset as preset_config
     from zoo_backbone.data import check_tokenizers, datasets_of, names_in
+    from zoo_backbone.distributed import leave, leave_but_first
     from zoo_backbone.evaluation.preview import Previews
     from zoo_backbone.run import Run
-    from zoo_backbone.training.distributed import leave, leave_but_first
-    from zoo_backbone.training.starting import check_meaning, ids_in_use
-    from zoo_backbone.training.train import train as train_backbone
+    from zoo_backbone.train import train as train_backbone
+    from zoo_backbone.warm_start import check_meaning, ids_in_use
 
     tables = read_tables(config_file)
     if start is not None and preset is None:

@@ -20,7 +20,7 @@ from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_backbone.checkpoint import BY_MODALITY, CLASS, GROWING, PUBLISHED, load_model, model_tensors, spec_from_json
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.model import FourM
-from zoo_backbone.training.optim import TOKEN_TABLE
+from zoo_backbone.optim import TOKEN_TABLE
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle

@@ -1,0 +1,189 @@
+"""Loss weights of modalities, gradient accumulation, and losses on held-out samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokenizers_zoo.data.samples import TEST, spread
+from tokenizers_zoo.spec import ModalitySpec
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.config import TrainConfig
+from zoo_backbone.data import Mix, open_sources
+from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.model import Losses
+from zoo_backbone.optim import RowAdam
+
+NAME = "log_variance"
+
+
+class LossBalance:
+    """Weights of the modalities in the loss.
+
+    The settings' `loss_weights` are relative: their mean over the targets of a batch is 1. With "uncertainty", the loss
+    of a modality is exp(-s) L + s / 2 with a learned s (arXiv 1705.07115, equation 10, for a cross-entropy), which
+    converges to a weight of 1 / (2 L). The gradient of s needs L only, so it costs nothing. Raises UnknownNameError for
+    an unknown modality in `loss_weights`, and ConfigError for one that is only an input.
+    """
+
+    def __init__(self, layout: EmbeddingLayout, config: TrainConfig, device: torch.device) -> None:
+        self.layout, self.config = layout, config
+        self.fixed = torch.ones(len(layout), device=device)
+        for name, weight in config.loss_weights.items():
+            layout.check_made(name, "loss_weights:")
+            self.fixed[layout.index(name)] = weight
+        self.learned = config.balance == "uncertainty"
+        self.adam = RowAdam(torch.zeros(len(layout), 1, device=device), config.betas)
+
+    def weights(self, whole: Tensor) -> Tensor | None:
+        """Return the weights `(modalities,)` for a batch with `whole` targets; None if all are 1."""
+        if not self.learned and not self.config.loss_weights:
+            return None
+        share = whole if self.config.loss == "token" else (whole > 0).float()
+        fixed = self.fixed * (share.sum() / (self.fixed * share).sum().clamp(min=1e-9))
+        return fixed * self._factors() if self.learned else fixed
+
+    def update(self, sums: Tensor, whole: Tensor, rate: float) -> None:
+        """Update the learned weights by the summed losses of the whole batch."""
+        if self.learned:
+            gradient = 0.5 - self._factors() * sums / whole.clamp(min=1)
+            self.adam.step(torch.where(whole > 0, gradient, 0.0).unsqueeze(1), rate)
+
+    def _factors(self) -> Tensor:
+        return torch.exp(-self.adam.table.squeeze(1))
+
+    def shown(self) -> dict[str, float]:
+        """Return the learned weights for the log."""
+        names = self.layout.names if self.learned else ()
+        return {f"weight/{name}": factor for name, factor in zip(names, self._factors().tolist(), strict=False)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the learned weights and their optimizer state."""
+        return {NAME: self.adam.table, **self.adam.state(NAME)} if self.learned else {}
+
+    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return tensors like those of `state`."""
+        return {name: torch.zeros_like(tensor) for name, tensor in self.state().items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned."""
+        if self.learned:
+            self.adam.table = tensors[NAME]
+            self.adam.load_state(NAME, tensors)
+
+
+Compute = Callable[[PackedBatch], Losses]
+
+
+class GradAccumulation:
+    """Sums the gradients of `count` parts of a batch, whose losses add up to the loss of the batch.
+
+    With `parallel`, as on a CPU, up to `count` threads compute one part each: the operations of a small model are too
+    short to be divided among cores. Gradients are summed in the order of the parts, so the result does not depend on
+    the number of threads. Use it in a `with` block, which ends them.
+    """
+
+    def __init__(self, model: nn.Module, count: int, *, parallel: bool) -> None:
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.count = count
+        self.cores = torch.get_num_threads()
+        self.threads = min(count, self.cores) if parallel else 1
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        if self.threads > 1:
+            share = max(self.cores // self.threads, 1)
+            self._pool = ThreadPoolExecutor(self.threads, "part", initializer=torch.set_num_threads, initargs=(share,))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            torch.set_num_threads(self.cores)
+
+    def backward(self, batch: PackedBatch, compute: Compute, scale: float = 1.0) -> Losses:
+        """Add the gradient of `scale` times the loss to `.grad`, and return the losses of the whole batch."""
+        parts = batch.split(self.count)
+        if self._pool is None:
+            losses = []
+            for part in parts:
+                losses.append(compute(part))
+                torch.autograd.backward(losses[-1].loss * scale)
+            return _whole(losses)
+        results = list(self._pool.map(lambda part: self._gradients(compute(part), scale), parts))
+        for parameter, *gradients in zip(self.parameters, *(gradients for _, gradients in results), strict=True):
+            for gradient in gradients:
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return _whole([losses for losses, _ in results])
+
+    def _gradients(self, losses: Losses, scale: float) -> tuple[Losses, Sequence[Tensor | None]]:
+        return losses, torch.autograd.grad(losses.loss * scale, self.parameters, allow_unused=True)
+
+
+def _whole(parts: Sequence[Losses]) -> Losses:
+    """Return the losses of a batch from those of its parts."""
+    first, *others = parts
+    loss, sums, counts = first.loss.detach(), first.sums, first.counts
+    for part in others:
+        loss, sums, counts = loss + part.loss.detach(), sums + part.sums, counts + part.counts
+    return Losses(loss=loss, sums=sums, counts=counts)
+
+
+SEED = 1 << 63
+"""A bit of the seed that makes held-out masks differ from training masks."""
+
+
+def held_out_losses(
+    forward: Callable[[PackedBatch], Losses], mix: Mix, config: TrainConfig, pieces: int | None = None
+) -> Losses:
+    """Return the losses of up to `config.eval_samples` samples of each store, with the same masks each time.
+
+    Each batch is computed in `pieces`, by default the settings' `grad_accum_steps`, as in training. The `loss` that is
+    returned is the sum over all tokens.
+    """
+    size = config.batch_size
+    found = []
+    for source, masker in zip(mix.sources, mix.maskers, strict=True):
+        chosen = np.asarray(spread(len(source.data), config.eval_samples))
+        for step, first in enumerate(range(0, len(chosen), size)):
+            samples = chosen[first : first + size]
+            packed = masker(source.data.batch(samples), config.seed ^ SEED, step).trimmed()
+            found += [forward(piece) for piece in packed.split(pieces or config.grad_accum_steps)]
+    sums, counts = (sum(getattr(losses, side) for losses in found) for side in ("sums", "counts"))
+    return Losses(loss=sums.sum(), sums=sums, counts=counts)
+
+
+@torch.no_grad()
+def losses_of(
+    folder: Path,
+    specs: Sequence[ModalitySpec],
+    tokens: Path,
+    config: TrainConfig,
+    known: Collection[str] = (),
+    device: torch.device | str = "cpu",
+    at_once: int | None = None,
+) -> dict[str, tuple[float, int]]:
+    """Return the held-out loss of a backbone in nats, and the number of target tokens, by modality.
+
+    `known` are modalities that the token store may lack; the result is empty without held-out samples. At most
+    `at_once` samples are computed together on `device`, by default as many as in training.
+    """
+    model = load_model(folder, specs, device).eval()
+    mix = Mix(open_sources(tokens, TEST, specs, config, known), model.layout, config)
+    if not mix.sources:
+        return {}
+    pieces = None if at_once is None else -(-config.batch_size // at_once)
+    losses = held_out_losses(lambda batch: model(batch.to(device)), mix, config, pieces)
+    counts = dict(zip(model.layout.names, losses.counts.tolist(), strict=True))
+    return {name: (loss, int(counts[name])) for name, loss in losses.per_modality(model.layout.names).items()}

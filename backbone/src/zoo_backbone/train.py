@@ -1,0 +1,396 @@
+"""Training of the backbone: one loop, resumed to the bit after a kill, in one process or under torchrun with FSDP2."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokenizers_zoo.checkpoint import check_weights, float32_by_default, load_config
+from tokenizers_zoo.data.samples import TEST, TRAIN
+from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
+from tokenizers_zoo.io import as_json
+from tokenizers_zoo.run_folder import RunFolder, read_run
+from tokenizers_zoo.spec import ModalitySpec, layout_to_json
+from tokenizers_zoo.train.batches import Prefetch
+from tokenizers_zoo.train.log import StepLog
+from tokenizers_zoo.train.optim import EMA, check_finite
+from zoo_backbone import distributed
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.checkpoint import ASKED, CLASS, save_state
+from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
+from zoo_backbone.data import Mix, Source, TokenData, fingerprints_of, open_sources
+from zoo_backbone.distributed import StatePart, TrainingState
+from zoo_backbone.losses import GradAccumulation, LossBalance, held_out_losses
+from zoo_backbone.model import FourM, Losses
+from zoo_backbone.optim import Optimizer, learning_rate, peak_rate
+from zoo_backbone.run import BACKBONE, Run
+from zoo_backbone.warm_start import Beginning, begin, freeze
+
+Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
+"""Draws previews of held-out samples; returns picture files or texts by title."""
+LAST = "last"
+"""Subfolder with the last weights of a run whose model is the EMA."""
+DETAILS_EVERY = 10
+"""Steps between two lines of metrics.jsonl with the losses of all modalities."""
+GRAPHS = 64
+"""Compiled graphs per block: of each kind of block, with and without a mask, with and without gradients, of one or
+several samples. PyTorch's limit of 8 is reached by the first evaluation; later graphs would not be compiled."""
+
+
+def train(
+    folder: Path,
+    tokens: Path,
+    specs: Sequence[ModalitySpec],
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    *,
+    run: Run | None = None,
+    fingerprints: Mapping[str, str] | None = None,
+    start: Path | None = None,
+    ids: Mapping[str, int] | None = None,
+    show: Show | None = None,
+    asked: Sequence[Mixture] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Train a FourM over `specs` on the token store `tokens` into `folder`, which is returned.
+
+    After a kill, the same call resumes from the last state (saved every `save_every` steps), and weights and
+    metrics.jsonl are the same as without the kill. A finished run is left as it is. Under torchrun, the processes share
+    the batch and the model.
+
+    Args:
+        run: Places of the inputs, stored in run.json. Default: the token store only.
+        fingerprints: Fingerprints of the tokenizers by modality. Default: those in the store.
+        start: A trained backbone to start from, of the same or other modalities.
+        ids: Ids of its vocabularies that the start backbone was trained on; see `warm_start.begin`.
+        show: Draws the previews, if `preview_every` is set.
+        asked: Mixtures that a later growth uses instead of the training's.
+        overwrite: Replace the run in the folder.
+
+    Raises FolderError if the folder holds another run, DataError for tokens that do not fit, CheckpointError for a
+    start that does not fit or a finished model that was altered, and DivergedError if the loss is not finite.
+    """
+    folder, tokens = Path(folder), Path(tokens)
+    with (
+        float32_by_default(),
+        keeping_freed_memory(),
+        distributed.ranks() as ranks,
+        contextlib.ExitStack() as stack,
+    ):
+        beginning = begin(specs, model_config, train_config.seed, start, ids)
+        layout, record = beginning.model.layout, beginning.record
+        sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names, layout)
+        held_out = open_sources(tokens, TEST, specs, train_config, beginning.names)
+        fingerprints = dict(fingerprints or fingerprints_of(sources))
+        trainer = Trainer(folder, sources, held_out, beginning, train_config, ranks, show)
+
+        data = [source.data for source in sources]
+        started_from = record["weights_sha256"] if record else None
+        identity = run_identity(specs, model_config, train_config, fingerprints, data, started_from)
+        places = dataclasses.replace(run or Run(tokens=tokens), start=start)
+        run_folder = RunFolder(folder, BACKBONE, identity, places.places())
+        if ranks.first:
+            stack.enter_context(run_folder.open(overwrite))
+        ranks.wait()
+        stored = read_run(folder)
+        if stored is not None and stored["finished"] is not None:
+            check_weights(folder, load_config(folder, CLASS))
+            if ranks.first and (folder / LAST).is_dir():
+                places.save(folder / LAST)
+            return folder
+
+        seconds = trainer.train()
+        extra = {"train": lasting(train_config), "fingerprints": fingerprints, "training_seconds": seconds}
+        extra |= {"start": record, **beginning.published} if record else {}
+        extra |= as_json({ASKED: list(map(dataclasses.asdict, asked))}) if asked else {}
+        if trainer.ema is not None:
+            state = ranks.whole_state(trainer.model)
+            if ranks.first:
+                places.save(folder / LAST)
+                save_state(trainer.model, state, folder / LAST, extra, beside=beginning.beside)
+        with trainer.ema_applied():
+            state = ranks.whole_state(trainer.model)
+            if ranks.first:
+                save_state(trainer.model, state, folder, extra, beside=beginning.beside)
+        ranks.wait()
+        if ranks.first:
+            run_folder.finish(steps=train_config.steps)
+    return folder
+
+
+def run_identity(
+    specs: Sequence[ModalitySpec],
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    fingerprints: Mapping[str, str],
+    data: Sequence[TokenData],
+    start: str | None,
+) -> dict[str, Any]:
+    """Return the identity of a run, as JSON types; token stores count by their contents, not by their paths.
+
+    `data` are the samples of each token store, `start` is the sha256 of the start backbone's weights.
+    """
+    train = dataclasses.asdict(train_config)
+    train["datasets"] = [{**dataset, "tokens": None} for dataset in train["datasets"]]
+    modalities = {
+        spec.name: {
+            "layout": layout_to_json(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
+            "fingerprint": fingerprints.get(spec.name, ""),
+        }
+        for spec in specs
+    }  # fmt: skip
+    return as_json({
+        "model": dataclasses.asdict(model_config), "train": train, "modalities": modalities,
+        "order": list(modalities), "start": start, "samples": [len(samples) for samples in data],
+        "contents": [samples.contents() for samples in data],
+    })  # fmt: skip
+
+
+def lasting(config: TrainConfig) -> dict[str, Any]:
+    """Return settings as JSON types for config.json, with absolute paths."""
+    datasets = tuple(dataclasses.replace(dataset, tokens=dataset.tokens.resolve()) for dataset in config.datasets)
+    return as_json(dataclasses.asdict(dataclasses.replace(config, datasets=datasets)))
+
+
+class Trainer:
+    """Model, optimizer, data and state of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        sources: Sequence[Source],
+        held_out: Sequence[Source],
+        beginning: Beginning,
+        config: TrainConfig,
+        ranks: distributed.Ranks,
+        show: Show | None = None,
+    ) -> None:
+        if config.batch_size % ranks.size:
+            raise ConfigError(f"batch_size {config.batch_size}: expected a multiple of {ranks.size}, the processes")
+        if config.preview_every and (show is None or ranks.size > 1):
+            raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; set it to 0 here")
+        if config.pretrained_lr_scale != 1 and beginning.record is None:
+            scale = config.pretrained_lr_scale
+            raise ConfigError(f"pretrained_lr_scale {scale}: expected a backbone to start from; leave it out here")
+        self.folder, self.config, self.ranks, self.show = folder, config, ranks, show
+        self.peak = peak_rate(config, beginning.model.config.dim)
+        frozen = freeze(beginning) if config.freeze else {}
+        self.model = beginning.model.to(ranks.device)
+        for block in (*self.model.encoder, *self.model.decoder):
+            block.activation_checkpointing = config.activation_checkpointing
+        ranks.shard(self.model)
+        self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1, frozen=frozen, known=beginning.known)
+        layout = self.model.layout
+        self.mix = Mix(sources, layout, dataclasses.replace(config, seed=beginning.seed(config.seed)))
+        self.held_out = Mix(held_out, layout, config)
+        parallel = ranks.size == 1 and ranks.device.type == "cpu"
+        self.accumulation = GradAccumulation(self.model, config.grad_accum_steps, parallel=parallel)
+        self.balance = LossBalance(layout, config, ranks.device)
+        self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+        parts: dict[str, StatePart] = {"optimizer": self.optimizer, "balance": self.balance}
+        parts |= {"ema": self.ema} if self.ema is not None else {}
+        self.state = TrainingState(folder, self.model, parts, ranks)
+
+    def train(self) -> float:
+        """Run the remaining steps and return the seconds that all steps took."""
+        config = self.config
+        first, seconds = self.state.load()
+        if first > config.steps:
+            raise CheckpointError(
+                f"{self.folder}: holds a state of step {first}, the run has {config.steps}; remove it to start again"
+            )
+        started = time.perf_counter()
+        log = TrainingLog(self.folder, config, first, self.model) if self.ranks.first else None
+        with log or contextlib.nullcontext(), self.accumulation, Prefetch(self.batch, first, config.steps) as batches:
+            if config.compile and (problem := self.compile(first)) and log:
+                log.say(f"backbone: torch.compile fails here ({problem}); training goes on without it")
+            for done, batch in enumerate(batches, first + 1):
+                rate = learning_rate(config, done - 1, self.peak)
+                loss, norm, by_modality = self.train_step(batch, rate)
+                check_finite("backbone", done, config, loss, norm, rate)
+                if self.ema is not None:
+                    self.ema.update(done)
+                if log:
+                    log.step(done, loss, norm, rate, by_modality | self.balance.shown())
+                last = done == config.steps
+                if self.held_out.sources and (done % config.eval_every == 0 or last):
+                    held_out = {"held_out": self.evaluate()}
+                    if self.ema is not None:
+                        with self.ema.applied():
+                            held_out["held_out_average"] = self.evaluate()
+                    if log:
+                        for title, losses in held_out.items():
+                            log.held_out(done, *losses, title)
+                if log and self.show and config.preview_every and (done % config.preview_every == 0 or last):
+                    with self.ema_applied():
+                        log.previews(done, self.show(self.model, self.folder, done))
+                if done % config.save_every == 0 or last:
+                    if log:
+                        log.flush()
+                    self.state.save(done, seconds + time.perf_counter() - started)
+        return seconds + time.perf_counter() - started
+
+    def train_step(self, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+        """Do one optimizer step; return the loss, the gradient norm, and the loss of each modality.
+
+        Loss weights affect the gradient, but not the returned losses of modalities.
+        """
+        losses, targets = self.gradients(batch)
+        self.ranks.drop_unused(self.model)
+        norm = self.optimizer.step(rate)
+        losses = dataclasses.replace(losses, sums=self.ranks.total(losses.sums), loss=self.ranks.total(losses.loss))
+        weighted = self.balance.weights(targets) is not None
+        self.balance.update(losses.sums, targets, rate)
+        unweighted, by_modality = self.means(dataclasses.replace(losses, counts=targets))
+        # Without a target the mean is NaN, which would stop the training, and the loss is 0.
+        return unweighted if weighted and by_modality else float(losses.loss), norm, by_modality
+
+    def gradients(self, batch: PackedBatch) -> tuple[Losses, Tensor]:
+        """Compute the gradients of a batch; return its losses, and the number of targets over all processes."""
+        targets = self.ranks.total(self.model.target_counts(batch.targets).to(self.ranks.device))
+        weights = self.balance.weights(targets)
+        # FSDP averages gradients over the processes; losses add up, hence the factor.
+        losses = self.accumulation.backward(batch, lambda part: self.forward(part, targets, weights), self.ranks.size)
+        return losses, targets
+
+    def forward(self, batch: PackedBatch, targets: Tensor | None = None, weights: Tensor | None = None) -> Losses:
+        """Return the losses of a batch, or of a part of a batch with `targets` targets, in the settings' precision."""
+        device = self.ranks.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            use_all = self.ranks.size > 1 and torch.is_grad_enabled()
+            losses: Losses = self.model(batch.to(device), self.config.loss, targets, use_all, weights)
+        return losses
+
+    def batch(self, step: int) -> PackedBatch:
+        """Return this process's part of the batch of a step."""
+        size = self.config.batch_size // self.ranks.size
+        return self.mix.batch(step, self.config.batch_size, self.ranks.rank * size, size).trimmed()
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, dict[str, float]]:
+        """Return the held-out loss, and the loss of each modality; see `means`."""
+        pieces = self.config.grad_accum_steps * self.ranks.size
+        return self.means(held_out_losses(self.forward, self.held_out, self.config, pieces))
+
+    def means(self, losses: Losses) -> tuple[float, dict[str, float]]:
+        """Return the unweighted mean cross-entropy and its values by modality; NaN and {} without a target."""
+        means = losses.per_modality(self.model.layout.names)
+        if not means:
+            return math.nan, means
+        mean = losses.sums.sum() / losses.counts.sum()
+        return float(mean) if self.config.loss == "token" else float(np.mean(list(means.values()))), means
+
+    def ema_applied(self) -> contextlib.AbstractContextManager[None]:
+        """Give the model its EMA weights within the block, if the run has an EMA."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.applied()
+
+    def compile(self, step: int) -> str:
+        """Compile the model's blocks and run the batch of a step; return why that fails, or an empty string."""
+
+        def attempt() -> None:
+            self.gradients(self.batch(step))
+            self.model.zero_grad(set_to_none=True)
+
+        problem = compile_blocks(self.model, attempt)
+        self.model.zero_grad(set_to_none=True)
+        return problem
+
+
+class TrainingLog(StepLog):
+    """Log of a backbone's training.
+
+    Lines of metrics.jsonl: `{"step", "train/loss", "train/gradient_norm", "train/learning_rate", "train/<modality>"}`
+    and `{"step", "held_out/loss", "held_out/<modality>"}`. Losses are in nats per token, without loss weights. With an
+    EMA, `"held_out_average/..."` are its losses; `"train/weight/<modality>"` are learned loss weights.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, done: int, model: FourM) -> None:
+        title = f"backbone, {count_of(len(model.layout), 'modality', 'modalities')}"
+        super().__init__(folder, title, steps=config.steps, done=done, samples_per_step=config.batch_size)
+        self.by_modality: Mapping[str, float] = {}
+        """The last held-out losses."""
+
+    def step(self, done: int, loss: float, norm: float, rate: float, by_modality: Mapping[str, float]) -> None:
+        """Log a finished step."""
+        self.advance(done, loss)
+        scalars = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
+        if done % DETAILS_EVERY == 0 or done == self.steps:
+            scalars |= {f"train/{name}": value for name, value in by_modality.items()}
+            self.write_speed()
+        self.write(done, scalars)
+
+    def held_out(self, done: int, loss: float, by_modality: Mapping[str, float], title: str = "held_out") -> None:
+        """Log held-out losses."""
+        if not by_modality:
+            self.note = "no held-out sample has a target"
+            return
+        self.write(done, {f"{title}/loss": loss} | {f"{title}/{name}": value for name, value in by_modality.items()})
+        self.note = f"held-out loss {loss:.4g}"
+        self.by_modality = by_modality
+
+    def previews(self, done: int, shown: Mapping[str, Path | str]) -> None:
+        """Log previews to TensorBoard, and print their files and the held-out losses."""
+        for title, what in shown.items():
+            if isinstance(what, str):
+                self.board.add_text(title, what, done)
+            else:
+                with Image.open(what) as picture:
+                    self.board.add_image(title, np.asarray(picture.convert("RGB")), done, dataformats="HWC")
+                self.say(f"step {done}: {title}: {what}")
+        losses = ", ".join(f"{name} {loss:.3g}" for name, loss in self.by_modality.items())
+        if losses:
+            self.say(f"step {done}: held-out losses: {losses}")
+
+
+def compile_blocks(model: FourM, attempt: Callable[[], object]) -> str:
+    """Compile each block and call `attempt`; if it fails, undo the compilation and return the reason.
+
+    Only the blocks are compiled: they are the cost, and all other operations have changing shapes.
+    """
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, GRAPHS)
+    blocks = [*model.encoder, *model.decoder]
+    for block in blocks:
+        block.forward = torch.compile(block.forward)
+    try:
+        attempt()
+    except Exception as error:  # of any kind: from the compiler, from the C++ compiler, or from the machine
+        for block in blocks:
+            del block.forward
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""
+
+
+@contextlib.contextmanager
+def keeping_freed_memory() -> Iterator[bool]:
+    """Let glibc keep freed memory within the block, and yield whether that is possible.
+
+    Activations and gradients are freed and allocated again in every step. By default, large ones come from the
+    operating system each time, page by page.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield False
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    kept = bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))
+    try:
+        yield kept
+    finally:
+        libc.mallopt(mmap_max, 65536)  # the default
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)
+        libc.malloc_trim(0)

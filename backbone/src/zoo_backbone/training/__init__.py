@@ -1,1 +1,0 @@
-"""The backbone's training: data, optimizer, loop."""
