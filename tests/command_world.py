@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -115,15 +114,13 @@ class World:
         return self
 
     def files(self) -> Files:
-        """All files by their path in the folder, but for what is only remembered of values that were read."""
-        paths = (path for path in self.folder.rglob("*") if path.is_file() and path.parent.name != ".audit")
+        """All files by their path in the folder."""
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
         return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in sorted(paths)}
 
     def put_back(self, wanted: Mapping[str, bytes] | None = None) -> World:
         """Let the folder hold these files and no others; by default those at the road's end."""
         wanted = self.after["score"] if wanted is None else wanted
-        for folder in list(self.folder.rglob(".audit")):
-            shutil.rmtree(folder)
         for name, data in self.files().items():
             if name not in wanted:
                 (self.folder / name).unlink()

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from stores import writing_values
 from token_stores import write_tokens
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.plugins import Defaults
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
@@ -140,7 +140,7 @@ def sample(generator: np.random.Generator) -> dict[str, Any]:
 
 def write_values(root: Path, zoo: Zoo, split: str, name: str, values: Mapping[str, Any]) -> None:
     """A shard of values in ROOT/data."""
-    with writing_shard(root / "data" / split / name / "shard-00000.tar") as shard:
+    with writing_values(root / "data", split, name) as shard:
         for key, value in values.items():
             shard.add(key, *zoo[name].write(value))
 

@@ -14,6 +14,9 @@ import pytest
 from command_world import REGISTRY, ROAD, World, results, the_world
 from conftest import EXAMPLE_PLUGIN
 
+from tokenizers_zoo.data.manifest import read_manifest
+from tokenizers_zoo.data.shards import ValueStore
+
 Break = Callable[..., str]
 
 
@@ -260,7 +263,6 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
 @pytest.mark.parametrize(("file", "words", "remedy"), [
     ("tokenizers/depth/run.json", "tokenizer train depth --data data", "copy it again"),
     ("run/run.json", ROAD["backbone"], "copy it again"),
-    ("data/dataset.json", ROAD["make"], "copy it again, or make the data in another folder"),
 ])  # fmt: skip
 def test_what_to_do_about_a_damaged_record_of_what_is_finished(
     world: World, file: str, words: str, remedy: str
@@ -383,9 +385,12 @@ def test_own_files_that_are_none_are_left_out_with_the_reason(world: World) -> N
     made = world("data make folder new --set path=files --workers 1")
     assert made.code == 0
     dropped = {}
-    for path in (world.folder / "new").rglob("*.failed.jsonl"):
-        lines = (json.loads(line) for line in path.read_text().splitlines())
-        dropped |= {(path.parent.name, line["key"]): line["reason"] for line in lines}
+    for path in (world.folder / "new").rglob("shard-*.json"):
+        split, modality, number = path.parent.parent.name, path.parent.name, int(path.stem.partition("-")[2])
+        keys = ValueStore(world.folder / "new").split(split).keys(number)
+        manifest = read_manifest(path.parent, number)
+        assert manifest is not None
+        dropped |= {(modality, keys[row]): reason for row, reason in manifest.dropped.items()}
     reasons = {
         ("depth", "train00"): "no number",
         ("depth", "train01"): "expected metres above 0",
@@ -445,31 +450,36 @@ def test_files_of_which_none_is_sound(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["depth", "caption"])
-def test_damaged_members_cost_themselves_only(world: World, name: str) -> None:
+@pytest.mark.parametrize("part", ["value", "header", "end"])
+def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, part: str) -> None:
     shard = world.folder / "data" / "train" / name / "shard-00000.tar"
     with tarfile.open(shard) as tar:
-        first, second = tar.getmembers()[:2]
+        first = tar.getmembers()[0]
     data = bytearray(shard.read_bytes())
-    data[first.offset_data : first.offset_data + 8] = b"\xff" * 8  # a value
-    data[second.offset : second.offset + 512] = b"\xee" * 512  # a header
-    shard.write_bytes(bytes(data[: len(data) // 512 * 512 - 512 * 30]))  # the end
-    ended = world(f"tokenize data --out new --only {name}")
-    assert ended.code == 0 and f"train/{name}: " in ended.printed and "dropped (first: train00: " in ended.printed
-    info = world("data info data").printed
-    assert "damaged header" in info and "cut off" in info
-    assert world(f"tokenizer train {name} --data data --out new_tokenizer").code == 0
-    assert world(ROAD["make"]).code == 0 and unchanged(world)  # what is cut off is made again
+    if part == "end":
+        del data[len(data) // 2 :]
+    else:
+        start = first.offset_data if part == "value" else first.offset
+        data[start : start + 8] = b"\xff" * 8
+    shard.write_bytes(data)
+    for words in ("tokenize data --out new", "tokenizer train --data data --out new_tokenizer", "data verify data"):
+        words = words.replace("tokenize ", f"tokenize --only {name} ").replace("train ", f"train {name} ")
+        world(words).refused(f"data/train/{name}/shard-00000.tar", "zoo data repair")
+    repaired = world("data repair data --workers 1")
+    assert repaired.code == 0 and f"data/train/{name}/shard-00000.tar" in repaired.printed
+    assert unchanged(world)
 
 
 def test_shards_and_parts_that_are_none(world: World) -> None:
     (world.folder / "data/test/depth/shard-00000.tar").write_bytes(b"junk" * 5000)
-    for words in ("tokenizer eval depth --data data", "tokenize data --out new --only depth", "data info data"):
-        world(words).refused("data/test/depth/shard-00000.tar: not a tar file", "make this shard again")
+    for words in ("tokenizer eval depth --data data", "tokenize data --out new --only depth", "data verify data"):
+        world(words).refused("data/test/depth/shard-00000.tar", "zoo data repair")
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new --config backbone.toml"
     world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo tokenize` again")
     cut(world.folder / "data/dataset.json")
-    world("data info data").refused("data/dataset.json: damaged", "where these data come from")
+    for words in ("data info data", ROAD["make"]):
+        world(words).refused("data/dataset.json: damaged", "copy it again")
 
 
 # ---------------------------------------------------------------- what nobody thought of

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from examples import only, trained, values
 from small_modalities import VECTORS_ALONE
+from stores import writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import DataError, InvalidValueError, MachineError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
@@ -189,7 +189,7 @@ def test_vectors_without_a_decoder_are_evaluated(
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
     handle = zoo["vectors_map"]
     trained(zoo, "vectors_map", handle.checkpoint)
-    with writing_shard(tmp_path / "data" / "test" / "vectors_map" / "shard-00000.tar") as shard:
+    with writing_values(tmp_path / "data", "test", "vectors_map") as shard:
         for number, value in enumerate(values(70)):
             shard.add(f"test-{number:03}", *handle.write(value))
     result = evaluate_tokenizer(zoo, "vectors_map", tmp_path / "data")
@@ -465,7 +465,7 @@ def test_stored_values_that_cannot_be_read_are_left_out(install_example: Install
     install_example("stored_map")
     zoo = Zoo.installed()
     for number, split in enumerate(("test", "train")):
-        with writing_shard(tmp_path / "data" / split / "stored_map" / "shard-00000.tar") as shard:
+        with writing_values(tmp_path / "data", split, "stored_map") as shard:
             shard.add("damaged", b"no array", "npy")
             if number:
                 shard.add("sound", *zoo["stored_map"].write(np.full((1, 16, 16), 0.5, np.float32)))

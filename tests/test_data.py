@@ -1,4 +1,4 @@
-"""Value shards, provenance and the folder source: layouts, alignment by key, damage, and what is refused."""
+"""Value shards, foreign tar files and the folder source: layouts, alignment, damage, refusals."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import errno
 import io
 import os
 import tarfile
-from collections.abc import Callable, Mapping
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from examples import only
+from hypothesis import given
+from hypothesis import strategies as st
+from stores import write_tar, write_values
 
 from tokenizers_zoo.data import shards as shards_module
 from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
-from tokenizers_zoo.data.made_of import contents
-from tokenizers_zoo.data.provenance import DATASET, check_same_source, digest, read_entries, read_entry, record_entry
-from tokenizers_zoo.data.shards import LazyValues, ModalityIndex, ValueStore
-from tokenizers_zoo.data.tar import read_member, scan_shard, split_name, writing_shard
+from tokenizers_zoo.data.manifest import read_splits, verify
+from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_shard
+from tokenizers_zoo.data.tar import Dropped, Member, header, read_member, scan_tar, split_name
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
 from tokenizers_zoo.io import disk_errors, disk_problem
 from tokenizers_zoo.pipeline.results import Outcome
@@ -28,20 +29,24 @@ from tokenizers_zoo.pipeline.results import Outcome
 BLOCK = 512
 
 
-def write_tar(path: Path, members: Mapping[str, bytes], **info: Any) -> Path:
-    """A tar as any other program may write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            for key, value in info.items():
-                setattr(header, key, value)
-            tar.addfile(header, io.BytesIO(data))
-    return path
+def named(*names: str) -> dict[str, str]:
+    """Folder names that are modalities' own."""
+    return {name: name for name in names}
 
 
-# ---------------------------------------------------------------------- tar shards
+def scan(path: Path) -> tuple[dict[str, Member], list[Dropped]]:
+    """The members of a tar file by key, and what cannot be used of it."""
+    members: dict[str, Member] = {}
+    dropped: list[Dropped] = []
+    for item in scan_tar(path):
+        if isinstance(item, Dropped):
+            dropped.append(item)
+        else:
+            members[item[0]] = item[1]
+    return members, dropped
+
+
+# ---------------------------------------------------------------------- tar files of others
 
 
 @pytest.mark.parametrize(
@@ -60,144 +65,148 @@ def test_key_is_everything_before_the_first_dot_of_the_basename(name: str, key: 
     assert split_name(name) == (key, extension)
 
 
-def test_written_shards_have_the_same_bytes_and_are_read_back(tmp_path: Path) -> None:
-    values = {"a": b"1", "b/c": b"", "z" * 150: b"x" * 1500}
-    for folder in ("one", "two"):
-        with writing_shard(tmp_path / folder / "s.tar") as writer:
+def test_a_tar_of_any_format_is_read(tmp_path: Path) -> None:
+    values = {"a": b"1", "b/c": b"", "z" * 150: b"x" * 1500, "caf\xe9" * 40: b"y", "p" * 90 + "/" + "q" * 90: b"z"}
+    for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        path = tmp_path / f"{format}.tar"
+        with tarfile.open(path, "w", format=format) as tar:
             for key, data in values.items():
-                writer.add(key, data, "bin")
-    assert (tmp_path / "one/s.tar").read_bytes() == (tmp_path / "two/s.tar").read_bytes()
-    index = scan_shard(tmp_path / "one/s.tar")
-    assert {key: read_member(member) for key, member in index.members.items()} == values
-    assert not index.dropped
-    with tarfile.open(tmp_path / "one/s.tar") as tar:
-        assert [member.mtime + member.uid + member.gid for member in tar] == [0, 0, 0]
+                info = tarfile.TarInfo(f"{key}.bin")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        members, dropped = scan(path)
+        assert {key: read_member(member) for key, member in members.items()} == values and not dropped
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(ReadError, match="changed since it was listed"):
+            read_member(members["a"])
 
 
-@pytest.mark.parametrize("key", ["a.b", "/a", "a//b", "../a", "", ".a", "a\\b", "./a", "a\nb"])
-def test_keys_that_would_be_read_back_otherwise_are_refused(tmp_path: Path, key: str) -> None:
-    with writing_shard(tmp_path / "s.tar") as writer, pytest.raises(DataError, match=r"key .*no backslash"):
-        writer.add(key, b"", "bin")
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A tar file of six members of 600 bytes: each takes a header and two blocks."""
+    return write_tar(
+        tmp_path_factory.mktemp("six") / "s.tar", {f"{i}.bin": bytes([i]) * 600 for i in range(6)}
+    ).read_bytes()
 
 
-def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), writing_shard(tmp_path / "s.tar") as writer:
-        writer.add("a", b"1", "bin")
-        raise KeyboardInterrupt
-    with writing_shard(tmp_path / "t.tar") as writer:
-        writer.discard()
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("at", "block", "reason"),
+    [
+        (110, b"\xff", "damaged header"),
+        (0, bytes(BLOCK), "zeros in place of a header"),
+        (124, b"\xff" * 12, "damaged header"),
+        (124, b"77777777777", "damaged header"),
+    ],
+)
+def test_a_damaged_header_costs_one_member(six: bytes, tmp_path: Path, at: int, block: bytes, reason: str) -> None:
+    path, start = tmp_path / "s.tar", 2 * 3 * BLOCK + at
+    path.write_bytes(six[:start] + block + six[start + len(block) :])
+    members, dropped = scan(path)
+    assert list(members) == ["0", "1", "3", "4", "5"]
+    assert read_member(members["5"]) == bytes([5]) * 600
+    assert [reason in item.reason and f"byte {2 * 3 * BLOCK}" in item.reason for item in dropped] == [True]
 
 
-def test_a_damaged_header_costs_one_member(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "s.tar", {f"{i}.bin": bytes([i]) * 600 for i in range(6)})
-    data = bytearray(path.read_bytes())
-    assert len(scan_shard(path).members) == 6
-    data[2 * 3 * BLOCK + 110] ^= 0xFF  # the third member's header; each takes a header and two blocks
-    path.write_bytes(data)
-    index = scan_shard(path)
-    assert list(index.members) == ["0", "1", "3", "4", "5"]
-    assert read_member(index.members["5"]) == bytes([5]) * 600
-    assert [item.shard for item in index.dropped] == ["s.tar"]
-    assert "damaged header" in index.dropped[0].reason
-    assert f"byte {2 * 3 * BLOCK}" in index.dropped[0].reason
+@pytest.mark.parametrize("size", [b"77777777777\0", b"\xff" * 12, b"\x80" + b"\x7f" * 11])
+def test_sizes_are_checked_against_the_file(six: bytes, tmp_path: Path, size: bytes) -> None:
+    """Too large, negative, and larger than any file, with a checksum that is right."""
+    block = bytearray(six[:BLOCK])
+    block[124:136], block[148:156] = size, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    path = tmp_path / "s.tar"
+    path.write_bytes(bytes(block) + six[BLOCK:])
+    members, dropped = scan(path)
+    assert list(members) == ["1", "2", "3", "4", "5"] and len(dropped) == 1
 
 
-def test_zeros_in_place_of_a_header_are_no_end(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "s.tar", {f"{i}.bin": bytes([i]) * 600 for i in range(6)})
-    sound = path.read_bytes()
-    data = bytearray(sound)
-    data[2 * 3 * BLOCK : 2 * 3 * BLOCK + BLOCK] = bytes(BLOCK)
-    path.write_bytes(data)
-    index = scan_shard(path)
-    assert list(index.members) == ["0", "1", "3", "4", "5"]
-    assert [item.reason.split(";")[0] for item in index.dropped] == ["zeros in place of a header"]
-    path.write_bytes(sound + bytes(40 * BLOCK))  # as much behind the end as somebody likes
-    assert len(scan_shard(path).members) == 6 and not scan_shard(path).dropped
+def test_zeros_behind_the_end_are_no_damage(six: bytes, tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(six + bytes(40 * BLOCK))
+    members, dropped = scan(tmp_path / "s.tar")
+    assert len(members) == 6 and not dropped
 
 
 @pytest.mark.parametrize(
     ("cut", "members", "reason"),
     [
         (3 * BLOCK * 2, 2, "end mark"),
-        (3 * BLOCK * 2 + 100, 2, "damaged header"),
+        (3 * BLOCK * 2 + 100, 2, "end mark"),
         (3 * BLOCK * 2 + BLOCK, 2, "cut off"),
         (3 * BLOCK * 2 + BLOCK + 599, 2, "cut off"),
         (3 * BLOCK * 2 + BLOCK + 700, 3, "end mark"),
     ],
 )
-def test_a_truncated_shard_gives_its_whole_members_and_says_so(
-    tmp_path: Path, cut: int, members: int, reason: str
+def test_a_truncated_tar_gives_its_whole_members_and_says_so(
+    six: bytes, tmp_path: Path, cut: int, members: int, reason: str
 ) -> None:
-    path = write_tar(tmp_path / "s.tar", {f"{i}.bin": bytes([i]) * 600 for i in range(6)})
-    path.write_bytes(path.read_bytes()[:cut])
-    index = scan_shard(path)
-    assert list(index.members) == [str(i) for i in range(members)]
-    assert len(index.dropped) == 1
-    assert reason in index.dropped[0].reason
+    (tmp_path / "s.tar").write_bytes(six[:cut])
+    found, dropped = scan(tmp_path / "s.tar")
+    assert list(found) == [str(i) for i in range(members)]
+    assert len(dropped) == 1 and reason in dropped[0].reason
+
+
+@given(st.data())
+def test_no_bytes_make_the_scan_fail_or_read_outside(six: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
+    content = bytearray(six[: 9 * BLOCK])
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "fuzzed.tar"
+    path.write_bytes(content)
+    try:
+        members, _ = scan(path)
+    except DataError:
+        return
+    for member in members.values():
+        assert 0 <= member.offset <= member.offset + member.size <= len(content)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04" * 1000, b"x"])
 def test_what_is_not_a_tar_is_an_error_that_names_it(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "s.tar").write_bytes(data)
-    with pytest.raises(DataError, match=r"s\.tar: not a tar file .* delete it"):
-        scan_shard(tmp_path / "s.tar")
+    with pytest.raises(DataError, match=r"s\.tar: no usable member"):
+        scan(tmp_path / "s.tar")
 
 
-def test_a_shard_that_the_system_does_not_open_is_an_error_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / "s.tar").symlink_to(tmp_path / "moved.tar")
-    with pytest.raises(ReadError, match=r"s\.tar: cannot be read: No such file"):
-        scan_shard(tmp_path / "s.tar")
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "gone.tar").symlink_to(tmp_path / "moved.tar")
+    os.mkfifo(tmp_path / "pipe.tar")
+    for name, reason in (("gone", "No such file"), ("pipe", "expected a regular file")):
+        with pytest.raises(ReadError, match=rf"{name}\.tar: .*{reason}"):
+            scan(tmp_path / f"{name}.tar")
 
 
-def test_values_of_another_kind_are_refused_with_what_differs(tmp_path: Path) -> None:
-    value = {"kind": "array", "shape": [1, 64, 64], "unit": "index", "low": -1.0, "high": 1.0}
-    write_tar(tmp_path / "train/ndvi/shard-00000.tar", {"a.bin": b"1"})
-    record_entry(tmp_path, "train", "ndvi", {"source": "folder", "value": value})
-    check_same_source(tmp_path, "train", "ndvi", {"source": "folder", "value": value})
-    said = r"train/ndvi was made with another value \(value\.low was -1\.0, is 0\.0\); give another folder"
-    with pytest.raises(DataError, match=said):
-        check_same_source(tmp_path, "train", "ndvi", {"source": "folder", "value": {**value, "low": 0.0}})
-
-
-def test_links_nameless_and_repeated_members_are_reported(tmp_path: Path) -> None:
+def test_links_and_nameless_members_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as tar:
-        for name, kind in (("a.x", tarfile.REGTYPE), ("a.y", tarfile.REGTYPE), (".z", tarfile.REGTYPE),
-                           ("l.x", tarfile.SYMTYPE), ("folder", tarfile.DIRTYPE)):  # fmt: skip
+        for name, kind in (("a.x", tarfile.REGTYPE), (".z", tarfile.REGTYPE), ("l.x", tarfile.SYMTYPE),
+                           ("folder", tarfile.DIRTYPE), ("g.x", tarfile.GNUTYPE_SPARSE)):  # fmt: skip
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "a.x"
             tar.addfile(info)
-    index = scan_shard(path)
-    assert list(index.members) == ["a"]
-    assert [item.key for item in index.dropped] == ["a", ".z", "l"]
-    assert "second member" in index.dropped[0].reason
+    members, dropped = scan(path)
+    assert list(members) == ["a"] and [item.key for item in dropped] == [".z", "l", "g"]
 
 
 @pytest.mark.parametrize("name", ["../../b.x", "/b.x", "a/../../b.x", "a//b.x", "a/./b.x", "a\\b.x"])
 def test_a_key_that_leads_out_of_a_folder_costs_its_member(tmp_path: Path, name: str) -> None:
-    """Or that is another's path: what is made of a sample is written below a folder, under its key."""
+    """Nor may two keys be one path: results of a sample are written below a folder, under its key."""
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for member in (name, "./a/b.x"):
             tar.addfile(tarfile.TarInfo(member))
-    index = scan_shard(tmp_path / "s.tar")
-    assert list(index.members) == ["a/b"]
-    assert [item.reason for item in index.dropped] == [
-        f"the name {name!r}: a key has no backslash, and no part that is empty, '.' or '..'"
-    ]
+    members, dropped = scan(tmp_path / "s.tar")
+    assert list(members) == ["a/b"]
+    assert [repr(name) in item.reason and "no backslash" in item.reason for item in dropped] == [True]
 
 
 @pytest.mark.parametrize("character", ["\n", "\x1b", "\x7f", "\x9b"])
 def test_a_key_with_a_control_character_costs_its_member_and_is_shown_without(tmp_path: Path, character: str) -> None:
     name, shown = f"a{character}[2J", rf"a\x{ord(character):02x}[2J"
     write_tar(tmp_path / "s.tar", {f"{name}.x": b"", f".{name}": b"", "caf\xe9.x": b""})
-    index = scan_shard(tmp_path / "s.tar")
-    assert list(index.members) == ["caf\xe9"]
-    assert [item.key for item in index.dropped] == [shown, f".{shown}"]
-    assert "a key has no control character, such as a line break" in index.dropped[0].reason
+    members, dropped = scan(tmp_path / "s.tar")
+    assert list(members) == ["caf\xe9"]
+    assert [item.key for item in dropped] == [shown, f".{shown}"]
     outcome = Outcome(split="train", modality="light")
     outcome.add(0, {name: "refused"})
-    for told in (outcome.first_reason, *(item.reason for item in index.dropped)):
+    for told in (outcome.first_reason, *(item.reason for item in dropped)):
         assert character not in told
     assert outcome.first_reason == f"refused (sample {shown})"
 
@@ -206,10 +215,9 @@ def test_a_name_that_is_not_utf8_costs_its_member(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         for name in (b"caf\xe9.x", "caf\xe9.x".encode(), b".\xff", b"a.\xff"):
             tar.addfile(tarfile.TarInfo(os.fsdecode(name)))
-    index = scan_shard(tmp_path / "s.tar")
-    assert list(index.members) == ["caf\xe9"]
-    assert [item.key for item in index.dropped] == [r"caf\xe9", r".\xff", "a"]
-    assert "not UTF-8" in index.dropped[0].reason and "not UTF-8" in index.dropped[2].reason
+    members, dropped = scan(tmp_path / "s.tar")
+    assert list(members) == ["caf\xe9"]
+    assert [item.key for item in dropped] == [r"caf\xe9", r".\xff", "a"]
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
@@ -222,107 +230,177 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- value store
 
 
+def write(folder: Path, values: dict[str, bytes | None], **finish: Any) -> None:
+    """Write shard 0 of a folder; None is an absent value."""
+    with writing_shard(folder, 0) as writer:
+        for key, data in values.items():
+            if data is None:
+                writer.skip()
+            else:
+                writer.add(key, data, "bin")
+        writer.finish(**{"keys": "k", "inputs": "i", "record": {}, **finish})
+
+
+def test_written_shards_have_the_same_bytes_and_other_programs_read_them(tmp_path: Path) -> None:
+    values = {"a": b"1", "b/c": b"", "none": None, "z" * 150: b"x" * 1500}
+    for folder in ("one", "two"):
+        write(tmp_path / folder, values)
+    names = ["shard-00000.index", "shard-00000.json", "shard-00000.tar"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    with tarfile.open(tmp_path / "one/shard-00000.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        assert [member.mtime + member.uid + member.gid for member in tar] == [0, 0, 0]
+    assert members == {f"{key}.bin": data for key, data in values.items() if data is not None}
+
+
+@pytest.mark.parametrize("size", [0, 9, 12345, (1 << 33) - 1, 1 << 33])
+@pytest.mark.parametrize("name", ["a", "b/c" * 20 + ".x", "z" * 100, "z" * 101, "caf\xe9"])
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
+@pytest.mark.parametrize("key", ["a.b", "/a", "a//b", "../a", "", ".a", "a\\b", "./a", "a\nb"])
+def test_keys_that_would_be_read_back_otherwise_are_refused(tmp_path: Path, key: str) -> None:
+    with writing_shard(tmp_path, 0) as writer, pytest.raises(DataError, match=r"key .*no backslash"):
+        writer.add(key, b"", "bin")
+
+
+def test_a_failing_or_unfinished_writer_leaves_what_was_there(tmp_path: Path) -> None:
+    write(tmp_path, {"a": b"old"})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(KeyboardInterrupt), writing_shard(tmp_path, 0) as writer:
+        writer.add("a", b"new", "bin")
+        raise KeyboardInterrupt
+    with writing_shard(tmp_path, 0) as writer:
+        writer.add("a", b"new", "bin")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.fixture
-def ml4m(tmp_path: Path) -> Path:
-    """A folder as ml-4m users have it: other shard names, unequal shard lists, keys in another order, some missing."""
-    root = tmp_path / "data"
-    write_tar(root / "train/one/000000.tar", {f"{i:04}.txt": f"one {i}".encode() for i in range(4)})
-    write_tar(root / "train/one/000001.tar", {f"{i:04}.txt": f"one {i}".encode() for i in range(4, 8)})
-    write_tar(root / "train/two@224/all.tar", {f"./{i:04}.txt": f"two {i}".encode() for i in (7, 6, 5, 3, 1, 0, 9)})
-    (root / "train/one/notes.txt").write_text("no shard")
-    (root / "train/empty").mkdir()
-    return root
+def store(tmp_path: Path) -> ValueStore:
+    """Eight samples in shards of three; `two` lacks some."""
+    one = {f"{i:04}": (f"one {i}".encode(), "txt") for i in range(8)}
+    two = {f"{i:04}": (f"two {i}".encode(), "txt") for i in (7, 6, 5, 3, 1, 0)}
+    write_values(tmp_path / "data", "train", {"one": one, "two": two}, shard_size=3)
+    return ValueStore(tmp_path / "data")
 
 
 def text_handle(name: str) -> Any:
-    """What a ValueStore needs of a handle."""
+    """The part of a handle that a ValueStore uses."""
     return SimpleNamespace(
         name=name,
         read=lambda data, extension: f"{data.decode()} ({extension})",
-        transform=lambda value, crop: value,
+        transform=lambda value, crop, trusted: value,
     )
 
 
-def test_a_foreign_folder_is_read_as_it_is_and_aligned_by_key(ml4m: Path) -> None:
-    store = ValueStore(ml4m, aliases={"two@224": "two"})
-    assert store.splits() == ["train"]
-    assert store.modalities("train") == ["one", "two"]
-    keys = store.aligned_keys("train", ["one", "two"])
-    assert keys == ["0000", "0001", "0003", "0005", "0006", "0007"]
-    for key in keys:
-        number = int(key)
-        assert store.read(text_handle("one"), "train", key) == f"one {number} (txt)"
-        assert store.read(text_handle("two"), "train", key) == f"two {number} (txt)"
-    assert store.read_bytes("train", "two", "0009") == (b"two 9", "txt")
-    assert read_entries(ml4m) == {}
+def test_values_are_read_by_shard_and_row_and_by_key(store: ValueStore) -> None:
+    assert (store.splits(), store.modalities("train")) == (["train"], ["one", "two"])
+    rows = store.rows("train", ["one", "two"])
+    keys = ["0000", "0001", "0003", "0005", "0006", "0007"]
+    assert len(rows) == 6 and list(rows.keys()) == keys == store.keys("train", "one", "two")
+    assert list(rows) == rows[:] == [Place(0, 0), Place(0, 1), Place(1, 0), Place(1, 2), Place(2, 0), Place(2, 1)]
+    assert [rows.key(rows[number]) for number in range(-1, 5)] == ["0007", *keys[:-1]]
+    for name in ("one", "two"):
+        for place in rows:
+            expected = f"{name} {int(rows.key(place))} (txt)"
+            assert store.read(text_handle(name), "train", *place) == expected
+            assert store.read_key(text_handle(name), "train", rows.key(place)) == expected
+    assert store.present("train", "two", 0).tolist() == [True, True, False]
+    assert store.find("train", "0005") == Place(1, 2)
+    with pytest.raises(IndexError):
+        rows[6]
 
 
-def test_a_modality_that_bears_another_ones_alias_has_its_own_data(
-    install_example: Callable[..., Path], tmp_path: Path
-) -> None:
-    install_example("light", {"name=settings.name,": 'name=settings.name, aliases=("bright", "dark"),'})
-    write_tar(tmp_path / "train/dark/000000.tar", {"0000.npy": b""})
-    write_tar(tmp_path / "train/bright/000000.tar", {"0000.npy": b""})
-    assert ValueStore.of(tmp_path, only()).modalities("train") == ["light"]
-    instances = {"a_light": {"plugin": "light"}, "z_light": {"plugin": "light"}}
-    assert ValueStore.of(tmp_path, only(modalities=instances)).modalities("train") == ["light"]
-    instances["light"] = {"enabled": False}
-    assert ValueStore.of(tmp_path, only(modalities=instances)).modalities("train") == ["a_light"]
-    install_example("dark")
-    assert ValueStore.of(tmp_path, only()).modalities("train") == ["dark", "light"]
-
-
-def test_a_key_in_two_shards_is_read_from_the_first_and_reported(ml4m: Path) -> None:
-    write_tar(ml4m / "train/one/000002.tar", {"0002.txt": b"late"})
-    store = ValueStore(ml4m)
-    assert store.read_bytes("train", "one", "0002")[0] == b"one 2"
-    assert [(item.shard, item.key) for item in store.dropped("train", "one")] == [("000002.tar", "0002")]
-
-
-def test_errors_of_a_store_say_what_is_there(ml4m: Path) -> None:
-    store = ValueStore(ml4m)
+def test_errors_of_a_store_say_what_is_there(store: ValueStore) -> None:
+    root = store.root
     with pytest.raises(DataError, match="no split 'valid'; splits here: train"):
         store.modalities("valid")
     with pytest.raises(DataError, match=r"unknown modality .*'on'; did you mean one.*zoo data derive"):
-        store.keys("train", "on")
-    with pytest.raises(DataError, match="no value for key '0009'"):
-        store.read_bytes("train", "one", "0009")
+        store.rows("train", ["on"])
+    with pytest.raises(DataError, match="no value for key '0002'"):
+        store.read_key(text_handle("two"), "train", "0002")
+    with pytest.raises(DataError, match="no sample with key '0009'"):
+        store.find("train", "0009")
     with pytest.raises(DataError, match="no such folder; `zoo data make"):
-        ValueStore(ml4m / "absent")
-    for ask in (ValueStore.splits, lambda store: store.modalities("train")):
-        with pytest.raises(DataError, match=f"this is a split, not a data folder; give {ml4m}$"):
-            ask(ValueStore(ml4m / "train"))
-    with pytest.raises(DataError, match=r"no <split>/<modality>/\*\.tar here; `zoo data make` writes them"):
-        ValueStore(ml4m / "train/empty").splits()
+        ValueStore(root / "absent")
+    with pytest.raises(DataError, match=f"this is a split, not a data folder; give {root}$"):
+        ValueStore(root / "train")
+    (root.parent / "empty").mkdir()
+    with pytest.raises(DataError, match="no values here; `zoo data make`"):
+        ValueStore(root.parent / "empty")
 
 
-@pytest.mark.parametrize("empty", [True, False])
-def test_a_shard_that_is_replaced_meanwhile_is_an_error(ml4m: Path, empty: bool) -> None:
-    """Also by one of the same size, in which other samples lie in the old places."""
-    store, shard = ValueStore(ml4m), ml4m / "train/one/000001.tar"
-    values = {key: store.read_bytes("train", "one", key) for key in scan_shard(shard).members}
-    size = shard.stat().st_size
-    with writing_shard(shard) as writer:
-        for key, (data, extension) in reversed(values.items()):
-            writer.add(key, data, extension)
-    assert shard.stat().st_size == size
-    if empty:
-        shard.write_bytes(b"")
-    with pytest.raises(ReadError, match=r"000001\.tar: was replaced or changed since it was opened"):
-        store.read_bytes("train", "one", "0005")
+@pytest.mark.parametrize("name", ["shard-00001.tar", "shard-00001.index"])
+def test_a_shard_is_checked_once_when_it_is_first_read(store: ValueStore, name: str) -> None:
+    store.read_bytes("train", "one", 0, 0)
+    path = store.root / "train/one" / name
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path}: has another checksum than its manifest says; .*repair"):
+        store.read_bytes("train", "one", 1, 0)
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=f"{path}: has .* bytes"):
+        store.read_bytes("train", "one", 1, 0)
+    assert [wrong.path for wrong in verify(store.split("train"))] == [path]
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path}: is missing"):
+        store.read_bytes("train", "one", 1, 0)
 
 
-def test_a_value_that_the_system_gives_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_other_keys_and_without_a_manifest_do_not_count(store: ValueStore) -> None:
+    (store.root / "train/two/shard-00000.json").unlink()
+    assert store.keys("train", "two") == ["0003", "0005", "0006", "0007"]
+    read_splits(store.root / "dataset.json")["train"].write_keys(1, ["a", "b", "c"])
+    again = ValueStore(store.root)
+    assert again.keys("train", "two") == ["0006", "0007"]
+    with pytest.raises(DataError, match="was not written to its end"):
+        again.read_bytes("train", "two", 0, 0)
+
+
+def test_few_files_are_open_whatever_the_number_of_shards(
+    store: ValueStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {f"k{i}": (f"{i}".encode(), "txt") for i in range(60)}
+    write_values(tmp_path / "many", "train", {"one": values}, shard_size=1)
+    monkeypatch.setattr(shards_module, "OPEN_SHARDS", 4)
+    many = ValueStore(tmp_path / "many")
+    before = len(os.listdir("/proc/self/fd"))
+    wrong: list[int] = []
+
+    def read(numbers: Any) -> None:
+        wrong.extend(i for i in numbers if many.read_bytes("train", "one", int(i), 0)[0] != f"{i}".encode())
+
+    threads = [threading.Thread(target=read, args=(np.random.default_rng(i).permutation(60),)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(os.listdir("/proc/self/fd")) <= before + 4
+
+
+def test_a_value_that_the_system_gives_in_pieces_is_read_whole(
+    store: ValueStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One read gives less than 2 GiB."""
-    values = {"a": os.urandom(1234), "b": b"", "c": os.urandom(100)}
-    path = write_tar(tmp_path / "s.tar", {f"{key}.bin": data for key, data in values.items()})
-    index, stat, read = scan_shard(path), path.stat(), os.pread
-    monkeypatch.setattr(os, "pread", lambda file, size, offset: read(file, min(size, 100), offset))
-    assert {key: read_member(member) for key, member in index.members.items()} == values
-    os.truncate(path, index.members["a"].offset + 1000)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(ReadError, match=r"s\.tar: was replaced or changed since it was opened"):
-        read_member(index.members["a"])
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: read(file, min(size, 3), offset))
+    assert store.read_bytes("train", "one", 1, 1) == (b"one 4", "txt")
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: b"")
+    with pytest.raises(DataError, match="was cut off"):
+        store.read_bytes("train", "one", 1, 1)
+
+    def failing(file: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(ReadError, match=r"shard-00001\.tar: cannot be read: Input/output error"):
+        store.read_bytes("train", "one", 1, 1)
 
 
 def test_lazy_values_are_read_once_while_they_fit_and_leave_out_what_cannot_be_read() -> None:
@@ -347,27 +425,19 @@ def test_lazy_values_are_read_once_while_they_fit_and_leave_out_what_cannot_be_r
         sound[3]
 
 
-# ---------------------------------------------------------------------- provenance
-
-
-def test_entries_are_kept_side_by_side_and_damage_is_named(tmp_path: Path) -> None:
-    record_entry(tmp_path, "train", "b", {"source": "s", "seed": 1, "count": 5})
-    record_entry(tmp_path, "test", "a", {"options": {"x": (1, 2)}})
-    record_entry(tmp_path, "train", "a", {"seed": 2})
-    record_entry(tmp_path, "train", "a", None)
-    assert read_entries(tmp_path) == {
-        "test": {"a": {"options": {"x": [1, 2]}}},
-        "train": {"b": {"source": "s", "seed": 1, "count": 5}},
-    }
-    entry = read_entry(tmp_path, "train", "b") or {}
-    assert digest(entry) == digest({**entry, "count": 9}) != digest({**entry, "seed": 2})
-    for damaged in ("[]", '{"splits": []}', '{"splits": {"train": {"b": 5}}}'):
-        (tmp_path / DATASET).write_text(damaged)
-        with pytest.raises(DataError, match=f"{DATASET}: damaged: "):
-            read_entries(tmp_path)
-
-
 # ---------------------------------------------------------------------- folder source
+
+
+@pytest.fixture
+def ml4m(tmp_path: Path) -> Path:
+    """A folder as ml-4m users have it: other shard names, unequal shard lists, keys in another order, some missing."""
+    root = tmp_path / "data"
+    write_tar(root / "train/one/000000.tar", {f"{i:04}.txt": f"one {i}".encode() for i in range(4)})
+    write_tar(root / "train/one/000001.tar", {f"{i:04}.txt": f"one {i}".encode() for i in range(4, 8)})
+    write_tar(root / "train/two@224/all.tar", {f"./{i:04}.txt": f"two {i}".encode() for i in (7, 6, 5, 3, 1, 0, 9)})
+    (root / "train/one/notes.md").write_text("no value")
+    (root / "train/empty").mkdir()
+    return root
 
 
 def test_folders_are_split_by_their_keys_and_keep_sides_when_files_are_added(tmp_path: Path) -> None:
@@ -415,38 +485,40 @@ def test_a_split_below_the_modalities_is_kept(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    config, mine = FolderSettings(path=str(tmp_path)), {"one", "two", "three"}
+    config, mine = FolderSettings(path=str(tmp_path)), named("one", "two", "three")
     train, test = (open_folder(config, split, None, names=mine) for split in ("train", "test"))
     assert [(key, set(files)) for key, files in train] == [("a", {"one", "two"}), ("f", {"two"}), ("north/b", {"one"})]
     assert [(key, set(files)) for key, files in test] == [("c", {"one", "three"})]
     assert train[0][1]["one"] == FileBytes(data=b"one/train/a.txt", extension="txt")
-    assert set(train.offered) >= mine and train.modalities == ("one", "two")
+    assert set(train.offered) >= set(mine) and train.modalities == ("one", "scripts", "two")
     with pytest.raises(DataError, match=r"scripts: expected its files in folders train and test, which .*/one has and"):
         open_folder(config, "train", None)
     for name in ("one/test/c.txt", "three/test/c.txt"):
         (tmp_path / name).unlink()
     whole = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None, names=mine)
-    keys = ["e", "train/a", "train/f", "train/north/b", "val/d", "run"]
+    keys = ["e", "train/a", "train/f", "train/north/b", "val/d"]
     assert [key for key, _ in whole] == keys, "`train` alone may be a class"
 
 
-def test_files_and_shards_may_lie_beside_each_other(tmp_path: Path, ml4m: Path) -> None:
+def test_files_and_tars_may_lie_beside_each_other(tmp_path: Path, ml4m: Path) -> None:
     for name in ("three/0001.txt", "four/a.tar/0001.txt", "five/a.tar"):
         (ml4m / "train" / name).parent.mkdir(parents=True)
         (ml4m / "train" / name).write_text("own")
-    samples = open_folder(FolderSettings(path=str(ml4m)), "train", None, names={"one", "three"})
-    assert set(dict(samples[:])["0001"]) == {"one", "two@224", "three"}
-    assert samples.modalities == ("four", "one", "three", "two@224")
+    samples = open_folder(FolderSettings(path=str(ml4m)), "train", None, names=named("one", "three"))
+    assert set(dict(samples[:])["0001"]) == {"one", "three"}
+    assert samples.modalities == ("five", "four", "one", "three", "two@224")
+    aliased = open_folder(FolderSettings(path=str(ml4m)), "train", None, names={"two@224": "two", "one": "one"})
+    assert set(dict(aliased[:])["0001"]) == {"one", "two"}
     (ml4m / "train/one/late.tar").symlink_to(tmp_path / "gone.tar")
     with pytest.raises(ReadError, match=r"late\.tar: cannot be read: No such file"):
-        open_folder(FolderSettings(path=str(ml4m)), "train", None, names={"one"})
+        open_folder(FolderSettings(path=str(ml4m)), "train", None, names=named("one"))
     write_tar(tmp_path / "flat/one/north/old.tar", {})
     (tmp_path / "flat/one/a.txt").write_text("own")
     flat = FolderSettings(path=str(tmp_path / "flat"), test_fraction=0)
-    assert [key for key, _ in open_folder(flat, "train", None, names={"one"})] == ["a", "north/old"]
+    assert [key for key, _ in open_folder(flat, "train", None, names=named("one"))] == ["a", "north/old"]
     write_tar(tmp_path / "valid/valid/one/a.tar", {})
     with pytest.raises(DataError, match="no split 'train'; splits here: valid"):
-        open_folder(FolderSettings(path=str(tmp_path / "valid")), "train", None, names={"one"})
+        open_folder(FolderSettings(path=str(tmp_path / "valid")), "train", None, names=named("one"))
 
 
 def test_the_home_of_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,13 +530,14 @@ def test_the_home_of_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.Monke
         open_folder(FolderSettings(path="~nobody-here"), "train", None)
 
 
-def test_samples_of_what_is_asked_for_come_first(tmp_path: Path) -> None:
+def test_samples_are_those_of_known_modalities(tmp_path: Path) -> None:
     for name in ("notes/a.txt", "notes/b.txt", "one/c.txt", "one/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     config = FolderSettings(path=str(tmp_path), test_fraction=0)
-    assert [key for key, _ in open_folder(config, "train", 1, names={"one"})] == ["c"]
-    assert [key for key, _ in open_folder(config, "train", None, names={"one"})] == ["c", "d", "a", "b"]
+    assert [key for key, _ in open_folder(config, "train", 1, names=named("one"))] == ["c"]
+    samples = open_folder(config, "train", None, names=named("one"))
+    assert [key for key, _ in samples] == ["c", "d"] and samples.modalities == ("notes", "one")
 
 
 def test_a_link_to_a_file_that_is_gone_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -518,17 +591,6 @@ def test_folder_errors(tmp_path: Path) -> None:
         open_folder(FolderSettings(path=str(tmp_path)), "train", None)
     with pytest.raises(ValueError, match="test_fraction"):
         FolderSettings(path="", test_fraction=1.0)
-
-
-def test_what_needs_the_names_of_shards_alone_reads_no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = [write_tar(tmp_path / f"train/one/{name}.tar", {f"{name}.txt": b"x"}) for name in "abc"]
-    index = ModalityIndex(shards, most=2)
-    assert list(index.members) == ["a", "b"]
-    monkeypatch.setattr(shards_module, "scan_shard", None)
-    store = ValueStore(tmp_path)
-    assert store.shards("train", "one") == shards and list(contents(store, "train", "one")) == shards
-    with pytest.raises(DataError, match=r"unknown modality in .*'two'"):
-        store.shards("train", "two")
 
 
 def test_a_machine_that_failed_is_no_full_disk() -> None:

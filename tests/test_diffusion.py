@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from spatial_samples import PLUGINS, TINY, canny, rgb, settings, values
+from stores import writing_values
 
 from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.spatial.denoiser import Denoiser
 from tokenizers_zoo.families.spatial.diffusion import (
@@ -400,7 +400,7 @@ def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> N
         tokenizer = {{ {table}, diffusion = {{ sampling_steps = 2 }} }}"""
     )
     zoo = Zoo.from_toml(tmp_path / "registry.toml")
-    with writing_shard(tmp_path / "data/test/rgb/a.tar") as writer:
+    with writing_values(tmp_path / "data", "test", "rgb") as writer:
         for number, value in enumerate(values("rgb", 5)):
             writer.add(f"{number}", *zoo["rgb"].write(value))
     result = evaluate_tokenizer(zoo, "rgb", tmp_path / "data")

@@ -74,18 +74,18 @@ def test_the_vectors_are_the_encoder_s(road: tuple[Zoo, Path], tiny_t5: Path) ->
     from transformers import AutoTokenizer, T5EncoderModel
 
     zoo, folder = road
-    store = ValueStore.of(folder / "data", zoo)
+    store = ValueStore(folder / "data")
     words, encoder = AutoTokenizer.from_pretrained(tiny_t5), T5EncoderModel.from_pretrained(tiny_t5).eval()
     for number, text in enumerate(CAPTIONS):
-        stored = store.read(zoo[NAME], "train", f"train{number:02}")
+        stored = store.read_key(zoo[NAME], "train", f"train{number:02}")
         expected = encoder(**words([text], return_tensors="pt")).last_hidden_state[0].detach().numpy()
         assert stored.dtype == np.float32 and len(stored) == min(len(text.split()) + 1, 8)
         if len(expected) <= 8:
             np.testing.assert_allclose(stored, expected, atol=1e-3 * np.abs(expected).max())
-    long = store.read(zoo[NAME], "train", "train01")
+    long = store.read_key(zoo[NAME], "train", "train01")
     end = encoder(**words([" ".join(CAPTIONS[1].split()[:7])], return_tensors="pt")).last_hidden_state[0, -1]
     np.testing.assert_allclose(long[-1], end.detach().numpy(), atol=2e-3)  # cut before the end token, which stays
-    entry = json.loads((folder / "data" / "dataset.json").read_text())["splits"]["train"][NAME]
+    entry = store.record("train", NAME)
     assert len(entry["networks"]["network"]["sha256"]["model.safetensors"]) == 64
 
 
@@ -99,7 +99,7 @@ def test_tokens_are_standardised_and_of_any_number(road: tuple[Zoo, Path]) -> No
     numbers = np.concatenate(tokens)
     assert np.abs(numbers.mean(0)).max() < 0.01 and np.abs(numbers.std(0) - 1).max() < 0.01
     back = zoo[NAME].decode(tokens)
-    values = [ValueStore.of(folder / "data", zoo).read(zoo[NAME], "train", key) for key in keys]
+    values = [ValueStore(folder / "data").read_key(zoo[NAME], "train", key) for key in keys]
     assert zoo[NAME].score(back, values)["cosine"] == pytest.approx(1, abs=1e-4)
 
 

@@ -19,15 +19,15 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
+from stores import of_source, writing_values
 from token_stores import note_source, reversed_tokens, stored_tokens, write_tokens
 from toy_plugins import snapshot
 
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data import shards
-from tokenizers_zoo.data.provenance import record_entry, samples_identity
+from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, UnknownNameError, ZooError
@@ -45,6 +45,7 @@ from tokenizers_zoo.spec import (
     TokenLayout,
     ValueSpec,
 )
+from tokenizers_zoo.train.permutation import permuted
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
@@ -115,7 +116,7 @@ def world(site: None, tmp_path_factory: pytest.TempPathFactory) -> World:
     for split, count in (("train", TRAIN), ("test", TEST)):
         samples = {f"{split}-{i:03}": sample(generator) for i in range(count)}
         for name in NAMES:
-            with writing_shard(root / "data" / split / name / "shard-00000.tar") as shard:
+            with writing_values(root / "data", split, name) as shard:
                 for key, values in samples.items():
                     shard.add(key, *zoo[name].write(values[name]))
             tokens = list(zoo[name].encode([values[name] for values in samples.values()]))
@@ -393,7 +394,7 @@ def test_figures_are_those_of_the_data_and_tokens_asked_for(world: World, tmp_pa
     asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
     first = evaluate(run, world.zoo, world.tokens, world.data, **asked)
     shutil.copytree(world.data, tmp_path / "data")
-    with writing_shard(tmp_path / "data" / "test" / "dark" / "shard-00000.tar") as shard:
+    with writing_values(tmp_path / "data", "test", "dark") as shard:
         for number in range(TEST):
             shard.add(f"test-{number:03}", *world.zoo["dark"].write(np.full((1, 8, 8), 0.5, np.float32)))
     other = evaluate(run, world.zoo, world.tokens, tmp_path / "data", **asked)
@@ -414,7 +415,7 @@ def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tm
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     for name, seed in (("data", 0), ("other", 1)):
         shutil.copytree(world.data, tmp_path / name)
-        record_entry(tmp_path / name, "test", "dark", {"source": "pairs", "seed": seed})
+        of_source(tmp_path / name, "test", seed)
     shutil.copytree(world.tokens, tmp_path / "tokens")
 
     def asked(data: str) -> Any:
@@ -447,8 +448,8 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
 
     def darker(split: str) -> None:
         store, handle = shards.ValueStore(data), world.zoo["dark"]
-        values = {key: 0.5 * store.read(handle, split, key) for key in store.keys(split, "dark")}
-        with writing_shard(data / split / "dark/shard-00000.tar") as writer:
+        values = {key: 0.5 * store.read_key(handle, split, key) for key in store.keys(split, "dark")}
+        with writing_values(data, split, "dark") as writer:
             for key, value in values.items():
                 writer.add(key, *handle.write(value))
 
@@ -568,10 +569,10 @@ def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_pa
 def changed_values(world: World, data: Path, place: str, broken: Collection[str] = (), kept: str = "") -> None:
     """Write `place`, as train/dark, in a copy of the data: values of `broken` are none, keys end in one of `kept`."""
     split, name = place.split("/")
-    store = shards.ValueStore.of(world.data, world.zoo)
-    with writing_shard(data / place / "shard-00000.tar") as shard:
+    store = shards.ValueStore(world.data)
+    with writing_values(data, split, name) as shard:
         for key in store.keys(split, name):
-            value, extension = store.read_bytes(split, name, key)
+            value, extension = store.read_bytes(split, name, *store.find(split, key))
             if key[-1] in (kept or key):
                 shard.add(key, b"no value" if key in broken else value, extension)
 
@@ -583,7 +584,8 @@ def test_values_that_cannot_be_read_are_left_out_and_counted(
     shutil.copytree(world.data, data)
     whole = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, CONFIG.seed)
     first = whole.keys(["light", "dark"], 3)
-    learned = sorted(whole.values.keys("train", "dark"), key=whole._order)
+    rows = whole.values.rows("train", ["dark"])
+    learned = [rows.key(rows[number]) for number in permuted(np.arange(len(rows)), len(rows), CONFIG.seed).tolist()]
     changed_values(world, data, "test/dark", {first[0]})
     changed_values(world, data, "test/light", {first[1]})
     changed_values(world, data, "train/dark", learned[:2])
@@ -595,7 +597,7 @@ def test_values_that_cannot_be_read_are_left_out_and_counted(
     assert places == {"test/dark": {first[0]}, "test/light": {first[1]}, "train/dark": set(learned[:2])}
     assert "damaged .npy" in found["unreadable"]["test/dark"][first[0]]
     handle, values = world.zoo["dark"], whole.values
-    constant = handle.constant_baseline([values.read(handle, "train", key) for key in learned[2:6]])
+    constant = handle.constant_baseline([values.read_key(handle, "train", key) for key in learned[2:6]])
     assert found["pairs"][0]["constant_baseline"] == pytest.approx(
         handle.score([constant], whole.truth("dark", first[2:]))
     )
@@ -605,11 +607,11 @@ def test_values_that_cannot_be_read_are_left_out_and_counted(
     with pytest.raises(DataError, match=f"data/train/dark: none of {TRAIN} values can be read; {learned[0]}: dark"):
         evaluate(run, world.zoo, world.tokens, data, **asked)
 
-    def unread(member: Any) -> bytes:
-        raise ReadError(f"{member.shard}: cannot be read")
+    def unread(self: Any, split: str, *place: Any) -> bytes:
+        raise ReadError(f"{split}: cannot be read")
 
-    monkeypatch.setattr(shards, "read_member", unread)
-    with pytest.raises(ReadError, match=r"shard-00000.tar: cannot be read"):
+    monkeypatch.setattr(shards.ValueStore, "read_bytes", unread)
+    with pytest.raises(ReadError, match="test: cannot be read"):
         evaluate(run, world.zoo, world.tokens, data, config=config)
 
 
@@ -848,7 +850,7 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) 
 def test_no_common_sample_is_an_error(world: World, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(world.data, data)
-    with writing_shard(data / "test" / "dark" / "shard-00000.tar") as shard:
+    with writing_values(data, "test", "dark") as shard:
         shard.add("other", *world.zoo["dark"].write(np.zeros((1, 8, 8), np.float32)))
     with pytest.raises(ZooError, match="no sample has values and tokens of light, dark"):
         evaluate(world.copy(tmp_path / "run"), world.zoo, world.tokens, data, inputs=[("light",)], targets=["dark"])

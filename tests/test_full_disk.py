@@ -12,7 +12,7 @@ def world() -> World:
 
 
 def check_full(world: World, stage: str, *words: str, **mishap: int) -> None:
-    """The stage complains in `words`, keeps what was there, and ends as it should once there is room."""
+    """The stage complains in `words`, keeps the old files, and finishes once there is room."""
     before, after = results(world.before[stage]), results(world.after[stage])
     world.put_back(world.before[stage])
     world(ROAD[stage], **mishap).refused(*words)

@@ -100,10 +100,10 @@ def write_files(folder: Path) -> set[str]:
     """Pictures, captions and documents of a few scenes as files; gives the words of the captions."""
     go(folder, "data make scenes scenes --train 800 --test 80")
     installed = Zoo.from_toml(folder / "registry.toml")
-    store, words = ValueStore.of(folder / "scenes", installed), set[str]()
+    store, words = ValueStore(folder / "scenes"), set[str]()
     for split in ("train", "test"):
-        for key in store.aligned_keys(split, ["rgb", "caption"]):
-            values = {name: store.read(installed[name], split, key) for name in ("rgb", "caption")}
+        for key in store.keys(split, "rgb", "caption"):
+            values = {name: store.read_key(installed[name], split, key) for name in ("rgb", "caption")}
             words |= set(values["caption"].replace(",", " ,").replace(".", " .").split())
             values["web_text"] = f"# A room\n\n{values['caption']}\n\nSeen by a camera that somebody holds.\n"
             for name, value in values.items():

@@ -1,4 +1,4 @@
-"""A kill at any moment of any stage: what was there is there, nothing is half-written, the same command finishes."""
+"""A kill at any moment of any stage: old files stay, nothing is half-written, the same command finishes."""
 
 from __future__ import annotations
 

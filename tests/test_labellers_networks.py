@@ -18,6 +18,7 @@ from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.info import describe_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pretrained import PretrainedError
 
@@ -109,18 +110,17 @@ def test_everything_is_derived_from_rgb_by_the_command(
     code, said = zoo_command(f"data derive data --only {','.join(names)} --workers 1")
     assert code == 0 and all(f"train/{name}: {KEPT} written" in said for name in names), said
     zoo = Zoo.from_toml(pictures / "registry.toml")
-    store = ValueStore.of(pictures / "data", zoo)
-    keys = store.aligned_keys("train", ("rgb", *names))
+    store = ValueStore(pictures / "data")
+    keys = store.keys("train", "rgb", *names)
     assert len(keys) == KEPT
-    values = {name: store.read(zoo[name], "train", keys[0]) for name in names}
+    values = {name: store.read_key(zoo[name], "train", keys[0]) for name in names}
     assert values["depth"].min() == pytest.approx(1.0, abs=1e-3) and values["depth"].max() == pytest.approx(8, abs=1e-2)
     assert (values["semseg"] == zoo["semseg"].spec.value.classes.index("lamp")).all()
     assert {box["label"] for box in values["boxes"]} == {"wall"}
     np.testing.assert_allclose([box["box"] for box in values["boxes"]], [[0, 0.25, 0.55, 0.75]] * 2, atol=1e-6)
     assert values["sam_instance"].shape == (64, 64) and values["sam_instance"].max() >= 1
     assert values["caption"] == "chair chair chair chair"
-    entry = json.loads((pictures / "data" / "dataset.json").read_text())["splits"]["train"]["depth"]
-    record = entry["networks"]["labeller"]
+    record = store.record("train", "depth")["networks"]["labeller"]
     assert record["model"] == str(models["depth"]) and record["scaled_to"] == [1.0, 8.0] and record["revision"] is None
     assert {len(digest) for digest in record["sha256"].values()} == {64}
     assert set(record["sha256"]) == {"config.json", "model.safetensors", "preprocessor_config.json"}
@@ -135,8 +135,8 @@ def test_derived_again_where_settings_or_weights_have_changed(pictures: Path, tm
     def derive(**own: Any) -> tuple[int, np.ndarray]:
         zoo = zoo_of(pictures, {"depth": {"labeller": {"model": str(model), **own}}})
         outcome = derive_data(zoo, data, modalities=["depth"], splits=["test"], workers=1).outcomes[0]
-        store = ValueStore.of(data, zoo)
-        return outcome.written, store.read(zoo["depth"], "test", store.keys("test", "depth")[0])
+        store = ValueStore(data)
+        return outcome.written, store.read_key(zoo["depth"], "test", store.keys("test", "depth")[0])
 
     assert derive(scaled_to=[1.0, 4.0])[0] == 1
     written, first = derive(scaled_to=[1.0, 4.0])
@@ -166,8 +166,8 @@ def test_values_stay_inputs_of_others_when_their_labeller_is_taken_away(pictures
     without = zoo_of(pictures, {"depth": {}, "normal": normal})
     again = derive_data(without, pictures / "data", modalities=["normal"], splits=["test"], workers=1)
     assert [(outcome.modality, outcome.kept_shards) for outcome in again.outcomes] == [("normal", 1)]
-    store = ValueStore.of(pictures / "data", without)
-    value = store.read(without["normal"], "test", store.keys("test", "normal")[0])
+    store = ValueStore(pictures / "data")
+    value = store.read_key(without["normal"], "test", store.keys("test", "normal")[0])
     np.testing.assert_allclose(value, np.broadcast_to([[[0]], [[0]], [[1]]], value.shape), atol=0.01)
     with pytest.raises(
         DataError, match=r"depth: zoo-geometry .* does not derive it .* without the setting labeller in"
@@ -186,8 +186,8 @@ def test_a_sample_that_fails_is_recorded_and_the_others_are_derived(tmp_path: Pa
     make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
     result = derive_data(zoo, tmp_path / "data", workers=1)
     assert [(outcome.modality, outcome.written, outcome.failed) for outcome in result.outcomes] == [("normal", 2, 1)]
-    failed = (tmp_path / "data" / "train" / "normal" / "shard-00000.failed.jsonl").read_text()
-    assert json.loads(failed) == {"key": "two", "reason": "normal: the sample's metadata lack camera_fov"}
+    (reason,) = describe_data(tmp_path / "data").reasons
+    assert reason.endswith("shard-00000.tar: two: normal: the sample's metadata lack camera_fov")
 
 
 def test_a_captioner_without_words_fails_in_one_line(pictures: Path, hub: Hub) -> None:

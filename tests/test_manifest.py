@@ -54,7 +54,6 @@ def test_a_split_locates_its_samples_and_reads_its_keys(tmp_path: Path) -> None:
     assert split.locate(5) == (1, 2)
     assert split.key(6) == "a/6"
     assert [split.find("a/4"), split.find("a/44"), split.find("a/")] == [4, None, None]
-    assert split.find_all(["a/6", "b", "a/1"]) == {"a/6": 6, "a/1": 1}
     assert split.modalities() == ["rgb"]
     assert shards_of(split.folder / "rgb") == [0, 1, 2]
     with pytest.raises(IndexError):

@@ -13,18 +13,19 @@ import pytest
 import torch
 from parity_tokenizers import NEUTRAL, candidates, imported, neutral, tokenizer_results
 from published_tokenizers import TINY_UNET, TINY_VIT, published, quantize, twin
+from stores import write_tar, writing_values
 from torch import Tensor
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import ORIGIN
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.families.spatial.diffusion import noise_schedule
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.architecture import UNETS, VITS, read_architecture
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
+from tokenizers_zoo.pipeline.make import make_data
 
 TOLERANCE = 2e-5
 VIT: dict[str, Any] = {
@@ -363,7 +364,7 @@ def test_it_is_evaluated_without_a_plain_decoder(zoo: Zoo, tmp_path: Path) -> No
     checkpoint = published(**{**DIVAE, "num_train_timesteps": 2})
     table = zoo["rgb"].import_published(checkpoint, tmp_path / "own")
     handle = registered("rgb", table, tmp_path / "own")
-    with writing_shard(tmp_path / "data" / "test" / "rgb" / "shard-00000.tar") as shard:
+    with writing_values(tmp_path / "data", "test", "rgb") as shard:
         data, extension = handle.write(np.full((3, 32, 32), 0.25, np.float32))
         shard.add("a", data, extension)
     tables = {"modalities": {"rgb": {**table, "checkpoint": str(tmp_path / "own")}}, "zoo": {"modalities": ["rgb"]}}
@@ -446,7 +447,10 @@ def test_other_names_are_unambiguous(zoo: Zoo) -> None:
 
 
 def test_folders_of_tokens_hold_no_values(zoo: Zoo, tmp_path: Path) -> None:
-    for name in ("tok_rgb@224", "det", "rgb@224"):
-        with writing_shard(tmp_path / "train" / name / "shard-00000.tar") as shard:
-            shard.add("a", b"", "npy")
-    assert ValueStore.of(tmp_path, zoo).modalities("train") == ["boxes", "rgb_patches", "tok_rgb@224"]
+    """Of the folders of ml-4m, those of values are imported under the modalities' names."""
+    boxes = zoo["boxes"].write([])[0]
+    for name, data in (("tok_rgb@224", b""), ("det", boxes)):
+        write_tar(tmp_path / "train" / name / "0.tar", {f"a.{'npy' if not data else 'json'}": data})
+    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options={"path": str(tmp_path)}, workers=1)
+    assert ValueStore(tmp_path / "data").modalities("train") == ["boxes"]
+    assert list(made.skipped) == ["tok_rgb@224"]

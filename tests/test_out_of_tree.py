@@ -148,7 +148,7 @@ def test_a_spectrogram_is_no_view_of_the_picture_beside_it(example: Callable[[st
     assert {outcome.modality: (outcome.written, outcome.failed) for outcome in result.outcomes} == {
         "rgb": (2, 0), "spectrogram": (2, 0),
     }  # fmt: skip
-    value = ValueStore.of(tmp_path / "data", zoo).read(handle, "train", "b")
+    value = ValueStore(tmp_path / "data").read_key(handle, "train", "b")
     assert value.shape == (1, 16, 16)
     assert np.array_equal(handle.transform(value, Crop(top=0.2, left=0.1, height=0.5, width=0.5, flip=True)), value)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import math
 import os
 import sys
@@ -347,10 +346,9 @@ def test_derived_by_the_road_and_recorded(tmp_path: Path, monkeypatch: pytest.Mo
     make_data(zoo, "folder", tmp_path / "data", train=2, test=0, workers=1, options={"path": str(own.parent.parent)})
     result = derive_data(zoo, tmp_path / "data", modalities=[NAME], workers=1)
     assert [(outcome.modality, outcome.written) for outcome in result.outcomes] == [(NAME, 2)]
-    store = ValueStore.of(tmp_path / "data", zoo)
-    assert [len(store.read(zoo[NAME], "train", key)) for key in sorted(store.keys("train", NAME))] == [0, 1]
-    entry = json.loads((tmp_path / "data/dataset.json").read_text())["splits"]["train"][NAME]
-    record = entry["networks"]["labeller"]
+    store = ValueStore(tmp_path / "data")
+    assert [len(store.read_key(zoo[NAME], "train", key)) for key in sorted(store.keys("train", NAME))] == [0, 1]
+    record = store.record("train", NAME)["networks"]["labeller"]
     assert record["revision"] == "0.10.21" and {len(digest) for digest in record["sha256"].values()} == {64}
 
 

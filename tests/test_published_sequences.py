@@ -464,8 +464,9 @@ def test_one_keeps_the_contract(name: str, tmp_path: Path) -> None:
 
 def test_the_road_of_one_that_is_alone(tmp_path: Path) -> None:
     """Training makes the vocabulary, too; tokens are stored, and still its own after the vocabulary has grown."""
+    from stores import writing_values
+
     from tokenizers_zoo.data.shards import ValueStore
-    from tokenizers_zoo.data.tar import writing_shard
     from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
     from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
     from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, text_vocabularies
@@ -473,7 +474,7 @@ def test_the_road_of_one_that_is_alone(tmp_path: Path) -> None:
     zoo = small(tmp_path, MASKS, "caption")
     value = rectangles((4, 4, 20, 20), size=32)
     for split in ("train", "test"):
-        with writing_shard(tmp_path / "data" / split / MASKS / "shard-00000.tar") as shard:
+        with writing_values(tmp_path / "data", split, MASKS) as shard:
             for key in "abc":
                 data, extension = zoo[MASKS].write(value)
                 shard.add(key, data, extension)
@@ -494,7 +495,7 @@ def test_the_road_of_one_that_is_alone(tmp_path: Path) -> None:
     assert handle.tokenizer is not old and handle.tokenizer.grammar.vocabulary.used > old.grammar.vocabulary.used
     assert handle.fingerprint == identity and np.array_equal(handle.encode([value])[0], ids)
     assert evaluate_tokenizer(zoo, MASKS, tmp_path / "data", write=True).samples == 3
-    assert (folder / "evaluation.json").is_file() and ValueStore.of(tmp_path / "data", zoo)
+    assert (folder / "evaluation.json").is_file() and ValueStore(tmp_path / "data")
     assert zoo.problems() == {}
 
 

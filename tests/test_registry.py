@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from examples import EVERYTHING_ELSE, only, trained, values, write_registry
+from stores import writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
@@ -472,7 +472,7 @@ def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install
     zoo = only({name: {"tokenizer": small} for name in points}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
     angles, data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), tmp_path / "data"
     for split, name in ((split, name) for split in ("train", "test") for name in points):
-        with writing_shard(data / split / name / "shard-00000.tar") as shard:
+        with writing_values(data, split, name) as shard:
             for number, value in enumerate(angles):
                 shard.add(f"{split}-{number}", *zoo[name].write(value))
 

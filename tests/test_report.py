@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
+from stores import writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import AGAIN
-from tokenizers_zoo.data.tar import writing_shard
+from tokenizers_zoo.data.manifest import Split, write_record
+from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.report.pictures import (
     NOISY,
@@ -540,11 +542,22 @@ def test_reasons_are_listed_up_to_a_number(run: Run, zoo: Zoo, tmp_path: Path) -
     folder, _ = run
     data = tmp_path / "data"
     for split, count in (("train", 2), ("test", 1)):
-        with writing_shard(data / split / "depth" / "shard-00000.tar") as shard:
+        with writing_values(data, split, "depth") as shard:
             for number in range(count):
                 shard.add(f"{split} {number}", *zoo["depth"].write(np.ones((1, 64, 64), np.float32)))
-    lines = [json.dumps({"key": f"k{i}", "reason": f"reason {i} <b>"}) + "\n" for i in range(REASONS + 5)]
-    (data / "train" / "depth" / "shard-00000.failed.jsonl").write_text("".join(lines))
+    store = ValueStore(data)
+    count = REASONS + 5
+    keys = [*store.split("train").keys(0), *(f"k{i}" for i in range(count))]
+    split = Split(data, "train", len(keys), 500)
+    sizes = {"train": {"samples": len(keys), "shard_size": 500}, "test": {"samples": 1, "shard_size": 500}}
+    write_record(data / "dataset.json", {"splits": sizes})
+    with writing_shard(data / "train/depth", 0) as shard:
+        for number, key in enumerate(keys):
+            if number < 2:
+                shard.add(key, *store.read_bytes("train", "depth", 0, number))
+            else:
+                shard.skip(f"reason {number - 2} <b>")
+        shard.finish(keys=split.write_keys(0, keys), inputs="given", record={})
     (folder / "run.json").write_text(json.dumps({"places": {"tokens": "tokens", "data": str(data)}}))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert "reason 0 &lt;b&gt;" in text and f"reason {REASONS} " not in text and "and 5 more" in text
@@ -556,7 +569,7 @@ def test_a_value_that_cannot_be_read_leaves_the_others_of_a_shared_checkpoint(tm
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
     handle = zoo["caption"]
     TextVocabulary.train(VocabularyConfig(), ["a red ball"]).save(handle.checkpoint)
-    with writing_shard(tmp_path / "data/test/caption/0.tar") as shard:
+    with writing_values(tmp_path / "data", "test", "caption") as shard:
         for key, words in (("a", b"a red ball"), ("b", b"caf\xe9"), ("c", b"one box")):
             shard.add(key, words, "txt")
     found = reconstructions(zoo, handle, tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
@@ -569,7 +582,7 @@ def test_what_judges_a_shared_checkpoint_is_spread_over_all_values(
     monkeypatch.setattr("tokenizers_zoo.report.samples.SCORED", 2)
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
     TextVocabulary.train(VocabularyConfig(), ["a red ball"]).save(zoo["caption"].checkpoint)
-    with writing_shard(tmp_path / "data/test/caption/0.tar") as shard:
+    with writing_values(tmp_path / "data", "test", "caption") as shard:
         for key in "abcd":
             shard.add(key, f"ball {key}".encode(), "txt")
     found = reconstructions(zoo, zoo["caption"], tmp_path / "data", Pictures(folder=tmp_path / "pictures"))

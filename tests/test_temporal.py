@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from examples import only
+from stores import writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.doctor import examine
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
@@ -224,7 +224,7 @@ def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callab
     found = {result.name: result for result in check_modality(zoo, "leads")}
     assert found["crop_geometry"].message == "skipped: its values are no pictures that are cropped"
     for split in ("train", "test"):
-        with writing_shard(tmp_path / "data" / split / "leads" / "shard-00000.tar") as shard:
+        with writing_values(tmp_path / "data", split, "leads") as shard:
             for number, value in enumerate(values((32, 128), 6)):
                 shard.add(f"{split}-{number}", *zoo["leads"].write(value))
     gates = {finding.gate: finding for finding in examine(zoo, "leads", tmp_path / "data", steps=2)}

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from examples import only
+from stores import writing_values
 from toy_plugins import install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.ahead import read_ahead
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import scan_shard, writing_shard
+from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import (
     CheckpointError,
@@ -64,12 +64,10 @@ def test_training_samples_are_what_can_be_read_with_all_that_shares_the_vocabula
     zoo = toy({"modalities": {"more": {"plugin": "words"}}})
     data = tmp_path / "data"
     make_toy(zoo, data)
-    with writing_shard(data / "train/field/zz.tar") as writer:
-        writer.add("broken", b"no", "npy")
-    samples = training_samples(zoo, zoo["field"], ValueStore.of(data, zoo))
+    samples = training_samples(zoo, zoo["field"], ValueStore(data))
     assert (len(samples.train), len(samples.test)) == (23, 5)
     assert samples.train[0].shape == (1, 16, 16) and samples.special_tokens == () and list(samples.texts()) == []
-    assert samples.provenance["dropped"] == {"train": 1} and samples.provenance["data"]["seed"] == 3
+    assert samples.provenance["data"]["seed"] == 3
     folder = train_tokenizer(zoo, "words", data)
     assert folder == tmp_path / "runs/tokenizers/letters"
     config = json.loads((folder / "config.json").read_text())
@@ -89,7 +87,7 @@ def test_hidden_files_of_other_systems_are_ignored(toy: Callable[..., Zoo], tmp_
     for path in (*data.rglob("*.tar"), *out.rglob("*.arrow"), *out.rglob("*.json")):
         path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
     assert tokens_of(zoo, out, "field").keys() == before.keys()
-    assert list(ValueStore.of(data, zoo).index("train", "field").members) == list(before)
+    assert ValueStore(data).keys("train", "field") == list(before)
     assert not any(outcome.written for outcome in tokenize(zoo, data, out, modalities=["field"]).outcomes)
     make_toy(zoo, data)
 
@@ -102,10 +100,10 @@ def test_provenance_says_what_the_values_are_and_how_they_are_read(
 
     def provenance(number: bytes, root: Path = data, **own: Any) -> dict[str, Any]:
         for split in ("train", "test"):
-            with writing_shard(root / split / "field/0.tar") as writer:
+            with writing_values(root, split, "field") as writer:
                 writer.add("a", number if split == "test" else b"0.5", "num")
         zoo = only({"field": own})
-        return dict(training_samples(zoo, zoo["field"], ValueStore.of(root, zoo)).provenance)
+        return dict(training_samples(zoo, zoo["field"], ValueStore(root)).provenance)
 
     first = provenance(b"0.5")
     assert provenance(b"0.5", tmp_path / "copy/data") == first and first["settings"] == {}
@@ -128,8 +126,8 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     make_toy(zoo, data, test=40)
     trained(zoo, data, "field", "words")
     result = evaluate_tokenizer(zoo, "field", data)
-    store, handle = ValueStore.of(data, zoo), zoo["field"]
-    values = [store.read(handle, "test", key) for key in store.keys("test", "field")]
+    store, handle = ValueStore(data), zoo["field"]
+    values = [store.read_key(handle, "test", key) for key in store.keys("test", "field")]
     tokens = handle.encode(values).numpy()
     assert result.metrics == handle.score(handle.decode(tokens), values)
     assert result.samples == 36 and result.tokens_per_sample == 16
@@ -142,7 +140,7 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., 
     written = json.loads((handle.checkpoint / "evaluation.json").read_text())
     assert written["metrics"] == result.metrics and written["samples"] == 36
     assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
-    with pytest.raises(DataError, match=r"no <split>/<modality>/\*\.tar here"):
+    with pytest.raises(DataError, match="no values here"):
         evaluate_tokenizer(zoo, "field", tmp_path)
     handle.score = lambda predicted, target: {"psnr": float("nan"), "mse": 1.0}  # type: ignore[method-assign]
     assert np.isnan(evaluate_tokenizer(zoo, "field", data).metrics["psnr"])
@@ -170,7 +168,7 @@ def test_a_dead_codebook_of_several_is_seen(install_example: Callable[..., Path]
     zoo, data = only({}, zoo={"checkpoints": str(tmp_path / "tokenizers")}), tmp_path / "data"
     shades = np.linspace(0, 1, 16, dtype=np.float32).repeat(16).reshape(16, 1, 16, 1)
     for split in ("train", "test"):
-        with writing_shard(data / split / "field/0.tar") as writer:
+        with writing_values(data, split, "field") as writer:
             for key, row in enumerate(shades):
                 writer.add(f"{key:02}", *zoo["field"].write(np.broadcast_to(row, (1, 16, 16)).copy()))
     trained(zoo, data, "field")
@@ -198,21 +196,19 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
     make_toy(zoo, data)
     trained(zoo, data, "words")
     whole = evaluate_tokenizer(zoo, "words", data, write=False)
-    with writing_shard(data / "test/words/zz.tar") as writer:
+    with writing_values(data, "test", "words", more=True) as writer:
         writer.add("odd", b"nothing", "txt")
         writer.add("broken", b"\xff", "txt")
     result = evaluate_tokenizer(zoo, "words", data, write=False)
     assert (result.samples, result.metrics, set(result.dropped)) == (whole.samples, whole.metrics, {"odd", "broken"})
     assert result.usage == whole.usage and "odd words" in result.dropped["odd"]
-    with writing_shard(data / "test/words/zzz.tar") as writer:
+    with writing_values(data, "test", "words", more=True) as writer:
         for key in ("zz-1", "zz-2"):
             writer.add(key, b"nothing", "txt")
     monkeypatch.setattr("tokenizers_zoo.pipeline.evaluate.BATCH", whole.samples + 2)
     result = evaluate_tokenizer(zoo, "words", data, write=False)  # a batch of which all is refused
     assert (result.samples, set(result.dropped)) == (whole.samples, {"odd", "broken", "zz-1", "zz-2"})
-    for path in (data / "test/words").glob("*.tar"):
-        path.unlink()
-    with writing_shard(data / "test/words/zz.tar") as writer:
+    with writing_values(data, "test", "words") as writer:
         writer.add("odd", b"nothing", "txt")
     with pytest.raises(DataError, match=r"nothing to evaluate; odd: .*odd words"):
         evaluate_tokenizer(zoo, "words", data, write=False)
@@ -225,14 +221,15 @@ def test_no_value_is_left_out_where_the_machine_fails(
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     trained(zoo, data, "field")
-    call = zoo["field"]._plugins.call
+    plugin = type(zoo["field"]._plugin)
+    call = plugin.call_raw
 
-    def failing(plugin: Any, name: str, arguments: Any) -> Any:
+    def failing(self: Any, name: str, **arguments: Any) -> Any:
         if name == hook:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return call(plugin, name, arguments)
+        return call(self, name, **arguments)
 
-    monkeypatch.setattr(zoo["field"]._plugins, "call", failing)
+    monkeypatch.setattr(plugin, "call_raw", failing)
     for command in (lambda: evaluate_tokenizer(zoo, "field", data), lambda: tokenize(zoo, data, out)):
         with pytest.raises(MachineError, match=rf"^field: {hook} of .* ran out of memory.*: CUDA out of memory"):
             command()
@@ -320,12 +317,6 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
 # ---------------------------------------------------------------------- tokenize
 
 
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several shards of few samples."""
-    monkeypatch.setattr("tokenizers_zoo.pipeline.aligned.SHARD_SIZE", 6)
-
-
 def counts(result: TokenizeResult) -> dict[str, tuple[int, int, int]]:
     """By split and modality: written, kept and dropped samples."""
     return {f"{o.split}/{o.modality}": (o.written, o.kept, o.dropped) for o in result.outcomes}
@@ -346,11 +337,11 @@ def test_tokens_are_those_of_the_tokenizer(toy: Callable[..., Zoo], tmp_path: Pa
     result = tokenize(zoo, data, out, batch_size=7)
     assert "no tokenizer at" in result.skipped["dark"] and 0 < result.encode_fraction <= 1
     assert "train/field: 23 encoded" in result.summary()
-    values = ValueStore.of(data, zoo)
+    values = ValueStore(data)
     for name in ("field", "words"):
         stored = tokens_of(zoo, out, name)
         assert set(stored) == set(values.keys("train", name))
-        expected = zoo[name].encode([values.read(zoo[name], "train", key) for key in stored])
+        expected = zoo[name].encode([values.read_key(zoo[name], "train", key) for key in stored])
         for got, want in zip(stored.values(), expected, strict=True):
             np.testing.assert_array_equal(got, np.asarray(want))
     assert [(row.split, row.modality, row.samples) for row in describe_tokens(out)] == [
@@ -373,7 +364,7 @@ def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Callable[..., Zo
     trained(zoo, data, "field")
     tokenize(zoo, data, tmp_path / "whole", batch_size=4)
     whole = snapshot(tmp_path / "whole")
-    assert sum(name.endswith(".arrow") for name in whole) == 5
+    assert sum(name.endswith(".arrow") for name in whole) == 4
     handle = zoo["field"]
     encode, calls = handle.encode, iter(range(100))
 
@@ -386,7 +377,7 @@ def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Callable[..., Zo
     with pytest.raises(KeyboardInterrupt):
         tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
     handle.encode = encode  # type: ignore[method-assign]
-    assert 0 < len(list((tmp_path / "tokens").rglob("*.arrow"))) < 5
+    assert 0 < len(list((tmp_path / "tokens").rglob("*.arrow"))) < 4
     assert list(unfinished_tokens(tmp_path / "tokens")) == ["train/field"]
     with pytest.raises(DataError, match="did not finish"):
         TokenStore(tmp_path / "tokens").open("train", "field")
@@ -419,14 +410,18 @@ def test_a_second_process_is_refused(toy: Callable[..., Zoo], tmp_path: Path) ->
     assert len(refused) == 1 and str(out) in str(refused[0])
 
 
-def change_values(zoo: Zoo, shard: Path) -> None:
-    """Other values of the same keys."""
-    keys = list(scan_shard(shard).members)
-    shard.unlink()
-    with writing_shard(shard) as writer:
-        for key in keys:
-            value = np.random.default_rng(len(key)).random((1, 16, 16), np.float32)
-            writer.add(key, *zoo["field"].write(value))
+def change_values(zoo: Zoo, data: Path, shard: int) -> None:
+    """Other values of the same keys, in one shard."""
+    store = ValueStore(data)
+    there = store.present("train", "field", shard)
+    split, record = store.split("train"), store.record("train", "field")
+    with writing_shard(data / "train/field", shard) as writer:
+        for key, present in zip(split.keys(shard), there, strict=True):
+            if present:
+                writer.add(key, *zoo["field"].write(np.random.default_rng(len(key)).random((1, 16, 16), np.float32)))
+            else:
+                writer.skip()
+        writer.finish(keys=split.keys_digest(shard), inputs="changed", record=record)
 
 
 def test_only_shards_of_other_inputs_are_made_again(toy: Callable[..., Zoo], tmp_path: Path) -> None:
@@ -438,24 +433,24 @@ def test_only_shards_of_other_inputs_are_made_again(toy: Callable[..., Zoo], tmp
         return counts(tokenize(zoo, data, out))["train/field"]
 
     assert run() == (23, 0, 0)
-    change_values(zoo, data / "train/field/shard-00001.tar")
+    change_values(zoo, data, 1)
     written, kept, _ = run()
     assert written + kept == 23 and 9 <= written < 23
-    store, stored = ValueStore.of(data, zoo), tokens_of(zoo, out, "field")
-    now = zoo["field"].encode([store.read(zoo["field"], "train", key) for key in stored])
+    store, stored = ValueStore(data), tokens_of(zoo, out, "field")
+    now = zoo["field"].encode([store.read_key(zoo["field"], "train", key) for key in stored])
     np.testing.assert_array_equal(np.asarray(list(stored.values())), np.asarray(now))
     make_toy(zoo, data, train=31, test=0)
     written, kept, _ = run()
     assert written + kept == 28 and kept >= 6
     for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, 8)):
         damage(out / "train/field/shard-00000.arrow")
-        assert 0 < run()[0] <= 6
+        assert 0 < run()[0] <= 10
     shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new times
     assert counts(tokenize(zoo, tmp_path / "copied", out))["train/field"][0] == 0
     train_tokenizer(zoo, "field", data, overwrite=True)
     assert run()[0] == 0, "the same weights"
-    with pytest.raises(DataError, match="holds 28 samples"):
-        shutil.rmtree(data / "train")
+    with pytest.raises(DataError, match="holds 31 samples"):
+        shutil.rmtree(data)
         make_toy(zoo, data, train=12, test=0)
         run()
 
@@ -466,7 +461,7 @@ def test_a_new_tokenizer_or_other_settings_encode_all_again(
     install_example("field", scaled())
     data, out = tmp_path / "data", tmp_path / "tokens"
     for split in ("train", "test"):
-        with writing_shard(data / split / "field/0.tar") as writer:
+        with writing_values(data, split, "field") as writer:
             for key in "abcdefgh":
                 writer.add(key, b"0.5", "num")
 
@@ -489,7 +484,7 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data, test=0)
     trained(zoo, data, "words")
-    with writing_shard(data / "train/words/zz.tar") as writer:
+    with writing_values(data, "train", "words", more=True) as writer:
         writer.add("odd", b"nothing", "txt")
         writer.add("broken", b"\xff", "txt")
     for expected in ((21, 0, 2), (0, 21, 2)):
@@ -556,7 +551,7 @@ def test_a_modality_may_be_in_one_split_alone(toy: Callable[..., Zoo], tmp_path:
 
 def foreign(folder: Path, keys: str, of: str = "train") -> Path:
     """Words that are not of this program's making."""
-    with writing_shard(folder / "train/words/0.tar") as writer:
+    with writing_values(folder, "train", "words") as writer:
         for key in keys:
             writer.add(key, f"{key} of {of}".encode(), "txt")
     return folder
@@ -664,8 +659,7 @@ def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: 
     make_toy(zoo, data)
     trained(zoo, data, "field", "words")
     assert tokenize(zoo, data, out).unfinished == []
-    (data / "train/field/shard-00001.tar").unlink()
-    (data / "train/field/shard-00001.failed.jsonl").unlink(missing_ok=True)
+    (data / "train/field/shard-00001.json").unlink()
     result = tokenize(zoo, data, tmp_path / "others")
     assert result.unfinished == ["train/field: 2 of 3 shards are there"]
     assert "`zoo data make` did not finish" in result.summary()
@@ -678,7 +672,7 @@ def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zo
     zoo, data = toy({"zoo": {"image_size": 16, "patch_size": 8}}, enabled=("rgb_patches",)), tmp_path / "data"
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
-        with writing_shard(data / split / "rgb_patches/0.tar") as writer:
+        with writing_values(data, split, "rgb_patches") as writer:
             for key in keys:
                 writer.add(key, *zoo["rgb_patches"].write(rng.uniform(0, 0.9, (3, 16, 16)).astype(np.float32)))
     trained(zoo, data, "rgb_patches")
@@ -689,7 +683,7 @@ def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zo
 def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo], tmp_path: Path, alone: bool) -> None:
     zoo, data = with_patches(toy, tmp_path, "abcd")
     handle = zoo["rgb_patches"]
-    with writing_shard(data / "train/rgb_patches/1.tar") as writer:
+    with writing_values(data, "train", "rgb_patches", more=True) as writer:
         writer.add("white", *handle.write(np.ones((3, 16, 16), np.float32)))
     encode = handle.encode
 
@@ -710,12 +704,12 @@ def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Callable[
     derive_data(zoo, data, workers=1)
     trained(zoo, data, "field", "dark")
     tokenize(zoo, data, out, modalities=["field", "dark"], crops=3, seed=5)
-    store, values = TokenStore(out), ValueStore.of(data, zoo)
+    store, values = TokenStore(out), ValueStore(data)
     assert (store.split("train").crops, store.split("test").crops) == (3, 1)
     for name in ("field", "dark"):
         column, handle = store.open("train", name), zoo[name]
         for key, row in list(whole_samples([column]))[:6]:
-            crops = [values.read(handle, "train", key, random_crop(5, key, number)) for number in range(3)]
+            crops = [values.read_key(handle, "train", key, random_crop(5, key, number)) for number in range(3)]
             np.testing.assert_array_equal(column.take(range(row, row + 3)), np.asarray(handle.encode(crops)))
     for options in ({"crops": 2, "seed": 5}, {"crops": 3, "seed": 6}, {"crops": 3, "seed": 5, "overwrite": True}):
         if "overwrite" in options:

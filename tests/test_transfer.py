@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_modalities import installed, write_values
+from stores import of_source
 from token_stores import note_source, reversed_tokens
 from torch import nn
 from transfer_world import SOURCES, STEPS, TEST, TRAIN, World, make_world, read, train
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.provenance import record_entry, samples_identity
+from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import file_digest
@@ -94,8 +94,8 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_head_learns(world: World, froze
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     trained = sum(parameter.numel() for parameter in load(frozen).network.head.parameters())
     assert metrics["parameters"]["trained"] == trained
-    assert metrics["dropped"]["train"] == {"no_input": 0, "no_label": 0, "unreadable": 0}
-    assert metrics["dropped"]["test"] == {"no_input": 0, "no_label": 2, "unreadable": 0}
+    assert metrics["dropped"]["train"] == {"no_input": 0, "no_label": 0}
+    assert metrics["dropped"]["test"] == {"no_input": 0, "no_label": 2}
     assert metrics["labels"] == {"requested": 1.0, "train": TRAIN - 19, "validation": 19, "test": TEST - 2}
 
 
@@ -358,27 +358,6 @@ def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> Non
     assert (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns == stamp
 
 
-def with_broken(world: World, data: Path, name: str, broken: dict[str, str]) -> None:
-    """Copy a modality's values to `data`; that of one key a split is none any more."""
-    store = ValueStore.of(world.root / "data", world.zoo)
-    for split, key in broken.items():
-        with writing_shard(data / split / name / "shard-00000.tar") as shard:
-            for other in store.keys(split, name):
-                value, extension = store.read_bytes(split, name, other)
-                shard.add(other, b"\xff\xfe no value" if other == key else value, extension)
-
-
-@pytest.mark.parametrize(("task", "name"), [("zones", "zones"), ("facts.total", "facts"), ("letters", "letters")])
-def test_labels_that_cannot_be_read_are_none_and_are_counted(
-    world: World, tmp_path: Path, task: str, name: str
-) -> None:
-    with_broken(world, tmp_path / "data", name, {"train": "train-004", "test": "test-000"})
-    metrics = train(world, tmp_path / "probe", task, data=tmp_path / "data", steps=1)
-    dropped = metrics["dropped"]["train"]
-    assert (dropped["no_label"], dropped["unreadable"]) == (1, 1)
-    assert metrics["labels"]["train"] + metrics["labels"]["validation"] == TRAIN - 1
-
-
 def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -> None:
     """What is learned from is the same as without crops; keys of a table are those of samples."""
     tokenize(world.zoo, world.root / "data", tmp_path / "tokens", modalities=["light"], crops=2)
@@ -420,12 +399,12 @@ def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World
         return (tmp_path / task / "metrics.json").read_bytes()
 
     first = {task: again(task) for task in asked}
-    store = ValueStore.of(tmp_path / "data", world.zoo)
-    facts = {key: store.read(world.zoo["facts"], "train", key) for key in store.keys("train", "facts")}
+    store = ValueStore(tmp_path / "data")
+    facts = {key: store.read_key(world.zoo["facts"], "train", key) for key in store.keys("train", "facts")}
     write_values(tmp_path, world.zoo, "train", "facts", {key: {**value, "rare": "no"} for key, value in facts.items()})
     assert {task: again(task) for task in asked} == first, "that field is not asked for"
     write_values(tmp_path, world.zoo, "train", "facts", dict(zip(facts, list(facts.values())[::-1], strict=True)))
-    zones = {key: 2 - store.read(world.zoo["zones"], "test", key) for key in store.keys("test", "zones")}
+    zones = {key: 2 - store.read_key(world.zoo["zones"], "test", key) for key in store.keys("test", "zones")}
     write_values(tmp_path, world.zoo, "test", "zones", zones)
     for task, what in (("facts.first", "train labels"), ("zones", "test labels")):
         with pytest.raises(FolderError, match=what):
@@ -488,7 +467,7 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
     for name, seed in (("data", 0), ("other", 1)):
         shutil.copytree(world.root / "data", tmp_path / name)
-        record_entry(tmp_path / name, "train", "facts", {"source": "made", "seed": seed})
+        of_source(tmp_path / name, "train", seed)
     identity = {"train": samples_identity(tmp_path / "data", "train")}
     note_source(tmp_path / "tokens", tmp_path / "data", identity)
 
@@ -540,7 +519,7 @@ def test_an_answer_does_not_depend_on_longer_samples_beside_it(world: World, tmp
 def test_of_values_with_fields_only_the_field_is_held(world: World, tmp_path: Path) -> None:
     values = {f"k{number:02}": {"total": number, "list": list(range(1000, 6000))} for number in range(60)}
     write_values(tmp_path, world.zoo, "train", "facts", values)
-    store, task = ValueStore.of(tmp_path / "data", world.zoo), Task.parse("facts.total", world.zoo)
+    store, task = ValueStore(tmp_path / "data"), Task.parse("facts.total", world.zoo)
     task.labels(store, "train")  # reads all values once
     tracemalloc.start()
     labels, _ = task.labels(store, "train")
@@ -559,7 +538,7 @@ def network_and_samples(world: World, inputs: tuple[str, ...]) -> tuple[Network,
     encoder = build_encoder(world.run, config, 0)
     target = Numbers(mean=(0.0,), std=(1.0,))
     stores = Stores(
-        tokens=world.root / "tokens", values=ValueStore.of(world.root / "data", world.zoo), zoo=world.zoo, owner="",
+        tokens=world.root / "tokens", values=ValueStore(world.root / "data"), zoo=world.zoo, owner="",
         specs=[world.zoo[name].spec for name in inputs], trained_on={},
     )  # fmt: skip
     network = Network(encoder, build_head("attentive", target, config, encoder.model.config, None), None)
@@ -693,7 +672,7 @@ def used_by(world: World, text: str, **table: Any) -> Split:
     """The labels of a task, split."""
     task = Task.parse(text, world.zoo)
     stores = Stores(
-        tokens=world.root / "tokens", values=ValueStore.of(world.root / "data", world.zoo),
+        tokens=world.root / "tokens", values=ValueStore(world.root / "data"),
         specs=[world.zoo["light"].spec], trained_on={"light": world.zoo["light"].fingerprint}, zoo=world.zoo, owner="",
     )  # fmt: skip
     return split_labels(task, stores.samples(task, "train"), transfer_config(table), 1)

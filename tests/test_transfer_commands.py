@@ -21,12 +21,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 from small_modalities import installed, registry_of, write_values
+from stores import writing_values
 from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, train
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.io import read_json, write_json
 from zoo_backbone.run import Run
@@ -327,7 +327,7 @@ def test_labels_are_numbers_where_all_are_decimal_ones(tmp_path: Path, labels: t
 
 def test_a_field_that_is_no_text_or_number_is_learned_as_the_line_says(world: World, tmp_path: Path) -> None:
     facts = {split: {key: {**read(world, "facts", key, split), "list": [number % 2]}
-                     for number, key in enumerate(ValueStore.of(world.root / "data", world.zoo).keys(split, "facts"))}
+                     for number, key in enumerate(ValueStore(world.root / "data").keys(split, "facts"))}
              for split in ("train", "test")}  # fmt: skip
     for split, values in facts.items():
         write_values(tmp_path, world.zoo, split, "facts", values)
@@ -375,7 +375,7 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
 def test_labels_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
     np.save(small := io.BytesIO(), np.zeros((4, 4), np.int64))
     for split in ("train", "test"):
-        with writing_shard(tmp_path / "data" / split / "zones" / "shard-00000.tar") as shard:
+        with writing_values(tmp_path / "data", split, "zones") as shard:
             for number in range(8):
                 shard.add(f"{split}-{number:03}", small.getvalue(), "npy")
     words = ("--task", "zones", "--input", "light", "--data", tmp_path / "data", "--out", tmp_path / "probe")

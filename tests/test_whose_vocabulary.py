@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from examples import only, values
+from stores import writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.errors import ConfigError, ReadError
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
@@ -77,7 +77,7 @@ def make(install: Install, tmp_path: Path) -> Callable[..., Zoo]:
 def write(zoo: Zoo, folder: Path, name: str, made: Iterable[Any]) -> Path:
     made = list(made)
     for split in ("train", "test"):
-        with writing_shard(folder / split / name / "shard-00000.tar") as shard:
+        with writing_values(folder, split, name) as shard:
             for number, value in enumerate(made):
                 shard.add(f"{split}-{number:03}", *zoo[name].write(value))
     return folder
@@ -107,7 +107,7 @@ def test_the_texts_of_all_who_write_in_it_are_learned(make: Callable[..., Zoo], 
     zoo = make({"journal": "journal", "notes": "journal", "other": "elsewhere"})
     for name, colour in (("journal", "red"), ("notes", "blue"), ("other", "green")):
         data = write(zoo, tmp_path / "data", name, sentences(colour))
-    store = ValueStore.of(data, zoo)
+    store = ValueStore(data)
     for name in ("journal", "notes"):
         samples = training_samples(zoo, zoo[name], store)
         assert list(samples.texts()) == sentences("red") + sentences("blue")
@@ -127,7 +127,7 @@ def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
     data = write(zoo, tmp_path / "data", "marks", sentences("red"))
     read, kept = ValueStore.read, list[str]()
     monkeypatch.setattr(ValueStore, "read", lambda *given: kept.append(given[1].name) or read(*given))
-    samples = training_samples(zoo, zoo["marks"], ValueStore.of(data, zoo))
+    samples = training_samples(zoo, zoo["marks"], ValueStore(data))
     kept.clear()
     capsys.readouterr()
     assert not list(samples.texts()) and not kept
@@ -140,10 +140,10 @@ def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
     train_tokenizer(zoo, "marks", data)
     assert line not in capsys.readouterr().err, "what is trained already was told before"
     write(zoo, data, "notes", [" ", ""])
-    list(training_samples(zoo, zoo["marks"], ValueStore.of(data, zoo)).texts())
+    list(training_samples(zoo, zoo["marks"], ValueStore(data)).texts())
     assert line in capsys.readouterr().err
     write(zoo, data, "album", sentences("blue"))
-    list(training_samples(zoo, zoo["marks"], ValueStore.of(data, zoo)).texts())
+    list(training_samples(zoo, zoo["marks"], ValueStore(data)).texts())
     quiet = make({}, {"album": {"enabled": False}, "notes": {"enabled": False}})
     assert not TextVocabulary.load(train_tokenizer(quiet, "marks", data, out=tmp_path / "marks")).pieces
     assert "vocabulary" not in capsys.readouterr().err
@@ -154,12 +154,12 @@ def test_text_that_the_disk_does_not_give_now_is_not_left_out(
 ) -> None:
     zoo = make({"album": "journal"})
     data, read = write(zoo, tmp_path / "data", "album", sentences("red")), ValueStore.read
-    samples = training_samples(zoo, zoo["album"], ValueStore.of(data, zoo))
+    samples = training_samples(zoo, zoo["album"], ValueStore(data))
 
-    def failing(store: ValueStore, handle: Any, split: str, key: str) -> Any:
-        if key == store.keys(split, handle.name)[-1]:
-            raise ReadError(f"{key}: cannot be read: Input/output error")
-        return read(store, handle, split, key)
+    def failing(store: ValueStore, handle: Any, split: str, shard: int, row: int) -> Any:
+        if row == len(store.rows(split, [handle.name])) - 1:
+            raise ReadError(f"row {row}: cannot be read: Input/output error")
+        return read(store, handle, split, shard, row)
 
     monkeypatch.setattr(ValueStore, "read", failing)
     with pytest.raises(ReadError, match="Input/output error"):

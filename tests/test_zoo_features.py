@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from labeller_networks import new, save
 from safetensors.torch import save_file
+from stores import writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import writing_shard
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pretrained import PretrainedError
 
@@ -59,7 +58,7 @@ def zoo_of(**tables: Any) -> Zoo:
 def data_of(folder: Path, zoo: Zoo, count: int = 3) -> Path:
     """A data folder of rgb pictures and captions."""
     for name, values in (("rgb", [picture(seed=i) for i in range(count)]), ("caption", ["a dog", "", "two ü cats"])):
-        with writing_shard(folder / "train" / name / "shard-00000.tar") as writer:
+        with writing_values(folder, "train", name) as writer:
             for i, value in enumerate(values):
                 writer.add(f"{i:04}", *zoo[name].write(value))
     return folder
@@ -68,8 +67,8 @@ def data_of(folder: Path, zoo: Zoo, count: int = 3) -> Path:
 def derived(folder: Path, zoo: Zoo, name: str) -> list[Any]:
     """The values of `name` by `zoo data derive`, its public path."""
     derive_data(zoo, folder, modalities=[name], workers=1)
-    store = ValueStore.of(folder, zoo)
-    return [store.read(zoo[name], "train", key) for key in store.aligned_keys("train", [name])]
+    store = ValueStore(folder)
+    return [store.read_key(zoo[name], "train", key) for key in store.keys("train", name)]
 
 
 # ---------------------------------------------------------------- without any network
@@ -112,9 +111,9 @@ def test_unasked_it_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
     result = derive_data(zoo, data, workers=1)
     assert "no such folder" in result.skipped["clip"]
     assert [(outcome.modality, outcome.written) for outcome in result.outcomes] == [("palette", 3)]
-    recorded = read_entry(data, "train", "palette")
-    assert recorded is not None and "networks" not in recorded
-    assert read_entry(data, "train", "clip") is None
+    recorded = ValueStore(data).record("train", "palette")
+    assert recorded and "networks" not in recorded
+    assert "clip" not in ValueStore(data).modalities("train")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
     values = derived(data_of(tmp_path, zoo), zoo, "clip")
     assert [value.shape for value in values] == [(512, 4, 4)] * 3
     network = transformers.CLIPModel.from_pretrained(clip_folder).eval()
-    stored = torch.from_numpy(ValueStore.of(tmp_path, zoo).read(zoo["rgb"], "train", "0000"))[None]
+    stored = torch.from_numpy(ValueStore(tmp_path).read_key(zoo["rgb"], "train", "0000"))[None]
     with torch.inference_mode():
         hidden = network.vision_model(normalised(stored, colours)).last_hidden_state[0, 1 + 4 * 2 + 3]
         vector = network.visual_projection(network.vision_model.post_layernorm(hidden))
@@ -172,7 +171,7 @@ def test_what_derived_the_values_is_recorded(clip_folder: Path, tmp_path: Path) 
         return derive_data(zoo, data, modalities=["clip"], workers=1).outcomes[0].written
 
     assert written(zoo) == 3
-    recorded = read_entry(data, "train", "clip")["networks"]["network"]
+    recorded = ValueStore(data).record("train", "clip")["networks"]["network"]
     assert recorded["model"] == str(model) and recorded["revision"] is None
     assert set(recorded["sha256"]) == {"config.json", "model.safetensors"}
     assert written(zoo) == 0
@@ -209,7 +208,7 @@ def test_dinov2(tmp_path: Path) -> None:
     zoo = zoo_of(dinov2=where, dinov2_global=where)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "dinov2")[0], derived(data, zoo, "dinov2_global")[0]
-    stored = torch.from_numpy(ValueStore.of(data, zoo).read(zoo["rgb"], "train", "0000"))[None]
+    stored = torch.from_numpy(ValueStore(data).read_key(zoo["rgb"], "train", "0000"))[None]
     with torch.inference_mode():
         out = network(normalised(stored, "imagenet"))
     assert value.shape == (768, 16, 16)
@@ -268,7 +267,7 @@ def test_imagebind(colours: str, tmp_path: Path) -> None:
     zoo = zoo_of(imagebind=where, imagebind_global=where)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "imagebind")[0], derived(data, zoo, "imagebind_global")[0]
-    stored = torch.from_numpy(ValueStore.of(data, zoo).read(zoo["rgb"], "train", "0000"))[None]
+    stored = torch.from_numpy(ValueStore(data).read_key(zoo["rgb"], "train", "0000"))[None]
     patches, embedding = plain_imagebind(tensors, normalised(stored, colours))
     np.testing.assert_allclose(vector, embedding.numpy(), rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(value.reshape(1280, -1).T, patches.numpy(), rtol=2e-3, atol=2e-3)
@@ -306,7 +305,7 @@ def test_efficientnet(tmp_path: Path) -> None:
     value, vector = derived(data, zoo, "efficientnet")[0], derived(data, zoo, "efficientnet_global")[0]
     assert value.shape == (1280, 7, 7) and value.min() >= 0 and value.max() <= 6
     np.testing.assert_allclose(vector, value.mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
-    recorded = read_entry(data, "train", "efficientnet")["networks"]["network"]
+    recorded = ValueStore(data).record("train", "efficientnet")["networks"]["network"]
     assert recorded["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as its name says
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "efficientnet-lite0-0.pth").write_bytes(b"not weights")

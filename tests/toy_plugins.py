@@ -165,8 +165,8 @@ def install_toy(install: Callable[..., Path], install_example: Callable[..., Pat
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """All files below a folder, by their relative path, but for what is only remembered of others."""
-    paths = (path for path in sorted(root.rglob("*")) if path.is_file() and path.parent.name != ".audit")
+    """All files below a folder, by their relative path."""
+    paths = (path for path in sorted(root.rglob("*")) if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
 

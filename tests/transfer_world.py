@@ -157,4 +157,4 @@ def train(world: World, out: Path, task: str, inputs: str = "light", seed: int =
 
 
 def read(world: World, name: str, key: str, split: str = "test") -> Any:
-    return ValueStore.of(world.root / "data", world.zoo).read(world.zoo[name], split, key)
+    return ValueStore(world.root / "data").read_key(world.zoo[name], split, key)

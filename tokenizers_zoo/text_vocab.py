@@ -18,7 +18,6 @@ import numpy as np
 
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping, recorded
-from tokenizers_zoo.data.samples import ADDED_PROVENANCE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.io import BUSY, held
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
@@ -357,7 +356,7 @@ class TextVocabulary:
         with held(folder, BUSY.format(folder)):
             is_new = not (folder / CONFIG).is_file()
             if is_new:
-                kept = {key: item for key, item in provenance.items() if key not in ADDED_PROVENANCE}
+                kept = {key: item for key, item in provenance.items() if key not in ("contents", "settings")}
                 cls.train(config, texts(), special_tokens, kept).save(folder)
         if not is_new:
             cls.grow_folder(folder, config, special_tokens)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from tokenizers_zoo.cli.options import (
     DATA,
+    names_option,
     open_zoo,
     parse_assignments,
     plain_table,
     settings_option,
     show_table,
-    split_names,
 )
 from tokenizers_zoo.cli.settings import settings_lines
-from tokenizers_zoo.errors import UnknownNameError, count_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tokenizers_zoo.errors import DataError, UnknownNameError, count_of
 
 SHOWN_REASONS = 5
-"""Reasons that are shown of each modality of which samples are not there."""
+"""Reasons of dropped samples that are shown for each modality."""
 
 
 @click.group()
@@ -38,7 +35,7 @@ def source() -> None:
 
 @source.command("list")
 def list_sources() -> None:
-    """List the installed sources and what they give.
+    """List the installed sources and their modalities.
 
     \b
     Example:
@@ -56,7 +53,7 @@ def list_sources() -> None:
 @source.command("info")
 @click.argument("name")
 def source_info(name: str) -> None:
-    """Show all that is known of one source, and each of its settings.
+    """Show one source and its settings.
 
     \b
     Example:
@@ -83,12 +80,13 @@ def source_info(name: str) -> None:
 
 @click.group()
 def data() -> None:
-    """Make, derive and inspect values. They lie in DATA/<split>/<modality>/shard-00000.tar.
+    """Make, derive, inspect, verify and repair values, in DATA/<split>/<modality>/shard-00000.tar.
 
     \b
     Examples:
       zoo data make scenes data --train 4000 --test 400
       zoo data derive data
+      zoo data verify data
     """
 
 
@@ -108,7 +106,8 @@ def make(
 ) -> None:  # fmt: skip
     """Write the samples of SOURCE to DATA. That is every enabled modality that it gives.
 
-    Killed or run again, it goes on: what is there is not made again, and a modality installed since is added.
+    Killed or run again, it resumes: shards that are up to date are skipped, and a modality installed since is added.
+    Files and tar files of your own are imported once by the source "folder".
 
     \b
     Examples:
@@ -127,16 +126,17 @@ def make(
 
 @data.command()
 @DATA
-@click.option(
+@names_option(
     "--only",
-    metavar="NAMES",
-    help="Comma-separated modalities; networks that they lack are downloaded. Default: all that "
-    "are absent and can be derived without a download.",
+    help="Modalities to derive; networks that they lack are downloaded. Default: all that are absent and can be "
+    "derived without a download.",
 )
 @click.option("--workers", type=click.IntRange(min=1),
               help="Processes. Default: one per core, or one where a network runs on a GPU.")  # fmt: skip
-def derive(data_dir: Path, only: str | None, workers: int | None) -> None:
+def derive(data_dir: Path, only: list[str] | None, workers: int | None) -> None:
     """Compute the modalities that others in DATA give.
+
+    Run again, it makes only the shards whose inputs, settings or plugin have changed.
 
     \b
     Example:
@@ -144,14 +144,14 @@ def derive(data_dir: Path, only: str | None, workers: int | None) -> None:
     """
     from tokenizers_zoo.pipeline.derive import derive_data
 
-    click.echo(derive_data(open_zoo(), data_dir, modalities=split_names(only), workers=workers).summary())
+    click.echo(derive_data(open_zoo(), data_dir, modalities=only, workers=workers).summary())
     click.echo(f"values in {data_dir}")
 
 
 @data.command("info")
 @DATA
 def data_info(data_dir: Path) -> None:
-    """Count what data or tokens hold, and what was dropped.
+    """Count samples of values or tokens, and dropped samples.
 
     \b
     Examples:
@@ -161,18 +161,18 @@ def data_info(data_dir: Path) -> None:
     from tokenizers_zoo.pipeline.info import describe_data, describe_tokens, unfinished_tokens
 
     if tokens := describe_tokens(data_dir) if data_dir.is_dir() else []:
-        table = plain_table("split", "modality", ">samples", ">tokens", ">MB", ">dropped", "vocabulary", "codec")
+        table = plain_table("split", "modality", ">samples", ">tokens", ">MB", ">dropped", "vocabulary", "tokenizer")
         for part in tokens:
             counts = str(part.samples), str(part.tokens), f"{part.bytes / 1e6:.1f}", str(len(part.dropped))
             table.add_row(part.split, part.modality, *counts, part.vocabulary, part.fingerprint[:12])
         show_table(table)
         for part in tokens:
             reasons = [f"{key}: {reason}" for key, reason in part.dropped.items()]
-            _show_dropped(f"{part.split}/{part.modality}", reasons)
+            _show_dropped(f"{part.split}/{part.modality}", reasons, len(reasons))
         for place, problem in unfinished_tokens(data_dir).items():
             click.echo(f"{place}: {problem}")
         return
-    description = describe_data(open_zoo(), data_dir)
+    description = describe_data(data_dir)
     table = plain_table("split", "modality", ">samples", ">MB", ">dropped", "made by")
     for row in description.rows:
         table.add_row(
@@ -182,12 +182,54 @@ def data_info(data_dir: Path) -> None:
     for split, count in description.aligned.items():
         click.echo(f"{split}: {count_of(count, 'sample has', 'samples have')} every modality")
     for row in description.rows:
-        _show_dropped(f"{row.split}/{row.modality}", row.reasons)
+        if row.missing:
+            click.echo(f"{row.split}/{row.modality}: {row.problem}")
+        _show_dropped(f"{row.split}/{row.modality}", row.reasons, row.dropped)
 
 
-def _show_dropped(place: str, reasons: Sequence[str]) -> None:
-    """The first of the reasons why samples of a modality are not there, and how many more there are."""
+def _show_dropped(place: str, reasons: Sequence[str], count: int) -> None:
+    """Print the first reasons why samples of a modality were dropped, and how many more there are."""
     for reason in reasons[:SHOWN_REASONS]:
         click.echo(f"dropped: {place}/{reason}")
-    if len(reasons) > SHOWN_REASONS:
-        click.echo(f"dropped: {place}: {len(reasons) - SHOWN_REASONS} more")
+    if count > SHOWN_REASONS:
+        click.echo(f"dropped: {place}: {count - SHOWN_REASONS} more")
+
+
+@data.command("verify")
+@DATA
+def verify(data_dir: Path) -> None:
+    """Compare all files of DATA, or of a folder of tokens, with their manifests. Every file is read.
+
+    \b
+    Example:
+      zoo data verify data/scenes
+    """
+    from tokenizers_zoo.pipeline.repair import verify_store
+
+    wrong = 0
+    for problem in verify_store(data_dir):
+        click.echo(f"{problem.path}: {problem.problem}")
+        wrong += 1
+    if wrong:
+        raise DataError(
+            f"{data_dir}: {count_of(wrong, 'shard is', 'shards are')} damaged; `zoo data repair {data_dir}`"
+        )
+    click.echo(f"{data_dir}: all files agree with their manifests")
+
+
+@data.command("repair")
+@DATA
+@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
+def repair(data_dir: Path, workers: int | None) -> None:
+    """Remove the shards of DATA that `zoo data verify` finds damaged, and make them again.
+
+    Damaged tokens are removed; the zoo tokenize command that wrote them makes them again.
+
+    \b
+    Example:
+      zoo data repair data/scenes
+    """
+    from tokenizers_zoo.pipeline.repair import repair_store
+
+    for line in repair_store(open_zoo(), data_dir, workers=workers):
+        click.echo(line)

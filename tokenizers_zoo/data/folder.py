@@ -1,20 +1,21 @@
-"""The built-in source `folder`: files that lie in folders, one folder per modality, aligned by their stem.
+"""The built-in source `folder`: files or tar files in folders, one folder per modality, aligned once by their keys.
 
     PATH/<modality>/<key>.<ext>                 split by the keys' hash, `test_fraction` of them for testing
     PATH/<train or test>/<modality>/<key>.<ext> split as the folders say
     PATH/<modality>/<train or test>/<key>.<ext> the same, where a modality has both of these folders
-    PATH/<split>/<modality>/<any>.tar           value shards; these can also be used directly, without making data
+    PATH/<split>/<modality>/<any>.tar           tar files in the layout of ml-4m and WebDataset
 
-It gives bytes, not values: `zoo data make` decodes them with each modality's own reader.
+It gives bytes, not values: `zoo data make` decodes them with each modality's own reader. The join by key is done by
+SQLite in a temporary file, so that memory does not grow with the number of samples.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -22,16 +23,24 @@ from typing import Any, overload
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.provenance import OWN_FILES
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
-from tokenizers_zoo.data.tar import TARS, Dropped, Member, read_member, shown_name, split_name
+from tokenizers_zoo.data.tar import (
+    TARS,
+    Dropped,
+    Member,
+    key_problem,
+    read_member,
+    scan_tar,
+    shown_key,
+    shown_name,
+    split_name,
+)
 from tokenizers_zoo.errors import ConfigError, DataError, count_of
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.io import not_read
 from tokenizers_zoo.source import SourceSpec
 
 SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")
-"""How the names of files end that programs for maps and photographs lay beside a picture; they are no values."""
-
+"""Endings of sidecar files that programs for maps and photographs write; they are no values."""
 NOTHING = "no <modality>/<key>.<extension> here; one folder per modality was expected"
 
 
@@ -57,42 +66,94 @@ class FileBytes:
     extension: str
 
 
-class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
-    """Samples of one split, sorted by key; a sample has the modalities that have a file with its stem.
+class Files:
+    """A table of files on disk: key, modality, and where the bytes are. Deleted with the object.
 
-    A file that cannot be read is its error. `files` are the keys with where each one's files lie, by modality;
-    `offered` are the modalities of all splits, `modalities` those of this one, `dropped` what their shards hold and
-    cannot be used. Samples that have none of `names`, unless these are None, come last.
+    An empty name is SQLite's for a temporary file.
+    """
+
+    def __init__(self) -> None:
+        self.table = sqlite3.connect("", isolation_level=None)
+        self.table.execute("PRAGMA journal_mode = OFF")
+        self.table.execute("PRAGMA cache_size = -32000")
+        self.table.create_function("share", 1, _share, deterministic=True)
+        self.table.execute(
+            "CREATE TABLE members (key TEXT, modality TEXT, path TEXT, offset INT, size INT, extension TEXT, time INT)"
+        )
+
+    def add(self, modality: str, found: Iterator[tuple[str, Member]]) -> None:
+        """Insert a modality's members as they come."""
+        self.table.execute("BEGIN")
+        rows = ((key, modality, str(path), *place) for key, (path, *place) in found)
+        self.table.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self.table.execute("COMMIT")
+
+    def ask(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        return self.table.execute(query, arguments).fetchall()
+
+    def join(self) -> int:
+        """Sort by key and number the samples; returns how many there are."""
+        self.table.execute("CREATE INDEX by_key ON members (key, modality)")
+        self.table.execute("CREATE TABLE samples (number INTEGER PRIMARY KEY, key TEXT)")
+        self.table.execute("INSERT INTO samples (key) SELECT DISTINCT key FROM members ORDER BY key")
+        return int(self.ask("SELECT COUNT(*) FROM samples")[0][0])
+
+
+class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
+    """Samples of one split, sorted by key; a sample has the modalities that have a file with its key.
+
+    A file that cannot be read is its error. `modalities` are the split's, folders that are `unknown` included;
+    `offered` are those of all splits, `dropped` the number of unusable members by modality, with the first one.
     """
 
     def __init__(
-        self, files: Mapping[str, Mapping[str, Member]], count: int | None, offered: Iterable[str] = (),
-        names: Collection[str] | None = None, dropped: Mapping[str, Sequence[Dropped]] | None = None,
-    ) -> None:  # fmt: skip
-        self.modalities = tuple(sorted({modality for members in files.values() for modality in members}))
-        self.offered = tuple(sorted({*self.modalities, *offered}))
-        self.dropped = dict(dropped or {})
-        keys = sorted(files, key=lambda key: (names is not None and files[key].keys().isdisjoint(names), key))
-        if count is not None and count > len(keys):
-            raise DataError(f"the folder has {count_of(len(keys), 'sample')} for this split, asked for {count}")
-        self.files = tuple((key, files[key]) for key in keys[:count])
+        self,
+        files: Files,
+        count: int | None,
+        offered: Collection[str],
+        unknown: Collection[str],
+        dropped: Mapping[str, tuple[int, str]],
+    ) -> None:
+        there = files.join()
+        if count is not None and count > there:
+            raise DataError(f"the folder has {count_of(there, 'sample')} for this split, asked for {count}")
+        self._files, self._count = files, there if count is None else count
+        found = [name for (name,) in files.ask("SELECT DISTINCT modality FROM members ORDER BY modality")]
+        self.modalities = tuple(sorted({*found, *unknown}))
+        self.offered = tuple(sorted({*found, *offered}))
+        self.dropped = dict(dropped)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return self._count
 
-    def keys(self, name: str, start: int, stop: int) -> set[str]:
-        """The keys of those of the samples [start, stop) that have this modality."""
-        return {key for key, files in self.files[start:stop] if name in files}
+    def files(self, start: int, stop: int) -> list[tuple[str, dict[str, Member]]]:
+        """Return the samples [start, stop): the key of each, and by modality where its file lies.
 
-    def signature(self, names: Collection[str], start: int, stop: int) -> str:
-        """sha256 of the names, sizes and times of these modalities' files of the samples [start, stop)."""
-        files = [
-            (key, name, member.extension, member.offset, member.size, _changed(member.shard))
-            for key, files in self.files[start:stop]
-            for name, member in files.items()
-            if name in names
-        ]
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        If several members have one key, the first counts.
+        """
+        keys = [key for (key,) in self._files.ask("SELECT key FROM samples WHERE number > ? AND number <= ?", start,
+                                                  min(stop, self._count))]  # fmt: skip
+        found: dict[str, dict[str, Member]] = {key: {} for key in keys}
+        if keys:
+            query = "SELECT * FROM members WHERE key BETWEEN ? AND ? ORDER BY key, modality, rowid"
+            for key, name, path, *place in self._files.ask(query, keys[0], keys[-1]):
+                found[key].setdefault(name, Member(Path(path), *place))
+        return list(found.items())
+
+    def alone(self, names: Collection[str]) -> dict[str, str]:
+        """Return the modalities of `names` that share no sample with another, each with its first key."""
+        marks = ", ".join("?" * len(names))
+        first = dict(
+            self._files.ask(
+                f"SELECT modality, MIN(key) FROM members WHERE modality IN ({marks}) GROUP BY modality", *names
+            )
+        )
+        together = self._files.ask(
+            f"SELECT DISTINCT modality FROM members WHERE modality IN ({marks}) AND key IN (SELECT key FROM members "
+            f"WHERE modality IN ({marks}) GROUP BY key HAVING COUNT(DISTINCT modality) > 1)", *names, *names,
+        )  # fmt: skip
+        return {name: key for name, key in first.items() if (name,) not in together}
 
     @overload
     def __getitem__(self, index: int) -> tuple[str, Mapping[str, FileBytes | DataError]]: ...
@@ -100,27 +161,30 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
     def __getitem__(self, index: slice) -> Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]: ...
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return read_sample(*self.files[index])
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        return read_sample(*self.files(index, index + 1)[0])
+
+
+def signature(files: Sequence[tuple[str, Mapping[str, Member]]], names: Collection[str]) -> str:
+    """Return a sha256 of the keys, sizes and times of the files of some modalities."""
+    found = [
+        (key, name, *member[1:]) for key, members in files for name, member in sorted(members.items()) if name in names
+    ]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, FileBytes | DataError]]:
-    """A sample of these files, by modality, with its key; a file that cannot be read is its error."""
-    return key, {name: _read(member) for name, member in files.items()}
-
-
-def _changed(path: Path) -> int:
-    """When a file was last changed, in ns; 0 where it is gone."""
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime_ns
-    return 0
-
-
-def _read(member: Member) -> FileBytes | DataError:
-    try:
-        return FileBytes(data=read_member(member), extension=member.extension)
-    except DataError as error:
-        return error
+    """Return a sample of these files, by modality, with its key; a file that cannot be read is its error."""
+    found: dict[str, FileBytes | DataError] = {}
+    for name, member in files.items():
+        try:
+            found[name] = FileBytes(data=read_member(member), extension=member.extension)
+        except DataError as error:
+            found[name] = error
+    return key, found
 
 
 class FolderSource:
@@ -128,27 +192,31 @@ class FolderSource:
 
     @hookimpl
     def source_spec(self) -> SourceSpec:
-        """What it gives is known once the folder is: `modalities` is empty, the samples name them."""
+        """Return the spec; `modalities` is empty, as the samples name them."""
         return SourceSpec(
-            name=OWN_FILES, summary="your own files: one folder per modality, or value shards, aligned by key",
+            name=OWN_FILES, summary="your own files: one folder per modality, or tar files, aligned by key",
             modalities=(), licence="that of your files", settings=FolderSettings,
         )  # fmt: skip
 
     @hookimpl
     def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> FolderSamples:
-        """The samples of a split: `count` None means all. Raises ConfigError or DataError where there are none."""
+        """Return the samples of a split; `count` None means all. Raises ConfigError or DataError for none."""
         return open_folder(settings.take(FolderSettings), split, count)
 
 
 def open_folder(
-    config: FolderSettings, split: str, count: int | None, out: Path | None = None, names: Collection[str] | None = None
+    config: FolderSettings,
+    split: str,
+    count: int | None,
+    out: Path | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> FolderSamples:
-    """The samples of a split. Where `out`, which takes what is made of them, lies in the folder, it is passed over.
+    """Return the samples of a split, aligned by key.
 
-    Folders that are not of `names` may hold anything; None means that all are of modalities. Where none is of `names`,
-    all that is there is given, more or fewer than `count`, so that it can be said what it is. Raises ConfigError
-    without the folder, and where `out` is the folder itself, DataError without the split or `count` samples, ReadError
-    for a folder in it that cannot be read.
+    `names` gives the modality of each folder name that is known; other folders may hold anything and are not read. None
+    means that all are modalities. If no folder is known, there are no samples, and `modalities` lists all folders.
+    `out`, the folder of the new shards, is skipped. Raises ConfigError without the folder, and where `out` is the
+    folder itself, DataError without the split or `count` samples, ReadError for a folder that cannot be read.
     """
     root, out = Path(os.path.expanduser(config.path)), None if out is None else out.resolve()
     try:
@@ -156,195 +224,190 @@ def open_folder(
             raise ConfigError(f"path: {config.path}: no such folder")
         if root.resolve() == out:
             raise ConfigError(f"path: {config.path}: what is made of its files cannot go there, too; give another DATA")
-        dropped: dict[str, list[Dropped]] = {}
-        files, offered = _find(root, split, config.test_fraction, out, names, dropped)
-        count = None if _of_none(offered, names) else count
-        return FolderSamples(files, count, offered, names, dropped)
+        return _open(root, split, count, config.test_fraction, out, names)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
 
 
-def _find(
-    root: Path, split: str, test_fraction: float, out: Path | None, names: Collection[str] | None,
-    dropped: dict[str, list[Dropped]],
-) -> tuple[dict[str, dict[str, Member]], set[str]]:  # fmt: skip
-    """The files of a split, by key and modality; and the modalities of all splits. Fills `dropped`, by modality."""
+def _open(
+    root: Path, split: str, count: int | None, test_fraction: float, out: Path | None, names: Mapping[str, str] | None
+) -> FolderSamples:
     folders = _folders(root)
-    both = [folder for folder in folders if folder.name in (TRAIN, TEST)]
-    if not both and any(root.glob(f"*/*/{TARS}")) and not any(folder.name in (names or ()) for folder in folders):
-        ValueStore(root).modalities(split)  # says which splits there are
-    if both:
-        if not (root / split).is_dir():
-            here = ", ".join(folder.name for folder in folders)
-            advice = f"give --{split} 0, or make a folder {split}"
-            raise DataError(f"{root}: no split {split!r}; splits here: {here}; {advice}")
-        found = _by_key({path.name: _members(path, out, names, dropped) for path in _folders(root / split)})
-        if not found:
-            raise DataError(f"{root / split}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
-        offered = {path.name for folder in both for path in _folders(folder) if any(path.iterdir())}
-        return found, offered
-    modalities = {folder: _files(folder, out, names) for folder in folders}
-    everything = _by_key({folder.name: members for folder, members in modalities.items()})
-    if not everything:
+    split_folders = [folder for folder in folders if folder.name in (TRAIN, TEST)]
+    by_name = any(folder.name in (names or ()) for folder in folders)
+    if not split_folders and not by_name and any(root.glob(f"*/*/{TARS}")):
+        split_folders = folders  # splits of other names
+    if split_folders and not (root / split).is_dir():
+        here = ", ".join(folder.name for folder in folders)
+        advice = f"give --{split} 0, or make a folder {split}"
+        raise DataError(f"{root}: no split {split!r}; splits here: {here}; {advice}")
+    base = root / split if split_folders else root
+    known = _known(_folders(base), names)
+    around = [folder for one in split_folders for folder in _folders(one)] if split_folders else folders
+    offered = {(names or {}).get(path.name, path.name) for path in around if next(_files(path, out), None)}
+    unknown = {path.name for path in _folders(base) if path not in known and next(_files(path, out), None)}
+    files, dropped = Files(), dict[str, tuple[int, str]]()
+    for folder, name in known.items():
+        files.add(name, _members(folder, name, out, dropped))
+    if not offered:
         raise DataError(f"{root}: {NOTHING}")
-    offered = {name for files in everything.values() for name in files}
-    if (below := _split_below(modalities, split, names)) is not None:
-        return _by_key(below), offered
-    if _of_none(offered, names):
-        return everything, offered
-    chosen = {key: files for key, files in everything.items() if (_share(key) < test_fraction) == (split == TEST)}
-    if not chosen:
+    if not known:
+        return FolderSamples(files, None, offered, offered, dropped)
+    if not split_folders and not _split_below(files, known, split):
+        _split_by_hash(files, root, split, test_fraction)
+    if split_folders and not files.ask("SELECT 1 FROM members LIMIT 1"):
+        raise DataError(f"{base}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
+    return FolderSamples(files, count, offered, unknown, dropped)
+
+
+def _known(folders: Sequence[Path], names: Mapping[str, str] | None) -> dict[Path, str]:
+    """Return the folders of modalities, each with its modality; a folder with the modality's own name goes first."""
+    if names is None:
+        return {folder: folder.name for folder in folders}
+    chosen: dict[str, Path] = {}
+    for folder in sorted(folders, key=lambda path: (names.get(path.name) != path.name, path.name)):
+        if folder.name in names:
+            chosen.setdefault(names[folder.name], folder)
+    return {folder: name for name, folder in sorted(chosen.items())}
+
+
+def _split_by_hash(files: Files, root: Path, split: str, test_fraction: float) -> None:
+    """Keep the samples that the hash of their keys puts in a split. Raises DataError where there are none."""
+    total = files.ask("SELECT COUNT(DISTINCT key) FROM members")[0][0]
+    files.ask("DELETE FROM members WHERE (share(key) < ?) != ?", test_fraction, split == TEST)
+    if total and not files.ask("SELECT 1 FROM members LIMIT 1"):
         raise DataError(
-            f"{root}: none of its {len(everything)} samples falls to the split {split!r} with test_fraction "
+            f"{root}: none of its {total} samples falls to the split {split!r} with test_fraction "
             f"{test_fraction:g}: set another test_fraction, ask for none (--{split} 0), or add files"
         )
-    return chosen, offered
 
 
-def _split_below(
-    modalities: Mapping[Path, Mapping[str, Member]], split: str, names: Collection[str] | None
-) -> dict[str, dict[str, Member]] | None:
-    """The files of a split by modality, without it in their keys, where folders in the modalities' are the splits.
+def _split_below(files: Files, known: Mapping[Path, str], split: str) -> bool:
+    """Keep the samples of a split, where folders `train` and `test` inside the modalities' folders are the splits.
 
-    So it is where one of `names` has files in both `train` and `test`, as one of these may be a class. What lies in
-    other folders is of other splits. Raises DataError for one of `names` that has neither; None is for no split here.
+    So it is where one modality has files in both of them, as one alone may be a class. Raises DataError for a modality
+    that has neither.
     """
-    splits = {TRAIN, TEST}
-    wanted = {
-        folder: {key.partition("/")[0] for key in members if "/" in key}
-        for folder, members in modalities.items()
-        if members and _wanted(folder, names)
-    }
-    split_as = next((folder for folder, below in wanted.items() if below >= splits), None)
+    below: dict[str, set[str]] = {}
+    top = "SELECT DISTINCT modality, substr(key, 1, instr(key, '/') - 1) FROM members"
+    for name, first in files.ask(top):
+        below.setdefault(name, set()).add(first)
+    split_as = next((folder for folder, name in known.items() if below.get(name, set()) >= {TRAIN, TEST}), None)
     if split_as is None:
-        return None
-    for folder, below in wanted.items():
-        if below.isdisjoint(splits):
+        return False
+    for folder, name in known.items():
+        if below.get(name, {TRAIN}).isdisjoint((TRAIN, TEST)):
             raise DataError(
                 f"{folder}: expected its files in folders {TRAIN} and {TEST}, which {split_as} has and which are the "
                 "split; move them there"
             )
-    start = f"{split}/"
-    return {
-        folder.name: {key.removeprefix(start): member for key, member in members.items() if key.startswith(start)}
-        for folder, members in modalities.items()
-    }
+    files.ask("DELETE FROM members WHERE substr(key, 1, ?) != ?", len(split) + 1, f"{split}/")
+    files.ask("UPDATE members SET key = substr(key, ?)", len(split) + 2)
+    return True
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder that are not hidden."""
+    """Return the folders in a folder that are not hidden."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _members(
-    folder: Path, out: Path | None, names: Collection[str] | None, dropped: dict[str, list[Dropped]]
-) -> dict[str, Member]:
-    """What a modality's folder holds: the members of its shards, with what cannot be used of them, or files."""
-    shards = sorted(path for path in folder.glob(TARS) if not path.is_dir())
-    if not shards:
-        return _files(folder, out, names)
-    try:
-        index = ModalityIndex(shards)
-    except DataError:
-        if _wanted(folder, names):
-            raise
-        return {}
-    if _wanted(folder, names) and (unused := [*index.dropped, *_beside(folder, shards)]):
-        dropped[folder.name] = unused
-    return index.members
+    folder: Path, name: str, out: Path | None, dropped: dict[str, tuple[int, str]]
+) -> Iterator[tuple[str, Member]]:
+    """Yield the members of a modality's tar files, or its files; count unusable members."""
+
+    def drop(where: str, key: str, reason: str) -> None:
+        count, first = dropped.get(name, (0, f"{where}: {key or 'unknown member'}: {reason}"))
+        dropped[name] = count + 1, first
+
+    tars = sorted(path for path in folder.glob(TARS) if not path.is_dir())
+    if not tars:
+        for key, member in _checked_files(folder, out):
+            if problem := key_problem(key):
+                drop(shown_key(member.path.name), shown_key(key), problem)
+            else:
+                yield key, member
+        return
+    seen = _Seen()
+    for path in tars:
+        for item in scan_tar(path):
+            if isinstance(item, Dropped):
+                drop(path.name, *item)
+            elif seen.before(item[0]):
+                drop(path.name, item[0], "a second value with this key; the first is used")
+            else:
+                yield item
+    stems = {path.name.partition(".")[0] for path in tars}
+    for path in _walk(folder, out):
+        if (path.parent == folder and path.name.partition(".")[0] in stems) or _is_aside(path.relative_to(folder)):
+            continue
+        if all(split_name(below := path.relative_to(folder).as_posix())):
+            drop(below, split_name(below)[0], f"a file beside {tars[0].name}; move the tar files or the other files")
 
 
-def _beside(folder: Path, shards: Sequence[Path]) -> list[Dropped]:
-    """The values in files of their own below a folder that holds shards: these are taken, and the others are not."""
-    reason = f"a file beside {shards[0].name}: a modality's folder has shards or files; move the ones or the others"
-    others = set(folder.rglob("*")) - set(shards)
-    files = sorted(path.relative_to(folder) for path in others if path.is_file())
-    return [
-        Dropped(shard=path.as_posix(), key=split_name(path.as_posix())[0], reason=reason)
-        for path in files
-        if not _is_aside(path) and all(split_name(path.as_posix()))
-    ]
+class _Seen:
+    """Remembers keys on disk."""
+
+    def __init__(self) -> None:
+        self.table = sqlite3.connect("", isolation_level=None)
+        self.table.execute("PRAGMA journal_mode = OFF")
+        self.table.execute("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID")
+        self.table.execute("BEGIN")
+
+    def before(self, key: str) -> bool:
+        """Return whether a key was seen before, and remember it."""
+        return self.table.execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount == 0
 
 
 def _is_aside(below: Path) -> bool:
-    """True for hidden files and what programs lay beside a picture."""
+    """Return True for hidden files and sidecar files of pictures."""
     return any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
 
 
-def _of_none(offered: Collection[str], names: Collection[str] | None) -> bool:
-    """True where none of the modalities that a folder offers is of `names`."""
-    return names is not None and not set(offered) & set(names)
+def _checked_files(folder: Path, out: Path | None) -> Iterator[tuple[str, Member]]:
+    """Yield a modality's files by key. Raises DataError for a name that is not UTF-8 and for a key that comes twice."""
+    seen = _Seen()
+    for key, path in _files(folder, out):
+        if path.as_posix() != shown_name(path.as_posix()):
+            raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
+        if seen.before(key):
+            others = (other.name for found, other in _files(folder, out) if found == key and other != path)
+            raise DataError(f"{path}: a second file with the key {key!r}, beside {next(others, '')}; keep one")
+        status = path.stat() if path.exists() else path.lstat()
+        yield key, Member(path, 0, status.st_size, split_name(path.name)[1], status.st_mtime_ns)
 
 
-def _wanted(folder: Path, names: Collection[str] | None) -> bool:
-    return names is None or folder.name in names
+def _files(folder: Path, out: Path | None) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a modality's folder, but for those in `out`, by key: the path up to the name's first dot.
 
-
-def _files(folder: Path, out: Path | None, names: Collection[str] | None) -> dict[str, Member]:
-    """The files below a modality's folder, but for those in `out`, by key: the path up to the file name's first dot.
-
-    A link to a file that is not there is a file that cannot be read. What is wrong is an error where the folder is of
-    `names`, or these are None; elsewhere it is passed over.
+    A link to a file that is not there is a file that cannot be read.
     """
-    wanted = _wanted(folder, names)
-
-    def refuse(error: OSError) -> None:
-        if wanted:
-            raise error
-
-    found: dict[str, Member] = {}
-    walk = os.walk(folder, onerror=refuse, followlinks=True)  # glob would leave out a folder that cannot be read
-    for path in sorted(Path(base, name) for base, _, names in _without_loops(walk, out) for name in names):
+    for path in _walk(folder, out):
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
-        if _is_aside(below) or not key or not extension:
-            continue
-        gone = not path.is_file()
-        if gone and (path.exists() or not path.is_symlink()):
-            continue
-        name = path.relative_to(folder.parent).as_posix()
-        if not wanted and (key in found or name != shown_name(name)):
-            continue
-        if name != shown_name(name):
-            raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
-        if key in found:
-            raise DataError(f"{path}: a second file with the key {key!r}, beside {found[key].shard.name}; keep one")
-        stat = path.lstat() if gone else path.stat()
-        found[key] = Member(path, 0, stat.st_size, extension, stat.st_mtime_ns)
-    return found
+        if not _is_aside(below) and key and extension and (path.is_file() or (path.is_symlink() and not path.exists())):
+            yield key, path
 
 
-def _without_loops(
-    walk: Iterable[tuple[str, list[str], list[str]]], out: Path | None
-) -> Iterator[tuple[str, list[str], list[str]]]:
-    """The folders of a walk that follows links, but for links that lead back to where the walk is, and for `out`."""
-    trails: dict[str, tuple[Path, ...]] = {}
-    for base, folders, names in walk:
-        trail = (*trails.pop(base, ()), Path(base).resolve())
-        if trail[-1] == out:
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not _leads_back(Path(base, name), trail)]
-        trails |= {os.path.join(base, name): trail for name in folders}
-        yield base, folders, names
-
-
-def _leads_back(path: Path, trail: Sequence[Path]) -> bool:
-    """True for a link to a folder on the way to it, or to what such a folder is in."""
-    return path.is_symlink() and any(place.is_relative_to(path.resolve()) for place in trail)
-
-
-def _by_key(modalities: Mapping[str, Mapping[str, Member]]) -> dict[str, dict[str, Member]]:
-    """Turn {modality: {key: file}} into {key: {modality: file}}."""
-    samples: dict[str, dict[str, Member]] = {}
-    for name, members in modalities.items():
-        for key, member in members.items():
-            samples.setdefault(key, {})[name] = member
-    return samples
+def _walk(folder: Path, out: Path | None, trail: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, following links except links back to a parent; `out` is skipped."""
+    here = folder.resolve()
+    if here == out:
+        return
+    trail, below = (*trail, here), []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if not entry.is_dir():
+                yield path
+            elif not (entry.is_symlink() and any(place.is_relative_to(path.resolve()) for place in trail)):
+                below.append(path)
+    for path in sorted(below):
+        yield from _walk(path, out, trail)
 
 
 def _share(key: str) -> float:
-    """A number in [0, 1) that only the key decides, so that a key never changes sides when files are added."""
+    """Return a number in [0, 1) that only the key decides, so that a key never changes sides when files are added."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 

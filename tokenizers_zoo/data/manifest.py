@@ -15,11 +15,15 @@ import dataclasses
 import hashlib
 import json
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.io import not_read, replacing_file
@@ -118,12 +122,18 @@ REPAIR = "run `zoo data repair` on the folder"
 
 
 def is_finished(folder: Path, shard: int, inputs: str, keys: str | None = None) -> bool:
-    """Return True where a shard exists with this inputs digest, and for these keys if given; damaged is False."""
+    """Return True where a shard exists with this inputs digest, and for these keys if given.
+
+    A damaged manifest, or a file that is missing or has another size than its manifest says, is False.
+    """
     try:
         manifest = read_manifest(folder, shard)
-    except DataError:
+        if manifest is None or manifest.inputs != inputs or keys not in (None, manifest.keys):
+            return False
+        sizes = {suffix: (folder / shard_name(shard, suffix)).stat().st_size for suffix in manifest.files}
+    except (DataError, OSError):
         return False
-    return manifest is not None and manifest.inputs == inputs and keys in (None, manifest.keys)
+    return all(sizes[suffix] == file.size for suffix, file in manifest.files.items())
 
 
 def remove_shard(folder: Path, shard: int) -> None:
@@ -135,9 +145,16 @@ def remove_shard(folder: Path, shard: int) -> None:
 
 def shards_of(folder: Path) -> list[int]:
     """Return the numbers of the shards with a manifest in a modality's folder."""
-    names = (entry.name for entry in os.scandir(folder)) if folder.is_dir() else iter(())
-    found = (name[6:-5] for name in names if name.startswith("shard-") and name.endswith(".json"))
-    return sorted(int(number) for number in found if number.isdecimal())
+    return sorted(int(name[6:-5]) for name in _manifests(folder))
+
+
+def _manifests(folder: Path) -> Iterator[str]:
+    """Yield the names of the manifests in a modality's folder, unsorted."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("shard-") and entry.name.endswith(".json") and entry.name[6:-5].isdecimal():
+                    yield entry.name
 
 
 @dataclass(frozen=True)
@@ -149,6 +166,8 @@ class Split:
     samples: int
     shard_size: int
     _kept: OrderedDict[int, tuple[str, ...]] = field(default_factory=OrderedDict, repr=False, compare=False)
+    _sums: list[npt.NDArray[np.uint32]] = field(default_factory=list, repr=False, compare=False)
+    """Once `find` was called: a checksum of each key, 4 bytes per sample."""
 
     @property
     def folder(self) -> Path:
@@ -179,8 +198,7 @@ class Split:
     def modalities(self) -> list[str]:
         """Return the modalities with at least one finished shard."""
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
-        kept = sorted(name for name in names if name != KEYS and not name.startswith("."))
-        return [name for name in kept if any(self.folder.glob(f"{name}/shard-*.json"))]
+        return [name for name in sorted(names) if name != KEYS and next(_manifests(self.folder / name), None)]
 
     # ------------------------------------------------------------------ keys
 
@@ -217,6 +235,7 @@ class Split:
     def write_keys(self, shard: int, keys: Sequence[str]) -> str:
         """Write a shard's keys, unless they are there, and return the digest of the file."""
         data = "".join(f"{key}\n" for key in keys).encode()
+        self._sums.clear()
         path = self.keys_path(shard)
         if not path.is_file() or path.read_bytes() != data:
             with replacing_file(path) as temporary:
@@ -230,21 +249,12 @@ class Split:
         return self.keys(shard)[row]
 
     def find(self, key: str) -> int | None:
-        """Return the sample number of a key, None where no sample has it. Reads the key files in order."""
-        return self.find_all([key]).get(key)
-
-    def find_all(self, keys: Iterable[str]) -> dict[str, int]:
-        """Return the sample number of each of `keys` that is there, reading each key file at most once."""
-        wanted = dict.fromkeys(keys)
-        found: dict[str, int] = {}
-        for shard in range(self.shards):
-            if len(found) == len(wanted):
-                break
-            if len(wanted) == 1 and next(iter(wanted)).encode() not in self._read_keys(shard):
-                continue
-            rows = enumerate(self.keys(shard))
-            found |= {key: self.number(shard, row) for row, key in rows if key in wanted}
-        return found
+        """Return the sample number of a key, None where no sample has it."""
+        if not self._sums:
+            keys = (key for shard in range(self.shards) for key in self.keys(shard))
+            self._sums.append(np.fromiter((zlib.crc32(key.encode()) for key in keys), np.uint32, self.samples))
+        likely = np.flatnonzero(self._sums[0] == zlib.crc32(key.encode())).tolist()
+        return next((sample for sample in likely if self.key(sample) == key), None)
 
 
 def read_splits(path: Path) -> dict[str, Split]:

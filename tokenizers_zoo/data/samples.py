@@ -1,4 +1,4 @@
-"""What a tokenizer is trained on: values of one modality, split in train and test, and the text it shares."""
+"""Training samples of a tokenizer: values of one modality, split in train and test, and shared text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 TRAIN, TEST = "train", "test"
-"""The splits: what is learned from, and what is held out."""
-ADDED_PROVENANCE = ("contents", "settings")
-"""Keys of `provenance` that runs of older versions did not record; without one a run goes on, and stays, as it is."""
+"""The splits: training samples, and held-out samples."""
 LOOKED_AT = 16
-"""Values of a split, evenly spread, by which those of no `provenance` are known."""
+"""Number of values, evenly spread, that are hashed where there is no `provenance`."""
 
 
 def spread(count: int, limit: int) -> list[int]:
@@ -31,10 +29,9 @@ class TrainingSamples:
 
     `texts` gives the plain text of ALL modalities that write in this one's vocabulary, `special_tokens` their special
     tokens in a fixed order; both are empty where they have none. Where `texts` gives nothing, a text modality learns
-    from the text of `train`. `provenance` says where the values come from, what is in their shards and with which
-    settings they are read, for the model card, and so that a tokenizer of other values is told from this one's (JSON
-    types). Without one some of the values tell, see `record`: give one where they are not the same each time that they
-    are asked for, such as random crops.
+    from the text of `train`. `provenance` names the source, the digest of the shards and the reading settings (JSON
+    types), for the model card and to recognise other values. Without it, some values are hashed, see `record`: pass one
+    if values change between reads, such as random crops.
     """
 
     train: Sequence[Any]
@@ -44,9 +41,9 @@ class TrainingSamples:
     provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def record(self) -> dict[str, Any]:
-        """What a run says of its data (JSON types): how many values, and their provenance.
+        """Return the record of the data for run.json (JSON types): numbers of values, and provenance.
 
-        Without one it is a digest of up to LOOKED_AT values of each split, as the `contents` of what comes from shards.
+        Without provenance, `contents` is a digest of up to LOOKED_AT values of each split.
         """
         values = {TRAIN: self.train, TEST: self.test}
         provenance = dict(self.provenance) or {"contents": {split: _digest(some) for split, some in values.items()}}
@@ -54,7 +51,7 @@ class TrainingSamples:
 
 
 def _digest(values: Sequence[Any]) -> str:
-    """The start of a sha256 (hex) over some of the values, whatever they are; empty where there is none."""
+    """Return the start of a sha256 (hex) over some values of any type; empty without values."""
     sha256 = hashlib.sha256()
     chosen = spread(len(values), LOOKED_AT)
     for place in chosen:
@@ -67,7 +64,7 @@ def _digest(values: Sequence[Any]) -> str:
 
 
 def _of_an_array(value: Any) -> list[Any]:
-    """An array or number that JSON does not know, as JSON; of any other object no more than its type is told."""
+    """Return an array or number as JSON; for any other object its type."""
     array = np.asarray(value)
     if array.dtype.hasobject:
         return [type(value).__name__]

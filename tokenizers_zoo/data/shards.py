@@ -1,171 +1,393 @@
-"""Value shards: `DATA/<split>/<modality>/<any name>.tar`, aligned by key, indexed by their headers, read by offset."""
+"""Value shards: written whole, read by (shard, row) through their index. See `data/manifest.py` for the layout.
+
+shard-00000.tar      members <key>.<extension> in row order
+shard-00000.index    one INDEX record per row; offset and size are -1 where the sample has no value
+shard-00000.json     the manifest
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+import contextlib
+import hashlib
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, overload
 
-from tokenizers_zoo.data.tar import TARS, Dropped, Member, read_member, scan_shard
-from tokenizers_zoo.errors import DataError, UnknownNameError
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo.data.manifest import (
+    REPAIR,
+    FileRecord,
+    Manifest,
+    Split,
+    check_file,
+    inputs_digest,
+    manifest_path,
+    read_manifest,
+    read_splits,
+    shard_name,
+    shards_of,
+    write_manifest,
+)
+from tokenizers_zoo.data.tar import END, TARS, header, key_problem, open_regular, padding, read_at, split_name
+from tokenizers_zoo.errors import DataError, UnknownNameError, and_others
+from tokenizers_zoo.io import not_read, replacing_file
 from tokenizers_zoo.spec import Crop
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    from tokenizers_zoo.handle import ModalityHandle
 
-SHARD_NAME = "shard-{:05d}.tar"
+DATASET = "dataset.json"
+INDEX = np.dtype([("offset", "<i8"), ("size", "<i8"), ("extension", "S16")])
+OPEN_SHARDS = 64
+"""Shards that a store keeps open."""
 CACHE_BYTES = 1 << 30
 WHOLE = Crop()
 
 
-class ModalityIndex:
-    """All members of one modality of one split: by key, in the order of the shards' names and of their members.
-
-    With `most`, shards are scanned until there are so many.
-    """
-
-    def __init__(self, shards: Sequence[Path], most: float = math.inf) -> None:
-        self.shards = tuple(shards)
-        self.members: dict[str, Member] = {}
-        self.dropped: list[Dropped] = []
-        for path in self.shards:
-            if len(self.members) >= most:
-                break
-            index = scan_shard(path)
-            self.dropped += index.dropped
-            for key, member in index.members.items():
-                if key in self.members:
-                    first = self.members[key].shard.name
-                    reason = f"a second value with this key; the one in {first} is used"
-                    self.dropped.append(Dropped(shard=path.name, key=key, reason=reason))
-                else:
-                    self.members[key] = member
-
-    @property
-    def bytes(self) -> int:
-        """Size of all values together."""
-        return sum(member.size for member in self.members.values())
+# ---------------------------------------------------------------------------- writing
 
 
-OF_TOKENS = "tok_"
-"""How ml-4m begins the names of folders that hold a modality's tokens, not its values."""
+class ShardWriter:
+    """Writes one shard row by row: `add` a value or `skip` a sample, then `finish`."""
+
+    def __init__(self, folder: Path, shard: int, tar: BinaryIO) -> None:
+        self.folder, self.shard = folder, shard
+        self.dropped: dict[int, str] = {}
+        self.count = 0
+        self._tar, self._sha256 = tar, hashlib.sha256()
+        self._offset = 0
+        self._index: list[tuple[int, int, bytes]] = []
+        self._manifest: tuple[str, str, Mapping[str, Any]] | None = None
+
+    def add(self, key: str, data: bytes, extension: str) -> None:
+        """Append the value of the next row. Raises DataError for a key or extension that would be read back otherwise.
+
+        The row is then not written, so that the caller can `skip` it.
+        """
+        name = f"{key}.{extension}"
+        if split_name(name) != (key, extension) or key_problem(key) or len(extension) > INDEX["extension"].itemsize:
+            raise DataError(
+                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no backslash, no "
+                "control character, and no part that is empty, '.' or '..'; an extension is lower case, without a dot"
+            )
+        before = header(name, len(data))
+        self._write(before)
+        self._index.append((self._offset, len(data), extension.encode()))
+        self._write(data + padding(len(data)))
+        self.count += 1
+
+    def skip(self, reason: str = "") -> None:
+        """Leave the next row without a value; with a reason it counts as dropped, else as absent."""
+        if reason:
+            self.dropped[len(self._index)] = reason
+        self._index.append((-1, -1, b""))
+
+    def finish(self, *, keys: str, inputs: str, record: Mapping[str, Any]) -> None:
+        """Set the fields of the manifest; see `Manifest`. A block that ends without this leaves no shard."""
+        self._manifest = keys, inputs, record
+
+    def _write(self, data: bytes) -> None:
+        self._tar.write(data)
+        self._sha256.update(data)
+        self._offset += len(data)
+
+    def _close(self) -> tuple[Manifest | None, bytes]:
+        """End the tar file; returns the manifest, and the bytes of the index."""
+        self._write(END)
+        index = np.array(self._index, INDEX).tobytes()
+        if self._manifest is None:
+            return None, index
+        keys, inputs, record = self._manifest
+        files = {
+            "tar": FileRecord(size=self._offset, sha256=self._sha256.hexdigest()),
+            "index": FileRecord(size=len(index), sha256=hashlib.sha256(index).hexdigest()),
+        }
+        return Manifest(
+            rows=len(self._index), count=self.count, keys=keys, inputs=inputs, files=files,
+            dropped=self.dropped, record=record,
+        ), index  # fmt: skip
+
+
+class _Unfinished(Exception):
+    """Ends a shard without a file."""
+
+
+@contextlib.contextmanager
+def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
+    """Give a writer whose shard appears whole when the block has called `finish` and succeeds, and else not at all."""
+    with contextlib.suppress(_Unfinished), replacing_file(folder / shard_name(shard, "tar")) as temporary:
+        with open(temporary, "wb") as tar:
+            yield (writer := ShardWriter(folder, shard, tar))
+            manifest, index = writer._close()
+        if manifest is None:
+            raise _Unfinished
+        manifest_path(folder, shard).unlink(missing_ok=True)  # the old one, before any of its files is replaced
+        with replacing_file(folder / shard_name(shard, "index")) as other:
+            other.write_bytes(index)
+    if manifest is not None:
+        write_manifest(folder, shard, manifest)
+
+
+def check_foreign(folder: Path) -> None:
+    """Raise DataError where a modality's folder holds tar files that another program wrote."""
+    ours = (".index", ".json")
+    foreign = sorted(path for path in folder.glob(TARS) if not any(path.with_suffix(end).exists() for end in ours))
+    if foreign:
+        raise DataError(
+            f"{foreign[0]}{and_others(len(foreign) - 1)}: not written by zoo data; move it away, or import it into "
+            "another folder with `zoo data make folder`"
+        )
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+class Place(NamedTuple):
+    """Where a sample is in its split."""
+
+    shard: int
+    row: int
+
+
+class _OpenShard:
+    """An open shard, checked against its manifest."""
+
+    def __init__(self, folder: Path, shard: int, *, checked: bool) -> None:
+        manifest = read_manifest(folder, shard)
+        if manifest is None:
+            raise DataError(f"{folder / shard_name(shard)}: was not written to its end; run what made it again")
+        for suffix, expected in manifest.files.items() if not checked else ():
+            for path, problem in check_file(folder / shard_name(shard, suffix), expected):
+                raise DataError(f"{path}: {problem}; {REPAIR}")
+        self.index = read_index(folder, shard, manifest)
+        self.path = folder / shard_name(shard, "tar")
+        with open_regular(self.path) as file:
+            self.file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self.file)
+
+
+def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]:
+    """Return a shard's INDEX records, bounded by the size of its tar file. Raises DataError where they are damaged."""
+    path = folder / shard_name(shard, "index")
+    with open_regular(path) as file:
+        data = file.read(manifest.rows * INDEX.itemsize + 1)
+    if len(data) == manifest.rows * INDEX.itemsize:
+        index = np.frombuffer(data, INDEX)
+        there = index["offset"] >= 0
+        size = manifest.files["tar"].size if "tar" in manifest.files else 0
+        inside = (index["size"] >= 0) & (index["size"] <= size) & (index["offset"] <= size - index["size"])
+        if inside[there].all() and there.sum() == manifest.count:
+            return index
+    raise DataError(f"{path}: damaged; {REPAIR}")
 
 
 class ValueStore:
-    """The values in a folder, by split, modality and key.
+    """The values in a folder, by split, modality, shard and row. Raises DataError where the folder holds none.
 
-    Any folder in this layout can be read, whoever wrote it. `aliases` maps folder names to the modality's name, for
-    folders that call it otherwise. Raises DataError where the folder is not there.
+    Files are opened when they are needed, up to OPEN_SHARDS at a time, and checked against their manifests at the first
+    time. Threads may read at once.
     """
 
-    def __init__(self, root: Path, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self._aliases = dict(aliases or {})
-        self._indexes: dict[tuple[str, str], ModalityIndex] = {}
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; `zoo data make SOURCE {self.root}` makes one")
+        self._splits = {name: split for name, split in read_splits(self.root / DATASET).items() if split.modalities()}
+        if not self._splits:
+            raise DataError(f"{self.root}: {self._nothing()}")
+        self._open: OrderedDict[tuple[str, str, int], _OpenShard] = OrderedDict()
+        self._checked: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
+        self._known: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
 
-    @classmethod
-    def of(cls, root: Path, zoo: Zoo) -> ValueStore:
-        """The store at `root`, with the other names that the enabled modalities go by, but for those of tokens.
-
-        What is a modality's own name is no other name of another's. Of the instances of a plugin, which share its other
-        names, the one of the plugin's own name has them, else the first.
-        """
-        handles = sorted(zoo.handles(), key=lambda handle: handle.name != handle.plugin_name)
-        own = set(zoo.names())
-        aliases: dict[str, str] = {}
-        for alias, name in ((alias, handle.name) for handle in handles for alias in handle.spec.aliases):
-            if not alias.startswith(OF_TOKENS) and alias not in own:
-                aliases.setdefault(alias, name)
-        return cls(root, aliases)
-
-    def _folders(self, split: str) -> dict[str, Path]:
-        """The folders that hold shards, by modality; a folder with the modality's own name goes first."""
-        folder = self.root / split
-        found: dict[str, Path] = {}
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        for name in sorted(names, key=lambda name: (name in self._aliases, name)):
-            if not name.startswith(".") and (folder / name).is_dir() and any((folder / name).glob(TARS)):
-                found.setdefault(self._aliases.get(name, name), folder / name)
-        return dict(sorted(found.items()))
+    def _nothing(self) -> str:
+        if (self.root.parent / DATASET).is_file():
+            return f"this is a split, not a data folder; give {self.root.parent}"
+        if any(self.root.glob(f"*/{TARS}")) or any(self.root.glob(f"*/*/{TARS}")):
+            return f"tar files of another program; `zoo data make folder DATA --set path={self.root}` imports them"
+        return "no values here; `zoo data make` writes them"
 
     def splits(self) -> list[str]:
-        """The splits that hold at least one shard. Raises DataError where there are none."""
-        found = sorted(path.name for path in self.root.iterdir() if path.is_dir() and self._folders(path.name))
-        if not found and any(self.root.glob(f"*/{TARS}")):
-            raise DataError(f"{self.root}: this is a split, not a data folder; give {self.root.parent}")
-        if not found:
-            raise DataError(f"{self.root}: no <split>/<modality>/*.tar here; `zoo data make` writes them")
-        return found
+        """Return the splits with at least one value shard."""
+        return sorted(self._splits)
+
+    def split(self, name: str) -> Split:
+        """Return a split: its samples, shards and keys. Raises DataError where it is not there."""
+        if name not in self._splits:
+            raise DataError(f"{self.root}: no split {name!r}; splits here: {', '.join(self.splits())}")
+        return self._splits[name]
 
     def modalities(self, split: str) -> list[str]:
-        """The modalities of a split. Raises DataError for a split that is not there."""
-        folders = self._folders(split)
-        if not folders:
-            raise DataError(f"{self.root}: no split {split!r}; splits here: {', '.join(self.splits())}")
-        return list(folders)
+        """Return the modalities of a split. Raises DataError for a split that is not there."""
+        return self.split(split).modalities()
 
     def folder(self, split: str, modality: str) -> Path:
-        """The folder of a modality's shards; where there is none yet, the one they would be written to."""
-        return self._folders(split).get(modality, self.root / split / modality)
-
-    def shards(self, split: str, modality: str) -> list[Path]:
-        """The shards of one modality, in order, none of them read. Raises DataError where the data lack it."""
-        known = self.modalities(split)
-        if modality not in known:
+        """Return the folder of a modality's shards. Raises DataError where the data lack it."""
+        if (split, modality) not in self._known and modality not in (known := self.modalities(split)):
             hint = f"(`zoo data derive {self.root}` makes what can be derived)"
             raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
-        return sorted(self.folder(split, modality).glob(TARS))
+        self._known.add((split, modality))
+        return self.root / split / modality
 
-    def index(self, split: str, modality: str) -> ModalityIndex:
-        """The index of one modality, scanned once. Raises DataError where the data lack it."""
-        if (split, modality) not in self._indexes:
-            self._indexes[split, modality] = ModalityIndex(self.shards(split, modality))
-        return self._indexes[split, modality]
+    def record(self, split: str, modality: str) -> dict[str, Any]:
+        """Return the record in the first shard's manifest (JSON types): source or inputs, settings."""
+        folder = self.folder(split, modality)
+        manifest = read_manifest(folder, shards_of(folder)[0])
+        return dict(manifest.record) if manifest is not None else {}
 
-    def forget(self, split: str, modality: str) -> None:
-        """Scan again at the next use, after shards were written, or to have the index's memory back."""
-        self._indexes.pop((split, modality), None)
+    def contents(self, split: str, modality: str, shards: Iterable[int] | None = None) -> str:
+        """Return a digest (hex) of a modality's values and keys in some shards or all, from manifests alone."""
+        folder = self.folder(split, modality)
+        found = (
+            read_manifest(folder, shard) for shard in (range(self.split(split).shards) if shards is None else shards)
+        )
+        return inputs_digest(shards=[one and [one.keys, one.files["tar"].sha256] for one in found])
 
-    def keys(self, split: str, modality: str) -> list[str]:
-        """The keys of one modality, in stored order."""
-        return list(self.index(split, modality).members)
+    # ------------------------------------------------------------------ samples
 
-    def aligned_keys(self, split: str, modalities: Iterable[str]) -> list[str]:
-        """The keys that all `modalities` have, in the order of the first: by key, never by position."""
-        first, *others = [self.index(split, name).members for name in modalities]
-        return [key for key in first if all(key in members for members in others)]
+    def present(self, split: str, modality: str, shard: int) -> npt.NDArray[np.bool_]:
+        """Return which rows of a shard have a value, `(rows,)`; none where the shard is not there, or is out of date.
 
-    def dropped(self, split: str, modality: str) -> list[Dropped]:
-        """What the modality's shards hold and cannot be used, with reasons."""
-        return list(self.index(split, modality).dropped)
+        It is out of date where it was written for other sample keys.
+        """
+        samples = self.split(split)
+        folder = samples.folder / modality
+        manifest = read_manifest(folder, shard)
+        if manifest is None or manifest.keys != samples.keys_digest(shard):
+            return np.zeros(samples.rows(shard), np.bool_)
+        if manifest.count == manifest.rows:
+            return np.ones(samples.rows(shard), np.bool_)
+        return np.asarray(read_index(folder, shard, manifest)["offset"] >= 0)
 
-    def member(self, split: str, modality: str, key: str) -> Member:
-        """Where a value is. Raises DataError where the modality lacks the key."""
+    def rows(self, split: str, modalities: Sequence[str]) -> Rows:
+        """Return the samples that have all of `modalities`, in stored order, with O(shards) memory."""
+        for modality in modalities:
+            self.folder(split, modality)
+        return Rows(self, split, modalities)
+
+    def keys(self, split: str, *modalities: str) -> list[str]:
+        """Return the keys of the samples that have all of `modalities`: O(samples) memory."""
+        return list(self.rows(split, modalities).keys())
+
+    def find(self, split: str, key: str) -> Place:
+        """Return where the sample with a key is. Raises DataError where there is none."""
+        samples = self.split(split)
+        number = samples.find(key)
+        if number is None:
+            raise DataError(f"{self.root / split}: no sample with key {key!r}")
+        return Place(*samples.locate(number))
+
+    # ------------------------------------------------------------------ values
+
+    def read_bytes(self, split: str, modality: str, shard: int, row: int) -> tuple[bytes, str]:
+        """Return one value as it is stored, and its extension. Raises DataError where the sample has none."""
+        opened = self._opened(split, modality, shard)
+        offset, size, extension = opened.index[row].tolist()
+        if offset < 0:
+            key = self.split(split).keys(shard)[row]
+            raise DataError(f"{self.root / split / modality}: no value for key {key!r}")
         try:
-            return self.index(split, modality).members[key]
-        except KeyError:
-            raise DataError(f"{self.root / split / modality}: no value for key {key!r}") from None
+            data = read_at(opened.file, offset, size)
+        except OSError as error:
+            raise not_read(opened.path, error) from None
+        if len(data) != size:
+            raise DataError(f"{opened.path}: was cut off while it was open; {REPAIR}")
+        return data, extension.decode("ascii", "replace")
 
-    def read_bytes(self, split: str, modality: str, key: str) -> tuple[bytes, str]:
-        """One value as it is stored, and its extension."""
-        member = self.member(split, modality, key)
-        return read_member(member), member.extension
+    def read(self, handle: ModalityHandle, split: str, shard: int, row: int, crop: Crop = WHOLE) -> Any:
+        """Return one value, decoded, seen through `crop` at the size of the settings. Raises ZooError."""
+        value = handle.read(*self.read_bytes(split, handle.name, shard, row))
+        return handle.transform(value, crop, trusted=True)
 
-    def read(self, handle: ModalityHandle, split: str, key: str, crop: Crop = WHOLE) -> Any:
-        """One value, decoded, seen through `crop` at the size of the settings, checked. Raises ZooError."""
-        return read_value(handle, self.member(split, handle.name, key), crop)
+    def read_key(self, handle: ModalityHandle, split: str, key: str, crop: Crop = WHOLE) -> Any:
+        """Return the value of the sample with a key; see `read`."""
+        return self.read(handle, split, *self.find(split, key), crop)
+
+    def _opened(self, split: str, modality: str, shard: int) -> _OpenShard:
+        place = split, modality, shard
+        with self._lock:
+            if place in self._open:
+                self._open.move_to_end(place)
+                return self._open[place]
+            if (split, modality) not in self._checked:
+                self._checked[split, modality] = np.zeros(self.split(split).shards, np.bool_)
+            checked = self._checked[split, modality]
+        opened = _OpenShard(self.folder(split, modality), shard, checked=bool(checked[shard]))
+        with self._lock:
+            checked[shard] = True
+            self._open[place] = opened
+            while len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)  # closed when no thread reads it any more
+        return opened
 
 
-def read_value(handle: ModalityHandle, member: Member, crop: Crop = WHOLE) -> Any:
-    """Decode and crop one member; both are checked by the handle. Raises ZooError."""
-    return handle.transform(handle.read(read_member(member), member.extension), crop)
+class Rows(Sequence[Place]):
+    """The samples of a split that have all of some modalities, as places; see `ValueStore.rows`."""
+
+    def __init__(self, store: ValueStore, split: str, modalities: Sequence[str]) -> None:
+        self.store, self.split, self.modalities = store, store.split(split), tuple(modalities)
+        self._some: dict[int, npt.NDArray[np.uint8]] = {}
+        """Presence bits of the shards that lack some rows."""
+        counts = np.zeros(self.split.shards + 1, np.int64)
+        for shard in range(self.split.shards):
+            present = np.ones(self.split.rows(shard), np.bool_)
+            for modality in self.modalities:
+                present &= store.present(split, modality, shard)
+            counts[shard + 1] = present.sum()
+            if not present.all():
+                self._some[shard] = np.packbits(present)
+        self._ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def in_shard(self, shard: int) -> npt.NDArray[np.int64]:
+        """Return the rows of a shard that are among these."""
+        bits = self._some.get(shard)
+        rows = self.split.rows(shard)
+        return np.arange(rows) if bits is None else np.flatnonzero(np.unpackbits(bits, count=rows))
+
+    @overload
+    def __getitem__(self, index: int) -> Place: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Place]: ...
+    def __getitem__(self, index: int | slice) -> Place | list[Place]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        shard = int(np.searchsorted(self._ends, index, side="right")) - 1
+        within = index - int(self._ends[shard])
+        return Place(shard, within if shard not in self._some else int(self.in_shard(shard)[within]))
+
+    def __iter__(self) -> Iterator[Place]:
+        for shard in range(self.split.shards):
+            yield from (Place(shard, row) for row in self.in_shard(shard).tolist())
+
+    def keys(self) -> Iterator[str]:
+        """Yield the samples' keys."""
+        for shard in range(self.split.shards):
+            if len(rows := self.in_shard(shard)):
+                keys = self.split.keys(shard)
+                yield from (keys[row] for row in rows.tolist())
+
+    def key(self, place: Place) -> str:
+        """Return the key of the sample at a place."""
+        return self.split.keys(place.shard)[place.row]
+
+
+# ---------------------------------------------------------------------------- values in memory
 
 
 def value_bytes(value: Any) -> int:
-    """About how much memory a value takes."""
+    """Return about how much memory a value takes."""
     if (size := getattr(value, "nbytes", None)) is not None:
         return int(size) + 100
     if isinstance(value, Mapping):
@@ -176,13 +398,14 @@ def value_bytes(value: Any) -> int:
 
 
 class LazyValues(Sequence[Any]):
-    """The values of `keys`, read when asked for; kept in memory as long as they fit in `cache_bytes` together.
+    """The values of `keys`, read on demand and cached up to `cache_bytes` in total.
 
-    Nothing is thrown out once kept: random order would find a least-recently-used cache empty every time.
+    Keys may be places in a store or names. Nothing is evicted: in random order a least-recently-used cache would always
+    miss.
     """
 
-    def __init__(self, keys: Sequence[str], read: Callable[[str], Any], cache_bytes: int = CACHE_BYTES) -> None:
-        self.keys = list(keys)
+    def __init__(self, keys: Sequence[Any], read: Callable[[Any], Any], cache_bytes: int = CACHE_BYTES) -> None:
+        self.keys = keys
         self._read = read
         self._room = cache_bytes
         self._kept: dict[int, Any] = {}
@@ -202,22 +425,14 @@ class LazyValues(Sequence[Any]):
         index %= len(self)
         if index in self._kept:
             return self._kept[index]
-        value = self.read(index)
-        self.keep(index, value)
-        return value
-
-    def read(self, index: int) -> Any:
-        """One value, read and not kept; threads may do so at once."""
-        return self._read(self.keys[index])
-
-    def keep(self, index: int, value: Any) -> None:
-        """Have a value that was read in memory, where there is room."""
+        value = self._read(self.keys[index])
         if (size := value_bytes(value)) <= self._room:
             self._room -= size
             self._kept[index] = value
+        return value
 
-    def without(self, keys: Container[str]) -> LazyValues:
-        """These values without those of `keys`, with what is in memory of them."""
+    def without(self, keys: Container[Any]) -> LazyValues:
+        """Return a copy without the values of `keys`; the cache is kept."""
         kept = [position for position, key in enumerate(self.keys) if key not in keys]
         values = LazyValues([self.keys[position] for position in kept], self._read, self._room)
         values._kept = {new: self._kept[old] for new, old in enumerate(kept) if old in self._kept}

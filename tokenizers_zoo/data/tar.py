@@ -1,4 +1,4 @@
-"""Tar shards of values: read by offset without extracting, written whole with the same bytes every time.
+"""Tar files: the names of members, their headers, and foreign files read without trusting a number in them.
 
 The layout is webdataset's: a member is `<key>.<extension>`, the key being everything before the first dot of the
 basename, folders included (`a/b.c.png` has the key `a/b` and the extension `png`, its last suffix). A key is a path
@@ -8,67 +8,53 @@ below a folder: members whose key leads elsewhere are not used.
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tokenizers_zoo.errors import CONTROL, DataError, ReadError
-from tokenizers_zoo.io import not_read, replacing_file
+from tokenizers_zoo.io import not_read
 
 BLOCK = 512
-MAGIC = slice(257, 262)  # "ustar" in the header block, POSIX.1-1988
-CUT_OFF = "cut off"
+END = bytes(2 * BLOCK)
+PLAIN = tarfile.TarInfo().tobuf(tarfile.PAX_FORMAT)
+LONGEST_HEADER = 1 << 20
+"""Bytes of an extended header (long names); larger ones are refused."""
 TARS = "[!.]*.tar"
-"""A folder's shards; beside files that come from a Mac some disks have `._NAME` with what else it knows of NAME."""
+"""A folder's tar files. Copies from a Mac contain a hidden file `._NAME` for each NAME."""
 
 
 class Member(NamedTuple):
-    """Where one value's bytes are."""
+    """Where one value's bytes are: in a tar file, or a file of its own."""
 
-    shard: Path
+    path: Path
     offset: int
     size: int
     extension: str
     changed: int
-    """When the shard was last changed, in ns, as its members were found."""
+    """Modification time of the file when it was found, ns."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Dropped:
-    """A member or a sample that is not used, and why."""
+class Dropped(NamedTuple):
+    """A member that cannot be used."""
 
-    shard: str
     key: str
     reason: str
 
 
-@dataclass(slots=True)
-class ShardIndex:
-    """The members of one shard by key, in the order of the file, and what could not be used of it."""
-
-    members: dict[str, Member] = field(default_factory=dict)
-    dropped: list[Dropped] = field(default_factory=list)
-
-
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension (lower case, no dot) of a member's name; the key is empty where the name has none."""
+    """Return key and extension (lower case, no dot) of a member's name; the key is empty where the name has none."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, suffixes = base.partition(".")
     return (f"{folder}{slash}{stem}" if stem else ""), suffixes.rpartition(".")[2].lower()
 
 
 def key_problem(key: str) -> str | None:
-    """Why a key is no path below a folder, where it is none: with it a file would be written elsewhere.
-
-    One with control characters is refused, too: a terminal that it is shown on would obey them.
-    """
-    parts = key.split("/")
-    if "\\" in key or not {"", ".", ".."}.isdisjoint(parts):
+    """Return why a key is not a path below a folder, or could not be printed on a terminal; None for a good key."""
+    if "\\" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
         return "a key has no backslash, and no part that is empty, '.' or '..'"
     if CONTROL.search(key):
         return "a key has no control character, such as a line break"
@@ -76,182 +62,211 @@ def key_problem(key: str) -> str | None:
 
 
 def shown_name(name: str) -> str:
-    r"""A file's name as it can be printed: with `\xe9` for a byte that is not UTF-8, and the same where none is."""
+    r"""Return a file's name as it can be printed: with `\xe9` for a byte that is not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def shown_key(key: str) -> str:
-    r"""Any key as `shown_name`, also with `\x1b` for a control character: those that are refused are shown, too."""
+    r"""Return any key as it can be printed, with `\x1b` for control characters."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", shown_name(key))
 
 
-def scan_shard(path: Path) -> ShardIndex:
-    """Index a shard by its headers alone.
+def header(name: str, size: int) -> bytes:
+    """Return the header of a member; time and owner are 0, so that equal values give equal bytes."""
+    if len(name) > 100 or not name.isascii() or size >= 1 << 33:
+        info = tarfile.TarInfo(name)
+        info.size = size
+        return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+    block = bytearray(PLAIN)  # what tarfile gives, ten times faster
+    block[: len(name)] = name.encode()
+    block[124:135] = b"%011o" % size
+    block[148:155] = b"%06o\0" % (sum(block) - sum(block[148:156]) + 8 * ord(" "))
+    return bytes(block)
 
-    Damage inside (a bad header, an end that is cut off) costs the members that it hits: the others are used, and what
-    is lost is listed in `dropped`. Raises DataError where nothing of the file is a tar, ReadError where the system does
-    not read it.
-    """
-    index = ShardIndex()
+
+def padding(size: int) -> bytes:
+    """Return the zeros that fill `size` bytes up to whole blocks."""
+    return bytes(-size % BLOCK)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises ReadError where the system refuses, or where it is a pipe, device or folder."""
     try:
-        with open(path, "rb") as file:
-            stat = os.fstat(file.fileno())
-            size = stat.st_size
-            start: int | None = 0
-            while start is not None:
-                start = _scan_from(file, path, start, stat, index)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ReadError(f"{path}: expected a regular file")
+        return open(path, "rb")
     except OSError as error:
         raise not_read(path, error) from None
-    if size == 0 or (index.dropped and not index.members and index.dropped[0].reason.startswith("not a tar")):
-        raise DataError(f"{path}: not a tar file ({size} bytes); copy or make this shard again, or delete it")
-    return index
 
 
-def looks_whole(path: Path) -> bool:
-    """True for a shard of `ShardWriter` from its first header to its end mark; no header in between is read."""
-    size = path.stat().st_size
-    if not size or size % tarfile.RECORDSIZE:
-        return False
-    with open(path, "rb") as file:
-        first = file.read(BLOCK)
-        file.seek(-2 * BLOCK, os.SEEK_END)
-        return not any(file.read()) and (first[MAGIC] == b"ustar" or not any(first))
-
-
-def _scan_from(file: BinaryIO, path: Path, start: int, stat: os.stat_result, index: ShardIndex) -> int | None:
-    """Index the members from the header at `start` on; where damage stops it, the offset to go on from."""
-    file.seek(start)
-    end, size = start, stat.st_size
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (info := tar.next()) is not None:
-                end = tar.offset
-                _add(index, path, info, stat)
-            damaged = _damage_at(file, end, size)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place outside it
-            raise not_read(path, error) from None
-        damaged = f"not a tar: {error}" if end == 0 else f"damaged: {error}"
-    if damaged is None:
-        return None
-    if end < size:
-        index.dropped.append(Dropped(shard=path.name, key="", reason=f"{damaged} (byte {end} of {size})"))
-    elif not (index.dropped and index.dropped[-1].reason.startswith(CUT_OFF)):
-        index.dropped.append(Dropped(shard=path.name, key="", reason="ends without its end mark: perhaps cut off"))
-    return _next_header(file, max(end, start) + BLOCK, size)
-
-
-def _add(index: ShardIndex, path: Path, info: tarfile.TarInfo, stat: os.stat_result) -> None:
-    """Take one member into the index, or say why not."""
-    if info.isdir():
-        return
-    key, extension = split_name(info.name)
-    reason = ""
-    if not info.isfile() or info.issparse():
-        reason = "a link, device or sparse file; a plain file was expected"
-    elif not key:
-        reason = f"the name {info.name!r} has no key before its first dot"
-    elif info.name != shown_name(info.name):
-        reason = "its name is not UTF-8"
-    elif problem := key_problem(key):
-        reason = f"the name {info.name!r}: {problem}"
-    elif info.offset_data + info.size > stat.st_size:
-        reason = f"{CUT_OFF}: the shard ends inside it"
-    elif key in index.members:
-        reason = f"a second member with this key ({info.name!r}); the first is used"
-    if reason:
-        index.dropped.append(Dropped(shard=path.name, key=shown_key(key or info.name), reason=reason))
-    else:
-        index.members[key] = Member(path, info.offset_data, info.size, extension, stat.st_mtime_ns)
-
-
-def _damage_at(file: BinaryIO, end: int, size: int) -> str | None:
-    """What is wrong at `end`, where the members seem to end: tarfile takes a bad header for the end of the archive."""
-    if end >= size:
-        return CUT_OFF
-    file.seek(end)
-    if any(file.read(BLOCK)):
-        return "a damaged header; the members up to the next sound header are lost"
-    while block := file.read(tarfile.RECORDSIZE):
-        if any(block):  # the end mark has nothing behind it
-            return "zeros in place of a header; the members up to the next sound header are lost"
-    return None
-
-
-def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
-    """The offset of the next sound member header from `start` on."""
-    for offset in range(start, size - BLOCK + 1, BLOCK):
-        file.seek(offset)
-        block = file.read(BLOCK)
-        if block[MAGIC] == b"ustar":
-            with contextlib.suppress(tarfile.HeaderError):
-                tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
-                return offset
-    return None
-
-
-def read_member(member: Member) -> bytes:
-    """One value's bytes. Raises ReadError where the shard cannot be read, or was replaced since it was indexed."""
-    try:
-        file = os.open(member.shard, os.O_RDONLY)
-        try:
-            same = os.fstat(file).st_mtime_ns == member.changed
-            data = _bytes_at(file, member.offset, member.size)
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise not_read(member.shard, error) from None
-    if not same or len(data) != member.size:
-        raise ReadError(f"{member.shard}: was replaced or changed since it was opened; run the same command again")
-    return data
-
-
-def _bytes_at(file: int, offset: int, size: int) -> bytes:
-    """`size` bytes of an open file from `offset` on, or those up to its end: one read gives less than 2 GiB."""
+def read_at(file: int, offset: int, size: int) -> bytes:
+    """Return up to `size` bytes of a file descriptor from `offset` on; one system call gives less than 2 GiB."""
     parts = []
-    while size and (part := os.pread(file, size, offset)):
+    while size > 0 and (part := os.pread(file, size, offset)):
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return b"".join(parts)
 
 
-class ShardWriter:
-    """Adds members to one shard, in order."""
-
-    def __init__(self, tar: tarfile.TarFile) -> None:
-        self._tar = tar
-        self.count = 0
-        self.discarded = False
-
-    def add(self, key: str, data: bytes, extension: str) -> None:
-        """Append a value. Raises DataError for a key that would not be read back as it is."""
-        name = f"{key}.{extension}"
-        if split_name(name) != (key, extension) or key_problem(key):
-            raise DataError(
-                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no backslash, no "
-                "control character, and no part that is empty, '.' or '..', and the extension is lower case without a "
-                "dot"
-            )
-        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0: the same values give the same bytes
-        info.size = len(data)
-        self._tar.addfile(info, io.BytesIO(data))
-        self.count += 1
-
-    def discard(self) -> None:
-        """Leave no file when the block ends, nor an older one in its place."""
-        self.discarded = True
+def read_member(member: Member) -> bytes:
+    """Return one value's bytes. Raises ReadError where the file cannot be read or was changed since it was listed."""
+    with open_regular(member.path) as file:
+        try:
+            same = os.fstat(file.fileno()).st_mtime_ns == member.changed
+            data = read_at(file.fileno(), member.offset, member.size)
+        except OSError as error:
+            raise not_read(member.path, error) from None
+    if not same or len(data) != member.size:
+        raise ReadError(f"{member.path}: changed since it was listed; run the same command again")
+    return data
 
 
-class _Discarded(Exception):
-    """Ends a shard without a file."""
+def scan_tar(path: Path) -> Iterator[tuple[str, Member] | Dropped]:
+    """Yield the members of a foreign tar file, by key, in the order of the file, from its headers alone.
+
+    Damage (a bad header, a file that is cut off) costs the members that it hits; they are yielded as `Dropped`. Raises
+    DataError where nothing of the file is a tar, ReadError where the system does not read it.
+    """
+    with open_regular(path) as file:
+        try:
+            status = os.fstat(file.fileno())
+            members, damage = 0, ""
+            for item in _scan(file.fileno(), path, status.st_size, status.st_mtime_ns):
+                if isinstance(item, Dropped):
+                    damage = damage or item.reason
+                else:
+                    members += 1
+                yield item
+        except OSError as error:
+            raise not_read(path, error) from None
+    if not members and (damage or not status.st_size):
+        raise DataError(f"{path}: no usable member ({damage or '0 bytes'}); copy or make this tar again, or delete it")
 
 
-@contextlib.contextmanager
-def writing_shard(path: Path) -> Iterator[ShardWriter]:
-    """A writer whose shard appears at `path` whole when the block succeeds, and not at all when it fails."""
-    with contextlib.suppress(_Discarded), replacing_file(path) as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            yield (writer := ShardWriter(tar))
-        if writer.discarded:
-            path.unlink(missing_ok=True)
-            raise _Discarded
+def _scan(file: int, path: Path, size: int, changed: int) -> Iterator[tuple[str, Member] | Dropped]:
+    """Yield members and damage from the first header on; every offset and size is checked against the file."""
+    start: int | None = 0
+    long_name: str | None = None
+    long_size: int | None = None
+    sparse = False
+    while start is not None:
+        block = read_at(file, start, BLOCK)
+        if len(block) < BLOCK:
+            if size:
+                yield Dropped("", f"ends without its end mark at byte {start} of {size}: perhaps cut off")
+            return
+        if not any(block):
+            behind = _first_not_zero(file, start, size)
+            if behind is None:
+                return
+            yield Dropped("", f"zeros in place of a header (byte {start} of {size}); members are lost")
+            start = _next_header(file, behind, size)
+            continue
+        try:
+            kind, name, length = _parse(block)
+        except ValueError as error:
+            yield Dropped("", f"damaged header (byte {start} of {size}): {error}")
+            start = _next_header(file, start + BLOCK, size)
+            continue
+        length = long_size if long_size is not None and kind not in b"xgLK" else length
+        data = start + BLOCK
+        if data + length > size:
+            key = split_name(long_name or name)[0]
+            yield Dropped(shown_key(key or name), f"cut off: the file ends inside it (byte {start} of {size})")
+            start = _next_header(file, data, size)
+            long_name, long_size, sparse = None, None, False
+            continue
+        start = data + length + -length % BLOCK
+        if kind in b"xL":
+            if length > LONGEST_HEADER:
+                yield Dropped(shown_key(name), f"an extended header of {length} bytes")
+            elif kind == b"L":
+                long_name = read_at(file, data, length).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            else:
+                records = _pax(read_at(file, data, length))
+                long_name, long_size = records.get("path", long_name), _number(records.get("size"))
+                sparse = any(record.startswith("GNU.sparse") for record in records)
+            continue
+        if kind in b"gK":
+            continue
+        name, is_sparse = long_name or name, sparse or kind == b"S"
+        long_name, long_size, sparse = None, None, False
+        if kind == b"5":
+            continue
+        key, extension = split_name(name)
+        if kind not in (b"0", b"\0", b"7") or is_sparse:
+            yield Dropped(shown_key(key or name), "a link, device or sparse file; a plain file was expected")
+        elif not key:
+            yield Dropped(shown_key(name), f"the name {name!r} has no key before its first dot")
+        elif name != shown_name(name):
+            yield Dropped(shown_key(key), "its name is not UTF-8")
+        elif problem := key_problem(key):
+            yield Dropped(shown_key(key), f"the name {name!r}: {problem}")
+        else:
+            yield key, Member(path, data, length, extension, changed)
+
+
+def _parse(block: bytes) -> tuple[bytes, str, int]:
+    """Return type, name and size of a header block (POSIX.1-1988, GNU numbers). Raises ValueError for a bad one."""
+    total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+    checksum = _octal(block[148:156])
+    if checksum not in (total, signed):
+        raise ValueError("its checksum is wrong")
+    name = block[:100].partition(b"\0")[0]
+    prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+    length = _octal(block[124:136])
+    if length < 0:
+        raise ValueError("its size is negative")
+    kind = block[156:157]
+    joined = b"/".join(filter(None, (prefix, name))).decode("utf-8", "surrogateescape")
+    return (b"5" if kind == b"\0" and joined.endswith("/") else kind), joined, length
+
+
+def _octal(field: bytes) -> int:
+    """Return a number of a header: octal digits, or base 256 after a byte 0x80 (0xff for negative ones)."""
+    if field[0] in (0x80, 0xFF):
+        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1
+    digits = field.strip(b" \0") or b"0"
+    if digits.translate(None, b"01234567"):
+        raise ValueError("a number in it is damaged")
+    return int(digits, 8)
+
+
+def _pax(data: bytes) -> dict[str, str]:
+    """Return the records `LENGTH KEY=VALUE` of an extended header, as many as are sound."""
+    records: dict[str, str] = {}
+    while data:
+        length = _number(data.partition(b" ")[0].decode("ascii", "replace"))
+        if not length or length > len(data):
+            break
+        key, _, value = data[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
+        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        data = data[length:]
+    return records
+
+
+def _number(text: str | None) -> int | None:
+    """Return a number of up to 18 decimal digits, None for anything else."""
+    return int(text) if text and len(text) <= 18 and text.isascii() and text.isdigit() else None
+
+
+def _first_not_zero(file: int, start: int, size: int) -> int | None:
+    """Return the first block from `start` on that is not all zeros, None where there is none."""
+    while start < size:
+        chunk = read_at(file, start, tarfile.RECORDSIZE)
+        if any(chunk):
+            return start + (len(chunk) - len(chunk.lstrip(b"\0"))) // BLOCK * BLOCK
+        start += len(chunk)
+    return None
+
+
+def _next_header(file: int, start: int, size: int) -> int | None:
+    """Return the offset of the next sound header from `start` on, None where there is none."""
+    for offset in range(start, size - BLOCK + 1, BLOCK):
+        block = read_at(file, offset, BLOCK)
+        if block[257:262] == b"ustar":
+            with contextlib.suppress(ValueError):
+                _parse(block)
+                return offset
+    return None

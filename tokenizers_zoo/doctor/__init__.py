@@ -32,7 +32,7 @@ def examine(
     is used, or a temporary one of 100 steps if it has none. `tokens` is a token store to compare with. Raises ZooError
     if the plugin does not load or the data lack the modality; every other failure is a finding.
     """
-    patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore.of(data, zoo), split=split, token_store=tokens)
+    patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore(data), split=split, token_store=tokens)
     patient.read(samples)
     with tempfile.TemporaryDirectory(prefix="zoo-doctor-") as workdir:
         patient.encode(data, steps, Path(workdir))
@@ -50,13 +50,13 @@ def examine(
 
 def unloadable(zoo: Zoo, data: Path, split: str) -> list[str]:
     """Return the enabled modalities of a split whose plugins do not load, sorted."""
-    present = ValueStore.of(data, zoo).modalities(split)
+    present = ValueStore(data).modalities(split)
     return sorted(name for name in zoo.problems() if name in zoo and name in present)
 
 
 def examinable(zoo: Zoo, data: Path, split: str) -> list[str]:
     """Return the enabled modalities of a split, sorted. Raises DataError if there are none."""
-    present = ValueStore.of(data, zoo).modalities(split)
+    present = ValueStore(data).modalities(split)
     names = [handle.name for handle in zoo.handles() if handle.name in present]
     if not names:
         raise DataError(f"{data / split}: holds {', '.join(present)}, and no modality of it can be used")

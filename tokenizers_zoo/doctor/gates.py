@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -280,15 +281,15 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
     edges."""
     handles = patient.handle, patient.zoo[other]
     try:
-        keys = patient.store.aligned_keys(patient.split, [handle.name for handle in handles])[:SHIFTED]
+        places = list(islice(patient.store.rows(patient.split, [handle.name for handle in handles]), SHIFTED))
     except ZooError:
         return None  # told where that modality is examined
     shifts = []
     for crop in (Crop(), CROPS[2]):
         pairs = []
-        for key in keys:
+        for place in places:
             try:
-                pairs.append([patient.store.read(handle, patient.split, key, crop) for handle in handles])
+                pairs.append([patient.store.read(handle, patient.split, *place, crop) for handle in handles])
             except ZooError:
                 continue  # the gate of values reports refused values
         if pairs:

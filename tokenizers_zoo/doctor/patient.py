@@ -79,19 +79,20 @@ class Patient:
         Raises DataError if the data lack the modality.
         """
         try:
-            there = sorted(self.store.keys(self.split, self.handle.name))
+            there = self.store.rows(self.split, [self.handle.name])
         except ZooError as error:
             if self.handle.name not in self.store.modalities(self.split):
                 raise
             self.unread = str(error)
             return
-        keys = [there[index] for index in spread(len(there), limit)]
-        if not keys:
+        places = [there[index] for index in spread(len(there), limit)]
+        if not places:
             self.unread = f"{self.store.folder(self.split, self.handle.name)}: holds no values"
-        with progress_bar(f"read {self.split}/{self.handle.name}", len(keys)) as advance:
-            for key in keys:
+        with progress_bar(f"read {self.split}/{self.handle.name}", len(places)) as advance:
+            for place in places:
+                key = there.key(place)
                 try:
-                    self.values.append(self.store.read(self.handle, self.split, key))
+                    self.values.append(self.store.read(self.handle, self.split, *place))
                     self.keys.append(key)
                 except ZooError as error:
                     self.refused[key] = str(error)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -38,24 +38,28 @@ def tick() -> None:
 def run_jobs(
     zoo: Zoo,
     function: Callable[[Zoo, Job], Result],
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     workers: int | None,
     advance: Callable[[int], None],
     *,
+    count: int | None = None,
     of: int = 0,
 ) -> Iterator[Result]:
     """Results of `function(zoo, job)` as they are finished: in this process for one worker, else in several.
 
-    `workers` None means one per core, and there are no more than jobs. Each has its share of the cores: networks round
-    otherwise with another number of threads, so where `jobs` are what a killed run has left, `of` says how many there
-    were, and the share is as it was. Processes are spawned, not forked: `function` and the jobs are pickled, torch's
-    threads are never copied. After the first error, or an interrupt, no job is begun; after an error those that run
-    come to their end, and their results are given before it is raised. `advance` is called with the number of samples
-    that the jobs have ticked off since.
+    `jobs` is read as jobs begin; an iterator says by `count` how many there are. `workers` None means one per core, and
+    there are no more than jobs. Each process gets a share of the cores. Networks round differently with another number
+    of threads: to resume a killed run with the same share, `jobs` gives the original number of jobs. Processes are
+    spawned, not forked: `function` and the jobs are pickled, torch's threads are never copied. After the first error or
+    an interrupt, no job starts. After an error, running jobs finish and their results are yielded before it is raised.
+    `advance` is called with the number of samples that the jobs have ticked off since.
     """
     global _tick
-    workers = min(workers or cores(), max(of, len(jobs)))
-    if workers <= 1 or not jobs:
+    if count is None:
+        jobs = list(jobs)
+        count = len(jobs)
+    workers = min(workers or cores(), max(of, count))
+    if workers <= 1 or not count:
         _tick = lambda: advance(1)  # noqa: E731
         for job in jobs:
             yield function(zoo, job)
@@ -63,9 +67,9 @@ def run_jobs(
     context = multiprocessing.get_context("spawn")
     done = context.Value("Q", 0)
     setup = (zoo.tables, zoo.path, done)
-    started = min(workers, len(jobs))
+    started = min(workers, count)
     with _sharing_cores(workers), ProcessPoolExecutor(started, context, _start_worker, setup) as pool:
-        # One for each worker: what is handed over beside them is queued, and would be begun after an error, too.
+        # One job per worker: further jobs would be queued, and would start even after an error.
         waiting = iter(jobs)
         running: set[Future[Result]] = {pool.submit(_run, function, job) for job in islice(waiting, started)}
         shown, errors = 0, list[BaseException]()
@@ -100,7 +104,7 @@ def _start_worker(tables: Mapping[str, Any], path: Path | None, done: Any) -> No
 
     global _worker_zoo, _tick
     _worker_zoo, _tick = Zoo.from_tables(tables, path), count
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # quietly, removing what is half-written
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # quietly, removing unfinished files
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

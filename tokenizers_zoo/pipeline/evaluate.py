@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.data.provenance import read_entry
 from tokenizers_zoo.data.samples import TEST
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.shards import Place, Rows, ValueStore
 from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ReadError, ZooError, count_of
 from tokenizers_zoo.io import disk_errors, read_table, write_json
 from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
@@ -81,7 +80,7 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
 def evaluate_tokenizer(
     zoo: Zoo, name: str, data: Path, *, split: str = TEST, limit: int | None = None, write: bool = True
 ) -> TokenizerEvaluation:
-    """Encode and decode a split's values (up to `limit`, in the order of their keys) and score what comes back.
+    """Encode and decode a split's values (up to `limit`, in stored order) and score what comes back.
 
     With `write` the figures go to evaluation.json and sample pictures to samples/ in the checkpoint folder, or, where
     modalities share that, in a folder of the modality's name in it. Of a tokenizer on the hub they go to a folder of
@@ -91,18 +90,18 @@ def evaluate_tokenizer(
     ReadError for a file that the system does not read now, CheckpointError without a tokenizer.
     """
     handle = zoo[name]
-    store = ValueStore.of(data, zoo)
-    whole = sorted(store.keys(split, name))
-    keys = whole[:limit]
-    of_part = split != TEST or len(keys) < len(whole)
+    store = ValueStore(data)
+    rows = store.rows(split, [name])
+    count = len(rows) if limit is None else min(limit, len(rows))
+    of_part = split != TEST or count < len(rows)
     figures, shown = (of_split(file, split) if of_part else file for file in (EVALUATION, PICTURES))
     _ = handle.tokenizer  # loaded before the clock starts
     usage = None if handle.spec.continuous else CodebookUsage(handle.spec.vocab_size, handle.spec.num_codebooks)
     run = _Reconstruction()
-    with progress_bar(f"evaluate {split}/{name}", len(keys)) as advance:
-        for start in range(0, len(keys), BATCH):
-            batch = keys[start : start + BATCH]
-            run.add(handle, store, split, batch, usage)
+    with progress_bar(f"evaluate {split}/{name}", count) as advance:
+        for start in range(0, count, BATCH):
+            batch = rows[start : min(start + BATCH, count)]
+            run.add(handle, rows, batch, usage)
             advance(len(batch))
     if not run.target:
         reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
@@ -124,7 +123,7 @@ def evaluate_tokenizer(
         compared=compared,
     )
     if write:
-        report = {"split": split, "data": read_entry(store.root, split, name), "fingerprint": handle.fingerprint}
+        report = {"split": split, "data": store.record(split, name), "fingerprint": handle.fingerprint}
         with disk_errors(folder):
             write_json(folder / figures, {**_of_training(folder / figures), **report, **result.to_json()})
     return result
@@ -151,15 +150,16 @@ class _Reconstruction:
     tokens: int = 0
     encode_seconds: float = 0.0
 
-    def add(self, handle: ModalityHandle, store: ValueStore, split: str, keys: Sequence[str], usage: Any) -> None:
+    def add(self, handle: ModalityHandle, rows: Rows, places: Sequence[Place], usage: Any) -> None:
         """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason.
 
         Raises ReadError where the disk does not give them now: figures would be of other samples the next time.
         """
         sound = {}
-        for key in keys:
+        for place in places:
+            key = rows.key(place)
             try:
-                sound[key] = store.read(handle, split, key)
+                sound[key] = rows.store.read(handle, rows.split.name, *place)
             except ReadError:
                 raise  # no value is to blame
             except ZooError as error:

@@ -1,39 +1,44 @@
-"""`zoo data info`: what a data folder and a token store hold, how much of it is aligned, and what was dropped."""
+"""`zoo data info`: samples, sizes and dropped samples of a data folder or a token store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tokenizers_zoo.data.manifest import read_manifest, shards_of
-from tokenizers_zoo.data.provenance import read_entries
-from tokenizers_zoo.data.shards import ModalityIndex, ValueStore
+from tokenizers_zoo.data.manifest import read_manifest, shard_name, shards_of
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import shown_key
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.pipeline.results import FAILED, read_failures, shards_in
+from tokenizers_zoo.errors import count_of
 
-if TYPE_CHECKING:
-    from tokenizers_zoo.registry import Zoo
+SHOWN_REASONS = 20
+"""Reasons of dropped samples that are listed for each modality."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class DataRow:
-    """One modality of one split: its samples, the bytes of its values, and what is not there though it should be."""
+    """One modality of one split, as its manifests say."""
 
     split: str
     modality: str
-    samples: int
-    bytes: int
     made_by: str
-    reasons: Sequence[str]
-    """Why each sample is left out that is."""
+    samples: int = 0
+    bytes: int = 0
+    dropped: int = 0
+    """Samples that should have a value and could not be written."""
+    reasons: list[str] = field(default_factory=list)
+    """Why the first of them were dropped."""
+    missing: int = 0
+    """Shards that are not there, or out of date."""
 
     @property
-    def dropped(self) -> int:
-        """Samples that are left out."""
-        return len(self.reasons)
+    def problem(self) -> str:
+        """What to do about missing shards; empty without any."""
+        what = "are" if self.missing > 1 else "is"
+        shards = count_of(self.missing, "shard")
+        return f"{shards} {what} missing or out of date; run what made it again" if self.missing else ""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,7 +50,7 @@ class DataDescription:
 
     @property
     def reasons(self) -> list[str]:
-        """Why samples are left out, of all rows, each with its place."""
+        """The first reasons why samples were dropped, of all rows, each with its place."""
         return [f"{row.split}/{row.modality}/{reason}" for row in self.rows for reason in row.reasons]
 
 
@@ -64,40 +69,39 @@ class TokenRow:
     fingerprint: str
 
 
-def describe_data(zoo: Zoo, data: Path) -> DataDescription:
-    """Count what a data folder holds. Raises DataError where there is none."""
-    store = ValueStore.of(data, zoo)
-    entries = read_entries(store.root)
+def describe_data(data: Path) -> DataDescription:
+    """Count samples of a data folder from its manifests alone. Raises DataError where there is none."""
+    store = ValueStore(data)
     result = DataDescription()
-    for split in store.splits():
-        modalities = store.modalities(split)
-        holding = {store.folder(split, name).name for name in modalities}
-        failed = {path.parent.name for path in (store.root / split).glob(f"*/[!.]*{FAILED}")} - holding
-        for name in sorted({*modalities, *failed}):
-            index = ModalityIndex(()) if name in failed else store.index(split, name)
-            reasons = [f"{item.shard}: {item.key or 'unknown member'}: {item.reason}" for item in index.dropped]
-            for shard in sorted(shards_in(store.folder(split, name))):
-                reasons += [f"{shard.name}: {shown_key(key)}: {reason}" for key, reason in read_failures(shard).items()]
-            result.rows.append(
-                DataRow(
-                    split=split,
-                    modality=name,
-                    samples=len(index.members),
-                    bytes=index.bytes,
-                    made_by=_made_by(entries.get(split, {}).get(name)),
-                    reasons=reasons,
-                )
-            )
-        result.aligned[split] = 0 if failed else len(store.aligned_keys(split, modalities))
+    for name in store.splits():
+        split = store.split(name)
+        modalities = split.modalities()
+        digests = [split.keys_digest(shard) for shard in range(split.shards)]
+        for modality in modalities:
+            row = DataRow(split=name, modality=modality, made_by=_made_by(store.record(name, modality)))
+            result.rows.append(row)
+            for shard, keys in enumerate(digests):
+                manifest = read_manifest(split.folder / modality, shard)
+                if manifest is None or manifest.keys != keys:
+                    row.missing += 1
+                    continue
+                row.samples += manifest.count
+                row.bytes += manifest.files["tar"].size
+                row.dropped += len(manifest.dropped)
+                for place, reason in manifest.dropped.items() if len(row.reasons) < SHOWN_REASONS else ():
+                    key = shown_key(split.keys(shard)[place])
+                    row.reasons.append(f"{shard_name(shard, 'tar')}: {key}: {reason}")
+            del row.reasons[SHOWN_REASONS:]
+        result.aligned[name] = len(store.rows(name, modalities))
     return result
 
 
-def _made_by(entry: dict[str, Any] | None) -> str:
-    if entry is None:
-        return "not recorded"
-    if "source" in entry:
-        return f"{entry['source']} of {entry['distribution']}, seed {entry['seed']}"
-    return f"{entry['distribution']}, from {', '.join(entry['derived_from'])}"
+def _made_by(record: Mapping[str, Any]) -> str:
+    if "source" in record:
+        return f"{record['source']} of {record['distribution']}, seed {record['seed']}"
+    if "derived_from" in record:
+        return f"{record['distribution']}, from {', '.join(record['derived_from'])}"
+    return "not recorded"
 
 
 def describe_tokens(tokens: Path) -> list[TokenRow]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,95 +14,96 @@ import numpy as np
 
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder, read_sample
-from tokenizers_zoo.data.shards import SHARD_NAME, WHOLE
-from tokenizers_zoo.data.tar import Member, ShardWriter, writing_shard
-from tokenizers_zoo.errors import ZooError, passing
+from tokenizers_zoo.data.manifest import Split
+from tokenizers_zoo.data.shards import WHOLE, ShardWriter, writing_shard
+from tokenizers_zoo.data.tar import Member, key_problem
+from tokenizers_zoo.errors import DataError, ZooError, passing
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.pipeline.engines import tick
-from tokenizers_zoo.pipeline.results import write_failures
 from tokenizers_zoo.source_handle import CheckedSamples
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
 
 Samples = CheckedSamples | FolderSamples
+TOKEN_NAMES = "tok_"
+"""How ml-4m begins the names of folders that hold a modality's tokens, not its values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """One job: samples [start, stop) of a split, written for the `modalities` whose shard is missing."""
+class MakeShard:
+    """One job: a shard of a split, for the modalities of `inputs`."""
 
-    root: Path
+    split: Split
+    shard: int
     source: str
     options: str
     seed: int
-    split: str
-    count: int
-    number: int
-    start: int
-    stop: int
-    modalities: tuple[str, ...]
+    inputs: Mapping[str, str]
+    """By modality the inputs digest."""
+    made_with: Mapping[str, Mapping[str, Any]]
+    """By modality the record for the manifest."""
     pictures: tuple[str, ...]
     """All modalities of the data, written now or before, that show the sample as a picture."""
     names: Mapping[str, str]
-    """By modality, these and those of `pictures`, the name under which the source gives it."""
-    made_of: Mapping[str, str] = field(default_factory=dict)
-    """By modality what files its shard is made of; empty for sources that have none."""
-    beside: str = ""
-    """The same of all `pictures`, and how they are read, on which it depends which of them are refused."""
+    """Name at the source of each modality and picture."""
     files: tuple[tuple[str, Mapping[str, Member]], ...] = ()
     """The samples where they are files: the key of each, and where its files lie, by modality."""
 
-    def path(self, modality: str) -> Path:
-        """Where the modality's shard goes."""
-        return self.root / self.split / modality / SHARD_NAME.format(self.number)
 
-
-def make_shard(zoo: Zoo, job: Shard) -> tuple[Shard, dict[str, tuple[int, dict[str, str]]]]:
+def make_shard(zoo: Zoo, job: MakeShard) -> dict[str, tuple[int, dict[str, str]]]:
     """Write one shard of each modality; returns the samples written and the failures (key to reason) of each.
 
-    A shard in which every sample failed is not written, so that it is tried again. So is one of which a file could not
-    be read, for a reason that may pass: the job that is returned does not know what it is made of. One of which a
-    picture was refused for what others show is made of them, too.
+    A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
+    the next run makes it again.
     """
     sample = _sample_of(zoo, job)
-    handles = {name: zoo[name] for name in job.modalities}
+    handles = {name: zoo[name] for name in job.inputs}
     failures: dict[str, dict[str, str]] = {name: {} for name in handles}
-    counts = dict.fromkeys(handles, 0)
-    made_of = dict(job.made_of)
-    with disk_errors(job.root), contextlib.ExitStack() as stack:
-        writers = {name: stack.enter_context(writing_shard(job.path(name))) for name in handles}
-        for index in range(job.start, job.stop):
+    again: set[str] = set()
+    keys: list[str] = []
+    start = job.split.number(job.shard, 0)
+    with disk_errors(job.split.root), contextlib.ExitStack() as stack:
+        writers = {name: stack.enter_context(writing_shard(job.split.folder / name, job.shard)) for name in handles}
+        for index in range(start, start + job.split.rows(job.shard)):
             tick()
             try:
                 key, values = sample(index)
+                if problem := "it comes twice" if key in keys else key_problem(key):
+                    raise DataError(f"key {key!r}: {problem}")
             except ZooError as error:
-                for name in handles:
+                keys.append(f"sample-{index}")
+                for name, writer in writers.items():
                     failures[name][f"#{index}"] = str(error)
+                    writer.skip(str(error))
                 continue
-            found = _read_files(zoo, {name: job.names[name] for name in (*job.modalities, *job.pictures)}, values)
+            keys.append(key)
+            found = _read_files(zoo, {name: job.names[name] for name in (*job.inputs, *job.pictures)}, values)
             unsure = {name for name, value in found.items() if isinstance(value, ZooError) and passing(value)}
             problems = _misfits({name: found[name].shape[-2:] for name in job.pictures if _is_array(found.get(name))})
             for name, handle in handles.items():
-                if name in found and (reason := problems.get(name) or _write(handle, writers[name], key, found[name])):
+                if name not in found:
+                    writers[name].skip()
+                elif reason := problems.get(name) or _write(
+                    handle, writers[name], key, found[name], trusted=bool(job.files)
+                ):
+                    writers[name].skip(reason)
                     failures[name][key] = reason
                     if name in unsure or (name in problems and unsure):
-                        made_of[name] = ""
-                    elif name in problems and made_of.get(name):
-                        made_of[name] = job.beside
+                        again.add(name)
+        digest = job.split.write_keys(job.shard, keys)
         for name, writer in writers.items():
-            counts[name] = writer.count
-            write_failures(job.path(name), failures[name])
-            if failures[name] and not writer.count:
-                writer.discard()
-    return dataclasses.replace(job, made_of=made_of), {name: (counts[name], failures[name]) for name in handles}
+            whole = name not in again and (writer.count or not failures[name])
+            writer.finish(keys=digest, inputs=job.inputs[name] if whole else "", record=job.made_with[name])
+    return {name: (writers[name].count, failures[name]) for name in handles}
 
 
-def _sample_of(zoo: Zoo, job: Shard) -> Callable[[int], tuple[str, Mapping[str, Any]]]:
-    """What gives a sample by its number: the job's own files, else the source."""
+def _sample_of(zoo: Zoo, job: MakeShard) -> Callable[[int], tuple[str, Mapping[str, Any]]]:
+    """Return a function that gives a sample by its number, from the job's files or the source."""
     if job.files:
-        return lambda index: read_sample(*job.files[index - job.start])
-    return samples_of(zoo, job.source, job.split, job.count, job.seed, job.options).__getitem__
+        start = job.split.number(job.shard, 0)
+        return lambda index: read_sample(*job.files[index - start])
+    return samples_of(zoo, job.source, job.split.name, job.split.samples, job.seed, job.options).__getitem__
 
 
 def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def _is_array(value: Any) -> bool:
 
 
 def _misfits(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """What is wrong with pictures of one sample that differ in proportions from as many others as they agree with.
+    """Return a problem for each picture of a sample that has other proportions than half of the others or more.
 
-    They may have other sizes: a mask at half the height and width fits. But one of another shape would be stretched,
-    and would lie beside the picture that it belongs to.
+    They may have other sizes: a mask at half the height and width fits. A picture of another shape would be stretched
+    and no longer match the others.
     """
     problems = {}
     for name, size in sizes.items():
@@ -152,12 +152,13 @@ def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
     return abs(small[0] / large[0] - small[1] / large[1]) < 1 / large[0] + 1 / large[1]
 
 
-def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any) -> str:
-    """Add one value at the size of the settings; returns why not, or nothing."""
+def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any, *, trusted: bool) -> str:
+    """Add one value at the size of the settings; returns why not, or nothing. Values read from files are `trusted`."""
     if isinstance(value, ZooError):
         return str(value)
     try:
-        writer.add(key, *handle.write(handle.transform(value, WHOLE)))
+        seen = handle.transform(value, WHOLE, trusted=trusted)
+        writer.add(key, *handle.write(seen, trusted=True))
     except ZooError as error:
         return str(error)
     return ""
@@ -172,9 +173,23 @@ def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options
 def open_samples(
     zoo: Zoo, source: SourceHandle, split: str, count: int | None, seed: int, options: Mapping[str, Any], out: Path
 ) -> Samples:
-    """The samples of a split. Files in folders are not values yet, and name their modalities themselves."""
+    """Return the samples of a split. Files in folders are not values yet, and name their modalities themselves."""
     if source.spec.settings is FolderSettings:
         config = from_mapping(FolderSettings, options, Origin(table=source.name))
-        names = {name for handle in zoo.handles() for name in (handle.name, handle.plugin_name)}
-        return open_folder(config, split, count, out, names)
+        return open_folder(config, split, count, out, _folder_names(zoo))
     return source.samples(split, count, seed, options)
+
+
+def _folder_names(zoo: Zoo) -> dict[str, str]:
+    """Map each folder name of an enabled modality to the modality's name at the source.
+
+    A modality's own name is never another's alias. Instances of a plugin share its name and aliases; the instance of
+    the plugin's own name has the aliases, else the first.
+    """
+    handles = sorted(zoo.handles(), key=lambda handle: handle.name != handle.plugin_name)
+    names = {name: name for handle in handles for name in (handle.name, handle.plugin_name)}
+    for handle in handles:
+        for alias in handle.spec.aliases:
+            if not alias.startswith(TOKEN_NAMES):
+                names.setdefault(alias, handle.name)
+    return names

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from tokenizers_zoo.data.tar import TARS, shown_key
+from tokenizers_zoo.data.tar import shown_key
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.io import replacing_file
-
-FAILED = ".failed.jsonl"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,7 +37,7 @@ class RunResult:
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """What was done, a line per split and modality."""
+        """Return one line per split and modality."""
         lines = []
         for outcome in self.outcomes:
             kept = f", {outcome.kept_shards} shards were there" if outcome.kept_shards else ""
@@ -63,44 +58,3 @@ class RunResult:
         if others:
             problem += f"; so did all of {', '.join(f'{one.split}/{one.modality} ({one.failed})' for one in others)}"
         raise DataError(problem)
-
-
-def failures_path(shard: Path) -> Path:
-    """Where the samples that a shard lacks are listed, beside the shard."""
-    return shard.with_name(f"{shard.stem}{FAILED}")
-
-
-def write_failures(shard: Path, failures: Mapping[str, str]) -> None:
-    """List failed samples by key; no file where there are none."""
-    path = failures_path(shard)
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    lines = (json.dumps({"key": key, "reason": reason}, ensure_ascii=False) for key, reason in failures.items())
-    with replacing_file(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def read_failures(shard: Path) -> dict[str, str]:
-    """The failed samples of a shard, by key. Raises DataError where the list is damaged."""
-    path = failures_path(shard)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON leaves other ends of lines, as U+2028, as they are
-        return {line["key"]: line["reason"] for line in map(json.loads, filter(None, lines))}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it") from None
-
-
-def shards_in(folder: Path) -> set[Path]:
-    """The shards of a folder; those that were not written, as every sample failed, by their lists of failures."""
-    lists = folder.glob(f"[!.]*{FAILED}")
-    return {*folder.glob(TARS), *(path.with_name(f"{path.name.removesuffix(FAILED)}.tar") for path in lists)}
-
-
-def remove_shards(shards: Iterable[Path]) -> None:
-    """Delete shards of ours, then their lists of failures: a kill in between leaves nothing that looks whole."""
-    for shard in shards:
-        shard.unlink(missing_ok=True)
-        failures_path(shard).unlink(missing_ok=True)

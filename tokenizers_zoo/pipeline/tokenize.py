@@ -18,15 +18,13 @@ import numpy.typing as npt
 
 from tokenizers_zoo.data.ahead import read_ahead
 from tokenizers_zoo.data.manifest import Manifest, inputs_digest, read_manifest, remove_shard, shard_name, shards_of
-from tokenizers_zoo.data.provenance import DATASET, read_entries, reading_settings, samples_identity
+from tokenizers_zoo.data.provenance import reading_settings, samples_identity
 from tokenizers_zoo.data.samples import TRAIN
-from tokenizers_zoo.data.shards import ValueStore, read_value
+from tokenizers_zoo.data.shards import DATASET, ValueStore
 from tokenizers_zoo.data.token_shard import SUFFIX, TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import disk_errors, remove_folder
-from tokenizers_zoo.pipeline.aligned import SplitValues
-from tokenizers_zoo.pipeline.results import shards_in
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
@@ -108,29 +106,29 @@ def tokenize(
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
-    store, out = ValueStore.of(data, zoo), Path(out)
+    store, out = ValueStore(data), Path(out)
     _check_place(out)
     result = TokenizeResult(unfinished=_unfinished(store, splits))
     splits = splits or store.splits()
     for name in modalities or ():
         if not any(name in store.modalities(split) for split in splits):
-            store.index(splits[0], name)  # raises the error that lists the modalities
+            store.folder(splits[0], name)  # raises the error that lists the modalities
     chosen = {split: _chosen(zoo, store, split, modalities, result) for split in splits}
     if not any(chosen.values()):
         _check_tokenizers(zoo, store, result)
     with disk_errors(out), locked(out):
         jobs = []
         for split, handles in chosen.items():
-            values = SplitValues(store, split)
+            samples = store.split(split)
             views = crops if split == TRAIN else 1
             target = TokenSplit(
-                out, split, values.samples, values.shard_size, crops=views, seed=seed if views > 1 else 0,
+                out, split, samples.samples, samples.shard_size, crops=views, seed=seed if views > 1 else 0,
                 source=samples_identity(store.root, split),
             )  # fmt: skip
-            _check_same_samples(values, target, [handle.name for handle in handles], overwrite)
+            _check_same_samples(store, target, [handle.name for handle in handles], overwrite)
             for handle in handles:
                 handle.device = device
-                jobs.append(_Job(handle, values, target, batch_size=batch_size, threads=threads))
+                jobs.append(_Job(handle, store, target, batch_size=batch_size, threads=threads))
         for job in jobs:
             job.plan(overwrite)
         for job in jobs:
@@ -179,12 +177,11 @@ def _check_place(out: Path) -> None:
 def _unfinished(store: ValueStore, splits: Sequence[str] | None) -> list[str]:
     """Return the modalities that a killed `zoo data make` left unfinished."""
     found = []
-    for split, entries in read_entries(store.root).items():
-        for name, entry in entries.items() if splits is None or split in splits else ():
-            if "source" in entry:
-                shards = shards_in(store.folder(split, name))
-                if 0 < len(shards) < (wanted := -(-entry["count"] // entry["shard_size"])):
-                    found.append(f"{split}/{name}: {len(shards)} of {wanted} shards are there")
+    for split in splits or store.splits():
+        for name in store.modalities(split):
+            there, wanted = len(shards_of(store.folder(split, name))), store.split(split).shards
+            if there < wanted:
+                found.append(f"{split}/{name}: {there} of {wanted} shards are there")
     return found
 
 
@@ -216,7 +213,7 @@ def _check_tokenizers(zoo: Zoo, store: ValueStore, result: TokenizeResult) -> No
         )
 
 
-def _check_same_samples(values: SplitValues, target: TokenSplit, encoded: Collection[str], overwrite: bool) -> None:
+def _check_same_samples(values: ValueStore, target: TokenSplit, encoded: Collection[str], overwrite: bool) -> None:
     """Raise DataError where tokens in the store are of other samples or crops than the tokens to be written.
 
     Samples of two data folders may have the same keys. `overwrite` allows it where no tokens stay, because all
@@ -242,17 +239,17 @@ def _check_same_samples(values: SplitValues, target: TokenSplit, encoded: Collec
     else:
         return
     if staying and overwrite:
-        missing = " ".join(str(target.folder / name) for name in staying if name not in values.modalities)
+        missing = " ".join(str(target.folder / name) for name in staying if name not in values.modalities(target.name))
         way_out = f"delete {missing}" if missing else "leave out --only"
         raise DataError(f"{target.folder / staying[0]}: {problem}; give another folder, or {way_out}")
     if not overwrite:
         raise DataError(f"{target.folder / names[0]}: {problem}; give another folder, or --overwrite")
 
 
-def _same_values(values: SplitValues, target: TokenSplit, name: str) -> bool:
+def _same_values(values: ValueStore, target: TokenSplit, name: str) -> bool:
     """Return True where the first shard of a modality's tokens was made of these values."""
-    manifest = read_manifest(target.folder / name, 0) if name in values.modalities else None
-    return manifest is not None and manifest.record.get("values") == values.digest(name, 0)
+    manifest = read_manifest(target.folder / name, 0) if name in values.modalities(target.name) else None
+    return manifest is not None and manifest.record.get("values") == values.contents(target.name, name, [0])
 
 
 # ---------------------------------------------------------------------- one modality of one split
@@ -270,9 +267,10 @@ class _Job:
     """Encodes one modality of one split."""
 
     def __init__(
-        self, handle: ModalityHandle, values: SplitValues, split: TokenSplit, *, batch_size: int, threads: int
+        self, handle: ModalityHandle, values: ValueStore, split: TokenSplit, *, batch_size: int, threads: int
     ) -> None:
         self.handle, self.values, self.split = handle, values, split
+        self.samples = values.split(split.name)
         self.batch_size, self.threads = batch_size, threads
         self.metadata = TokenMetadata.of(handle, reading_settings(handle))
         self.folder = split.folder / handle.name
@@ -281,7 +279,7 @@ class _Job:
 
     def _inputs(self, shard: int, fingerprint: str) -> str:
         return inputs_digest(
-            keys=self.values.keys_digest(shard), values=self.values.digest(self.handle.name, shard),
+            values=self.values.contents(self.split.name, self.handle.name, [shard]),
             tokenizer=fingerprint, settings=self.metadata.settings, layout=layout_to_json(self.metadata.layout),
             crops=self.split.crops, seed=self.split.seed,
         )  # fmt: skip
@@ -334,7 +332,7 @@ class _Job:
         with progress_bar(f"tokenize {self.split.name}/{self.handle.name}", samples * self.split.crops) as advance:
             batches = read_ahead(self._read, self._batches(), threads=self.threads)
             for shard in self.todo:
-                present = int(self.values.present(self.handle.name, shard).sum()) * self.split.crops
+                present = int(self._present(shard).sum()) * self.split.crops
                 encoded: dict[View, npt.NDArray[Any]] = {}
                 dropped: dict[int, str] = {}
                 passes = False
@@ -360,11 +358,11 @@ class _Job:
             tokens = [encoded.get(View(row, number, shard)) for number in views]
             found = [view for view in tokens if view is not None]
             rows.append(found if len(found) == len(views) and row not in dropped else None)
-        keys = self.split.write_keys(shard, self.values.keys(shard))
+        keys = self.split.write_keys(shard, self.samples.keys(shard))
         manifest = write_token_shard(
             self.folder, shard, self.metadata, rows, keys=keys, crops=self.split.crops, dropped=dropped,
             inputs="" if passes else self._inputs(shard, self.metadata.fingerprint),
-            values=self.values.digest(self.handle.name, shard),
+            values=self.values.contents(self.split.name, self.handle.name, [shard]),
         )  # fmt: skip
         self.outcome.written += manifest.count
         self._count_dropped(shard, dropped)
@@ -372,22 +370,24 @@ class _Job:
     def _count_dropped(self, shard: int, dropped: Any) -> None:
         if dropped and not self.outcome.dropped:
             row, reason = next(iter(dropped.items()))
-            self.outcome.first_dropped = f"{self.values.keys(shard)[row]}: {reason}"
+            self.outcome.first_dropped = f"{self.samples.keys(shard)[row]}: {reason}"
         self.outcome.dropped += len(dropped)
+
+    def _present(self, shard: int) -> npt.NDArray[np.bool_]:
+        return self.values.present(self.split.name, self.handle.name, shard)
 
     def _batches(self) -> Iterator[Sequence[View]]:
         """Yield the views to encode; a batch is of one shard."""
         for shard in self.todo:
-            rows = np.flatnonzero(self.values.present(self.handle.name, shard)).tolist()
+            rows = np.flatnonzero(self._present(shard)).tolist()
             views = [View(row, number, shard) for row in rows for number in range(self.split.crops)]
             yield from (views[start : start + self.batch_size] for start in range(0, len(views), self.batch_size))
 
     def _read(self, view: View) -> Any:
         """Return a value, or the error where the sample is to blame."""
-        key = self.values.keys(view.shard)[view.row]
+        crop = random_crop(self.split.seed, self.samples.keys(view.shard)[view.row], view.number)
         try:
-            member = self.values.member(self.handle.name, view.shard, view.row)
-            return read_value(self.handle, member, random_crop(self.split.seed, key, view.number))
+            return self.values.read(self.handle, self.split.name, view.shard, view.row, crop)
         except ReadError:
             raise
         except ZooError as error:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, is_complete, joint_fingerprint
+from tokenizers_zoo.checkpoint import CONFIG, fingerprint, is_complete
 from tokenizers_zoo.config import Origin, reject_unknown
-from tokenizers_zoo.data.audit import audit, remembered
-from tokenizers_zoo.data.made_of import contents
-from tokenizers_zoo.data.provenance import READ_WITH, read_entry, reading_settings
+from tokenizers_zoo.data.provenance import reading_settings
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
-from tokenizers_zoo.data.shards import LazyValues, ValueStore
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError
+from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.io import disk_errors, read_table
 from tokenizers_zoo.pipeline.engines import run_jobs
-from tokenizers_zoo.progress import progress_bar, say
+from tokenizers_zoo.progress import say
 from tokenizers_zoo.run_folder import TOKENIZER, read_run, replacing
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 
@@ -159,7 +157,7 @@ def train_tokenizer(
             f"{name}: {folder} holds the half-trained tokenizer of {other}, which shares its vocabulary; finish that: "
             f"zoo tokenizer train {other} --data DATA"
         )
-    samples = training_samples(zoo, handle, ValueStore.of(data, zoo), limit)
+    samples = training_samples(zoo, handle, ValueStore(data), limit)
     if out is None and handle.files.lacks_vocabulary:
         with disk_errors(handle.files.vocabulary):
             train_vocabulary(handle, samples, handle.files.vocabulary)
@@ -199,7 +197,7 @@ def train_vocabulary(handle: ModalityHandle, samples: TrainingSamples, folder: P
 
 def trainable(zoo: Zoo, data: Path) -> list[str]:
     """The enabled modalities that `data` hold for training, in the order of their names. Raises DataError for none."""
-    store = ValueStore.of(data, zoo)
+    store = ValueStore(data)
     present = store.modalities(TRAIN)
     names = [handle.name for handle in zoo.handles() if handle.name in present]
     if not names:
@@ -221,94 +219,64 @@ def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, An
 
 
 def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit: int | None = None) -> TrainingSamples:
-    """The values of a modality, those that cannot be read left out; and the text of all that write in its vocabulary.
+    """Return the values of a modality, and the text of all modalities that write in its vocabulary.
 
-    With `limit` a split of more values gives so many, spread over it; the others are not looked at.
+    With `limit` a split of more values gives so many, spread over it. Values were validated when they were written; one
+    that cannot be read with the present settings stops the training with an error that names it.
     """
     sharing = [zoo[other] for other in zoo.vocabularies().get(handle.spec.vocabulary, [])]
     special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
-    train, test = (readable(handle, store, split, limit) for split in (TRAIN, TEST))
-    entry = read_entry(store.root, TRAIN, handle.name) or {"folder": store.root.name}
+    places = {TRAIN: _places(store, TRAIN, handle.name, limit)}
+    if TEST in store.splits():
+        places[TEST] = _places(store, TEST, handle.name, limit)
+    if not len(places[TRAIN]):
+        raise DataError(f"{store.root / TRAIN / handle.name}: holds no values")
     provenance = {
-        "data": {key: value for key, value in entry.items() if key != READ_WITH},  # the contents tell
-        "dropped": {split: len(dropped) for split, (_, dropped) in ((TRAIN, train), (TEST, test)) if dropped},
-        "contents": {split: _contents(store, split, handle.name, limit) for split in (TRAIN, TEST)},
+        "data": store.record(TRAIN, handle.name) or {"folder": store.root.name},
+        "contents": {
+            split: store.contents(split, handle.name)[:16] if split in places and limit is None else ""
+            for split in (TRAIN, TEST)
+        },
         "settings": reading_settings(handle),
     }
     return TrainingSamples(
-        train=train[0],
-        test=test[0],
+        train=LazyValues(places[TRAIN], lambda place: _value(store, handle, TRAIN, place)),
+        test=LazyValues(places.get(TEST, ()), lambda place: _value(store, handle, TEST, place)),
         texts=lambda: _texts(store, sharing, limit),
         special_tokens=tuple(special),
         provenance=provenance,
     )
 
 
-def _contents(store: ValueStore, split: str, modality: str, limit: int | None) -> str:
-    """What the shards of a modality hold, whatever their names and places; empty where the split has none.
-
-    Empty, too, where more than `limit` values are in them, most of which are of no account.
-    """
-    there = split in store.splits() and modality in store.modalities(split)
-    if there and limit is not None and len(store.keys(split, modality)) > limit:
-        return ""
-    return joint_fingerprint(*contents(store, split, modality).values())[:16] if there else ""
+def _places(store: ValueStore, split: str, modality: str, limit: int | None) -> Sequence[Place]:
+    """Return where a modality's values are, or `limit` of them, spread over the split."""
+    rows = store.rows(split, [modality])
+    return rows if limit is None else [rows[number] for number in spread(len(rows), limit)]
 
 
-def readable(
-    handle: ModalityHandle, store: ValueStore, split: str, limit: int | None = None
-) -> tuple[LazyValues, dict[str, str]]:
-    """The values of a split that can be read, sorted by key, and the others by key with reasons, which it says, too.
-
-    They are read once, all of them, and what cannot be read is remembered in the data's folder; of more than `limit` so
-    many, spread over the split, are read, and nothing is remembered. Raises ReadError for a file that the system does
-    not read now, DataError where none can be read.
-    """
-    whole = store.keys(split, handle.name) if split == TRAIN or split in store.splits() else []
-    keys = _some(whole, limit)
-    values = LazyValues(keys, lambda key: store.read(handle, split, key))
-    is_whole = len(keys) == len(whole)
-    dropped: dict[str, str] | None = {}
-    if keys:
-        dropped = remembered(store, handle, split) if is_whole else None
-    if dropped is None:
-        with progress_bar(f"read {split}/{handle.name}", len(keys)) as advance:
-            dropped = audit(store, handle, split, values, lambda: advance(1), keep=is_whole)
-    values = values.without(dropped)
-    if keys and not len(values):
-        key, reason = next(iter(dropped.items()))
-        raise DataError(f"{store.root / split / handle.name}: none of {len(keys)} values can be read; {key}: {reason}")
-    return values, dropped
-
-
-def _some(keys: Iterable[str], limit: int | None) -> list[str]:
-    """The keys in order, or `limit` of them, spread evenly."""
-    whole = sorted(keys)
-    return whole if limit is None else [whole[place] for place in spread(len(whole), limit)]
+def _value(store: ValueStore, handle: ModalityHandle, split: str, place: Place) -> Any:
+    """Return a value; the error of one that cannot be read with the present settings names it."""
+    try:
+        return store.read(handle, split, *place)
+    except InvalidValueError as error:
+        key = store.split(split).keys(place.shard)[place.row]
+        advice = f"if a setting has changed since it was written, make {store.root} again"
+        raise InvalidValueError(f"{store.root / split / handle.name}: {key}: {error}; {advice}") from error
 
 
 def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | None) -> Iterator[str]:
-    """The text of the training values of all modalities that write in a vocabulary, by modality and then by key.
+    """Yield the text of the training values of all modalities that write in a vocabulary, by modality.
 
-    Where some write text and there is none, a line on stderr says so at the end. Raises ReadError for a file that the
-    system does not read now.
+    Where some write text and there is none, a line on stderr says so at the end.
     """
     present, found = store.modalities(TRAIN), False
     writers = [handle for handle in sharing if handle.implements("vocabulary_texts")]
     for handle in writers:
-        if handle.name not in present:
-            continue
-        keys = _some(store.keys(TRAIN, handle.name), limit)
-        for start in range(0, len(keys), TEXT_BATCH):
-            values = []
-            for key in keys[start : start + TEXT_BATCH]:
-                try:
-                    values.append(store.read(handle, TRAIN, key))
-                except ReadError:
-                    raise  # no value is to blame: the next time there would be more text
-                except ZooError:
-                    continue  # counted where the modality itself is read
-            texts = handle.vocabulary_texts(values)
+        places = _places(store, TRAIN, handle.name, limit) if handle.name in present else ()
+        for start in range(0, len(places), TEXT_BATCH):
+            texts = handle.vocabulary_texts(
+                [_value(store, handle, TRAIN, place) for place in places[start : start + TEXT_BATCH]]
+            )
             found = found or any(map(str.strip, texts))
             yield from texts
     if writers and not found:

@@ -394,7 +394,7 @@ def _data(zoo: Zoo, data: Path | None) -> dict[str, Any]:
 
     problem = "" if data else "the run does not say where its values are"
     try:
-        found = describe_data(zoo, data) if data else DataDescription()
+        found = describe_data(data) if data else DataDescription()
     except ZooError as error:
         found, problem = DataDescription(), str(error)
     splits = sorted({row.split for row in found.rows}, key=lambda split: (split != TRAIN, split))
@@ -409,7 +409,7 @@ def _data(zoo: Zoo, data: Path | None) -> dict[str, Any]:
         "rows": dict(sorted(rows.items())),
         "aligned": found.aligned,
         "reasons": found.reasons[:REASONS],
-        "more": max(0, len(found.reasons) - REASONS),
+        "more": max(0, sum(row.dropped for row in found.rows) - REASONS),
         "problem": problem,
     }
 

@@ -172,7 +172,7 @@ def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, picture
     """
     if handle.spec.shares_checkpoint and data:
         try:
-            return _computed(handle, ValueStore.of(data, zoo), pictures)
+            return _computed(handle, ValueStore(data), pictures)
         except ZooError:
             return Reconstructions()
     return left_behind(handle, handle.files.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
@@ -239,10 +239,10 @@ def pair_of_texts(written: str) -> tuple[str, str]:
 def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> Reconstructions:
     """Encode and decode held-out values that can be read. Raises ZooError where they or the tokenizer are gone."""
     values = []
-    keys = sorted(store.keys(TEST, handle.name))
-    for key in (keys[place] for place in spread(len(keys), SCORED)):
+    rows = store.rows(TEST, [handle.name])
+    for place in (rows[number] for number in spread(len(rows), SCORED)):
         with contextlib.suppress(ZooError):  # one that is damaged costs no other
-            values.append(store.read(handle, TEST, key))
+            values.append(store.read(handle, TEST, *place))
     tokens = handle.encode(values)
     back = handle.decode(tokens)
     used = np.unique(np.concatenate([np.asarray(row).ravel() for row in tokens])).size

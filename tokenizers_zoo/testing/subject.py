@@ -119,14 +119,14 @@ class Subject:
         """Yield the readable samples of value shards. Raises the first error if none is readable."""
         from tokenizers_zoo.data.shards import ValueStore
 
-        store = ValueStore.of(data_dir, self.zoo)
+        store = ValueStore(data_dir)
         refused: ZooError | None = None
         sound = 0
         for split in store.splits():
             if set(modalities) <= set(store.modalities(split)):
-                for key in store.aligned_keys(split, modalities):
+                for place in store.rows(split, modalities):
                     try:
-                        sample = {name: store.read(self.zoo[name], split, key) for name in modalities}
+                        sample = {name: store.read(self.zoo[name], split, *place) for name in modalities}
                     except ReadError:
                         raise  # not the sample's fault
                     except (InvalidValueError, DataError) as error:

@@ -10,13 +10,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.shards import Place, ValueStore
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
 from tokenizers_zoo.errors import DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.train.permutation import permuted
 from zoo_backbone.codecs import check_codec
 
 HELD = 4
@@ -51,7 +54,7 @@ class EvaluationData:
         seed: int,
         specs: Iterable[ModalitySpec] = (),
     ) -> None:
-        self.values = ValueStore.of(values, zoo)
+        self.values = ValueStore(values)
         self.seed = seed
         self.handles: dict[str, ModalityHandle] = {}
         self.columns: dict[str, TokenColumn] = {}
@@ -69,7 +72,7 @@ class EvaluationData:
                 handle = zoo[name]
                 check_codec(handle, fingerprints.get(name), known.get(name))
                 column.check_tokenizer(handle)
-                self.values.index(TEST, name)
+                self.values.folder(TEST, name)
             except ReadError:
                 raise  # the disk or the system is to blame, not the modality
             except ZooError as error:
@@ -107,7 +110,7 @@ class EvaluationData:
         return sound[:count]
 
     def _first_keys(self, names: Sequence[str], count: int) -> list[str]:
-        known = self.values.aligned_keys(TEST, names)
+        known = self.values.keys(TEST, *names)
         found = [key for key in known if all(key in self._rows(name) for name in names)]
         ordered = sorted(found, key=self._order)
         return list(islice((key for key in ordered if all(self._reads(name, key) for name in names)), count))
@@ -118,20 +121,21 @@ class EvaluationData:
     def _reads(self, name: str, key: str) -> bool:
         """Whether a test value can be read."""
         if (name, key) not in self._read:
-            self._read[name, key] = any(True for _ in self._readable(name, TEST, [key]))
+            self._read[name, key] = any(True for _ in self._readable(name, TEST, [self.values.find(TEST, key)]))
         return self._read[name, key]
 
-    def _readable(self, name: str, split: str, keys: Iterable[str]) -> Iterator[Any]:
+    def _readable(self, name: str, split: str, places: Iterable[Place]) -> Iterator[Any]:
         """The values of these keys, one after the other, but for those that cannot be read: `unreadable` has these.
 
         Raises ReadError or MachineError where the disk or the machine is to blame, not the value.
         """
-        for key in keys:
+        for place in places:
             try:
-                value = self.values.read(self.handles[name], split, key)
+                value = self.values.read(self.handles[name], split, *place)
             except ReadError:
                 raise
             except ZooError as error:
+                key = self.values.split(split).keys(place.shard)[place.row]
                 self.unreadable.setdefault(f"{split}/{name}", {})[key] = str(error)
             else:
                 yield value
@@ -149,17 +153,18 @@ class EvaluationData:
 
     def truth(self, name: str, keys: Sequence[str]) -> list[Any]:
         """Test values."""
-        return [self.values.read(self.handles[name], TEST, key) for key in keys]
+        return [self.values.read_key(self.handles[name], TEST, key) for key in keys]
 
     def constant(self, name: str, count: int) -> Any:
         """Return the best constant prediction for up to `count` training values. Raises DataError for none."""
         if name not in self._constants:
-            keys = sorted(self.values.keys(TRAIN, name), key=self._order)
-            values = list(islice(self._readable(name, TRAIN, keys), count))
+            rows = self.values.rows(TRAIN, [name])
+            order = permuted(np.arange(len(rows)), len(rows), self.seed)
+            values = list(islice(self._readable(name, TRAIN, (rows[number] for number in order.tolist())), count))
             if not values:
                 key, reason = next(iter(self.unreadable.get(f"{TRAIN}/{name}", {}).items()), ("no key", "it is empty"))
                 where = self.values.folder(TRAIN, name)
-                raise DataError(f"{where}: none of {len(keys)} values can be read; {key}: {reason}")
+                raise DataError(f"{where}: none of {len(rows)} values can be read; {key}: {reason}")
             self._constants[name] = self.handles[name].constant_baseline(values)
         return self._constants[name]
 

@@ -47,9 +47,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tokenizers_zoo.checkpoint import joint_fingerprint, load_config
+from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.data.made_of import contents
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import DataError, ReadError
@@ -159,7 +158,7 @@ def _digests(data: EvaluationData) -> dict[str, str]:
     """Of all shards of values that figures may come from: test values, and training values for the floor."""
     store = data.values
     return {
-        f"{split}/{name}": joint_fingerprint(*contents(store, split, name).values())
+        f"{split}/{name}": store.contents(split, name)
         for split in (TRAIN, TEST)
         if split in store.splits()
         for name in data.handles

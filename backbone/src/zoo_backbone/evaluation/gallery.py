@@ -34,7 +34,7 @@ LONGEST_NAME = 150
 def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> Shown:
     """A stored sample's modality as a picture or text; its key where the value is not there."""
     try:
-        return handle.render(values.read(handle, split, key))
+        return handle.render(values.read_key(handle, split, key))
     except ZooError:
         return key
 

@@ -96,7 +96,7 @@ def evaluate_retrieval(
         values = data_root or embedder.run.data
         galleries = []
         if values is not None and values.is_dir():
-            store = ValueStore.of(values, zoo)
+            store = ValueStore(values)
 
             def show(name: str, sample: int) -> Shown:
                 return shown(store, zoo[name], split, keys[sample])

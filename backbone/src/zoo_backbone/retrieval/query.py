@@ -151,7 +151,7 @@ def write_results(
     if values is None or not values.is_dir():
         problem = f"the values of {index.run} were in {values}, which is not there"
     else:
-        store = ValueStore.of(values, zoo)
+        store = ValueStore(values)
         by = find or ranked_names([zoo[name].spec for name in index.names])[0]
         queries: list[list[Shown]] = []
         hits: list[list[Shown]] = []
@@ -166,7 +166,7 @@ def write_results(
         headers = [f"query: {formula([name], weights)}" for name in results[0].inputs]
         if not write_hits(out / PICTURE, headers, queries, hits):
             try:
-                store.index(index.split, by)
+                store.folder(index.split, by)
                 problem = "queries and hits are texts"
             except ZooError as error:
                 problem = str(error)

@@ -32,7 +32,7 @@ class Samples:
     """The number of each key's sample in `inputs`."""
     inputs: TokenData
     dropped: Mapping[str, int]
-    """Number of samples without inputs ("no_input") or label ("no_label"), and of labels that are "unreadable"."""
+    """Number of samples without inputs ("no_input") or label ("no_label")."""
 
     @property
     def keys(self) -> Sequence[str]:
@@ -78,7 +78,7 @@ class Stores:
             self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True
         )  # fmt: skip
         rows = {key: place for place, key in enumerate(inputs.sample_keys())}
-        known, unreadable = task.labels(self.values, split)
+        known = task.labels(self.values, split)
         labels = known.without(set(known.keys) - rows.keys())
         if not len(labels):
             raise DataError(
@@ -87,7 +87,7 @@ class Stores:
             )
         # A table holds the labels of all splits: its other keys are not missing inputs.
         no_input = len(known) - len(labels) if task.handle is not None else 0
-        dropped = {"no_input": no_input, "no_label": len(rows) - len(labels), "unreadable": unreadable}
+        dropped = {"no_input": no_input, "no_label": len(rows) - len(labels)}
         return Samples(labels=labels, rows=rows, inputs=inputs, dropped=dropped)
 
     def unknown_keys(self, task: Task) -> int:

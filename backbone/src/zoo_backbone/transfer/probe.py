@@ -237,7 +237,7 @@ class Probe(nn.Module):
             data = Path(self.config["data"])
         if needed and not given and (data is None or not data.is_dir()):
             raise CheckpointError(f"{self.task.text}: its labels were in {data}, which is not there; give --data DATA")
-        values = ValueStore.of(data, self.zoo) if data is not None and (given or data.is_dir()) else None
+        values = ValueStore(data) if data is not None and (given or data.is_dir()) else None
         return Stores(
             tokens=tokens or trained_tokens, values=values, zoo=self.zoo, owner=f"the probe of {self.task.text}",
             specs=[self.network.encoder.layout.spec(name) for name in self.inputs], trained_on=self.trained_on,

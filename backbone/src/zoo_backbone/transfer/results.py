@@ -6,7 +6,7 @@ metrics.json:
     labels          {"requested", "train", "validation", "test"}: numbers of samples
     metrics         [{"name", "unit", "higher_is_better", "meaning", "score", "baseline"}], the main metric first; null
                     if not finite. The baseline is the constant prediction that is best on the training labels.
-    dropped         {"train": {"no_input", "no_label", "unreadable"}, "test": ..., "unknown_keys"}: numbers of samples
+    dropped         {"train": {"no_input", "no_label"}, "test": ..., "unknown_keys"}: numbers of samples
     unseen_classes  number of test labels of each class without a training label
     backbone        {"run", "weights_sha256"}
     parameters      {"trained", "all"}
@@ -92,7 +92,7 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
     for split in (TRAIN, TEST):
         for reason, count in metrics["dropped"][split].items():
             if count:
-                words = {"no_input": "without all inputs", "no_label": "without a label", "unreadable": "unreadable"}
+                words = {"no_input": "without all inputs", "no_label": "without a label"}
                 dropped.append(f"{count} of {split} {words[reason]}")
     if metrics["dropped"]["unknown_keys"]:
         dropped.append(f"{metrics['dropped']['unknown_keys']} keys of the table that are in no split")

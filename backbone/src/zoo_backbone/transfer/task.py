@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.made_of import contents, made_of
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from tokenizers_zoo.pipeline.tokenizers import readable
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from zoo_backbone.transfer.config import As, Scale
@@ -85,22 +83,22 @@ class Task:
 
     # ------------------------------------------------------------------ labels
 
-    def labels(self, store: ValueStore | None, split: str) -> tuple[LazyValues, int]:
-        """Return the labels of a split, and the number of values that cannot be read.
+    def labels(self, store: ValueStore | None, split: str) -> LazyValues:
+        """Return the labels of a split.
 
         Values without the requested field have no label. Raises DataError if there are no labels.
         """
         if self.handle is None:
-            return LazyValues(list(self.table), self.table.__getitem__), 0
+            return LazyValues(list(self.table), self.table.__getitem__)
         assert store is not None
-        store.index(split, self.handle.name)  # raises DataError if the split lacks the modality
-        values, dropped = readable(self.handle, store, split)
+        handle = self.handle
+        rows = store.rows(split, [handle.name])
         if not self.field:
-            return values, len(dropped)
+            return LazyValues(list(rows.keys()), lambda key: store.read_key(handle, split, key))
         found: dict[str, Any] = {}
         fields = set[str]()
-        for key in values.keys:
-            value = store.read(self.handle, split, key)  # not cached: only the field stays in memory
+        for key, place in zip(rows.keys(), rows, strict=True):
+            value = store.read(handle, split, *place)  # not cached: only the field stays in memory
             if isinstance(value, dict):
                 fields |= value.keys()
                 if (label := value.get(self.field)) is not None:
@@ -109,7 +107,7 @@ class Task:
             raise DataError(f"--task {self.text}: no value of {store.root / split / self.handle.name} has that field")
         if not found:
             raise UnknownNameError.of(f"field of {self.handle.name}", self.field, sorted(fields))
-        return LazyValues(list(found), found.__getitem__), len(dropped)
+        return LazyValues(list(found), found.__getitem__)
 
     def digest(self, store: ValueStore | None, split: str, labels: LazyValues) -> str:
         """Return the sha256 of labels: of small ones themselves, of arrays the hashes of their shards."""
@@ -118,8 +116,8 @@ class Task:
             return hashlib.sha256(pairs.encode()).hexdigest()
         assert store is not None
         name = self.handle.name
-        shards = made_of(contents(store, split, name), (store.member(split, name, key) for key in labels.keys))
-        return hashlib.sha256(json.dumps([labels.keys, shards]).encode()).hexdigest()
+        contents = store.contents(split, name, sorted({store.find(split, key).shard for key in labels.keys}))
+        return hashlib.sha256(json.dumps([labels.keys, contents]).encode()).hexdigest()
 
     def check_labels(self, target: Target, labels: LazyValues) -> None:
         """Raise DataError for a label that is not a number, if the target is one number."""

@@ -102,7 +102,7 @@ def train_probe(
     if data is None:
         data = record.values() if parsed.handle is not None else record.data
     stores = Stores(
-        tokens=record.tokens, values=ValueStore.of(data, zoo) if data and parsed.handle else None, zoo=zoo,
+        tokens=record.tokens, values=ValueStore(data) if data and parsed.handle else None, zoo=zoo,
         owner=str(run), specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
     )  # fmt: skip
     unknown_keys = stores.unknown_keys(parsed)

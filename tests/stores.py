@@ -1,0 +1,94 @@
+"""Small value stores for tests: aligned shards from values that are given as bytes, and tar files of others."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo.data.manifest import Split, read_record, read_splits, write_record
+from tokenizers_zoo.data.shards import DATASET, ValueStore, writing_shard
+
+Values = Mapping[str, tuple[bytes, str]]
+"""By key the bytes of a value and their extension."""
+
+
+def write_values(root: Path, split: str, modalities: Mapping[str, Values], shard_size: int = 500) -> None:
+    """Write modalities of a split; others that are there stay. The samples are all keys, in the order first met."""
+    there: dict[str, dict[str, tuple[bytes, str]]] = {}
+    known = read_splits(root / DATASET)
+    if split in known and known[split].modalities():
+        store = ValueStore(root)
+        for name in store.modalities(split):
+            rows = store.rows(split, [name])
+            there[name] = {rows.key(place): store.read_bytes(split, name, *place) for place in rows}
+        before = [key for shard in range(known[split].shards) for key in known[split].keys(shard)]
+    else:
+        before = []
+    there |= {name: dict(values) for name, values in modalities.items()}
+    keys = list(dict.fromkeys([*before, *(key for values in there.values() for key in values)]))
+    samples = Split(root, split, len(keys), shard_size)
+    record = read_record(root / DATASET) or {"splits": {}}
+    root.mkdir(parents=True, exist_ok=True)
+    entry = record["splits"].get(split, {})
+    write_record(root / DATASET, {**record, "splits": {
+        **record["splits"], split: {**entry, "samples": len(keys), "shard_size": shard_size}}})  # fmt: skip
+    for shard in range(samples.shards):
+        in_shard = keys[shard * shard_size : (shard + 1) * shard_size]
+        digest = samples.write_keys(shard, in_shard)
+        for name, values in there.items() if keys != before else modalities.items():
+            with writing_shard(root / split / name, shard) as writer:
+                for key in in_shard:
+                    if key in values:
+                        writer.add(key, *values[key])
+                    else:
+                        writer.skip()
+                writer.finish(keys=digest, inputs="given", record={})
+
+
+class Adder:
+    """Collects values; see `writing_values`."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, tuple[bytes, str]] = {}
+
+    def add(self, key: str, data: bytes, extension: str) -> None:
+        """Add a value's bytes."""
+        self.values[key] = data, extension
+
+
+@contextlib.contextmanager
+def writing_values(
+    root: Path, split: str, modality: str, shard_size: int = 500, *, more: bool = False
+) -> Iterator[Adder]:
+    """Give a writer for all values of a modality of a split, or for `more` of them."""
+    adder = Adder()
+    if more:
+        store = ValueStore(root)
+        rows = store.rows(split, [modality])
+        adder.values = {rows.key(place): store.read_bytes(split, modality, *place) for place in rows}
+    yield adder
+    write_values(root, split, {modality: adder.values}, shard_size)
+
+
+def of_source(root: Path, split: str, seed: int) -> None:
+    """Note that a split was made by a source with this seed."""
+    record = read_record(root / DATASET)
+    record["splits"][split]["source"] = {"source": "pairs", "seed": seed, "options": {}, "image_size": None}
+    write_record(root / DATASET, record)
+
+
+def write_tar(path: Path, members: Mapping[str, bytes], **info: Any) -> Path:
+    """Write a tar file as any other program may write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            for key, value in info.items():
+                setattr(header, key, value)
+            tar.addfile(header, io.BytesIO(data))
+    return path
