@@ -128,9 +128,7 @@ def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
     columns, nothing = TokenData(store, "train", all_layouts()).columns, Zoo.from_tables({"zoo": {"modalities": []}})
     check_stored(columns["picture"], columns["picture"].fingerprint, nothing, "the backbone")
     check_stored(columns["clip"], None, nothing, "one that does not say")
-    with pytest.raises(
-        DataError, match=r"written by codec codec of cli.*runs/a was trained on tokens of clip by abcdef"
-    ):
+    with pytest.raises(DataError, match=r"tokens of clip by tokenizer codec of cli.*runs/a is abcdef"):
         check_stored(columns["clip"], "abcdef", nothing, "runs/a")
 
 

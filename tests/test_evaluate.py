@@ -817,8 +817,8 @@ def test_tokens_of_another_codec_are_left_out_or_refused(world: World, tmp_path:
     config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     found = world.evaluate(run, config)
     assert {pair["target"] for pair in found["pairs"]} == {"light", "dark"}
-    assert "trained on codec ffffffffffff" in found["skipped"]["letters"]
-    with pytest.raises(DataError, match=r"evaluate letters: .* trained on codec ffff"):
+    assert "by tokenizer ffffffffffff" in found["skipped"]["letters"]
+    with pytest.raises(DataError, match=r"evaluate letters: .* by tokenizer ffff"):
         world.evaluate(run, config, targets=["letters"])
 
 

@@ -619,7 +619,7 @@ def test_the_command(world: World) -> None:
     other = "old: was trained on tokens of depth by codec 000000000000, and its codec is now"
     world("backbone grow old --add caption --tokens tokens --out x").refused(other)
     world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(other)
-    replayed = "tokens/train/depth: written by codec", "old was trained on tokens of depth by 000000000000"
+    replayed = "tokens/train/depth: tokens of depth by tokenizer", "the tokenizer in old is 000000000000"
     world("backbone grow old --add caption --tokens part --out x").refused(*replayed)
     assert not (world.folder / "x").exists()
     world.put_back()

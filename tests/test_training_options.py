@@ -464,9 +464,7 @@ def test_stores_of_different_codecs_are_refused(store: Path, tmp_path: Path) -> 
     for path in other.glob("*/picture/*.json"):
         path.write_text(path.read_text().replace("codec of picture", "codec of another"))
     config = dataclasses.replace(SHORT, datasets=(Dataset(tokens=other, modalities=("picture",)),))
-    with pytest.raises(
-        DataError, match=r"picture was written by the tokenizer codec of ano, and in another store .* codec of pic"
-    ):
+    with pytest.raises(DataError, match=r"picture by tokenizer codec of ano.* another store .* codec of pic"):
         train(tmp_path / "run", store, all_layouts(), SMALL, config)
     assert not (tmp_path / "run").exists()
 

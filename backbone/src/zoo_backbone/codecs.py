@@ -1,4 +1,4 @@
-"""Stored tokens and tokenizers beside a trained backbone: do they speak of the same ids as its training."""
+"""Checks that stored tokens, tokenizers and trained models agree on the tokenizer of each modality."""
 
 from __future__ import annotations
 
@@ -6,17 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers_zoo.data.tokens import TokenColumn
-from tokenizers_zoo.errors import DataError, by, count_of
+from tokenizers_zoo.errors import OtherTokenizerError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import read_run
-from tokenizers_zoo.spec import (
-    GridLayout,
-    ModalitySpec,
-    PatchesLayout,
-    SequenceLayout,
-    TokenLayout,
-    VectorLayout,
-)
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.data import TokenData
 
 
@@ -30,9 +23,10 @@ def stored_samples(
     *,
     aligned: bool = False,
 ) -> TokenData:
-    """The stored samples of a split, for `owner`, which was trained on tokens of the codecs `trained_on`, by name.
+    """Return the stored samples of a split, seen whole, for a model that was trained with the tokenizers `trained_on`.
 
-    With `aligned`, those that have all modalities. Raises DataError where the tokens are of other codecs.
+    `aligned` keeps samples that have every modality; `owner` is the model's name in messages. Raises DataError where
+    another tokenizer wrote the tokens.
     """
     data = TokenData(tokens, split, specs, aligned=aligned, whole=True)
     for name, column in data.columns.items():
@@ -40,25 +34,24 @@ def stored_samples(
     return data
 
 
-def check_stored(column: TokenColumn, codec: str | None, zoo: Zoo, owner: str) -> None:
-    """Raise DataError where stored tokens are not of the codec that `owner` was trained with; None: it says none.
+def check_stored(column: TokenColumn, fingerprint: str | None, zoo: Zoo, owner: str) -> None:
+    """Raise DataError unless the tokenizer `fingerprint`, with which `owner` was trained, wrote these tokens.
 
-    A vocabulary speaks of the same ids as those that it grew from, whichever of the two has it: tokens or training.
+    Either of the two may have a vocabulary that grew from the other. None: the tokenizer is unknown.
     """
     name = column.modality
-    if codec in (None, column.fingerprint):
+    if fingerprint in (None, column.fingerprint):
         return
-    if not (name in zoo and _is_or_was(zoo[name], str(codec)) and _is_or_was(zoo[name], column.fingerprint)):
-        raise DataError(
-            f"{column.folder}: written by codec {column.fingerprint[:12]}, and {owner} was trained on tokens "
-            f"of {name} by {str(codec)[:12]}; use the tokens of that codec, or train anew"
-        )
+    if not (name in zoo and all(_is_or_was(zoo[name], str(one)) for one in (fingerprint, column.fingerprint))):
+        remedy = "use tokens of the tokenizer of the training, or train again"
+        raise OtherTokenizerError.of(column.folder, name, column.fingerprint, str(fingerprint), owner, remedy)
 
 
 def codecs_to_train_with(folder: Path, handles: Iterable[ModalityHandle]) -> dict[str, str]:
-    """The handles' codecs by name; those with which a training in `folder` began, where they grew from these.
+    """Return the fingerprints of the handles' tokenizers by name.
 
-    So a training goes on though a vocabulary has grown since. Raises CheckpointError where a tokenizer is not there.
+    Where a training in `folder` started with a tokenizer whose vocabulary has grown since, return that fingerprint, so
+    that the training resumes. Raises CheckpointError where a tokenizer is missing.
     """
     record = read_run(folder)
     modalities = record["identity"].get("modalities", {}) if record else {}
@@ -69,36 +62,16 @@ def codecs_to_train_with(folder: Path, handles: Iterable[ModalityHandle]) -> dic
     }
 
 
-def _is_or_was(handle: ModalityHandle, codec: str) -> bool:
-    """True where a handle's tokenizer is this codec, or one that grew from it."""
-    return handle.files.grew_from(codec) or (handle.has_tokenizer and handle.fingerprint == codec)
+def _is_or_was(handle: ModalityHandle, fingerprint: str) -> bool:
+    """Return True if a handle has this tokenizer, or one that grew from it."""
+    return handle.files.grew_from(fingerprint) or (handle.has_tokenizer and handle.fingerprint == fingerprint)
 
 
-def check_codec(handle: ModalityHandle, codec: str | None, spec: ModalitySpec | None = None) -> None:
-    """Raise DataError where a handle's tokenizer is not the codec that a model was trained with; None: it says none.
+def check_codec(handle: ModalityHandle, fingerprint: str | None, spec: ModalitySpec | None = None) -> None:
+    """Raise DataError unless a model was trained with the handle's tokenizer, and on the layout of `spec`.
 
-    A vocabulary that has grown since speaks of the same ids. With `spec`, the modality as the model knows it, also
-    where a sample's tokens have another shape by now; only sequences and embeddings may have another length.
+    A vocabulary may have grown since. None: the tokenizer, or the layout, is unknown.
     """
-    if codec is not None and not handle.speaks(str(codec)):
-        raise DataError(
-            f"{handle.name}: the model was trained on codec {str(codec)[:12]}, the registry has "
-            f"{handle.fingerprint[:12]} ({handle.checkpoint}); use the registry of its training"
-        )
-    if spec is not None and (before := _shape_of(spec.layout)) != (now := _shape_of(handle.spec.layout)):
-        raise DataError(
-            f"{handle.name}: the model was trained on {before}, the registry has {now}; use the registry of its "
-            "training"
-        )
-
-
-def _shape_of(layout: TokenLayout) -> str:
-    """What all samples of a modality have in common, in words: `a grid of 8 x 8`."""
-    if isinstance(layout, GridLayout):
-        return f"a grid of {by(layout.shape)}"
-    if isinstance(layout, VectorLayout):
-        return f"a vector of {count_of(layout.length, 'token')}"
-    if isinstance(layout, SequenceLayout):
-        return "a sequence"
-    place = f"patches of {by(layout.shape)}" if isinstance(layout, PatchesLayout) else "embeddings"
-    return f"{place} with {count_of(layout.dim, 'number')} each"
+    remedy = "use the registry of its training"
+    layout = None if spec is None else spec.layout
+    handle.check_tokens_of(f"{handle.name}: the model was trained on", fingerprint, layout, remedy=remedy)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
-from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, DataError, OtherLayoutError, OtherTokenizerError, UnknownNameError
 from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout
 from tokenizers_zoo.train.batches import sample_order
 from zoo_backbone.batch import PackedBatch, RawBatch
@@ -159,7 +159,7 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
         if isinstance(layout, SequenceLayout) and isinstance(stored, SequenceLayout):
             same = same and (stored.end, stored.sentinel_start) == (layout.end, layout.sentinel_start)
     if not same:
-        raise DataError(f"{column.folder}: stored with the layout {stored}, expected {layout}; tokenize again")
+        raise OtherLayoutError.of(column.folder, spec.name, stored, layout, "tokenize again")
     if column.metadata.vocabulary != spec.vocabulary:
         raise DataError(
             f"{column.folder}: ids of vocabulary {column.metadata.vocabulary!r}, expected {spec.vocabulary!r}; "
@@ -307,10 +307,8 @@ def fingerprints_of(sources: Sequence[Source]) -> dict[str, str]:
     for source in sources:
         for name, fingerprint in source.data.fingerprints.items():
             if found.setdefault(name, fingerprint) != fingerprint:
-                raise DataError(
-                    f"{source.dataset.tokens}: {name} was written by the tokenizer {fingerprint[:12]}, and in another "
-                    f"store of this run by {found[name][:12]}; tokenize both with one tokenizer"
-                )
+                other, remedy = "another store of this run", "tokenize both with one tokenizer"
+                raise OtherTokenizerError.of(source.dataset.tokens, name, fingerprint, found[name], other, remedy)
     return found
 
 
