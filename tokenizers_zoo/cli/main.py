@@ -37,7 +37,6 @@ RESUMES = "the same command resumes from saved work, if there is any"
 STARTS_AGAIN = "with --overwrite the same command starts again, without it it resumes from saved work, if there is any"
 AFTER_OVERWRITE = {
     "tokenizer": f"{STARTS_AGAIN}; of several tokenizers name those that are left, with --overwrite",
-    "retrieve": RESUMES,
 }
 """Advice after a ^C with --overwrite, by command; default STARTS_AGAIN."""
 
