@@ -53,7 +53,7 @@ def without_cache(model: FourM, given: torch.Tensor) -> None:
     for _ in range(LENGTH):
         targets = _stream(model, read)
         x = model.embed_targets(targets.read, targets.positions, targets.modalities)
-        hidden = model.decode(x, model.turns(targets.positions), context, model.target_mask(targets))
+        hidden = model.decode(x, model.rotations(targets.positions), context, model.target_mask(targets))
         read = torch.cat([read, start + model.logits(hidden, "text")[:, -1:].argmax(2)], 1)
 
 

@@ -20,6 +20,7 @@ class SlowTwin:
     def __init__(self, model: FourM) -> None:
         self.model, self.config, self.layout = model, model.config, model.layout
         self.state = dict(model.state_dict())
+        self.stored = model.layout.positions_of("stored")
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(dim=-1, keepdim=True)
@@ -36,7 +37,7 @@ class SlowTwin:
         """By how much each pair of a head's channels turns at a position: three quarters of them, an axis each."""
         layout, pairs = self.layout.spec(name).layout, self.config.dim // self.config.heads // 2
         angles = [0.0] * pairs
-        turns = isinstance(layout, GridLayout | PatchesLayout) and name not in self.config.stored_positions
+        turns = isinstance(layout, GridLayout | PatchesLayout) and name not in self.stored
         if self.config.rotary and turns:
             assert isinstance(layout, GridLayout | PatchesLayout)
             share = 3 * pairs // 4 // len(layout.shape)
@@ -80,7 +81,7 @@ class SlowTwin:
     def place(self, name: str, position: int, *, target: bool = False) -> Tensor:
         """The embedding of a modality's position, from formulas or as stored, and of the modality."""
         layout, dim = self.layout.spec(name).layout, self.config.dim
-        if name in self.config.stored_positions:
+        if name in self.stored:
             stored = self.state["target_positions" if target else "fixed_positions"]
             embedded = stored[self.layout.positions[name].start + position]
         elif f"learned_positions.{name}" in self.state:
@@ -97,12 +98,12 @@ class SlowTwin:
                 angles = [int(index) * math.pi / 2 / (2 * count) ** (i / max(share - 1, 1)) for i in range(share)]
                 parts += [2 * math.sin(angle) for angle in angles] + [2 * math.cos(angle) for angle in angles]
             embedded = torch.tensor(parts + [0.0] * (dim - len(parts)), dtype=torch.float64)
-        apart = target and self.config.modality_embeddings == "separate"
+        apart = target and "target_modality_embedding.weight" in self.state
         markers = self.state[f"{'target_' if apart else ''}modality_embedding.weight"]
         return embedded + markers[self.layout.index(name)]
 
     def token(self, name: str, local_id: int, *, target: bool = False) -> Tensor:
-        apart = target and self.config.tables == "separate"
+        apart = target and "read_embedding.weight" in self.state
         table = self.state[f"{'read' if apart else 'token'}_embedding.weight"]
         return table[self.layout.token_rows(name).start + local_id]
 
@@ -170,7 +171,7 @@ class SlowTwin:
         reads, wanted = targets.read[sample][here].tolist(), (targets.ids[sample][here] - start).tolist()
         positions = (targets.positions[sample][here] - self.layout.positions[name].start).tolist()
         mask_tokens = self.state["mask_embedding.weight"]
-        mask_token = mask_tokens[self.layout.index(name) if self.config.mask_tokens == "modality" else 0]
+        mask_token = mask_tokens[self.layout.index(name) if len(mask_tokens) > 1 else 0]
         content = [mask_token if read < 0 else self.token(name, read - start, target=True) for read in reads]
         x = torch.stack([c + self.place(name, p, target=True) for c, p in zip(content, positions, strict=True)])
         own = torch.stack([self.angles(name, p) for p in positions])

@@ -19,12 +19,15 @@ from tokenizers_zoo.spec import (
     VectorLayout,
 )
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.generate.encoder_inputs import EncoderInputs
 from zoo_backbone.generate.sampling import draw
 from zoo_backbone.model import FourM
+from zoo_backbone.published import PublishedConfig
 
-CONFIG = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2, rotary=True)
+SHAPE: dict[str, Any] = {"dim": 32, "encoder_depth": 2, "decoder_depth": 2, "heads": 2, "rotary": True}
+CONFIG, PUBLISHED = ModelConfig(**SHAPE), PublishedConfig(**SHAPE)
 WORDS = SequenceLayout(max_length=6, end=1, sentinel_start=2, num_sentinels=4)
 
 
@@ -52,7 +55,7 @@ SPECS = [
 def sharp_model(specs: Sequence[ModalitySpec] = SPECS, config: ModelConfig = CONFIG) -> FourM:
     """Sharper than at initialisation, so that inputs matter."""
     torch.manual_seed(0)
-    made = FourM(config, specs)
+    made = architecture_for(config)(config, specs)
     with torch.no_grad():
         for table in (*made.output.values(), made.token_embedding.weight, made.modality_embedding.weight):
             table.mul_(40)
@@ -101,7 +104,7 @@ def full_logits(model: FourM, inputs: PackedInputs, name: str, read: list[int], 
         modalities=torch.full_like(row, tables.index(name)), mask=torch.ones_like(row, dtype=torch.bool),
     )  # fmt: skip
     hidden = model.decode_targets(PackedBatch(inputs=inputs, targets=targets))
-    return model.logits(hidden, tables.spec(name).vocabulary)[0]
+    return model.logits(hidden, tables.table_of(tables.spec(name)))[0]
 
 
 def draw_one(logits: torch.Tensor, uniform: torch.Tensor, *settings: Any, **more: Any) -> torch.Tensor:

@@ -16,7 +16,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import PatchesLayout, SequenceLayout
 from zoo_backbone.batch import PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import load_model
-from zoo_backbone.ml4m.convert import import_backbone
+from zoo_backbone.ml4m.adapter import import_backbone
 from zoo_backbone.ml4m.modalities import published_modalities, specs_of
 from zoo_backbone.model import FourM
 
@@ -61,7 +61,7 @@ def backbone_results(
             positions=ranks + model.layout.positions[name].start, modalities=kind, mask=used,
         )  # fmt: skip
         x = model.embed_targets(targets.read, targets.positions, targets.modalities)
-        decoded = model.decode(x, model.turns(targets.positions), context, model.target_mask(targets))
+        decoded = model.decode(x, model.rotations(targets.positions), context, model.target_mask(targets))
         logits = model.logits(decoded, model.layout.table_of(model.layout.spec(name)))[used]
         flat = wanted[used]
         log_probabilities = logits.log_softmax(-1)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backbone_samples import all_layouts, raw_batch, sequence
+from backbone_samples import END, all_layouts, raw_batch, sequence
 from torch import Tensor
 
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
@@ -22,18 +22,19 @@ from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, PatchesLayout, Vec
 from tokenizers_zoo.validation import fixed_shape
 from zoo_backbone import FourM, FourMEncoder
 from zoo_backbone.batch import PackedInputs
-from zoo_backbone.checkpoint import save_model
+from zoo_backbone.checkpoint import architecture_for, save_model
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import parameter_groups
+from zoo_backbone.published import PublishedConfig
 from zoo_backbone.run import Run, zoo_of
 
 SPECS = all_layouts()
 BATCH = 3
 
 
-def model(**changes: Any) -> FourM:
-    config = ModelConfig(dim=32, encoder_depth=2, decoder_depth=1, heads=2, **changes)
-    return FourM.seeded(config, SPECS, 0)
+def model(kind: type[ModelConfig] = ModelConfig, **changes: Any) -> FourM:
+    config = kind(dim=32, encoder_depth=2, decoder_depth=1, heads=2, **changes)
+    return architecture_for(config).seeded(config, SPECS, 0)
 
 
 def given(*names: str) -> dict[str, Any]:
@@ -61,6 +62,9 @@ def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedIn
             ids += [0] * len(row)
         else:
             row = row.ravel()
+            layout = backbone.layout.spec(name).layout
+            if backbone.layout.marked_inputs and layout.kind == "sequence" and len(row) < layout.length:
+                row = np.append(row, END)
             ids += [backbone.layout.token_rows(name).start + int(token) for token in row]
         positions += [backbone.layout.positions[name].start + place for place in range(len(row))]
         kinds += [backbone.layout.names.index(name)] * len(row)
@@ -70,10 +74,10 @@ def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedIn
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{}, {"registers": 2, "tables": "separate", "bias": True, "qk_norm": True},
+@pytest.mark.parametrize("changes", [{}, {"registers": 2, "bias": True, "qk_norm": True},
                                      {"rotary": True, "registers": 1}])  # fmt: skip
 def test_features_are_those_of_the_models_encoder(changes: dict[str, Any]) -> None:
-    backbone = model(**changes)
+    backbone = model(PublishedConfig if changes else ModelConfig, **changes)
     encoder = FourMEncoder(copy.deepcopy(backbone))
     tokens = given("words", "picture", "vectors", "code", "pixels", "clip")
     features, mask = encoder.forward_features(*encoder.prepare(tokens))
@@ -261,7 +265,7 @@ def test_gradients_flow_where_it_is_not_frozen_and_to_pixels_always() -> None:
 
 
 def test_layers_learn_slower_towards_the_input_and_all_parameters_are_in_one_group() -> None:
-    encoder = FourMEncoder(model(bias=True, registers=1), frozen=False)
+    encoder = FourMEncoder(model(PublishedConfig, bias=True, registers=1), frozen=False)
     groups = parameter_groups(encoder, 1e-2, decay=0.5, weight_decay=0.1)
     assert [(group["layer"], group["lr"], group["weight_decay"]) for group in groups] == [
         (0, 1.25e-3, 0.0), (0, 1.25e-3, 0.1), (1, 2.5e-3, 0.0), (1, 2.5e-3, 0.1), (2, 5e-3, 0.0), (2, 5e-3, 0.1),

@@ -11,9 +11,10 @@ import torch
 from tests.backbone_samples import all_layouts, spec
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.config import PRESETS, ModelConfig
-from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.embedding_layout import EmbeddingLayout, grid_angles, rotation_table, sincos_grid
 from zoo_backbone.model import FourM
-from zoo_backbone.positions import grid_angles, sincos_grid, turn_table, turned, unturned
+from zoo_backbone.published import PublishedConfig, PublishedLayout
+from zoo_backbone.transformer import rotate
 
 
 def test_sincos_by_hand() -> None:
@@ -54,8 +55,8 @@ def test_products_tell_the_difference_of_places_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(16, generator=generator, dtype=torch.float64) for _ in range(2))
     layout = EmbeddingLayout([spec("picture", GridLayout(shape=(5, 5)))])
-    turns = turn_table(layout, 16).double().unsqueeze(0)
-    products = turned(query.expand(1, 1, 25, 16), turns)[0, 0] @ turned(key.expand(1, 1, 25, 16), turns)[0, 0].T
+    turns = rotation_table(layout, 16).double().unsqueeze(0)
+    products = rotate(query.expand(1, 1, 25, 16), turns)[0, 0] @ rotate(key.expand(1, 1, 25, 16), turns)[0, 0].T
     by_step: dict[tuple[int, int], list[float]] = {}
     for a in range(25):
         for b in range(25):
@@ -66,25 +67,22 @@ def test_products_tell_the_difference_of_places_alone() -> None:
 
 
 def test_only_grids_turn() -> None:
-    specs = all_layouts()
-    layout = EmbeddingLayout(specs, ModelConfig(stored_positions={"clip": 40}))
-    rows = turn_table(layout, 8)
+    layout = PublishedLayout(all_layouts(), PublishedConfig(stored_positions={"clip": 40}))
+    rows = rotation_table(layout, 8)
     still = torch.tensor([1.0] * 4 + [0.0] * 4)
     for name in ("picture", "pixels"):
         assert not torch.equal(rows[layout.positions[name].slice], still.expand(layout.positions[name].count, -1))
     for name in ("clip", "words", "code", "vectors"):
         assert torch.equal(rows[layout.positions[name].slice], still.expand(layout.positions[name].count, -1))
-    padded = unturned(rows[None, :3], 2)
-    assert torch.equal(padded[0, :2], still.expand(2, -1)) and torch.equal(padded[0, 2:], rows[:3])
     x = torch.randn(1, 2, 5, 8)
-    assert torch.equal(turned(x, padded)[:, :, :2], x[:, :, :2]) and turned(x, None) is x
+    assert torch.equal(rotate(x, still.expand(1, 5, -1)), x) and rotate(x, None) is x
 
 
 def test_turns_keep_dtype_and_length() -> None:
-    turns = turn_table(EmbeddingLayout([spec("picture", GridLayout(shape=(3, 3)))]), 8).unsqueeze(0)
+    turns = rotation_table(EmbeddingLayout([spec("picture", GridLayout(shape=(3, 3)))]), 8).unsqueeze(0)
     x = torch.randn(1, 2, 9, 8)
-    assert turned(x.bfloat16(), turns).dtype == torch.bfloat16
-    torch.testing.assert_close(turned(x, turns).norm(dim=-1), x.norm(dim=-1))
+    assert rotate(x.bfloat16(), turns).dtype == torch.bfloat16
+    torch.testing.assert_close(rotate(x, turns).norm(dim=-1), x.norm(dim=-1))
 
 
 def test_presets_turn_and_older_models_do_not() -> None:
@@ -96,4 +94,4 @@ def test_presets_turn_and_older_models_do_not() -> None:
         for on in (False, True)
     )
     assert plain.state_dict().keys() == rotary.state_dict().keys()  # turns are computed, not stored
-    assert plain.turns(torch.zeros(1, 1, dtype=torch.int64)) is None
+    assert plain.rotations(torch.zeros(1, 1, dtype=torch.int64)) is None

@@ -63,6 +63,7 @@ from zoo_backbone.generate.inputs import read_inputs
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
+from zoo_backbone.published import PublishedConfig
 from zoo_backbone.run import Run
 
 NAMES = ("light", "dark", "letters")
@@ -903,7 +904,7 @@ def test_default_pairs_are_all_singles_with_the_telling_ones_first() -> None:
 def test_default_pairs_neither_give_nor_ask_for_what_the_model_cannot() -> None:
     everything = default_pairs(SPECS)
     first, second = everything[0][0][0], everything[0][1]
-    found = default_pairs(SPECS, ModelConfig(inputs_only=(second,), targets_only=(first,)))
+    found = default_pairs(SPECS, PublishedConfig(inputs_only=(second,), targets_only=(first,)))
     assert set(found) == {pair for pair in everything if pair[0] != (first,) and pair[1] != second} and found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_samples import CONFIG, SPECS, contents, given_tokens, sharp_model, whole_inputs
+from generation_samples import CONFIG, PUBLISHED, SPECS, contents, given_tokens, sharp_model, whole_inputs
 
 from zoo_backbone.batch import PackedInputs, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
@@ -17,6 +17,7 @@ from zoo_backbone.generate.encoder_inputs import EncoderInputs
 from zoo_backbone.generate.guidance import Passes
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
+from zoo_backbone.published import PublishedLayout
 
 
 def test_inputs_are_packed_without_holes() -> None:
@@ -50,8 +51,7 @@ def test_nothing_given_is_one_unused_slot() -> None:
 
 
 def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_model_marks_it() -> None:
-    config = dataclasses.replace(CONFIG, marked_inputs=True)
-    layout = FourM(config, SPECS).layout
+    layout = PublishedLayout(SPECS, PUBLISHED)
     hidden = Passes(hidden=(frozenset({"words"}), frozenset()), weights=(0.5, 0.5), marked=True)
     text = layout.token_rows("words").start
 
@@ -83,7 +83,7 @@ def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
     guidance: Guidance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4M marks a hidden sequence with a scale, and not with weights."""
-    model = sharp_model(config=dataclasses.replace(CONFIG, marked_inputs=True))
+    model = sharp_model(config=PUBLISHED)
     seen: list[list[list[int]]] = []
     packed = EncoderInputs.packed
 
@@ -110,7 +110,7 @@ def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
 
 
 def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them() -> None:
-    layout = FourM(dataclasses.replace(CONFIG, marked_inputs=True), SPECS).layout
+    layout = PublishedLayout(SPECS, PUBLISHED)
     inputs = EncoderInputs(layout, 2, torch.device("cpu"))
     inputs.mark_open("vectors")
     inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
@@ -125,8 +125,8 @@ def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them
 
 
 def test_what_the_model_only_makes_is_no_input() -> None:
-    config = dataclasses.replace(CONFIG, marked_inputs=True, targets_only=("words", "right"))
-    inputs = EncoderInputs(FourM(config, SPECS).layout, 1, torch.device("cpu"))
+    config = dataclasses.replace(PUBLISHED, targets_only=("words", "right"))
+    inputs = EncoderInputs(PublishedLayout(SPECS, config), 1, torch.device("cpu"))
     inputs.mark_open("words")
     inputs.add_whole("words", [np.array([9, 8])])
     inputs.add("right", torch.tensor([[3]]), torch.tensor([[5]]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from generation_samples import (
-    CONFIG,
+    PUBLISHED,
     SPECS,
     WORDS,
     draw_one,
@@ -23,7 +23,6 @@ from generation_samples import (
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import GridLayout
-from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
 from zoo_backbone.generate.encoder_inputs import EncoderInputs
@@ -39,6 +38,7 @@ from zoo_backbone.generate.sampler import restricted
 from zoo_backbone.generate.sampling import IDS, Noise
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import padded
+from zoo_backbone.published import PublishedConfig, PublishedLayout
 
 LEFT, TEXT, RIGHT, BAG = SPECS[:4]
 TABLES = EmbeddingLayout(SPECS)
@@ -52,7 +52,7 @@ def model() -> FourM:
 @pytest.fixture(scope="module")
 def shown_ends() -> FourM:
     """One that sees where sequences end, as published ones do."""
-    return sharp_model(config=dataclasses.replace(CONFIG, marked_inputs=True))
+    return sharp_model(config=PUBLISHED)
 
 
 # --- grids
@@ -141,7 +141,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
 
 def test_kept_tokens_with_their_gaps_fit_the_positions_that_a_model_stores() -> None:
     least = TEXT.layout.max_length + 1
-    layout = EmbeddingLayout([TEXT, RIGHT], ModelConfig(stored_positions={"words": least}))
+    layout = PublishedLayout([TEXT, RIGHT], PublishedConfig(stored_positions={"words": least}))
     kept = [np.array([-1, *[9] * (least - 3), -1, 8])]
     assert len(checked_partial(layout, "words", kept, 1)[0]) == least
     kept = [np.array([-1, *[9] * (least - 3), -1, 8, -1])]
@@ -180,7 +180,7 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
     packed, start = inputs.packed(), model.layout.token_rows("words").start
     uniform = Noise(seed, [0], "words").uniform(IDS, 0, 20)[0]
     gaps, room = int((row < 0).sum()), 6 - int((row >= 0).sum())
-    closing = 2 + gaps if model.config.marked_inputs and row[-1] >= 0 else WORDS.end
+    closing = 2 + gaps if model.layout.marked_inputs and row[-1] >= 0 else WORDS.end
     gap, stream = 0, list[int]()
     while sum(token > 5 or token == 0 for token in stream) < room:
         read = [start + token for token in [2, *stream]]
@@ -188,7 +188,7 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
         onward = 2 + gap + 1
         content = [token for token in range(20) if token == 0 or token > 5]
         over = onward if gap + 1 < gaps else closing
-        ends = [over] if model.config.marked_inputs else [WORDS.end, *range(onward, 2 + gaps)]
+        ends = [over] if model.layout.marked_inputs else [WORDS.end, *range(onward, 2 + gaps)]
         masked = torch.full_like(logits, -torch.inf)
         masked[content] = logits[content]
         masked[over] = logits[ends].logsumexp(0)
@@ -245,13 +245,12 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
 
 def test_where_no_sentinel_is_left_to_close_the_last_gap_the_end_does() -> None:
     layout = dataclasses.replace(WORDS, num_sentinels=2)
-    config = dataclasses.replace(CONFIG, marked_inputs=True)
-    model = sharp_model([dataclasses.replace(TEXT, layout=layout)], config)
+    model = sharp_model([dataclasses.replace(TEXT, layout=layout)], PUBLISHED)
     with torch.no_grad():  # the likeliest is the way on from the first gap, then the id after the sentinels
-        model.output["text"].zero_()
+        model.output["words"].zero_()
         model.decode = lambda x, *rest: torch.ones_like(x)  # type: ignore[method-assign]
-        model.output["text"][4] = 1.0
-        model.output["text"][2:4] = 2.0
+        model.output["words"][4] = 1.0
+        model.output["words"][2:4] = 2.0
     plan, row = [TargetPlan(name="words", temperature=0.0)], np.array([-1, 9, -1, 9])
     made = generate(model, {}, plan, 0, [0], partial={"words": [row]})["words"][0]
     assert made.tolist() == [9, 4, 4, 4, 4, 9]

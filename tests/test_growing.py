@@ -29,9 +29,8 @@ from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorL
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.cli.grow import grow_command
-from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
 from zoo_backbone.distributed import ManyRanks
-from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.grow import (
     Trained,
     asked_from_now,
@@ -44,6 +43,7 @@ from zoo_backbone.grow import (
 )
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
+from zoo_backbone.published import PublishedConfig, PublishedLayout
 from zoo_backbone.run import Run
 from zoo_backbone.train import Trainer, train
 from zoo_backbone.warm_start import begin, freeze
@@ -131,7 +131,7 @@ def test_a_registry_that_is_gone_is_to_be_given(old_run: Path, new_tokens: Path,
 def test_a_published_backbone_grows(variant: str, tmp_path: Path) -> None:
     imported(published(VARIANTS[variant]), tmp_path)
     trained = Trained.load(tmp_path / "backbone")
-    assert trained.run is None and trained.model.tables == "separate" and trained.model.stored_positions
+    assert trained.run is None and isinstance(trained.model, PublishedConfig) and trained.model.stored_positions
     added = spec("height", GridLayout(shape=(4, 4)), 21)
     specs = grown_specs(trained, {"height": added}, ["height"])
     write_store(tmp_path / "tokens", [trained.specs[0], added], 8)
@@ -148,7 +148,14 @@ def test_a_published_backbone_grows(variant: str, tmp_path: Path) -> None:
 
 def test_with_freeze_only_new_rows_move(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained = Trained.load(old_run)
-    settings = {"steps": 5, "learning_rate": 0.03, "weight_decay": 0.5, "optimizer": "muon", "freeze": True, "parts": 2}
+    settings = {
+        "steps": 5,
+        "learning_rate": 0.03,
+        "weight_decay": 0.5,
+        "optimizer": "muon",
+        "freeze": True,
+        "grad_accum_steps": 2,
+    }
     config = growing_config(trained, grown(), new_tokens, settings, 0.0)
     folder = train(tmp_path / "run", new_tokens, grown(), SMALL, config, start=old_run)
     assert_same(load_model(old_run), load_model(folder))
@@ -171,7 +178,7 @@ def test_losses_are_measured_on_the_device_and_in_the_parts_of_trainings(
     old_run: Path, new_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, seen, at_once = Trained.load(old_run), [], []
-    config = growing_config(trained, grown(), new_tokens, {"steps": 1, "parts": 2}, 0.0)
+    config = growing_config(trained, grown(), new_tokens, {"steps": 1, "grad_accum_steps": 2}, 0.0)
     folder = train(tmp_path / "run", new_tokens, grown(), SMALL, config, start=old_run)
     expected = write_report(folder, trained, new_tokens)
     device, moved = torch.device("cpu", 0), PackedBatch.to
@@ -350,10 +357,10 @@ def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> Non
 
 def test_growing_asks_only_for_what_the_model_makes_and_gives_what_it_reads() -> None:
     specs = [*all_layouts(), ADDED]
-    model = ModelConfig(inputs_only=("picture",), targets_only=("clip",))
+    model = PublishedConfig(inputs_only=("picture",), targets_only=("clip",))
     parts = growing_mixtures([Mixture()], ["picture", "clip", "code"], ["height"], specs, model)
     assert parts[1].inputs == ("picture", "code") and parts[2].targets == ("clip", "code")
-    Masker(EmbeddingLayout(specs, model), MaskingConfig(mixtures=parts))
+    Masker(PublishedLayout(specs, model), MaskingConfig(mixtures=parts))
 
 
 def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path) -> None:

@@ -21,10 +21,17 @@ from tokenizers_zoo.spec import (
     VectorLayout,
 )
 from zoo_backbone.batch import PackedBatch, RawBatch
-from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig
+from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker, fill, fill_with_limit
+from zoo_backbone.published import PublishedConfig, PublishedLayout
 from zoo_backbone.spans import Spans, choose, mask_spans, ragged
+
+
+def marked(specs: list[ModalitySpec]) -> EmbeddingLayout:
+    """The layout of a published model, whose inputs show where sequences end."""
+    return PublishedLayout(specs, PublishedConfig())
+
 
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -257,14 +264,11 @@ def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
     return length
 
 
-def check_batch(
-    specs: list[ModalitySpec], raw: RawBatch, batch: PackedBatch, config: MaskingConfig, marked_inputs: bool = False
-) -> None:
-    layout = EmbeddingLayout(specs)
+def check_batch(layout: EmbeddingLayout, raw: RawBatch, batch: PackedBatch, config: MaskingConfig) -> None:
     for number in range(len(raw)):
         sample = Unpacked(layout, batch, number)
         assert len(sample.runs) == len(set(sample.runs)), "targets of one modality lie apart"
-        for column, item in enumerate(specs):
+        for column, item in enumerate(layout.specs):
             used = item.name in sample.inputs or item.name in sample.targets
             if not raw.present[number, column]:
                 assert not used
@@ -275,7 +279,7 @@ def check_batch(
                 assert all(position < raw.lengths[number, column] for position in places)
             elif isinstance(item.layout, SequenceLayout):
                 length = int(raw.lengths[number, column])
-                length = without_end(item, sample, length) if marked_inputs else length
+                length = without_end(item, sample, length) if layout.marked_inputs else length
                 check_sequence(item, sample, length, config.target_budget)
             else:
                 check_fixed(item, sample, raw.tokens[item.name][number])
@@ -311,9 +315,10 @@ def test_every_sample_can_be_read_back(
     config = MaskingConfig(
         input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
     )
-    batch = Masker(EmbeddingLayout(specs, ModelConfig(marked_inputs=marked_inputs)), config)(raw, seed=seed, step=3)
+    layout = marked(specs) if marked_inputs else EmbeddingLayout(specs)
+    batch = Masker(layout, config)(raw, seed=seed, step=3)
     assert batch.inputs.ids.shape == (4, inputs) and batch.targets.ids.shape == (4, targets)
-    check_batch(specs, raw, batch, config, marked_inputs)
+    check_batch(layout, raw, batch, config)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 1.0, 10.0])
@@ -335,7 +340,7 @@ def test_sequences_alone_fill_too_and_end_is_never_lost() -> None:
     raw = raw_batch(specs, 100, seed=2)
     config = MaskingConfig(input_budget=50, target_budget=30, min_input=0, mixtures=(Mixture(),))
     batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
-    check_batch(specs, raw, batch, config)
+    check_batch(EmbeddingLayout(specs), raw, batch, config)
     rich = torch.from_numpy(raw.lengths[:, 0] >= 120)
     assert batch.inputs.mask[rich].all()
     assert batch.targets.mask[rich].float().mean() >= 0.95
@@ -363,7 +368,7 @@ def test_of_few_tokens_one_is_given_where_nothing_else_is(length: int) -> None:
         assert batch.inputs.mask.any(dim=1).all()
         few = batch.inputs.mask & (batch.inputs.modalities == 0)
         assert few.sum(dim=1).max() == 1, "the others are left as targets"
-        check_batch(specs, raw, batch, config)
+        check_batch(EmbeddingLayout(specs), raw, batch, config)
     no_other = MaskingConfig(mixtures=(Mixture(inputs=("few",), targets=("few",)),), target_budget=128)
     batch = Masker(EmbeddingLayout(specs), no_other)(raw, seed=0, step=0)
     assert batch.targets.mask.any(dim=1).all(), "there is nothing else to predict"
@@ -389,7 +394,7 @@ def test_where_no_span_fits_a_prefix_of_them_is_asked_for() -> None:
     mixtures = (Mixture(targets=("words",), input_alpha=0.5),)
     config = MaskingConfig(input_budget=64, target_budget=64, min_input=0, mixtures=mixtures)
     batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
-    check_batch(specs, raw, batch, config)
+    check_batch(EmbeddingLayout(specs), raw, batch, config)
     given = (batch.inputs.mask & (batch.inputs.modalities == 1)).sum(dim=1)
     few = (given > 0) & (given <= 2)
     assert few.sum() >= 20 and batch.targets.mask.any(dim=1).all()
@@ -408,7 +413,7 @@ def test_an_empty_sequence_predicts_its_end() -> None:
 
 def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes() -> None:
     specs = [spec("words", sequence(8, 3), 100), spec("picture", GridLayout(shape=(6, 6)))]
-    layout = EmbeddingLayout(specs, ModelConfig(marked_inputs=True))
+    layout = marked(specs)
     raw = raw_batch(specs, 300)
     raw.lengths[:, 0] = 4
     mixtures = (Mixture(inputs=("words",)),)
@@ -438,8 +443,8 @@ def test_where_ends_are_shown_and_not_all_fits_neighbouring_spans_are_asked_for(
     raw = raw_batch(specs, 200)
     raw.lengths[:, 0] = 50
     config = MaskingConfig(input_budget=30, target_budget=16, min_input=0, mixtures=(Mixture(inputs=("words",)),))
-    batch = Masker(EmbeddingLayout(specs, ModelConfig(marked_inputs=True)), config)(raw, seed=0, step=0)
-    check_batch(specs, raw, batch, config, marked_inputs=True)
+    batch = Masker(marked(specs), config)(raw, seed=0, step=0)
+    check_batch(marked(specs), raw, batch, config)
     read = np.where(batch.targets.mask & (batch.targets.modalities == 0), batch.targets.read, FIRST_WORD)
     first = np.where(read < FIRST_WORD, read, FIRST_WORD).min(axis=1)
     several = ((read >= SENTINEL) & (read < FIRST_WORD)).sum(axis=1) > 1
@@ -451,7 +456,7 @@ def test_where_ends_are_shown_and_no_sentinel_is_left_the_end_closes() -> None:
     raw = raw_batch(specs, 50)
     raw.lengths[:, 0] = 4
     config = MaskingConfig(input_budget=3, target_budget=20, min_input=3, span_length=1, mixtures=(Mixture(),))
-    targets = Masker(EmbeddingLayout(specs, ModelConfig(marked_inputs=True)), config)(raw, seed=0, step=0).targets
+    targets = Masker(marked(specs), config)(raw, seed=0, step=0).targets
     last = targets.mask.sum(dim=1) - 1
     assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
 
@@ -564,7 +569,7 @@ def test_one_modality_alone_is_the_input_in_a_share_of_the_samples(share: float)
         assert alone[three].all() and (each[[0, 2, 3]] - 1 / 3).abs().max() < 0.06
         assert (counts[three, 0][counts[three, 0] > 0] == 40).all()
     assert batch.targets.mask[three].all()
-    check_batch(specs, raw, batch, config)
+    check_batch(EmbeddingLayout(specs), raw, batch, config)
 
 
 def test_the_share_alone_changes_only_the_samples_that_it_takes() -> None:
@@ -633,7 +638,7 @@ def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_h
     alone, filled = (
         Masker(layout, MaskingConfig(mixtures=(part,), **budgets))(raw, seed=0, step=0) for part in (own, filling)
     )
-    check_batch(specs, raw, filled, MaskingConfig(mixtures=(own,), **budgets))
+    check_batch(EmbeddingLayout(specs), raw, filled, MaskingConfig(mixtures=(own,), **budgets))
     kinds, overlapping = [names.index(name) for name in own.targets], 0
     for number in np.flatnonzero(raw.present[:, kinds].any(axis=1)):
         before, after = (Unpacked(layout, batch, int(number)) for batch in (alone, filled))
@@ -709,14 +714,14 @@ def test_a_share_is_from_0_to_1(share: float) -> None:
 
 def test_what_a_model_only_reads_is_no_target_and_what_it_only_makes_no_input() -> None:
     specs = all_layouts()
-    layout = EmbeddingLayout(specs, ModelConfig(inputs_only=("picture",), targets_only=("words",)))
+    layout = PublishedLayout(specs, PublishedConfig(inputs_only=("picture",), targets_only=("words",)))
     batch = Masker(layout, MaskingConfig(min_input=0, mixtures=(Mixture(),)))(raw_batch(specs, 30), seed=0, step=0)
     given, asked = (set(side.modalities[side.mask].tolist()) for side in (batch.inputs, batch.targets))
     assert {specs[kind].name for kind in given} == {item.name for item in specs} - {"words"}
     assert {specs[kind].name for kind in asked} == {"clip", "code", "words", "tags"}
     for mixture, message in (
         (Mixture(targets=("picture",)), "targets: picture: it is only an input of this model"),
-        (Mixture(inputs=("words",)), "inputs: words: this model only makes it"),
+        (Mixture(inputs=("words",)), "inputs: words: it is only a target"),
     ):
         with pytest.raises(ConfigError, match=f"masking: mixtures: {message}"):
             Masker(layout, MaskingConfig(mixtures=(mixture,)))

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import pytest
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, OrderedIds, PatchesLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM, uniform_loss
 from zoo_backbone.optim import decays
+from zoo_backbone.published import PublishedConfig, PublishedFourM, PublishedLayout
 from zoo_backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 
 CONFIGS = {
@@ -30,10 +32,10 @@ CONFIGS = {
         dim=24, encoder_depth=1, decoder_depth=2, heads=3, gated_mlp=False, activation="gelu", bias=True, qk_norm=True,
         position_lengths={"words": 12, "vectors": 9},
     ),
-    "rotary": ModelConfig(dim=48, encoder_depth=2, decoder_depth=2, heads=2, rotary=True, registers=2, qk_norm=True),
-    "published": ModelConfig(
-        dim=16, encoder_depth=1, decoder_depth=1, heads=2, bias=("qkv", "norm"), tables="separate",
-        modality_embeddings="separate", mask_tokens="shared", patch_bias=False, registers=2,
+    "rotary": ModelConfig(dim=48, encoder_depth=2, decoder_depth=2, heads=2, rotary=True, qk_norm=True),
+    "published": PublishedConfig(
+        dim=16, encoder_depth=1, decoder_depth=1, heads=2, bias=("qkv", "norm"), rotary=True,
+        share_modality_embeddings=False, registers=2,
         stored_positions={"picture": 36, "code": 5, "words": 40, "pixels": 36, "vectors": 9},
     ),
 }  # fmt: skip
@@ -41,16 +43,15 @@ CONFIGS = {
 
 def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, seed: int = 0) -> FourM:
     """In float64, and with norms and biases that are not ones and zeros."""
-    model = FourM.seeded(config, specs, seed).double()
+    model = architecture_for(config).seeded(config, specs, seed).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        for name in model.layout.stored_positions:
-            rows = model.layout.positions[name].slice
+        for rows in model.layout.positions_of("stored").values():
             for table in (model.fixed_positions, model.target_positions):
-                table[rows] = torch.randn(table[rows].shape, generator=generator, dtype=torch.float64)
+                table[rows.slice] = torch.randn(table[rows.slice].shape, generator=generator, dtype=torch.float64)
     return model
 
 
@@ -119,7 +120,7 @@ def test_a_sample_without_inputs_or_targets_is_harmless() -> None:
 
 
 def test_only_matrices_and_output_rows_decay() -> None:
-    model = FourM.seeded(CONFIGS["published"], all_layouts(), 0)
+    model = PublishedFourM.seeded(CONFIGS["published"], all_layouts(), 0)
     kept = {name.split(".")[0] for name, parameter in model.named_parameters() if not decays(name, parameter)}
     assert kept >= {
         "registers", "token_embedding", "read_embedding", "modality_embedding",
@@ -130,10 +131,10 @@ def test_only_matrices_and_output_rows_decay() -> None:
 
 def test_stored_positions_have_to_suffice() -> None:
     specs = [spec("words", sequence(20), 100, "text"), spec("picture", GridLayout(shape=(6, 6)))]
-    EmbeddingLayout(specs, ModelConfig(stored_positions={"words": 21, "picture": 36}))
+    PublishedLayout(specs, PublishedConfig(stored_positions={"words": 21, "picture": 36}))
     for name, rows, least in (("words", 20, 21), ("picture", 35, 36)):
         with pytest.raises(ConfigError, match=f"{name} needs {least} positions, and the model stores {rows}"):
-            EmbeddingLayout(specs, ModelConfig(stored_positions={name: rows}))
+            PublishedLayout(specs, PublishedConfig(stored_positions={name: rows}))
 
 
 @pytest.mark.parametrize("name", ["type", "values", "half"])
@@ -258,7 +259,7 @@ def test_decoding_with_a_cache_is_decoding_at_once() -> None:
     positions = torch.arange(start, start + length).expand(3, -1)
     kinds = torch.full((3, length), model.layout.index("words"))
     x = model.embed_targets(read, positions, kinds)
-    turns = model.turns(positions)
+    turns = model.rotations(positions)
     assert turns is not None
     full = model.decode(x, turns, context, torch.ones(length, length, dtype=torch.bool).tril())
     caches = [KeyValueCache.empty(3, length, model.config, x) for _ in model.decoder]
@@ -356,11 +357,12 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_state(monkeypatch: pytes
 def test_a_model_to_copy_weights_into_lacks_only_them(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
     with monkeypatch.context() as patch:
-        patch.setattr("zoo_backbone.model.start_alike", lambda *_: None)
+        for module in ("model", "published"):
+            patch.setattr(f"zoo_backbone.{module}.init_ordered_ids", lambda *_: None)
         patch.setattr("torch.random.fork_rng", lambda devices: contextlib.nullcontext())
-        model = FourM.unfilled(config, all_layouts())
+        model = architecture_for(config).unfilled(config, all_layouts())
     assert torch.equal(torch.get_rng_state(), before), "nothing is drawn"
-    drawn = FourM.seeded(config, all_layouts(), 0)
+    drawn = architecture_for(config).seeded(config, all_layouts(), 0)
     weights = dict(drawn.named_parameters())
     assert {name: (p.shape, p.dtype, p.device, p.requires_grad) for name, p in model.named_parameters()} == {
         name: (p.shape, p.dtype, p.device, p.requires_grad) for name, p in weights.items()
@@ -374,9 +376,8 @@ def test_a_model_to_copy_weights_into_lacks_only_them(config: ModelConfig, monke
     assert torch.equal(model(batch).loss, drawn(batch).loss)
 
 
-@pytest.mark.parametrize("tables", ["shared", "separate"])
-def test_rows_of_neighbouring_numbers_start_alike(tables: Literal["shared", "separate"]) -> None:
-    config = dataclasses.replace(SMALL, dim=256, tables=tables)
+def test_rows_of_neighbouring_numbers_start_alike() -> None:
+    config = dataclasses.replace(SMALL, dim=256)
     words = spec("words", sequence(), 300, "text")
     plain = [spec("tags", sequence(), 300, "text"), words, spec("picture", GridLayout(shape=(4, 4)))]
     plain.append(spec("labels", sequence(), 300, "text"))
@@ -384,10 +385,12 @@ def test_rows_of_neighbouring_numbers_start_alike(tables: Literal["shared", "sep
     ordered = [plain[0], dataclasses.replace(words, ordered_ids=axes), *plain[2:]]
     model, without = (FourM.seeded(config, specs, 3) for specs in (ordered, plain))
     rows = model.layout.token_rows("words")
-    read = [model.read_embedding] if tables == "separate" else []
-    tables_of = [(model.output[model.layout.table_of(words)], OUTPUT_STD)]
-    tables_of += [(table.weight[rows.slice], EMBEDDING_STD) for table in (model.token_embedding, *read)]
-    for table, std in [(table.detach(), std) for table, std in tables_of]:
+    published = PublishedFourM.seeded(PublishedConfig(dim=256, encoder_depth=1, decoder_depth=1), ordered, 3)
+    read = published.read_embedding.weight[published.layout.token_rows("words").slice]
+    for table, std in (
+        (model.output["text"].detach(), OUTPUT_STD), (model.token_embedding.weight[rows.slice].detach(), EMBEDDING_STD),
+        (read.detach(), EMBEDDING_STD),
+    ):  # fmt: skip
         numbers = table[50:114]
         assert numbers.std() == pytest.approx(std, rel=0.1)
         assert (numbers.std(dim=1) / std).sub(1).abs().max() < 0.5
@@ -396,8 +399,7 @@ def test_rows_of_neighbouring_numbers_start_alike(tables: Literal["shared", "sep
         assert likeness.diagonal(16).abs().mean() < 0.4
         assert torch.corrcoef(table)[40:50, 50:114].abs().max() < 0.4
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, without.state_dict()[name])}
-    output = f"output.{model.layout.table_of(words)}"
-    assert changed == {"token_embedding.weight", output} | ({"read_embedding.weight"} if read else set())
+    assert changed == {"token_embedding.weight", "output.text"}
     same = torch.ones(len(rows_of := model.token_embedding.weight), dtype=torch.bool)
     same[rows.start + 50 : rows.start + 117] = False
     assert torch.equal(rows_of[same], without.token_embedding.weight[same])

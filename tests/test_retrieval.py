@@ -31,13 +31,13 @@ from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation.gallery import CELL
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.ml4m.folders import note_codecs
 from zoo_backbone.model import FourM
+from zoo_backbone.published import PublishedConfig, PublishedLayout
 from zoo_backbone.retrieval import evaluate, query
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
@@ -155,7 +155,7 @@ def test_classes_are_not_vectors_of_numbers() -> None:
     check_via(EmbeddingLayout([mood, gist]), "gist")
     for layout, via in (
         (EmbeddingLayout([mood, gist]), "mood"), (EmbeddingLayout([mood]), "mood"),
-        (EmbeddingLayout([mood, gist], ModelConfig(inputs_only=("gist",))), "gist"),
+        (PublishedLayout([mood, gist], PublishedConfig(inputs_only=("gist",))), "gist"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"--via {via}"):
             check_via(layout, via)

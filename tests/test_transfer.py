@@ -32,7 +32,7 @@ from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.model import FourM
+from zoo_backbone.published import PublishedConfig, PublishedFourM
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load, probe
 from zoo_backbone.transfer.config import transfer_config
@@ -188,8 +188,8 @@ def test_scratch_begins_from_other_weights_and_each_seed_from_its_own(world: Wor
 def test_scratch_has_the_positions_that_a_published_model_stored(world: World, tmp_path: Path) -> None:
     trained = load_model(world.run)
     names = trained.layout.names
-    config = dataclasses.replace(trained.config, rotary=False, stored_positions=dict.fromkeys(names, 64))
-    model = FourM.seeded(config, trained.layout.specs, 0)
+    shape = {**dataclasses.asdict(trained.config), "rotary": False, "stored_positions": dict.fromkeys(names, 64)}
+    model = PublishedFourM.seeded(PublishedConfig(**shape), trained.layout.specs, 0)
     torch.nn.init.normal_(model.fixed_positions)
     save_model(model, tmp_path, {"fingerprints": {}})
     scratch = build_encoder(tmp_path, transfer_config({"tuning": "scratch"}), 3).model

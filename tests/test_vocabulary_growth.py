@@ -429,9 +429,6 @@ def test_what_has_no_row_of_its_own_is_not_frozen(world: World, add_mood: None) 
         )
         with pytest.raises(ConfigError, match=line):
             freeze(beginning)
-    apart = dataclasses.replace(config, tables="separate")
-    save_model(FourM.seeded(apart, specs, 0), later, {"fingerprints": fingerprints})
-    assert freeze(begin([*specs, zoo["web_text"].spec], apart, 0, later, ids)), "a table of its own has rows"
 
 
 def test_tokens_of_a_plugin_that_is_gone_are_told(world: World, add_mood: None) -> None:

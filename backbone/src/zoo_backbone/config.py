@@ -1,4 +1,4 @@
-"""The backbone's settings: model, masking, training; and the presets by size."""
+"""Settings of the backbone: model, masking, training; and presets by size."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tokenizers_zoo.config import ADDED, check_amounts, check_counts
+from tokenizers_zoo.config import check_amounts, check_counts
 from tokenizers_zoo.errors import UnknownNameError
 
 Biased = Literal["qkv", "out", "mlp", "norm"]
-"""Parts of a block that may have biases: projections to queries, keys and values, those after attention, the two or
-three of the MLP, layer norms."""
+"""Parts of a block that may have biases: projections to queries, keys and values, projections after attention, the
+layers of the MLP, and layer norms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The Transformer's shape (4M, arXiv 2312.06647, section 2.2 and appendix).
-
-    The fields from `tables` to `stored_positions`, and from `marked_inputs` on, say how the published models differ
-    from what trains best here.
-    """
+    """The shape of the Transformer (4M, arXiv 2312.06647, section 2.2 and appendix)."""
 
     dim: int = 512
     """Width of the residual stream; a multiple of 4 (sin-cos positions) and of `heads`."""
@@ -35,43 +31,19 @@ class ModelConfig:
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over `dim`; a gated MLP has two thirds of it, so that it costs the same."""
     activation: Literal["silu", "gelu"] = "silu"
-    """The MLP's non-linearity; "gelu" is the exact one."""
+    """Non-linearity of the MLP; "gelu" is the exact one."""
     gated_mlp: bool = True
     """Gate the hidden units by a third projection (SwiGLU with "silu")."""
     bias: bool | tuple[Biased, ...] = False
-    """Biases in linear layers and layer norms: in all, in none, or in those named."""
+    """Biases in linear layers and layer norms: all, none, or those named."""
     qk_norm: bool = False
     """Layer norm over the head size on queries and keys."""
     rotary: bool = False
-    """Beside added positions, turn queries and keys of grids by their place in the picture (arXiv 2104.09864). The
-    presets do; false is what models were that do not say."""
-    tables: Literal["shared", "separate"] = "shared"
-    """Token tables. shared: one of each vocabulary, which all its modalities and the decoder read too; separate: each
-    modality has its own, and its own output rows, and the decoder reads a second one."""
-    modality_embeddings: Literal["shared", "separate"] = "shared"
-    """Whether inputs and targets of a modality are marked by the same vector."""
-    mask_tokens: Literal["modality", "shared"] = "modality"
-    """Whether each modality has a mask token of its own."""
-    patch_bias: bool = True
-    """A bias in the projection of patches."""
-    registers: int = 0
-    """Learned tokens that stand before the inputs (arXiv 2309.16588)."""
-    stored_positions: Mapping[str, int] = field(default_factory=dict)
-    """Modalities whose positions are weights, which training leaves as they are, and how many rows they have: apart for
-    inputs and for targets. Those of all others are computed, or learned (vectors)."""
+    """Rotate queries and keys of grids by their place in the image (arXiv 2104.09864), in addition to added positions.
+    All presets do."""
     position_lengths: Mapping[str, int] = field(default_factory=dict)
-    """Sequences whose positions are computed for another length than theirs, and that length: the one that they were
-    first trained with. Set when a trained model is loaded for sequences of another length."""
-    marked_inputs: bool = False
-    """Whether inputs mark sequences as in the training of the published models: the id `end` stands behind one that has
-    not its maximum length, and one sentinel for all of a sequence that is yet to be made, or that the unconditional
-    pass of guidance does not see, as embeddings that this pass does not see stand as one vector of zeros. In masking
-    `end` is a token like any other."""
-    inputs_only: tuple[str, ...] = field(default=(), metadata=ADDED)
-    """Modalities with tokens that are read and never made: a published model had no weights for them as targets.
-    Training does not ask for them, as their positions as targets are zeros, which it leaves as they are."""
-    targets_only: tuple[str, ...] = field(default=(), metadata=ADDED)
-    """Modalities that are made and never read, likewise. What is made of them is no input of what is made next."""
+    """Sequences whose positions are computed for the length of their first training, and that length. Set when a
+    trained model is loaded for sequences of another length."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:
@@ -82,18 +54,16 @@ class ModelConfig:
             raise ValueError(f"rotary: expected an even head size, dim over heads; got {self.dim // self.heads}")
         if not 0 < self.mlp_ratio < math.inf or self.mlp_hidden < 1:
             raise ValueError(f"mlp_ratio: expected a number that gives an MLP hidden units, got {self.mlp_ratio}")
-        if self.registers < 0 or min(self.stored_positions.values(), default=1) < 1:
-            raise ValueError("registers, stored_positions: expected 0 or more registers, and at least one row each")
         if min(self.position_lengths.values(), default=1) < 1:
             raise ValueError(f"position_lengths: expected at least 1 each, got {dict(self.position_lengths)}")
 
     def biased(self, part: Biased) -> bool:
-        """Whether this part of a block has biases."""
+        """Whether a part of a block has biases."""
         return self.bias if isinstance(self.bias, bool) else part in self.bias
 
     @property
     def mlp_hidden(self) -> int:
-        """Hidden units of an MLP: of a gated one two thirds, rounded as 4M's code does."""
+        """Hidden units of an MLP, for a gated one two thirds, rounded as in 4M's code."""
         hidden = int(self.mlp_ratio * self.dim)
         return int(2 * hidden / 3) if self.gated_mlp else hidden
 

@@ -1,13 +1,17 @@
-"""Specs to one id space: where each modality's tokens, positions and modality row lie in the flat tables."""
+"""Embedding layout: the rows of each modality in the shared embedding tables, their positions and initial values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.spec import (
@@ -17,17 +21,25 @@ from tokenizers_zoo.spec import (
     OrderedIds,
     PatchesLayout,
     SequenceLayout,
-    VectorLayout,
 )
 from zoo_backbone.config import ModelConfig
 
 Positions = Literal["grid", "line", "learned", "stored"]
-"""Kinds of position rows: computed for the cells of a grid or for the places of a sequence, or weights."""
+"""How position embeddings arise: computed for the cells of a grid or for the places of a sequence, or as weights."""
+POSITION_SCALE = 2.0
+"""Amplitude of the sin-cos positions. Targets use them to find the inputs at their own position, which a small model
+learns much later at the usual amplitude of 1.0."""
+ROTATED = 0.75
+"""Share of a head's channels that are rotated, all axes together. The others compare tokens regardless of place."""
+CYCLES = (0.25, 8.0)
+"""Full turns between opposite edges of a grid, for the slowest and the fastest channels."""
+REACH = 0.1
+"""Distance of two levels, as a share of all levels, at which the similarity of their embeddings is exp(-1/2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """`count` rows of a flat table from row `start`."""
+    """`count` rows of a table, from row `start`."""
 
     start: int
     count: int
@@ -38,87 +50,88 @@ class Rows:
 
 
 class EmbeddingLayout:
-    """The layout of the flat tables for a list of specs, in the order given, in a model with this configuration.
+    """Where the tokens, positions and modality embedding of each spec lie in the tables, in the order of the specs.
 
-    A modality added at the end leaves all earlier rows where they were; on disk each table and modality is stored under
-    its own name, so any other order loads too.
+    Appending a modality leaves all earlier rows in place. On disk each modality has its own tensors, so a checkpoint
+    loads in any order of modalities. Raises ConfigError for specs that contradict each other.
     """
 
+    marked_inputs: bool = False
+    """Whether inputs mark sequences as the published models do, see `published.PublishedLayout`."""
+    inputs_only: frozenset[str] = frozenset()
+    """Discrete modalities that this model cannot predict."""
+    targets_only: frozenset[str] = frozenset()
+    """Modalities that this model cannot read."""
+
     def __init__(self, specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> None:
-        config = config or ModelConfig()
-        names = [spec.name for spec in specs]
-        if not names or len(set(names)) != len(names):
-            raise ConfigError(f"backbone: expected at least one modality, each once; got {names}")
+        self.config = config or ModelConfig()
         self.specs: tuple[ModalitySpec, ...] = tuple(specs)
-        self.names = tuple(names)
-        self.separate = config.tables == "separate"
-        self.marked_inputs = config.marked_inputs
-        self.inputs_only, self.targets_only = frozenset(config.inputs_only), frozenset(config.targets_only)
-        self.token_tables: dict[str, Rows] = {}
-        self.positions: dict[str, Rows] = {}
-        self.ordered_ids: dict[str, tuple[OrderedIds, ...]] = {}
-        """By token table, the ids of its vocabulary that are numbers."""
+        self.names = tuple(spec.name for spec in specs)
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ConfigError(f"backbone: expected at least one modality, each once; got {list(self.names)}")
         sizes: dict[str, int] = {}
+        self.ordered_ids: dict[str, tuple[OrderedIds, ...]] = {}
+        """Per embedding table, the ids that are numbers."""
         for spec in specs:
-            if not spec.continuous:
-                self.ordered_ids[self.table_of(spec)] = self.ordered_ids.get(self.table_of(spec)) or spec.ordered_ids
-                known = sizes.setdefault(self.table_of(spec), spec.vocab_size)
-                if known != spec.vocab_size:
-                    raise ConfigError(
-                        f"backbone: {spec.name} says that vocabulary {spec.vocabulary!r} has {spec.vocab_size} ids, "
-                        f"another modality says {known}; give both one [vocabularies.{spec.vocabulary}] size"
-                    )
-        start = 0
-        for table, size in sizes.items():
-            self.token_tables[table] = Rows(start, size)
-            start += size
-        self.num_tokens = start
-        self._shared: dict[tuple[Positions, Any], Rows] = {}
-        start = 0
-        for spec in specs:
-            stored = config.stored_positions.get(spec.name)
-            if stored is not None and stored < (least := least_positions(spec)):
+            if spec.continuous:
+                continue
+            table = self.table_of(spec)
+            if sizes.setdefault(table, spec.vocab_size) != spec.vocab_size:
                 raise ConfigError(
-                    f"backbone: {spec.name} needs {least} positions, and the model stores {stored}; give it "
-                    "a shorter maximum length or a smaller grid"
+                    f"backbone: {spec.name} says that vocabulary {spec.vocabulary!r} has {spec.vocab_size} ids, "
+                    f"another modality says {sizes[table]}; give both one [vocabularies.{spec.vocabulary}] size"
                 )
-            key = position_key(spec, config)
-            if key not in self._shared:
-                self._shared[key] = Rows(start, stored or num_positions(spec))
-                start += self._shared[key].count
-            self.positions[spec.name] = self._shared[key]
-        self.num_positions = start
+            self.ordered_ids[table] = self.ordered_ids.get(table) or spec.ordered_ids
+        self.token_tables = dict(zip(sizes, _consecutive(sizes.values()), strict=True))
+        self.num_tokens = sum(sizes.values())
+        keys = {spec.name: self.position_key(spec) for spec in specs}
+        counts = {keys[spec.name]: self.num_positions_of(spec) for spec in specs}
+        self._shared = dict(zip(counts, _consecutive(counts.values()), strict=True))
+        self.positions = {name: self._shared[key] for name, key in keys.items()}
+        self.num_positions = sum(counts.values())
 
     def __len__(self) -> int:
         return len(self.specs)
 
     def index(self, name: str) -> int:
-        """Row of a modality in the modality table. Raises UnknownNameError."""
+        """Return the row of a modality's embedding. Raises UnknownNameError."""
         if name not in self.names:
             published = {alias: spec.name for spec in self.specs for alias in spec.aliases}
             raise UnknownNameError.of("modality of this backbone", name, self.names, aliases=published)
         return self.names.index(name)
 
     def spec(self, name: str) -> ModalitySpec:
-        """The spec of a modality. Raises UnknownNameError."""
+        """Return the spec of a modality. Raises UnknownNameError."""
         return self.specs[self.index(name)]
 
     def table_of(self, spec: ModalitySpec) -> str:
-        """Name of the token table that a discrete modality reads and writes."""
-        return spec.name if self.separate else spec.vocabulary
+        """Return the name of a discrete modality's embedding table: modalities of one vocabulary share it."""
+        return spec.vocabulary
 
     def token_rows(self, name: str) -> Rows:
-        """Rows of a discrete modality's token table."""
+        """Return the rows of a discrete modality's embedding table."""
         return self.token_tables[self.table_of(self.spec(name))]
 
-    def positions_of(self, kind: Positions) -> dict[Any, Rows]:
-        """The position rows of one kind, under what tells them apart (see `position_key`)."""
-        return {key: rows for (of, key), rows in self._shared.items() if of == kind}
+    def position_key(self, spec: ModalitySpec) -> tuple[Positions, Any]:
+        """Return the kind of a modality's positions, and a key: modalities with equal keys share their rows.
 
-    @property
-    def stored_positions(self) -> tuple[str, ...]:
-        """Modalities whose position rows are weights."""
-        return tuple(self.positions_of("stored"))
+        The key of a grid is its shape; of a line, its rows and the rows for which they are computed; else the name.
+        """
+        layout = spec.layout
+        if isinstance(layout, GridLayout | PatchesLayout):
+            return "grid", layout.shape
+        if isinstance(layout, SequenceLayout | EmbeddingsLayout):
+            trained = self.config.position_lengths.get(spec.name)
+            return "line", (num_positions(spec), num_positions(spec, trained))
+        return "learned", spec.name
+
+    def num_positions_of(self, spec: ModalitySpec) -> int:
+        """Return the number of a modality's position rows."""
+        return num_positions(spec)
+
+    def positions_of(self, kind: Positions) -> dict[Any, Rows]:
+        """Return the position rows of one kind by their key."""
+        return {key: rows for (of, key), rows in self._shared.items() if of == kind}
 
     @cached_property
     def causal(self) -> np.ndarray:
@@ -127,7 +140,7 @@ class EmbeddingLayout:
 
     @cached_property
     def table_index(self) -> np.ndarray:
-        """int64 `modalities`: index of the modality's table among `self.token_tables`, -1 for continuous ones."""
+        """int64 `modalities`: index of the modality's table in `token_tables`, -1 for continuous modalities."""
         order = list(self.token_tables)
         return np.array([-1 if spec.continuous else order.index(self.table_of(spec)) for spec in self.specs])
 
@@ -142,50 +155,108 @@ class EmbeddingLayout:
         return tuple(name for name in self.names if name not in self.targets_only)
 
     def check_made(self, name: str, what: str) -> None:
-        """Raise ConfigError, which begins with `what`, for a modality that cannot be a target."""
+        """Raise ConfigError, starting with `what`, for a modality that cannot be a target."""
         spec = self.spec(name)
         if spec.continuous:
             raise ConfigError(f"{what} {name}: a {spec.layout.kind} modality is an input only")
         if name in self.inputs_only:
-            made = ", ".join(self.discrete) or "nothing"
-            raise ConfigError(f"{what} {name}: it is only an input of this model, which makes {made}")
+            predicted = ", ".join(self.discrete) or "nothing"
+            raise ConfigError(f"{what} {name}: it is only an input of this model, which predicts {predicted}")
 
     def check_read(self, name: str, what: str) -> None:
-        """Raise ConfigError, which begins with `what`, for a modality that cannot be an input."""
+        """Raise ConfigError, starting with `what`, for a modality that cannot be an input."""
         if self.spec(name).name in self.targets_only:
             read = ", ".join(self.readable) or "nothing"
-            raise ConfigError(f"{what} {name}: this model only makes it, and cannot be given it; it reads {read}")
+            raise ConfigError(f"{what} {name}: it is only a target of this model, which reads {read}")
 
 
-def least_positions(spec: ModalitySpec) -> int:
-    """Positions that inputs and targets of a modality can have.
-
-    A sequence's targets are its masked tokens, and before each span a sentinel; spans are apart by a token that is
-    kept, and has no target.
-    """
-    return spec.layout.length + isinstance(spec.layout, SequenceLayout)
+def _consecutive(counts: Iterable[int]) -> list[Rows]:
+    rows, start = [], 0
+    for count in counts:
+        rows.append(Rows(start, count))
+        start += count
+    return rows
 
 
 def num_positions(spec: ModalitySpec, length: int | None = None) -> int:
-    """Position rows of a modality whose positions are computed or learned; more than enough for sequences.
-
-    With `length`, those that it would have at that length.
-    """
+    """Return the position rows of a modality, or its rows if it had `length` tokens; sequences have some to spare."""
     length = length or spec.layout.length
     return 2 * length + 2 if isinstance(spec.layout, SequenceLayout) else length
 
 
-def position_key(spec: ModalitySpec, config: ModelConfig) -> tuple[Positions, Any]:
-    """The kind of a modality's positions, and what tells them apart: modalities with equal keys share their rows.
+def position_table(layout: EmbeddingLayout, dim: int) -> Tensor:
+    """Return fixed sin-cos embeddings `positions dim`; zeros where positions are learned or stored."""
+    table = torch.zeros(layout.num_positions, dim)
+    for shape, rows in layout.positions_of("grid").items():
+        table[rows.slice] = sincos_grid(shape, dim)
+    for (count, computed_for), rows in layout.positions_of("line").items():
+        table[rows.slice] = sincos_grid((count,), dim, (computed_for,))
+    return POSITION_SCALE * table
 
-    Grids have a shape; lines how many rows they are, and how many they are computed for; weights the modality's name.
+
+def learned_rows(layout: EmbeddingLayout) -> Tensor:
+    """Return int64 `positions`: the row, from 1, of learned positions in their concatenated tables; 0 for others."""
+    result = torch.zeros(layout.num_positions, dtype=torch.int64)
+    count = 1
+    for rows in layout.positions_of("learned").values():
+        result[rows.slice] = torch.arange(count, count + rows.count)
+        count += rows.count
+    return result
+
+
+def sincos_grid(shape: tuple[int, ...], dim: int, steps: tuple[int, ...] | None = None) -> Tensor:
+    """Return sin-cos positions of a grid, `prod(shape) dim`, row-major; the axes share the channels equally.
+
+    An axis of n steps has sines, then cosines, of the index times frequencies that fall geometrically from pi/2 to
+    pi/(4n), that is, periods of 4 to 8n steps. The periods of up to 60,000 of arXiv 1706.03762, section 3.5, leave most
+    channels nearly constant on 8 or 14 steps, and attention by position hard to learn. Remaining channels are zero.
+    `steps` replaces n: with one n for both, a shorter axis has the first rows of a longer one.
     """
-    layout = spec.layout
-    if spec.name in config.stored_positions:
-        return "stored", spec.name
-    if isinstance(layout, GridLayout | PatchesLayout):
-        return "grid", layout.shape
-    if isinstance(layout, SequenceLayout | EmbeddingsLayout):
-        return "line", (num_positions(spec), num_positions(spec, config.position_lengths.get(spec.name)))
-    assert isinstance(layout, VectorLayout)
-    return "learned", spec.name
+    share = dim // len(shape) // 2
+    fall = torch.arange(share, dtype=torch.float64) / max(share - 1, 1)
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
+    angles = [
+        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -fall)
+        for axis, n in zip(axes, steps or shape, strict=True)
+    ]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+    return F.pad(table, (0, dim - table.shape[1])).float()
+
+
+def rotation_table(layout: EmbeddingLayout, head_size: int) -> Tensor:
+    """Return the rotation of each position, `positions head_size`: cosines, then sines (arXiv 2104.09864, section 3.2).
+
+    Each axis of a grid has its share of the channel pairs. Angles depend on the place between the grid's edges, so that
+    cells of a fine and a coarse grid over one image agree. Sequences, vectors and stored positions are not rotated: the
+    index of a word says nothing about a place.
+    """
+    pairs = head_size // 2
+    angles = torch.zeros(layout.num_positions, pairs)
+    for shape, rows in layout.positions_of("grid").items():
+        angles[rows.slice] = grid_angles(shape, pairs)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def grid_angles(shape: tuple[int, ...], pairs: int) -> Tensor:
+    """Return the angles of a grid's cells in radians, `prod(shape) pairs`, row-major; 0 for the remaining pairs."""
+    share = int(ROTATED * pairs) // len(shape)
+    slow, fast = CYCLES
+    cycles = slow * (fast / slow) ** (torch.arange(share, dtype=torch.float64) / max(share - 1, 1))
+    places = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in shape]
+    axes = torch.meshgrid(*places, indexing="ij")
+    angles = torch.cat([2 * math.pi * cycles * axis.flatten().unsqueeze(1) for axis in axes], dim=1)
+    return F.pad(angles, (0, pairs - angles.shape[1])).float()
+
+
+@torch.no_grad()
+def init_ordered_ids(rows: Tensor, runs: Iterable[OrderedIds], std: float) -> None:
+    """Initialise ids that are numbers so that near levels have similar rows and share what they learn.
+
+    `rows` is a table `ids dim`. Each of the `dim` channels is a wave over the levels with random frequency and phase,
+    so that the similarity of two rows is about exp(-(distance / REACH)^2 / 2): random Fourier features (Rahimi and
+    Recht 2007, section 3). Values have standard deviation `std`.
+    """
+    for ids in runs:
+        levels = torch.arange(ids.count).unsqueeze(1) / max(ids.count - 1, 1)
+        frequencies, phases = torch.randn(rows.shape[1]) / REACH, 2 * math.pi * torch.rand(rows.shape[1])
+        rows[ids.start : ids.stop] = std * math.sqrt(2) * torch.cos(levels * frequencies + phases)

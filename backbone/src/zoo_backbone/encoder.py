@@ -148,7 +148,7 @@ class FourMEncoder(nn.Module):
             x = block(x, turns, seen)
             if number in self.out_indices:
                 taken[number] = x
-        registers = self.model.config.registers
+        registers = self.model.num_registers
         last, *between = (
             self.model.encoder_norm(features)[:, registers:] for features in (x, *map(taken.get, self.out_indices))
         )

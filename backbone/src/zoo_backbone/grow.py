@@ -18,7 +18,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length
-from zoo_backbone.checkpoint import ASKED, CLASS, spec_from_json
+from zoo_backbone.checkpoint import ASKED, CLASS, architecture_for, model_config, stored_specs
 from zoo_backbone.codecs import check_stored
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import datasets_of
@@ -61,8 +61,8 @@ class Trained:
         stored = load_config(folder, CLASS)
         return cls(
             folder=Path(folder),
-            specs=tuple(map(spec_from_json, stored["specs"])),
-            model=from_mapping(ModelConfig, stored["model"]),
+            specs=tuple(stored_specs(stored)),
+            model=model_config(stored),
             train=_as_asked(from_mapping(TrainConfig, stored.get("train", {})), stored.get(ASKED)),
             fingerprints=stored.get("fingerprints", {}),
             run=Run.load(folder) if (folder / RUN).is_file() else None,
@@ -99,7 +99,7 @@ def _as_asked(train: TrainConfig, asked: Sequence[Mapping[str, Any]] | None) -> 
 
 def _made(specs: Sequence[ModalitySpec], model: ModelConfig) -> list[str]:
     """The modalities that such a model makes."""
-    return [spec.name for spec in specs if not spec.continuous and spec.name not in model.inputs_only]
+    return list(architecture_for(model).layout_class(specs, model).discrete)
 
 
 def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
@@ -151,7 +151,7 @@ def growing_mixtures(
     """
     model = model or ModelConfig()
     discrete = _made(specs, model)
-    read = [name for name in old if name not in model.targets_only]
+    read = [name for name in old if name in architecture_for(model).layout_class(specs, model).readable]
     parts = [Mixture()]
     new, known = (tuple(name for name in names if name in discrete) for names in (added, old))
     made = tuple(name for name in known if any(name in part.target_names(known) for part in asked))
@@ -170,7 +170,7 @@ def growing_mixtures(
 def check_same_model(trained: Trained, table: Mapping[str, Any], origin: Origin) -> None:
     """Raise ConfigError for a table [model] of another model than the one that grows."""
     known = dataclasses.asdict(trained.model)
-    wanted = dataclasses.asdict(from_mapping(ModelConfig, {**known, **table}, origin))
+    wanted = dataclasses.asdict(from_mapping(type(trained.model), {**known, **table}, origin))
     for key, value in known.items():
         if wanted[key] != value:
             raise ConfigError(
@@ -278,7 +278,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
     """
     stored = load_config(folder, CLASS)
     record = stored["start"]
-    specs = list(map(spec_from_json, stored["specs"]))
+    specs = stored_specs(stored)
     old = [spec for spec in specs if spec.name in trained.names]
     grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
     device = Ranks().device

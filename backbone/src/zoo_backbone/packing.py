@@ -61,7 +61,7 @@ def filled(
 ) -> tuple[Tensor, Tensor]:
     """Accepted tokens as one tensor `batch tokens` (continuous ones with `dim`), and bool `batch tokens`: which are.
 
-    Sequences end as the model has seen them end in training, see `ModelConfig.marked_inputs`.
+    Sequences end as the model has seen them end in training, see `EmbeddingLayout.marked_inputs`.
     """
     rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in found]
     if (end := shown_end(layout, spec)) is not None:

@@ -1,4 +1,4 @@
-"""Attention, MLP and blocks: pre-norm, as in 4M (arXiv 2312.06647, section 2.2)."""
+"""Attention, MLP and pre-norm blocks, as in 4M (arXiv 2312.06647, section 2.2)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.positions import turned
 
 KeysAndValues = tuple[Tensor, Tensor]
 NORM_EPSILON = 1e-6
 ALIGNED = 1.5
-"""Size of a cross-attention's first keys over that of its queries: how sharply it looks at its own position."""
+"""Initial scale of cross-attention keys over queries: how sharply a target attends to its own position."""
 
 
 def layer_norm(width: int, config: ModelConfig) -> nn.LayerNorm:
-    """A layer norm with 4M's epsilon and, as the config says, without bias."""
+    """Return a layer norm with 4M's epsilon, with a bias if the config asks for one."""
     return nn.LayerNorm(width, eps=NORM_EPSILON, bias=config.biased("norm"))
+
+
+def rotate(x: Tensor, rotation: Tensor | None) -> Tensor:
+    """Rotate queries or keys `batch heads tokens head_size` by `batch tokens head_size` (arXiv 2104.09864).
+
+    A pair is a channel of the first half and the same channel of the second half. The product of a query and a key
+    then depends on the difference of their angles only.
+    """
+    if rotation is None:
+        return x
+    cos, sin = rotation.unsqueeze(1).chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
 class FusedLinear(nn.Linear):
@@ -35,10 +47,7 @@ class FusedLinear(nn.Linear):
 
 @dataclass(slots=True)
 class KeyValueCache:
-    """Keys and values of the tokens read so far in one self-attention, `batch heads length head_size`.
-
-    Room is made once; `append` writes the new ones behind the old.
-    """
+    """Keys and values of the tokens that one self-attention has read, `batch heads length head_size`."""
 
     keys: Tensor
     values: Tensor
@@ -46,12 +55,12 @@ class KeyValueCache:
 
     @classmethod
     def empty(cls, batch: int, length: int, config: ModelConfig, like: Tensor) -> KeyValueCache:
-        """Room for `length` tokens of `batch` samples, with the dtype and device of `like`."""
+        """Allocate room for `length` tokens of `batch` samples, with the dtype and device of `like`."""
         shape = (batch, config.heads, length, config.dim // config.heads)
         return cls(keys=like.new_zeros(shape), values=like.new_zeros(shape))
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values; gives all so far."""
+        """Store new keys and values and return all so far."""
         end = self.length + keys.shape[2]
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
@@ -60,7 +69,7 @@ class KeyValueCache:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a sequence to itself."""
+    """Multi-head self-attention."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,14 +81,14 @@ class SelfAttention(nn.Module):
         self.key_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, turns: Tensor | None, mask: Tensor | None, cache: KeyValueCache | None = None
+        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """`batch tokens dim` to the same; `mask` is bool, broadcast to `batch heads tokens keys`, None for all.
+        """Map `batch tokens dim` to the same shape.
 
-        `turns`, `batch tokens head_size`, are those of the tokens' positions (see `positions.turned`).
+        `mask` is bool, broadcast to `batch heads tokens keys`; None attends to everything.
         """
         query, key, value = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        query, key = turned(self.query_norm(query), turns), turned(self.key_norm(key), turns)
+        query, key = rotate(self.query_norm(query), rotation), rotate(self.key_norm(key), rotation)
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -101,23 +110,23 @@ class CrossAttention(nn.Module):
         self.key_norm = layer_norm(head_size, config) if config.qk_norm else nn.Identity()
 
     def align(self) -> None:
-        """Start with keys that are made as queries are, so that targets first look at inputs of their own position.
+        """Initialise keys like queries, so that targets first attend to the inputs of their own position.
 
-        Learning that from nothing is a long plateau (mimetic initialisation, arXiv 2305.09828, does so for
-        self-attention).
+        Learning this from scratch takes a long plateau. Mimetic initialisation (arXiv 2305.09828) does the same for
+        self-attention.
         """
         with torch.no_grad():
             self.kv.weight[: self.q.out_features] = ALIGNED * self.q.weight
 
-    def keys_and_values(self, context: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What attention needs of a (normed) context, to be kept while the context is fixed."""
+    def keys_and_values(self, context: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return keys and values of a (normed) context, which can be reused for any targets."""
         key, value = rearrange(self.kv(context), "b n (two h d) -> two b h n d", two=2, h=self.heads)
-        return turned(self.key_norm(key), turns), value
+        return rotate(self.key_norm(key), rotation), value
 
     def forward(
         self,
         x: Tensor,
-        turns: Tensor | None,
+        rotation: Tensor | None,
         keys_and_values: KeysAndValues | list[KeysAndValues],
         mask: Tensor | list[Tensor | None] | None,
     ) -> Tensor:
@@ -126,7 +135,7 @@ class CrossAttention(nn.Module):
         Lists hold contexts of different lengths, each for an equal share of the rows of `x`.
         """
         query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
-        query = turned(query, turns)
+        query = rotate(query, rotation)
         if isinstance(keys_and_values, list):
             assert isinstance(mask, list)
             parts = zip(query.chunk(len(keys_and_values)), keys_and_values, mask, strict=True)
@@ -144,7 +153,7 @@ class CrossAttention(nn.Module):
         (grouped-query attention, arXiv 2305.13245), and the mask of a row applies to all its heads.
         """
         key, value = keys_and_values
-        shared = False  # where compiled for any batch, the comparison itself is a symbol, which attention refuses
+        shared = False  # a comparison would be a symbol when compiled for any batch size, which SDPA refuses
         if len(query) > len(key):
             shared = True
             query = rearrange(query, "(b r) h n d -> b (h r) n d", b=len(key))
@@ -163,7 +172,6 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.mlp_hidden, config.dim, bias=config.biased("mlp"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`... dim` to `... dim`."""
         hidden: Tensor = self.up(x)
         if self.gated:
             hidden, gate = hidden.chunk(2, dim=-1)
@@ -180,14 +188,12 @@ class Block(nn.Module):
     activation_checkpointing = False
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
-        """`batch tokens dim` to the same; see `compute`."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(self.compute, x, *others, use_reentrant=False, preserve_rng_state=False)
             return result
         return self.compute(x, *others)
 
     def compute(self, x: Tensor, *others: Any) -> Tensor:
-        """What the block is."""
         raise NotImplementedError
 
 
@@ -201,9 +207,9 @@ class EncoderBlock(Block):
         self.mlp_norm = layer_norm(config.dim, config)
         self.mlp = MLP(config)
 
-    def compute(self, x: Tensor, turns: Tensor | None, mask: Tensor | None) -> Tensor:
-        """`batch inputs dim` to the same."""
-        x = x + self.attention(self.attention_norm(x), turns, mask)
+    def compute(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Map `batch inputs dim` to the same shape."""
+        x = x + self.attention(self.attention_norm(x), rotation, mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
 
@@ -221,28 +227,28 @@ class DecoderBlock(Block):
         self.mlp_norm = layer_norm(config.dim, config)
         self.mlp = MLP(config)
 
-    def keys_and_values(self, context: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What this block keeps of a fixed context."""
-        return self.cross_attention.keys_and_values(self.context_norm(context), turns)
+    def keys_and_values(self, context: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of a fixed context."""
+        return self.cross_attention.keys_and_values(self.context_norm(context), rotation)
 
     def compute(
         self,
         x: Tensor,
-        turns: Tensor | None,
+        rotation: Tensor | None,
         context: KeysAndValues | list[KeysAndValues],
         self_mask: Tensor | None,
         context_mask: Tensor | list[Tensor | None] | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """`batch targets dim` to the same; `context` is this block's `keys_and_values`, or a list of several."""
-        x = x + self.self_attention(self.self_norm(x), turns, self_mask, cache)
-        x = x + self.cross_attention(self.query_norm(x), turns, context, context_mask)
+        """Map `batch targets dim` to the same shape; `context` is one result of `keys_and_values`, or several."""
+        x = x + self.self_attention(self.self_norm(x), rotation, self_mask, cache)
+        x = x + self.cross_attention(self.query_norm(x), rotation, context, context_mask)
         result: Tensor = x + self.mlp(self.mlp_norm(x))
         return result
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier-uniform linear layers and zero biases, as 4M and MAE do; fused projections as if they were separate."""
+    """Initialise linear layers like 4M and MAE: Xavier-uniform, each part of a fused projection separately; no bias."""
     if isinstance(module, nn.Linear):
         parts = module.parts if isinstance(module, FusedLinear) else 1
         bound = (6 / (module.in_features + module.out_features / parts)) ** 0.5

@@ -17,7 +17,15 @@ from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
-from zoo_backbone.checkpoint import BY_MODALITY, CLASS, GROWING, PUBLISHED, load_model, model_tensors, spec_from_json
+from zoo_backbone.checkpoint import (
+    CLASS,
+    GROWING,
+    PUBLISHED,
+    architecture_for,
+    load_model,
+    model_tensors,
+    spec_from_json,
+)
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.model import FourM
 from zoo_backbone.optim import TOKEN_TABLE
@@ -70,7 +78,7 @@ def begin(
     `ids` are those that `ids_in_use` gives; without, the backbone in `start` knows all ids of its vocabularies.
     """
     if start is None:
-        return Beginning(model=FourM.seeded(config, specs, seed))
+        return Beginning(model=architecture_for(config).seeded(config, specs, seed))
     stored = load_config(start, CLASS)
     model = load_model(start, specs, seed=seed)
     config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
@@ -187,7 +195,7 @@ def unused_rows(model: FourM, in_use: Mapping[str, int]) -> dict[str, Tensor]:
 def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
     """Let a new modality's marker and mask token start as the mean of those that are there."""
     for name, table in model.named_parameters():
-        if name in BY_MODALITY and known[name].any():
+        if name in model.modality_rows and known[name].any():
             table[~known[name]] = table[known[name]].mean(0)
 
 

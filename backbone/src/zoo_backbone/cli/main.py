@@ -81,9 +81,9 @@ def train(
 
     from tokenizers_zoo.checkpoint import load_config
     from tokenizers_zoo.data.tokens import TokenStore
-    from zoo_backbone.checkpoint import CLASS
+    from zoo_backbone.checkpoint import CLASS, model_config
     from zoo_backbone.codecs import codecs_to_train_with
-    from zoo_backbone.config import ModelConfig, TrainConfig
+    from zoo_backbone.config import TrainConfig
     from zoo_backbone.config import preset as preset_config
     from zoo_backbone.data import check_tokenizers, datasets_of, names_in
     from zoo_backbone.distributed import leave, leave_but_first
@@ -94,10 +94,11 @@ def train(
 
     tables = read_tables(config_file)
     if start is not None and preset is None:
-        size = load_config(start, CLASS)["model"]
+        size = model_config(load_config(start, CLASS))
     else:
-        size = dataclasses.asdict(preset_config(preset or "nano"))
-    model = from_mapping(ModelConfig, size | tables["model"], Origin(path=config_file, table="model"))
+        size = preset_config(preset or "nano")
+    origin = Origin(path=config_file, table="model")
+    model = from_mapping(type(size), dataclasses.asdict(size) | tables["model"], origin)
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
     origin = Origin(path=config_file, table="train")
     table = assigned(tables["train"], changes)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import ModalitySpec
+from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.evaluation.data import EvaluationData
 from zoo_backbone.model import FourM
@@ -66,9 +67,9 @@ def default_pairs(specs: Sequence[ModalitySpec], config: ModelConfig | None = No
 
     Without those that a model with this configuration does not read, or does not make.
     """
-    config, names = config or ModelConfig(), ranked_names(specs)
-    unmade = {spec.name for spec in specs if spec.continuous}.union(config.inputs_only)
-    given = [name for name in names if name not in config.targets_only]
-    made = [name for name in names if name not in unmade]
+    config = config or ModelConfig()
+    layout, names = architecture_for(config).layout_class(specs, config), ranked_names(specs)
+    given = [name for name in names if name in layout.readable]
+    made = [name for name in names if name in layout.discrete]
     pairs: list[Pair] = [((a,), b) for a in given for b in made if a != b]
     return sorted(pairs, key=lambda pair: (pair[0] != (given[0],), pair[1] != made[0]))

@@ -11,6 +11,7 @@ from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.registry import ModalityHandle
+from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.config import Dataset, ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import datasets_of
 from zoo_backbone.evaluation.gallery import sheet_name, text_of, write_sheet
@@ -40,6 +41,9 @@ class Previews:
         inherited: bool = False,
     ) -> None:
         self.handles, self.config, self.model = handles, config, model or ModelConfig()
+        self.layout = architecture_for(self.model).layout_class(
+            [handle.spec for handle in handles.values()], self.model
+        )
         self.stores = datasets_of(tokens, config)
         self._columns: dict[tuple[Path, str], TokenColumn | None] = {}
         self.tokens: dict[Preview, dict[str, Any]] = {}
@@ -75,9 +79,9 @@ class Previews:
                 return f"previews: {name} is not of this run; its modalities are {', '.join(self.handles)}"
         if not preview.inputs:
             return f"previews: {preview.target}: expected at least one input"
-        if preview.target in self.model.inputs_only:
+        if preview.target in self.layout.inputs_only:
             return f"previews: {preview.target}: it is only an input of this model"
-        if made := set(preview.inputs) & set(self.model.targets_only):
+        if made := set(preview.inputs) & set(self.layout.targets_only):
             return f"previews: {min(made)}: it is only a target of this model"
         if self.handles[preview.target].spec.continuous or preview.target in preview.inputs:
             return f"previews: {preview.target}: expected a discrete modality that is not an input"

@@ -56,7 +56,7 @@ class EncoderInputs:
     def mark_open(self, name: str) -> None:
         """Represent a sequence without tokens by one sentinel, and embeddings by a zero vector, as 4M's code does.
 
-        Only in models with `ModelConfig.marked_inputs`, and in passes that hide the modality only if they are marked.
+        Only in models with `EmbeddingLayout.marked_inputs`; in passes that hide the modality only if they are marked.
         """
         layout = self.layout.spec(name).layout
         marked = self.layout.marked_inputs and name not in self.layout.targets_only

@@ -206,7 +206,7 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
 def add_partial(inputs: EncoderInputs, spec: ModalitySpec, tokens: Any) -> None:
     """Add the known tokens to the inputs; sequences with a sentinel for each gap.
 
-    A sequence without any token is left out, except in models with `ModelConfig.marked_inputs`.
+    A sequence without any token is left out, except in models with `EmbeddingLayout.marked_inputs`.
     """
     if not isinstance(spec.layout, SequenceLayout):
         grid = tokens.to(inputs.device)

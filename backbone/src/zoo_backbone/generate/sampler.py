@@ -192,7 +192,7 @@ def target_logits(
     x = model.embed_targets(read, positions, torch.full_like(read, layout.index(name)))
     # No mask: all targets are of one modality, and the next token of a sequence sees all tokens before it.
     context = contexts if len(contexts) > 1 else contexts[0]
-    hidden = model.decode(x, model.turns(positions), context, None, caches)
+    hidden = model.decode(x, model.rotations(positions), context, None, caches)
     return passes.combined(model.logits(hidden, layout.table_of(layout.spec(name))).float())
 
 
@@ -318,7 +318,7 @@ class _Filling:
         spec = model.layout.spec(plan.name)
         assert isinstance(spec.layout, SequenceLayout)
         layout = spec.layout
-        self.layout, self.known, self.any_end = layout, known, not model.config.marked_inputs
+        self.layout, self.known, self.any_end = layout, known, not model.layout.marked_inputs
         self.gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in known], device=device)
         room = [max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in known]
         self.room = torch.tensor(room, device=device)

@@ -29,7 +29,7 @@ from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
-from zoo_backbone.ml4m.convert import export_backbone, import_backbone
+from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import (
     NO_CODEC,
     PRESET,

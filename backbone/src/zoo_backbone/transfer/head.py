@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.embedding_layout import EmbeddingLayout, init_ordered_ids
 from zoo_backbone.encoder import flat_grid
 from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD
-from zoo_backbone.numbers import start_alike
 from zoo_backbone.transfer.config import HeadName, TransferConfig
 from zoo_backbone.transfer.targets import ClassMap, Numbers, Tokens
 from zoo_backbone.transformer import CrossAttention, DecoderBlock, KeyValueCache, initialise, layer_norm
@@ -200,8 +199,8 @@ class TokenDecoder(Head):
         for table in (self.embedding.weight, self.start, self.positions):
             nn.init.normal_(table, std=EMBEDDING_STD)
         nn.init.normal_(self.out.weight, std=OUTPUT_STD)
-        start_alike(self.embedding.weight, target.ordered_ids, EMBEDDING_STD)
-        start_alike(self.out.weight, target.ordered_ids, OUTPUT_STD)
+        init_ordered_ids(self.embedding.weight, target.ordered_ids, EMBEDDING_STD)
+        init_ordered_ids(self.out.weight, target.ordered_ids, OUTPUT_STD)
 
     def _context(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [cast(DecoderBlock, block).keys_and_values(features, None) for block in self.blocks]

@@ -35,11 +35,9 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import fixed_shape
-from zoo_backbone.checkpoint import load_model, spec_from_json
+from zoo_backbone.checkpoint import architecture_of, load_model, model_config, stored_specs
 from zoo_backbone.codecs import check_codec
-from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.model import FourM
 from zoo_backbone.packing import shown_end, spans_of
 from zoo_backbone.run import stored_config, zoo_of
 from zoo_backbone.transfer.config import TransferConfig
@@ -88,7 +86,7 @@ def build_encoder(run: Path, config: TransferConfig, seed: int) -> FourMEncoder:
     model = load_model(run)
     if config.tuning == "scratch":
         positions = dict(model.named_buffers())  # fixed, also in a model from scratch
-        model = FourM.seeded(model.config, model.layout.specs, seed)
+        model = type(model).seeded(model.config, model.layout.specs, seed)
         for name, buffer in model.named_buffers():
             buffer.copy_(positions[name])
     encoder = FourMEncoder(model, frozen=config.tuning in ("frozen", "lora"))
@@ -332,8 +330,8 @@ def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfi
     """Return the encoder before its tuned weights are loaded."""
     backbone = stored["backbone"]
     if config.tuning in ("full", "scratch"):
-        specs = list(map(spec_from_json, backbone["specs"]))
-        return FourMEncoder(FourM.unfilled(from_mapping(ModelConfig, backbone["model"]), specs)).eval()
+        unfilled = architecture_of(backbone).unfilled(model_config(backbone), stored_specs(backbone))
+        return FourMEncoder(unfilled).eval()
     run = run or Path(backbone["run"])
     if not run.is_dir():
         raise CheckpointError(f"{folder}: its backbone was in {run}, which is gone; give --run RUN")

@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, load_config, save_checkpoint
-from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError
@@ -27,9 +26,7 @@ from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.train.batches import seeded, to_device
 from tokenizers_zoo.train.loop import identity, train
 from tokenizers_zoo.train.task import Kept
-from zoo_backbone.checkpoint import spec_from_json
-from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.checkpoint import stored_layout
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.run import Run, registry_place, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
@@ -88,7 +85,7 @@ def train_probe(
         raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
     run, record = Path(run), Run.load(run)
     backbone = stored_config(run)
-    layout = EmbeddingLayout(list(map(spec_from_json, backbone["specs"])), from_mapping(ModelConfig, backbone["model"]))
+    layout = stored_layout(backbone)
     inputs = [layout.spec(name).name for name in inputs]
     for name in inputs:
         layout.check_read(name, "--input")
@@ -119,8 +116,10 @@ def train_probe(
     probe_config = {
         "class": CLASS, "task": {"text": parsed.text, "wanted": wanted}, "target": target_to_json(target),
         "inputs": inputs, "head": head, "settings": dataclasses.asdict(config), "seed": seed,
-        "backbone": {"run": str(run.resolve()),
-                     **{key: backbone[key] for key in ("weights_sha256", "fingerprints", "model", "specs")}},
+        "backbone": {
+            "run": str(run.resolve()),
+            **{key: backbone[key] for key in ("weights_sha256", "fingerprints", "architecture", "model", "specs")},
+        },
         "tokens": str(record.tokens), "data": None if data is None else str(data.resolve()),
         "registry": registry_place(zoo.path),
     }  # fmt: skip

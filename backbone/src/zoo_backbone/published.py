@@ -1,0 +1,141 @@
+"""The published 4M models (github.com/apple/ml-4m): where they differ from ours, as subclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.spec import ModalitySpec, PatchesLayout, SequenceLayout
+from zoo_backbone.batch import PackedInputs
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.embedding_layout import EmbeddingLayout, Positions, init_ordered_ids
+from zoo_backbone.model import EMBEDDING_STD, FourM
+from zoo_backbone.transformer import initialise
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedConfig(ModelConfig):
+    """The shape of a published 4M model."""
+
+    share_modality_embeddings: bool = True
+    """Whether the inputs and targets of a modality have the same modality embedding."""
+    registers: int = 0
+    """Learned tokens that precede the inputs (arXiv 2309.16588)."""
+    stored_positions: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the position embeddings of each published modality. They are buffers, separate for inputs and targets."""
+    inputs_only: tuple[str, ...] = ()
+    """Discrete modalities without weights as targets."""
+    targets_only: tuple[str, ...] = ()
+    """Modalities without weights as inputs."""
+
+    def __post_init__(self) -> None:
+        ModelConfig.__post_init__(self)
+        if self.registers < 0:
+            raise ValueError(f"registers: expected 0 or more, got {self.registers}")
+        if min(self.stored_positions.values(), default=1) < 1:
+            raise ValueError(f"stored_positions: expected at least 1 each, got {dict(self.stored_positions)}")
+
+
+class PublishedLayout(EmbeddingLayout):
+    """Every modality has its own embedding table, and stored positions where the published model has it.
+
+    Inputs mark sequences as in the published training: `end` follows a sequence shorter than its maximum length, and
+    one sentinel represents a sequence that is still to be generated, or hidden from the unconditional pass of guidance.
+    Embeddings hidden from this pass are one vector of zeros.
+    """
+
+    marked_inputs = True
+
+    def __init__(self, specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> None:
+        config = config or PublishedConfig()
+        assert isinstance(config, PublishedConfig)
+        self.stored = config.stored_positions
+        self.inputs_only, self.targets_only = frozenset(config.inputs_only), frozenset(config.targets_only)
+        super().__init__(specs, config)
+
+    def table_of(self, spec: ModalitySpec) -> str:
+        return spec.name
+
+    def position_key(self, spec: ModalitySpec) -> tuple[Positions, Any]:
+        return ("stored", spec.name) if spec.name in self.stored else EmbeddingLayout.position_key(self, spec)
+
+    def num_positions_of(self, spec: ModalitySpec) -> int:
+        if spec.name not in self.stored:
+            return EmbeddingLayout.num_positions_of(self, spec)
+        # Targets of a sequence are its masked tokens, and a sentinel before each span; kept tokens separate spans.
+        needed = spec.layout.length + isinstance(spec.layout, SequenceLayout)
+        if self.stored[spec.name] < needed:
+            raise ConfigError(
+                f"backbone: {spec.name} needs {needed} positions, and the model stores {self.stored[spec.name]}; give "
+                "it a shorter maximum length or a smaller grid"
+            )
+        return self.stored[spec.name]
+
+
+class PublishedFourM(FourM):
+    """FourM with the weights of ml-4m.
+
+    It has a second table for tokens that the decoder reads, one mask token for all modalities, patches without bias,
+    stored positions, and optionally registers and separate modality embeddings of targets.
+    """
+
+    layout_class = PublishedLayout
+    config_class = PublishedConfig
+    config: PublishedConfig
+    table_rows: ClassVar[Mapping[str, str]] = {**FourM.table_rows, "read_embedding.weight": "read"}
+    modality_rows: ClassVar[Mapping[str, str]] = {
+        "modality_embedding.weight": "modalities", "target_modality_embedding.weight": "target_modalities",
+    }  # fmt: skip
+    stored_rows: ClassVar[Mapping[str, str]] = {
+        "fixed_positions": "input_positions", "target_positions": "target_positions",
+    }  # fmt: skip
+
+    target_positions: Tensor
+
+    def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
+        super().__init__(config, specs)
+        dim = config.dim
+        self.num_registers = self.config.registers
+        self.mask_embedding = nn.Embedding(1, dim)
+        self.read_embedding = nn.Embedding(self.layout.num_tokens, dim)
+        added: list[Tensor] = [self.mask_embedding.weight, self.read_embedding.weight]
+        if not self.config.share_modality_embeddings:
+            self.target_modality_embedding = nn.Embedding(len(self.layout), dim)
+            added.append(self.target_modality_embedding.weight)
+        if self.num_registers:
+            self.registers = nn.Parameter(torch.empty(self.num_registers, dim))
+            added.append(self.registers)
+        for spec in specs:
+            if isinstance(spec.layout, PatchesLayout):
+                self.projections[spec.name] = nn.Linear(spec.layout.dim, dim, bias=False).apply(initialise)
+        for table in added:
+            nn.init.normal_(table, std=EMBEDDING_STD)
+        for name, runs in self.layout.ordered_ids.items():
+            init_ordered_ids(self.read_embedding.weight[self.layout.token_tables[name].slice], runs, EMBEDDING_STD)
+        self.register_buffer("fixed_positions", self.fixed_positions, persistent=True)
+        self.register_buffer("target_positions", self.fixed_positions.clone())
+
+    def embed_targets(self, read: Tensor, positions: Tensor, modalities: Tensor) -> Tensor:
+        masked = (read < 0).unsqueeze(-1)
+        content = torch.where(masked, self.mask_embedding.weight[0], self.read_embedding(read.clamp(min=0)))
+        shared = self.config.share_modality_embeddings
+        modality = (self.modality_embedding if shared else self.target_modality_embedding)(modalities)
+        result: Tensor = content + (self.embed_positions(positions, self.target_positions) + modality)
+        return result
+
+    def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        content, place, rotation, mask = super().encoder_inputs(inputs)
+        if not (count := self.num_registers):
+            return content, place, rotation, mask
+        content = torch.cat([self.registers.to(content.dtype).expand(len(content), -1, -1), content], 1)
+        if rotation is not None:  # registers have no place: cosines are 1, sines 0
+            still = torch.ones_like(rotation[:, :1].expand(-1, count, -1))
+            still[..., still.shape[-1] // 2 :] = 0
+            rotation = torch.cat([still, rotation], dim=1)
+        return content, F.pad(place, (0, 0, count, 0)), rotation, F.pad(mask, (count, 0), value=True)
