@@ -1,5 +1,4 @@
-"""Write the pages that say what the code says: commands.md, hooks.md, settings.md, a page per modality, and
-the README of each plugin.
+"""Write the generated pages: commands.md, hooks.md, settings.md, a page per modality, a README per plugin.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits 1 where they are out of date
@@ -22,13 +21,13 @@ from tokenizers_zoo.cli.main import zoo
 
 ROOT = Path(__file__).parent.parent
 ERRORS = """\
-An error, one of the command line, too, is a line on stderr and exit code 1; an interrupt (Ctrl-C) gives exit code 130.
-Progress goes to stderr as well, results to stdout. `zoo --debug COMMAND` shows the traceback.
+Errors are one line on stderr with exit code 1; an interrupt (Ctrl-C) gives exit code 130. Progress goes to stderr,
+results to stdout. `zoo --debug COMMAND` shows the traceback.
 """
 
 
 def commands(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
-    """Every command below `command` with its help text."""
+    """Yield every command below `command` with its help text."""
     context = command.make_context(path, [], resilient_parsing=True, terminal_width=100, **zoo.context_settings)
     yield path, command.get_help(context)
     if isinstance(command, click.Group):
@@ -39,7 +38,7 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
 
 
 def commands_page() -> str:
-    """The command reference."""
+    """Return the command reference."""
     parts = ["# Commands\n\nGenerated from the program by `make docs`.\n", ERRORS]
     for path, text in commands(zoo, "zoo"):
         parts.append(f"## {path}\n\n```text\n{text}\n```\n")
@@ -47,7 +46,7 @@ def commands_page() -> str:
 
 
 def hooks_page() -> str:
-    """The contract, hook by hook."""
+    """Return the contract, hook by hook."""
     parts = ["# The plugin contract\n\nGenerated from `tokenizers_zoo/hookspecs.py` by `make docs`.\n"]
     parts.append(inspect.getdoc(hookspecs) or "")
     for owner, required in (
@@ -65,7 +64,7 @@ def hooks_page() -> str:
 
 
 def main() -> None:
-    """Write or check the pages; a page of a modality that is gone goes, too."""
+    """Write or check the pages; remove pages of removed modalities."""
     pages = {"commands.md": commands_page(), "hooks.md": hooks_page(), "settings.md": settings_page()}
     pages = {f"docs/{name}": text for name, text in (pages | modality_pages()).items()} | plugin_readmes()
     gone = [path for path in (ROOT / "docs" / "modalities").glob("*.md") if f"docs/modalities/{path.name}" not in pages]

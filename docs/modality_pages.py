@@ -1,25 +1,99 @@
-"""A page per modality: its spec, what becomes of files, its metrics, its settings with their docstrings."""
+"""A page per modality: spec, files, metrics, and settings with their docstrings."""
 
 from __future__ import annotations
 
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
-from files_and_values import files_section
-from markdown_tables import preset_sections, settings_tables, table
+from settings_page import preset_sections, settings_tables, table
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.inspect import describe_layout
+from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.testing.probes import OTHER, Probe, outcome_of, probed_files, shortened
 from tokenizers_zoo.text_vocab import VocabularyConfig
+
+ALIKE = 0.6
+"""Two refusals with at least this share of common words at their ends are shown as one."""
+GAP = "..."
+PAUSES = ",;"
+"""Punctuation kept at the end of a gap."""
+
+
+def files_section(handle: ModalityHandle) -> tuple[str, list[tuple[str, str, str]]]:
+    """Return the section's text and table rows: kind of file, description, result."""
+    try:
+        files = probed_files(handle)
+    except ZooError as error:
+        sys.exit(str(error))
+    others = shortened(handle, outcome_of(handle, OTHER).line)
+    at_hand = "other values than declared above are refused."
+    if handle.spec.value.kind == "array":
+        at_hand = (
+            "another shape, type or range than declared above is refused; the table's other checks apply to files only."
+        )
+    text = (
+        f"Reads {', '.join(f'`.{end}`' for end in files.reads)}; writes `.{files.writes}`. Another kind of file is"
+        f" refused: `{others}`. From Python, {at_hand}"
+    )
+    rows = []
+    for kind in dict.fromkeys(kind for kind, _ in files.probes):
+        probes = [probe for other, probe in files.probes if other == kind]
+        rows += [(kind, what, happens) for what, happens in merged(handle, probes)]
+    return text, rows
+
+
+def merged(handle: ModalityHandle, probes: Sequence[Probe]) -> list[tuple[str, str]]:
+    """Return rows of descriptions and results; files with the same result share a row, readable files first."""
+    read: dict[str, list[str]] = {}
+    refused: list[tuple[list[str], list[str]]] = []
+    damaged: list[str] = []
+    for probe in probes:
+        outcome = outcome_of(handle, probe)
+        if outcome.fault:
+            sys.exit(f"{handle.name}: {probe.what}: {outcome.fault}")
+        if outcome.read:
+            read.setdefault(outcome.how, []).append(probe.what)
+        elif probe.damaged:
+            damaged.append(probe.what)
+        else:
+            add(refused, probe.what, shortened(handle, outcome.line).split(" "))
+    rows = [("; ".join(whats), f"read: {how}" if how else "read") for how, whats in read.items()]
+    rows += [("; ".join(whats), f"refused: `{' '.join(words)}`") for whats, words in refused]
+    return rows + ([("; ".join(damaged), "refused")] if damaged else [])
+
+
+def add(refused: list[tuple[list[str], list[str]]], what: str, words: list[str]) -> None:
+    """Add a refusal; refusals that differ only in a few words in the middle are merged."""
+    for place, (whats, others) in enumerate(refused):
+        if (common := with_gap(others, words)) is not None:
+            refused[place] = ([*whats, what], common)
+            return
+    refused.append(([what], words))
+
+
+def with_gap(first: list[str], second: list[str]) -> list[str] | None:
+    """Return the common words of two lines with a gap, or None if they have little in common."""
+    if first == second:
+        return first
+    shorter = min(len(first), len(second))
+    start = next((place for place in range(shorter) if first[place] != second[place]), shorter)
+    end = next((place for place in range(shorter - start) if first[-1 - place] != second[-1 - place]), shorter - start)
+    if start + end < ALIKE * max(len(first), len(second)):
+        return None
+    last, other = (words[len(words) - end - 1][-1:] for words in (first, second))
+    return [*first[:start], GAP + (last if last == other and last in PAUSES else ""), *first[len(first) - end :]]
+
 
 PLUGINS = Path(__file__).parent.parent / "plugins"
 NOTE = "Generated from the plugin by `make docs`."
 
 
 def modality_pages() -> dict[str, str]:
-    """Path and text of the page of every modality that this repository's plugins declare, and of their index."""
+    """Return path and text of the pages of this repository's modalities, and of their index."""
     zoo = Zoo.installed()
     handles = [zoo[name] for name in declared(zoo)]
     pages = {f"modalities/{handle.name}.md": page(handle) for handle in handles}
@@ -27,7 +101,7 @@ def modality_pages() -> dict[str, str]:
 
 
 def declared(zoo: Zoo) -> list[str]:
-    """The modalities of plugins/*/pyproject.toml, sorted; whatever else is installed has its own documents."""
+    """Return the modalities of plugins/*/pyproject.toml, sorted."""
     names = []
     for path in sorted(PLUGINS.glob("*/pyproject.toml")):
         points = tomllib.loads(path.read_text(encoding="utf-8"))["project"].get("entry-points", {})
@@ -39,15 +113,15 @@ def declared(zoo: Zoo) -> list[str]:
 
 
 def index(handles: list[ModalityHandle]) -> str:
-    """All modalities in a table, and the settings of the vocabulary that some share."""
+    """Return a table of all modalities, and the settings of shared vocabularies."""
     rows = [
         (f"[{h.name}]({h.name}.md)", h.spec.summary, h.spec.family, describe_layout(h.spec.layout),
          str(h.spec.vocab_size or "-"), ", ".join(h.spec.derived_from))
         for h in handles
     ]  # fmt: skip
-    lines = [f"# Modalities\n\n{NOTE} Sizes are those of the default settings.\n"]
+    lines = [f"# Modalities\n\n{NOTE} Sizes are for the default settings.\n"]
     lines += table(("name", "what", "family", "tokens", "ids", "derived from"), rows)
-    lines.append("\n## Shared vocabularies\n\n`[vocabularies.NAME]` of registry.toml, for all that name it:\n")
+    lines.append("\n## Shared vocabularies\n\n`[vocabularies.NAME]` of registry.toml:\n")
     lines += settings_tables(VocabularyConfig, "vocabularies.NAME")
     return "\n".join(lines) + "\n"
 
@@ -56,7 +130,7 @@ def page(handle: ModalityHandle) -> str:
     """One modality."""
     spec = handle.spec
     tokens = describe_layout(spec.layout) + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input")
-    shared = ", shared with all that name it ([its settings](README.md#shared-vocabularies))"
+    shared = ", shared ([its settings](README.md#shared-vocabularies))"
     facts = {
         "value": f"{spec.value}"
         + (f": {spec.value.description}" if spec.value.kind == "array" else "").removesuffix(": "),
@@ -78,7 +152,7 @@ def page(handle: ModalityHandle) -> str:
         lines += table(("field", "what"), [(f"`{name}`", what) for name, what in spec.value.fields])
     text, rows = files_section(handle)
     lines += [f"\n## Files and values\n\n{text}\n", *table(("file", "what", "what happens"), rows)]
-    fit = " A tokenizer of the default settings that is fit for use is no worse than the bound (`zoo doctor`)."
+    fit = " A usable tokenizer with default settings meets the bound (`zoo doctor`)."
     bounded = any(m.bound is not None for m in spec.metrics)
     lines.append(f"\n## Metrics\n\nThe first one is the main metric.{fit if bounded else ''}\n")
     rows = [
@@ -94,5 +168,5 @@ def page(handle: ModalityHandle) -> str:
 
 
 def sentence(text: str) -> str:
-    """A summary as a sentence."""
+    """Return a summary as a sentence."""
     return f"{text[0].upper()}{text[1:].removesuffix('.')}."

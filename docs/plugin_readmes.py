@@ -1,4 +1,4 @@
-"""A README for each plugin distribution of this repository: what it gives, how to install and use it."""
+"""A README for each plugin distribution of this repository: contents, installation, use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import table
 from modality_pages import PLUGINS, sentence
+from settings_page import table
 
 from tokenizers_zoo import Zoo
 
@@ -20,7 +20,7 @@ EXTRAS = "[project.optional-dependencies]"
 
 
 def plugin_readmes() -> dict[str, str]:
-    """Path, from the repository's root, and text of every plugin's README."""
+    """Return path and text of every plugin's README."""
     zoo, paths = Zoo.installed(), sorted(PLUGINS.glob("*/pyproject.toml"))
     return {f"plugins/{path.parent.name}/README.md": readme(zoo, path) for path in paths}
 
@@ -38,7 +38,7 @@ def readme(zoo: Zoo, path: Path) -> str:
 
 
 def modalities(zoo: Zoo, names: list[str]) -> list[str]:
-    """A row for each modality, and how the first comes to have a tokenizer."""
+    """Return a row per modality, and the commands for the first one's tokenizer."""
     if not names:
         return []
     specs = [zoo[name].spec for name in names]
@@ -53,7 +53,7 @@ def modalities(zoo: Zoo, names: list[str]) -> list[str]:
 
 
 def sources(zoo: Zoo, names: list[str]) -> list[str]:
-    """A row for each source, and how the first makes data."""
+    """Return a row per source, and the command for the first one's data."""
     if not names:
         return []
     specs = [zoo.source(name).spec for name in names]
@@ -66,7 +66,7 @@ def sources(zoo: Zoo, names: list[str]) -> list[str]:
 
 
 def extras(text: str, project: Mapping[str, Any], folder: str) -> list[str]:
-    """The extras with what they install; what they are for is the comment above them in pyproject.toml."""
+    """Return the table of extras; the comment above them in pyproject.toml explains them."""
     found = project.get("optional-dependencies", {})
     if not found:
         return []

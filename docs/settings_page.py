@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from markdown_tables import keys_table, settings_tables, table, told_tables
+from collections.abc import Mapping
+from typing import Any
 
-from tokenizers_zoo.config import plain, tables_of
+import torch
+
+from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, plain, tables_of
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
 from zoo_backbone.cli.generate import SAMPLING
@@ -15,14 +17,80 @@ from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer.config import TUNING, TransferConfig
 
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
+
+
+def settings_tables(cls: type, name: str) -> list[str]:
+    """Return the keys of a settings dataclass as the table `name`, then each inner table under a heading."""
+    first, *inner = tables_of(cls, name)
+    lines = keys_table(first)
+    for below in inner:
+        lines += [f"\n### `{below.header}`\n", *absence(below), *keys_table(below)]
+    return lines
+
+
+def told_tables(cls: type, name: str) -> list[str]:
+    """Return all tables with headings and the docstrings of their classes."""
+    lines = []
+    for one in tables_of(cls, name):
+        lines += [f"\n### `{one.header}`\n", f"{one.about}\n", *absence(one), *keys_table(one)]
+    return lines
+
+
+def absence(one: Table) -> list[str]:
+    """Return a note for a table that is absent by default."""
+    return ["Absent by default.\n"] if one.absent else []
+
+
+def keys_table(keys: Table) -> list[str]:
+    """Return the keys of a table with type, default and meaning."""
+    rows = [
+        (
+            f"`{key.name}`",
+            key.type,
+            default_text(key.default),
+            key.meaning or ("See below." if key.inner else ""),
+        )
+        for key in keys.keys
+    ]
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def default_text(default: str) -> str:
+    """Return a default, values as code."""
+    return default if default in (UNSET, REQUIRED, ITS_TABLE) else f"`{default}`"
+
+
+def preset_sections(cls: type) -> list[str]:
+    """Return the presets of a settings class with their keys."""
+    lines = []
+    for name, keys in getattr(cls, "presets", {}).items():
+        lines.append(f'\n### `preset = "{name}"`\n\nSets these keys; explicit keys take precedence.\n\n```toml')
+        lines += [*toml_lines(keys), "```"]
+    return lines
+
+
+def toml_lines(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return keys and values; inner tables get dotted keys."""
+    lines = []
+    for key, value in keys.items():
+        name = f"{prefix}{key}"
+        lines += toml_lines(value, f"{name}.") if isinstance(value, Mapping) else [f"{name} = {plain(value)}"]
+    return lines
+
+
 ANY = ModalitySpec(name="any", summary="any", value=ValueSpec(), layout=GridLayout(shape=(1, 1)), vocab_size=2)
-"""A model has to have a modality; the blocks do not depend on which."""
+"""Any modality, because a model needs one."""
 INTRODUCTION = """# Settings
 
-Generated from the code by `make docs`: every key that a file of settings may have. Those of modalities are on
-[their pages](modalities/README.md), those of sources in `zoo source info NAME`. `--set key=value` takes the keys of the
-table that the command's help names. A key that is not known is an error that names file, line and key. `-` stands for
-an absent one.
+Generated from the code by `make docs`: all keys of settings files. Modalities have their own
+[pages](modalities/README.md), and `zoo source info NAME` shows a source's settings. `--set key=value` takes the keys of
+the table that the command's help names. An unknown key is an error that names file, line and key. `-` means that the
+key is absent.
 
 | file | read by | tables |
 | --- | --- | --- |
@@ -36,14 +104,14 @@ VOCABULARIES = "\n### `[vocabularies.NAME]`\n\nSee [shared vocabularies](modalit
 BACKBONE = """
 ## A backbone
 
-[Training](training.md) says what the keys do, with figures. The size of a model is what `[model]` says; what it leaves
-out is as in `zoo backbone train --preset NAME`, one of the sizes below; without `--preset` as in `nano`, or with
-`--from` as in that run. The defaults in the table of `[model]` are those of `ModelConfig` in Python, not of the
-command. All presets have `rotary = true`; their parameters are those of the blocks, without embeddings.
+[Training](training.md) explains the keys with figures. Keys missing from `[model]` come from `zoo backbone train
+--preset NAME`, a size of the table below (default: `nano`), or with `--from` from that run. The defaults of
+`[model]` belong to `ModelConfig` in Python, not to the command. All presets have `rotary = true`; their parameters are
+counted without embeddings.
 """
-TRANSFER = "\n## A transfer\n\n[Transfer](transfer.md) says what the keys do."
-TUNINGS = "\nDefaults that go with `tuning`, in place of those above:\n"
-PLAN = "\n## A plan\n\n[Generation](generation.md) says what the keys do. Without a plan, {} go with every target.\n"
+TRANSFER = "\n## A transfer\n\n[Transfer](transfer.md) explains the keys."
+TUNINGS = "\nDefaults that depend on `tuning`:\n"
+PLAN = "\n## A plan\n\n[Generation](generation.md) explains the keys. Without a plan, every target has {}.\n"
 
 
 def settings_page() -> str:
@@ -63,7 +131,7 @@ def settings_page() -> str:
 
 
 def presets() -> list[str]:
-    """A row for each size."""
+    """Return a row per size."""
     rows = []
     for name, config in PRESETS.items():
         depths = f"{config.encoder_depth} + {config.decoder_depth}"
@@ -73,14 +141,14 @@ def presets() -> list[str]:
 
 
 def millions(config: ModelConfig) -> str:
-    """Parameters of the blocks; no memory is taken for them."""
+    """Return the number of the blocks' parameters, without allocating them."""
     with torch.device("meta"):
         count = FourM(config, [ANY]).transformer_parameters() / 1e6
     return f"{count:,.{0 if count > 100 else 1}f}"
 
 
 def tunings() -> list[str]:
-    """A row for each tuning with the keys that it sets."""
+    """Return a row per tuning with its keys."""
     rows = [
         (f"`{name}`", ", ".join(f"`{key} = {plain(value)}`" for key, value in keys.items()))
         for name, keys in TUNING.items()

@@ -98,7 +98,7 @@ class Needed:
 
 def test_the_table_of_settings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import markdown_tables as markdown
+    import settings_page as markdown
 
     head, depth = (
         ["| key | type | default | meaning |", "| --- | --- | --- | --- |"],
@@ -114,7 +114,7 @@ def test_the_table_of_settings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         "| `parts` | list of tables | `[{ depth = 5 }, {}]` | See below. |",
         "| `named` | table of tables | - | See below. |",
         "\n### `[t.inner]`\n", *head, depth.format(3),
-        "\n### `[t.spare]`\n", "Absent unless it is given.\n", *head, depth.format(2),
+        "\n### `[t.spare]`\n", "Absent by default.\n", *head, depth.format(2),
         "\n### `[[t.parts]]`\n", *head, depth.format(2),
         "\n### `[t.named.NAME]`\n", *head, depth.format(2),
     ]  # fmt: skip

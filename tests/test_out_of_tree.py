@@ -81,7 +81,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     assert "problem" not in checked and checked.count("ok ") > 8
     examined = next(text for command, text in printed.items() if command.startswith("zoo doctor"))
     assert "trained for 50 steps" in examined and "edges lie on those of" in examined and "best constant" in examined
-    made = sorted(path.name for path in (tmp_path / "made").rglob("*.npy"))
+    made = sorted(path.name for path in (tmp_path / "generated").rglob("*.npy"))
     assert made == [f"{NAME}.npy"] * 2
     evaluation = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
     assert [pair["target"] for pair in evaluation["pairs"]] == [NAME]

@@ -103,7 +103,7 @@ def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
     checked = printed[f"zoo check {NAME} --data data"]
     assert "problem" not in checked and checked.count("ok ") > 8
     assert "field-46: backscatter: .tif file: 50% of a band" in printed["zoo data info data"]
-    made = np.load(tmp_path / "made" / "files" / "0" / f"{NAME}.npy")
+    made = np.load(tmp_path / "generated" / "files" / "0" / f"{NAME}.npy")
     assert (made.shape, made.dtype) == ((2, 64, 64), np.float32) and abs(made + 10).max() <= 40
     assert NAME in (tmp_path / "run" / "report" / "index.html").read_text()
-    assert len(list((tmp_path / "land-made").rglob("heightmap.npy"))) == 2
+    assert len(list((tmp_path / "land-generated").rglob("heightmap.npy"))) == 2

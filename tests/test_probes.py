@@ -24,7 +24,7 @@ from tokenizers_zoo.testing.probes.plain import as_json, bars, made_up, object_p
 from tokenizers_zoo.testing.probes.probe import File, multiple, npy
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
-from files_and_values import files_section, with_gap
+from modality_pages import files_section, with_gap
 
 Install = Callable[..., Path]
 NOT_FINITE = "every number has to be finite: fill the others first"
