@@ -110,6 +110,25 @@ def test_files_are_arrow_with_small_ids(tmp_path: Path) -> None:
     assert column.to_pylist() == expected
 
 
+def test_patches_of_bytes_come_back_exactly(tmp_path: Path) -> None:
+    """As the numbers that the 256 levels of each channel stand for; what lies beyond them is refused."""
+    layout = PatchesLayout(shape=(2, 2), dim=6, dtype="uint8")
+    mean, std = (np.repeat(np.array(numbers, np.float32), 3) for numbers in ((0.4, 0.5), (0.2, 0.25)))
+    levels = tuple((3, float((0 - mean[at]) / std[at]), float((1 - mean[at]) / std[at])) for at in (0, 3))
+    metadata = plain_metadata(layout, levels=levels)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6))
+    rows = (pixels.astype(np.float32) / 255 - mean) / std
+    write_tokens(tmp_path, "train", metadata, {f"k{number}": row for number, row in enumerate(rows)}, shard_size=3)
+    column = TokenStore(tmp_path).open("train", "m")
+    taken = column.take(range(5))
+    assert taken.dtype == np.float32 and taken.shape == rows.shape
+    np.testing.assert_allclose(taken, rows, atol=2e-6)
+    np.testing.assert_array_equal(np.rint((taken * std + mean) * 255), pixels)
+    assert first_shard(tmp_path).stat().st_size < 3 * 24 + 700
+    with pytest.raises(DataError, match="exceed uint8"):
+        write_token_shard(tmp_path / "m", 0, metadata, [[rows[0] * 100]], keys="")
+
+
 @pytest.mark.parametrize(
     ("kind", "row", "message"),
     [

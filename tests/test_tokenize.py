@@ -669,7 +669,8 @@ def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: 
 def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zoo, Path]:
     """Two splits of pictures of four patches, below white, and their tokenizer."""
     pytest.importorskip("zoo_images.rgb_patches")
-    zoo, data = toy({"zoo": {"image_size": 16, "patch_size": 8}}, enabled=("rgb_patches",)), tmp_path / "data"
+    tables = {"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb_patches": {"dtype": "float16"}}}
+    zoo, data = toy(tables, enabled=("rgb_patches",)), tmp_path / "data"
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         with writing_values(data, split, "rgb_patches") as writer:

@@ -108,7 +108,8 @@ class PatchesLayout:
     kind: ClassVar[str] = "patches"
     shape: tuple[int, ...]
     dim: int
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["uint8", "float16", "float32"] = "float16"
+    """"uint8": 256 levels between the numbers of the least and the greatest value; needs values with bounds."""
 
     def __str__(self) -> str:
         return f"patches of {by(self.shape)} with {count_of(self.dim, 'number')} each"

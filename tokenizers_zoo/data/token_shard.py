@@ -51,6 +51,8 @@ class TokenMetadata:
     distribution: str
     settings: Mapping[str, Any]
     """Settings that values were read with (JSON types)."""
+    levels: tuple[tuple[int, float, float], ...] = ()
+    """For patches stored as uint8: runs of numbers with one range, as (length, number at 0, number at 255)."""
 
     @classmethod
     def of(cls, handle: ModalityHandle, settings: Mapping[str, Any]) -> TokenMetadata:
@@ -59,12 +61,14 @@ class TokenMetadata:
         return cls(
             modality=handle.name, vocabulary=spec.vocabulary, vocab_size=spec.vocab_size, layout=spec.layout,
             fingerprint=handle.fingerprint, distribution=handle.distribution, settings=dict(settings),
+            levels=_levels(handle),
         )  # fmt: skip
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> TokenMetadata:
         """Return the metadata that `to_json` wrote."""
-        return cls(**{**table, "layout": layout_from_json(table["layout"])})
+        levels = tuple((int(run), float(low), float(high)) for run, low, high in table["levels"])
+        return cls(**{**table, "layout": layout_from_json(table["layout"]), "levels": levels})
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON types."""
@@ -89,9 +93,48 @@ class TokenMetadata:
             return None
         if not np.isfinite(row).all():
             return "some numbers are not finite"
-        with np.errstate(over="ignore"):
-            fits = bool(np.isfinite(row.astype(self.stored_as)).all())
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.levels and row.dtype != self.stored_as:
+                numbers = self._as_levels(row)
+                fits = bool((numbers > -0.5).all() and (numbers < 255.5).all())
+            else:
+                fits = bool(np.isfinite(row.astype(self.stored_as)).all())
         return None if fits else f'numbers up to {np.abs(row).max():g} exceed {self.stored_as}; set dtype = "float32"'
+
+    def to_stored(self, row: Array) -> Array:
+        """Return numbers as they are stored, in the shape given; stored numbers stay."""
+        if not self.levels or row.dtype == self.stored_as:
+            return row.astype(self.stored_as)
+        return np.clip(np.rint(self._as_levels(row)), 0, 255).astype(np.uint8).reshape(row.shape)
+
+    def from_stored(self, row: Array) -> Array:
+        """Return stored numbers as the model reads them: ids as int64, numbers of continuous layouts as float32."""
+        if not self.levels:
+            return row.astype(np.float32 if self.stored_as.kind == "f" else np.int64)
+        low, step = self._scale()
+        return (row.reshape(-1, self.dim) * step + low).reshape(row.shape)
+
+    def _scale(self) -> tuple[Array, Array]:
+        """Return offset and step of the 256 levels of each number of a patch, `(dim,)` each."""
+        runs, low, high = (np.array(column, np.float32) for column in zip(*self.levels, strict=True))
+        return np.repeat(low, runs.astype(int)), np.repeat((high - low) / np.float32(255), runs.astype(int))
+
+    def _as_levels(self, row: Array) -> Array:
+        low, step = self._scale()
+        found: Array = (row.reshape(-1, self.dim) - low) / step
+        return found
+
+
+def _levels(handle: ModalityHandle) -> tuple[tuple[int, float, float], ...]:
+    """Return `TokenMetadata.levels`: the numbers that the least and the greatest value are encoded as."""
+    spec = handle.spec
+    if not isinstance(spec.layout, PatchesLayout) or spec.layout.dtype != "uint8":
+        return ()
+    shape = tuple(int(size) for size in spec.value.shape)
+    bounds = [np.full(shape, bound, spec.value.dtype) for bound in (spec.value.low, spec.value.high)]
+    low, high = (np.asarray(tokens)[0] for tokens in handle.encode(bounds))
+    edges = [0, *(np.flatnonzero((np.diff(low) != 0) | (np.diff(high) != 0)) + 1).tolist(), spec.layout.dim]
+    return tuple((end - first, float(low[first]), float(high[first])) for first, end in itertools.pairwise(edges))
 
 
 def write_token_shard(
@@ -153,7 +196,7 @@ def _checked(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArr
         raise DataError(f"{metadata.modality}: {problem}")
     if metadata.vocab_size and flat.size and not 0 <= flat.min() <= flat.max() < metadata.vocab_size:
         raise DataError(f"{metadata.modality}: ids {flat.min()}..{flat.max()}, expected 0..{metadata.vocab_size - 1}")
-    return np.array([view.size // dim for view in views], np.int64), flat
+    return np.array([view.size // dim for view in views], np.int64), metadata.to_stored(flat)
 
 
 def _arrow_column(
@@ -205,7 +248,7 @@ class ShardFile:
         dim)`."""
         self._offsets: Array = np.zeros(0, np.int32)
         self._place: tuple[tuple[int, int], tuple[int, int, int]] | None = None
-        """Of a verified file: the byte offsets of numbers and list offsets, and its stamp."""
+        """Byte offsets of the numbers and of the list offsets in a verified file, and the file's stamp."""
 
     def __del__(self) -> None:
         if getattr(self, "_values", None) is not None:
@@ -289,7 +332,7 @@ class ShardFile:
         values = content.to_numpy(zero_copy_only=True)
         if values.dtype != self.writer.stored_as:
             raise ValueError(f"it holds {values.dtype}, expected {self.writer.stored_as}")
-        if values.dtype.kind in "iu" and values.size:
+        if not isinstance(layout, PatchesLayout | EmbeddingsLayout) and values.size:
             needed = int(self.manifest.record["needed_vocab_size"])
             if not (0 <= values.min() <= values.max() < max(needed, 1) <= max(self.writer.vocab_size, 1)):
                 raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{needed - 1}")

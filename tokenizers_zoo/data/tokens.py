@@ -34,7 +34,6 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
 from tokenizers_zoo.errors import DataError, UnknownNameError
-from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout
 from tokenizers_zoo.validation import fixed_shape, has_fixed_length
 
 if TYPE_CHECKING:
@@ -159,18 +158,20 @@ class TokenColumn:
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"{self.modality}: rows {wanted.min()}..{wanted.max()} of {len(self)}")
         layout = self.metadata.layout
-        dtype = np.float32 if isinstance(layout, PatchesLayout | EmbeddingsLayout) else np.int64
         order = np.argsort(wanted, kind="stable")
         ordered = wanted[order]
         if not has_fixed_length(layout):
             result: list[Any] = [None] * len(wanted)
             for file, row, first, end in self._runs(ordered):
                 for place, tokens in zip(order[first:end].tolist(), file.lists(row, end - first), strict=True):
-                    result[place] = tokens.astype(dtype)
+                    result[place] = self.metadata.from_stored(tokens)
             return result
-        found = np.empty((len(wanted), layout.length * self.metadata.dim), dtype)
+        empty = np.empty((0, layout.length * self.metadata.dim), self.metadata.stored_as)
+        dtype = empty.dtype if self.metadata.levels else self.metadata.from_stored(empty).dtype
+        found = np.empty((len(wanted), empty.shape[1]), dtype)
         for file, row, first, end in self._runs(ordered):
             found[order[first:end] if end - first > 1 else order[first]] = file.fixed(row, end - first)
+        found = self.metadata.from_stored(found) if self.metadata.levels else found
         return found.reshape(len(wanted), *fixed_shape(layout))
 
     def _runs(self, ordered: npt.NDArray[np.int64]) -> Iterator[tuple[ShardFile, int, int, int]]:

@@ -318,7 +318,8 @@ def store(patient: Patient) -> str:
             for key, value in zip(patient.keys, patient.values, strict=True)
             if (row := rows.get(key)) is not None
         ][:REREAD]
-        now = handle.encode([value for _, value, _ in kept]) if kept else []
+        encoded = [np.asarray(item) for item in handle.encode([value for _, value, _ in kept])] if kept else []
+        now = [column.metadata.from_stored(column.metadata.to_stored(item)) for item in encoded]
         stored = column.take([row for _, _, row in kept])
     except ZooError as error:
         figure, _, advice = str(error).rpartition("; ")

@@ -38,8 +38,9 @@ class PatchesSettings(ImageSettings):
     """Settings of an image-like modality in continuous patches."""
 
     tokenizer: StatisticsConfig = field(default_factory=StatisticsConfig)
-    dtype: Literal["float16", "float32"] = "float16"
-    """How patches are stored."""
+    dtype: Literal["uint8", "float16", "float32"] = "uint8"
+    """How patches are stored. "uint8" is exact for pictures of 8 bits that keep their size; values without bounds take
+    float16 in its place."""
 
 
 class PatchesTokenizer:
@@ -74,11 +75,14 @@ class PatchesModality(ImageValues):
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
         options = self.options(settings)
+        dtype = options.dtype
+        if dtype == "uint8" and (self.low is None or self.high is None):
+            dtype = "float16"
         return ModalitySpec(
             name=settings.name,
             summary=self.summary,
             value=self.value_spec(options),
-            layout=PatchesLayout(shape=options.grid, dim=self.channels * options.patch_size**2, dtype=options.dtype),
+            layout=PatchesLayout(shape=options.grid, dim=self.channels * options.patch_size**2, dtype=dtype),
             vocab_size=0,
             family="continuous",
             derived_from=self.derived_from,

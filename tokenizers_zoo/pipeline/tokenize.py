@@ -413,7 +413,7 @@ class _Job:
             if problem := self.metadata.number_problem(item):
                 dropped.setdefault(view.row, f"{self.handle.name}: {problem}")
             else:
-                encoded[view] = item.astype(self.metadata.stored_as)
+                encoded[view] = self.metadata.to_stored(item)
 
     def all_dropped(self) -> str:
         """Return the problem where all samples were dropped, otherwise an empty string."""

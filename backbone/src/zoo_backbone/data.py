@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, OtherLayoutError, OtherTokenizerError, UnknownNameError
-from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout
+from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout, same_layout
 from tokenizers_zoo.train.batches import sample_order
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import Dataset, MaskingConfig, TrainConfig
@@ -152,7 +152,7 @@ class TokenData:
 def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
     """Raise DataError where stored tokens do not fit `spec`."""
     stored, layout = column.metadata.layout, spec.layout
-    same = stored == layout
+    same = same_layout(stored, layout)
     if isinstance(layout, SequenceLayout | EmbeddingsLayout) and type(stored) is type(layout):
         # A longer limit, or more sentinels, do not change the stored ids.
         same = column.longest <= layout.length and getattr(stored, "dim", 0) == getattr(layout, "dim", 0)
