@@ -334,8 +334,7 @@ def test_tokens_of_another_codec_and_of_other_values(zoo: Zoo, tmp_path: Path) -
     zoo["field"].forget_tokenizer()
     failing(zoo, data, "store", "by tokenizer", tokens=tmp_path / "tokens")
     store = findings(zoo, data, tokens=tmp_path / "tokens")["store"]
-    told = "tokenize again with --overwrite, or point [modalities.field] checkpoint to the one that wrote them"
-    assert store.advice == told and "overwrite" not in store.figure
+    assert "tokenize again" in store.advice and "overwrite" not in store.figure
 
 
 def test_tokens_of_several_views_and_of_no_sample_that_is_there(zoo: Zoo, tmp_path: Path) -> None:
@@ -343,7 +342,7 @@ def test_tokens_of_several_views_and_of_no_sample_that_is_there(zoo: Zoo, tmp_pa
     zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)
     tokenize(zoo, data, tmp_path / "views", crops=3)
     figure = findings(zoo, data, tokens=tmp_path / "views", split="train")["store"].figure
-    assert figure.startswith("9 samples of codec") and figure.endswith("; 3 encoded again, all equal")
+    assert figure.startswith("9 samples of tokenizer") and figure.endswith("; 3 encoded again, all equal")
     store = findings(zoo, data, tokens=tmp_path / "none")["store"]
     assert not store.passed and "no such folder" in store.figure
     assert store.advice == "tokenize field of these data, or give the token store that has it"

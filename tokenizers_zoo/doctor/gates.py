@@ -336,9 +336,8 @@ def store(patient: Patient) -> str:
             f"{len(other)} of {len(kept)} samples have other tokens than the tokenizer gives now, first {other[0]}",
             "the values were made anew since: tokenize with --overwrite",
         )
-    return (
-        f"{count_of(column.count, 'sample')} of codec {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
-    )
+    samples = count_of(column.count, "sample")
+    return f"{samples} of tokenizer {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
 
 
 def _equal(stored: Any, now: Any) -> bool:
