@@ -49,6 +49,9 @@ def test_a_run_starts_resumes_and_is_finished(tmp_path: Path) -> None:
     with run(tmp_path).open() as opened:
         assert not opened.resuming and opened.finished == {"steps": 3}
     assert STATE not in names(tmp_path)
+    (tmp_path / STATE).write_text("left by a kill")
+    with run(tmp_path).open() as opened:
+        assert opened.finished and STATE not in names(tmp_path)
     (tmp_path / TOKENIZER.results[0]).unlink()
     with run(tmp_path).open() as opened:
         assert opened.finished is None, "without its results a finished run starts again"

@@ -80,11 +80,12 @@ class RunFolder:
         With `overwrite` the old run is set aside, removed at the end, and restored if the block fails before it saves a
         state. Raises FolderError if the folder holds another run or files of others, or is locked.
         """
-        if not overwrite and self._read() and not _set_aside(self.path):
+        if not overwrite and self._read() and not (_set_aside(self.path) or _has_state(self.path, self.kind)):
             yield self  # needs no lock, so that a finished run may be read-only
             return
         with replacing(self.path, self.kind, overwrite):
-            self._read()
+            if self._read():
+                self._remove_state()  # the process was killed before it did
             self._write()
             try:
                 yield self
@@ -96,6 +97,9 @@ class RunFolder:
         """Note that the run is complete, and remove its state."""
         self.finished = as_json(record)
         self._write()
+        self._remove_state()
+
+    def _remove_state(self) -> None:
         state = self.path / self.kind.state
         remove_folder(state)
         state.unlink(missing_ok=True)
