@@ -201,7 +201,7 @@ def locked(folder: Path) -> Iterator[bool]:
 
     Raises FolderError if another process or thread holds it, or if the file system has no locks.
     """
-    is_new = not folder.exists()
+    is_new, lock_is_new = not folder.exists(), not (folder / LOCK).exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.resolve() / LOCK, timeout=0, is_singleton=True)
     try:
@@ -217,9 +217,7 @@ def locked(folder: Path) -> Iterator[bool]:
     try:
         yield lock.lock_counter == 1
     finally:
-        if (
-            lock.lock_counter == 1 and not entries(folder) and not _set_aside(folder)
-        ):  # a refused command leaves nothing
+        if lock_is_new and not (folder / RUN).is_file() and not _set_aside(folder):  # nothing was started
             (folder / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 if is_new:

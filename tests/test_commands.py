@@ -1,0 +1,147 @@
+"""Commands that write a folder: resume after a kill, one writer, finished runs, other settings, files of others."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from command_world import ROAD, Files, World, results, the_world
+from filelock import FileLock
+
+STEPS = "--set steps=2 --set batch_size=4"
+SMALL = f"backbone train --tokens tokens --out small --only depth,rgb_patches --config backbone.toml {STEPS}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command, the folder that it writes, and how its settings change."""
+
+    words: str
+    folder: str
+    other: str = ""
+    """Options that make it another run."""
+    key: str = ""
+    """The key that the error names."""
+    own: str = ""
+    """A file that only this command writes."""
+
+    @property
+    def overwrites(self) -> bool:
+        return self.folder != "made" and bool(self.other)
+
+
+COMMANDS = {
+    "make": Command(words=ROAD["make"], folder="data"),
+    "derive": Command(words=ROAD["derive"], folder="data"),
+    "tokenizer": Command(
+        words=ROAD["train"], folder="tokenizers/depth", other="--seed 1", key="seed", own="model.safetensors"
+    ),
+    "statistics": Command(
+        words=ROAD["statistics"], folder="tokenizers/rgb_patches", other="--seed 1", key="seed", own="model.safetensors"
+    ),
+    "tokenize": Command(words=ROAD["tokenize"], folder="tokens"),
+    "backbone": Command(
+        words=ROAD["backbone"], folder="run", other="--set masking.span_length=2", key="train.masking.span_length"
+    ),
+    "eval": Command(words=ROAD["eval"], folder="run/evaluation"),
+    "generate": Command(words=ROAD["generate"], folder="made", other="--seed 7", key="seed", own="plan.toml"),
+    "grow": Command(
+        words=f"backbone grow small --add caption --tokens tokens --out grown {STEPS}",
+        folder="grown", other="--seed 5", key="train.seed", own="model.safetensors",
+    ),
+    "transfer": Command(
+        words=f"transfer train run --task depth --input rgb_patches --out probe {STEPS}",
+        folder="probe", other="--seed 5", key="seed", own="model.safetensors",
+    ),
+    "retrieve": Command(
+        words="retrieve build run --out index", folder="index", other="--space centred", key="space",
+    ),
+}  # fmt: skip
+SETTINGS = [name for name, command in COMMANDS.items() if command.other]
+NOT_ON_THE_ROAD = ("grow", "transfer", "retrieve")
+
+
+@pytest.fixture(scope="module")
+def finished() -> Files:
+    """The files of a world in which every command has finished."""
+    world = the_world().put_back()
+    for words in (SMALL, *(COMMANDS[name].words for name in NOT_ON_THE_ROAD)):
+        ended = world(words)
+        assert ended.code == 0, (words, ended.complaint)
+    return world.files()
+
+
+@pytest.fixture
+def world(finished: Files) -> Iterator[World]:
+    yield the_world().put_back(finished)
+    the_world().put_back()
+
+
+def without(files: Files, folder: str) -> Files:
+    return {name: data for name, data in files.items() if not name.startswith(f"{folder}/")}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_second_writer_is_refused(world: World, name: str) -> None:
+    command = COMMANDS[name]
+    place = world.folder / command.folder
+    if command.own:
+        (place / command.own).unlink()  # a finished run needs no lock
+    words = f"{command.words} {command.other if command.overwrites else ''}"
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with FileLock(place / ".lock"):
+            before = results(world.files())
+            ended = world(f"{words} --overwrite" if command.overwrites else words)
+            ended.refused("right now")
+            assert results(world.files()) == before
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize("name", NOT_ON_THE_ROAD)
+def test_a_killed_command_resumes(world: World, finished: Files, name: str) -> None:
+    command = COMMANDS[name]
+    world.put_back(without(finished, command.folder))
+    count = len(world(command.words).renames)
+    expected = results(world.files())
+    for number in sorted({0, count // 2, count - 1}):
+        world.put_back(without(finished, command.folder))
+        assert world(command.words, kill_after=number).code == -signal.SIGKILL
+        again = world(command.words)
+        assert again.code == 0, again.complaint
+        assert results(world.files()) == expected
+
+
+@pytest.mark.parametrize("name", NOT_ON_THE_ROAD)
+def test_a_finished_command_has_nothing_to_do(world: World, finished: Files, name: str) -> None:
+    assert world(COMMANDS[name].words).code == 0
+    assert results(world.files()) == results(finished)
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "generate"])
+def test_other_settings_are_refused_with_their_key_and_replaced_with_overwrite(
+    world: World, finished: Files, name: str
+) -> None:
+    command = COMMANDS[name]
+    world(f"{command.words} {command.other}").refused(command.folder, command.key, "--overwrite")
+    assert results(world.files()) == results(finished)
+    (world.folder / command.folder / "notes.txt").write_text("mine")
+    world(f"{command.words} {command.other} --overwrite").refused(command.folder, "notes.txt")
+    (world.folder / command.folder / "notes.txt").unlink()
+    replaced = world(f"{command.words} {command.other} --overwrite")
+    assert replaced.code == 0, replaced.complaint
+    assert world(f"{command.words} {command.other}").code == 0
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_folder_with_files_of_others_is_refused(world: World, finished: Files, name: str) -> None:
+    command = COMMANDS[name]
+    world.put_back({**without(finished, command.folder), f"{command.folder}/notes.txt": b"mine"})
+    world(command.words).refused(command.folder, "notes.txt")
+    assert [path.name for path in (world.folder / command.folder).iterdir()] == ["notes.txt"]
