@@ -31,7 +31,7 @@ class World:
     zoo: Zoo
     run: Path
     keys: list[str]
-    """Of the test split."""
+    """Keys of the test split."""
 
 
 def make_world(root: Path) -> World:
@@ -68,7 +68,7 @@ def all_five(generator: np.random.Generator) -> dict[str, Any]:
 
 
 def train(zoo: Zoo, root: Path) -> None:
-    """Learn the gist of each of the others."""
+    """Train the backbone to predict gist from the other modalities."""
     torch.manual_seed(0)
     specs = [zoo[name].spec for name in NAMES]
     model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs)

@@ -59,14 +59,14 @@ def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
         ("scratch", "8", "mae in m ↓", "-", "0.5"), ("frozen", "1,400", "mae in m ↓", "0.3 ± 0.64", "0.5"),
         ("frozen", "1,400", "mae in m ↓", "0.2", "0.5"),
     ]  # fmt: skip
-    # Student's t with one degree of freedom: 12.706 (any table); the deviation of 0.25 and 0.35 is 0.0707, so that the
-    # half is 0.635, which is what the comparison says.
+    # Student's t with one degree of freedom: 12.706 (any table); the deviation of 0.25 and 0.35 is 0.0707, so
+    # half of the interval is 0.635, as in the comparison.
     two = [run / "transfer" / name for name in ("a", "b")]
     assert "0.300 ± 0.635" in CliRunner().invoke(command, ["compare", *map(str, two)]).output
 
 
 def test_figures_of_other_samples_are_rows_apart(run: Path) -> None:
-    """Of data that have grown between two seeds, or of inputs that fewer samples have."""
+    """The data grew between two seeds, or fewer samples have the inputs."""
 
     def names(*folders: str) -> list[Path]:
         return [run / "transfer" / name for name in folders]

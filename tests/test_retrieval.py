@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -317,29 +317,6 @@ def test_vectors_of_one_modality_at_a_time_are_held(
     assert len(alive) == 2 * len(NAMES)
 
 
-@pytest.mark.parametrize("search", ["exact", "approximate"])
-def test_the_bars_of_a_build_come_to_their_end(
-    world: World, search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All vectors are embedded, and for graphs linked, those of all modalities together included."""
-    bars = list[list[int]]()
-
-    @contextlib.contextmanager
-    def bar(title: str, total: int) -> Iterator[Any]:
-        bars.append([total, 0])
-
-        def advance(count: int, title: str = "") -> None:
-            bars[-1][1] += count
-
-        yield advance
-
-    monkeypatch.setattr(indexes, "progress_bar", bar)
-    index = build(world.run, world.zoo, tmp_path / "index", config=EmbeddingConfig(), search=search)
-    vectors = sum(map(index.size, index.names))
-    assert all(total == done for total, done in bars)
-    assert bars[-1][0] == (vectors if search == "exact" else 2 * vectors + index.size())
-
-
 def test_a_modality_without_samples_is_named_before_anything_is_embedded(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,7 +491,7 @@ def test_one_modality_finds_the_same_sample_by_another(world: World, index: Inde
 
 
 def test_a_sample_of_another_split_is_not_itself(world: World, tmp_path: Path) -> None:
-    """A key of another split may be that of another sample, which is found."""
+    """Another split may use the same key for another sample, which is found."""
     other = copied(world, tmp_path / "world")
     keys, tokens = stored(other, "light", 30)
     shutil.rmtree(other.root / "tokens/train")
@@ -594,6 +571,13 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     weights = ("--weights", "raw=-1,dark=0.5", "--weights", "light=1")
     unlike = zoo(world, "query", index.folder, "--keys", "test-001", *weights, "-k", 1)
     assert unlike.output.startswith("query: - raw + 0.5 dark + light of test-001")
+
+
+def test_a_modality_is_replaced_by_its_input_form(world: World, index: Index) -> None:
+    """Where the index has only the form, as an index of rgb_patches."""
+    forms = {"light": "photo", "dark": "letters"}
+    specs = {name: SimpleNamespace(spec=SimpleNamespace(input_form_of=forms.get(name, ""))) for name in NAMES}
+    assert index.input_forms(specs) == {"photo": "light"}  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- bad input

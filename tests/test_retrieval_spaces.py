@@ -42,7 +42,7 @@ def test_whitening_by_hand() -> None:
 
 
 def views(samples: int, seed: int) -> dict[str, Vectors]:
-    """Three sets that say the same 4 numbers, each by axes of its own, far from 0, among 12 louder ones of its own."""
+    """Return three modalities: the same 4 numbers, rotated and shifted, among 12 larger numbers of their own."""
     rng, axes = np.random.default_rng(seed), np.random.default_rng(0)
     same = rng.standard_normal((samples, 4))
     found = {}
@@ -121,7 +121,7 @@ def test_recall_by_hand() -> None:
 def test_ranks_of_a_reversed_gallery() -> None:
     angles = np.linspace(0, 1, 21)
     gallery = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    found = recall(np.tile(gallery[:1], (21, 1)), gallery)  # always asked for the first: the ranks are 1 to 21
+    found = recall(np.tile(gallery[:1], (21, 1)), gallery)  # all queries equal the first: the ranks are 1 to 21
     assert found["recall"] == pytest.approx({"1": 1 / 21, "5": 5 / 21, "10": 10 / 21}, abs=1e-6)
     assert found["median_rank"] == 11
 

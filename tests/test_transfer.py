@@ -62,7 +62,7 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def other_zoo(world: World, name: str = "", size: int = 8) -> Zoo:
-    """The world's, with the maps `name` of another size; its registry is a link, beside the tokenizers."""
+    """The world's zoo, with maps `name` of another size. Its registry is a link in the world's folder."""
     kept, linked = world.root / "registries", world.root / f"{name}-{size}.toml"
     kept.mkdir(exist_ok=True)
     text = (world.root / "registry.toml").read_text()
@@ -359,7 +359,7 @@ def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> Non
 
 
 def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -> None:
-    """What is learned from is the same as without crops; keys of a table are those of samples."""
+    """Results equal those without crops; tables use the keys of samples."""
     tokenize(world.zoo, world.root / "data", tmp_path / "tokens", modalities=["light"], crops=2)
     assert TokenStore(tmp_path / "tokens").split("train").crops == 2
     run = tmp_path / "run"
@@ -485,7 +485,7 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
 
 
 def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:
-    """knn holds what it was given: one sample a class at least, and the same ones for the same seed."""
+    """A knn probe stores the chosen samples: at least one per class, the same ones for a seed."""
     few = train(world, tmp_path / "few", "facts.first", head="knn", labels=8, seed=1)
     keys, _ = world.tokens("light", "train")
     first = [read(world, "facts", key, "train")["first"] for key in keys]
@@ -522,7 +522,7 @@ def test_of_values_with_fields_only_the_field_is_held(world: World, tmp_path: Pa
     store, task = ValueStore(tmp_path / "data"), Task.parse("facts.total", world.zoo)
     task.labels(store, "train")  # reads all values once
     tracemalloc.start()
-    labels, _ = task.labels(store, "train")
+    labels = task.labels(store, "train")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [labels[place] for place in (0, 7, 59)] == [0, 7, 59], "0 is a label, too"
@@ -546,7 +546,7 @@ def network_and_samples(world: World, inputs: tuple[str, ...]) -> tuple[Network,
 
 
 class Encoded:
-    """How many samples went through the encoder, in training and evaluation: not those of the last score."""
+    """Counts samples encoded in training and evaluation, without the final score."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.samples = 0
@@ -560,7 +560,7 @@ class Encoded:
 
 
 def test_a_short_training_encodes_what_it_uses(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batches of two steps, one that is read ahead, and what judges them; all samples once in a longer one."""
+    """Two batches, a prefetched batch, and the validation samples; all samples once in a longer training."""
     encoded = Encoded(monkeypatch)
     train(world, tmp_path / "short", "facts.total", steps=2, batch_size=8)
     assert encoded.samples <= 3 * 8 + 19
@@ -570,15 +570,6 @@ def test_a_short_training_encodes_what_it_uses(world: World, tmp_path: Path, mon
     encoded.samples = 0
     train(world, tmp_path / "unjudged", "facts.total", steps=1, batch_size=8, validation=0.0, eval_samples=5)
     assert encoded.samples <= 2 * 8 + 5
-
-
-def test_a_resumed_training_encodes_what_is_left(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, Any] = {"steps": 9, "batch_size": 4, "eval_every": 8, "eval_samples": 8}
-    with pytest.raises(KeyboardInterrupt):
-        train(world, tmp_path, "facts.total", on_step=die_at(8), **settings)
-    encoded = Encoded(monkeypatch)
-    train(world, tmp_path, "facts.total", **settings)
-    assert encoded.samples <= 2 * 4 + 8
 
 
 def test_cached_features_are_the_encoders(world: World) -> None:
@@ -617,21 +608,6 @@ def test_features_depend_on_no_other_sample(
         places = generator.integers(0, TRAIN, size).tolist()
         assert all(torch.equal(row, whole[place]) for row, place in zip(some.get(places), places, strict=True))
     assert 0 < len(some.cached) < 60
-
-
-def test_always_as_many_samples_are_encoded_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, samples = network_and_samples(world, ("light",))
-    read, sizes = network.features, list[int]()
-
-    def noted(tokens: Any, used: Any) -> Any:
-        sizes.append(len(tokens["light"]))
-        return read(tokens, used)
-
-    monkeypatch.setattr(network, "features", noted)
-    features = FeatureCache(network, samples, batch_size=6)
-    for places in ([0], [1, 2, 3, 4, 5, 6, 7], [8, 9]):
-        features.get(places)
-    assert sizes == [6, 6, 6, 6]
 
 
 def test_what_is_kept_fits_and_holds_no_more_memory_than_it_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,7 +682,7 @@ def test_few_validation_samples_are_not_used(world: World) -> None:
 class Watch:
     """The keys that a training learned from and was judged by, and the weights of each evaluation.
 
-    With `marks` these are what the evaluations find, one after the other.
+    `marks` replace the metrics of the evaluations, in order.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, marks: Sequence[float] = ()) -> None:
@@ -717,11 +693,11 @@ class Watch:
         batch, reconstruct, score = ProbeTask.batch, ProbeTask.reconstruct, ProbeTask.score
 
         def batch_seen(task: ProbeTask, values: list[Any], rng: Any) -> Any:
-            self.learned |= {value.samples.keys[value.place] for value in values}
+            self.learned |= {task.split.samples.keys[place] for place in values}
             return batch(task, values, rng)
 
         def answers_seen(task: ProbeTask, module: nn.Module, values: list[Any]) -> Any:
-            self.judged.append({value.samples.keys[value.place] for value in values})
+            self.judged.append({task.held_out.keys[place] for place in values})
             self.weights.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
             return reconstruct(task, module, values)
 
@@ -753,7 +729,7 @@ def test_no_sample_both_teaches_and_judges(world: World, tmp_path: Path, monkeyp
 def test_the_weights_of_the_best_evaluation_are_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
 ) -> None:
-    """Evaluations after steps 2, 4, ...; the third is the best, an equal and one that is no number are no better."""
+    """Evaluations after steps 2, 4, ...: the third is the best; equal ones and NaN are not better."""
     watch = Watch(monkeypatch, [math.nan, 5.0, 3.0, 4.0, 3.0])
     metrics = train(world, tmp_path, "facts.total", tuning=tuning, steps=10, eval_every=2)
     assert metrics["steps"] == 10 and metrics["best_step"] == 6
@@ -784,7 +760,7 @@ def test_patience_stops(
 def test_a_killed_training_resumes_to_the_same_weights(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str, step: int
 ) -> None:
-    """Killed after the best evaluation, between two, and after the one that ends the run."""
+    """Killed after the best evaluation, between two, and after the last."""
     marks = [5.0, 4.0, 4.5, 4.1, 4.2, 0.0]
     settings = {"tuning": tuning, "steps": 12, "eval_every": 2, "patience": 3, "dropout": 0.2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"

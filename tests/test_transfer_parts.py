@@ -170,7 +170,7 @@ def test_what_a_modality_calls_numbers_are_numbers_to_the_head(layout: SequenceL
 
 
 def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
-    """The likeliest ids, each by a pass over all before it."""
+    """Greedy decoding with a full pass per id."""
     rows = []
     for sample in range(len(features)):
         ids: list[int] = []
@@ -327,7 +327,7 @@ def test_an_answer_is_never_an_unscored_class() -> None:
 
 def test_the_constant_map_and_the_score_leave_unscored_pixels_out() -> None:
     maps = [np.array([row], np.uint8) for row in ([1, 1, 0], [1, 1, 2], [2, 1, 2])]
-    assert VOID.constant(maps).tolist() == [[2, 2, 2]]  # b where there is one of it, and b is the commonest of all
+    assert VOID.constant(maps).tolist() == [[2, 2, 2]]  # b is the most frequent scored class
     assert VOID.constant(maps).dtype == np.uint8
     guess = [np.array([[0, 0, 0]], np.uint8)]
     assert VOID.score(guess, [np.array([[0, 1, 2]], np.uint8)]) == {"accuracy": 0.5, "balanced_accuracy": 0.5}

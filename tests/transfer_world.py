@@ -136,7 +136,7 @@ def make_world(root: Path) -> World:
 
 
 def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
-    """What the unseen modalities say of a sample."""
+    """Return a sample with the values of the unseen modalities."""
     levels = np.array([ord(letter) - ord("a") for letter in values["letters"]]).reshape(2, 2)
     facts = {
         "total": int(levels.sum()), "first": values["letters"][0], "same": 4, "list": [1],

@@ -115,6 +115,10 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     if run is None:
         index.check_run()
     _, zoo = open_run(index.run)
+    forms = index.input_forms(zoo)
+    names = [forms.get(name, name) for name in names]
+    sources = {forms.get(name, name): source for name, source in sources.items()}
+    scale = {forms.get(name, name): weight for name, weight in scale.items()}
     if keys is None:
         results = query_values(index, zoo, sources, scale, count, find, device)
     else:

@@ -255,6 +255,11 @@ class Index:
             if name not in self.names:
                 raise UnknownNameError.of("modality of this index", name, self.names)
 
+    def input_forms(self, zoo: Zoo) -> dict[str, str]:
+        """Map modalities that the index lacks to their input forms that it has, such as `rgb` to `rgb_patches`."""
+        forms = {zoo[name].spec.input_form_of: name for name in self.names if name in zoo}
+        return {name: form for name, form in forms.items() if name and name not in self.names}
+
     def size(self, find: str = TOGETHER) -> int:
         """Return the number of samples with the modality `find`, or of all samples."""
         return len(self.keys) - len(self._lacks.get(find, ()))

@@ -94,7 +94,8 @@ class Task:
         handle = self.handle
         rows = store.rows(split, [handle.name])
         if not self.field:
-            return LazyValues(list(rows.keys()), lambda key: store.read_key(handle, split, key))
+            places = dict(zip(rows.keys(), rows, strict=True))
+            return LazyValues(list(places), lambda key: store.read(handle, split, *places[key]))
         found: dict[str, Any] = {}
         fields = set[str]()
         for key, place in zip(rows.keys(), rows, strict=True):
@@ -115,8 +116,7 @@ class Task:
             pairs = json.dumps([labels.keys, list(labels)], sort_keys=True, default=str)
             return hashlib.sha256(pairs.encode()).hexdigest()
         assert store is not None
-        name = self.handle.name
-        contents = store.contents(split, name, sorted({store.find(split, key).shard for key in labels.keys}))
+        contents = store.contents(split, self.handle.name)
         return hashlib.sha256(json.dumps([labels.keys, contents]).encode()).hexdigest()
 
     def check_labels(self, target: Target, labels: LazyValues) -> None:
@@ -174,6 +174,7 @@ class Task:
             return Classes(names=declared or tuple(sorted(set(names)))), names
         if kind == "class map":
             assert spec is not None
+            _ = labels[0]  # raises if values have another size, before anything is written
             height, width = map(int, spec.value.shape)
             classes, unscored = spec.value.classes, spec.value.unscored
             return ClassMap(names=classes, size=(height, width), dtype=spec.value.dtype, unscored=unscored), labels

@@ -132,10 +132,8 @@ def train_probe(
     for name, part in ((TRAIN, split.samples), (TEST, test)):
         provenance[f"{name} inputs"] = part.digest()[:DIGEST]
         provenance[f"{name} labels"] = parsed.digest(stores.values, name, part.labels)[:DIGEST]
-    held_out = training.examples(split.samples, split.validation) or training.examples(test, range(len(test)))
-    samples = TrainingSamples(
-        train=training.examples(split.samples, split.training), test=held_out, provenance=provenance
-    )
+    held_out = split.validation or range(len(test))
+    samples = TrainingSamples(train=split.training, test=held_out, provenance=provenance)
     if head == "knn":
         training.without_steps(samples, out, overwrite)
     else:
@@ -157,21 +155,12 @@ def update_paths(folder: Path, now: Mapping[str, Any]) -> None:
         write_json(folder / CONFIG, moved)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """A sample of the training loop."""
-
-    samples: Samples
-    place: int
-
-    @property
-    def label(self) -> Any:
-        return self.samples.labels[self.place]
-
-
 @dataclass(kw_only=True)
 class ProbeTask:
-    """The probe as the training loop sees it; see `TokenizerTask` and `SupervisedTask` in tokenizers_zoo."""
+    """The probe as the training loop sees it; see `TokenizerTask` and `SupervisedTask` in tokenizers_zoo.
+
+    The loop's training samples are places in `split.samples`, its held-out samples places in `held_out`.
+    """
 
     run: Path
     task: Task
@@ -193,6 +182,7 @@ class ProbeTask:
 
     def __post_init__(self) -> None:
         self.validates = bool(self.split.validation)
+        self.held_out = self.split.samples if self.validates else self.test
         self.title = f"transfer {self.task.title}"
         self.spec = self.task.spec(self.target)
         self.head = self.probe_config["head"]
@@ -201,11 +191,6 @@ class ProbeTask:
         self.features: dict[int, FeatureCache] = {}  # by id of Samples
         self.network: Network
         self.trained_parameters = 0
-
-    @staticmethod
-    def examples(samples: Samples, places: Sequence[int]) -> list[Example]:
-        """Return the samples at these places."""
-        return [Example(samples=samples, place=place) for place in places]
 
     def describe(self) -> Mapping[str, Any]:
         """Return the identity of the probe, which holds no paths."""
@@ -242,9 +227,8 @@ class ProbeTask:
                 self.features[id(self.test)].fill(spread(len(self.test), self.config.eval_samples))
         return module
 
-    def _inputs(self, examples: Sequence[Example]) -> Any:
+    def _inputs(self, samples: Samples, places: Sequence[int]) -> Any:
         """Return the inputs of the trained module: features, or tokens."""
-        samples, places = examples[0].samples, [example.place for example in examples]
         if self.frozen:
             return collate_features(self.features[id(samples)].get(places))
         return self.network.encoder.prepare(samples.tokens(places))
@@ -270,7 +254,7 @@ class ProbeTask:
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
         """Return inputs and encoded targets."""
-        return self._inputs(values), self.target.encode([self.targets[example.place] for example in values])
+        return self._inputs(self.split.samples, values), self.target.encode([self.targets[place] for place in values])
 
     def losses(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Return the loss of a batch."""
@@ -283,18 +267,18 @@ class ProbeTask:
         """Return predictions."""
         predicted = []
         for start in range(0, len(values), EVAL_BATCH):
-            inputs = self._inputs(values[start : start + EVAL_BATCH])
+            inputs = self._inputs(self.held_out, values[start : start + EVAL_BATCH])
             predicted += self.task.predictions(self.target, module(*to_device(inputs, self.device)))
         return predicted, None
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
         """Return the metrics of predictions."""
-        return self.task.score(self.target, predicted, [example.label for example in target])
+        return self.task.score(self.target, predicted, [self.held_out.labels[place] for place in target])
 
     def render(self, value: Any) -> Any:
-        """Return a prediction, or the label of an example, as an image or text."""
-        if isinstance(value, Example):
-            value = self.task.truth(self.target, value.label)
+        """Return a prediction, or the label of a held-out sample (an int), as an image or text."""
+        if isinstance(value, int):
+            value = self.task.truth(self.target, self.held_out.labels[value])
         return self.task.render(self.target, value)
 
     # ------------------------------------------------------------------ the end
