@@ -1,4 +1,4 @@
-"""The token store: what is written comes back by row, and files that do not agree with their manifests are refused."""
+"""The token store: tokens come back by row, and files that do not agree with their manifests are refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_files_are_arrow_with_small_ids(tmp_path: Path) -> None:
 
 
 def test_patches_of_bytes_come_back_exactly(tmp_path: Path) -> None:
-    """As the numbers that the 256 levels of each channel stand for; what lies beyond them is refused."""
+    """Each channel has 256 levels; numbers beyond them are refused."""
     layout = PatchesLayout(shape=(2, 2), dim=6, dtype="uint8")
     mean, std = (np.repeat(np.array(numbers, np.float32), 3) for numbers in ((0.4, 0.5), (0.2, 0.25)))
     levels = tuple((3, float((0 - mean[at]) / std[at]), float((1 - mean[at]) / std[at])) for at in (0, 3))

@@ -44,9 +44,9 @@ def write_tokens(
     crops: int = 1,
     **store: Any,
 ) -> None:
-    """Write one modality: the tokens of each key, or those of each of its `crops`.
+    """Write one modality: the tokens of each key, or a list with the tokens of its `crops`.
 
-    `keys` are all samples of the split, by default those that it has, followed by those that are new.
+    `keys` are all samples of the split, by default its samples so far and then the new keys of `tokens`.
     """
     before = TokenStore(root) if (root / STORE).is_file() else None
     known = before is not None and split in before._record["splits"]

@@ -24,7 +24,7 @@ from tokenizers_zoo.spec import Crop
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Encode anew, in place of the tokens that are there; after a kill, leave this out to go on.",
+    help="Encode every shard again, also in place of tokens of other samples. Without it, a killed run resumes.",
 )
 def tokenize_command(
     data_dir: Path,

@@ -38,7 +38,7 @@ class TwoDecoders(Protocol):
 def compare_decoders(
     handle: ModalityHandle, plain: Sequence[Any], decoded: Sequence[Any], true: Sequence[Any]
 ) -> list[tuple[str, float, str, str]]:
-    """Name, number, unit and meaning of what the plain decoder reaches, and of how pictures of both compare."""
+    """Return the plain decoder's metrics, and figures that compare pictures of both: name, number, unit, meaning."""
     units = {metric.name: metric.unit for metric in handle.spec.metrics}
     rows = [
         (f"plain {name}", number, units[name], "the same metric by the plain decoder")

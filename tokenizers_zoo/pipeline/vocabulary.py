@@ -1,4 +1,4 @@
-"""`zoo vocabulary`: what a shared text vocabulary holds, who uses it, and how it grows when a plugin is added."""
+"""`zoo vocabulary`: the content and users of a shared text vocabulary, and its growth when a plugin is added."""
 
 from __future__ import annotations
 
@@ -104,10 +104,7 @@ def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
 
 
 def check_special_tokens(handle: ModalityHandle) -> None:
-    """Raise CheckpointError where the vocabulary that a modality writes in lacks special tokens of it.
-
-    Of its values only those that need none of them could be encoded.
-    """
+    """Raise CheckpointError where a modality's vocabulary lacks special tokens that its values may need."""
     needed = handle.vocabulary_tokens()
     if not needed or not _holds_text(folder := handle.files.vocabulary_folder()):
         return

@@ -22,7 +22,7 @@ class RawBatch:
     """All tokens of some samples, as stored.
 
     `tokens` has for each modality ids `batch length` (grids flattened row-major) or, for continuous layouts, numbers
-    `batch length dim`; what lies beyond a sample's length has no meaning. `lengths` (int64) and `present` (bool) are
+    `batch length dim`; entries beyond a sample's length have no meaning. `lengths` (int64) and `present` (bool) are
     `batch modalities`, in the order of the backbone's specs; an absent modality has length 0, and so may a present
     sequence.
     """

@@ -63,7 +63,7 @@ def codecs_to_train_with(folder: Path, handles: Iterable[ModalityHandle]) -> dic
 
 
 def _is_or_was(handle: ModalityHandle, fingerprint: str) -> bool:
-    """Return True if a handle has this tokenizer, or one that grew from it."""
+    """Return True if a handle has this tokenizer, or has grown from it."""
     return handle.files.grew_from(fingerprint) or (handle.has_tokenizer and handle.fingerprint == fingerprint)
 
 

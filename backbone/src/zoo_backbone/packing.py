@@ -1,4 +1,4 @@
-"""Whole samples as the encoder's inputs: every token of the given modalities, at places that are known beforehand."""
+"""Packs whole samples as the encoder's inputs: every token of the input modalities, in a fixed order."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def padded(
 def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) -> Any:
     """The tokens as a tensor (layouts of fixed length) or a list of arrays.
 
-    Raises InvalidValueError where they are not what the spec declares, or not of `samples` samples, as `others` says.
+    Raises InvalidValueError where they do not fit the spec, or have another number of samples than `samples`.
     """
     found, problem = checked_tokens(spec, tokens)
     if problem is None and samples is not None and len(found) != samples:
