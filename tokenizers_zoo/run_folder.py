@@ -35,14 +35,14 @@ class FolderError(ZooError):
 
 @dataclass(frozen=True, kw_only=True)
 class RunKind:
-    """What one command writes into its folder."""
+    """The files that a command writes into its folder."""
 
     name: str
     """Stored in run.json and used in messages, such as "tokenizer"."""
     files: tuple[str, ...]
     """Patterns of the names of all files and subfolders that the command writes; `--overwrite` removes only these."""
     state: str
-    """The file or subfolder from which a killed run resumes."""
+    """The state of a killed run: a file or subfolder."""
     results: tuple[str, ...] = ()
     """Files without which a finished run starts again."""
 
@@ -150,7 +150,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return the files and subfolders of a folder, without locks, temporary files and what is being replaced."""
+    """Return the files and subfolders of a folder, without locks, temporary files and replaced files."""
     if not folder.is_dir():
         return []
     hidden = (LOCK, REPLACED, MOVING, ".*.tmp", ".*.tmp.d")

@@ -1,1 +1,1 @@
-"""The only training loop of tokenizers and of what is tuned for a task; its settings, its state, its report."""
+"""Training loop of tokenizers and probes, and the infrastructure that it shares with the backbone's loop."""

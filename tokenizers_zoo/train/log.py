@@ -1,4 +1,4 @@
-"""What a training loop shows and logs, step by step: live progress, TensorBoard, and metrics.jsonl."""
+"""Log of a training loop: live progress, TensorBoard, and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
 class StepLog:
-    """Progress of a run of `steps` that goes on after `done` of them, on stderr, and its scalars in `folder`.
+    """Progress of a run of `steps` steps on stderr, and its scalars in `folder`.
 
-    A line of metrics.jsonl is `{"step": finished steps, name: number}`, with null for what is not finite, and holds
-    nothing that depends on the clock: a resumed run leaves the lines of an uninterrupted one. TensorBoard has the same
-    scalars and the speed.
+    `done` steps were finished before. A line of metrics.jsonl is `{"step": finished steps, name: number}`, with null
+    for numbers that are not finite. Lines do not depend on time, so a resumed run writes the lines of an uninterrupted
+    one. TensorBoard has the same scalars and the speed.
     """
 
     def __init__(self, folder: Path, title: str, *, steps: int, done: int, samples_per_step: int) -> None:
@@ -33,7 +33,7 @@ class StepLog:
         self.samples_per_step = samples_per_step
         self.loss: float | None = None
         self.note = ""
-        """What the last evaluation found, in a few words."""
+        """The last evaluation in a few words."""
         self.console = Console(stderr=True)
         self.lines = Lines(self.console, steps, done)
         self.progress = progress_of(title, steps, self.console)
@@ -62,12 +62,12 @@ class StepLog:
 
     @property
     def seconds(self) -> float:
-        """Since the log was made."""
+        """Seconds since the log was created."""
         return self.lines.seconds
 
     @property
     def samples_per_second(self) -> float:
-        """Speed of the steps taken since the log was made, evaluations included."""
+        """Speed since the log was created, evaluations included."""
         return (self.done - self.first) * self.samples_per_step / self.seconds
 
     def say(self, line: str, style: str = "") -> None:
@@ -93,12 +93,12 @@ class StepLog:
         self.board.add_scalar("speed/samples_per_second", self.samples_per_second, self.done)
 
     def flush(self) -> None:
-        """Hand what was logged so far to the system."""
+        """Flush all logs."""
         self.file.flush()
         self.board.flush()
 
     def _state(self) -> list[str]:
-        """What there is to say of the loop now."""
+        """Return the current state in words."""
         parts = [f"step {self.done} of {self.steps}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")

@@ -215,7 +215,7 @@ class Trainer:
         return norms
 
     def final_module(self) -> torch.nn.Module:
-        """Return the model with its EMA weights, or with those of the best evaluation if the run keeps them."""
+        """Return the model with its EMA weights, or the best evaluation's weights if the run keeps them."""
         self.ema.copy_to_model()
         if self.best.weights:
             self.module.load_state_dict(self.best.weights)

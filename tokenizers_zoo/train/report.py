@@ -1,4 +1,4 @@
-"""What a tokenizer's training shows and leaves behind: losses, held-out metrics, pictures, checkpoint, model card."""
+"""Report of a tokenizer's training: losses, held-out metrics, pictures, checkpoint and model card."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ EVALUATION, PICTURES = "evaluation.json", "samples"
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 NOT_LOGGED = ("size", "reachable", "codebooks", "least_used")
-"""What is said of a codebook and makes no curve."""
+"""Codebook statistics that are not logged as curves."""
 ENOUGH = 0.98
-"""Usage that evenly spread tokens have to reach for the usage to tell something by itself."""
+"""If uniform tokens would use less than this, the report shows their usage, too."""
 COLLAPSE_ADVICE = "use fewer levels or a smaller codebook, another quantizer, or a lower learning rate"
 
 
@@ -51,8 +51,8 @@ class Evaluation:
     codebook: Mapping[str, float] = field(default_factory=dict)
     """size, usage, perplexity, entropy_bits, and the usage that as many evenly spread tokens would reach.
 
-    Of several codebooks these are means, and there are `codebooks`, how many they are, `least_usage`, the usage of
-    the one with the least, and `least_used`, its number from 1."""
+    For several codebooks, these are means. `codebooks` is their number, `least_usage` the smallest usage, and
+    `least_used` the number of that codebook, counted from 1."""
 
     @property
     def collapsed(self) -> bool:
@@ -101,17 +101,17 @@ class TrainingReport(StepLog):
             self.window.clear()
 
     def watch(self, done: int, warning: str | None) -> None:
-        """Say a warning about the codebook in training, once until it is sound again."""
+        """Print a warning about the codebook once, until it is sound again."""
         if warning is not None and not self.collapsing:
             self.say(f"{self.spec.name}: step {done}: {warning}; {COLLAPSE_ADVICE}", style="bold yellow")
         self.collapsing = warning is not None
 
     def stopped(self, done: int, reason: str, kept_step: int) -> None:
-        """Say that the run ends before its last step, and which weights it keeps."""
+        """Print that the run stops early, and which weights it keeps."""
         self.say(f"{self.spec.name}: stops after step {done} of {self.steps}: {reason}; keeps step {kept_step}")
 
     def evaluation(self, done: int, evaluation: Evaluation, best: Kept | None = None) -> None:
-        """Show, log and picture an evaluation, beside the best so far; say so where the codebook collapses."""
+        """Log and print an evaluation with the best so far, and warn about a collapsing codebook."""
         codebook = evaluation.codebook
         scalars = {f"{self.judged}/{name}": value for name, value in evaluation.metrics.items()}
         scalars |= {f"codebook/{name}": value for name, value in codebook.items() if name not in NOT_LOGGED}
@@ -156,9 +156,9 @@ def picture_rows(shown: Sequence[Sequence[Any]]) -> PIL.Image.Image | None:
 
 
 def write_pictures(folder: Path, shown: Sequence[tuple[Any, Any]], name: str = PICTURES) -> None:
-    """Write each pair of input and reconstruction to `samples/`: a .png side by side, or a .txt for text.
+    """Write each pair of input and reconstruction to the subfolder `name`: a .png side by side, or a .txt for text.
 
-    What an older evaluation left there goes. `name` is another folder than `samples`.
+    Files of an earlier evaluation are removed.
     """
     written = set()
     for number, pair in enumerate(shown):
@@ -208,24 +208,24 @@ def finish_run(
 
 
 def _used(codebook: Mapping[str, float]) -> str:
-    """How much of a codebook is used; beside it what so few tokens would use evenly spread, where that is not all."""
+    """Return a codebook's usage in words, with the usage of as many uniform tokens if that is below 1."""
     reachable = codebook["reachable"]
     return f"codebook {codebook['usage']:.0%}" + ("" if reachable >= ENOUGH else f" (even: {reachable:.0%})")
 
 
 def mean_of(codebook: Mapping[str, float]) -> str:
-    """The end of what a figure means: that it is the mean of so many codebooks; empty where there is one."""
+    """Return "; mean of N codebooks", or an empty string for a single one."""
     return f"; mean of {codebook['codebooks']:.0f} codebooks" if "codebooks" in codebook else ""
 
 
 def mean_and_least(codebook: Mapping[str, float]) -> str:
-    """The end of what the usage means: as `mean_of`, with the usage of the codebook that is used least."""
+    """Return `mean_of` with the usage of the least used codebook."""
     mean = mean_of(codebook)
     return f"{mean}, the least of them {codebook['least_usage']:.1%}" if mean else ""
 
 
 def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """The README.md of a tokenizer: what it is, how to load it, how good it is, and what it was trained on."""
+    """Return the README.md of a tokenizer: loading, quality, data and settings."""
     rows = [
         card_row(
             metric.name, _number(result["metrics"][metric.name]), metric.unit or "-",

@@ -1,4 +1,4 @@
-"""The state from which a killed training run resumes: tensors, optimizer and counters in one safetensors file."""
+"""Training state of tokenizers and probes: tensors, optimizer and counters in one safetensors file."""
 
 from __future__ import annotations
 

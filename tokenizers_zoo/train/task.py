@@ -1,4 +1,4 @@
-"""What the training loop asks of what it trains."""
+"""Protocols between the training loop and the models that it trains."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ if TYPE_CHECKING:
 
 
 class TokenizerTask(Protocol):
-    """What the loop asks of the tokenizer that it trains."""
+    """A tokenizer that the loop can train."""
 
     spec: ModalitySpec
     codebook_size: int
 
     def describe(self) -> Mapping[str, Any]:
-        """JSON types that say which model this is, with the "class" key of its checkpoint; cheap."""
+        """Return the model's settings as JSON types, with the "class" key of its checkpoint. Must be fast."""
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> torch.nn.Module:
-        """The untrained model, with what it needs to know of the training values; torch's generator is seeded."""
+        """Return the untrained model, fitted to statistics of `train` if necessary; torch's generator is seeded."""
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
-        """Tensors of a training batch, with augmentation drawn from `rng`."""
+        """Return the tensors of a training batch, with augmentation drawn from `rng`."""
 
     def losses(self, module: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-        """Scalars by name; "loss" is the one that is minimised."""
+        """Return scalars by name; "loss" is minimised."""
 
     def reconstruct(self, module: torch.nn.Module, values: list[Any]) -> tuple[list[Any], Any]:
-        """Values after encode and decode, and their tokens (int64, any shape; None for continuous modalities)."""
+        """Return values after encode and decode, and their tokens (int64, any shape; None if continuous)."""
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        """The metrics of the spec."""
+        """Return the metrics of the spec."""
 
     def render(self, value: Any) -> PIL.Image.Image | str:
-        """A value as a person wants to see it."""
+        """Return a value as a picture or text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The evaluation that was the best of a run, and whose weights are kept."""
+    """The best evaluation of a run, whose weights are kept."""
 
     step: int
-    """How many steps were finished."""
+    """Finished steps."""
     score: float
     """The main metric."""
 
 
 @runtime_checkable
 class SupervisedTask(Protocol):
-    """A TokenizerTask whose model is no tokenizer: the loop is the same, and what it leaves is the task's own."""
+    """A TokenizerTask whose model is not a tokenizer and that writes its own result, such as a probe."""
 
     kind_of_run: RunKind
     """The files of the run's folder."""
     title: str
-    """What the progress calls the training."""
+    """Title of the progress bar."""
     validates: bool
     """True where the loop's held-out samples are there to choose by: the weights of the best evaluation are kept, also
     without `patience`, and logs call the samples validation. They must not be those that `save` scores."""

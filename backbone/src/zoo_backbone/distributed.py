@@ -113,7 +113,7 @@ class ManyRanks(Ranks):
     def drop_unused(self, model: FourM) -> None:
         """Drop gradients of parameters that no process used in this step."""
         parameters = model.sometimes_used()
-        if not parameters:  # all of them are frozen
+        if not parameters:  # frozen
             return
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         used = self.total(torch.stack([gradient.any() for gradient in gradients]).float())
@@ -269,7 +269,7 @@ def _read_progress(state: Path) -> tuple[int, float]:
 
 
 def _missing(stored: Mapping[str, Any]) -> str:
-    """Return what the files of a state lack. DCP itself would leave missing parts of a tensor as they are."""
+    """Describe missing files of a state. DCP itself would leave missing parts of a tensor as they are."""
     for name, tensor in stored.items():
         if sum(math.prod(chunk.sizes) for chunk in tensor.chunks) < math.prod(tensor.size):
             return f"found a part of {name}"

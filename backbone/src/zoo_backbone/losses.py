@@ -31,7 +31,7 @@ class LossBalance:
     The settings' `loss_weights` are relative: their mean over the targets of a batch is 1. With "uncertainty", the loss
     of a modality is exp(-s) L + s / 2 with a learned s (arXiv 1705.07115, equation 10, for a cross-entropy), which
     converges to a weight of 1 / (2 L). The gradient of s needs L only, so it costs nothing. Raises UnknownNameError for
-    an unknown modality in `loss_weights`, and ConfigError for one that is only an input.
+    an unknown modality in `loss_weights`, and ConfigError if it is only an input.
     """
 
     def __init__(self, layout: EmbeddingLayout, config: TrainConfig, device: torch.device) -> None:
@@ -132,7 +132,7 @@ class GradAccumulation:
 
 
 def _whole(parts: Sequence[Losses]) -> Losses:
-    """Return the losses of a batch from those of its parts."""
+    """Combine the losses of the parts of a batch."""
     first, *others = parts
     loss, sums, counts = first.loss.detach(), first.sums, first.counts
     for part in others:

@@ -1,4 +1,4 @@
-"""The optimizer: no work on rows that no token touched, Muon or AdamW for matrices; its rate, its state by name."""
+"""Optimizers of the backbone: AdamW, Muon for weight matrices, and Adam by rows for the token table."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ ADAM_SIZE = 0.2
 
 
 def block_matrices(blocks: Iterable[nn.Module]) -> dict[Tensor, int]:
-    """The weights of the linear layers in `blocks`, and of how many projections side by side each is made."""
+    """Return the weights of the linear layers in `blocks`, and the number of projections in each."""
     layers = [layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
     return {layer.weight: layer.parts if isinstance(layer, FusedLinear) else 1 for layer in layers}
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """For each of `matrices rows columns` = U S V^T about U V^T: singular values between 0.7 and 1.2.
+    """Return about U V^T for each of `matrices rows columns` = U S V^T, with singular values between 0.7 and 1.2.
 
-    Newton-Schulz iterations with a quintic polynomial, on the wide side, on a GPU in bfloat16, as published; zero
-    matrices stay zero. What is given has the dtype of `matrices`.
+    Newton-Schulz iterations with a quintic polynomial on the wide side, in bfloat16 on a GPU. Zero matrices stay zero.
+    The result has the dtype of `matrices`.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -49,10 +49,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Muon:
-    """The optimizer of `matrices`: weights with the number of projections that each holds, one above the other.
+    """Muon (Keller Jordan et al. 2024, kellerjordan.github.io/posts/muon) for `matrices`.
 
-    Each projection is a matrix of its own. Where weights are sharded, the momentum is too; each process orthogonalises
-    whole matrices and keeps its rows.
+    An entry moves as far as AdamW would move it (arXiv 2502.16982, section 2.2), so both share a learning rate and a
+    weight decay. `matrices` has the number of projections in each weight; each projection is a matrix of its own. If
+    weights are sharded, so is the momentum. Each process orthogonalises whole matrices and keeps its rows.
     """
 
     def __init__(self, matrices: dict[Tensor, int], weight_decay: float) -> None:
@@ -62,7 +63,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move all matrices that have a gradient."""
+        """Update all matrices that have a gradient."""
         by_shape = defaultdict[tuple[int, ...], list[tuple[Tensor, int, Tensor]]](list)
         moved: dict[Tensor, list[Tensor]] = {}
         for weight, parts in self.matrices.items():
@@ -87,21 +88,21 @@ class Muon:
 EPSILON = 1e-8
 TOKEN_TABLE = "token_embedding.weight"
 RATE_AT = 128
-"""The width that rates of Muon are tuned at."""
+"""The width at which learning rates of Muon are tuned."""
 
 
 def for_width(rate: float, width: int) -> float:
-    """A rate of Muon that suits a model of width RATE_AT, for one of another: an update grows with the width's root.
+    """Return a learning rate of Muon for a model of this width, from one for the width RATE_AT.
 
-    docs/training.md, Width.
+    An update grows with the square root of the width. See docs/training.md, Width.
     """
     return rate * math.sqrt(RATE_AT / width)
 
 
 def peak_rate(config: TrainConfig, width: int) -> float:
-    """The rate after warm-up of a model of this width: what the settings say, or what suits their optimizer.
+    """Return the peak learning rate: the setting, or the optimizer's default for this width.
 
-    Raises ConfigError where the schedule would have to end above that.
+    Raises ConfigError if `min_learning_rate` is above it.
     """
     if config.learning_rate is not None:
         return config.learning_rate
@@ -120,31 +121,31 @@ def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """True for the matrices of linear layers and output rows; norms, biases and embeddings do not decay."""
-    part = name.partition(".")[0]  # what follows may be the name of a modality or vocabulary
+    """Return whether a parameter has weight decay: matrices of linear layers and output rows have."""
+    part = name.partition(".")[0]  # the rest may be the name of a modality or vocabulary
     return parameter.dim() >= 2 and not part.endswith(("embedding", "learned_positions", "registers"))
 
 
 class RowAdam:
-    """Adam (arXiv 1412.6980, algorithm 1) for a table of which a step touches few rows.
+    """Adam (arXiv 1412.6980, algorithm 1) for a table with few used rows per step.
 
-    Each row is an Adam of its own whose clock ticks when the row has a gradient: moments, bias correction and weights
-    of the other rows stay as they are. So a row that is first met late moves as far as one met early, and where every
-    row is touched at every step this is plain Adam. Rows whose gradient is zero were read as padding only.
+    Each row has its own step count, which advances if the row has a gradient. Moments, bias correction and weights of
+    the other rows do not change. If every row is used in every step, this is plain Adam. A zero gradient counts as
+    none: such rows were read as padding only.
     """
 
     def __init__(self, table: Tensor, betas: tuple[float, float], factors: Tensor | None = None) -> None:
         self.table = table
         self.betas = betas
         self.factors = factors
-        """Of the rate, `rows 1`; None for 1 everywhere."""
+        """Factors of the learning rate, `rows 1`; None: 1."""
         with torch.no_grad():
             self.first, self.second = torch.zeros_like(table), torch.zeros_like(table)
             self.ticks = torch.zeros_like(table[:, :1])
 
     @torch.no_grad()
     def step(self, gradient: Tensor, rate: float) -> None:
-        """Update by a gradient of the table, or of this process's rows of it; coalesced where it is sparse."""
+        """Update by the table's gradient; a sparse gradient must be coalesced."""
         if gradient.is_sparse:
             rows, values = gradient.indices()[0], gradient.values()
             used = values.any(dim=1)
@@ -164,22 +165,21 @@ class RowAdam:
         table[rows] = table[rows].sub_(mean.mul_(rates / (1 - low**count)).div_(scale))
 
     def state(self, name: str) -> dict[str, Tensor]:
-        """The moments and ticks of the table, which goes by this name."""
+        """Return the moments and step counts of the table, under this name."""
         return dict(zip(names_of(name), (self.first, self.second, self.ticks), strict=True))
 
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         self.first, self.second, self.ticks = (tensors[part] for part in names_of(name))
 
 
 class Optimizer:
     """AdamW (arXiv 1711.05101) for a FourM: fused for dense parameters, by rows for the token table.
 
-    With `config.optimizer` "muon", Muon moves the matrices of the blocks instead. Output rows of a vocabulary without
-    targets have no gradient and are left as they are, and so are parameters that want none and, of parameters with bool
-    `rows` in `frozen`, the rows that are True. Those that are True in `known` move by `config.pretrained_lr_scale` of
-    what others would. `sparse` says whether the token table's gradient is sparse too, which sharded parameters cannot
-    have; the updates are the same.
+    With `config.optimizer` "muon", Muon updates the matrices of the blocks. Output rows of a vocabulary without targets
+    have no gradient and do not change. `frozen` marks rows of parameters (bool `rows`) that do not change. Rows marked
+    in `known` have `config.pretrained_lr_scale` times the learning rate. `sparse` gives the token table a sparse
+    gradient, which sharded parameters cannot have; the updates are the same.
     """
 
     def __init__(
@@ -204,11 +204,11 @@ class Optimizer:
         blocks = [*model.encoder, *model.decoder]
         muon = config.optimizer == "muon"
         matrices = {p: parts for p, parts in block_matrices(blocks).items() if muon and p.requires_grad}
-        # Of a backbone that a run starts from, blocks are there as a whole or not at all.
+        # A start backbone has all blocks or none.
         self.muon = Muon(matrices, config.weight_decay)
         self.muon_factor = config.pretrained_lr_scale if slow.issuperset(matrices) else 1.0
         others = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
-        # A table of which some rows stay decays not at all: AdamW shrinks a parameter as a whole.
+        # A table with frozen rows has no weight decay, because AdamW decays a whole parameter.
         decayed = {name for name, p in others.items() if decays(name, p) and p not in self.frozen}
         groups = [
             {
@@ -219,11 +219,11 @@ class Optimizer:
             for decay in (True, False)
             for slower in ((False, True) if slow else (False,))
         ]
-        # The rate is that of each step.
+        # Each step sets the learning rate.
         self.dense = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
 
     def _slow(self, known: Mapping[str, Tensor]) -> tuple[set[Tensor], dict[Tensor, Tensor]]:
-        """Parameters that are known as a whole, and the known rows of the others and of the token table."""
+        """Return parameters that are known as a whole, and the known rows of the others and of the token table."""
         all_known, parts = set[Tensor](), dict[Tensor, Tensor]()
         for name, parameter in self.parameters.items() if self.config.pretrained_lr_scale != 1 else ():
             rows = known.get(name)
@@ -234,9 +234,9 @@ class Optimizer:
         return all_known, parts
 
     def step(self, rate: float) -> float:
-        """Clip the gradients, update with learning rate `rate`, drop the gradients; gives the norm before clipping.
+        """Clip the gradients, update with learning rate `rate`, and return the norm before clipping.
 
-        Where that norm is not finite, nothing is updated.
+        Nothing is updated if the norm is not finite.
         """
         table = self.rows.table
         if table.grad is not None and table.grad.is_sparse:
@@ -263,7 +263,7 @@ class Optimizer:
 
     @contextlib.contextmanager
     def _slowed(self) -> Iterator[None]:
-        """Let rows that are known move by their share of what the block moves them."""
+        """Scale the update of known rows within the block."""
         moved = {p: rows for p, rows in self.slow_rows.items() if p.grad is not None}
         with torch.no_grad():
             before = {p: local(p)[rows] for p, rows in moved.items()}
@@ -272,7 +272,7 @@ class Optimizer:
                 local(p)[rows] = before[p].lerp(local(p)[rows], self.config.pretrained_lr_scale)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a later step depends on, by `<parameter>.first`, `.second` and `.ticks`."""
+        """Return moments and steps by `<parameter>.first`, `.second` and `.ticks`."""
         tensors = self.rows.state(TOKEN_TABLE)
         for name, parameter in self.parameters.items():
             if parameter in self.muon.momentum:
@@ -283,7 +283,7 @@ class Optimizer:
         return tensors
 
     def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors like those of `state` for the given names. Raises CheckpointError for names of another model."""
+        """Return tensors like those of `state` for these names. Raises CheckpointError for names of another model."""
         tensors = {}
         for name in names:
             parameter, _, part = name.rpartition(".")
@@ -299,7 +299,7 @@ class Optimizer:
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         for name, parameter in self.parameters.items():
             first, second, ticks = (tensors.get(part) for part in names_of(name))
             if first is not None and parameter in self.muon.momentum:
@@ -313,12 +313,12 @@ class Optimizer:
 
 
 def names_of(parameter: str) -> tuple[str, str, str]:
-    """Under which names a parameter's moments and steps are kept; Muon has the first moment alone."""
+    """Return the names under which the moments and steps of a parameter are stored; Muon has only the first."""
     return f"{parameter}.first", f"{parameter}.second", f"{parameter}.ticks"
 
 
 def rows_like(parameter: Tensor, rows: Tensor) -> Tensor:
-    """bool `rows` on the parameter's device, and of this process's part of it where it is sharded."""
+    """Return bool `rows` on the parameter's device; of a sharded parameter, this process's part."""
     rows = rows.to(parameter.device)
     if isinstance(parameter, DTensor):
         rows = local(distribute_tensor(rows, parameter.device_mesh, parameter.placements, src_data_rank=None))
@@ -326,7 +326,7 @@ def rows_like(parameter: Tensor, rows: Tensor) -> Tensor:
 
 
 def drop_rows(gradient: Tensor, rows: Tensor) -> None:
-    """Set the gradient of rows that are True to zero, in place; coalesced where it is sparse."""
+    """Set the gradient of marked rows to zero in place; a sparse gradient must be coalesced."""
     if gradient.is_sparse:
         gradient.values()[rows[gradient.indices()[0]]] = 0.0
     else:
@@ -334,12 +334,12 @@ def drop_rows(gradient: Tensor, rows: Tensor) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, as it lies in memory; any other tensor as it is."""
+    """Return this process's part of a sharded tensor; any other tensor unchanged."""
     part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return part
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered; any other as it is."""
+    """Gather a sharded tensor; return any other unchanged."""
     gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return gathered

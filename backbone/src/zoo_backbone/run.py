@@ -33,7 +33,7 @@ class Run:
     data: Path | None = None
     """The values that the tokens were made of."""
     registry: Path | None = None
-    """The registry.toml in use; None for all that is installed."""
+    """The registry.toml in use; None: all installed modalities."""
     start: Path | None = None
     """The backbone that it started from; None for a new one."""
 
@@ -71,7 +71,7 @@ def registry_place(registry: Path | None) -> str | None:
 
 
 def found_registry(folder: Path, registry: Path | None) -> Path | None:
-    """The registry that what `folder` holds was trained with. Raises CheckpointError where it is gone."""
+    """Return the registry that a folder's model was trained with. Raises CheckpointError if it is gone."""
     if registry is not None and not registry.is_file():
         raise CheckpointError(
             f"{folder}: its registry was {registry}, which is gone; give another one, as in "
@@ -81,16 +81,16 @@ def found_registry(folder: Path, registry: Path | None) -> Path | None:
 
 
 def zoo_of(folder: Path, registry: Path | None) -> Zoo:
-    """The zoo of the registry that what `folder` holds was trained with, or of all that is installed where it had none.
+    """Return the zoo of the registry that a run was trained with; without a registry, all installed modalities.
 
-    Raises CheckpointError where the registry is gone.
+    Raises CheckpointError if the registry is gone.
     """
     found = found_registry(folder, registry)
     return Zoo.installed() if found is None else Zoo.from_toml(found)
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a run's model. Raises CheckpointError where it has none yet."""
+    """Return the config.json of a trained model. Raises CheckpointError if training is not finished."""
     if not (folder / CONFIG).is_file():
         if (folder / RUN).is_file():
             raise CheckpointError(f"{folder}: its training has not come to its end; the command that began it goes on")

@@ -1,4 +1,4 @@
-"""The model that a run begins with: a new one, or a trained one with rows for what that one has not."""
+"""The initial model of a run: a new one, or a trained backbone with rows for new modalities."""
 
 from __future__ import annotations
 
@@ -36,32 +36,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """A model before its first step."""
+    """The initial model of a run."""
 
     model: FourM
     known: Mapping[str, Tensor] = field(default_factory=dict)
-    """By parameter, bool `rows`: True where its value is that of the backbone that the run starts from."""
+    """Rows (bool `rows`) by parameter that the start backbone has."""
     unused: Mapping[str, Tensor] = field(default_factory=dict)
-    """Likewise: True for ids of a vocabulary that still stand for nothing."""
+    """Rows (bool `rows`) by parameter of vocabulary ids that have no meaning yet."""
     record: Mapping[str, Any] | None = None
-    """Which backbone that was, for config.json; None for a new model."""
+    """Record of the start backbone for config.json; None for a new model."""
     published: Mapping[str, Any] = field(default_factory=dict)
-    """What config.json says of a backbone that was imported, under its key; empty for others."""
+    """The entry of an imported backbone in config.json; empty for others."""
     beside: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors of such a one that are no part of the model."""
+    """Tensors of an imported backbone that are not part of the model."""
     reshaped: tuple[str, ...] = ()
-    """Known grids that have another shape than there, and so other positions."""
+    """Known grids whose shape, and so positions, have changed."""
     without_rows: tuple[ModalitySpec, ...] = ()
-    """Added modalities all of whose tokens are known, as those of the same vocabulary."""
+    """Added modalities that only use known ids of a shared vocabulary."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The modalities that are known."""
+        """The modalities of the start backbone."""
         return tuple(self.record["knows"]) if self.record else ()
 
     def seed(self, seed: int) -> int:
-        """The seed of samples and masks: `seed` for a new model; another where the run starts from a backbone, or what
-        that one saw with the same seed would all come again, in the same order.
+        """Return the seed of samples and masks.
+
+        With a start backbone, it differs from `seed`: otherwise the samples of its training would come again in the
+        same order.
         """
         return (seed + int(self.record["weights_sha256"][:15], 16)) % 2**63 if self.record else seed
 
@@ -73,9 +75,10 @@ def begin(
     start: Path | None,
     ids: Mapping[str, int] | None = None,
 ) -> Beginning:
-    """A new model, or a trained one's weights. Raises CheckpointError, and ConfigError for one of another shape.
+    """Return a new model, or one with the weights of the backbone `start`.
 
-    `ids` are those that `ids_in_use` gives; without, the backbone in `start` knows all ids of its vocabularies.
+    `ids` are the results of `ids_in_use`; by default the start backbone knows all ids of its vocabularies. Raises
+    CheckpointError, and ConfigError if its shape differs from `config`.
     """
     if start is None:
         return Beginning(model=architecture_for(config).seeded(config, specs, seed))
@@ -116,7 +119,7 @@ def begin(
 
 
 def _counts(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str, int]) -> dict[str, int]:
-    """By token table, how many of its ids these modalities have in use: what `ids` says, of others all."""
+    """Return by token table the number of ids in use: from `ids`, or the vocabulary size."""
     counts: dict[str, int] = {}
     for spec in specs:
         table = model.layout.table_of(spec)
@@ -137,12 +140,12 @@ def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
 
 
 def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]:
-    """By modality that writes in a text vocabulary, how many of its ids, from 0 on, are in use.
+    """Return the number of ids in use, counted from 0, by modality with a text vocabulary.
 
-    Of those that the backbone in `start` has, in its training; ids behind were free then. One of which that is not
-    known counts as the others of its vocabulary, and is left out where none is known. Of modalities that are added, up
-    to the last of their special tokens: all else that text is made of is in a vocabulary from the first. Raises
-    CheckpointError where a vocabulary is not there.
+    For modalities of the backbone `start`, this is the length of the vocabulary in its training. If that is unknown,
+    the length of another modality with the same vocabulary is used; otherwise the modality is left out. For added
+    modalities, it is the last of their special tokens plus 1: all other text pieces exist from the beginning. Raises
+    CheckpointError if a vocabulary is missing.
     """
     stored = load_config(start, CLASS)
     old, trained_on = {spec["name"]: spec["vocabulary"] for spec in stored["specs"]}, stored.get("fingerprints", {})
@@ -167,9 +170,9 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
 
 
 def known_rows(start: Path, model: FourM, used: Mapping[str, int]) -> dict[str, Tensor]:
-    """By parameter, bool `rows`: which rows of the model the backbone in `start` has.
+    """Return the rows (bool `rows`) by parameter that the backbone in `start` has.
 
-    Of a token table those of the ids that it `used`, from 0 on: the others stood for nothing.
+    In a token table, these are the first `used` ids.
     """
     with safe_open(start / WEIGHTS, "pt") as file:
         lengths = {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118
@@ -183,7 +186,7 @@ def known_rows(start: Path, model: FourM, used: Mapping[str, int]) -> dict[str, 
 
 
 def unused_rows(model: FourM, in_use: Mapping[str, int]) -> dict[str, Tensor]:
-    """By parameter, bool `rows`: those of the ids of a token table that are not `in_use`, which are its first."""
+    """Return the rows (bool `rows`) by parameter of ids after the first `in_use` of a token table."""
     unused = {name: torch.zeros(len(tensor), dtype=torch.bool) for name, tensor in model.state_dict().items()}
     for name, rows in model_tensors(model, unused).items():  # parts of those, to be written to
         if name.startswith(GROWING):
@@ -193,18 +196,17 @@ def unused_rows(model: FourM, in_use: Mapping[str, int]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
-    """Let a new modality's marker and mask token start as the mean of those that are there."""
+    """Initialise new modality embeddings and mask tokens by the mean of the known ones."""
     for name, table in model.named_parameters():
         if name in model.modality_rows and known[name].any():
             table[~known[name]] = table[known[name]].mean(0)
 
 
 def freeze(beginning: Beginning) -> dict[str, Tensor]:
-    """Take the gradients from parameters that are known as a whole; of the others that some rows of are known, gives
-    the rows that stay: those, and those of ids that stand for nothing.
+    """Exclude known parameters from training; return the frozen rows of partly known parameters.
 
-    Raises ConfigError where nothing is known, or all is, where an added modality has no rows of its own, and where a
-    known grid has other positions now.
+    Rows of ids without a meaning are frozen, too. Raises ConfigError if nothing or everything is known, if an added
+    modality has no rows of its own, or if a known grid has other positions now.
     """
     if beginning.reshaped:
         name = beginning.reshaped[0]
@@ -214,8 +216,8 @@ def freeze(beginning: Beginning) -> dict[str, Tensor]:
         )
     for spec in beginning.without_rows:
         raise ConfigError(
-            f"freeze: {spec.name} writes in the vocabulary {spec.vocabulary}, whose rows stay: only its marker would "
-            "move; leave freeze out"
+            f"freeze: {spec.name} writes in the vocabulary {spec.vocabulary}, whose rows stay: it has "
+            "nothing to train; leave freeze out"
         )
     partly, moves = {}, False
     for name, parameter in beginning.model.named_parameters():
