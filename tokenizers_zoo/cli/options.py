@@ -75,7 +75,7 @@ def split_names(names: str | None, advice: str = "leave the option out for all")
 
 
 def names_option(
-    *declarations: str, help: str, required: bool = False, metavar: str = "NAMES",
+    *declarations: str, help: str, required: bool = False, metavar: str = "NAME,...",
     advice: str = "leave the option out for all",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Add an option for a list of names, which may be repeated and separated by commas: `--only a,b --only c`.
@@ -88,7 +88,7 @@ def names_option(
         return [name for names in given for name in split_names(names, advice) or ()] or None
 
     return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=joined,
-                        help=f"{help} Comma-separated or repeated.")  # fmt: skip
+                        help=f"{help} Repeatable.")  # fmt: skip
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

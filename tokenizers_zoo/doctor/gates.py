@@ -318,9 +318,10 @@ def store(patient: Patient) -> str:
             for key, value in zip(patient.keys, patient.values, strict=True)
             if (row := rows.get(key)) is not None
         ][:REREAD]
-        encoded = [np.asarray(item) for item in handle.encode([value for _, value, _ in kept])] if kept else []
+        values = [value for _, value, _ in kept]
+        encoded = [np.asarray(item) for item in handle.encode(values, trusted=True)] if kept else []
         now = [column.metadata.from_stored(column.metadata.to_stored(item)) for item in encoded]
-        stored = column.take([row for _, _, row in kept])
+        stored = column.take([row for _, _, row in kept]) if kept else []
     except ZooError as error:
         figure, _, advice = str(error).rpartition("; ")
         raise Failed(figure or advice, advice if figure else OTHER_TOKENS) from None
@@ -334,7 +335,7 @@ def store(patient: Patient) -> str:
     if other:
         raise Failed(
             f"{len(other)} of {len(kept)} samples have other tokens than the tokenizer gives now, first {other[0]}",
-            "the values were made anew since: tokenize with --overwrite",
+            "the values have changed since: tokenize with --overwrite",
         )
     samples = count_of(column.count, "sample")
     return f"{samples} of tokenizer {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
