@@ -96,8 +96,8 @@ def install(folder: Path) -> None:
     (folder / "zoo_scale.py").write_text(PLUGIN)
 
 
-def run(words: str, folder: Path) -> tuple[float, float]:
-    """Run a `zoo` command in a folder; returns seconds and peak MiB."""
+def run(words: str, folder: Path) -> dict[str, float]:
+    """Run a `zoo` command in a folder; returns seconds, processor seconds and peak MiB."""
     program = "import sys; from tokenizers_zoo.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, *words.split()]
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
@@ -112,11 +112,12 @@ def run(words: str, folder: Path) -> tuple[float, float]:
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"zoo {words}: {(folder / 'output.txt').read_text()[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    seconds = {"seconds": time.perf_counter() - start, "processor seconds": usage.ru_utime + usage.ru_stime}
+    return {**{name: round(number, 1) for name, number in seconds.items()}, "MiB": round(usage.ru_maxrss / 1024)}
 
 
 def measure(count: int, parent: Path) -> dict[str, dict[str, float]]:
-    """Return seconds and peak MiB of each command at so many samples."""
+    """Return the figures of each command at so many samples."""
     folder = parent / str(count)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -126,9 +127,9 @@ def measure(count: int, parent: Path) -> dict[str, dict[str, float]]:
     print(f"{count}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     found = {}
     for name, words in COMMANDS:
-        seconds, peak = run(words, folder)
+        figures = run(words, folder)
         if name:
-            found[name] = {"seconds": round(seconds, 1), "MiB": round(peak)}
+            found[name] = figures
             print(f"{count}: {name}: {found[name]}", file=sys.stderr, flush=True)
     return found
 
@@ -156,7 +157,7 @@ def main() -> None:
     result: dict[str, Any] = {}
     print(f"{'':28}" + "".join(f"{count:>20,}" for count in found) + f"{'bytes per sample':>20}")
     for name in next(iter(found.values())):
-        cells = [f"{one[name]['seconds']:.1f} s {one[name]['MiB']:.0f} MiB" for one in found.values()]
+        cells = [f"{one[name]['processor seconds']:.1f} s {one[name]['MiB']:.0f} MiB" for one in found.values()]
         growth = bytes_per_sample(found, name)
         print(f"{name:28}" + "".join(f"{cell:>20}" for cell in cells) + f"{growth:>20.1f}")
         result[name] = {"at": {str(count): one[name] for count, one in found.items()}, "bytes per sample": growth}
