@@ -176,10 +176,12 @@ class TokenColumn:
 
     def _runs(self, ordered: npt.NDArray[np.int64]) -> Iterator[tuple[ShardFile, int, int, int]]:
         """Yield stretches of neighbouring rows of one shard: its file, the first row there, the places in `ordered`."""
+        if not len(ordered):
+            return
         per_shard = self.split.shard_size * self.split.crops
         shards = ordered // per_shard
         breaks = np.flatnonzero((np.diff(ordered) != 1) | (np.diff(shards) != 0)) + 1
-        starts = [0, *breaks.tolist()] if len(ordered) else []
+        starts = [0, *breaks.tolist()]
         ends = [*starts[1:], len(ordered)]
         rows, numbers = (ordered[starts] % per_shard).tolist(), shards[starts].tolist()
         for row, shard, first, end in zip(rows, numbers, starts, ends, strict=True):
