@@ -475,7 +475,7 @@ def test_shards_and_parts_that_are_none(world: World) -> None:
     for words in ("tokenizer eval depth --data data", "tokenize data --out new --only depth", "data verify data"):
         world(words).refused("data/test/depth/shard-00000.tar", "zoo data repair")
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
-    train = "backbone train --tokens tokens --out new --config backbone.toml"
+    train = "backbone train --tokens tokens --out new_run --config backbone.toml"
     world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo tokenize` again")
     cut(world.folder / "data/dataset.json")
     for words in ("data info data", ROAD["make"]):

@@ -17,7 +17,7 @@ from tokenizers_zoo.cli.options import (
     show_table,
 )
 from tokenizers_zoo.cli.settings import settings_lines
-from tokenizers_zoo.errors import DataError, UnknownNameError, count_of
+from tokenizers_zoo.errors import DataError, UnknownNameError, and_others, count_of
 
 SHOWN_REASONS = 5
 """Reasons of dropped samples that are shown for each modality."""
@@ -206,14 +206,12 @@ def verify(data_dir: Path) -> None:
     """
     from tokenizers_zoo.pipeline.repair import verify_store
 
-    wrong = 0
-    for problem in verify_store(data_dir):
-        click.echo(f"{problem.path}: {problem.problem}")
-        wrong += 1
+    wrong = []
+    for one in verify_store(data_dir):
+        click.echo(f"{one.path}: {one.problem}")
+        wrong.append(one.path)
     if wrong:
-        raise DataError(
-            f"{data_dir}: {count_of(wrong, 'shard is', 'shards are')} damaged; `zoo data repair {data_dir}`"
-        )
+        raise DataError(f"{wrong[0]}{and_others(len(wrong) - 1)}: damaged; `zoo data repair {data_dir}` makes it again")
     click.echo(f"{data_dir}: all files agree with their manifests")
 
 
