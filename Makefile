@@ -65,8 +65,8 @@ demo-bouncing: $(READY)
 docs: $(TEST_READY)
 	python docs/generate.py
 
-# Each file prints a table and JSON. Use a quiet machine. defaults.py takes an hour and is run separately.
-NO_BENCH := $(addprefix bench/,backbone_data.py defaults.py pages.py)
+# Each file prints a table and JSON. Use a quiet machine. defaults.py and scale.py take an hour and are run separately.
+NO_BENCH := $(addprefix bench/,backbone_data.py defaults.py pages.py scale.py)
 bench: $(TEST_READY)
 	@for file in $(filter-out $(NO_BENCH),$(wildcard bench/*.py)); do echo "== $$file"; python $$file || exit 1; done
 
