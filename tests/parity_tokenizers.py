@@ -18,11 +18,11 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.autoencoder.importer import NotThisKind
 from tokenizers_zoo.checkpoint import TokenizerFiles
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.families.features import FeatureMapModality
 from tokenizers_zoo.families.objects import SpelledSettings
-from tokenizers_zoo.families.published import NotThisKind
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.vectors import VectorModality
 from tokenizers_zoo.handle import ModalityHandle
@@ -55,7 +55,7 @@ def module_results(module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     if not x.is_floating_point():
         x = rearrange(module.embedding(x.long()), "b h w c -> b c h w")
     size = x.shape[-2:]
-    vectors = isinstance(module.encoder, torch.nn.Sequential)
+    vectors = not module.config.patch
     if vectors:  # an MLP works on each place by itself
         latent = rearrange(
             module.encoder(rearrange(x, "b c h w -> (b h w) c")), "(b h w) d -> b d h w", h=size[0], w=size[1]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.families.spatial.values import crop_and_resize
+from tokenizers_zoo.families.images import crop_and_resize
 from tokenizers_zoo.spec import Crop
 from zoo_geometry import depth, normal
 from zoo_images import canny, rgb

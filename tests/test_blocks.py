@@ -1,4 +1,4 @@
-"""Encoders and decoders: shapes at any size, positions by hand, locality, learning."""
+"""Encoders and decoders on any number of axes: shapes, positions and layers by hand, learning, bad settings."""
 
 from __future__ import annotations
 
@@ -6,86 +6,97 @@ import dataclasses
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.config import from_mapping, recorded
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.nn import BlockConfig, build_decoder, build_encoder
-from tokenizers_zoo.nn.conv import ResidualBlock, scale_factors, stages
+from tokenizers_zoo.nn.build import build_decoder, build_encoder
+from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.nn.conv import ConvNextBlock, ResidualBlock, scale_factors, stages
+from tokenizers_zoo.nn.layers import Shuffle, Unshuffle, from_patches, to_patches
 from tokenizers_zoo.nn.vit import REFERENCE_GRID, Attention, Block, sincos_positions
 
-CONFIGS = {
+VIT = BlockConfig(kind="vit", width=32, depth=2, heads=2)
+CONFIGS: dict[str, BlockConfig | MlpConfig] = {
     "conv": BlockConfig(kind="conv", width=16, depth=3),
-    "vit": BlockConfig(kind="vit", width=32, depth=2, heads=2),
+    "vit": VIT,
+    "mlp": MlpConfig(width=16, depth=2, final_norm=True, latent_map=True),
 }
+PATCHES = [(4,), (6,), (1, 1), (2, 2), (7, 7), (8, 8), (14, 14), (16, 16), (1, 4), (2, 4, 4), (1, 8, 8), (4, 2, 6)]
+SQUARE, SIDE = (8, 8), 16
 
 
-@pytest.fixture(params=CONFIGS)
-def config(request: pytest.FixtureRequest) -> BlockConfig:
+@pytest.fixture(autouse=True)
+def seeded() -> None:
     torch.manual_seed(0)
-    return CONFIGS[request.param]
 
 
-@pytest.mark.parametrize("patch", [1, 2, 4, 6, 7, 8, 12, 14, 16])
-def test_shapes_for_any_patch(config: BlockConfig, patch: int) -> None:
-    encoder, decoder = build_encoder(config, 3, 5, patch), build_decoder(config, 5, 2, patch)
-    pixels = torch.randn(2, 3, 2 * patch, 3 * patch)
-    latents = encoder(pixels)
-    assert latents.shape == (2, 5, 2, 3)
-    assert decoder(latents).shape == (2, 2, 2 * patch, 3 * patch)
+def pair(kind: str, channels: int, dim: int, patch: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+    config = CONFIGS[kind]
+    return build_encoder(config, channels, dim, patch), build_decoder(config, dim, channels, patch)
 
 
-def test_one_model_runs_at_any_size_that_the_patch_divides(config: BlockConfig) -> None:
-    encoder, decoder = build_encoder(config, 1, 4, 8).eval(), build_decoder(config, 4, 1, 8).eval()
-    for height, width in ((64, 64), (32, 32), (128, 128), (8, 40)):
-        assert decoder(encoder(torch.randn(1, 1, height, width))).shape == (1, 1, height, width)
+@pytest.mark.parametrize("kind", ["conv", "vit"])
+@pytest.mark.parametrize("patch", PATCHES)
+def test_shapes_at_any_size_that_the_patch_divides(kind: str, patch: tuple[int, ...]) -> None:
+    encoder, decoder = pair(kind, 3, 5, patch)
+    for grid in ((3, 2, 1)[: len(patch)], (1, 4, 2)[: len(patch)]):
+        sizes = [cells * side for cells, side in zip(grid, patch, strict=True)]
+        latents = encoder(torch.randn(2, 3, *sizes))
+        assert latents.shape == (2, 5, *grid) and decoder(latents).shape == (2, 3, *sizes)
 
 
-def test_a_size_that_the_patch_does_not_divide_is_named(config: BlockConfig) -> None:
-    encoder = build_encoder(config, 3, 4, 8)
-    with pytest.raises(InvalidValueError, match=r"64 x 60 .* patch size 8"):
-        encoder(torch.zeros(1, 3, 64, 60))
-    with pytest.raises(InvalidValueError, match="expected 3 channels, got 1"):
-        encoder(torch.zeros(1, 1, 64, 64))
+@pytest.mark.parametrize("kind", ["conv", "vit"])
+def test_wrong_sizes_axes_and_channels_are_named(kind: str) -> None:
+    encoder = build_encoder(CONFIGS[kind], 3, 4, (2, 8, 8))
+    for shape, named in (
+        ((3, 3, 64, 64), "3 x 64 x 64 .* patch size 2 x 8 x 8"),
+        ((3, 64, 64), "64 x 64 .* patch size 2 x 8 x 8"),
+        ((1, 2, 8, 8), "expected 3 channels, got 1"),
+    ):
+        with pytest.raises(InvalidValueError, match=named):
+            encoder(torch.zeros(1, *shape))
+    for bad in ((), (1, 2, 3, 4), (0,)):
+        with pytest.raises(ValueError, match=r"^patch: "):
+            build_encoder(CONFIGS[kind], 3, 4, bad)
 
 
-def test_samples_of_a_batch_do_not_mix(config: BlockConfig) -> None:
-    encoder, decoder = build_encoder(config, 3, 5, 8), build_decoder(config, 5, 3, 8)
-    pixels = torch.randn(3, 3, 16, 24)
-    together = decoder(encoder(pixels))
-    alone = torch.cat([decoder(encoder(pixels[i : i + 1])) for i in range(3)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+CASES = [("conv", SQUARE), ("vit", SQUARE), ("conv", (8,)), ("vit", (8,)), ("mlp", ())]
 
 
-def test_every_parameter_learns(config: BlockConfig) -> None:
-    """After one step has moved the layers that start at 0, all parameters have a gradient."""
-    model = nn.Sequential(build_encoder(config, 3, 5, 8), build_decoder(config, 5, 3, 8))
+@pytest.mark.parametrize(("kind", "patch"), CASES)
+def test_samples_of_a_batch_do_not_mix_and_every_parameter_learns(kind: str, patch: tuple[int, ...]) -> None:
+    model = nn.Sequential(*pair(kind, 3, 5, patch))
+    values = torch.randn(3, 3, *[SIDE] * len(patch))
+    alone = torch.cat([model(values[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(model(values), alone, atol=1e-5, rtol=1e-4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pixels = torch.randn(2, 3, 16, 16)
-    for _ in range(2):
+    for _ in range(2):  # layers that start at 0 block the gradient of the first step
         optimizer.zero_grad()
-        (model(pixels) - pixels).square().mean().backward()
+        (model(values) - values).square().mean().backward()
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_a_few_steps_learn_smooth_pictures(config: BlockConfig) -> None:
-    model = nn.Sequential(build_encoder(config, 3, 16, 8), build_decoder(config, 16, 3, 8))
+@pytest.mark.parametrize(("kind", "patch"), [case for case in CASES if case[1]])
+def test_a_few_steps_learn_smooth_values(kind: str, patch: tuple[int, ...]) -> None:
+    model = nn.Sequential(*pair(kind, 3, 16, patch))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    ramp = torch.linspace(-1, 1, 32)
-    draws = torch.Generator().manual_seed(0)
+    ramp, draws = torch.linspace(-1, 1, 32), torch.Generator().manual_seed(0)
 
     def batch() -> torch.Tensor:
-        a, b, c = torch.randn(3, 8, 3, 1, 1, generator=draws)
-        return a * ramp[:, None] + b * ramp + c
+        a, b, c = torch.randn(3, 8, 3, *[1] * len(patch), generator=draws)
+        return a * ramp.view(-1, *[1] * (len(patch) - 1)) + b * ramp + c
 
     for _ in range(100):
-        pixels = batch()
-        loss = (model(pixels) - pixels).square().mean()
+        values = batch()
+        loss = (model(values) - values).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -93,53 +104,74 @@ def test_a_few_steps_learn_smooth_pictures(config: BlockConfig) -> None:
     assert (model(held_out) - held_out).square().mean() < 0.2 * held_out.var()
 
 
-def test_conv_resolutions() -> None:
-    assert scale_factors(8) == [4, 2]
-    assert scale_factors(16) == [4, 2, 2]
-    assert scale_factors(14) == [2, 7]
-    assert scale_factors(1) == [1]
+def test_resolutions_of_conv() -> None:
+    assert [scale_factors(side) for side in (8, 16, 14, 1)] == [[4, 2], [4, 2, 2], [2, 7], [1]]
+    assert all(math.prod(scale_factors(side)) == side for side in range(1, 65))
     found = stages(BlockConfig(width=32, depth=3), (32, 32))
     assert found == [((4, 4), 32, 1), ((2, 2), 64, 1), ((2, 2), 128, 1), ((2, 2), 128, 3)]
-    assert all(math.prod(scale_factors(patch)) == patch for patch in range(1, 65))
-
-
-def test_a_residual_block_starts_as_the_identity() -> None:
+    late = [stage.factors for stage in stages(BlockConfig(width=16, depth=1), (2, 8, 8))]
+    assert late == [(1, 4, 4), (2, 2, 2)]
     x = torch.randn(2, 16, 4, 4)
-    assert torch.equal(ResidualBlock(16)(x), x)
+    assert torch.equal(ResidualBlock(16)(x), x)  # starts as the identity
+
+
+def test_shuffles_and_patches() -> None:
+    x, clip = torch.randn(2, 12, 8, 12), torch.randn(2, 3, 4, 6, 8)
+    assert torch.equal(Unshuffle((4, 4))(x), nn.PixelUnshuffle(4)(x))
+    assert torch.equal(Shuffle((2, 2))(x), nn.PixelShuffle(2)(x))
+    series = torch.arange(8.0).reshape(1, 2, 4)  # channels 0..3 and 4..7
+    assert to_patches(series, (2,)).tolist() == [[[0, 4, 1, 5], [2, 6, 3, 7]]]
+    patches = to_patches(clip, (2, 3, 4))
+    assert patches.shape == (2, 2, 2, 2, 2 * 3 * 4 * 3)
+    assert torch.equal(patches[0, 1, 0, 1, :3], clip[0, :, 2, 0, 4])
+    assert torch.equal(from_patches(patches, (2, 3, 4)), clip)
+    assert torch.equal(Shuffle((2, 3, 4))(Unshuffle((2, 3, 4))(clip)), clip)
 
 
 def test_positions_by_hand() -> None:
-    """On the reference grid coordinates are whole numbers; dim 8: frequencies 1 and 1/100 per axis."""
+    """On the reference grid coordinates are whole numbers; dim 8 on two axes: frequencies 1 and 1/100 per axis."""
     positions = sincos_positions((REFERENCE_GRID, REFERENCE_GRID), 8)
-    row, column = 3, 5
     expected = [math.sin(3), math.sin(0.03), math.cos(3), math.cos(0.03)]
+    assert sincos_positions((REFERENCE_GRID,), 4)[3].tolist() == pytest.approx(expected, abs=1e-6)
     expected += [math.sin(5), math.sin(0.05), math.cos(5), math.cos(0.05)]
-    assert positions[row * REFERENCE_GRID + column].tolist() == pytest.approx(expected, abs=1e-6)
-    assert len(positions.unique(dim=0)) == REFERENCE_GRID**2
-
-
-def test_positions_cover_the_same_range_at_any_size() -> None:
-    """A cell of a 1 x 1 grid is the centre of the picture, as are the middle cells of finer odd grids."""
-    centre = sincos_positions((1, 1), 16)[0]
+    assert positions[3 * REFERENCE_GRID + 5].tolist() == pytest.approx(expected, abs=1e-6)
+    cube = sincos_positions((2, 3, REFERENCE_GRID), 16)  # 16 = 3 axes of 4, and 4 that stay 0
+    cell, time = cube[1 * 3 * REFERENCE_GRID + 2 * REFERENCE_GRID + 5], 1.5 * REFERENCE_GRID / 2 - 0.5
+    assert cell[:2].tolist() == pytest.approx([math.sin(time), math.sin(time / 100)])
+    assert cell[8].item() == pytest.approx(math.sin(5), abs=1e-6) and cell[12:].tolist() == [0] * 4
+    assert all(len(table.unique(dim=0)) == len(table) for table in (positions, cube))
+    centre = sincos_positions((1, 1), 16)[0]  # the middle of the picture at any size
     for cells in (3, 7, 15):
         torch.testing.assert_close(sincos_positions((cells, cells), 16)[cells * cells // 2], centre)
 
 
-@pytest.mark.parametrize("positions", [None, (4, 4)])
-def test_the_sums_of_all_blocks_stay_float32_under_autocast(positions: tuple[int, int] | None) -> None:
-    config = dataclasses.replace(CONFIGS["vit"], positions=positions, post_mlp=True)
-    encoder, seen = build_encoder(config, 3, 5, 8), []
+@pytest.mark.parametrize(("patch", "grid"), [((4,), (6,)), ((4, 4), (4, 6)), ((2, 4, 4), (2, 3, 3))])
+def test_stored_positions_are_interpolated_and_move_with_the_weights(
+    patch: tuple[int, ...], grid: tuple[int, ...]
+) -> None:
+    encoder: Any = build_encoder(dataclasses.replace(VIT, positions=grid), 2, 5, patch).eval()
+    assert torch.equal(encoder.body.transformer.positions[0].flatten(1).T, sincos_positions(grid, 32))
+    twice = torch.randn(1, 2, *[side * cells * 2 for side, cells in zip(patch, grid, strict=True)])
+    before = encoder(twice)
+    assert before.shape == (1, 5, *(2 * cells for cells in grid))
+    encoder.load_state_dict(encoder.state_dict() | {"body.transformer.positions": torch.zeros(1, 32, *grid)})
+    assert not torch.allclose(before, encoder(twice))
+
+
+@pytest.mark.parametrize("positions", [(), (4, 4)])
+def test_the_sums_of_all_blocks_stay_float32_under_autocast(positions: tuple[int, ...]) -> None:
+    config = dataclasses.replace(VIT, positions=positions, post_mlp=True)
+    encoder, seen = build_encoder(config, 3, 5, SQUARE), []
     for block in (module for module in encoder.modules() if isinstance(module, Block)):
         block.register_forward_hook(lambda block, given, result: seen.append(result.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         latents = encoder(torch.randn(2, 3, 32, 24))
-        decoded = build_decoder(config, 5, 3, 8)(latents)
+        decoded = build_decoder(config, 5, 3, SQUARE)(latents)
     assert seen == [torch.float32] * 2
     assert latents.dtype == decoded.dtype == torch.bfloat16
 
 
 def test_attention_against_the_formula() -> None:
-    torch.manual_seed(0)
     attention = Attention(8, 2).double()
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     query, key, value = attention.to_qkv(x).split(8, dim=2)
@@ -150,19 +182,30 @@ def test_attention_against_the_formula() -> None:
     torch.testing.assert_close(attention(x), attention.to_out(torch.cat(heads, dim=2)))
 
 
-def test_vit_base_has_the_parameters_of_vit_base() -> None:
-    """12 blocks of 12 d^2 + 13 d parameters, a last norm of 2 d; the patch embedding and the head beside them."""
+def test_a_convnext_block_by_hand() -> None:
+    decoder: Any = build_decoder(dataclasses.replace(VIT, out_blocks=2), 3, 4, SQUARE)
+    assert [type(block) for block in decoder.body.out] == [ConvNextBlock] * 2
+    block = ConvNextBlock(4)
+    nn.init.ones_(block.gamma)
+    x = torch.randn(1, 4, 9, 9)
+    h = F.conv2d(x, block.depthwise.weight, block.depthwise.bias, padding=3, groups=4).permute(0, 2, 3, 1)
+    h = F.layer_norm(h, (4,), block.norm.weight, block.norm.bias, 1e-6)
+    h = block.mlp.contract(F.gelu(block.mlp.expand(h)))
+    assert torch.allclose(block(x), x + h.permute(0, 3, 1, 2), atol=1e-6)
+
+
+def test_sizes_of_published_networks() -> None:
+    """ViT-B has 12 blocks of 12 d^2 + 13 d parameters and a last norm of 2 d, besides embedding and head."""
     with torch.device("meta"):
-        encoder = build_encoder(BlockConfig(kind="vit", width=768, depth=12, heads=12), 3, 32, 16)
+        encoder = build_encoder(BlockConfig(kind="vit", width=768, depth=12, heads=12), 3, 32, (16, 16))
     transformer = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
     assert sum(p.numel() for p in encoder.parameters()) == transformer + (768 * 768 + 768) + (768 * 32 + 32)
+    config = MlpConfig(width=8, depth=1, latent_map=True)
+    widths = [[getattr(part, "out_features", 0) for part in build(config, 5, 3, ())] for build in BUILDERS]
+    assert widths == [[8, 0, 8, 3], [8, 8, 0, 3]]  # the second linear map is next to the latents
 
 
-def test_defaults_are_resolved_and_survive_json() -> None:
-    for kind in ("conv", "vit"):
-        config = BlockConfig(kind=kind)  # type: ignore[arg-type]
-        assert config.width > 0 and config.depth > 0
-        assert from_mapping(BlockConfig, dataclasses.asdict(config)) == config
+BUILDERS: list[Any] = [build_encoder, build_decoder]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +221,10 @@ def test_defaults_are_resolved_and_survive_json() -> None:
         ("mlp_ratio", {"mlp_ratio": 4.0}),
         ("mlp_ratio", {"kind": "vit", "mlp_ratio": 0.0}),
         ("mlp_ratio", {"kind": "vit", "mlp_ratio": float("inf")}),
+        ("post_mlp", {"kind": "conv", "post_mlp": True}),
+        ("final_norm", {"kind": "conv", "final_norm": False}),
+        ("out_blocks", {"kind": "vit", "out_blocks": -1}),
+        ("positions", {"kind": "vit", "positions": (4, 0)}),
     ],
 )
 def test_bad_configurations_name_the_field(field: str, given: dict[str, object]) -> None:
@@ -185,6 +232,12 @@ def test_bad_configurations_name_the_field(field: str, given: dict[str, object])
         BlockConfig(**given)  # type: ignore[arg-type]
 
 
-def test_configuration_needs_no_torch() -> None:
-    program = "import sys; from tokenizers_zoo.nn import BlockConfig as B; B(); assert 'torch' not in sys.modules"
+def test_configurations_resolve_defaults_survive_json_and_need_no_torch() -> None:
+    for kind in ("conv", "vit"):
+        config = BlockConfig(kind=kind)  # type: ignore[arg-type]
+        assert config.width > 0 and config.depth > 0
+        assert from_mapping(BlockConfig, recorded(config)) == config
+    program = (
+        "import sys; from tokenizers_zoo.nn.config import BlockConfig as B; B(); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -15,23 +15,21 @@ from PIL import Image
 from spatial_samples import PLUGINS, TINY, canny, rgb, settings, values
 from stores import writing_values
 
-from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.families.spatial.denoiser import Denoiser
-from tokenizers_zoo.families.spatial.diffusion import (
+from tokenizers_zoo.autoencoder.config import DiffusionConfig
+from tokenizers_zoo.autoencoder.diffusion import (
     Ddim,
-    DiffusionTokenizer,
-    DiffusionVQ,
+    Denoiser,
+    DiffusionAutoencoder,
     noise_of,
     noise_schedule,
     sampler_of,
 )
-from tokenizers_zoo.families.spatial.diffusion_settings import DiffusionConfig
-from tokenizers_zoo.families.spatial.diffusion_task import DiffusionTask
-from tokenizers_zoo.families.spatial.model import CHUNK_PIXELS
-from tokenizers_zoo.families.spatial.sharpness import figures
+from tokenizers_zoo.autoencoder.tokenizer import CHUNK_NUMBERS, AutoencoderTokenizer
+from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.families.sharpness import figures
 from tokenizers_zoo.pipeline.decoders import compare_decoders
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
@@ -57,7 +55,7 @@ def train(folder: Path, chosen: Settings, name: str = "rgb") -> Path:
 def small_chunks() -> Iterator[None]:
     """The model runs on chunks of 64 x 64 pixels by 16: at 16 x 16 pixels most of them would be filling."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CHUNK_PIXELS, "cpu", 8 * 16 * 16)
+        patch.setitem(CHUNK_NUMBERS, "cpu", 8 * 16 * 16)
         yield
 
 
@@ -71,7 +69,7 @@ def second(base: Path) -> Path:
     return train(base.parent / "second", diffusing(base=str(base), target="residual"))
 
 
-def loaded(folder: Path, **diffusion: Any) -> DiffusionTokenizer:
+def loaded(folder: Path, **diffusion: Any) -> AutoencoderTokenizer:
     return rgb.plugin.load_tokenizer(folder, "cpu", diffusing(**diffusion))
 
 
@@ -85,9 +83,9 @@ def batch(count: int, size: int = 16) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"prediction": "epsilon"}, r"prediction: epsilon .* choose x0 or v, or set zero_terminal_snr = false"),
-        ({"target": "residual"}, r"target: residual refines .* name it by base"),
-        ({"drop_share": 0, "guidance_scale": 2}, "guidance_scale: needs a drop_share above 0"),
+        ({"prediction": "epsilon"}, r"prediction: epsilon needs zero_terminal_snr = false"),
+        ({"target": "residual"}, r"target: residual refines .* set base"),
+        ({"drop_share": 0, "guidance_scale": 2}, "guidance_scale: values other than 1 need a drop_share above 0"),
         ({"sampling_steps": 0}, "sampling_steps: expected at least 1"),
         ({"sampling_steps": 1001}, "sampling_steps: expected up to 1000"),
         ({"noise_levels": 1, "sampling_steps": 1}, "noise_levels: expected at least 2 with zero_terminal_snr"),
@@ -96,7 +94,7 @@ def batch(count: int, size: int = 16) -> torch.Tensor:
         ({"attention": 3}, "attention: expected 0 to 2 resolutions"),
         ({"sampler": "euler"}, r"sampler: expected one of \['ddim', 'dpm'\], got 'euler'"),
         ({"steps": 5}, "steps: unknown key"),
-        ({"patch_size": 3}, r"tokenizer.diffusion.patch_size: 3 does not divide the patch size 8"),
+        ({"patch_size": 3}, r"tokenizer.diffusion.patch_size: 3 does not divide patch_size 8"),
     ],
 )
 def test_wrong_settings_are_one_line(table: dict[str, Any], message: str) -> None:
@@ -105,9 +103,9 @@ def test_wrong_settings_are_one_line(table: dict[str, Any], message: str) -> Non
 
 
 def test_class_ids_and_critics_are_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="semseg has class ids"):
+    with pytest.raises(ConfigError, match="diffusion: works with continuous and binary values"):
         train(tmp_path, diffusing("semseg"), "semseg")
-    with pytest.raises(ConfigError, match="does not train beside a critic"):
+    with pytest.raises(ConfigError, match="set adversarial_weight = 0"):
         train(tmp_path, diffusing(table={"adversarial_weight": 0.1}))
     with pytest.raises(CheckpointError, match=r"diffusion: base: .*no such folder"):
         train(tmp_path, diffusing(base=str(tmp_path / "nothing")))
@@ -115,7 +113,7 @@ def test_class_ids_and_critics_are_refused_before_training(tmp_path: Path) -> No
         train(tmp_path, diffusing(patch_size=4))
     assert not any(tmp_path.iterdir())
     one_channel = diffusing("canny", patch_size=4)
-    assert DiffusionTask(canny.plugin, one_channel).diffusion.width == 16, "16 numbers fit 16 channels"
+    assert canny.plugin.task(one_channel).diffusion.width == 16, "16 numbers fit 16 channels"
 
 
 # ---------------------------------------------------------------- noise
@@ -155,9 +153,9 @@ def test_noise_depends_on_tokens_and_seed_only() -> None:
 # ---------------------------------------------------------------- the network and its samplers
 
 
-def module_of(**diffusion: Any) -> DiffusionVQ:
+def module_of(**diffusion: Any) -> DiffusionAutoencoder:
     """An untrained module whose predictions are not all 0."""
-    task = DiffusionTask(rgb.plugin, diffusing(**diffusion))
+    task = rgb.plugin.task(diffusing(**diffusion))
     with seeded(0):
         module = task.build(samples().train, np.random.default_rng(0))
         torch.nn.init.normal_(module.denoiser.network.conv_out.weight, std=0.05)
@@ -178,7 +176,7 @@ def test_one_step_of_x0_is_the_networks_prediction(sampler: Any) -> None:
     codes, noise = torch.randn(2, 32, 2, 2), torch.randn(2, 3, 16, 16)
     expected = module.denoiser(noise, torch.tensor([999, 999]), codes, None)
     assert expected.std() > 0.01
-    torch.testing.assert_close(module.draw(codes, noise), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(module.sample(codes, noise), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_one_step_of_v_is_the_negative_prediction() -> None:
@@ -186,13 +184,13 @@ def test_one_step_of_v_is_the_negative_prediction() -> None:
     module = module_of(prediction="v", sampling_steps=1)
     codes, noise = torch.randn(2, 32, 2, 2), torch.randn(2, 3, 16, 16)
     expected = -module.denoiser(noise, torch.tensor([999, 999]), codes, None)
-    torch.testing.assert_close(module.draw(codes, noise), expected)
+    torch.testing.assert_close(module.sample(codes, noise), expected)
 
 
 class Oracle(torch.nn.Module):
     """Knows the target, and answers as the loss would have it."""
 
-    def __init__(self, module: DiffusionVQ, target: torch.Tensor) -> None:
+    def __init__(self, module: DiffusionAutoencoder, target: torch.Tensor) -> None:
         super().__init__()
         self.target, self.schedule, self.prediction = target, module.schedule, module.diffusion.prediction
         self.scale = module.denoiser.scale
@@ -212,11 +210,11 @@ class Oracle(torch.nn.Module):
 def test_a_perfect_network_has_no_loss_and_draws_the_target(sampler: Any, table: dict[str, Any]) -> None:
     module = module_of(**table, sampler=sampler, sampling_steps=8)
     inputs = batch(4)
-    target = module.clean(inputs)
+    target = module.target(inputs)
     module.denoiser = Oracle(module, target)  # type: ignore[assignment]
     codes = module.frozen_codes(inputs)
     assert module.diffusion_loss(inputs, codes) < 1e-8
-    torch.testing.assert_close(module.draw(codes, torch.randn_like(target)), target, atol=1e-3, rtol=0)
+    torch.testing.assert_close(module.sample(codes, torch.randn_like(target)), target, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
@@ -299,7 +297,7 @@ def test_settings_choose_the_decoder_and_how_it_is_run(base: Path, second: Path)
     assert torch.equal(loaded(second, width=64).decode(tokens), kept)  # sizes are those of the checkpoint
     for changed in ({"seed": 1}, {"sampling_steps": 2}, {"sampler": "dpm"}, {"guidance_scale": 2.0}):
         assert not torch.equal(loaded(second, **changed).decode(tokens), kept)
-    with pytest.raises(CheckpointError, match="rgb: its tokenizer has no diffusion decoder"):
+    with pytest.raises(CheckpointError, match="has no diffusion decoder"):
         loaded(base)
 
 
@@ -333,14 +331,14 @@ def test_a_killed_run_ends_in_the_same_weights(stage: str, base: Path, tmp_path:
             raise Killed
 
     with pytest.raises(Killed):
-        task = DiffusionTask(rgb.plugin, chosen)
-        loop(task, samples(), task.table, tmp_path / "killed", 0, on_step=kill)
+        task = rgb.plugin.task(chosen)
+        loop(task, samples(), task.setup.table, tmp_path / "killed", 0, on_step=kill)
     resumed = load_checkpoint(train(tmp_path / "killed", chosen))[0]
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 def test_together_the_encoder_learns_from_the_diffusion_loss_too() -> None:
-    task = DiffusionTask(rgb.plugin, diffusing())
+    task = rgb.plugin.task(diffusing())
     with seeded(0):
         module = task.build(samples().train, np.random.default_rng(0))
         torch.nn.init.normal_(module.denoiser.network.conv_out.weight, std=0.05)
@@ -368,9 +366,9 @@ def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -
 
 
 def test_the_target_of_0_and_1_is_symmetric() -> None:
-    task = DiffusionTask(canny.plugin, diffusing("canny"))
+    task = canny.plugin.task(diffusing("canny"))
     module = task.build(samples("canny").train, np.random.default_rng(0))
-    assert module.clean(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
+    assert module.target(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
 
 
 # ---------------------------------------------------------------- what is reported
@@ -419,7 +417,7 @@ def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_published_size_runs_forward_and_back() -> None:
     """ViT-B encoder and patched UNet on fewer pixels than theirs; encoder and network both get gradients."""
-    task = DiffusionTask(rgb.plugin, Settings("rgb", {"preset": "4m"}))
+    task = rgb.plugin.task(Settings("rgb", {"preset": "4m"}))
     value = values("rgb", 1, 64)
     module = task.build(value, np.random.default_rng(0)).train()
     network = sum(parameter.numel() for parameter in module.denoiser.parameters())

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.autoencoder.statistics import moments
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings
-from tokenizers_zoo.families.statistics import mean_and_deviation, moments
+from tokenizers_zoo.families.statistics import mean_and_deviation
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize

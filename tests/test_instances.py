@@ -17,7 +17,7 @@ from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.families.objects.grammar import levels_of, numbers_of
+from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
 from tokenizers_zoo.spec import Crop, SequenceLayout
 from zoo_images.sam_edge import plugin as edge_plugin
 from zoo_semantics.instance_maps import (
@@ -244,7 +244,7 @@ def test_training_goes_through_what_is_tokenized_alone(monkeypatch: pytest.Monke
     task = plugin.task(SETTINGS)
     task.build([picture(*((k, k, k + 2, k + 2) for k in range(0, 20, 2)))] * 3, np.random.default_rng(0))
     assert fitted == [3 * OPTIONS.max_instances]
-    assert task.spare is not None and len(task.spare) == 1 and task.spare.base is None  # no view of all
+    assert len(task.batch([picture()], np.random.default_rng(0))) == 1  # without an object
 
 
 def test_maps_of_nothing_cannot_train(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_bad_values_are_refused_in_one_line(instances: ModalityHandle, value: An
     ("own", "words"),
     [
         ({"tokenizer": {"blocks": "mlp"}}, r"blocks: expected conv or vit for items of shape \(1, 32, 32\), got mlp"),
-        ({"mask_size": 40}, "patch_size: 16 does not divide the 40 x 40 pixels"),
+        ({"mask_size": 40}, "patch_size: 16 does not divide the 40 x 40 items"),
         ({"mask_size": 0}, "mask_size: expected at least 1 pixel, got 0"),
         ({"image_size": [0, 3]}, "image_size: expected at least 1 pixel, got 0"),
         ({"max_instances": 0}, "max_instances: expected at least 1, got 0"),
@@ -407,7 +407,7 @@ def test_wrong_settings_are_named(own: dict[str, Any], words: str) -> None:
     [({}, 240), ({"levels": [8, 5, 5, 5]}, 1000), ({"codebook_size": 1000}, 1000), ({"quantizer": "vq"}, 1024)],
 )
 def test_the_default_codebook_is_that_of_its_quantizer(table: dict[str, Any], codes: int) -> None:
-    assert plugin.model_config(Settings(NAME, {"tokenizer": table})).quantizer.codebook_size == codes
+    assert plugin.setup(Settings(NAME, {"tokenizer": table})).model.quantizer.codebook_size == codes
 
 
 def test_each_instance_has_a_colour(instances: ModalityHandle) -> None:
@@ -420,8 +420,8 @@ PUBLISHED = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4
 
 def test_the_published_size() -> None:
     own = PUBLISHED
-    spec, model = plugin.modality_spec(own), plugin.model_config(own)
-    assert model.item_shape == (1, 64, 64) and model.positions == 16
+    spec, model = plugin.modality_spec(own), plugin.setup(own).model
+    assert model.patch == (16, 16) and plugin.grammar(plugin.options(own)).positions == 16
     assert (model.quantizer.kind, model.quantizer.codebook_size) == ("vq", 1024)
     assert (spec.vocabulary, spec.vocab_size, spec.layout.length) == ("text", 30_000, 256)
     spec = plugin.modality_spec(Settings(NAME, {"preset": "4m", "layout": "codes", "max_instances": 16}))
@@ -432,9 +432,7 @@ def test_the_published_size() -> None:
 def test_the_published_size_runs_forward_and_back() -> None:
     import torch
 
-    from tokenizers_zoo.families.objects.model import ObjectTask
-
-    task = ObjectTask(plugin, PUBLISHED)
+    task = plugin.task(PUBLISHED)
     values = [np.kron(ROOM, np.ones((2, 2), np.int32))]
     rng = np.random.default_rng(0)
     module = task.build(values, rng).train()

@@ -12,7 +12,7 @@ import pytest
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.families.spatial.values import rgb_image
+from tokenizers_zoo.families.images import rgb_image
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry.depth import DepthLabeller, gives_metres, metres_of_relative
 from zoo_geometry.normal import angle_degrees, normals_of_depth, slopes

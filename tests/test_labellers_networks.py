@@ -202,7 +202,7 @@ def test_a_captioner_without_words_fails_in_one_line(pictures: Path, hub: Hub) -
 def test_depth_is_what_the_pipeline_of_transformers_gives(hub: Hub) -> None:
     from transformers import pipeline
 
-    from tokenizers_zoo.families.spatial.values import rgb_image
+    from tokenizers_zoo.families.images import rgb_image
 
     for folder in (hub("dpt"), hub("depth_anything")):
         ask = pipeline("depth-estimation", model=str(folder), device="cpu", image_processor_kwargs={"backend": "pil"})
@@ -227,7 +227,7 @@ def test_metres_are_not_guessed(hub: Hub) -> None:
 def test_classes_are_those_of_transformers(name: str, hub: Hub) -> None:
     import transformers
 
-    from tokenizers_zoo.families.spatial.values import rgb_image
+    from tokenizers_zoo.families.images import rgb_image
 
     folder = hub(name)
     kinds = {"segformer": "AutoModelForSemanticSegmentation", "mask2former": "AutoModelForUniversalSegmentation"}
@@ -247,7 +247,7 @@ def test_classes_are_those_of_transformers(name: str, hub: Hub) -> None:
 def test_boxes_are_those_of_transformers(hub: Hub) -> None:
     from transformers import pipeline
 
-    from tokenizers_zoo.families.spatial.values import rgb_image
+    from tokenizers_zoo.families.images import rgb_image
 
     ask = pipeline("object-detection", model=str(hub("detr")), device="cpu", image_processor_kwargs={"backend": "pil"})
     expected = ask(rgb_image(PICTURE), threshold=0.2)
@@ -268,7 +268,7 @@ def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
     """The same logits as one question per point, put in pixels of the picture through the processor."""
     from transformers import SamModel, SamProcessor
 
-    from tokenizers_zoo.families.spatial.values import rgb_image
+    from tokenizers_zoo.families.images import rgb_image
 
     folder = hub("sam")
     labeller = labelled("sam_instance", folder, points=2, batch=3, min_quality=0.0).known_settings()["labeller"]
@@ -296,7 +296,7 @@ def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
 def test_captions_are_those_of_transformers(name: str, hub: Hub) -> None:
     import transformers
 
-    from tokenizers_zoo.families.spatial.values import rgb_image
+    from tokenizers_zoo.families.images import rgb_image
 
     folder = hub(name)
     kind = {"blip": transformers.BlipForConditionalGeneration, "git": transformers.GitForCausalLM}[name]

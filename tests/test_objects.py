@@ -11,9 +11,8 @@ from hypothesis import given, strategies
 from torch.nn import functional
 
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
 from tokenizers_zoo.families.objects import Axis, ObjectGrammar, ObjectModality, box_seen_through
-from tokenizers_zoo.families.objects.grammar import levels_of, numbers_of
-from tokenizers_zoo.families.objects.model import ObjectTask
 from tokenizers_zoo.spec import Crop, ValueSpec
 
 SMALL = ObjectGrammar(sentinels=2, axes=2, bins=10, positions=2, codebooks=2, codebook_size=5)
@@ -130,12 +129,12 @@ class Marks(Rows):
 @pytest.mark.parametrize("modality", [Rows(), Marks()], ids=["smooth_l1", "bce"])
 def test_the_loss_is_that_of_items_and_of_the_quantizer(modality: Rows) -> None:
     table = {"width": 16, "depth": 1, "quantizer": "lfq", "codebook_size": 16, "flip": False}
-    task = ObjectTask(modality, Settings("rows", {"tokenizer": table}))
+    task = modality.task(Settings("rows", {"tokenizer": table}))
     values = list(np.random.default_rng(0).integers(0, 2, (5, 3, 4)))
     module, items = task.build(values, np.random.default_rng(0)), task.batch(values, np.random.default_rng(0))
     outputs, quantizer_loss = module(items)
     expected = {
-        "smooth_l1": lambda: functional.smooth_l1_loss(outputs, (items - items.mean(dim=0)) / module.scale),
+        "smooth_l1": lambda: functional.smooth_l1_loss(outputs, (items - items.mean(dim=0)) / module.std),
         "bce": lambda: functional.binary_cross_entropy(outputs.sigmoid(), items),
     }[modality.loss]()
     losses = task.losses(module, items)

@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.spatial.values import png_bytes
+from tokenizers_zoo.families.images import png_bytes
 from tokenizers_zoo.families.temporal import SeriesModality, TemporalModality
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.spec import Crop

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from tokenizers_zoo import pretrained
+from tokenizers_zoo.autoencoder import losses as perceptual
+from tokenizers_zoo.autoencoder.tokenizer import fitting
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.families.spatial import perceptual
-from tokenizers_zoo.families.trained import fitting
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, forget_networks, networks_of
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer, quantizer, restore_quantizer
 

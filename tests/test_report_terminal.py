@@ -10,10 +10,10 @@ import torch
 from click.testing import CliRunner
 
 from tokenizers_zoo import progress
+from tokenizers_zoo.autoencoder.tokenizer import in_chunks
 from tokenizers_zoo.cli.main import COMMANDS, zoo
 from tokenizers_zoo.cli.options import plain_table, show_table
 from tokenizers_zoo.errors import and_others, count_of
-from tokenizers_zoo.families.chunks import in_chunks
 
 
 def test_one_of_a_kind_is_not_called_many() -> None:

@@ -17,13 +17,12 @@ from PIL import Image, ImageOps
 from spatial_samples import PLUGINS, TINY, canny, depth, normal, rgb, semseg, settings, values
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.autoencoder.tokenizer import chunk_size
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.provenance import value_identity
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.chunks import chunk_size
-from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.families.spatial.values import (
+from tokenizers_zoo.families.images import (
     FORMATS,
     IMAGE_EXTENSIONS,
     ORIENTATION,
@@ -32,7 +31,7 @@ from tokenizers_zoo.families.spatial.values import (
     open_image,
     psnr,
 )
-from tokenizers_zoo.families.trained import half_mirrored
+from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.quantizers import CodebookUsage
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
 from tokenizers_zoo.spec import Crop, Metric
@@ -228,9 +227,8 @@ def test_depth_needs_a_unit() -> None:
 
 
 def test_a_chunk_is_of_as_many_samples_as_fit_and_of_one_where_none_does() -> None:
-    budgets = {"cpu": 10, "cuda": 40}
-    assert [chunk_size(budgets, device, 3) for device in ("cpu", "cuda:1", "mps")] == [3, 13, 3]
-    assert chunk_size(budgets, "cpu", 11) == 1
+    assert [chunk_size(device, 1 << 12) for device in ("cpu", "cuda:1", "mps")] == [16, 256, 16]
+    assert chunk_size("cpu", 1 << 20) == 1 and chunk_size("cpu", 1) == 64
 
 
 def test_an_array_of_two_axes_is_the_one_channel_of_a_map() -> None:
@@ -577,7 +575,7 @@ def test_tokens_and_values_have_the_declared_form(trained: dict[str, Path], name
 def test_values_are_the_likeliest_by_hand(trained: dict[str, Path], name: str, expected: list[list[int]]) -> None:
     tokenizer = PLUGINS[name].load_tokenizer(trained[name], "cpu", settings(name))
     outputs = [[[-1.0, 0.0], [3.0, -9.0]], [[2.0, 1.0], [0.0, -1.0]], [[-9.0, 7.0], [1.0, -8.0]]]
-    made = tokenizer.values(torch.tensor(outputs)[None])
+    made = tokenizer.codec.from_network(torch.tensor(outputs)[None])
     assert made.squeeze().tolist() == expected
 
 
@@ -613,7 +611,7 @@ def test_settings_that_only_train_do_not_decide_what_is_loaded(trained: dict[str
 
 
 def test_checkpoints_of_others_are_refused(trained: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match="holds a SpatialTokenizer/Depth, expected a SpatialTokenizer/Normal"):
+    with pytest.raises(CheckpointError, match="holds a spatial/Depth, expected a spatial/Normal"):
         normal.plugin.load_tokenizer(trained["depth"], "cpu", settings("normal"))
     with pytest.raises(CheckpointError, match=r"has quantizer .*train another"):
         other = settings("depth", tokenizer={**TINY, "levels": [3, 5]})
@@ -621,7 +619,7 @@ def test_checkpoints_of_others_are_refused(trained: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="has classes"):
         renamed = settings("semseg", classes=["a", *semseg.CLASSES[1:]])
         semseg.plugin.load_tokenizer(trained["semseg"], "cpu", renamed)
-    with pytest.raises(CheckpointError, match="has patch_size 8"):
+    with pytest.raises(CheckpointError, match=r"has patch_size \[8, 8\]"):
         depth.plugin.load_tokenizer(trained["depth"], "cpu", settings("depth", patch_size=4))
 
 
@@ -672,12 +670,11 @@ def test_settings_are_checked(own: dict[str, Any], message: str) -> None:
 
 def test_statistics_of_values_that_a_plugin_mirrored() -> None:
     """Views with strides below 0, which torch does not take, and read-only ones, of which it would warn."""
-    from tokenizers_zoo.families.spatial.task import SpatialTask
 
     value = np.arange(16 * 16, dtype=np.float32).reshape(1, 16, 16) / 64
     views = [value[..., ::-1], value[:, ::-1], value]
     value.flags.writeable = False
-    task = SpatialTask(depth.plugin, Settings("depth", {"image_size": 16}))
+    task = depth.plugin.task(Settings("depth", {"image_size": 16}))
     mirrored = task.build(views, np.random.default_rng(0))
     copied = task.build([view.copy() for view in views], np.random.default_rng(0))
     assert torch.equal(mirrored.mean, copied.mean) and torch.equal(mirrored.std, copied.std)
@@ -726,7 +723,6 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     floor = depth.plugin.score([depth.plugin.constant_baseline(flat, chosen)] * 24, flat, chosen)
     assert result["abs_rel"] < 0.5 * floor["abs_rel"]
 
-    from tokenizers_zoo.families.spatial.task import SpatialTask
     from tokenizers_zoo.train.loop import train
 
     class Killed(Exception):
@@ -738,7 +734,7 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
 
     with pytest.raises(Killed):
         config = depth.plugin.options(chosen).tokenizer
-        train(SpatialTask(depth.plugin, chosen), samples, config, tmp_path / "killed", 0, on_step=kill)
+        train(depth.plugin.task(chosen), samples, config, tmp_path / "killed", 0, on_step=kill)
     resumed = depth.plugin.train_tokenizer(chosen, samples, tmp_path / "killed", 0)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
@@ -772,9 +768,14 @@ sys.exit(str(heavy) if heavy else 0)
     assert done.returncode == 0, done.stderr
 
 
+def augmented(plugin: Any, batch: list[Any], generator: np.random.Generator) -> list[Any]:
+    chosen = settings("depth")
+    return plugin.codec(chosen, plugin.setup(chosen).model).augmented(batch, generator)
+
+
 def test_half_of_a_batch_is_mirrored() -> None:
     batch = values("depth", 64)
-    mirrored = half_mirrored(PLUGINS["depth"], batch, settings("depth"), np.random.default_rng(0))
+    mirrored = augmented(PLUGINS["depth"], batch, np.random.default_rng(0))
     flipped = [np.array_equal(value, before[..., ::-1]) for value, before in zip(mirrored, batch, strict=True)]
     assert flipped == (np.random.default_rng(0).random(64) < 0.5).tolist()
     same = [np.array_equal(value, before) for value, before in zip(mirrored, batch, strict=True)]
@@ -786,4 +787,4 @@ def test_what_is_no_view_of_a_picture_is_not_mirrored() -> None:
         transform = None
 
     batch, generator = values("depth", 8), np.random.default_rng(0)
-    assert half_mirrored(Map(), batch, settings("depth"), generator) is batch
+    assert augmented(Map(), batch, generator) is batch

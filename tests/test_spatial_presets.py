@@ -29,8 +29,13 @@ def test_the_published_size_goes_over_what_is_shared_and_under_what_is_given(nam
     spec = plugin.modality_spec(published(name))
     assert spec.vocab_size == PUBLISHED_CODES[name] and spec.layout.shape == (14, 14)
     assert spec.value.shape[-2:] == (224, 224)
-    config = plugin.model_config(plugin.options(published(name)))
-    assert (config.blocks.kind, config.blocks.width, config.blocks.depth, config.blocks.heads) == ("vit", 768, 12, 12)
+    config = plugin.setup(published(name)).model
+    assert (config.encoder.kind, config.encoder.width, config.encoder.depth, config.encoder.heads) == (
+        "vit",
+        768,
+        12,
+        12,
+    )
     assert (config.quantizer.kind, config.quantizer.distance, config.quantizer.codebook_dim) == ("vq", "cosine", 32)
     own = published(name, image_size=448, tokenizer={"codebook_size": 64, "steps": 5})
     spec, table = plugin.modality_spec(own), plugin.options(own).tokenizer
@@ -42,11 +47,10 @@ def test_the_published_size_goes_over_what_is_shared_and_under_what_is_given(nam
 @pytest.mark.parametrize("name", PLUGINS)
 def test_the_published_size_runs_forward_and_back(name: str) -> None:
     """A step at 224 x 224, and the same weights at another size."""
-    from tokenizers_zoo.families.spatial.model import SpatialTokenizer
-    from tokenizers_zoo.families.spatial.task import SpatialTask
+    from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
 
     plugin, given = PLUGINS[name], published(name)
-    task = SpatialTask(plugin, given)
+    task = plugin.task(given)
     pictures = values(name, 2, 224)
     torch.manual_seed(0)
     module = task.build(pictures, np.random.default_rng(0))
@@ -58,7 +62,7 @@ def test_the_published_size_runs_forward_and_back(name: str) -> None:
     assert losses["loss"].isfinite()
     for parameter_name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-    tokenizer = SpatialTokenizer(plugin, module)
+    tokenizer = AutoencoderTokenizer(task.codec, module)
     wide = torch.from_numpy(np.stack(values(name, 1, 224)))[..., :192]
     tokens = tokenizer.encode(wide)
     assert tokens.shape == (1, 14, 12) and tokens.max() < PUBLISHED_CODES[name]

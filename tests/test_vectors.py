@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.vectors import VectorModality
-from tokenizers_zoo.families.vectors.model import VectorTask
 
 
 class Small(VectorModality):
@@ -21,7 +20,7 @@ class Small(VectorModality):
 @pytest.mark.parametrize("loss", ["smooth_l1", "cosine"])
 def test_the_loss_is_that_of_vectors_and_of_the_quantizer(loss: str) -> None:
     table = {"loss": loss, "width": 16, "depth": 1, "latent_dim": 8, "quantizer": "lfq", "codebook_size": 16}
-    task = VectorTask(Small(), Settings("small", {"tokenizer": table}))
+    task = Small().task(Settings("small", {"tokenizer": table}))
     values = list(np.random.default_rng(0).normal(3, 2, (20, 6)).astype(np.float32))
     module, batch = task.build(values, np.random.default_rng(0)), task.batch(values, np.random.default_rng(0))
     outputs, quantizer_loss = module(batch)

@@ -235,7 +235,6 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
 
 SHOWN = {"shown": True}
 """Metadata of a setting for display only: it changes neither values nor tokens."""
-ADDED: dict[str, bool] = {}
 
 
 def check_counts(config: object, *names: str) -> None:

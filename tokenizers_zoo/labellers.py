@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from tokenizers_zoo.families.spatial.values import rgb_image
+from tokenizers_zoo.families.images import rgb_image
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError
 from tokenizers_zoo.spec import ModalitySpec
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
-from tokenizers_zoo.families.spatial.settings import ImageSettings
-from tokenizers_zoo.families.spatial.values import ImageValues
+from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.families.statistics import (
     Array,
     StatisticsConfig,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.autoencoder.config import PUBLISHED_VIT, LossName, TokenizerConfig
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.families.spatial import SpatialModality, TokenizerConfig
-from tokenizers_zoo.families.spatial.settings import LossName
-from tokenizers_zoo.families.spatial.values import read_array, to_bytes
+from tokenizers_zoo.families.images import read_array, to_bytes
+from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Metric
@@ -71,37 +71,12 @@ class MapTokenizerConfig(TokenizerConfig):
     def __post_init__(self) -> None:
         TokenizerConfig.__post_init__(self)
         if self.diffusion is not None:
-            raise ValueError("diffusion: draws pictures only; leave it out")
+            raise ValueError("diffusion: works with pictures only; remove it")
 
 
 def published_map(side: int) -> dict[str, Any]:
-    """Settings of 4M's tokenizers of feature maps: ViT-B both ways, 8,192 cosine codes of 32 numbers, smooth L1.
-
-    arXiv 2406.09406, appendix. How long to train, and in which batches, depends on the machine.
-    """
-    return {
-        "map_size": side,
-        "tokenizer": {
-            "quantizer": "vq",
-            "codebook_size": 8192,
-            "codebook_dim": 32,
-            "decay": 0.99,
-            "latent_dim": 32,
-            "blocks": "vit",
-            "width": 768,
-            "depth": 12,
-            "heads": 12,
-            "loss": "smooth_l1",
-            "learning_rate": 1e-4,
-            "warmup_steps": 5000,
-            "weight_decay": 0.05,
-            "ema_decay": 0.999,
-            "precision": "bfloat16",
-            "steps": 200_000,
-            "batch_size": 64,
-            "eval_every": 2000,
-        },
-    }
+    """Return the settings of 4M's tokenizers of feature maps (arXiv 2406.09406, appendix)."""
+    return {"map_size": side, "tokenizer": {**PUBLISHED_VIT, "codebook_size": 8192, "loss": "smooth_l1"}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,9 +104,9 @@ class MapSettings:
         return (self.map_size, self.map_size) if isinstance(self.map_size, int) else self.map_size
 
     @property
-    def patch_size(self) -> int:
-        """Vectors per token along each side: always one."""
-        return 1
+    def patch(self) -> tuple[int, ...]:
+        """Vectors per token along each axis: always one."""
+        return (1, 1)
 
     @property
     def token_grid(self) -> tuple[int, ...]:
@@ -150,7 +125,7 @@ class FeatureMapModality(SpatialModality):
 
     settings_class: ClassVar[type[Any]] = MapSettings
     loss: ClassVar[LossName] = "smooth_l1"
-    common_scale = True  # channels that hardly vary say little of a vector's direction
+    standardise = "common"  # channels that hardly vary say little about a vector's direction
     metrics = FEATURE_METRICS
     token_space = "vectors less their mean, at deviation 1 over all channels"
 

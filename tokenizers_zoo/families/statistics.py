@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from tokenizers_zoo.train.report import Evaluation
 
 Array = NDArray[Any]
-LEAST_DEVIATION = 0.01
-"""Share of the mean deviation below which no number's deviation is taken to be."""
-SMALL, ROUNDING = 1e-6, 1e-9
-"""Deviations up to which a number never varies: as a share of the greatest one, where that is below 1, and of its mean.
-Where none varies SMALL is the deviation of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,52 +104,6 @@ def load_statistics(checkpoint: Path, expected_class: str, count: int, what: str
     return tensors["mean"], tensors["std"]
 
 
-def to_divide_by(mean: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
-    """Deviations of channels in training; of one that never varies there LEAST_DEVIATION of their mean.
-
-    Else it would be all that a model sees of a value where it does. One that varies little may have another unit.
-    """
-    return deviations.where(vary(mean, deviations), least_deviation(mean, deviations))
-
-
-def vary(mean: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
-    """Which numbers vary in training by more than rounding, in whatever unit they are: see SMALL and ROUNDING."""
-    return deviations > (ROUNDING * mean.abs()).clamp_min(SMALL * min(1.0, float(deviations.max())))
-
-
-def least_deviation(mean: torch.Tensor, deviations: torch.Tensor) -> float:
-    """LEAST_DEVIATION of the mean deviation; SMALL where none varies."""
-    return LEAST_DEVIATION * float(deviations.mean()) if bool(vary(mean, deviations).any()) else SMALL
-
-
-def some_values(train: Sequence[Any], most: int, rng: np.random.Generator) -> Iterator[torch.Tensor]:
-    """Up to `most` values in random order, as copies: torch takes no mirrored arrays, and warns of read-only ones."""
-    import torch
-
-    chosen = rng.permutation(len(train))[:most]
-    return (torch.from_numpy(np.array(train[int(index)], order="C")) for index in chosen)
-
-
-def moments(batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation (channels,), float64, of each channel of batches (batch, channels, ...), one at a time.
-
-    Their sums of squares are joined around the mean so far (Chan, Golub and LeVeque 1979), so that nothing cancels.
-    """
-    import torch
-
-    count, mean, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for batch in batches:
-        numbers = batch.double().transpose(0, 1).flatten(1)
-        if not (new := numbers.shape[1]):
-            continue
-        variance, average = torch.var_mean(numbers, dim=1, correction=0)
-        shift = average - mean
-        squares = squares + new * variance + shift**2 * (count * new / (count + new))
-        mean = mean + shift * (new / (count + new))
-        count += new
-    return mean, (squares / count).sqrt()
-
-
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
     """Mean and deviation of each number over all rows of values `(rows, numbers)`, float32.
 
@@ -162,6 +111,8 @@ def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
     is seen of a value where it does.
     """
     import torch
+
+    from tokenizers_zoo.autoencoder.statistics import least_deviation, moments
 
     batches = (torch.from_numpy(np.array(value, np.float64, order="C")) for value in values)
     mean, deviations = moments(batches)

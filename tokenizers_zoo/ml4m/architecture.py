@@ -61,25 +61,22 @@ class Architecture:
     """The UNet's schedule and how it is run, as keys of a table `tokenizer.diffusion`."""
 
     @property
-    def quantizer_table(self) -> dict[str, Any]:
-        """The quantizer as keys of a table `tokenizer`."""
+    def tokenizer_table(self) -> dict[str, Any]:
+        """The table `tokenizer` of an autoencoder with these sizes."""
         names = ("codebook_size", "codebook_dim", "distance", "num_codebooks")
         given = {name: getattr(self.quantizer, name) for name in names}
-        kept = {name: value for name, value in given.items() if value is not None}
-        return {"quantizer": self.quantizer.kind, **kept, "latent_dim": self.latent_dim}
-
-    @property
-    def block_table(self) -> dict[str, Any]:
-        """The encoder's size as keys of a table `tokenizer`."""
-        table = {"width": self.encoder.width, "depth": self.encoder.depth}
-        return table | ({"heads": self.encoder.heads} if isinstance(self.encoder, BlockConfig) else {})
-
-    @property
-    def diffusion_table(self) -> dict[str, Any]:
-        """The UNet and its schedule as a table `tokenizer.diffusion`."""
-        assert self.unet is not None
-        size = {name: getattr(self.unet, name) for name in ("patch_size", "width", "depth", "attention")}
-        return {**size, "multipliers": list(self.unet.multipliers), "layout": "published", **self.noise}
+        table = {name: value for name, value in given.items() if value is not None}
+        table |= {"quantizer": self.quantizer.kind, "latent_dim": self.latent_dim}
+        table |= {"width": self.encoder.width, "depth": self.encoder.depth}
+        if isinstance(self.encoder, BlockConfig):
+            table |= {"blocks": "vit", "heads": self.encoder.heads, "patch_size": self.patch_size}
+        else:
+            table |= {"blocks": "mlp", "expansion": self.encoder.expansion}
+        if self.unet is not None:
+            size = {name: getattr(self.unet, name) for name in ("patch_size", "width", "depth", "attention")}
+            multipliers = list(self.unet.multipliers)
+            table["diffusion"] = {**size, "multipliers": multipliers, "layout": "published", **self.noise}
+        return table
 
 
 def read_architecture(published: PublishedCheckpoint) -> Architecture:

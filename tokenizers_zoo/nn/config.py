@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from tokenizers_zoo.config import ADDED, check_counts
+from tokenizers_zoo.config import check_counts
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": {"width": 48, "depth": 2},
@@ -34,14 +34,14 @@ class BlockConfig:
     """vit: attention heads; divides the width."""
     mlp_ratio: float | None = None
     """vit: hidden width of the MLPs as a multiple of `width`."""
-    final_norm: bool = field(default=True, metadata=ADDED)
+    final_norm: bool = True
     """vit: whether a norm follows the last block."""
-    post_mlp: bool = field(default=False, metadata=ADDED)
+    post_mlp: bool = False
     """vit: whether norm, MLP with tanh and a residual sum follow the last block (ViT-VQGAN, arXiv 2110.04627)."""
-    positions: tuple[int, ...] = field(default=(), metadata=ADDED)
+    positions: tuple[int, ...] = ()
     """vit: the grid whose positions are stored with the weights, and interpolated (bicubic on two axes) at other
     sizes; none computes them."""
-    out_blocks: int = field(default=0, metadata=ADDED)
+    out_blocks: int = 0
     """vit: ConvNeXt blocks on what a decoder gives, which see across the borders of patches; an encoder has none."""
 
     def __post_init__(self) -> None:
@@ -76,11 +76,11 @@ class MlpConfig:
     """Numbers between the blocks."""
     depth: int
     """Residual blocks."""
-    expansion: int = field(default=2, metadata=ADDED)
+    expansion: int = 2
     """Hidden width of a block as a multiple of `width`."""
-    final_norm: bool = field(default=False, metadata=ADDED)
+    final_norm: bool = False
     """Whether a norm follows the last block."""
-    latent_map: bool = field(default=False, metadata=ADDED)
+    latent_map: bool = False
     """Whether there is a second linear map on the side of the latents: encoder and decoder end and begin at `width`."""
 
     def __post_init__(self) -> None:

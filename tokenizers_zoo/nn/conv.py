@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_zoo.nn.config import BlockConfig
-from tokenizers_zoo.nn.mlp import Mlp
-from tokenizers_zoo.nn.patches import Shuffle, Unshuffle
+from tokenizers_zoo.nn.layers import Mlp, Shuffle, Unshuffle
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.nn.config import BlockConfig
 from tokenizers_zoo.nn.conv import ConvNextBlock
-from tokenizers_zoo.nn.mlp import Mlp
-from tokenizers_zoo.nn.patches import from_patches, to_patches
+from tokenizers_zoo.nn.layers import Mlp, from_patches, to_patches
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tokenizers_zoo.data.samples import spread
-from tokenizers_zoo.families.spatial.sharpness import figures
+from tokenizers_zoo.families.sharpness import figures
 from tokenizers_zoo.io import replacing_file
 from tokenizers_zoo.train.report import picture_rows
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
-
-from tokenizers_zoo.config import ADDED
 
 QuantizerKind = Literal[
     "fsq",
@@ -50,9 +48,6 @@ _MOVING_AVERAGE: dict[str, Any] = {
 
 TRAINING_ONLY = ("decay", "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight", "spread_weight")
 """Fields that say nothing about what ids mean: what was trained with some may be used, or go on, with others."""
-
-SPREAD_WAS = {"fsq": 0.0, "residual_fsq": 0.1}
-"""By kind, the `spread_weight` of what was trained before it could be set."""
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "fsq": {"levels": (8, 5, 5, 5), "spread_weight": 0.0},
@@ -124,9 +119,7 @@ class QuantizerConfig:
     """All but fsq kinds and memcodes: weight of the mean squared distance between latents and codes in the loss."""
     entropy_weight: float | None = None
     """lfq, bsq, memcodes: weight of the entropy of each latent minus that of the batch in the loss, nats."""
-    spread_weight: float | None = field(
-        default=None, metadata={**ADDED, "was": lambda config: SPREAD_WAS.get(config.kind)}
-    )
+    spread_weight: float | None = None
     """fsq kinds: weight in the loss of how far the numbers are from falling on all levels about equally often."""
 
     def __post_init__(self) -> None:

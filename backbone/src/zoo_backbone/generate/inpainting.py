@@ -34,7 +34,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, by, count_of
-from tokenizers_zoo.families.spatial.values import FORMATS
+from tokenizers_zoo.families.images import FORMATS
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import array_of, fixed_shape
 from zoo_backbone.embedding_layout import EmbeddingLayout

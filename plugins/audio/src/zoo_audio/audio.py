@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
-from tokenizers_zoo.families.spatial.values import read_array
-from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer
-from tokenizers_zoo.families.temporal.settings import check_patch, token_grid
+from tokenizers_zoo.families.images import read_array
+from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch, token_grid
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from zoo_audio.wav import fitted, heard, read_wav, resampled, to_float, wav_bytes
@@ -126,19 +125,19 @@ class Audio(TemporalModality):
             shape=(options.length,), unit=self.unit, low=self.low, high=self.high, description=self.description
         )
 
-    def model_channels(self, options: AudioSettings) -> int:
+    def network_channels(self, options: AudioSettings) -> int:
         return options.mels
 
-    def signal(self, options: AudioSettings) -> dict[str, Any]:
+    def meaning(self, options: AudioSettings) -> dict[str, Any]:
         return {name: getattr(options, name) for name in ("sample_rate", "hop", "window", "mels")}
 
-    def to_model(self, values: torch.Tensor, options: AudioSettings) -> torch.Tensor:
+    def to_network(self, values: torch.Tensor, options: AudioSettings) -> torch.Tensor:
         """(batch, time) -> dB (batch, mels, frames)."""
         from zoo_audio.mel import log_mel
 
         return log_mel(values, options.frame)
 
-    def from_model(self, outputs: torch.Tensor, options: AudioSettings) -> torch.Tensor:
+    def from_network(self, outputs: torch.Tensor, options: AudioSettings) -> torch.Tensor:
         """dB (batch, mels, frames) -> (batch, time)."""
         from zoo_audio.mel import waveform_of
 

@@ -60,7 +60,7 @@ class EfficientnetGlobalSettings(VectorSettings):
 
 def build(folder: Path, device: str) -> torch.nn.Module:
     """The network in eval mode. Raises PretrainedError where its code is not installed or the weights are others."""
-    from tokenizers_zoo.families.spatial.perceptual import read_lite_network
+    from tokenizers_zoo.autoencoder.losses import read_lite_network
 
     try:
         return read_lite_network(files_of(folder, EfficientnetNetwork.files[0])[0]).to(device)

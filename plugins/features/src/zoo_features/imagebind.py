@@ -133,7 +133,7 @@ class ImagebindGlobal(VectorModality):
     def numbers(self, options: ImagebindGlobalSettings) -> int:
         return self.dim if options.vector == "embedding" else CLASS_VECTOR
 
-    def published_settings(self, architecture: Architecture) -> dict[str, Any]:
+    def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
         """The vector that has as many numbers, and the colours of the published tokenizers."""
         vector = "class" if architecture.channels == CLASS_VECTOR else "embedding"
         return {"vector": vector, "colours": PUBLISHED_COLOURS}

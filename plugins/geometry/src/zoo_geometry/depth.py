@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN, Settings
 from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.families.images import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.labellers import LabellerConfig, labelled
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.spec import Metric, ModalitySpec
@@ -165,13 +165,13 @@ class Depth(SpatialModality):
         """Metres that the labeller sees in the sample's rgb picture, at its size, within the declared range."""
         return np.clip(self.options(settings).labeller.metres(sample["rgb"]), self.low, self.high)
 
-    def to_model(self, values: torch.Tensor) -> torch.Tensor:
+    def to_network(self, values: torch.Tensor, options: Any) -> torch.Tensor:
         return values.clamp(self.low, self.high).log()
 
-    def from_model(self, outputs: torch.Tensor) -> torch.Tensor:
+    def from_network(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
         return outputs.exp().clamp(self.low, self.high)
 
-    def to_published(self, values: torch.Tensor) -> torch.Tensor:
+    def to_published(self, values: torch.Tensor, options: Any) -> torch.Tensor:
         """Each picture less its mean, over its deviation, both without the nearest and the farthest tenth of pixels."""
         ordered = values.flatten(1).sort(dim=1).values
         count = ordered.shape[1]
@@ -179,7 +179,7 @@ class Depth(SpatialModality):
         mean, variance = (number[:, None, None, None] for number in (middle.mean(dim=1), middle.var(dim=1)))
         return (values - mean) / (variance + 1e-6).sqrt()
 
-    def from_published(self, outputs: torch.Tensor) -> torch.Tensor:
+    def from_published(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
         """Metres, as if each picture had the mean and deviation SUPPOSED."""
         mean, deviation = SUPPOSED
         return (outputs * deviation + mean).clamp(self.low, self.high)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.object_tokens import BINS
 from tokenizers_zoo.families.objects import (
     Axis,
     ObjectModality,
@@ -22,7 +23,6 @@ from tokenizers_zoo.families.objects import (
     Spelling,
     box_seen_through,
 )
-from tokenizers_zoo.families.objects.spelling import BINS
 from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.quantizers.config import QuantizerKind
@@ -275,7 +275,7 @@ class HumanPoses(ObjectModality):
         turns, joints = column(objects, "joint_rotations"), column(objects, "joints_camera")
         return {"skeleton": body.mean_skeleton(body.bones_of(turns, joints))}
 
-    def published_settings(self, architecture: Architecture) -> dict[str, Any]:
+    def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
         """The published sequences."""
         return {"layout": "4m", "max_people": published_people.MOST}
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import (
+from tokenizers_zoo.families.images import (
     crop_and_resize,
     open_image,
     png_bytes,
     read_array,
     rgb_image,
 )
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Normal(SpatialModality):
     low, high = -1.0, 1.0
     description = "unit vectors in camera axes: x right, y up, z towards the viewer"
     aliases = ("tok_normal@224", "tok_normal@448")
-    standardised = False
+    standardise = "none"
     loss = "l1"
     metrics = (
         Metric(
@@ -97,12 +97,12 @@ class Normal(SpatialModality):
                 raise DataError(f"{settings.name}: the sample's metadata lack camera_fov")
         return normals_of_depth(sample["depth"][0], *(fov if isinstance(fov, tuple) else (fov,)))
 
-    def to_model(self, values: torch.Tensor) -> torch.Tensor:
+    def to_network(self, values: torch.Tensor, options: Any) -> torch.Tensor:
         import torch
 
         return torch.nn.functional.normalize(values, dim=1)
 
-    def from_model(self, outputs: torch.Tensor) -> torch.Tensor:
+    def from_network(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
         import torch
 
         length = outputs.norm(dim=1, keepdim=True)

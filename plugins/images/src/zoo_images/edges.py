@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tokenizers_zoo.families.images import crop_and_resize, png_bytes, read_grey
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes, read_grey
 from tokenizers_zoo.spec import Crop, Metric
 
 ONE = 1 / 255, 1 / 65535
@@ -27,6 +27,7 @@ class EdgeMap(SpatialModality):
     loss = "bce"
     class_balance = 0.5
     published_scale = (0.5, 0.5)  # published tokenizers see -1 and 1
+    published_channels = (1, 3)  # edges as grey or RGB pictures
     metrics = (
         Metric(
             name="f1",
@@ -42,11 +43,6 @@ class EdgeMap(SpatialModality):
             meaning="the same of all edge pixels, counting only those that agree exactly",
         ),
     )
-
-    @property
-    def published_channels(self) -> tuple[int, ...]:
-        """Published tokenizers of edges see them as grey or as RGB pictures."""
-        return (1, 3)
 
     def resized(self, value: np.ndarray, crop: Crop, size: tuple[int, int]) -> np.ndarray:
         """A pixel is an edge where a line one source pixel wide would cover at least half of its width in it."""

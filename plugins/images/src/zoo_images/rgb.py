@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tokenizers_zoo.families.images import png_bytes, psnr, read_array, read_rgb, rgb_image
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
-from tokenizers_zoo.families.spatial.values import png_bytes, psnr, read_array, read_rgb, rgb_image
 from tokenizers_zoo.spec import Metric
 
 SIGMA, RADIUS = 1.5, 5

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN
+from tokenizers_zoo.families.images import crop_and_resize, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import crop_and_resize, read_array
 from tokenizers_zoo.spec import Crop, Metric
 
 MAGIC = b"PIEH"

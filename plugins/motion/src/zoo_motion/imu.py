@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.families.spatial.values import read_array
+from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import text_of
@@ -77,7 +77,7 @@ class Imu(SeriesModality):
         ),
     )
 
-    def signal(self, options: ImuSettings) -> dict[str, Any]:
+    def meaning(self, options: ImuSettings) -> dict[str, Any]:
         return {"sample_rate": options.sample_rate}
 
     def mirrored(self, value: NDArray[Any]) -> NDArray[Any]:

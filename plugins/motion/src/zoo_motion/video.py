@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.families.spatial.values import laid_over, psnr, read_array, rgb_image, to_bytes
+from tokenizers_zoo.families.images import laid_over, psnr, read_array, rgb_image, to_bytes
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
@@ -64,7 +64,7 @@ class Video(ClipModality):
         ),
     )
 
-    def signal(self, options: VideoSettings) -> dict[str, Any]:
+    def meaning(self, options: VideoSettings) -> dict[str, Any]:
         return {"frame_rate": options.frame_rate}
 
     def read(self, data: bytes, extension: str, options: VideoSettings) -> NDArray[np.float32]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.families.images import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.families.spatial.values import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, read_array
 from tokenizers_zoo.spec import Metric
 from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
 
@@ -64,10 +64,10 @@ class Heightmap(SpatialModality):
         ),
     )
 
-    def to_model(self, values: torch.Tensor) -> torch.Tensor:
+    def to_network(self, values: torch.Tensor, options: Any) -> torch.Tensor:
         return (values / KNEE).asinh()
 
-    def from_model(self, outputs: torch.Tensor) -> torch.Tensor:
+    def from_network(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
         return (outputs.clamp(-6, 6).sinh() * KNEE).clamp(self.low, self.high)
 
     def read(self, data: bytes, extension: str, options: HeightmapSettings) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
-from tokenizers_zoo.families.objects.visible import box_seen_through
+from tokenizers_zoo.families.object_tokens import box_seen_through
 from tokenizers_zoo.families.text import TextTokenizer, whole_groups
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec

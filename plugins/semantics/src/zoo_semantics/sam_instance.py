@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.images import crop_and_resize, png_bytes
+from tokenizers_zoo.families.object_tokens import BINS
 from tokenizers_zoo.families.objects import (
     Axis,
     ObjectModality,
@@ -21,9 +23,7 @@ from tokenizers_zoo.families.objects import (
     SpelledSettings,
     Spelling,
 )
-from tokenizers_zoo.families.objects.spelling import BINS
-from tokenizers_zoo.families.spatial.settings import published
-from tokenizers_zoo.families.spatial.values import crop_and_resize, png_bytes
+from tokenizers_zoo.families.spatial import published
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate
@@ -224,7 +224,7 @@ class SamInstances(ObjectModality):
                 masks.append(mask)
         return map_of_masks(told_once(masks) if options.layout == "4m" else masks, options.size)
 
-    def published_settings(self, architecture: Architecture) -> dict[str, Any]:
+    def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
         """The published sequences, and the size of a mask."""
         return {"layout": "4m", "mask_size": architecture.size[0], "max_instances": MOST_POINTS}
 

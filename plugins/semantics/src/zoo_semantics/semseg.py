@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
-from tokenizers_zoo.families.spatial.values import (
+from tokenizers_zoo.families.images import (
     BITS,
     EXACT_EXTENSIONS,
     WHOLE_NUMBERS,
@@ -21,6 +20,7 @@ from tokenizers_zoo.families.spatial.values import (
     png_bytes,
     read_array,
 )
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.spec import Metric, ModalitySpec
 from zoo_semantics.labellers import ClassLabeller

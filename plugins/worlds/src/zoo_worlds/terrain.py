@@ -29,7 +29,7 @@ class TerrainSettings:
 
 def make_sample(rng: np.random.Generator, settings: TerrainSettings) -> dict[str, Any]:
     """Both modalities of one sample; the landscape does not depend on the picture's size."""
-    from tokenizers_zoo.families.spatial.values import crop_and_resize
+    from tokenizers_zoo.families.images import crop_and_resize
     from tokenizers_zoo.spec import Crop
     from zoo_worlds.land import raise_relief, reflectance
 

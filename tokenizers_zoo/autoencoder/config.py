@@ -1,0 +1,394 @@
+"""Settings of the autoencoder and of its training; importable without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+from tokenizers_zoo.config import Origin, check_counts, recorded
+from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind, unused_fields
+from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.train.config import TrainConfig
+
+ValueKind = Literal["continuous", "classes", "binary"]
+LossName = Literal["l1", "l2", "smooth_l1", "cosine", "cross_entropy", "ordinal", "bce"]
+"""Losses that compare the decoder's output with its target element by element."""
+LOSSES_OF_KIND: dict[ValueKind, tuple[str, ...]] = {
+    "continuous": ("l1", "l2", "smooth_l1", "cosine", "perceptual", "adversarial"),
+    "classes": ("cross_entropy", "ordinal"),
+    "binary": ("bce",),
+}
+"""The losses that each kind of values can be trained with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizedTrainConfig(TrainConfig):
+    """Training and quantizer settings in one flat table. Families derive from it to add encoder and decoder."""
+
+    quantizer: QuantizerKind = "fsq"
+    """How latents become tokens; see `QuantizerConfig.kind`."""
+    levels: tuple[int, ...] | None = None
+    """fsq kinds: values per dimension; their product is the codebook size."""
+    codebook_size: int = 0
+    """Codes of each codebook; 0 takes the default of the family or of the quantizer."""
+    num_codebooks: int | None = None
+    """Number of codebooks, for quantizers with several codes per latent."""
+    groups: int | None = None
+    """grouped_residual_vq: number of groups with residual codes of their own."""
+    codebook_dim: int | None = None
+    """Dimension of a code, for quantizers with a codebook."""
+    distance: Literal["cosine", "euclidean"] | None = None
+    """vq, product_vq: distance between latents and codes."""
+    decay: float | None = None
+    """vq kinds: EMA decay of the codebook per batch; with `grad_accum_steps` a step has several."""
+    kmeans_iterations: int | None = None
+    """vq kinds: k-means iterations on the first batch."""
+    revive_below: float | None = None
+    """vq kinds: codes used less than this fraction of the mean are replaced."""
+    commitment_weight: float | None = None
+    """All but fsq kinds and memcodes: weight of the commitment loss."""
+    entropy_weight: float | None = None
+    """lfq, bsq, memcodes: weight of the entropy loss."""
+    spread_weight: float | None = None
+    """fsq kinds: weight of the loss that spreads latents over all levels."""
+    latent_dim: int = 32
+    """Channels between encoder, quantizer and decoder."""
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        check_counts(self, "latent_dim")
+        self.quantizer_config()
+
+    @classmethod
+    def emptied_by(cls, table: Mapping[str, Any]) -> Iterable[str]:
+        """Fields to reset when `table` chooses another quantizer: those that it does not use."""
+        return unused_fields(str(table["quantizer"])) if "quantizer" in table else ()
+
+    def quantizer_defaults(self) -> Mapping[str, Any]:
+        """Quantizer fields that the family sets where the table does not."""
+        return {}
+
+    def quantizer_config(self) -> QuantizerConfig:
+        """The resolved quantizer settings of the table."""
+        fields = [f for f in dataclasses.fields(QuantizerConfig) if f.name != "kind"]
+        given = {f.name: getattr(self, f.name) for f in fields}
+        unset = {f.name for f in fields if given[f.name] == f.default}
+        defaults = {name: value for name, value in self.quantizer_defaults().items() if name in unset}
+        return QuantizerConfig(kind=self.quantizer, **{**given, **defaults})
+
+    def block_config(self) -> BlockConfig | MlpConfig:
+        """The resolved encoder and decoder settings of the table."""
+        raise NotImplementedError
+
+    def loss_weights(self, main: LossName) -> dict[str, float]:
+        """Weights of the reconstruction losses by name, with `main` as the default loss."""
+        return {main: 1.0}
+
+    def augmentation(self) -> dict[str, Any]:
+        """Further training settings that are no part of `TrainConfig`, for the run's identity."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig:
+    """The table `tokenizer.diffusion`: a second decoder that samples details instead of averaging them.
+
+    The fields in `sampling_fields` only affect decoding and can change at any time.
+    """
+
+    sampling_fields: ClassVar[tuple[str, ...]] = ("sampler", "sampling_steps", "guidance_scale", "limit", "seed")
+
+    base: str | None = None
+    """Folder (or hub id) of a trained tokenizer. Its encoder, quantizer and plain decoder stay frozen, so its tokens,
+    token stores and backbones stay valid. Absent: everything is trained together."""
+    target: Literal["values", "residual"] = "values"
+    """values: generate values from codes. residual (needs `base`): generate the error of the plain decoder from codes
+    and its output (predict and refine, arXiv 2112.02475), which needs far fewer steps."""
+    prediction: Literal["x0", "v", "epsilon"] = "v"
+    """Training target of the network: the clean values, the velocity (arXiv 2202.00512), or the noise.
+
+    The width must be at least channels x patch_size^2; a narrower network cannot separate a cell from its noise.
+    """
+    schedule: Literal["linear", "cosine"] = "cosine"
+    """Noise schedule: linear betas (arXiv 2006.11239), or squared cosine (arXiv 2102.09672), with less noise."""
+    zero_terminal_snr: bool = True
+    """Whether the last time step is pure noise, as in sampling (arXiv 2305.08891); not possible with epsilon."""
+    drop_share: float = 0.1
+    """Fraction of training samples without codes, for classifier-free guidance (arXiv 2207.12598)."""
+    patch_size: int = 2
+    """Pixels per cell of the network along each side; divides the modality's patch size."""
+    width: int = 32
+    """Channels at the network's finest resolution; a multiple of 16."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Channels of each resolution as multiples of the width; each resolution is half the one before."""
+    depth: int = 1
+    """Residual blocks per resolution on the way down; one more on the way up."""
+    attention: int = 0
+    """Number of coarsest resolutions with attention, in addition to the middle block, which always has it."""
+    layout: Literal["own", "published"] = "own"
+    """published: the network of 4M's tokenizers. Codes are upsampled as they are, time embeddings are added in each
+    residual block, and attention has one head. own: codes are upsampled by a learned map; time scales and shifts."""
+    noise_levels: int = 1000
+    """Number of time steps in training."""
+    sampler: Literal["ddim", "dpm"] = "ddim"
+    """Deterministic DDIM (arXiv 2010.02502), or second-order DPM-Solver++ (arXiv 2211.01095)."""
+    sampling_steps: int = 10
+    """Network evaluations per decoding; guidance doubles them."""
+    guidance_scale: float = 1.0
+    """1: no guidance. Larger values move away from the unconditional prediction."""
+    limit: Literal["none", "range"] = "none"
+    """range: clip each prediction of the clean target to [-1, 1]."""
+    seed: int = 0
+    """Seed of the sampling noise. Equal seeds and tokens give equal values."""
+
+    def __post_init__(self) -> None:
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError("prediction: epsilon needs zero_terminal_snr = false; or choose x0 or v")
+        if self.target == "residual" and self.base is None:
+            raise ValueError("target: residual refines a trained tokenizer; set base")
+        check_counts(self, "patch_size", "depth", "noise_levels", "sampling_steps")
+        if self.zero_terminal_snr and self.noise_levels < 2:
+            raise ValueError(f"noise_levels: expected at least 2 with zero_terminal_snr, got {self.noise_levels}")
+        if self.sampling_steps > self.noise_levels:
+            raise ValueError(f"sampling_steps: expected up to {self.noise_levels}, got {self.sampling_steps}")
+        if self.width < 16 or self.width % 16:
+            raise ValueError(f"width: expected a multiple of 16, got {self.width}")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers: expected one or more numbers of at least 1, got {list(self.multipliers)}")
+        if not 0 <= self.attention <= len(self.multipliers):
+            raise ValueError(f"attention: expected 0 to {len(self.multipliers)} resolutions, got {self.attention}")
+        if not 0 <= self.drop_share < 1:
+            raise ValueError(f"drop_share: expected a number in [0, 1), got {self.drop_share}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale: expected 0 or more, got {self.guidance_scale}")
+        if self.guidance_scale != 1 and not self.drop_share:
+            raise ValueError("guidance_scale: values other than 1 need a drop_share above 0 in training")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
+
+    def trained(self) -> dict[str, Any]:
+        """The fields that the weights depend on, as JSON types; without the path `base`."""
+        omitted = {"base", *self.sampling_fields}
+        return {name: value for name, value in recorded(self).items() if name not in omitted}
+
+    def sampled(self) -> dict[str, Any]:
+        """The fields that only affect decoding."""
+        return {name: getattr(self, name) for name in self.sampling_fields}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig(QuantizedTrainConfig):
+    """The `tokenizer` table of registry.toml for grids: quantizer, encoder, decoder, losses and training.
+
+    Plugins derive from it to change defaults. See `LOSSES_OF_KIND` for the losses that fit each kind of values.
+    """
+
+    default_spread: ClassVar[float | None] = None
+    """Default `spread_weight` of fsq; None takes the quantizer's default."""
+    default_levels: ClassVar[tuple[int, ...]] = (8, 6, 5)
+    """Default levels of fsq: 240 codes. With 1,000 codes a third was unused on values smoother than photographs, and
+    reconstructions were no better."""
+
+    steps: int = 800
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Samples in one forward pass."""
+    learning_rate: float = 4e-3
+    """Peak learning rate of AdamW."""
+    blocks: Literal["conv", "vit"] = "conv"
+    """Kind of encoder and decoder; see `BlockConfig.kind`."""
+    width: int = 0
+    """Channels of encoder and decoder; 0 takes the default of the kind."""
+    depth: int = 0
+    """Residual blocks. conv: blocks at the token grid; finer resolutions have a third. vit: all blocks. 0 takes the
+    default of the kind."""
+    heads: int | None = None
+    """vit: attention heads."""
+    mlp_ratio: float | None = None
+    """vit: hidden width of the MLPs as a multiple of the width."""
+    flip: bool = True
+    """Mirror half of the training samples left to right, for modalities with `transform`."""
+    loss: LossName | None = None
+    """Main reconstruction loss; its weight is 1 unless given. Absent: the modality's default."""
+    l1_weight: float = 0.0
+    """Weight of the mean absolute error."""
+    l2_weight: float = 0.0
+    """Weight of the mean squared error."""
+    smooth_l1_weight: float = 0.0
+    """Weight of the smooth L1 loss (beta 1)."""
+    cosine_weight: float = 0.0
+    """Weight of 1 - cosine similarity between channels, per pixel."""
+    cross_entropy_weight: float = 0.0
+    """Weight of the cross-entropy of classes, nats."""
+    ordinal_weight: float = 0.0
+    """Weight of the squared earth mover's distance, for classes with an order."""
+    bce_weight: float = 0.0
+    """Weight of the binary cross-entropy, nats."""
+    class_balance: float | None = None
+    """Exponent in [0, 1] that weights rare classes: frequency ^ -exponent. 0 is off. Absent: the modality's default."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance of EfficientNet-Lite features. Needs the extra `perceptual` and bounded values, which it
+    sees as pictures from black (low) to white (high); of other than three channels it sees the first as grey."""
+    adversarial_weight: float = 0.0
+    """Weight of the patch discriminator's loss, as a multiple of the adaptive weight."""
+    adversarial_start: float = 0.5
+    """Fraction of the steps after which the discriminator starts, in [0, 1)."""
+    adversarial_rate: float = 0.25
+    """Learning rate of the discriminator as a multiple of the model's."""
+    diffusion: DiffusionConfig | None = None
+    """A second decoder that samples fine detail; absent for none."""
+
+    def __post_init__(self) -> None:
+        QuantizedTrainConfig.__post_init__(self)
+        self.block_config()
+        for name in (f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial")):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.class_balance is not None and not 0 <= self.class_balance <= 1:
+            raise ValueError(f"class_balance: expected an exponent in [0, 1], got {self.class_balance}")
+        if not 0 <= self.adversarial_start < 1:
+            raise ValueError(f"adversarial_start: expected a number in [0, 1), got {self.adversarial_start}")
+        if not 0 < self.adversarial_rate < math.inf:
+            raise ValueError(f"adversarial_rate: expected a number above 0, got {self.adversarial_rate}")
+        for name in ("adversarial_start", "adversarial_rate"):
+            if name in self.loss_settings() and not self.adversarial_weight:
+                raise ValueError(f"{name}: used with adversarial_weight only; set that above 0")
+
+    def quantizer_defaults(self) -> Mapping[str, Any]:
+        """Default levels and spread of fsq."""
+        if self.quantizer != "fsq":
+            return {}
+        spread = {"spread_weight": self.default_spread}
+        return spread if self.codebook_size else {"levels": self.default_levels, **spread}
+
+    def block_config(self) -> BlockConfig:
+        """The resolved encoder and decoder settings of the table."""
+        return BlockConfig(
+            kind=self.blocks, width=self.width, depth=self.depth, heads=self.heads, mlp_ratio=self.mlp_ratio
+        )
+
+    def loss_settings(self) -> dict[str, float]:
+        """The loss settings that differ from their defaults, without the main loss."""
+        names = [f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial")]
+        names += ["class_balance", "adversarial_start", "adversarial_rate"]
+        defaults = {f.name: f.default for f in dataclasses.fields(TokenizerConfig)}
+        return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
+
+    def augmentation(self) -> dict[str, Any]:
+        """Flipping and loss settings."""
+        return {"flip": self.flip, **self.loss_settings()}
+
+    def loss_weights(self, main: LossName) -> dict[str, float]:
+        """Weights above 0 of the reconstruction losses by name; the adversarial loss is not one of them."""
+        given = {name: getattr(self, f"{name}_weight") for name in (*get_args(LossName), "perceptual")}
+        return {self.loss or main: 1.0, **{name: weight for name, weight in given.items() if weight}}
+
+
+PUBLISHED_TRAINING: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "warmup_steps": 5000,
+    "weight_decay": 0.05,
+    "ema_decay": 0.999,
+    "precision": "bfloat16",
+    "steps": 200_000,
+    "batch_size": 64,
+    "eval_every": 2000,
+}
+"""Training settings of the presets "4m". Adapt `steps`, `batch_size` and `grad_accum_steps` to the machine."""
+PUBLISHED_VIT: dict[str, Any] = {
+    "quantizer": "vq",
+    "codebook_dim": 32,
+    "latent_dim": 32,
+    "decay": 0.99,
+    "blocks": "vit",
+    "width": 768,
+    "depth": 12,
+    "heads": 12,
+    **PUBLISHED_TRAINING,
+}
+"""4M's tokenizers of grids (arXiv 2312.06647, appendix): ViT-B and an EMA cosine codebook of 32 numbers per code."""
+PUBLISHED_DIFFUSION: dict[str, Any] = {
+    "prediction": "x0",
+    "schedule": "linear",
+    "drop_share": 0.0,
+    "patch_size": 4,
+    "width": 256,
+    "multipliers": [1, 2, 2, 2],
+    "depth": 3,
+    "attention": 2,
+    "sampler": "ddim",
+    "sampling_steps": 50,
+}
+"""The patched UNet decoder of 4M's image, depth, normal and edge tokenizers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderConfig:
+    """The architecture of an autoencoder, saved with its weights and checked when they are loaded."""
+
+    kind: ValueKind = "continuous"
+    """continuous: any numbers; classes: class ids in, logits out; binary: 0 and 1 in, logits out."""
+    channels: int
+    """Output channels of the decoder: those of the network inputs, or one per class."""
+    patch: tuple[int, ...]
+    """Cells per latent along each axis; empty for vectors."""
+    latent_dim: int
+    quantizer: QuantizerConfig
+    encoder: BlockConfig | MlpConfig
+    decoder: BlockConfig | MlpConfig | None = None
+    """Blocks of the plain decoder; None takes those of the encoder."""
+    plain_decoder: bool = True
+    """False where there is only a diffusion decoder, as in published tokenizers."""
+    class_channels: int = 8
+    """Embedding size of class ids."""
+    directions: bool = False
+    """Whether only the direction of vectors counts: outputs get the mean length of the training values."""
+    inputs: Literal["own", "published"] = "own"
+    """Whether values go through the modality's `to_network` or its `to_published`."""
+    fitted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Names and shapes of further statistics of the training values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerSetup:
+    """Everything that training and loading a modality's tokenizer depend on, besides its values."""
+
+    spec: ModalitySpec
+    checkpoint_class: str
+    """The "class" of its checkpoints."""
+    model: AutoencoderConfig
+    table: QuantizedTrainConfig
+    """The modality's `tokenizer` table."""
+    meaning: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings that decide what tokens mean, as JSON types; a checkpoint with others is refused."""
+    losses: Mapping[str, float]
+    """Weights of the reconstruction losses by name."""
+    class_balance: float = 0.0
+    """Exponent that weights rare classes, see `TokenizerConfig.class_balance`."""
+    standardise: Literal["none", "channel", "common"] = "channel"
+    """Whether inputs are standardised: not at all, each channel by its own deviation, or all by one deviation."""
+    statistics_samples: int = 256
+    """Training values that mean, deviation and class frequencies are computed from."""
+    origin: Origin = field(default_factory=Origin)
+    """Where the modality's settings are written, for error messages."""
+
+    @property
+    def tokenizer_origin(self) -> Origin:
+        """Where the `tokenizer` table is written."""
+        return self.origin.inner("tokenizer")
+
+    def describe(self) -> dict[str, Any]:
+        """The checkpoint's config, which is also part of a training run's identity: JSON types."""
+        return {
+            "class": self.checkpoint_class,
+            "modality": self.spec.name,
+            "value_shape": list(self.spec.value.shape or ()),
+            "meaning": recorded(self.meaning),
+            "losses": dict(self.losses),
+            **self.table.augmentation(),
+            "model": recorded(self.model),
+        }

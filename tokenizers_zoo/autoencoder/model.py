@@ -1,0 +1,116 @@
+"""The vector-quantised autoencoder: encoder, quantizer and decoder over no axis (vectors) or one to three axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizers_zoo.autoencoder.config import AutoencoderConfig
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.nn.build import build_decoder, build_encoder
+from tokenizers_zoo.quantizers.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+DENOISER = "denoiser."
+"""Prefix of the diffusion decoder's tensors; all other tensors belong to the plain autoencoder."""
+
+
+class Autoencoder(nn.Module):
+    """Encoder, quantizer and decoder, with mean and standard deviation of the training values per channel.
+
+    Inputs are (batch, channels, *axes), or class ids (batch, *axes). Outputs are standardised channels, or logits.
+    Tokens are (batch, *grid), with a last axis of codes where the quantizer gives several; for vectors always
+    (batch, codes).
+    """
+
+    mean: Tensor
+    std: Tensor
+    length: Tensor
+    """Mean length of the training vectors; 0 unless `directions`."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.channels
+        if config.kind == "classes":
+            channels = config.class_channels
+            self.embedding = nn.Embedding(config.channels, channels)
+        self.encoder = build_encoder(config.encoder, channels, config.latent_dim, config.patch)
+        self.quantizer = Quantizer(config.quantizer, config.latent_dim)
+        self.decoder: nn.Module = NoDecoder()
+        if config.plain_decoder:
+            decoder = config.decoder or config.encoder
+            self.decoder = build_decoder(decoder, config.latent_dim, config.channels, config.patch)
+        per_channel = (config.channels, *[1] * len(config.patch))
+        self.register_buffer("mean", torch.zeros(per_channel))
+        self.register_buffer("std", torch.ones(per_channel))
+        if config.directions:
+            self.register_buffer("length", torch.ones(()))
+        for name, shape in config.fitted.items():
+            self.register_buffer(f"fitted_{name}", torch.zeros(shape, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> tuple[Float[Tensor, "batch channels *axes"], Float[Tensor, ""]]:
+        """Return the decoder's outputs and the quantizer's loss."""
+        codes, loss = self.codes(inputs)
+        return self.decoder(codes), loss
+
+    def latents(self, inputs: Tensor) -> Float[Tensor, "batch *grid dim"]:
+        """Encode inputs, channels last."""
+        if self.config.kind == "classes":
+            return self.encoder(self.embedding(inputs).movedim(-1, 1)).movedim(1, -1)
+        return self.encoder(self.standardise(inputs)).movedim(1, -1)
+
+    def codes(self, inputs: Tensor) -> tuple[Float[Tensor, "batch dim *grid"], Float[Tensor, ""]]:
+        """Return the decoder's inputs, with a gradient to the encoder, and the quantizer's loss."""
+        quantized = self.quantizer(self.latents(inputs))
+        return quantized.codes.movedim(-1, 1), quantized.loss
+
+    def encode(self, inputs: Tensor) -> Int[Tensor, "batch *grid_codes"]:
+        """Return the tokens of inputs."""
+        tokens = self.quantizer.encode(self.latents(inputs))
+        return tokens[:, None] if tokens.ndim == 1 else tokens
+
+    def codes_of(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Float[Tensor, "batch dim *grid"]:
+        """Return the decoder's inputs for tokens. Raises InvalidValueError for ids outside the codebook."""
+        if not self.config.patch and self.quantizer.codes_per_position == 1:
+            tokens = tokens[:, 0]
+        return self.quantizer.decode(tokens).movedim(-1, 1)
+
+    def decode(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Float[Tensor, "batch channels *axes"]:
+        """Return outputs in the units of the inputs, or logits."""
+        return self.decode_plain(tokens)
+
+    def decode_plain(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Float[Tensor, "batch channels *axes"]:
+        """Return the plain decoder's outputs, also where there is a diffusion decoder."""
+        return self.unstandardise(self.decoder(self.codes_of(tokens)))
+
+    @property
+    def has_two_decoders(self) -> bool:
+        """Whether there is a plain decoder besides a diffusion decoder."""
+        return False
+
+    def standardise(self, inputs: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch channels *axes"]:
+        """Return inputs with mean 0 and standard deviation 1."""
+        return (inputs - self.mean) / self.std
+
+    def unstandardise(self, outputs: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch channels *axes"]:
+        """Undo `standardise`; with `directions`, give vectors the mean length of the training values."""
+        values = outputs * self.std + self.mean
+        if not self.config.directions:
+            return values
+        return F.normalize(values, dim=1, eps=torch.finfo(values.dtype).tiny) * self.length
+
+
+class NoDecoder(nn.Module):
+    """Stands in for the plain decoder of a tokenizer without one."""
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Raise CheckpointError."""
+        raise CheckpointError(
+            "this tokenizer has a diffusion decoder only; add the table tokenizer.diffusion from its registry.toml"
+        )

@@ -1,0 +1,189 @@
+"""Encode and decode batches with a trained autoencoder, and load it from a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig, TokenizerSetup
+from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder
+from tokenizers_zoo.checkpoint import load_checkpoint
+from tokenizers_zoo.config import Origin, from_mapping, recorded
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
+from tokenizers_zoo.progress import tick
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+
+CHUNK_NUMBERS = {"cpu": 1 << 16, "cuda": 1 << 22}
+"""Input or output elements of one chunk, per device."""
+CHUNK_ITEMS = {"cpu": 64, "cuda": 256}
+"""Largest chunk, per device."""
+
+
+class ValueCodec(Protocol):
+    """A modality's values as the autoencoder sees them. The autoencoder uses nothing else of a modality."""
+
+    def to_network(self, items: Tensor) -> Tensor:
+        """Return network inputs (batch, channels, *axes), or class ids (batch, *axes)."""
+
+    def from_network(self, outputs: Tensor) -> Tensor:
+        """Undo `to_network`, for any outputs of the network."""
+
+    def fit(
+        self, train: Sequence[Any], count: int, rng: np.random.Generator
+    ) -> tuple[Iterator[Tensor], dict[str, Tensor]]:
+        """Return batches of about `count` training items, and the statistics in `AutoencoderConfig.fitted`."""
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
+        """Return the network inputs of a training batch, augmented with random numbers from `rng`."""
+
+    def reconstruct(self, tokenizer: AutoencoderTokenizer, values: list[Any]) -> tuple[list[Any], Tensor | None]:
+        """Return the values after encode and decode, and the codes (None without any)."""
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        """Return the metrics of the spec."""
+
+    def render(self, value: Any) -> Any:
+        """Return a value as a picture or a text."""
+
+
+class AutoencoderTokenizer:
+    """Encode and decode batches of values in float32.
+
+    The model always runs on chunks of the same size, the last one padded, because kernels for other batch sizes round
+    differently and could change the token of a latent at the border between two codes. So tokens and decoded values
+    never depend on the rest of the batch.
+    """
+
+    def __init__(self, codec: ValueCodec, module: Autoencoder, device: str = "cpu") -> None:
+        self.codec, self.device = codec, device
+        self.module = module.to(device).eval()
+
+    def encode(self, values: Tensor) -> Int[Tensor, "batch *grid_codes"]:
+        """Return int64 tokens on the device of `values`. Raises InvalidValueError for sizes that do not fit."""
+        return self._chunks(
+            lambda chunk: self.module.encode(self.codec.to_network(chunk)), values, math.prod(values.shape[1:])
+        )
+
+    def decode(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
+        """Return values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
+        return self._decoded(self.module.decode, tokens)
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether there is a plain decoder besides a diffusion decoder."""
+        return self.module.has_two_decoders
+
+    def decode_plain(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
+        """Return values of the plain decoder, which averages where the diffusion decoder samples."""
+        return self._decoded(self.module.decode_plain, tokens)
+
+    def _decoded(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        config = self.module.config
+        positions = tokens[0].numel() // config.quantizer.codes_per_position if len(tokens) else 1
+        numbers = positions * math.prod(config.patch) * (1 if config.kind == "classes" else config.channels)
+        return self._chunks(lambda chunk: self.codec.from_network(decode(chunk)), tokens, numbers)
+
+    def _chunks(self, function: Callable[[Tensor], Tensor], batch: Tensor, numbers: int) -> Tensor:
+        return torch.cat([*in_chunks(function, batch, chunk_size(self.device, numbers), self.device)])
+
+
+def chunk_size(device: str, numbers: int) -> int:
+    """Return the number of samples with `numbers` elements in one chunk, at least 1."""
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    return max(1, min(CHUNK_ITEMS[kind], CHUNK_NUMBERS[kind] // max(1, numbers)))
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, size: int, device: str) -> Iterator[Tensor]:
+    """Yield the results of `function` on `device` for chunks of exactly `size` rows, moved to the device of `batch`.
+
+    The last chunk is padded with its last row. Raises InvalidValueError for an empty batch.
+    """
+    if not len(batch):
+        raise InvalidValueError("encode and decode need at least one sample")
+    for number, chunk in enumerate(batch.split(size), 1):
+        padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
+        with torch.inference_mode():
+            result = function(padded.to(device))[: len(chunk)].to(batch.device)
+        tick(min(1.0, number * size / len(batch)))
+        yield result
+
+
+def load_autoencoder(folder: Path, setup: TokenizerSetup, diffusion: DiffusionConfig | None = None) -> Autoencoder:
+    """Load a checkpoint folder, with its diffusion decoder where `diffusion` is given.
+
+    Sizes of encoder and decoder are the checkpoint's. Raises CheckpointError where it is damaged, or where its tokens
+    do not mean what the settings ask for.
+    """
+    tensors, config = load_checkpoint(folder, setup.checkpoint_class)
+    name = setup.spec.name
+    if diffusion is not None and "diffusion" not in config:
+        raise CheckpointError(
+            f"{name}: the tokenizer at {folder} has no diffusion decoder, but"
+            f" {setup.tokenizer_origin.at('diffusion')} asks for one; remove that, or train one (base = {folder})"
+        )
+    with fitting(folder):
+        model = from_mapping(AutoencoderConfig, config["model"], Origin(table="model"))
+        module = build_autoencoder(model, diffusion and _trained_diffusion(config, diffusion))
+        if diffusion is None:
+            tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(DENOISER)}
+        module.load_state_dict(dict(tensors))
+        stored = {**config["meaning"], **_meaning(model)}
+    for what, wanted in {**recorded(setup.meaning), **_meaning(setup.model)}.items():
+        here, there = _plain(stored.get(what)), _plain(wanted)
+        if here != there and not (what == "channels" and model.inputs == "published"):
+            raise CheckpointError(
+                f"{name}: the tokenizer at {folder} has {what} {here}, but {setup.origin.at(what)} asks for {there};"
+                " change the settings, or train another"
+            )
+    return module
+
+
+def build_autoencoder(config: AutoencoderConfig, diffusion: DiffusionConfig | None = None) -> Autoencoder:
+    """Return an untrained autoencoder, with a diffusion decoder where `diffusion` is given."""
+    if diffusion is None:
+        return Autoencoder(config)
+    from tokenizers_zoo.autoencoder.diffusion import DiffusionAutoencoder  # diffusers takes seconds to import
+
+    return DiffusionAutoencoder(config, diffusion)
+
+
+def _trained_diffusion(config: dict[str, Any], wanted: DiffusionConfig) -> DiffusionConfig:
+    """The diffusion settings of a checkpoint, with the wanted settings of its sampler."""
+    table = {**config["diffusion"], **wanted.sampled(), "base": config.get("base")}
+    return from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
+
+
+def _meaning(model: AutoencoderConfig) -> dict[str, Any]:
+    """The part of an architecture that decides what tokens mean."""
+    return {
+        "patch_size": model.patch,
+        "channels": model.channels,
+        "kind": model.kind,
+        **{f"quantizer {name}": value for name, value in model.quantizer.meaning().items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON: lists for tuples."""
+    return [*map(_plain, value)] if isinstance(value, (list, tuple)) else value
+
+
+@contextlib.contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError where building a model from the checkpoint in `folder` fails."""
+    try:
+        yield
+    except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError) or is_of_the_machine(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None

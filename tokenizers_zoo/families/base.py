@@ -1,0 +1,332 @@
+"""The base of plugins whose tokenizer is a trained autoencoder: its hooks, and what the autoencoder sees of values."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, TokenizerSetup, ValueKind
+from tokenizers_zoo.config import Origin, Settings
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, TokenLayout, ValueSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from tokenizers_zoo.autoencoder.task import AutoencoderTask
+    from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
+    from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.ml4m import PublishedCheckpoint
+    from tokenizers_zoo.ml4m.architecture import Architecture
+
+
+class TrainedModality:
+    """A modality whose tokenizer is a trained autoencoder.
+
+    A family gives `family`, `value_spec` and `layout`, and settings with `patch` and `tokenizer`. A plugin sets
+    attributes, and overrides `to_network` and `from_network` where the tokenizer works on something else than values.
+    """
+
+    family: ClassVar[str]
+    settings_class: ClassVar[type[Any]]
+    summary: ClassVar[str]
+    kind: ClassVar[ValueKind] = "continuous"
+    channels: ClassVar[int] = 3
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    derived_from: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str] = "Apache-2.0"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    token_space: ClassVar[str] = ""
+    """The result of `to_network` in words."""
+    loss: ClassVar[LossName]
+    """Default reconstruction loss."""
+    standardise: ClassVar[Literal["none", "channel", "common"]] = "channel"
+    """See `TokenizerSetup.standardise`."""
+    class_balance: ClassVar[float] = 0.0
+    """Default of `TokenizerConfig.class_balance`."""
+    statistics_samples: ClassVar[int] = 256
+    published_scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """Mean and deviation of the result of `to_published` for published tokenizers."""
+    published_channels: ClassVar[tuple[int, ...]] = ()
+    """Channels that published tokenizers of this modality may have; by default those of the network inputs."""
+    published_choices: ClassVar[tuple[str, ...]] = ()
+    """Settings that an import leaves as they are given."""
+
+    def options(self, settings: Settings) -> Any:
+        """Return the plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
+    def value_spec(self, options: Any) -> ValueSpec:
+        """Return the spec of values under these settings."""
+        raise NotImplementedError
+
+    def layout(self, options: Any) -> TokenLayout:
+        """Return the layout of tokens under these settings."""
+        raise NotImplementedError
+
+    def network_channels(self, options: Any) -> int:
+        """Return the channels of the network inputs, or the number of classes."""
+        return self.channels
+
+    def to_network(self, values: torch.Tensor, options: Any) -> torch.Tensor:
+        """Return network inputs (batch, channels, *axes) for a float batch of values."""
+        return values
+
+    def from_network(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
+        """Undo `to_network`; return values within their bounds for any outputs."""
+        spec = self.value_spec(options)
+        return outputs if spec.low is None and spec.high is None else outputs.clamp(spec.low, spec.high)
+
+    def meaning(self, options: Any) -> dict[str, Any]:
+        """Return further settings that decide what tokens mean, as JSON types; tokenizers with others are refused."""
+        return {}
+
+    def to_published(self, values: torch.Tensor, options: Any) -> torch.Tensor:
+        """Return the inputs of published tokenizers, before `published_scale`."""
+        return self.to_network(values, options)
+
+    def from_published(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
+        """Undo `to_published`; return values within their bounds for any outputs."""
+        return self.from_network(outputs, options)
+
+    def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
+        """Return the settings besides `tokenizer` that a published tokenizer needs."""
+        return {}
+
+    def published_fitted(self, options: Any) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """Return the statistics in `AutoencoderConfig.fitted` for published tokenizers, whose data are not at hand."""
+        return {}
+
+    def published_difference(self, architecture: Architecture, options: Any) -> str | None:
+        """Return why a published tokenizer does not fit these settings, or None."""
+        if any(side != architecture.patch_size for side in options.patch):
+            return f"its patches are of {architecture.patch_size} cells, and those here of {options.patch[0]}"
+        return None
+
+    # ------------------------------------------------------------------ what follows from it
+
+    @property
+    def checkpoint_class(self) -> str:
+        """The "class" of this plugin's checkpoints."""
+        return f"{self.family}/{type(self).__name__}"
+
+    def model_config(self, options: Any) -> AutoencoderConfig:
+        """Return the architecture of the autoencoder."""
+        table = options.tokenizer
+        return AutoencoderConfig(
+            kind=self.kind,
+            channels=self.network_channels(options),
+            patch=options.patch,
+            latent_dim=table.latent_dim,
+            quantizer=table.quantizer_config(),
+            encoder=table.block_config(),
+        )
+
+    def setup(self, settings: Settings) -> TokenizerSetup:
+        """Return everything that training and loading the tokenizer depend on."""
+        options = self.options(settings)
+        table = options.tokenizer
+        balance = getattr(table, "class_balance", None)
+        return TokenizerSetup(
+            spec=self.modality_spec(settings),
+            checkpoint_class=self.checkpoint_class,
+            model=self.model_config(options),
+            table=table,
+            meaning=self.meaning(options),
+            losses=table.loss_weights(self.loss),
+            class_balance=self.class_balance if balance is None else balance,
+            standardise=self.standardise,
+            statistics_samples=self.statistics_samples,
+            origin=settings.origin,
+        )
+
+    def codec(self, settings: Settings, model: AutoencoderConfig) -> ModalityCodec:
+        """Return the view of values that an autoencoder of `model` gets."""
+        return ModalityCodec(self, settings, model)
+
+    def task(self, settings: Settings) -> AutoencoderTask:
+        """Return the training task."""
+        from tokenizers_zoo.autoencoder.task import AdversarialAutoencoderTask, AutoencoderTask
+
+        setup = self.setup(settings)
+        if (diffusion := getattr(setup.table, "diffusion", None)) is not None:
+            from tokenizers_zoo.autoencoder.diffusion_task import DiffusionTask, TrainedBase
+
+            base = TrainedBase.load(setup, diffusion.base) if diffusion.base is not None else None
+            if base is not None:
+                setup = dataclasses.replace(setup, model=base.module.config)
+            return DiffusionTask(setup, self.codec(settings, setup.model), diffusion, base)
+        task = AdversarialAutoencoderTask if getattr(setup.table, "adversarial_weight", 0) else AutoencoderTask
+        return task(setup, self.codec(settings, setup.model))
+
+    def spec_of(
+        self, settings: Settings, layout: TokenLayout, vocab_size: int, num_codebooks: int = 1, **more: Any
+    ) -> ModalitySpec:
+        """Return the spec with these tokens and the plugin's attributes."""
+        options = self.options(settings)
+        given = {"token_space": self.token_space, "licence": self.licence, "aliases": self.aliases, **more}
+        return ModalitySpec(
+            name=settings.name,
+            summary=self.summary,
+            value=self.value_spec(options),
+            layout=layout,
+            vocab_size=vocab_size,
+            num_codebooks=num_codebooks,
+            family=self.family,
+            derived_from=self.derived_from,
+            metrics=self.metrics,
+            **given,
+        )
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """Return the spec under these settings."""
+        options = self.options(settings)
+        quantizer = options.tokenizer.quantizer_config()
+        return self.spec_of(settings, self.layout(options), quantizer.codebook_size, quantizer.codes_per_position)
+
+    @hookimpl
+    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+        """Train the autoencoder."""
+        from tokenizers_zoo.train.loop import train
+
+        return train(self.task(config), samples, self.options(config).tokenizer, out_dir, seed)
+
+    @hookimpl
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> AutoencoderTokenizer:
+        """Load the trained autoencoder, checked against the settings. Raises CheckpointError."""
+        from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer, load_autoencoder
+
+        setup = self.setup(settings)
+        module = load_autoencoder(checkpoint, setup, getattr(setup.table, "diffusion", None))
+        return AutoencoderTokenizer(self.codec(settings, module.config), module, device)
+
+    @hookimpl
+    def encode(self, tokenizer: Any, values: Any) -> Any:
+        """Return the tokens of a batch of values."""
+        return tokenizer.encode(values)
+
+    @hookimpl
+    def decode(self, tokenizer: Any, tokens: Any) -> Any:
+        """Return the values of a batch of tokens."""
+        return tokenizer.decode(tokens)
+
+    @hookimpl
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Write a published tokenizer as a checkpoint, and return the settings for it. Raises CheckpointError."""
+        from tokenizers_zoo.autoencoder.importer import NotThisKind, difference, import_tokenizer
+        from tokenizers_zoo.ml4m.architecture import read_architecture
+
+        def refused(reason: str) -> NotThisKind:
+            name = settings.name
+            return NotThisKind(f"{published.place}: is no tokenizer of {name}: {reason}; import it as another modality")
+
+        architecture, options = read_architecture(published), self.options(settings)
+        if reason := difference(self.model_config(options), None, architecture):
+            raise refused(reason)
+        known = {field.name for field in dataclasses.fields(options.tokenizer)} | {"diffusion"}
+        tokenizer = {key: value for key, value in architecture.tokenizer_table.items() if key in known}
+        chosen = {key: settings[key] for key in self.published_choices if key in settings}
+        table = {**self.published_settings(architecture, options), **chosen, "tokenizer": tokenizer}
+        fresh = settings.replaced(**table)
+        fresh.origin = Origin(table=settings.origin.table)
+        try:
+            options = self.options(fresh)
+            model = self.model_config(options)
+            reason = difference(model, self.published_channels or (model.channels,), architecture)
+            if reason := reason or self.published_difference(architecture, options):
+                raise refused(reason)
+            setup = self.setup(fresh)
+        except ConfigError as error:
+            raise refused(f"it would need {error}") from None
+        diffusion = getattr(setup.table, "diffusion", None)
+        fitted = self.published_fitted(options)
+        import_tokenizer(published, architecture, setup, diffusion, self.published_scale, fitted, out_dir)
+        return table
+
+    @hookimpl
+    def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
+        """Return the published tokenizer that a checkpoint was imported from. Raises CheckpointError."""
+        from tokenizers_zoo.autoencoder.importer import export_tokenizer
+
+        return export_tokenizer(checkpoint, self.checkpoint_class)
+
+
+class ModalityCodec:
+    """A modality's values under its settings, as an autoencoder of `model` sees them; see `ValueCodec`."""
+
+    def __init__(self, modality: TrainedModality, settings: Settings, model: AutoencoderConfig) -> None:
+        self.modality: Any = modality
+        self.settings, self.model = settings, model
+        self.options = modality.options(settings)
+
+    def to_network(self, items: torch.Tensor) -> torch.Tensor:
+        """Return network inputs; published tokenizers with more channels get each channel several times."""
+        if self.model.kind == "classes":
+            return items
+        if self.model.inputs == "own":
+            return self.modality.to_network(items.float(), self.options)
+        inputs = self.modality.to_published(items.float(), self.options)
+        return inputs.repeat(1, self.model.channels // inputs.shape[1], *[1] * (inputs.ndim - 2))
+
+    def from_network(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return values for any outputs."""
+        if self.model.kind == "classes":
+            return outputs.max(dim=1).indices  # as argmax, in a quarter of its time on a CPU
+        if self.model.kind == "binary":
+            return (outputs.mean(dim=1, keepdim=True) > 0).float()
+        own = self.model.inputs == "own"
+        return (self.modality.from_network if own else self.modality.from_published)(outputs, self.options)
+
+    def fit(
+        self, train: Sequence[Any], count: int, rng: np.random.Generator
+    ) -> tuple[Iterator[torch.Tensor], dict[str, torch.Tensor]]:
+        from tokenizers_zoo.autoencoder.statistics import some_values
+
+        return some_values(train, count, rng), {}
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> torch.Tensor:
+        return self.to_network(stacked(self.augmented(values, rng)))
+
+    def augmented(self, values: list[Any], rng: np.random.Generator) -> list[Any]:
+        """Mirror half of the values left to right, where the settings say so and the modality has `transform`."""
+        transform = getattr(self.modality, "transform", None)
+        if transform is None or not getattr(self.options.tokenizer, "flip", False):
+            return values
+        mirrored = rng.random(len(values)) < 0.5
+        return [
+            called(transform, value=value, crop=Crop(flip=True), settings=self.settings) if flip else value
+            for value, flip in zip(values, mirrored, strict=True)
+        ]
+
+    def reconstruct(self, tokenizer: AutoencoderTokenizer, values: list[Any]) -> tuple[list[Any], torch.Tensor | None]:
+        tokens = tokenizer.encode(stacked(values))
+        return list(tokenizer.decode(tokens).numpy()), tokens
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        scores: Mapping[str, float] = called(
+            self.modality.score, predicted=predicted, target=target, settings=self.settings
+        )
+        return scores
+
+    def render(self, value: Any) -> Any:
+        return called(self.modality.render, value=value, settings=self.settings)
+
+
+def called(hook: Callable[..., Any], **arguments: Any) -> Any:
+    """Call a hook with the arguments that it takes; plugins may leave out any of them."""
+    taken = inspect.signature(hook).parameters
+    return hook(**{name: value for name, value in arguments.items() if name in taken})
+
+
+def stacked(values: Sequence[Any]) -> torch.Tensor:
+    """Return values of one shape as a batch."""
+    import torch
+
+    return torch.from_numpy(np.stack(values))

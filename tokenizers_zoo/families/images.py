@@ -1,0 +1,380 @@
+"""Values of image-like modalities: reading, writing, cropping, showing, and the best constant."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError, is_of_the_machine
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.validation import array_bytes, array_of, commonest_classes
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Array = NDArray[Any]
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
+EXACT_EXTENSIONS = ("png", "tif", "tiff")
+"""Pictures whose numbers come back as they were, of more than 8 bits, too."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""Pillow's names of what a picture file may hold, whatever its extension; one of PostScript starts another program."""
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+"""Tags of TIFF; the latter is 0 where 0 is white."""
+ORIENTATION = 0x0112
+"""The EXIF tag of how a camera was held: 1 is upright, 2 to 8 are the other ways that a picture can lie."""
+HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""Where Pillow finds that tag in what it knows of a picture."""
+BITS, WHITE_IS_ZERO = "zoo bits", "zoo white is zero"
+"""In `info` of an opened picture: the bits of a number in the file, and whether its 0 means white."""
+WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
+"""Modes of pictures of one channel of whole numbers of more than 8 bits: 16, of either order of the bytes, or 32."""
+CONSTANT_SAMPLES = 512
+"""Values that a constant baseline is computed from, evenly spread over those given."""
+QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
+"""Per pixel, for what is measured relative to the truth, the best constant is below the median."""
+SHARES_ON = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+"""Shares of the pixels that are off in a constant baseline: where few values are on at a pixel, a half is never."""
+PSNR_CEILING = 100.0
+"""PSNR of two equal values, dB, where the formula has no bound."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSettings:
+    """Size of an image-like modality's values, and of its tokens' patches."""
+
+    image_size: int | tuple[int, int] = 64
+    """Pixels: one number for squares, or [height, width]."""
+    patch_size: int = 8
+    """Pixels per token along each side; divides the image size."""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise ValueError(f"image_size: expected at least 1 pixel, got {self.image_size}")
+        if self.patch_size < 1 or any(side % self.patch_size for side in self.size):
+            raise ValueError(
+                f"patch_size: {self.patch_size} does not divide the image size {self.size[0]} x {self.size[1]}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Pixels per token along each axis."""
+        return (self.patch_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens per column and per row."""
+        return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+
+class ImageValues:
+    """Everything about image-like values that has nothing to do with tokens, as hooks.
+
+    A plugin sets the attributes, and overrides the methods without `@hookimpl` (read, write, picture, measure,
+    resized); they are given the plugin's own settings dataclass.
+    """
+
+    settings_class: ClassVar[type[ImageSettings]] = ImageSettings
+    summary: ClassVar[str]
+    kind: ClassVar[Literal["continuous", "classes", "binary"]] = "continuous"
+    """continuous: float32 (c, h, w); classes: int64 ids (h, w); binary: float32 (1, h, w) of 0 and 1."""
+    channels: ClassVar[int] = 3
+    unit: ClassVar[str] = ""
+    low: ClassVar[float | None] = None
+    high: ClassVar[float | None] = None
+    description: ClassVar[str] = ""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    derived_from: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str] = "Apache-2.0"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    unscored: ClassVar[tuple[str, ...]] = ()
+    """Classes that `measure` counts nowhere, such as "void"; those of them that the settings name are declared."""
+
+    def options(self, settings: Settings) -> Any:
+        """The plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
+    def class_names(self, options: Any) -> tuple[str, ...]:
+        """Names of the class ids, where values are class ids."""
+        return ()
+
+    def value_spec(self, options: Any) -> ValueSpec:
+        """What one value looks like at the size of the settings."""
+        names = self.class_names(options)
+        classes = self.kind == "classes"
+        return ValueSpec(
+            shape=options.size if classes else (self.channels, *options.size),
+            dtype="int64" if classes else "float32",
+            unit="class id" if classes else self.unit,
+            low=0 if classes else self.low,
+            high=len(names) - 1 if classes else self.high,
+            classes=names,
+            description=self.description,
+            unscored=tuple(name for name in names if name in self.unscored),
+        )
+
+    def read(self, data: bytes, extension: str, options: Any) -> Array:
+        """One value of any size, of the axes and dtype that `kind` says, from a file's bytes. Raises ValueError.
+
+        An array (h, w) is taken as the one channel of maps that have one.
+        """
+        array = read_array(data, extension)
+        return array[None] if array.ndim == 2 and self.channels == 1 and self.kind != "classes" else array
+
+    def write(self, value: Array, options: Any) -> tuple[bytes, str]:
+        """A file's bytes, and its extension in lower case without a dot; `read` reads it back."""
+        return array_bytes(value), "npy"
+
+    def picture(self, value: Array, options: Any) -> PIL.Image.Image:
+        """The value as a PIL image of any size, of a mode that PNG can hold."""
+        raise NotImplementedError
+
+    def measure(self, predicted: list[Array], target: list[Array], options: Any) -> Mapping[str, float]:
+        """The numbers of `metrics`, by name, over aligned lists of values: each is one number for the whole list."""
+        raise NotImplementedError
+
+    def measure_main(self, predicted: list[Array], target: list[Array], options: Any) -> float:
+        """The first number of `metrics`; overridden where the others take longer than it does."""
+        return self.measure(predicted, target, options)[self.metrics[0].name]
+
+    def resized(self, value: Array, crop: Crop, size: tuple[int, int]) -> Array:
+        """The crop of `value` at `size`: bilinear with anti-aliasing, or nearest for class ids; within its bounds."""
+        if self.kind == "classes":
+            return crop_and_resize(value, crop, size, nearest=True)
+        result = crop_and_resize(value, crop, size)
+        return result if self.low is None and self.high is None else np.clip(result, self.low, self.high)
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str, settings: Settings) -> Array:
+        """One value from a file's bytes, of the file's size."""
+        try:
+            return self.read(data, extension, self.options(settings))
+        except (ValueError, OSError, SyntaxError) as error:
+            raise InvalidValueError(f"{settings.name}: .{extension} file: {error}") from None
+
+    @hookimpl
+    def write_value(self, value: Array, settings: Settings) -> tuple[bytes, str]:
+        """A file's bytes and extension."""
+        return self.write(value, self.options(settings))
+
+    @hookimpl
+    def transform(self, value: Array, crop: Crop, settings: Settings) -> Array:
+        """The shared crop, flip and resize."""
+        size = self.options(settings).size
+        return value if crop.is_whole and value.shape[-2:] == size else self.resized(value, crop, size)
+
+    @hookimpl
+    def render(self, value: Array, settings: Settings) -> PIL.Image.Image:
+        """The value as a picture of its own size."""
+        return self.picture(value, self.options(settings))
+
+    @hookimpl
+    def score(self, predicted: Sequence[Array], target: Sequence[Array], settings: Settings) -> Mapping[str, float]:
+        """The metrics over aligned lists."""
+        if len(predicted) != len(target) or not target:
+            raise InvalidValueError(
+                f"{settings.name}: score: expected two lists of one length, got {len(predicted)} and {len(target)}"
+            )
+        return self.measure(list(map(np.asarray, predicted)), list(map(np.asarray, target)), self.options(settings))
+
+    @hookimpl
+    def constant_baseline(self, values: Sequence[Array], settings: Settings) -> Array:
+        """Of several maps that do not look at the input, the one that the main metric likes best for these values."""
+        if not len(values):
+            raise InvalidValueError(f"{settings.name}: a constant baseline needs at least one value")
+        picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
+        stack = np.stack([np.asarray(values[index]) for index in picked])
+        options, metric, truth = self.options(settings), self.metrics[0], list(stack)
+        candidates = self.constant_maps(stack, options)
+        if len(candidates) == 1:
+            return candidates[0]
+        marks = [self.measure_main([candidate] * len(truth), truth, options) for candidate in candidates]
+        return candidates[metric.best(marks)]
+
+    def constant_maps(self, stack: Array, options: Any) -> list[Array]:
+        """What may be the constant baseline to values `(count, ...)`; the usual one first.
+
+        Per pixel the median, other quantiles and the mean; or the most frequent class that is scored; or, for what is
+        on or off, where it is on in half of the values, and in fewer, down to everywhere.
+        """
+        if self.kind == "continuous":
+            maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
+            return [self.resized(found.astype(np.float32), Crop(), stack.shape[-2:]) for found in maps]
+        if self.kind == "binary":
+            share = stack.mean(axis=0)
+            return [(share >= least).astype(stack.dtype) for least in (0.5, *np.quantile(share, SHARES_ON))]
+        return [commonest_classes(stack, self.value_spec(options).unscored_ids)]
+
+
+def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest: bool = False) -> Array:
+    """Cut `(..., height, width)` by fractions, mirror, and resize to `size` (height, width).
+
+    Bilinear with anti-aliasing in float32, or nearest for integers below 2^31; a crop's borders may fall inside pixels.
+    """
+    from PIL import Image
+
+    height, width = value.shape[-2:]
+    left, top = crop.left * width, crop.top * height
+    box = (left, top, min(left + crop.width * width, width), min(top + crop.height * height, height))
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    planes = np.ascontiguousarray(value.reshape(-1, height, width), dtype=np.int32 if nearest else np.float32)
+    out = np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], how, box)) for plane in planes])
+    out = out[..., ::-1] if crop.flip else out
+    return np.ascontiguousarray(out.reshape(*value.shape[:-2], *size), dtype=value.dtype)
+
+
+def read_array(data: bytes, extension: str) -> Array:
+    """An .npy file's array, which is not empty. Raises ValueError."""
+    if extension != "npy":
+        raise ValueError("expected .npy")
+    array = array_of(data)
+    if not array.size:
+        raise ValueError(f"the array {array.shape} is empty")
+    return array
+
+
+def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTENSIONS) -> PIL.Image.Image:
+    """A picture file, turned as its EXIF says. Raises ValueError where it is not one, or another kind of file.
+
+    `expected` are the kinds that are advised then.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if extension not in IMAGE_EXTENSIONS:
+        raise ValueError(f"expected .npy or a picture (.{', .'.join(expected)})")
+    try:
+        with _silent_about_tags():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.format == "TIFF":  # its tags are read with its pixels
+                image.load()
+        image.load()
+        image.info.update(_as_stored(image, data))
+        return upright(image)
+    except UnidentifiedImageError:
+        raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
+    except (Image.DecompressionBombError, EOFError, OSError) as error:
+        raise ValueError(f"cannot be read as a picture: {str(error).splitlines()[0]}") from None
+
+
+def _as_stored(image: PIL.Image.Image, data: bytes) -> dict[str, Any]:
+    """What Pillow says nowhere else of a picture file's numbers, whatever texts of these names the file holds."""
+    if image.format == "PNG":
+        return {BITS: data[24], WHITE_IS_ZERO: False}
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    return {BITS: tags.get(BITS_PER_SAMPLE, (8,))[0], WHITE_IS_ZERO: tags.get(PHOTOMETRIC) == 0}
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A loaded picture, turned as its EXIF says; as it is where that cannot be read.
+
+    `ImageOps.exif_transpose` writes all of the EXIF again, which fails where any tag of it is of an odd type.
+    """
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }  # fmt: skip
+    try:
+        with _silent_about_tags():
+            turn = turns.get(image.getexif().get(ORIENTATION, 1))
+    except Exception as error:  # Pillow's readers of tags raise errors of no common class
+        if is_of_the_machine(error):
+            raise
+        turn = None
+    if turn is None:
+        return image.copy()
+    turned = image.transpose(turn)
+    for key in HOLDS_ORIENTATION:
+        turned.info.pop(key, None)
+    return turned
+
+
+@contextlib.contextmanager
+def _silent_about_tags() -> Iterator[None]:
+    """Without Pillow's raw warnings of what is odd in a picture's metadata, of which one tag is used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        yield
+
+
+def read_rgb(data: bytes, extension: str) -> Array:
+    """Any picture as float32 (3, height, width) in [0, 1]; transparent parts are laid over white. Raises ValueError."""
+    image = opaque_picture(data, extension, "white")
+    if isinstance(image, np.ndarray):
+        return np.repeat(image, 3, axis=0)
+    return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+
+
+def read_grey(data: bytes, extension: str) -> Array:
+    """Any picture as float32 (1, height, width) in [0, 1]; transparent parts are laid over black. Raises ValueError."""
+    image = opaque_picture(data, extension, "black")
+    return image if isinstance(image, np.ndarray) else np.asarray(image.convert("L"), dtype=np.float32)[None] / 255
+
+
+def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image | Array:
+    """A picture laid over the colour `ground`; one of 16 bits as float32 (1, height, width) in [0, 1].
+
+    Raises ValueError.
+    """
+    image = open_image(data, extension)
+    if image.mode == "I" and not 256 <= np.asarray(image).max() <= 65535:
+        raise ValueError("a picture of 32-bit integers has no range; save it as 8 or 16 bits")
+    if image.mode in WHOLE_NUMBERS:
+        grey = np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)[None]
+        return 1 - grey if image.info[WHITE_IS_ZERO] else grey  # Pillow has turned those of 8 bits around
+    if image.mode == "F":
+        raise ValueError("a picture of floats has no range; save it as 8 or 16 bits")
+    return laid_over(image, ground)
+
+
+def laid_over(image: PIL.Image.Image, ground: str) -> PIL.Image.Image:
+    """A picture without transparency: laid over the colour `ground` where it has some, else itself."""
+    from PIL import Image
+
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+    return image
+
+
+def to_bytes(value: Array) -> NDArray[np.uint8]:
+    """Numbers in [0, 1] as 0 ... 255, to the nearest."""
+    return (np.clip(value, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def rgb_image(value: Array) -> PIL.Image.Image:
+    """(3, height, width) in [0, 1] as an 8-bit picture."""
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(to_bytes(value).transpose(1, 2, 0)))
+
+
+def psnr(predicted: Sequence[Array], target: Sequence[Array]) -> float:
+    """Peak signal-to-noise ratio, dB, of each pair of aligned arrays in [0, 1], at most PSNR_CEILING; their mean.
+
+    Of a pair it is -10 log10 of the mean squared error, as the peak is 1 (Hore and Ziou, ICPR 2010, equation 1).
+    """
+    pairs = zip(predicted, target, strict=True)
+    error = np.array([np.mean((guess - truth) ** 2, dtype=np.float64) for guess, truth in pairs])
+    return float(np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING).mean())
+
+
+def png_bytes(image: PIL.Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

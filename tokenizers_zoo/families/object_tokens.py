@@ -1,0 +1,289 @@
+"""The ids of a list of objects: a flat grammar of coordinates and codes, or words of the shared text vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.families.text import whole_groups
+from tokenizers_zoo.spec import Crop, OrderedIds
+from tokenizers_zoo.text_vocab import Coordinate, Piece, TextVocabulary, VocabularyConfig
+
+BINS = 1000
+"""Levels of each coordinate in published sequences."""
+CODES_PER_AXIS = 512
+"""A code is a coordinate, too: v0=0 to v0=511, then v1=0 and so on."""
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """One number of every object, told by a coordinate token: evenly spaced levels from `low` to `high`."""
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+def levels_of(axes: Sequence[Axis], numbers: NDArray[np.floating], bins: int) -> Ids:
+    """The nearest of `bins` levels of each number, (objects, axes); what lies outside its axis is clipped."""
+    low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("low", "high"))
+    return np.rint((np.clip(numbers, low, high) - low) / (high - low) * (bins - 1)).astype(np.int64)
+
+
+def numbers_of(axes: Sequence[Axis], levels: Ids, bins: int) -> NDArray[np.float64]:
+    """What levels (objects, axes) stand for: `low` and `high` are exact."""
+    low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("low", "high"))
+    share = levels / (bins - 1)
+    result: NDArray[np.float64] = low * (1 - share) + high * share
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectGrammar:
+    """Ids: end, sentinels, `axes` x `bins` coordinates axis by axis, `codebooks` x `codebook_size` codes.
+
+    An object is one coordinate of each axis in order, then the codes of its `positions` in order, and of each position
+    one code of each codebook in order: always `object_length` tokens. A value is its objects one after the other.
+    """
+
+    sentinels: int
+    axes: int
+    bins: int
+    positions: int
+    codebooks: int
+    codebook_size: int
+
+    end = 0
+    sentinel_start = 1
+
+    @property
+    def coordinate_start(self) -> int:
+        """The first coordinate id."""
+        return self.sentinel_start + self.sentinels
+
+    @property
+    def code_start(self) -> int:
+        """The first code id."""
+        return self.coordinate_start + self.axes * self.bins
+
+    @property
+    def ordered_ids(self) -> tuple[OrderedIds, ...]:
+        """The coordinates of each axis, as a ModalitySpec names them."""
+        return OrderedIds.of_axes(self.coordinate_start, self.axes, self.bins)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.code_start + self.codebooks * self.codebook_size
+
+    @property
+    def codes(self) -> int:
+        """Codes of one object."""
+        return self.positions * self.codebooks
+
+    @property
+    def object_length(self) -> int:
+        """Tokens of one object."""
+        return self.axes + self.codes
+
+    @cached_property
+    def starts(self) -> Ids:
+        """The first id that may stand at each place of an object."""
+        coordinates = self.coordinate_start + self.bins * np.arange(self.axes)
+        codebooks = self.code_start + self.codebook_size * np.arange(self.codebooks)
+        return np.concatenate([coordinates, np.tile(codebooks, self.positions)])
+
+    @cached_property
+    def stops(self) -> Ids:
+        """The id after the last one that may stand at each place of an object."""
+        sizes = np.repeat([self.bins, self.codebook_size], [self.axes, self.codes])
+        stops: Ids = self.starts + sizes
+        return stops
+
+    def write(self, levels: Ids, codes: Ids) -> Ids:
+        """The ids of levels (objects, axes) and codes (objects, codes of one object)."""
+        ids: Ids = (np.concatenate([levels, codes], axis=1) + self.starts).reshape(-1)
+        return ids
+
+    def read(self, ids: Iterable[int]) -> tuple[Ids, Ids]:
+        """Levels (objects, axes) and codes (objects, codes of one object) of any ids at all.
+
+        What is not the whole of an object is skipped: a token that cannot stand where it stands ends the object that
+        was begun, and a first coordinate begins the next. Exact for what `write` wrote.
+        """
+        starts, stops, length = self.starts.tolist(), self.stops.tolist(), self.object_length
+        found, begun = list[list[int]](), list[int]()
+        for index in map(int, ids):
+            place = len(begun)
+            if not starts[place] <= index < stops[place]:
+                begun, place = [], 0
+                if not starts[0] <= index < stops[0]:
+                    continue
+            begun.append(index - starts[place])
+            if len(begun) == length:
+                found.append(begun)
+                begun = []
+        table = np.array(found, dtype=np.int64).reshape(-1, length)
+        return table[:, : self.axes], table[:, self.axes :]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A word with what is told after it: levels of the object on these axes v0, v1, ..., then maybe its codes."""
+
+    word: str
+    axes: tuple[int, ...] = ()
+    codes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spelling:
+    """How an object is spelled: its head, then its other parts, in this order when written and in any when read.
+
+    The levels of an object are those of the head and the parts, one part after the other as they stand here.
+    """
+
+    head: Part
+    parts: tuple[Part, ...]
+    nothing: tuple[Piece, ...]
+    """What stands for a value without an object."""
+    several: bool = False
+    """Whether the parts may come again after one head, for another object that has the same one."""
+
+    def check(self, config: VocabularyConfig, codebook_size: int, owner: str, name: str) -> None:
+        """Raise ConfigError where the vocabulary `name` lacks coordinates to spell with."""
+        axes = max(*self.head.axes, *(axis for part in self.parts for axis in part.axes)) + 1
+        axes = max(axes, -(-codebook_size // CODES_PER_AXIS))
+        for key, least in (("coordinate_bins", BINS), ("coordinate_axes", axes)):
+            if getattr(config, key) < least:
+                raise ConfigError(
+                    f'{owner}: with layout = "4m" [vocabularies.{name}] {key} has to be {least} or more, and is'
+                    f' {getattr(config, key)}; set its preset to "4m", or layout to "codes"'
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpelledGrammar:
+    """Ids of a spelling over a vocabulary; `plain` says how many levels and codes an object has."""
+
+    spelling: Spelling
+    vocabulary: TextVocabulary
+    plain: ObjectGrammar
+    max_length: int
+
+    def __post_init__(self) -> None:
+        words = [part.word for part in (self.spelling.head, *self.spelling.parts)]
+        words += [piece.strip() for piece in self.spelling.nothing if isinstance(piece, str)]
+        for word in words:
+            if (read := self.vocabulary.decode_text(self.vocabulary.encode_text(f" {word}")).strip()) != word:
+                raise CheckpointError(f"the vocabulary has no word {word!r}, it reads {read!r}; give it another one")
+
+    @property
+    def bins(self) -> int:
+        """Levels of each coordinate."""
+        return self.plain.bins
+
+    @property
+    def codes(self) -> int:
+        """Codes of one object."""
+        return self.plain.codes
+
+    def write(self, levels: Ids, codes: Ids) -> Ids:
+        """The ids of levels (objects, axes) and codes (objects, codes of one object): of the first ones that fit."""
+        rows = zip(levels.tolist(), codes.tolist(), strict=True)
+        groups = [self.vocabulary.encode(self._pieces(*row)) for row in rows]
+        ids = whole_groups(groups or [self.vocabulary.encode(self.spelling.nothing)], self.max_length)
+        return np.array(ids, dtype=np.int64)
+
+    def read(self, ids: Iterable[int]) -> tuple[Ids, Ids]:
+        """Levels (objects, axes) and codes (objects, codes of one object) of any ids at all.
+
+        A part that has other coordinates than it should is left out, and so is an object that lacks a part. Where one
+        head may be of several objects, so is what was said before after another head. Exact for what `write` wrote
+        of objects that differ by more than their head.
+        """
+        spelling, found, begun = self.spelling, list[list[int]](), dict[str, list[int]]()
+        parts = {part.word: part for part in (spelling.head, *spelling.parts)}
+        for word, coordinates in _runs(self.vocabulary.decode(ids)):
+            if word == spelling.head.word:
+                begun = {}
+            if word not in parts or (word != spelling.head.word and spelling.head.word not in begun):
+                continue
+            numbers = self._numbers(parts[word], coordinates)
+            if numbers is not None:
+                begun[word] = numbers
+            if len(begun) == len(parts):
+                found.append(self._row(begun))
+                begun = {spelling.head.word: begun[spelling.head.word]} if spelling.several else {}
+        if spelling.several:
+            met = dict[tuple[int, ...], list[int]]()
+            for row in found:
+                met.setdefault(tuple(row[len(spelling.head.axes) :]), row)
+            found = list(met.values())
+        table = np.array(found, dtype=np.int64).reshape(-1, self.plain.object_length)
+        return table[:, : self.plain.axes], table[:, self.plain.axes :]
+
+    def _pieces(self, levels: Sequence[int], codes: Sequence[int]) -> Iterator[Piece]:
+        """One object. Words have a space before them, so that they are the pieces that they are in a sentence."""
+        start = 0
+        for part in (self.spelling.head, *self.spelling.parts):
+            yield f" {part.word}"
+            for axis, level in zip(part.axes, levels[start : start + len(part.axes)], strict=True):
+                yield Coordinate(axis, level)
+            start += len(part.axes)
+            for code in codes if part.codes else ():
+                yield Coordinate(*divmod(code, CODES_PER_AXIS))
+
+    def _numbers(self, part: Part, coordinates: Sequence[Coordinate]) -> list[int] | None:
+        """The levels of a part and then its codes; None where its coordinates are not those of such a part."""
+        told, coded = coordinates[: len(part.axes)], coordinates[len(part.axes) :]
+        if tuple(piece.axis for piece in told) != part.axes or len(coded) != (self.plain.codes if part.codes else 0):
+            return None
+        codes = [piece.axis * CODES_PER_AXIS + piece.level for piece in coded]
+        if any(piece.level >= CODES_PER_AXIS for piece in coded) or any(c >= self.plain.codebook_size for c in codes):
+            return None
+        levels = [piece.level for piece in told]
+        return [*levels, *codes] if all(level < self.plain.bins for level in levels) else None
+
+    def _row(self, begun: dict[str, list[int]]) -> list[int]:
+        """All levels of an object, then its codes."""
+        parts = (self.spelling.head, *self.spelling.parts)
+        levels = [number for part in parts for number in begun[part.word][: len(part.axes)]]
+        codes = [number for part in parts for number in begun[part.word][len(part.axes) :]]
+        return [*levels, *codes]
+
+
+def _runs(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Coordinate]]]:
+    """Each word with the coordinates that follow it; what no word is before is skipped, and so are special tokens."""
+    word, run = "", list[Coordinate]()
+    for piece in pieces:
+        if isinstance(piece, Coordinate):
+            run.append(piece)
+            continue
+        for following in piece.split() if isinstance(piece, str) else [""]:
+            yield word, run
+            word, run = following, []
+    yield word, run
+
+
+def box_seen_through(crop: Crop, box: Sequence[float], least: float) -> list[float] | None:
+    """A box [xmin, ymin, xmax, ymax], fractions of the picture, in the frame of the crop and clipped to it.
+
+    None where less than the share `least` of its area is inside, or nothing.
+    """
+    if crop.is_whole:
+        return list(box)
+    xs = [(x - crop.left) / crop.width for x in (box[0], box[2])]
+    ys = [(y - crop.top) / crop.height for y in (box[1], box[3])]
+    left, right = (min(1.0, max(0.0, x)) for x in xs)
+    top, bottom = (min(1.0, max(0.0, y)) for y in ys)
+    inside, whole = (right - left) * (bottom - top), (xs[1] - xs[0]) * (ys[1] - ys[0])
+    if inside <= 0 or inside < least * whole * (1 - 1e-9):
+        return None
+    return [1 - right, top, 1 - left, bottom] if crop.flip else [left, top, right, bottom]

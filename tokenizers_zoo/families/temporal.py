@@ -1,0 +1,238 @@
+"""Modalities over time: series (channels, time) and clips of pictures, as grids of tokens with one to three axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizers_zoo.autoencoder.config import LossName, TokenizerConfig
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.base import TrainedModality
+from tokenizers_zoo.families.images import QUANTILES, ImageSettings, ImageValues, read_array
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.spec import Crop, GridLayout, TokenLayout, ValueSpec
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+LOSSES = ("l1", "l2", "smooth_l1")
+"""The losses for continuous values on any number of axes."""
+PICTURE = (256, 256)
+"""Width of a series' picture, and the height that its channels share, pixels."""
+BAND = (8, 32)
+"""Smallest and largest height of one channel, pixels."""
+INK = (40, 70, 140)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemporalTokenizer(TokenizerConfig):
+    """The `tokenizer` table of a modality over time: as for pictures, without losses that need pictures."""
+
+    batch_size: int = 32
+    """Samples in one forward pass."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+
+    def __post_init__(self) -> None:
+        TokenizerConfig.__post_init__(self)
+        if self.diffusion is not None:
+            raise ValueError("diffusion: works with pictures only; remove it")
+        if self.loss is not None and self.loss not in LOSSES:
+            raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {self.loss!r}")
+        for key in self.loss_settings():
+            if key.removesuffix("_weight") not in LOSSES:
+                raise ValueError(f"{key}: works with pictures and classes only; weights here: {', '.join(LOSSES)}")
+
+
+def check_patch(sizes: tuple[int, ...], patch: tuple[int, ...], names: tuple[str, ...]) -> None:
+    """Raise ValueError, starting with the setting's name, where a patch does not divide its axis."""
+    for size, side, name in zip(sizes, patch, names, strict=True):
+        if size < 1 or side < 1 or size % side:
+            raise ValueError(f"{name}: {side} does not divide {size}")
+
+
+def token_grid(options: Any) -> tuple[int, ...]:
+    """Return the shape of a sample's tokens: patches along each axis, and codes per patch where it has several.
+
+    Raises ValueError for more than three axes.
+    """
+    places = tuple(size // side for size, side in zip(options.sizes, options.patch, strict=True))
+    quantizer: QuantizerConfig = options.tokenizer.quantizer_config()
+    shape = quantizer.token_shape(places)
+    if len(shape) > 3:
+        raise ValueError(
+            f"tokenizer.quantizer: {quantizer.kind} gives {quantizer.codes_per_position} codes per place, which would"
+            " be a fourth axis; choose a quantizer of one code, such as fsq"
+        )
+    return shape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesSettings:
+    """Length of a series' values, and of its tokens' patches."""
+
+    length: int = 128
+    """Time steps of a value."""
+    patch_length: int = 8
+    """Time steps per token; divides the length."""
+    tokenizer: TemporalTokenizer = TemporalTokenizer()
+
+    def __post_init__(self) -> None:
+        check_patch(self.sizes, self.patch, ("patch_length",))
+        token_grid(self)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Time steps."""
+        return (self.length,)
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Time steps per token."""
+        return (self.patch_length,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipTokenizer(TemporalTokenizer):
+    """The `tokenizer` table of clips: smaller batches, because a clip is as large as several pictures."""
+
+    batch_size: int = 8
+    """Samples in one forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipSettings(ImageSettings):
+    """Frames and size of a clip's values, and of its tokens' patches."""
+
+    frames: int = 8
+    """Frames of a value, at least 2."""
+    patch_frames: int = 2
+    """Frames per token; divides the frames."""
+    tokenizer: ClipTokenizer = ClipTokenizer()
+
+    def __post_init__(self) -> None:
+        ImageSettings.__post_init__(self)
+        if self.frames < 2:
+            raise ValueError(f"frames: expected at least 2, got {self.frames}; one frame is a picture")
+        check_patch((self.frames,), (self.patch_frames,), ("patch_frames",))
+        token_grid(self)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Frames, height, width."""
+        return (self.frames, *self.size)
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Frames, rows and columns per token."""
+        return (self.patch_frames, self.patch_size, self.patch_size)
+
+
+class TemporalModality(ImageValues, TrainedModality):
+    """Continuous values over time, as a grid of tokens with one to three axes.
+
+    Plugins derive from `SeriesModality` or `ClipModality`; another base gives `value_spec`, `transform` and
+    `to_network`. Files, pictures, metrics and the constant baseline are hooked as in `ImageValues`.
+    """
+
+    family = "temporal"
+    settings_class: ClassVar[type[Any]]
+    loss: ClassVar[LossName] = "l1"
+
+    def layout(self, options: Any) -> TokenLayout:
+        return GridLayout(shape=token_grid(options))
+
+    def constant_maps(self, stack: NDArray[Any], options: Any) -> list[NDArray[Any]]:
+        """Return the median, other quantiles and the mean of values (count, ...), per number."""
+        maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
+        bounded = [np.clip(found, self.low, self.high) for found in maps] if self.low is not None else maps
+        return [found.astype(np.float32) for found in bounded]
+
+
+class SeriesModality(TemporalModality):
+    """float32 (channels, time). A plugin gives `measure`, and `mirrored` where left and right mean something."""
+
+    settings_class: ClassVar[type[Any]] = SeriesSettings
+
+    def value_spec(self, options: Any) -> ValueSpec:
+        return ValueSpec(
+            shape=(self.channels, options.length),
+            unit=self.unit,
+            low=self.low,
+            high=self.high,
+            description=self.description,
+        )
+
+    def read(self, data: bytes, extension: str, options: Any) -> NDArray[Any]:
+        """Read one series (channels, time) of any length; an array (time,) is one channel. Raises ValueError."""
+        array = read_array(data, extension)
+        return array[None] if array.ndim == 1 and self.channels == 1 else array
+
+    def mirrored(self, value: NDArray[Any]) -> NDArray[Any]:
+        """Return the series of the mirrored scene."""
+        return value
+
+    def picture(self, value: NDArray[Any], options: Any) -> PIL.Image.Image:
+        """Draw channels as curves over time, the first on top, each from its smallest to its largest number."""
+        from PIL import Image, ImageDraw
+
+        width, band = PICTURE[0], int(np.clip(PICTURE[1] // len(value), *BAND))
+        sheet = Image.new("RGB", (width, band * len(value)), "white")
+        draw = ImageDraw.Draw(sheet)
+        places = np.linspace(0, width - 1, value.shape[1])
+        least, most = value.min(axis=1, keepdims=True), value.max(axis=1, keepdims=True)
+        heights = np.where(most > least, (most - value) / np.where(most > least, most - least, 1), 0.5)
+        for top, curve in zip(range(0, sheet.height, band), heights, strict=True):
+            levels = top + 1 + curve * (band - 3)
+            draw.line(list(zip(places.tolist(), levels.tolist(), strict=True)), fill=INK)
+        return sheet
+
+    @hookimpl
+    def transform(self, value: NDArray[Any], crop: Crop, settings: Settings) -> NDArray[Any]:
+        """Return the first `length` time steps, mirrored with the crop; crops do not cut time.
+
+        Raises InvalidValueError for other channels, and for a series that is too short.
+        """
+        options = self.options(settings)
+        if value.shape[0] != self.channels or value.shape[1] < options.length:
+            raise InvalidValueError(
+                f"{settings.name}: expected {self.channels} channels of at least {options.length} time steps"
+                f" ({settings.origin.at('length')}), got {value.shape[0]} of {value.shape[1]}"
+            )
+        value = value[:, : options.length]
+        return np.ascontiguousarray(self.mirrored(value)) if crop.flip else value
+
+
+class ClipModality(TemporalModality):
+    """float32 (time, channels, height, width)."""
+
+    settings_class: ClassVar[type[Any]] = ClipSettings
+
+    def value_spec(self, options: Any) -> ValueSpec:
+        return ValueSpec(
+            shape=(options.frames, self.channels, *options.size),
+            unit=self.unit,
+            low=self.low,
+            high=self.high,
+            description=self.description,
+        )
+
+    def to_network(self, values: torch.Tensor, options: Any) -> torch.Tensor:
+        """(batch, time, channels, height, width) -> (batch, channels, time, height, width)."""
+        return values.transpose(1, 2)
+
+    def from_network(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
+        """(batch, channels, time, height, width) -> (batch, time, channels, height, width), within the bounds."""
+        return super().from_network(outputs.transpose(1, 2), options)
+
+    @hookimpl
+    def transform(self, value: NDArray[Any], crop: Crop, settings: Settings) -> NDArray[Any]:
+        """Return the shared crop, flip and resize, the same for all frames."""
+        size = self.options(settings).size
+        return value if crop.is_whole and value.shape[-2:] == size else self.resized(value, crop, size)

@@ -1,0 +1,239 @@
+"""Tensors of published tokenizers under our names and in our layout, and back to the bit.
+
+Where published models have a 1 x 1 convolution, ours have a linear layer; our patches have the channel last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from tokenizers_zoo.errors import CheckpointError, and_others
+from tokenizers_zoo.ml4m.architecture import Architecture, UnetSize
+from tokenizers_zoo.ml4m.source import PublishedCheckpoint
+from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+
+POINTWISE = "o i 1 1 -> o i"
+"""A 1 x 1 convolution as a linear map."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A published tensor and its own names here; where there are several, each has one row of the first axis."""
+
+    published: str
+    own: tuple[str, ...]
+    pattern: str = ""
+    """How the published one becomes ours, for einops; nothing where it stays as it is."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def places(architecture: Architecture) -> list[Place]:
+    """All tensors of a published tokenizer."""
+    found = list(_encoder(architecture))
+    if architecture.classes:
+        found.append(Place(published="cls_emb.weight", own=("embedding.weight",)))
+    found += _quantizer(architecture.quantizer)
+    found += _unet(architecture.unet) if architecture.unet is not None else _decoder(architecture)
+    return found
+
+
+def _encoder(architecture: Architecture) -> Iterator[Place]:
+    config = architecture.encoder
+    if isinstance(config, MlpConfig):
+        yield from _pair("encoder.linear_in", "encoder.0")
+        yield from _mlp_blocks(config, "encoder", first=1)
+        yield from _pair("encoder.linear_out", f"encoder.{config.depth + 1}")
+        yield from _pair("quant_proj", f"encoder.{config.depth + 2}", POINTWISE)
+        return
+    side = architecture.patch_size
+    cells = {"h": side, "w": side}
+    yield from _pair("encoder.proj", "encoder.body.embed", "o c h w -> o (h w c)", sizes=cells)
+    yield from _vit_blocks(config, "encoder")
+    yield from _pair("quant_proj", "encoder.body.head", POINTWISE)
+
+
+def _decoder(architecture: Architecture) -> Iterator[Place]:
+    config, side = architecture.decoder, architecture.patch_size
+    assert config is not None
+    if isinstance(config, MlpConfig):
+        yield from _pair("post_quant_proj", "decoder.0", POINTWISE)
+        yield from _pair("decoder.linear_in", "decoder.1")
+        yield from _mlp_blocks(config, "decoder", first=2)
+        yield from _pair("decoder.linear_out", f"decoder.{config.depth + 2}")
+        return
+    cells = {"h": side, "w": side}
+    yield from _pair("post_quant_proj", "decoder.body.embed", POINTWISE)
+    yield from _vit_blocks(config, "decoder")
+    patch = "(c h w) -> (h w c)"
+    yield from _pair("decoder.out_proj", "decoder.body.head", "(c h w) i -> (h w c) i", patch, sizes=cells)
+    for k in range(config.out_blocks):
+        theirs, ours = f"decoder.out_conv.{k}", f"decoder.body.out.{k}"
+        yield from _pairs(theirs, ours, dwconv="depthwise", norm="norm", pwconv1="mlp.expand", pwconv2="mlp.contract")
+        yield Place(published=f"{theirs}.gamma", own=(f"{ours}.gamma",))
+
+
+def _vit_blocks(config: BlockConfig, side: str) -> Iterator[Place]:
+    """Positions, blocks and what follows them."""
+    ours = f"{side}.body.transformer"
+    yield Place(published=f"{side}.pos_emb", own=(f"{ours}.positions",))
+    for k in range(config.depth):
+        yield from _pairs(
+            f"{side}.blocks.{k}",
+            f"{ours}.blocks.{k}",
+            **{
+                "norm1": "norm_attention",
+                "attn.qkv": "attention.to_qkv",
+                "attn.proj": "attention.to_out",
+                "norm2": "norm_mlp",
+                "mlp.fc1": "mlp.expand",
+                "mlp.fc2": "mlp.contract",
+            },
+        )
+    if config.post_mlp:
+        last = {"norm_mlp": "norm_post", "post_mlp.fc1": "post_mlp.expand", "post_mlp.fc2": "post_mlp.contract"}
+        yield from _pairs(side, ours, **last)
+
+
+def _mlp_blocks(config: MlpConfig, side: str, first: int) -> Iterator[Place]:
+    for k in range(config.depth):
+        yield from _pair(f"{side}.layernorms.{k}", f"{side}.{first + k}.norm")
+        yield from _pair(f"{side}.blocks.{k}.block.0", f"{side}.{first + k}.mlp.expand")
+        yield from _pair(f"{side}.blocks.{k}.block.2", f"{side}.{first + k}.mlp.contract")
+
+
+def _quantizer(config: QuantizerConfig) -> Iterator[Place]:
+    ours = "quantizer.adapter"
+    if config.kind == "memcodes":
+        yield Place(published="quantize.codes", own=(f"{ours}.codes",))
+        yield Place(published="quantize.to_k.weight", own=(f"{ours}.to_k",))
+        yield Place(published="quantize.to_v.weight", own=(f"{ours}.to_v",))
+        return
+    rows = {"embed": "codes d -> 1 codes d", "cluster_size": "codes -> 1 codes", "initted": "1 ->"}
+    if config.distance == "euclidean":
+        rows["embed_avg"] = rows["embed"]
+    for name, pattern in rows.items():
+        own = (f"{ours}.vq._codebook.{name}",)
+        yield Place(published=f"quantize._codebook.{name}", own=own, pattern=pattern)
+
+
+def _unet(size: UnetSize) -> Iterator[Place]:
+    """Published blocks are numbered through, first on the way down and then on the way up."""
+    ours, last = "denoiser.network", len(size.multipliers) - 1
+    attending = len(size.multipliers) - size.attention
+    yield from _pair("decoder.time_embed.0", f"{ours}.time_embedding.linear_1")
+    yield from _pair("decoder.time_embed.2", f"{ours}.time_embedding.linear_2")
+    yield from _pair("decoder.input_blocks.0.0", f"{ours}.conv_in")
+    number, channels = 1, size.width
+    skips = [channels]
+    for level, multiplier in enumerate(size.multipliers):
+        block = f"{ours}.down_blocks.{level}"
+        for k in range(size.depth):
+            theirs, width = f"decoder.input_blocks.{number}", size.width * multiplier
+            yield from _residual(f"{theirs}.0", f"{block}.resnets.{k}", shortcut=channels != width)
+            if level >= attending:
+                yield from _attention(f"{theirs}.1", f"{block}.attentions.{k}")
+            number, channels = number + 1, width
+            skips.append(channels)
+        if level != last:
+            yield from _pair(f"decoder.input_blocks.{number}.0.op", f"{block}.downsamplers.0.conv")
+            number += 1
+            skips.append(channels)
+    yield from _residual("decoder.middle_block.0", f"{ours}.mid_block.resnets.0", shortcut=False)
+    yield from _attention("decoder.middle_block.1", f"{ours}.mid_block.attentions.0")
+    yield from _residual("decoder.middle_block.2", f"{ours}.mid_block.resnets.1", shortcut=False)
+    number = 0
+    for up, multiplier in enumerate(reversed(size.multipliers)):
+        block, level = f"{ours}.up_blocks.{up}", last - up
+        for k in range(size.depth + 1):
+            theirs, width = f"decoder.output_blocks.{number}", size.width * multiplier
+            yield from _residual(f"{theirs}.0", f"{block}.resnets.{k}", shortcut=channels + skips.pop() != width)
+            if level >= attending:
+                yield from _attention(f"{theirs}.1", f"{block}.attentions.{k}")
+            if level and k == size.depth:
+                yield from _pair(f"{theirs}.{2 if level >= attending else 1}.conv", f"{block}.upsamplers.0.conv")
+            number, channels = number + 1, width
+    yield from _pair("decoder.out.0", f"{ours}.conv_norm_out")
+    yield from _pair("decoder.out.2", f"{ours}.conv_out")
+
+
+def _residual(theirs: str, ours: str, *, shortcut: bool) -> Iterator[Place]:
+    parts = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj"}
+    parts |= {"out_layers.0": "norm2", "out_layers.3": "conv2"}
+    yield from _pairs(theirs, ours, **parts, **({"skip_connection": "conv_shortcut"} if shortcut else {}))
+
+
+def _attention(theirs: str, ours: str) -> Iterator[Place]:
+    yield from _pair(f"{theirs}.norm", f"{ours}.group_norm")
+    for part, pattern in (("weight", "(three o) i 1 -> three o i"), ("bias", "(three o) -> three o")):
+        own = tuple(f"{ours}.to_{name}.{part}" for name in "qkv")
+        yield Place(published=f"{theirs}.qkv.{part}", own=own, pattern=pattern, sizes={"three": 3})
+    yield from _pair(f"{theirs}.proj_out", f"{ours}.to_out.0", "o i 1 -> o i")
+
+
+def _pairs(theirs: str, ours: str, **parts: str) -> Iterator[Place]:
+    """Weights and biases of several layers of one block, as they are."""
+    for published, own in parts.items():
+        yield from _pair(f"{theirs}.{published}", f"{ours}.{own}")
+
+
+def _pair(
+    theirs: str, ours: str, weight: str = "", bias: str = "", sizes: Mapping[str, int] | None = None
+) -> Iterator[Place]:
+    """The weight and the bias of one layer, by their patterns."""
+    for part, pattern in (("weight", weight), ("bias", bias)):
+        used = sizes if pattern and sizes else {}
+        yield Place(published=f"{theirs}.{part}", own=(f"{ours}.{part}",), pattern=pattern, sizes=used)
+
+
+def to_own(
+    published: PublishedCheckpoint, places: Sequence[Place], state: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Every tensor of our model: those that have a place from the published ones, the others as `given`.
+
+    `state` is our model's, of which only the shapes count. Raises CheckpointError, naming the tensor, for a published
+    one that is missing, that nothing here takes, or whose shape is not what its config.json asks for.
+    """
+    names = {place.published for place in places}
+    if more := sorted(set(published.tensors) - names):
+        raise CheckpointError(
+            f"{published.place}: has {more[0]}{and_others(len(more) - 1)}, which its config.json does not ask for; "
+            "copy the folder again"
+        )
+    tensors = dict(given)
+    for place in places:
+        shape = _put_back(place, [state[name] for name in place.own]).shape
+        tensor = published.tensor(place.published, *shape)
+        if place.published in published.same_as:  # our files hold no tensor twice
+            tensor = tensor.clone()
+        tensors |= zip(place.own, _taken(place, tensor), strict=True)
+    assert tensors.keys() == state.keys(), tensors.keys() ^ state.keys()
+    return tensors
+
+
+def to_published(tensors: Mapping[str, Tensor], places: Sequence[Place]) -> dict[str, Tensor]:
+    """The published tensors of our own. Raises CheckpointError where one of them is not there."""
+    for place in places:
+        for name in place.own:
+            if name not in tensors:
+                raise CheckpointError(f"the weights have no {name}, which becomes {place.published}; import them again")
+    return {place.published: _put_back(place, [tensors[name] for name in place.own]) for place in places}
+
+
+def _taken(place: Place, tensor: Tensor) -> list[Tensor]:
+    if place.pattern:
+        tensor = rearrange(tensor, place.pattern, **place.sizes)
+    return [tensor] if len(place.own) == 1 else list(tensor.unbind())
+
+
+def _put_back(place: Place, tensors: Sequence[Tensor]) -> Tensor:
+    tensor = tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
+    if not place.pattern:
+        return tensor
+    before, after = place.pattern.split("->")
+    return rearrange(tensor, f"{after} -> {before}", **place.sizes)

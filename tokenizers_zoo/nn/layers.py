@@ -1,0 +1,85 @@
+"""Layers that several kinds of blocks share: the MLP, and cutting tensors with one to three axes into patches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from einops import rearrange
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class Mlp(nn.Module):
+    """Linear, activation (exact GELU by default), linear, with biases; without the residual sum."""
+
+    def __init__(self, dim: int, hidden: int, activation: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden)
+        self.activation = activation()
+        self.contract = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
+        return self.contract(self.activation(self.expand(x)))
+
+
+class InvertedBottleneck(nn.Module):
+    """Norm, linear to a multiple of the width, GELU, linear back, residual sum (arXiv 2306.13575, section 3.2)."""
+
+    def __init__(self, width: int, expansion: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width, expansion * width)
+
+    def forward(self, x: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape width"]:
+        return x + self.mlp(self.norm(x))
+
+
+def _pattern(axes: int) -> tuple[str, str, str]:
+    """Names for einops: whole axes, patches along them, cells within a patch."""
+    whole = " ".join(f"(n{axis} p{axis})" for axis in range(axes))
+    return whole, " ".join(f"n{axis}" for axis in range(axes)), " ".join(f"p{axis}" for axis in range(axes))
+
+
+def _sizes(sides: tuple[int, ...]) -> dict[str, int]:
+    return {f"p{axis}": side for axis, side in enumerate(sides)}
+
+
+def to_patches(x: Float[Tensor, "batch channels *axes"], sides: tuple[int, ...]) -> Float[Tensor, "batch *grid dim"]:
+    """Return one vector per patch: its cells row by row, the channels of a cell together."""
+    whole, grid, cells = _pattern(len(sides))
+    return rearrange(x, f"b c {whole} -> b {grid} ({cells} c)", **_sizes(sides))
+
+
+def from_patches(x: Float[Tensor, "batch *grid dim"], sides: tuple[int, ...]) -> Float[Tensor, "batch channels *axes"]:
+    """Undo `to_patches`."""
+    whole, grid, cells = _pattern(len(sides))
+    return rearrange(x, f"b {grid} ({cells} c) -> b c {whole}", **_sizes(sides))
+
+
+class Unshuffle(nn.Module):
+    """Space to channels by a factor per axis: (b, c, *axes) -> (b, c x factors, *axes / factors).
+
+    Equals `nn.PixelUnshuffle` for two equal factors.
+    """
+
+    def __init__(self, factors: tuple[int, ...]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch more *grid"]:
+        whole, grid, cells = _pattern(len(self.factors))
+        return rearrange(x, f"b c {whole} -> b (c {cells}) {grid}", **_sizes(self.factors))
+
+
+class Shuffle(nn.Module):
+    """Channels to space: the inverse of `Unshuffle`; equals `nn.PixelShuffle` for two equal factors."""
+
+    def __init__(self, factors: tuple[int, ...]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Float[Tensor, "batch more *grid"]) -> Float[Tensor, "batch channels *axes"]:
+        whole, grid, cells = _pattern(len(self.factors))
+        return rearrange(x, f"b (c {cells}) {grid} -> b c {whole}", **_sizes(self.factors))
