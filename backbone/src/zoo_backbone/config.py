@@ -140,8 +140,8 @@ class MaskingConfig:
     """Each sample draws its input budget uniformly from `min_input` to `input_budget`. Default: an eighth of
     `input_budget`, so that the model also learns from few tokens; 0: always the full budget."""
     mixtures: tuple[Mixture, ...] = FEW_INPUTS
-    """Components of the mixture. By default one modality has more than half of the input in most samples, and all of it
-    in one of ten."""
+    """Components of the mixture. By default one modality has more than half of the input in most samples, and one in
+    ten samples has a single input modality."""
     span_length: float = 3.0
     """Mean length, in tokens, of a masked span of a sequence (T5, arXiv 1910.10683, section 3.1.4)."""
 

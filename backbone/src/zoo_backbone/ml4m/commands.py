@@ -66,7 +66,7 @@ def import_command(source: str, out: Path, name: str | None) -> None:
 def export_command(source: Path, out: Path) -> None:
     """Write an imported backbone or tokenizer as 4M's code reads it.
 
-    What was imported comes back bit by bit; trained weights keep the published
+    Imported files are restored bit by bit; trained weights keep the published
     names and shapes.
 
     \b

@@ -1,4 +1,4 @@
-"""Folders of published checkpoints to a folder of ours, with the registry under which they run; and back."""
+"""Import folders of published checkpoints, with a registry.toml to run them, and export them again."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from zoo_backbone.run import Run
 
 BACKBONE, REGISTRY, TOKENS = "backbone", "registry.toml", "tokens"
 SOURCE = "source.json"
-"""Beside what was imported: the digest of the published weights, by which others of the same configuration are told."""
+"""File in an imported folder with the digest of the published weights, which identifies them."""
 HERE = "is there already"
 STAYING = ("colours",)
 """Settings that a published tokenizer brings, and that stay where the registry has them; sizes are another matter."""
 LEFT = re.compile(rf"{re.escape(WEIGHTS)}|\.(?:{re.escape(WEIGHTS)}|{re.escape(CONFIG)})\.[0-9a-f]+\.tmp(?:\.d)?")
-"""Names of the files that a killed export may leave; config.json, which comes last, is none of them."""
+"""Names of the files that a killed export may leave; config.json comes last."""
 HEADER = """\
 # Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
 #   zoo --registry {path} ...
@@ -68,9 +68,9 @@ class Told:
 
 
 def sources(source: Path) -> tuple[list[Path], list[Path]]:
-    """Checkpoints and text tokenizer files at `source`: itself, or what it holds. Raises CheckpointError.
+    """Return checkpoints and text tokenizer files at `source`, or in it. Raises CheckpointError.
 
-    A checkpoint is a folder with a config.json, or a .safetensors file that lies beside none.
+    A checkpoint is a folder with a config.json, or a .safetensors file without one.
     """
     if source.is_file() and source.suffix == ".json":
         if not _is_text_tokenizer(source):
@@ -101,14 +101,14 @@ def _has_config(weights: Path) -> bool:
 
 
 def _title(source: Path) -> str:
-    """What a checkpoint is called: as its folder, or as its file where that has a name of its own."""
+    """Return the name of a checkpoint: of its folder, or of a file with a name of its own."""
     if source.is_dir():
         return Path(os.path.abspath(source)).name  # of a link its own name
     return source.absolute().parent.name if source.name == WEIGHTS else source.stem
 
 
 def _is_text_tokenizer(path: Path) -> bool:
-    """Whether a JSON file is one of the tokenizers library."""
+    """Whether a JSON file was written by the tokenizers library."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -119,12 +119,11 @@ def _is_text_tokenizer(path: Path) -> bool:
 def import_folders(
     source: Path, out: Path, name: str | None, tell: Callable[[Told], None], called: str | None = None
 ) -> Path:
-    """Import what is at `source` into `out`, and give the registry.toml under which it runs.
+    """Import the checkpoints at `source` into `out`, and return the registry.toml to run them.
 
-    `name` says which modality a single tokenizer is of, as it is called here or was published; `called` is the name of
-    `source`, where that of the folder is another, as in a cache of the hub. What is in `out` already is left as it is,
-    so a killed import goes on; of imports into one folder at once, one waits for the other. Raises CheckpointError,
-    ConfigError, UnknownNameError.
+    `name` is the modality of a single tokenizer, by our name or its published one; `called` replaces the name of the
+    source folder, as in a cache of the hub. Existing files in `out` stay, so a killed import resumes; a second import
+    into the same folder waits. Raises CheckpointError, ConfigError, UnknownNameError.
     """
     folders, files = sources(source)
     titles = {folder: called if called and folder == source else _title(folder) for folder in folders}
@@ -151,7 +150,7 @@ def import_folders(
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
-        Zoo.from_tables(tables, registry)  # which says what is wrong there, before anything is added
+        Zoo.from_tables(tables, registry)  # check it before anything is added
         tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
         for path in files:
             tell(import_text(path, out, tables))
@@ -184,7 +183,7 @@ def note_place(out: Path) -> None:
 def note_codecs(backbone: Path, registry: Path) -> None:
     """Let a backbone know the codecs of tokenizers that were imported after it, so that it refuses tokens of others.
 
-    It goes on being known by the fingerprint that it had before: its weights, and what they mean, are the same.
+    Its fingerprint stays, as its weights and their meaning are unchanged.
     """
     config, zoo = load_config(backbone), Zoo.from_toml(registry)
     known = config["fingerprints"]
@@ -232,8 +231,8 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
 def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
     """One published tokenizer as the checkpoint of a modality; it is there where the registry has it, too.
 
-    What the registry says of the modality stays, its size, too, but for what the tokenizer decides. A size that nobody
-    stated is recorded beside the tokenizer, so that a backbone may change it.
+    Settings of the modality in the registry stay, unless the tokenizer decides them. A size that was not stated is
+    recorded with the tokenizer, so that a backbone may change it.
     """
     target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
     enabled = {**tables["zoo"], "modalities": [name]}
@@ -262,7 +261,7 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
 
 
 def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
-    """Let instances of a plugin, such as those of a second resolution, have the published tokenizer that it has itself.
+    """Share the published tokenizer of a plugin with its other instances, such as a second resolution.
 
     Those work at any size. An instance that has a tokenizer, or other tokens, stays as it is.
     """
@@ -276,7 +275,7 @@ def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
         try:
             before, after = (Zoo.from_tables(each, registry)[name] for each in (tables, changed))
         except ZooError:
-            continue  # one that does not do, or is not enabled
+            continue  # impossible settings, or not enabled
         alike = (before.spec.layout, before.spec.vocab_size) == (after.spec.layout, after.spec.vocab_size)
         if alike and not before.has_tokenizer and after.files.published:
             modalities[name] = shared
@@ -351,9 +350,9 @@ def of_plugins(backbone: Path) -> set[str]:
 
 
 def check_same(folder: Path, there: Path, origin: str) -> None:
-    """Raise CheckpointError where `there` holds what was not imported, or from other files than `folder` has.
+    """Raise CheckpointError unless `there` was imported from the files of `folder`.
 
-    `origin` is the key of its config.json under which an import keeps the published configuration.
+    `origin` is the key of its config.json that holds the published configuration.
     """
     config = load_config(there)
     if origin not in config:
@@ -367,7 +366,7 @@ def check_same(folder: Path, there: Path, origin: str) -> None:
 
 
 def record_source(there: Path, folder: Path) -> None:
-    """Remember with what was imported which weights it is of."""
+    """Write the digest of the published weights into the imported folder."""
     write_json(there / SOURCE, {"sha256": weights_digest(folder)})
 
 
@@ -377,7 +376,7 @@ def without_tokenizer(registry: Path) -> list[str]:
 
 
 def enable(tables: dict[str, Any], names: Iterable[str]) -> None:
-    """Let a registry have these modalities beside those that it names, or, where it names none, that have a table."""
+    """Enable these modalities in a registry, in addition to those enabled or, by default, those with a table."""
     before = tables["zoo"].get("modalities", tables.get("modalities", {}))
     tables["zoo"]["modalities"] = sorted({*before, *names})
 

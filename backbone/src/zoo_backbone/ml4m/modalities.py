@@ -1,4 +1,4 @@
-"""Which modality each one of a published backbone is: an installed plugin's, or one that only its tokens tell."""
+"""Match the modalities of a published backbone with installed plugins, or describe them by their tokens."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tokenizers_zoo.spec import (
 from tokenizers_zoo.text_vocab import VocabularyConfig
 
 PRESET = "4m"
-"""The setting by which plugins and the text vocabulary have their published sizes."""
+"""Preset of plugins and of the text vocabulary with their published sizes."""
 TEXT = "text"
 """The vocabulary of published sequences."""
 WORDS = from_mapping(VocabularyConfig, VocabularyConfig.presets[PRESET])
 """That vocabulary's ids."""
 TOKENIZERS = "tokenizers"
-"""The folder, beside the registry.toml of an import, of its tokenizers."""
+"""Folder of imported tokenizers, next to the registry.toml."""
 NO_CODEC = "tokens without a codec: no installed plugin makes them"
-"""What the spec of a modality that is no plugin's says of its values."""
+"""Value description of a modality without a plugin."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class PublishedModality:
     positions: int
     """Rows of its position table."""
     pixels: int
-    """Pixels per patch, 0 for what is no patches."""
+    """Pixels per patch, 0 for other kinds."""
 
     @property
     def size(self) -> int | None:
@@ -72,9 +72,8 @@ def size_in(published: str) -> int | None:
 def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModality]:
     """The modalities that a backbone reads or makes, sorted by name.
 
-    What its configuration names and it has no tensors for on that side is not on that side. Raises CheckpointError for
-    one that has none on either, for sizes that are no pixels, and where an embedding's tensors are of no known kind or
-    shape.
+    A side without tensors of a modality does not have it, whatever the configuration says. Raises CheckpointError for
+    a modality without tensors, invalid sizes, and embeddings of unknown kind or shape.
     """
     for key in ("domains_in", "domains_out"):
         given = checkpoint.config.get(key)
@@ -213,7 +212,7 @@ def specs_of(
 
 
 def fitting(zoo: Zoo, name: str, item: PublishedModality) -> tuple[ModalitySpec | None, str | None]:
-    """The spec of a registry's modality, None where it has none, and why it is not that of a published one."""
+    """Return the spec of a registry's modality, if any, and its mismatch with a published modality, if any."""
     try:
         spec = zoo[name].spec
     except ZooError as error:
@@ -222,7 +221,7 @@ def fitting(zoo: Zoo, name: str, item: PublishedModality) -> tuple[ModalitySpec 
 
 
 def size_of(item: PublishedModality, known: Mapping[str, Any]) -> dict[str, int]:
-    """The size of a published grid as a setting, of those that a plugin has: vectors by positions, pixels by name."""
+    """Return the size of a published grid as a setting of its plugin: vectors by positions, pixels by name."""
     if item.kind != "tokens" or item.size is None:
         return {}
     if "map_size" in known:
@@ -232,7 +231,7 @@ def size_of(item: PublishedModality, known: Mapping[str, Any]) -> dict[str, int]
 
 
 def misfit(spec: ModalitySpec, item: PublishedModality) -> str | None:
-    """Why a spec is not that of a published modality; None where it is."""
+    """Return the mismatch of a spec with a published modality, None if it matches."""
     layout = spec.layout
     kind = {PatchesLayout: "patches", EmbeddingsLayout: "embeddings"}.get(type(layout), "tokens")
     if kind != item.kind:
@@ -252,7 +251,7 @@ def misfit(spec: ModalitySpec, item: PublishedModality) -> str | None:
 
 
 def plain_spec(item: PublishedModality, config: Mapping[str, Any], taken: set[str]) -> ModalitySpec:
-    """A spec for a modality that no plugin fits, by what its tensors say and how 4M names things.
+    """Return a spec for a modality that no plugin fits, by its tensors and by 4M's naming.
 
     Names of grids begin with `tok_`; other tokens are sequences of the text vocabulary.
     """

@@ -1,4 +1,4 @@
-"""At which size a published tokenizer runs: the one that is stated, else that of its name, else its own.
+"""The size of a published tokenizer: as stated, else by its name, else as built.
 
 Published tokenizers were trained at several sizes and built for the largest; the 4M models use the smallest.
 """
@@ -18,19 +18,19 @@ from tokenizers_zoo.registry import Zoo
 SIZES = ("image_size", "map_size")
 """The settings that say how many tokens a grid has."""
 CHOSEN = "size.json"
-"""Beside a tokenizer: the size that its import chose. A backbone may change it, as nobody has stated it."""
+"""File of a tokenizer with the size that its import chose, which a backbone may change."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """At which size a tokenizer is to run, and why."""
+    """The size of a tokenizer, and the reason."""
 
     table: Mapping[str, Any]
     """That size, as settings."""
     stated: bool
     """Whether it was stated, by the registry or by a backbone whose modality it is."""
     note: str
-    """What was decided, for the terminal; empty where it is the size that the tokenizer was built for."""
+    """The decision in words; empty for the size that the tokenizer was built for."""
 
 
 def shown(size: Mapping[str, Any]) -> str:
@@ -100,6 +100,6 @@ def is_chosen(folder: Path, table: Mapping[str, Any]) -> bool:
 
 
 def resized(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What a backbone changed of the size that an import chose, for the terminal."""
+    """Return the change of a size by a backbone in words."""
     sizes = [{key: table[key] for key in SIZES if key in table} for table in (after, before)]
     return f"{shown(sizes[0])}, as this backbone has it; it was {shown(sizes[1])}"
