@@ -147,12 +147,17 @@ def write_results(
     Hits are shown as the modality `find`, or as the modality that is best to look at. Returns why there is no picture,
     or "".
     """
-    values, problem = Run.load(index.run).data, ""
-    if values is None or not values.is_dir():
-        problem = f"the values of {index.run} were in {values}, which is not there"
-    else:
-        store = ValueStore(values)
-        by = find or ranked_names([zoo[name].spec for name in index.names])[0]
+    by = find or ranked_names([zoo[name].spec for name in index.names])[0]
+    data = Run.load(index.run).data
+    try:
+        if data is None:
+            raise DataError(f"{index.run}: its values are not known")
+        store = ValueStore(data)
+        store.folder(index.split, by)
+        problem = ""
+    except ZooError as error:
+        problem = str(error)
+    if not problem:
         queries: list[list[Shown]] = []
         hits: list[list[Shown]] = []
         for result in (results[place] for place in spread(len(results), QUERIES_SHOWN)):
@@ -165,11 +170,7 @@ def write_results(
             hits.append([framed(cell) if key == own else cell for key, cell in cells])
         headers = [f"query: {formula([name], weights)}" for name in results[0].inputs]
         if not write_hits(out / PICTURE, headers, queries, hits):
-            try:
-                store.folder(index.split, by)
-                problem = "queries and hits are texts"
-            except ZooError as error:
-                problem = str(error)
+            problem = "queries and hits are texts"
     if problem:
         (out / PICTURE).unlink(missing_ok=True)  # of an earlier query
     record = {
