@@ -344,7 +344,7 @@ def test_tokens_of_a_modality_that_is_not_enabled(world: World) -> None:
     path = world.folder / "registry.toml"
     path.write_text(path.read_text().replace("[zoo]", '[zoo]\nmodalities = ["depth", "rgb_patches"]', 1))
     train = "backbone train --tokens tokens --out new --config backbone.toml"
-    world(train).refused("'caption' is disabled", "registry.toml:2", "enable it, or say what to train on by --only")
+    world(train).refused("'caption' is disabled", "registry.toml:2", "enable it, or select modalities by --only")
     assert "--only" not in world(f"{train} --only caption").refused("'caption' is disabled")
     assert world(f"{train} --only depth,rgb_patches").code == 0
 

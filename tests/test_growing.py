@@ -618,7 +618,7 @@ def test_the_command(world: World) -> None:
     assert warm.code == 0, warm.complaint
     assert "left out of" not in warm.complaint
     fewer = world("backbone train --tokens part --out fewer --config backbone.toml --from old --set steps=2")
-    assert "left out of old, as there are no tokens of them: depth" in fewer.complaint
+    assert "left out of old, because" in fewer.complaint
     assert json.loads((world.folder / "warm/config.json").read_text())["start"]["knows"] == ["depth", "rgb_patches"]
     config = json.loads((world.folder / "old/config.json").read_text())
     config["fingerprints"]["depth"] = "0" * 64

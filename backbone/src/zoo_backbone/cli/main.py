@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from zoo_backbone.cli.grow import grow_command
 from zoo_backbone.cli.run import open_run
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    pass
 
 
 @click.group()
@@ -51,8 +50,8 @@ backbone.add_command(grow_command)
 @click.option("--out", type=PATH, required=True, help="Folder of the run.")
 @click.option("--preset", help="nano, tiny, small, base, large or xlarge. Default: nano, or that of --from.")
 @CONFIG_OPTION
-@click.option("--from", "start", type=PATH, help="A run whose weights to begin with, for what it knows.")
-@click.option("--only", metavar="NAMES", help="Comma-separated modalities. Default: all in the token store.")
+@click.option("--from", "start", type=PATH, help="A run whose weights to start from.")
+@names_option("--only", help="Modalities. Default: all in the token store.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, masks and order. Default: 0.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder.")
 @settings_option("A key of [train], such as steps=2000 or masking.input_budget=128; docs/settings.md lists them.")
@@ -62,14 +61,14 @@ def train(
     preset: str | None,
     config_file: Path | None,
     start: Path | None,
-    only: str | None,
+    only: list[str] | None,
     seed: int | None,
     overwrite: bool,
     assignments: tuple[str, ...],
 ) -> None:
     """Train the backbone on a token store.
 
-    Killed, the same command goes on, to the same result.
+    After a kill, the same command resumes, with the same result.
 
     \b
     Examples:
@@ -107,14 +106,21 @@ def train(
     zoo = open_zoo()
     store = TokenStore(tokens)
     datasets = datasets_of(tokens, config)
-    names = split_names(only) or names_in(datasets)
-    handles = _handles(zoo, names, asked=only is not None)
+    names = only or names_in(datasets)
+    try:
+        handles = [zoo[name] for name in names]
+    except UnknownNameError as error:
+        if only:
+            raise
+        raise UnknownNameError(
+            f"{error}; {tokens} has tokens of it: enable it, or select modalities by --only"
+        ) from None
     check_tokenizers(datasets, handles)
     if start is not None:
         check_meaning(start, handles)
         left = [spec["name"] for spec in load_config(start, CLASS)["specs"] if spec["name"] not in names]
         if left and not only:
-            click.echo(f"left out of {start}, as there are no tokens of them: {', '.join(left)}", err=True)
+            click.echo(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}", err=True)
     run = Run(tokens=tokens, data=store.data, registry=zoo.path)
     by_name = {handle.name: handle for handle in handles}
     with disk_errors(out):
@@ -134,17 +140,6 @@ def train(
     leave_but_first()
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     leave()
-
-
-def _handles(zoo: Zoo, names: Sequence[str], *, asked: bool) -> list[ModalityHandle]:
-    """Those of a training. Raises UnknownNameError for one that is not enabled, naming --only where nobody `asked`."""
-    try:
-        return [zoo[name] for name in names]
-    except UnknownNameError as error:
-        if asked:
-            raise
-        told = f"{error}; there are tokens of it: enable it, or say what to train on by --only"
-        raise UnknownNameError(told) from None
 
 
 @backbone.command("eval")
