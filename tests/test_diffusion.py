@@ -29,8 +29,7 @@ from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.families.sharpness import figures
-from tokenizers_zoo.pipeline.decoders import compare_decoders
+from tokenizers_zoo.pipeline.decoders import compare_decoders, figures
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.train.batches import seeded

@@ -24,8 +24,8 @@ from tokenizers_zoo.quantizers import (
     build_quantizer,
     restore_quantizer,
 )
+from tokenizers_zoo.quantizers.composite import ADAPTERS
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerKind
-from tokenizers_zoo.quantizers.kinds import ADAPTERS
 
 CONFIGS = {
     "fsq": QuantizerConfig(kind="fsq", levels=(5, 4, 3)),

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
+from tokenizers_zoo.quantizers.adapter import mean_with_gradient
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
-from tokenizers_zoo.quantizers.sync import mean_with_gradient
 
 DIM, WORLD, STEPS = 24, 2, 4
 CONFIGS = {

@@ -13,10 +13,9 @@ from torch.nn import functional
 from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer, codebooks
 from tokenizers_zoo.quantizers import adapter as adapter_module
 from tokenizers_zoo.quantizers.adapter import DIVERSITY, entropy
-from tokenizers_zoo.quantizers.binary import entropy_loss
 from tokenizers_zoo.quantizers.codebooks import MemoryCodes
 from tokenizers_zoo.quantizers.composite import Residual, SideBySide
-from tokenizers_zoo.quantizers.scalar import spread_loss
+from tokenizers_zoo.quantizers.scalar import entropy_loss, spread_loss
 
 CONFIGS = {
     "vq_cosine": QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8),

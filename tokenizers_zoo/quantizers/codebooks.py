@@ -12,9 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.quantizers.adapter import DIVERSITY, Adapter, best_scores, entropy, nearest, straight_through
+from tokenizers_zoo.quantizers.adapter import (
+    DIVERSITY,
+    Adapter,
+    add_up,
+    best_scores,
+    entropy,
+    mean_with_gradient,
+    nearest,
+    sample_over_processes,
+    straight_through,
+    world_size,
+)
 from tokenizers_zoo.quantizers.config import QuantizerConfig
-from tokenizers_zoo.quantizers.sync import add_up, mean_with_gradient, sample_over_processes, world_size
 
 # It warns of a first batch of fewer latents than codes; what then is double is revived a few steps later.
 logger.disable(vqp.__name__)

@@ -1,14 +1,17 @@
-"""Several quantizers for one latent: side by side on its parts, or one after the other on what is left of it."""
+"""Several quantizers for one latent, side by side or one after the other; and the quantizer of each kind."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from tokenizers_zoo.quantizers.adapter import Adapter, straight_through
+from tokenizers_zoo.quantizers.codebooks import MemoryCodes, MovingAverage, SimpleVector
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.quantizers.scalar import Binary, FiniteScalar, ResidualFiniteScalar
 
 if TYPE_CHECKING:
     from tokenizers_zoo.quantizers.adapter import Codes, Tokens
@@ -86,3 +89,45 @@ def _adapters(modules: nn.ModuleList) -> list[Adapter]:
 def _joined(tokens: Sequence[Tokens]) -> Tokens:
     """The tokens of several quantizers along one last axis."""
     return torch.cat([ids if ids.ndim == 3 else ids[..., None] for ids in tokens], dim=2)
+
+
+def _product_vq(config: QuantizerConfig) -> Adapter:
+    return SideBySide([MovingAverage(config) for _ in range(config.codes_per_position)])
+
+
+def _residual_vq(config: QuantizerConfig) -> Adapter:
+    return Residual([MovingAverage(config) for _ in range(config.codes_per_position)])
+
+
+def _grouped_residual_vq(config: QuantizerConfig) -> Adapter:
+    """Groups of residual codes (arXiv 2305.02765)."""
+    assert config.groups is not None
+    steps = config.codes_per_position // config.groups
+    if steps == 1:  # nothing is left over for a second step
+        return _product_vq(config)
+    return SideBySide([Residual([MovingAverage(config) for _ in range(steps)]) for _ in range(config.groups)])
+
+
+def _residual_simvq(config: QuantizerConfig) -> Adapter:
+    """Each step starts at half the size of the one before: codes larger than what is left over would never be used."""
+    return Residual([SimpleVector(config, 0.5**step) for step in range(config.codes_per_position)])
+
+
+ADAPTERS: dict[str, Callable[[QuantizerConfig], Adapter]] = {
+    "fsq": FiniteScalar,
+    "vq": MovingAverage,
+    "lfq": Binary,
+    "bsq": Binary,
+    "simvq": SimpleVector,
+    "product_vq": _product_vq,
+    "memcodes": MemoryCodes,
+    "residual_vq": _residual_vq,
+    "grouped_residual_vq": _grouped_residual_vq,
+    "residual_fsq": ResidualFiniteScalar,
+    "residual_simvq": _residual_simvq,
+}
+"""The adapter of each kind.
+
+A new kind needs its name in `QuantizerKind`, its fields in `KIND_DEFAULTS` (new fields also in `QuantizerConfig`,
+`QuantizedTrainConfig`, and in `TRAINING_ONLY` if ids do not depend on them), an adapter, and a line here.
+"""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
+from tokenizers_zoo.quantizers.adapter import take_first_process
+from tokenizers_zoo.quantizers.composite import ADAPTERS
 from tokenizers_zoo.quantizers.config import TRAINING_ONLY, QuantizerConfig
-from tokenizers_zoo.quantizers.kinds import ADAPTERS
-from tokenizers_zoo.quantizers.sync import take_first_process
 from tokenizers_zoo.quantizers.usage import COLLAPSED, RecentUsage
 
 if TYPE_CHECKING:
