@@ -1,8 +1,8 @@
 """Values that users will meet and that are not as declared: handled as one would expect, or refused in one line.
 
-That every file is read soundly or refused in one line is what the conformance check `probes` says, for all modalities;
-here is what exactly is read of the same files (`tokenizers_zoo.testing.probes`), and what the lines say. Values of
-text-like modalities have more in test_text.py, test_boxes.py, test_poses.py, test_metadata.py and test_language.py.
+The conformance check `probes` tests for all modalities that every file is read soundly or refused in one line; these
+tests check the values and the lines for the same files (`tokenizers_zoo.testing.probes`). Values of text-like
+modalities have more in test_text.py, test_boxes.py, test_poses.py, test_metadata.py and test_language.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ARRAYS = [name for name in NAMES if ZOO[name].spec.value.kind == "array"]
 
 @cache
 def probes(name: str) -> dict[tuple[str, str], Probe]:
-    """The kit's files of a modality, by their kind and what they are."""
+    """Return the kit's files of a modality by kind and description."""
     return {(kind, probe.what): probe for kind, probe in probed_files(ZOO[name]).probes}
 
 
@@ -135,7 +135,7 @@ def test_arrays_of_no_numbers_are_told_alike(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ("`.npy`", "channels last") in probes(name)])
 def test_channels_are_first(name: str) -> None:
-    """Of a raster with all of its bands the order can be told."""
+    """The order of axes is clear for a raster with all of its bands."""
     file = probes(name)["`.npy`", "channels last"].file
     if name == "multispectral":
         np.testing.assert_array_equal(ZOO[name].read(file.data, "npy"), good(name))
@@ -162,13 +162,13 @@ READ: dict[str, set[str]] = {
     "semseg": {"8-bit grey", "16-bit grey", "8-bit indexed colours", *ANY},
     "normal": {"8-bit RGB", *ANY},
 }
-"""The modalities that read picture files, and what they take as what it shows; whatever else is refused."""
+"""Modalities that read picture files, and the kinds they accept; all other kinds are refused."""
 BLENDED = "RGBA half transparent"
 
 
 def test_all_that_read_pictures_are_in_the_table() -> None:
     reading = {name for name in ARRAYS if any(kind == PICTURE for kind, _ in probes(name))}
-    assert reading == set(READ)  # a video is none of them
+    assert reading == set(READ)  # a video does not count
 
 
 @pytest.mark.parametrize("name", READ)
@@ -191,7 +191,7 @@ def test_pictures_of_every_kind(name: str) -> None:
 
 
 def shown(name: str, what: str) -> np.ndarray:
-    """What a picture of the kit shows: the sound value that it was made from, or numbers times their unit."""
+    """Return the content of a picture of the kit: its original value, or numbers times their unit."""
     if name not in ("depth", "heightmap"):
         return good(name)
     scale = {"depth": 0.001, "heightmap": 1.0 if what == "grey of floats" else 0.1}[name]

@@ -1019,7 +1019,7 @@ def test_what_is_derived_follows_what_all_are_offered(
 def test_derive_takes_inputs_first_and_says_what_is_missing(
     toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
 ) -> None:
-    install_example("alpha", derived("dark"))  # sorted before what it is derived from
+    install_example("alpha", derived("dark"))  # sorted before its input
     install_example("zeta", derived("absent"))
     zoo = toy(enabled=("field", "dark", "alpha", "zeta"))
     make_toy(zoo, tmp_path / "data")
