@@ -286,7 +286,6 @@ class _Job:
 
     def plan(self, overwrite: bool) -> None:
         """Fill `todo` with the shards that are missing or of other inputs, and count the others."""
-        _ = self.handle.tokenizer  # an altered one is refused before anything is removed
         speaks = cache(self.handle.speaks)
         kept: dict[int, Manifest] = {}
         for shard in range(self.split.shards) if not overwrite else ():
@@ -304,6 +303,7 @@ class _Job:
             self._count_dropped(shard, manifest.dropped)
         self.todo = [shard for shard in range(self.split.shards) if shard not in kept]
         if self.todo:
+            _ = self.handle.tokenizer  # an altered one is refused before anything is removed
             check_special_tokens(self.handle)
 
     def _sound(self, shard: int) -> Manifest | None:
