@@ -22,7 +22,7 @@ Break = Callable[..., str]
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """The world at the road's end; whatever a refused command was to write, all of it is there afterwards."""
+    """The finished pipeline; a refused command leaves all its files unchanged."""
     yield the_world().put_back()
 
 
@@ -47,7 +47,7 @@ def plugin(tmp_path: Path) -> Break:
 
 
 def unchanged(world: World) -> bool:
-    """True where all that the road left is there, as it was."""
+    """True if all files of the pipeline are unchanged."""
     left, wanted = results(world.files()), results(world.after["score"])
     return all(left.get(name) == data for name, data in wanted.items())
 
@@ -267,7 +267,7 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
 def test_what_to_do_about_a_damaged_record_of_what_is_finished(
     world: World, file: str, words: str, remedy: str
 ) -> None:
-    """Without it a folder would be begun anew, or be nobody's: it is not to be deleted."""
+    """Without the file a folder would start again or belong to nobody, so it must not be deleted."""
     cut(world.folder / file)
     assert "delete" not in world(words).refused("cannot be read as JSON", remedy)
 

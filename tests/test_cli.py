@@ -1,4 +1,4 @@
-"""The `zoo` command as its user meets it: what it prints, and one clear line with exit code 1 for bad input."""
+"""The `zoo` command as users run it: its output, and one clear line with exit code 1 for bad input."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
-    """Run `zoo WORDS` in this process: exit code, what it printed, what it complained."""
+    """Run `zoo WORDS` in this process and return exit code, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["zoo", *words])
     code = 0
     try:
@@ -234,7 +234,7 @@ def test_what_need_not_be_named_is_in_brackets() -> None:
 
 
 def test_every_example_has_the_options_that_are_there_and_needed() -> None:
-    """In the help of each command, of which docs/commands.md is made, and on the other pages."""
+    """In the help of each command, and on all pages."""
     known = dict(commands(group))
     texts = {path: command.help or "" for path, command in known.items()}
     for page in ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md"):
@@ -305,7 +305,7 @@ def test_unknown_names_offer_close_ones(zoo: Run) -> None:
 
 
 def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path) -> None:
-    """Mistyped, or that of a trained run, which may have been moved: ./registry.toml is another one."""
+    """A mistyped registry, or a trained run's registry that has moved; ./registry.toml is another file."""
     refused(zoo("--registry", "registri.toml", "list"), "registri.toml: no such file; a TOML file was expected")
     gone, moved = tmp_path / "gone.toml", tmp_path / "moved"
     moved.mkdir()
@@ -542,7 +542,7 @@ def test_a_command_gives_way_where_others_run(
     load: str | None, told: dict[str, str], spins: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "")  # so that what the call sets is put back
+        monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
     for name, value in told.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Every installed modality keeps the contract; and the kit that says so notices when one does not."""
+"""Every installed modality keeps the contract, and the conformance kit detects violations."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ NUMBER = {
     "height, width = value.shape[-2:]": "return value",
     "Image.fromarray((value[0] * 255).astype(np.uint8))": "str(value)",
 }
-"""Changes of the example plugin that make it one of a single number."""
+"""Changes that turn the example plugin's values into single numbers."""
 
 
 def test_a_sound_plugin_of_one_number_passes(install_example: Install) -> None:

@@ -1,4 +1,4 @@
-"""The documents say what is there: generated pages are fresh, links lead somewhere, every setting is explained."""
+"""The documentation is current: generated pages are fresh, links work, every setting is explained."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Example(Base):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needed:
-    """Settings of which one has to be given."""
+    """Settings with a required key."""
 
     path: Path
     """Where."""
@@ -139,7 +139,7 @@ def test_the_keys_of_settings_in_use() -> None:
 
 
 def test_every_modality_of_this_repository_has_a_page(zoo: Zoo) -> None:
-    """With its metrics and all of its settings, whatever its family."""
+    """With metrics and all settings."""
     names = {
         name for path in ROOT.glob("plugins/*/pyproject.toml")
         for name in load_toml(path)["project"].get("entry-points", {}).get("tokenizers_zoo", {})

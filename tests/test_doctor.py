@@ -32,7 +32,7 @@ COUNT = 24
 
 
 def blocks(number: int, low: float = 0.0, high: float = 1.0, side: int = 16) -> np.ndarray:
-    """4 x 4 blocks of random brightness: what the example plugin's tokens can say."""
+    """4 x 4 blocks of random brightness, which the example plugin's tokens can represent."""
     coarse = np.random.default_rng(number).uniform(low, high, (1, side // 4, side // 4))
     return np.kron(coarse, np.ones((1, 4, 4))).astype(np.float32)
 
@@ -247,7 +247,7 @@ def test_every_declared_bound_counts_not_the_main_metric_alone(
     found = findings(zoo, data)["bound"]
     assert found.passed and found.figure.endswith("near 1, bound 0.99") and ("mae" in found.figure) == bool(mae)
     failing(zoo, data, "bound", "near 0.", "bound 0.99", name="coarse")
-    assert "mae" not in findings(zoo, data, "coarse")["bound"].figure  # only what is worse is told
+    assert "mae" not in findings(zoo, data, "coarse")["bound"].figure  # only worse figures are shown
 
 
 RATIO = {
@@ -293,7 +293,7 @@ def test_a_constant_without_a_score_is_nothing_to_compare_with(install_example: 
 
 
 def test_a_tokenizer_of_few_steps_has_to_be_half_way_to_the_bound(tmp_path: Path) -> None:
-    """Of the four that its settings say, two are few."""
+    """Two of four steps are few."""
     own = {"image_size": 16, "tokenizer": {"steps": 4, "width": 16}}
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path)}, "modalities": {"depth": own}})
     values = [np.kron(1 + 9 * np.random.default_rng(i).random((1, 2, 2)), np.ones((8, 8))) for i in range(8)]
@@ -368,7 +368,7 @@ def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
 
 
 def test_a_token_alone_does_not_tell_how_they_vary(install_example: Install, tmp_path: Path) -> None:
-    """That of the only sample of a class, and one of each codebook."""
+    """A single sample of a class, and a single token of each codebook."""
     tables: dict[str, Any] = {"checkpoints": str(tmp_path / "tokenizers")}
     rooms = Zoo.from_tables({"zoo": tables})
     install_example("field", codebooks("[ids] * 8"))
@@ -502,7 +502,7 @@ def test_the_command_examines_on_the_device_that_is_asked_for(
 def test_a_tokenizer_for_a_moment_looks_at_a_part_of_many_samples(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spread over the split; of fewer it is trained as any other, on all of them."""
+    """Samples are spread over the split; a smaller split is used as a whole."""
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
     trained: list[TrainingSamples] = []
     train = ModalityHandle.train_tokenizer

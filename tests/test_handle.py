@@ -1,4 +1,4 @@
-"""A modality's handle: its tokenizer and checkpoint, what it refuses at the border, and the defaults of its hooks."""
+"""A modality's handle: tokenizer, checkpoint, refused values, and default hooks."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_tokenizer_is_trained_in_float32_whatever_the_caller_has(learnt: Path,
 
 
 def test_threads_see_one_default_dtype() -> None:
-    """The one that has it changed for a while does not change it for others."""
+    """A thread that changes the dtype for a while does not change it for others."""
     inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()
 
     def other() -> None:
@@ -312,7 +312,7 @@ def test_a_checkpoint_that_is_killed_while_it_is_replaced_is_never_half_another(
 
 
 def test_what_a_kill_left_behind_is_removed(tmp_path: Path) -> None:
-    """safetensors writes beside the file that it is asked for, as `.tmpXXXXXX`."""
+    """safetensors writes to `.tmpXXXXXX` in the same folder."""
     for suffix in ("", ".d/.tmpK5gzAS"):
         (left := tmp_path / f".model.safetensors.0123.tmp{suffix}").parent.mkdir(exist_ok=True)
         left.write_bytes(b"half")
@@ -405,7 +405,7 @@ def test_what_the_hub_does_not_take_for_an_id_is_told_in_one_line(name: str) -> 
 
 def test_a_download_that_breaks_off_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class TransportError(Exception):
-        """No OSError, as those of the hub's transport."""
+        """Not an OSError, like the errors of the hub's transport."""
 
     def broken_off(hub_id: str) -> str:
         raise TransportError("peer closed the connection\nwithout a word")
@@ -563,7 +563,7 @@ def test_transform_takes_any_size_and_gives_the_declared_one(ready: Callable[...
 
 
 def test_a_size_that_transform_keeps_is_the_values_own(ready: Callable[..., Any]) -> None:
-    """Of plugins that mirror and do not resize: it is the file that does not fit, and not what the plugin does."""
+    """If a plugin mirrors but does not resize, the file is to blame, not the plugin."""
     handle = ready({"return np.ascontiguousarray(picked": "return value  # ("})
     assert handle.transform(values()[0], Crop()).shape == (1, 16, 16)
     with pytest.raises(InvalidValueError, match=r"a_map: expected float32 \(1, 16, 16\).* got float32 \(1, 40, 40\)"):

@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
 }
-"""What is installed under another name than it is imported by."""
+"""Distributions whose name differs from their import name."""
 # Words that mean something else in a model or a file, too: only a literal of exactly that word names a modality.
 GENERIC = {"caption", "clip", "depth", "metadata", "normal"}
 EXCEPTIONS = {

@@ -105,7 +105,7 @@ def test_a_type_checker_finds_nothing_in_a_new_plugin(tmp_path: Path) -> None:
         write_distribution(f"field_{family}", family, tmp_path / family)
         packages.append(str(tmp_path / family / "src" / f"zoo_field_{family}"))
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache")]
-    # What the core imports has no types, but numpy and torch; its own are read as those of any installed package.
+    # Third-party packages have no types, except numpy and torch; ours are read like an installed package.
     done = subprocess.run(
         [*command, "--ignore-missing-imports", *packages], cwd=tmp_path, capture_output=True, text=True, check=False
     )

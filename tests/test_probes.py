@@ -1,4 +1,4 @@
-"""The kit's files that users will meet: made from a spec, judged by what becomes of them, shown on pages."""
+"""The kit's files of users: made from a spec, judged by their outcome, shown on pages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PICTURES = (
 
 
 def checked(name: str) -> str:
-    """What the check `probes` says; empty where it passes."""
+    """Return the message of the check `probes`, empty if it passes."""
     found = {result.name: result for result in conformance_results(Zoo.installed(), name)}["probes"]
     assert not found.skipped and "\n" not in found.message
     return "" if found.passed else found.message

@@ -1,4 +1,4 @@
-"""The registry: what is found without importing, what is loaded when, and one clear error for each way to break it."""
+"""The registry: listing without imports, lazy loading, and one clear error for each way to break it."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_a_home_that_is_none_is_a_mistake_of_the_file(table: str, install_exampl
 
 
 def test_a_vocabulary_of_modalities_that_do_not_load_is_not_called_unused() -> None:
-    """But one that resembles another is told all the same."""
+    """But a key that resembles another is reported."""
     zoo = Zoo.from_tables({"zoo": {"modalities": ["rgb", "caption"]}, "vocabularies": {"text": {"size": "x"}}})
     assert set(zoo.problems()) == {"caption"}
     typo = {"modalities": ["rgb", "caption"], "pach_size": 8}
@@ -319,7 +319,7 @@ class ClassDefaults(SpatialSettings):
 
 @pytest.mark.parametrize("cls", [InstanceDefaults, ClassDefaults])
 def test_another_quantizer_in_a_table_leaves_out_what_a_plugin_set_for_the_first(cls: type[SpatialSettings]) -> None:
-    """So does a preset's, and another one beside a preset, as on the command line."""
+    """So does a preset's quantizer, and another one with a preset, as on the command line."""
 
     def kind(**own: object) -> tuple[str, int | None]:
         tokenizer = Settings("x", own).take(cls).tokenizer

@@ -22,7 +22,7 @@ Install = Callable[..., Path]
 
 
 def leave_results(checkpoint: Path, colour: str, mae: float, **config: Any) -> None:
-    """What training leaves in a checkpoint folder beside the weights."""
+    """Files of a training in a checkpoint folder, besides the weights."""
     write_pictures(checkpoint, [(Image.new("RGB", (16, 16), colour), Image.new("RGB", (16, 16), "black"))])
     codebook = {"size": config["model"]["levels"], "usage": 0.875, "perplexity": 7.2}
     (checkpoint / "evaluation.json").write_text(

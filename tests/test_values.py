@@ -1,4 +1,4 @@
-"""What is wrong with a value or with tokens, in words: every kind of value, every layout."""
+"""Validation messages for every kind of value and every token layout."""
 
 from __future__ import annotations
 
@@ -466,7 +466,7 @@ def test_a_text_that_would_not_come_back_has_no_file(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "é", "a\nb", "\n", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
 def test_a_text_comes_back_from_its_file(text: str) -> None:
-    """Also one that begins as a byte order mark does."""
+    """Includes texts that begin like a byte order mark."""
     spec = ValueSpec(kind="text")
     data, extension = defaults(spec).write_value(text)
     assert defaults(spec).read_value(data, extension) == text

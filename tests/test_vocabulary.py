@@ -352,7 +352,7 @@ def test_one_at_a_time_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
     busy, refused = "another process trains it right now", []
 
     def meanwhile(names: list[str]) -> Iterator[str]:
-        """Another growth and another training, after what is there was read and before anything is written."""
+        """Another growth and another training between reading and writing."""
         if (tmp_path / "config.json").is_file():
             with pytest.raises(CheckpointError, match=busy):
                 TextVocabulary.grow_folder(tmp_path, CONFIG, ["<other>"])

@@ -1,4 +1,4 @@
-"""A plugin is added after everything was trained: the vocabulary grows, and what was made before stays valid."""
+"""A plugin is added after training: the vocabulary grows, and old tokens and models stay valid."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def add_mood(install: Callable[..., Path]) -> None:
 
 
 def command(words: str, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a command prints, wherever."""
+    """Return everything that a command prints."""
     monkeypatch.chdir(world.folder)
     monkeypatch.setattr(sys, "argv", ["zoo", *words.split()])
     try:
@@ -255,7 +255,7 @@ def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) ->
 
 
 def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mood: None) -> None:
-    """Values that need none of those would be stored, and the others left out."""
+    """Values without new tokens would be stored, and the others left out."""
     zoo = world.zoo()
     TextVocabulary.grow_folder(world.vocabulary, describe_vocabulary(zoo, "text").vocabulary.config, ["<happy>"])
     derive_data(zoo, world.data, workers=1)
@@ -389,7 +389,7 @@ def test_a_training_goes_on_once_the_vocabulary_has_grown(
 
 
 def test_what_is_new_of_a_vocabulary_that_has_grown_is_not_known(world: World, add_mood: None) -> None:
-    """The table has a row for each id that there is room for; those that stood for nothing are new."""
+    """The table has a row for each id of the capacity; rows of unused ids are new."""
     used = describe_vocabulary(world.zoo(), "text").vocabulary.used
     grow_vocabulary(world.zoo(), "text")
     zoo = world.zoo()

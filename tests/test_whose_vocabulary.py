@@ -62,7 +62,7 @@ TABLE = {"size": 900, "sentinels": 8, "coordinate_axes": 0, "reserve": 8}
 
 @pytest.fixture
 def make(install: Install, tmp_path: Path) -> Callable[..., Zoo]:
-    """Makes a zoo of text modalities, each with the vocabulary that it names, and of what is installed beside them."""
+    """Makes a zoo of text modalities with named vocabularies, and of the installed modalities."""
 
     def zoo(own: dict[str, str], modalities: dict[str, Any] | None = None) -> Zoo:
         for name, vocabulary in own.items():
@@ -103,7 +103,7 @@ def test_a_vocabulary_of_one_modality_is_learned_from_its_texts(
 
 
 def test_the_texts_of_all_who_write_in_it_are_learned(make: Callable[..., Zoo], tmp_path: Path) -> None:
-    """Also where one of them has its name."""
+    """Also if one of these modalities has its name."""
     zoo = make({"journal": "journal", "notes": "journal", "other": "elsewhere"})
     for name, colour in (("journal", "red"), ("notes", "blue"), ("other", "green")):
         data = write(zoo, tmp_path / "data", name, sentences(colour))
@@ -203,7 +203,7 @@ def test_one_that_is_no_text_in_the_place_of_a_vocabulary_is_its_own_problem(
 def test_one_that_names_the_vocabulary_of_others_is_not_in_its_way(
     make: Callable[..., Zoo], install_example: Install
 ) -> None:
-    """What it has to agree on with them is told."""
+    """Disagreements with them are reported."""
     install_example("field", {"name=settings.name,": 'name=settings.name, vocabulary="journal",'})
     zoo = make({"album": "journal", "notes": "journal"})
     assert [handle.name for handle in zoo.handles()] == ["album", "field", "notes"]

@@ -261,11 +261,6 @@ def drop_lines_after(path: Path, step: int) -> None:
             temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
 
 
-def as_recorded(old: Mapping[str, Any], new: Mapping[str, Any], *added: str) -> dict[str, Any]:
-    """Return `new` without the keys `added` that `old` lacks."""
-    return {key: value for key, value in new.items() if key in old or key not in added}
-
-
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     """Yield the places where two JSON values differ, as `train.steps was 400, is 800`.
 
