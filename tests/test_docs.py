@@ -27,7 +27,7 @@ from tokenizers_zoo.train.config import TrainConfig
 from zoo_backbone.cli.config import TABLES
 from zoo_backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
 from zoo_backbone.config import TrainConfig as BackboneTrainConfig
-from zoo_backbone.evaluation.config import EvaluationConfig, Pairs
+from zoo_backbone.evaluate import EvaluationConfig, Pairs
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.optim import peak_rate

@@ -30,8 +30,7 @@ from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, UnknownNameError, ZooError
-from tokenizers_zoo.io import held
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, UnknownNameError, ZooError
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import read_galleries
@@ -46,18 +45,14 @@ from tokenizers_zoo.spec import (
     ValueSpec,
 )
 from tokenizers_zoo.train.permutation import permuted
+from zoo_backbone import evaluate as evaluation
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import TokenData
-from zoo_backbone.evaluation import evaluate as evaluation
-from zoo_backbone.evaluation.config import EvaluationConfig
-from zoo_backbone.evaluation.data import HELD, EvaluationData, skill_score
-from zoo_backbone.evaluation.evaluate import decoder_of, evaluate
-from zoo_backbone.evaluation.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, sheet_name, write_sheet
-from zoo_backbone.evaluation.pairs import default_pairs, ranked_names
-from zoo_backbone.evaluation.preview import Previews
-from zoo_backbone.evaluation.table import skill_tables
+from zoo_backbone.evaluate import EvaluationConfig, decoder_of, evaluate, skill_score, skill_tables
+from zoo_backbone.evaluation_data import HELD, EvaluationData, default_pairs, ranked_names
+from zoo_backbone.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, Previews, sheet_name, write_sheet
 from zoo_backbone.generate import TargetPlan, generate, outputs
 from zoo_backbone.generate.inputs import read_inputs
 from zoo_backbone.generate.plans import GenerationPlan
@@ -205,9 +200,9 @@ def test_of_the_draws_only_some_are_in_memory(world: World, tmp_path: Path, monk
         nonlocal alive
         alive -= 1
 
-    def counted(handle: ModalityHandle, tokens: Any) -> list[Any]:
+    def counted(handle: ModalityHandle, tokens: Any, **options: Any) -> list[Any]:
         nonlocal alive, most
-        values = decode(handle, tokens)
+        values = decode(handle, tokens, **options)
         for value in values:
             weakref.finalize(value, gone)
         alive += len(values)
@@ -300,7 +295,6 @@ def test_cross_entropy_is_below_knowing_nothing(result: dict[str, Any]) -> None:
 def test_the_file_holds_all_and_says_what_it_is_about(world: World, result: dict[str, Any]) -> None:
     written = json.loads((world.run / "evaluation" / "evaluation.json").read_text())
     assert written == result
-    assert written["complete"] is True
     assert written["skipped"] == {}
     assert written["identity"]["settings"] == dataclasses.asdict(CONFIG)
     assert written["modalities"]["dark"]["metrics"][0]["name"] == "mae"
@@ -353,8 +347,8 @@ def test_an_interrupted_evaluation_goes_on(
     monkeypatch.setattr(evaluation, "generate", counted)
     with pytest.raises(Killed):
         world.evaluate(run)
-    before = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    assert before["complete"] is False
+    before = json.loads((run / "evaluation" / "unfinished.json").read_text())
+    assert not (run / "evaluation" / "evaluation.json").exists()
     assert len(before["pairs"]) == 2
     assert len(before["galleries"]) == 1
     assert timeless(world.evaluate(run)) == timeless(result)
@@ -386,28 +380,24 @@ def test_more_pairs_are_added_and_other_settings_start_anew(world: World, tmp_pa
         (["light", "dark"], "letters"), (["light"], "dark")
     ]  # fmt: skip
     assert more["pairs"][1] == first["pairs"][0]
-    other = world.evaluate(run, dataclasses.replace(config, seed=1), inputs=[("dark",)])
+    with pytest.raises(FolderError, match=r"settings.seed was 0, is 1"):
+        world.evaluate(run, dataclasses.replace(config, seed=1), inputs=[("dark",)])
+    other = world.evaluate(run, dataclasses.replace(config, seed=1), inputs=[("dark",)], overwrite=True)
     assert [pair["inputs"] for pair in other["pairs"]] == [["dark"], ["dark"]]
 
 
-def test_figures_are_those_of_the_data_and_tokens_asked_for(world: World, tmp_path: Path) -> None:
+def test_scores_belong_to_values_and_tokens_wherever_they_are(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
     asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
     first = evaluate(run, world.zoo, world.tokens, world.data, **asked)
-    shutil.copytree(world.data, tmp_path / "data")
-    with writing_values(tmp_path / "data", "test", "dark") as shard:
-        for number in range(TEST):
-            shard.add(f"test-{number:03}", *world.zoo["dark"].write(np.full((1, 8, 8), 0.5, np.float32)))
-    other = evaluate(run, world.zoo, world.tokens, tmp_path / "data", **asked)
-    assert other["pairs"][0]["score"] != first["pairs"][0]["score"]
-    assert other["identity"]["data"] == str(tmp_path / "data")
-    # The same tokens elsewhere, then others of the same codec in their place.
     shutil.copytree(world.tokens, tmp_path / "tokens")
-    elsewhere = evaluate(run, world.zoo, tmp_path / "tokens", world.data, **asked)
-    assert elsewhere["identity"] == {**first["identity"], "tokens": str(tmp_path / "tokens")}
-    assert elsewhere["pairs"][0]["score"] == first["pairs"][0]["score"]
+    shutil.copytree(world.data, tmp_path / "data")
+    again = evaluate(run, world.zoo, tmp_path / "tokens", tmp_path / "data", **asked)
+    assert timeless(again) == timeless(first)
     reversed_tokens(tmp_path / "tokens", "test", "light")
-    changed = evaluate(run, world.zoo, tmp_path / "tokens", world.data, **asked)
+    with pytest.raises(FolderError, match="samples was"):
+        evaluate(run, world.zoo, tmp_path / "tokens", world.data, **asked)
+    changed = evaluate(run, world.zoo, tmp_path / "tokens", world.data, overwrite=True, **asked)
     assert changed["pairs"][0]["score"] != first["pairs"][0]["score"]
 
 
@@ -429,23 +419,14 @@ def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tm
         asked("other")
 
 
-def test_figures_of_an_earlier_version_whose_data_are_not_known_are_made_anew(world: World, tmp_path: Path) -> None:
-    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
-    first = world.evaluate(run, config, inputs=[("light",)], targets=["dark"])
-    path = run / "evaluation" / "evaluation.json"
-    identity = {key: first["identity"][key] for key in ("weights", "settings", "codecs")}
-    pairs = [{**first["pairs"][0], "skill": 0.125}]
-    path.write_text(json.dumps({**first, "identity": identity, "pairs": pairs}))
-    assert timeless(world.evaluate(run, config, inputs=[("light",)], targets=["dark"])) == timeless(first)
-
-
 def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> None:
     run, data = world.copy(tmp_path / "run"), tmp_path / "data"
     shutil.copytree(world.data, data)
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
 
-    def asked() -> dict[str, Any]:
-        return evaluate(run, world.zoo, world.tokens, data, config=config, inputs=[("light",)], targets=["dark"])
+    def asked(overwrite: bool = False) -> dict[str, Any]:
+        pair: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"]}
+        return evaluate(run, world.zoo, world.tokens, data, config=config, overwrite=overwrite, **pair)
 
     def darker(split: str) -> None:
         store, handle = shards.ValueStore(data), world.zoo["dark"]
@@ -457,11 +438,13 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
     first = asked()
     assert timeless(asked()) == timeless(first)
     darker("train")  # the constant baseline is another
-    second = asked()
+    with pytest.raises(FolderError, match=r"values.train/dark was"):
+        asked()
+    second = asked(overwrite=True)
     assert second["pairs"][0]["constant_baseline"] != first["pairs"][0]["constant_baseline"]
     assert second["pairs"][0]["reconstruction"] == first["pairs"][0]["reconstruction"]
     darker("test")
-    assert asked()["pairs"][0]["reconstruction"] != first["pairs"][0]["reconstruction"]
+    assert asked(overwrite=True)["pairs"][0]["reconstruction"] != first["pairs"][0]["reconstruction"]
 
 
 def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) -> None:
@@ -471,16 +454,19 @@ def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) 
     decoder = tmp_path / "tokenizers" / "dark"
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
 
-    def asked() -> dict[str, Any]:
+    def asked(overwrite: bool = False) -> dict[str, Any]:
         zoo = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
-        return evaluate(run, zoo, world.tokens, world.data, inputs=[("light",)], targets=["dark"], config=config)
+        pair: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"]}
+        return evaluate(run, zoo, world.tokens, world.data, config=config, overwrite=overwrite, **pair)
 
     first = asked()
     assert timeless(asked()) == timeless(first)
     weights, card = load_checkpoint(decoder)
     lineage = [{"fingerprint": world.zoo["dark"].fingerprint, "length": 99}]
     save_checkpoint(decoder, {"codes": 0.5 * weights["codes"]}, {**card, "lineage": lineage}, "Another decoder.\n")
-    second = asked()
+    with pytest.raises(FolderError, match=r"decoders.dark was"):
+        asked()
+    second = asked(overwrite=True)
     assert second["pairs"][0]["reconstruction"] != first["pairs"][0]["reconstruction"]
     assert second["identity"] != first["identity"]
 
@@ -509,14 +495,6 @@ def test_tokens_that_are_not_all_there_are_not_scored(world: World, tmp_path: Pa
         evaluate(run, world.zoo, tokens, world.data, config=config, inputs=[("light",)], targets=["dark"])
     found = evaluate(run, world.zoo, tokens, world.data, config=config, inputs=[("light",)])
     assert [pair["target"] for pair in found["pairs"]] == ["letters"] and "did not finish" in found["skipped"]["dark"]
-
-
-def test_one_evaluation_of_a_run_at_a_time(world: World, tmp_path: Path) -> None:
-    run = world.copy(tmp_path / "run")
-    (run / "evaluation").mkdir()
-    with held(run / "evaluation", ""), pytest.raises(CheckpointError, match="another zoo backbone eval writes it"):
-        world.evaluate(run, inputs=[("light",)], targets=["dark"])
-    assert not (run / "evaluation/evaluation.json").exists()
 
 
 def test_a_question_that_is_asked_twice_is_answered_once(world: World, tmp_path: Path) -> None:
@@ -561,7 +539,7 @@ def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_pa
     del card["train"]
     (run / "config.json").write_text(json.dumps(card))
     found = world.evaluate(run, config, inputs=[("light",)], targets=["dark"])
-    assert found["complete"] and set(found["cross_entropy"]["modalities"]) == set(NAMES)
+    assert set(found["cross_entropy"]["modalities"]) == set(NAMES)
 
 
 # --- what the data lack
@@ -626,7 +604,7 @@ def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
     shutil.rmtree(data / "train" / "letters")
     config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=1)
     found = evaluate(run, world.zoo, world.tokens, data, config=config)
-    assert found["complete"] and [(pair["inputs"], pair["target"]) for pair in found["pairs"]] == [
+    assert [(pair["inputs"], pair["target"]) for pair in found["pairs"]] == [
         (["letters"], "dark"), (["letters"], "light")
     ]  # fmt: skip
     assert [entry["target"] for entry in found["galleries"]] == ["dark"], "the first one that can be"
@@ -637,7 +615,7 @@ def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
         evaluate(run, world.zoo, world.tokens, data, config=config, inputs=[("light",)], targets=["dark"])
     monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=data), world.zoo))
     words = ["eval", str(run), "--samples", "2", "--set", "draws=1", "--set", "gallery_pairs=0"]
-    told = CliRunner().invoke(command, words).stderr
+    told = CliRunner().invoke(command, [*words, "--overwrite"]).stderr
     assert "not evaluated: dark to light, " in told and "; first: dark to light: " in told
 
 
@@ -652,31 +630,26 @@ def test_of_pairs_that_are_named_no_others_are_told(
     for asked, told in ((["--input", "light", "--target", "dark"], False), (["--input", "light"], True)):
         assert ("not evaluated: letters; first: " in CliRunner().invoke(command, words + asked).stderr) == told
         record = json.loads((run / "evaluation" / "evaluation.json").read_text())
-        assert record["complete"] and set(record["skipped"]) == {"letters"}, "the record is of all modalities"
+        assert set(record["skipped"]) == {"letters"}, "the record is of all modalities"
 
 
-def test_scores_give_way_with_a_word_and_not_to_none(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_are_not_replaced_by_none(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
     monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
-    words = ["eval", str(run), "--set", "draws=1", "--set", "gallery_pairs=0", "--input", "light"]
-    first = CliRunner().invoke(command, [*words, "--samples", "3"])
-    assert first.exit_code == 0 and "give way" not in first.stderr
-    narrower = CliRunner().invoke(command, [*words, "--samples", "2"])
-    assert "evaluation.json: its scores give way to others (settings.samples was 3, is 2)\n" in narrower.stderr
+    words = ["eval", str(run), "--set", "draws=1", "--set", "gallery_pairs=0", "--overwrite", "--samples", "3"]
+    assert CliRunner().invoke(command, [*words, "--input", "light"]).exit_code == 0
     before = (run / "evaluation" / "evaluation.json").read_text()
     assert len(json.loads(before)["pairs"]) == 2
     for name in ("dark", "letters"):
         shutil.rmtree(tokens / "test" / name)
-    bare = CliRunner().invoke(command, words[:-2])
+    bare = CliRunner().invoke(command, words)
     line = f"{run}: no modality can be predicted from another one; not evaluated: dark, letters; first: dark: "
     assert str(bare.exception).startswith(line) and "dark: dark:" not in str(bare.exception)
     assert (run / "evaluation" / "evaluation.json").read_text() == before
 
 
-def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
+def test_other_samples_are_scored_in_a_folder_of_their_own(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, other, out = world.copy(tmp_path / "run"), tmp_path / "other", tmp_path / "scores" / "other"
@@ -686,19 +659,8 @@ def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     monkeypatch.setattr(
         "zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=world.data), world.zoo)
     )
-    asked = [
-        "--input",
-        "light",
-        "--target",
-        "dark",
-        "--samples",
-        "99",
-        "--set",
-        "draws=1",
-        "--set",
-        "gallery_pairs=1",
-    ]
-    words = ["eval", str(run), *asked]
+    words = ["eval", str(run), "--input", "light", "--target", "dark", "--samples", "99"]
+    words += ["--set", "draws=1", "--set", "gallery_pairs=1"]
 
     def told(*more: Any) -> Any:
         return CliRunner().invoke(command, [*words, *map(str, more)])
@@ -710,36 +672,21 @@ def test_samples_of_elsewhere_are_scored_in_a_folder_of_their_own(
     assert "--out FOLDER" in str(told(*elsewhere).exception)
     assert "--data DATA" in str(told(*elsewhere, "--out", out).exception), "those tokens do not say of what they are"
     assert not out.exists() and snapshot(run) == before
-    found = told(*elsewhere, "--data", other / "data", "--out", out)
+    elsewhere = (*elsewhere, "--data", other / "data", "--out")
+    found = told(*elsewhere, out)
     assert found.exit_code == 0 and str(out / "evaluation.json") in found.output
     record = json.loads((out / "evaluation.json").read_text())
     assert [pair["samples"] for pair in record["pairs"]] == [TEST // 2]
     assert (out / record["galleries"][0]["picture"]).is_file() and snapshot(run) == before
-    again = told(*elsewhere, "--data", other / "data", "--out", out)
-    assert json.loads((out / "evaluation.json").read_text())["pairs"] == record["pairs"] and again.exit_code == 0
+    assert told(*elsewhere, out).exit_code == 0
+    assert json.loads((out / "evaluation.json").read_text())["pairs"] == record["pairs"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    shutil.copytree(out, tmp_path / "codec")
-    (tmp_path / "codec" / "model.safetensors").touch()
-    for place, name in (("mine", "notes.txt"), ("mine/notes.txt", "a file"), ("codec", "model.safetensors")):
-        taken, before = tmp_path / place, snapshot(tmp_path)
-        refused = str(told(*elsewhere, "--data", other / "data", "--out", taken).exception)
-        assert f"{taken}: expected an evaluation, or nothing, found {name}; give another --out" in refused
-        assert snapshot(tmp_path) == before
-    for key, value in (("weights", "f" * 64), ("tokens", "/elsewhere"), ("data", "/elsewhere")):
-        changed = {**record, "identity": {**record["identity"], key: value}}
-        (out / "evaluation.json").write_text(json.dumps(changed))
-        refused = str(told(*elsewhere, "--data", other / "data", "--out", out).exception)
-        assert f"{out}: has the scores of other {key}; give another --out" in refused
-    own = told(*elsewhere, "--data", other / "data", "--out", run / "evaluation").exception
-    assert "has the scores of other tokens" in str(own)
-    (out / "evaluation.json").unlink()  # as the line about a damaged one says
-    (out / ".evaluation.json.0123.tmp").touch()  # as a kill leaves it
-    (out / ".DS_Store").touch()
-    assert told(*elsewhere, "--data", other / "data", "--out", out).exit_code == 0
-    assert timeless(json.loads((out / "evaluation.json").read_text())) == timeless(record)
+    refused = told(*elsewhere, tmp_path / "mine").exception
+    assert isinstance(refused, FolderError) and "holds notes.txt" in str(refused)
+    assert isinstance(told(*elsewhere, run / "evaluation").exception, FolderError), "the scores of other values"
     shutil.rmtree(other / "data" / "train")
-    refused = str(told(*elsewhere, "--data", other / "data", "--out", out).exception)
+    refused = str(told(*elsewhere, out).exception)
     assert f"{other / 'data'}: no split 'train', which the constant baseline is fitted to" in refused
 
 
@@ -755,13 +702,7 @@ def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tm
     card = json.loads((run / "config.json").read_text())
     card["fingerprints"]["letters"] = "f" * 64
     (run / "config.json").write_text(json.dumps(card))
-    refused = evaluate(run, world.zoo, world.tokens, world.data, **asked)
-    assert refused["cross_entropy"] == lacking["cross_entropy"]
-    path = run / "evaluation" / "evaluation.json"
-    earlier = {"samples": TEST, "modalities": {"letters": {"nats": 99.0, "uniform": 1.0, "targets": 3}}}
-    path.write_text(json.dumps({**refused, "cross_entropy": earlier}))
-    again = evaluate(run, world.zoo, world.tokens, world.data, **asked)
-    assert again["cross_entropy"] == refused["cross_entropy"], "an earlier version measured all that was there"
+    assert evaluate(run, world.zoo, world.tokens, world.data, **asked)["cross_entropy"] == lacking["cross_entropy"]
 
 
 def test_previews_are_of_the_store_that_has_them(world: World, tmp_path: Path) -> None:
@@ -839,7 +780,9 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) 
     shutil.copytree(world.tokens, later)
     write_tokens(later, "test", TokenMetadata.of(zoo["letters"], {}), stored_tokens(later, "test", "letters"))
     assert TokenStore(later).open("test", "letters").fingerprint == zoo["letters"].fingerprint
-    found = evaluate(run, zoo, later, world.data, inputs=[("light",)], targets=["letters"], config=small)
+    found = evaluate(
+        run, zoo, later, world.data, inputs=[("light",)], targets=["letters"], config=small, overwrite=True
+    )
     assert found["skipped"] == {}, "tokens that the grown one wrote"
     for lineage in ([], [{"fingerprint": before, "length": 1}]):  # of another, or without ids that the tokens have
         grown.write_text(json.dumps({**config, "lineage": lineage}) + "\n")

@@ -640,7 +640,7 @@ def test_skills_are_compared_where_both_evaluations_asked_the_same(tmp_path: Pat
         pair = {"inputs": ["a", "b"], "target": "x", "samples": samples, "skill": gap}
         path = tmp_path / name / "evaluation" / "evaluation.json"
         path.parent.mkdir(parents=True)
-        identity = {"settings": {"answers": 4, **settings}, "data": data, "weights": "1" * 64}
+        identity = {"settings": {"draws": 4, **settings}, "values": {"test/x": data}, "weights": "1" * 64}
         write_config(name, "1" * 64)
         path.write_text(json.dumps({"identity": identity, "pairs": [pair]}))
         return tmp_path / name
@@ -648,7 +648,7 @@ def test_skills_are_compared_where_both_evaluations_asked_the_same(tmp_path: Pat
     before = write("before", 0.5)
     expected = [{"inputs": ["a", "b"], "target": "x", "before": 0.5, "after": 0.25}]
     assert skills(before, write("after", 0.25)) == expected
-    fewer, likeliest = write("fewer", 0.25, samples=7), write("likeliest", 0.25, answers=1)
+    fewer, likeliest = write("fewer", 0.25, samples=7), write("likeliest", 0.25, draws=1)
     for other in (fewer, likeliest, write("elsewhere", 0.25, data="others"), tmp_path / "none"):
         assert skills(before, other) == []
     assert skills(before, tmp_path / "after") == expected

@@ -36,7 +36,7 @@ from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.evaluation.pairs import default_pairs
+from zoo_backbone.evaluation_data import default_pairs
 from zoo_backbone.ml4m import folders
 from zoo_backbone.ml4m.commands import export_command, import_command
 from zoo_backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers

@@ -13,7 +13,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TEST, TrainingSamples
 from tokenizers_zoo.errors import MachineError, PluginError
 from zoo_backbone.config import ModelConfig, Preview, TrainConfig
-from zoo_backbone.evaluation.preview import Previews
+from zoo_backbone.gallery import Previews
 from zoo_backbone.model import FourM
 
 

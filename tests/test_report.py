@@ -37,7 +37,7 @@ from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_gal
 from tokenizers_zoo.report.zoo import write_zoo_report
 from tokenizers_zoo.spec import VectorLayout, layout_to_json
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
-from zoo_backbone.evaluation.gallery import CELL, write_sheet
+from zoo_backbone.gallery import CELL, write_sheet
 
 Run = tuple[Path, dict[str, Any]]
 NAMES = ("rgb_patches", "depth", "caption")

@@ -33,7 +33,7 @@ from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.evaluation.gallery import CELL
+from zoo_backbone.gallery import CELL
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.ml4m.folders import note_codecs
 from zoo_backbone.model import FourM

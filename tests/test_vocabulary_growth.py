@@ -31,8 +31,7 @@ from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.codecs import stored_samples
 from zoo_backbone.config import Dataset, MaskingConfig, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData, check_tokenizers
-from zoo_backbone.evaluation.config import EvaluationConfig
-from zoo_backbone.evaluation.evaluate import evaluate
+from zoo_backbone.evaluate import EvaluationConfig, evaluate
 from zoo_backbone.generate.outputs import generate_to_folder
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan
 from zoo_backbone.model import FourM

@@ -1,4 +1,4 @@
-"""The report's pictures: charts, sheets cut into their cells, and what the colours of a modality's pictures mean."""
+"""Pictures of the report: charts, the cells of gallery sheets, and colour legends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DECADES_OF_A_LOGARITHM = 2.0
 """A range of more decades than this gets a legend of 1, 2, 5, 10, ...; another evenly spaced numbers."""
 LEGEND_NUMBERS = 8
 NOISY = 300
-"""Points from which on a curve is drawn as a thin line."""
+"""Curves with more points are drawn as thin lines."""
 CELL_SIZE = 0.84, 0.43
 """Width and height of a cell of the matrix, in inches."""
 ONE_LINE = 5.8
@@ -56,7 +56,7 @@ def data_uri(png: bytes) -> str:
 
 
 def png_of(picture: PIL.Image.Image | Figure, *, whole: bool = False) -> bytes:
-    """A picture or a chart as a PNG file; with `whole`, as large as all that the chart has around its axes."""
+    """Return a picture or chart as a PNG; with `whole`, including everything around the chart's axes."""
     buffer = io.BytesIO()
     if hasattr(picture, "savefig"):
         picture.savefig(buffer, format="png", dpi=150, bbox_inches="tight" if whole else None, pad_inches=0.05)
@@ -187,7 +187,7 @@ def legend_of(handle: ModalityHandle) -> list[dict[str, str]]:
 
 
 def _examples(values: ValueSpec) -> Iterator[tuple[str, Any]]:
-    """Values of one colour all over, with what they are; none where colours need no words."""
+    """Yield labels and values of uniform colour; none if colours need no legend."""
     if values.kind != "array" or not values.shape:
         return
     shape = tuple(side if isinstance(side, int) else FREE_SIDE for side in values.shape)

@@ -65,7 +65,7 @@ def _places(run: Path) -> dict[str, Any]:
 
 
 def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
-    """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` beside it.
+    """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` next to it.
 
     Reads run.json, config.json, metrics.jsonl, growth.json, evaluation/, retrieval/ and transfer/ of the run, its data,
     and the checkpoints of the zoo. Raises CheckpointError where `run` is not a run, and ConfigError where `out` is a
@@ -97,7 +97,7 @@ def environment() -> Any:
 
 
 def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
-    """All that the template shows."""
+    """Return the template's variables."""
     pictures = Pictures(folder=page.parent / "pictures")
     config, where = read_table(run / CONFIG, "specs", "fingerprints"), _places(run)
     names = [spec["name"] for spec in config["specs"]]
@@ -157,7 +157,7 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
 def _check_codec(handle: ModalityHandle, codec: str | None) -> None:
     """Raise CheckpointError where the tokenizer is neither `codec`, which wrote the run's tokens, nor grew from it.
 
-    None is one that is not known. A tokenizer on the hub is not fetched for it.
+    None means unknown. A tokenizer on the hub is not fetched for it.
     """
     here = handle.has_tokenizer and is_complete(handle.checkpoint)
     if codec and here and not handle.speaks(codec):
@@ -168,7 +168,7 @@ def _check_codec(handle: ModalityHandle, codec: str | None) -> None:
 
 
 def about(name: str, error: ZooError) -> str:
-    """What is wrong with a modality, after its name."""
+    """Return an error message that starts with the modality's name."""
     return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
 
@@ -216,12 +216,12 @@ def _learnt(weights: Path) -> int:
 
 
 def tile(number: int, one: str, many: str) -> dict[str, str]:
-    """A number and what it counts."""
+    """Return a number with its label."""
     return {"value": str(number), "label": one if number == 1 else many}
 
 
 def legend_card(handle: ModalityHandle) -> dict[str, Any]:
-    """What the colours of a modality's pictures mean."""
+    """Return the colour legend of a modality."""
     value = handle.spec.value
     return {"name": handle.name, "meaning": value.description or handle.spec.summary, "swatches": legend_of(handle)}
 
@@ -282,7 +282,7 @@ def _start(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _growth(path: Path, start: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The losses that growth.json holds, a row per modality, those that were there first.
+    """Return the losses in growth.json, a row per modality, old modalities first.
 
     Raises CheckpointError where it is damaged, or of another growing than `start` says.
     """
@@ -335,7 +335,7 @@ def _tokenizer(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pi
 
 
 def metric_rows(spec: ModalitySpec, metrics: Mapping[str, float | None]) -> list[dict[str, str]]:
-    """Those of a modality's metrics that have a value, in words."""
+    """Return rows for the metrics that have a value."""
     return [
         {"name": m.name, "value": _number(metrics[m.name]), "unit": m.unit,
          "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
@@ -344,7 +344,7 @@ def metric_rows(spec: ModalitySpec, metrics: Mapping[str, float | None]) -> list
 
 
 def token_facts(handle: ModalityHandle) -> str:
-    """What a modality's tokens are, on one line."""
+    """Describe a modality's tokens in one line."""
     spec = handle.spec
     facts = [f"{'up to ' if hasattr(spec.layout, 'max_length') else ''}{count_of(spec.layout.length, 'token')}"]
     facts[0] += f" ({layout_in_words(spec.layout)})"

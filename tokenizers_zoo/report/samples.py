@@ -32,7 +32,7 @@ SCORED = 100
 CODEBOOK = ("usage", "perplexity", "size", "codebooks", "least_usage")
 """Figures about a codebook that are shown."""
 LONG_TEXT = 300
-"""Letters of a text from which on only some samples of a gallery are shown at once."""
+"""With longer texts, only some samples of a gallery are shown at once."""
 ANEW = "zoo tokenizer eval writes it anew"
 AT_ONCE = 2
 """Samples of a gallery with long texts that are shown at once."""
@@ -80,7 +80,7 @@ class Gallery:
 def read_galleries(run: Path, evaluation: Mapping[str, Any], pictures: Pictures) -> list[Gallery]:
     """The galleries that evaluation left; each sheet goes to the page's folder of pictures.
 
-    Those whose sheet is gone are left out.
+    Galleries without their sheet are left out.
     """
     entries = evaluation.get("galleries", [])
     gone = gone_sheets(run / FOLDER, entries)
@@ -241,7 +241,7 @@ def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> 
     values = []
     rows = store.rows(TEST, [handle.name])
     for place in (rows[number] for number in spread(len(rows), SCORED)):
-        with contextlib.suppress(ZooError):  # one that is damaged costs no other
+        with contextlib.suppress(ZooError):  # a damaged value is left out
             values.append(store.read(handle, TEST, *place))
     tokens = handle.encode(values)
     back = handle.decode(tokens)

@@ -23,8 +23,8 @@ from zoo_backbone.codecs import check_stored
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import datasets_of
 from zoo_backbone.distributed import Ranks, processes
-from zoo_backbone.evaluation.evaluate import FILE as EVALUATION
-from zoo_backbone.evaluation.evaluate import FOLDER
+from zoo_backbone.evaluate import FILE as EVALUATION
+from zoo_backbone.evaluate import FOLDER
 from zoo_backbone.losses import losses_of
 from zoo_backbone.model import uniform_loss
 from zoo_backbone.run import Run

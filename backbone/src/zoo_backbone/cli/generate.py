@@ -17,7 +17,7 @@ from zoo_backbone.cli.config import assigned, pairs_of
 from zoo_backbone.cli.run import open_run
 
 SAMPLING = {"temperature": 1.0, "top_p": 0.95}
-"""Of targets that no plan says more about."""
+"""Defaults for targets without a plan."""
 
 
 @click.command("generate")
@@ -141,7 +141,7 @@ def _items(inputs: Iterable[str]) -> list[str]:
 
 
 def _inputs(planned: Iterable[str], named: Iterable[str]) -> list[str]:
-    """Return the inputs of the plan, overridden by those of the command."""
+    """Return the inputs of the plan, overridden by the command's inputs."""
     from zoo_backbone.generate.plans import sources_of
 
     sources = {**sources_of(planned), **sources_of(named)}

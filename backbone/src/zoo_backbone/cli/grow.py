@@ -72,7 +72,7 @@ def grow_command(
     from zoo_backbone.config import Dataset
     from zoo_backbone.data import check_tokenizers
     from zoo_backbone.distributed import leave, leave_but_first
-    from zoo_backbone.evaluation.preview import Previews
+    from zoo_backbone.gallery import Previews
     from zoo_backbone.grow import (
         REPORT,
         Trained,

@@ -86,7 +86,7 @@ def train(
     from zoo_backbone.config import preset as preset_config
     from zoo_backbone.data import check_tokenizers, datasets_of, names_in
     from zoo_backbone.distributed import leave, leave_but_first
-    from zoo_backbone.evaluation.preview import Previews
+    from zoo_backbone.gallery import Previews
     from zoo_backbone.run import Run
     from zoo_backbone.train import train as train_backbone
     from zoo_backbone.warm_start import check_meaning, ids_in_use
@@ -154,6 +154,7 @@ def train(
 @click.option("--data", "data_dir", type=PATH, help="Folder of the values. Default: the values of the token store.")
 @click.option("--out", type=PATH, help="Folder for scores and galleries. Default: RUN/evaluation.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples, masks and draws. Default: 0.")
+@click.option("--overwrite", is_flag=True, help="Replace an evaluation with other settings or data.")
 @DEVICE
 @settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
 def evaluate_command(
@@ -166,6 +167,7 @@ def evaluate_command(
     data_dir: Path | None,
     out: Path | None,
     seed: int | None,
+    overwrite: bool,
     device: str,
     assignments: tuple[str, ...],
 ) -> None:
@@ -174,7 +176,8 @@ def evaluate_command(
     Every set of inputs predicts every target, and galleries are drawn. Shown are the
     skill score (0 = best constant prediction, 1 = tokenizer reconstruction) and the
     raw metric. The prediction combines several draws of a sample. Other data need a
-    training split, too: the constant prediction is fitted to it.
+    training split, too: the constant prediction is fitted to it. The same command
+    resumes after a kill, and adds pairs to a finished evaluation.
 
     \b
     Examples:
@@ -185,10 +188,8 @@ def evaluate_command(
     from rich.console import Console
 
     from tokenizers_zoo.data.tokens import TokenStore
-    from zoo_backbone.evaluation.config import EvaluationConfig, Pairs
-    from zoo_backbone.evaluation.data import left_out_text
-    from zoo_backbone.evaluation.evaluate import FILE, FOLDER, evaluate
-    from zoo_backbone.evaluation.table import skill_tables
+    from zoo_backbone.evaluate import FILE, FOLDER, EvaluationConfig, Pairs, evaluate, skill_tables
+    from zoo_backbone.evaluation_data import left_out_text
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
     named: dict[str, Any] = {key: table.pop(key) for key in ("inputs", "targets") if key in table}
@@ -208,7 +209,7 @@ def evaluate_command(
     with disk_errors(out or folder):
         result = evaluate(
             folder, zoo, run.tokens, data_dir or run.values(), inputs=input_sets,
-            targets=target_names, config=config, device=device, out=out,
+            targets=target_names, config=config, device=device, out=out, overwrite=overwrite,
         )  # fmt: skip
     console = Console()
     for place, reasons in result["unreadable"].items():

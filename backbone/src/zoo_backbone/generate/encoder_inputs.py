@@ -17,7 +17,7 @@ from zoo_backbone.packing import accepted, filled
 class EncoderInputs:
     """Tokens of several modalities for a batch of samples; each sample has its own number of tokens.
 
-    A row stands for `draws` draws of its sample, until `split_draws` gives each draw a row.
+    A row represents `draws` draws of its sample, until `split_draws` gives each draw a row.
     """
 
     def __init__(self, layout: EmbeddingLayout, batch: int, device: torch.device, draws: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the forward passes of a step, what each sees, and the weights of their logits."""
+"""Classifier-free guidance: the forward passes of a step, their inputs, and the weights of their logits."""
 
 from __future__ import annotations
 

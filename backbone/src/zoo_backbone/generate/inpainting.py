@@ -50,8 +50,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     """Return partial tokens: -1 in the region. All codes of a place of a grid go together.
 
-    Raises ConfigError for a wrong region, or one that selects nothing or everything, and InvalidValueError for tokens
-    that do not fit the modality.
+    Raises ConfigError for a wrong, empty or complete region, and InvalidValueError for tokens that do not fit the
+    modality.
     """
     if spec.continuous:
         raise ConfigError(f"inpaint {spec.name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")

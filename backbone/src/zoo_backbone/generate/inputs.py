@@ -153,7 +153,7 @@ def read_inputs(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], p
 def _stored_samples(
     plan: GenerationPlan, columns: Mapping[str, TokenColumn], place: Path
 ) -> tuple[Sequence[int], list[str], list[int]]:
-    """Return numbers, keys and rows of the chosen samples among those that have all inputs."""
+    """Return numbers, keys and rows of the chosen samples; the numbers count samples with all inputs."""
     samples = whole_samples(list(columns.values()))
     if plan.keys:
         wanted, seen = set(plan.keys), list[str]()

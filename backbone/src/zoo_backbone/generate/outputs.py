@@ -162,7 +162,7 @@ class _Generation:
                         lines.write(f"{names[row]}\n")
 
     def _draw(self, rows: Sequence[int], generated: Advance, decoded: Sequence[Advance]) -> list[_Draw]:
-        """Return all draws of some samples, in order. All of them fit into a batch, or it is one sample."""
+        """Return all draws of some samples, in order. Several samples fit into a batch."""
         found = []
         whole, partial = self.request.rows(rows)
         for part in _blocks(range(self.plan.draws), BATCH):
@@ -230,9 +230,9 @@ def _blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 class Agreement:
     """Scores draws by self-consistency with their inputs.
 
-    The modality `name` is predicted from the targets of a draw alone, by the most likely tokens in one step, and from
-    the inputs, unless it is one of them. Both are decoded; the score is the cosine of the two values as vectors. What
-    the model does not see in a draw is not scored.
+    The modality `name` is predicted from the targets of a draw alone, by the most likely tokens in one step, and
+    compared with the input, or with its prediction from the inputs. Both are decoded; the score is the cosine of the
+    two values as vectors. Details that the model does not see are not scored.
     """
 
     def __init__(self, model: FourM, name: str, decode: Callable[[Any], Sequence[Any]]) -> None:
@@ -291,6 +291,6 @@ def equal_neighbours(tokens: Mapping[str, Any]) -> tuple[list[int], list[int]]:
 
 
 def cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
-    """Return the cosine of two vectors; 0 if one of them is 0."""
+    """Return the cosine of two vectors; 0 if a vector is 0."""
     size = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float(one @ other) / size if size else 0.0

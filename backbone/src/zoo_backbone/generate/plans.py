@@ -117,8 +117,8 @@ def resolved_plan(
 ) -> list[TargetPlan]:
     """Return the targets with the defaults of the model; `partial` are modalities with some of their tokens.
 
-    Raises ConfigError or UnknownNameError for a plan that does not fit: no target, a modality twice, an input-only
-    modality as a target or in part, a target-only modality as an input, guidance by a modality that is not known yet.
+    Raises ConfigError or UnknownNameError for a plan without targets, a modality that is there twice, an input or
+    target that the model does not support, or guidance by a modality that is not known yet.
     """
     inputs, partial = list(inputs), list(partial)
     for target in plan:

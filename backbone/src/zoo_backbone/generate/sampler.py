@@ -307,7 +307,7 @@ def decode_sequence(
 
 
 class _Filling:
-    """The streams that fill the gaps of `known`: what each sample has written, and which ids may come next.
+    """The streams that fill the gaps of `known`: the ids written so far, and the ids that may come next.
 
     Tensors hold all samples; `alive` are the numbers of the samples in the batch of a step.
     """
@@ -378,10 +378,10 @@ class _Filling:
 
 
 def gap_ends(marks: Tensor, gap: Tensor, gaps: Tensor) -> Tensor:
-    """Return which of the marks (all sentinels, then the end) end a gap: bool `batch marks`.
+    """Return a bool `batch marks`: the marks (all sentinels, then the end) that end a gap.
 
-    `gap` and `gaps` (`batch`) are its number and their count. Models that do not see ends are trained on some of the
-    gaps only, so the sentinel of any later gap or the end may follow.
+    `gap` and `gaps` (`batch`) are its number and their count. Models that do not see ends are trained on some gaps
+    only, so the sentinel of any later gap or the end may follow.
     """
     numbers = torch.arange(len(marks), device=marks.device)
     ends = (numbers > gap.unsqueeze(1)) & (numbers < gaps.unsqueeze(1))

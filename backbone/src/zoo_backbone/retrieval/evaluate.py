@@ -29,8 +29,8 @@ from tokenizers_zoo.io import write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
-from zoo_backbone.evaluation.gallery import Shown, shown, text_of
-from zoo_backbone.evaluation.pairs import ranked_names
+from zoo_backbone.evaluation_data import ranked_names
+from zoo_backbone.gallery import Shown, shown, text_of
 from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig
 from zoo_backbone.retrieval.embed import Embedder, Samples
 from zoo_backbone.retrieval.query import framed, write_hits

@@ -15,8 +15,8 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.registry import Zoo
-from zoo_backbone.evaluation.gallery import CELL, Shown, shown, write_sheet
-from zoo_backbone.evaluation.pairs import ranked_names
+from zoo_backbone.evaluation_data import ranked_names
+from zoo_backbone.gallery import CELL, Shown, shown, write_sheet
 from zoo_backbone.generate.inputs import value_of_source
 from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index

@@ -17,7 +17,7 @@ from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.io import read_json, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
-from zoo_backbone.evaluation.gallery import shown, write_sheet
+from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.transfer.data import Samples, Stores
 from zoo_backbone.transfer.probe import Probe
 

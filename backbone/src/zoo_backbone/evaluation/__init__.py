@@ -1,1 +1,0 @@
-"""How well a trained backbone makes what it is asked for."""

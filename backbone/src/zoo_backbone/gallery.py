@@ -1,0 +1,282 @@
+"""Sheets of pictures: inputs, predictions and truth side by side, for evaluations and for previews in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, count_of
+from tokenizers_zoo.io import replacing_file, short_name
+from tokenizers_zoo.registry import ModalityHandle
+from zoo_backbone.checkpoint import architecture_for
+from zoo_backbone.config import Dataset, ModelConfig, Preview, TrainConfig
+from zoo_backbone.data import datasets_of
+from zoo_backbone.evaluation_data import default_pairs
+from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.model import FourM
+
+Shown = Image.Image | str
+Box = tuple[int, int, int, int]
+
+CELL = 128
+"""Side of a picture's cell, pixels."""
+TEXT = 200
+"""Width of a column of text, pixels."""
+GAP = 4
+HEADER = 18
+LINE = 15
+LINES = 40
+"""Maximum lines of a text; longer texts end in an ellipsis."""
+LONGEST_NAME = 150
+"""Maximum bytes of a sheet's name without extension: file systems take 255, including temporary suffixes."""
+
+
+FOLDER = "previews"
+PAIRS = 2
+"""Previews of a run that names none."""
+
+
+def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> Shown:
+    """Return a stored value as a picture or text; its key if it cannot be read."""
+    try:
+        return handle.render(values.read_key(handle, split, key))
+    except ZooError:
+        return key
+
+
+def text_of(cell: Shown) -> str | None:
+    """Return a cell's text; None for pictures."""
+    return cell if isinstance(cell, str) else None
+
+
+def sheet_name(inputs: Sequence[str], target: str) -> str:
+    """Return `a-and-b-to-c.png`, shortened if necessary."""
+    stem = f"{'-and-'.join(inputs)}-to-{target}"
+    return f"{short_name(stem, LONGEST_NAME)}.png"
+
+
+def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Shown]]) -> bool:
+    """Write the columns as one PNG, a row per sample; return False if all cells are text.
+
+    Small pictures are enlarged by whole factors, so that their pixels stay visible. The PNG's text "cells" holds the
+    place of each picture as JSON: per sample and column a box (left, top, right, bottom) or null.
+    """
+    pictured = [any(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
+    if not any(pictured):
+        return False
+    sheet, places = _drawn(headers, rows, [CELL if picture else TEXT for picture in pictured])
+    information = PngInfo()
+    information.add_text("cells", json.dumps(places))
+    with replacing_file(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True, pnginfo=information)
+    return True
+
+
+def _drawn(
+    headers: Sequence[str], rows: Sequence[Sequence[Shown]], widths: Sequence[int]
+) -> tuple[Image.Image, list[list[Box | None]]]:
+    """Return the sheet and the places of its pictures."""
+    pen = _pen(Image.new("RGB", (1, 1)))
+    texts = [
+        [
+            _wrapped(cell, width - 2 * GAP, pen) if isinstance(cell, str) else []
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        for row in rows
+    ]
+    heights = [max(CELL, *(LINE * len(lines) for lines in row)) for row in texts]
+    lefts = list(accumulate((width + GAP for width in widths), initial=0))
+    tops = list(accumulate((height + GAP for height in heights), initial=HEADER))
+    sheet = Image.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
+    pen = _pen(sheet)
+    for header, left, width in zip(headers, lefts, widths, strict=True):
+        pen.text((left, 1), _cut(header, width, pen), fill="black")
+    places: list[list[Box | None]] = [[None] * len(headers) for _ in rows]
+    for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
+        for column, (cell, left) in enumerate(zip(row, lefts, strict=True)):
+            if isinstance(cell, str):
+                for below, line in enumerate(texts[number][column]):
+                    pen.text((left, top + LINE * below), line, fill="black")
+            else:
+                picture, (x, y) = _fitted(cell)
+                sheet.paste(picture, (left + x, top + y))
+                places[number][column] = (left + x, top + y, left + x + picture.width, top + y + picture.height)
+    return sheet, places
+
+
+def _pen(sheet: Image.Image) -> ImageDraw.ImageDraw:
+    pen = ImageDraw.Draw(sheet)
+    pen.font = ImageFont.load_default(12)
+    return pen
+
+
+def _fitted(picture: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+    """Resize a picture to a cell; return it with its offset in the cell."""
+    picture = picture.convert("RGB")
+    longest = max(picture.size)
+    whole = -(-CELL // longest)
+    if whole > 1:
+        picture = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
+    if max(picture.size) > CELL:
+        factor = CELL / max(picture.size)
+        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2)
+
+
+def _wrapped(text: str, width: int, pen: ImageDraw.ImageDraw) -> list[str]:
+    """Break a text into lines of at most `width` pixels, between words where possible."""
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}" if line else word
+            if line and pen.textlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = _cut(longer, width, pen)
+            if len(lines) >= LINES:
+                return [*lines[: LINES - 1], "…"]
+        lines.append(line)
+    return lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"]
+
+
+def _cut(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
+    """Shorten a text to `width` pixels, with an ellipsis."""
+    start = text[:width]  # no letter is narrower than a pixel
+    if start == text and pen.textlength(text) <= width:
+        return text
+    while start and pen.textlength(f"{start}…") > width:
+        start = start[:-1]
+    return f"{start}…"
+
+
+# --- previews during training
+
+
+class Previews:
+    """Draws RUN/previews/step-N/<inputs>-to-<target>.png; the truth is decoded from the true tokens.
+
+    The samples come from the first token store that has all modalities of a preview. Without previews in the settings,
+    the first default pairs are drawn. Raises ConfigError for modalities that are not in the run, and DataError if no
+    held-out sample has all modalities; `inherited` previews are left out instead.
+    """
+
+    def __init__(
+        self,
+        handles: Mapping[str, ModalityHandle],
+        tokens: Path,
+        config: TrainConfig,
+        *,
+        model: ModelConfig | None = None,
+        inherited: bool = False,
+    ) -> None:
+        self.handles, self.config, self.model = handles, config, model or ModelConfig()
+        specs = [handle.spec for handle in handles.values()]
+        self.layout = architecture_for(self.model).layout_class(specs, self.model)
+        self.stores = datasets_of(tokens, config)
+        self._columns: dict[tuple[Path, str], TokenColumn | None] = {}
+        self.tokens: dict[Preview, dict[str, Any]] = {}
+        for preview in config.previews:
+            problem = self._problem(preview)
+            if problem and not inherited:
+                raise ConfigError(problem)
+            if found := None if problem else self._held_out(preview):
+                self.tokens[preview] = found
+            elif not inherited:
+                names = ", ".join((*preview.inputs, preview.target))
+                raise DataError(f"previews: no held-out sample has all of {names}; leave that preview out")
+        if not self.tokens:
+            self._take_defaults(inherited)
+
+    def _take_defaults(self, inherited: bool) -> None:
+        """Take the first default pairs that a store has."""
+        pairs = default_pairs([handle.spec for handle in self.handles.values()], self.model)
+        for inputs, target in pairs:
+            preview = Preview(inputs=inputs, target=target)
+            if len(self.tokens) < PAIRS and (found := self._held_out(preview)):
+                self.tokens[preview] = found
+        if pairs and not self.tokens and not inherited:
+            raise DataError(
+                f"previews: no held-out sample in {', '.join(str(store.tokens) for store in self.stores)} has two "
+                "modalities of this run; leave preview_every out, or tokenize a split test"
+            )
+
+    def _problem(self, preview: Preview) -> str:
+        """Return the problem of a preview's names, or an empty string."""
+        for name in (*preview.inputs, preview.target):
+            if name not in self.handles:
+                return f"previews: {name} is not of this run; its modalities are {', '.join(self.handles)}"
+        if not preview.inputs:
+            return f"previews: {preview.target}: expected at least one input"
+        if preview.target in self.layout.inputs_only:
+            return f"previews: {preview.target}: it is only an input of this model"
+        if made := set(preview.inputs) & set(self.layout.targets_only):
+            return f"previews: {min(made)}: it is only a target of this model"
+        if self.handles[preview.target].spec.continuous or preview.target in preview.inputs:
+            return f"previews: {preview.target}: expected a discrete modality that is not an input"
+        return ""
+
+    def _held_out(self, preview: Preview) -> dict[str, Any]:
+        """Return tokens of the first held-out samples with all modalities of a preview; empty without any."""
+        names = (*preview.inputs, preview.target)
+        for store in self.stores:
+            columns = {name: column for name in names if (column := self._column(store, name)) is not None}
+            if any(name not in columns for name in names):
+                continue
+            samples = islice(whole_samples(list(columns.values())), self.config.preview_samples)
+            if rows := [row for _, row in samples]:
+                return {name: column.take(rows) for name, column in columns.items()}
+        return {}
+
+    def _column(self, store: Dataset, name: str) -> TokenColumn | None:
+        """Return a store's held-out tokens that the tokenizer can decode, or None."""
+        if store.modalities and name not in store.modalities:
+            return None
+        if (store.tokens, name) not in self._columns:
+            try:
+                column = TokenStore(store.tokens).open(TEST, name)
+                column.check_tokenizer(self.handles[name])
+                self._columns[store.tokens, name] = column
+            except ReadError:
+                raise
+            except ZooError:
+                self._columns[store.tokens, name] = None
+        return self._columns[store.tokens, name]
+
+    def __call__(self, model: FourM, folder: Path, step: int) -> dict[str, Path | str]:
+        """Draw all previews; return by title the picture's file, or text if nothing is a picture."""
+        return {f"{' + '.join(p.inputs)} to {p.target}": self._draw(model, folder, step, p) for p in self.tokens}
+
+    def _draw(self, model: FourM, folder: Path, step: int, preview: Preview) -> Path | str:
+        tokens = self.tokens[preview]
+        given = {name: tokens[name] for name in preview.inputs}
+        predicted = generate(model, given, [TargetPlan(name=preview.target, temperature=0, steps=1)], self.config.seed)
+        columns = [self._shown(name, tokens[name]) for name in preview.inputs]
+        columns += [
+            self._shown(preview.target, predicted[preview.target]),
+            self._shown(preview.target, tokens[preview.target]),
+        ]
+        headers = [*preview.inputs, f"predicted {preview.target}", f"true {preview.target}"]
+        rows = list(zip(*columns, strict=True))
+        path = folder / FOLDER / f"step-{step:08}" / sheet_name(preview.inputs, preview.target)
+        if write_sheet(path, headers, rows):
+            return path
+        lines = [" | ".join(headers), " | ".join("---" for _ in headers)]
+        return "\n".join([*lines, *(" | ".join(text_of(cell) or "" for cell in row) for row in rows)])
+
+    def _shown(self, name: str, tokens: Sequence[Any]) -> list[object]:
+        """Return decoded tokens as pictures or text; without a decoder, the number of vectors."""
+        values = self.handles[name].decode_if_able(tokens)
+        if values is None:
+            return [count_of(len(row), "vector") for row in tokens]
+        return [self.handles[name].render(value) for value in values]
