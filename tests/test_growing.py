@@ -612,7 +612,7 @@ def test_the_command(world: World) -> None:
     world("backbone grow old --add captoin --tokens tokens --out x").refused("captoin", "caption")
     world("backbone grow tokenizers/depth --add caption --tokens tokens --out x").refused("expected a FourM")
     world("backbone grow old --add caption --tokens tokens --out x --freeze --replay 0.1").refused("not both")
-    world("backbone grow old --add caption --tokens tokens --out ./old").refused("old: is RUN itself")
+    world("backbone grow old --add caption --tokens tokens --out ./old").refused("old: is the backbone that grows")
     world("backbone grow old --add caption --tokens tokens --out x --set freeze=true --replay 0.1").refused("not both")
     warm = world("backbone train --tokens tokens --out warm --config backbone.toml --from old --set steps=2")
     assert warm.code == 0, warm.complaint
