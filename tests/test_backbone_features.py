@@ -225,7 +225,7 @@ def test_the_pyramid_of_a_wide_grid_has_its_rows_and_columns() -> None:
     [
         ({"of": "code"}, "pyramid of code: expected a grid or patches of two axes, it is a vector"),
         ({"of": "clip"}, "two axes"),
-        ({"of": "pixels"}, "pixels: is not given; given: picture"),
+        ({"of": "pixels"}, "pixels: is not among the inputs"),
         ({"of": "picture", "scales": [1.0]}, "expected 2 numbers above 0"),
         ({"of": "picture", "scales": [1.0, 0.0]}, "expected 2 numbers above 0"),
     ],

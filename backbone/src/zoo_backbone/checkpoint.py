@@ -3,8 +3,8 @@
 model.safetensors has `tokens.<table>`, `output.<table>`, `modalities.<name>`, `masks.<name>`, `positions.<name>`
 (learned ones), `projections.<name>.*` (continuous inputs) and the tensors of the Transformer; published models have a
 few more (see `published.PublishedFourM`). A table is a vocabulary. config.json has "class" (the kind of checkpoint),
-"architecture" (a key of `ARCHITECTURES`), "model" (its config), "specs" (the ModalitySpecs, in order) and what the
-caller adds. "ml4m" in config.json and tensors `ml4m.*` are what an imported backbone needs to be exported again.
+"architecture" (a key of `ARCHITECTURES`), "model" (its config), "specs" (the ModalitySpecs, in order) and keys of
+the caller. "ml4m" in config.json and tensors `ml4m.*` serve the export of an imported backbone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from zoo_backbone.published import PublishedFourM
 CLASS = "FourM"
 ARCHITECTURES: dict[str, type[FourM]] = {"FourM": FourM, "PublishedFourM": PublishedFourM}
 PUBLISHED = "ml4m"
-"""Key in config.json, and prefix of tensors, of what only the export of an imported backbone needs."""
+"""Key in config.json, and prefix of tensors, for the export of an imported backbone."""
 ASKED = "asked"
 """Key in config.json: the mixtures that a grown backbone uses when it grows again. Its own training mostly had new
 modalities as targets."""
@@ -48,7 +48,7 @@ NEW = (
     *GROWING, "modalities.", "target_modalities.", "masks.", "input_positions.", "target_positions.", "positions.",
     "projections.",
 )  # fmt: skip
-"""Prefixes of tensors of which a model with more modalities, or longer vocabularies, has more."""
+"""Prefixes of tensors that a model with fewer modalities, or shorter vocabularies, may lack."""
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:

@@ -34,7 +34,7 @@ ROTATED = 0.75
 CYCLES = (0.25, 8.0)
 """Full turns between opposite edges of a grid, for the slowest and the fastest channels."""
 REACH = 0.1
-"""Distance of two levels, as a share of all levels, at which the similarity of their embeddings is exp(-1/2)."""
+"""Two levels this far apart, as a share of all levels, have embeddings with a similarity of exp(-1/2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +250,10 @@ def grid_angles(shape: tuple[int, ...], pairs: int) -> Tensor:
 
 @torch.no_grad()
 def init_ordered_ids(rows: Tensor, runs: Iterable[OrderedIds], std: float) -> None:
-    """Initialise ids that are numbers so that near levels have similar rows and share what they learn.
+    """Initialise ids that are numbers so that near levels have similar rows and learn together.
 
     `rows` is a table `ids dim`. Each of the `dim` channels is a wave over the levels with random frequency and phase,
-    so that the similarity of two rows is about exp(-(distance / REACH)^2 / 2): random Fourier features (Rahimi and
+    which gives two rows a similarity of about exp(-(distance / REACH)^2 / 2): random Fourier features (Rahimi and
     Recht 2007, section 3). Values have standard deviation `std`.
     """
     for ids in runs:

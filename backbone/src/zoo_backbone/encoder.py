@@ -1,4 +1,4 @@
-"""The encoder of a trained backbone as a feature extractor: token features, one vector, or a pyramid of maps."""
+"""The encoder of a trained backbone as a feature extractor: token features, a pooled vector, or a feature pyramid."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from zoo_backbone.packing import packed, padded, spans_of
 from zoo_backbone.run import Run, zoo_of
 
 LEVELS = 4
-"""Maps of a pyramid where nothing else is asked for."""
+"""Default number of maps in a pyramid."""
 SCALES = (4.0, 2.0, 1.0, 0.5)
-"""Sizes of a pyramid's maps over that of the grid: strides of a quarter of a patch to two patches (ViTDet, arXiv
-2203.16527, section 3, without its learned layers)."""
+"""Sizes of a pyramid's maps relative to the grid, that is, strides from a quarter of a patch to two patches (ViTDet,
+arXiv 2203.16527, section 3, without its learned layers)."""
 DECODER_ONLY = (
     "mask_embedding", "read_embedding", "target_modality_embedding", "context_projection", "decoder", "decoder_norm",
     "output", "target_positions",
 )  # fmt: skip
-"""Parts of the backbone that the encoder does not need."""
+"""Modules of the backbone that the encoder drops."""
 
 
 class FourMEncoder(nn.Module):
-    """The encoder of a backbone: any set of modalities in, features out.
+    """The encoder of a backbone, from any set of modalities to features.
 
-    `model` is taken over: what only its decoder needs is dropped from it. `frozen` weights have no gradients, but
-    gradients still reach continuous inputs. `out_indices` are the blocks, from 0 or from the end where negative, that
-    `forward_intermediates` and `pyramid` give; default: four, evenly spaced, ending with the last, or all of fewer.
-    `trained_on` are the codecs of the backbone's training, by modality, which those of `zoo` have to be.
+    The modules of the decoder are removed from `model`. `frozen` weights have no gradients; gradients still reach
+    continuous inputs. `out_indices` are the blocks that `forward_intermediates` and `pyramid` return, counted from the
+    end where negative; default: four, evenly spaced, including the last, or all of fewer. `trained_on` has the
+    fingerprints of the tokenizers at the backbone's training, by modality; the tokenizers of `zoo` must match them.
 
-    All methods that compute take tokens as `prepare` gives them, a plain dictionary of tensors, so that the module can
-    be compiled and exported. Modalities may come in any order: each is marked by its own embedding.
+    Methods take the plain dictionaries of tensors that `prepare` returns, so that the module can be compiled and
+    exported. The order of modalities does not matter.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FourMEncoder(nn.Module):
         frozen: bool = True,
         out_indices: Sequence[int] | None = None,
     ) -> Self:
-        """The encoder of the trained run in a folder; its registry, or `zoo`, encodes values. Raises CheckpointError.
+        """Load the encoder of a run. Its registry, or `zoo`, encodes values. Raises CheckpointError.
 
         A frozen encoder is in eval mode.
         """
@@ -100,15 +100,14 @@ class FourMEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.model.token_embedding.weight.device
 
     # ------------------------------------------------------------------ inputs
 
     def tokenize(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Tokens of values, by modality, through the zoo's tokenizers: what `prepare` takes.
+        """Encode values by the zoo's tokenizers, for `prepare`.
 
-        Raises DataError where a tokenizer is not that of the backbone's training, ConfigError without a zoo.
+        Raises DataError for a tokenizer that differs from the backbone's training, ConfigError without a zoo.
         """
         if self.zoo is None:
             raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
@@ -118,10 +117,10 @@ class FourMEncoder(nn.Module):
         return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
 
     def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Tokens as codecs give them, as tensors on the encoder's device, and masks of those of variable length.
+        """Return tokens as tensors on the encoder's device, and masks for modalities of variable length.
 
-        Raises InvalidValueError where tokens do not fit their modality, ConfigError where nothing is given, or what
-        the backbone only makes.
+        Raises InvalidValueError for tokens that do not fit their modality, ConfigError without any modality or for a
+        modality that is only a target.
         """
         if not given:
             raise ConfigError("FourMEncoder: expected at least one modality")
@@ -134,13 +133,13 @@ class FourMEncoder(nn.Module):
     def forward_intermediates(
         self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The last features `batch tokens dim`, those after each block of `out_indices`, and the mask `batch tokens`.
+        """Return the last features `batch tokens dim`, those after `out_indices`, and the mask `batch tokens`.
 
-        All are normed as the last ones are. True in the mask marks what the sample has.
+        All features are normed. The mask is True at tokens of the sample.
         """
         inputs = packed(self.layout, tokens, used or {})
         content, place, turns, mask = self.model.encoder_inputs(inputs)
-        # Where nothing is given a sample sees its empty slots: a row without any key would give NaN.
+        # A sample without tokens attends to its empty slots: a row without any key would give NaN.
         seen = rearrange(mask | ~mask.any(1, keepdim=True), "b n -> b 1 1 n") if used else None
         x = content + place
         taken: dict[int, Tensor] = {}
@@ -157,17 +156,14 @@ class FourMEncoder(nn.Module):
     def forward_features(
         self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Features `batch tokens dim` of all tokens, one modality after the other, and their mask `batch tokens`."""
+        """Return features `batch tokens dim`, one modality after the other, and their mask `batch tokens`."""
         features, _, mask = self.forward_intermediates(tokens, used)
         return features, mask
 
     def forward(
         self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor] | None = None, of: str | None = None
     ) -> Tensor:
-        """One vector a sample, `batch dim`: the mean over its tokens, or over those of the modality `of`.
-
-        It is zero where a sample has none.
-        """
+        """Return mean features `batch dim` over all tokens, or over the modality `of`; zero without tokens."""
         features, mask = self.forward_features(tokens, used)
         if of is not None:
             span = self._span(tokens, of)
@@ -183,10 +179,10 @@ class FourMEncoder(nn.Module):
         of: str,
         scales: Sequence[float] | None = None,
     ) -> list[Tensor]:
-        """Maps `batch dim rows columns` of a grid or patches of two axes, one from each block of `out_indices`.
+        """Return maps `batch dim rows columns` of a modality with two axes, one from each block of `out_indices`.
 
-        `scales` are the maps' sizes over that of the grid, at least one cell; default: of `SCALES` the last ones.
-        Larger maps are interpolated, smaller ones are means. Raises ConfigError where they do not fit.
+        `scales` are the sizes of the maps relative to the grid, with at least one cell; default: the last of `SCALES`.
+        Larger maps are interpolated, smaller ones averaged. Raises ConfigError for a modality without two axes.
         """
         spec = self.layout.spec(of)
         shape = flat_grid(spec)
@@ -210,15 +206,15 @@ class FourMEncoder(nn.Module):
         return maps
 
     def _span(self, tokens: Mapping[str, Tensor], name: str) -> slice:
-        """Where a given modality's features lie."""
+        """Return the columns of a modality's features."""
         spans = spans_of(tokens)
         if name not in spans:
-            raise ConfigError(f"{name}: is not given; given: {', '.join(spans)}")
+            raise ConfigError(f"{name}: is not among the inputs, {', '.join(spans)}")
         return spans[name]
 
 
 def flat_grid(spec: ModalitySpec) -> tuple[int, int] | None:
-    """Rows and columns of a grid or patches of two axes of places with one feature each; None of others."""
+    """Return rows and columns of a grid or patches with two axes and one feature per place, else None."""
     layout = spec.layout
     if not isinstance(layout, GridLayout | PatchesLayout) or len(layout.shape) != 2 or spec.places != layout.shape:
         return None
@@ -228,11 +224,11 @@ def flat_grid(spec: ModalitySpec) -> tuple[int, int] | None:
 def parameter_groups(
     encoder: FourMEncoder, learning_rate: float, *, decay: float = 0.75, weight_decay: float = 0.05
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer whose learning rates fall by `decay` from layer to layer, the last one's being whole.
+    """Return parameter groups with layer-wise learning-rate decay (BEiT, arXiv 2106.08254, appendix).
 
-    Layers are the embeddings, each block, the final norm (BEiT, arXiv 2106.08254, appendix). Only matrices of the
+    Layers are the embeddings, each block, and the final norm, which has the full learning rate. Only matrices of the
     blocks and the projections have weight decay. Each group has `params`, `lr`, `weight_decay`, `layer`; frozen
-    parameters are in none.
+    parameters are left out.
     """
     depth = len(encoder.model.encoder)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}

@@ -1,4 +1,4 @@
-"""A trained backbone goes on with more modalities: how it is trained then, and what became of what it knew."""
+"""Growing: train a backbone further with new modalities, and measure its losses before and after."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from zoo_backbone.codecs import check_stored
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import datasets_of
 from zoo_backbone.distributed import Ranks, processes
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.evaluate import FILE as EVALUATION
 from zoo_backbone.evaluate import FOLDER
 from zoo_backbone.losses import losses_of
@@ -31,52 +32,54 @@ from zoo_backbone.run import Run
 
 REPORT = "growth.json"
 PRETRAINED_LR_SCALE = 0.3
-"""`pretrained_lr_scale` of a backbone that grows: at the whole rate of a new training it loses some of what it knew."""
-ASKING = 8.0
-"""Samples that ask for what is new, for one that gives it and one that leads from anything to anything."""
+"""Default `pretrained_lr_scale` when growing: at the full rate, pretrained weights forget more."""
+NEW_TARGETS = 8.0
+"""Samples with new modalities as targets, for one with new inputs and one of any to any."""
 REPLAY, REPLAY_APART = 0.25, 0.5
-"""Share of the samples that are replayed: where those that ask for what is new ask for all that is old, too, and
-elsewhere."""
-LEFT = 0.5
-"""Share of the target budget that has to go to what is old, in samples that ask for what is new, to be asked enough."""
+"""Default share of replayed samples: if the other samples have all old modalities as targets, too, and otherwise."""
+OLD_TARGETS = 0.5
+"""Smallest share of the target budget for old modalities by which samples with new targets train both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A backbone as it was before it grew."""
+    """A backbone before it grows."""
 
     folder: Path
     specs: tuple[ModalitySpec, ...]
     model: ModelConfig
     train: TrainConfig
-    """How it was trained; the defaults for one that was imported. Of one that grew, with the mixtures that
-    `asked_from_now` gave."""
+    """Settings of its training, defaults if it was imported. If it has grown before, with the mixtures that
+    `asked_from_now` returned then."""
     fingerprints: Mapping[str, str]
     run: Run | None
-    """Where its tokens are; None for one that was imported."""
+    """Where its tokens are; None if it was imported."""
 
     @classmethod
     def load(cls, folder: Path) -> Trained:
-        """What a folder's config.json and run.json say. Raises CheckpointError."""
+        """Read config.json and run.json of a folder. Raises CheckpointError."""
         stored = load_config(folder, CLASS)
+        train = from_mapping(TrainConfig, stored.get("train", {}))
+        if ASKED in stored:
+            mixtures = tuple(from_mapping(Mixture, mixture) for mixture in stored[ASKED])
+            train = dataclasses.replace(train, masking=dataclasses.replace(train.masking, mixtures=mixtures))
         return cls(
             folder=Path(folder),
             specs=tuple(stored_specs(stored)),
             model=model_config(stored),
-            train=_as_asked(from_mapping(TrainConfig, stored.get("train", {})), stored.get(ASKED)),
+            train=train,
             fingerprints=stored.get("fingerprints", {}),
             run=Run.load(folder) if (folder / RUN).is_file() else None,
         )
 
     @property
     def names(self) -> list[str]:
-        """Its modalities."""
         return [spec.name for spec in self.specs]
 
     def stores(self, tokens: Path, *, left: bool = False) -> tuple[Dataset, ...]:
-        """What it was trained on, old modalities alone; in place of its own store, where it is gone, `tokens`.
+        """Return the token stores of its training, restricted to its modalities; `tokens` replaces a missing own store.
 
-        With `left`, without other stores that are gone.
+        With `left`, other missing stores are skipped.
         """
         own = self.run.tokens if self.run and self.run.tokens.is_dir() else tokens
         found = []
@@ -90,25 +93,19 @@ class Trained:
         return tuple(dataset for dataset in found if dataset.modalities)
 
 
-def _as_asked(train: TrainConfig, asked: Sequence[Mapping[str, Any]] | None) -> TrainConfig:
-    if asked is None:
-        return train
-    mixtures = tuple(from_mapping(Mixture, part) for part in asked)
-    return dataclasses.replace(train, masking=dataclasses.replace(train.masking, mixtures=mixtures))
-
-
-def _made(specs: Sequence[ModalitySpec], model: ModelConfig) -> list[str]:
-    """The modalities that such a model makes."""
-    return list(architecture_for(model).layout_class(specs, model).discrete)
+def _layout(specs: Sequence[ModalitySpec], model: ModelConfig) -> EmbeddingLayout:
+    return architecture_for(model).layout_class(specs, model)
 
 
 def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
-    """How a grown run is asked when it grows again, where what is added now is old: as `trained` was, and parts that
-    name what they ask for ask for what is added, too. Nothing where `table` has mixtures: as these ask.
+    """Return the mixtures that the grown backbone replays when it grows again.
+
+    They are those of `trained`, with the added modalities as further targets where targets are named; nothing if
+    `table` sets mixtures, which then hold.
     """
     if "mixtures" in table.get("masking", {}):
         return ()
-    new = tuple(name for name in _made(specs, trained.model) if name not in trained.names)
+    new = tuple(name for name in _layout(specs, trained.model).discrete if name not in trained.names)
     return tuple(
         dataclasses.replace(part, targets=(*part.targets, *new) if part.targets else ())
         for part in trained.train.masking.mixtures
@@ -116,9 +113,9 @@ def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mappi
 
 
 def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequence[str]) -> list[ModalitySpec]:
-    """The old modalities in their order, then the added ones; `now` holds specs by name, as they are today.
+    """Return the old modalities in their order, then the added ones; `now` has the current specs by name.
 
-    A vocabulary is as long as the longest of its modalities says. Raises ConfigError for one that is there already.
+    A vocabulary gets the largest size among its modalities. Raises ConfigError for a known modality.
     """
     if there := [name for name in added if name in trained.names]:
         raise ConfigError(
@@ -143,38 +140,41 @@ def growing_mixtures(
     *,
     frozen: bool = False,
 ) -> tuple[Mixture, ...]:
-    """Most samples ask for what is new, given what the parts of `asked` give: as often, shared out as they share it.
+    """Return mixtures that teach new modalities and keep old ones.
 
-    What that leaves of the target budget goes to the old that any part asks for, but where that is `frozen`. For each
-    `ASKING` of these samples one gives what is new and asks for what is old, and one leads from anything to anything.
-    Of what is old, `model` may only read some, or only make some.
+    Most samples have new targets, with the inputs, weights and shares of the components of `asked`. Unless `frozen`,
+    the rest of their target budget goes to the old targets of any component. For each `NEW_TARGETS` of these samples,
+    one has new inputs and old targets, and one leads from anything to anything.
     """
-    model = model or ModelConfig()
-    discrete = _made(specs, model)
-    read = [name for name in old if name in architecture_for(model).layout_class(specs, model).readable]
+    layout = _layout(specs, model or ModelConfig())
+    read = [name for name in old if name in layout.readable]
     parts = [Mixture()]
-    new, known = (tuple(name for name in names if name in discrete) for names in (added, old))
-    made = tuple(name for name in known if any(name in part.target_names(known) for part in asked))
+    new, known = (tuple(name for name in names if name in layout.discrete) for names in (added, old))
+    targets = tuple(name for name in known if any(name in part.target_names(known) for part in asked))
     if read and new:
         ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
-        scale = ASKING / sum(part.weight for part in ways)
+        scale = NEW_TARGETS / sum(part.weight for part in ways)
         for part in ways:
             inputs = tuple(name for name in part.input_names(read) if name in read)
-            weight, fill = scale * part.weight, () if frozen else made
-            parts.append(dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fallback_targets=fill))
+            fallback = () if frozen else targets
+            parts.append(
+                dataclasses.replace(
+                    part, weight=scale * part.weight, inputs=inputs, targets=new, fallback_targets=fallback
+                )
+            )
     if known:
         parts.append(Mixture(inputs=tuple(added), targets=known))
     return tuple(parts)
 
 
 def check_same_model(trained: Trained, table: Mapping[str, Any], origin: Origin) -> None:
-    """Raise ConfigError for a table [model] of another model than the one that grows."""
+    """Raise ConfigError if the table [model] contradicts the backbone."""
     known = dataclasses.asdict(trained.model)
     wanted = dataclasses.asdict(from_mapping(type(trained.model), {**known, **table}, origin))
     for key, value in known.items():
         if wanted[key] != value:
             raise ConfigError(
-                f"{origin.at(key)}: {trained.folder} has {value!r}, and a model grows by modalities alone; leave it out"
+                f"{origin.at(key)}: {trained.folder} has {value!r}, and growing adds modalities only; leave it out"
             )
 
 
@@ -186,11 +186,11 @@ def growing_config(
     replay: float | None = None,
     origin: Origin | None = None,
 ) -> TrainConfig:
-    """As it was trained, with the keys of `table` in their place, and `replay` of the samples old ones; 0 for none.
+    """Return the settings of the earlier training, updated by `table`, with a share `replay` of replayed samples.
 
-    Absent, `replay` is 0 for what is frozen, REPLAY where the new samples ask for all that is old, too, and else
-    REPLAY_APART. What is known moves at PRETRAINED_LR_SCALE of the rate where `table` does not say otherwise. Raises
-    ConfigError, also for mixtures in `table` that neither give nor ask for an added modality.
+    By default `replay` is 0 with `freeze`, REPLAY if all old modalities are targets of the new samples, too, and
+    otherwise REPLAY_APART; `pretrained_lr_scale` is PRETRAINED_LR_SCALE. Raises ConfigError for wrong values, and for
+    mixtures in `table` without an added modality.
     """
     if replay is not None and not 0 <= replay < 1:
         raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")
@@ -218,8 +218,8 @@ def growing_config(
     if not stores:
         where = " and ".join(str(store) for store in (trained.run and trained.run.tokens, tokens) if store)
         raise ConfigError(
-            f"--replay {replay:g}: there is nothing to replay: looked in {where} for tokens of what {trained.folder} "
-            "knows, and found none; bring those of its training back, or give --replay 0"
+            f"--replay {replay:g}: {where} has no tokens of the modalities of {trained.folder}; restore the "
+            "token store of its training, or give --replay 0"
         )
     scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
     replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
@@ -227,37 +227,38 @@ def growing_config(
 
 
 def share_replayed(config: TrainConfig, further: int) -> float:
-    """The share of the samples that a growing replays, where `further` of its datasets are not for that."""
+    """Return the share of replayed samples; the first `further` datasets are not for replay."""
     weights = [dataset.weight for dataset in config.datasets]
     return sum(weights[further:]) / (1 + sum(weights))
 
 
 def _leaves_room(masking: MaskingConfig, specs: Sequence[ModalitySpec], added: Sequence[str]) -> bool:
-    """Whether of samples that ask for what is `added`, at its longest, enough is left to ask for what is old: of the
-    budget, and, counting what always has its length, of that when the inputs are taken.
+    """Whether samples with `added` targets of full length leave enough budget and enough tokens for old targets.
+
+    Only old modalities of fixed length count.
     """
     discrete = [spec for spec in specs if not spec.continuous]
     new = sum(spec.layout.length for spec in discrete if spec.name in added)
     old = sum(spec.layout.length for spec in discrete if spec.name not in added and has_fixed_length(spec.layout))
     room = min(masking.target_budget - new, old - masking.input_budget)
-    return room >= LEFT * masking.target_budget
+    return room >= OLD_TARGETS * masking.target_budget
 
 
 def _check_met(config: TrainConfig, added: Sequence[str], specs: Sequence[ModalitySpec], origin: Origin) -> None:
-    """Raise ConfigError for an added modality that no part of the mixtures gives or asks for."""
+    """Raise ConfigError for an added modality that no mixture has as an input or a target."""
     discrete = [spec.name for spec in specs if not spec.continuous]
     parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
     met = {name for part in parts for name in (*part.input_names(added), *part.target_names(discrete))}
     for name in added:
         if name not in met:
             raise ConfigError(
-                f"{origin.inner('masking').at('mixtures')}: no part gives or asks for {name}, so nothing would be "
-                "learnt of it; name it in a part, or leave the mixtures out, and most samples ask for it"
+                f"{origin.inner('masking').at('mixtures')}: no mixture has {name} as an input or a target; "
+                "name it in one, or leave the mixtures out"
             )
 
 
 def check_replayed(trained: Trained, config: TrainConfig, zoo: Zoo) -> None:
-    """Raise DataError where a further store has tokens of an old modality that are not of the codec of its training."""
+    """Raise DataError if replayed tokens of an old modality were written by another tokenizer than at its training."""
     for dataset in config.datasets:
         store = TokenStore(dataset.tokens)
         for name in store.modalities(TRAIN):
@@ -266,14 +267,12 @@ def check_replayed(trained: Trained, config: TrainConfig, zoo: Zoo) -> None:
 
 
 def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]:
-    """Measure what the backbone in `folder` grew from and what it became, on the device that trainings run on; gives
-    what FOLDER/growth.json holds.
+    """Compare the backbone in `folder` with `trained`, write FOLDER/growth.json and return its content.
 
     {"start": {"folder", "weights_sha256", "knows", "added"},
-     "losses": {name: {"before", "after", "targets"}}: nats per target token of held-out samples, masked alike
-         before and after, over old modalities alone, as they are now: new ids of theirs are among the possible ones
-         before, too; none where none of their tokens are left,
-     "new": {name: {"after", "uniform", "targets"}}: those of added ones, and that of knowing nothing,
+     "losses": {name: {"before", "after", "targets"}}: nats per target token of held-out samples of old modalities, with
+         the same masks and vocabularies before and after,
+     "new": {name: {"after", "uniform", "targets"}}: losses of added modalities, and the loss of a uniform prediction,
      "skills": [{"inputs", "target", "before", "after"}]: skill scores where zoo backbone eval has measured both}
     """
     stored = load_config(folder, CLASS)
@@ -310,8 +309,9 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
 
 
 def skills(before: Path, after: Path) -> list[dict[str, Any]]:
-    """Skill scores of the pairs that an evaluation of both has, by the same settings and of as many samples of the
-    same values, with the same decoders. One that was made with other weights than the folder has is none.
+    """Return the skill scores of pairs that both backbones were evaluated on, with the same settings and data.
+
+    An evaluation of other weights than the folder has now does not count.
     """
     found, identities = [], []
     for folder in (before, after):
@@ -321,25 +321,18 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
             table = {"pairs": [], "identity": {}}
         identities.append(table["identity"])
         found.append({(tuple(p["inputs"]), p["target"], p["samples"]): p["skill"] for p in table["pairs"]})
-    old, new = found if _asked_alike(*identities) else ({}, {})
+    old, new = found if _comparable(*identities) else ({}, {})
     return [
         {"inputs": list(pair[0]), "target": pair[1], "before": skill, "after": new[pair]}
         for pair, skill in old.items() if pair in new
     ]  # fmt: skip
 
 
-def _asked_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two evaluations had the same settings, and the same values and decoders of the modalities that both have.
+def _comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two evaluations had the same settings, and equal digests of the values and decoders that both had."""
 
-    Those are told by their digests; where one is of an earlier version that did not note them, values by their folder.
-    """
-    if one.get("settings") != other.get("settings") or not _agree(one.get("decoders", {}), other.get("decoders", {})):
-        return False
-    if "values" not in one or "values" not in other:
-        return bool(one.get("data") == other.get("data"))
-    return _agree(one["values"], other["values"])
+    def agree(key: str) -> bool:
+        here, there = one.get(key, {}), other.get(key, {})
+        return all(here[name] == there[name] for name in here.keys() & there.keys())
 
-
-def _agree(here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
-    """Whether two tables hold the same under the keys that both have."""
-    return all(here[key] == there[key] for key in here.keys() & there.keys())
+    return one.get("settings") == other.get("settings") and agree("decoders") and agree("values")

@@ -9,9 +9,9 @@ targets from the rest:
   quota. A quota of the whole length keeps everything, and nothing is left to predict.
 - Targets of a sequence: random spans, as many as fit, in reading order, then the id `end`. A span that does not fit is
   not predicted; the input still shows its sentinel. In two cases all spans are targets, cut off at the budget, so that
-  `end` may be missing: for a sequence without input tokens (one single span), and for a sample that would otherwise
+  `end` may be missing. One is a sequence without input tokens (a single span), the other a sample that would otherwise
   have no target.
-- What `targets` leave of the target budget goes to the component's `fallback_targets`, shared in the same way.
+- If `targets` leave a part of the target budget, the component's `fallback_targets` share it in the same way.
 - Published models (`EmbeddingLayout.marked_inputs`) treat `end` as a token of the sequence, kept or masked. Where not
   all spans fit, their targets are adjacent spans, closed by the sentinel of the next one.
 
@@ -62,7 +62,7 @@ class Draws:
     span_rounding: Floats
     """`batch sequences`, uniform."""
     orders: Keys
-    """`batch tokens`: keys that order the tokens of all modalities other than sequences."""
+    """`batch tokens`: keys that order the tokens of all modalities except sequences."""
     cuts: Keys
     """`batch*sequences width`: keys for the lengths of spans."""
     places: Keys
@@ -220,7 +220,7 @@ class Masker:
         low, high = self.config.least_input, self.config.input_budget
         budget = low + np.floor(draws.budget * (high - low + 1)).astype(np.int64)
         capacity = np.where(allowed, raw.lengths, 0)
-        # Of the tokens that both sides may use, leave what the targets need, or their proportion if there are few.
+        # Leave the targets enough of the tokens that both sides may use, or their proportion if there are few.
         both = allowed & targets_allowed
         shared = np.where(both, raw.lengths, 0).sum(axis=1)
         others = np.where(targets_allowed & ~allowed, raw.lengths, 0).sum(axis=1)
@@ -291,7 +291,7 @@ class Masker:
         self, raw: RawBatch, group: Group, keys: Keys, inputs: _Side, targets: _Side,
         vectors: dict[str, tuple[torch.Tensor, torch.Tensor]],
     ) -> None:  # fmt: skip
-        """Pack modalities other than sequences: inputs from the front of a random order, then targets."""
+        """Pack all modalities except sequences: inputs from the front of a random order, then targets."""
         size = len(group.indices)
         tokens = np.zeros((len(raw), size, group.length), np.int64)
         for column, index in enumerate(group.indices):
@@ -370,9 +370,9 @@ class _Side:
 def fill(log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats) -> Ints:
     """Share `budget` (`rows`) among modalities: whole tokens `rows modalities`, by share, at most `capacity`.
 
-    What a modality cannot use goes to the others in proportion to their shares (water-filling), so that each row sums
-    to the budget, or to its whole capacity if that is less. `offset` (`rows`, uniform in [0, 1)) decides the rounding;
-    the expected number of tokens is exact (systematic sampling).
+    A share that a modality cannot use goes to the others in proportion to their shares (water-filling), so that each
+    row sums to the budget, or to its whole capacity if that is less. `offset` (`rows`, uniform in [0, 1)) decides the
+    rounding; the expected number of tokens is exact (systematic sampling).
     """
     room = capacity
     log_shares = np.where(room > 0, log_shares, -np.inf)
@@ -388,7 +388,7 @@ def fill(log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats) -> In
     before = np.cumsum(capacity, axis=1) - capacity
     from_here = np.cumsum(weight[:, ::-1], axis=1)[:, ::-1]
     level = np.divide(total - before, from_here, out=np.zeros(weight.shape), where=from_here > 0)
-    # Full modalities come before the first one whose level the water does not reach.
+    # The water fills all modalities up to the first whose level it does not reach.
     everything = before[:, -1:] + capacity[:, -1:] == total
     full = (np.logical_and.accumulate(level >= full_at, axis=1) | everything) & (weight > 0)
     rest = total[:, 0] - np.where(full, capacity, 0).sum(axis=1)
@@ -428,7 +428,7 @@ def fill_with_limit(
 
 
 def after_others(log_shares: Floats, last: Bools) -> Floats:
-    """Return shares by which the modalities of `last` (`rows modalities`) get only what the others leave."""
+    """Return shares that serve the modalities of `last` (`rows modalities`) after all others."""
     rows = np.flatnonzero(last.any(axis=1))
     if not len(rows):
         return log_shares

@@ -158,7 +158,7 @@ class FourM(nn.Module):
         embedded = F.embedding(rows, fixed)
         if not self.learned_positions:
             return embedded
-        # Row 0 stands for all fixed positions, so that the cost does not depend on their number.
+        # All fixed positions use row 0, so that the cost does not depend on their number.
         learned = [self.learned_positions[name] for name in self.layout.positions_of("learned")]
         table = torch.cat([self.fixed_positions.new_zeros(1, self.config.dim), *learned])
         return embedded + F.embedding(self.learned_rows[rows], table, padding_idx=0)
@@ -251,7 +251,7 @@ class FourM(nn.Module):
     def target_mask(self, targets: PackedTargets) -> Tensor:
         """Return the decoder's self-attention mask, bool `batch 1 targets targets`.
 
-        Targets attend to their own modality: to all of it, or to earlier tokens in a sequence (4M, section 2.2).
+        Targets attend to their own modality, and within a sequence to earlier tokens only (4M, section 2.2).
         """
         kind, used = targets.modalities, targets.mask
         causal = torch.as_tensor(self.layout.causal, device=kind.device)[kind]

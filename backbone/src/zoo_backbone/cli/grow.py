@@ -9,11 +9,11 @@ import click
 
 from tokenizers_zoo.cli.options import (
     PATH,
+    names_option,
     parse_assignments,
     plain_table,
     settings_option,
     show_table,
-    split_names,
 )
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.errors import ConfigError, count_of
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
 
 @click.command("grow")
 @click.argument("folder", metavar="RUN", type=PATH)
-@click.option("--add", "added", metavar="NAMES", required=True, help="Comma-separated modalities that are new.")
+@names_option("--add", help="New modalities.", required=True, advice="name at least one new modality")
 @click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
 @click.option("--out", type=PATH, required=True, help="Folder of the new run.")
 @CONFIG_OPTION
 @click.option(
     "--replay",
     type=float,
-    help="Share of the samples that are old ones, below 1. Default: 0.25 where the others ask for all that is old, "
-    "too, else 0.5.",
+    help="Share of replayed old samples, below 1. Default: 0.25 if the other samples train all old modalities, too, "
+    "else 0.5.",
 )
-@click.option("--freeze", is_flag=True, help="Replay nothing, and move new rows only: what RUN knows stays as it is.")
+@click.option("--freeze", is_flag=True, help="Train new rows only, without replay: old outputs do not change.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder --out.")
 @settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
 def grow_command(
     folder: Path,
-    added: str,
+    add: list[str],
     tokens: Path,
     out: Path,
     config_file: Path | None,
@@ -55,11 +55,11 @@ def grow_command(
     overwrite: bool,
     assignments: tuple[str, ...],
 ) -> None:
-    """Go on training a backbone, with modalities that it did not have.
+    """Train a backbone further, with new modalities.
 
-    Settings are those of RUN where [train] says nothing else. The losses of the old
-    modalities before and after are shown, and kept in OUT/growth.json; after
-    zoo backbone eval of both, the same command shows skill scores, too.
+    Settings are those of RUN unless [train] changes them. Shows the losses of old
+    modalities before and after, and writes them to OUT/growth.json. Run again after
+    zoo backbone eval of both runs, it also shows their skill scores.
 
     \b
     Examples:
@@ -88,14 +88,13 @@ def grow_command(
     from zoo_backbone.warm_start import check_meaning, ids_in_use
 
     if out.resolve() == folder.resolve():
-        raise ConfigError(f"--out {out}: is the backbone that grows; give another folder")
+        raise ConfigError(f"--out {out}: is RUN itself; give another folder")
     trained = Trained.load(folder)
     zoo = zoo_of(folder, trained.run.registry if trained.run else None)
     store = TokenStore(tokens)
-    new = split_names(added, "--add takes at least one that is new") or []
     stored = [name for name in trained.names if name in store.modalities(TRAIN)]
-    handles = {name: zoo[name] for name in [*stored, *new]}
-    specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, new)
+    handles = {name: zoo[name] for name in [*stored, *add]}
+    specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, add)
     check_tokenizers([Dataset(tokens=tokens)], handles.values())
     check_meaning(folder, handles.values())
     changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
@@ -105,8 +104,8 @@ def grow_command(
     check_drawn(table, config.preview_every, origin)
     check_replayed(trained, config, zoo)
     show = None
-    if config.preview_every:  # also of what TOKENS lacks: what is replayed has it
-        shown = {name: zoo[name] for name in [*trained.names, *new] if name in zoo}
+    if config.preview_every:  # also of modalities that only replayed stores have
+        shown = {name: zoo[name] for name in [*trained.names, *add] if name in zoo}
         show = Previews(shown, tokens, config, model=trained.model, inherited="previews" not in table)
     codecs = {**trained.fingerprints, **codecs_to_train_with(out, handles.values())}
     with disk_errors(out):
@@ -118,37 +117,34 @@ def grow_command(
         )  # fmt: skip
         leave_but_first()
         report = write_report(out, trained, tokens)
-    show_growth(
-        report, share_replayed(config, len(table.get("datasets", ()))), 0.0 if freeze else config.pretrained_lr_scale
+    for shown_table in tables_of(report):
+        show_table(shown_table)
+    replayed, rate = (
+        share_replayed(config, len(table.get("datasets", ()))),
+        0.0 if freeze else config.pretrained_lr_scale,
     )
+    click.echo(f"{replayed:.0%} of the samples were replayed; pretrained weights had {rate:.0%} of the learning rate")
     modalities = count_of(len(specs), "modality", "modalities")
-    click.echo(f"backbone: {modalities}, {len(new)} of them new, in {out}; every figure: {out / REPORT}")
+    click.echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / REPORT}")
     leave()
 
 
 def _settings(
     trained: Trained, config_file: Path | None, changes: dict[str, Any], replay: float | None
 ) -> dict[str, Any]:
-    """The table [train] of a file, with `changes`. Raises ConfigError for one of another model or against `replay`."""
+    """Return the table [train] of a file with `changes`. Raises ConfigError if it contradicts RUN or `replay`."""
     from zoo_backbone.grow import check_same_model
 
     tables = read_tables(config_file)
     check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
     table = assigned(tables["train"], changes)
     if table.get("freeze") and replay is not None:
-        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: what is frozen forgets nothing")
+        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: frozen weights forget nothing")
     return table
 
 
-def show_growth(report: dict[str, Any], replayed: float, rate: float) -> None:
-    """Print what growth.json holds, the share of the samples that were replayed, and how fast what was known moved."""
-    for table in tables_of(report):
-        show_table(table)
-    click.echo(f"{replayed:.0%} of the samples were old ones, and what was known moved at {rate:.0%} of the rate")
-
-
 def tables_of(report: dict[str, Any]) -> list[Table]:
-    """What growth.json holds, for the terminal."""
+    """Return the content of growth.json as tables for the terminal."""
     losses = plain_table("held-out loss, nats", ">before", ">after", ">change")
     for name, row in report["losses"].items():
         losses.add_row(name, *_three(row))
@@ -164,7 +160,7 @@ def tables_of(report: dict[str, Any]) -> list[Table]:
 
 
 def _three(row: dict[str, Any]) -> list[str]:
-    """Before, after and change; a dash stands for what has no figure."""
+    """Return before, after and change; a dash for a missing number."""
     before, after = row["before"], row["after"]
     change = "-" if before is None or after is None else f"{after - before:+.3f}"
     return ["-" if value is None else f"{value:.3f}" for value in (before, after)] + [change]

@@ -194,7 +194,7 @@ def import_backbone(
 ) -> str:
     """Write a published backbone as one of ours and return its fingerprint; `specs` are by published name.
 
-    `fingerprints` are those of the tokenizers that it was trained with, by our names, as far as they are known. Rows
+    `fingerprints` of the tokenizers of its training are by our names, as far as they are known. Rows
     that the published model lacks, for modalities that are only inputs or only targets, become zeros. Raises
     CheckpointError for missing, unknown and misshapen tensors, and for dtypes that float32 cannot hold, and then writes
     nothing.
@@ -249,7 +249,7 @@ def import_backbone(
 def export_backbone(folder: Path) -> PublishedCheckpoint:
     """Return an imported backbone, trained further or not, as a published checkpoint.
 
-    Raises CheckpointError for any other backbone, and for one that was trained with other modalities or vocabularies.
+    Raises CheckpointError for any other backbone, and after a training with other modalities or vocabularies.
     """
     tensors, stored = load_checkpoint(folder, CLASS)
     if PUBLISHED not in stored:
@@ -275,7 +275,7 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
         name: torch.zeros(width) for name, width in zero_biases(config).items() if name not in origin.get(ABSENT, ())
     }
     extra = {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
-    if "start" in stored and config.share_modality_embeddings:  # trained: the second copy is that of the decoder
+    if "start" in stored and config.share_modality_embeddings:  # trained: the second copy follows the decoder
         extra = {
             name: published.get(name.replace("encoder_", "decoder_", 1), tensor).clone()
             for name, tensor in extra.items()
