@@ -1,4 +1,4 @@
-"""What the backbone's tests share: specs of every layout, raw batches, and a small token store."""
+"""Helpers for the tests of the backbone: specs of every layout, raw batches, and a small token store."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sequence(max_length: int = 20, sentinels: int = 8) -> SequenceLayout:
 
 
 def all_layouts() -> list[ModalitySpec]:
-    """Two grids, a vector, two sequences of one vocabulary, patches and embeddings."""
+    """Return specs for two grids, a vector, two sequences with a shared vocabulary, patches and embeddings."""
     return [
         spec("picture", GridLayout(shape=(6, 6))),
         spec("clip", GridLayout(shape=(2, 3, 4)), 40),
@@ -59,11 +59,11 @@ def all_layouts() -> list[ModalitySpec]:
 
 
 ADDED = spec("height", GridLayout(shape=(3, 3)), 21)
-"""One that is not among them."""
+"""A modality that `all_layouts` does not contain."""
 
 
 def raw_batch(specs: list[ModalitySpec], size: int, seed: int = 0, absent: float = 0.0) -> RawBatch:
-    """Random tokens; those of a sequence rise, so that each token of a sample tells its place."""
+    """Return random tokens. Tokens of a sequence increase, so that each token shows its position."""
     rng = np.random.default_rng(seed)
     present = rng.random((size, len(specs))) >= absent
     lengths = np.zeros((size, len(specs)), np.int64)
@@ -93,7 +93,10 @@ def packed_batch(specs: list[ModalitySpec], size: int = 4, budget: int = 24, see
 def write_store(
     root: Path, specs: list[ModalitySpec], size: int = 40, split: str = "train", seed: int = 0, prefix: str = ""
 ) -> None:
-    """A token store of which each modality lacks some samples; a picture's tokens follow from its first one."""
+    """Write a token store in which each modality lacks some samples.
+
+    Grids and vectors repeat their first two tokens.
+    """
     raw = raw_batch(specs, size, seed, absent=0.1)
     keys = [f"{prefix}{split}-{seed}-{number:04d}" for number in range(size)]
     for column, item in enumerate(specs):
@@ -115,7 +118,7 @@ def trained(sparse: bool, steps: int = 4, dtype: torch.dtype = torch.float32) ->
 
 
 def write_splits(root: Path, prefix: str = "") -> Path:
-    """A store of all layouts with training and held-out samples."""
+    """Write a store of all layouts with training and held-out samples."""
     write_store(root, all_layouts(), 40, prefix=prefix)
     write_store(root, all_layouts(), 10, "test", seed=1, prefix=prefix)
     return root

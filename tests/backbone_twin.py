@@ -1,4 +1,4 @@
-"""4M's forward pass written the long way, to compare the backbone with."""
+"""A slow, explicit implementation of 4M's forward pass; the tests compare the backbone with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo_backbone.model import FourM
 
 
 class SlowTwin:
-    """4M written the long way: one sample, every position of every modality embedded, separate matrices and logits."""
+    """A slow 4M: one sample at a time, every position of every modality embedded, separate matrices and logits."""
 
     def __init__(self, model: FourM) -> None:
         self.model, self.config, self.layout = model, model.config, model.layout
@@ -34,7 +34,10 @@ class SlowTwin:
         return x @ weight.T + (0 if bias is None else bias.chunk(parts)[part])
 
     def angles(self, name: str, position: int) -> Tensor:
-        """By how much each pair of a head's channels turns at a position: three quarters of them, an axis each."""
+        """Return the rotation angle of each channel pair of a head at a position.
+
+        Three quarters of the pairs rotate, split evenly between the axes.
+        """
         layout, pairs = self.layout.spec(name).layout, self.config.dim // self.config.heads // 2
         angles = [0.0] * pairs
         turns = isinstance(layout, GridLayout | PatchesLayout) and name not in self.stored
@@ -50,7 +53,7 @@ class SlowTwin:
         return torch.tensor(angles, dtype=torch.float32).double()
 
     def turn(self, x: Tensor, angles: Tensor) -> Tensor:
-        """One head's queries or keys as complex numbers, turned."""
+        """Return one head's queries or keys as rotated complex numbers."""
         first, second = x.chunk(2, dim=1)
         result = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
         return torch.cat([result.real, result.imag], dim=1)
@@ -79,7 +82,7 @@ class SlowTwin:
         return self.linear(hidden, f"{name}.down")
 
     def place(self, name: str, position: int, *, target: bool = False) -> Tensor:
-        """The embedding of a modality's position, from formulas or as stored, and of the modality."""
+        """Return the embedding of a position (from formulas or stored) plus the embedding of the modality."""
         layout, dim = self.layout.spec(name).layout, self.config.dim
         if name in self.stored:
             stored = self.state["target_positions" if target else "fixed_positions"]
@@ -108,7 +111,7 @@ class SlowTwin:
         return table[self.layout.token_rows(name).start + local_id]
 
     def losses(self, batch: PackedBatch, sample: int) -> dict[str, list[Tensor]]:
-        """Cross-entropy of each target of a sample, by modality."""
+        """Return the cross-entropy of each target of a sample, by modality."""
         content, places, used, angles = self.all_inputs(batch.inputs, sample)
         registers = self.state.get("registers", content[:0])
         content = torch.cat([registers, content])
@@ -125,7 +128,7 @@ class SlowTwin:
         context = self.linear(self.norm(x, "encoder_norm"), "context_projection") + places
         targets = batch.targets
         losses: dict[str, list[Tensor]] = {}
-        # Each modality's targets are a world of their own: nothing but the context connects them.
+        # Targets attend only to targets of the same modality; modalities share information only through the context.
         for kind in targets.modalities[sample][targets.mask[sample]].unique().tolist():
             name = self.layout.names[kind]
             here = targets.mask[sample] & (targets.modalities[sample] == kind)

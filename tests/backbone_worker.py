@@ -1,4 +1,4 @@
-"""Run by torchrun or alone in the tests: trains on a store to a number of steps, and stops there as if killed."""
+"""Worker script of the tests, run by torchrun or alone: train for some steps and stop there as if killed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from zoo_backbone.train import train
 
 
 def main(folder: str, tokens: str, stop_after: str, changes: str, start: str = "") -> None:
-    """Train with `changes` (JSON) of the settings; where the state after `stop_after` steps is written, end at once.
+    """Train with settings changed by `changes` (JSON); exit once the state after `stop_after` steps is written.
 
-    With `start`, a backbone of all layouts, there is one modality more.
+    With `start`, a backbone of all layouts, training adds one modality.
     """
     torch.set_num_threads(1)
     save = TrainingState.save

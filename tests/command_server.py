@@ -1,6 +1,8 @@
-"""Runs `zoo` commands for command_world.py, each in a process forked from this one, which has imported what takes long.
+"""Run `zoo` commands for command_world.py.
 
-Takes and gives a line of JSON per command. A command can be killed, or run out of disk, at a chosen moment.
+Each runs in a process forked from this one, which has imported the slow modules.
+
+Reads and writes one line of JSON per command. A command can be killed, or run out of disk space, at a chosen moment.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ HEAVY = (
 
 
 def arm(mishap: dict[str, Any], renames: list[str]) -> None:
-    """Let this process be killed, or its disk be full, where the mishap says; note its renames."""
+    """Make this process die or find its disk full at the point that `mishap` gives; append its renames to `renames`."""
     replace, fsync, files = os.replace, os.fsync, iter(range(1 << 20))
 
     def counted_replace(source: Any, target: Any) -> None:
@@ -54,7 +56,7 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
 
 
 def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any]) -> None:
-    """Run one command in this process, which it ends."""
+    """Run one command in this process, then end the process."""
     from tokenizers_zoo.cli.main import main
 
     code, renames = 0, list[str]()
@@ -81,7 +83,7 @@ def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any
 
 
 def serve() -> None:
-    """Answer one line of JSON with another until stdin ends."""
+    """Answer each line of JSON with another until stdin ends."""
     for module in HEAVY:
         importlib.import_module(module)
     for line in sys.stdin:

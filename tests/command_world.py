@@ -1,4 +1,4 @@
-"""A small world in which `zoo` commands run as real processes, and that can be put back to any stage of the road."""
+"""A small test folder in which `zoo` commands run as real processes. It can be reset to any stage of the pipeline."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a command ended: its exit code (minus the signal that killed it), what it printed, what it renamed."""
+    """The result of a command: exit code (negative signal number if killed), output, error output and renamed files."""
 
     code: int
     printed: str
@@ -76,7 +76,7 @@ class Ended:
     renames: list[str]
 
     def refused(self, *parts: str) -> str:
-        """The one line that it complained with exit code 1, without a traceback, and each of `parts` in it."""
+        """Assert exit code 1, no traceback and one error line that contains all `parts`; return that line."""
         lines = [line for line in self.complaint.splitlines() if line.startswith("error: ")]
         assert self.code == 1 and len(lines) == 1 and "Traceback" not in self.complaint, (self.code, self.complaint)
         for part in parts:
@@ -86,7 +86,7 @@ class Ended:
 
 @dataclass(kw_only=True)
 class World:
-    """A folder that the whole road was gone in, and what lay there before and after each stage."""
+    """A folder in which the whole pipeline ran, and its files before and after each stage."""
 
     folder: Path
     server: Any
@@ -97,15 +97,15 @@ class World:
     def __call__(self, words: str, **mishap: Any) -> Ended:
         """Run `zoo WORDS`.
 
-        `kill_before` and `kill_after` number the rename (0 is the first) at which it is killed, `full_at` the file from
-        whose end on the disk is full, `largest` is the bytes that a file can have, `path` holds folders for sys.path.
+        `kill_before` and `kill_after` kill the command at the rename of this index. `full_at` is the index of the first
+        file that finds the disk full. `largest` is the maximum file size in bytes. `path` holds folders for sys.path.
         """
         self.server.stdin.write(json.dumps({"words": words.split(), "folder": str(self.folder), **mishap}) + "\n")
         self.server.stdin.flush()
         return Ended(**json.loads(self.server.stdout.readline()))
 
     def go(self) -> World:
-        """Go the road."""
+        """Run all stages of the pipeline."""
         for stage, words in ROAD.items():
             self.before[stage] = self.files()
             ended = self(words)
@@ -114,12 +114,12 @@ class World:
         return self
 
     def files(self) -> Files:
-        """All files by their path in the folder."""
+        """Return the contents of all files by their path in the folder."""
         paths = (path for path in self.folder.rglob("*") if path.is_file())
         return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in sorted(paths)}
 
     def put_back(self, wanted: Mapping[str, bytes] | None = None) -> World:
-        """Let the folder hold these files and no others; by default those at the road's end."""
+        """Restore the folder to exactly these files; by default the files after the last stage."""
         wanted = self.after["score"] if wanted is None else wanted
         for name, data in self.files().items():
             if name not in wanted:
@@ -139,7 +139,7 @@ class World:
 
 @functools.cache
 def the_world() -> World:
-    """The one world of this test run, which has gone the road."""
+    """Return the world that all tests of this process share, after the whole pipeline ran in it."""
     place = tempfile.TemporaryDirectory(prefix="zoo-world-")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "200"}
     program = Path(__file__).with_name("command_server.py")
@@ -160,7 +160,7 @@ def the_world() -> World:
 
 
 def write_inputs(folder: Path, samples: int = 24) -> None:
-    """A registry, the backbone's configuration, and `files`: pictures, depth in metres, and captions, by key."""
+    """Write a registry, the backbone's configuration, and `files`: pictures, depth in metres, and captions, by key."""
     from PIL import Image
 
     (folder / "registry.toml").write_text(REGISTRY)
@@ -181,7 +181,7 @@ CLOCK = ("seconds", "training_seconds", "encoding")
 
 
 def without_clock(name: str, data: bytes) -> Any:
-    """A file's content without what depends on the time that its making took."""
+    """Return a file's content without its times and durations."""
     if name.endswith(".json"):
         return _dropped(json.loads(data))
     if name.endswith("README.md"):
@@ -196,5 +196,8 @@ def _dropped(value: Any) -> Any:
 
 
 def results(files: Files) -> dict[str, Any]:
-    """What a stage leaves, without the clock: all files but TensorBoard's, whose names hold the time."""
+    """Return the files of a stage without times.
+
+    TensorBoard's files are left out because their names contain the time.
+    """
     return {name: without_clock(name, data) for name, data in files.items() if "/tensorboard/" not in name}

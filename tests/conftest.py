@@ -11,9 +11,9 @@ import pytest
 
 from tokenizers_zoo import Zoo
 
+# One thread per test process, because there are as many processes as cores; set before torch is imported.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")  # before torch is imported: as many test processes as cores, a thread each
-
+    os.environ.setdefault(variable, "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # two processes of a test cannot share a GPU
 
 EXAMPLE_PLUGIN = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
@@ -21,13 +21,13 @@ EXAMPLE_PLUGIN = Path(__file__).with_name("example_plugin.py").read_text(encodin
 
 @pytest.fixture(scope="session")
 def zoo() -> Zoo:
-    """All that is installed, with default settings."""
+    """A zoo of all installed modalities, with default settings."""
     return Zoo.installed()
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
-    """Install a distribution for the time of the test: metadata, entry points and modules in a folder on sys.path.
+    """Install a distribution for the duration of the test: metadata, entry points and modules in a folder on sys.path.
 
     `install("zoo-x", {"tokenizers_zoo": {"x": "zoo_x:plugin"}}, {"zoo_x": source})` returns the folder.
     """

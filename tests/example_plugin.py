@@ -1,6 +1,6 @@
 """A complete plugin without any base class: brightness maps whose tokens are the mean of each 4 x 4 patch, in levels.
 
-The tests install copies of this file as distributions of their own, whole or with something broken.
+The tests install copies of this file as distributions of their own, unchanged or with a deliberate defect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The zoo of the example plugin alone, its values, and a tokenizer for it."""
+"""A zoo with only the example plugin, its values, and a tokenizer for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERYTHING_ELSE = tuple(Zoo.installed().names())
 
 
 def only(modalities: Mapping[str, Any] | None = None, **tables: Any) -> Zoo:
-    """A zoo in which everything that is really installed is disabled."""
+    """Return a zoo in which all really installed modalities are disabled."""
     off = {name: {"enabled": False} for name in EVERYTHING_ELSE}
     return Zoo.from_tables({"modalities": {**off, **(modalities or {})}, **tables})
 
@@ -30,6 +30,6 @@ def trained(zoo: Zoo, name: str, folder: Path, **overrides: Any) -> Path:
 
 
 def write_registry(path: Path, text: str) -> Path:
-    """A registry.toml of `text`, in which everything that is really installed is disabled."""
+    """Write a registry.toml of `text` in which all really installed modalities are disabled."""
     path.write_text(text + "".join(f"\n[modalities.{name}]\nenabled = false\n" for name in EVERYTHING_ELSE))
     return path

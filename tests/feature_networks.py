@@ -1,4 +1,4 @@
-"""Small networks of the classes that see pictures and read captions, with random weights, as they are published."""
+"""Small image and text encoders with random weights, in their published formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 
 def clip(folder: Path) -> Path:
-    """A CLIP of patches of 8 pixels, both halves, as the hub has it."""
+    """A CLIP (image and text encoder) with patches of 8 pixels, in the hub's format."""
     from transformers import CLIPConfig
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -24,7 +24,7 @@ def clip(folder: Path) -> Path:
 
 
 def dinov2(folder: Path) -> Path:
-    """A DINOv2 of 14 x 14 patches of 2 pixels."""
+    """A DINOv2 with 14 x 14 patches of 2 pixels."""
     from transformers import Dinov2Config
 
     config = Dinov2Config(
@@ -34,7 +34,7 @@ def dinov2(folder: Path) -> Path:
 
 
 def t5(folder: Path, words: Sequence[str], dim: int) -> Path:
-    """A T5 encoder with a tokenizer of whole words."""
+    """A T5 encoder with a word-level tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config
 
@@ -50,7 +50,7 @@ def t5(folder: Path, words: Sequence[str], dim: int) -> Path:
 
 
 def imagebind_tensors(dim: int = 1280) -> dict[str, torch.Tensor]:
-    """Random tensors by the published names of ImageBind, patches of 2 pixels; one is of another modality."""
+    """Return random tensors with ImageBind's names, for patches of 2 pixels, and one tensor of another modality."""
     generator = torch.Generator().manual_seed(0)
     inputs, trunk, head = (f"modality_{part}.vision." for part in ("preprocessors", "trunks", "heads"))
     shapes: dict[str, tuple[int, ...]] = {

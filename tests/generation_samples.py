@@ -1,4 +1,4 @@
-"""A small untrained model, tokens for it, and the slow way to its logits, for the tests of generation."""
+"""A small untrained model, tokens for it, and a slow computation of its logits, for the tests of generation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SPECS = [
 
 
 def sharp_model(specs: Sequence[ModalitySpec] = SPECS, config: ModelConfig = CONFIG) -> FourM:
-    """Sharper than at initialisation, so that inputs matter."""
+    """Return a model with sharper predictions than at initialisation, so that inputs matter."""
     torch.manual_seed(0)
     made = architecture_for(config)(config, specs)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def only(given: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def contents(inputs: PackedInputs) -> set[tuple[Any, ...]]:
-    """Every used token: its sample, modality, position, and id or vector."""
+    """Return every used token: its sample, modality, position, and id or vector."""
     width = inputs.ids.shape[1]
     vectors = {
         int(slot): tuple(row.tolist())
@@ -96,7 +96,7 @@ def contents(inputs: PackedInputs) -> set[tuple[Any, ...]]:
 
 
 def full_logits(model: FourM, inputs: PackedInputs, name: str, read: list[int], ranks: Sequence[int]) -> torch.Tensor:
-    """The slow twin: all targets of one sample at once through the training path."""
+    """Slow reference: compute the logits of all targets of one sample at once through the training path."""
     tables = model.layout
     row = torch.tensor([read])
     targets = PackedTargets(

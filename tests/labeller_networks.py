@@ -11,7 +11,7 @@ SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 
 
 def save(folder: Path, network: Any, *processors: Any) -> Path:
-    """Save both, as a publisher does."""
+    """Save network and processor as a publisher does."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -22,7 +22,7 @@ def save(folder: Path, network: Any, *processors: Any) -> Path:
 
 
 def new(name: str, config: Any) -> Any:
-    """A network of the transformers class, its weights from seed 0."""
+    """Return a network of the transformers class with weights from seed 0."""
     import torch
     import transformers
 
@@ -35,7 +35,7 @@ def named() -> dict[str, Any]:
 
 
 def dpt(folder: Path, metres: float | None = None) -> Path:
-    """DPT; with `metres` its last layer gives this number everywhere."""
+    """DPT; with `metres` its last layer outputs this number everywhere."""
     import torch
     from transformers import DPTConfig, DPTImageProcessorPil
 
@@ -51,7 +51,7 @@ def dpt(folder: Path, metres: float | None = None) -> Path:
 
 
 def depth_anything(folder: Path) -> Path:
-    """Depth Anything whose config declares metric depth up to 10 m."""
+    """Depth Anything with a config that declares metric depth up to 10 m."""
     from transformers import DepthAnythingConfig, Dinov2Config, DPTImageProcessorPil
 
     backbone = Dinov2Config(
@@ -70,7 +70,7 @@ def depth_anything(folder: Path) -> Path:
 
 
 def segformer(folder: Path, winner: int | None = None) -> Path:
-    """SegFormer; with `winner` that label has the largest logit everywhere."""
+    """SegFormer; with `winner` this label has the largest logit everywhere."""
     import torch
     from transformers import SegformerConfig, SegformerImageProcessorPil
 
@@ -153,7 +153,7 @@ def words() -> Any:
 
 
 def prefer(bias: Any, word: str | None) -> None:
-    """Let the logits' bias choose a word, or only rule out special tokens."""
+    """Set the bias of the logits so that one word always wins, or only so that special tokens never do."""
     if word is None:
         bias[: WORDS.index("a")] = -100.0
     else:
@@ -161,7 +161,7 @@ def prefer(bias: Any, word: str | None) -> None:
 
 
 def blip(folder: Path, word: str | None = None) -> Path:
-    """BLIP; with `word` it says that, again and again, without it plain words without an end."""
+    """BLIP; with `word` it repeats this word, otherwise it generates plain words without an end token."""
     from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
     text = {
@@ -176,7 +176,7 @@ def blip(folder: Path, word: str | None = None) -> Path:
 
 
 def git(folder: Path) -> Path:
-    """GIT that says plain words without an end."""
+    """GIT that generates plain words without an end token."""
     from transformers import CLIPImageProcessorPil, GitConfig, GitProcessor
 
     vision = {**SMALL, "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}

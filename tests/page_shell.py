@@ -1,4 +1,4 @@
-"""Runs the files and commands of a page of docs/ in a folder, as they stand there."""
+"""Write the files of a docs/ page to a folder and run its commands there, unchanged."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ BLOCK = re.compile(r"^```\w+(?: file=(\S+))?\n(.*?)^```", re.M | re.S)
 
 
 def page_files(page: Path) -> dict[str, str]:
-    """The files of a page, by path."""
+    """Return the files of a page by path."""
     return {path: text for path, text in BLOCK.findall(page.read_text(encoding="utf-8")) if path}
 
 
 def page_steps(page: Path) -> list[tuple[str, str]]:
-    """Files, as (path, text), and commands, as ("", command), in the order of the page."""
+    """Return files as (path, text) and commands as ("", command), in the order of the page."""
     steps = []
     for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
         path, text = block.groups()
@@ -31,7 +31,7 @@ def page_steps(page: Path) -> list[tuple[str, str]]:
 
 
 class Shell:
-    """A new virtual environment that sees the installed project and, beside it, what is installed into it alone."""
+    """A new virtual environment that also sees the packages of the current one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,9 +50,9 @@ class Shell:
         self.environment.pop("PYTHONWARNINGS", None)
 
     def run(self, command: str, *expect: int, within: str = ".") -> str:
-        """Run a command line of a page, which ends with 0 or one of `expect`; gives all that it printed.
+        """Run a command line of a page and return its output. The exit code must be 0 or one of `expect`.
 
-        `within` is the folder, made where it is not there.
+        `within` is the working folder; it is created if missing.
         """
         folder = self.folder / within
         folder.mkdir(exist_ok=True)

@@ -1,10 +1,11 @@
-"""Compare imported 4M checkpoints with what the public code computes, number by number.
+"""Compare the outputs of imported 4M checkpoints with the outputs of the published code, number by number.
 
     python tests/parity.py FOLDER...
 
 A folder holds config.json, manifest.json, notes.json, inputs.safetensors, expected.safetensors and, where the manifest
-says `stored`, stored.safetensors. Weights and inputs are made by the recipe of the manifest, written as a published
-checkpoint, imported by the public way and run. Prints JSON; exit code 1 where anything differs or cannot be checked.
+says `stored`, stored.safetensors. Weights and inputs are generated from the manifest, written as a published
+checkpoint, imported through the public import, and run. Prints JSON. The exit code is 1 if any output differs or cannot
+be checked.
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from torch import Tensor
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 
 TOLERANCE = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""Largest difference of a float from an expected one, as a share of the key's largest magnitude, by stored dtype."""
+"""Largest allowed difference of a float, relative to the key's largest magnitude, by stored dtype."""
 TIE = 1e-4
-"""Margin of the two best below which an id may differ."""
+"""An id may differ if the margin between the two best is below this."""
 
 
 def drawn(key: str, shape: list[int]) -> Tensor:
-    """Standard normal numbers that follow from a name."""
+    """Return standard normal numbers seeded by a name."""
     return torch.from_numpy(np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32))
 
 
 def made_tensor(key: str, entry: dict[str, Any], stored: dict[str, Tensor]) -> Tensor:
-    """A weight by its line of the manifest."""
+    """Return the weight that a manifest entry describes."""
     return filled(key, entry["shape"], entry["fill"], stored).to(getattr(torch, entry["dtype"]))
 
 
 def filled(key: str, shape: list[int], fill: str, stored: dict[str, Tensor]) -> Tensor:
-    """A weight before it is of its dtype."""
+    """Return a weight in float32, before it is cast."""
     if fill == "stored":
         return stored[key]
     if fill == "zeros":
@@ -61,7 +62,7 @@ def filled(key: str, shape: list[int], fill: str, stored: dict[str, Tensor]) -> 
 
 
 def published_folder(fixture: Path, folder: Path) -> PublishedCheckpoint:
-    """Write the checkpoint that a fixture describes, and read it as any published one."""
+    """Write the checkpoint that a fixture describes, and read it like any published checkpoint."""
     manifest = json.loads((fixture / "manifest.json").read_text())
     stored = load_file(fixture / "stored.safetensors") if (fixture / "stored.safetensors").is_file() else {}
     tensors = {key: made_tensor(key, entry, stored) for key, entry in manifest.items()}
@@ -71,7 +72,7 @@ def published_folder(fixture: Path, folder: Path) -> PublishedCheckpoint:
 
 
 def fixture_inputs(fixture: Path) -> dict[str, Tensor]:
-    """The inputs of a fixture, stored and drawn ones."""
+    """Return the stored and the generated inputs of a fixture."""
     notes = json.loads((fixture / "notes.json").read_text())
     inputs = load_file(fixture / "inputs.safetensors")
     inputs.pop("none", None)
@@ -82,14 +83,14 @@ def fixture_inputs(fixture: Path) -> dict[str, Tensor]:
 
 
 def as_stored(decoded: Tensor, checkpoint: PublishedCheckpoint, expected: Tensor) -> Tensor:
-    """The part of a decoder's output that a fixture stores: of class logits every so many, of large maps three."""
+    """Return the stored part of a decoder's output: strided class logits, or three channels of a large map."""
     if checkpoint.config.get("n_labels"):
         return decoded[:, ::16, ::4, ::4]
     return decoded[:, :3] if expected.shape[1] == 3 else decoded
 
 
 def compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Per expected key how far what was found is from it, and whether that will do."""
+    """Return the difference of each expected key and whether it is within the tolerance."""
     report: dict[str, dict[str, Any]] = {}
     for key, wanted in sorted(expected.items()):
         if key not in found:
@@ -116,13 +117,13 @@ def compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, 
 
 
 def margin_of(key: str) -> str:
-    """Where the margins of a key's ids are, for those that are the best of several."""
+    """Return the key that stores the margins of another key's ids."""
     head, _, last = key.rpartition("/")
     return f"{head}/margin" if last == "argmax" else f"{key}/margin"
 
 
 def check(fixture: Path) -> dict[str, Any]:
-    """Everything about one folder."""
+    """Check one folder and return the report."""
     expected = load_file(fixture / "expected.safetensors")
     if not expected:
         raise ValueError(f"{fixture}: expected.safetensors has no keys")
@@ -142,7 +143,7 @@ def check(fixture: Path) -> dict[str, Any]:
 
 
 def checked(fixture: Path) -> dict[str, Any]:
-    """Everything about one folder, or the problem with it, so that the others are checked all the same."""
+    """Check one folder; an exception becomes part of the report, so that the remaining folders are still checked."""
     try:
         return check(fixture)
     except Exception as error:
@@ -150,7 +151,7 @@ def checked(fixture: Path) -> dict[str, Any]:
 
 
 def main(folders: list[str]) -> int:
-    """Check folders, print JSON; 1 where one differs."""
+    """Check all folders and print JSON; return 1 if any differs."""
     report = {folder: checked(Path(folder).resolve()) for folder in folders}
     print(json.dumps(report, indent=1))
     return 0 if report and all(entry["ok"] for entry in report.values()) else 1

@@ -1,4 +1,4 @@
-"""What an imported backbone computes on the inputs of a parity fixture, under the fixture's names."""
+"""Run an imported backbone on the inputs of a parity fixture; results have the fixture's names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zoo_backbone.model import FourM
 def backbone_results(
     checkpoint: PublishedCheckpoint, inputs: Mapping[str, Tensor], work_dir: Path
 ) -> dict[str, Tensor]:
-    """Import a published backbone by the public way, and run it on `<modality>/<name>` inputs.
+    """Import a published backbone through the public import and run it on `<modality>/<name>` inputs.
 
     Masks are True where a token is not used. Results are named as in the fixtures' README.
     """
@@ -80,7 +80,7 @@ def backbone_results(
 
 
 def packed_inputs(model: FourM, names: Mapping[str, str], inputs: Mapping[str, Tensor]) -> PackedInputs:
-    """The used inputs of each sample at its front, modality after modality, each by position."""
+    """Pack the used inputs of each sample at the front, modality by modality, each in order of position."""
     rows: list[list[tuple[int, int, int]]] = []
     vectors: dict[str, tuple[list[tuple[int, int]], list[Tensor]]] = {}
     batch = len(next(iter(inputs.values())))
@@ -118,7 +118,7 @@ def packed_inputs(model: FourM, names: Mapping[str, str], inputs: Mapping[str, T
 
 
 def target_streams(model: FourM, name: str, ids: Tensor, used: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per sample the ids to predict, the ids read (-1: the mask token) and the positions."""
+    """Return for each sample the ids to predict, the ids read (-1: the mask token) and the positions."""
     streams = []
     for row, mask in zip(ids, used, strict=True):
         kept = row[mask]

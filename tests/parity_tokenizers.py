@@ -1,8 +1,8 @@
-"""What an imported published tokenizer computes, through the public import: for tests that compare it with numbers.
+"""Run an imported published tokenizer through the public import, for tests that compare its outputs with numbers.
 
-The modality is an installed one whose values fit: first one that goes by the configuration's `domain`, then one whose
-name is in that of the folder, then the others. Where none fits (another number of channels, say), it is a neutral one
-of the right family, made up here.
+The tokenizer is imported as an installed modality whose values fit. Candidates named in the configuration's `domain`
+come first, then candidates named in the folder name, then all others. If none fits (because of the number of channels,
+for example), a neutral modality of the right family is made here.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ NEUTRAL = "neutral"
 def tokenizer_results(
     published: PublishedCheckpoint, inputs: dict[str, Tensor], work_dir: Path, names: tuple[str, ...] | None = None
 ) -> dict[str, Tensor]:
-    """`latent`, `tokens`, `quant`, and `decoded` or `decoder_output`, of `x` (with `noise` and `timesteps`).
+    """Return `latent`, `tokens`, `quant`, and `decoded` or `decoder_output` for `x` (with `noise` and `timesteps`).
 
-    `names` are the installed modalities to try, all by default.
+    `names` are the installed modalities to try; all by default.
     """
     handle = imported(published, work_dir, names)
     module = handle.tokenizer.module
@@ -50,13 +50,13 @@ def tokenizer_results(
 
 
 def module_results(module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The results of a loaded module: `x` goes in as it is, without the statistics of our own values."""
+    """Return the results of a loaded module. `x` is not standardised with the statistics of our own values."""
     x = inputs["x"]
     if not x.is_floating_point():
         x = rearrange(module.embedding(x.long()), "b h w c -> b c h w")
     size = x.shape[-2:]
     vectors = not module.config.patch
-    if vectors:  # an MLP works on each place by itself
+    if vectors:  # an MLP processes each position separately
         latent = rearrange(
             module.encoder(rearrange(x, "b c h w -> (b h w) c")), "(b h w) d -> b d h w", h=size[0], w=size[1]
         )
@@ -82,9 +82,9 @@ def module_results(module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def margins_of(quantizer: Quantizer, latents: Tensor) -> Tensor:
-    """How much the best code of each latent is ahead of the second: of cosines; of products, relative to the largest.
+    """Return the margin of each latent's best code over the second best, in the shape of the tokens.
 
-    Shaped as the tokens.
+    A margin is a difference of scores. For memory codes it is relative to the largest score.
     """
     adapter = quantizer.adapter
     projected = quantizer.project_in(latents)
@@ -103,7 +103,7 @@ def margins_of(quantizer: Quantizer, latents: Tensor) -> Tensor:
 
 
 def imported(published: PublishedCheckpoint, work_dir: Path, names: tuple[str, ...] | None = None) -> ModalityHandle:
-    """The handle of the modality that takes a published tokenizer, with its import at `work_dir`."""
+    """Import a published tokenizer to `work_dir` and return the handle of the modality that accepts it."""
     for handle in candidates(published, names):
         try:
             table = handle.import_published(published, work_dir)
@@ -119,9 +119,9 @@ def imported(published: PublishedCheckpoint, work_dir: Path, names: tuple[str, .
 
 
 def candidates(published: PublishedCheckpoint, names: tuple[str, ...] | None = None) -> Iterator[ModalityHandle]:
-    """The installed modalities that have tokenizers and can import, that of the domain first; last the neutral one.
+    """Yield the installed modalities that can import a tokenizer, the best match first and the neutral one last.
 
-    Those that spell tokens as text have them as ids here, which needs no vocabulary.
+    Modalities that spell tokens as text use plain ids here, which need no vocabulary.
     """
     zoo = Zoo.installed()
     spelled = [h.name for h in zoo.handles() if any(isinstance(c, SpelledSettings) for c in h.taken_settings())]
@@ -142,7 +142,7 @@ def candidates(published: PublishedCheckpoint, names: tuple[str, ...] | None = N
 
 
 def neutral(architecture: Architecture, table: dict[str, Any], checkpoint: Path) -> ModalityHandle:
-    """A modality of whatever values an architecture is of, with its tokenizer at `checkpoint`."""
+    """Return a modality for any values that an architecture accepts, with its tokenizer at `checkpoint`."""
     family: type[Any]
     body: dict[str, Any]
     if not hasattr(architecture.encoder, "heads"):

@@ -1,4 +1,4 @@
-"""Bodies as MediaPipe's pose networks would tell them, and networks that answer by hand."""
+"""Bodies as MediaPipe's pose networks would report them, and fake networks with fixed answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from zoo_geometry import body, pose_labeller
 from zoo_geometry.pose_networks import Landmarks, Region, anchors
 
-METRES = 100.0  # pixels of the landmark network's input per metre, in the answers by hand
+METRES = 100.0  # pixels of the landmark network's input per metre, in the fake answers
 STILL = np.zeros((24, 3))
 LINES = np.array([(11, 15), (12, 16), (11, 23), (12, 24), (23, 27), (24, 28), (27, 31), (28, 32), (0, 11)])
 """Pairs of landmarks between which the picture shows somebody."""
@@ -26,7 +26,7 @@ def standing(turns: np.ndarray = STILL, bones: np.ndarray = body.ADULT) -> np.nd
 
 
 def landmarks_around(joints: np.ndarray, head: np.ndarray | None = None) -> np.ndarray:
-    """33 landmarks (33, 3) of joints (24, 3): ears, eyes and nose around a head that is turned by `head` (3, 3)."""
+    """Return landmarks (33, 3) for joints (24, 3), with ears, eyes and nose around a head rotated by `head` (3, 3)."""
     head = np.eye(3) if head is None else head
     at = {name: joints[index] for index, name in enumerate(body.JOINTS)}
     points = np.zeros((33, 3))
@@ -50,7 +50,7 @@ def landmarks_around(joints: np.ndarray, head: np.ndarray | None = None) -> np.n
 
 
 def seen(points: np.ndarray, region: Region, size: tuple[int, int], half: np.ndarray, view: np.ndarray) -> Landmarks:
-    """Landmarks (33, 3) in camera axes, metres, as a perfect network tells them in a picture of (height, width).
+    """Return the landmarks (33, 3), metres in camera axes, of a perfect network for a picture of (height, width).
 
     `half` is half the picture at depth 1; `view` (3, 3) turns the axes of a camera that looks at the region to these.
     """
@@ -71,11 +71,11 @@ def seen(points: np.ndarray, region: Region, size: tuple[int, int], half: np.nda
     )
 
 
-# ---- networks that answer by hand
+# ---- fake networks
 
 
 def answers_of_detector(pixels: np.ndarray) -> list[np.ndarray]:
-    """Where the input (224, 224, 3) is white somewhere, one person: hips where that is, body of 40 pixels around."""
+    """Report one person where the input (224, 224, 3) is white: hips there, with a body of 40 pixels around."""
     numbers, logits = np.zeros((1, 2254, 12), np.float32), np.full((1, 2254, 1), -30, np.float32)
     rows, columns = np.nonzero(pixels[..., 0] > 0.9)
     if len(rows):
@@ -87,7 +87,7 @@ def answers_of_detector(pixels: np.ndarray) -> list[np.ndarray]:
 
 
 def answers_of_landmarks(pixels: np.ndarray) -> list[np.ndarray]:
-    """Somebody in the rest pose who faces the camera, hips in the middle of the input (256, 256, 3)."""
+    """Report a person in the rest pose who faces the camera, hips in the middle of the input (256, 256, 3)."""
     points = landmarks_around(standing())
     points = np.concatenate([points - points[[23, 24]].mean(axis=0), np.zeros((6, 3))]) * (1, -1, -1)
     raw = np.full((39, 5), 4.0)
@@ -132,7 +132,7 @@ class Interpreter:
 
 
 def answer_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ai_edge_litert` is these networks, for as long as the test runs."""
+    """Replace `ai_edge_litert` by the fake networks for the duration of the test."""
     module = types.ModuleType("ai_edge_litert.interpreter")
     module.Interpreter = Interpreter  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ai_edge_litert", types.ModuleType("ai_edge_litert"))
@@ -140,7 +140,7 @@ def answer_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wheel(path: Path, **files: bytes) -> Path:
-    """A wheel with the two networks, and others by name."""
+    """Return a wheel with the two networks and other files by name."""
     modules = "mediapipe/modules"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{modules}/pose_detection/pose_detection.tflite", files.get("detector", b"detector"))

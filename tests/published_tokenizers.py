@@ -1,6 +1,6 @@
-"""Published tokenizers, made up at any size, and what they compute, in plain torch on the published tensors alone.
+"""Generate published tokenizers of any size, and compute their outputs in plain torch from the published tensors.
 
-The sizes "vit_t" and "unet_tiny" are those of these tests; see `TINY`.
+The sizes "vit_t" and "unet_tiny" exist only in these tests; see `TINY`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def published(seed: int = 0, place: str = "made", **config: Any) -> PublishedCheckpoint:
-    """A tokenizer with random tensors; `config` is its config.json."""
+    """Return a tokenizer with random tensors; `config` is its config.json."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes(config).items():
@@ -36,7 +36,7 @@ def published(seed: int = 0, place: str = "made", **config: Any) -> PublishedChe
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors."""
+    """Return the names and shapes of all tensors."""
     found: dict[str, tuple[int, ...]] = {}
 
     def layer(name: str, *shape: int) -> None:
@@ -100,7 +100,8 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def unet_shapes(layer: Any, channels: int, dim: int) -> None:
-    """The tiny UNet: 32 channels, then 64 with attention, one residual block a level and two on the way up."""
+    """Add the tiny UNet's layers: 32 channels, then 64 with attention; one residual block per level, two on the way
+    up."""
 
     def residual(name: str, before: int, after: int) -> None:
         layer(f"{name}.in_layers.0", before)
@@ -137,7 +138,7 @@ def unet_shapes(layer: Any, channels: int, dim: int) -> None:
 
 
 def twin(checkpoint: PublishedCheckpoint, inputs: Tensors) -> dict[str, Tensor]:
-    """What a published tokenizer computes of `x`, and of `noise` and `timesteps` where it draws."""
+    """Return a published tokenizer's outputs for `x`; a diffusion decoder also reads `noise` and `timesteps`."""
     config, t = checkpoint.config, checkpoint.tensors
     x = inputs["x"]
     h = F.embedding(x.long(), t["cls_emb.weight"]).movedim(-1, 1) if "n_labels" in config else x
@@ -230,7 +231,7 @@ def quantize(config: Mapping[str, Any], t: Tensors, latent: Tensor) -> tuple[Ten
 
 
 def unet(t: Tensors, noisy: Tensor, timesteps: Tensor, quant: Tensor) -> Tensor:
-    """One call of the UNet; what a block holds is read off its names."""
+    """Call the UNet once; the parts of each block follow from the tensor names."""
     cells = F.pixel_unshuffle(noisy, 4)
     x = torch.cat([cells, F.interpolate(quant, size=cells.shape[2:], mode="nearest")], dim=1)
     half = t["decoder.time_embed.0.weight"].shape[1] // 2

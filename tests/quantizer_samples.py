@@ -1,4 +1,4 @@
-"""What the quantizers' tests share: latents, and a quantizer that has met some."""
+"""Helpers for the quantizer tests: latents, and a quantizer trained on latents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def some_latents(seed: int = 0, batch: int = 4, n: int = 50) -> torch.Tensor:
 
 
 def trained(config: QuantizerConfig) -> Quantizer:
-    """A quantizer that has met two batches in training."""
+    """Return a quantizer after two training batches."""
     torch.manual_seed(0)
     quantizer = build_quantizer(config, DIM)
     for seed in (1, 2):

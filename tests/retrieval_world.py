@@ -1,4 +1,4 @@
-"""A small world of retrieval: five modalities that say the same, on disk, and a backbone that has learned a little."""
+"""A small retrieval setup: five modalities with the same content, on disk, and a briefly trained backbone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class World:
 
 
 def make_world(root: Path) -> World:
-    """Values, tokens and a trained run; the test samples 3 and 7 lack letters."""
+    """Write values, tokens and a trained run; the test samples 3 and 7 lack letters."""
     (root / "registry.toml").write_text(registry_of(NAMES))
     zoo = Zoo.from_toml(root / "registry.toml")
     for name in NAMES:
@@ -53,7 +53,7 @@ def make_world(root: Path) -> World:
 
 
 def copied(world: World, root: Path) -> World:
-    """The same tokens, tokenizers and run in another folder, to be changed there; without values."""
+    """Copy tokens, tokenizers and run (not the values) to another folder, where a test may change them."""
     for name in ("tokens", "tokenizers", "run"):
         shutil.copytree(world.root / name, root / name)
     shutil.copy(world.root / "registry.toml", root)

@@ -1,4 +1,4 @@
-"""Several `zoo` commands one after the other, as a user gives them, in one process of their own."""
+"""Run several `zoo` commands one after the other, as a user would, in one new process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def go(folder: Path, *lines: str) -> None:
-    """Run `zoo LINE` for each in the folder; asserts that each ends well."""
+    """Run `zoo LINE` for each line in the folder and assert that each succeeds."""
     program = (
         "import sys; from tokenizers_zoo.cli.main import main\n"
         f"for words in {[line.split() for line in lines]!r}:\n"

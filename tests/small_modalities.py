@@ -1,4 +1,4 @@
-"""Small modalities given as source code, installed as long as a test needs them, and stores of their samples."""
+"""Small modalities given as source code, installed for the duration of a test, and stores of their samples."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ VECTORS_ALONE = {
 
 @contextmanager
 def installed(folder: Path, distribution: str, sources: Mapping[str, str]) -> Iterator[None]:
-    """The modalities of `sources`, by name the code of a module with `plugin`, as the distribution zoo-DISTRIBUTION."""
+    """Install zoo-DISTRIBUTION; `sources` maps modality names to the code of modules that define `plugin`."""
     modules = {name: f"zoo_{distribution}_{name}" for name in sources}
     metadata = folder / f"zoo_{distribution}-1.0.dist-info"
     metadata.mkdir()
@@ -115,7 +115,7 @@ def installed(folder: Path, distribution: str, sources: Mapping[str, str]) -> It
 
 
 def registry_of(names: Sequence[str]) -> str:
-    """A registry.toml of these modalities; the maps among them are `light` and `dark`."""
+    """Return a registry.toml of these modalities; the maps are `light` and `dark`."""
     return f"""[zoo]
 checkpoints = "tokenizers"
 modalities = {list(names)!r}
@@ -129,7 +129,7 @@ levels = {LEVELS}
 
 
 def sample(generator: np.random.Generator) -> dict[str, Any]:
-    """Dark mirrors the levels of light; the letters spell them."""
+    """Return a sample: dark mirrors the levels of light, and the letters spell them."""
     levels = generator.integers(0, LEVELS, (2, 2))
     maps = {}
     for name, shown in (("light", levels), ("dark", LEVELS - 1 - levels)):
@@ -139,21 +139,21 @@ def sample(generator: np.random.Generator) -> dict[str, Any]:
 
 
 def write_values(root: Path, zoo: Zoo, split: str, name: str, values: Mapping[str, Any]) -> None:
-    """A shard of values in ROOT/data."""
+    """Write a shard of values in ROOT/data."""
     with writing_values(root / "data", split, name) as shard:
         for key, value in values.items():
             shard.add(key, *zoo[name].write(value))
 
 
 def write(root: Path, zoo: Zoo, split: str, name: str, values: dict[str, Any]) -> None:
-    """Values in ROOT/data and their tokens in ROOT/tokens."""
+    """Write values in ROOT/data and their tokens in ROOT/tokens."""
     write_values(root, zoo, split, name, values)
     rows = zip(values, zoo[name].encode(list(values.values())), strict=True)
     write_tokens(root / "tokens", split, TokenMetadata.of(zoo[name], {}), dict(rows))
 
 
 def defaults(value: ValueSpec) -> SimpleNamespace:
-    """The default hooks for files and rendering, for values of this spec."""
+    """Return the default hooks for files and rendering, for values of this spec."""
     spec = ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=1), vocab_size=2)
     hooks = Defaults()
     return SimpleNamespace(

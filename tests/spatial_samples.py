@@ -1,4 +1,4 @@
-"""What the tests of image-like modalities share: plugins, small settings, and values that look like the modality."""
+"""Helpers for the tests of image-like modalities: plugins, small settings, and values that look like the modality."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settings(name: str, **own: Any) -> Settings:
 
 
 def values(name: str, count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
-    """Blobs that look like the modality."""
+    """Return blobs that look like the modality."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((count, 3, 3, 3)).astype(np.float32)
     fields = [crop_and_resize(field, Crop(), (size, size)) for field in coarse]

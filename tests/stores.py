@@ -1,4 +1,4 @@
-"""Small value stores for tests: aligned shards from values that are given as bytes, and tar files of others."""
+"""Small value stores for tests: aligned shards of values given as bytes, and tar files as other programs write them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Values = Mapping[str, tuple[bytes, str]]
 
 
 def write_values(root: Path, split: str, modalities: Mapping[str, Values], shard_size: int = 500) -> None:
-    """Write modalities of a split; others that are there stay. The samples are all keys, in the order first met."""
+    """Write modalities of a split and keep the existing ones. The samples are all keys in order of first appearance."""
     there: dict[str, dict[str, tuple[bytes, str]]] = {}
     known = read_splits(root / DATASET)
     if split in known and known[split].modalities():
@@ -64,7 +64,7 @@ class Adder:
 def writing_values(
     root: Path, split: str, modality: str, shard_size: int = 500, *, more: bool = False
 ) -> Iterator[Adder]:
-    """Give a writer for all values of a modality of a split, or for `more` of them."""
+    """Yield a writer for all values of a modality of a split, or for `more` of them."""
     adder = Adder()
     if more:
         store = ValueStore(root)
@@ -75,14 +75,14 @@ def writing_values(
 
 
 def of_source(root: Path, split: str, seed: int) -> None:
-    """Note that a split was made by a source with this seed."""
+    """Record that a source with this seed made a split."""
     record = read_record(root / DATASET)
     record["splits"][split]["source"] = {"source": "pairs", "seed": seed, "options": {}, "image_size": None}
     write_record(root / DATASET, record)
 
 
 def write_tar(path: Path, members: Mapping[str, bytes], **info: Any) -> Path:
-    """Write a tar file as any other program may write it."""
+    """Write a tar file as another program might write it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():

@@ -38,7 +38,7 @@ def model(kind: type[ModelConfig] = ModelConfig, **changes: Any) -> FourM:
 
 
 def given(*names: str) -> dict[str, Any]:
-    """Tokens as codecs give them; sequences of different lengths."""
+    """Return tokens as codecs return them, with sequences of different lengths."""
     raw = raw_batch(SPECS, BATCH, seed=1)
     found: dict[str, Any] = {}
     for column, spec in enumerate(SPECS):
@@ -52,7 +52,7 @@ def given(*names: str) -> dict[str, Any]:
 
 
 def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedInputs:
-    """The inputs of one sample and nothing else, written down token by token."""
+    """Build the inputs of a single sample, token by token."""
     ids, positions, kinds = [], [], []
     vectors = {}
     for name, rows in tokens.items():
@@ -152,7 +152,7 @@ def test_values_are_of_the_shape_of_the_training(name: str, layout: Any, told: s
 
 
 def test_a_linked_registry_stays_where_the_link_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its checkpoints are beside the link, not beside the file."""
+    """Checkpoints are looked up in the link's folder, not in the folder of the linked file."""
     for folder in ("shared", "mine"):
         (tmp_path / folder).mkdir()
     (tmp_path / "shared" / "registry.toml").write_text('[zoo]\ncheckpoints = "tokenizers"\n')

@@ -1,4 +1,4 @@
-"""Saved backbones: they come back, and grow and shrink by name without a change to old outputs."""
+"""Saved backbones: loading, and adding or removing modalities by name without changing old outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from zoo_backbone.model import FourM
 
 
 def remapped(batch: PackedBatch, old: EmbeddingLayout, new: EmbeddingLayout) -> PackedBatch:
-    """The same tokens with the ids of other tables."""
+    """Return the same tokens with the ids of another layout's tables."""
     rows, places = torch.zeros(old.num_tokens, dtype=torch.int64), torch.zeros(old.num_positions, dtype=torch.int64)
     for name, span in old.token_tables.items():
         rows[span.slice] = new.token_tables[name].start + torch.arange(span.count)
@@ -98,7 +98,7 @@ def test_new_modalities_leave_the_outputs_of_old_ones_as_they_were(saved: tuple[
     larger = load_model(folder, grown, seed=7).eval()
     batch = packed_batch(all_layouts(), size=4, seed=9)
     same = remapped(batch, model.layout, larger.layout)
-    for inputs in (batch.inputs, same.inputs):  # what a model makes of nothing is of no row of its tables
+    for inputs in (batch.inputs, same.inputs):  # sample 0 has no inputs: unused slots belong to no table row
         for rows in (inputs.mask, inputs.ids, inputs.positions, inputs.modalities):
             rows[0] = 0
     before, after = model.decode_targets(batch), larger.decode_targets(same)

@@ -1,4 +1,4 @@
-"""The training loop of the backbone: a killed run ends to the bit as one that was not."""
+"""The training loop of the backbone: a killed and resumed run ends bit-identical to an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """Simulates SIGKILL: nothing catches it."""
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -174,7 +174,7 @@ def test_a_kill_while_the_state_is_written_does_no_harm(
 
 @pytest.fixture(scope="module")
 def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed after its last step, before the model was written."""
+    """Return a run that was killed after its last step, before the model was written."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "finish", lambda self, **_: None)
@@ -184,7 +184,7 @@ def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def halved(path: Path) -> None:
-    """Leave of a tensor the second half of its rows alone, as the second of two processes writes it."""
+    """Return only the second half of a tensor's rows, as the second of two processes writes it."""
     with safetensors.safe_open(path, "pt") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     name = "model/context_projection.weight"
@@ -300,7 +300,7 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
 
 
 def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path: Path) -> None:
-    """Killed it would go on with others; finished it would be taken for a model of these."""
+    """Otherwise a killed run would resume with other tokens, and a finished run would pass for a model of them."""
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     other = Path(shutil.copytree(store, tmp_path / "other"))
     reversed_tokens(other, "train", "picture")
@@ -478,7 +478,7 @@ def test_a_store_without_held_out_samples_trains_too(tmp_path: Path) -> None:
     train(tmp_path / "run", tmp_path / "tokens", specs, SMALL, config)
     losses = [json.loads(line)["train/loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 40
-    # Words rise one by one, and a picture repeats two tokens: both can be learnt.
+    # Words increase by one and a picture repeats two tokens, so both can be learnt.
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
     assert FIRST_WORD < 100
 
@@ -535,7 +535,7 @@ def test_freed_memory_is_given_back_at_the_end() -> None:
     [("1", "0", "told\ngone on\nat exit\n"), ("2", "0", "told\n"), ("2", "1", "")],
 )
 def test_a_process_of_several_ends_without_the_interpreter(processes: str, rank: str, ends: str) -> None:
-    """And of several the first alone tells results."""
+    """Only the first of several processes prints results."""
     script = (
         "import atexit; from zoo_backbone.distributed import leave, leave_but_first; "
         "atexit.register(print, 'at exit'); leave_but_first(); print('told'); leave(); print('gone on')"

@@ -1,8 +1,8 @@
-"""Values that users will meet and that are not as declared: handled as one would expect, or refused in one line.
+"""Real-world values that differ from the declaration: handled as expected, or refused in one line.
 
-The conformance check `probes` tests for all modalities that every file is read soundly or refused in one line; these
-tests check the values and the lines for the same files (`tokenizers_zoo.testing.probes`). Values of text-like
-modalities have more in test_text.py, test_boxes.py, test_poses.py, test_metadata.py and test_language.py.
+The conformance check `probes` tests for all modalities that every file is read correctly or refused in one line; these
+tests check the values and messages for the same files (`tokenizers_zoo.testing.probes`). Text-like modalities have more
+such tests in test_text.py, test_boxes.py, test_poses.py, test_metadata.py and test_language.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def probes(name: str) -> dict[tuple[str, str], Probe]:
 
 
 def good(name: str) -> np.ndarray:
-    """A sound value."""
+    """Return a valid value."""
     value = made_up(ZOO[name])
     assert value is not None
     return value
@@ -80,7 +80,7 @@ def test_one_number_that_is_not_finite(name: str, number: float) -> None:
 @pytest.mark.parametrize("side", ["above", "below"])
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ZOO[name].spec.value.high is not None])
 def test_one_number_out_of_range(name: str, side: str) -> None:
-    """Another unit, too: 255 for 1, millimetres for metres, ids of other classes."""
+    """Also wrong units: 255 for 1, millimetres for metres, ids of other classes."""
     handle = ZOO[name]
     low, high = handle.spec.value.low, handle.spec.value.high
     assert low is not None and high is not None
@@ -114,7 +114,7 @@ def test_floats_and_integers_of_another_width_become_those_declared(name: str) -
 
 @pytest.mark.parametrize("name", ["clip", "depth", "dinov2", "efficientnet", "imagebind", "imu", "rgb", "t5_caption"])
 def test_numbers_beyond_single_precision_are_refused_in_the_line_alone(name: str) -> None:
-    """A warning would be an error here, of other words."""
+    """A NumPy warning would become an error with another message here."""
     large = np.full(good(name).shape, 1e300)
     refused(name, lambda: ZOO[name].read(npy(large).data, "npy"), "without a finite number; every number has to be")
 
@@ -135,7 +135,7 @@ def test_arrays_of_no_numbers_are_told_alike(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ("`.npy`", "channels last") in probes(name)])
 def test_channels_are_first(name: str) -> None:
-    """The order of axes is clear for a raster with all of its bands."""
+    """A raster with all its bands is accepted, because the order of its axes is unambiguous."""
     file = probes(name)["`.npy`", "channels last"].file
     if name == "multispectral":
         np.testing.assert_array_equal(ZOO[name].read(file.data, "npy"), good(name))
@@ -240,7 +240,7 @@ def test_sound_of_two_channels_and_of_another_rate_is_mixed_and_resampled() -> N
     ],
 )
 def test_nothing_is_a_value(name: str, value: Any) -> None:
-    """No boxes, nobody, no field, no text, no object, no edge, silence."""
+    """Empty values are valid: no boxes, people, fields, text, objects or edges, and silence."""
     back = ZOO[name].read(*ZOO[name].write(value))
     assert np.array_equal(back, value) if isinstance(value, np.ndarray) else back == value
 

@@ -124,7 +124,7 @@ def test_what_is_malformed_is_skipped() -> None:
 
 
 def test_tokens_mean_the_same_whatever_the_settings_are_now(tmp_path: Path) -> None:
-    """Other levels are another token, which the vocabulary has to be given first."""
+    """Other levels need another token, which must be added to the vocabulary first."""
     wide = settings_of(NAME, x=[-10, 10], size=[0.1, 10])
     for at in (settings_of(NAME), wide):
         plugin.train_tokenizer(at, samples(), tmp_path / "text")
@@ -229,7 +229,7 @@ def test_a_flip_mirrors_and_a_crop_leaves_the_boxes() -> None:
 
 
 def test_the_front_is_where_yaw_says() -> None:
-    """At 0 it looks to the right, at pi / 2 away from the viewer: to falling z."""
+    """Yaw 0 faces right; yaw pi / 2 faces away from the viewer, towards smaller z."""
     for yaw, front in ((0.0, (1, 3)), (math.pi / 2, (0, 4)), (-math.pi / 2, (0, 2)), (math.pi, (-1, 3))):
         found = corners(numbers_of([box("a", (0, 0, -3), (2, 1, 0.5), yaw)]))[0]
         assert np.allclose(found[[0, 3]].mean(axis=0), front)
@@ -251,8 +251,8 @@ def iou(first: Box, second: Box) -> float:
 def test_overlap_by_hand() -> None:
     unit = box("a", (0, 0, 0), (1, 1, 1))
     eighth = math.pi / 4
-    octagon = 2 * (math.sqrt(2) - 1)  # shared by a unit square and one that is turned by an eighth
-    band = 0.5 * math.sqrt(2) - 0.125  # shared by a unit square and a band 0.5 wide along its diagonal
+    octagon = 2 * (math.sqrt(2) - 1)  # intersection of a unit square and the same square rotated by 45 degrees
+    band = 0.5 * math.sqrt(2) - 0.125  # intersection of a unit square and a band of width 0.5 along its diagonal
     cases = [
         (box("a", (0, 0, 0), (1, 1, 1)), 1.0),
         (box("b", (0, 0, 0), (1, 1, 1)), 0.0),
@@ -279,7 +279,7 @@ placed = st.builds(box, st.just("a"), st.tuples(*[st.floats(-1, 1)] * 3), st.tup
 @settings(max_examples=60, deadline=None)
 @given(placed, placed)
 def test_overlap_is_what_random_points_say(first: Box, second: Box) -> None:
-    """Points in the first box. The fraction of points in the second box estimates the shared volume."""
+    """Draw points in the first box; the fraction inside the second box estimates the shared volume."""
     draw, count = np.random.default_rng(0), 20_000
     own = (draw.random((count, 3)) - 0.5) * first["size"]
 
@@ -298,7 +298,7 @@ def test_overlap_is_what_random_points_say(first: Box, second: Box) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(placed, min_size=1, max_size=4), st.lists(placed, min_size=1, max_size=4), st.integers(0, 3))
 def test_overlap_of_aligned_boxes_is_that_of_intervals(first: list[Box], second: list[Box], quarters: int) -> None:
-    """All turned by one angle together; quarter turns swap length and width."""
+    """All boxes rotate together by one angle; quarter turns swap length and width."""
     tables = [numbers_of(boxes) for boxes in (first, second)]
     for table in tables:
         table[:, 6] = 0.0

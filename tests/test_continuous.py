@@ -38,7 +38,7 @@ def test_statistics_are_those_of_numpy_over_all_pixels() -> None:
     np.testing.assert_allclose(mean, values.mean(axis=(0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(std, values.std(axis=(0, 2, 3)), rtol=1e-4)
     assert channel_statistics(np.ones((2, 1, 4, 4), np.float32))[1] == np.float32(1e-6)
-    values[:, 1] = 0.5  # a channel that says nothing in training counts little where it does say something
+    values[:, 1] = 0.5  # a channel that is constant in training gets 1 % of the mean deviation
     std = channel_statistics(values)[1]
     assert std[1] == pytest.approx(0.01 * (std[0] + std[2]) / 3, rel=1e-3)
 
@@ -78,7 +78,7 @@ def test_the_folder_is_complete_and_is_kept(folder: Path) -> None:
 def test_no_more_held_out_values_are_read_than_of_other_tokenizers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And they are spread evenly, as those of others are: of sorted samples the first may all be alike."""
+    """They are evenly spaced, because the first samples of a sorted list may all be alike."""
     monkeypatch.setattr("tokenizers_zoo.train.loop.FINAL_SAMPLES", 3)
     read = []
 
@@ -87,7 +87,7 @@ def test_no_more_held_out_values_are_read_than_of_other_tokenizers(
             read.append(index)
             return super().__getitem__(index)
 
-    known = {"source": "pictures"}  # else some are read to tell of which values it is
+    known = {"source": "pictures"}  # otherwise some values are read to identify the data
     samples = TrainingSamples(train=list(pictures(2)), test=Watched(pictures(6, 1)), provenance=known)
     folder = plugin.train_tokenizer(SETTINGS, samples, tmp_path / "rgb_patches", 0)
     assert json.loads((folder / "evaluation.json").read_text())["samples"] == 3

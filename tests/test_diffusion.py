@@ -1,4 +1,4 @@
-"""The diffusion decoder: what it predicts, how it draws, that tokens stay what they were, and that runs resume."""
+"""The diffusion decoder: predictions, sampling, unchanged tokens, and resumed runs."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_last_time_is_pure_noise_only_where_that_is_asked_for(schedule: Any)
 
 
 def test_defaults_keep_what_little_noise_hides_and_train_where_there_is_something_to_learn() -> None:
-    """What an untrained network makes of a target with little noise is off by no more than that noise."""
+    """For a target with little noise, the error of an untrained network is at most that noise."""
     config = DiffusionConfig()
     kept = noise_schedule(config).alphas_cumprod
     target, noise = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -153,7 +153,7 @@ def test_noise_depends_on_tokens_and_seed_only() -> None:
 
 
 def module_of(**diffusion: Any) -> DiffusionAutoencoder:
-    """An untrained module whose predictions are not all 0."""
+    """Return an untrained module with non-zero predictions."""
     task = rgb.plugin.task(diffusing(**diffusion))
     with seeded(0):
         module = task.build(samples().train, np.random.default_rng(0))
@@ -179,7 +179,7 @@ def test_one_step_of_x0_is_the_networks_prediction(sampler: Any) -> None:
 
 
 def test_one_step_of_v_is_the_negative_prediction() -> None:
-    """At the last time the target is all hidden: v = sqrt(0) noise - sqrt(1) target."""
+    """At the last time step the target is fully hidden: v = sqrt(0) noise - sqrt(1) target."""
     module = module_of(prediction="v", sampling_steps=1)
     codes, noise = torch.randn(2, 32, 2, 2), torch.randn(2, 3, 16, 16)
     expected = -module.denoiser(noise, torch.tensor([999, 999]), codes, None)
@@ -187,7 +187,7 @@ def test_one_step_of_v_is_the_negative_prediction() -> None:
 
 
 class Oracle(torch.nn.Module):
-    """Knows the target, and answers as the loss would have it."""
+    """A network that knows the target and returns the loss-minimising prediction."""
 
     def __init__(self, module: DiffusionAutoencoder, target: torch.Tensor) -> None:
         super().__init__()
@@ -222,7 +222,10 @@ def test_a_perfect_network_has_no_loss_and_draws_the_target(sampler: Any, table:
 def test_any_number_of_steps_draws_values_as_they_are_distributed(
     sampler: Any, table: dict[str, Any], steps: int
 ) -> None:
-    """For normal values the perfect network is known; few of these numbers of steps divide the 1,000 noise levels."""
+    """For normally distributed values the perfect network is known.
+
+    Few of these step counts divide the 1,000 noise levels.
+    """
     config = DiffusionConfig(**table, sampler=sampler, sampling_steps=steps)
     mean, variance, levels = 0.7, 0.25, noise_schedule(config).alphas_cumprod
     drawer = sampler_of(config)
@@ -293,7 +296,7 @@ def test_settings_choose_the_decoder_and_how_it_is_run(base: Path, second: Path)
     plain = rgb.plugin.load_tokenizer(second, "cpu", settings("rgb"))
     assert torch.equal(plain.decode(tokens), loaded(second).decode_plain(tokens))
     kept = loaded(second).decode(tokens)
-    assert torch.equal(loaded(second, width=64).decode(tokens), kept)  # sizes are those of the checkpoint
+    assert torch.equal(loaded(second, width=64).decode(tokens), kept)  # sizes come from the checkpoint
     for changed in ({"seed": 1}, {"sampling_steps": 2}, {"sampler": "dpm"}, {"guidance_scale": 2.0}):
         assert not torch.equal(loaded(second, **changed).decode(tokens), kept)
     with pytest.raises(CheckpointError, match="has no diffusion decoder"):
@@ -370,7 +373,7 @@ def test_the_target_of_0_and_1_is_symmetric() -> None:
     assert module.target(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
 
 
-# ---------------------------------------------------------------- what is reported
+# ---------------------------------------------------------------- reports
 
 
 def test_sharpness_by_hand() -> None:

@@ -94,14 +94,14 @@ class World:
         return evaluate(run or self.run, self.zoo, self.tokens, self.data, config=config, **options)
 
     def copy(self, folder: Path) -> Path:
-        """The run without its evaluation."""
+        """Copy the run without its evaluation."""
         shutil.copytree(self.run, folder, ignore=shutil.ignore_patterns("evaluation"))
         return folder
 
 
 @pytest.fixture(scope="module")
 def world(site: None, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Values and tokens on disk, and a backbone that has learned what follows from light."""
+    """Values and tokens on disk, and a backbone that has learned to predict the other modalities from light."""
     root = tmp_path_factory.mktemp("world")
     maps = {"image_size": 8, "levels": LEVELS}
     tables = {"zoo": {"checkpoints": "tokenizers"}, "modalities": {"light": maps, "dark": maps}}
@@ -324,11 +324,11 @@ def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, An
     assert len({text for row in rows for text in row["cells"][1:]}) > 6, "of 9"
 
 
-# --- going on
+# --- resuming
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def test_an_interrupted_evaluation_goes_on(
@@ -402,7 +402,7 @@ def test_scores_belong_to_values_and_tokens_wherever_they_are(world: World, tmp_
 
 
 def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tmp_path: Path) -> None:
-    """Known by the seed of the source; where one of them is not known, nothing is said."""
+    """The source's seed identifies the samples; the check is skipped if one seed is unknown."""
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     for name, seed in (("data", 0), ("other", 1)):
         shutil.copytree(world.data, tmp_path / name)
@@ -448,7 +448,7 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
 
 
 def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) -> None:
-    """A tokenizer may get another one, which goes on with the same tokens."""
+    """A tokenizer may get another decoder for the same tokens."""
     run = world.copy(tmp_path / "run")
     shutil.copytree(world.zoo["dark"].checkpoint.parent, tmp_path / "tokenizers")
     decoder = tmp_path / "tokenizers" / "dark"
@@ -472,7 +472,7 @@ def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) 
 
 
 def test_a_decoder_is_told_by_its_tokenizer_and_settings() -> None:
-    """A vocabulary that several share may grow."""
+    """A shared vocabulary may grow."""
 
     def told(fingerprint: str, steps: int, shared: bool = False) -> str:
         handle: Any = SimpleNamespace(
@@ -522,7 +522,7 @@ def test_progress_goes_on_within_a_pair(
     run, asked = world.copy(tmp_path / "run"), {"inputs": [("light",)], "targets": ["dark"]}
     world.evaluate(run, dataclasses.replace(CONFIG, gallery_pairs=1), **asked)
     lines = capsys.readouterr().err.splitlines()
-    # Of 16 samples, 10 at a time, the reconstructions, and 4 answers to each; then 2 draws of each of 3.
+    # 16 samples in batches of 10: reconstructions, then 4 answers per sample; last, 2 draws for each of 3 samples.
     done = (10, 16, *range(26, 80, 10), 80)
     told = [line.split(",")[0] for line in lines if line.startswith("decode")]
     assert told[:-1] == [f"decode light to dark: {count} of 86" for count in done] and " 86/86 " in told[-1]
@@ -542,11 +542,11 @@ def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_pa
     assert set(found["cross_entropy"]["modalities"]) == set(NAMES)
 
 
-# --- what the data lack
+# --- missing data
 
 
 def changed_values(world: World, data: Path, place: str, broken: Collection[str] = (), kept: str = "") -> None:
-    """Write `place`, as train/dark, in a copy of the data: values of `broken` are none, keys end in one of `kept`."""
+    """Copy `place` (such as train/dark) to `data`: values of `broken` are unreadable, keys end in one of `kept`."""
     split, name = place.split("/")
     store = shards.ValueStore(world.data)
     with writing_values(data, split, name) as shard:
@@ -691,7 +691,7 @@ def test_other_samples_are_scored_in_a_folder_of_their_own(
 
 
 def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tmp_path: Path) -> None:
-    """Tokens of another codec are neither targets nor inputs, as if the store had none."""
+    """Tokens of another codec count as missing, both as targets and as inputs."""
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
     shutil.copytree(world.tokens, tmp_path / "tokens")
@@ -852,7 +852,7 @@ def test_default_pairs_neither_give_nor_ask_for_what_the_model_cannot() -> None:
 
 
 def scores(*pairs: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts of evaluation.json that the table shows."""
+    """Return the parts of evaluation.json shown in the table."""
     return {"pairs": pairs, "modalities": {pair["target"]: {"metrics": [{"name": "mae"}]} for pair in pairs}}
 
 
@@ -922,7 +922,7 @@ def test_a_sheet_has_a_name_that_a_disk_takes(tmp_path: Path) -> None:
 
 
 def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is the CPU by another name."""
+    """The device is the CPU under another name."""
     asked: list[str] = []
 
     def loaded(folder: Path, device: str) -> FourM:
@@ -1011,7 +1011,7 @@ def test_what_a_plugin_has_once_is_scored_as_it_is_written(
 
 @pytest.mark.parametrize("other", ["nothing", "damaged", "seed", "input", "weights", "device", "settings", "scorer"])
 def test_a_killed_generation_resumes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
-    """Unless anything that it depends on has changed: then the folder is refused."""
+    """The folder is refused instead if a dependency has changed."""
     monkeypatch.setattr(outputs, "BATCH", 4)
     run, out = world.copy(tmp_path / "run"), tmp_path / "out"
     Run(tokens=world.tokens, data=world.data).save(run)

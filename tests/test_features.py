@@ -56,14 +56,14 @@ def vector_settings(**table: object) -> Settings:
 
 
 def vectors(count: int, seed: int) -> list[np.ndarray]:
-    """Vectors around a common one, with 3 degrees of freedom."""
+    """Return vectors around a common mean, with 3 degrees of freedom."""
     basis = np.random.default_rng(99).standard_normal((4, VECTORS.dim))
     freedom = np.random.default_rng(seed).standard_normal((count, 3))
     return list((basis[0] + freedom @ basis[1:]).astype(np.float32))
 
 
 def maps(count: int, seed: int) -> list[np.ndarray]:
-    """Maps whose vectors have 2 degrees of freedom."""
+    """Return maps of vectors with 2 degrees of freedom."""
     basis = np.random.default_rng(98).standard_normal((2, MAPS.channels))
     freedom = np.random.default_rng(seed).standard_normal((count, 4, 6, 2))
     return list(np.moveaxis(freedom @ basis, -1, 1).astype(np.float32))
@@ -103,7 +103,7 @@ def test_agreement_of_zeros_and_of_a_single_vector() -> None:
 
 def test_the_constant_baseline_is_the_best_of_many_by_cosine() -> None:
     values = vectors(50, 1)
-    values[0] = values[0] * 100  # long ones count no more than others
+    values[0] = values[0] * 100  # long vectors count no more than short ones
     answer = VECTORS.constant_baseline(values)
     best = agreement([answer] * 50, values)["cosine"]
     rng = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def test_the_constant_map_is_that_of_each_place() -> None:
 
 
 def test_the_constant_map_stays_within_the_bounds() -> None:
-    """Values that are mostly 0 have a mean direction whose numbers, at their mean length, may be above each of them."""
+    """For values that are mostly 0, the mean direction scaled to the mean length may exceed every single value."""
 
     class Bounded(SmallMap):
         low, high = 0.0, 1.0
@@ -308,7 +308,7 @@ def test_numbers_of_unlike_units_are_learnt_alike() -> None:
     seen = module.standardise(torch.from_numpy(np.stack(values)))
     expected = (np.arange(24) != 5).astype(np.float32)
     np.testing.assert_allclose(seen.std(dim=0, correction=0).numpy(), expected, rtol=1e-3, atol=1e-3)
-    # Where the direction of the whole counts, what is small beside the others stays small.
+    # A cosine loss depends on the direction of the whole vector, so small channels stay small.
     module = VECTORS.task(vector_settings(loss="cosine")).build(values, np.random.default_rng(0))
     seen = module.standardise(torch.from_numpy(np.stack(values)))
     assert seen[:, units < 1].std(dim=0).max() < 1e-3

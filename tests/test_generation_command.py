@@ -1,4 +1,4 @@
-"""`zoo backbone generate` as a process: what is given, kept, guided and drawn; what it writes; what it refuses."""
+"""`zoo backbone generate` as a process: inputs, kept parts, guidance, draws, output files and refused arguments."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def tokens(world: World, place: str, name: str = "depth") -> Any:
 
 
 def made(world: World, out: str) -> dict[str, bytes]:
-    """Return the results in a folder: without its state."""
+    """Return the results in a folder without its state files."""
     files = {name.removeprefix(f"{out}/"): data for name, data in world.files().items() if name.startswith(f"{out}/")}
     return {name: data for name, data in files.items() if name not in ("run.json", ".lock")}
 
 
 def generated(world: World, recipe: GenerationPlan, **options: Any) -> list[Path]:
-    """What the command does, in this process."""
+    """Run the command in this process."""
     zoo = Zoo.from_toml(world.folder / "registry.toml")
     return outputs.generate_to_folder(world.folder / "run", zoo, recipe, world.folder / "new", **options)
 
@@ -91,7 +91,7 @@ def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
         left = {str(np.array(tokens(world, f"new/{key}/{draw}"))[:, 0]) for draw in range(3)}
         right = {str(np.array(tokens(world, f"new/{key}/{draw}"))[:, 1]) for draw in range(3)}
         assert len(left) > 1 and len(right) == 1
-    # What was made is given again, as tokens, as a value's file, as text; and a text goes on.
+    # Inputs can be a token file, a value file or text, and a given text can be continued.
     given = "--input depth=new/test00/0/depth.tokens.json --input caption='red'"
     went(world, f"backbone generate run --out again {given} --target caption --inpaint caption=after")
     text = (world.folder / "again/files/0/caption.txt").read_text()
@@ -210,7 +210,7 @@ def test_values_are_given_where_no_tokens_are(world: World) -> None:
 
 
 def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it may be more than memory holds."""
+    """All inputs together may exceed the memory."""
     read: list[int] = []
     take = TokenColumn.take
 
@@ -265,7 +265,7 @@ def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> N
 
 
 def test_a_draw_is_no_other_samples(world: World) -> None:
-    """With nothing given all that tells draws apart is their number."""
+    """Without inputs, only the sample and draw numbers make draws differ."""
     went(world, f"{MAKE} --target depth --samples 0-1 --draws 2 --set temperature=3")
     files = [data for name, data in made(world, "new").items() if name.endswith("depth.tokens.json")]
     assert len(files) == len(set(files)) == 4
@@ -306,7 +306,7 @@ def test_draws_are_written_best_first(world: World) -> None:
             ("holds tokens of caption, not of depth",),
         ),
         ("--input depth --target depth", ("depth: is input and target",)),
-        # What is written out is a value; tokens come from a file.
+        # JSON on the command line is read as a value; tokens can only come from a file.
         (
             '--input depth={"modality":"depth","fingerprint":"a","tokens":[1]} --target caption',
             ("depth: .json file: ",),

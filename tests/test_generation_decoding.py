@@ -1,4 +1,4 @@
-"""Decoding against slow twins without caches, and samples that do not depend on their batch."""
+"""Decoding against slow references without caches, and samples that do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def model() -> FourM:
 
 @torch.inference_mode()
 def slow_sequence(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: int, sample: int) -> list[int]:
-    """Every token decoded anew from the whole stream so far."""
+    """Decode each token from the whole stream so far, without a cache."""
     inputs = whole_inputs(model, given).packed()
     uniform = Noise(seed, [sample], plan.name).uniform(IDS, 0, 6)[0]
     start = model.layout.token_rows(plan.name).start
@@ -48,13 +48,13 @@ def test_cached_decoding_is_full_decoding(model: FourM, temperature: float, earl
     slow = [slow_sequence(model, only(given, i), plan, 4, i) for i in range(12)]
     assert [row.tolist() for row in made] == slow
     assert all(row.dtype == np.int64 for row in made)
-    if temperature == 3:  # samples stop each at its own end, so the batch was cut on the way
+    if temperature == 3:  # samples end at different lengths, so the batch became smaller on the way
         assert len({len(row) for row in made}) >= 2
 
 
 @torch.inference_mode()
 def slow_maskgit(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: int, sample: int) -> torch.Tensor:
-    """MaskGIT for one sample, cell by cell, with the input packed anew at each step."""
+    """Run MaskGIT for one sample, cell by cell, and pack the input again at each step."""
     made: dict[int, int] = {}
     counts = tokens_per_step(9, plan.steps, plan.schedule)
     noise = Noise(seed, [sample], plan.name)
@@ -161,7 +161,7 @@ def test_sequences_hold_no_sentinels_and_keep_to_their_bound(model: FourM) -> No
     assert [row.tolist() for row in short] == [row[:2].tolist() for row in made]
 
 
-# --- other orders, temperatures, inputs that are kept
+# --- other orders, temperatures, kept inputs
 
 
 @torch.inference_mode()
@@ -212,7 +212,7 @@ GUIDED = [
 
 
 def test_guided_samples_do_not_depend_on_their_batch(model: FourM) -> None:
-    """A sample with an empty sequence, too: it sees the same empty slot alone and beside longer ones."""
+    """A sample with an empty sequence sees the same empty slot alone and in a batch with longer sequences."""
     given = given_tokens(6)
     del given["words"]
     batch = generate(model, given, GUIDED, seed=7, samples=range(10, 16))
@@ -242,7 +242,7 @@ def test_steps_are_counted_as_announced(model: FourM) -> None:
 def test_cells_are_ranked_by_the_model_or_by_what_is_drawn_from(
     model: FourM, monkeypatch: pytest.MonkeyPatch, early: bool
 ) -> None:
-    """The first cell's likeliest id has less than those of others, but is alone in the nucleus, as theirs are."""
+    """The top id is less likely in the first cell than in others, but it is alone in the nucleus of every cell."""
     logits = torch.full((1, 9, 11), -20.0)
     logits[:, :, 0], logits[:, :, 1] = 1.0, 0.5
     logits[:, 0, 1:3] = 0.8

@@ -1,4 +1,4 @@
-"""Several draws of a sample: what they share is computed once, and each is what it would be alone."""
+"""Several draws of a sample: shared parts are computed once, and each draw equals a single draw."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def listed(made: dict[str, Any]) -> dict[str, list[list[int]]]:
 
 @pytest.fixture(params=[True, False], ids=["shared", "copied"])
 def keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the rows of a sample's draws share keys where they attend, as on the CPU, or have copies, as on a GPU."""
+    """Whether draws of a sample share attention keys, as on the CPU, or have copies, as on a GPU."""
     monkeypatch.setattr(sampler, "shares_keys", lambda device: request.param)
 
 
@@ -62,7 +62,7 @@ def test_draws_are_those_of_repeated_samples(model: FourM, plan: list[TargetPlan
 
 
 def test_draws_keep_to_their_sample_when_the_batch_is_cut(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for 1 to 6 tokens: the batch is halved twice."""
+    """Samples have room for 1 to 6 tokens, so the batch is halved twice."""
     tokens, select = given(6), Context.select
     cuts: list[int] = []
 
@@ -144,7 +144,7 @@ def test_what_draws_share_is_encoded_once(
     generate(model, given(4), plan, 5, draws=DRAWS)
     assert batches == encoded
     assert seen[0] == encoded[0]
-    if plan[0].name != "words":  # the first step's logits of a grid are those of all draws
+    if plan[0].name != "words":  # all draws share the logits of a grid's first step
         assert decoded[0] == encoded[0] * (3 if plan[0].guidance else 1)
         assert divided[0] == 4
 

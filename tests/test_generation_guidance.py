@@ -1,4 +1,4 @@
-"""Guidance: which passes are made, what each sees, and logits against those added up by hand."""
+"""Guidance: the passes, their inputs, and their combined logits against hand-computed sums."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_passes_by_hand() -> None:
     assert as_sets(Passes.of(always, "right", KNOWN)) == [({"left", "vectors"}, -2), (set(), 3)]
     weights = Guidance(weights={"left": 2.0, "bag": -0.5})
     assert as_sets(Passes.of(weights, "right", KNOWN)) == [({"left", "bag"}, -0.5), ({"bag"}, 2), ({"left"}, -0.5)]
-    # A weight of 0 hides a condition from all passes; one condition at 1 is the pass that sees it.
+    # A weight of 0 hides a condition from all passes; a single condition of weight 1 needs only the pass that sees it.
     assert as_sets(Passes.of(Guidance(weights={"left": 1.0, "bag": 0.0}), "right", KNOWN)) == [({"bag"}, 1)]
-    # The target's own tokens are never hidden, and where nothing is known nothing guides.
+    # The target's own tokens are never hidden, and without any condition there is no guidance.
     assert as_sets(Passes.of(Guidance(scale=3), "bag", KNOWN)) == [({"left", "vectors"}, -2), (set(), 3)]
     assert as_sets(Passes.of(Guidance(scale=3), "bag", ["bag"])) == [(set(), 1)]
 
@@ -103,7 +103,10 @@ def test_no_guidance_is_scale_one_and_full_weight(model: FourM) -> None:
 
 @torch.inference_mode()
 def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
-    """Draws from the passes added up, each decoded anew from the whole stream; samples end at their own length."""
+    """The reference decodes each pass from the whole stream and draws from the combined logits.
+
+    Samples end at different lengths.
+    """
     given = {name: tokens for name, tokens in given_tokens(10).items() if name in ("left", "vectors")}
     plan = TargetPlan(name="words", temperature=8.0, guidance=Guidance(weights={"left": 2.0, "vectors": 0.5}))
     made = generate(model, given, [plan], seed=0)["words"]

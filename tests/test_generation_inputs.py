@@ -82,7 +82,7 @@ def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_mod
 def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
     guidance: Guidance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4M marks a hidden sequence with a scale, and not with weights."""
+    """4M marks a hidden sequence if guidance has a scale, but not if it has weights."""
     model = sharp_model(config=PUBLISHED)
     seen: list[list[list[int]]] = []
     packed = EncoderInputs.packed
@@ -136,7 +136,7 @@ def test_what_the_model_only_makes_is_no_input() -> None:
 
 
 def test_whole_inputs_read_as_in_training() -> None:
-    """What the masker packs where all of some modalities is the input is what generation packs."""
+    """With whole modalities as inputs, generation packs the same tokens as the masker in training."""
     model = FourM(CONFIG, SPECS)
     given, batch = given_tokens(6), 6
     lengths, present = np.zeros((batch, len(SPECS)), np.int64), np.zeros((batch, len(SPECS)), bool)
@@ -163,7 +163,7 @@ def test_whole_inputs_read_as_in_training() -> None:
 
 
 def test_inputs_that_grow_are_those_packed_anew() -> None:
-    """What a chain adds step by step is what is packed from the finished targets, with and without guidance."""
+    """Inputs added step by step equal inputs packed from the finished targets, with and without guidance."""
     model = FourM(CONFIG, SPECS)
     given = given_tokens(3)
     inputs = whole_inputs(model, given)

@@ -1,4 +1,4 @@
-"""Targets of which a part is kept: in-painting of grids, gaps of sequences, and regions in words."""
+"""Partly given targets: in-painting of grids, gaps of sequences, and regions described in words."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model() -> FourM:
 
 @pytest.fixture(scope="module")
 def shown_ends() -> FourM:
-    """One that sees where sequences end, as published ones do."""
+    """A model that sees where sequences end, as published models do."""
     return sharp_model(config=PUBLISHED)
 
 
@@ -70,7 +70,7 @@ def test_kept_tokens_stay_and_the_rest_is_made(model: FourM, scheme: Any, guidan
     assert torch.equal(made[part != UNKNOWN], grid[part != UNKNOWN])
     assert made.min() >= 0 and made.max() < 11
     free = generate(model, given, plan, seed=0)["right"]
-    assert not torch.equal(made[part == UNKNOWN], free[part == UNKNOWN])  # what is kept matters
+    assert not torch.equal(made[part == UNKNOWN], free[part == UNKNOWN])  # the kept tokens influence the rest
     assert not made.is_inference(), "what is made may be edited in place, and learned from"
 
 
@@ -87,7 +87,7 @@ def test_one_step_of_in_painting_by_hand(model: FourM) -> None:
 
 
 def test_each_sample_may_lack_as_much_as_it_likes(model: FourM) -> None:
-    """Grids and vectors, kept in different parts; alone and together; and kept parts are inputs of other targets."""
+    """Grids and vectors with different kept parts, alone and together; kept parts are also inputs of other targets."""
     random = torch.Generator().manual_seed(2)
     kept: dict[str, Any] = {
         "right": torch.randint(-1, 11, (5, 3, 3), generator=random),
@@ -161,7 +161,7 @@ def test_gaps_become_sentinels_and_neighbours_one(model: FourM) -> None:
     add_partial(inputs, TEXT, rows)
     packed, start = inputs.packed(), model.layout.token_rows("words").start
     assert (packed.ids[0] - start).tolist() == [2, 9, 8, 3, 7, 4]  # sentinels are 2, 3, ...
-    assert packed.mask.tolist() == [[True] * 6, [False] * 6]  # a sequence of which nothing is kept is no input
+    assert packed.mask.tolist() == [[True] * 6, [False] * 6]  # a sequence without kept tokens is no input
     assert packed.positions[0].diff().tolist() == [1] * 5
 
 
@@ -174,7 +174,7 @@ def test_streams_fill_gaps_by_hand() -> None:
 
 @torch.inference_mode()
 def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: TargetPlan, seed: int) -> list[int]:
-    """Every token decoded anew, the choice among what may come written out."""
+    """Decode each token without a cache, with the choice of allowed tokens written out."""
     inputs = whole_inputs(model, given)
     add_partial(inputs, TEXT, [row])
     packed, start = inputs.packed(), model.layout.token_rows("words").start
@@ -232,7 +232,7 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
     rows = generate(model, {}, plan, seed=0, samples=range(64), partial={"words": [row] * 64})["words"]
     assert max(map(len, rows)) == room + sentinels - 1 and any(after in made for made in rows)
     assert not any(set(made.tolist()) & {1, *range(2, after)} for made in rows)
-    with torch.no_grad():  # what is likeliest is that id, and the way on from the gaps before
+    with torch.no_grad():  # most likely: this id, and the sentinels that close the earlier gaps
         model.output["text"].zero_()
         model.decode = lambda x, *rest: torch.ones_like(x)  # type: ignore[method-assign]
         model.output["text"][after] = 1.0
@@ -246,7 +246,7 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
 def test_where_no_sentinel_is_left_to_close_the_last_gap_the_end_does() -> None:
     layout = dataclasses.replace(WORDS, num_sentinels=2)
     model = sharp_model([dataclasses.replace(TEXT, layout=layout)], PUBLISHED)
-    with torch.no_grad():  # the likeliest is the way on from the first gap, then the id after the sentinels
+    with torch.no_grad():  # most likely: the sentinel that closes the first gap, then the id after the sentinels
         model.output["words"].zero_()
         model.decode = lambda x, *rest: torch.ones_like(x)  # type: ignore[method-assign]
         model.output["words"][4] = 1.0
@@ -258,7 +258,10 @@ def test_where_no_sentinel_is_left_to_close_the_last_gap_the_end_does() -> None:
 
 @pytest.mark.parametrize("passes", [Guidance(), Guidance(scale=2.0)])
 def test_what_comes_once_is_written_once(model: FourM, passes: Guidance) -> None:
-    """Neither what is kept nor what was written; each sample as if it were alone. A vocabulary may have grown since."""
+    """A token marked as unique repeats neither kept nor generated tokens, in each sample separately.
+
+    Unique ids may lie beyond the model's vocabulary, which may have grown since.
+    """
     once = {7, 8, 9, 13, SPECS[1].vocab_size}
     plan = [TargetPlan(name="words", temperature=20.0, guidance=passes)]
     kept = {"words": [np.array(row) for row in ([-1], [-1, 9, -1], [8, -1, 7, -1], [-1, 9]) for _ in range(8)]}
@@ -274,7 +277,7 @@ def test_what_comes_once_is_written_once(model: FourM, passes: Guidance) -> None
 
 
 def test_a_part_of_what_is_not_asked_for_is_an_input(model: FourM) -> None:
-    """The same as where the rest is made, but after it."""
+    """The result equals a run that completes the part after this target."""
     kept = {"words": [np.array([9, 8, -1]), np.array([-1, 7])], "left": torch.tensor([[[1, -1, 2], [-1, -1, 3]]] * 2)}
     right, words = TargetPlan(name="right", steps=3), TargetPlan(name="words")
     alone = generate(model, {}, [right], 0, partial=kept)
@@ -293,9 +296,9 @@ def test_of_what_is_not_asked_for_all_may_be_kept(model: FourM, shown_ends: Four
 
 
 def test_what_may_come_next_by_hand() -> None:
-    """Sentinels are 2 to 5: where a gap ends by sentinel 3, that may come and no end; in the last gap the end, 1.
+    """The sentinels are 2 to 5, the end token is 1.
 
-    The first gap of three is over where the sentinel of the second or the third is next, or the end.
+    A gap that sentinel 3 closes allows 3 but not the end token; the last gap allows the end token.
     """
     logits, marks = torch.arange(20.0).expand(2, -1).clone(), torch.tensor([2, 3, 4, 5, 1])
     ends = torch.tensor([[False, True, True, False, True], [False, False, False, False, True]])
@@ -310,7 +313,7 @@ def test_what_may_come_next_by_hand() -> None:
 def test_a_gap_is_over_where_any_later_one_begins_or_the_end_comes(
     model: FourM, shown_ends: FourM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the three gaps that begin with 2, 3 and 4; a model that is shown ends reads the next sentinel alone."""
+    """Three gaps begin with sentinels 2, 3 and 4. For a model that sees ends, only the next sentinel closes a gap."""
     seen: list[tuple[int, set[int]]] = []
 
     def noted(logits: Any, marks: Any, ends: Any, onward: Any) -> Any:
@@ -344,9 +347,9 @@ def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM, mon
 
 
 def test_published_models_see_where_sequences_end(shown_ends: FourM) -> None:
-    """With [EOS] behind a whole one, and behind kept parts that reach to its end; one of the greatest length has none.
+    """Whole sequences and kept parts that reach the end are followed by [EOS], except at the maximum length.
 
-    So 4M's `sequence_mask` trained them, and its generation gives sequences.
+    4M does the same in training (`sequence_mask`) and in generation.
     """
     inputs = whole_inputs(shown_ends, {"words": [np.array([7, 8]), np.array([], np.int64), np.array([9] * 6)]})
     packed, start = inputs.packed(), shown_ends.layout.token_rows("words").start

@@ -1,4 +1,4 @@
-"""Plans and what is given: what suits a layout, and errors that name what is wrong."""
+"""Plans and inputs: defaults for each layout, and errors that name the problem."""
 
 from __future__ import annotations
 

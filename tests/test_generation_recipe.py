@@ -1,4 +1,4 @@
-"""Plans in files: read, refused, written so that they make the same; and those that 4M published."""
+"""Plan files: reading, refusing, writing plans that reproduce the results, and the plans that 4M published."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest
     odd = GenerationPlan(targets=recipe.targets, inputs=('words="a \\ tab\t, bell\a and delete\x7f"',))
     (tmp_path / "odd.toml").write_text(written_plan(odd, {}))
     assert read(tmp_path / "odd.toml") == odd
-    # Paths that a caller gives hold from where the caller is.
+    # Paths from a caller are relative to the caller's working directory.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other" / "three.toml").write_text(
         written_plan(
@@ -124,7 +124,7 @@ def test_samples_are_a_number_or_numbers() -> None:
 
 
 def published_zoo() -> Zoo:
-    """Everything installed, and the second instances of the plan for super-resolution."""
+    """All installed modalities, and the second instances that the super-resolution plan needs."""
     clip, rgb = {"plugin": "clip", "map_size": 28}, {"plugin": "rgb", "image_size": 448}
     return Zoo.from_tables({"modalities": {"clip_448": clip, "rgb_448": rgb}})
 

@@ -84,7 +84,7 @@ def test_draw_never_gives_an_id_without_a_share() -> None:
 
 
 def test_sums_that_are_added_in_parallel_give_no_id_without_a_share() -> None:
-    """Where they fall by a rounding error, and where they rise at an id that has no share."""
+    """Cumulative sums may fall by a rounding error, or rise at an id of probability 0."""
     shares = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.0, 0.0, 0.25, 0.0]])
     sums = torch.tensor([[0.0, 0.5, 0.5 + 1e-6, 0.75 + 1e-6, 0.75, 0.75 + 2e-6, 1.0, 1.0 + 1e-6]])
     expected = torch.tensor([[0.0, 0.5, 0.5, 0.75 + 1e-6, 0.75 + 1e-6, 0.75 + 1e-6, 1.0, 1.0]])
@@ -160,4 +160,4 @@ def test_the_filter_comes_before_or_after_the_temperature() -> None:
     assert set(draw_one(logits, uniform, 10.0, 0, 0.65).tolist()) == {0, 1}
     assert set(draw_one(logits, uniform, 10.0, 0, 0.65, filter_first=True).tolist()) == {0}
     both = draw_one(logits, uniform, 10.0, 2, 1.0), draw_one(logits, uniform, 10.0, 2, 1.0, filter_first=True)
-    assert torch.equal(*both)  # the two likeliest stay the two likeliest
+    assert torch.equal(*both)  # the two most likely ids remain the two most likely

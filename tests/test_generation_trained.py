@@ -1,4 +1,4 @@
-"""Toy models that learn in seconds: what they saw is what they make."""
+"""Toy models that learn in seconds and reproduce their training data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PERMUTATION = torch.tensor([3, 5, 0, 1, 2, 4])
 
 
 def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
-    """From a (`batch 4`) to b, a permutation of a's ids, and to c, which says a's ids in words."""
+    """Map a (`batch 4`) to b, a permutation of a's ids, and to c, a sequence that spells a's ids."""
     layout, batch = model.layout, len(a)
     b, c = layout.token_rows("b").start, layout.token_rows("c").start
     stream = c + torch.cat([torch.full((batch, 1), 1), a + 4, torch.zeros(batch, 1, dtype=torch.int64)], 1)
@@ -66,12 +66,12 @@ def test_a_trained_model_generates_the_mapping_it_saw() -> None:
     assert np.mean([row.tolist() == want for row, want in zip(words, wanted, strict=True)]) > 0.9
 
 
-# --- super-resolution: a second instance of a plugin, by the registry alone
+# --- super-resolution: a second instance of a plugin, defined only in the registry
 
 
 @pytest.mark.slow
 def test_a_second_instance_of_twice_the_size_is_made_from_the_first() -> None:
-    """Each cell of the low resolution says what its four cells of the high one are; another grid says which of two."""
+    """Each low-resolution cell determines its four high-resolution cells; another grid selects one of two variants."""
     tables = {
         "zoo": {"image_size": 16, "patch_size": 8, "modalities": ["low", "high", "depth"]},
         "modalities": {
@@ -135,7 +135,7 @@ RANKED = [spec("a", SQUARE, 6), spec("b", SQUARE, 6), SEEN]
 
 
 def test_the_draw_that_agrees_is_ranked_first() -> None:
-    """`c` says what the model sees, of `b` as of `a`: the draw of `b` that is `a` agrees best."""
+    """`c` follows from `b` exactly as from `a`, so the draw of `b` that equals `a` agrees best."""
     torch.manual_seed(0)
     model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), RANKED)
     with torch.no_grad():
@@ -188,9 +188,9 @@ def test_draws_are_not_ranked_by_ids(values: ValueSpec) -> None:
 def test_draws_are_scored_in_blocks_and_what_they_share_once(
     monkeypatch: pytest.MonkeyPatch, whole: str, listed: bool
 ) -> None:
-    """Of two samples with 35 draws each; the slow twin is one batch in which each row is predicted for itself."""
+    """Score two samples with 35 draws each. The slow reference is one batch that predicts each row separately."""
     model, draws, seen = FourM.seeded(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), RANKED, 0), 35, []
-    with torch.no_grad():  # so that what is predicted depends on what is seen
+    with torch.no_grad():  # makes predictions depend on the inputs
         for weights in model.parameters():
             weights.normal_(generator=torch.Generator().manual_seed(weights.numel()))
 

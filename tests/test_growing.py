@@ -1,4 +1,4 @@
-"""Growing: what a backbone makes of its old modalities is the same to the bit, and what it learns then is new."""
+"""Growing: outputs of old modalities stay bit-identical, and training adds the new modalities."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ NEW = [
     ADDED, spec("global", VectorLayout(length=4), 9),
     spec("names", sequence(9), LONGER, "text"), spec("raw", PatchesLayout(shape=(2, 2), dim=5)),
 ]  # fmt: skip
-"""One modality of each kind; one of them makes the vocabulary longer that old ones have."""
+"""One new modality of each kind; "names" extends a vocabulary that old modalities use."""
 
 
 def grown() -> list[ModalitySpec]:
-    """The old modalities with the longer vocabulary, and the new ones."""
+    """Return the old modalities with the longer vocabulary, and the new modalities."""
     old = [
         dataclasses.replace(item, vocab_size=LONGER) if item.vocabulary == "text" else item for item in all_layouts()
     ]
@@ -76,7 +76,7 @@ def old_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def new_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tokens of two old modalities and all new ones."""
+    """A token store of two old modalities and all new ones."""
     root = tmp_path_factory.mktemp("new")
     specs = [grown()[0], grown()[3], *NEW]
     write_store(root, specs, 24, seed=5)
@@ -85,14 +85,14 @@ def new_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outputs(model: FourM, batch: PackedBatch, names: Sequence[str], counts: Sequence[int]) -> list[torch.Tensor]:
-    """What a model's decoder gives, and the logits of the first ids of some tables."""
+    """Return a model's decoder outputs and the logits of the first ids of some tables."""
     with torch.no_grad():
         hidden = model.eval().decode_targets(batch)
         return [hidden, *(model.logits(hidden, name)[..., :count] for name, count in zip(names, counts, strict=True))]
 
 
 def assert_same(old: FourM, new: FourM, seed: int = 3) -> None:
-    """Both make the same of the old modalities, to the bit."""
+    """Assert that both models give bit-identical outputs for the old modalities."""
     batch = packed_batch(list(old.layout.specs), size=3, seed=seed, layout=old.layout)
     tables = {name: rows.count for name, rows in old.layout.token_tables.items()}
     before = outputs(old, batch, list(tables), list(tables.values()))
@@ -441,7 +441,7 @@ def test_of_a_store_that_has_more_by_now_only_what_is_old_is_replayed(old_run: P
 
 
 def test_where_sequences_are_longer_by_now_old_losses_are_still_measured(old_run: Path, tmp_path: Path) -> None:
-    """By the same masks, so that what is frozen has the same loss."""
+    """Both measurements use the same masks, so frozen modalities have the same loss."""
     specs = [dataclasses.replace(item, layout=sequence(30)) if item.name == "words" else item for item in all_layouts()]
     for split, size, seed in (("train", 24, 5), ("test", 8, 6)):
         write_store(tmp_path / "tokens", [*specs, ADDED], size, split, seed)

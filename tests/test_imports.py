@@ -25,7 +25,7 @@ LAYERS = {
         {"generate"},
     ),
 }
-"""Packages from the top down. A module imports from its own layer and below; what is not listed is at the bottom."""
+"""Layers from the top down. A module imports from its own layer and below; unlisted packages form the bottom."""
 ALLOWED = {"tokenizers_zoo": {"tokenizers_zoo"}, "zoo_backbone": {"zoo_backbone", "tokenizers_zoo"}}
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -34,7 +34,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
 }
 """Distributions whose name differs from their import name."""
-# Words that mean something else in a model or a file, too: only a literal of exactly that word names a modality.
+# Words that have other meanings in models and files; only a literal of exactly this word counts as a modality's name.
 GENERIC = {"caption", "clip", "depth", "metadata", "normal"}
 EXCEPTIONS = {
     **{  # counts layers
@@ -44,7 +44,7 @@ EXCEPTIONS = {
             "autoencoder/config.py", "ml4m/architecture.py",
         )
     },
-    "tokenizers_zoo/autoencoder/losses.py": "efficientnet-lite0",  # a network, not what it sees
+    "tokenizers_zoo/autoencoder/losses.py": "efficientnet-lite0",  # the name of a network, not of a modality
 }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """Line and full name of every module or name imported, also inside functions and for type checkers."""
+    """Return line and full name of every import, including imports inside functions and for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -124,7 +124,10 @@ def test_packages_import_along_the_arrows(package: str) -> None:
 
 
 def graph(package: str) -> dict[str, set[str]]:
-    """The modules that each module of a package imports. A name imported from a package is its submodule, if any."""
+    """Return the modules that each module of a package imports.
+
+    A name imported from a package counts as its submodule, if there is one.
+    """
     root = packages()[package].parent
     modules = {module_name(path, root): path for path in files(package)}
     found: dict[str, set[str]] = {}
@@ -135,7 +138,7 @@ def graph(package: str) -> dict[str, set[str]]:
 
 
 def circles(edges: dict[str, set[str]]) -> list[set[str]]:
-    """Strongly connected components of more than one module."""
+    """Return the strongly connected components of more than one module."""
     reach: dict[str, set[str]] = {}
     for start in edges:
         seen, queue = set(), [start]
@@ -169,14 +172,14 @@ def test_no_import_upwards(package: str) -> None:
 
 
 def declared(project: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and least release of each distribution that a project asks for, by its extras, too."""
+    """Return name and minimum version of each distribution that a project requires, including its extras."""
     asked = [*project.get("dependencies", ()), *chain(*project.get("optional-dependencies", {}).values())]
     return [re.fullmatch(r"([\w.-]+)>=([\d.]+)", one).groups() for one in asked]
 
 
 @pytest.mark.parametrize("package", plugin_packages())
 def test_plugins_declare_what_they_import(package: str) -> None:
-    """Except torch inside functions, which the core brings, and jaxtyping for type checkers."""
+    """Exceptions: torch inside functions (a dependency of the core), and jaxtyping for type checkers."""
     root = plugin_packages()[package].parent
     project = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]
     known = {name for name, _ in declared(project)}
@@ -202,14 +205,14 @@ def test_packages_ask_for_the_same_releases() -> None:
 
 
 def docstrings(tree: ast.AST) -> set[ast.AST]:
-    """String expressions that are statements: docstrings of modules, classes, functions and fields."""
+    """Return string expressions that are statements: docstrings of modules, classes, functions and fields."""
     return {
         node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
 
 
 def written_names(tree: ast.AST, names: set[str]) -> Iterator[tuple[int, str]]:
-    """Line and text of every string literal that has one of `names` as a word, and of every identifier that is one."""
+    """Return line and text of string literals that contain one of `names` as a word, and of equal identifiers."""
     skipped = docstrings(tree)
     word = any_of(names - GENERIC)
     for node in ast.walk(tree):
@@ -273,7 +276,7 @@ HEAVY = {"torch", "PIL", "scipy", "skimage", "sklearn", "mujoco", "diffusers", "
 
 
 def test_listing_modalities_imports_no_torch() -> None:
-    """`import tokenizers_zoo`, every plugin's module, and all specs: in a fresh interpreter."""
+    """Run `import tokenizers_zoo`, import every plugin's module and read all specs in a fresh interpreter."""
     script = f"HEAVY = {HEAVY!r}\n{LISTING}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -282,6 +285,6 @@ def test_listing_modalities_imports_no_torch() -> None:
 
 
 def test_comparing_probes_imports_no_torch() -> None:
-    """Their figures are in files."""
+    """The figures of probes are read from files."""
     script = "import sys, zoo_backbone.transfer.results; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
