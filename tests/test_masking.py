@@ -1,4 +1,4 @@
-"""Masking: budgets, positions, spans, determinism; each property for random specs, samples and settings."""
+"""Masking: budgets, positions, spans and determinism, tested on random specs, samples and settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from zoo_backbone.spans import Spans, choose, mask_spans, ragged
 
 
 def marked(specs: list[ModalitySpec]) -> EmbeddingLayout:
-    """The layout of a published model, whose inputs show where sequences end."""
+    """Return the layout of a published model, in which input sequences contain their end token."""
     return PublishedLayout(specs, PublishedConfig())
 
 
@@ -37,7 +37,7 @@ CASES = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def slow_fill(weights: np.ndarray, capacity: np.ndarray, budget: int) -> np.ndarray:
-    """Water-filling of one row, not rounded, by giving away what is left over until nothing is."""
+    """Reference implementation of water-filling for one row, without rounding."""
     amounts = np.zeros(len(weights))
     left = min(budget, int(capacity.sum()))
     while left > 1e-9:
@@ -67,7 +67,7 @@ def test_fill_by_hand() -> None:
     shares = np.log(np.array([[1.0, 1.0, 2.0]]))
     half = np.array([0.5])
     assert fill(shares, np.array([[9, 9, 9]]), np.array([8]), half).tolist() == [[2, 2, 4]]
-    # The third can use 1 of its 4: the others share 7.
+    # The third entry has room for 1 of its share of 4, so the others split the remaining 7.
     assert fill(shares, np.array([[9, 9, 1]]), np.array([8]), half).tolist() in ([[4, 3, 1]], [[3, 4, 1]])
     assert fill(shares, np.array([[2, 0, 1]]), np.array([8]), half).tolist() == [[2, 0, 1]]
     limited = fill_with_limit(
@@ -118,7 +118,7 @@ def test_ragged_and_choose_by_hand() -> None:
     keys = np.random.default_rng(0).integers(0, 2**63, (500, 9)).astype(np.uint64)
     chosen = choose(keys, np.full(500, 2), np.full(500, 5))
     assert (chosen.sum(axis=1) == 2).all() and not chosen[:, 5:].any()
-    # Each of five with probability 2/5: 500 draws have a standard deviation of 11.
+    # Each of five is chosen with probability 2/5, so its count over 500 draws has a standard deviation of 11.
     assert (np.abs(chosen[:, :5].sum(axis=0) - 200) < 45).all()
 
 
@@ -150,7 +150,7 @@ def test_mean_span_length_is_the_setting() -> None:
     )
     spans = Spans.of(masked)
     assert abs(spans.length.mean() - 4.0) < 0.02
-    # Anywhere alike but near the ends, which fewer spans can cover: 40 of 100 are masked.
+    # 40 of 100 are masked, equally often at every position except near the ends, which fewer spans can cover.
     assert (np.abs(masked.mean(axis=0)[10:-10] - 0.4) < 0.06).all()
 
 
@@ -192,7 +192,7 @@ def check_fixed(item: ModalitySpec, sample: Unpacked, stored: np.ndarray) -> Non
 
 
 def check_sequence(item: ModalitySpec, sample: Unpacked, length: int, target_budget: int) -> None:
-    """Rebuild the sequence: tokens rise from FIRST_WORD, so each tells its place."""
+    """Rebuild the sequence from the sample; tokens count up from FIRST_WORD, so each token gives its position."""
     given = sample.inputs.get(item.name, [])
     wanted = sample.targets.get(item.name, [])
     assert isinstance(item.layout, SequenceLayout)
@@ -205,7 +205,7 @@ def check_sequence(item: ModalitySpec, sample: Unpacked, length: int, target_bud
         full = [SENTINEL, *content, END]
         assert reads == full[: len(reads)] and ids == full[1 : 1 + len(ids)]
         return
-    # Where the hidden spans are, by what is kept; the sentinels count them.
+    # Find the hidden spans from the gaps between the visible tokens; sentinels number them.
     spans: dict[int, list[int]] = {}
     place = 0
     for index, (token, _) in enumerate(given):
@@ -221,7 +221,7 @@ def check_sequence(item: ModalitySpec, sample: Unpacked, length: int, target_bud
     assert all(spans.values())
     assert len(spans) <= item.layout.num_sentinels
     if wanted and ids[-1] != END:
-        # Cut: there is nothing else to predict, and none of the spans fits.
+        # A cut-off sequence: there are no other targets, and no span fits the budget.
         stream = [token for sentinel in sorted(spans) for token in (sentinel, *spans[sentinel])]
         assert reads == stream[: len(reads)] and list(sample.targets) == [item.name]
         assert len(reads) == target_budget < 1 + min(map(len, spans.values()))
@@ -232,10 +232,10 @@ def check_sequence(item: ModalitySpec, sample: Unpacked, length: int, target_bud
 
 
 def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
-    """Read a sequence whose end is one of its tokens as one of words alone that END closes; gives its length."""
+    """Rewrite `sample` so that its own END token becomes an ordinary word; return the new length."""
     layout = item.layout
     assert isinstance(layout, SequenceLayout)
-    word = FIRST_WORD + length  # what END is, where it is one of the tokens
+    word = FIRST_WORD + length  # stands in for END inside the sequence
     given = [token for token, _ in sample.inputs.get(item.name, [])]
     wanted = sample.targets.get(item.name, [])
     ids, reads = [token for token, _, _ in wanted], [read for _, _, read in wanted]
@@ -359,7 +359,7 @@ def test_few_tokens_are_shared_by_both_sides() -> None:
 
 @pytest.mark.parametrize("length", [1, 5])
 def test_of_few_tokens_one_is_given_where_nothing_else_is(length: int) -> None:
-    """They are fewer than the targets' budget leaves room for, so that rounding would leave all of them as targets."""
+    """The target budget has room for all of these tokens, so plain rounding would make all of them targets."""
     specs = [spec("few", VectorLayout(length=length)), spec("picture", GridLayout(shape=(4, 4)))]
     raw = raw_batch(specs, 200)
     for mixture in (Mixture(inputs=("few",)), Mixture(single_input_prob=1.0)):
@@ -427,14 +427,14 @@ def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes
             wanted = [token for token, _, _ in sample.targets.get("words", [])]
             closed[given] = max(closed.get(given, []), wanted, key=len)
     s, w = SENTINEL, FIRST_WORD
-    assert closed[w, s, END] == [w + 1, w + 2, w + 3, s + 1]  # its end is kept
-    assert closed[s, w + 3, s + 1] == [w, w + 1, w + 2, s + 1, END, s + 2]  # and asked for
+    assert closed[w, s, END] == [w + 1, w + 2, w + 3, s + 1]  # END is an input
+    assert closed[s, w + 3, s + 1] == [w, w + 1, w + 2, s + 1, END, s + 2]  # END is a target
     asked = dataclasses.replace(config, mixtures=(Mixture(inputs=("picture",), targets=("words",)),))
     targets = Unpacked(layout, Masker(layout, asked)(raw, seed=0, step=0), 0).targets["words"]
-    assert [token for token, _, _ in targets] == [w, w + 1, w + 2, w + 3, END, s + 1]  # all of it is asked for
+    assert [token for token, _, _ in targets] == [w, w + 1, w + 2, w + 3, END, s + 1]  # all tokens are targets
     whole = MaskingConfig(input_budget=8, target_budget=8, min_input=8, mixtures=mixtures)
     assert Unpacked(layout, Masker(layout, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (END, 4)
-    raw.lengths[:, 0] = 8  # the maximum
+    raw.lengths[:, 0] = 8  # max_length: no room for END
     assert Unpacked(layout, Masker(layout, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
 
 
@@ -448,7 +448,7 @@ def test_where_ends_are_shown_and_not_all_fits_neighbouring_spans_are_asked_for(
     read = np.where(batch.targets.mask & (batch.targets.modalities == 0), batch.targets.read, FIRST_WORD)
     first = np.where(read < FIRST_WORD, read, FIRST_WORD).min(axis=1)
     several = ((read >= SENTINEL) & (read < FIRST_WORD)).sum(axis=1) > 1
-    assert len(set(first[several].tolist())) > 3  # which come first is drawn
+    assert len(set(first[several].tolist())) > 3  # the first span is random
 
 
 def test_where_ends_are_shown_and_no_sentinel_is_left_the_end_closes() -> None:
@@ -501,7 +501,7 @@ def test_shares_are_a_dirichlet(alpha: float) -> None:
         shares = torch.nn.functional.one_hot(kinds, count).sum(dim=1) / budget
         variance = (1 / count) * (1 - 1 / count) / (count * value + 1)
         assert (shares.mean(dim=0) - 1 / count).abs().max() < 4 * (variance / samples) ** 0.5
-        # The targets' shares see the inputs' only where a grid has no positions left: 200 of 400 at most are taken.
+        # Inputs take at most 200 of a grid's 400 positions, so they rarely limit the targets' shares.
         np.testing.assert_allclose(shares.var(dim=0).numpy(), variance, rtol=0.15)
 
 
@@ -531,7 +531,7 @@ def test_input_budgets_are_drawn_from_the_least_on() -> None:
     counts = Masker(EmbeddingLayout(specs), config)(raw_batch(specs, 2000), seed=0, step=0).inputs.mask.sum(dim=1)
     found = torch.bincount(counts, minlength=13)
     assert found[:5].sum() == 0 and (found[5:] - 250).abs().max() < 60
-    assert [MaskingConfig(input_budget=n).least_input for n in (4, 128)] == [1, 16]  # an eighth, and not nothing
+    assert [MaskingConfig(input_budget=n).least_input for n in (4, 128)] == [1, 16]  # an eighth, at least 1
     assert MaskingConfig(input_budget=12, min_input=0).least_input == 12
 
 
@@ -557,7 +557,7 @@ def test_one_modality_alone_is_the_input_in_a_share_of_the_samples(share: float)
     batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
     counts = torch.nn.functional.one_hot(batch.inputs.modalities, len(specs)) * batch.inputs.mask[:, :, None]
     counts = counts.sum(dim=1)
-    # Where nothing else is short of tokens: all of the three are there, and the other picture to be asked for.
+    # Use the samples that have all three inputs, so that no modality is short of tokens.
     three = torch.from_numpy(raw.present.all(axis=1))
     alone = three & ((counts > 0).sum(dim=1) == 1)
     few = alone & (counts[:, 0] == 0)
@@ -597,7 +597,7 @@ def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> N
     counts = (torch.nn.functional.one_hot(batch.inputs.modalities, 3) * batch.inputs.mask[:, :, None]).sum(dim=1)
     first = (batch.targets.modalities[:, 0] == 2) & batch.targets.mask[:, 0]
     assert 60 < first.sum() < 140
-    assert (counts[first] == torch.tensor([16, 0, 0])).all()  # the picture, never the words that are not there
+    assert (counts[first] == torch.tensor([16, 0, 0])).all()  # the picture, never the absent words
     assert (counts[~first].sum(dim=1) == 24).all() and (counts[~first][:, [0, 2]] > 0).all()
 
 
@@ -614,7 +614,7 @@ def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
         batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
         kinds = batch.targets.modalities.where(batch.targets.mask, torch.full((), -1))
         counts = torch.stack([(kinds == k).sum(dim=1) for k in range(len(specs))], dim=1)
-        has = torch.from_numpy(raw.lengths + raw.present * np.array([0, 0, 0, 0, 1]))  # a whole sequence has its end
+        has = torch.from_numpy(raw.lengths + raw.present * np.array([0, 0, 0, 0, 1]))  # a sequence also has its end
         first, last = (
             torch.tensor([names.index(name) for name in part]) for part in (mixture.targets, mixture.fallback_targets)
         )

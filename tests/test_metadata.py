@@ -1,4 +1,4 @@
-"""Metadata: declared fields, each a special token and a level; and the numbers that others are computed from."""
+"""Metadata: declared fields, each a special token and a level; and fields computed from other modalities."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_levels_that_are_even_in_the_logarithm() -> None:
 
 
 def test_tokens_of_other_declarations_give_values_of_this_one() -> None:
-    """Modalities share the vocabulary: one may decode what another has declared."""
+    """Modalities share the vocabulary, so one may be given tokens of fields that another declared."""
     ids = semantic_metadata.encode(load("semantic_metadata"), [{"num_people": 20, "num_labels": 3}])
     assert metadata.decode(load("metadata"), ids) == [{"num_people": 8}]
     own = {"fields": {"num_people": {"kind": "choice", "choices": ["none", "some"]}}}
@@ -280,7 +280,7 @@ def test_numbers_become_the_levels_of_4m(name: str, value: Any, level: int) -> N
 
 
 def test_pixels_are_divided_by_32_and_shares_by_the_range() -> None:
-    """Also for computed numbers just below integers: 4M divides pixels exactly, and other numbers do not."""
+    """Rounding errors just below an integer must match 4M, which divides pixels exactly but not other numbers."""
     sizes = range(32_000)
     assert [PUBLISHED["original_height"].level(size, 1000) for size in sizes] == [size // 32 for size in sizes]
     shares = [pixels / 50_176 for pixels in range(50_177)]
@@ -337,7 +337,7 @@ def test_the_look_of_made_pictures() -> None:
     assert grey == pytest.approx(
         {"brightness": 0.5, "contrast": 0, "saturation": 0, "colourfulness": 0, "entropy": 0}, abs=1e-6
     )
-    assert math.copysign(1, grey["entropy"]) == 1  # shown as 0, not as -0
+    assert math.copysign(1, grey["entropy"]) == 1  # displayed as 0, not -0
     halves = np.zeros((3, 8, 8), np.float32)
     halves[0, :, 4:] = 1  # black and red
     # rg 0 or 1, yb 0 or 0.5: spread (0.5, 0.25), strength (0.5, 0.25)
@@ -441,7 +441,7 @@ def test_class_ids_mean_what_semseg_says() -> None:
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
     found = zoo["semantic_metadata"].derive({"semseg": np.array([[0, 1], [1, 2]])})
     assert found == {"object_share": 0.5, "walkable_share": 0.25, "num_classes": 3}
-    table = {"classes": ["void", "chair", "floor-wood", "wall"]}  # no walkable class, so the share is unknown
+    table = {"classes": ["void", "chair", "floor-wood", "wall"]}  # has no walkable class, so the share is unknown
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
     found = zoo["semantic_metadata"].derive({"semseg": np.array([[1, 2], [2, 3]])})
     assert found == {"object_share": 0.25, "num_classes": 3}
@@ -483,7 +483,7 @@ def test_inputs_and_classes_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_classes_are_those_of_the_segmentation() -> None:
-    """Distributions that do not import each other keep the same list."""
+    """The two distributions do not import each other, so each has a copy of the list."""
     from zoo_semantics import semseg
 
     assert semseg.CLASSES == CLASSES and set(COUNTABLE) < set(CLASSES)

@@ -1,4 +1,4 @@
-"""Published backbones: opened with all their variants, compared with 4M's arithmetic on their own names, and back."""
+"""Published backbones: every variant is imported, compared with 4M's arithmetic, and exported again."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ SIZES = {
     "caption": (300, WORDS), "rgb@32": (SIDE**2, 3 * PATCH**2), "rgb@224": (196, 768), "tok_depth@224": (196, 8192),
     "t5_caption": (77, 4096),
 }  # fmt: skip
-"""By domain, rows of its position table, and ids, or numbers per patch or vector."""
+"""For each domain: rows of its position table, and the number of ids, or numbers per patch or vector."""
 PROJECTED = {"rgb@32": "proj", "rgb@224": "proj", "t5_caption": "emb_proj"}
-"""Domains that are only an input, and what their projection is called."""
+"""Input-only domains, and the names of their projections."""
 
 
 def shapes_of(config: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a published backbone's tensors."""
+    """Return the names and shapes of a published backbone's tensors."""
     shapes: dict[str, tuple[int, ...]] = {"mask_token": (1, 1, DIM), "decoder_proj_context.weight": (DIM, DIM)}
     shapes["decoder_proj_context.bias"] = (DIM,)
     gated = config.get("gated_mlp", False)
@@ -111,7 +111,7 @@ def shapes_of(config: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> dict
 
 
 def published(config: dict[str, Any], seed: str = "a", **sizes: tuple[int, int]) -> PublishedCheckpoint:
-    """A backbone whose tensors follow from their names; `sizes` as in SIZES, `@` written as `_at_`."""
+    """Make a backbone with weights seeded by tensor names; `sizes` as in SIZES, `@` written as `_at_`."""
     tensors = {}
     changed = {name.replace("_at_", "@"): size for name, size in sizes.items()}
     for name, shape in shapes_of(config, changed).items():
@@ -130,7 +130,7 @@ def published(config: dict[str, Any], seed: str = "a", **sizes: tuple[int, int])
 
 
 def inputs_of(seed: int) -> dict[str, Tensor]:
-    """Two samples of each modality, and which of their tokens are inputs and targets."""
+    """Return two samples of each modality, with masks of their input and target tokens."""
     rng = np.random.default_rng(seed)
     inputs: dict[str, Tensor] = {}
     lengths = {"caption": 30, "rgb@32": SIDE**2, "tok_thing@32": SIDE**2, "tok_other@32": SIDE**2}
@@ -182,7 +182,7 @@ class Reference:
         return self.t[decoder if shared else f"{side}_embeddings.{name}.mod_emb"][0, 0]
 
     def run(self, inputs: dict[str, Tensor], sample: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """The encoder's output at used inputs, and for each modality logits and ids of its targets."""
+        """Return the encoder's output at the inputs in use, and the logits and ids of each modality's targets."""
         registers = self.t.get("register_tokens", torch.zeros(1, 0, DIM))[0].double()
         content, place = [registers], [torch.zeros_like(registers)]
         for name in sorted(self.config["domains_in"]):
@@ -239,7 +239,7 @@ class Reference:
 def test_an_imported_backbone_computes_what_the_published_one_does(
     config: dict[str, Any], given: str, tmp_path: Path
 ) -> None:
-    """Also of a sample without any input, as in the unconditional pass of guidance."""
+    """Includes a sample without any input, as in the unconditional pass of guidance."""
     checkpoint, inputs = published(config), inputs_of(3)
     if given != "both":
         for name in config["domains_in"]:
@@ -296,7 +296,7 @@ def test_half_precision_and_names_that_stand_for_others_come_back(tmp_path: Path
 
 
 def test_tables_that_stand_for_one_another_come_back_and_may_be_taken_apart(tmp_path: Path) -> None:
-    """As ml-4m's decoders tie their tables by default."""
+    """ml-4m's decoders tie the embedding and output tables by default."""
     logits, table = (f"decoder_embeddings.caption.{leaf}.weight" for leaf in ("to_logits", "token_emb"))
     whole = published(VARIANTS["gated"])
     tied = dataclasses.replace(whole, tensors={**whole.tensors, logits: whole.tensors[table]}, same_as={logits: table})
@@ -333,7 +333,7 @@ def test_patches_without_a_size_are_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_a_file_says_of_itself_comes_back(tmp_path: Path) -> None:
-    """4M's code reads the configuration from there, too; a file may say nothing at all."""
+    """4M's code also reads its configuration from the file's metadata, which may be empty."""
     for number, metadata in enumerate(({"dim": "24", "act_layer": "SiLU", "format": "pt"}, {})):
         folder = tmp_path / str(number)
         write_published(dataclasses.replace(published(VARIANTS["gated"]), metadata=metadata), folder / "published")
@@ -345,7 +345,7 @@ def test_what_a_file_says_of_itself_comes_back(tmp_path: Path) -> None:
 
 
 def test_what_a_file_says_comes_back_in_its_order(tmp_path: Path) -> None:
-    """safetensors itself writes and reads it in a random one."""
+    """The safetensors library itself writes and reads metadata in random order."""
     whole = published(VARIANTS["gated"])
     metadata = {**{f"key{number}": f'"{number}" ü\n' for number in (3, 1, 4, 0, 5, 9, 2, 6)}, "format": "pt"}
     same_as = {"encoder_embeddings.caption.mod_emb": "decoder_embeddings.caption.mod_emb"}
@@ -369,7 +369,7 @@ def test_a_tensor_in_two_files_is_told(tmp_path: Path) -> None:
 
 
 def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path) -> None:
-    """Spans are marked from [S_1] on, id 5; [EOS], id 3, stands behind what is given to its end."""
+    """Sentinels start at [S_1], id 5; a whole input sequence ends with [EOS], id 3."""
     imported(published(VARIANTS["gated"]), tmp_path)
     model = load_model(tmp_path / "backbone")
     layout = model.layout.spec("caption").layout
@@ -393,7 +393,7 @@ def test_the_decoders_marker_counts_where_a_file_has_two(tmp_path: Path) -> None
 
 
 def trained_on(folder: Path, specs: Sequence[ModalitySpec], **changes: Any) -> Path:
-    """The backbone that was imported into `folder`, after a step over `specs`."""
+    """Train the backbone imported into `folder` for one step on `specs`."""
     write_store(folder / "tokens", list(specs), 8)
     config = dataclasses.replace(TRAINING, steps=1, batch_size=4, warmup_steps=0, **changes)
     start = folder / "backbone"

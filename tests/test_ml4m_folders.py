@@ -1,4 +1,4 @@
-"""zoo import-ml4m and export-ml4m: folders in, folders out, the text vocabulary, and what goes wrong."""
+"""zoo import-ml4m and export-ml4m: folders in, folders out, the text vocabulary, and errors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ MEMCODES = {
     "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
     "patch_size": 1, "latent_dim": 16, "codebook_size": 32, "quant_type": "memcodes", "num_codebooks": 4,
 }  # fmt: skip
-"""A tokenizer of vectors, but for how long these are."""
+"""Configuration of a tokenizer of vectors, without the vector length (`n_channels`)."""
 
 
 GRID = {
@@ -84,11 +84,11 @@ SIZED = {
     **VARIANTS["gated"], "image_size": 224, "patch_size": 16, "domains_in": ["tok_clip@224", "tok_semseg@224"],
     "domains_out": ["tok_clip@224", "tok_semseg@224"],
 }  # fmt: skip
-"""A backbone of 14 x 14 tokens of both, which the tokenizers are at 224 pixels."""
+"""A backbone with 14 x 14 tokens of both modalities, the tokenizers' grids at 224 pixels."""
 
 
 def text_file(path: Path, **changed: int) -> Path:
-    """A vocabulary in the published form, with few words."""
+    """Write a vocabulary with few words in the published form."""
     special = ["[PAD]", "[UNK]", "[SOS]", "[EOS]", *(f"[S_{i}]" for i in range(200))]
     special += [f"v{axis}={level}" for axis in range(4) for level in range(1000)]
     names = [*special, "hot dog", *WORDS]
@@ -104,7 +104,7 @@ def text_file(path: Path, **changed: int) -> Path:
 
 
 def run(command: object, *arguments: object) -> str:
-    """The output of a command; what goes wrong is raised."""
+    """Run a command and return its output; exceptions are raised."""
     result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)  # type: ignore[arg-type]
     assert result.exit_code == 0, result.output
     return result.output
@@ -193,12 +193,12 @@ def test_plugins_write_sequences_as_4m_does(tmp_path: Path) -> None:
         return ids.tolist()
 
     things = [{"label": "hot dog", "box": [0.5, 0.5, 0.9, 1.0]}, {"label": "dog", "box": [0.1, 0.2, 0.3, 0.4]}]
-    text = "v0=100 v1=200 v2=300 v3=400 dog v0=500 v1=500 v2=899 v3=999 hot dog"  # nearest the upper left corner first
+    text = "v0=100 v1=200 v2=300 v3=400 dog v0=500 v1=500 v2=899 v3=999 hot dog"  # sorted from the upper left corner
     assert written("boxes", things) == theirs.encode(text).ids
     colours = np.array([(0, 0.5, 1), (1, 0.5, 0)] * 3 + [(0, 0.5, 1)], np.float32)
     text = "v1=7" + " v0=0 v0=128 v0=255 v0=255 v0=128 v0=0" * 3 + " v0=0 v0=128 v0=255"
     assert written("palette", colours) == theirs.encode(text).ids
-    colours[3:] = colours[2]  # three of them: the last is repeated for those that are missing
+    colours[3:] = colours[2]  # three colours; the last is repeated to fill up the palette
     fewer = theirs.encode("v1=3 v0=0 v0=128 v0=255 v0=255 v0=128 v0=0 v0=0 v0=128 v0=255").ids
     assert written("palette", colours) == fewer
     file = io.BytesIO()
@@ -268,7 +268,7 @@ def test_modalities_become_those_of_installed_plugins(tmp_path: Path) -> None:
     zoo = Zoo.from_toml(tmp_path / "out" / "registry.toml")
     assert zoo.names() == ["caption", "depth", "rgb_patches", "t5_caption"]
     assert load_model(tmp_path / "out" / "backbone", [zoo[name].spec for name in zoo.names()])
-    grey = np.full((3, 224, 224), 0.5, np.float32)  # as the published backbones take it: by ImageNet's statistics
+    grey = np.full((3, 224, 224), 0.5, np.float32)  # normalised by ImageNet's statistics, as published backbones expect
     red, green, blue = zoo["rgb_patches"].encode([grey])[0, 0].reshape(3, 256)[:, 0].tolist()
     assert (red, green, blue) == pytest.approx(((0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225))
     vectors = np.arange(2 * 4096, dtype=np.float32).reshape(2, 4096)
@@ -336,14 +336,14 @@ def test_what_was_not_imported_stays(tmp_path: Path) -> None:
     (tmp_path / "out" / "registry.toml").unlink()
     place = tmp_path / "out" / "tokenizers" / "dinov2_global" / "config.json"
     config = read_table(place)
-    del config["published"]  # as one that was trained here
+    del config["published"]  # as in a tokenizer that was trained here
     place.write_text(json.dumps(config))
     message = r"dinov2_global: holds a .* that was not imported; give another OUT"
     before = files_in(tmp_path / "out")
     with pytest.raises(CheckpointError, match=message):
         run(import_command, tmp_path / "in", tmp_path / "out")
     assert files_in(tmp_path / "out") == before
-    (tmp_path / "out" / "tokenizers").rename(tmp_path / "out" / "mine")  # where the registry says that they are
+    (tmp_path / "out" / "tokenizers").rename(tmp_path / "out" / "mine")  # the folder named in the registry
     table = {key: value for key, value in modality.items() if key not in ("checkpoint", "sha256")}
     tables = {"zoo": {"checkpoints": "mine"}, "modalities": {"dinov2_global": table}}
     (tmp_path / "out" / "registry.toml").write_text(tomli_w.dumps(tables))
@@ -365,11 +365,11 @@ def test_another_vocabulary_is_not_taken_for_the_published_one(tmp_path: Path) -
 
 
 class Killed(BaseException):
-    """In place of a signal."""
+    """Raised in place of a kill signal."""
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """All files of a folder; paths in them are the same for all folders."""
+    """Return all files of a folder, with the folder's own path in them replaced."""
     return {
         str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"FOLDER")
         for path in sorted(folder.rglob("*")) if path.is_file()
@@ -404,7 +404,7 @@ def test_a_killed_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(os, "replace", killed_at(last))
         try:
             run(import_command, tmp_path / "in", out)
-            break  # it was not killed any more
+            break  # the import finished before the kill
         except Killed:
             monkeypatch.setattr(os, "replace", real)
         run(import_command, tmp_path / "in", out)
@@ -439,7 +439,7 @@ def test_a_registry_that_lost_what_was_imported_has_it_again(tmp_path: Path) -> 
     text_file(tmp_path / "in" / "words.json")
     out, registry = tmp_path / "out", tmp_path / "out" / "registry.toml"
     run(import_command, tmp_path / "in", out)
-    Run(tokens=tmp_path / "mine", registry=registry).save(out / "backbone")  # by hand
+    Run(tokens=tmp_path / "mine", registry=registry).save(out / "backbone")  # a user's edit
     weights = out / "backbone" / "model.safetensors"
     before, written = files_in(out), weights.stat().st_mtime_ns
     names = Zoo.from_toml(registry).names()
@@ -450,7 +450,7 @@ def test_a_registry_that_lost_what_was_imported_has_it_again(tmp_path: Path) -> 
     registry.unlink()
     run(import_command, tmp_path / "in" / "4M_B", out)
     assert Zoo.from_toml(registry).names() == [name for name in names if name != "dinov2_global"]
-    # Only what has no table comes back: what was left out or set stays so.
+    # Only modalities without a table are added back; the user's list and settings are unchanged.
     registry.write_text(
         '[zoo]\ncheckpoints = "tokenizers"\nmodalities = ["heightmap"]\n[modalities.caption]\nmax_length = 20\n'
     )
@@ -478,7 +478,7 @@ def test_a_killed_export_goes_on_and_leaves_what_is_of_others(tmp_path: Path) ->
         (place / ".model.safetensors.0123456789abcdef.tmp").write_bytes(b"half")
     run(export_command, tmp_path / "out" / "backbone", back)
     assert files_in(back) == files_in(tmp_path / "in") and not beside.exists()
-    (back / "config.json").rename(back / ".config.json.0123456789abcdef.tmp")  # the weights are whole
+    (back / "config.json").rename(back / ".config.json.0123456789abcdef.tmp")  # killed after the weights were written
     run(export_command, tmp_path / "out" / "backbone", back)
     assert files_in(back) == files_in(tmp_path / "in")
 
@@ -494,7 +494,7 @@ def test_a_killed_export_goes_on_and_leaves_what_is_of_others(tmp_path: Path) ->
     (back / "notes.json").unlink()
     other = {name: tensor + 1 for name, tensor in checkpoint.tensors.items()}
     write_published(dataclasses.replace(checkpoint, tensors=other), back)
-    (back / "config.json").unlink()  # a checkpoint may be such a file alone
+    (back / "config.json").unlink()  # a checkpoint may consist of the weights file alone
     refused()
 
 
@@ -503,7 +503,7 @@ def test_a_folder_or_its_configuration_says_whose_tokenizer_it_is() -> None:
     for folder, config, name in (
         ("4M_tokenizers_rgb_16k_224-448", {}, "rgb"),
         ("4M_tokenizers_DINOv2-B14_8k_224-448", {}, "dinov2"),
-        ("4M_tokenizers_DINOv2-B14-global_8k_16_224", {}, "dinov2_global"),  # the longer name, not that within it
+        ("4M_tokenizers_DINOv2-B14-global_8k_16_224", {}, "dinov2_global"),  # the longest matching name wins
         ("4M_tokenizers_rgb_16k", {"domain": "canny_edge"}, "canny"),
         ("anything", {"domain": "semseg_coco"}, "semseg"),
     ):
@@ -523,7 +523,7 @@ def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:
 
 
 def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_given(tmp_path: Path) -> None:
-    """As models of super-resolution are: they read tokens at 224 pixels and make them at 448."""
+    """Super-resolution models read tokens at 224 pixels and predict tokens at 448."""
     names = {"domains_in": ["tok_clip@224", "tok_semseg@224"], "domains_out": ["tok_clip@448", "tok_semseg@224"]}
     tables = {"tok_clip_at_224": (196, 8192), "tok_clip_at_448": (784, 8192), "tok_semseg_at_224": (196, 4096)}
     write_published(published({**SIZED, **names}, **tables), tmp_path / "in")
@@ -568,7 +568,8 @@ def test_a_later_import_enables_what_it_brings_and_leaves_the_others_as_they_are
     assert Zoo.from_toml(registry).names() == ["caption", "depth", "rgb_patches", "t5_caption"]
     text = registry.read_text()
     assert text.count('    "t5_caption",\n') == 1
-    registry.write_text(text.replace('    "t5_caption",\n', '    "heightmap",\n'))  # one more without a table, one less
+    # Replace one modality with another, which has no table.
+    registry.write_text(text.replace('    "t5_caption",\n', '    "heightmap",\n'))
     for source in (tmp_path / "in" / "4M_B", tokenizer, tokenizer):
         run(import_command, source, tmp_path / "out")
     assert Zoo.from_toml(registry).names() == ["caption", "depth", "dinov2_global", "heightmap", "rgb_patches"]
@@ -598,7 +599,7 @@ def test_a_folder_that_was_moved_or_copied_is_at_home_after_the_next_import(copi
     run(import_command, tmp_path / "in", tmp_path / "other")
     home = Run.load(tmp_path / "other" / "backbone")
     assert (home.tokens, home.registry) == (tmp_path / "other" / "tokens", tmp_path / "other" / "registry.toml")
-    Run(tokens=tmp_path / "mine", registry=home.registry).save(tmp_path / "other" / "backbone")  # by hand
+    Run(tokens=tmp_path / "mine", registry=home.registry).save(tmp_path / "other" / "backbone")  # a user's edit
     run(import_command, tmp_path / "in", tmp_path / "other")
     assert Run.load(tmp_path / "other" / "backbone").tokens == tmp_path / "mine"
 
@@ -639,10 +640,10 @@ def test_a_hub_id_says_whose_tokenizer_it_is(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("written", [str, json.dumps])
 def test_a_file_alone_has_its_configuration_in_its_metadata(written: Callable[[Any], str], tmp_path: Path) -> None:
-    """As those have that the links of 4M's README lead to, each value as Python or JSON writes it."""
+    """The downloads linked in 4M's README are such files; values are written as Python or as JSON."""
     backbone = published({**PLUGGED, "mlp_ratio": 4.0, "act_layer": "SiLU"})
     tokenizer = published_tokenizer(**MEMCODES, n_channels=768)
-    theirs, ours = "quantize.to_v.weight", "quantize.to_k.weight"  # one tensor under two names, of which a file has one
+    theirs, ours = "quantize.to_v.weight", "quantize.to_k.weight"  # one tensor with two names; the file has only one
     once = {**tokenizer.tensors, theirs: tokenizer.tensors[ours]}
     tokenizer = dataclasses.replace(tokenizer, tensors=once, same_as={theirs: ours})
     names = "4M-7_B_CC12M", "4M_tokenizers_DINOv2-B14-global_8k_16_224"
@@ -665,7 +666,7 @@ def test_a_file_alone_has_its_configuration_in_its_metadata(written: Callable[[A
     assert run(import_command, downloads / f"{names[0]}.safetensors", tmp_path / "out").count("is there already") == 1
     run(export_command, tmp_path / "out" / "backbone", tmp_path / "back")
     assert read_published(tmp_path / "back" / "model.safetensors").config == backbone.config
-    # Beside its config.json a file is part of a folder; one of no name of its own is called as its folder.
+    # A file named model.safetensors takes its folder's name, with or without a config.json next to it.
     alone = downloads / names[1] / "model.safetensors"
     alone.parent.mkdir()
     (downloads / f"{names[1]}.safetensors").rename(alone)
@@ -689,7 +690,7 @@ def test_a_run_of_its_own_in_the_place_of_a_backbone_stays(tmp_path: Path) -> No
     before = files_in(own)
     run(import_command, tmp_path / "dinov2_global", tmp_path / "out")
     assert files_in(own) == before
-    (own / "config.json").unlink()  # as of a training that has not saved a model yet
+    (own / "config.json").unlink()  # as in a training run that has not saved a model yet
     run(import_command, tmp_path / "dinov2_global", tmp_path / "out")
 
 
@@ -742,7 +743,7 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
     (tmp_path / "unigram.json").write_text(json.dumps(unigram))
     with pytest.raises(CheckpointError, match="another vocabulary"):
         run(import_command, tmp_path / "unigram.json", tmp_path / "other")
-    # --as says of which modality one tokenizer is.
+    # --as names the modality of a single tokenizer.
     for name in ("first", "second"):
         (tmp_path / "several" / name).mkdir(parents=True)
         (tmp_path / "several" / name / "config.json").write_text("{}")
@@ -755,12 +756,12 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
         fails(ConfigError, f"--as depth: is for one tokenizer, .* holds .*{held}", "--as", "depth", tmp_path / place)
 
 
-# ---------------------------------------------------------------------- at which size tokenizers run
+# ---------------------------------------------------------------------- image sizes of tokenizers
 
 
 @pytest.fixture
 def sized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A backbone at 224 pixels, and tokenizers of two of its modalities that were built for 448."""
+    """Write a backbone at 224 pixels, and tokenizers of two of its modalities that were built for 448."""
     monkeypatch.setitem(VITS, "vit_t", TINY_VIT)
     for name, config in zip(GRIDS, (CLIP, SEMSEG), strict=True):
         write_published(published_tokenizer(**config), tmp_path / "in" / name)
@@ -769,7 +770,7 @@ def sized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def backbone_of(*sizes: str) -> PublishedCheckpoint:
-    """A backbone of maps of both kinds at these sizes, in pixels."""
+    """Return a backbone with maps of both modalities at each of `sizes` (in pixels)."""
     names = [f"tok_{name}@{size}" for size in sizes for name in ("clip", "semseg")]
     ids = {"clip": 8192, "semseg": 4096}
     tables = {name.replace("@", "_at_"): ((int(name[-3:]) // 16) ** 2, ids[name[4:-4]]) for name in names}
@@ -777,7 +778,7 @@ def backbone_of(*sizes: str) -> PublishedCheckpoint:
 
 
 def grids(out: Path) -> dict[str, tuple[int, ...]]:
-    """The grids of the two modalities, in registry.toml; that tokenizers run at them is checked on the way."""
+    """Return both modalities' token grids by registry.toml, after checking that the tokenizers produce them."""
     zoo = Zoo.from_toml(out / "registry.toml")
     found = {name: zoo[name].spec.layout.shape for name in ("clip", "semseg")}
     for name, shape in found.items():
@@ -787,7 +788,7 @@ def grids(out: Path) -> dict[str, tuple[int, ...]]:
 
 
 def same_as_in_backbone(out: Path) -> bool:
-    """Whether the backbone's modalities are those of the registry, with as many tokens."""
+    """Whether both modalities have the same token layout in the backbone as in the registry."""
     zoo = Zoo.from_toml(out / "registry.toml")
     specs = {spec.name: spec.layout for spec in load_model(out / "backbone").layout.specs}
     return all(specs.get(name) == zoo[name].spec.layout for name in ("clip", "semseg"))
@@ -804,14 +805,14 @@ def test_a_tokenizer_for_several_sizes_fits_the_backbone_in_any_order(order: tup
 
 def test_without_a_backbone_the_name_says_the_size(sized: Path) -> None:
     run(import_command, sized / GRIDS[0], sized.parent / "out")
-    (sized / GRIDS[1]).rename(sized / "semseg_256-512")  # of other sizes than that it was built for
+    (sized / GRIDS[1]).rename(sized / "semseg_256-512")  # the name gives other sizes than its config.json
     said = run(import_command, sized / "semseg_256-512", sized.parent / "out")
     assert grids(sized.parent / "out") == {"clip": (14, 14), "semseg": (28, 28)} and "built for" not in said
 
 
 @pytest.mark.parametrize("pixels", [224, 448])
 def test_a_backbone_changes_a_size_that_an_import_chose(pixels: int, sized: Path) -> None:
-    """From 448, which the tokenizers were built for, to 224; and the other way."""
+    """From 448 pixels, for which the tokenizers were built, to 224, and the reverse."""
     out = sized.parent / "out"
     for name, short in zip(GRIDS, ("CLIP-B16", "semseg"), strict=True):
         run(import_command, (sized / name).rename(sized / short) if pixels == 224 else sized / name, out)

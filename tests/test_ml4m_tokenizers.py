@@ -1,4 +1,4 @@
-"""Published tokenizers: imported, run, compared with plain torch on the published tensors, and exported to the bit."""
+"""Published tokenizers: imported, compared with a plain PyTorch version, and exported bit for bit."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Types of tokenizers that are quick to make."""
+    """Register tiny architectures that are quick to build."""
     monkeypatch.setitem(VITS, "vit_t", TINY_VIT)
     monkeypatch.setitem(UNETS, "unet_tiny", TINY_UNET)
 
 
 def given(config: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Inputs of that shape."""
+    """Return random inputs of this shape."""
     torch.manual_seed(1)
     if "n_labels" in config:
         return {"x": torch.randint(config["n_labels"], shape, dtype=torch.uint8)}
@@ -84,7 +84,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def assert_same(found: PublishedCheckpoint, expected: PublishedCheckpoint) -> None:
-    """The same configuration, names, dtypes and bits."""
+    """Assert that configuration, tensor names, dtypes and bits are equal."""
     assert dict(found.config) == dict(expected.config)
     assert dict(found.same_as) == dict(expected.same_as)
     assert found.tensors.keys() == expected.tensors.keys()
@@ -94,7 +94,7 @@ def assert_same(found: PublishedCheckpoint, expected: PublishedCheckpoint) -> No
 
 
 def registered(name: str, table: dict[str, Any], folder: Path, **more: Any) -> ModalityHandle:
-    """An installed modality with an import at `folder`."""
+    """Return the handle of an installed modality whose checkpoint is the import in `folder`."""
     return Zoo.from_tables({"modalities": {name: {**table, **more, "checkpoint": str(folder)}}})[name]
 
 
@@ -138,16 +138,16 @@ def test_a_tensor_under_two_names(tmp_path: Path) -> None:
 
 
 def test_what_a_file_says_beside_its_tensors_is_exported(tmp_path: Path) -> None:
-    """4M reads the configuration from there."""
+    """4M's code reads its configuration from the file's metadata."""
     checkpoint = dataclasses.replace(published(**VIT), metadata={"format": "pt", "enc_type": "vit_b_enc"})
     exported = imported(checkpoint, tmp_path / "own", names=()).export_published()
     write_published(exported, tmp_path / "again")
     assert read_published(tmp_path / "again").metadata == checkpoint.metadata
-    assert checkpoint.said() and not published(**VIT).said()  # plain ones change no fingerprint
+    assert checkpoint.said() and not published(**VIT).said()  # default metadata does not change the fingerprint
 
 
 def test_a_file_that_does_not_say_its_class(tmp_path: Path) -> None:
-    """Those of the hub hold what the class was called with, and not which class it was."""
+    """Configurations on the hub hold the class's arguments, but not its name."""
     for config in (VIT, DIVAE):
         named = published(**config)
         checkpoint = dataclasses.replace(named, config={k: v for k, v in config.items() if k != "class"})
@@ -229,11 +229,11 @@ def test_a_tokenizer_of_our_own_is_not_exported(zoo: Zoo, tmp_path: Path) -> Non
         handle.export_published()
 
 
-# ---------------------------------------------------------------------- on values of ours
+# ---------------------------------------------------------------------- values of the zoo
 
 
 def encoded(handle: ModalityHandle, values: Any) -> Tensor:
-    """Tokens of values of fixed length."""
+    """Encode values of a modality with a fixed number of tokens."""
     tokens = handle.encode(values)
     assert isinstance(tokens, Tensor)
     return tokens
@@ -274,10 +274,10 @@ def test_depth_goes_in_standardised_picture_by_picture(zoo: Zoo, tmp_path: Path)
     metres = (torch.rand(2, 1, 32, 32) * torch.tensor([3.0, 20.0]).view(2, 1, 1, 1)) + 0.5
     expected = []
     for picture in metres:
-        middle = picture.flatten().sort().values[102:921]  # without a tenth of 1024 at either end
+        middle = picture.flatten().sort().values[102:921]  # drops a tenth of 1024 at each end
         expected.append((picture - middle.mean()) / middle.std())
     assert torch.equal(encoded(handle, metres), tokens_of(checkpoint, torch.stack(expected)))
-    assert torch.equal(encoded(handle, metres), encoded(handle, 3 * metres))  # metres do not matter
+    assert torch.equal(encoded(handle, metres), encoded(handle, 3 * metres))  # the unit does not matter
     decoded = np.stack(handle.decode(encoded(handle, metres)))
     raw = twin(checkpoint, {"x": torch.stack(expected)})["decoded"]
     assert np.allclose(decoded, (raw * 1.5 + 4.0).clamp(0.001, 100), atol=1e-4)
@@ -312,7 +312,7 @@ def test_vectors_go_in_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_masks_and_poses_go_in_as_items(tmp_path: Path) -> None:
-    """With ids of their own; test_published_sequences.py has them as text."""
+    """With `layout = "codes"`; test_published_sequences.py tests the text layout."""
     zoo = Zoo.from_tables({"modalities": {name: {"layout": "codes"} for name in ("sam_instance", "human_poses")}})
     masks = published(**{**VIT, "n_channels": 1, "image_size": 16, "out_conv": True})
     handle = registered("sam_instance", zoo["sam_instance"].import_published(masks, tmp_path / "m"), tmp_path / "m")
@@ -330,7 +330,7 @@ def test_masks_and_poses_go_in_as_items(tmp_path: Path) -> None:
     handle = registered("human_poses", zoo["human_poses"].import_published(poses, tmp_path / "p"), tmp_path / "p")
     skeleton = handle.tokenizer.fitted["skeleton"]
     height = skeleton[[3, 6, 9, 12, 15], 1].sum() - skeleton[[1, 4, 7, 10], 1].sum()
-    assert 1.4 < height < 1.7  # from the soles to the head's joint
+    assert 1.4 < height < 1.7  # from the soles to the head joint
     rest = body_at_rest(skeleton)
     (ids,) = handle.encode([[rest]])
     x = torch.eye(3).repeat(23, 1, 1).flatten()[None, :, None, None]
@@ -341,7 +341,7 @@ def test_masks_and_poses_go_in_as_items(tmp_path: Path) -> None:
 
 
 def body_at_rest(skeleton: np.ndarray) -> dict[str, Any]:
-    """A person whose joints are not turned, 3 m away."""
+    """Return a person in the rest pose, 3 m away."""
     from zoo_geometry import body
 
     joints = body.joints_of(np.zeros((1, 24, 3)), skeleton[None], np.array([[0.0, 0.0, -3.0]]))
@@ -432,7 +432,7 @@ def test_values_that_no_installed_modality_has_are_of_a_neutral_one(case: str, t
 
 
 def test_other_names_are_unambiguous(zoo: Zoo) -> None:
-    """Names of modalities and domains of published models lead to one modality each."""
+    """Each name or domain of a published model refers to one modality."""
     taken = dict.fromkeys(zoo.names(), "")
     for handle in zoo.handles():
         for alias in handle.spec.aliases:
@@ -447,7 +447,7 @@ def test_other_names_are_unambiguous(zoo: Zoo) -> None:
 
 
 def test_folders_of_tokens_hold_no_values(zoo: Zoo, tmp_path: Path) -> None:
-    """Of the folders of ml-4m, those of values are imported under the modalities' names."""
+    """Of the folders of an ml-4m data set, only the folders with values are imported, as our modalities."""
     boxes = zoo["boxes"].write([])[0]
     for name, data in (("tok_rgb@224", b""), ("det", boxes)):
         write_tar(tmp_path / "train" / name / "0.tar", {f"a.{'npy' if not data else 'json'}": data})

@@ -1,4 +1,4 @@
-"""FourM against a slow twin, its masks, its losses, its positions, and that neighbours do not change an outcome."""
+"""FourM against a slow reference; masks, losses, positions, and independence of other samples in the batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONFIGS = {
 
 
 def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, seed: int = 0) -> FourM:
-    """In float64, and with norms and biases that are not ones and zeros."""
+    """Return a float64 model whose norms and biases have random values instead of ones and zeros."""
     model = architecture_for(config).seeded(config, specs, seed).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_selecting_first_is_embedding_all(config: ModelConfig) -> None:
 
 
 def one_sample(batch: PackedBatch, sample: int) -> PackedBatch:
-    """A sample of a batch without its unused slots."""
+    """Return one sample of a batch without its unused slots."""
     inputs, targets = batch.inputs, batch.targets
     width, kept = inputs.ids.shape[1], slice(0, int(inputs.mask[sample].sum()))
     vectors = {}
@@ -146,7 +146,7 @@ def test_names_that_torch_needs_for_itself_are_refused(name: str) -> None:
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"cannot be called '{name}'.*registry.toml"):
             FourM.seeded(SMALL, [grid, taken], 0)
-    FourM.seeded(SMALL, [grid, spec(name, words, 100, "text")], 0)  # nothing is held under the modality's own name
+    FourM.seeded(SMALL, [grid, spec(name, words, 100, "text")], 0)  # no parameter has the modality's own name
 
 
 def test_grouped_logits_are_the_full_ones() -> None:
@@ -305,7 +305,7 @@ def test_presets_and_their_errors() -> None:
 
 
 def test_a_gated_mlp_is_as_wide_as_that_of_4m() -> None:
-    """int(2 * int(5 * 60) / 3), where two thirds, five times and sixty times in a row come to 199.99."""
+    """The width is int(2 * int(5 * 60) / 3) = 200; multiplying by 2 / 3, 5 and 60 in turn gives 199.99."""
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0).mlp_hidden == 200
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0, gated_mlp=False).mlp_hidden == 300
 
@@ -335,7 +335,7 @@ def test_fused_layers_start_like_separate_ones() -> None:
     cross = cast(DecoderBlock, model.decoder[0]).cross_attention
     for layer in fused:
         bound = math.sqrt(6 / (layer.in_features + layer.out_features / layer.parts))
-        own = layer.weight[64:] if layer is cross.kv else layer.weight  # keys are made of queries
+        own = layer.weight[64:] if layer is cross.kv else layer.weight  # keys are initialised from queries
         assert 0.95 * bound < own.abs().max() <= bound
     torch.testing.assert_close(cross.kv.weight[:64], ALIGNED * cross.q.weight)
     assert model.token_embedding.weight.std().item() == pytest.approx(EMBEDDING_STD, rel=0.05)

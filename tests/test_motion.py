@@ -59,7 +59,7 @@ def test_each_frame_is_shown_as_long_as_the_file_says(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "rate", "durations"),
     [
-        ("GIF", 8.0, [130, 120, 130, 120]),  # what ffmpeg makes of 8 frames per second
+        ("GIF", 8.0, [130, 120, 130, 120]),  # as ffmpeg rounds 8 frames per second
         ("PNG", 8.0, [130, 120, 130, 120]),
         ("GIF", 24.0, [40, 40, 50, 40]),
         ("WEBP", 30.0, [33, 33, 34, 33]),
@@ -82,7 +82,7 @@ def test_a_still_for_other_programs_is_no_frame() -> None:
 
 @pytest.mark.parametrize(("kind", "options"), [("GIF", {"disposal": 2}), ("PNG", {}), ("WEBP", {"lossless": True})])
 def test_what_is_transparent_in_a_frame_is_white_as_in_a_picture(kind: str, options: dict[str, Any]) -> None:
-    """A red square that moves over a transparent background, which is stored as black."""
+    """A red square moves over a transparent background that is stored as black."""
     frames = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(5)]
     for number, frame in enumerate(frames):
         frame.paste((255, 0, 0, 255), (number, 4, number + 4, 8))
@@ -222,7 +222,7 @@ def test_columns_go_by_their_names() -> None:
 
 
 def test_who_turns_fast_and_falls_freely_or_not_is_no_mistake() -> None:
-    """Rates of nearly g with an acceleration of g."""
+    """Rotation rates of nearly 9.81 with an acceleration of g are valid; they are not swapped columns."""
     found = imu.plugin.read_value(b"0,9.8,0,0,9.8,0\n" * 4, "csv", settings("imu"))
     assert found[:, 0].tolist() == pytest.approx([0, 9.8, 0, 0, 9.8, 0])
 
@@ -263,7 +263,7 @@ def test_wrong_measurements_are_refused(data: bytes, extension: str, message: st
 
 
 def test_mirrored_measurements_by_hand() -> None:
-    """A push to the right becomes one to the left; pitching stays, yawing and rolling turn around."""
+    """Sideways acceleration changes sign; pitch rate stays, yaw and roll rates change sign."""
     value = np.repeat(np.arange(1, 7, dtype=np.float32)[:, None], 128, axis=1)
     mirrored = imu.plugin.transform(value, Crop(flip=True), settings("imu"))
     assert mirrored[:, 0].tolist() == [-1, 2, 3, 4, -5, -6]

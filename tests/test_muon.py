@@ -1,4 +1,4 @@
-"""Muon: its orthogonal factor against the exact one, its steps, projections side by side, its state."""
+"""Muon: the orthogonal factor against an SVD, update steps, fused projections, and resuming."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_orthogonal_factor(shape: tuple[int, ...]) -> None:
     assert found.dtype == torch.float32
     sizes = torch.linalg.svdvals(found)
     assert sizes.min() > 0.6 and sizes.max() < 1.25
-    # Same singular vectors: what is left between U' X V is the diagonal.
+    # The singular vectors are unchanged, so U' X V is diagonal.
     inner = u.mT @ found @ v.mT
     torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1)), rtol=0, atol=1e-3)
     assert torch.equal(orthogonal(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))

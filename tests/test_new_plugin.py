@@ -1,4 +1,4 @@
-"""`zoo new-plugin`: every family's distribution is clean, keeps the contract and, slowly, walks the whole road."""
+"""`zoo new-plugin`: each family's distribution is clean, keeps the contract and runs the commands of its README."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAME = "made_up_field"
 
 
 def write_metadata(folder: Path, distribution: Path) -> None:
-    """What pip would write of a distribution: its name and its entry points."""
+    """Write the metadata that pip would write for a distribution: its name and entry points."""
     project = tomllib.loads((distribution / "pyproject.toml").read_text())["project"]
     lines = []
     for group, points in project["entry-points"].items():
@@ -44,7 +44,7 @@ def write_metadata(folder: Path, distribution: Path) -> None:
 
 @pytest.fixture
 def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Write a distribution of a family, and make it importable for the time of the test."""
+    """Return a function that writes a distribution of a family and makes it importable during the test."""
 
     def make(family: str) -> Path:
         folder = tmp_path / "new"
@@ -120,7 +120,7 @@ def test_no_name_hides_what_the_plugin_needs(
     write_distribution(name, family, tmp_path / "new")
     monkeypatch.syspath_prepend(str(tmp_path / "new" / "src"))
     for found in (f"zoo_{name}", f"zoo_{name}.modality"):
-        sys.modules.pop(found, None)  # of another family
+        sys.modules.pop(found, None)  # left over from another family
     module = importlib.import_module(f"zoo_{name}.modality")
     assert type(module.plugin).__name__ == f"{name.title().replace('_', '')}Modality"
     assert module.plugin.modality_spec(Settings(name)).name == name
@@ -143,7 +143,7 @@ def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
     readme = (tmp_path / "zoo-made-up-field" / "README.md").read_text()
     commands = re.findall(r"^    (\S.*)$", readme, re.M)
     assert commands[0] == 'pip install -e "zoo-made-up-field[test]"' and len(commands) == 9
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "zoo-made-up-field" / "src")}  # as pip -e leaves it
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "zoo-made-up-field" / "src")}  # as after pip install -e
     for command in commands[1:]:
         words = shlex.split(command)
         module = "tokenizers_zoo.cli.main" if words[0] == "zoo" else "pytest"
@@ -156,7 +156,7 @@ def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
 
 
 def refused(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The one line that `zoo new-plugin WORDS` is refused with."""
+    """Return the one-line error of `zoo new-plugin WORDS`."""
     monkeypatch.setattr(sys, "argv", ["zoo", "new-plugin", *words.split()])
     with pytest.raises(SystemExit) as ended:
         main()

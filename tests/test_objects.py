@@ -1,4 +1,4 @@
-"""Lists of objects: a grammar that is exact for what was written and patient with all else, and the loss of items."""
+"""Lists of objects: a grammar that reads its own output exactly and tolerates any other ids, and the item loss."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_ids_by_hand() -> None:
         ([], 0),
         (FIRST, 1),
         ([*FIRST, *FIRST], 2),
-        ([*FIRST[:4], *FIRST], 1),  # the first breaks off, the second is whole
-        ([13, 23, *FIRST], 1),  # starts in the middle
-        ([*FIRST[:2], 3, *FIRST[1:]], 1),  # a first coordinate begins anew
-        ([*FIRST[:3], 24, *FIRST[4:]], 0),  # a code of the first codebook where one of the second is due
-        ([0, 1, 2, *FIRST, 0], 1),  # end and sentinels mean nothing here
+        ([*FIRST[:4], *FIRST], 1),  # the first object is cut off, the second is complete
+        ([13, 23, *FIRST], 1),  # starts in the middle of an object
+        ([*FIRST[:2], 3, *FIRST[1:]], 1),  # a first coordinate starts a new object
+        ([*FIRST[:3], 24, *FIRST[4:]], 0),  # a code of the first codebook in place of the second codebook's
+        ([0, 1, 2, *FIRST, 0], 1),  # the end token and sentinels are ignored
         ([-5, 99, *FIRST], 1),
     ],
 )
@@ -97,7 +97,7 @@ def test_boxes_through_crops_by_hand() -> None:
 
 
 class Rows(ObjectModality):
-    """A value is a table, and an object one of its rows of four numbers."""
+    """A modality whose values are tables; each row of four numbers is an object."""
 
     summary, loss = "rows", "smooth_l1"
 
@@ -121,7 +121,7 @@ class Rows(ObjectModality):
 
 
 class Marks(Rows):
-    """Rows of 0 and 1."""
+    """A modality whose rows contain only 0 and 1."""
 
     loss = "bce"
 

@@ -1,4 +1,4 @@
-"""A modality whose value is one number, an array without an axis, is what a probe answers with."""
+"""Probes can predict a modality whose value is a single number (an array without axes)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ plugin = Warmth()
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Beside the others `warmth`: how light a sample is."""
+    """The transfer world with one more modality: `warmth`, the brightness of a sample."""
     with installed(tmp_path_factory.mktemp("site"), "one", {**SOURCES, "warmth": WARMTH}):
         made = make_world(tmp_path_factory.mktemp("world"))
         (made.root / "registry.toml").write_text(registry_of([*SOURCES, "warmth"]))

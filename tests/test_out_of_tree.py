@@ -1,4 +1,4 @@
-"""The tutorial, run as it stands: a plugin that is not in this repository goes the whole road, and comes out again."""
+"""The tutorial, executed: an external plugin is installed, used by every command, and uninstalled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAME = "elevation"
 
 
 def core_digest() -> str:
-    """One digest over every file of the core and the backbone."""
+    """Return one digest of all files of the core and the backbone."""
     digest = hashlib.sha256()
     for package in ("tokenizers_zoo", "backbone"):
         for path in sorted((ROOT / package).rglob("*")):
@@ -50,7 +50,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     assert NAME not in shell.run("zoo list")
 
-    # A small model without the plugin, in a folder of its own, to be loaded again when it is there.
+    # Train a small model without the plugin in a separate folder; it is loaded again after the installation.
     def earlier(command: str) -> None:
         shell.run(command, within="old")
 
@@ -96,7 +96,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     earlier(tokenize)
     assert {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")} == old_tokens
 
-    # Without the plugin all others work, and commands that need it name it.
+    # Without the plugin all other plugins work, and commands that need it name it.
     shell.run("pip uninstall --yes zoo-elevation")
     assert NAME not in shell.run("zoo list")
     earlier(f"{generated}_again")
@@ -109,7 +109,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
 
 @pytest.fixture
 def example(install: Callable[..., Path]) -> Callable[[str], Zoo]:
-    """Install a plugin that the page shows whole, by the name of its class."""
+    """Return a function that installs a plugin of the page by its class name."""
     texts = [text for path, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if not path]
 
     def add(name: str) -> Zoo:
@@ -128,7 +128,7 @@ def test_the_other_plugins_of_the_page_keep_the_contract(name: str, example: Cal
 
 
 def test_a_spectrogram_is_no_view_of_the_picture_beside_it(example: Callable[[str], Zoo], tmp_path: Path) -> None:
-    """Its files may have other proportions, and crops of the picture leave it as it is."""
+    """Its files may have other proportions than the picture, and image crops do not apply to it."""
     example("Spectrogram")
     names = ["rgb", "spectrogram"]
     zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": names}})

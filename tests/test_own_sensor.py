@@ -1,4 +1,4 @@
-"""The tutorial about a custom sensor: rasters with holes are read, its tables are complete, and every command runs."""
+"""The tutorial about a custom sensor: rasters with holes are read, tables are complete, and commands run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tiff(array: np.ndarray, planar: str = "contig") -> bytes:
 
 @pytest.fixture
 def sensor(install: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
-    """The page's plugin, and its files in the current folder."""
+    """Install the page's plugin and write its files into the current folder."""
     (module,) = (text for path, text in page_files(PAGE).items() if path.endswith("modality.py"))
     assert len(module.splitlines()) < 60
     install("zoo-backscatter", {"tokenizers_zoo": {NAME: "zoo_backscatter:plugin"}}, {"zoo_backscatter": module})

@@ -1,4 +1,4 @@
-"""A batch computed in parts: the gradient of the whole, whatever the number of threads."""
+"""A batch computed in parts has the gradient of the whole batch, for any number of threads."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_batch_splits_into_its_samples(batch: PackedBatch) -> None:
 @pytest.mark.parametrize("absent", [0.0, 0.6])
 def test_slots_that_no_sample_uses_are_left_out(model: FourM, absent: float) -> None:
     specs = all_layouts()
-    masking = MaskingConfig(input_budget=200, min_input=0, target_budget=200)  # of 140 tokens that a sample has
+    masking = MaskingConfig(input_budget=200, min_input=0, target_budget=200)  # of a sample's 140 tokens
     batch = Masker(model.layout, masking)(raw_batch(specs, size=4, absent=absent), seed=1, step=0)
     batch = dataclasses.replace(batch, inputs=dataclasses.replace(
         batch.inputs, vectors={name: (at, rows.double()) for name, (at, rows) in batch.inputs.vectors.items()}
@@ -135,7 +135,7 @@ def test_an_error_in_a_thread_is_raised(model: FourM, batch: PackedBatch) -> Non
 
 
 def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> None:
-    """Else a batch that fits in training would not fit at the first evaluation."""
+    """Otherwise a batch that fits into memory in training might not fit in evaluation."""
     root = write_splits(tmp_path)
     config = dataclasses.replace(TRAINING, batch_size=8, eval_samples=10)
     model = FourM.seeded(SMALL, all_layouts(), 0)

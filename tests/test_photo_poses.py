@@ -1,7 +1,7 @@
 """People in photographs: detector, regions, landmarks, camera, files, and `zoo data derive`.
 
-The networks answer by hand here. Those of MediaPipe are tried where ZOO_POSE_NETWORKS names its wheel, or a folder of
-its .tflite files, and ai-edge-litert is installed.
+The networks' outputs are written by hand. MediaPipe's real networks run if ai-edge-litert is installed and
+ZOO_POSE_NETWORKS names MediaPipe's wheel or a folder of its .tflite files.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_regions_keep_lengths(region: Region, x: float, y: float) -> None:
 
 
 def test_regions_by_hand() -> None:
-    region = Region(x=10, y=20, side=4, angle=math.pi / 2)  # its top looks to the right
+    region = Region(x=10, y=20, side=4, angle=math.pi / 2)  # its top points to the right
     np.testing.assert_allclose(region.to_picture(np.array([[0.5, 0], [1, 0.5]])), [[12, 20], [10, 22]], atol=1e-12)
     assert Region.whole(np.zeros((3, 30, 50))) == Region(x=25, y=15, side=50)
 
@@ -133,7 +133,7 @@ def test_heat_maps_move_landmarks_that_they_are_sure_of() -> None:
     places = np.array([[30.5, 20.5], [30.5, 20.5], [40, 20.5]]) / 64
     moved = refined(places, heat) * 64
     np.testing.assert_allclose(moved[0], [30.5, 20], atol=1e-6)
-    np.testing.assert_allclose(moved[1:], places[1:] * 64)  # not sure; too far away
+    np.testing.assert_allclose(moved[1:], places[1:] * 64)  # too uncertain; too far away
     outside = np.array([[1.2, 0.5], [-0.1, 2.0], [0.0, 0.0]])
     np.testing.assert_allclose(refined(outside, np.full((64, 64, 3), -30.0)), outside)
 
@@ -145,7 +145,7 @@ def test_landmarks_are_in_the_picture_and_in_camera_axes() -> None:
     mask[63, 127] = 1
     region = Region(x=100, y=200, side=512, angle=math.pi / 2)
     found = landmarks_of(raw.reshape(1, -1), world.reshape(1, -1), 0.7, mask, np.full((64, 64, 39), -9.0), region)
-    np.testing.assert_allclose(found.image[0], [228, -200, 64], atol=1e-9)  # up of the region is right in the picture
+    np.testing.assert_allclose(found.image[0], [228, -200, 64], atol=1e-9)  # the region's up is the picture's right
     np.testing.assert_allclose(found.world[0], [0.3, -0.1, 0.2], atol=1e-9)
     np.testing.assert_allclose(found.outline, [[229, 199]], atol=1e-9)
     assert found.image.shape == found.world.shape == (33, 3)
@@ -171,7 +171,7 @@ def test_a_body_is_put_where_it_is_seen(x: float, y: float, depth: float) -> Non
     placed = points + np.array([x, y, -depth])
     image = 0.5 + 0.5 * body.directions(placed) * (1, -1) / half
     np.testing.assert_allclose(offset_of(points, image, np.ones(24), half), (x, y, -depth), atol=1e-6)
-    image[3] += 0.3  # hidden, and guessed wrong
+    image[3] += 0.3  # hidden, with a wrong guess
     weights = np.ones(24)
     weights[3] = 0
     np.testing.assert_allclose(offset_of(points, image, weights, half), (x, y, -depth), atol=1e-6)
@@ -182,7 +182,7 @@ def test_a_body_is_put_where_it_is_seen(x: float, y: float, depth: float) -> Non
 def test_people_of_perfect_networks_are_the_true_ones(fov: Any, at: tuple[float, float, float]) -> None:
     size, rng = (300, 400), np.random.default_rng(1)
     turns = rng.normal(0, 0.2, (24, 3))
-    turns[[3, 6, 9, 12, 13, 14, 15]] = 0  # the spine is not seen
+    turns[[3, 6, 9, 12, 13, 14, 15]] = 0  # the spine is hidden
     points = landmarks_around(standing(turns)) + np.array(at)
     half = half_sizes(fov, *size)
     hips = points[[23, 24]].mean(axis=0)[None]
@@ -312,8 +312,8 @@ def test_pictures_become_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     package = wheel(tmp_path / "mediapipe.whl")
     poses = handle(package)
     assert poses.derive({"rgb": DARK}) == []
-    assert handle(package, threshold=0.99).derive({"rgb": LIGHT}) == []  # the detector says 0.95
-    assert handle(package, presence=0.95).derive({"rgb": LIGHT}) == []  # and the landmark network 0.9
+    assert handle(package, threshold=0.99).derive({"rgb": LIGHT}) == []  # the detector's score is 0.95
+    assert handle(package, presence=0.95).derive({"rgb": LIGHT}) == []  # the landmark network's score is 0.9
     (person,) = poses.derive({"rgb": LIGHT})
     # 40 of the detector's 224 pixels are 40 * 80 / 224 of the picture: the region is 2.5 times as large.
     pixels = 2.5 * 40 * 80 / 224 / 256 * METRES  # per metre

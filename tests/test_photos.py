@@ -1,4 +1,4 @@
-"""The photographs: read from the wheels alone, cropped by seed, training and test pictures apart."""
+"""The `photos` source: photographs are read from wheels, cropped by seed, and split into training and test."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_crops_have_the_size_of_the_settings_and_the_range_of_pictures(size: int
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_a_crop_is_a_square_of_its_photograph(flips: bool) -> None:
-    """With smallest = 1 a crop has the photograph's full height: its place is found again by its pixels."""
+    """With smallest = 1 a crop has the photograph's full height, so its position can be found from its pixels."""
     photo = _load("sklearn/datasets/images/china.jpg")
     side = photo.height
     pixels = np.asarray(photo, np.float32).transpose(2, 0, 1)[:, ::16] / 255

@@ -1,4 +1,4 @@
-"""Making and deriving values with plugins that exist for the tests only: killed, resumed, grown, refused."""
+"""Making and deriving values with toy plugins: kills, resuming, new modalities and refused input."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from tokenizers_zoo.source_handle import CheckedSamples
 
 @pytest.fixture
 def toy(install: Callable[..., Path], install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
-    """Makes zoos of the toy modalities."""
+    """Return a function that makes zoos of the toy modalities."""
     return install_toy(install, install_example, tmp_path)
 
 
@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], Any], deadline: float) -> None:
 
 
 def processes_of(session: int) -> list[int]:
-    """The processes of a session, by /proc (pid (command) state ppid group session ...)."""
+    """Return the processes of a session, read from /proc (pid (command) state ppid group session ...)."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -73,7 +73,7 @@ def processes_of(session: int) -> list[int]:
 
 
 def counts(result: Any, split: str = "train") -> dict[str, tuple[int, int, int]]:
-    """Samples written and failed, and shards that were skipped, by modality."""
+    """Map each modality to its numbers of written samples, failed samples and skipped shards."""
     return {o.modality: (o.written, o.failed, o.kept_shards) for o in result.outcomes if o.split == split}
 
 
@@ -153,7 +153,7 @@ if __name__ == "__main__":
     wait_for(lambda: list((tmp_path / "two").rglob("*.tar")) or process.poll() is not None, deadline)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not processes_of(process.pid), deadline)  # workers end with the process that started them
+    wait_for(lambda: not processes_of(process.pid), deadline)  # workers exit with their parent process
     subprocess.run([sys.executable, program], check=True, stderr=subprocess.DEVNULL)
     mine, theirs = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
     assert {name: theirs[name] for name in mine} == mine
@@ -430,7 +430,7 @@ def test_pictures_that_are_larger_than_the_source_draws_are_told(tmp_path: Path)
 
 
 def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None:
-    """Files of these sizes (height, width), by modality and key."""
+    """Write files of these sizes (height, width), given by modality and key."""
     for name, files in sizes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for key, size in files.items():
@@ -445,7 +445,7 @@ def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None
 
 
 def make_pictures(folder: Path, *names: str, modalities: dict[str, Any] | None = None) -> Any:
-    """What `zoo data make folder` makes of a folder's files of these modalities, with the tables `modalities`."""
+    """Import the files of these modalities from `folder` / mine; `modalities` holds their tables."""
     shared = {"image_size": 16, "patch_size": 8, "modalities": list(names)}
     zoo = Zoo.from_tables({"zoo": shared, "modalities": modalities or {}})
     options = {"path": str(folder / "mine"), "test_fraction": 0}
@@ -471,7 +471,7 @@ def test_a_picture_that_was_refused_beside_another_is_made_once_that_one_is_mend
 
 
 def test_a_picture_refused_beside_one_that_is_read_by_other_settings_is_made_again(tmp_path: Path) -> None:
-    """Depth is on rgb's side as soon as it can be read."""
+    """Once depth can be read, it agrees with rgb, so only the mask with the other shape is refused."""
     pytest.importorskip("zoo_geometry")
     pytest.importorskip("zoo_semantics")
     square = dict.fromkeys("abcd", (16, 16))
@@ -494,7 +494,7 @@ def test_a_picture_refused_beside_one_that_is_read_by_other_settings_is_made_aga
 
 @pytest.mark.parametrize("name", ["sam_instance", "video"])
 def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: str, tmp_path: Path) -> None:
-    """Whatever their tokens are: a sequence, or a grid of three axes."""
+    """This holds for tokens in a sequence and in a grid of three axes."""
     pytest.importorskip("zoo_semantics" if name == "sam_instance" else "zoo_motion")
     upright = dict.fromkeys("abc", (48, 32))
     pictures(tmp_path / "mine", {"rgb": upright, name: {"a": (24, 16), "b": (32, 48), "c": (48, 32)}})
@@ -526,7 +526,7 @@ def test_modalities_that_never_meet_in_a_sample_are_told(tmp_path: Path) -> None
 
 
 def number_files(folder: Path, count: int) -> Path:
-    """Files of one number each, in units that the settings say."""
+    """Write files of one number each; the settings define the unit."""
     for split in ("train", "test"):
         (folder / split / "field").mkdir(parents=True)
         for i in range(count):
@@ -536,7 +536,7 @@ def number_files(folder: Path, count: int) -> Path:
 
 @pytest.fixture
 def units(install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
-    """Makes zoos of `field`, whose files are in units of `scale`, and of `dark`, which is derived from it."""
+    """Return a function that makes zoos of `field`, with files in units of `scale`, and `dark`, derived from it."""
     install_example("field", scaled())
     install_example("dark", derived("field"))
 
@@ -552,7 +552,7 @@ def test_what_values_are_read_with_leaves_out_tokenizer_and_networks() -> None:
     zoo = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8, "max_length": 9}, "modalities": {"depth": own}})
     assert reading_settings(zoo["depth"]) == {"image_size": 32, "png_scale": 0.1}
     zoo = Zoo.from_tables({"modalities": {"depth": {"shown": [1.0, 4.0]}}})
-    assert reading_settings(zoo["depth"]) == {}  # it only changes pictures
+    assert reading_settings(zoo["depth"]) == {}  # only used for display
 
 
 def test_a_folder_that_cannot_be_read_is_named(
@@ -598,7 +598,7 @@ def test_a_source_that_may_not_read_is_not_blamed_on_the_output(
 
 
 def refuse_for_memory(monkeypatch: pytest.MonkeyPatch, handle: Any, refused: Callable[[Any], bool]) -> None:
-    """Memory runs out where these values are read."""
+    """Let reading raise a memory error for the values that `refused` selects."""
     read = handle.read
 
     def failing(data: bytes, extension: str) -> Any:
@@ -640,14 +640,14 @@ def test_want_of_memory_passes_wherever_it_lies_behind_an_error() -> None:
 
 
 def of_files(zoo: Zoo, mine: Path, data: Path, **changes: Any) -> dict[str, tuple[int, int, int]]:
-    """Import a user's files, all for training, in shards of four; returns `counts`."""
+    """Import a user's files, all for training, in shards of four; return `counts`."""
     arguments: dict[str, Any] = {"train": None, "test": 0, "workers": 1, "shard_size": 4}
     options = {"path": str(mine), "test_fraction": 0}
     return counts(make_data(zoo, "folder", data, options=options, **{**arguments, **changes}))
 
 
 def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
-    """In the layout of ml-4m: other shard names, keys in another order, some missing, one cut off."""
+    """ml-4m's layout: other shard names and key order, missing samples, and a truncated file."""
     zoo, mine, data = toy(), tmp_path / "mine/train", tmp_path / "data"
     field = {f"{i:04}": zoo["field"].write(np.full((1, 16, 16), i / 10, np.float32))[0] for i in range(6)}
     write_tar(mine / "field/all.tar", {f"./{key}.npy": field[key] for key in reversed(field)})
@@ -732,7 +732,7 @@ def test_a_file_that_is_replaced_by_another_is_made_again(toy: Callable[..., Zoo
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, range(12))
     of_files(zoo, mine, data)
-    np.save(mine / "field/f05.npy", np.full((1, 48, 64), 0.75, np.float32))  # of the same size
+    np.save(mine / "field/f05.npy", np.full((1, 48, 64), 0.75, np.float32))  # same size
     assert of_files(zoo, mine, data) == {"field": (4, 0, 2), "words": (0, 0, 3)}
     assert ValueStore(data).read_key(zoo["field"], "train", "f05").max() == 0.75
     for number in range(4):
@@ -745,7 +745,7 @@ def test_a_file_that_is_replaced_by_another_is_made_again(toy: Callable[..., Zoo
 
 
 def test_an_instance_with_files_of_its_own_gets_none_of_its_plugins(toy: Callable[..., Zoo], tmp_path: Path) -> None:
-    """Neither for a sample that lacks them, nor in a split that does."""
+    """Samples and splits without its own files get no value for it."""
     mine, data = tmp_path / "mine", tmp_path / "data"
     files = {"train/field/a": 0.25, "train/field/b": 0.25, "train/lamp/a": 0.5, "test/field/c": 0.25}
     for name, value in files.items():
@@ -780,7 +780,7 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
     with monkeypatch.context() as patch:
         if want == "files":
             (mine / "field/f05.npy").rename(tmp_path / "aside")
-            (mine / "field/f05.npy").symlink_to(tmp_path / "f05.npy")  # a disk that is not there now
+            (mine / "field/f05.npy").symlink_to(tmp_path / "f05.npy")  # as on a disk that is not mounted
         else:
             refuse_for_memory(patch, zoo["field"], lambda value: value[0, 0, 0] == np.float32(5 / 30))
         assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
@@ -862,7 +862,7 @@ def test_what_is_derived_of_values_that_have_changed_is_derived_again(
 
     write(a=0.5, b=0.5, c=0.5)
     assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 2)
-    shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new times
+    shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new modification times
     data = tmp_path / "copied"
     assert derived_now(zoo) == (0, 0, 2)
     assert derived_now(units(scale=0.5)) == (3, 0, 0), "its inputs are read with other settings"
@@ -908,7 +908,7 @@ def test_repair_makes_again_what_verify_finds(
     if part == "keys":
         path = data / "train/keys/shard-00001.txt"
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1  # of the same size, so that only its checksum tells
+    content[len(content) // 2] ^= 1  # same size, so only the checksum differs
     path.write_bytes(b"{" if part == "json" else content)
     found = {(wrong.modality, wrong.shard) for wrong in verify_store(data)}
     names = {"field", "words", "dark"} if part == "keys" else {modality}
@@ -1019,7 +1019,7 @@ def test_what_is_derived_follows_what_all_are_offered(
 def test_derive_takes_inputs_first_and_says_what_is_missing(
     toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
 ) -> None:
-    install_example("alpha", derived("dark"))  # sorted before its input
+    install_example("alpha", derived("dark"))  # its name sorts before its input's
     install_example("zeta", derived("absent"))
     zoo = toy(enabled=("field", "dark", "alpha", "zeta"))
     make_toy(zoo, tmp_path / "data")

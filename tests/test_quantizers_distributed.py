@@ -1,4 +1,4 @@
-"""Quantizers that train in two processes: the codebooks of both stay the same, and are made of the data of both."""
+"""Quantizers trained in two processes: both codebooks stay equal and depend on the data of both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIGS = {
 
 
 def latents_of(rank: int, step: int) -> torch.Tensor:
-    """Each process has other data, at another place, and one more sample in the first process."""
+    """Return data that differ in location between processes, with one more sample in the first process."""
     draws = torch.Generator().manual_seed(10 * step + rank)
     return torch.randn(3 - rank, 20, DIM, generator=draws) + (2.0 if rank else -2.0)
 
@@ -76,7 +76,7 @@ def test_both_processes_hold_the_same_state(states: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_training_moved_the_state(states: Path, name: str) -> None:
-    torch.manual_seed(0)  # as the first process was started
+    torch.manual_seed(0)  # seeded as in the first process
     start = {other: build_quantizer(config, DIM) for other, config in CONFIGS.items()}[name].state_dict()
     end = load_file(states / f"{name}_0.safetensors")
     assert any(not torch.equal(start[key], end[key]) for key in end)

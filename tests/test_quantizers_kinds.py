@@ -65,7 +65,7 @@ def test_chunks_do_not_change_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_moving_average_follows_its_latents() -> None:
-    """After k-means on two far clusters, a step moves each code by (1 - decay) towards its latents' mean."""
+    """After k-means on two distant clusters, a step moves each code by (1 - decay) towards its latents' mean."""
     config = QuantizerConfig(
         kind="vq", codebook_size=2, codebook_dim=1, distance="euclidean", decay=0.75, revive_below=0.0
     )
@@ -79,7 +79,7 @@ def test_moving_average_follows_its_latents() -> None:
 
 
 def test_bsq_against_the_formula() -> None:
-    """Eq. 3 of arXiv 2406.07548: the signs, on the unit sphere; the length of a latent says nothing."""
+    """Eq. 3 of arXiv 2406.07548: codes are signs on the unit sphere; the length of a latent has no effect."""
     quantizer = build_quantizer(QuantizerConfig(kind="bsq", codebook_size=16), 4).eval()
     codes, tokens, _ = quantizer(torch.tensor([[[0.1, -2.0, 3.0, 1.0], [-9.0, -1.0, -1.0, 0.5]]]))
     assert codes.tolist() == [[[0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, -0.5, 0.5]]]
@@ -88,7 +88,7 @@ def test_bsq_against_the_formula() -> None:
 
 @pytest.mark.parametrize(("spherical", "magnitude"), [(False, 1.0), (True, 7**-0.5)])
 def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitude: float) -> None:
-    """The library compares every latent with every code; an odd number of bits, so the halves differ."""
+    """The library compares all latents with all codes. The odd number of bits makes the two halves differ."""
     latents = torch.randn(1, 40, 7, generator=torch.Generator().manual_seed(0)) * 0.3
     if spherical:
         latents = functional.normalize(latents, dim=-1)
@@ -101,7 +101,7 @@ def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitud
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     got.backward()
     expected.backward()
-    if not spherical:  # the library's gradient is that of the latents before they were put on the sphere
+    if not spherical:  # the library differentiates before normalising to the sphere
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitud
     ids=["vq_euclidean", "vq_cosine", "simvq", "lfq", "bsq"],
 )
 def test_what_the_commitment_weight_counts_is_the_mean_squared_distance(config: QuantizerConfig, times: float) -> None:
-    """SimVQ has it twice (arXiv 2411.02038): for the codes, and at 0.25 for the latents."""
+    """SimVQ adds it twice (arXiv 2411.02038): with weight 1 for the codes and 0.25 for the latents."""
     latents = some_latents()[..., :6]
     losses = []
     for weight in (0.0, 2.0):
@@ -217,7 +217,7 @@ def test_residual_fsq_against_the_formula() -> None:
     quantizer = build_quantizer(QuantizerConfig(kind="residual_fsq", levels=(3,), num_codebooks=3), 1).eval()
     bound = 1.5  # 1 + 1 / (levels - 1)
     latents = torch.tensor([[[0.62], [-0.4], [0.0]]])
-    raw = torch.atanh(latents / bound) * bound  # what becomes those numbers
+    raw = torch.atanh(latents / bound) * bound  # inverse of the bounding function
     codes, tokens, _ = quantizer(raw)
     # .62 -> 1, left -.38 -> -1 (of 1/3), left -.0467 -> 0 (of 1/9); -.4 -> 0, -1, then -.0667 -> -1
     assert tokens.tolist() == [[[2, 0, 1], [1, 0, 0], [1, 1, 1]]]
@@ -225,15 +225,15 @@ def test_residual_fsq_against_the_formula() -> None:
 
 
 def test_the_spread_loss_by_hand() -> None:
-    """Mean (1, 0), covariance diag(1, 4), of which SPREAD ** 2 = 0.81 should be: (0.2346^2 + 3.938^2 + 1) / 2."""
+    """Mean (1, 0), covariance diag(1, 4), target variance SPREAD ** 2 = 0.81: (0.2346^2 + 3.938^2 + 1) / 2."""
     latents = torch.tensor([[2.0, 2.0], [0.0, 2.0], [2.0, -2.0], [0.0, -2.0]])
     assert float(spread_loss(latents)) == pytest.approx(((1 / 0.81 - 1) ** 2 + (4 / 0.81 - 1) ** 2 + 1) / 2)
-    together = torch.tensor([[0.9, 0.9], [-0.9, -0.9]])  # correlated: all of the two off-diagonal ones
+    together = torch.tensor([[0.9, 0.9], [-0.9, -0.9]])  # both off-diagonal entries count
     assert float(spread_loss(together)) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_loss_spreads_latents_of_residual_fsq_over_all_codes() -> None:
-    """Latents of another mean, deviation and correlation fall on all codes of the first step after some training."""
+    """Latents with another mean, deviation and correlation learn to use all codes of the first step."""
     torch.manual_seed(0)
     quantizer = build_quantizer(QuantizerConfig(kind="residual_fsq", levels=(8, 5), num_codebooks=2), 2)
     encoder = torch.nn.Linear(2, 2)

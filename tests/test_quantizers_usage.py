@@ -1,4 +1,4 @@
-"""Codebooks that stay alive: every default on a toy, revival, and the figures that tell how alive they are."""
+"""Codebook usage: defaults on a toy problem, revival of dead codes, and usage metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Toy(nn.Module):
         self.quantizer = build_quantizer(config, DIM)
         self.decoder = nn.Sequential(nn.Linear(DIM, 64), nn.GELU(), nn.Linear(64, 32))
         self.average: Toy | None = None
-        """Averaged weights, and the buffers of the last step, as tokenizers are kept."""
+        """Keep averaged weights and the buffers of the last step, as tokenizer training does."""
 
     def error(self, codes: torch.Tensor, values: torch.Tensor) -> float:
         return float((self.decoder(codes) - values).square().mean())
@@ -76,7 +76,7 @@ def trained(config: QuantizerConfig, steps: int = 150, batch: int = 256, learnin
 
 @torch.no_grad()
 def usage_of(toy: Toy, tokens_per_code: int = 32) -> CodebookUsage:
-    """Usage on held-out values."""
+    """Return codebook usage on held-out values."""
     quantizer = toy.quantizer
     usage = CodebookUsage(quantizer.codebook_size, quantizer.codes_per_position)
     values = toy_values(tokens_per_code * quantizer.codebook_size, torch.Generator().manual_seed(2))
@@ -85,14 +85,14 @@ def usage_of(toy: Toy, tokens_per_code: int = 32) -> CodebookUsage:
 
 
 def toy_config(kind: str) -> QuantizerConfig:
-    """The defaults of a kind, with codebooks that a few seconds can fill."""
+    """Return a kind's defaults, with a codebook small enough to fill in seconds."""
     size = {"fsq": 240, "residual_fsq": 0}.get(kind, 128)
     return QuantizerConfig(kind=kind, codebook_size=size)  # type: ignore[arg-type]
 
 
 @functools.cache
 def toy_of(kind: str) -> Toy:
-    """A toy that was trained with a kind's defaults; not to be changed."""
+    """Return a cached toy trained with a kind's defaults; do not modify it."""
     return trained(toy_config(kind))
 
 
@@ -109,7 +109,7 @@ def test_every_default_uses_its_codebook(kind: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KIND_DEFAULTS)
 def test_averaged_weights_do_as_well_as_those_of_the_last_step(kind: str) -> None:
-    """What a quantizer keeps beside its weights has to fit the averaged ones, too."""
+    """The quantizer's buffers must also fit the averaged weights."""
     toy, values = toy_of(kind), toy_values(2000, torch.Generator().manual_seed(2))
     assert toy.average is not None
     last, averaged = (net.error(net.quantizer(net.encoder(values)).codes, values) for net in (toy, toy.average))
@@ -117,7 +117,7 @@ def test_averaged_weights_do_as_well_as_those_of_the_last_step(kind: str) -> Non
 
 
 def codes_of_first(adapter: Adapter, tokens: torch.Tensor, count: int) -> torch.Tensor:
-    """What the first `count` of the codes that refine each other add up to."""
+    """Return the sum of the first `count` residual codes."""
     if isinstance(adapter, SideBySide):
         pieces = tokens.chunk(len(adapter.parts), dim=2)
         return torch.cat([codes_of_first(*pair, count) for pair in zip(adapter.parts, pieces, strict=True)], dim=2)
@@ -152,7 +152,7 @@ def test_several_codes_of_fsq_are_no_worse_than_one() -> None:
 
 
 def test_the_same_toy_collapses_with_what_libraries_take() -> None:
-    """Random start, no revival: the defaults of vector-quantize-pytorch."""
+    """Random initialization without revival, the defaults of vector-quantize-pytorch."""
     naive = QuantizerConfig(
         kind="vq", codebook_size=1024, distance="euclidean", decay=0.8, kmeans_iterations=0, revive_below=0.0
     )
@@ -163,7 +163,7 @@ def test_a_collapsing_run_says_so() -> None:
     toy = Toy(QuantizerConfig(kind="vq", codebook_size=256, kmeans_iterations=0, revive_below=0.0))
     same = torch.ones(8, DIM) + 0.01 * torch.randn(8, DIM, generator=torch.Generator().manual_seed(0))
     for batch in range(50):
-        assert collapse_warning(toy) is None, batch  # not before the look-back is filled
+        assert collapse_warning(toy) is None, batch  # only once the look-back is full
         toy.quantizer(same.repeat(8, 1))
     warning = collapse_warning(toy)
     assert warning is not None and "\n" not in warning
@@ -191,7 +191,7 @@ def test_recent_usage_by_hand() -> None:
     assert recent.usage == 0.5
     assert recent.reachable == pytest.approx(1 - math.exp(-4 / 4))
     assert recent.collapsed(0.8) and not recent.collapsed(0.7)  # 0.5 / 0.632 = 0.79
-    recent.update(torch.tensor([[[3, 1], [3, 1]]]))  # the first batch is forgotten: 2, 3 and 1
+    recent.update(torch.tensor([[[3, 1], [3, 1]]]))  # the first batch is dropped: 2, 3 and 1
     assert recent.usage == 0.25
 
 
@@ -203,7 +203,7 @@ def test_reachable_usage_is_what_even_draws_reach() -> None:
 
 
 def test_dead_codes_are_revived_also_in_small_batches() -> None:
-    """More codes than latents in a batch: unused codes come alive, used ones are not thrown away each time."""
+    """With more codes than latents in a batch, unused codes are revived and used codes are not replaced."""
 
     def usage_after(revive_below: float) -> float:
         torch.manual_seed(0)

@@ -85,7 +85,7 @@ def test_wrong_rasters_are_refused(data: bytes, extension: str, message: str) ->
 
 
 def test_noise_below_0_is_cut_off_in_floats_as_in_integers() -> None:
-    """Dark water after the offset of newer Sentinel-2 products is taken off."""
+    """Newer Sentinel-2 products have an offset; dark water is negative after its removal."""
     numbers = np.full((12, 4, 4), 1500, np.uint16)
     numbers[:, 0, 0] = 960
     own = settings("multispectral", offset=-0.1)
@@ -104,7 +104,7 @@ def test_bands_are_not_taken_for_colours() -> None:
 
 
 def of_two_pages(mask: np.ndarray, metadata: str = "") -> bytes:
-    """Heights, with a mask as GDAL writes it, and its own description."""
+    """Return a TIFF of heights with a mask page and metadata as GDAL writes them."""
     buffer = io.BytesIO()
     tags = [(42112, "s", 0, metadata, True)] if metadata else []
     with tifffile.TiffWriter(buffer) as writer:
@@ -144,7 +144,7 @@ def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
     both = described('scale">0.1</Item>', 'offset">-20</Item>')
     np.testing.assert_allclose(read(both), 100)
     with pytest.raises(InvalidValueError, match="16 of 16 pixels have no height, which 1200 stands for"):
-        read(both, nodata=1200.0)  # as the file has it
+        read(both, nodata=1200.0)  # compared before scaling
     np.testing.assert_allclose(read(described('description">ground</Item>')), 1200)
     with pytest.raises(InvalidValueError, match="its bands have scales or offsets of their own"):
         read(described('scale">0.1</Item>', 'scale">0.2</Item>'))
@@ -240,7 +240,7 @@ def test_the_space_of_heights_has_an_inverse() -> None:
 
 
 def test_height_metrics_by_hand() -> None:
-    """A slope of 45 degrees against a plain: 60 m up on each 60 m."""
+    """A slope of 45 degrees (60 m up per 60 m) against a plain."""
     plain = np.zeros((1, 8, 8), np.float32)
     slope = plain + np.arange(8, dtype=np.float32) * 60
     marks = heightmap.plugin.score([slope], [plain], settings("heightmap"))

@@ -1,4 +1,4 @@
-"""The registry: listing without imports, lazy loading, and one clear error for each way to break it."""
+"""The registry: listing without imports, lazy loading, and an error for each kind of mistake."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_a_home_that_is_none_is_a_mistake_of_the_file(table: str, install_exampl
 
 
 def test_a_vocabulary_of_modalities_that_do_not_load_is_not_called_unused() -> None:
-    """But a key that resembles another is reported."""
+    """A mistyped key is still reported."""
     zoo = Zoo.from_tables({"zoo": {"modalities": ["rgb", "caption"]}, "vocabularies": {"text": {"size": "x"}}})
     assert set(zoo.problems()) == {"caption"}
     typo = {"modalities": ["rgb", "caption"], "pach_size": 8}
@@ -319,7 +319,7 @@ class ClassDefaults(SpatialSettings):
 
 @pytest.mark.parametrize("cls", [InstanceDefaults, ClassDefaults])
 def test_another_quantizer_in_a_table_leaves_out_what_a_plugin_set_for_the_first(cls: type[SpatialSettings]) -> None:
-    """So does a preset's quantizer, and another one with a preset, as on the command line."""
+    """The same holds for a preset's quantizer, and for a table's quantizer on top of a preset."""
 
     def kind(**own: object) -> tuple[str, int | None]:
         tokenizer = Settings("x", own).take(cls).tokenizer
@@ -429,11 +429,11 @@ def test_two_that_share_no_vocabulary_are_not_trained_into_one_folder(tmp_path: 
     before = zoo["left"].train_tokenizer(TrainingSamples(train=pictures, test=pictures), folder, 0)
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left; give it a checkpoint"):
-            train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=overwrite)  # before any value is read
-    spare = shutil.copytree(folder, tmp_path / "spare")  # nobody's checkpoint
+            train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=overwrite)  # raised before any value is read
+    spare = shutil.copytree(folder, tmp_path / "spare")  # belongs to no modality
     with pytest.raises(DataError, match="absent"):
         train_tokenizer(zoo, "right", tmp_path / "absent", out=spare, overwrite=True)
-    (before / "config.json").unlink()  # as in the middle of training
+    (before / "config.json").unlink()  # as during training
     with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left"):
         train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=True)
     with pytest.raises(DataError, match="absent"):
@@ -465,7 +465,7 @@ left, right = Hand(), Hand()
 
 
 def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install, tmp_path: Path) -> None:
-    """Whether both are named or one after the other; the other is as it was, and is no reason to stop."""
+    """It is trained once, whether the names are given together or one after the other."""
     points = {"left_hand": "zoo_hands:left", "right_hand": "zoo_hands:right"}
     install("zoo-hands", {"tokenizers_zoo": points}, {"zoo_hands": HANDS})
     small = {"steps": 2, "batch_size": 4, "width": 8, "depth": 1, "num_codebooks": 2, "codebook_size": 4}
@@ -489,7 +489,7 @@ def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install
     assert run(*both, seed=1, overwrite=True) == [("left_hand", False), ("right_hand", False)]
     assert run("right_hand", overwrite=True) == [("right_hand", False)]
     assert run(*both) == [("left_hand", True), ("right_hand", True)]
-    (tmp_path / "tokenizers" / "hands" / "config.json").unlink()  # as in the middle of training
+    (tmp_path / "tokenizers" / "hands" / "config.json").unlink()  # as during training
     with pytest.raises(ConfigError, match=r"^left_hand: .*hands holds the half-trained tokenizer of right_hand, .*"):
         run("left_hand")
     assert run("right_hand", "left_hand") == [("right_hand", False), ("left_hand", False)]
@@ -601,7 +601,7 @@ def test_a_source(install: Install) -> None:
 
 
 def test_what_is_shared_and_does_not_suit_a_source_may_be_given_to_it_alone() -> None:
-    """Sizes of pictures may be two numbers, and what draws squares takes one."""
+    """[zoo] image_size may be two numbers, but the source scenes draws squares and takes one."""
     source = Zoo.from_tables({"zoo": {"image_size": [16, 32]}}).source("scenes")
     with pytest.raises(
         ConfigError, match=r"\[zoo\] image_size: expected int, .* by the source scenes; .*--set image_size="

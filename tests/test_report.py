@@ -1,4 +1,4 @@
-"""The report: sheets cut into their cells, one sample at a glance, the meaning of colours, and the whole page."""
+"""The report: sheets cut into cells, the overview of one sample, colour scales, and the whole page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = ("rgb_patches", "depth", "caption")
 
 
 def opened(uri: str) -> Image.Image:
-    """The picture in a data URI."""
+    """Return the picture in a data URI."""
     return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
 
 
@@ -53,7 +53,7 @@ def plain(colour: str, width: int = 64, height: int = 64) -> Image.Image:
 
 
 def gallery(run: Path, given: list[str], target: str, rows: list[list[Image.Image | str]]) -> dict[str, Any]:
-    """A gallery as `zoo backbone eval` leaves it, with two draws."""
+    """Write a gallery as `zoo backbone eval` does, with two draws; return its entry."""
     columns = [*given, f"{target} 1", f"{target} 2", f"true {target}"]
     name = f"gallery/{'-and-'.join(given)}-to-{target}.png"
     (run / "evaluation" / "gallery").mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def pair(given: list[str], target: str, skill: float | None) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path, zoo: Zoo) -> Run:
-    """A run folder, made by hand, with an evaluation of two pairs and a hostile text."""
+    """A hand-made run folder with an evaluation of two pairs and a text that needs escaping."""
     folder = tmp_path / "run"
     folder.mkdir()
     known = [zoo[name].spec for name in NAMES]
@@ -82,7 +82,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     config = {"specs": specs, "fingerprints": {"depth": "f" * 64}, "train": {"steps": 30, "batch_size": 4}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "run.json").write_text(json.dumps({"places": {"tokens": "tokens", "data": str(tmp_path / "gone")}}))
-    kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # of an imported model's export, no parameter
+    kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # kept for exporting an imported model; not a parameter
     save_file({"a": np.zeros((1000, 1200), np.float32), **kept}, folder / "model.safetensors")
     lines = [{"step": step, "train/loss": 7.0 - step / 10} for step in range(1, 31)]
     lines += [{"step": 30, "held_out/loss": 5.5, "held_out/depth": 5.0, "held_out/caption": None}]
@@ -126,7 +126,7 @@ def test_texts_of_a_sheet_are_wrapped_and_end(tmp_path: Path) -> None:
         places = json.loads(sheet.text["cells"])  # type: ignore[attr-defined]
         assert places[1][1][1] > places[0][1][3] and places[0][0] is None
         beside = sheet.crop((0, 0, places[0][1][0], sheet.height)).convert("L")
-        assert not np.any(np.asarray(beside)[:, -3:] < 128)  # nothing runs into the next column
+        assert not np.any(np.asarray(beside)[:, -3:] < 128)  # text stays within its column
 
 
 def test_a_sheet_without_places_is_shown_whole(run: Run, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_sheet_without_places_is_shown_whole(run: Run, tmp_path: Path) -> None
     galleries = read_galleries(folder, evaluation, Pictures(folder=tmp_path / "pictures"))
     assert galleries[0].sheet is not None and opened(galleries[0].sheet).size == (40, 20)
     assert galleries[0].rows == [[], []] and galleries[1].sheet is None
-    assert overview(galleries, {}) is None  # one gallery alone is no overview
+    assert overview(galleries, {}) is None  # one gallery has no overview
 
 
 def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: 
     shown = overview(galleries, {("b", "a"): 0.1, ("b", "words"): 0.9, ("b", "c"): 0.2, ("z", "a"): 1.0})
     assert shown is not None and shown["key"] == "sample 0"
     assert [cell.modality for cell in shown["inputs"]] == ["b"]
-    # Pictures before texts, then by what is closed.
+    # Pictures come before texts; both are sorted by skill.
     assert [(card["name"], card["skill"]) for card in shown["cards"]] == [("c", 0.2), ("a", 0.1), ("words", 0.9)]
     assert [[cell.label for cell in card["cells"]] for card in shown["cards"]] == [["generated", "truth"]] * 3
 
@@ -190,7 +190,7 @@ def test_curves_are_named_as_they_are_called(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def margins(png: bytes) -> list[bool]:
-    """Whether the left, right, upper and lower edge of a picture are white."""
+    """Whether the left, right, upper and lower edges of a picture are white."""
     grey = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
     return [bool((edge > 250).all()) for edge in (grey[:, :3], grey[:, -3:], grey[:3], grey[-3:])]
 
@@ -214,7 +214,7 @@ def test_no_name_of_a_curve_is_cut_off(names: list[str], monkeypatch: pytest.Mon
     monkeypatch.setattr("tokenizers_zoo.report.pictures.png_of", watched)
     assert margins(curve_chart({name: [(0, 2.0), (9, 1.0)] for name in names}, "loss")) == [True] * 4
     place = drawn[0].axes[0].get_window_extent()
-    assert min(place.width, place.height) > 2 * drawn[0].dpi  # inches that are left for the curves
+    assert min(place.width, place.height) > 2 * drawn[0].dpi  # inches left for the curves
 
 
 def test_no_curve_hides_another_and_one_point_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +280,8 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
     for path in (folder / "report" / "pictures").iterdir():
         with Image.open(path) as picture:
             assert min(picture.size) > 100
-    assert text.count('class="cell input') == 1 + 4  # at a glance, and a row per sample of both galleries
-    # The numbers of the matrix are there without their colours; strong ones are bold.
+    assert text.count('class="cell input') == 1 + 4  # the overview, and a row per sample of both galleries
+    # The matrix shows numbers in addition to colours; high skill is bold.
     assert re.search(r"<td style=[^>]*><b>0.62</b>", text) and re.search(r"<td style=[^>]*>−0.25<", text)
 
 
@@ -320,7 +320,7 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
 
 
 def start_of(folder: Path, added: list[str]) -> dict[str, Any]:
-    """Let the run in `folder` go on from another."""
+    """Record that the run in `folder` started from another run."""
     start = {"folder": "/runs/first", "weights_sha256": "c" * 64, "knows": ["rgb_patches", "depth"], "added": added}
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "start": start}))

@@ -1,4 +1,4 @@
-"""What both training loops show and log: two lines that fit a terminal, plain lines without one, TensorBoard."""
+"""Output of both training loops: progress in a terminal, plain lines without one, TensorBoard logs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_resumed_log_drops_what_comes_again(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("done", [0, 2])
 def test_tensorboard_has_each_step_of_a_resumed_log_once(tmp_path: Path, done: int) -> None:
-    """Also of one that was killed before there was anything to go on from."""
+    """`done` = 0: the run was killed before its first checkpoint."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for first, last in ((0, 5), (done, 7)):
@@ -90,7 +90,7 @@ def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
 def test_a_line_is_due_every_20_seconds_and_says_what_time_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps that were done before cost no time."""
+    """Steps from before a resume are not counted."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     with log_of(tmp_path, done=2) as log:
@@ -167,7 +167,7 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
         for step in range(1, 11):
             report.step(step, {"loss": step / 10, "quantizer_loss": 0.0}, 1e-3)
         report.evaluation(10, found)
-    assert report.note == "abs_rel 0.25, codebook 50% (even: 50%)"  # of so few tokens, no more can be expected
+    assert report.note == "abs_rel 0.25, codebook 50% (even: 50%)"  # the maximum for so few tokens
     with TrainingLog(tmp_path / "backbone", BackboneConfig(steps=10, batch_size=2), 0, "backbone") as log:
         for step in range(1, 11):
             log.step(step, 7.0 - step, 1.0, 1e-3, {"depth": 6.0})

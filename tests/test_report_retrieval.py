@@ -1,4 +1,4 @@
-"""The report's section on retrieval, from a folder made by hand."""
+"""The report's section on retrieval, tested with a hand-made folder."""
 
 from __future__ import annotations
 

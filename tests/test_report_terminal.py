@@ -1,4 +1,4 @@
-"""What commands print fits a terminal of 80 columns, with nothing cut and nothing taken for markup."""
+"""Command output fits 80 columns, is not truncated, and is not parsed as markup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_one_of_a_kind_is_not_called_many() -> None:
 
 
 def commands() -> list[tuple[str, ...]]:
-    """Every command and group of the core, as its words."""
+    """Return the words of each command and group of the core."""
     found: list[tuple[str, ...]] = [()]
     for name, target in COMMANDS.items():
         module, _, attribute = target.partition(":")
@@ -41,9 +41,7 @@ def test_help_fits_80_columns_and_nothing_is_cut(words: tuple[str, ...], monkeyp
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
-    own = [
-        line for line in lines if not line.startswith(("  backbone ", "Usage: "))
-    ]  # the former is given from outside
+    own = [line for line in lines if not line.startswith(("  backbone ", "Usage: "))]  # backbone comes from a plugin
     assert not [line for line in own if line.endswith("...")]
 
 
@@ -142,13 +140,13 @@ def test_kinds_of_work_share_the_time_between_lines(
 
 def test_samples_are_counted_while_a_batch_is_decoded() -> None:
     told: list[int] = []
-    progress.tick(0.5)  # nobody waits
+    progress.tick(0.5)  # no listener
     with progress.decoded_samples(told.append):
-        progress.tick(0.5)  # nothing is decoded
+        progress.tick(0.5)  # nothing is being decoded
         with progress.decoding(5):
             for share in (0.3, 0.5, 1.0):
                 progress.tick(share)
-        with progress.decoding(3):  # a tokenizer that does not tell
+        with progress.decoding(3):  # a tokenizer that reports no progress
             pass
         with pytest.raises(ValueError, match="broken"), progress.decoding(3):
             raise ValueError("broken")

@@ -1,4 +1,4 @@
-"""The report's section on transfer, from probes made by hand."""
+"""The report's section on transfer, tested with hand-made probes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
 
 
 def test_figures_of_other_samples_are_rows_apart(run: Path) -> None:
-    """The data grew between two seeds, or fewer samples have the inputs."""
+    """Results on different numbers of samples, for example after the data grew, are separate rows."""
 
     def names(*folders: str) -> list[Path]:
         return [run / "transfer" / name for name in folders]

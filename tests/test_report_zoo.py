@@ -1,4 +1,4 @@
-"""The pages of a whole zoo: all modalities, and each tokenizer with its held-out samples at several settings."""
+"""The pages of a zoo: all modalities, and each tokenizer's held-out samples at several settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Install = Callable[..., Path]
 
 
 def leave_results(checkpoint: Path, colour: str, mae: float, **config: Any) -> None:
-    """Files of a training in a checkpoint folder, besides the weights."""
+    """Write a training's other files (metrics, pictures, config) into a checkpoint folder."""
     write_pictures(checkpoint, [(Image.new("RGB", (16, 16), colour), Image.new("RGB", (16, 16), "black"))])
     codebook = {"size": config["model"]["levels"], "usage": 0.875, "perplexity": 7.2}
     (checkpoint / "evaluation.json").write_text(
@@ -36,7 +36,7 @@ def leave_results(checkpoint: Path, colour: str, mae: float, **config: Any) -> N
 
 @pytest.fixture
 def zoo(install_example: Install, tmp_path: Path) -> Zoo:
-    """`light` with two checkpoints and a second instance, and `dusk`, which is not trained."""
+    """`light` with two checkpoints and a second instance, and the untrained `dusk`."""
     install_example("light", {'summary="brightness"': 'summary="how bright <it> is"'})
     install_example("dusk")
     zoo = only({"light_32": {"plugin": "light", "image_size": 32}}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
@@ -92,7 +92,7 @@ def test_the_pages_show_every_modality_and_every_setting(zoo: Zoo, tmp_path: Pat
     assert {"tokenizer-light-0.png", "light-light_coarse-0.png", "light-train-loss.png"} <= drawn
     picture = Image.open(io.BytesIO((page.parent / "pictures" / "light-light_coarse-0.png").read_bytes()))
     assert picture.getpixel((0, 0)) == (0, 0, 255)
-    assert 'src="pictures' not in text + light  # the pages hold their pictures
+    assert 'src="pictures' not in text + light  # pictures are embedded in the pages
 
 
 def test_what_is_damaged_in_one_modality_is_a_problem_on_the_page(install_example: Install, tmp_path: Path) -> None:
