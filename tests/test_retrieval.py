@@ -1,4 +1,4 @@
-"""Retrieval from a run to hits: vectors, indexes on disk, queries, recall, and the commands."""
+"""Retrieval: embedding vectors, indexes on disk, queries, recall, and the commands."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def zoo(world: World, *words: Any) -> Result:
 
 
 def refused(world: World, *words: Any, error: type[ZooError] = ZooError) -> str:
-    """The one line of a command's error."""
+    """Run a command that fails; return its one-line error."""
     result = zoo(world, *words)
     assert isinstance(result.exception, error), (result.output, result.exception)
     text = str(result.exception)
@@ -82,7 +82,7 @@ def stored(world: World, name: str, count: int = 8) -> tuple[list[str], Any]:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """The files of an index."""
+    """Return the files of an index."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (".lock", "run.json")}
 
 
@@ -106,11 +106,11 @@ def test_predicted_vectors_are_the_decoded_values_of_what_is_generated(world: Wo
     predicted = generate(load_model(world.run).eval(), {"light": tokens}, [plan], 0)["gist"]
     assert np.allclose(embedder.raw("light", tokens), predicted.numpy() / 5)
     _, own = stored(world, "gist")
-    assert np.allclose(embedder.raw("gist", own), own / 5)  # its own tokens are not predicted
+    assert np.allclose(embedder.raw("gist", own), own / 5)  # tokens of the target itself are not predicted
 
 
 def test_the_space_is_fitted_to_training_samples_only(world: World) -> None:
-    """Without the training split there is nothing to fit to; without the test split the space is the same."""
+    """Without the training split fitting fails; without the test split the space is the same."""
     spaces = []
     for missing in ("test", "train"):
         root = world.root / f"without-{missing}"
@@ -209,7 +209,7 @@ def test_an_equal_index_is_kept_and_another_one_replaced_on_request(world: World
 
 
 Rows = tuple[list[str], list[Any]]
-"""Keys, and tokens of each."""
+"""Keys, and the tokens of each key."""
 
 
 def rewrite(world: World, light: Rows, letters: Rows) -> None:
@@ -250,7 +250,7 @@ def test_an_index_of_other_samples_is_not_kept(world: World, tmp_path: Path) -> 
 def test_a_killed_build_resumes_to_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: Search
 ) -> None:
-    """Also if the run was moved; a damaged file is written again."""
+    """This also works if the run was moved; a damaged file is written again."""
     whole, place, run = tmp_path / "whole", tmp_path / "index", tmp_path / "run"
     shutil.copytree(world.run, run)
     build(run, world.zoo, whole, config=EmbeddingConfig(), search=search)
@@ -284,7 +284,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(
 
 
 def test_a_full_disk_is_told_in_one_line(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAISS wraps the system's error as this text."""
+    """FAISS wraps the system's error in this text."""
     write_index = faiss().write_index
 
     def full(index: Any, path: str) -> None:
@@ -348,7 +348,7 @@ def test_a_run_that_was_moved(world: World, index: Index, tmp_path: Path) -> Non
 
 
 def change_weights(run: Path) -> None:
-    """Change a backbone a little."""
+    """Slightly change a backbone's weights."""
     model, config = load_model(run), load_config(run)
     with torch.no_grad():
         model.encoder_norm.weight.mul_(1.01)
@@ -356,7 +356,7 @@ def change_weights(run: Path) -> None:
 
 
 def test_of_crops_the_whole_samples_count(world: World, tmp_path: Path) -> None:
-    """Under their plain keys, in the space, the index, queries and recall: as if there were no crops."""
+    """The space, index, queries and recall use whole samples with plain keys, as if there were no crops."""
     other, plain = copied(world, tmp_path / "world"), tmp_path / "plain"
     data, tokens = world.root / "data", other.root / "tokens"
     Run(tokens=tokens, data=data, registry=other.root / "registry.toml").save(other.run)
@@ -391,7 +391,7 @@ def test_of_crops_the_whole_samples_count(world: World, tmp_path: Path) -> None:
 
 
 def evaluated(world: World, run: Path, out: Path, *words: str) -> dict[str, Any]:
-    """The results of `zoo retrieve eval`."""
+    """Run `zoo retrieve eval` and return its results."""
     assert zoo(world, "eval", run, "--out", out, "--galleries", 2, *words).exception is None
     return dict(json.loads((out / "retrieval.json").read_text()))
 
@@ -422,8 +422,8 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
     overlap = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(rows[1], expected, strict=True)])
     assert overlap > 0.95
     library = faiss()
-    assert np.array_equal(library.serialize_index(built[1]), library.serialize_index(built[2]))  # the same again
-    # Chosen by size, and by hand.
+    assert np.array_equal(library.serialize_index(built[1]), library.serialize_index(built[2]))  # reproducible
+    # The option selects approximate search, and so does a large size.
     place = tmp_path / "index"
     assert build(world.run, world.zoo, place, config=EmbeddingConfig(), search="approximate").search_kind == (
         "approximate"
@@ -437,7 +437,7 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
 
 
 def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is the CPU by another name."""
+    """`cpu:0` is the CPU, but differs from the default name."""
     asked: list[str] = []
 
     def loaded(folder: Path, device: str) -> FourM:
@@ -471,7 +471,7 @@ def test_a_weighted_sum_by_hand() -> None:
     assert np.allclose(weighted_sum({"a": one, "b": other}, {}), [[0.5**0.5, 0.5**0.5]])
     assert np.allclose(weighted_sum({"a": one, "b": other}, {"a": 3.0, "b": -4.0}), [[0.6, -0.8]])
     assert np.allclose(weighted_sum({"a": one, "b": other}, {"b": 0.0}), one)
-    for scale in (1e39, 1e-30, 1e308):  # beyond float32, small, and near the end of float64
+    for scale in (1e39, 1e-30, 1e308):  # beyond float32, small, and near the maximum of float64
         assert np.allclose(weighted_sum({"a": one, "b": other}, {"a": 0.75 * scale, "b": -scale}), [[0.6, -0.8]]), scale
     with pytest.raises(ConfigError, match="--weights"):
         weighted_sum({"a": one, "b": one}, {"b": -1.0})
@@ -491,7 +491,7 @@ def test_one_modality_finds_the_same_sample_by_another(world: World, index: Inde
 
 
 def test_a_sample_of_another_split_is_not_itself(world: World, tmp_path: Path) -> None:
-    """Another split may use the same key for another sample, which is found."""
+    """Another split may use the same key for another sample; it is not excluded."""
     other = copied(world, tmp_path / "world")
     keys, tokens = stored(other, "light", 30)
     shutil.rmtree(other.root / "tokens/train")
@@ -533,7 +533,7 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert not (out / "hits.png").exists()
     gone = copied(world, tmp_path / "world")
     Run(tokens=gone.root / "tokens", data=tmp_path / "gone", registry=gone.root / "registry.toml").save(gone.run)
-    for _ in range(2):  # without values, and with an empty folder
+    for _ in range(2):  # with a missing data folder, and with an empty one
         result = zoo(world, *words, "letters='fade'", "--run", gone.run, "--find", "light")
         assert f"{tmp_path / 'gone'}" in result.output and (out / "hits.json").is_file()
         (tmp_path / "gone").mkdir(exist_ok=True)
@@ -574,7 +574,7 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
 
 
 def test_a_modality_is_replaced_by_its_input_form(world: World, index: Index) -> None:
-    """Where the index has only the form, as an index of rgb_patches."""
+    """The index may contain only the input form, as with rgb_patches for rgb."""
     forms = {"light": "photo", "dark": "letters"}
     specs = {name: SimpleNamespace(spec=SimpleNamespace(input_form_of=forms.get(name, ""))) for name in NAMES}
     assert index.input_forms(specs) == {"photo": "light"}  # type: ignore[arg-type]
@@ -636,7 +636,7 @@ def test_folders_that_are_no_run_or_index_are_refused(world: World, tmp_path: Pa
 
 
 def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_path: Path) -> None:
-    """A run over several stores has some that its own lacks."""
+    """A run over several stores may have modalities that its own store lacks."""
     other = copied(world, tmp_path / "world")
     shutil.rmtree(other.root / "tokens" / "train" / "letters")
     shutil.rmtree(other.root / "tokens" / "test" / "gist")
@@ -665,7 +665,7 @@ def test_an_index_of_another_backbone_is_refused(world: World, index: Index, tmp
 
 
 def test_tokenizers_that_are_noted_later_do_not_change_the_backbone(world: World, tmp_path: Path) -> None:
-    """As when tokenizers are imported after an imported backbone."""
+    """For example, tokenizers may be imported after their backbone."""
     changed, place = copied(world, tmp_path), tmp_path / "index"
     config = load_config(changed.run)
     whole = config["fingerprints"]
@@ -679,7 +679,7 @@ def test_tokenizers_that_are_noted_later_do_not_change_the_backbone(world: World
     assert index.fingerprint != fingerprint(changed.run)
     words = ("query", place, "--keys", "test-000", "--input", "light")
     assert zoo(changed, *words).exit_code == 0
-    build(changed.run, changed.zoo, place, config=EmbeddingConfig(space="plain"))  # kept
+    build(changed.run, changed.zoo, place, config=EmbeddingConfig(space="plain"))  # the index is kept
     change_weights(changed.run)
     assert "--run" in refused(changed, *words, error=CheckpointError)
 

@@ -1,4 +1,4 @@
-"""The space of all modalities' vectors, and recall, against hand-computed numbers and a world with a known answer."""
+"""The shared vector space, and recall, against hand-computed numbers and synthetic data with a known answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_centred_takes_off_each_modalitys_own_mean() -> None:
 
 
 def test_whitening_by_hand() -> None:
-    """Variances of 4 and 1 along the axes, a mean of 2.5: directions keep their place and get nearly equal."""
+    """Variances of 4 and 1 (mean 2.5) along the axes become nearly equal, in the same directions."""
     rows = np.array([[2, 1], [2, -1], [-2, 1], [-2, -1]], np.float32)
     found = fit("whitened", {"a": rows})["a"].projection
     expected = np.diag([1 / np.sqrt(4 + RIDGE * 2.5), 1 / np.sqrt(1 + RIDGE * 2.5)])
@@ -97,7 +97,7 @@ def test_one_modality_has_nothing_to_share_and_is_whitened() -> None:
 def test_nothing_is_left_of_what_is_never_beside_another() -> None:
     vectors = views(600, 1)
     vectors["c"][:400] = vectors["a"][400:] = vectors["b"][400:] = np.nan
-    space = fit("shared", {name: vectors[name] for name in "acb"})  # in this order, rounding leaves a trace of it
+    space = fit("shared", {name: vectors[name] for name in "acb"})  # this order leaves a rounding error
     assert space["c"].projection is not None and not space["c"].projection.any()
     held_out = views(50, 2)
     assert recall(space["a"](held_out["a"]), space["b"](held_out["b"]))["recall"]["1"] > 0.5
@@ -111,7 +111,7 @@ def test_who_is_unpaired() -> None:
 def test_recall_by_hand() -> None:
     gallery = np.eye(12, dtype=np.float32)
     queries = gallery.copy()
-    queries[0] = gallery[1]  # its own comes after one, among 11 that are as far
+    queries[0] = gallery[1]  # one hit is closer; its own ties with 10 others
     found = recall(queries, gallery)
     assert found["recall"]["1"] == pytest.approx(11 / 12, abs=1e-6)
     assert found["recall"]["5"] == pytest.approx((11 + 4 / 11) / 12, abs=1e-6)
@@ -136,7 +136,7 @@ def test_a_gallery_that_says_nothing_gives_what_chance_gives() -> None:
 def test_recall_in_blocks_is_recall_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     gallery = unit(rng.standard_normal((101, 8)))
-    gallery[50:60] = gallery[3]  # as close as each other
+    gallery[50:60] = gallery[3]  # equally close
     queries = unit(gallery + 0.5 * rng.standard_normal(gallery.shape))
     cosines = queries.astype(np.float64) @ gallery.astype(np.float64).T
     own = np.diagonal(cosines)[:, None]
@@ -144,7 +144,7 @@ def test_recall_in_blocks_is_recall_of_all_at_once(monkeypatch: pytest.MonkeyPat
     assert equal.max() > 1 and closer.max() > 10
     shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in AT}
     whole = {"recall": shares, "median_rank": float(np.median(closer + (equal + 1) / 2))}
-    for rows in (0.1, 1, 7, 100, 101, 1000):  # of a block, at least one
+    for rows in (0.1, 1, 7, 100, 101, 1000):  # at least one row per block
         monkeypatch.setattr(evaluate, "BLOCK_BYTES", int(rows * 8 * len(gallery)))
         assert recall(queries, gallery) == whole, rows
 
@@ -155,6 +155,6 @@ def test_recall_holds_a_block_of_cosines_at_a_time(monkeypatch: pytest.MonkeyPat
     tracemalloc.start()
     try:
         assert recall(vectors, vectors)["recall"]["1"] == 1
-        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20  # of 32 MB a table of all
+        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20  # all cosines at once take 32 MB
     finally:
         tracemalloc.stop()

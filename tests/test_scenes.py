@@ -1,4 +1,4 @@
-"""The `scenes` source: exact geometry, determinism, and that all modalities of a sample tell the same story."""
+"""The `scenes` source: determinism, settings, and consistency between the modalities of a sample."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def made() -> list[tuple[str, Any]]:
     return list(samples(count=40))
 
 
-# -- one story over all modalities ------------------------------------------------------------------------------------
+# -- consistency between modalities -----------------------------------------------------------------------------------
 
 
 def test_values_have_the_declared_types_and_ranges(made: list[tuple[str, Any]]) -> None:
@@ -230,7 +230,7 @@ def test_words_of_phrases() -> None:
 
 
 def test_colour_names_are_the_colours_seen() -> None:
-    """The mean colour of balls and boxes of one plain colour is nearest, in hue, to the colour of that name."""
+    """The mean hue of plain balls and boxes is closest to the hue of their colour name."""
     settings, right, wrong = SceneSettings(image_size=48, clutter=12), 0, 0
     vivid = ("red", "yellow", "green", "blue", "purple", "orange")
 

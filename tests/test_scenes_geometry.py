@@ -1,4 +1,4 @@
-"""The `scenes` source: exact geometry, and MuJoCo's shortcuts against models that are compiled for the scene."""
+"""The `scenes` source: exact geometry, and the reused MuJoCo models against models compiled per scene."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made() -> list[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def staged() -> list[tuple[Scene, Scene]]:
-    """Scenes before and after physics."""
+    """Return scenes before and after physics."""
     pairs = []
     for number in range(25):
         scene = compose(random.Random(f"physics {number}"), SceneSettings())
@@ -46,7 +46,7 @@ def staged() -> list[tuple[Scene, Scene]]:
 
 
 def bare_scene(*things: Thing, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
-    """A plain room of 5 x 6 x 2.5 metres, seen from (2, 0.5, 1.5) with a field of view of 60 degrees."""
+    """Return a plain room of 5 x 6 x 2.5 metres, seen from (2, 0.5, 1.5) with a field of view of 60 degrees."""
     white = plain(COLOURS["white"])
     camera = Camera(position=(2.0, 0.5, 1.5), yaw=math.radians(yaw), pitch=math.radians(pitch), fov=math.radians(60))
     return Scene(
@@ -145,7 +145,7 @@ def test_low_and_high_resolution_meet_at_shared_pixel_centres(size: int) -> None
     np.testing.assert_allclose(low["depth"], high["depth"][shared], rtol=1e-5)
     np.testing.assert_allclose(low["normal"], high["normal"][shared], atol=1e-5)
     np.testing.assert_array_equal(low["semseg"], high["semseg"][shared])
-    # colours are averaged over a pixel's footprint, so they agree on the whole only
+    # colours are averaged over a pixel's footprint, so only their mean agrees
     assert np.abs(low["rgb"] - high["rgb"][shared]).mean() < 0.03
 
 
@@ -162,7 +162,7 @@ def test_a_picture_of_224_pixels_shows_the_same_scene() -> None:
 
 
 def compiled(scene: Scene) -> tuple[Any, Any, list[int]]:
-    """The slow twin: a settled model for this scene alone, fixed parts in MuJoCo's bodies; and the owner per geom."""
+    """Slow reference: compile and settle a model for this scene alone; also return each geom's owner."""
     spec = mujoco.MjSpec()
     spec.option.timestep = STEP_SECONDS
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
@@ -225,7 +225,7 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
             reach, geoms, normals = cast(stage, origin, directions, bundles)
             expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions.T.copy())
             same = np.array(stage.owners)[geoms] == np.array(owners)[twin_geoms]
-            assert same.mean() > 0.995  # silhouettes of settled things may differ by a rounding
+            assert same.mean() > 0.995  # rounding may change a few pixels at silhouettes
             np.testing.assert_allclose(reach[same], expected[same], atol=0.02)
             still = same & (geoms < count)
             np.testing.assert_allclose(reach[still], expected[still], atol=1e-9)
@@ -237,7 +237,7 @@ def cast(stage: Stage, origin: Any, rays: np.ndarray, bundles: int) -> tuple[np.
 
 
 def square(stage: Stage, edge: int) -> np.ndarray:
-    """The camera's rays (3, edge * edge), row by row."""
+    """Return the camera's rays (3, edge * edge), row by row."""
     steps = np.linspace(-1, 1, edge)
     return stage.scene.camera.rays(np.stack([np.tile(steps, edge), np.repeat(-steps, edge), np.ones(edge * edge)]))
 

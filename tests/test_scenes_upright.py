@@ -1,4 +1,4 @@
-"""The upright boxes and the kinds of places of the `scenes` source."""
+"""The upright 3-D boxes and the place labels of the `scenes` source."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def samples(count: int = 40, **own: Any) -> Any:
 
 
 def room(*things: Thing, yaw: float = 90.0, pitch: float = -20.0) -> Scene:
-    """A plain room, seen from (2, 0.5, 1.5)."""
+    """Return a plain room, seen from (2, 0.5, 1.5)."""
     camera = Camera(position=(2.0, 0.5, 1.5), yaw=math.radians(yaw), pitch=math.radians(pitch), fov=math.radians(60))
     return Scene(
         width=5.0, depth=6.0, height=2.5, wall_colour="white", wall_kind="", floor_kind="tiled", floor=SURFACE,
@@ -54,13 +54,13 @@ def room(*things: Thing, yaw: float = 90.0, pitch: float = -20.0) -> Scene:
 
 
 def boxed(thing: Thing, **camera: float) -> dict[str, Any]:
-    """The box of the only thing in a room."""
+    """Return the box of a thing that is alone in a room."""
     stage = build(room(thing, **camera))
     return observe.boxes_3d(stage, [Seen(0, thing, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
 
 
 def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float = 0.0) -> Thing:
-    """A thing of one block, its front towards `yaw` in the room, with its foot at (2, 3.5, 0)."""
+    """Return a thing made of one block, with its front towards `yaw` and its foot at (2, 3.5, 0)."""
     part = Part(BOX, half, (0.0, 0.0, half[2]), SURFACE)
     return Thing(label, noun or label, "red", [part], half, (2.0, 3.5, 0.0), about_z(yaw))
 
@@ -70,19 +70,19 @@ def test_a_turn_about_the_vertical_is_its_yaw() -> None:
     assert about_z(math.pi / 2) == pytest.approx((half, 0, 0, half))
     for yaw in (-3.1, -0.4, 0.0, 2.5):
         assert yaw_of(about_z(yaw)) == pytest.approx(yaw)
-    assert math.cos(yaw_of(about_z(5.0))) == pytest.approx(math.cos(5.0))  # up to whole turns
+    assert math.cos(yaw_of(about_z(5.0))) == pytest.approx(math.cos(5.0))  # modulo full turns
 
 
 def test_one_box_by_hand() -> None:
-    """The camera looks along the room's y: what stands 3 m ahead has z = -3, and a foot 1.5 m below it."""
+    """The camera looks along the room's y, so a thing 3 m ahead has z = -3 and its foot is 1.5 m below."""
     found = boxed(block("chair"))
     assert found["label"] == "chair"
     np.testing.assert_allclose(found["center"], [0, -1.0, -3], atol=1e-12)
     np.testing.assert_allclose(found["size"], [0.4, 1.0, 0.8], atol=1e-12)  # along the front, up, across
-    assert found["yaw"] == pytest.approx(0)  # its front looks along the room's x, to the right
+    assert found["yaw"] == pytest.approx(0)  # the front faces right, along the room's x
     turned = boxed(block("chair", yaw=math.pi / 2))
     np.testing.assert_allclose(turned["size"], [0.4, 1.0, 0.8], atol=1e-12)
-    assert turned["yaw"] == pytest.approx(math.pi / 2)  # away from the viewer
+    assert turned["yaw"] == pytest.approx(math.pi / 2)  # faces away from the viewer
     aside = boxed(block("chair"), yaw=60.0)  # the camera turns to the right by 30 degrees
     np.testing.assert_allclose(aside["center"], [-1.5, -1.0, -1.5 * math.sqrt(3)], atol=1e-12)
     assert aside["yaw"] == pytest.approx(math.radians(30))
@@ -95,7 +95,7 @@ def test_pitch_is_removed() -> None:
 @pytest.mark.parametrize(
     ("label", "noun", "degrees", "expected"),
     [
-        ("sofa", "", 130, 130), ("person", "", -170, -170),  # with a front
+        ("sofa", "", 130, 130), ("person", "", -170, -170),  # things with a front
         ("table", "table", 130, -50), ("table", "table", 10, -80), ("rug", "rug", -60, -60), ("table", "", -140, -50),
         ("table", "round table", 130, -90), ("rug", "round rug", 20, -90),
         ("plant", "potted plant", 20, -90), ("lamp", "floor lamp", 20, -90),
@@ -108,7 +108,7 @@ def test_what_has_no_front_shows_the_viewer_one(label: str, noun: str, degrees: 
 
 @pytest.mark.parametrize("label", ["picture", "window", "door"])
 def test_what_hangs_on_a_wall_looks_into_the_room(label: str) -> None:
-    wall = walls(room())[0]  # the camera looks at it
+    wall = walls(room())[0]  # the wall in front of the camera
     half = (0.5, 0.3, 0.02)
     found = boxed(Thing(label, label, "", [Part(BOX, half, (0, 0, 0), SURFACE)], half, wall.at(0, 1.5), wall.turn))
     assert found["yaw"] == pytest.approx(-math.pi / 2)
@@ -140,7 +140,7 @@ def test_a_cylinder_lies_or_stands() -> None:
     ],
 )  # fmt: skip
 def test_how_far_a_solid_reaches(shape: str, size: Vector) -> None:
-    """Against many points of its surface, made from MuJoCo's definitions of the sizes."""
+    """Compared with many surface points that follow MuJoCo's definitions of sizes."""
     draw = np.random.default_rng(0)
     unit = draw.normal(size=(40_000, 3))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -165,7 +165,7 @@ def test_how_far_a_solid_reaches(shape: str, size: Vector) -> None:
 
 
 def test_boxes_hold_what_is_seen_of_the_things() -> None:
-    """Each pixel of a thing, taken back into the room by its depth, lies in the thing's box, some near each side."""
+    """All pixels of a thing, back-projected by depth, lie in its box, and some lie near each side."""
     settings = SceneSettings(image_size=48, max_boxes=64, min_fov=56.0, max_fov=74.0)
     touched = list[bool]()
     for number in range(25):
@@ -176,7 +176,7 @@ def test_boxes_hold_what_is_seen_of_the_things() -> None:
         up, right = np.meshgrid(-steps, steps, indexing="ij")
         camera = stage.scene.camera
         rays = camera.rays(np.stack([right, up, np.ones_like(up)]).reshape(3, -1)).T.reshape(48, 48, 3)
-        points = view.depth[..., None] * rays  # the room's axes, from the camera
+        points = view.depth[..., None] * rays  # the room's axes in camera coordinates
         back = np.array([math.cos(camera.yaw), math.sin(camera.yaw), 0.0])
         axes = np.array([[math.sin(camera.yaw), -math.cos(camera.yaw), 0.0], [0.0, 0.0, 1.0], -back])
         found = observe.boxes_3d(stage, observation.seen, 64)
@@ -207,7 +207,7 @@ def test_boxes_3d_are_those_of_the_boxes() -> None:
     assert samples(1, min_visible=1.0)[0][1]["boxes_3d"] == []
 
 
-# -- kinds of places ---------------------------------------------------------------------------------------------------
+# -- place labels ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

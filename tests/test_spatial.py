@@ -1,4 +1,4 @@
-"""Image-like modalities: files, crops, metrics by hand, and tokenizers that learn, load, and do not mind the batch."""
+"""Image-like modalities: files, crops, metrics by hand, and tokenizers (training, loading, batch invariance)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_crop_resize_and_flip_by_hand() -> None:
         crop_and_resize(ramp, Crop(top=0.5, left=0.5, height=0.5, width=0.5), (2, 2))[0], [[10, 11], [14, 15]]
     )
     np.testing.assert_allclose(crop_and_resize(ramp, Crop(flip=True), (4, 4))[0, 0], [3, 2, 1, 0])
-    # a crop border inside a pixel: half of columns 0 and 1, all of the column between would be their mean
+    # the crop border lies inside pixels: it covers half of column 0 and half of column 1
     np.testing.assert_allclose(crop_and_resize(ramp, Crop(left=0.125, width=0.25, height=0.25), (1, 1)), [[[0.5]]])
 
 
@@ -121,13 +121,13 @@ def test_rgb_reads_what_cameras_and_programs_write() -> None:
 
 
 def tagged(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """EXIF of tags as they are in a file: number, type, count, and four bytes."""
+    """Return EXIF data with tags given as in a file: number, type, count, and four bytes."""
     table = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + b"\0\0\0\0"
 
 
 def held(orientation: int, count: int = 1) -> tuple[int, int, int, bytes]:
-    """The tag of how a camera was held."""
+    """Return an EXIF orientation tag."""
     return (ORIENTATION, 3, count, struct.pack("<HH", orientation, orientation if count > 1 else 0))
 
 
@@ -147,7 +147,7 @@ def test_pictures_are_turned_as_pillow_turns_them(photograph: Image.Image, orien
     found = open_image(buffer.getvalue(), "jpg")
     assert (found.mode, found.size) == (expected.mode, expected.size) and found.tobytes() == expected.tobytes()
     assert found.size == ((4, 6) if 5 <= orientation <= 8 else (6, 4))
-    assert ImageOps.exif_transpose(found).tobytes() == found.tobytes()  # it is not turned again
+    assert ImageOps.exif_transpose(found).tobytes() == found.tobytes()  # not turned twice
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_pictures_are_turned_as_pillow_turns_them(photograph: Image.Image, orien
 def test_a_photograph_with_an_odd_tag_is_turned(
     photograph: Image.Image, odd: list[tuple[int, int, int, bytes]], kind: str
 ) -> None:
-    """And without a word, which would be an error here."""
+    """It is turned without a warning; pytest treats warnings as errors."""
     buffers = io.BytesIO(), io.BytesIO()
     for buffer, exif in zip(buffers, (tagged(*odd), b""), strict=True):
         photograph.save(buffer, kind, exif=exif)
@@ -298,7 +298,7 @@ def test_class_ids_of_16_bits_are_read_in_either_order_of_the_bytes() -> None:
 
 
 def grey_of_few_bits(ids: np.ndarray, bits: int) -> bytes:
-    """A grey PNG file of 2 or 4 bits a pixel, by hand: Pillow writes none."""
+    """Return a grey PNG file with 2 or 4 bits per pixel, which Pillow cannot write."""
     spread = (ids[..., None] >> np.arange(bits - 1, -1, -1)) & 1
     rows = np.packbits(spread.reshape(len(ids), -1).astype(bool), axis=1)
 
@@ -315,7 +315,7 @@ def test_class_ids_of_few_bits_are_the_numbers_of_the_file(bits: int) -> None:
     ids = np.arange(32).reshape(4, 8) % 2**bits
     data = grey_of_few_bits(ids, bits)
     assert semseg.plugin.read_value(data, "png", settings("semseg")).tolist() == ids.tolist()
-    white = rgb.plugin.read_value(data, "png", settings("rgb"))  # as a picture its largest number is white
+    white = rgb.plugin.read_value(data, "png", settings("rgb"))  # as a picture, the largest number is white
     np.testing.assert_allclose(white[0], ids / (2**bits - 1), atol=1e-6)
 
 
@@ -349,7 +349,7 @@ def test_damaged_files_are_one_line(name: str, data: bytes, extension: str) -> N
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
 def test_no_picture_is_handed_to_another_program(zoo: Zoo, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
-    """Whatever it begins with: Pillow itself reads all that is named as pictures are, whichever kind it is."""
+    """Pillow decodes every file with a picture's extension itself, whatever format its content has."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("another program was started"))
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     with pytest.raises(InvalidValueError, match=f"rgb: .{extension} file: this is not a picture"):
@@ -415,7 +415,7 @@ def test_canny_metrics_by_hand() -> None:
     assert scored("canny", 0 * target, 0 * target)["f1"] == 1
     lines = np.zeros((1, 32, 32), np.float32)
     lines[..., ::4] = 1
-    assert scored("canny", np.ones_like(lines), lines)["f1"] < 0.3  # all of it is within two pixels of a line
+    assert scored("canny", np.ones_like(lines), lines)["f1"] < 0.3  # every pixel is within two pixels of a line
     assert scored("canny", np.maximum(lines, np.roll(lines, 1, axis=-1)), lines)["f1"] > 0.9
     wide = np.zeros((1, 6, 20), np.float32)
     wide[..., 9] = 1
@@ -424,7 +424,7 @@ def test_canny_metrics_by_hand() -> None:
 
 
 def ssim_of(first: np.ndarray, second: np.ndarray) -> float:
-    """Pixel by pixel: Wang et al. 2004, equation 13, by a Gaussian window of 11 x 11."""
+    """SSIM pixel by pixel: Wang et al. 2004, equation 13, with a Gaussian window of 11 x 11."""
     bell = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window = np.outer(bell, bell) / bell.sum() ** 2
     found = []
@@ -478,7 +478,7 @@ def test_metrics_are_declared_and_perfect_for_equal_values(name: str) -> None:
 
 def test_constant_baselines_by_hand() -> None:
     metres = [np.full((1, 2, 2), number, np.float32) for number in (1, 2, 9)]
-    # Relative to the truth, 1.4 is 0.4, 0.3 and 7.6 / 9 off; the median, 2, is 1, 0 and 7 / 9 off.
+    # The relative errors of 1.4 are 0.4, 0.3 and 7.6 / 9; those for the median, 2, are 1, 0 and 7 / 9.
     np.testing.assert_allclose(depth.plugin.constant_baseline(metres, settings("depth")), 1.4, rtol=1e-6)
     ids = [np.array([[a, b]]) for a, b in ((1, 4), (3, 4), (3, 5))]
     np.testing.assert_array_equal(semseg.plugin.constant_baseline(ids, settings("semseg")), [[3, 4]])
@@ -487,7 +487,7 @@ def test_constant_baselines_by_hand() -> None:
 
 
 def test_a_constant_baseline_is_never_void() -> None:
-    """Void is most of each pixel, and all of the last; of other classes 2 is the commonest there is."""
+    """The last pixel is always void, so the baseline there is the commonest other class, 2."""
     chosen = settings("semseg", classes=["a", "void", "b"])
     ids = [np.array([row]) for row in ([1, 1, 1], [1, 2, 1], [0, 2, 1], [1, 1, 1])]
     answer = semseg.plugin.constant_baseline(ids, chosen)
@@ -495,7 +495,7 @@ def test_a_constant_baseline_is_never_void() -> None:
     assert answer.dtype == np.int64
     assert semseg.plugin.score([answer] * 4, ids, chosen) == {"miou": 1, "pixel_accuracy": 1}
     np.testing.assert_array_equal(semseg.plugin.constant_baseline([np.ones((1, 2), np.int64)], chosen), [[0, 0]])
-    every = settings("semseg", classes=["a", "c", "b"])  # without a class void all are scored
+    every = settings("semseg", classes=["a", "c", "b"])  # without a void class, all classes are scored
     np.testing.assert_array_equal(semseg.plugin.constant_baseline(ids, every), [[1, 1, 1]])
 
 
@@ -510,20 +510,20 @@ def test_void_is_declared_where_the_classes_have_it() -> None:
 def test_a_constant_baseline_is_no_blank_picture_where_that_is_worth_nothing() -> None:
     lines = [np.zeros((1, 8, 8), np.float32) for _ in range(8)]
     for row, line in enumerate(lines):
-        line[0, row] = 1  # no pixel is on in more than one value in eight
+        line[0, row] = 1  # each pixel is on in one value of eight
     answer = canny.plugin.constant_baseline(lines, settings("canny"))
     everywhere = np.ones((1, 8, 8), np.float32)
     floor, blank, full = (
         canny.plugin.score([constant] * 8, lines, settings("canny"))["f1"]
         for constant in (answer, 0 * everywhere, everywhere)
     )
-    # Lines three pixels apart: right where they are within a row of the one that is on, 22 of 64 cells.
+    # The answer has lines three pixels apart; 22 of 64 lines are within one row of a true line.
     assert blank == 0 and full < floor == pytest.approx(2 * 22 / 64 / (1 + 22 / 64))
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_a_constant_baseline_is_not_one_whose_metric_is_no_number(higher_is_better: bool) -> None:
-    """Such as a correlation, which a flat answer has none of."""
+    """For example, the correlation with a flat answer is NaN."""
 
     class Correlated(SpatialModality):
         metrics = (Metric(name="apart", higher_is_better=higher_is_better, meaning="last pixel; NaN where flat"),)
@@ -603,7 +603,7 @@ def test_other_sizes_than_trained(trained: dict[str, Path]) -> None:
 
 
 def test_settings_that_only_train_do_not_decide_what_is_loaded(trained: dict[str, Path]) -> None:
-    """Such as how much codes are spread: ids mean the same."""
+    """For example, `spread_weight` does not change the meaning of ids."""
     other = settings("depth", tokenizer={**TINY, "spread_weight": 0.3, "steps": 77})
     first, second = (depth.plugin.load_tokenizer(trained["depth"], "cpu", how) for how in (settings("depth"), other))
     batch = torch.rand(2, *depth.plugin.modality_spec(other).value.shape) + 1  # type: ignore[arg-type]
@@ -624,7 +624,7 @@ def test_checkpoints_of_others_are_refused(trained: dict[str, Path]) -> None:
 
 
 def test_a_checkpoint_of_other_channels_is_refused(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One channel would be taken for each of three."""
+    """Otherwise one channel would be broadcast to three."""
     monkeypatch.setattr(type(rgb.plugin), "channels", 1)
     with pytest.raises(CheckpointError, match=r"has channels 3, but .*asks for 1"):
         rgb.plugin.load_tokenizer(trained["rgb"], "cpu", settings("rgb"))
@@ -669,7 +669,7 @@ def test_settings_are_checked(own: dict[str, Any], message: str) -> None:
 
 
 def test_statistics_of_values_that_a_plugin_mirrored() -> None:
-    """Views with strides below 0, which torch does not take, and read-only ones, of which it would warn."""
+    """PyTorch rejects arrays with negative strides and warns about read-only arrays."""
 
     value = np.arange(16 * 16, dtype=np.float32).reshape(1, 16, 16) / 64
     views = [value[..., ::-1], value[:, ::-1], value]

@@ -1,4 +1,4 @@
-"""Losses of image-like tokenizers: by hand, by weight, against a critic; and what a run with them leaves."""
+"""Losses of image-like tokenizers: values by hand, weights, adversarial training with a critic, and resuming."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_loss_has_to_fit_the_values(tmp_path: Path) -> None:
 
 
 def test_the_distance_of_ordered_classes_by_hand() -> None:
-    """Truth is class 0 of three; shares 1/2, 0, 1/2: cumulated they are 1/2 off twice."""
+    """The truth is class 0 of three; shares of 1/2, 0, 1/2 make two cumulative errors of 1/2."""
     logits = torch.tensor([0.0, -100.0, 0.0])[None, :, None, None]
     assert float(ordinal(logits, torch.tensor([[[0]]]))) == pytest.approx(0.25 + 0.25)
     near, far = (ordinal(20.0 * torch.eye(3)[k][None, :, None, None], torch.tensor([[[0]]])) for k in (1, 2))
@@ -83,7 +83,7 @@ def test_weights_are_those_of_the_table() -> None:
 
 
 def test_a_channel_that_never_varies_in_training_is_not_all_that_the_model_sees() -> None:
-    """A band that is empty there may hold something later; one that varies little may have another unit."""
+    """An empty band in training data may have content later; a band that varies little may have another unit."""
     green = np.linspace(0, 200, 16 * 16).reshape(16, 16)
     pictures = [np.stack([green, green * 0 + 7, green // 100]).astype(np.uint8) for _ in range(4)]
     module = rgb.plugin.task(settings("rgb", tokenizer=TINY)).build(pictures, np.random.default_rng(0))
@@ -113,7 +113,7 @@ def test_what_the_table_says_of_losses_is_part_of_the_run() -> None:
 def test_the_balance_of_classes_is_a_setting() -> None:
     ids = [np.zeros((16, 16), np.int64) for _ in range(4)]
     for value in ids:
-        value[:4, :4] = 1  # one pixel in sixteen
+        value[:4, :4] = 1  # one pixel of sixteen
     for balance, ratio in ((0.5, 15**0.5), (1.0, 15.0)):
         table = {**TINY, "class_balance": balance}
         task = semseg.plugin.task(settings("semseg", classes=["a", "b"], tokenizer=table))
@@ -172,7 +172,7 @@ def test_hinge_by_hand() -> None:
 
 
 def test_a_model_is_to_raise_what_the_critic_says_of_it() -> None:
-    """A critic that says of 2.0 that it is 2.0, and of the truth 0.5: model and critic."""
+    """The critic is the identity: it scores the output as 2.0 and the truth as 0.5."""
     outputs, target = torch.full((2, 1, 4, 4), 2.0), torch.full((2, 1, 4, 4), 0.5)
     loss, critic_loss = adversarial_losses(nn.Identity(), outputs, target)
     assert float(loss) == -2 and float(critic_loss) == 0.5 * (0.5 + 3)
@@ -209,11 +209,11 @@ def test_adaptive_weight_by_hand() -> None:
 
 
 class Killed(Exception):
-    """Stands for a kill signal."""
+    """Raised in place of a kill signal."""
 
 
 def test_with_a_critic_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
-    """Killed before the critic came in, after it, and after the last step; the critic is not in the checkpoint."""
+    """Killed before the critic starts, afterwards, and after the last step; checkpoints do not contain the critic."""
     chosen = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "grad_accum_steps": 2})
     config = rgb.plugin.options(chosen).tokenizer
     whole = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / "whole", 0)
@@ -243,7 +243,7 @@ def test_a_critic_takes_part_in_the_last_step_at_least() -> None:
 
 
 def test_patience_begins_with_the_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What scored best before is not kept: the critic would have had no part in it."""
+    """The best weights from before the critic's start are not kept."""
     table = {**TINY, **EVERYTHING, "steps": 10, "eval_every": 1, "patience": 2}
     scores = iter([40.0, 30.0, 20.0, 10.0, 1.0, 3.0, 2.0, 1.0])
     monkeypatch.setattr(rgb.plugin, "score", lambda *_: {"psnr": next(scores, 3.0), "ssim": 0.0}, raising=False)
@@ -268,7 +268,7 @@ def test_what_the_critic_says_counts_by_the_weight_of_the_table() -> None:
 
 
 def test_the_critic_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
-    """In its first step AdamW moves a number by the learning rate, where it does not decay."""
+    """In the first step AdamW moves each number without weight decay by the learning rate."""
     table = {**TINY, "steps": 1, "adversarial_weight": 1.0, "adversarial_start": 0.0, "adversarial_rate": 0.2}
     chosen = settings("rgb", tokenizer=table)
     task, config = rgb.plugin.task(chosen), rgb.plugin.options(chosen).tokenizer

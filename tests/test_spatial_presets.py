@@ -1,4 +1,4 @@
-"""The published sizes of image-like tokenizers, and Transformers that see other sizes than they were trained on."""
+"""The published sizes of image-like tokenizers, and Transformers at image sizes that differ from training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 
 PUBLISHED_CODES = {"canny": 8192, "depth": 8192, "normal": 8192, "rgb": 16384, "semseg": 4096}
 VIT_BASE = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
-"""Parameters of 12 blocks and the last norm; patch embedding and head come on top."""
+"""Parameters of 12 blocks and the last norm, without patch embedding and head."""
 
 
 def published(name: str, **own: Any) -> Settings:
@@ -46,7 +46,7 @@ def test_the_published_size_goes_over_what_is_shared_and_under_what_is_given(nam
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLUGINS)
 def test_the_published_size_runs_forward_and_back(name: str) -> None:
-    """A step at 224 x 224, and the same weights at another size."""
+    """Run a step at 224 x 224, and the same weights at another size."""
     from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
 
     plugin, given = PLUGINS[name], published(name)
@@ -70,7 +70,7 @@ def test_the_published_size_runs_forward_and_back(name: str) -> None:
 
 
 def test_a_transformer_sees_larger_pictures_than_it_was_trained_on(tmp_path: Path) -> None:
-    """Positions are spread over the picture whatever its size: flat pictures of twice the size come back as well."""
+    """Positions scale with the picture, so flat pictures of twice the size are reconstructed equally well."""
     flat = lambda size: [np.full((1, size, size), metres, np.float32) for metres in np.geomspace(0.5, 20, 24)]  # noqa: E731
     table = {
         "steps": 80, "eval_every": 80, "batch_size": 8, "learning_rate": 2e-3, "warmup_steps": 10, "levels": [8, 6, 5],

@@ -134,7 +134,7 @@ def test_what_growing_costs(tmp_path: Path) -> None:
     assert models == sorted(f"{run}/seed-{seed}/model.safetensors" for run in runs for seed in (0, 1))
     rows = [line for line in printed.splitlines() if line.startswith("caption ")]
     assert rows[0].count(" ± ") == 3 and len(rows) == 2, "the frozen one's change is none; no row is wrapped"
-    words = " ".join(printed.split())  # captions are wrapped
+    words = " ".join(printed.split())  # undo line wrapping
     assert "aim: none below -0.01" in words and "aim: at most 0.2 S" in words
     old = result["old"]["held-out loss"]
     assert set(old) == {"caption"}
@@ -165,7 +165,10 @@ Figures = tuple[float, float | None]
 
 
 def a_seed(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
-    """Figures of a seed from the results of B by share of S and of D. Growing moves `a` up and `b` down by 0.1."""
+    """Return one seed's figures: `grown` by share of steps, `end` of the joint run.
+
+    Growing moves `a` up and `b` down by 0.1.
+    """
 
     def figures(values: Figures) -> dict[str, float | None]:
         return dict(zip(("held-out loss", "skill score"), values, strict=True))
