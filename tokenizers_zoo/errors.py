@@ -58,7 +58,7 @@ class UnknownNameError(ZooError):
 
 
 class PluginError(ZooError):
-    """A plugin fails to import, misses or misspells a hook, or returns what its spec does not declare."""
+    """A plugin fails to import, misses or misspells a hook, or returns a result that does not match its spec."""
 
 
 class InvalidValueError(ZooError):

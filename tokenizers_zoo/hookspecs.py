@@ -18,7 +18,7 @@ work on batches: a torch tensor `(batch, *value.shape)` for arrays of fixed shap
 tokenizer's device, and gradients are off.
 
 Values and tokens are checked once, where they enter: values from a file, a source or a hook, and tokens from `encode`.
-If a hook returns something that its spec does not declare, or raises anything but a ZooError, the caller gets a
+If a hook's result does not match its spec, or the hook raises an error that is not a ZooError, the caller gets a
 PluginError that names plugin and distribution. There are two exceptions. Any error of `read_value` becomes an
 InvalidValueError, because the file is to blame. Out of memory and device failures become a MachineError, which is no
 ZooError.

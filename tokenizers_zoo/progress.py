@@ -27,9 +27,9 @@ _share: ContextVar[Callable[[float], None]] = ContextVar("_share", default=lambd
 
 
 def progress_of(title: str, total: int, console: Console) -> Progress:
-    """A line of a title, a bar as long as there is room, how many of `total` are done, and the time that is left.
+    """Return a progress line: title, bar in the remaining width, count of `total`, elapsed and remaining time.
 
-    `title` is the longest that is shown; one that leaves no room for the rest is cut short.
+    `title` is the longest title to be shown; it is truncated if it leaves no room for the rest.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -45,7 +45,7 @@ def progress_of(title: str, total: int, console: Console) -> Progress:
 
 
 class Lines:
-    """When a line about `total` steps, of which `first` were done before, is due where they cannot be shown live."""
+    """Timing of progress lines without a live display: `total` steps, `first` of them done in an earlier run."""
 
     def __init__(self, console: Console, total: int, first: int = 0) -> None:
         self.live = console.is_terminal and not console.is_dumb_terminal
@@ -54,11 +54,11 @@ class Lines:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.perf_counter() - self.started
 
     def due(self, done: int) -> str:
-        """The time that is left, as text, where a line is due with so many of the steps done; else nothing."""
+        """Return the remaining time as text if a line is due after `done` steps; else ""."""
         now = time.perf_counter()
         if self.live or not self.first < done < self.total or now - self.printed < SECONDS_BETWEEN_LINES:
             return ""
@@ -67,24 +67,24 @@ class Lines:
 
 
 class Advance(Protocol):
-    """Moves progress on by `count`, under another title where one is given."""
+    """Advance the progress by `count`; `title`, if given, replaces the title."""
 
     def __call__(self, count: int, title: str = "") -> None: ...
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
-    """Progress on stderr towards `total`; `title` is its first title, and of several the longest."""
+    """Show progress on stderr towards `total`. `title` is the first title; later ones may not be longer."""
     with progress_bars({title: total}) as (advance,):
         yield advance
 
 
 @contextlib.contextmanager
 def progress_bars(totals: Mapping[str, int]) -> Iterator[list[Advance]]:
-    """As `progress_bar`, of several kinds of work that take turns: gives what moves each of them on, in their order.
+    """Like `progress_bar` for several interleaved tasks; yields one `Advance` per task, in the order of `totals`.
 
-    Each has a line of its own, with its own time left, as none tells how long a step of another takes. An `advance` by
-    0 before anything is done says that it begins. One with nothing to do is not shown.
+    Each task has its own line and remaining time, because steps of different tasks take different times. Calling
+    `advance(0)` before the first step starts the task's clock. A task with total 0 is not shown.
     """
     from rich.console import Console
 
@@ -115,7 +115,7 @@ def progress_bars(totals: Mapping[str, int]) -> Iterator[list[Advance]]:
 
 @contextlib.contextmanager
 def part_of(advance: Advance, total: int, title: str) -> Iterator[Advance]:
-    """A part of some work, that counts as `total`: more than that is not told on, and less is made up at its end."""
+    """Report a subtask that counts as `total` steps: surplus steps are ignored, missing ones are added at the end."""
     done = 0
     advance(0, title)
 
@@ -131,7 +131,7 @@ def part_of(advance: Advance, total: int, title: str) -> Iterator[Advance]:
 
 @contextlib.contextmanager
 def decoded_samples(advance: Callable[[int], None]) -> Iterator[None]:
-    """In here `advance` is called with the number of samples that any modality has decoded since."""
+    """Within this context, call `advance` with the number of newly decoded samples of any modality."""
     before = _told.set(advance)
     try:
         yield
@@ -141,7 +141,7 @@ def decoded_samples(advance: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def decoding(count: int) -> Iterator[None]:
-    """In here `count` samples are decoded, of which `tick` tells how many are done; at the end all are."""
+    """Report the decoding of `count` samples: `tick` reports the share done, and all are done at the end."""
     advance, done = _told.get(), 0
 
     def to(share: float) -> None:
@@ -159,15 +159,15 @@ def decoding(count: int) -> Iterator[None]:
 
 
 def tick(share: float) -> None:
-    """Say that this share (0 to 1) of a batch is done, where someone waits for it: see `decoding`."""
+    """Report that this share (0 to 1) of a batch is done; see `decoding`."""
     _share.get()(share)
 
 
 def say(console: Console, line: str, style: str = "") -> None:
-    """Print a line as it is, above what is live."""
+    """Print a line without markup, above a live display."""
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format seconds as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))

@@ -71,7 +71,7 @@ class ZooConfig:
     checkpoints: str = CHECKPOINTS
     """The folder of the tokenizers, relative to registry.toml. `~` is your home."""
     modalities: tuple[str, ...] | None = None
-    """Names of the enabled modalities; default: all that are installed or have a table."""
+    """Names of the enabled modalities; default: every modality that is installed or has a table."""
 
     def __post_init__(self) -> None:
         _check_home("checkpoints", self.checkpoints)

@@ -23,7 +23,7 @@ class ValueSpec:
 
     `kind` is "array" (a numpy array), "text" (str) or "object" (lists and dicts of JSON types). For arrays, `shape`
     holds fixed sizes and, as strings, the names of free axes ("height"), and `dtype` is one of DTYPES; `low` and `high`
-    are inclusive bounds. `classes` names the class ids 0, 1, ... of an array; a text has to be one of these names.
+    are inclusive bounds. `classes` names the class ids 0, 1, ... of an array, or lists the valid texts.
     """
 
     kind: Literal["array", "text", "object"] = "array"

@@ -65,7 +65,7 @@ class QuantizedTrainConfig(TrainConfig):
 
     @classmethod
     def emptied_by(cls, table: Mapping[str, Any]) -> Iterable[str]:
-        """Fields to reset when `table` chooses another quantizer: those that it does not use."""
+        """Return the fields that the quantizer chosen in `table` does not use; they are reset."""
         return unused_fields(str(table["quantizer"])) if "quantizer" in table else ()
 
     def quantizer_defaults(self) -> Mapping[str, Any]:
@@ -231,8 +231,9 @@ class TokenizerConfig(QuantizedTrainConfig):
     class_balance: float | None = None
     """Exponent in [0, 1] that weights rare classes: frequency ^ -exponent. 0 is off. Absent: the modality's default."""
     perceptual_weight: float = 0.0
-    """Weight of the distance of EfficientNet-Lite features. Needs the extra `perceptual` and bounded values, which it
-    sees as pictures from black (low) to white (high); of other than three channels it sees the first as grey."""
+    """Weight of the perceptual loss: the distance of EfficientNet-Lite features. Needs the extra `perceptual` and
+    bounded values. Values are shown to the network as images from black (low) to white (high); unless there are three
+    channels, the first one is shown as grey."""
     adversarial_weight: float = 0.0
     """Weight of the patch discriminator's loss, as a multiple of the adaptive weight."""
     adversarial_start: float = 0.5
@@ -283,7 +284,7 @@ class TokenizerConfig(QuantizedTrainConfig):
         return {"flip": self.flip, **self.loss_settings()}
 
     def loss_weights(self, main: LossName) -> dict[str, float]:
-        """Weights above 0 of the reconstruction losses by name; the adversarial loss is not one of them."""
+        """Nonzero weights of the reconstruction losses by name, without the adversarial loss."""
         given = {name: getattr(self, f"{name}_weight") for name in (*get_args(LossName), "perceptual")}
         return {self.loss or main: 1.0, **{name: weight for name, weight in given.items() if weight}}
 
@@ -333,14 +334,14 @@ class AutoencoderConfig:
     kind: ValueKind = "continuous"
     """continuous: any numbers; classes: class ids in, logits out; binary: 0 and 1 in, logits out."""
     channels: int
-    """Output channels of the decoder: those of the network inputs, or one per class."""
+    """Output channels of the decoder: as many as the network inputs have, or one per class."""
     patch: tuple[int, ...]
     """Cells per latent along each axis; empty for vectors."""
     latent_dim: int
     quantizer: QuantizerConfig
     encoder: BlockConfig | MlpConfig
     decoder: BlockConfig | MlpConfig | None = None
-    """Blocks of the plain decoder; None takes those of the encoder."""
+    """Blocks of the plain decoder; None: the same as the encoder's."""
     plain_decoder: bool = True
     """False where there is only a diffusion decoder, as in published tokenizers."""
     class_channels: int = 8

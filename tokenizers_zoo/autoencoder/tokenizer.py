@@ -120,8 +120,8 @@ def in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, size: int, de
 def load_autoencoder(folder: Path, setup: TokenizerSetup, diffusion: DiffusionConfig | None = None) -> Autoencoder:
     """Load a checkpoint folder, with its diffusion decoder where `diffusion` is given.
 
-    Sizes of encoder and decoder are the checkpoint's. Raises CheckpointError where it is damaged, or where its tokens
-    do not mean what the settings ask for.
+    Encoder and decoder have the checkpoint's sizes. Raises CheckpointError if it is damaged, or if its tokens have
+    another meaning than the settings require.
     """
     tensors, config = load_checkpoint(folder, setup.checkpoint_class)
     name = setup.spec.name

@@ -57,7 +57,7 @@ def _digest(values: Sequence[Any]) -> str:
     for place in chosen:
         try:
             text = json.dumps(values[place], sort_keys=True, default=_of_an_array)
-        except (TypeError, ValueError, RuntimeError):  # such as keys that are no strings: of it only its type is told
+        except (TypeError, ValueError, RuntimeError):  # not JSON, such as keys that are not strings: hash only the type
             text = type(values[place]).__name__
         sha256.update(text.encode() + b"\n")
     return sha256.hexdigest()[:16] if chosen else ""

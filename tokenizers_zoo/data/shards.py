@@ -127,7 +127,7 @@ def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
             manifest, index = writer._close()
         if manifest is None:
             raise _Unfinished
-        manifest_path(folder, shard).unlink(missing_ok=True)  # the old one, before any of its files is replaced
+        manifest_path(folder, shard).unlink(missing_ok=True)  # remove the old manifest before replacing any file
         with replacing_file(folder / shard_name(shard, "index")) as other:
             other.write_bytes(index)
     if manifest is not None:

@@ -1,4 +1,4 @@
-"""The base of plugins whose tokenizer is a trained autoencoder: its hooks, and what the autoencoder sees of values."""
+"""Base class of plugins whose tokenizer is a trained autoencoder: the hooks, and the preprocessing of values."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class TrainedModality:
     published_scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Mean and deviation of the result of `to_published` for published tokenizers."""
     published_channels: ClassVar[tuple[int, ...]] = ()
-    """Channels that published tokenizers of this modality may have; by default those of the network inputs."""
+    """Channel counts that published tokenizers of this modality may have; default: the channels of the network
+    inputs."""
     published_choices: ClassVar[tuple[str, ...]] = ()
     """Settings that an import leaves as they are given."""
 
@@ -109,7 +110,7 @@ class TrainedModality:
             return f"its patches are of {architecture.patch_size} cells, and those here of {options.patch[0]}"
         return None
 
-    # ------------------------------------------------------------------ what follows from it
+    # ------------------------------------------------------------------ derived methods
 
     @property
     def checkpoint_class(self) -> str:
@@ -320,7 +321,7 @@ class ModalityCodec:
 
 
 def called(hook: Callable[..., Any], **arguments: Any) -> Any:
-    """Call a hook with the arguments that it takes; plugins may leave out any of them."""
+    """Call a hook with only the arguments in its signature; plugins may omit unused ones."""
     taken = inspect.signature(hook).parameters
     return hook(**{name: value for name, value in arguments.items() if name in taken})
 

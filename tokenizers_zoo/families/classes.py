@@ -89,9 +89,9 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def train_tokenizer(self, config: Settings, out_dir: Path) -> Path:
-        """Write the classes down, or add those that a checkpoint there lacks: tokens of the old one stay valid.
+        """Save the list of classes, or append new classes to an existing checkpoint. Existing tokens stay valid.
 
-        Raises CheckpointError where the classes there are not the first ones of the settings.
+        Raises CheckpointError if the stored classes are not a prefix of the classes in the settings.
         """
         classes = config.take(self.settings_class).classes
         lineage: list[dict[str, Any]] = []
@@ -109,7 +109,7 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> ClassTokenizer:
-        """The classes. Raises CheckpointError where they are not those of the settings."""
+        """Load the classes. Raises CheckpointError if they differ from the settings."""
         classes = settings.take(self.settings_class).classes
         _, stored = load_checkpoint(checkpoint, self.checkpoint_class)
         check_grown(checkpoint, stored["classes"], classes)
@@ -122,7 +122,7 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def encode(self, tokenizer: ClassTokenizer, values: Sequence[str]) -> Tensor:
-        """The id of each class, int64 `(batch, 1)`."""
+        """Return the id of each class, int64 `(batch, 1)`."""
         import torch
 
         return torch.tensor([[tokenizer.classes.index(value)] for value in values], device=tokenizer.device)

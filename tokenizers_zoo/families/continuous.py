@@ -57,7 +57,8 @@ class PatchesModality(ImageValues):
 
     settings_class: ClassVar[type[PatchesSettings]] = PatchesSettings
     published_statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
-    """Mean and deviation per channel at which the published 4M backbones take these values, where they do."""
+    """Mean and standard deviation per channel that the published 4M backbones normalise these values with, if they use
+    them."""
     input_form_of: ClassVar[str | None] = None
     """The discrete modality that these patches are the input form of, see `ModalitySpec`."""
 
@@ -114,7 +115,7 @@ class PatchesModality(ImageValues):
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> PatchesTokenizer:
-        """Mean and deviation on `device`; patches are those of the settings."""
+        """Load mean and standard deviation onto `device`. The patch size comes from the settings."""
         mean, std = load_statistics(checkpoint, self.checkpoint_class, self.channels, "channels")
         options = self.options(settings)
         return PatchesTokenizer(mean.to(device), std.to(device), options.patch_size, options.grid)

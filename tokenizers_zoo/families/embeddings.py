@@ -183,7 +183,7 @@ class EmbeddingsModality(Generic[S]):
         if vectors.dtype.kind != "f" or vectors.ndim != 2 or vectors.shape[1] != dim:
             got = f"{vectors.dtype} {vectors.shape}"
             raise InvalidValueError(f"expected floats (vectors, {dim}), got {got}")
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+        with np.errstate(over="ignore"):  # too large numbers become infinite, which is rejected
             return vectors.astype(np.float32)
 
     @hookimpl

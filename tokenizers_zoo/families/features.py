@@ -1,4 +1,4 @@
-"""Feature maps: what a network sees at each place of a picture, as a grid of tokens."""
+"""Feature maps: a network's feature vector at each image position, as a grid of tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LARGEST = 65504.0
 CONSTANT_SAMPLES = 4096
 """Values that a constant baseline is computed from, evenly spread over those given."""
 TINY = float(np.finfo(np.float64).tiny)
-"""What a length of 0 is divided by; values may be in units in which all are small."""
+"""Divisor in place of a length of 0. It is this small because all values may be small in their unit."""
 SHOWN_PIXELS = 128
 """Pixels along the longer side of a map's picture, about."""
 FEATURE_METRICS = (
@@ -66,7 +66,7 @@ class MapTokenizerConfig(TokenizerConfig):
     heads: int | None = None
     """vit: attention heads."""
     flip: bool = False
-    """Mirror half of the training maps, which is not quite what the network makes of mirrored pictures."""
+    """Mirror half of the training maps. A mirrored map is only close to the map of a mirrored image."""
 
     def __post_init__(self) -> None:
         TokenizerConfig.__post_init__(self)
@@ -84,7 +84,7 @@ class MapSettings:
     """Settings of a feature map. A plugin derives from it to say the size, and the network where it derives values."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Tables of settings by name; keys that are given beside `preset` go before those of its table."""
+    """Tables of settings by name; explicitly given keys override the preset's."""
 
     preset: str | None = None
     """"4m" for the published size, where there is one; trained on accelerators, not in minutes."""
@@ -118,9 +118,9 @@ class FeatureMapModality(SpatialModality):
     """A map of vectors, float32 (channels, rows, columns), one token (or several codes) per vector.
 
     Maps are stored as float16, whose relative error of 0.0005 is far below that of any tokenizer. The shared crop cuts
-    and resizes the map like a picture, which is close to, but not, what the network would make of the cropped picture:
-    a vector knows its surroundings. So is a mirrored map; networks that were trained on mirrored pictures make it
-    nearly so. Where that matters, derive from the crops.
+    and resizes the map like an image. The result only approximates the features of the cropped image, because each
+    vector depends on its surroundings. The same holds for mirroring; the difference is small for networks that were
+    trained with mirrored images. Where this matters, derive the maps from the cropped images.
     """
 
     settings_class: ClassVar[type[Any]] = MapSettings
@@ -163,10 +163,10 @@ class FeatureMapModality(SpatialModality):
 
 
 def agreement(predicted: Sequence[Array], target: Sequence[Array]) -> dict[str, float]:
-    """FEATURE_METRICS over aligned arrays whose first axis is that of the channels, in float64.
+    """Return FEATURE_METRICS over aligned arrays whose first axis is the channels, computed in float64.
 
-    The cosine of a vector of length 0 is 1 with another one, and 0 with any other vector. Where the true vectors do not
-    vary, as a single one does not, their distances are taken from 0.
+    The cosine of two vectors of length 0 is 1; of a vector of length 0 and any other vector it is 0. If the true
+    vectors do not vary (a single vector, for example), distances are taken from 0 instead of their mean.
     """
     cosine, error, count = 0.0, 0.0, 0
     total, squares = np.zeros(len(target[0])), 0.0

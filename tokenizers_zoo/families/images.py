@@ -24,27 +24,30 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 EXACT_EXTENSIONS = ("png", "tif", "tiff")
-"""Pictures whose numbers come back as they were, of more than 8 bits, too."""
+"""Lossless formats that also store more than 8 bits."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Pillow's names of what a picture file may hold, whatever its extension; one of PostScript starts another program."""
+"""Accepted formats by Pillow's names, whatever the file extension. PostScript is excluded: it starts another
+program."""
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
-"""Tags of TIFF; the latter is 0 where 0 is white."""
+"""TIFF tags; PHOTOMETRIC is 0 if 0 means white."""
 ORIENTATION = 0x0112
-"""The EXIF tag of how a camera was held: 1 is upright, 2 to 8 are the other ways that a picture can lie."""
+"""The EXIF orientation tag: 1 is upright, 2 to 8 are the other rotations and reflections."""
 HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
-"""Where Pillow finds that tag in what it knows of a picture."""
+"""Keys of Pillow's `info` in which the orientation tag may be stored."""
 BITS, WHITE_IS_ZERO = "zoo bits", "zoo white is zero"
-"""In `info` of an opened picture: the bits of a number in the file, and whether its 0 means white."""
+"""Keys in `info` of an opened image: bits per number in the file, and whether 0 means white."""
 WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
-"""Modes of pictures of one channel of whole numbers of more than 8 bits: 16, of either order of the bytes, or 32."""
+"""Pillow's modes with one integer channel of more than 8 bits: 16 bits in either byte order, or 32."""
 CONSTANT_SAMPLES = 512
-"""Values that a constant baseline is computed from, evenly spread over those given."""
+"""Number of values that a constant baseline is computed from, evenly spread over the given ones."""
 QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
-"""Per pixel, for what is measured relative to the truth, the best constant is below the median."""
+"""Quantiles tried per pixel as constant baseline. For errors relative to the truth the best constant is below the
+median."""
 SHARES_ON = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-"""Shares of the pixels that are off in a constant baseline: where few values are on at a pixel, a half is never."""
+"""Shares of off pixels tried as constant baseline. A threshold of one half would turn rarely set pixels off
+everywhere."""
 PSNR_CEILING = 100.0
-"""PSNR of two equal values, dB, where the formula has no bound."""
+"""PSNR of two equal values, dB, for which the formula is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,18 +104,18 @@ class ImageValues:
     licence: ClassVar[str] = "Apache-2.0"
     aliases: ClassVar[tuple[str, ...]] = ()
     unscored: ClassVar[tuple[str, ...]] = ()
-    """Classes that `measure` counts nowhere, such as "void"; those of them that the settings name are declared."""
+    """Classes that `measure` ignores, such as "void". The spec lists them if the settings contain them."""
 
     def options(self, settings: Settings) -> Any:
-        """The plugin's settings dataclass."""
+        """Return the plugin's settings dataclass."""
         return settings.take(self.settings_class)
 
     def class_names(self, options: Any) -> tuple[str, ...]:
-        """Names of the class ids, where values are class ids."""
+        """Return the names of the class ids; empty if values are not class ids."""
         return ()
 
     def value_spec(self, options: Any) -> ValueSpec:
-        """What one value looks like at the size of the settings."""
+        """Return the spec of one value at the configured size."""
         names = self.class_names(options)
         classes = self.kind == "classes"
         return ValueSpec(
@@ -192,7 +195,7 @@ class ImageValues:
 
     @hookimpl
     def constant_baseline(self, values: Sequence[Array], settings: Settings) -> Array:
-        """Of several maps that do not look at the input, the one that the main metric likes best for these values."""
+        """Return the constant map with the best main metric on these values, from several candidates."""
         if not len(values):
             raise InvalidValueError(f"{settings.name}: a constant baseline needs at least one value")
         picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
@@ -205,10 +208,10 @@ class ImageValues:
         return candidates[metric.best(marks)]
 
     def constant_maps(self, stack: Array, options: Any) -> list[Array]:
-        """What may be the constant baseline to values `(count, ...)`; the usual one first.
+        """Return candidates for the constant baseline of values `(count, ...)`, the usual one first.
 
-        Per pixel the median, other quantiles and the mean; or the most frequent class that is scored; or, for what is
-        on or off, where it is on in half of the values, and in fewer, down to everywhere.
+        Continuous values: the median, other quantiles and the mean per pixel. Class ids: the most frequent scored
+        class. Binary values: the pixels that are on in at least half of the values, then at lower thresholds.
         """
         if self.kind == "continuous":
             maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
@@ -237,7 +240,7 @@ def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest:
 
 
 def read_array(data: bytes, extension: str) -> Array:
-    """An .npy file's array, which is not empty. Raises ValueError."""
+    """Return the array of an .npy file. Raises ValueError if it is damaged or empty."""
     if extension != "npy":
         raise ValueError("expected .npy")
     array = array_of(data)
@@ -278,9 +281,9 @@ def _as_stored(image: PIL.Image.Image, data: bytes) -> dict[str, Any]:
 
 
 def upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A loaded picture, turned as its EXIF says; as it is where that cannot be read.
+    """Return a loaded image, rotated as its EXIF data say; unchanged if they cannot be read.
 
-    `ImageOps.exif_transpose` writes all of the EXIF again, which fails where any tag of it is of an odd type.
+    `ImageOps.exif_transpose` rewrites all EXIF data, which fails if any tag has an unexpected type.
     """
     from PIL.Image import Transpose
 
@@ -305,14 +308,14 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 @contextlib.contextmanager
 def _silent_about_tags() -> Iterator[None]:
-    """Without Pillow's raw warnings of what is odd in a picture's metadata, of which one tag is used."""
+    """Suppress Pillow's warnings about odd image metadata; only the orientation tag is used."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         yield
 
 
 def read_rgb(data: bytes, extension: str) -> Array:
-    """Any picture as float32 (3, height, width) in [0, 1]; transparent parts are laid over white. Raises ValueError."""
+    """Read any image as float32 (3, height, width) in [0, 1]; transparent parts become white. Raises ValueError."""
     image = opaque_picture(data, extension, "white")
     if isinstance(image, np.ndarray):
         return np.repeat(image, 3, axis=0)
@@ -320,7 +323,7 @@ def read_rgb(data: bytes, extension: str) -> Array:
 
 
 def read_grey(data: bytes, extension: str) -> Array:
-    """Any picture as float32 (1, height, width) in [0, 1]; transparent parts are laid over black. Raises ValueError."""
+    """Read any image as float32 (1, height, width) in [0, 1]; transparent parts become black. Raises ValueError."""
     image = opaque_picture(data, extension, "black")
     return image if isinstance(image, np.ndarray) else np.asarray(image.convert("L"), dtype=np.float32)[None] / 255
 
@@ -357,16 +360,17 @@ def to_bytes(value: Array) -> NDArray[np.uint8]:
 
 
 def rgb_image(value: Array) -> PIL.Image.Image:
-    """(3, height, width) in [0, 1] as an 8-bit picture."""
+    """Return (3, height, width) in [0, 1] as an 8-bit image."""
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(to_bytes(value).transpose(1, 2, 0)))
 
 
 def psnr(predicted: Sequence[Array], target: Sequence[Array]) -> float:
-    """Peak signal-to-noise ratio, dB, of each pair of aligned arrays in [0, 1], at most PSNR_CEILING; their mean.
+    """Return the mean peak signal-to-noise ratio (dB) over aligned pairs of arrays in [0, 1].
 
-    Of a pair it is -10 log10 of the mean squared error, as the peak is 1 (Hore and Ziou, ICPR 2010, equation 1).
+    The PSNR of a pair is -10 log10 of its mean squared error, since the peak is 1 (Hore and Ziou, ICPR 2010, equation
+    1), and at most PSNR_CEILING.
     """
     pairs = zip(predicted, target, strict=True)
     error = np.array([np.mean((guess - truth) ** 2, dtype=np.float64) for guess, truth in pairs])

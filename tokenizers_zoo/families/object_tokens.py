@@ -23,7 +23,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """One number of every object, told by a coordinate token: evenly spaced levels from `low` to `high`."""
+    """One number of every object, written as a coordinate token: evenly spaced levels from `low` to `high`."""
 
     name: str
     low: float = 0.0
@@ -31,13 +31,13 @@ class Axis:
 
 
 def levels_of(axes: Sequence[Axis], numbers: NDArray[np.floating], bins: int) -> Ids:
-    """The nearest of `bins` levels of each number, (objects, axes); what lies outside its axis is clipped."""
+    """Return the nearest of `bins` levels of each number, (objects, axes). Numbers outside their axis are clipped."""
     low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("low", "high"))
     return np.rint((np.clip(numbers, low, high) - low) / (high - low) * (bins - 1)).astype(np.int64)
 
 
 def numbers_of(axes: Sequence[Axis], levels: Ids, bins: int) -> NDArray[np.float64]:
-    """What levels (objects, axes) stand for: `low` and `high` are exact."""
+    """Return the numbers of levels (objects, axes); `low` and `high` are exact."""
     low, high = (np.array([getattr(axis, end) for axis in axes]) for end in ("low", "high"))
     share = levels / (bins - 1)
     result: NDArray[np.float64] = low * (1 - share) + high * share
@@ -94,28 +94,28 @@ class ObjectGrammar:
 
     @cached_property
     def starts(self) -> Ids:
-        """The first id that may stand at each place of an object."""
+        """The lowest valid id at each position of an object."""
         coordinates = self.coordinate_start + self.bins * np.arange(self.axes)
         codebooks = self.code_start + self.codebook_size * np.arange(self.codebooks)
         return np.concatenate([coordinates, np.tile(codebooks, self.positions)])
 
     @cached_property
     def stops(self) -> Ids:
-        """The id after the last one that may stand at each place of an object."""
+        """The highest valid id plus 1 at each position of an object."""
         sizes = np.repeat([self.bins, self.codebook_size], [self.axes, self.codes])
         stops: Ids = self.starts + sizes
         return stops
 
     def write(self, levels: Ids, codes: Ids) -> Ids:
-        """The ids of levels (objects, axes) and codes (objects, codes of one object)."""
+        """Return the ids of levels (objects, axes) and codes (objects, codes of one object)."""
         ids: Ids = (np.concatenate([levels, codes], axis=1) + self.starts).reshape(-1)
         return ids
 
     def read(self, ids: Iterable[int]) -> tuple[Ids, Ids]:
-        """Levels (objects, axes) and codes (objects, codes of one object) of any ids at all.
+        """Return levels (objects, axes) and codes (objects, codes of one object) of any sequence of ids.
 
-        What is not the whole of an object is skipped: a token that cannot stand where it stands ends the object that
-        was begun, and a first coordinate begins the next. Exact for what `write` wrote.
+        Incomplete objects are skipped: an id that is invalid at its position ends the current object, and a first
+        coordinate begins the next. The result is exact for the output of `write`.
         """
         starts, stops, length = self.starts.tolist(), self.stops.tolist(), self.object_length
         found, begun = list[list[int]](), list[int]()
@@ -135,7 +135,8 @@ class ObjectGrammar:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A word with what is told after it: levels of the object on these axes v0, v1, ..., then maybe its codes."""
+    """A word and the coordinates after it: levels of the object on these axes v0, v1, ..., then optionally its
+    codes."""
 
     word: str
     axes: tuple[int, ...] = ()
@@ -146,15 +147,15 @@ class Part:
 class Spelling:
     """How an object is spelled: its head, then its other parts, in this order when written and in any when read.
 
-    The levels of an object are those of the head and the parts, one part after the other as they stand here.
+    An object's levels are the levels of the head and then of each part, in this order.
     """
 
     head: Part
     parts: tuple[Part, ...]
     nothing: tuple[Piece, ...]
-    """What stands for a value without an object."""
+    """Pieces that represent a value without objects."""
     several: bool = False
-    """Whether the parts may come again after one head, for another object that has the same one."""
+    """Whether the parts may repeat after one head, for several objects with the same head."""
 
     def check(self, config: VocabularyConfig, codebook_size: int, owner: str, name: str) -> None:
         """Raise ConfigError where the vocabulary `name` lacks coordinates to spell with."""
@@ -195,18 +196,19 @@ class SpelledGrammar:
         return self.plain.codes
 
     def write(self, levels: Ids, codes: Ids) -> Ids:
-        """The ids of levels (objects, axes) and codes (objects, codes of one object): of the first ones that fit."""
+        """Return the ids of levels (objects, axes) and codes (objects, codes of one object), up to the last object that
+        fits."""
         rows = zip(levels.tolist(), codes.tolist(), strict=True)
         groups = [self.vocabulary.encode(self._pieces(*row)) for row in rows]
         ids = whole_groups(groups or [self.vocabulary.encode(self.spelling.nothing)], self.max_length)
         return np.array(ids, dtype=np.int64)
 
     def read(self, ids: Iterable[int]) -> tuple[Ids, Ids]:
-        """Levels (objects, axes) and codes (objects, codes of one object) of any ids at all.
+        """Return levels (objects, axes) and codes (objects, codes of one object) of any sequence of ids.
 
-        A part that has other coordinates than it should is left out, and so is an object that lacks a part. Where one
-        head may be of several objects, so is what was said before after another head. Exact for what `write` wrote
-        of objects that differ by more than their head.
+        Parts with unexpected coordinates are skipped, and so are objects that lack a part. With `several`, an object
+        that repeats an earlier one under another head is skipped, too. The result is exact for the output of `write` if
+        objects differ by more than their head.
         """
         spelling, found, begun = self.spelling, list[list[int]](), dict[str, list[int]]()
         parts = {part.word: part for part in (spelling.head, *spelling.parts)}
@@ -230,7 +232,7 @@ class SpelledGrammar:
         return table[:, : self.plain.axes], table[:, self.plain.axes :]
 
     def _pieces(self, levels: Sequence[int], codes: Sequence[int]) -> Iterator[Piece]:
-        """One object. Words have a space before them, so that they are the pieces that they are in a sentence."""
+        """Yield the pieces of one object. Words start with a space, so that they get the same ids as in a sentence."""
         start = 0
         for part in (self.spelling.head, *self.spelling.parts):
             yield f" {part.word}"
@@ -241,7 +243,7 @@ class SpelledGrammar:
                 yield Coordinate(*divmod(code, CODES_PER_AXIS))
 
     def _numbers(self, part: Part, coordinates: Sequence[Coordinate]) -> list[int] | None:
-        """The levels of a part and then its codes; None where its coordinates are not those of such a part."""
+        """Return the levels of a part, then its codes; None if the coordinates do not match the part."""
         told, coded = coordinates[: len(part.axes)], coordinates[len(part.axes) :]
         if tuple(piece.axis for piece in told) != part.axes or len(coded) != (self.plain.codes if part.codes else 0):
             return None
@@ -252,7 +254,7 @@ class SpelledGrammar:
         return [*levels, *codes] if all(level < self.plain.bins for level in levels) else None
 
     def _row(self, begun: dict[str, list[int]]) -> list[int]:
-        """All levels of an object, then its codes."""
+        """Return all levels of an object, then its codes."""
         parts = (self.spelling.head, *self.spelling.parts)
         levels = [number for part in parts for number in begun[part.word][: len(part.axes)]]
         codes = [number for part in parts for number in begun[part.word][len(part.axes) :]]
@@ -260,7 +262,7 @@ class SpelledGrammar:
 
 
 def _runs(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Coordinate]]]:
-    """Each word with the coordinates that follow it; what no word is before is skipped, and so are special tokens."""
+    """Yield each word with the coordinates after it. Coordinates that follow no word belong to the word ""."""
     word, run = "", list[Coordinate]()
     for piece in pieces:
         if isinstance(piece, Coordinate):
@@ -273,9 +275,9 @@ def _runs(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Coordinate]]]:
 
 
 def box_seen_through(crop: Crop, box: Sequence[float], least: float) -> list[float] | None:
-    """A box [xmin, ymin, xmax, ymax], fractions of the picture, in the frame of the crop and clipped to it.
+    """Return a box [xmin, ymin, xmax, ymax], in fractions of the image, relative to the crop and clipped to it.
 
-    None where less than the share `least` of its area is inside, or nothing.
+    Return None if no part of the box, or less than the share `least` of its area, is inside.
     """
     if crop.is_whole:
         return list(box)

@@ -1,4 +1,4 @@
-"""Lists of objects as one sequence: coordinates say where an object is, codes of an autoencoder what it looks like."""
+"""Lists of objects as one sequence: coordinates give an object's place, codes of an autoencoder its appearance."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ class ObjectModality(TrainedModality):
         """Return the metrics over aligned lists."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ what follows from it
+    # ------------------------------------------------------------------ derived methods
 
     def model_config(self, options: Any) -> AutoencoderConfig:
         table, shape = options.tokenizer, self.item_shape(options)

@@ -1,4 +1,4 @@
-"""Tokenizers of modalities that are only an input: mean and deviation, kept like those that are trained."""
+"""Tokenizers of input-only modalities: mean and standard deviation, stored as a checkpoint."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def fit_statistics(
 def import_statistics(
     published: PublishedCheckpoint, description: Mapping[str, Any], mean: Array, std: Array, out_dir: Path
 ) -> None:
-    """Write the checkpoint of the mean and deviation that a published backbone takes its inputs at.
+    """Write a checkpoint with the mean and standard deviation that a published backbone normalises its inputs with.
 
-    Raises CheckpointError where `published` is no backbone: what is only an input has no tokenizer.
+    Raises CheckpointError if `published` is not a backbone: input-only modalities have no published tokenizer.
     """
     import torch
 
@@ -96,7 +96,8 @@ def import_statistics(
 
 
 def load_statistics(checkpoint: Path, expected_class: str, count: int, what: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of a checkpoint. Raises CheckpointError where they are not of `count` channels, or `what`."""
+    """Load mean and standard deviation. Raises CheckpointError unless they have `count` entries (named `what` in
+    errors)."""
     tensors, _ = load_checkpoint(checkpoint, expected_class)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != {"mean": (count,), "std": (count,)} or not bool((tensors["std"] > 0).all()):
@@ -105,10 +106,10 @@ def load_statistics(checkpoint: Path, expected_class: str, count: int, what: str
 
 
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
-    """Mean and deviation of each number over all rows of values `(rows, numbers)`, float32.
+    """Return mean and standard deviation of each column over all rows of values `(rows, numbers)`, float32.
 
-    A deviation is at least LEAST_DEVIATION of their mean: a number that hardly varies in training must not be all that
-    is seen of a value where it does.
+    Each standard deviation is at least LEAST_DEVIATION of their mean. Otherwise a column that hardly varies in training
+    would dominate a value in which it does vary.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Checkpoints that EPFL and Apple published for 4M (github.com/apple/ml-4m): their files, and what is in them."""
+"""Read and write the checkpoints that EPFL and Apple published for 4M (github.com/apple/ml-4m)."""
 
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint, read_published, write_published
 

@@ -1,4 +1,4 @@
-"""What the config.json of a published tokenizer says, in our terms. Keys and defaults are those of ml-4m's classes."""
+"""Convert the config.json of a published tokenizer to our configurations. Keys and defaults follow ml-4m's classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UnetSize:
     depth: int
     """Residual blocks per resolution on the way down; one more on the way up."""
     attention: int
-    """How many of the coarsest resolutions have attention."""
+    """Number of resolutions with attention, counted from the coarsest."""
 
 
 VITS: dict[str, tuple[int, int, int]] = {"vit_s": (512, 8, 8), "vit_b": (768, 12, 12), "vit_l": (1024, 24, 16)}
@@ -34,9 +34,9 @@ PLAIN, DIFFUSION = "VQVAE", "DiVAE"
 SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"sample": "x0", "v_prediction": "v", "epsilon": "epsilon"}
 OUT_BLOCKS = 2
-"""ConvNeXt blocks that `out_conv` puts on a decoder's output."""
+"""Number of ConvNeXt blocks that `out_conv` adds after a decoder."""
 SAMPLING_STEPS = 50
-"""Steps at which the published decoders were evaluated."""
+"""Number of sampling steps in the evaluation of the published decoders."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,25 +44,25 @@ class Architecture:
     """A published tokenizer's parts and sizes."""
 
     channels: int
-    """Of what is encoded; where there are classes, numbers that a class id is embedded in."""
+    """Input channels; for class ids, the embedding size of a class id."""
     classes: int
-    """Class ids, 0 where values are numbers."""
+    """Number of classes; 0 if values are numbers."""
     size: tuple[int, int]
-    """Height and width that it was built for, pixels, or vectors where `patch_size` is 1."""
+    """Height and width of the training inputs, in pixels (in vectors if `patch_size` is 1)."""
     patch_size: int
     """Pixels per code along each side."""
     latent_dim: int
     quantizer: QuantizerConfig
     encoder: BlockConfig | MlpConfig
     decoder: BlockConfig | MlpConfig | None
-    """None where it is a UNet."""
+    """None if the decoder is a UNet."""
     unet: UnetSize | None
     noise: Mapping[str, Any]
-    """The UNet's schedule and how it is run, as keys of a table `tokenizer.diffusion`."""
+    """The UNet's noise schedule and sampling settings, as keys of the table `tokenizer.diffusion`."""
 
     @property
     def tokenizer_table(self) -> dict[str, Any]:
-        """The table `tokenizer` of an autoencoder with these sizes."""
+        """The table `tokenizer` that builds an autoencoder with these sizes."""
         names = ("codebook_size", "codebook_dim", "distance", "num_codebooks")
         given = {name: getattr(self.quantizer, name) for name in names}
         table = {name: value for name, value in given.items() if value is not None}
@@ -80,7 +80,7 @@ class Architecture:
 
 
 def read_architecture(published: PublishedCheckpoint) -> Architecture:
-    """The architecture of a tokenizer. Raises CheckpointError where it is none of those that can be built here."""
+    """Return the architecture of a tokenizer. Raises CheckpointError if it is not supported."""
     try:
         return _Reader(published).architecture()
     except ValueError as error:  # a size that blocks or quantizers do not take
@@ -88,13 +88,13 @@ def read_architecture(published: PublishedCheckpoint) -> Architecture:
 
 
 class _Reader:
-    """Keys of one config.json, each checked."""
+    """Read and check the keys of one config.json."""
 
     def __init__(self, published: PublishedCheckpoint) -> None:
         self.config, self.place, self.tensors = published.config, published.place, published.tensors
 
     def architecture(self) -> Architecture:
-        """All keys, read."""
+        """Return the architecture from all keys."""
         cls = self.class_name()
         if self.flag("undo_std", False):
             raise self.wrong("undo_std", "false: encoders here take pictures in [-1, 1], not by ImageNet's colours")
@@ -128,7 +128,7 @@ class _Reader:
         )
 
     def class_name(self) -> str:
-        """VQVAE or DiVAE: as the file says, or as the decoder shows, which not all files say."""
+        """Return VQVAE or DiVAE, from the key `class` or, if it is absent, from the decoder."""
         found = self.config.get("class")
         if found is None and not any(name.startswith("decoder.") for name in self.tensors):
             raise CheckpointError(f"{self.place}: is no tokenizer with a decoder; expected a {PLAIN} or a {DIFFUSION}")
@@ -140,7 +140,8 @@ class _Reader:
         return str(found)
 
     def blocks(self, key: str, name: str, size: tuple[int, int], cut: int) -> BlockConfig | MlpConfig:
-        """The encoder or decoder that a type's name stands for; positions are those of `size`, or of its own one."""
+        """Return the encoder or decoder of a type name. Its position grid is from `image_size_enc` (or `_dec`), or
+        `size`."""
         side = key[:3]
         if (stem := name.removesuffix(f"_{side}")) in VITS and stem != name:
             width, depth, heads = VITS[stem]
@@ -160,7 +161,7 @@ class _Reader:
         raise self.wrong(key, f"{', '.join(f'{stem}_{side}' for stem in VITS)} or BottleneckMLP/B_x-Wi_y")
 
     def quantizer(self, latent_dim: int) -> QuantizerConfig:
-        """The quantizer. Raises CheckpointError for one of another kind, or with sizes that do not fit."""
+        """Return the quantizer. Raises CheckpointError for an unsupported kind or inconsistent sizes."""
         kind = self.text("quant_type", "lucid")
         size, count = self.number("codebook_size", 16384), self.number("num_codebooks", 1)
         if kind == "memcodes":
@@ -178,7 +179,7 @@ class _Reader:
         return QuantizerConfig(kind="vq", codebook_size=size, codebook_dim=latent_dim, distance=distance)
 
     def noise(self) -> dict[str, Any]:
-        """The schedule. Its dynamic thresholding may not go beyond 1, which is the same as clipping."""
+        """Return the noise schedule. Dynamic thresholding is limited to 1, which equals clipping."""
         schedule = self.text("beta_schedule", "squaredcos_cap_v2")
         prediction = self.text("prediction_type", "v_prediction")
         if schedule not in SCHEDULES:
@@ -198,12 +199,12 @@ class _Reader:
         }
 
     def value(self, key: str, default: Any) -> Any:
-        """What a key holds; the default where it is absent or null."""
+        """Return the value of a key, or the default if the key is absent or null."""
         found = self.config.get(key)
         return default if found is None else found
 
     def size(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
-        """Height and width: one number for both, two, or nothing for the default."""
+        """Return height and width from one number, two numbers or, if the key is absent, the default."""
         found = self.value(key, default)
         sides = (found, found) if isinstance(found, int) else tuple(found) if isinstance(found, list | tuple) else ()
         if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):

@@ -1,6 +1,6 @@
-"""The files of a published checkpoint: config.json beside one or several .safetensors, or one that says all by itself.
+"""Files of a published checkpoint: a folder with config.json and .safetensors files, or one .safetensors file.
 
-The hub has both: files of 4M have their configuration in their metadata, too.
+A single file has the configuration in its metadata. The hub has both forms.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 PLAIN_METADATA = {"format": "pt"}
-"""Metadata of a safetensors file that says no more than that torch wrote it."""
+"""Default metadata of a safetensors file written by torch."""
 SAID = "file_metadata"
-"""Key under which an imported checkpoint keeps what else the published file says of itself."""
+"""Key in an imported checkpoint for the other metadata of the published file."""
 KNOWN_AS = "known_as"
-"""Key in the config.json of an imported backbone to which codecs were added later: its fingerprint before."""
+"""Key in the config.json of an imported backbone for its fingerprint before tokenizers were added."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCheckpoint:
     """A configuration and tensors under their published names.
 
-    `same_as` maps names to that of the tensor which stands for them: where a module holds one tensor under two names,
-    files hold one of them and say so in their metadata. `tensors` has both. `metadata` is what else they say there,
-    such as the configuration, which 4M's `load_safetensors` reads from it; all of it where it is not in this order.
+    If a module holds one tensor under two names, files store it once and list the other name in their metadata.
+    `same_as` maps the other name to the stored name; `tensors` has both. `metadata` is the remaining metadata, such as
+    the configuration, which 4M's `load_safetensors` reads from it. It is the complete metadata if the shared names do
+    not come last.
     """
 
     config: Mapping[str, Any]
@@ -43,10 +44,11 @@ class PublishedCheckpoint:
     same_as: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=lambda: PLAIN_METADATA)
     place: str = "the checkpoint"
-    """Where it was read from, for messages."""
+    """Path that it was read from, for error messages."""
 
     def said(self) -> dict[str, dict[str, str]]:
-        """What an import keeps of the metadata: nothing of plain ones that stand first, which change no fingerprint."""
+        """Return the metadata that an import stores. Default metadata are not stored, so that fingerprints stay the
+        same."""
         return {} if self.metadata == PLAIN_METADATA else {SAID: dict(self.metadata)}
 
     @property
@@ -55,7 +57,7 @@ class PublishedCheckpoint:
         return "domains_in" in self.config
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """A tensor by its name; `shape` is what it has to be. Raises CheckpointError where it is not so, or absent."""
+        """Return a tensor by name. Raises CheckpointError if it is absent or its shape is not `shape`."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.place}: has no tensor {name}; copy the folder again")
         tensor = self.tensors[name]
@@ -67,9 +69,9 @@ class PublishedCheckpoint:
 
 
 def read_published(source: Path) -> PublishedCheckpoint:
-    """The checkpoint in a folder, or in one .safetensors file whose metadata has the configuration.
+    """Read the checkpoint in a folder, or in one .safetensors file with the configuration in its metadata.
 
-    Raises CheckpointError where a file is missing or damaged, or two disagree.
+    Raises CheckpointError if a file is missing or damaged, or two files have the same tensor.
     """
     config = published_config(source)
     tensors: dict[str, Tensor] = {}
@@ -92,10 +94,10 @@ def read_published(source: Path) -> PublishedCheckpoint:
 
 
 def published_config(source: Path) -> dict[str, Any]:
-    """The configuration of a checkpoint: a folder's config.json; of a file, what its metadata says key by key.
+    """Return the configuration of a checkpoint: a folder's config.json, or the metadata of a file.
 
-    4M's `load_safetensors` reads it from there. Raises CheckpointError where there is none, or it holds a number that
-    JSON does not know.
+    4M's `load_safetensors` reads the metadata, too. Raises CheckpointError if there is no configuration, or it has a
+    number that is not finite.
     """
     config = _read_config(source)
     try:
@@ -125,7 +127,7 @@ def _read_config(source: Path) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """What a text of a file's metadata means: JSON, or as Python writes it; else it is a text."""
+    """Parse a metadata text as JSON or as a Python literal; return it unchanged if it is neither."""
     for read in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return json.loads(json.dumps(read(text)))
@@ -134,7 +136,7 @@ def _value(text: str) -> Any:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A .safetensors file to read from. Raises CheckpointError where it is damaged."""
+    """Open a .safetensors file for reading. Raises CheckpointError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -146,7 +148,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def weight_files(source: Path) -> list[Path]:
-    """The files with the tensors of a checkpoint. Raises CheckpointError where there is none."""
+    """Return the files with the tensors of a checkpoint. Raises CheckpointError if there are none."""
     files = [source] if source.is_file() else sorted(source.glob(f"[!.]*{SUFFIX}"))
     if not files:
         raise CheckpointError(f"{source}: has no {SUFFIX} file; download all files of the checkpoint")
@@ -154,21 +156,21 @@ def weight_files(source: Path) -> list[Path]:
 
 
 def weights_digest(source: Path) -> str:
-    """sha256 (hex) of the files with the tensors of a checkpoint. Raises CheckpointError where there is none."""
+    """Return the sha256 (hex) of the files with the tensors. Raises CheckpointError if there are none."""
     return joint_fingerprint(*map(file_digest, weight_files(source)))
 
 
 def known_fingerprint(backbone: Path) -> str:
-    """The fingerprint of a backbone that stays the same when codecs are added to what its config.json says.
+    """Return the fingerprint of a backbone, which stays the same when tokenizers are added to its config.json.
 
-    What was made with it before knows it by that. Raises CheckpointError where there is no checkpoint.
+    Existing outputs refer to the backbone by it. Raises CheckpointError if there is no checkpoint.
     """
     current = fingerprint(backbone)
     return str(read_table(backbone / CONFIG).get(KNOWN_AS, current))
 
 
 def write_published(checkpoint: PublishedCheckpoint, folder: Path) -> None:
-    """Write a checkpoint as it was published; a folder that holds one is replaced."""
+    """Write a checkpoint in the published format; an existing checkpoint in the folder is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.same_as}
     with replacing_file(folder / WEIGHTS) as temporary:

@@ -79,7 +79,7 @@ def _decoder(architecture: Architecture) -> Iterator[Place]:
 
 
 def _vit_blocks(config: BlockConfig, side: str) -> Iterator[Place]:
-    """Positions, blocks and what follows them."""
+    """Yield the places of positions, blocks and output layers."""
     ours = f"{side}.body.transformer"
     yield Place(published=f"{side}.pos_emb", own=(f"{ours}.positions",))
     for k in range(config.depth):
@@ -194,10 +194,10 @@ def _pair(
 def to_own(
     published: PublishedCheckpoint, places: Sequence[Place], state: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Every tensor of our model: those that have a place from the published ones, the others as `given`.
+    """Return all tensors of our model, converted from the published tensors; tensors without a place come from `given`.
 
-    `state` is our model's, of which only the shapes count. Raises CheckpointError, naming the tensor, for a published
-    one that is missing, that nothing here takes, or whose shape is not what its config.json asks for.
+    Only the shapes of `state`, our model's state dict, are used. Raises CheckpointError that names the tensor if a
+    published tensor is missing or unused, or if its shape does not match its config.json.
     """
     names = {place.published for place in places}
     if more := sorted(set(published.tensors) - names):
@@ -217,7 +217,7 @@ def to_own(
 
 
 def to_published(tensors: Mapping[str, Tensor], places: Sequence[Place]) -> dict[str, Tensor]:
-    """The published tensors of our own. Raises CheckpointError where one of them is not there."""
+    """Convert our tensors to the published ones. Raises CheckpointError if a tensor is missing."""
     for place in places:
         for name in place.own:
             if name not in tensors:

@@ -17,15 +17,15 @@ UNKNOWN = "[UNK]"
 
 
 class WordMatcher:
-    """The pieces of a file that the tokenizers library wrote, numbered from id `start`; ids before are not text's.
+    """The pieces of a file of the tokenizers library, numbered from id `start`; lower ids are not text.
 
-    `expected` are names that the file has to give certain ids. Raises CheckpointError where it does not.
+    `expected` maps names to their required ids. Raises CheckpointError if the file has other ids.
     """
 
     alphabet = 0
-    """How many of the first pieces stand for one byte each."""
+    """Number of initial pieces that represent single bytes."""
     longest = None
-    """Bytes that a piece stands for, at most: a word that the vocabulary lacks has one, whatever its length."""
+    """Maximum bytes per piece. None: an unknown word is one piece of any length."""
 
     def __init__(self, file: str, start: int, expected: dict[str, int]) -> None:
         from tokenizers import Tokenizer
@@ -35,7 +35,7 @@ class WordMatcher:
             vocabulary: dict[str, int] = dict(table["model"]["vocab"])
             # Text must not produce sentinels or coordinates, whatever a user writes.
             table["added_tokens"] = [token for token in table["added_tokens"] if token["id"] >= start]
-            table["truncation"] = table["padding"] = None  # lengths are those of a modality
+            table["truncation"] = table["padding"] = None  # each modality has its own length
             self._tokenizer = Tokenizer.from_str(json.dumps(table))
         except Exception as error:  # the library raises a plain Exception for a file that it cannot read
             if is_of_the_machine(error):
@@ -48,22 +48,23 @@ class WordMatcher:
         self.count = self._tokenizer.get_vocab_size() - start
 
     def match(self, text: str) -> tuple[list[int], list[int | None]]:
-        """The numbers of the text's pieces, and for each the number of its word. Raises InvalidValueError.
+        """Return the numbers of the text's pieces, and for each piece the number of its word. Raises InvalidValueError.
 
-        A word that the vocabulary lacks has one number below 0, which is that of the unknown token.
+        An unknown word has one number below 0, the number of the unknown token.
         """
         matched = self._tokenizer.encode(checked_text(text), add_special_tokens=False)
         return [index - self.start for index in matched.ids], matched.word_ids
 
     def cut(self, text: str, numbers: Sequence[int], words: Sequence[int | None], limit: int) -> list[int]:
-        """What of `match` is before the word that crosses the limit, or fits of a first word that long."""
+        """Cut the result of `match` before the word that crosses the limit; cut inside the word only if it is the
+        first."""
         return list(numbers[: word_start(words, limit) or limit])
 
     def text(self, numbers: Sequence[int]) -> str:
-        """The text of pieces, with one space between words."""
+        """Return the text of pieces, with one space between words."""
         decoded: str = self._tokenizer.decode([number + self.start for number in numbers], skip_special_tokens=False)
         return decoded
 
     def piece(self, number: int) -> str:
-        """One piece as people read it."""
+        """Return one piece in readable form."""
         return str(self._tokenizer.id_to_token(number + self.start))

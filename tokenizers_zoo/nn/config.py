@@ -1,4 +1,4 @@
-"""What an encoder or decoder is made of, readable without torch."""
+"""Configurations of encoders and decoders, importable without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": {"width": 48, "depth": 2},
     "vit": {"width": 256, "depth": 4, "heads": 4, "mlp_ratio": 4.0},
 }
-"""Per kind, its fields of size and their defaults; a field of another kind is rejected."""
+"""Size fields of each kind and their defaults; fields of another kind are rejected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,8 @@ class BlockConfig:
     width: int = 0
     """Channels: of the finest feature map for conv (doubled at each down-sampling), of every token for vit."""
     depth: int = 0
-    """Residual blocks: for conv those at the token grid (finer resolutions have a third, rounded down); for vit all."""
+    """Residual blocks. conv: at the resolution of the token grid; finer ones have a third, rounded down. vit: in
+    total."""
     heads: int | None = None
     """vit: attention heads; divides the width."""
     mlp_ratio: float | None = None
@@ -39,10 +40,10 @@ class BlockConfig:
     post_mlp: bool = False
     """vit: whether norm, MLP with tanh and a residual sum follow the last block (ViT-VQGAN, arXiv 2110.04627)."""
     positions: tuple[int, ...] = ()
-    """vit: the grid whose positions are stored with the weights, and interpolated (bicubic on two axes) at other
-    sizes; none computes them."""
+    """vit: grid of the position table stored with the weights, interpolated (bicubic on two axes) at other sizes.
+    Empty: positions are computed."""
     out_blocks: int = 0
-    """vit: ConvNeXt blocks on what a decoder gives, which see across the borders of patches; an encoder has none."""
+    """vit: ConvNeXt blocks after a decoder, which connect neighbouring patches; 0 for encoders."""
 
     def __post_init__(self) -> None:
         if self.kind not in KIND_DEFAULTS:

@@ -27,7 +27,7 @@ CONVOLUTIONS: tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, 
 
 
 def scale_factors(side: int) -> list[int]:
-    """The factors by which the resolution of one axis falls, finest first: 4 (or 2, or 1) at the stem, then primes.
+    """Return the downsampling factors of one axis, finest first: 4 (or 2, or 1) at the stem, then primes.
 
     Their product is the patch's side: 8 -> [4, 2], 16 -> [4, 2, 2], 14 -> [2, 7].
     """

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 REFERENCE_GRID = 14
-"""Every grid is spread over this many position units per axis: the same range of positions at any size."""
+"""Position units per axis of every grid, so that the range of positions is the same at any size."""
 
 
 def sincos_positions(grid: tuple[int, ...], dim: int) -> Float[Tensor, "n dim"]:
-    """Sin-cos positions of the cells of a grid with any number of axes, the last axis fastest.
+    """Return sin-cos positions of the cells of a grid with any number of axes, the last axis fastest.
 
     Each of n axes has dim / n numbers: sines and cosines at frequencies 10000^(-2nk/dim), as in arXiv 1706.03762,
-    section 3.5; what does not divide stays 0. Coordinates are those of the cells' centres on a grid of REFERENCE_GRID
-    cells per axis that covers the same stretch.
+    section 3.5; a remainder stays 0. A coordinate is the centre of a cell, scaled so that the grid has REFERENCE_GRID
+    units per axis.
     """
     share = dim // (2 * len(grid))
     frequencies = 10000.0 ** -(torch.arange(share, dtype=torch.float64) / share)
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions, blocks and what the configuration puts after them, over a grid of `width`-dimensional tokens."""
+    """Positions, blocks and the configured output layers, over a grid of `width`-dimensional tokens."""
 
     positions: Tensor
 

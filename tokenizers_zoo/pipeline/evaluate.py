@@ -80,14 +80,14 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
 def evaluate_tokenizer(
     zoo: Zoo, name: str, data: Path, *, split: str = TEST, limit: int | None = None, write: bool = True
 ) -> TokenizerEvaluation:
-    """Encode and decode a split's values (up to `limit`, in stored order) and score what comes back.
+    """Encode and decode a split's values (up to `limit`, in stored order) and score the reconstructions.
 
-    With `write` the figures go to evaluation.json and sample pictures to samples/ in the checkpoint folder, or, where
-    modalities share that, in a folder of the modality's name in it. Of a tokenizer on the hub they go to a folder of
-    its id under `[zoo] checkpoints`. Those of another split than "test", or of a part of it, are not the checkpoint's
-    held-out figures: they go to evaluation-SPLIT.json and samples-SPLIT/ beside these.
-    The metrics of an input only that has no decoder are NaN. Raises DataError where the data lack the modality,
-    ReadError for a file that the system does not read now, CheckpointError without a tokenizer.
+    With `write` the figures are written to evaluation.json and sample images to samples/ in the checkpoint folder. If
+    modalities share the checkpoint, both go to its subfolder with the modality's name. For a tokenizer on the hub, both
+    go to a folder with its id under `[zoo] checkpoints`. Figures of a split that is not "test", or of a part of a
+    split, go to evaluation-SPLIT.json and samples-SPLIT/, so that evaluation.json always has the held-out figures. The
+    metrics of an input-only modality without a decoder are NaN. Raises DataError if the data lack the modality,
+    ReadError if the system cannot read a file now, CheckpointError if there is no tokenizer.
     """
     handle = zoo[name]
     store = ValueStore(data)
@@ -130,7 +130,7 @@ def evaluate_tokenizer(
 
 
 def _of_training(path: Path) -> dict[str, Any]:
-    """What training left in a file of figures, beside those that an evaluation puts in the place of its own."""
+    """Return the figures of training in a file; an evaluation keeps them and replaces its own."""
     with contextlib.suppress(CheckpointError):
         return {key: figure for key, figure in read_table(path).items() if key in OF_TRAINING}
     return {}
@@ -138,22 +138,22 @@ def _of_training(path: Path) -> dict[str, Any]:
 
 @dataclass(kw_only=True, slots=True)
 class _Reconstruction:
-    """Values and what came back of them."""
+    """Values and their reconstructions."""
 
     target: list[Any] = field(default_factory=list)
     predicted: list[Any] = field(default_factory=list)
     plain: list[Any] = field(default_factory=list)
-    """What a plain decoder makes of the same tokens, where the tokenizer has one beside that of `predicted`."""
+    """Reconstructions of the plain decoder from the same tokens, if the tokenizer has two decoders."""
     dropped: dict[str, str] = field(default_factory=dict)
     vectors: list[int] = field(default_factory=list)
-    """How many there are of each value, in the place of `predicted` where they are an input only without a decoder."""
+    """Number of vectors per value; replaces `predicted` for an input-only modality without a decoder."""
     tokens: int = 0
     encode_seconds: float = 0.0
 
     def add(self, handle: ModalityHandle, rows: Rows, places: Sequence[Place], usage: Any) -> None:
         """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason.
 
-        Raises ReadError where the disk does not give them now: figures would be of other samples the next time.
+        Raises ReadError if the disk fails, because the next evaluation would use other samples.
         """
         sound = {}
         for place in places:
@@ -168,9 +168,10 @@ class _Reconstruction:
             self._reconstruct(handle, sound, usage)
 
     def _reconstruct(self, handle: ModalityHandle, sound: Mapping[str, Any], usage: Any) -> None:
-        """Encode and decode values by key; where the tokenizer refuses them, one by one, so that only those drop out.
+        """Encode and decode values by key. If the tokenizer rejects the batch, try each value alone to drop only
+        invalid ones.
 
-        Raises PluginError where the plugin breaks its contract from the first batch on, whatever the value.
+        Raises PluginError if the plugin breaks its contract for every value of the first batch.
         """
         values = list(sound.values())
         start = time.perf_counter()
@@ -200,19 +201,20 @@ class _Reconstruction:
                 usage.update(item)
 
     def _decode(self, handle: ModalityHandle, tokens: Any) -> None:
-        """Add what a batch of tokens comes back as; of an input only that has no decoder how many vectors they are."""
+        """Add the reconstructions of a batch of tokens; without a decoder, add the number of vectors."""
         decoded = None if self.vectors else handle.decode_if_able(tokens)
         self.predicted += decoded or []
         self.vectors += [len(row) for row in tokens] if decoded is None else []
 
     def metrics(self, handle: ModalityHandle) -> dict[str, float]:
-        """Those of the modality; NaN where nothing is decoded."""
+        """Return the modality's metrics; NaN if nothing is decoded."""
         if self.vectors:
             return {metric.name: math.nan for metric in handle.spec.metrics}
         return handle.score(self.predicted, self.target)
 
     def pairs(self, handle: ModalityHandle, count: int) -> list[tuple[Any, Any]]:
-        """The first values and what came back of them, to look at; of those without a decoder in words."""
+        """Return the first values and their reconstructions for display; without a decoder, text that describes
+        them."""
         if self.vectors:
             counts = zip(self.target[:count], self.vectors[:count], strict=True)
             return [(describe(value), f"{count_of(number, 'vector')}, not decoded") for value, number in counts]
@@ -221,7 +223,7 @@ class _Reconstruction:
 
 
 def _write_samples(folder: Path, name: str, handle: ModalityHandle, run: _Reconstruction) -> Path:
-    """Draw some values beside their reconstructions into the folder's folder of this name, which is returned."""
+    """Draw some values and their reconstructions into the subfolder `name` and return its path."""
     write_pictures(folder, run.pairs(handle, SHOWN), name)
     if run.plain:
         write_sheet(folder / name, handle, *(side[:SHOWN] for side in (run.plain, run.predicted, run.target)))

@@ -105,7 +105,7 @@ def _made_by(record: Mapping[str, Any]) -> str:
 
 
 def describe_tokens(tokens: Path) -> list[TokenRow]:
-    """Count what a token store holds, from its manifests. Raises DataError where there is no folder."""
+    """Return the contents of a token store from its manifests. Raises DataError if there is no folder."""
     store = TokenStore(tokens)
     rows = []
     for split in store.splits():

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
 
 ALIKE = 0.85
-"""Similarity from which an unknown name is taken for a misspelt one: `captions` and `caption`, not `boxes_3d` and
-`boxes`."""
+"""Minimum similarity for an unknown name to count as misspelt: `captions` and `caption`, not `boxes_3d` and `boxes`."""
 SHARD_SIZE = 500
 
 

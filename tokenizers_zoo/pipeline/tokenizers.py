@@ -41,17 +41,17 @@ class TokenizerJob:
     overwrite: bool = False
 
     def samples(self, zoo: Zoo) -> int:
-        """How many the training takes, as far as its table says; 0 where it says nothing of steps."""
+        """Return the number of training samples from steps and batch size; 0 if the table has no steps."""
         table = zoo[self.name].known_settings().get("tokenizer")
         steps, batch = (self.overrides.get(key, getattr(table, key, 0)) for key in ("steps", "batch_size"))
         return int(steps) * int(batch)
 
     def place(self, zoo: Zoo) -> Path:
-        """The folder that it is trained into, which modalities that share a vocabulary share."""
+        """Return the output folder; modalities that share a vocabulary also share the folder."""
         return (self.out or zoo[self.name].checkpoint).resolve()
 
     def run(self, zoo: Zoo) -> TrainedTokenizer:
-        """Train it, in this process."""
+        """Train the tokenizer in this process."""
         before = _fingerprint(self.out or zoo[self.name].checkpoint)
         folder = train_tokenizer(
             zoo, self.name, self.data, out=self.out, seed=self.seed, overrides=self.overrides, overwrite=self.overwrite
@@ -64,22 +64,23 @@ class TokenizerJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedTokenizer:
-    """Where a tokenizer is, and whether it was there, just so, before."""
+    """A tokenizer's folder, and whether training left it unchanged."""
 
     name: str
     folder: Path
     as_it_was: bool
     of: str
-    """The modality that it is trained with, where others share it."""
+    """The modality that it was trained with, if several share it."""
 
 
 def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -> Iterator[TrainedTokenizer]:
-    """Train tokenizers, up to `workers` at a time, in processes that share the cores; gives each as it is finished.
+    """Train tokenizers in up to `workers` processes that share the CPU cores; yield each finished one.
 
-    Those of a shared vocabulary come first and one after the other, since one process at a time writes in it; it is
-    trained anew once for all of them. Of the others the longest ones come first, so that none is left to train alone.
-    The weights are those of one worker with as many threads as a process has here. Raises as `train_tokenizer`, once
-    those that run already have come to their end; before any begins where two of one folder share no vocabulary.
+    Modalities with a shared vocabulary are trained first and sequentially, because only one process may write to it.
+    With `overwrite` the vocabulary is retrained only once. The remaining jobs start with the longest, so that no long
+    job runs alone at the end. The weights equal a run with one worker and the same number of threads per process.
+    Raises the errors of `train_tokenizer` after the running jobs have finished. Raises ConfigError before the first job
+    if two modalities have the same folder but share no vocabulary.
     """
     for job in jobs:
         zoo[job.name].check_overrides(job.overrides)
@@ -98,7 +99,7 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
     done = set[Path]()
     for job in (*shared, *(job for job in jobs if job not in shared and job not in apart)):
         place = job.place(zoo)
-        # What was trained anew a moment ago, for this one, too, is not removed again.
+        # A shared tokenizer that an earlier job has retrained is not removed again.
         trained = replace(job, overwrite=job.overwrite and place not in done).run(zoo)
         done.add(place)
         yield replace(trained, as_it_was=_fingerprint(place) == before[place])
@@ -109,7 +110,7 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
 
 
 def _is_of(handle: ModalityHandle) -> str:
-    """Whose a modality's checkpoint is: its own, or its vocabulary's."""
+    """Return the owner of a modality's checkpoint: the modality or its vocabulary."""
     return handle.name if handle.spec.own_tokenizer else handle.spec.vocabulary
 
 
@@ -118,7 +119,7 @@ def _train(zoo: Zoo, job: TokenizerJob) -> TrainedTokenizer:
 
 
 def _fingerprint(folder: Path) -> str | None:
-    """The fingerprint of the checkpoint in a folder, None where there is none."""
+    """Return the fingerprint of the checkpoint in a folder, or None."""
     with contextlib.suppress(CheckpointError):
         return fingerprint(folder)
     return None
@@ -135,15 +136,15 @@ def train_tokenizer(
     overwrite: bool = False,
     limit: int | None = None,
 ) -> Path:
-    """Train the tokenizer of modality `name` on `data`; returns its checkpoint folder.
+    """Train the tokenizer of modality `name` on `data` and return its checkpoint folder.
 
-    That is `out`, or the one that the registry says. `overrides` replace keys of the modality's tokenizer table. With
-    `overwrite` the tokenizer that is there is replaced, and stays where nothing is trained; else a run that was killed
-    goes on. What was trained with another modality of its vocabulary, which shares the checkpoint, stays without it.
-    The shared vocabulary that it writes in is trained before, where its own tokenizer is beside that and there
-    is none yet. With `limit` no more samples of a split are read than that, spread over it. Raises DataError where
-    `data` lack the modality, or no value of it can be read, ConfigError where the folder is that of a shared vocabulary
-    of others, holds the tokenizer of another modality whose checkpoint it is, or is shared with one that is half way.
+    The folder is `out` or, by default, the registry's. `overrides` replace keys of the modality's tokenizer table. With
+    `overwrite` an existing tokenizer is replaced, but kept if training fails. Without it, an interrupted run is
+    resumed, and a checkpoint that was trained with another modality of the same vocabulary is kept. If the modality has
+    its own tokenizer and also needs a shared vocabulary that does not exist, the vocabulary is trained first. With
+    `limit` at most so many samples of each split are read, spread over the split. Raises DataError if `data` lack the
+    modality or none of its values can be read. Raises ConfigError if the folder belongs to a shared vocabulary of other
+    modalities, is the checkpoint of another modality, or has the unfinished tokenizer of a modality that shares it.
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
@@ -166,9 +167,9 @@ def train_tokenizer(
 
 
 def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:
-    """The modality beside `name` that the tokenizer in a folder is trained with, where they share it; else nothing.
+    """Return the other modality that the shared tokenizer in a folder was trained with; "" if there is none.
 
-    Raises ConfigError where they share none and the folder is the other's checkpoint.
+    Raises ConfigError if the folder is the checkpoint of a modality that shares no tokenizer with `name`.
     """
     whose = _trained_for(folder)
     for other in zoo.handles() if whose not in (None, name) else ():
@@ -180,7 +181,7 @@ def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:
 
 
 def _trained_for(folder: Path) -> Any:
-    """The modality that the tokenizer in a folder, which may be half trained, was for; None where it does not say."""
+    """Return the modality of the finished or unfinished tokenizer in a folder, or None if it is unknown."""
     with contextlib.suppress(CheckpointError):
         if (folder / CONFIG).is_file():
             return read_table(folder / CONFIG).get("modality")
@@ -190,13 +191,14 @@ def _trained_for(folder: Path) -> Any:
 
 
 def train_vocabulary(handle: ModalityHandle, samples: TrainingSamples, folder: Path) -> None:
-    """Train the shared vocabulary of a modality on the texts of all who share it, into `folder`."""
+    """Train the shared vocabulary of a modality into `folder`, on the texts of all modalities that share it."""
     config = handle.settings.vocabulary(handle.spec.vocabulary, VocabularyConfig)
     TextVocabulary.train_folder(folder, config, samples.texts, samples.special_tokens, samples.provenance)
 
 
 def trainable(zoo: Zoo, data: Path) -> list[str]:
-    """The enabled modalities that `data` hold for training, in the order of their names. Raises DataError for none."""
+    """Return the enabled modalities in the training split of `data`, sorted by name. Raises DataError if there are
+    none."""
     store = ValueStore(data)
     present = store.modalities(TRAIN)
     names = [handle.name for handle in zoo.handles() if handle.name in present]
@@ -206,9 +208,9 @@ def trainable(zoo: Zoo, data: Path) -> list[str]:
 
 
 def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """By modality, those of `overrides` that its tokenizer table has a key for.
+    """Return, for each modality, the `overrides` that its tokenizer table has a key for.
 
-    Raises UnknownKeyError for a key that no table has. Whether they go together `train_tokenizers` finds.
+    Raises UnknownKeyError for a key that no table has. `train_tokenizers` checks whether they are consistent.
     """
     known: dict[str, set[str]] = {}
     for name in names:
@@ -221,8 +223,8 @@ def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, An
 def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit: int | None = None) -> TrainingSamples:
     """Return the values of a modality, and the text of all modalities that write in its vocabulary.
 
-    With `limit` a split of more values gives so many, spread over it. Values were validated when they were written; one
-    that cannot be read with the present settings stops the training with an error that names it.
+    With `limit` at most so many values of each split are used, spread over the split. Values were validated when they
+    were written. If a value cannot be read with the present settings, training stops with an error that names it.
     """
     sharing = [zoo[other] for other in zoo.vocabularies().get(handle.spec.vocabulary, [])]
     special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
@@ -249,13 +251,13 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit:
 
 
 def _places(store: ValueStore, split: str, modality: str, limit: int | None) -> Sequence[Place]:
-    """Return where a modality's values are, or `limit` of them, spread over the split."""
+    """Return the places of a modality's values; with `limit` at most so many, spread over the split."""
     rows = store.rows(split, [modality])
     return rows if limit is None else [rows[number] for number in spread(len(rows), limit)]
 
 
 def _value(store: ValueStore, handle: ModalityHandle, split: str, place: Place) -> Any:
-    """Return a value; the error of one that cannot be read with the present settings names it."""
+    """Return a value. Raises InvalidValueError that names it if it cannot be read with the present settings."""
     try:
         return store.read(handle, split, *place)
     except InvalidValueError as error:
@@ -267,7 +269,7 @@ def _value(store: ValueStore, handle: ModalityHandle, split: str, place: Place) 
 def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | None) -> Iterator[str]:
     """Yield the text of the training values of all modalities that write in a vocabulary, by modality.
 
-    Where some write text and there is none, a line on stderr says so at the end.
+    Warn on stderr at the end if some modalities write text but no text was found.
     """
     present, found = store.modalities(TRAIN), False
     writers = [handle for handle in sharing if handle.implements("vocabulary_texts")]

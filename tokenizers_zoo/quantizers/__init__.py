@@ -32,7 +32,7 @@ _NEEDS_TORCH = ("Quantized", "Quantizer", "build_quantizer", "collapse_warning",
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs torch only when it is asked for, so that specs can be computed without it."""
+    """Import torch only when a name that needs it is used, so that specs can be computed without torch."""
     if name in _NEEDS_TORCH:
         from tokenizers_zoo.quantizers import quantizer
 

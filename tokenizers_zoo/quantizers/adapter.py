@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def world_size() -> int:
-    """Processes that train together, asked anew each time: the library caches its answer for the process's life."""
+    """Return the number of training processes, queried at each call. The library caches it for the process's life."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -28,22 +28,22 @@ def add_up(tensor: Tensor) -> None:
 
 
 def mean_with_gradient(tensor: Tensor) -> Tensor:
-    """The mean over the processes, whose gradient reaches each process's part."""
+    """Return the mean over the processes; gradients flow back to every process."""
     count = world_size()
     return dist_nn.all_reduce(tensor) / count if count > 1 else tensor
 
 
 def take_first_process(module: nn.Module) -> None:
-    """Give the buffers of `module` (codebooks that no optimizer moves) the values of the first process."""
+    """Broadcast the buffers of `module` (codebooks without gradients) from the first process."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def sample_over_processes(local: Float[Tensor, "1 n dim"], count: int) -> Float[Tensor, "1 count dim"]:
-    """`count` of the vectors of all processes at random, the same ones everywhere.
+    """Draw `count` random vectors from all processes, the same vectors in each.
 
-    The library's own version reads what its asynchronous broadcasts may not have written yet (gloo).
+    The library's own version may read buffers before its asynchronous broadcasts have written them (gloo).
     """
     vectors = local[0]
     if len(vectors) >= count:
@@ -62,9 +62,10 @@ MAX_DISTANCES = 2**24
 """Latents x codes compared at once in eval mode: 64 MiB of float32."""
 
 DIVERSITY = 3.0
-"""Weight of the entropy of all latents together against that of each: gamma of arXiv 2406.07548, eq. 5.
+"""Weight of the entropy of the mean distribution relative to the mean entropy per latent: gamma of arXiv 2406.07548,
+eq. 5.
 
-At 1, as papers take it, LFQ left 8 to 17 % of 1,024 codes unused on toy data, at 3 none.
+With 1, the papers' value, LFQ left 8 to 17 % of 1,024 codes unused on toy data; with 3 it left none.
 """
 
 

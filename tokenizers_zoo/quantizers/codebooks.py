@@ -36,16 +36,18 @@ if TYPE_CHECKING:
 
 
 FAINTEST = 40.0
-"""Nats below the greatest score from which memory codes share 4e-18 each, and have no gradient.
+"""Scores of memory codes are clamped to this many nats below the greatest score. A clamped code has a probability of
+about 4e-18 and no gradient.
 
-Fainter shares change no other number in float32; but those below 1e-38 take a CPU many times as long.
+Smaller probabilities would change no result in float32, but numbers below 1e-38 are many times slower on a CPU.
 """
 UNIT = 1e-6
-"""How far a code's length may be from 1 to be taken for 1: rounding leaves it within 2e-7."""
+"""Tolerance within which a code's length counts as 1; rounding leaves it within 2e-7."""
 
 
 def directions(codebook: Float[Tensor, "codes dim"]) -> Float[Tensor, "codes dim"]:
-    """Codes at length 1. One that is there already stays to the bit, and so does every token that it decides."""
+    """Normalise codes to length 1. Codes that already have length 1 are unchanged to the bit, so tokens do not
+    change."""
     lengths = codebook.norm(dim=1, keepdim=True)
     return torch.where((lengths - 1).abs() <= UNIT, codebook, functional.normalize(codebook, dim=1))
 
@@ -141,9 +143,9 @@ class MemoryCodes(Adapter):
     """Memory codes of several heads (arXiv 2106.04283): a hard attention of each head to its own codes.
 
     Head i owns numbers [i d, (i + 1) d) of a latent. Its keys are codes[i] @ to_k[i], its values codes[i] @ to_v[i];
-    the token is the key with the greatest dot product, the code its value. The paper draws the choice in training
-    (Gumbel softmax); here it is the greatest, with the gradient of the softmax, and an entropy term as in LFQ keeps
-    codes in use: that leaves several times as many of them alive.
+    the token is the key with the greatest dot product, the code its value. The paper samples the code in training
+    (Gumbel softmax). We take the argmax with the gradient of the softmax, and an entropy term as in LFQ. This keeps
+    several times as many codes in use.
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -158,12 +160,12 @@ class MemoryCodes(Adapter):
 
     @property
     def keys(self) -> Float[Tensor, "heads codes d"]:
-        """What latents are compared with."""
+        """Vectors that latents are compared with."""
         return self.codes @ self.to_k
 
     @property
     def values(self) -> Float[Tensor, "heads codes d"]:
-        """What tokens stand for."""
+        """The code vector of each token."""
         return self.codes @ self.to_v
 
     def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:

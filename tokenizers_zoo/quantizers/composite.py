@@ -50,7 +50,7 @@ class SideBySide(Adapter):
 
 
 class Residual(Adapter):
-    """Residual codes (arXiv 2107.03312, algorithm 1): each step quantises what the ones before left over.
+    """Residual codes (arXiv 2107.03312, algorithm 1): each step quantises the remaining error of the previous steps.
 
     The code is the sum of the steps' codes, so tokens go from coarse to fine.
     """
@@ -109,7 +109,8 @@ def _grouped_residual_vq(config: QuantizerConfig) -> Adapter:
 
 
 def _residual_simvq(config: QuantizerConfig) -> Adapter:
-    """Each step starts at half the size of the one before: codes larger than what is left over would never be used."""
+    """Start each step with codes half as large as the previous step's; codes larger than the residual would stay
+    unused."""
     return Residual([SimpleVector(config, 0.5**step) for step in range(config.codes_per_position)])
 
 

@@ -1,4 +1,4 @@
-"""What a quantizer is made of: one frozen configuration for all kinds, saved beside the weights."""
+"""Quantizer configuration: one frozen dataclass for all kinds, saved with the weights."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
 """Codebook size -> levels, as arXiv 2309.15505 (section 4.1, table 1) recommends for 2^8, 2^10, 2^12, 2^14, 2^16."""
 
 MAX_CODES = 2**24
-"""The most codes of any kind: ids of fsq are computed in float32, whose whole numbers end here."""
+"""Maximum codebook size of any kind: fsq computes ids in float32, which is exact up to this integer."""
 
 MAX_LEVELS = 1000
-"""The most levels of one dimension of fsq: the margin of 0.001 beside the outer ones reaches the next with more."""
+"""Maximum number of levels per dimension of fsq: with more, its margin of 0.001 at the outer levels reaches the next
+level."""
 
 _MOVING_AVERAGE: dict[str, Any] = {
     "codebook_dim": 32,
@@ -47,7 +48,8 @@ _MOVING_AVERAGE: dict[str, Any] = {
 }
 
 TRAINING_ONLY = ("decay", "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight", "spread_weight")
-"""Fields that say nothing about what ids mean: what was trained with some may be used, or go on, with others."""
+"""Fields that do not affect the meaning of ids. A checkpoint may be used, or its training resumed, with other
+values."""
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "fsq": {"levels": (8, 5, 5, 5), "spread_weight": 0.0},
@@ -62,17 +64,17 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "residual_fsq": {"levels": (3,) * 6, "num_codebooks": 4, "spread_weight": 0.1},
     "residual_simvq": {"codebook_dim": 32, "commitment_weight": 1.0, "num_codebooks": 4},
 }
-"""Per kind, the optional fields that it uses and their defaults; a field of another kind is rejected.
+"""Optional fields used by each kind and their defaults; fields of another kind are rejected.
 
-Every step of residual_fsq rounds the same few numbers: many dimensions of three levels leave its later steps something
-to do, which few dimensions of many levels do not.
+Every step of residual_fsq rounds the same few numbers. With many dimensions of three levels the later steps still
+reduce the error; with few dimensions of many levels they do not.
 """
 
 _OPTIONAL = sorted({name for defaults in KIND_DEFAULTS.values() for name in defaults})
 
 
 def unused_fields(kind: str) -> list[str]:
-    """The optional fields that a kind rejects."""
+    """Return the optional fields that a kind rejects."""
     return [name for name in _OPTIONAL if name not in KIND_DEFAULTS.get(kind, _OPTIONAL)]
 
 
@@ -89,16 +91,16 @@ class QuantizerConfig:
     linear map of a fixed codebook. Several codes per latent: product_vq and memcodes (codebooks side by side),
     residual_vq, residual_fsq and residual_simvq (one after the other), grouped_residual_vq (both)."""
     codebook_size: int = 0
-    """Number of codes of each codebook; 0 takes the product of `levels` for fsq kinds and 1024 for the others.
+    """Number of codes per codebook; 0: the product of `levels` for fsq kinds, 1024 for the others.
 
-    lfq and bsq need a power of two; fsq kinds without `levels` need one of the sizes of FSQ_LEVELS.
+    lfq and bsq need a power of two; fsq kinds without `levels` need a size listed in FSQ_LEVELS.
     """
     levels: tuple[int, ...] | None = None
     """fsq kinds: number of values per dimension, each at least 3; their product is the codebook size."""
     num_codebooks: int | None = None
     """Kinds with several codes per latent: how many, in all groups together; at least 2."""
     groups: int | None = None
-    """grouped_residual_vq: parts of a latent that have residual codes of their own; divides `num_codebooks`."""
+    """grouped_residual_vq: number of parts of a latent, each with its own residual codes; divides `num_codebooks`."""
     codebook_dim: int | None = None
     """Kinds with a codebook: numbers per code; latents of another dim are projected in and out.
 
@@ -118,9 +120,9 @@ class QuantizerConfig:
     commitment_weight: float | None = None
     """All but fsq kinds and memcodes: weight of the mean squared distance between latents and codes in the loss."""
     entropy_weight: float | None = None
-    """lfq, bsq, memcodes: weight of the entropy of each latent minus that of the batch in the loss, nats."""
+    """lfq, bsq, memcodes: loss weight of the entropy per latent minus the entropy of the batch, nats."""
     spread_weight: float | None = None
-    """fsq kinds: weight in the loss of how far the numbers are from falling on all levels about equally often."""
+    """fsq kinds: loss weight of the term that makes all levels about equally frequent."""
 
     def __post_init__(self) -> None:
         if self.kind not in KIND_DEFAULTS:

@@ -36,14 +36,15 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """Latents of `dim` numbers, on a grid of any number of axes, to tokens and codes.
+    """Map latents of `dim` numbers, on a grid of any number of axes, to tokens and codes.
 
     Everything runs in float32, also under autocast: bfloat16 latents near a border would otherwise change their token.
-    In eval mode it is deterministic, changes no state, and `forward(x).codes` equals `decode(encode(x))` exactly.
-    Of several processes that train together, all hold the same codebooks if the gradients are averaged (DDP).
+    In eval mode it is deterministic, changes no state, and `forward(x).codes` equals `decode(encode(x))` exactly. In
+    distributed training all processes hold the same codebooks if gradients are averaged (DDP).
 
-    The weights do not say all (the levels of fsq are in no tensor), so the state holds the configuration as well, and
-    `load_state_dict` raises CheckpointError where it is another; a state without it, as older files are, is taken.
+    The state dict also holds the configuration, because the weights do not determine it (no tensor holds the levels of
+    fsq). `load_state_dict` raises CheckpointError for a different configuration. It accepts a state dict without one,
+    as in older files.
     """
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:

@@ -83,14 +83,14 @@ def _joint(bits: Float[Tensor, "n bits 2"]) -> Float[Tensor, "n 2**bits"]:
 
 
 SPREAD = 0.9
-"""Deviation at which normally distributed numbers, bounded by tanh, fall on all levels about equally often."""
+"""Standard deviation with which normally distributed numbers, after tanh, reach all levels about equally often."""
 
 
 class FiniteScalar(Adapter):
     """FSQ (arXiv 2309.15505): each dimension is bounded by tanh and rounded; no codebook.
 
-    The paper has no loss for it. A little of `spread_loss` brings codes into use that else stay unused, at the same
-    reconstruction; but a backbone made a little less of such tokens, so that it is a setting (docs/tokenizers.md).
+    The paper has no auxiliary loss. A small weight of `spread_loss` uses more codes at the same reconstruction quality,
+    but a backbone was slightly worse on such tokens. It is therefore a setting (docs/tokenizers.md).
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -114,13 +114,14 @@ class FiniteScalar(Adapter):
 
 
 class ResidualFiniteScalar(Adapter):
-    """Residual FSQ: each step rounds what the ones before left over, on a grid finer by the number of levels.
+    """Residual FSQ: each step rounds the remaining error of the previous steps, on a grid finer by the number of
+    levels.
 
-    The steps are those of residual VQ (arXiv 2107.03312, algorithm 1), the rounding is symmetric as in arXiv
-    2411.19842 (section 3.2): with an even number of levels, too, the first step's codes are centred.
-    Fine steps take away what would drive latents apart, so that they shrink to a few codes of the first step (the
-    problem of arXiv 2508.15860): a term of the loss keeps them spread. It is in the loss, and no running mean and
-    covariance that latents are whitened by, because averaged weights do not fit those of the last batches.
+    The steps follow residual VQ (arXiv 2107.03312, algorithm 1). The rounding is symmetric as in arXiv 2411.19842
+    (section 3.2): the first step's codes are centred, also with an even number of levels. Fine steps remove the
+    pressure that drives latents apart, so latents would collapse to a few codes of the first step (the problem of arXiv
+    2508.15860). A loss term keeps them spread. We do not whiten latents with a running mean and covariance instead,
+    because EMA weights do not match the statistics of the last batches.
     """
 
     def __init__(self, config: QuantizerConfig) -> None:

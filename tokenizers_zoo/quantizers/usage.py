@@ -46,22 +46,22 @@ class CodebookUsage:
             counts += np.bincount(column, minlength=self.codebook_size)
 
     def apart(self) -> list[CodebookUsage]:
-        """Each codebook by itself, with the counts so far."""
+        """Return one CodebookUsage per codebook, with the counts so far."""
         alone = [CodebookUsage(self.codebook_size) for _ in self.counts]
         for one, counts in zip(alone, self.counts, strict=True):
             one.counts += counts
         return alone
 
     def of_several(self) -> dict[str, float]:
-        """Of several codebooks how many there are, `codebooks`, the smallest usage of one, `least_usage`, and its
-        number from 1, `least_used`; empty where there is one."""
+        """Return figures of several codebooks; empty for a single one. `codebooks`: their number; `least_usage`: the
+        lowest usage; `least_used`: the number of that codebook, from 1."""
         each = [one.usage for one in self.apart()]
         least = {"codebooks": len(each), "least_usage": min(each), "least_used": each.index(min(each)) + 1}
         return least if len(each) > 1 else {}
 
     @property
     def largest_share(self) -> float:
-        """Share of the tokens that the most frequent code has, in [0, 1]; 0 before any token."""
+        """Share of the most frequent code in the tokens, in [0, 1]; 0 before any token."""
         return float(np.mean([counts.max() / max(1, counts.sum()) for counts in self.counts]))
 
     @property
@@ -81,18 +81,18 @@ class CodebookUsage:
 
 
 class RecentUsage:
-    """Which codes the last `batches` updates used, in memory of one number per code and without waiting for a GPU."""
+    """Codes used in the last `batches` updates. Stores one number per code and never waits for the GPU."""
 
     def __init__(self, codebook_size: int, num_codebooks: int = 1, batches: int = RECENT_BATCHES) -> None:
         self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
         self.updates = 0
         self.counts: deque[int] = deque(maxlen=batches)
-        """Tokens per codebook of each of the last updates."""
+        """Number of tokens per codebook in each recent update."""
         self.last_update: torch.Tensor | None = None
         """Per codebook and code, the number of the update that last used it."""
 
     def update(self, tokens: torch.Tensor) -> None:
-        """Note a batch of integer tokens of any shape (last axis = codebooks where there are several)."""
+        """Record a batch of integer tokens of any shape (with several codebooks the last axis is the codebooks)."""
         import torch
 
         columns = tokens.detach().reshape(-1, self.num_codebooks)
@@ -105,7 +105,7 @@ class RecentUsage:
 
     @property
     def usage(self) -> float:
-        """Share of the codes used, in [0, 1]: of several codebooks the least; 0 before any update."""
+        """Share of the codes used, in [0, 1]; with several codebooks the lowest share; 0 before any update."""
         if self.last_update is None:
             return 0.0
         used = self.last_update >= self.updates - len(self.counts)
@@ -113,11 +113,11 @@ class RecentUsage:
 
     @property
     def reachable(self) -> float:
-        """Usage that as many evenly spread tokens would reach."""
+        """Usage that the same number of uniformly random tokens would reach."""
         return reachable_usage(sum(self.counts), self.codebook_size)
 
     def collapsed(self, threshold: float = COLLAPSED) -> bool:
-        """True where usage is below `threshold` of what is reachable; never before the look-back is filled."""
+        """Return whether usage is below `threshold` times `reachable`; always False before `batches` updates."""
         return len(self.counts) == self.counts.maxlen and self.usage < threshold * self.reachable
 
 

@@ -40,7 +40,7 @@ class ProbeGroup:
     question: Question
     samples: Samples
     first: Mapping[str, Any]
-    """metrics.json of one of them."""
+    """metrics.json of the first probe."""
     seeds: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     """Main metric by seed."""
     duplicates: list[Path] = field(default_factory=list)

@@ -63,14 +63,15 @@ class SupervisedTask(Protocol):
     title: str
     """Title of the progress bar."""
     validates: bool
-    """True where the loop's held-out samples are there to choose by: the weights of the best evaluation are kept, also
-    without `patience`, and logs call the samples validation. They must not be those that `save` scores."""
+    """Whether the loop's held-out samples are a validation set: the weights of the best evaluation are kept, even
+    without `patience`, and logs call the samples validation. `save` must score other samples."""
 
     def parameter_groups(self, module: torch.nn.Module) -> list[dict[str, Any]]:
-        """What is trained: tables with "params", "weight_decay" and "rate", a multiple of the learning rate."""
+        """Return the trained parameter groups: tables with "params", "weight_decay" and "rate" (a multiple of the
+        learning rate)."""
 
     def save(self, run: RunFolder, module: torch.nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
-        """Score the averaged model, write its folder and finish the run; `kept` is the evaluation of its weights."""
+        """Score the EMA model, write its folder and finish the run; `kept` is the evaluation of its weights."""
 
 
 @runtime_checkable
@@ -80,10 +81,10 @@ class AdversarialTask(Protocol):
     critic_rate: float
     """Learning rate of the critic as a multiple of the model's."""
     critic_start: int
-    """The first step (0 is the first of all) that the critic takes part in."""
+    """The first step (from 0) with the critic's loss."""
 
     def build_critic(self) -> torch.nn.Module | None:
-        """The untrained critic; None where the settings ask for none. torch's generator is seeded."""
+        """Return the untrained critic; None if the settings have none. torch's generator is seeded."""
 
     def losses_against(
         self, module: torch.nn.Module, critic: torch.nn.Module, batch: Any, step: int
