@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.manifest import Split, write_record
-from tokenizers_zoo.data.shards import DATASET, writing_shard
+from tokenizers_zoo.data.manifest import DATASET, Split, write_record
+from tokenizers_zoo.data.shards import writing_shard
 
 NAMES = ("a", "b", "c")
 TEST = 1000

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.data.manifest import Split, read_record, read_splits, write_record
-from tokenizers_zoo.data.shards import DATASET, ValueStore, writing_shard
+from tokenizers_zoo.data.manifest import DATASET, Split, read_record, read_splits, write_record
+from tokenizers_zoo.data.shards import ValueStore, writing_shard
 
 Values = Mapping[str, tuple[bytes, str]]
 """By key the bytes of a value and their extension."""

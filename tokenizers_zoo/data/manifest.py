@@ -30,6 +30,8 @@ from tokenizers_zoo.io import not_read, replacing_file
 
 FORMAT = 1
 KEYS = "keys"
+DATASET = "dataset.json"
+"""Record of a data folder's splits and their sources."""
 """The folder of a split that holds the sample keys; no modality may have this name."""
 KEPT_KEYS = 4
 """Shards whose keys a `Split` keeps in memory."""

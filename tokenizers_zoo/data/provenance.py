@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.data.manifest import inputs_digest, read_record
-from tokenizers_zoo.data.shards import DATASET
+from tokenizers_zoo.data.manifest import DATASET, inputs_digest, read_record
 from tokenizers_zoo.io import as_json, held
 from tokenizers_zoo.pretrained import networks_of
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import (
+    DATASET,
     REPAIR,
     FileRecord,
     Manifest,
@@ -42,7 +43,6 @@ from tokenizers_zoo.spec import Crop
 if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle
 
-DATASET = "dataset.json"
 INDEX = np.dtype([("offset", "<i8"), ("size", "<i8"), ("extension", "S16")])
 OPEN_SHARDS = 64
 """Shards that a store keeps open."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.config import default_of
 from tokenizers_zoo.data.folder import FolderSamples, signature
 from tokenizers_zoo.data.manifest import (
+    DATASET,
     Split,
     inputs_digest,
     is_finished,
@@ -22,7 +23,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.provenance import one_writer, reading_settings, value_identity
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.data.shards import DATASET, check_foreign
+from tokenizers_zoo.data.shards import check_foreign
 from tokenizers_zoo.data.tar import Member, shown_key
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import as_json, difference, disk_errors

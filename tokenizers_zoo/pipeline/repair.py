@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers_zoo.data.manifest import Split, Wrong, read_record, read_splits, remove_shard, verify
+from tokenizers_zoo.data.manifest import DATASET, Split, Wrong, read_record, read_splits, remove_shard, verify
 from tokenizers_zoo.data.provenance import one_writer
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.data.shards import DATASET
 from tokenizers_zoo.data.tokens import STORE
 from tokenizers_zoo.errors import DataError, count_of
 from tokenizers_zoo.pipeline.derive import derive_data

@@ -17,10 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.ahead import read_ahead
-from tokenizers_zoo.data.manifest import Manifest, inputs_digest, read_manifest, remove_shard, shard_name, shards_of
+from tokenizers_zoo.data.manifest import (
+    DATASET,
+    Manifest,
+    inputs_digest,
+    read_manifest,
+    remove_shard,
+    shard_name,
+    shards_of,
+)
 from tokenizers_zoo.data.provenance import reading_settings, samples_identity
 from tokenizers_zoo.data.samples import TRAIN
-from tokenizers_zoo.data.shards import DATASET, ValueStore
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.token_shard import SUFFIX, TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, passing
