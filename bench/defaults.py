@@ -1,6 +1,6 @@
 """Every tokenizer with a codebook, trained with its default settings: how well, with how many of its codes in use.
 
-    python bench/defaults.py --write docs/tokenizers.md
+    python bench/defaults.py --write docs/results/tokenizers.md
 
 Data come from the sources that make them; what else is installed is derived from those. Killed, the same command goes
 on. With --write the table replaces the one between the two comments in that page, or goes to its end where it has none.

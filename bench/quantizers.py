@@ -1,6 +1,6 @@
 """All quantizers in one tokenizer at equal budget: codebook usage, reconstruction and time, as a table.
 
-    python bench/quantizers.py --steps 400 --write docs/tokenizers.md
+    python bench/quantizers.py --steps 400 --write docs/results/tokenizers.md
 
 Samples are drawn from a source; encoder, decoder, batches and steps are the same for all rows. The first rows have
 about 10 bits per patch, in one token or several; the others as many as their kind is for. With --write the table

@@ -90,7 +90,7 @@ class FiniteScalar(Adapter):
     """FSQ (arXiv 2309.15505): each dimension is bounded by tanh and rounded; no codebook.
 
     The paper has no auxiliary loss. A small weight of `spread_loss` uses more codes at the same reconstruction quality,
-    but a backbone was slightly worse on such tokens. It is therefore a setting (docs/tokenizers.md).
+    but a backbone was slightly worse on such tokens. It is therefore a setting (docs/results/tokenizers.md).
     """
 
     def __init__(self, config: QuantizerConfig) -> None:

@@ -12,7 +12,7 @@ __all__ = ["FourM", "FourMEncoder"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model, and torch with it, only when it is asked for."""
+    """Import the model, and with it torch, on first access."""
     if name == "FourM":
         from zoo_backbone.model import FourM
 

@@ -1,4 +1,4 @@
-"""Batches: the raw one, all tokens of some samples, and the packed one, the selected tokens and nothing else."""
+"""Batches: raw batches with all tokens of some samples, and packed batches with the selected tokens only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 WIDTH = 8
-"""Packed batches are trimmed to a multiple of so many slots."""
+"""Packed batches are trimmed to a multiple of this number of slots."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Packed:
     mask: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that have one row per sample."""
+        """Return the fields with one row per sample."""
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
@@ -74,10 +74,10 @@ class PackedInputs(Packed):
 
 @dataclass(frozen=True, kw_only=True)
 class PackedTargets(Packed):
-    """Selected target tokens, `batch targets`, each modality's in one run, sequences in reading order.
+    """Selected target tokens, `batch targets`. Tokens of a modality are adjacent, sequences in reading order.
 
-    `ids` are the rows of the token table to predict; `read` the row that the decoder reads at that place: for
-    sequences the token before, for grids and vectors -1 (the mask token).
+    `ids` are the rows of the token table to predict. `read` are the rows that the decoder reads at these places: the
+    previous token in sequences, -1 (the mask token) in grids and vectors.
     """
 
     read: Tensor
@@ -96,7 +96,7 @@ class PackedBatch:
 
     @classmethod
     def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
-        """The samples of `parts`, which have the same budgets, as one batch, in order."""
+        """Concatenate batches with the same budgets."""
         if len(parts) == 1:
             return parts[0]
         inputs, targets = [part.inputs for part in parts], [part.targets for part in parts]
@@ -112,10 +112,9 @@ class PackedBatch:
         return cls(inputs=PackedInputs(**_joined(inputs), vectors=joined), targets=PackedTargets(**_joined(targets)))
 
     def trimmed(self) -> PackedBatch:
-        """Without the slots that no sample uses, but for some at the end: lengths are multiples of WIDTH, or as before.
+        """Remove slots that no sample uses; lengths become multiples of WIDTH or do not change.
 
-        Where all samples have fewer tokens than the budgets, empty slots cost as much as others. The rounding keeps the
-        number of different shapes small.
+        Unused slots cost as much as used slots. The rounding keeps the number of different shapes small.
         """
         inputs, targets = (min(_width(side.mask), side.mask.shape[1]) for side in (self.inputs, self.targets))
         budget = self.inputs.mask.shape[1]
@@ -128,7 +127,7 @@ class PackedBatch:
         return PackedBatch(inputs=PackedInputs(**first, vectors=vectors), targets=PackedTargets(**second))
 
     def split(self, parts: int) -> list[PackedBatch]:
-        """The samples in up to `parts` batches, in order, of sizes that differ by one at most."""
+        """Split into up to `parts` batches whose sizes differ by at most one."""
         size = len(self.targets.ids)
         edges = [size * part // parts for part in range(parts + 1)]
         return [self._rows(first, end) for first, end in itertools.pairwise(edges) if first < end]
@@ -147,7 +146,7 @@ class PackedBatch:
 
 
 def _width(mask: Tensor) -> int:
-    """The length of the longest sample, rounded up."""
+    """Return the length of the longest sample, rounded up."""
     longest = int(mask.sum(dim=1).max()) if mask.numel() else 0
     return max(WIDTH, -(-longest // WIDTH) * WIDTH)
 

@@ -87,7 +87,8 @@ def stored_layout(config: Mapping[str, Any]) -> EmbeddingLayout:
 
 
 def model_tensors(model: FourM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a state dict of `model` by their names on disk, tables cut up by table and modality."""
+    """Return the tensors of a state dict of `model` by their names on disk; tables are split by vocabulary and
+    modality."""
     layout, stored = model.layout, model.layout.positions_of("stored")
     named: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -140,8 +141,8 @@ def load_model(
 
     Modalities and vocabularies are matched by name. Stored rows keep their values, so that the outputs of stored
     modalities are bit-identical; other rows are initialised from `seed`; stored modalities that are not in `specs` are
-    left out. A sequence of another length keeps the positions of its training and gets further ones. A grid of another
-    shape gets the positions of that shape. Raises CheckpointError where the tokens of a modality have another meaning.
+    skipped. A longer sequence keeps its trained positions and gets new ones. A grid of another shape gets the positions
+    of that shape. Raises CheckpointError if the tokens of a modality have changed meaning.
     """
     tensors, config = load_checkpoint(Path(folder), CLASS)
     try:

@@ -29,13 +29,13 @@ class ModelConfig:
     heads: int = 8
     """Attention heads."""
     mlp_ratio: float = 4.0
-    """Hidden width of the MLP over `dim`; a gated MLP has two thirds of it, so that it costs the same."""
+    """Ratio of the MLP's hidden width to `dim`; a gated MLP has two thirds of that width, for the same cost."""
     activation: Literal["silu", "gelu"] = "silu"
-    """Non-linearity of the MLP; "gelu" is the exact one."""
+    """Non-linearity of the MLP; "gelu" is exact, without the tanh approximation."""
     gated_mlp: bool = True
     """Gate the hidden units by a third projection (SwiGLU with "silu")."""
     bias: bool | tuple[Biased, ...] = False
-    """Biases in linear layers and layer norms: all, none, or those named."""
+    """Biases in linear layers and layer norms: all, none, or a list."""
     qk_norm: bool = False
     """Layer norm over the head size on queries and keys."""
     rotary: bool = False
@@ -58,12 +58,12 @@ class ModelConfig:
             raise ValueError(f"position_lengths: expected at least 1 each, got {dict(self.position_lengths)}")
 
     def biased(self, part: Biased) -> bool:
-        """Whether a part of a block has biases."""
+        """Return whether a part of a block has biases."""
         return self.bias if isinstance(self.bias, bool) else part in self.bias
 
     @property
     def mlp_hidden(self) -> int:
-        """Hidden units of an MLP, for a gated one two thirds, rounded as in 4M's code."""
+        """Return the hidden units of an MLP; two thirds if gated, rounded as in 4M's code."""
         hidden = int(self.mlp_ratio * self.dim)
         return int(2 * hidden / 3) if self.gated_mlp else hidden
 
@@ -79,7 +79,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The named size. Raises UnknownNameError."""
+    """Return the preset of this name. Raises UnknownNameError."""
     if name not in PRESETS:
         raise UnknownNameError.of("preset", name, PRESETS)
     return PRESETS[name]
@@ -87,7 +87,7 @@ def preset(name: str) -> ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
-    """A component of the mixture of Dirichlets (4M, section 2.3): how some of the samples share the budgets."""
+    """A component of the mixture of Dirichlets (4M, section 2.3): how a subset of the samples divides the budgets."""
 
     weight: float = 1.0
     """How often this component is drawn, relative to the others."""
@@ -125,7 +125,7 @@ class Mixture:
 
 
 FEW_INPUTS = Mixture(weight=3.0, input_alpha=0.1, single_input_prob=0.1), Mixture(single_input_prob=0.1)
-"""The default mixture: most requests to a trained model have one input modality, or a few."""
+"""Return the default mixture. It favours few input modalities, as in most requests to a trained model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +157,7 @@ class MaskingConfig:
 
     @property
     def least_input(self) -> int:
-        """The smallest input budget of a sample."""
+        """Return the smallest input budget of a sample."""
         if self.min_input is None:
             return max(1, self.input_budget // 8)
         return self.min_input or self.input_budget
@@ -165,16 +165,16 @@ class MaskingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """A further token store to train on, beside the run's own."""
+    """An additional token store to train on."""
 
     tokens: Path
     """The store's folder."""
     weight: float = 1.0
-    """How many of the samples are of it, relative to the other stores; the run's own has weight 1."""
+    """How many samples are drawn from it, relative to the other stores; the run's own store has weight 1."""
     modalities: tuple[str, ...] = ()
-    """Those that are read of it; empty means all of the run's that it has."""
+    """Modalities to read from it; empty: all modalities of the run that it contains."""
     mixtures: tuple[Mixture, ...] = ()
-    """How its samples are masked; empty means as those of the run's own store."""
+    """Masking mixtures for its samples; empty: the same as for the run's own store."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
@@ -192,7 +192,7 @@ class Preview:
 
 
 def least_rate_problem(least: float, peak: float) -> str:
-    """What is wrong with a rate that a schedule cannot fall to."""
+    """Return the error message for a minimum learning rate above the peak."""
     return f"min_learning_rate: expected at most the peak, {peak:.3g}, got {least:g}"
 
 
@@ -205,8 +205,9 @@ class TrainConfig:
     batch_size: int = 16
     """Samples per optimizer step. Short runs learn more from many small batches than from few large ones."""
     grad_accum_steps: int = 1
-    """Parts into which a batch is split; their gradients are summed. On a GPU they run one after another, for batches
-    that do not fit into memory. On a CPU they run in parallel threads, which is faster for small models."""
+    """Gradient accumulation: the number of parts of a batch, whose gradients are summed. On a GPU they run one after
+    another, for batches that do not fit into memory. On a CPU they run in parallel threads, which is faster for small
+    models."""
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon for the weight matrices of the blocks, AdamW for all other parameters; needs fewer steps. adamw: AdamW
     for all parameters, as in 4M."""
@@ -238,7 +239,7 @@ class TrainConfig:
     eval_samples: int = 128
     """Largest number of held-out samples per token store."""
     save_every: int = 200
-    """Steps between two training states, from which a killed run resumes."""
+    """Steps between two saved training states; a killed run resumes from the last."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Autocast precision of the forward and backward pass."""
     seed: int = 0
@@ -249,7 +250,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Recompute activations within blocks in the backward pass: less memory, more time."""
     compile: bool = False
-    """Compile the blocks with torch.compile. If that fails, a line says so and training goes on without it."""
+    """Compile the blocks with torch.compile. If that fails, training prints the reason and continues without it."""
     preview_every: int = 0
     """Steps between two previews of generated held-out samples; 0: none."""
     preview_samples: int = 4

@@ -313,9 +313,9 @@ def fingerprints_of(sources: Sequence[Source]) -> dict[str, str]:
 
 
 class Mix:
-    """The batches of a training: each has samples of the first store, then of the second, and so on.
+    """Training batches: each contains samples of the first store, then of the second, and so on.
 
-    Their numbers follow from the weights alone, so that any step can be made without the steps before it.
+    The numbers of samples depend only on the weights, so any step can be computed without the previous steps.
     """
 
     def __init__(self, sources: Sequence[Source], layout: EmbeddingLayout, config: TrainConfig) -> None:

@@ -1,8 +1,8 @@
-"""Evaluation of a backbone: how well it predicts each modality from each other one.
+"""Evaluation of a backbone: how well it predicts each modality from each other modality.
 
 evaluation.json, in RUN/evaluation or another folder, holds
 
-    identity       what the scores depend on: {"weights": sha256, "settings": EvaluationConfig, "tokenizers":
+    identity       the inputs of the scores: {"weights": sha256, "settings": EvaluationConfig, "tokenizers":
                    {name: fingerprint}, "samples": sha256 of the test samples' keys and tokens, "values":
                    {"<split>/<name>": digest}, "decoders": {name: sha256 of the tokenizer and its settings}}
     modalities     {name: {"summary", "layout", "vocab_size", "test_samples",
@@ -452,8 +452,8 @@ def skill_score(
 def skill_tables(result: dict[str, Any], width: int = 80) -> list[Table]:
     """Return tables with a row for each input set and two columns for each target: skill score and main metric.
 
-    Targets that do not fit into the width go to further tables. A dash stands for a missing number, a dot for a pair
-    that was not evaluated.
+    Targets that do not fit into the width go to further tables. A dash marks a missing number, a dot a pair that was
+    not evaluated.
     """
     entries = {pair_of(entry): entry for entry in result["pairs"]}
     sources = list(dict.fromkeys(inputs for inputs, _ in entries))

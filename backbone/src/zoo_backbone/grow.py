@@ -38,7 +38,7 @@ NEW_TARGETS = 8.0
 REPLAY, REPLAY_APART = 0.25, 0.5
 """Default share of replayed samples: if the other samples have all old modalities as targets, too, and otherwise."""
 OLD_TARGETS = 0.5
-"""Smallest share of the target budget for old modalities by which samples with new targets train both."""
+"""Smallest share of the target budget for old modalities in samples with new and old targets."""
 
 
 @dataclass(frozen=True, kw_only=True)

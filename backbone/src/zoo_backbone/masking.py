@@ -8,9 +8,8 @@ targets from the rest:
 - Inputs of a sequence: random spans are masked and replaced by one sentinel each; kept tokens and sentinels fill the
   quota. A quota of the whole length keeps everything, and nothing is left to predict.
 - Targets of a sequence: random spans, as many as fit, in reading order, then the id `end`. A span that does not fit is
-  not predicted; the input still shows its sentinel. In two cases all spans are targets, cut off at the budget, so that
-  `end` may be missing. One is a sequence without input tokens (a single span), the other a sample that would otherwise
-  have no target.
+  not predicted; the input still shows its sentinel. All spans are targets, cut off at the budget (`end` may be
+  missing), for a sequence without input tokens (a single span) and for a sample that would otherwise have no target.
 - If `targets` leave a part of the target budget, the component's `fallback_targets` share it in the same way.
 - Published models (`EmbeddingLayout.marked_inputs`) treat `end` as a token of the sequence, kept or masked. Where not
   all spans fit, their targets are adjacent spans, closed by the sentinel of the next one.

@@ -313,7 +313,7 @@ class Optimizer:
 
 
 def names_of(parameter: str) -> tuple[str, str, str]:
-    """Return the names under which the moments and steps of a parameter are stored; Muon has only the first."""
+    """Return the stored names of a parameter's moments and steps; Muon has only the first."""
     return f"{parameter}.first", f"{parameter}.second", f"{parameter}.ticks"
 
 

@@ -25,10 +25,10 @@ Used = dict[str, Tensor]
 def padded(
     layout: EmbeddingLayout, given: Mapping[str, Any], device: torch.device | str = "cpu"
 ) -> tuple[Tokens, Used]:
-    """What codecs give as tensors: sequences and embeddings are filled up to the longest of the batch.
+    """Convert the output of tokenizers to tensors; sequences and embeddings are padded to the longest of the batch.
 
-    Raises InvalidValueError where tokens do not fit their modality or the modalities have other numbers of samples,
-    UnknownNameError for a modality that the backbone has not.
+    Raises InvalidValueError if tokens do not fit their modality or numbers of samples differ, UnknownNameError for a
+    modality that the backbone does not have.
     """
     tokens: Tokens = {}
     used: Used = {}
@@ -44,9 +44,9 @@ def padded(
 
 
 def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) -> Any:
-    """The tokens as a tensor (layouts of fixed length) or a list of arrays.
+    """Return the tokens as a tensor (layouts of fixed length) or a list of arrays.
 
-    Raises InvalidValueError where they do not fit the spec, or have another number of samples than `samples`.
+    Raises InvalidValueError if they do not fit the spec or the number of samples is not `samples`.
     """
     found, problem = checked_tokens(spec, tokens)
     if problem is None and samples is not None and len(found) != samples:
@@ -59,9 +59,10 @@ def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) 
 def filled(
     layout: EmbeddingLayout, spec: ModalitySpec, found: Any, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """Accepted tokens as one tensor `batch tokens` (continuous ones with `dim`), and bool `batch tokens`: which are.
+    """Return checked tokens as a tensor `batch tokens` (continuous: also `dim`), and a mask, bool `batch tokens`, True
+    for tokens.
 
-    Sequences end as the model has seen them end in training, see `EmbeddingLayout.marked_inputs`.
+    Sequences end as in the model's training, see `EmbeddingLayout.marked_inputs`.
     """
     rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in found]
     if (end := shown_end(layout, spec)) is not None:
@@ -72,12 +73,12 @@ def filled(
 
 
 def shown_end(layout: EmbeddingLayout, spec: ModalitySpec) -> int | None:
-    """The id behind a sequence of this modality that is given to its end; None where there is none."""
+    """Return the id that follows a complete input sequence of this modality; None if there is no such id."""
     return spec.layout.end if layout.marked_inputs and isinstance(spec.layout, SequenceLayout) else None
 
 
 def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:
-    """Where each modality's tokens lie among the packed ones."""
+    """Return the slice of each modality's tokens in the packed tokens."""
     spans, start = {}, 0
     for name, value in tokens.items():
         spans[name] = slice(start, start + value.shape[1])
@@ -86,7 +87,7 @@ def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:
 
 
 def packed(layout: EmbeddingLayout, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> PackedInputs:
-    """All tokens side by side, in the order given; nothing in it depends on the values of tensors.
+    """Concatenate all tokens in the order of the mapping, without control flow that depends on tensor values.
 
     Gradients flow to continuous tokens.
     """

@@ -31,7 +31,7 @@ class Run:
     tokens: Path
     """The token store that it trains on."""
     data: Path | None = None
-    """The values that the tokens were made of."""
+    """The store of values that were encoded to these tokens."""
     registry: Path | None = None
     """The registry.toml in use; None: all installed modalities."""
     start: Path | None = None
@@ -55,7 +55,7 @@ class Run:
         return from_mapping(cls, {key: value for key, value in record["places"].items() if value is not None})
 
     def values(self) -> Path:
-        """The folder of values. Raises CheckpointError where the run does not say, or it is gone."""
+        """Return the folder of values. Raises CheckpointError if the run has none, or if it is missing."""
         if self.data is None:
             raise CheckpointError("the run does not know its values; give --data DATA")
         if not self.data.is_dir():
@@ -66,7 +66,8 @@ class Run:
 
 
 def registry_place(registry: Path | None) -> str | None:
-    """The absolute path of a registry.toml. A link stays one: relative paths in the file start at the link's folder."""
+    """Return the absolute path of a registry.toml. Links are not resolved: relative paths in the file start at the
+    link's folder."""
     return None if registry is None else str(registry.parent.resolve() / registry.name)
 
 

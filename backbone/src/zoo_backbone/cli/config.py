@@ -1,4 +1,4 @@
-"""What the commands of the backbone share: the configuration file and its tables, options NAME=SOMETHING."""
+"""Shared options of the backbone's commands: the configuration file and its tables, options NAME=SOMETHING."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TABLES = ("model", "train", "eval")
 
 
 def read_tables(config_file: Path | None, names: Sequence[str] = TABLES) -> dict[str, dict[str, Any]]:
-    """The tables of a configuration file that may have these, each empty where it is absent. Raises ConfigError."""
+    """Return the tables of a configuration file; missing tables are empty. Raises ConfigError."""
     tables = load_toml(config_file) if config_file else {}
     origin = Origin(path=config_file)
     reject_unknown(tables, names, origin)
@@ -32,7 +32,7 @@ def read_tables(config_file: Path | None, names: Sequence[str] = TABLES) -> dict
 
 
 def assigned(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`table` with `changes` in it, whose keys may be dotted: `masking.input_budget`. Raises ConfigError."""
+    """Return `table` updated by `changes`, whose keys may be dotted: `masking.input_budget`. Raises ConfigError."""
     result = dict(table)
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -49,7 +49,7 @@ def assigned(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
-    """`NAME=WHAT` to a table. Raises ConfigError."""
+    """Parse `NAME=WHAT` options into a table. Raises ConfigError."""
     pairs: dict[str, str] = {}
     for item in items:
         name, equals, text = (part.strip() for part in item.partition("="))
@@ -62,6 +62,6 @@ def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
 
 
 def check_drawn(table: Mapping[str, Any], every: int, origin: Origin) -> None:
-    """Raise ConfigError for a table [train] with previews that would never be drawn, as it does not say how often."""
+    """Raise ConfigError for a table [train] with previews but without `preview_every`."""
     if table.get("previews") and not every and "preview_every" not in table:
         raise ConfigError(f"{origin.at('previews')}: nothing is drawn without preview_every, the steps between; set it")

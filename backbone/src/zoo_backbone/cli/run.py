@@ -1,4 +1,4 @@
-"""What the commands on a trained run share."""
+"""Open a trained run: shared by the commands that use one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def open_run(folder: Path) -> tuple[Run, Zoo]:
-    """A run, and its zoo; see `zoo_of`. Raises CheckpointError where its training has not come to its end."""
+    """Return a run and its zoo (see `zoo_of`). Raises CheckpointError if its training is unfinished."""
     from zoo_backbone.run import Run, stored_config
 
     run = Run.load(folder)
@@ -22,9 +22,9 @@ def open_run(folder: Path) -> tuple[Run, Zoo]:
 
 
 def zoo_of(folder: Path, registry: Path | None) -> Zoo:
-    """The zoo of --registry, of the `registry` of the training of a run, or of ./registry.toml, in this order.
+    """Return the zoo of --registry, of the run's `registry`, or of ./registry.toml, in this order.
 
-    Raises CheckpointError where that of the training is gone, and no other was given.
+    Raises CheckpointError if the run's registry is missing and --registry is not set.
     """
     from zoo_backbone.run import found_registry
 

@@ -61,8 +61,8 @@ class Passes:
         """Return the passes for `target`, given the modalities `known` so far. Raises ConfigError for unknown names.
 
         Known tokens of the target are never hidden. With u the logits without any condition and c_i the logits with
-        condition i alone, the result is u + sum_i w_i (c_i - u) = (1 - sum_i w_i) u + sum_i w_i c_i; passes of weight 0
-        are left out. With `scale`, all of `known` is one condition. 4M marks hidden sequences as open in the
+        condition i alone, the result is u + sum_i w_i (c_i - u) = (1 - sum_i w_i) u + sum_i w_i c_i. Passes of weight 0
+        are skipped. With `scale`, all of `known` is one condition. 4M marks hidden sequences as open in the
         unconditional pass of `scale`, but not with `weights`.
         """
         others = [name for name in known if name != target]

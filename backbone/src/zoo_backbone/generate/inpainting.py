@@ -1,4 +1,4 @@
-"""Inpainting: regions of a modality to generate anew, and partial tokens, with -1 where something is missing.
+"""Inpainting: regions of a modality to regenerate, and partial tokens, with -1 for missing tokens.
 
 Partial tokens of grids and vectors are int64 `(batch, *shape)`, -1 at each cell to generate. Partial sequences are 1-D
 int64 arrays in which -1 is a gap for any number of tokens: `[5, 9, -1]` is a beginning, `[-1, 5, 9, -1]` lacks both
@@ -12,10 +12,10 @@ Regions, the arguments of `--inpaint` and of a plan's table [inpaint], of grids 
                                  not 0 (in a colour picture: not black) are generated
     not:REGION                   all other cells
 
-A box may have two numbers for each of the last axes of a grid: all starts, then all ends. Regions of sequences:
+A box may have two numbers per axis, for the last axes of a grid: all starts, then all ends. Regions of sequences:
 
     after  after:N               continue after all tokens, or after the first N
-    tokens:0-3,8                 replace each of these runs of tokens, by any number of tokens
+    tokens:0-3,8                 replace each listed run of tokens by any number of tokens
     gaps:N                       insert before every Nth token and at the end. N is the number of tokens of a unit, such
                                  as a field with its value
     not:tokens:0-3               replace all other runs

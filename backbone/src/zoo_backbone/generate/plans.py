@@ -159,7 +159,7 @@ class GenerationPlan:
     inputs: tuple[str, ...] = ()
     """NAME (stored samples), NAME=FILE, NAME="TEXT" or NAME={JSON}."""
     inpaint: Mapping[str, str] = field(default_factory=dict)
-    """The region of an input to generate anew, by modality; the rest stays. Regions: docs/generation.md."""
+    """The region of an input to regenerate, by modality; the rest stays. Regions: docs/generation.md."""
     guidance: Guidance = field(default_factory=Guidance)
     """For targets without their own guidance."""
     samples: str = ""

@@ -74,7 +74,7 @@ class Pair:
     ours: str
     theirs: tuple[str, ...]
     pixels: int = 0
-    """Pixels of a patch, for a projection of patches: its columns are pixel-major there, channel-major here."""
+    """Pixels of a patch, for a patch projection. Its columns are pixel-major in 4M, channel-major here."""
 
     def join(self, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         """Return our tensor; published ones may have leading axes of length 1."""

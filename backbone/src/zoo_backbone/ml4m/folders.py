@@ -47,9 +47,9 @@ SOURCE = "source.json"
 """File in an imported folder with the digest of the published weights, which identifies them."""
 HERE = "is there already"
 STAYING = ("colours",)
-"""Settings that a published tokenizer brings, and that stay where the registry has them; sizes are another matter."""
+"""Settings of a published tokenizer that do not override the registry's settings; see sizes.py for sizes."""
 LEFT = re.compile(rf"{re.escape(WEIGHTS)}|\.(?:{re.escape(WEIGHTS)}|{re.escape(CONFIG)})\.[0-9a-f]+\.tmp(?:\.d)?")
-"""Names of the files that a killed export may leave; config.json comes last."""
+"""Files that a killed export may leave; config.json is written last."""
 HEADER = """\
 # Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
 #   zoo --registry {path} ...
@@ -60,7 +60,7 @@ HEADER = """\
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """One thing that was imported, for the terminal."""
+    """A row of the import's table: an imported checkpoint or modality."""
 
     published: str
     ours: str
@@ -68,7 +68,7 @@ class Told:
 
 
 def sources(source: Path) -> tuple[list[Path], list[Path]]:
-    """Return checkpoints and text tokenizer files at `source`, or in it. Raises CheckpointError.
+    """Return the checkpoints and text tokenizer files at `source`, or inside it. Raises CheckpointError.
 
     A checkpoint is a folder with a config.json, or a .safetensors file without one.
     """
@@ -96,19 +96,19 @@ def sources(source: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _has_config(weights: Path) -> bool:
-    """Whether a .safetensors file is part of a folder's checkpoint."""
+    """Return whether a .safetensors file is part of a folder's checkpoint."""
     return (weights.parent / CONFIG).is_file()
 
 
 def _title(source: Path) -> str:
-    """Return the name of a checkpoint: of its folder, or of a file with a name of its own."""
+    """Return the name of a checkpoint: its folder's name, or its file's name if that is not generic."""
     if source.is_dir():
         return Path(os.path.abspath(source)).name  # of a link its own name
     return source.absolute().parent.name if source.name == WEIGHTS else source.stem
 
 
 def _is_text_tokenizer(path: Path) -> bool:
-    """Whether a JSON file was written by the tokenizers library."""
+    """Return whether a JSON file was written by the tokenizers library."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -121,9 +121,9 @@ def import_folders(
 ) -> Path:
     """Import the checkpoints at `source` into `out`, and return the registry.toml to run them.
 
-    `name` is the modality of a single tokenizer, by our name or its published one; `called` replaces the name of the
-    source folder, as in a cache of the hub. Existing files in `out` stay, so a killed import resumes; a second import
-    into the same folder waits. Raises CheckpointError, ConfigError, UnknownNameError.
+    `name` is the modality of a single tokenizer, by our name or its published name. `called` replaces the name of the
+    source folder, as in a hub cache. Existing files in `out` are kept, so a killed import resumes. A second import into
+    the same folder waits. Raises CheckpointError, ConfigError, UnknownNameError.
     """
     folders, files = sources(source)
     titles = {folder: called if called and folder == source else _title(folder) for folder in folders}
@@ -169,19 +169,19 @@ def import_folders(
 
 
 def _is_imported(backbone: Path) -> bool:
-    """Whether a folder holds a backbone that was imported, as a run; a run of its own may have the same place."""
+    """Return whether a folder contains an imported backbone, not a run trained by the user."""
     return all((backbone / name).is_file() for name in (RUN, CONFIG)) and PUBLISHED in load_config(backbone)
 
 
 def note_place(out: Path) -> None:
-    """Let the backbone of a folder that was moved or copied know its tokens and registry there."""
+    """Update the paths of tokens and registry in the backbone of a moved or copied folder."""
     run, registry = Run.load(out / BACKBONE), out / REGISTRY
     if run.registry is None or run.registry.resolve() != registry.resolve():
         dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(out / BACKBONE)
 
 
 def note_codecs(backbone: Path, registry: Path) -> None:
-    """Let a backbone know the codecs of tokenizers that were imported after it, so that it refuses tokens of others.
+    """Add the fingerprints of tokenizers imported later to a backbone, so that it refuses tokens of other tokenizers.
 
     Its fingerprint stays, as its weights and their meaning are unchanged.
     """
@@ -195,7 +195,7 @@ def note_codecs(backbone: Path, registry: Path) -> None:
 
 
 def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
-    """The published text tokenizer as the shared text vocabulary, where the registry looks for it."""
+    """Convert the published text tokenizer to the shared text vocabulary, at the registry's path."""
     folder = Zoo.from_tables({"zoo": tables["zoo"]}, out / REGISTRY).checkpoints / TEXT
     tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
     config = Settings(TEXT, vocabularies=tables["vocabularies"]).vocabulary(TEXT, VocabularyConfig)
@@ -212,9 +212,9 @@ def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
 
 
 def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
-    """The installed modality that a published tokenizer is of: by its configuration, else by its folder's name.
+    """Return the installed modality of a published tokenizer: by its configuration, else by its folder's name.
 
-    Raises ConfigError where neither says.
+    Raises ConfigError if neither determines it.
     """
     if config.get("class") == CLASS:
         raise ConfigError(f"{folder}: a run of this program, no published checkpoint; it is used as it is")
@@ -229,10 +229,10 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
 
 
 def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
-    """One published tokenizer as the checkpoint of a modality; it is there where the registry has it, too.
+    """Import a published tokenizer as the checkpoint of a modality, and register it.
 
-    Settings of the modality in the registry stay, unless the tokenizer decides them. A size that was not stated is
-    recorded with the tokenizer, so that a backbone may change it.
+    The modality's settings in the registry are kept, unless the tokenizer determines them. A size that the registry
+    does not state is recorded with the tokenizer, so that a backbone may change it.
     """
     target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
     enabled = {**tables["zoo"], "modalities": [name]}
@@ -263,7 +263,7 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
 def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
     """Share the published tokenizer of a plugin with its other instances, such as a second resolution.
 
-    Those work at any size. An instance that has a tokenizer, or other tokens, stays as it is.
+    Published tokenizers work at any size. An instance with a tokenizer, or with other tokens, is not changed.
     """
     modalities: dict[str, dict[str, Any]] = tables.get("modalities", {})
     for name, table in list(modalities.items()):
@@ -282,7 +282,7 @@ def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
 
 
 def tokenizer_in_use(zoo: Zoo, name: str) -> Path | None:
-    """The folder of the tokenizer that a registry has for a modality; None where it has none."""
+    """Return the folder of a modality's tokenizer in a registry, or None."""
     try:
         handle = zoo[name]
     except ZooError:
@@ -291,9 +291,9 @@ def tokenizer_in_use(zoo: Zoo, name: str) -> Path | None:
 
 
 def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
-    """A published backbone as a run, and its modalities into the registry; run.json is written last.
+    """Import a published backbone as a run, and add its modalities to the registry; run.json is written last.
 
-    A run that is there stays as it is; modalities of it that have no table in the registry get theirs again.
+    An existing run is not changed; its modalities without a table in the registry get their tables again.
     """
     target, known = out / BACKBONE, tables.get("modalities", {})
     lacking: set[str] = set()
@@ -342,7 +342,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
 
 
 def of_plugins(backbone: Path) -> set[str]:
-    """The modalities of an imported backbone that are those of plugins, as a registry has them."""
+    """Return the names of an imported backbone's modalities that belong to plugins."""
     config = load_config(backbone)
     published = config[PUBLISHED]["names"].values()
     specs = map(spec_from_json, config["specs"])
@@ -371,7 +371,7 @@ def record_source(there: Path, folder: Path) -> None:
 
 
 def without_tokenizer(registry: Path) -> list[str]:
-    """The modalities of a registry that lack the tokenizer that they need."""
+    """Return the modalities of a registry that lack a required tokenizer."""
     return [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]
 
 
@@ -390,7 +390,7 @@ def write_registry(path: Path, tables: dict[str, Any]) -> None:
 
 
 def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
-    """Write one of our checkpoints, backbone or tokenizer, as it was published; a killed export goes on.
+    """Write a checkpoint, backbone or tokenizer, in its published format. Resumes a killed export.
 
     Raises CheckpointError.
     """
@@ -416,7 +416,7 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
 
 
 def check_room(out: Path, published: PublishedCheckpoint | None = None) -> None:
-    """Raise CheckpointError where a folder holds more than a killed export left there, which was of `published`."""
+    """Raise CheckpointError if a folder contains anything but the files of a killed export of `published`."""
     free = not out.exists() or (out.is_dir() and all(LEFT.fullmatch(path.name) for path in out.iterdir()))
     weights = out / WEIGHTS
     if not free or (published is not None and weights.exists() and not holds(weights, published)):
@@ -424,7 +424,7 @@ def check_room(out: Path, published: PublishedCheckpoint | None = None) -> None:
 
 
 def holds(weights: Path, published: PublishedCheckpoint) -> bool:
-    """Whether a .safetensors file has the tensors of a checkpoint. Raises CheckpointError where it is damaged."""
+    """Return whether a .safetensors file has the tensors of a checkpoint. Raises CheckpointError if it is damaged."""
     kept = {name: tensor for name, tensor in published.tensors.items() if name not in published.same_as}
     with opened(weights) as file:
         if kept.keys() != set(file.keys()):

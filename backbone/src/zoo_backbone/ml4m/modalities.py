@@ -39,21 +39,21 @@ NO_CODEC = "tokens without a codec: no installed plugin makes them"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedModality:
-    """One modality as the tensors of a backbone describe it."""
+    """A modality, as described by the tensors of a published backbone."""
 
     published: str
-    """Its name there, such as `tok_x@224`."""
+    """Its published name, such as `tok_x@224`."""
     read: bool
     """Whether the encoder reads it."""
     made: bool
-    """Whether the decoder makes it."""
+    """Whether the decoder predicts it."""
     kind: Literal["tokens", "patches", "embeddings"]
     ids: int
-    """Number of token ids, 0 for continuous ones."""
+    """Number of token ids; 0 for continuous modalities."""
     dim: int
-    """Numbers per patch or embedding, 0 for tokens."""
+    """Numbers per patch or embedding; 0 for tokens."""
     positions: int
-    """Rows of its position table."""
+    """Number of rows in its position table."""
     pixels: int
     """Pixels per patch, 0 for other kinds."""
 
@@ -70,10 +70,10 @@ def size_in(published: str) -> int | None:
 
 
 def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModality]:
-    """The modalities that a backbone reads or makes, sorted by name.
+    """Return the modalities that a backbone reads or predicts, sorted by name.
 
-    A side without tensors of a modality does not have it, whatever the configuration says. Raises CheckpointError for
-    a modality without tensors, invalid sizes, and embeddings of unknown kind or shape.
+    A modality without tensors on one side (inputs, targets) is absent there, even if the configuration lists it. Raises
+    CheckpointError for a modality without tensors, invalid sizes, and embeddings of unknown kind or shape.
     """
     for key in ("domains_in", "domains_out"):
         given = checkpoint.config.get(key)
@@ -132,7 +132,7 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
 
 
 def by_published_name(installed: Zoo) -> dict[str, str]:
-    """The installed modalities by the names they were published under, and by their own."""
+    """Map published names, and our names, to the installed modalities."""
     return {alias: handle.name for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
 
 
@@ -142,10 +142,11 @@ def registry_tables(
     installed: Zoo,
     known_tables: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tables of a registry.toml with an instance of each installed plugin that has a published name among its aliases.
+    """Return tables of a registry.toml with an instance of each installed plugin whose aliases include a published
+    name.
 
-    Also gives the published name of each instance. A second resolution of one plugin is an instance `<plugin>_<size>`.
-    Instances that have a table in `known_tables` keep it.
+    Also return the published name of each instance. A second resolution of a plugin is an instance `<plugin>_<size>`.
+    Instances with a table in `known_tables` keep it.
     """
     ours = by_published_name(installed)
     tables: dict[str, dict[str, Any]] = {}
@@ -178,10 +179,11 @@ def specs_of(
     known_tables: Mapping[str, Any] | None = None,
     free: Collection[str] = (),
 ) -> tuple[dict[str, ModalitySpec], dict[str, Any], dict[str, str]]:
-    """The spec of each published modality, by its published name; tables of a registry.toml for `path`; and notes.
+    """Return the spec of each published modality by its published name, tables of a registry.toml for `path`, and
+    notes.
 
-    A modality whose plugin has other tokens, or which no plugin knows, gets a spec of its own, and a note says why.
-    Tables that are not known, or whose size is `free`, get the size of the published modality where only that differs.
+    A modality without a plugin, or whose plugin has other tokens, gets a separate spec and a note with the reason. New
+    tables, and tables whose size is `free`, get the published size if only the size differs.
     """
     tables, published = registry_tables(checkpoint.config, modalities, installed, known_tables or {})
     zoo = Zoo.from_tables(tables, path)
@@ -289,6 +291,6 @@ def plain_spec(item: PublishedModality, config: Mapping[str, Any], taken: set[st
 
 
 def _square(count: int) -> tuple[int, ...]:
-    """The sides of a square grid of `count` cells, or its length where there is none."""
+    """Return the sides of a square grid of `count` cells; `(count,)` if it is not a square number."""
     side = math.isqrt(count)
     return (side, side) if side * side == count else (count,)

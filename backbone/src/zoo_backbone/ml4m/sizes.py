@@ -1,4 +1,4 @@
-"""The size of a published tokenizer: as stated, else by its name, else as built.
+"""The size of a published tokenizer: as stated in the registry, else from its name, else as built.
 
 Published tokenizers were trained at several sizes and built for the largest; the 4M models use the smallest.
 """
@@ -16,9 +16,9 @@ from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import Zoo
 
 SIZES = ("image_size", "map_size")
-"""The settings that say how many tokens a grid has."""
+"""Settings that determine the number of tokens of a grid."""
 CHOSEN = "size.json"
-"""File of a tokenizer with the size that its import chose, which a backbone may change."""
+"""File of a tokenizer with the size that its import selected, which a backbone may change."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,23 @@ class Size:
     """The size of a tokenizer, and the reason."""
 
     table: Mapping[str, Any]
-    """That size, as settings."""
+    """The size, as settings."""
     stated: bool
-    """Whether it was stated, by the registry or by a backbone whose modality it is."""
+    """Whether the registry or the modality's backbone states the size."""
     note: str
     """The decision in words; empty for the size that the tokenizer was built for."""
 
 
 def shown(size: Mapping[str, Any]) -> str:
-    """A size as registry.toml has it."""
+    """Return a size in the form of registry.toml."""
     return ", ".join(f"{key} = {value}" for key, value in size.items())
 
 
 def size_for(
     zoo: Zoo, name: str, own: Mapping[str, Any], keys: Sequence[str], title: str, config: Mapping[str, Any]
 ) -> Size:
-    """The size for a modality with a tokenizer: `own` are settings that take it, at `keys` the size it was built for.
+    """Return the size for a tokenizer's modality: `own` are its settings, `keys` the settings that contain the size it
+    was built for.
 
     `zoo` is the registry as it was before, `title` and `config` are the tokenizer's name and published configuration.
     """
@@ -62,7 +63,8 @@ def size_for(
 
 
 def named_size(title: str, pixels: Any, built: Mapping[str, Any]) -> dict[str, Any]:
-    """The smaller size of a name such as `rgb_16k_224-448`, where the tokenizer was built for the larger, `pixels`."""
+    """Return the smaller size in a name such as `rgb_16k_224-448`, if the tokenizer was built for the larger size,
+    `pixels`."""
     for smaller, larger in re.findall(r"(?<![^_.-])(\d+)-(\d+)(?![^_.-])", title):
         low, high = int(smaller), int(larger)
         whole = all(isinstance(side, int) and side * low % high == 0 for side in built.values())
@@ -72,12 +74,12 @@ def named_size(title: str, pixels: Any, built: Mapping[str, Any]) -> dict[str, A
 
 
 def sides(size: Any) -> list[int]:
-    """A size as its two sides."""
+    """Return a size as two sides."""
     return [size, size] if isinstance(size, int) else list(size)
 
 
 def refusal(zoo: Zoo, name: str, own: Mapping[str, Any]) -> str:
-    """Why a modality cannot have these settings; empty where it can."""
+    """Return the reason why a modality cannot have these settings; empty if it can."""
     try:
         _ = Zoo.from_tables({**zoo.tables, "modalities": {name: own}}, zoo.path)[name]
     except ConfigError as error:
@@ -86,7 +88,7 @@ def refusal(zoo: Zoo, name: str, own: Mapping[str, Any]) -> str:
 
 
 def record_chosen(folder: Path, size: Size) -> None:
-    """Remember with a tokenizer whether its import chose its size."""
+    """Store in a tokenizer's folder whether its import selected the size."""
     if size.table and not size.stated:
         write_json(folder / CHOSEN, dict(size.table))
     else:
@@ -94,7 +96,7 @@ def record_chosen(folder: Path, size: Size) -> None:
 
 
 def is_chosen(folder: Path, table: Mapping[str, Any]) -> bool:
-    """Whether a modality's table has the size that the import of its tokenizer, in `folder`, chose."""
+    """Return whether a modality's table has the size that the import of its tokenizer, in `folder`, selected."""
     path = folder / CHOSEN
     return path.is_file() and all(table.get(key) == side for key, side in read_table(path).items())
 

@@ -1,7 +1,7 @@
 """Spaces: affine maps, one per modality, that bring the vectors of one sample close to each other.
 
 An encoder trained to predict tokens embeds each modality in its own region: vectors of one modality are closer to each
-other than to the same sample in another modality. Spaces correct that in closed form, from training samples:
+other than to vectors of the same sample in another modality. Spaces correct that in closed form, from training samples:
 
     plain     no change.
     centred   Subtract the modality's mean.

@@ -217,8 +217,8 @@ class Probe(nn.Module):
     def stores(self, split: str, tokens: Path | None = None, data: Path | None = None) -> Stores:
         """Return where the samples of a split are: the stores of its training, or others.
 
-        `tokens` alone implies the values that they were made of. Raises CheckpointError if the labels are not found,
-        DataError if `data` alone may hold other samples than the tokens of the training.
+        `tokens` alone implies the values that were encoded to these tokens. Raises CheckpointError if the labels are
+        not found, DataError if `data` alone may hold other samples than the tokens of the training.
         """
         needed, given, trained_tokens = self.task.handle is not None, data is not None, Path(self.config["tokens"])
         if tokens is not None and data is None:
