@@ -100,8 +100,7 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def unet_shapes(layer: Any, channels: int, dim: int) -> None:
-    """Add the tiny UNet's layers: 32 channels, then 64 with attention; one residual block per level, two on the way
-    up."""
+    """Add the tiny UNet's layers: 32 channels, then 64 with attention; one residual block down and two up."""
 
     def residual(name: str, before: int, after: int) -> None:
         layer(f"{name}.in_layers.0", before)

@@ -54,7 +54,7 @@ def pcm(samples: np.ndarray, width: int, channels: int = 1) -> bytes:
 # ---------------------------------------------------------------- spectra
 
 
-def test_a_sine_of_amplitude_one_is_at_0_db_in_its_band() -> None:
+def test_sine_of_amplitude_one_has_0_db_in_its_band() -> None:
     waveform = torch.from_numpy(2 * tone(1008.0))[None]  # the middle of a bin: 1008 = 63 x 16
     spectrum = mel.magnitudes(waveform, FRAME)
     assert spectrum.shape == (1, 251, 32)
@@ -67,7 +67,7 @@ def test_a_sine_of_amplitude_one_is_at_0_db_in_its_band() -> None:
     assert (mel.log_mel(torch.zeros(1, 4000), FRAME) == mel.FLOOR_DB).all()
 
 
-def test_sines_are_as_loud_in_their_bands_as_is_said() -> None:
+def test_sines_have_the_expected_level_in_their_bands() -> None:
     frame = audio.AudioSettings().frame
     top = 2595 * math.log10(1 + frame.sample_rate / 2 / 700)
     centres = 700 * (10 ** (np.arange(1, frame.mels + 1) * top / (frame.mels + 1) / 2595) - 1)
@@ -101,19 +101,19 @@ def test_waveforms_come_back_from_spectrograms() -> None:
     assert heard.item() == pytest.approx(440, abs=66)  # the width of a band there
 
 
-def test_windows_of_two_hops_reach_to_the_end() -> None:
+def test_windows_of_two_hops_cover_the_whole_waveform() -> None:
     frame = mel.MelFrame(sample_rate=RATE, window=250, hop=125, mels=16)
     again = mel.waveform_of(mel.log_mel(torch.from_numpy(tone(440.0))[None], frame), frame, 8)
     assert again.shape == (1, 4000) and again[0, -125:].abs().max() > 0.1
 
 
-def test_a_spectrum_with_its_phases_gives_the_waveform_back_to_its_end() -> None:
+def test_spectrum_with_phases_reconstructs_the_waveform_to_its_end() -> None:
     waveform = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(mel._istft(mel._stft(waveform, FRAME), FRAME, 4000), waveform, atol=1e-5, rtol=1e-5)
 
 
-def test_the_end_of_a_waveform_sounds_as_the_rest_does() -> None:
-    """Tones have other phases in each frame, also in the one around the very end, which a spectrogram leaves out."""
+def test_reconstructed_waveform_end_is_as_good_as_the_rest() -> None:
+    """A tone's phase differs between frames, including the frame around the end, which a spectrogram omits."""
     for frame in (FRAME, audio.AudioSettings().frame):
         pitches = range(200, frame.sample_rate // 2 - 500, 250)
         target = mel.log_mel(torch.from_numpy(np.stack([tone(hertz, frame.sample_rate) for hertz in pitches])), frame)
@@ -161,7 +161,7 @@ def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
 
 
 @pytest.mark.parametrize("rate", [7, 11025, 44100, 96000, 999983])
-def test_of_a_long_file_only_what_is_heard_is_resampled(rate: int) -> None:
+def test_only_the_used_part_of_a_long_file_is_resampled(rate: int) -> None:
     long = np.random.default_rng(0).uniform(-0.3, 0.3, 3 * rate + 50).astype(np.float32)
     whole = wav.fitted(wav.resampled(long, rate, RATE), 4000)
     np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), whole)
@@ -175,7 +175,7 @@ def test_usual_rates_have_their_exact_ratio() -> None:
 
 
 @pytest.mark.parametrize(("rate", "wanted"), [(999983, RATE), (1000000, 999999), (1, 1000000), (RATE, 999983)])
-def test_the_ratio_of_any_two_rates_is_close_and_of_small_numbers(rate: int, wanted: int) -> None:
+def test_ratio_of_any_two_rates_is_approximated_by_small_integers(rate: int, wanted: int) -> None:
     for up, down in (wav._ratio(rate, wanted), wav._ratio(wanted, rate)[::-1]):
         assert up / down == pytest.approx(wanted / rate, rel=5e-6)
         assert max(up, down) <= max(wav.FINEST, wanted / rate)
@@ -193,7 +193,7 @@ def test_a_rate_without_a_common_divisor_needs_no_long_filter() -> None:
     np.testing.assert_allclose(value[100:-100], tone(300.0)[100:-100], atol=0.01)
 
 
-def test_memory_does_not_grow_with_a_files_length_but_for_the_file() -> None:
+def test_memory_beyond_the_file_does_not_grow_with_its_length() -> None:
     data = wav_file(np.tile((tone(300.0, 44100) * 32767).astype(np.int16), 60), 44100)
     audio.plugin.read_value(data, "wav", settings())  # imports
     tracemalloc.start()
@@ -204,15 +204,15 @@ def test_memory_does_not_grow_with_a_files_length_but_for_the_file() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF024, 0x80000024])
-def test_wav_of_a_pipe_does_not_know_its_size(size: int) -> None:
+def test_wav_from_a_pipe_has_no_known_size(size: int) -> None:
     data = bytearray(wav_file((tone(300.0) * 32767).astype(np.int16)))
     data[4:8] = data[40:44] = size.to_bytes(4, "little")
     assert data[36:40] == b"data"
-    data[36:36] = b"LIST\x03\x00\x00\x00abc\x00"  # chunks of odd sizes are followed by a byte of nothing
+    data[36:36] = b"LIST\x03\x00\x00\x00abc\x00"  # chunks of odd size are followed by a padding byte
     np.testing.assert_allclose(audio.plugin.read_value(bytes(data), "wav", settings()), tone(300.0), atol=1e-4)
 
 
-def test_what_is_written_comes_back() -> None:
+def test_written_files_round_trip() -> None:
     value = np.clip(3 * tone(300.0), -1, 1)
     data, extension = audio.plugin.write_value(value, settings())
     again = audio.plugin.read_value(data, extension, settings())
@@ -283,7 +283,7 @@ def test_the_picture_shows_wave_and_spectrum() -> None:
         ({"length": 250}, "length: expected more than half a window"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         audio.plugin.modality_spec(settings(**changed))
 

@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_splits(tmp_path_factory.mktemp("tokens"))
 
 
-def test_data_has_every_sample_and_says_what_it_lacks(store: Path) -> None:
+def test_data_has_every_sample_and_reports_missing_modalities(store: Path) -> None:
     specs = all_layouts()
     data = TokenData(store, "train", specs)
     stored = {name: dict(whole_samples([column])) for name, column in data.columns.items()}
@@ -117,7 +117,7 @@ def test_tokens_that_do_not_fit_are_errors(store: Path, change: dict[str, Any], 
         TokenData(store, "train", [wrong])
 
 
-def test_a_longer_limit_fits_and_a_shorter_one_does_not(store: Path) -> None:
+def test_longer_sequence_limit_fits_and_shorter_does_not(store: Path) -> None:
     longer = spec("words", dataclasses.replace(sequence(64), num_sentinels=9), 200, "text")
     assert TokenData(store, "train", [longer]).batch(np.arange(3)).tokens["words"].shape == (3, 64)
     with pytest.raises(DataError, match="words"):
@@ -132,7 +132,7 @@ def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
         check_stored(columns["clip"], "abcdef", nothing, "runs/a")
 
 
-def test_the_order_is_a_permutation_an_epoch_and_starts_anywhere() -> None:
+def test_order_is_a_permutation_per_epoch_and_can_start_anywhere() -> None:
     steps = [sample_order(4 * step, 4 * step + 4, 10, 3) for step in range(10)]
     epochs = np.concatenate(steps).reshape(4, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
@@ -174,14 +174,14 @@ def test_learning_rate_by_hand() -> None:
     assert learning_rate(TrainConfig(steps=5, warmup_steps=0), 0, 1e-3) == pytest.approx(1e-3)
 
 
-def test_a_rate_that_is_not_given_is_the_optimizers_and_muons_falls_with_the_width() -> None:
+def test_default_learning_rate_depends_on_optimizer_and_falls_with_width_for_muon() -> None:
     assert peak_rate(TrainConfig(learning_rate=0.5), 512) == 0.5
     assert peak_rate(TrainConfig(optimizer="adamw"), 128) == peak_rate(TrainConfig(optimizer="adamw"), 512) == 1e-3
     assert (peak_rate(TrainConfig(), 128), peak_rate(TrainConfig(), 512)) == (5e-3, 2.5e-3)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_rows_that_are_always_touched_get_adam(sparse: bool) -> None:
+def test_rows_with_gradients_at_every_step_follow_adam(sparse: bool) -> None:
     torch.manual_seed(0)
     weight = torch.randn(6, 4)
     plain, table = weight.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -196,7 +196,7 @@ def test_rows_that_are_always_touched_get_adam(sparse: bool) -> None:
     torch.testing.assert_close(table, plain)
 
 
-def test_rows_that_are_not_touched_stay_and_late_ones_start_anew() -> None:
+def test_rows_without_gradients_stay_and_late_rows_start_fresh() -> None:
     table = torch.ones(3, 2, requires_grad=True)
     rows = RowAdam(table, (0.9, 0.95))
     early = torch.tensor([[1.0, -2.0], [0.0, 0.0], [0.0, 0.0]])
@@ -232,7 +232,7 @@ def test_vocabularies_without_targets_are_left_alone() -> None:
     assert "output.clip.first" not in optimizer.state()
 
 
-def test_the_norm_is_of_all_gradients_and_clipped() -> None:
+def test_gradient_norm_covers_all_gradients_and_is_clipped() -> None:
     specs = all_layouts()
     norms, updates = [], []
     for clip in (0.0, 1e-3):
@@ -262,7 +262,7 @@ def test_only_matrices_of_layers_decay() -> None:
         assert decays(name, parameters[name]), "what is only called so is no embedding"
 
 
-def test_an_optimizer_goes_on_from_its_state() -> None:
+def test_optimizer_resumes_from_its_state() -> None:
     specs = all_layouts()
     whole, _ = trained(True, steps=6)
     model, optimizer = trained(True, steps=3)
@@ -278,7 +278,7 @@ def test_an_optimizer_goes_on_from_its_state() -> None:
         other.empty_state(["output.other.first"])
 
 
-def test_state_is_read_to_where_the_parameters_are() -> None:
+def test_optimizer_state_is_loaded_to_the_device_of_the_parameters() -> None:
     """AdamW's steps, too: its fused kernel reads them on the device of the parameters."""
     _, optimizer = trained(True, steps=1)
     names = list(optimizer.state())

@@ -76,7 +76,7 @@ def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedIn
 
 @pytest.mark.parametrize("changes", [{}, {"registers": 2, "bias": True, "qk_norm": True},
                                      {"rotary": True, "registers": 1}])  # fmt: skip
-def test_features_are_those_of_the_models_encoder(changes: dict[str, Any]) -> None:
+def test_features_equal_the_models_encoder_output(changes: dict[str, Any]) -> None:
     backbone = model(PublishedConfig if changes else ModelConfig, **changes)
     encoder = FourMEncoder(copy.deepcopy(backbone))
     tokens = given("words", "picture", "vectors", "code", "pixels", "clip")
@@ -87,7 +87,7 @@ def test_features_are_those_of_the_models_encoder(changes: dict[str, Any]) -> No
         assert torch.allclose(features[number][mask[number]], expected, atol=2e-5)
 
 
-def test_a_run_is_opened_without_its_decoder(tmp_path: Path) -> None:
+def test_run_is_loaded_without_its_decoder(tmp_path: Path) -> None:
     backbone = model()
     save_model(backbone, tmp_path)
     Run(tokens=tmp_path).save(tmp_path)
@@ -103,7 +103,7 @@ def test_a_run_is_opened_without_its_decoder(tmp_path: Path) -> None:
     assert FourMEncoder.from_run(tmp_path, frozen=False).model.encoder_norm.weight.requires_grad
 
 
-def test_a_registry_that_is_gone_is_to_be_given(tmp_path: Path) -> None:
+def test_missing_registry_must_be_given(tmp_path: Path) -> None:
     save_model(model(), tmp_path)
     Run(tokens=tmp_path, registry=tmp_path / "gone.toml").save(tmp_path)
     told = f"{tmp_path}: its registry was {tmp_path / 'gone.toml'}, which is gone; give another one, as in zoo "
@@ -113,7 +113,7 @@ def test_a_registry_that_is_gone_is_to_be_given(tmp_path: Path) -> None:
     assert FourMEncoder.from_run(tmp_path, zoo).zoo is zoo
 
 
-def test_values_are_encoded_by_the_tokenizers_of_the_training(tmp_path: Path) -> None:
+def test_values_are_encoded_by_the_training_tokenizers(tmp_path: Path) -> None:
     save_model(model(), tmp_path, {"fingerprints": {"words": "0" * 64}})
     Run(tokens=tmp_path).save(tmp_path)
     words = SimpleNamespace(
@@ -138,7 +138,7 @@ def test_values_are_encoded_by_the_tokenizers_of_the_training(tmp_path: Path) ->
      ("vectors", sequence(9), "embeddings with 9 numbers each, the registry has a sequence"),
      ("vectors", EmbeddingsLayout(max_length=99, dim=9), ""), ("words", sequence(99), "")],
 )  # fmt: skip
-def test_values_are_of_the_shape_of_the_training(name: str, layout: Any, told: str) -> None:
+def test_values_must_have_the_training_shape(name: str, layout: Any, told: str) -> None:
     handle: Any = SimpleNamespace(
         name=name, spec=SimpleNamespace(layout=layout, vocab_size=99), encode=lambda values: values
     )
@@ -151,7 +151,7 @@ def test_values_are_of_the_shape_of_the_training(name: str, layout: Any, told: s
         encoder.tokenize({name: ["a"]})
 
 
-def test_a_linked_registry_stays_where_the_link_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linked_registry_resolves_paths_from_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints are looked up in the link's folder, not in the folder of the linked file."""
     for folder in ("shared", "mine"):
         (tmp_path / folder).mkdir()
@@ -179,7 +179,7 @@ def test_pooling_by_hand() -> None:
     assert torch.allclose(encoder(tokens, used, of="picture")[2], features[2, :36].mean(0), atol=1e-6)
 
 
-def test_a_sample_without_anything_is_finite_and_others_do_not_change() -> None:
+def test_empty_sample_gives_finite_features_and_does_not_change_others() -> None:
     encoder = FourMEncoder(model())
     full = given("words")["words"]
     empty = [full[0], np.zeros(0, np.int64), full[2]]
@@ -192,7 +192,7 @@ def test_a_sample_without_anything_is_finite_and_others_do_not_change() -> None:
     assert torch.allclose(pooled[0], encoder(*encoder.prepare({"words": full}))[0], atol=1e-5)
 
 
-def test_the_pyramid_has_the_sizes_asked_for_and_keeps_places() -> None:
+def test_pyramid_has_the_requested_sizes_and_keeps_positions() -> None:
     encoder = FourMEncoder(FourM.seeded(ModelConfig(dim=32, encoder_depth=5, decoder_depth=1, heads=2), SPECS, 0))
     assert encoder.out_indices == (0, 1, 2, 4)
     tokens, used = encoder.prepare(given("words", "pixels", "picture"))
@@ -209,7 +209,7 @@ def test_the_pyramid_has_the_sizes_asked_for_and_keeps_places() -> None:
     assert [tuple(m.shape[2:]) for m in single.pyramid(tokens, used, of="pixels", scales=[1])] == [(6, 6)]
 
 
-def test_the_pyramid_of_a_wide_grid_has_its_rows_and_columns() -> None:
+def test_pyramid_of_a_wide_grid_keeps_rows_and_columns() -> None:
     config = ModelConfig(dim=32, encoder_depth=2, decoder_depth=1, heads=2)
     wide = dataclasses.replace(SPECS[0], name="wide", layout=GridLayout(shape=(2, 3)))
     encoder = FourMEncoder(FourM.seeded(config, [wide], 0))
@@ -230,7 +230,7 @@ def test_the_pyramid_of_a_wide_grid_has_its_rows_and_columns() -> None:
         ({"of": "picture", "scales": [1.0, 0.0]}, "expected 2 numbers above 0"),
     ],
 )
-def test_a_pyramid_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_pyramids(options: dict[str, Any], message: str) -> None:
     encoder = FourMEncoder(model())
     with pytest.raises(ConfigError, match=message):
         encoder.pyramid(encoder.prepare(given("picture"))[0], **options)
@@ -252,7 +252,7 @@ def test_bad_input_is_named() -> None:
         FourMEncoder(model(), out_indices=[2])
 
 
-def test_gradients_flow_where_it_is_not_frozen_and_to_pixels_always() -> None:
+def test_gradients_flow_to_unfrozen_parts_and_always_to_pixels() -> None:
     tokens, used = FourMEncoder(model()).prepare(given("pixels", "words"))
     for frozen in (True, False):
         encoder = FourMEncoder(model(), frozen=frozen)
@@ -264,7 +264,7 @@ def test_gradients_flow_where_it_is_not_frozen_and_to_pixels_always() -> None:
         assert touched == set() if frozen else {"projections.pixels.weight", "encoder.0.attention.qkv.weight"} < touched
 
 
-def test_layers_learn_slower_towards_the_input_and_all_parameters_are_in_one_group() -> None:
+def test_layer_decay_covers_every_parameter_once() -> None:
     encoder = FourMEncoder(model(PublishedConfig, bias=True, registers=1), frozen=False)
     groups = parameter_groups(encoder, 1e-2, decay=0.5, weight_decay=0.1)
     assert [(group["layer"], group["lr"], group["weight_decay"]) for group in groups] == [
@@ -279,7 +279,7 @@ def test_layers_learn_slower_towards_the_input_and_all_parameters_are_in_one_gro
     torch.optim.AdamW(groups).step()
 
 
-def test_it_is_exported_and_compiled() -> None:
+def test_export_and_compile() -> None:
     encoder = FourMEncoder(model(rotary=True))
     tokens, used = encoder.prepare(given("picture", "words", "pixels"))
     expected = encoder(tokens, used)

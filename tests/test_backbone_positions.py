@@ -1,4 +1,4 @@
-"""Positions: sin-cos rows by hand, and what turning queries and keys means."""
+"""Positions: sin-cos rows by hand, and the effect of rotating queries and keys."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_angles_by_hand() -> None:
     assert grid_angles((2, 2, 2), 4).tolist()[7] == pytest.approx([0.75 * math.pi / 2] * 3 + [0])
 
 
-def test_a_fine_and_a_coarse_grid_agree_on_places() -> None:
+def test_fine_and_coarse_grids_agree_on_positions() -> None:
     coarse, fine = grid_angles((2, 2), 16).view(2, 2, 16), grid_angles((6, 6), 16).view(6, 6, 16)
     torch.testing.assert_close(fine[1::3, 1::3], coarse)
 
 
-def test_products_tell_the_difference_of_places_alone() -> None:
+def test_query_key_products_depend_only_on_position_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(16, generator=generator, dtype=torch.float64) for _ in range(2))
     layout = EmbeddingLayout([spec("picture", GridLayout(shape=(5, 5)))])
@@ -66,7 +66,7 @@ def test_products_tell_the_difference_of_places_alone() -> None:
     assert min(b - a for a, b in itertools.pairwise(means)) > 1e-4  # and each step has its own
 
 
-def test_only_grids_turn() -> None:
+def test_only_grids_use_rotary_positions() -> None:
     layout = PublishedLayout(all_layouts(), PublishedConfig(stored_positions={"clip": 40}))
     rows = rotation_table(layout, 8)
     still = torch.tensor([1.0] * 4 + [0.0] * 4)
@@ -78,14 +78,14 @@ def test_only_grids_turn() -> None:
     assert torch.equal(rotate(x, still.expand(1, 5, -1)), x) and rotate(x, None) is x
 
 
-def test_turns_keep_dtype_and_length() -> None:
+def test_rotations_keep_dtype_and_length() -> None:
     turns = rotation_table(EmbeddingLayout([spec("picture", GridLayout(shape=(3, 3)))]), 8).unsqueeze(0)
     x = torch.randn(1, 2, 9, 8)
     assert rotate(x.bfloat16(), turns).dtype == torch.bfloat16
     torch.testing.assert_close(rotate(x, turns).norm(dim=-1), x.norm(dim=-1))
 
 
-def test_presets_turn_and_older_models_do_not() -> None:
+def test_presets_use_rotary_positions_and_older_models_do_not() -> None:
     assert all(config.rotary for config in PRESETS.values()) and not ModelConfig().rotary
     with pytest.raises(ValueError, match="rotary: expected an even head size"):
         ModelConfig(dim=12, heads=4, rotary=True)

@@ -54,7 +54,7 @@ def saved(tmp_path: Path) -> tuple[FourM, Path]:
     return model.eval(), tmp_path / "model"
 
 
-def test_a_saved_model_comes_back(saved: tuple[FourM, Path]) -> None:
+def test_saved_model_round_trips(saved: tuple[FourM, Path]) -> None:
     model, folder = saved
     loaded = load_model(folder)
     assert loaded.config == model.config and loaded.layout.specs == model.layout.specs
@@ -65,7 +65,7 @@ def test_a_saved_model_comes_back(saved: tuple[FourM, Path]) -> None:
         assert spec_from_json(json.loads(json.dumps(spec_to_json(item)))) == item
 
 
-def test_what_is_replaced_is_not_drawn_first(saved: tuple[FourM, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaded_weights_are_not_initialised_first(saved: tuple[FourM, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder = saved
     monkeypatch.setattr(FourM, "seeded", lambda *_: pytest.fail("weights are drawn"))
     batch = packed_batch(all_layouts())
@@ -87,7 +87,7 @@ def test_unscored_classes_are_saved_with_the_spec() -> None:
     assert written["value"]["unscored"] == ["void"] and spec_from_json(written) == some
 
 
-def test_new_modalities_leave_the_outputs_of_old_ones_as_they_were(saved: tuple[FourM, Path]) -> None:
+def test_new_modalities_keep_the_outputs_of_old_modalities(saved: tuple[FourM, Path]) -> None:
     model, folder = saved
     text = 130
     grown = [
@@ -139,7 +139,7 @@ def test_sequences_of_another_length_keep_their_positions(
     assert back.config == model.config and torch.equal(back.fixed_positions, model.fixed_positions)
 
 
-def test_fewer_modalities_load_too(saved: tuple[FourM, Path]) -> None:
+def test_a_subset_of_modalities_loads(saved: tuple[FourM, Path]) -> None:
     model, folder = saved
     few = [all_layouts()[3], all_layouts()[0]]
     smaller = load_model(folder, few)
@@ -160,7 +160,7 @@ def test_fewer_modalities_load_too(saved: tuple[FourM, Path]) -> None:
         ("pixels", {"layout": dataclasses.replace(all_layouts()[4].layout, dim=13)}, "had 12 numbers and have 13"),
     ],
 )
-def test_a_modality_that_means_something_else_is_an_error(
+def test_modality_with_another_meaning_is_an_error(
     saved: tuple[FourM, Path], name: str, change: dict[str, Any], message: str
 ) -> None:
     specs = [dataclasses.replace(item, **change) if item.name == name else item for item in all_layouts()]

@@ -84,7 +84,7 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("run") / "whole", store, all_layouts(), SMALL, TRAINING)
 
 
-def test_a_run_leaves_model_metrics_and_no_state(finished: Path, store: Path) -> None:
+def test_finished_run_keeps_model_and_metrics_but_no_state(finished: Path, store: Path) -> None:
     config = load_config(finished, "FourM")
     assert [item["name"] for item in config["specs"]] == [item.name for item in all_layouts()]
     assert config["fingerprints"]["words"] == "codec of text" and config["train"]["steps"] == 12
@@ -102,7 +102,7 @@ def test_a_run_leaves_model_metrics_and_no_state(finished: Path, store: Path) ->
     assert not (finished / STATE).exists()
 
 
-def test_a_training_is_the_same_whatever_dtype_the_caller_has(finished: Path, store: Path, tmp_path: Path) -> None:
+def test_training_does_not_depend_on_the_callers_default_dtype(finished: Path, store: Path, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         folder = train(tmp_path / "double", store, all_layouts(), SMALL, TRAINING)
@@ -121,7 +121,7 @@ def test_golden_losses(finished: Path) -> None:
     assert found["held_out"] == pytest.approx(expected["held_out"], rel=1e-4)
 
 
-def test_parts_change_only_the_last_bits(finished: Path, store: Path, tmp_path: Path) -> None:
+def test_gradient_accumulation_changes_only_the_last_bits(finished: Path, store: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TRAINING, grad_accum_steps=3)
     folder = train(tmp_path / "parts", store, all_layouts(), SMALL, config)
 
@@ -136,7 +136,7 @@ def test_parts_change_only_the_last_bits(finished: Path, store: Path, tmp_path: 
     "killed_after",
     [step if step in (0, 3, 4, 6, 11) else pytest.param(step, marks=pytest.mark.slow) for step in range(12)],
 )
-def test_a_killed_run_ends_as_if_it_had_not_been(
+def test_killed_run_resumes_to_the_same_result(
     finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
 ) -> None:
     step, taken = Trainer.train_step, []
@@ -154,7 +154,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert files(tmp_path) == files(finished)
 
 
-def test_a_kill_while_the_state_is_written_does_no_harm(
+def test_kill_during_a_state_write_is_harmless(
     finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dying(path: Path, data: Any) -> None:
@@ -222,7 +222,7 @@ def test_a_damaged_state_is_named(
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_want_of_memory_is_no_damage_of_a_state(
+def test_out_of_memory_is_not_reported_as_a_damaged_state(
     stopped: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
 ) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
@@ -250,7 +250,7 @@ def test_want_of_memory_is_no_damage_of_a_state(
         (None, "it has no progress.json"),
     ],
 )
-def test_progress_that_is_none_is_named(
+def test_invalid_progress_file_is_named(
     stopped: Path, store: Path, tmp_path: Path, text: str | None, problem: str
 ) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
@@ -267,7 +267,7 @@ def test_progress_that_is_none_is_named(
     train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
 
 
-def test_a_state_beyond_the_run_is_not_taken_for_its_end(stopped: Path, store: Path, tmp_path: Path) -> None:
+def test_state_beyond_the_last_step_is_not_taken_as_finished(stopped: Path, store: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
     state = (folder / STATE / "step-00000004").rename(folder / STATE / "step-00000099")
     progress = state / PROGRESS
@@ -276,7 +276,7 @@ def test_a_state_beyond_the_run_is_not_taken_for_its_end(stopped: Path, store: P
         train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
 
 
-def test_a_finished_run_is_left_alone_and_another_is_refused(
+def test_finished_run_is_kept_and_another_run_is_refused(
     finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
@@ -313,7 +313,7 @@ def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path:
     assert files(folder) == before
 
 
-def test_previews_are_of_the_weights_that_the_run_will_have(store: Path, tmp_path: Path) -> None:
+def test_previews_use_the_weights_that_the_run_will_save(store: Path, tmp_path: Path) -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
     def show(model: FourM, _folder: Path, _step: int) -> dict[str, Path | str]:
@@ -326,7 +326,7 @@ def test_previews_are_of_the_weights_that_the_run_will_have(store: Path, tmp_pat
     assert len(seen) == 1 and all((finished[name] == weight).all() for name, weight in seen[0].items())
 
 
-def test_after_a_move_the_last_weights_say_where_things_are_too(store: Path, tmp_path: Path) -> None:
+def test_moved_run_is_updated_also_in_its_last_weights(store: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TRAINING, steps=1, ema_decay=0.5)
     train(tmp_path / "run", store, all_layouts(), SMALL, config)
     moved = Path(shutil.copytree(store, tmp_path / "tokens"))
@@ -374,7 +374,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path
         ({"steps": 8, "warmup_steps": 0, "precision": "bfloat16"}, "set precision to float32"),
     ],
 )
-def test_a_diverged_run_is_told_what_would_change_something(
+def test_diverged_run_suggests_effective_settings(
     store: Path, tmp_path: Path, own: dict[str, Any], advice: str
 ) -> None:
     config = dataclasses.replace(TRAINING, learning_rate=1e30, gradient_clip=0.0, **own)
@@ -382,7 +382,7 @@ def test_a_diverged_run_is_told_what_would_change_something(
         train(tmp_path, store, all_layouts(), SMALL, config)
 
 
-def test_a_state_that_the_system_does_not_open_now_is_sound(
+def test_state_that_cannot_be_opened_now_is_not_damaged(
     stopped: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
@@ -432,7 +432,7 @@ def test_the_runs_own_store_shares_a_modality_with_others(tmp_path: Path) -> Non
         ("loss_weights", {"words": math.nan}, "expected numbers above 0, got {'words': nan}"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(key: str, value: Any, message: str) -> None:
+def test_invalid_settings_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^\[train\] {key}: {message}"):
         from_mapping(TrainConfig, {"learning_rate": 3e-3, key: value}, Origin(table="train"))
 
@@ -496,7 +496,7 @@ def test_held_out_samples_need_not_have_all_modalities(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["modality", "token"])
-def test_held_out_samples_without_a_target_are_said_and_not_logged(
+def test_held_out_samples_without_a_target_are_reported_and_not_logged(
     loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     specs = [spec("picture", GridLayout(shape=(2, 2)), 30), spec("words", sequence(6), 100)]
@@ -512,13 +512,13 @@ def test_held_out_samples_without_a_target_are_said_and_not_logged(
     assert "no held-out sample has a target" in capsys.readouterr().err
 
 
-def test_freed_memory_is_kept_where_the_library_can() -> None:
+def test_freed_memory_is_kept_if_the_library_supports_it() -> None:
     with keeping_freed_memory() as kept:
         assert kept == (os.confstr("CS_GNU_LIBC_VERSION") is not None if hasattr(os, "confstr") else False)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="asks Linux for the memory of the process")
-def test_freed_memory_is_given_back_at_the_end() -> None:
+def test_freed_memory_is_returned_at_the_end() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -534,7 +534,7 @@ def test_freed_memory_is_given_back_at_the_end() -> None:
     ("processes", "rank", "ends"),
     [("1", "0", "told\ngone on\nat exit\n"), ("2", "0", "told\n"), ("2", "1", "")],
 )
-def test_a_process_of_several_ends_without_the_interpreter(processes: str, rank: str, ends: str) -> None:
+def test_one_of_several_processes_exits_without_interpreter_shutdown(processes: str, rank: str, ends: str) -> None:
     """Only the first of several processes prints results."""
     script = (
         "import atexit; from zoo_backbone.distributed import leave, leave_but_first; "
@@ -546,7 +546,7 @@ def test_a_process_of_several_ends_without_the_interpreter(processes: str, rank:
     assert (ended.stdout, ended.returncode) == (ends, 0)
 
 
-def test_a_process_that_waits_for_one_that_has_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_an_ended_process_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     problems = ["gloo/transport/tcp/pair.cc:553: Connection closed by peer", "out of memory"]
 
     def closed() -> None:
@@ -567,7 +567,7 @@ def test_a_process_that_waits_for_one_that_has_ended_says_so(monkeypatch: pytest
     [{}, {"optimizer": "muon"}, {"ema_decay": 0.9, "balance": "uncertainty", "activation_checkpointing": True}],
     ids=["adamw", "muon", "options"],
 )
-def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(
+def test_two_processes_train_like_one_and_one_resumes_their_run(
     store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     config = dataclasses.replace(TRAINING, **changes)

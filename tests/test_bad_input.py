@@ -93,7 +93,7 @@ def test_unknown_names_offer_close_ones_in_every_command(world: World, words: st
     assert unchanged(world) and not (world.folder / "new").exists()
 
 
-def test_check_says_which_name_is_unknown(world: World) -> None:
+def test_check_names_the_unknown_modality(world: World) -> None:
     ended = world("check dept")
     assert ended.code == 1 and "unknown modality 'dept'; did you mean depth?" in ended.printed
 
@@ -121,7 +121,7 @@ def test_check_says_which_name_is_unknown(world: World) -> None:
         ("encode depth files/test/depth/test00.npy --out data", ("error: data: a folder is where a file should be",)),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_named_with_the_command_that_makes_it(
+def test_missing_files_are_named_with_the_command_that_creates_them(
     world: World, words: str, parts: tuple[str, ...]
 ) -> None:
     world(words).refused(*parts)
@@ -161,7 +161,7 @@ def bright_shards(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_plugin_that_cannot_be_loaded(world: World, plugin: Break, case: str) -> None:
+def test_plugin_that_cannot_be_loaded(world: World, plugin: Break, case: str) -> None:
     changes, message = BROKEN[case]
     path = [plugin("broken", changes)]
     bright_shards(world, "broken")
@@ -216,7 +216,7 @@ def test_registry_mistakes_stop_every_command(world: World, old: str, new: str, 
     (world.folder / "registry.toml").write_text(REGISTRY.replace(old, new))
     for words in (ROAD["make"], ROAD["tokenize"], "tokenizer train caption --data data", "info rgb"):
         world(words).refused("registry.toml", *parts)
-    for words in ("list", "check"):  # these tell all problems
+    for words in ("list", "check"):  # these commands list all problems
         ended = world(words)
         assert all(part in f"{ended.printed}{ended.complaint}" for part in parts)
 
@@ -264,9 +264,7 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
     ("tokenizers/depth/run.json", "tokenizer train depth --data data", "copy it again"),
     ("run/run.json", ROAD["backbone"], "copy it again"),
 ])  # fmt: skip
-def test_what_to_do_about_a_damaged_record_of_what_is_finished(
-    world: World, file: str, words: str, remedy: str
-) -> None:
+def test_damaged_progress_record_is_refused_with_advice(world: World, file: str, words: str, remedy: str) -> None:
     """Without the file a folder would start again or belong to nobody, so it must not be deleted."""
     cut(world.folder / file)
     assert "delete" not in world(words).refused("cannot be read as JSON", remedy)
@@ -298,12 +296,12 @@ def test_a_file_of_a_run_that_holds_something_else_is_named(
         world(words).refused(file, "damaged line" if "jsonl" in file else "expected a table", *told)
 
 
-def test_a_pinned_checkpoint_has_to_be_that_one(world: World) -> None:
+def test_pinned_checkpoint_must_match(world: World) -> None:
     (world.folder / "registry.toml").write_text(f'{REGISTRY}sha256 = "{"0" * 64}"\n')
     world("tokenizer eval depth --data data").refused("registry.toml:12 [modalities.depth] sha256", "0" * 64)
 
 
-def test_a_mistake_with_overwrite_costs_nothing(world: World) -> None:
+def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:
     train = "tokenizer train depth --data data --overwrite --set"
     world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz: unknown key", "did you mean steps?")
     world(f"{train} steps=0").refused("steps: expected at least 1")
@@ -313,7 +311,7 @@ def test_a_mistake_with_overwrite_costs_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["depth", "rgb_patches"])
-def test_a_tokenizer_is_replaced_only_by_another(world: World, name: str) -> None:
+def test_tokenizer_is_replaced_only_by_a_new_tokenizer(world: World, name: str) -> None:
     before, train = world.files(), f"tokenizer train {name} --data data"
     shutil.rmtree(world.folder / "data/test")
     world(f"{train} --overwrite").refused(f"{name}: ", "held-out samples")
@@ -324,7 +322,7 @@ def test_a_tokenizer_is_replaced_only_by_another(world: World, name: str) -> Non
     assert done.code == 0, done.complaint
 
 
-def test_a_setting_for_all_goes_to_those_that_have_it(world: World) -> None:
+def test_setting_for_all_applies_to_modalities_that_have_it(world: World) -> None:
     train = "tokenizer train --all --data data --set"
     world(f"{train} stepz=3").refused("[modalities.", "tokenizer] stepz: unknown key", "did you mean steps?")
     done = world(f"{train} steps=6")
@@ -363,7 +361,7 @@ def test_tokens_of_another_codec(world: World) -> None:
 # ---------------------------------------------------------------- values
 
 
-def test_own_files_that_are_none_are_left_out_with_the_reason(world: World) -> None:
+def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None:
     from PIL import Image
 
     files = world.folder / "files" / "train"
@@ -412,7 +410,7 @@ def test_own_files_that_are_none_are_left_out_with_the_reason(world: World) -> N
     assert all(f"train/{name}/" in info or name in info for name, _ in reasons)
 
 
-def test_files_of_which_none_is_sound(world: World) -> None:
+def test_folder_without_any_readable_file(world: World) -> None:
     for path in (world.folder / "files/test/depth").iterdir():
         path.write_bytes(b"")
     world("data make folder new --set path=files --workers 1").refused("test/depth: all 8 samples failed", "test00")
@@ -470,7 +468,7 @@ def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, part: st
     assert unchanged(world)
 
 
-def test_shards_and_parts_that_are_none(world: World) -> None:
+def test_invalid_shards_and_parts(world: World) -> None:
     (world.folder / "data/test/depth/shard-00000.tar").write_bytes(b"junk" * 5000)
     for words in ("tokenizer eval depth --data data", "tokenize data --out new --only depth", "data verify data"):
         world(words).refused("data/test/depth/shard-00000.tar", "zoo data repair")
@@ -485,7 +483,7 @@ def test_shards_and_parts_that_are_none(world: World) -> None:
 # ---------------------------------------------------------------- what nobody thought of
 
 
-def test_an_unforeseen_error_is_one_line_too_and_debug_shows_all(world: World) -> None:
+def test_unexpected_error_is_one_line_and_debug_shows_the_traceback(world: World) -> None:
     path = world.folder / "run/evaluation/evaluation.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pairs": 3}))
     line = world("report run").refused("unexpected ", "--debug")

@@ -62,7 +62,7 @@ def refused(name: str, act: Callable[[], Any], *parts: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_a_sound_array_passes_and_comes_back_from_its_file(name: str) -> None:
+def test_valid_array_passes_and_round_trips(name: str) -> None:
     handle, value = ZOO[name], good(name)
     handle.check(value)
     assert handle.read(*handle.write(value)).shape == value.shape
@@ -92,7 +92,7 @@ def test_one_number_out_of_range(name: str, side: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_another_type_shape_or_nothing(name: str) -> None:
+def test_wrong_type_wrong_shape_and_none(name: str) -> None:
     handle, value = ZOO[name], good(name)
     for bad in (value.astype(np.float64), value > 0, value[..., :-1, None], value[:0], value.tolist(), None, "a cat"):
         refused(name, lambda bad=bad: handle.check(bad), "expected")
@@ -104,7 +104,7 @@ def test_another_type_shape_or_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_floats_and_integers_of_another_width_become_those_declared(name: str) -> None:
+def test_other_float_and_integer_widths_are_converted(name: str) -> None:
     handle, value = ZOO[name], good(name)
     for other in ("float64", "float16") if value.dtype.kind == "f" else ("uint8", "int16"):
         found = handle.read(npy(value.astype(other)).data, "npy")
@@ -113,14 +113,14 @@ def test_floats_and_integers_of_another_width_become_those_declared(name: str) -
 
 
 @pytest.mark.parametrize("name", ["clip", "depth", "dinov2", "efficientnet", "imagebind", "imu", "rgb", "t5_caption"])
-def test_numbers_beyond_single_precision_are_refused_in_the_line_alone(name: str) -> None:
+def test_numbers_beyond_float32_are_refused_without_a_warning(name: str) -> None:
     """A NumPy warning would become an error with another message here."""
     large = np.full(good(name).shape, 1e300)
     refused(name, lambda: ZOO[name].read(npy(large).data, "npy"), "without a finite number; every number has to be")
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_python_objects_are_told_as_such(name: str) -> None:
+def test_python_objects_are_named_in_the_error(name: str) -> None:
     file = probes(name)["`.npy`", "Python objects in it"].file
     words = "the .npy file holds Python objects; save it as numbers (.astype(np.float32))"
     refused(name, lambda: ZOO[name].read(file.data, "npy"), f"{name}: {words}")
@@ -128,7 +128,7 @@ def test_python_objects_are_told_as_such(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["i4,f8", "V4", "<U1", "S1", "datetime64[s]", "complex64"])
 @pytest.mark.parametrize("name", ["canny", "hed", "rgb", "sam_edge"])
-def test_arrays_of_no_numbers_are_told_alike(name: str, dtype: str) -> None:
+def test_non_numeric_arrays_give_the_same_error(name: str, dtype: str) -> None:
     array = np.zeros(good(name).shape, dtype)
     refused(name, lambda: ZOO[name].read(npy(array).data, "npy"), f"got {array.dtype} (", "; convert it to float32 ")
 
@@ -201,7 +201,7 @@ def shown(name: str, what: str) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "ground"), [("rgb", 1.0), ("rgb_patches", 1.0), ("hed", 0.0), ("canny", 0.0), ("sam_edge", 0.0)]
 )
-def test_what_is_transparent_is_paper_in_a_picture_and_no_edge(name: str, ground: float) -> None:
+def test_transparent_pixels_are_white_in_pictures_and_no_edges(name: str, ground: float) -> None:
     file = probes(name)[PICTURE, BLENDED].file
     value = ZOO[name].read(file.data, file.extension)
     half = value.shape[-1] // 2
@@ -239,7 +239,7 @@ def test_sound_of_two_channels_and_of_another_rate_is_mixed_and_resampled() -> N
         ("palette", np.ones((5, 3), np.float32)),
     ],
 )
-def test_nothing_is_a_value(name: str, value: Any) -> None:
+def test_empty_values_are_valid(name: str, value: Any) -> None:
     """Empty values are valid: no boxes, people, fields, text, objects or edges, and silence."""
     back = ZOO[name].read(*ZOO[name].write(value))
     assert np.array_equal(back, value) if isinstance(value, np.ndarray) else back == value
@@ -325,13 +325,13 @@ def test_files_that_are_refused(name: str, data: bytes, extension: str, part: st
 
 
 @pytest.mark.parametrize("value", [np.ones((3, 5), np.float32), np.ones((7, 3), np.float32)])
-def test_a_palette_of_other_colours_than_set(value: np.ndarray) -> None:
+def test_palette_with_other_colours_than_configured(value: np.ndarray) -> None:
     refused("palette", lambda: ZOO["palette"].transform(value, Crop()), "the shape is not (5, 3)")
     refused("palette", lambda: ZOO["palette"].read(npy(value).data, "npy"), "the shape is not (5, 3)")
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 9)])
-def test_a_picture_without_an_object_has_the_size_that_its_file_says(height: int, width: int) -> None:
+def test_picture_without_objects_has_the_size_of_its_file(height: int, width: int) -> None:
     data = json.dumps({"image": {"height": height, "width": width}, "annotations": []}).encode()
     value = ZOO["sam_instance"].read(data, "json")
     assert value.shape == (height, width) and not value.any()

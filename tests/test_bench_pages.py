@@ -1,4 +1,4 @@
-"""What benches print and write into a page, and which of their files `make bench` runs."""
+"""The output of benches, their tables in pages, and the bench files that `make bench` runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def recipe(target: str) -> str:
     return subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_table_replaces_its_predecessor_or_goes_to_the_end(tmp_path: Path) -> None:
+def test_table_replaces_the_previous_table_or_is_appended(tmp_path: Path) -> None:
     from pages import write_table
 
     page = tmp_path / "page.md"
@@ -50,18 +50,18 @@ def test_a_table_replaces_its_predecessor_or_goes_to_the_end(tmp_path: Path) -> 
     assert page.read_text(encoding="utf-8") == f"{before}Again.\n\n{table.format(2)}\nMore.\n"
 
 
-def test_make_runs_every_bench_but_the_long_one() -> None:
+def test_make_runs_every_bench_except_the_long_one() -> None:
     programs = {path.name for path in (ROOT / "bench").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
     assert set(re.findall(r"bench/(\w+\.py)", recipe("bench"))) == programs - {"defaults.py"}
 
 
-def test_make_clean_keeps_what_was_trained() -> None:
+def test_make_clean_keeps_trained_checkpoints() -> None:
     assert ".venv" in recipe("clean").split() and "runs" not in recipe("clean").split()
     assert recipe("clean-runs").split() == ["rm", "-rf", "runs"]
 
 
 @pytest.mark.parametrize("table", [TokenizerConfig, VectorTokenizerConfig])
-def test_the_first_rows_over_quantizers_have_one_budget_whatever_the_modality_has(table: type[Any]) -> None:
+def test_first_quantizer_rows_share_one_budget_for_all_modalities(table: type[Any]) -> None:
     from quantizers import EQUAL
 
     for kind, own in EQUAL.items():
@@ -72,7 +72,7 @@ def test_the_first_rows_over_quantizers_have_one_budget_whatever_the_modality_ha
 @pytest.mark.parametrize(
     ("codebook", "codes", "bits"), [({"size": 240}, "240", 7.9), ({"size": 27, "codebooks": 4}, "4 x 27", 19.0)]
 )
-def test_a_row_over_quantizers_is_of_what_was_trained(codebook: dict[str, int], codes: str, bits: float) -> None:
+def test_quantizer_row_matches_the_trained_tokenizer(codebook: dict[str, int], codes: str, bits: float) -> None:
     from quantizers import measure
 
     def train(samples: Any, folder: Path, seed: int, **table: Any) -> None:

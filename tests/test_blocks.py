@@ -159,7 +159,7 @@ def test_stored_positions_are_interpolated_and_move_with_the_weights(
 
 
 @pytest.mark.parametrize("positions", [(), (4, 4)])
-def test_the_sums_of_all_blocks_stay_float32_under_autocast(positions: tuple[int, ...]) -> None:
+def test_residual_sums_stay_float32_under_autocast(positions: tuple[int, ...]) -> None:
     config = dataclasses.replace(VIT, positions=positions, post_mlp=True)
     encoder, seen = build_encoder(config, 3, 5, SQUARE), []
     for block in (module for module in encoder.modules() if isinstance(module, Block)):

@@ -57,7 +57,7 @@ def test_the_smallest_boxes_are_dropped() -> None:
     assert round_trip(load("boxes"), []) == []
 
 
-def test_what_is_malformed_is_skipped() -> None:
+def test_malformed_boxes_are_skipped() -> None:
     tokenizer = load("boxes")
     ids = tokenizer.vocabulary.encode
     good = boxes.encode(tokenizer, [[box("chair", 0, 0, 1, 1)]])[0].tolist()
@@ -89,7 +89,7 @@ def test_what_is_malformed_is_skipped() -> None:
         ([box("a", 0.5, 0, 0.5, 1)], "expected xmin < xmax"),
     ],
 )
-def test_what_is_no_box_is_refused(value: Any, message: str) -> None:
+def test_invalid_boxes_are_refused(value: Any, message: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^boxes: .*{message}"):
         boxes.encode(load("boxes"), [value])
 
@@ -126,7 +126,7 @@ def test_boxes_follow_the_crop() -> None:
     assert boxes.transform(value, Crop(left=0.5, width=0.5), strict) == []
 
 
-def test_of_boxes_as_4m_has_them_any_part_stays() -> None:
+def test_any_visible_part_of_a_4m_box_is_kept() -> None:
     person, crop = box("person", 0, 0.1, 0.3, 0.9), Crop(left=0.29, width=0.71)
     assert boxes.transform([person], crop, settings_of("boxes")) == []
     at = settings_of("boxes", preset="4m")

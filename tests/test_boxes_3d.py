@@ -73,7 +73,7 @@ def test_both_ends_of_the_circle_are_one_level() -> None:
     assert left == right and round_trip(tokenizer, [box("a", yaw=math.pi)])[0]["yaw"] == -math.pi
 
 
-def test_half_a_turn_may_come_from_single_precision() -> None:
+def test_float32_pi_is_accepted_as_half_a_turn() -> None:
     half = float(np.arctan2(np.float32(0), np.float32(-1)))
     assert half > math.pi
     value = plugin.read_value(json.dumps([box("a", yaw=half), box("a", yaw=-half)]).encode(), "json")
@@ -88,7 +88,7 @@ def test_the_longest_side_can_be_written_again(least: float) -> None:
     assert max(levels.numbers(levels.levels((0, 0, -3), (100, 1, 1), 0.0, 256), 256)[1]) == 100
 
 
-def test_what_is_beyond_the_ends_is_clipped() -> None:
+def test_numbers_beyond_the_levels_are_clipped() -> None:
     found = round_trip(load(NAME), [box("a", (9, -9, -90), (0.001, 50, 4))])[0]
     assert np.allclose([*found["center"], *found["size"]], [4, -2, -8, 0.05, 4, 4])
 
@@ -106,7 +106,7 @@ def test_the_last_boxes_are_dropped_and_the_others_ordered() -> None:
     assert round_trip(load(NAME), []) == []
 
 
-def test_what_is_malformed_is_skipped() -> None:
+def test_malformed_boxes_are_skipped() -> None:
     tokenizer = load(NAME)
     good = plugin.encode(tokenizer, [[box("chair")]])[0].tolist()
     expected = plugin.decode(tokenizer, [good])[0]
@@ -123,7 +123,7 @@ def test_what_is_malformed_is_skipped() -> None:
         assert plugin.decode(tokenizer, [sequence])[0] == expected
 
 
-def test_tokens_mean_the_same_whatever_the_settings_are_now(tmp_path: Path) -> None:
+def test_tokens_decode_the_same_under_other_settings(tmp_path: Path) -> None:
     """Other levels need another token, which must be added to the vocabulary first."""
     wide = settings_of(NAME, x=[-10, 10], size=[0.1, 10])
     for at in (settings_of(NAME), wide):
@@ -162,7 +162,7 @@ def test_the_published_levels() -> None:
         ({"x": [1, 2, 3]}, "expected 2 items"), ({"order": "left"}, "expected one of"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be(own: dict[str, Any], message: str) -> None:
+def test_invalid_settings(own: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plugin.modality_spec(settings_of(NAME, **own))
 
@@ -196,7 +196,7 @@ def test_three_axes_of_coordinates_are_too_few() -> None:
         ([box("a", yaw=float("nan"))], "yaw: expected"), ([box("a", yaw=None)], "yaw: expected"),
     ],
 )  # fmt: skip
-def test_what_is_no_oriented_box_is_refused(value: Any, message: str) -> None:
+def test_invalid_oriented_boxes_are_refused(value: Any, message: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^boxes_3d: .*{message}"):
         plugin.encode(load(NAME), [value])
 
@@ -228,7 +228,7 @@ def test_a_flip_mirrors_and_a_crop_leaves_the_boxes() -> None:
 # -- overlap -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_front_is_where_yaw_says() -> None:
+def test_front_follows_yaw() -> None:
     """Yaw 0 faces right; yaw pi / 2 faces away from the viewer, towards smaller z."""
     for yaw, front in ((0.0, (1, 3)), (math.pi / 2, (0, 4)), (-math.pi / 2, (0, 2)), (math.pi, (-1, 3))):
         found = corners(numbers_of([box("a", (0, 0, -3), (2, 1, 0.5), yaw)]))[0]
@@ -278,7 +278,7 @@ placed = st.builds(box, st.just("a"), st.tuples(*[st.floats(-1, 1)] * 3), st.tup
 
 @settings(max_examples=60, deadline=None)
 @given(placed, placed)
-def test_overlap_is_what_random_points_say(first: Box, second: Box) -> None:
+def test_overlap_agrees_with_random_points(first: Box, second: Box) -> None:
     """Draw points in the first box; the fraction inside the second box estimates the shared volume."""
     draw, count = np.random.default_rng(0), 20_000
     own = (draw.random((count, 3)) - 0.5) * first["size"]
@@ -297,7 +297,7 @@ def test_overlap_is_what_random_points_say(first: Box, second: Box) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(placed, min_size=1, max_size=4), st.lists(placed, min_size=1, max_size=4), st.integers(0, 3))
-def test_overlap_of_aligned_boxes_is_that_of_intervals(first: list[Box], second: list[Box], quarters: int) -> None:
+def test_overlap_of_aligned_boxes_is_a_product_of_intervals(first: list[Box], second: list[Box], quarters: int) -> None:
     """All boxes rotate together by one angle; quarter turns swap length and width."""
     tables = [numbers_of(boxes) for boxes in (first, second)]
     for table in tables:
@@ -364,6 +364,6 @@ def test_the_picture_from_above() -> None:
     assert np.abs(np.array(wide, int) - np.array(empty, int)).sum() > 0
 
 
-def test_it_is_one_of_those_that_share_the_vocabulary() -> None:
+def test_boxes_3d_share_the_text_vocabulary() -> None:
     assert PLUGINS[NAME] is plugin
     assert plugin.vocabulary_texts([[box("a"), box("potted plant")], []], settings_of(NAME)) == [" a", " potted plant"]

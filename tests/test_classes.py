@@ -35,7 +35,7 @@ def handle_of(classes: Sequence[str] | None = None, folder: Path | None = None) 
     return Zoo.from_tables({"modalities": {NAME: table}})[NAME]
 
 
-def test_a_class_is_one_token_its_place_in_the_list(tmp_path: Path) -> None:
+def test_class_token_is_its_index_in_the_list(tmp_path: Path) -> None:
     handle = handle_of(("b", "a", "c"), tmp_path)
     assert handle.train_tokenizer(NOTHING, tmp_path, 0) == tmp_path
     tokens = handle.encode(["a", "c", "b", "a"])
@@ -69,7 +69,7 @@ def test_a_file_holds_a_name(data: bytes, extension: str, found: str | None) -> 
         (lambda h: h.check(3), "give a str"),
     ],
 )
-def test_what_is_no_class_is_refused_in_a_line(act: Callable[[ModalityHandle], Any], message: str) -> None:
+def test_invalid_class_is_refused_in_one_line(act: Callable[[ModalityHandle], Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^{NAME}: .*{message}") as caught:
         act(handle_of())
     assert "\n" not in str(caught.value)
@@ -83,7 +83,7 @@ def test_what_is_no_class_is_refused_in_a_line(act: Callable[[ModalityHandle], A
         (["a", "b\u200b"], "printable"), ("ab", "expected tuple"),
     ],
 )  # fmt: skip
-def test_names_that_cannot_be(classes: Any, message: str) -> None:
+def test_invalid_names(classes: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"classes: .*{message}"):
         Settings(NAME, {"classes": classes}).take(ClassSettings)
 
@@ -98,7 +98,7 @@ def test_the_metrics_by_hand() -> None:
 
 def test_the_constant_baseline_is_the_most_frequent_class() -> None:
     assert handle_of().constant_baseline(["playroom", "library", "playroom"]) == "playroom"
-    assert handle_of().constant_baseline(["playroom", "library"]) == "library"  # of equals the lower id
+    assert handle_of().constant_baseline(["playroom", "library"]) == "library"  # ties: the lower id
 
 
 # -- more classes ------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_data_and_tokens_stay_valid_where_classes_are_added(tmp_path: Path) -> N
 
 
 def test_the_plugin_of_the_docs_keeps_the_contract(install: Callable[..., Path]) -> None:
-    """Without a source: the kit takes the classes for values."""
+    """There is no source, so the kit uses the classes as values."""
     section = PAGE.read_text(encoding="utf-8").split("## A class label")[1]
     found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert found is not None and len(found[1].splitlines()) < 40

@@ -77,7 +77,7 @@ def zoo(workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 @pytest.fixture
 def bare(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The same in a folder that has the registry alone."""
+    """The same in a folder with only the registry."""
     (tmp_path / "registry.toml").write_text(REGISTRY)
     monkeypatch.chdir(tmp_path)
     return lambda *words: call(list(words), capsys, monkeypatch)
@@ -115,8 +115,8 @@ def test_list_and_info(zoo: Run) -> None:
     assert code == 0 and "scenes" in shown and "photos" in shown
 
 
-def test_info_shows_every_setting_with_its_default(bare: Run) -> None:
-    """And the value in use where it is another: by the modality's table, by [zoo], by a preset."""
+def test_info_shows_every_setting_with_default_and_value_in_use(bare: Run) -> None:
+    """Also show the value in use if it differs: set by the modality's table, by [zoo] or by a preset."""
     text = REGISTRY + '[modalities.depth]\ntokenizer = { steps = 7 }\n[modalities.semseg]\npreset = "4m"\n'
     Path("own.toml").write_text(text)
     for name, described in (("depth", True), ("depth", False), ("boxes", False), ("semseg", False), ("rgb", False)):
@@ -158,7 +158,7 @@ def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
     refused(bare("source", "info", "scnes"), "scenes")
 
 
-def test_a_long_name_takes_no_column_from_the_list(bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_name_does_not_displace_list_columns(bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     name = "surface_reflectance_of_sentinel2_by_season_and_by_year"
     Path("long.toml").write_text(f'[zoo]\nmodalities = ["{name}"]\n[modalities.{name}]\nplugin = "depth"\n')
@@ -185,7 +185,7 @@ def test_list_counts_what_is_installed_but_not_enabled(bare: Run) -> None:
     assert listed["disabled"]["enabled"] == ["caption"] and len(listed["disabled"]["modalities"]) == installed - 3
 
 
-def test_list_and_info_do_without_torch() -> None:
+def test_list_and_info_do_not_import_torch() -> None:
     program = "import sys; sys.argv = ['zoo', *sys.argv[1:]]\nfrom tokenizers_zoo.cli.main import main\nmain()\n"
     program += "assert 'torch' not in sys.modules"
     for words in ("list", "info rgb --settings", "source list", "source info scenes"):
@@ -204,12 +204,12 @@ def commands(command: click.Command, path: str = "zoo") -> Iterator[tuple[str, c
 
 
 def options_of(command: click.Command) -> set[str]:
-    """What may follow the words that call a command."""
+    """Return the option names of a command."""
     return {name for parameter in command.params for name in parameter.opts}
 
 
 def examples(text: str) -> list[list[str]]:
-    """The commands that a text shows, as words; a backslash goes on in the next line, two spaces end a command."""
+    """Return the commands in a text, split into words. A backslash continues a line; two spaces end a command."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
     shown = [line.strip().partition("  ")[0] for line in lines if re.match(r"\s+zoo [-\w]", line)]
     return [shlex.split(command, comments=True) for command in shown]
@@ -225,7 +225,7 @@ def test_every_help_fits_a_screen_and_shows_an_example() -> None:
             assert re.search(rf"Examples?:\n\s+{path}\b", "\n".join(lines)), path
 
 
-def test_what_need_not_be_named_is_in_brackets() -> None:
+def test_optional_arguments_are_in_brackets() -> None:
     for path, command in commands(group):
         usage = " ".join(command.collect_usage_pieces(click.Context(command)))
         for argument in command.params:
@@ -233,7 +233,7 @@ def test_what_need_not_be_named_is_in_brackets() -> None:
                 assert f"[{(argument.name or '').upper()}]" in usage, path
 
 
-def test_every_example_has_the_options_that_are_there_and_needed() -> None:
+def test_examples_use_existing_options_and_all_required_ones() -> None:
     """In the help of each command, and on all pages."""
     known = dict(commands(group))
     texts = {path: command.help or "" for path, command in known.items()}
@@ -250,7 +250,7 @@ def test_every_example_has_the_options_that_are_there_and_needed() -> None:
             assert not missing, (place, words, missing)
 
 
-def test_the_road_in_the_help_says_how_many_samples_to_make() -> None:
+def test_quick_start_in_the_help_makes_enough_samples() -> None:
     (make,) = [words for words in examples(group.help or "") if words[1:3] == ["data", "make"]]
     source = Zoo.installed().source(make[3])
     for split in ("train", "test"):
@@ -271,7 +271,7 @@ def test_encode_decode_round_trip(zoo: Run, workplace: Path) -> None:
     ).strip() == "A red ball — naïve 木 \U0001f3e0 on the floor."
 
 
-def test_a_decoded_value_replaces_nothing_unasked(zoo: Run, workplace: Path) -> None:
+def test_decoded_value_does_not_overwrite_files_unasked(zoo: Run, workplace: Path) -> None:
     (workplace / "cat.txt").write_text("A cat.\n")
     assert zoo("encode", "caption", "cat.txt", "--out", "cat.json")[0] == 0
     code, shown, _ = zoo("decode", "caption", "cat.json")
@@ -284,7 +284,7 @@ def test_a_decoded_value_replaces_nothing_unasked(zoo: Run, workplace: Path) -> 
     assert (workplace / "cat_decoded.txt").read_text() == "mine"
 
 
-def test_the_file_that_is_read_is_not_replaced(zoo: Run, workplace: Path) -> None:
+def test_input_file_is_not_overwritten(zoo: Run, workplace: Path) -> None:
     value, tokens, link = (workplace / name for name in ("dog.txt", "dog.json", "link.png"))
     value.write_text("A dog.\n")
     assert zoo("encode", "caption", "dog.txt", "--out", "dog.json")[0] == 0
@@ -304,7 +304,7 @@ def test_unknown_names_offer_close_ones(zoo: Run) -> None:
     refused(zoo("tokenize", "data", "--out", "tokens2", "--only", "capton"), "caption")
 
 
-def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path) -> None:
+def test_missing_registry(zoo: Run, workplace: Path, tmp_path: Path) -> None:
     """A mistyped registry, or a trained run's registry that has moved; ./registry.toml is another file."""
     refused(zoo("--registry", "registri.toml", "list"), "registri.toml: no such file; a TOML file was expected")
     gone, moved = tmp_path / "gone.toml", tmp_path / "moved"
@@ -323,7 +323,7 @@ def test_a_registry_that_is_not_there(zoo: Run, workplace: Path, tmp_path: Path)
         assert code == 1 and "its registry was" not in complaint
 
 
-def test_a_tokenizer_that_is_another_is_not_trained_over(zoo: Run, tmp_path: Path) -> None:
+def test_different_tokenizer_is_not_overwritten_by_training(zoo: Run, tmp_path: Path) -> None:
     other = ("tokenizer", "train", "depth", "--data", "data", "--set", "steps=4")
     refused(zoo(*other), "tokenizers/depth: holds another tokenizer (training.steps was", "--overwrite")
     shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
@@ -358,7 +358,7 @@ def test_checkpoints_missing_and_altered(zoo: Run, workplace: Path) -> None:
     refused(zoo("--registry", "m.toml", "tokenizer", "eval", "depth", "--data", "data"), "0" * 12, "sha256")
 
 
-def test_values_that_are_none(zoo: Run, workplace: Path) -> None:
+def test_unreadable_values(zoo: Run, workplace: Path) -> None:
     cases = {
         "nan.npy": np.full((1, 32, 32), np.nan, np.float32),
         "negative.npy": np.full((1, 32, 32), -1.0, np.float32),
@@ -397,7 +397,7 @@ def test_data_without_the_modality(zoo: Run, workplace: Path) -> None:
     refused(zoo("report", "absent"), "absent")
 
 
-def test_backbone_options_that_cannot_be(zoo: Run) -> None:
+def test_invalid_backbone_options(zoo: Run) -> None:
     train = ("backbone", "train", "--tokens", "tokens", "--out", "refused")
     refused(zoo(*train, "--set", "stepz=3"), "stepz", "steps")
     refused(zoo(*train, "--set", "steps=0"), "steps")
@@ -412,7 +412,7 @@ def test_backbone_options_that_cannot_be(zoo: Run) -> None:
     assert not Path("refused/model.safetensors").exists()
 
 
-def test_a_device_that_is_not_there(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_device(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for words in (
         "tokenize data --out new", "backbone generate run --target depth --out new", "backbone eval run",
@@ -434,7 +434,7 @@ def test_a_date_on_the_command_line_is_text() -> None:
     assert list(given.values()) == ["2026-05-01", "07:30:00", 20, [8, 5], "vq"]
 
 
-def test_what_an_evaluation_asks_is_checked(bare: Run) -> None:
+def test_evaluation_inputs_and_targets_are_checked(bare: Run) -> None:
     for text, parts in {
         "[eval]\nsamples = 4\ninputs = ['rgb']\n": ("asks.toml:3 [eval] inputs", "'rgb'"),
         "[eval]\ntargets = 3\n": ("asks.toml:2 [eval] targets", "int 3"),
@@ -466,7 +466,7 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     refused(zoo("backbone", "generate", "run", "--target", "rgb_patches", "--out", "made"), "rgb_patches", "input")
 
 
-def test_a_backbone_of_one_modality_has_nothing_to_be_asked(zoo: Run) -> None:
+def test_backbone_of_one_modality_has_no_pairs_to_evaluate(zoo: Run) -> None:
     few = ("--set", "steps=1", "--set", "batch_size=4")
     assert zoo("backbone", "train", "--tokens", "tokens", "--out", "alone", "--only", "depth", *few)[0] == 0
     code, shown, _ = zoo("backbone", "eval", "alone")
@@ -488,7 +488,7 @@ def _raising(error: BaseException) -> Callable[..., None]:
         (torch.OutOfMemoryError("CUDA out of memory."), "OutOfMemoryError: CUDA out of memory. ("),
     ],
 )
-def test_want_of_memory_is_told_in_one_line(
+def test_out_of_memory_is_reported_in_one_line(
     zoo: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str
 ) -> None:
     monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(error))
@@ -497,14 +497,14 @@ def test_want_of_memory_is_told_in_one_line(
     assert "a bug" not in outcome[2]
 
 
-def test_a_file_that_ends_too_soon_is_no_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_file_is_not_reported_as_an_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(EOFError("No data left in file")))
     refused(zoo("list"), "unexpected EOFError: No data left in file")
     monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", _raising(KeyboardInterrupt()))
     assert zoo("list")[::2] == (130, f"\ninterrupted; {RESUMES}\n")
 
 
-def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_command_says_how_to_resume(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(**_: object) -> None:
         raise KeyboardInterrupt
 
@@ -538,7 +538,7 @@ def test_what_goes_on_after_an_interruption(zoo: Run, monkeypatch: pytest.Monkey
         (None, {}, None),  # where there is no such file
     ],
 )
-def test_a_command_gives_way_where_others_run(
+def test_give_way_limits_spinning_when_others_run(
     load: str | None, told: dict[str, str], spins: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
@@ -553,7 +553,7 @@ def test_a_command_gives_way_where_others_run(
     assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
-def test_every_command_gives_way(
+def test_every_command_calls_give_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):

@@ -1,4 +1,4 @@
-"""Commands that write a folder: resume after a kill, one writer, finished runs, other settings, files of others."""
+"""Commands that write a folder: resume after a kill, one writer, finished runs, changed settings, foreign files."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_other_settings_are_refused_with_their_key_and_replaced_with_overwrite(
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_folder_with_files_of_others_is_refused(world: World, finished: Files, name: str) -> None:
+def test_folder_with_foreign_files_is_refused(world: World, finished: Files, name: str) -> None:
     command = COMMANDS[name]
     world.put_back({**without(finished, command.folder), f"{command.folder}/notes.txt": b"mine"})
     world(command.words).refused(command.folder, "notes.txt")

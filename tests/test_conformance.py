@@ -82,7 +82,7 @@ def test_no_value_is_both_trained_on_and_held_out() -> None:
         assert [*samples.train, *samples.test] == subject.values
 
 
-def test_why_a_source_gives_no_values_is_said(tmp_path: Path) -> None:
+def test_reason_why_a_source_gives_no_values_is_reported(tmp_path: Path) -> None:
     subject = Subject(zoo=Zoo.from_tables({"zoo": {"image_size": [40, 24]}}), name="boxes", workdir=tmp_path)
     with pytest.raises(DataError, match=r"no installed source gives values of it; .*image_size: expected int.*--data"):
         _ = subject.values
@@ -101,7 +101,7 @@ def test_why_a_source_gives_no_values_is_said(tmp_path: Path) -> None:
         (ValueSpec(shape=(2, 2), dtype="float16", low=0, high=60000), [-1]),
     ],
 )
-def test_numbers_out_of_bounds_are_tried_as_far_as_the_type_has_them(spec: ValueSpec, outside: list[int]) -> None:
+def test_out_of_bounds_probes_stay_within_the_dtype(spec: ValueSpec, outside: list[int]) -> None:
     good = np.zeros((2, 2), spec.dtype)
     subject = SimpleNamespace(handle=SimpleNamespace(spec=SimpleNamespace(value=spec)), values=[good])
     tried = [bad for bad in broken_values(subject) if isinstance(bad, np.ndarray) and bad.dtype == good.dtype]
@@ -321,7 +321,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_noticed(mistake: str, install_example: Install) -> None:
+def test_kit_detects_mistakes(mistake: str, install_example: Install) -> None:
     check, changes = MISTAKES[mistake]
     install_example("mistaken", changes)
     found = results("mistaken")
@@ -344,7 +344,7 @@ def test_a_mistake_is_noticed(mistake: str, install_example: Install) -> None:
         ),
     ],
 )
-def test_what_the_kit_says_of_a_mistake(mistake: str, told: str, install_example: Install, tmp_path: Path) -> None:
+def test_kit_message_for_a_mistake(mistake: str, told: str, install_example: Install, tmp_path: Path) -> None:
     check, changes = MISTAKES[mistake]
     install_example("mistaken", changes)
     subject = Subject(zoo=Zoo.installed(), name="mistaken", workdir=tmp_path)
@@ -354,14 +354,14 @@ def test_what_the_kit_says_of_a_mistake(mistake: str, told: str, install_example
     assert check == "encode" or all(np.array_equal(a, b) for a, b in zip(before, subject.values, strict=True))
 
 
-def test_values_that_are_alike_may_score_alike(install_example: Install, tmp_path: Path) -> None:
+def test_similar_values_may_have_equal_scores(install_example: Install, tmp_path: Path) -> None:
     install_example("mistaken", MISTAKES["a score that tells nothing"][1])
     grey = [{"mistaken": np.full((1, 16, 16), 0.5, np.float32)}] * 3
     CHECKS["score"](Subject(zoo=Zoo.installed(), name="mistaken", workdir=tmp_path, given=grey))
 
 
 @pytest.mark.parametrize("change", ["sample['base'] *= 0.5", "del sample['base']", "sample['more'] = 1"])
-def test_a_derive_that_changes_its_sample(change: str, install_example: Install, tmp_path: Path) -> None:
+def test_derive_hook_that_modifies_its_sample(change: str, install_example: Install, tmp_path: Path) -> None:
     install_example("base")
     score = "    @hookimpl\n    def score("
     derive = f"    @hookimpl\n    def derive(self, sample):\n        value = sample['base'].copy()\n        {change}\n"
@@ -374,10 +374,8 @@ def test_a_derive_that_changes_its_sample(change: str, install_example: Install,
         CHECKS["derive"](subject)
 
 
-def test_data_that_a_plugin_takes_although_its_spec_excludes_them(
-    install_example: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The check of bad values has to fail where the border check lets one through."""
+def test_plugin_that_accepts_values_outside_its_spec(install_example: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of bad values must fail if the input validation accepts one."""
     install_example("lenient", {"low=0, high=1, ": ""})
     subject_values = results("lenient")
     assert subject_values["bad_values"].passed
@@ -385,16 +383,14 @@ def test_data_that_a_plugin_takes_although_its_spec_excludes_them(
     assert "is accepted" in results("lenient")["bad_values"].message
 
 
-def test_a_refusal_that_does_not_say_what_was_expected(
-    install_example: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_message_without_the_expected_value(install_example: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install_example("terse")
     monkeypatch.setattr("tokenizers_zoo.handle.expected_value", lambda spec: "something else")
     assert "refused without saying what was expected" in results("terse")["bad_values"].message
 
 
 def test_devices_are_compared(install_example: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the CPU by another name in the accelerator's place."""
+    """The CPU under another name stands in for the accelerator."""
     monkeypatch.setattr("tokenizers_zoo.testing.running.accelerator", lambda: "cpu:0")
     install_example("steady")
     found = results("steady")["devices"]
@@ -406,7 +402,7 @@ def test_devices_are_compared(install_example: Install, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("cuda", "cuda"), ("mps", None)])
-def test_an_accelerator_is_one_that_tokenizers_run_on(
+def test_only_devices_that_run_tokenizers_count_as_accelerators(
     kind: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
@@ -476,7 +472,7 @@ def test_stored_values_that_cannot_be_read_are_left_out(install_example: Install
         subject.samples_with(("stored_map",))
 
 
-def test_samples_that_derive_drops_are_no_mistake(install_example: Install, tmp_path: Path) -> None:
+def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_path: Path) -> None:
     install_example("base")
     score = "    @hookimpl\n    def score("
     derive = """    @hookimpl

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plugin.train_tokenizer(SETTINGS, samples, tmp_path_factory.mktemp("run") / "rgb_patches", 0)
 
 
-def test_statistics_are_those_of_numpy_over_all_pixels() -> None:
+def test_statistics_equal_numpy_over_all_pixels() -> None:
     values = pictures(6) * np.array([1, 0.5, 0.1], dtype=np.float32)[:, None, None]
     mean, std = channel_statistics(values)
     np.testing.assert_allclose(mean, values.mean(axis=(0, 2, 3)), rtol=1e-5)
@@ -64,7 +64,7 @@ def test_spec_and_decoding_stay_within_bounds(folder: Path) -> None:
     assert decoded.min() == 0 and decoded.max() == 1
 
 
-def test_the_folder_is_complete_and_is_kept(folder: Path) -> None:
+def test_tokenizer_folder_is_complete_and_kept(folder: Path) -> None:
     before = (folder / "model.safetensors").read_bytes()
     samples = TrainingSamples(train=list(pictures(6)), test=list(pictures(2, 1)), provenance={"source": "noise"})
     assert plugin.train_tokenizer(SETTINGS, samples, folder, 0) == folder
@@ -75,9 +75,7 @@ def test_the_folder_is_complete_and_is_kept(folder: Path) -> None:
         plugin.train_tokenizer(SETTINGS, samples, folder, 1)
 
 
-def test_no_more_held_out_values_are_read_than_of_other_tokenizers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_of_held_out_values_read_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are evenly spaced, because the first samples of a sorted list may all be alike."""
     monkeypatch.setattr("tokenizers_zoo.train.loop.FINAL_SAMPLES", 3)
     read = []
@@ -108,6 +106,6 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
         plugin.modality_spec(Settings("rgb_patches", {"tokenizer": {"sample": 3}}))
 
 
-def test_derive_is_the_picture_itself() -> None:
+def test_derive_returns_the_picture() -> None:
     value = pictures(1)[0]
     np.testing.assert_array_equal(plugin.derive({"rgb": value}, SETTINGS), value)

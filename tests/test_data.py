@@ -35,7 +35,7 @@ def named(*names: str) -> dict[str, str]:
 
 
 def scan(path: Path) -> tuple[dict[str, Member], list[Dropped]]:
-    """The members of a tar file by key, and what cannot be used of it."""
+    """Return the members of a tar file by key, and its unusable parts."""
     members: dict[str, Member] = {}
     dropped: list[Dropped] = []
     for item in scan_tar(path):
@@ -98,7 +98,7 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         (124, b"77777777777", "damaged header"),
     ],
 )
-def test_a_damaged_header_costs_one_member(six: bytes, tmp_path: Path, at: int, block: bytes, reason: str) -> None:
+def test_damaged_header_loses_only_one_member(six: bytes, tmp_path: Path, at: int, block: bytes, reason: str) -> None:
     path, start = tmp_path / "s.tar", 2 * 3 * BLOCK + at
     path.write_bytes(six[:start] + block + six[start + len(block) :])
     members, dropped = scan(path)
@@ -119,7 +119,7 @@ def test_sizes_are_checked_against_the_file(six: bytes, tmp_path: Path, size: by
     assert list(members) == ["1", "2", "3", "4", "5"] and len(dropped) == 1
 
 
-def test_zeros_behind_the_end_are_no_damage(six: bytes, tmp_path: Path) -> None:
+def test_trailing_zeros_are_not_damage(six: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(six + bytes(40 * BLOCK))
     members, dropped = scan(tmp_path / "s.tar")
     assert len(members) == 6 and not dropped
@@ -135,7 +135,7 @@ def test_zeros_behind_the_end_are_no_damage(six: bytes, tmp_path: Path) -> None:
         (3 * BLOCK * 2 + BLOCK + 700, 3, "end mark"),
     ],
 )
-def test_a_truncated_tar_gives_its_whole_members_and_says_so(
+def test_truncated_tar_yields_its_complete_members_and_reports_it(
     six: bytes, tmp_path: Path, cut: int, members: int, reason: str
 ) -> None:
     (tmp_path / "s.tar").write_bytes(six[:cut])
@@ -145,7 +145,7 @@ def test_a_truncated_tar_gives_its_whole_members_and_says_so(
 
 
 @given(st.data())
-def test_no_bytes_make_the_scan_fail_or_read_outside(six: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
+def test_scan_never_fails_or_reads_out_of_bounds(six: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
     content = bytearray(six[: 9 * BLOCK])
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -160,7 +160,7 @@ def test_no_bytes_make_the_scan_fail_or_read_outside(six: bytes, tmp_path_factor
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04" * 1000, b"x"])
-def test_what_is_not_a_tar_is_an_error_that_names_it(tmp_path: Path, data: bytes) -> None:
+def test_file_that_is_no_tar_is_named_in_the_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "s.tar").write_bytes(data)
     with pytest.raises(DataError, match=r"s\.tar: no usable member"):
         scan(tmp_path / "s.tar")
@@ -187,8 +187,8 @@ def test_links_and_nameless_members_are_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../b.x", "/b.x", "a/../../b.x", "a//b.x", "a/./b.x", "a\\b.x"])
-def test_a_key_that_leads_out_of_a_folder_costs_its_member(tmp_path: Path, name: str) -> None:
-    """Nor may two keys be one path: results of a sample are written below a folder, under its key."""
+def test_member_with_a_key_outside_the_folder_is_skipped(tmp_path: Path, name: str) -> None:
+    """Two keys must not be the same path either, because a sample's results are written under its key."""
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for member in (name, "./a/b.x"):
             tar.addfile(tarfile.TarInfo(member))
@@ -198,7 +198,7 @@ def test_a_key_that_leads_out_of_a_folder_costs_its_member(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("character", ["\n", "\x1b", "\x7f", "\x9b"])
-def test_a_key_with_a_control_character_costs_its_member_and_is_shown_without(tmp_path: Path, character: str) -> None:
+def test_member_with_a_control_character_in_its_key_is_skipped(tmp_path: Path, character: str) -> None:
     name, shown = f"a{character}[2J", rf"a\x{ord(character):02x}[2J"
     write_tar(tmp_path / "s.tar", {f"{name}.x": b"", f".{name}": b"", "caf\xe9.x": b""})
     members, dropped = scan(tmp_path / "s.tar")
@@ -211,7 +211,7 @@ def test_a_key_with_a_control_character_costs_its_member_and_is_shown_without(tm
     assert outcome.first_reason == f"refused (sample {shown})"
 
 
-def test_a_name_that_is_not_utf8_costs_its_member(tmp_path: Path) -> None:
+def test_member_with_a_non_utf8_name_is_skipped(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         for name in (b"caf\xe9.x", "caf\xe9.x".encode(), b".\xff", b"a.\xff"):
             tar.addfile(tarfile.TarInfo(os.fsdecode(name)))
@@ -257,19 +257,19 @@ def test_written_shards_have_the_same_bytes_and_other_programs_read_them(tmp_pat
 
 @pytest.mark.parametrize("size", [0, 9, 12345, (1 << 33) - 1, 1 << 33])
 @pytest.mark.parametrize("name", ["a", "b/c" * 20 + ".x", "z" * 100, "z" * 101, "caf\xe9"])
-def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+def test_headers_equal_tarfile_headers(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size = size
     assert header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
 @pytest.mark.parametrize("key", ["a.b", "/a", "a//b", "../a", "", ".a", "a\\b", "./a", "a\nb"])
-def test_keys_that_would_be_read_back_otherwise_are_refused(tmp_path: Path, key: str) -> None:
+def test_keys_that_do_not_round_trip_are_refused(tmp_path: Path, key: str) -> None:
     with writing_shard(tmp_path, 0) as writer, pytest.raises(DataError, match=r"key .*no backslash"):
         writer.add(key, b"", "bin")
 
 
-def test_a_failing_or_unfinished_writer_leaves_what_was_there(tmp_path: Path) -> None:
+def test_failed_or_unfinished_writer_keeps_the_old_shard(tmp_path: Path) -> None:
     write(tmp_path, {"a": b"old"})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(KeyboardInterrupt), writing_shard(tmp_path, 0) as writer:
@@ -316,7 +316,7 @@ def test_values_are_read_by_shard_and_row_and_by_key(store: ValueStore) -> None:
         rows[6]
 
 
-def test_errors_of_a_store_say_what_is_there(store: ValueStore) -> None:
+def test_store_errors_list_existing_names(store: ValueStore) -> None:
     root = store.root
     with pytest.raises(DataError, match="no split 'valid'; splits here: train"):
         store.modalities("valid")
@@ -363,7 +363,7 @@ def test_shards_of_other_keys_and_without_a_manifest_do_not_count(store: ValueSt
         again.read_bytes("train", "two", 0, 0)
 
 
-def test_few_files_are_open_whatever_the_number_of_shards(
+def test_number_of_open_files_does_not_grow_with_shards(
     store: ValueStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {f"k{i}": (f"{i}".encode(), "txt") for i in range(60)}
@@ -384,10 +384,8 @@ def test_few_files_are_open_whatever_the_number_of_shards(
     assert not wrong and len(os.listdir("/proc/self/fd")) <= before + 4
 
 
-def test_a_value_that_the_system_gives_in_pieces_is_read_whole(
-    store: ValueStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One read gives less than 2 GiB."""
+def test_value_returned_in_several_reads_is_complete(store: ValueStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read call returns less than 2 GiB."""
     read = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, offset: read(file, min(size, 3), offset))
     assert store.read_bytes("train", "one", 1, 1) == (b"one 4", "txt")
@@ -403,7 +401,7 @@ def test_a_value_that_the_system_gives_in_pieces_is_read_whole(
         store.read_bytes("train", "one", 1, 1)
 
 
-def test_lazy_values_are_read_once_while_they_fit_and_leave_out_what_cannot_be_read() -> None:
+def test_lazy_values_are_cached_while_they_fit_and_skip_unreadable_values() -> None:
     reads: list[str] = []
 
     def read(key: str) -> Any:
@@ -463,7 +461,7 @@ def test_folders_are_split_by_their_keys_and_keep_sides_when_files_are_added(tmp
         open_folder(config, "train", 1000)
 
 
-def test_split_folders_and_shards_are_read_as_they_are(tmp_path: Path, ml4m: Path) -> None:
+def test_existing_splits_and_shards_are_kept(tmp_path: Path, ml4m: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "own" / split / "one/sub").mkdir(parents=True)
         (tmp_path / "own" / split / "one/sub/a.txt").write_text(split)
@@ -500,7 +498,7 @@ def test_a_split_below_the_modalities_is_kept(tmp_path: Path) -> None:
     assert [key for key, _ in whole] == keys, "`train` alone may be a class"
 
 
-def test_files_and_tars_may_lie_beside_each_other(tmp_path: Path, ml4m: Path) -> None:
+def test_files_and_tars_may_be_mixed(tmp_path: Path, ml4m: Path) -> None:
     for name in ("three/0001.txt", "four/a.tar/0001.txt", "five/a.tar"):
         (ml4m / "train" / name).parent.mkdir(parents=True)
         (ml4m / "train" / name).write_text("own")
@@ -540,7 +538,7 @@ def test_samples_are_those_of_known_modalities(tmp_path: Path) -> None:
     assert [key for key, _ in samples] == ["c", "d"] and samples.modalities == ("notes", "one")
 
 
-def test_a_link_to_a_file_that_is_gone_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_dangling_link_is_an_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one/a.txt").symlink_to(tmp_path / "gone.txt")
     (tmp_path / "one/b.txt").symlink_to("/dev/null")
@@ -548,7 +546,7 @@ def test_a_link_to_a_file_that_is_gone_is_a_file_that_cannot_be_read(tmp_path: P
     assert key == "a" and "a.txt: cannot be read: No such file" in str(files["one"])
 
 
-def test_what_lies_beside_the_files_is_passed_over(tmp_path: Path) -> None:
+def test_unrelated_files_are_ignored(tmp_path: Path) -> None:
     for name in ("a.tif", "a.tif.aux.xml", "a.TFW", "b.tif", ".b.tif", ".ipynb_checkpoints/a-checkpoint.tif", "README"):
         path = tmp_path / "one" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -557,7 +555,7 @@ def test_what_lies_beside_the_files_is_passed_over(tmp_path: Path) -> None:
     assert [key for key, _ in samples[:]] == ["a", "b"]
 
 
-def test_links_to_folders_are_followed_and_never_round_and_round(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_without_loops(tmp_path: Path) -> None:
     one, far = tmp_path / "mine/one", tmp_path / "far"
     for path in (one / "a.txt", one / "in/b.txt", far / "c.txt", tmp_path / "mine/two/d.txt"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -593,7 +591,7 @@ def test_folder_errors(tmp_path: Path) -> None:
         FolderSettings(path="", test_fraction=1.0)
 
 
-def test_a_machine_that_failed_is_no_full_disk() -> None:
+def test_machine_error_is_not_reported_as_a_full_disk() -> None:
     told = "depth: encode ran out of memory: a file of cache (os error 28)"
     assert disk_problem(MachineError(told)) is None
     assert "the disk is full" in str(disk_problem(PluginError(told)))

@@ -119,14 +119,14 @@ def test_class_ids_and_critics_are_refused_before_training(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_last_time_is_pure_noise_only_where_that_is_asked_for(schedule: Any) -> None:
+def test_last_time_step_is_pure_noise_only_if_configured(schedule: Any) -> None:
     pure = noise_schedule(DiffusionConfig(schedule=schedule)).alphas_cumprod
     assert pure[-1] == 0 and 0.99 < pure[0] < 1 and (pure.diff() < 0).all()
     some = DiffusionConfig(schedule=schedule, zero_terminal_snr=False, prediction="epsilon")
     assert noise_schedule(some).alphas_cumprod[-1] > 0
 
 
-def test_defaults_keep_what_little_noise_hides_and_train_where_there_is_something_to_learn() -> None:
+def test_default_noise_schedule_covers_useful_noise_levels() -> None:
     """For a target with little noise, the error of an untrained network is at most that noise."""
     config = DiffusionConfig()
     kept = noise_schedule(config).alphas_cumprod
@@ -206,7 +206,7 @@ class Oracle(torch.nn.Module):
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
 @pytest.mark.parametrize("table", [{"prediction": "x0"}, {"prediction": "v", "schedule": "cosine"}])
-def test_a_perfect_network_has_no_loss_and_draws_the_target(sampler: Any, table: dict[str, Any]) -> None:
+def test_perfect_network_has_zero_loss_and_samples_the_target(sampler: Any, table: dict[str, Any]) -> None:
     module = module_of(**table, sampler=sampler, sampling_steps=8)
     inputs = batch(4)
     target = module.target(inputs)
@@ -219,9 +219,7 @@ def test_a_perfect_network_has_no_loss_and_draws_the_target(sampler: Any, table:
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
 @pytest.mark.parametrize("table", [{}, {"prediction": "v"}, {"prediction": "epsilon", "zero_terminal_snr": False}])
 @pytest.mark.parametrize("steps", [50, 61, 150, 600])
-def test_any_number_of_steps_draws_values_as_they_are_distributed(
-    sampler: Any, table: dict[str, Any], steps: int
-) -> None:
+def test_any_number_of_steps_samples_the_distribution(sampler: Any, table: dict[str, Any], steps: int) -> None:
     """For normally distributed values the perfect network is known.
 
     Few of these step counts divide the 1,000 noise levels.
@@ -243,7 +241,7 @@ def test_any_number_of_steps_draws_values_as_they_are_distributed(
 
 
 @pytest.mark.parametrize(("prediction", "limit"), [("x0", "none"), ("v", "none"), ("v", "range")])
-def test_ddim_is_that_of_diffusers_where_the_steps_divide_the_levels(prediction: Any, limit: Any) -> None:
+def test_ddim_equals_diffusers_if_steps_divide_the_noise_levels(prediction: Any, limit: Any) -> None:
     config = DiffusionConfig(prediction=prediction, limit=limit, sampling_steps=10)
     ours, theirs = sampler_of(config), noise_schedule(config)
     theirs.set_timesteps(10)
@@ -254,7 +252,7 @@ def test_ddim_is_that_of_diffusers_where_the_steps_divide_the_levels(prediction:
     assert torch.equal(values, expected)
 
 
-def test_guidance_of_1_is_the_conditional_prediction_and_0_that_without_codes() -> None:
+def test_guidance_1_is_conditional_and_guidance_0_is_unconditional() -> None:
     module = module_of(drop_share=0.5)
     noisy, times, codes = torch.randn(2, 3, 16, 16), torch.tensor([500, 10]), torch.randn(2, 32, 2, 2)
     told = module.denoiser(noisy, times, codes, None)
@@ -268,7 +266,7 @@ def test_guidance_of_1_is_the_conditional_prediction_and_0_that_without_codes() 
 # ---------------------------------------------------------------- a second stage
 
 
-def test_a_second_stage_leaves_everything_but_itself_as_it_was(base: Path, second: Path) -> None:
+def test_second_stage_changes_only_the_diffusion_decoder(base: Path, second: Path) -> None:
     before, after = load_checkpoint(base)[0], load_checkpoint(second)[0]
     assert {name for name in after if not name.startswith("denoiser.")} == set(before)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -280,7 +278,7 @@ def test_a_second_stage_leaves_everything_but_itself_as_it_was(base: Path, secon
     assert not torch.equal(both.decode(tokens), first.decode(tokens))
 
 
-def test_tokens_of_the_base_stay_valid(base: Path, second: Path, tmp_path: Path, zoo: Zoo) -> None:
+def test_tokens_of_the_base_tokenizer_stay_valid(base: Path, second: Path, tmp_path: Path, zoo: Zoo) -> None:
     codec = fingerprint(base)
     size = rgb.plugin.modality_spec(settings("rgb")).vocab_size
     assert load_config(second)["lineage"] == [{"fingerprint": codec, "length": size}]
@@ -324,7 +322,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("stage", ["second", "together"])
-def test_a_killed_run_ends_in_the_same_weights(stage: str, base: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_weights(stage: str, base: Path, tmp_path: Path) -> None:
     chosen = diffusing(base=str(base)) if stage == "second" else diffusing()
     whole = load_checkpoint(train(tmp_path / "whole", chosen))[0]
 
@@ -339,7 +337,7 @@ def test_a_killed_run_ends_in_the_same_weights(stage: str, base: Path, tmp_path:
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
-def test_together_the_encoder_learns_from_the_diffusion_loss_too() -> None:
+def test_joint_training_also_trains_the_encoder_on_the_diffusion_loss() -> None:
     task = rgb.plugin.task(diffusing())
     with seeded(0):
         module = task.build(samples().train, np.random.default_rng(0))
@@ -367,7 +365,7 @@ def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -
         np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-5)
 
 
-def test_the_target_of_0_and_1_is_symmetric() -> None:
+def test_binary_target_is_scaled_symmetrically() -> None:
     task = canny.plugin.task(diffusing("canny"))
     module = task.build(samples("canny").train, np.random.default_rng(0))
     assert module.target(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
@@ -384,7 +382,7 @@ def test_sharpness_by_hand() -> None:
     assert (sharp.name, sharp.number, soft.number) == ("sharpness", 1.0, 0.5)
 
 
-def test_decoders_are_compared_by_pictures_that_are_spread_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_are_compared_on_evenly_spread_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenizers_zoo.pipeline.decoders.COMPARED", 2)
     true = values("rgb", 4)
     decoded = [value if place in (0, 2) else np.zeros_like(value) for place, value in enumerate(true)]

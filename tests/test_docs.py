@@ -168,7 +168,7 @@ def test_the_page_of_settings_has_every_table() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("plugins/*/pyproject.toml")), ids=lambda path: path.parent.name)
-def test_every_plugin_has_a_readme_that_names_all_it_gives(path: Path) -> None:
+def test_every_plugin_readme_names_all_its_modalities_and_sources(path: Path) -> None:
     project = load_toml(path)["project"]
     text = (path.parent / project["readme"]).read_text(encoding="utf-8")
     assert text.startswith(f"# {project['name']}\n") and project["license"] in text
@@ -179,7 +179,7 @@ def test_every_plugin_has_a_readme_that_names_all_it_gives(path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith("http"):
@@ -190,7 +190,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What links may name of a page: its headings, as GitHub writes them."""
+    """Return the anchors of a page: its headings, as GitHub writes them."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}

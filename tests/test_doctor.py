@@ -84,7 +84,7 @@ def _samples(values: Sequence[Any]) -> Any:
 
 
 def failing(zoo: Zoo, data: Path, gate: str, *parts: str, **options: Any) -> None:
-    """`gate` fails with each of `parts` in its figures, says what to do, and is one line each."""
+    """Assert that `gate` fails with each of `parts` in its figures and with advice, each in one line."""
     finding = findings(zoo, data, **options)[gate]
     assert not finding.passed and finding.advice, finding
     for part in parts:
@@ -92,7 +92,7 @@ def failing(zoo: Zoo, data: Path, gate: str, *parts: str, **options: Any) -> Non
     assert "\n" not in finding.figure + finding.advice
 
 
-def test_values_that_are_refused_or_the_same_or_of_another_unit(zoo: Zoo, tmp_path: Path) -> None:
+def test_refused_values_constant_values_and_wrong_units(zoo: Zoo, tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "one", [blocks(i) for i in range(3)])
     with writing_values(data, "test", "field", more=True) as shard:
         shard.add("wide", b"\x93NUMPY damaged", "npy")
@@ -108,7 +108,7 @@ def test_values_that_are_refused_or_the_same_or_of_another_unit(zoo: Zoo, tmp_pa
         findings(zoo, tmp_path / "four")
 
 
-def test_a_tokenizer_that_is_trained_for_it_runs_on_the_device_that_was_asked_for(zoo: Zoo, tmp_path: Path) -> None:
+def test_temporary_tokenizer_runs_on_the_requested_device(zoo: Zoo, tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
     zoo["field"].device = "meta"
     patient = Patient(zoo=zoo, handle=zoo["field"], store=ValueStore(data), split="test")
@@ -118,7 +118,7 @@ def test_a_tokenizer_that_is_trained_for_it_runs_on_the_device_that_was_asked_fo
     assert patient.trained is not None and patient.trained.device == "meta"
 
 
-def test_no_value_is_refused_for_want_of_memory(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_not_refused_when_memory_runs_out(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(4)])
 
     def fails(value: Any, crop: Any, **_: Any) -> Any:
@@ -130,8 +130,8 @@ def test_no_value_is_refused_for_want_of_memory(zoo: Zoo, tmp_path: Path, monkey
         patient.read(4)
 
 
-def test_most_numbers_of_a_range_with_0_inside_are_far_from_its_ends(install_example: Install, tmp_path: Path) -> None:
-    """As those of flow, which may be 1000 pixels per frame, and mostly are a few."""
+def test_values_may_use_a_small_part_of_a_range_around_0(install_example: Install, tmp_path: Path) -> None:
+    """Optical flow is an example: it may be 1000 pixels per frame but is mostly a few pixels."""
     install_example("field", {"low=0, high=1": "low=-1000, high=1000"})
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
     data = write_data(zoo, tmp_path / "pixels", [blocks(i, -7, 7) for i in range(3)])
@@ -140,7 +140,7 @@ def test_most_numbers_of_a_range_with_0_inside_are_far_from_its_ends(install_exa
     failing(zoo, data, "values", "less than 0.1% of the range")
 
 
-def test_what_is_broken_in_one_modality_is_a_finding_of_its_own(install_example: Install, tmp_path: Path) -> None:
+def test_error_in_one_modality_is_reported_separately(install_example: Install, tmp_path: Path) -> None:
     for name in ("broken", "cut", "field"):
         install_example(name, {MARKS: "raise ValueError('no luck')"} if name == "broken" else {})
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
@@ -170,7 +170,7 @@ def test_a_tokenizer_that_cannot_be_trained(install_example: Install, tmp_path: 
 ENCODE = "(means * (len(tokenizer) - 1)).round().long()"
 
 
-def test_tokens_that_say_nothing(install_example: Install, tmp_path: Path) -> None:
+def test_uninformative_tokens(install_example: Install, tmp_path: Path) -> None:
     install_example("field", {ENCODE: "means.long() * 0"})
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
@@ -202,7 +202,7 @@ def codebooks(columns: str) -> dict[str, str]:
     }
 
 
-def test_good_codebooks_do_not_hide_those_that_collapsed(install_example: Install, tmp_path: Path) -> None:
+def test_good_codebooks_do_not_hide_collapsed_codebooks(install_example: Install, tmp_path: Path) -> None:
     install_example("field", codebooks("[ids] * 2 + [0 * ids] * 6"))
     install_example("sound", codebooks("[ids] * 8"))
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
@@ -233,7 +233,7 @@ def two_metrics(mae: float | None, near: float) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("mae", "wrong"), [(0.1, False), (None, False), (0.001, True)])
-def test_every_declared_bound_counts_not_the_main_metric_alone(
+def test_every_declared_bound_is_checked(
     install_example: Install, tmp_path: Path, mae: float | None, wrong: bool
 ) -> None:
     install_example("field", two_metrics(mae, 0.99))
@@ -257,8 +257,8 @@ RATIO = {
 }
 
 
-def test_a_ratio_in_db_is_judged_by_a_bound_alone(install_example: Install, tmp_path: Path) -> None:
-    """Half way from the constant to where it is cut off is a figure that no tokenizer reaches."""
+def test_db_metrics_are_judged_only_by_their_bound(install_example: Install, tmp_path: Path) -> None:
+    """No tokenizer reaches the middle between the constant baseline and the cut-off value."""
     install_example("field", RATIO)
     bounded = {METRICS: RATIO[METRICS].replace('"dB",', '"dB", bound=25.0,'), MARKS: RATIO[MARKS]}
     install_example("bounded", bounded)
@@ -275,13 +275,13 @@ def test_a_ratio_in_db_is_judged_by_a_bound_alone(install_example: Install, tmp_
     failing(zoo, data, "bound", "bound 25 dB", name="coarse")
 
 
-def test_every_ratio_in_db_that_is_a_main_metric_has_a_bound() -> None:
+def test_every_main_metric_in_db_has_a_bound() -> None:
     main = {handle.name: handle.spec.metrics[0] for handle in Zoo.installed().handles()}
     ratios = {name: metric.bound for name, metric in main.items() if metric.unit == "dB" and metric.higher_is_better}
     assert {"rgb", "multispectral", "video"} <= set(ratios) and None not in ratios.values(), ratios
 
 
-def test_a_constant_without_a_score_is_nothing_to_compare_with(install_example: Install, tmp_path: Path) -> None:
+def test_constant_baseline_without_a_score_is_not_compared(install_example: Install, tmp_path: Path) -> None:
     alike = "if all(np.array_equal(p, predicted[0]) for p in predicted):"
     install_example("field", {MARKS: f"{alike}\n            return {{'mae': float('nan')}}\n        {MARKS}"})
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
@@ -292,8 +292,8 @@ def test_a_constant_without_a_score_is_nothing_to_compare_with(install_example: 
     assert found["bound"].figure == "the best constant has no mae from which a way could be measured"
 
 
-def test_a_tokenizer_of_few_steps_has_to_be_half_way_to_the_bound(tmp_path: Path) -> None:
-    """Two of four steps are few."""
+def test_briefly_trained_tokenizer_must_get_half_way_to_the_bound(tmp_path: Path) -> None:
+    """Two of four steps count as brief."""
     own = {"image_size": 16, "tokenizer": {"steps": 4, "width": 16}}
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path)}, "modalities": {"depth": own}})
     values = [np.kron(1 + 9 * np.random.default_rng(i).random((1, 2, 2)), np.ones((8, 8))) for i in range(8)]
@@ -303,7 +303,7 @@ def test_a_tokenizer_of_few_steps_has_to_be_half_way_to_the_bound(tmp_path: Path
     failing(zoo, data, "bound", "abs_rel 0.", "bound 0.08; delta1 0.", "bound 0.93", name="depth", steps=4)
 
 
-def test_crops_that_move_and_pictures_that_are_shifted(install_example: Install, zoo: Zoo, tmp_path: Path) -> None:
+def test_inconsistent_crops_and_shifted_pictures(install_example: Install, zoo: Zoo, tmp_path: Path) -> None:
     install_example("moved")
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers"), "image_size": 32})
     values = [np.random.default_rng(i).random((1, 8, 8)).repeat(4, 1).repeat(4, 2).astype(np.float32) for i in range(9)]
@@ -316,7 +316,7 @@ def test_crops_that_move_and_pictures_that_are_shifted(install_example: Install,
     failing(zoo, tmp_path / "other", "crops", "edges of moved lie 3 pixels lower and 2 further left")
 
 
-def test_a_crop_that_is_cut_elsewhere(install_example: Install, tmp_path: Path) -> None:
+def test_crop_at_another_position(install_example: Install, tmp_path: Path) -> None:
     install_example("field", {"(crop.left + (": "(0.8 * crop.left + ("})
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
@@ -337,7 +337,7 @@ def test_tokens_of_another_codec_and_of_other_values(zoo: Zoo, tmp_path: Path) -
     assert "tokenize again" in store.advice and "overwrite" not in store.figure
 
 
-def test_tokens_of_several_views_and_of_no_sample_that_is_there(zoo: Zoo, tmp_path: Path) -> None:
+def test_tokens_of_several_views_and_of_missing_samples(zoo: Zoo, tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
     zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)
     tokenize(zoo, data, tmp_path / "views", crops=3)
@@ -367,7 +367,7 @@ def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     assert "max_length" in findings(zoo, long, "caption")["bound"].advice
 
 
-def test_a_token_alone_does_not_tell_how_they_vary(install_example: Install, tmp_path: Path) -> None:
+def test_single_token_does_not_show_variation(install_example: Install, tmp_path: Path) -> None:
     """A single sample of a class, and a single token of each codebook."""
     tables: dict[str, Any] = {"checkpoints": str(tmp_path / "tokenizers")}
     rooms = Zoo.from_tables({"zoo": tables})
@@ -396,7 +396,7 @@ def test_edges_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (5, 0), (0, -7), (-3, 6)])
-def test_a_known_shift_is_found_between_unlike_modalities(down: int, right: int) -> None:
+def test_known_shift_is_found_between_different_modalities(down: int, right: int) -> None:
     ids = [np.random.default_rng(i).integers(0, 3, (8, 8)).repeat(6, 0).repeat(6, 1) for i in range(4)]
     levels = [np.roll(1.0 - 0.2 * value[None], (down, right), axis=(1, 2)) for value in ids]
     shift = shift_between(ids, levels)
@@ -406,7 +406,7 @@ def test_a_known_shift_is_found_between_unlike_modalities(down: int, right: int)
     assert one.told and (one.down, one.right) == (down, right)
 
 
-def test_edges_that_are_densest_elsewhere_are_not_apart() -> None:
+def test_different_edge_densities_are_not_a_shift() -> None:
     generator = np.random.default_rng(0)
 
     def sparse(top: int) -> list[np.ndarray]:  # dots in a band of the picture, different ones in each sample
@@ -417,7 +417,7 @@ def test_edges_that_are_densest_elsewhere_are_not_apart() -> None:
     assert not shift_between(sparse(10), sparse(18)).told
 
 
-def test_noise_tells_nothing() -> None:
+def test_noise_gives_no_shift() -> None:
     first, second = (np.random.default_rng(seed).random((16, 1, 32, 32)) for seed in (0, 1))
     shift = shift_between(list(first), list(second))
     assert shift.correlation < WEAK and not shift.told
@@ -466,7 +466,7 @@ def test_the_command_fits_80_columns_and_its_exit_code_tells(
     shutil.rmtree(data / "test" / "dull")
     install_example("lame", {"plugin = Example()": "plugin = 3 /"})
     code, shown, _ = call([*start, "--data", str(data)], capsys, monkeypatch)
-    assert code == 0 and shown.endswith("sound\n")  # of data that are not there nothing is lost
+    assert code == 0 and shown.endswith("sound\n")  # a broken plugin without data does not matter
     shutil.copytree(data / "test" / "field", data / "test" / "lame")
     code, shown, complaint = call([*start, "--data", str(data)], capsys, monkeypatch)
     assert code == 1 and shown.endswith("\nnot examined, as the plugin does not load: lame\n")
@@ -499,7 +499,7 @@ def test_the_command_examines_on_the_device_that_is_asked_for(
     assert seen == ["cpu", "cuda"]
 
 
-def test_a_tokenizer_for_a_moment_looks_at_a_part_of_many_samples(
+def test_temporary_tokenizer_uses_a_subset_of_many_samples(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples are spread over the split; a smaller split is used as a whole."""

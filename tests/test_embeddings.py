@@ -71,7 +71,7 @@ def road(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     yield zoo, folder
 
 
-def test_the_vectors_are_the_encoder_s(road: tuple[Zoo, Path], tiny_t5: Path) -> None:
+def test_vectors_equal_the_encoder_output(road: tuple[Zoo, Path], tiny_t5: Path) -> None:
     from transformers import AutoTokenizer, T5EncoderModel
 
     zoo, folder = road
@@ -90,7 +90,7 @@ def test_the_vectors_are_the_encoder_s(road: tuple[Zoo, Path], tiny_t5: Path) ->
     assert len(entry["networks"]["network"]["sha256"]["model.safetensors"]) == 64
 
 
-def test_tokens_are_standardised_and_of_any_number(road: tuple[Zoo, Path]) -> None:
+def test_tokens_are_standardised_and_of_variable_length(road: tuple[Zoo, Path]) -> None:
     zoo, folder = road
     column = TokenStore(folder / "tokens").open("train", NAME)
     assert column.metadata.layout == zoo[NAME].spec.layout == EmbeddingsLayout(max_length=8, dim=16)
@@ -139,9 +139,7 @@ def test_the_published_size_is_a_preset() -> None:
         t5_caption.modality_spec(Settings(NAME, {"dim": 0}))
 
 
-def test_a_network_that_is_not_to_be_had_or_of_another_size(
-    tiny_t5: Path, tmp_path: Path, road: tuple[Zoo, Path]
-) -> None:
+def test_missing_network_and_network_of_another_size(tiny_t5: Path, tmp_path: Path, road: tuple[Zoo, Path]) -> None:
     data = road[1] / "data"
     for network, own, message in (
         (tmp_path / "absent", {}, "absent: no such folder"),
@@ -191,7 +189,7 @@ def test_a_plugin_of_the_family(tmp_path: Path) -> None:
         letters.train_tokenizer(SETTINGS, TrainingSamples(train=[], test=[]), tmp_path / "none", 0)
 
 
-def test_statistics_of_channels_are_those_of_all_numbers_at_once() -> None:
+def test_streamed_channel_statistics_equal_direct_statistics() -> None:
     """Also far from 0, where a sum of squares in single precision would be noise."""
     rng = np.random.default_rng(0)
     batches = [torch.from_numpy(rng.normal(1e4, [[0.1], [3]], (n, 2, 5)).astype(np.float32)) for n in (1, 3, 2)]
@@ -240,7 +238,7 @@ def npy(array: Any) -> bytes:
         (None, "give a numpy array"),
     ],
 )
-def test_what_is_no_vectors_is_refused(road: tuple[Zoo, Path], value: Any, message: str) -> None:
+def test_invalid_vectors_are_refused(road: tuple[Zoo, Path], value: Any, message: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^t5_caption: .*{message}"):
         road[0][NAME].encode([value])
 

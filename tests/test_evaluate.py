@@ -161,7 +161,7 @@ def timeless(result: dict[str, Any]) -> dict[str, Any]:
 # --- figures
 
 
-def test_the_learned_mapping_closes_the_gap(result: dict[str, Any]) -> None:
+def test_learned_mapping_closes_most_of_the_gap(result: dict[str, Any]) -> None:
     assert entry(result, "light", "dark")["skill"] > 0.8
     assert entry(result, "light", "letters")["skill"] > 0.8
     assert entry(result, "dark", "letters")["skill"] < 0.5  # never trained on
@@ -182,7 +182,7 @@ def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, tmp_path:
     assert len({answer.tobytes() for answer in answers}) == 3
 
 
-def test_one_answer_is_the_likeliest(world: World, tmp_path: Path) -> None:
+def test_single_answer_is_the_most_likely(world: World, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, samples=3, draws=1, gallery_pairs=0)
     found = world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("dark",)], targets=["light"])["pairs"][0]
     data = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, config.seed)
@@ -193,7 +193,7 @@ def test_one_answer_is_the_likeliest(world: World, tmp_path: Path) -> None:
     assert found["score"] == pytest.approx(likeliest)
 
 
-def test_of_the_draws_only_some_are_in_memory(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_some_draws_are_in_memory(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode, alive, most = ModalityHandle.decode, 0, 0
 
     def gone() -> None:
@@ -216,7 +216,7 @@ def test_of_the_draws_only_some_are_in_memory(world: World, tmp_path: Path, monk
     assert min(pair["seconds"].values()) >= 0
 
 
-def test_floor_and_ceiling_are_those_of_the_same_samples(world: World, result: dict[str, Any]) -> None:
+def test_floor_and_ceiling_use_the_same_samples(world: World, result: dict[str, Any]) -> None:
     found = entry(result, "light", "letters")
     assert found["samples"] == 16
     assert found["reconstruction"] == {"exact": 1.0}  # letters are lossless
@@ -237,9 +237,7 @@ def test_floor_and_ceiling_are_those_of_the_same_samples(world: World, result: d
     assert found["skill"] == pytest.approx(expected)
 
 
-def test_the_test_split_is_ordered_once_for_each_pair(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_test_split_is_shuffled_once_per_pair(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order, ordered = EvaluationData._order, []
     monkeypatch.setattr(EvaluationData, "_order", lambda data, key: (ordered.append(key), order(data, key))[1])
     config = dataclasses.replace(CONFIG, samples=3, draws=1, gallery_pairs=2)
@@ -248,7 +246,7 @@ def test_the_test_split_is_ordered_once_for_each_pair(
     assert len([key for key in ordered if key.startswith("test")]) == 2 * TEST
 
 
-def test_fewer_and_more_keys_are_those_of_a_new_look(world: World) -> None:
+def test_fewer_and_more_keys_equal_a_fresh_query(world: World) -> None:
     def new() -> EvaluationData:
         return EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, 0)
 
@@ -260,7 +258,7 @@ def test_fewer_and_more_keys_are_those_of_a_new_look(world: World) -> None:
     assert data.keys(names[::-1], 4) == data.keys(names, 4)
 
 
-def test_true_values_of_the_latest_questions_alone_are_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_true_values_of_the_latest_questions_are_cached(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     data = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, 0)
     keys = data.keys(["light", "dark"], TEST)
     questions = [keys[first : first + 2] for first in range(0, 2 * HELD + 4, 2)]
@@ -282,7 +280,7 @@ def test_true_values_of_the_latest_questions_alone_are_held(world: World, monkey
     assert read == questions[1] + questions[0], "the others were still there"
 
 
-def test_cross_entropy_is_below_knowing_nothing(result: dict[str, Any]) -> None:
+def test_cross_entropy_is_below_uniform_guessing(result: dict[str, Any]) -> None:
     found = result["cross_entropy"]
     assert found["samples"] == TEST
     assert set(found["modalities"]) == {"dark", "letters"}
@@ -292,7 +290,7 @@ def test_cross_entropy_is_below_knowing_nothing(result: dict[str, Any]) -> None:
     assert found["modalities"]["letters"]["targets"] == 5 * TEST  # 4 letters and the end
 
 
-def test_the_file_holds_all_and_says_what_it_is_about(world: World, result: dict[str, Any]) -> None:
+def test_evaluation_file_is_complete_and_names_its_inputs(world: World, result: dict[str, Any]) -> None:
     written = json.loads((world.run / "evaluation" / "evaluation.json").read_text())
     assert written == result
     assert written["skipped"] == {}
@@ -331,7 +329,7 @@ class Killed(Exception):
     """Simulates the end of the process."""
 
 
-def test_an_interrupted_evaluation_goes_on(
+def test_interrupted_evaluation_resumes(
     world: World, result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = world.copy(tmp_path / "run")
@@ -359,7 +357,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert len(calls) == seen
 
 
-def test_a_gallery_whose_picture_is_gone_is_drawn_again(world: World, tmp_path: Path) -> None:
+def test_gallery_with_a_missing_picture_is_drawn_again(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, draws=1, gallery_pairs=3)
     asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark", "letters"]}
     first = world.evaluate(run, config, **asked)
@@ -370,7 +368,7 @@ def test_a_gallery_whose_picture_is_gone_is_drawn_again(world: World, tmp_path: 
     assert picture.read_bytes() == drawn
 
 
-def test_more_pairs_are_added_and_other_settings_start_anew(world: World, tmp_path: Path) -> None:
+def test_new_pairs_are_added_and_other_settings_start_over(world: World, tmp_path: Path) -> None:
     run = world.copy(tmp_path / "run")
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
     first = world.evaluate(run, config, inputs=[("light",)], targets=["dark"])
@@ -386,7 +384,7 @@ def test_more_pairs_are_added_and_other_settings_start_anew(world: World, tmp_pa
     assert [pair["inputs"] for pair in other["pairs"]] == [["dark"], ["dark"]]
 
 
-def test_scores_belong_to_values_and_tokens_wherever_they_are(world: World, tmp_path: Path) -> None:
+def test_scores_depend_on_values_and_tokens_not_on_their_paths(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
     asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
     first = evaluate(run, world.zoo, world.tokens, world.data, **asked)
@@ -419,7 +417,7 @@ def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tm
         asked("other")
 
 
-def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> None:
+def test_figures_are_recomputed_for_other_values(world: World, tmp_path: Path) -> None:
     run, data = world.copy(tmp_path / "run"), tmp_path / "data"
     shutil.copytree(world.data, data)
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
@@ -447,7 +445,7 @@ def test_figures_of_other_values_are_made_anew(world: World, tmp_path: Path) -> 
     assert asked(overwrite=True)["pairs"][0]["reconstruction"] != first["pairs"][0]["reconstruction"]
 
 
-def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) -> None:
+def test_figures_are_recomputed_for_another_decoder(world: World, tmp_path: Path) -> None:
     """A tokenizer may get another decoder for the same tokens."""
     run = world.copy(tmp_path / "run")
     shutil.copytree(world.zoo["dark"].checkpoint.parent, tmp_path / "tokenizers")
@@ -471,7 +469,7 @@ def test_figures_of_another_decoder_are_made_anew(world: World, tmp_path: Path) 
     assert second["identity"] != first["identity"]
 
 
-def test_a_decoder_is_told_by_its_tokenizer_and_settings() -> None:
+def test_decoder_identity_is_its_tokenizer_and_settings() -> None:
     """A shared vocabulary may grow."""
 
     def told(fingerprint: str, steps: int, shared: bool = False) -> str:
@@ -486,7 +484,7 @@ def test_a_decoder_is_told_by_its_tokenizer_and_settings() -> None:
     assert told("a", 1, shared=True) == told("b", 1, shared=True) != told("b", 2, shared=True)
 
 
-def test_tokens_that_are_not_all_there_are_not_scored(world: World, tmp_path: Path) -> None:
+def test_incomplete_tokens_are_not_scored(world: World, tmp_path: Path) -> None:
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
     min((tokens / "test/dark").glob("*.json")).unlink()
@@ -497,7 +495,7 @@ def test_tokens_that_are_not_all_there_are_not_scored(world: World, tmp_path: Pa
     assert [pair["target"] for pair in found["pairs"]] == ["letters"] and "did not finish" in found["skipped"]["dark"]
 
 
-def test_a_question_that_is_asked_twice_is_answered_once(world: World, tmp_path: Path) -> None:
+def test_duplicate_pair_is_evaluated_once(world: World, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=1)
     asked: dict[str, Any] = {"inputs": [("light",), ("light",), ("light", "light")], "targets": ["dark", "dark"]}
     found = world.evaluate(world.copy(tmp_path / "run"), config, **asked)
@@ -515,7 +513,7 @@ def test_progress_names_the_pair_and_counts(
     assert line.startswith("evaluate light to letters ━") and " 2/2 " in line and len(line.rstrip()) <= 80
 
 
-def test_progress_goes_on_within_a_pair(
+def test_progress_is_updated_within_a_pair(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
@@ -556,7 +554,7 @@ def changed_values(world: World, data: Path, place: str, broken: Collection[str]
                 shard.add(key, b"no value" if key in broken else value, extension)
 
 
-def test_values_that_cannot_be_read_are_left_out_and_counted(
+def test_unreadable_values_are_skipped_and_counted(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, data = world.copy(tmp_path / "run"), tmp_path / "data"
@@ -594,7 +592,7 @@ def test_values_that_cannot_be_read_are_left_out_and_counted(
         evaluate(run, world.zoo, world.tokens, data, config=config)
 
 
-def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
+def test_default_pairs_that_cannot_be_scored_are_skipped(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, data = world.copy(tmp_path / "run"), tmp_path / "data"
@@ -619,9 +617,7 @@ def test_pairs_that_nobody_named_and_that_cannot_be_scored_are_left_out(
     assert "not evaluated: dark to light, " in told and "; first: dark to light: " in told
 
 
-def test_of_pairs_that_are_named_no_others_are_told(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_named_pairs_are_reported(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
     shutil.rmtree(tokens / "test" / "letters")
@@ -633,7 +629,9 @@ def test_of_pairs_that_are_named_no_others_are_told(
         assert set(record["skipped"]) == {"letters"}, "the record is of all modalities"
 
 
-def test_scores_are_not_replaced_by_none(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_not_replaced_by_missing_scores(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
     monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
@@ -690,7 +688,7 @@ def test_other_samples_are_scored_in_a_folder_of_their_own(
     assert f"{other / 'data'}: no split 'train', which the constant baseline is fitted to" in refused
 
 
-def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tmp_path: Path) -> None:
+def test_cross_entropy_uses_only_known_tokens(world: World, tmp_path: Path) -> None:
     """Tokens of another codec count as missing, both as targets and as inputs."""
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
@@ -705,7 +703,7 @@ def test_the_cross_entropy_is_of_tokens_that_the_backbone_knows(world: World, tm
     assert evaluate(run, world.zoo, world.tokens, world.data, **asked)["cross_entropy"] == lacking["cross_entropy"]
 
 
-def test_previews_are_of_the_store_that_has_them(world: World, tmp_path: Path) -> None:
+def test_previews_use_the_store_that_has_the_modality(world: World, tmp_path: Path) -> None:
     for store, lacks in (("own", "dark"), ("other", "letters")):
         shutil.copytree(world.tokens, tmp_path / store)
         shutil.rmtree(tmp_path / store / "test" / lacks)
@@ -832,11 +830,11 @@ SPECS = [
 ]
 
 
-def test_pictures_that_others_come_from_go_first() -> None:
+def test_source_pictures_are_listed_first() -> None:
     assert ranked_names(SPECS) == ["d_photo", "c_field", "b_edges", "e_pixels", "a_text", "f_vectors"]
 
 
-def test_default_pairs_are_all_singles_with_the_telling_ones_first() -> None:
+def test_default_pairs_are_single_inputs_with_informative_pairs_first() -> None:
     pairs = default_pairs(SPECS)
     assert pairs[:3] == [(("d_photo",), "c_field"), (("d_photo",), "b_edges"), (("d_photo",), "a_text")]
     assert pairs[3:8] == [((name,), "d_photo") for name in ("c_field", "b_edges", "e_pixels", "a_text", "f_vectors")]
@@ -844,7 +842,7 @@ def test_default_pairs_are_all_singles_with_the_telling_ones_first() -> None:
     assert not {target for _, target in pairs} & {"e_pixels", "f_vectors"}
 
 
-def test_default_pairs_neither_give_nor_ask_for_what_the_model_cannot() -> None:
+def test_default_pairs_respect_the_models_inputs_and_targets() -> None:
     everything = default_pairs(SPECS)
     first, second = everything[0][0][0], everything[0][1]
     found = default_pairs(SPECS, PublishedConfig(inputs_only=(second,), targets_only=(first,)))
@@ -864,7 +862,7 @@ def shown(result: dict[str, Any], width: int) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_what_rounds_to_zero_has_no_sign() -> None:
+def test_zero_after_rounding_has_no_sign() -> None:
     rows = shown(scores({"inputs": ["a"], "target": "b", "skill": -0.004, "score": {"mae": 0.25}}), 80)
     assert rows[1].split() == ["input", "skill", "mae"] and rows[2].split() == ["a", "0.00", "0.25"]
 
@@ -904,7 +902,7 @@ def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
     assert not (tmp_path / "y.png").exists()
 
 
-def test_a_sheet_has_a_name_that_a_disk_takes(tmp_path: Path) -> None:
+def test_sheet_has_a_valid_file_name(tmp_path: Path) -> None:
     names = [f"modality_number_{number}" for number in range(20)]
     assert sheet_name(["a", "b"], "c") == "a-and-b-to-c.png"
     long, other = sheet_name(names, "c"), sheet_name(names[:-1], "c")
@@ -943,7 +941,7 @@ def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, mo
     assert [other[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu"]
 
 
-def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_draw_is_written_to_its_own_sample(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs, "BATCH", 4)  # cuts between the draws of a sample
     run, plan = world.copy(tmp_path / "run"), [TargetPlan(name="dark", temperature=0)]
     Run(tokens=world.tokens, data=world.data).save(run)
@@ -961,7 +959,9 @@ def test_each_draw_written_is_of_its_own_sample(world: World, tmp_path: Path, mo
     assert made("together", keys, 3) == {f"{key}/{draw}": alone[key] for key in keys for draw in range(3)}
 
 
-def test_a_generation_stays_in_its_folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_does_not_write_outside_its_folder(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, out = world.copy(tmp_path / "run"), tmp_path / "out"
     Run(tokens=world.tokens, data=world.data).save(run)
     recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="2")
@@ -975,7 +975,7 @@ def test_a_generation_stays_in_its_folder(world: World, tmp_path: Path, monkeypa
     assert not out.exists()
 
 
-def test_what_a_plugin_has_once_is_written_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unique_tokens_are_generated_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = world.copy(tmp_path / "run")
     Run(tokens=world.tokens, data=world.data).save(run)
     recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="letters", temperature=50.0),), samples="10")
@@ -989,7 +989,7 @@ def test_what_a_plugin_has_once_is_written_once(world: World, tmp_path: Path, mo
     assert all(len(set(tokens)) == len(tokens) for tokens in made("once"))
 
 
-def test_what_a_plugin_has_once_is_scored_as_it_is_written(
+def test_unique_tokens_are_also_unique_in_evaluation(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[int]] = []

@@ -113,7 +113,7 @@ def test_the_constant_baseline_is_the_best_of_many_by_cosine() -> None:
     assert np.linalg.norm(answer) == pytest.approx(lengths.mean(), rel=1e-5)
 
 
-def test_the_constant_map_is_that_of_each_place() -> None:
+def test_constant_map_is_computed_per_position() -> None:
     values = maps(20, 1)
     answer = MAPS.constant_baseline(values, map_settings())
     assert answer.shape == values[0].shape and answer.dtype == np.float32
@@ -179,7 +179,7 @@ def test_a_vector_is_shown_by_the_signs_of_its_numbers() -> None:
     assert VECTORS.render(np.tile(value, 2)).size == (128, 8), "32 of them to a row"
 
 
-def test_a_vector_whose_numbers_count_has_their_mean_as_its_constant_baseline() -> None:
+def test_vector_with_an_absolute_metric_has_the_mean_as_constant_baseline() -> None:
     class State(VectorModality):
         summary, dim, loss, metrics = "a state", 2, "smooth_l1", NUMBER_METRICS
 
@@ -255,7 +255,7 @@ def test_a_vector_tokenizer_learns_directions_in_any_unit(unit: float) -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_vector_tokenizer_refuses_what_it_was_not_made_for(vector_folder: Path) -> None:
+def test_vector_tokenizer_refuses_wrong_tokens_and_settings(vector_folder: Path) -> None:
     tokenizer = VECTORS.load_tokenizer(vector_folder, "cpu", vector_settings())
     with pytest.raises(InvalidValueError, match=r"ids in \[0, 64\)"):
         VECTORS.decode(tokenizer, torch.full((1, 4), 64))
@@ -288,7 +288,7 @@ def test_vectors_take_other_quantizers_and_losses(quantizer: str) -> None:
     assert len(values) == 5 and tokens.shape == (5, VECTORS.modality_spec(settings).layout.length)
 
 
-def test_a_number_that_hardly_varies_in_training_does_not_drown_the_others() -> None:
+def test_channel_that_hardly_varies_does_not_dominate() -> None:
     values = vectors(50, 1)
     for value in values:
         value[5] = 0
@@ -298,7 +298,7 @@ def test_a_number_that_hardly_varies_in_training_does_not_drown_the_others() -> 
     assert module.standardise(other[None]).abs().max() < 30
 
 
-def test_numbers_of_unlike_units_are_learnt_alike() -> None:
+def test_channels_of_different_units_are_standardised() -> None:
     units = np.where(np.arange(24) % 2, 1e5, 1e-3)
     values = [(units * value).astype(np.float32) for value in vectors(200, 1)]
     for value in values:

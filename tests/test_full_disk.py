@@ -1,4 +1,4 @@
-"""A disk that is full, in any stage that writes: one clear line, nothing half-written, and it goes on with room."""
+"""A full disk in any stage that writes: one clear line, no partial files, and a later run finishes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def world() -> World:
 
 
 def check_full(world: World, stage: str, *words: str, **mishap: int) -> None:
-    """The stage complains in `words`, keeps the old files, and finishes once there is room."""
+    """Assert that the stage fails with `words`, keeps the old files, and finishes once there is space."""
     before, after = results(world.before[stage]), results(world.after[stage])
     world.put_back(world.before[stage])
     world(ROAD[stage], **mishap).refused(*words)
@@ -26,14 +26,14 @@ def check_full(world: World, stage: str, *words: str, **mishap: int) -> None:
 
 
 @pytest.mark.parametrize("stage", ROAD)
-def test_a_full_disk_is_one_line_and_costs_nothing(world: World, stage: str) -> None:
+def test_full_disk_is_one_line_and_loses_nothing(world: World, stage: str) -> None:
     """The disk is full when half of the stage's files have been written."""
     check_full(world, stage, "the disk is full", "same command", full_at=len(world.renames[stage]) // 2)
 
 
 @pytest.mark.parametrize("stage", [stage for stage in ROAD if stage != "encode"])  # whose file is shorter than a line
-def test_a_library_that_cannot_write_is_one_line_too(world: World, stage: str) -> None:
-    """Weights, tables and pictures are written by libraries, which meet the system's error themselves."""
+def test_library_write_error_is_one_line(world: World, stage: str) -> None:
+    """Libraries write weights, tables and pictures, so the system's error reaches them first."""
     before, after = world.before[stage], world.after[stage]
     made = [len(data) for name, data in after.items() if data != before.get(name) and "/tensorboard/" not in name]
     check_full(world, stage, "`ulimit -f`", "same command", largest=max(made) - 1)

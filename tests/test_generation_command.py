@@ -52,7 +52,7 @@ def went(world: World, words: str) -> str:
     return ended.printed
 
 
-def test_the_plan_written_makes_the_same_again(world: World) -> None:
+def test_written_plan_reproduces_the_results(world: World) -> None:
     (world.folder / "text.txt").write_text("a red ball")
     words = f"{MAKE} --input rgb_patches --input caption=text.txt --target depth --guide rgb_patches=2,caption=-0.5"
     said = went(world, f"{words} --samples 1-2 --draws 2 --seed 3 --set steps=2")
@@ -70,7 +70,7 @@ def test_the_plan_written_makes_the_same_again(world: World) -> None:
     assert made(world, "third") != first and "seed = 4" in (world.folder / "third/plan.toml").read_text()
 
 
-def test_a_sample_is_the_same_whatever_else_is_made(world: World) -> None:
+def test_sample_does_not_depend_on_other_samples(world: World) -> None:
     words = "--input rgb_patches --target depth,caption --set temperature=3 --set caption.max_length=5"
     went(world, f"backbone generate run --out all {words} --samples 0-3 --draws 2")
     went(world, f"backbone generate run --out one {words} --samples 2-2")
@@ -124,24 +124,24 @@ def test_keys_of_guidance_are_set_by_dots(world: World, key: str) -> None:
     assert first == again
 
 
-def test_what_is_set_of_one_target_is_of_no_other(world: World) -> None:
+def test_setting_of_one_target_applies_to_no_other(world: World) -> None:
     went(world, f"{MAKE} --input rgb_patches --target depth,caption --samples 1 --set depth.top_p=0.5")
     depth, caption = (world.folder / "new/plan.toml").read_text().split("[[targets]]")[1:]
     assert 'name = "depth"' in depth and "top_p = 0.5\n" in depth and "top_p = 0.95\n" in caption
 
 
 @pytest.mark.parametrize("settings", ["--set depth.top_p=0.5 --set top_p=0.7", "--set top_p=0.7 --set depth.top_p=0.5"])
-def test_what_is_set_of_one_target_goes_before_what_is_set_of_all(world: World, settings: str) -> None:
+def test_setting_of_one_target_takes_precedence_over_all(world: World, settings: str) -> None:
     went(world, f"{MAKE} --input rgb_patches --target depth,caption --samples 1 {settings}")
     depth, caption = (world.folder / "new/plan.toml").read_text().split("[[targets]]")[1:]
     assert "top_p = 0.5\n" in depth and "top_p = 0.7\n" in caption
 
 
-def test_blanks_beside_names_and_weights_are_none_of_them() -> None:
+def test_spaces_around_names_and_weights_are_ignored() -> None:
     assert pairs_of("--guide", ["depth = 3", " semseg=-1"], "WEIGHT") == {"depth": "3", "semseg": "-1"}
 
 
-def test_a_given_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_input_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(_: Path) -> bytes:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -151,7 +151,7 @@ def test_a_given_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch:
         data_of_source("caption", str(tmp_path / "a.txt"))
 
 
-def test_what_is_set_of_guidance_goes_on_from_the_rest_of_it(world: World) -> None:
+def test_guidance_settings_update_the_existing_guidance(world: World) -> None:
     plan = 'inputs = ["rgb_patches", "caption"]\n[guidance]\nscale = 2.0\n[[targets]]\nname = "depth"\n'
     (world.folder / "shared.toml").write_text(plan)
     always = '--samples 1 --set guidance.always=["caption"]'
@@ -200,7 +200,7 @@ def test_an_input_is_given_in_the_form_that_the_model_was_trained_on(world: Worl
         assert made(world, f"form{number}") == made(world, f"plain{number}")
 
 
-def test_values_are_given_where_no_tokens_are(world: World) -> None:
+def test_values_can_be_given_without_tokens(world: World) -> None:
     for file in sorted((world.folder / "tokens").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
     (world.folder / "tokens").rmdir()
@@ -209,7 +209,7 @@ def test_values_are_given_where_no_tokens_are(world: World) -> None:
     world(f"{MAKE} --input caption --target depth --overwrite").refused("tokens: no such folder")
 
 
-def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_read_when_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """All inputs together may exceed the memory."""
     read: list[int] = []
     take = TokenColumn.take
@@ -227,7 +227,7 @@ def test_what_is_given_is_read_as_it_is_needed(world: World, monkeypatch: pytest
     assert max(read) == 3
 
 
-def test_progress_tells_what_is_generated_decoded_and_ranked(
+def test_progress_reports_generation_decoding_and_ranking(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
@@ -264,7 +264,7 @@ def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> N
     assert {name.split("/")[0] for name in made(world, "again")} == {"test03", "test04", "plan.toml"}
 
 
-def test_a_draw_is_no_other_samples(world: World) -> None:
+def test_draws_of_different_samples_differ(world: World) -> None:
     """Without inputs, only the sample and draw numbers make draws differ."""
     went(world, f"{MAKE} --target depth --samples 0-1 --draws 2 --set temperature=3")
     files = [data for name, data in made(world, "new").items() if name.endswith("depth.tokens.json")]
@@ -374,7 +374,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
     assert not (world.folder / "new").exists()
 
 
-def test_a_plan_of_the_repository_says_what_a_run_lacks(world: World) -> None:
+def test_repository_plan_reports_missing_modalities_of_a_run(world: World) -> None:
     plan = Path(__file__).parent.parent / "configs" / "plans" / "caption-to-rgb.toml"
     world(f"{MAKE} --plan {plan} --input caption='red'").refused("clip")
     assert not (world.folder / "new").exists()

@@ -40,7 +40,7 @@ def slow_sequence(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: i
 
 
 @pytest.mark.parametrize(("temperature", "early"), [(0.0, False), (1.0, False), (3.0, False), (3.0, True)])
-def test_cached_decoding_is_full_decoding(model: FourM, temperature: float, early: bool) -> None:
+def test_cached_decoding_equals_full_decoding(model: FourM, temperature: float, early: bool) -> None:
     given = given_tokens(12)
     del given["words"]
     plan = TargetPlan(name="words", temperature=temperature, top_p=0.95, filter_before_temperature=early)
@@ -84,7 +84,7 @@ def slow_maskgit(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: in
         TargetPlan(name="right", steps=9, confidence_noise=2.0),
     ],
 )
-def test_maskgit_is_its_slow_twin(model: FourM, plan: TargetPlan) -> None:
+def test_maskgit_equals_its_slow_twin(model: FourM, plan: TargetPlan) -> None:
     given = given_tokens(4)
     made = generate(model, given, [plan], seed=1)["right"]
     assert made.shape == (4, 3, 3)
@@ -177,7 +177,7 @@ def test_an_autoregressive_grid_is_row_by_row(model: FourM) -> None:
 
 
 @torch.inference_mode()
-def test_a_temperature_that_falls_is_used_step_by_step(model: FourM) -> None:
+def test_temperature_schedule_is_applied_at_each_step(model: FourM) -> None:
     given, counts = given_tokens(1), [3, 3, 3]
     plan = TargetPlan(
         name="right",
@@ -239,7 +239,7 @@ def test_steps_are_counted_as_announced(model: FourM) -> None:
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_cells_are_ranked_by_the_model_or_by_what_is_drawn_from(
+def test_cells_are_ranked_by_model_or_filtered_probabilities(
     model: FourM, monkeypatch: pytest.MonkeyPatch, early: bool
 ) -> None:
     """The top id is less likely in the first cell than in others, but it is alone in the nucleus of every cell."""

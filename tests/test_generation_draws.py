@@ -51,7 +51,7 @@ def keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_draws_are_those_of_repeated_samples(model: FourM, plan: list[TargetPlan]) -> None:
+def test_draws_equal_repeated_samples(model: FourM, plan: list[TargetPlan]) -> None:
     tokens = given(4)
     repeated = {name: rows_of(rows, [row // DRAWS for row in range(4 * DRAWS)]) for name, rows in tokens.items()}
     numbers = [7 * row for row in range(4 * DRAWS)]
@@ -80,7 +80,7 @@ def test_draws_keep_to_their_sample_when_the_batch_is_cut(model: FourM, monkeypa
     assert made == listed(generate(model, repeated, plan, 5, partial={"words": rows_of(kept, rows)}))
 
 
-def test_partial_ofs_of_other_sizes_have_their_draws(model: FourM) -> None:
+def test_partial_targets_of_different_sizes_have_several_draws(model: FourM) -> None:
     right = torch.arange(36).reshape(4, 3, 3) % 11
     right[:, 1] = -1
     right[2:, 2] = -1
@@ -95,7 +95,7 @@ def test_partial_ofs_of_other_sizes_have_their_draws(model: FourM) -> None:
     assert (made["right"][:, 0] == right[rows, 0]).all()
 
 
-def test_partial_ofs_of_one_size_may_leave_other_cells(model: FourM) -> None:
+def test_partial_targets_of_one_size_may_keep_different_cells(model: FourM) -> None:
     right = torch.arange(36).reshape(4, 3, 3) % 11
     right[:2, 1] = -1
     right[2:, :, 2] = -1
@@ -116,7 +116,7 @@ def test_partial_ofs_of_one_size_may_leave_other_cells(model: FourM) -> None:
     ],
     ids=["one step", "maskgit", "sequence", "chain"],
 )
-def test_what_draws_share_is_encoded_once(
+def test_shared_context_of_draws_is_encoded_once(
     model: FourM, plan: list[TargetPlan], encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
@@ -150,7 +150,7 @@ def test_what_draws_share_is_encoded_once(
 
 
 @pytest.mark.parametrize("used", [None, 0.5])
-def test_rows_that_share_a_context_see_what_copies_of_it_show(used: float | None) -> None:
+def test_shared_context_equals_copied_context(used: float | None) -> None:
     torch.manual_seed(0)
     attention = CrossAttention(ModelConfig(dim=48, heads=4))
     keys_and_values = attention.keys_and_values(torch.randn(4, 30, 48), None)
@@ -162,7 +162,7 @@ def test_rows_that_share_a_context_see_what_copies_of_it_show(used: float | None
         assert torch.equal(attention(x, None, keys_and_values, mask), alone)
 
 
-def test_nothing_given_and_several_draws(model: FourM) -> None:
+def test_several_draws_without_inputs(model: FourM) -> None:
     plan = [TargetPlan(name="right", steps=2)]
     made = generate(model, {}, plan, 5, range(6), draws=DRAWS)
     assert listed(made) == listed(generate(model, {}, plan, 5, range(6)))

@@ -43,7 +43,7 @@ def test_passes_by_hand() -> None:
     assert as_sets(Passes.of(Guidance(scale=3), "bag", ["bag"])) == [(set(), 1)]
 
 
-def test_each_pass_sees_what_is_not_hidden_from_it_and_nothing_else(model: FourM) -> None:
+def test_each_pass_sees_only_inputs_that_are_not_hidden(model: FourM) -> None:
     given = given_tokens(3)
     steered = Passes.of(Guidance(weights={"left": 2.0, "words": 1.5}), "right", tuple(given))
     for hidden in steered.hidden:
@@ -60,7 +60,7 @@ def test_each_pass_sees_what_is_not_hidden_from_it_and_nothing_else(model: FourM
     "guidance",
     [Guidance(scale=3), Guidance(scale=-1, always=("vectors",)), Guidance(weights={"left": 2.5, "vectors": -1.0})],
 )
-def test_logits_are_those_of_the_passes_added_up_by_hand(model: FourM, guidance: Guidance) -> None:
+def test_guided_logits_by_hand(model: FourM, guidance: Guidance) -> None:
     given = {name: tokens for name, tokens in given_tokens(2).items() if name in ("left", "vectors", "pixels")}
     steered = Passes.of(guidance, "right", tuple(given))
     inputs, cells = whole_inputs(model, given), torch.arange(9).expand(2, -1)
@@ -102,7 +102,7 @@ def test_no_guidance_is_scale_one_and_full_weight(model: FourM) -> None:
 
 
 @torch.inference_mode()
-def test_a_guided_sequence_is_its_slow_twin(model: FourM) -> None:
+def test_guided_sequence_equals_its_slow_twin(model: FourM) -> None:
     """The reference decodes each pass from the whole stream and draws from the combined logits.
 
     Samples end at different lengths.

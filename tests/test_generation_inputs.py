@@ -44,13 +44,13 @@ def test_inputs_are_packed_without_holes() -> None:
     assert values[:, 0].tolist() == [0.5, 0.5, 2.0]
 
 
-def test_nothing_given_is_one_unused_slot() -> None:
+def test_no_inputs_become_one_unused_slot() -> None:
     packed = EncoderInputs(FourM(CONFIG, SPECS).layout, 3, torch.device("cpu")).packed()
     assert packed.ids.shape == (3, 1)
     assert not packed.mask.any()
 
 
-def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_model_marks_it() -> None:
+def test_unknown_sequence_becomes_a_sentinel_if_the_model_marks_it() -> None:
     layout = PublishedLayout(SPECS, PUBLISHED)
     hidden = Passes(hidden=(frozenset({"words"}), frozenset()), weights=(0.5, 0.5), marked=True)
     text = layout.token_rows("words").start
@@ -79,9 +79,7 @@ def test_a_sequence_of_which_nothing_is_known_stands_as_a_sentinel_where_the_mod
 
 
 @pytest.mark.parametrize("guidance", [Guidance(scale=2.0), Guidance(weights={"words": 2.0})])
-def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
-    guidance: Guidance, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generation_marks_open_and_hidden_sequences(guidance: Guidance, monkeypatch: pytest.MonkeyPatch) -> None:
     """4M marks a hidden sequence if guidance has a scale, but not if it has weights."""
     model = sharp_model(config=PUBLISHED)
     seen: list[list[list[int]]] = []
@@ -109,7 +107,7 @@ def test_generation_marks_what_is_to_be_made_and_what_is_hidden(
     assert seen == [[[2], [2, 9, 1]]]
 
 
-def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them() -> None:
+def test_hidden_embeddings_become_a_zero_vector_if_the_model_marks_them() -> None:
     layout = PublishedLayout(SPECS, PUBLISHED)
     inputs = EncoderInputs(layout, 2, torch.device("cpu"))
     inputs.mark_open("vectors")
@@ -124,7 +122,7 @@ def test_hidden_embeddings_stand_as_a_vector_of_zeros_where_the_model_marks_them
         inputs.split_draws()
 
 
-def test_what_the_model_only_makes_is_no_input() -> None:
+def test_output_only_modality_is_no_input() -> None:
     config = dataclasses.replace(PUBLISHED, targets_only=("words", "right"))
     inputs = EncoderInputs(PublishedLayout(SPECS, config), 1, torch.device("cpu"))
     inputs.mark_open("words")
@@ -135,7 +133,7 @@ def test_what_the_model_only_makes_is_no_input() -> None:
     assert inputs.names == ("left",) and inputs.packed().mask.sum() == 1
 
 
-def test_whole_inputs_read_as_in_training() -> None:
+def test_whole_inputs_are_packed_as_in_training() -> None:
     """With whole modalities as inputs, generation packs the same tokens as the masker in training."""
     model = FourM(CONFIG, SPECS)
     given, batch = given_tokens(6), 6
@@ -162,7 +160,7 @@ def test_whole_inputs_read_as_in_training() -> None:
     assert len(contents(generated)) == lengths.sum() - 9 * batch
 
 
-def test_inputs_that_grow_are_those_packed_anew() -> None:
+def test_growing_inputs_equal_freshly_packed_inputs() -> None:
     """Inputs added step by step equal inputs packed from the finished targets, with and without guidance."""
     model = FourM(CONFIG, SPECS)
     given = given_tokens(3)

@@ -86,7 +86,7 @@ def test_one_step_of_in_painting_by_hand(model: FourM) -> None:
     assert torch.equal(made["right"], wanted)
 
 
-def test_each_sample_may_lack_as_much_as_it_likes(model: FourM) -> None:
+def test_samples_may_have_different_numbers_of_gaps(model: FourM) -> None:
     """Grids and vectors with different kept parts, alone and together; kept parts are also inputs of other targets."""
     random = torch.Generator().manual_seed(2)
     kept: dict[str, Any] = {
@@ -110,7 +110,9 @@ def test_each_sample_may_lack_as_much_as_it_likes(model: FourM) -> None:
         assert together["words"][i].tolist() == alone["words"][0].tolist()
 
 
-def test_partial_ofs_are_inputs_of_all_targets_from_the_start(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_targets_are_inputs_of_all_targets_from_the_start(
+    model: FourM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[set[int]] = []
     context = model.context
 
@@ -126,7 +128,7 @@ def test_partial_ofs_are_inputs_of_all_targets_from_the_start(model: FourM, monk
     assert seen == [{words, bag}, {words, right, bag}, {words, right, bag}]
 
 
-def test_what_cannot_be_kept_is_refused() -> None:
+def test_invalid_partial_targets_are_refused() -> None:
     with pytest.raises(InvalidValueError, match="right: sample 1 is complete"):
         checked_partial(TABLES, "right", torch.stack([torch.full((3, 3), -1), torch.zeros(3, 3, dtype=torch.int64)]), 2)
     with pytest.raises(InvalidValueError, match="right: expected int64"):
@@ -153,7 +155,7 @@ def test_kept_tokens_with_their_gaps_fit_the_positions_that_a_model_stores() -> 
 # --- sequences
 
 
-def test_gaps_become_sentinels_and_neighbours_one(model: FourM) -> None:
+def test_gaps_become_sentinels_and_adjacent_gaps_merge(model: FourM) -> None:
     rows = checked_partial(TABLES, "words", [np.array([-1, -1, 9, 8, -1, -1, 7, -1]), np.array([-1, -1])], 2)
     assert [row.tolist() for row in rows] == [[-1, 9, 8, -1, 7, -1], [-1]]
     inputs = whole_inputs(model, {"left": given_tokens(2)["left"]})
@@ -202,7 +204,7 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0, 8.0])
 @pytest.mark.parametrize("which", ["model", "shown_ends"])
-def test_filled_sequences_are_their_slow_twin(which: str, temperature: float, request: pytest.FixtureRequest) -> None:
+def test_filled_sequences_equal_their_slow_twin(which: str, temperature: float, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(which)
     rows = [
         np.array(row)
@@ -243,7 +245,7 @@ def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels:
     assert made.tolist() == [9] * (sentinels - 1) + [after] * room
 
 
-def test_where_no_sentinel_is_left_to_close_the_last_gap_the_end_does() -> None:
+def test_end_token_closes_the_last_gap_if_no_sentinel_is_left() -> None:
     layout = dataclasses.replace(WORDS, num_sentinels=2)
     model = sharp_model([dataclasses.replace(TEXT, layout=layout)], PUBLISHED)
     with torch.no_grad():  # most likely: the sentinel that closes the first gap, then the id after the sentinels
@@ -257,7 +259,7 @@ def test_where_no_sentinel_is_left_to_close_the_last_gap_the_end_does() -> None:
 
 
 @pytest.mark.parametrize("passes", [Guidance(), Guidance(scale=2.0)])
-def test_what_comes_once_is_written_once(model: FourM, passes: Guidance) -> None:
+def test_unique_tokens_are_written_once(model: FourM, passes: Guidance) -> None:
     """A token marked as unique repeats neither kept nor generated tokens, in each sample separately.
 
     Unique ids may lie beyond the model's vocabulary, which may have grown since.
@@ -276,7 +278,7 @@ def test_what_comes_once_is_written_once(model: FourM, passes: Guidance) -> None
     assert alone["words"][0].tolist() == rows[9].tolist()
 
 
-def test_a_part_of_what_is_not_asked_for_is_an_input(model: FourM) -> None:
+def test_partial_modality_that_is_no_target_is_an_input(model: FourM) -> None:
     """The result equals a run that completes the part after this target."""
     kept = {"words": [np.array([9, 8, -1]), np.array([-1, 7])], "left": torch.tensor([[[1, -1, 2], [-1, -1, 3]]] * 2)}
     right, words = TargetPlan(name="right", steps=3), TargetPlan(name="words")
@@ -286,7 +288,7 @@ def test_a_part_of_what_is_not_asked_for_is_an_input(model: FourM) -> None:
     assert not torch.equal(alone["right"], generate(model, {}, [right], 0, [0, 1])["right"])
 
 
-def test_of_what_is_not_asked_for_all_may_be_kept(model: FourM, shown_ends: FourM) -> None:
+def test_modality_that_is_no_target_may_be_kept_whole(model: FourM, shown_ends: FourM) -> None:
     whole = {"words": [np.array([9, 8]), np.array([], np.int64)], "left": torch.ones(2, 2, 3, dtype=torch.int64)}
     for one in (model, shown_ends):
         kept = generate(one, {}, [TargetPlan(name="right")], 0, partial=whole)["right"]
@@ -295,7 +297,7 @@ def test_of_what_is_not_asked_for_all_may_be_kept(model: FourM, shown_ends: Four
             generate(one, {}, [TargetPlan(name="words")], 0, partial=whole)
 
 
-def test_what_may_come_next_by_hand() -> None:
+def test_allowed_next_tokens_by_hand() -> None:
     """The sentinels are 2 to 5, the end token is 1.
 
     A gap that sentinel 3 closes allows 3 but not the end token; the last gap allows the end token.
@@ -310,7 +312,7 @@ def test_what_may_come_next_by_hand() -> None:
     assert found[1, 1] == 1 and found[0, 19] == 19
 
 
-def test_a_gap_is_over_where_any_later_one_begins_or_the_end_comes(
+def test_gap_ends_at_any_later_sentinel_or_the_end_token(
     model: FourM, shown_ends: FourM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three gaps begin with sentinels 2, 3 and 4. For a model that sees ends, only the next sentinel closes a gap."""
@@ -384,7 +386,7 @@ def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: 
 # --- regions
 
 
-def test_all_codes_of_a_place_are_generated_or_none() -> None:
+def test_all_codes_of_a_position_are_generated_or_none() -> None:
     sound = dataclasses.replace(RIGHT, layout=GridLayout(shape=(4, 2)), num_codebooks=2)
     found = partial_of(sound, np.arange(8).reshape(1, 4, 2), "box:0,0.5")
     assert found.tolist() == [[[-1, -1], [-1, -1], [4, 5], [6, 7]]]
@@ -432,7 +434,7 @@ def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
         mask(f"mask:{tmp_path}/cells.npy", (4, 8))
 
 
-def test_masks_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_masks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("another program was started"))

@@ -19,7 +19,7 @@ def model() -> FourM:
     return sharp_model()
 
 
-def test_plans_take_what_the_layout_suits() -> None:
+def test_plan_defaults_follow_the_layout() -> None:
     grid = TargetPlan(name="left").resolved(SPECS[0])
     assert (grid.scheme, grid.steps) == ("maskgit", 6)
     assert TargetPlan(name="right").resolved(SPECS[2]).steps == 8
@@ -27,7 +27,7 @@ def test_plans_take_what_the_layout_suits() -> None:
     assert (words.scheme, words.max_length) == ("autoregressive", 6)
 
 
-def test_plan_errors_name_what_is_wrong(model: FourM) -> None:
+def test_plan_errors_name_the_problem(model: FourM) -> None:
     given = given_tokens(1)
     with pytest.raises(ConfigError, match="words: scheme 'maskgit' is not for a sequence; expected autoregressive"):
         generate(model, {"left": given["left"]}, [TargetPlan(name="words", scheme="maskgit")], 0)
@@ -49,7 +49,7 @@ def test_plan_errors_name_what_is_wrong(model: FourM) -> None:
         TargetPlan(name="left", temperature=-1)
 
 
-def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_read() -> None:
+def test_input_only_and_output_only_modalities_are_respected() -> None:
     config = dataclasses.replace(PUBLISHED, inputs_only=("left",), targets_only=("right", "words"))
     model, given = sharp_model(config=config), given_tokens(2)
     left, right, bag = given["left"], TargetPlan(name="right", steps=2), TargetPlan(name="bag", steps=2)
@@ -80,7 +80,7 @@ def test_given_tokens_are_checked(model: FourM) -> None:
         generate(model, {"left": torch.zeros((1, 2, 3), dtype=torch.int64), "words": [np.array([9])] * 2}, plan, 0)
 
 
-def test_guidance_by_what_is_not_known_yet_is_refused(model: FourM) -> None:
+def test_guidance_by_unknown_condition_is_refused(model: FourM) -> None:
     given = {"left": given_tokens(1)["left"]}
     late = Guidance(weights={"bag": 2.0})
     with pytest.raises(
@@ -98,7 +98,7 @@ def test_guidance_by_what_is_not_known_yet_is_refused(model: FourM) -> None:
         Guidance(scale=float("nan"))
 
 
-def test_a_temperature_falls_only_where_it_can(model: FourM) -> None:
+def test_invalid_temperature_settings_are_refused(model: FourM) -> None:
     with pytest.raises(ValueError, match="final_temperature: only with temperature_schedule"):
         TargetPlan(name="left", final_temperature=0.5)
     with pytest.raises(ConfigError, match="words: temperature_schedule 'linear' is not for a sequence"):
@@ -107,7 +107,7 @@ def test_a_temperature_falls_only_where_it_can(model: FourM) -> None:
         TargetPlan(name="left", temperature=float("nan"))
 
 
-def test_what_is_given_is_not_kept_and_asked_for_too(model: FourM) -> None:
+def test_input_cannot_also_be_kept_or_a_target(model: FourM) -> None:
     part = {"left": torch.full((1, 2, 3), -1)}
     with pytest.raises(ConfigError, match="left: is input and target"):
         generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="left")], 0, partial=part)
@@ -116,6 +116,6 @@ def test_what_is_given_is_not_kept_and_asked_for_too(model: FourM) -> None:
 
 
 @pytest.mark.parametrize("name", ["pixels", "vectors"])
-def test_no_part_of_a_continuous_modality_is_kept(model: FourM, name: str) -> None:
+def test_continuous_modality_cannot_be_partial(model: FourM, name: str) -> None:
     with pytest.raises(ConfigError, match=f"generate {name}: .* modality cannot be inpainted"):
         generate(model, {}, [TargetPlan(name="right")], 0, partial={name: given_tokens(1)[name]})

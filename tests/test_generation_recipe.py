@@ -40,7 +40,7 @@ def read(path: Path) -> GenerationPlan:
     return from_mapping(GenerationPlan, read_plan(path))
 
 
-def test_the_plan_of_the_page_is_one_that_can_be_run(tmp_path: Path) -> None:
+def test_plan_in_the_documentation_is_valid(tmp_path: Path) -> None:
     text = (PLANS[0].parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
     (tmp_path / "plan.toml").write_text(text.partition("## A plan\n\n```toml\n")[2].partition("```")[0])
     recipe = read(tmp_path / "plan.toml")
@@ -51,7 +51,7 @@ def test_the_plan_of_the_page_is_one_that_can_be_run(tmp_path: Path) -> None:
     )
 
 
-def test_a_plan_read_and_written_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one.toml").write_text(PLAN)
     recipe = read(tmp_path / "one.toml")
     assert recipe.inputs == ("light", 'words="a = b"', f"dark={tmp_path}/pictures/one.npy")
@@ -110,7 +110,7 @@ def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, messag
         read(tmp_path / "absent.toml")
 
 
-def test_samples_are_a_number_or_numbers() -> None:
+def test_samples_are_a_count_or_indices() -> None:
     targets = (TargetPlan(name="x"),)
     assert list(GenerationPlan(targets=targets).numbers()) == [0, 1, 2, 3]
     assert list(GenerationPlan(targets=targets, samples="0-2,7").numbers()) == [0, 1, 2, 7]

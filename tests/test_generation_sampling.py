@@ -76,14 +76,14 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
     assert draw_one(logits, torch.tensor([0.1, 0.18, 0.5, 0.82, 0.85]), 0.5, 0, 1.0).tolist() == [0, 1, 1, 1, 2]
 
 
-def test_draw_never_gives_an_id_without_a_share() -> None:
+def test_draw_never_returns_an_id_of_probability_0() -> None:
     logits = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf, 2.0, -torch.inf]).expand(1000, 6)
     uniform = torch.cat([torch.linspace(0, 1, 998), torch.tensor([0.0, 1 - 2**-24])])
     assert set(draw_one(logits, uniform, 1.0, 0, 1.0).tolist()) == {1, 2, 4}
     assert set(draw_one(logits, uniform, 1.0, 2, 1.0).tolist()) == {2, 4}
 
 
-def test_sums_that_are_added_in_parallel_give_no_id_without_a_share() -> None:
+def test_parallel_cumulative_sums_never_return_an_id_of_probability_0() -> None:
     """Cumulative sums may fall by a rounding error, or rise at an id of probability 0."""
     shares = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.0, 0.0, 0.25, 0.0]])
     sums = torch.tensor([[0.0, 0.5, 0.5 + 1e-6, 0.75 + 1e-6, 0.75, 0.75 + 2e-6, 1.0, 1.0 + 1e-6]])
@@ -104,7 +104,7 @@ def test_draw_has_the_frequencies_of_the_distribution() -> None:
     ("temperature", "top_k", "top_p", "filter_first"),
     [(0.7, 0, 1.0, False), (0.0, 0, 1.0, False), (1.0, 5, 1.0, False), (1.0, 0, 0.8, False), (3.0, 9, 0.5, True)],
 )
-def test_several_draws_of_a_row_are_those_of_copies_of_it(
+def test_several_draws_of_a_row_equal_draws_of_its_copies(
     temperature: float, top_k: int, top_p: float, filter_first: bool
 ) -> None:
     torch.manual_seed(0)

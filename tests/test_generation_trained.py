@@ -70,7 +70,7 @@ def test_a_trained_model_generates_the_mapping_it_saw() -> None:
 
 
 @pytest.mark.slow
-def test_a_second_instance_of_twice_the_size_is_made_from_the_first() -> None:
+def test_second_instance_of_twice_the_size_is_generated_from_the_first() -> None:
     """Each low-resolution cell determines its four high-resolution cells; another grid selects one of two variants."""
     tables = {
         "zoo": {"image_size": 16, "patch_size": 8, "modalities": ["low", "high", "depth"]},
@@ -185,7 +185,7 @@ def test_draws_are_not_ranked_by_ids(values: ValueSpec) -> None:
 
 @pytest.mark.parametrize("whole", ["a", "c"])
 @pytest.mark.parametrize("listed", [False, True])
-def test_draws_are_scored_in_blocks_and_what_they_share_once(
+def test_draws_are_scored_in_blocks_and_shared_context_once(
     monkeypatch: pytest.MonkeyPatch, whole: str, listed: bool
 ) -> None:
     """Score two samples with 35 draws each. The slow reference is one batch that predicts each row separately."""
@@ -218,7 +218,7 @@ def test_draws_are_scored_in_blocks_and_what_they_share_once(
     assert seen == [*([("a", 2)] if whole == "a" else []), ("decoded", 2), *blocks]
 
 
-def test_equal_rows_are_one_group_where_they_follow_one_another() -> None:
+def test_consecutive_equal_rows_form_one_group() -> None:
     words = [np.array(row) for row in ([1, 2], [1, 2], [1], [1, 2], [])]
     left = torch.tensor([0, 0, 0, 0, 0])
     assert outputs.equal_neighbours({"words": words, "left": left}) == ([0, 2, 3, 4], [0, 0, 1, 2, 3])

@@ -100,7 +100,7 @@ def assert_same(old: FourM, new: FourM, seed: int = 3) -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_before_any_step_all_old_outputs_are_the_same(old_run: Path) -> None:
+def test_old_outputs_are_unchanged_before_the_first_step(old_run: Path) -> None:
     beginning = begin(grown(), SMALL, 7, old_run)
     assert_same(load_model(old_run), beginning.model)
     assert beginning.names == tuple(item.name for item in all_layouts())
@@ -115,7 +115,7 @@ def test_new_markers_start_as_the_mean_of_the_old_ones(old_run: Path) -> None:
             torch.testing.assert_close(row, mean)
 
 
-def test_a_registry_that_is_gone_is_to_be_given(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+def test_missing_registry_must_be_given(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     shutil.copytree(old_run, moved := tmp_path / "moved")
     Run(tokens=new_tokens, registry=tmp_path / "gone.toml").save(moved)
     words = [str(moved), "--add", "raw", "--tokens", str(new_tokens), "--out", str(tmp_path / "grown")]
@@ -146,7 +146,7 @@ def test_a_published_backbone_grows(variant: str, tmp_path: Path) -> None:
     write_report(folder, trained, tmp_path / "tokens")
 
 
-def test_with_freeze_only_new_rows_move(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+def test_freeze_changes_only_new_rows(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained = Trained.load(old_run)
     settings = {
         "steps": 5,
@@ -174,7 +174,7 @@ def test_with_freeze_only_new_rows_move(old_run: Path, new_tokens: Path, tmp_pat
     assert len(losses) == 3 and all(row["before"] == row["after"] for row in losses.values())
 
 
-def test_losses_are_measured_on_the_device_and_in_the_parts_of_trainings(
+def test_losses_are_measured_on_the_training_device_and_in_its_micro_batches(
     old_run: Path, new_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, seen, at_once = Trained.load(old_run), [], []
@@ -200,7 +200,7 @@ def test_losses_are_measured_on_the_device_and_in_the_parts_of_trainings(
     assert max(at_once) == config.batch_size // 2, "as many as go through it in training"
 
 
-def test_what_is_frozen_stays_where_sequences_are_longer_by_now(
+def test_frozen_weights_stay_fixed_when_sequences_become_longer(
     old_run: Path, new_tokens: Path, tmp_path: Path
 ) -> None:
     trained = Trained.load(old_run)
@@ -222,7 +222,7 @@ def test_a_grid_of_another_shape_is_not_frozen(old_run: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_what_is_known_moves_by_its_share_of_a_step(
+def test_pretrained_weights_move_by_their_fraction_of_a_step(
     optimizer: str, old_run: Path, new_tokens: Path, tmp_path: Path
 ) -> None:
     trained = Trained.load(old_run)
@@ -247,7 +247,7 @@ def test_what_is_known_moves_by_its_share_of_a_step(
     assert all(steps[1.0][name].any() for name in ("token_embedding.weight", "output.text", "output.height"))
 
 
-def test_growing_moves_what_is_known_at_a_lower_rate(old_run: Path, new_tokens: Path) -> None:
+def test_growing_trains_pretrained_weights_at_a_lower_rate(old_run: Path, new_tokens: Path) -> None:
     trained = Trained.load(old_run)
     assert trained.train.pretrained_lr_scale == 1
     rates = {}
@@ -263,14 +263,14 @@ def test_growing_moves_what_is_known_at_a_lower_rate(old_run: Path, new_tokens: 
             growing_config(trained, grown(), new_tokens, {"pretrained_lr_scale": wrong}, 0.0)
 
 
-def test_a_rate_of_what_is_known_needs_a_start(new_tokens: Path, tmp_path: Path) -> None:
+def test_pretrained_learning_rate_needs_a_start(new_tokens: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TRAINING, steps=1, pretrained_lr_scale=0.1)
     with pytest.raises(ConfigError, match=r"pretrained_lr_scale 0\.1: expected a backbone to start from"):
         train(tmp_path / "run", new_tokens, NEW, SMALL, config)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_frozen_needs_a_start_with_less(old_run: Path) -> None:
+def test_freeze_needs_a_start_with_fewer_modalities(old_run: Path) -> None:
     with pytest.raises(ConfigError, match="expected a backbone to start from"):
         freeze(begin(all_layouts(), SMALL, 0, None))
     with pytest.raises(ConfigError, match="expected a modality that it starts without"):
@@ -321,7 +321,7 @@ def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, 
     assert set(report["new"]) <= {"height", "global", "names"} and report["new"]["height"]["targets"] > 0
 
 
-def test_samples_of_new_tokens_ask_for_what_is_new_as_the_run_was_asked() -> None:
+def test_mixtures_for_new_modalities_follow_the_mixtures_of_the_run() -> None:
     specs = [all_layouts()[0], all_layouts()[4], NEW[0], NEW[3]]
     old, added = ["picture", "pixels"], ["height", "raw"]
     given = Mixture(inputs=("height", "raw"), targets=("picture",))
@@ -363,7 +363,7 @@ def test_growing_asks_only_for_what_the_model_makes_and_gives_what_it_reads() ->
     Masker(PublishedLayout(specs, model), MaskingConfig(mixtures=parts))
 
 
-def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path) -> None:
+def test_new_modalities_use_the_masking_of_the_run(old_run: Path, new_tokens: Path) -> None:
     trained = Trained.load(old_run)
     asked = Mixture(inputs=("picture",), targets=("words",), input_alpha=5.0)
     masking = dataclasses.replace(trained.train.masking, mixtures=(asked,))
@@ -376,7 +376,7 @@ def test_what_is_new_is_asked_for_as_the_run_was(old_run: Path, new_tokens: Path
     assert config.datasets[0].mixtures == (asked,), "what is replayed is asked for as before"
 
 
-def test_what_was_added_is_old_when_the_run_grows_again(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+def test_added_modality_is_old_when_the_run_grows_again(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained, specs = Trained.load(old_run), [*all_layouts(), ADDED]
     config = growing_config(trained, specs, new_tokens, {"steps": 1})
     asked = asked_from_now(trained, specs, {})
@@ -396,7 +396,7 @@ def test_what_was_added_is_old_when_the_run_grows_again(old_run: Path, new_token
     assert asked_from_now(named, specs, {"masking": {"mixtures": [{}]}}) == (), "as the settings say"
 
 
-def test_what_the_settings_say_goes_before_what_the_run_had(old_run: Path, new_tokens: Path) -> None:
+def test_settings_take_precedence_over_the_run(old_run: Path, new_tokens: Path) -> None:
     trained = Trained.load(old_run)
     config = growing_config(trained, grown(), new_tokens, {"masking": {"target_budget": 9}, "batch_size": 3}, 0.0)
     assert (config.batch_size, config.masking.target_budget) == (3, 9)
@@ -433,14 +433,14 @@ def test_more_is_replayed_where_new_samples_do_not_ask_for_all_that_is_old(
     assert replayed(tmp_path, {**room, "freeze": True}) == 0
 
 
-def test_of_a_store_that_has_more_by_now_only_what_is_old_is_replayed(old_run: Path, new_tokens: Path) -> None:
+def test_only_old_modalities_of_an_extended_store_are_replayed(old_run: Path, new_tokens: Path) -> None:
     trained = dataclasses.replace(Trained.load(old_run), run=Run(tokens=new_tokens))
     assert [dataset.modalities for dataset in trained.stores(Path("another"))] == [("picture", "words")]
     gone = dataclasses.replace(trained, run=Run(tokens=new_tokens / "gone"))
     assert [dataset.tokens for dataset in gone.stores(new_tokens)] == [new_tokens]
 
 
-def test_where_sequences_are_longer_by_now_old_losses_are_still_measured(old_run: Path, tmp_path: Path) -> None:
+def test_old_losses_are_measured_with_longer_sequences(old_run: Path, tmp_path: Path) -> None:
     """Both measurements use the same masks, so frozen modalities have the same loss."""
     specs = [dataclasses.replace(item, layout=sequence(30)) if item.name == "words" else item for item in all_layouts()]
     for split, size, seed in (("train", 24, 5), ("test", 8, 6)):
@@ -452,7 +452,7 @@ def test_where_sequences_are_longer_by_now_old_losses_are_still_measured(old_run
     assert "words" in losses and all(row["before"] == row["after"] for row in losses.values())
 
 
-def test_what_has_no_tokens_any_more_is_not_replayed(old_run: Path, tmp_path: Path) -> None:
+def test_modality_without_tokens_is_not_replayed(old_run: Path, tmp_path: Path) -> None:
     specs, tokens = [*all_layouts(), ADDED], tmp_path / "tokens"
     write_store(tokens, [ADDED], 24)
     write_store(tokens, [ADDED], 8, "test", seed=1)
@@ -464,7 +464,7 @@ def test_what_has_no_tokens_any_more_is_not_replayed(old_run: Path, tmp_path: Pa
     assert report["losses"] == {} and set(report["new"]) == {"height"}
 
 
-def test_of_several_stores_what_is_left_is_measured(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
+def test_losses_are_measured_on_the_remaining_stores(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained = Trained.load(old_run)
     gone = dataclasses.replace(trained.train, datasets=(Dataset(tokens=tmp_path / "gone"),))
     config = growing_config(trained, grown(), new_tokens, {"steps": 1}, 0.0)
@@ -473,7 +473,7 @@ def test_of_several_stores_what_is_left_is_measured(old_run: Path, new_tokens: P
     assert report == write_report(folder, trained, new_tokens) and report["losses"]
 
 
-def test_what_was_moved_is_not_grown_again(
+def test_moved_run_is_not_grown_again(
     old_run: Path, new_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
@@ -530,7 +530,7 @@ def test_processes_have_nothing_to_drop_where_all_that_is_used_at_times_is_froze
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"freeze": True}, {"pretrained_lr_scale": 0.1}], ids=str)
-def test_two_processes_grow_as_one_does(how: dict[str, object], old_run: Path, tmp_path: Path) -> None:
+def test_two_processes_grow_like_one(how: dict[str, object], old_run: Path, tmp_path: Path) -> None:
     write_store(tmp_path / "tokens", [*all_layouts(), ADDED], 24, seed=5)
     changes = {"steps": 5, "weight_decay": 0.5, "optimizer": "muon", **how}
     here = Path(__file__).parent
@@ -632,7 +632,7 @@ def test_the_command(world: World) -> None:
     world.put_back()
 
 
-def test_skills_are_compared_where_both_evaluations_asked_the_same(tmp_path: Path) -> None:
+def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> None:
     def write_config(name: str, weights: str) -> None:
         (tmp_path / name / "config.json").write_text(json.dumps({"class": "FourM", "weights_sha256": weights}))
 

@@ -60,7 +60,7 @@ def test_checkpoints_are_relative_to_the_registry(install_example: Install, tmp_
         _ = zoo["b_map"].tokenizer
 
 
-def test_what_would_derive_is_said_of_the_registry_in_use(tmp_path: Path) -> None:
+def test_derive_hint_names_the_registry_in_use(tmp_path: Path) -> None:
     told = " without the setting camera_fov in [modalities.normal] of"
     assert Zoo.installed()["normal"].derive_hint == f"{told} registry.toml"
     assert Zoo.from_tables({}, tmp_path / "other.toml")["normal"].derive_hint == f"{told} {tmp_path / 'other.toml'}"
@@ -84,7 +84,7 @@ def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> N
     assert all(np.array_equal(a, b) for a, b in zip(handle.decode(tokens.numpy()), decoded, strict=True))
 
 
-def test_codecs_run_in_float32_whatever_the_caller_is_in(ready: Callable[..., Any]) -> None:
+def test_codecs_run_in_float32_in_any_caller_context(ready: Callable[..., Any]) -> None:
     by_products = {
         'means = reduce(values, "batch 1 (h p) (w q) -> batch h w", "mean", p=4, q=4)': (
             "import torch; pool = torch.eye(4).repeat_interleave(4, 0) / 4; means = pool.T @ values[:, 0] @ pool"
@@ -109,7 +109,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_loading_depends_on_nothing_of_the_caller_and_changes_nothing(learnt: Path) -> None:
+def test_loading_neither_reads_nor_changes_caller_state(learnt: Path) -> None:
     expected = Zoo.from_toml(learnt)["depth"].encode(DEPTHS)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         handle, state = Zoo.from_toml(learnt)["depth"], torch.random.get_rng_state()
@@ -126,14 +126,14 @@ def test_loading_depends_on_nothing_of_the_caller_and_changes_nothing(learnt: Pa
         module.load_state_dict(module.state_dict())
 
 
-def test_loading_is_on_the_cpu_whatever_the_default_device(learnt: Path) -> None:
+def test_loading_ignores_the_default_device(learnt: Path) -> None:
     handle, expected = Zoo.from_toml(learnt)["depth"], Zoo.from_toml(learnt)["depth"].encode(DEPTHS)
     with torch.device("meta"):
         _ = handle.tokenizer
     assert torch.equal(handle.encode(DEPTHS), expected)
 
 
-def test_a_tokenizer_is_trained_in_float32_whatever_the_caller_has(learnt: Path, tmp_path: Path) -> None:
+def test_tokenizer_is_trained_in_float32_in_any_caller_context(learnt: Path, tmp_path: Path) -> None:
     handle = Zoo.from_toml(learnt)["depth"]
     samples = TrainingSamples(train=list(DEPTHS), test=list(DEPTHS))
     torch.set_default_dtype(torch.float64)
@@ -184,7 +184,7 @@ def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", script]).returncode == 7
 
 
-def test_a_handle_is_sent_to_another_process_by_what_opened_it(learnt: Path, tmp_path: Path) -> None:
+def test_handle_is_pickled_by_its_registry(learnt: Path, tmp_path: Path) -> None:
     handle = Zoo.from_toml(learnt)["depth"]
     shutil.copytree(handle.checkpoint, tmp_path / "copy")
     handle.device = "cpu:0"
@@ -227,7 +227,7 @@ def test_another_device_reads_weights_and_fingerprint_together(install_example: 
 
 
 @pytest.mark.parametrize("given", ["row", "torch.from_numpy(row)"], ids=["arrays", "tensors"])
-def test_sequences_are_the_callers_own_where_a_plugin_uses_its_buffer_again(tmp_path: Path, given: str) -> None:
+def test_sequences_are_copied_if_a_plugin_reuses_its_buffer(tmp_path: Path, given: str) -> None:
     encode = LETTERS[LETTERS.index("        return [np.array([ord") : LETTERS.index("    @hookimpl\n    def decode")]
     again = f"""        import torch
         rows = []
@@ -246,7 +246,7 @@ def test_sequences_are_the_callers_own_where_a_plugin_uses_its_buffer_again(tmp_
 
 
 @pytest.mark.parametrize("given", ["whole", "list(whole)", "whole.numpy()"], ids=["batch", "list", "arrays"])
-def test_values_are_the_callers_own_where_a_plugin_uses_its_buffer_again(given: str, ready: Callable[..., Any]) -> None:
+def test_values_are_copied_if_a_plugin_reuses_its_buffer(given: str, ready: Callable[..., Any]) -> None:
     decoded = 'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)'
     again = (
         f"whole = self.kept = getattr(self, 'kept', {decoded})\n        whole[:] = {decoded}\n        return {given}"
@@ -259,7 +259,7 @@ def test_values_are_the_callers_own_where_a_plugin_uses_its_buffer_again(given: 
     assert all(np.array_equal(a, b) for a, b in zip(first, before, strict=True)) and first[0].any()
 
 
-def test_objects_are_the_callers_own_where_a_plugin_uses_them_again(ready: Callable[..., Any]) -> None:
+def test_objects_are_copied_if_a_plugin_reuses_them(ready: Callable[..., Any]) -> None:
     handle = ready({
         'ValueSpec(shape=(1, side, side), low=0, high=1, unit="brightness")': 'ValueSpec(kind="object")',
         'means = reduce(values, "batch 1 (h p) (w q) -> batch h w", "mean", p=4, q=4)\n'
@@ -275,7 +275,7 @@ def test_objects_are_the_callers_own_where_a_plugin_uses_them_again(ready: Calla
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_checkpoint_that_is_killed_while_it_is_replaced_is_never_half_another(
+def test_killed_replacement_never_mixes_two_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
 ) -> None:
     def save(number: int) -> None:
@@ -311,7 +311,7 @@ def test_a_checkpoint_that_is_killed_while_it_is_replaced_is_never_half_another(
     assert found() == "new" and outcomes == ["old" if same else "none"] * 3
 
 
-def test_what_a_kill_left_behind_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     """safetensors writes to `.tmpXXXXXX` in the same folder."""
     for suffix in ("", ".d/.tmpK5gzAS"):
         (left := tmp_path / f".model.safetensors.0123.tmp{suffix}").parent.mkdir(exist_ok=True)
@@ -321,7 +321,7 @@ def test_what_a_kill_left_behind_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_files_are_for_those_whom_the_umask_lets_in(tmp_path: Path, umask: int, mode: int) -> None:
+def test_file_modes_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         save_checkpoint(tmp_path / "checkpoint", {"codes": torch.zeros(3)}, {"class": "Example"}, "An example.\n")
@@ -348,7 +348,7 @@ def test_a_disk_on_which_only_root_changes_modes_can_be_written(
     assert (tmp_path / "file").read_text() == "written"
 
 
-def test_another_tokenizer_than_the_pinned_one_is_refused(install_example: Install, tmp_path: Path) -> None:
+def test_tokenizer_other_than_the_pinned_one_is_refused(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map")
     pinned = "0" * 64
     text = f"[modalities.a_map]\ncheckpoint = 'a'\nsha256 = '{pinned}'\n"
@@ -378,7 +378,7 @@ def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
     assert zoo2["two"].fingerprint != before and len(zoo2["two"].tokenizer) == 4
 
 
-def test_a_hub_id_is_no_folder_that_is_missing(
+def test_hub_id_is_not_reported_as_a_missing_folder(
     install_example: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_example("a_map")
@@ -397,13 +397,13 @@ def test_a_hub_id_is_no_folder_that_is_missing(
 
 
 @pytest.mark.parametrize("name", ["some/my--a", "some/a.", "some/" + 97 * "a"])
-def test_what_the_hub_does_not_take_for_an_id_is_told_in_one_line(name: str) -> None:
+def test_invalid_hub_id_is_reported_in_one_line(name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"^{name}: no such folder, and the hub does not give it: ") as told:
         resolve_folder(name)
     assert "\n" not in str(told.value)
 
 
-def test_a_download_that_breaks_off_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_download_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class TransportError(Exception):
         """Not an OSError, like the errors of the hub's transport."""
 
@@ -468,7 +468,7 @@ def test_bad_values_are_refused(value: Any, message: str, ready: Callable[..., A
 
 
 def test_batches_may_be_views_of_arrays(ready: Callable[..., Any]) -> None:
-    """Mirrored, read-only, and the rows of one number."""
+    """Mirrored, read-only and broadcast arrays."""
     handle = ready()
     batch = np.stack(values())
     mirrored, still = batch[..., ::-1], batch.copy()
@@ -524,7 +524,7 @@ def test_tokens_may_be_views_of_arrays(ready: Callable[..., Any]) -> None:
         ("(tokenizer[tokens]", "(tokenizer[tokens].bfloat16()", r"decode .* gave bfloat16 \(3, 1, 16, 16\)"),
     ],
 )
-def test_what_a_plugin_gives_is_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:
+def test_plugin_return_values_are_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:
     handle = ready({old: new})
     with pytest.raises(PluginError, match=message):
         handle.encode(values())
@@ -555,14 +555,14 @@ def test_optional_hooks_are_checked_too(ready: Callable[..., Any]) -> None:
         handle.derive({})
 
 
-def test_transform_takes_any_size_and_gives_the_declared_one(ready: Callable[..., Any]) -> None:
+def test_transform_accepts_any_size_and_returns_the_declared_size(ready: Callable[..., Any]) -> None:
     handle = ready()
     assert handle.transform(values(side=40)[0], Crop(left=0.5, width=0.5)).shape == (1, 16, 16)
     with pytest.raises(InvalidValueError, match="shape is not"):
         handle.transform(np.zeros((3, 40, 40), np.float32), Crop())
 
 
-def test_a_size_that_transform_keeps_is_the_values_own(ready: Callable[..., Any]) -> None:
+def test_wrong_size_after_a_transform_that_keeps_sizes_is_the_files_fault(ready: Callable[..., Any]) -> None:
     """If a plugin mirrors but does not resize, the file is to blame, not the plugin."""
     handle = ready({"return np.ascontiguousarray(picked": "return value  # ("})
     assert handle.transform(values()[0], Crop()).shape == (1, 16, 16)

@@ -1,7 +1,7 @@
 """Modalities that need a network from a hub run through the whole pipeline, with networks of random weights.
 
-Features of a random network depend on the picture, too, so a backbone can learn them. Captions come with a document
-that repeats them, which is what `web_text` is to be learnt from.
+Even the features of a random network depend on the picture, so a backbone can learn them. Each caption comes with a
+document that repeats it, so that `web_text` can be learnt.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def write_files(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_whole_road_with_networks_in_place_of_published_ones(tmp_path: Path) -> None:
+def test_whole_pipeline_with_random_networks(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text(REGISTRY)
     (tmp_path / "backbone.toml").write_text(BACKBONE)
     words = write_files(tmp_path)

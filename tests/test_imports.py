@@ -111,7 +111,7 @@ def f():
 
 
 @pytest.mark.parametrize("package", packages())
-def test_packages_import_along_the_arrows(package: str) -> None:
+def test_packages_import_only_allowed_packages(package: str) -> None:
     ours = {"tokenizers_zoo", "bench", "plugins", "tests"}
     allowed = ALLOWED.get(package, {package, "tokenizers_zoo"})
     wrong = []
@@ -151,7 +151,7 @@ def circles(edges: dict[str, set[str]]) -> list[set[str]]:
     return sorted(map(set, found), key=sorted)
 
 
-def test_circles_are_found() -> None:
+def test_import_cycles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
 
 

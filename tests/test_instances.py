@@ -58,7 +58,7 @@ def instances(tmp_path_factory: pytest.TempPathFactory) -> ModalityHandle:
 
 
 def as_written(value: np.ndarray) -> np.ndarray:
-    """A map taken apart and joined again, its masks' codes without a loss."""
+    """Split a map into instances and join them again, with lossless mask codes."""
     objects = plugin.split(value, OPTIONS)[: OPTIONS.max_instances]
     if not objects:
         return plugin.join(np.zeros((0, 4)), np.zeros((0, *plugin.item_shape(OPTIONS))), {}, OPTIONS)
@@ -81,7 +81,7 @@ def test_instances_by_hand() -> None:
     assert instances_of(np.zeros((4, 4), np.int32)) == []
 
 
-def test_of_masks_that_overlap_the_smaller_is_on_top() -> None:
+def test_smaller_of_overlapping_masks_is_on_top() -> None:
     whole, part, nothing = np.ones((2, 3), bool), np.array([[0, 1, 1], [0, 0, 0]], bool), np.zeros((2, 3), bool)
     for masks in ([part, nothing, whole], [whole, part]):
         np.testing.assert_array_equal(map_of_masks(masks, (2, 3)), [[1, 2, 2], [1, 1, 1]])
@@ -101,7 +101,7 @@ def runs_text(counts: list[int]) -> str:
 
 
 @pytest.mark.parametrize(("layout", "count"), [("4m", 2), ("codes", 3)])
-def test_an_instance_that_is_told_nearly_alike_is_one_where_points_tell(layout: str, count: int) -> None:
+def test_near_duplicate_instances_are_merged(layout: str, count: int) -> None:
     """Edges at 120 and 121 of 1000 are merged. A mask inside of the first, or sharing half of it, stays."""
     options = InstanceSettings(layout=layout, image_size=100, mask_size=32)  # type: ignore[arg-type]
     boxes = np.array([[0.12, 0.1, 0.8, 0.9], [0.121, 0.1, 0.81, 0.9], [0.3, 0.3, 0.5, 0.5]])
@@ -216,7 +216,7 @@ def test_the_smallest_are_left_out(instances: ModalityHandle) -> None:
     assert len(tokens) == 32
 
 
-def test_nothing_is_a_value_too(instances: ModalityHandle) -> None:
+def test_empty_map_is_valid(instances: ModalityHandle) -> None:
     assert instances.decode(instances.encode([picture()]))[0].tolist() == picture().tolist()
 
 
@@ -230,14 +230,14 @@ def test_any_ids_decode_to_a_map(instances: ModalityHandle, data: strategies.Dat
     assert instances.decode([np.concatenate([noise[:7], good]).astype(np.int64)])[0].max() >= 1
 
 
-def test_a_box_without_an_area_holds_nothing(instances: ModalityHandle) -> None:
+def test_box_without_area_is_empty(instances: ModalityHandle) -> None:
     (good,) = instances.encode([picture((4, 4, 20, 20))])
     turned = good.copy()
     turned[2] = turned[0] + 2 * 256 - 10  # xmax left of xmin
     assert instances.decode([turned])[0].max() == 0
 
 
-def test_training_goes_through_what_is_tokenized_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_only_tokenized_instances(monkeypatch: pytest.MonkeyPatch) -> None:
     """A map may have hundreds of instances, and a thousand maps are looked at."""
     fitted = list[int]()
     monkeypatch.setattr(type(plugin), "fit", lambda self, objects, options: fitted.append(len(objects)) or {})
@@ -247,7 +247,7 @@ def test_training_goes_through_what_is_tokenized_alone(monkeypatch: pytest.Monke
     assert len(task.batch([picture()], np.random.default_rng(0))) == 1  # without an object
 
 
-def test_maps_of_nothing_cannot_train(tmp_path: Path) -> None:
+def test_empty_maps_cannot_train(tmp_path: Path) -> None:
     handle = Zoo.from_tables({"modalities": {NAME: OWN}})[NAME]
     samples = TrainingSamples(train=[picture()] * 3, test=[picture()])
     with pytest.raises(DataError, match="sam_instance: there is no object in any of the 3 training values"):
@@ -294,7 +294,7 @@ def npy(value: np.ndarray) -> bytes:
 
 
 def annotations(*masks: np.ndarray) -> dict[str, Any]:
-    """As SAM's data set has them."""
+    """Return annotations in the format of SAM's data set."""
     entries = []
     for mask in masks:
         flat = mask.T.ravel()
@@ -406,7 +406,7 @@ def test_wrong_settings_are_named(own: dict[str, Any], words: str) -> None:
     ("table", "codes"),
     [({}, 240), ({"levels": [8, 5, 5, 5]}, 1000), ({"codebook_size": 1000}, 1000), ({"quantizer": "vq"}, 1024)],
 )
-def test_the_default_codebook_is_that_of_its_quantizer(table: dict[str, Any], codes: int) -> None:
+def test_default_codebook_size_follows_the_quantizer(table: dict[str, Any], codes: int) -> None:
     assert plugin.setup(Settings(NAME, {"tokenizer": table})).model.quantizer.codebook_size == codes
 
 

@@ -1,4 +1,4 @@
-"""Rotations from joints: there and back, near the truth where joints tell it, and what settles the rest."""
+"""Rotations from joints: round trips, accuracy where joints determine them, and rules for the other angles."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def posed(**degrees: tuple[float, float, float]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def people() -> list[dict[str, Any]]:
-    """The people of 60 scenes, as that source tells them."""
+    """Return the people of 60 scenes as the scenes source describes them."""
     samples = Zoo.from_tables({"modalities": {}}).source("scenes").samples("train", 60, 0)
     found = [person for index in range(60) for person in samples[index][1]["human_poses"]]
     assert len(found) > 20
     return found
 
 
-def test_people_of_scenes_come_back(people: list[dict[str, Any]]) -> None:
+def test_scene_people_round_trip(people: list[dict[str, Any]]) -> None:
     near: dict[str, list[float]] = {name: [] for name in (*TOLD, "spine3", "left_hip", "right_hip", "head")}
     for person in people:
         turns, joints = np.array(person["joint_rotations"]), np.array(person["joints_camera"])
@@ -80,7 +80,7 @@ vectors = strategies.lists(strategies.floats(-3, 3, allow_nan=False), min_size=7
 
 @settings(max_examples=40, deadline=None)
 @given(vectors)
-def test_any_pose_comes_back(numbers: list[float]) -> None:
+def test_any_pose_round_trips(numbers: list[float]) -> None:
     joints = standing(np.array(numbers).reshape(24, 3))
     found = rotations_of(joints, ADULT)
     assert np.isfinite(found).all() and np.linalg.norm(found, axis=1).max() <= math.pi + 1e-9
@@ -92,7 +92,7 @@ def test_any_pose_comes_back(numbers: list[float]) -> None:
     *(strategies.floats(15, 130) for _ in range(4)), *(strategies.floats(-60, 60) for _ in range(4)),
     strategies.lists(strategies.floats(-3, 3), min_size=3, max_size=3),
 )  # fmt: skip
-def test_limbs_with_hinges_are_told_exactly(
+def test_hinged_limbs_are_recovered_exactly(
     knee: float, elbow: float, knee_2: float, elbow_2: float, a: float, b: float, c: float, d: float,
     facing: list[float],
 ) -> None:  # fmt: skip
@@ -146,7 +146,7 @@ def test_the_head_is_turned_as_given_and_the_neck_follows_by_half() -> None:
     np.testing.assert_allclose(rotations_of(standing(bones=upright), upright), 0, atol=1e-6)
 
 
-def test_joints_that_lie_on_each_other_say_nothing() -> None:
+def test_coincident_joints_give_no_direction() -> None:
     joints = standing()
     joints[AT["left_hand"]] = joints[AT["left_wrist"]]
     joints[AT["right_ankle"]] = joints[AT["right_foot"]] = joints[AT["right_knee"]]

@@ -37,7 +37,7 @@ def check_kill(world: World, stage: str, when: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("stage", KILLED)
-def test_a_killed_stage_ends_as_if_it_had_not_been(world: World, stage: str) -> None:
+def test_killed_stage_finishes_with_the_same_results(world: World, stage: str) -> None:
     last = len(world.renames[stage]) - 1
     check_kill(world, stage, "before", (last + 1) // 2)
     check_kill(world, stage, "after", last)
@@ -45,13 +45,13 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(world: World, stage: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", KILLED)
-def test_a_stage_killed_at_each_of_its_files_ends_as_if_it_had_not_been(world: World, stage: str) -> None:
+def test_stage_killed_at_each_of_its_files_finishes_with_the_same_results(world: World, stage: str) -> None:
     for number in range(len(world.renames[stage])):
         for when in ("before", "after"):
             check_kill(world, stage, when, number)
 
 
-def test_a_backbone_that_was_killed_is_told_from_none(world: World) -> None:
+def test_killed_backbone_is_distinguished_from_a_missing_one(world: World) -> None:
     world.put_back()
     words = ROAD["backbone"].replace("--out run", "--out half")
     assert world(words, kill_after=2).code < 0 and (world.folder / "half/run.json").exists()
@@ -81,7 +81,7 @@ def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str
 
 
 @pytest.mark.parametrize("stage", ["train", "backbone"])
-def test_killed_again_and_again_it_gets_there(world: World, stage: str) -> None:
+def test_repeatedly_killed_stage_finishes(world: World, stage: str) -> None:
     world.put_back(world.before[stage])
     kills = 0
     while world(ROAD[stage], kill_after=2 * kills).code == -signal.SIGKILL:
@@ -91,7 +91,7 @@ def test_killed_again_and_again_it_gets_there(world: World, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ROAD)
-def test_a_finished_stage_is_left_as_it_is(world: World, stage: str) -> None:
+def test_finished_stage_is_unchanged(world: World, stage: str) -> None:
     world.put_back(world.after[stage])
     assert world(ROAD[stage]).code == 0
     assert results(world.files()) == results(world.after[stage])

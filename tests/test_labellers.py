@@ -30,7 +30,7 @@ def zoo_with(name: str, **own: Any) -> Zoo:
     return Zoo.from_tables({"modalities": {name: own}})
 
 
-# ---- a hook that settings turn on
+# ---- a hook that is enabled by settings
 
 
 @pytest.mark.parametrize("name", ["depth", "semseg", "boxes", "sam_instance", "caption"])
@@ -65,7 +65,7 @@ def test_only_a_labeller_makes_a_modality_derived(name: str) -> None:
         ("caption", {"model": "a/b", "max_words": 0}, "max_words: expected at least 1"),
     ],
 )
-def test_settings_that_make_no_sense(name: str, table: dict[str, Any], message: str) -> None:
+def test_invalid_labeller_settings(name: str, table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         zoo_with(name, labeller=table)[name]
 
@@ -100,7 +100,7 @@ def test_normals_of_a_plane_are_exact(normal: tuple[float, float, float]) -> Non
     assert angle_degrees(long, truth[..., :1].repeat(20, axis=2)).max() < 1e-3
 
 
-def test_normals_do_not_see_across_edges() -> None:
+def test_normals_are_not_smoothed_across_edges() -> None:
     left, right = (-0.6, 0.0, 0.8), (0.0, 0.6, 0.8)
     depth = plane(left, (10, 10), (50, 50))
     depth[:, 5:] = plane(right, (10, 10), (50, 50))[:, 5:] + 0.0
@@ -130,7 +130,7 @@ def test_normals_of_scenes_agree_with_the_exact_ones() -> None:
     assert np.median(found) < 0.01 and (found < 1).mean() > 0.8 and found.mean() < 6
 
 
-def test_the_camera_is_given_or_of_the_sample() -> None:
+def test_camera_comes_from_settings_or_sample() -> None:
     depth = plane((0.6, 0.0, 0.8), (12, 12), (50, 50))[None].astype(np.float32)
     own = zoo_with("normal", camera_fov="metadata")["normal"]
     fixed = zoo_with("normal", camera_fov=50.0)["normal"]
@@ -164,7 +164,7 @@ def test_relative_depth_is_scaled_by_the_declared_rule() -> None:
         ({"model_type": "depth_anything", "depth_estimation_type": "relative"}, False),
     ],
 )
-def test_which_networks_give_metres(config: dict[str, str], metric: bool) -> None:
+def test_networks_with_metric_depth(config: dict[str, str], metric: bool) -> None:
     assert gives_metres(SimpleNamespace(**config)) is metric
 
 
@@ -233,7 +233,7 @@ def test_boxes_of_masks_and_suppression_by_hand() -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered(InstanceLabeller):
-    """Answers by hand: a thing, the same of lower quality, an unstable one, one of low quality, an empty one."""
+    """Fake answers: an object, the same object at lower quality, an unstable, a low-quality and an empty mask."""
 
     def _answers(self, picture: Any) -> Iterator[tuple[Any, Any]]:
         logits = np.full((5, 8, 8), -5.0)
@@ -253,6 +253,6 @@ def test_masks_are_filtered() -> None:
     assert Answered(model="none", min_quality=1.0).masks(picture).shape == (0, 8, 8)
 
 
-def test_pictures_are_given_as_they_were_photographed() -> None:
+def test_rgb_values_become_8_bit_pictures() -> None:
     image = rgb_image(np.stack([np.full((2, 3), level, np.float32) for level in (0.0, 0.5, 1.2)]))
     assert image.size == (3, 2) and image.getpixel((0, 0)) == (0, 128, 255)

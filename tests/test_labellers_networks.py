@@ -129,7 +129,7 @@ def test_everything_is_derived_from_rgb_by_the_command(
     assert code == 0 and all(f"train/{name}: 0 written, 1 shards were there" in again for name in names), again
 
 
-def test_derived_again_where_settings_or_weights_have_changed(pictures: Path, tmp_path: Path) -> None:
+def test_values_are_derived_again_after_settings_or_weights_change(pictures: Path, tmp_path: Path) -> None:
     data, model = pictures / "data", networks.dpt(tmp_path / "dpt")
 
     def derive(**own: Any) -> tuple[int, np.ndarray]:
@@ -148,7 +148,7 @@ def test_derived_again_where_settings_or_weights_have_changed(pictures: Path, tm
     assert written == 1 and np.allclose(constant, 2.5)
 
 
-def test_what_a_source_gives_is_not_derived(tmp_path: Path, hub: Hub) -> None:
+def test_modality_of_a_source_is_not_derived(tmp_path: Path, hub: Hub) -> None:
     zoo = zoo_of(tmp_path, {"depth": {"labeller": {"model": str(hub("dpt")), "metric": True}}})
     make_data(zoo, "scenes", tmp_path / "data", train=1, test=0, workers=1)
     before = (tmp_path / "data" / "train" / "depth" / "shard-00000.tar").read_bytes()
@@ -158,7 +158,7 @@ def test_what_a_source_gives_is_not_derived(tmp_path: Path, hub: Hub) -> None:
     assert (tmp_path / "data" / "train" / "depth" / "shard-00000.tar").read_bytes() == before
 
 
-def test_values_stay_inputs_of_others_when_their_labeller_is_taken_away(pictures: Path, tmp_path: Path) -> None:
+def test_values_remain_inputs_after_their_labeller_is_removed(pictures: Path, tmp_path: Path) -> None:
     model = networks.dpt(tmp_path / "dpt", metres=3.0)
     normal = {"camera_fov": 60.0}
     with_labeller = zoo_of(pictures, {"depth": {"labeller": {"model": str(model), "metric": True}}, "normal": normal})
@@ -196,10 +196,10 @@ def test_a_captioner_without_words_fails_in_one_line(pictures: Path, hub: Hub) -
         derive_data(zoo, pictures / "data", modalities=["caption"], splits=["test"], workers=1)
 
 
-# ---- the answers are those of transformers
+# ---- outputs equal transformers
 
 
-def test_depth_is_what_the_pipeline_of_transformers_gives(hub: Hub) -> None:
+def test_depth_equals_the_transformers_pipeline(hub: Hub) -> None:
     from transformers import pipeline
 
     from tokenizers_zoo.families.images import rgb_image
@@ -224,7 +224,7 @@ def test_metres_are_not_guessed(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("name", ["segformer", "mask2former"])
-def test_classes_are_those_of_transformers(name: str, hub: Hub) -> None:
+def test_classes_equal_transformers(name: str, hub: Hub) -> None:
     import transformers
 
     from tokenizers_zoo.families.images import rgb_image
@@ -244,7 +244,7 @@ def test_classes_are_those_of_transformers(name: str, hub: Hub) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_boxes_are_those_of_transformers(hub: Hub) -> None:
+def test_boxes_equal_transformers(hub: Hub) -> None:
     from transformers import pipeline
 
     from tokenizers_zoo.families.images import rgb_image
@@ -265,7 +265,7 @@ def test_boxes_are_those_of_transformers(hub: Hub) -> None:
 
 
 def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
-    """The same logits as one question per point, put in pixels of the picture through the processor."""
+    """The logits equal one query per point, given in picture pixels through the processor."""
     from transformers import SamModel, SamProcessor
 
     from tokenizers_zoo.families.images import rgb_image
@@ -293,7 +293,7 @@ def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("name", ["blip", "git"])
-def test_captions_are_those_of_transformers(name: str, hub: Hub) -> None:
+def test_captions_equal_transformers(name: str, hub: Hub) -> None:
     import transformers
 
     from tokenizers_zoo.families.images import rgb_image
@@ -310,7 +310,7 @@ def test_captions_are_those_of_transformers(name: str, hub: Hub) -> None:
     assert labelled("caption", folder).derive({"rgb": PICTURE}) == expected
 
 
-# ---- networks that will not do
+# ---- unsuitable networks
 
 
 def test_another_network_is_refused_by_its_class(hub: Hub, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_another_network_is_refused_by_its_class(hub: Hub, tmp_path: Path) -> No
         labelled("boxes", tmp_path).derive({"rgb": PICTURE})
 
 
-def test_a_network_that_is_not_here_is_one_line(pictures: Path, hub: Hub, tmp_path: Path) -> None:
+def test_missing_network_is_one_line(pictures: Path, hub: Hub, tmp_path: Path) -> None:
     zoo = zoo_of(pictures, {"depth": {"labeller": {"model": str(tmp_path / "absent")}}})
     with pytest.raises(PretrainedError, match=r"depth: .*absent: no such folder"):
         derive_data(zoo, pictures / "data", modalities=["depth"], workers=1)
@@ -340,8 +340,8 @@ def test_a_network_that_is_not_here_is_one_line(pictures: Path, hub: Hub, tmp_pa
         labelled("depth", incomplete).derive({"rgb": PICTURE})
 
 
-def test_weights_that_the_published_files_lack_and_nobody_uses(hub: Hub, tmp_path: Path) -> None:
-    """The first fusion layer of DPT has no use for its first residual unit, which published files lack."""
+def test_missing_unused_weights_are_accepted(hub: Hub, tmp_path: Path) -> None:
+    """DPT's first fusion layer never uses its first residual unit, and published files lack it."""
     from safetensors.torch import load_file, save_file
 
     folder = networks.dpt(tmp_path / "dpt")

@@ -39,7 +39,7 @@ def test_long_captions_are_cut_before_a_word() -> None:
         (3, "expected a text, got int"),
     ],
 )
-def test_what_is_no_caption_is_refused_in_one_line(value: Any, message: str) -> None:
+def test_invalid_caption_is_refused_in_one_line(value: Any, message: str) -> None:
     with pytest.raises(InvalidValueError, match=message) as error:
         caption.encode(load("caption"), ["fine", value])
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
@@ -65,7 +65,7 @@ def test_captions_are_read_from_text_and_json() -> None:
             caption.read_value(data, extension, at)
 
 
-def test_a_mirrored_caption_exchanges_the_sides() -> None:
+def test_mirrored_caption_swaps_left_and_right() -> None:
     text = "A chair is to the left of a lamp, on the right side of the right door. Left of it: right, leftovers."
     other = "A chair is to the right of a lamp, on the left side of the left door. Right of it: right, leftovers."
     assert caption.transform(text, Crop(flip=True)) == other and caption.transform(other, Crop(flip=True)) == text
@@ -122,11 +122,11 @@ def test_a_mirrored_caption_exchanges_the_sides() -> None:
          "He had nothing left to right this wrong. The right to vote, the right way, the right time."),
     ],
 )  # fmt: skip
-def test_sides_are_exchanged_all_or_none(text: str, other: str) -> None:
+def test_sides_are_swapped_all_or_none(text: str, other: str) -> None:
     assert caption.transform(text, Crop(flip=True)) == other and caption.transform(other, Crop(flip=True)) == text
 
 
-def test_all_sides_that_scenes_names_are_exchanged() -> None:
+def test_all_side_words_of_scenes_are_swapped() -> None:
     captions, layout = pytest.importorskip("zoo_scenes.captions"), pytest.importorskip("zoo_scenes.captions")
     for sides in (captions._SIDES, layout._ACROSS):
         for name, mirror in zip(sides, reversed(sides), strict=True):
@@ -164,7 +164,7 @@ def test_no_constant_caption_scores_better(texts: list[list[str]]) -> None:
 DOCUMENT = " ".join(f"word{number} of sentence{number // 7}." for number in range(2000))
 
 
-def test_of_a_long_document_the_beginning_is_kept() -> None:
+def test_beginning_of_a_long_document_is_kept() -> None:
     tokenizer = load("web_text")
     kept = round_trip(tokenizer, DOCUMENT)
     assert DOCUMENT.startswith(kept) and DOCUMENT[len(kept)] in " ." and len(kept) > 256
@@ -172,7 +172,7 @@ def test_of_a_long_document_the_beginning_is_kept() -> None:
     assert round_trip(tokenizer, "") == ""
 
 
-def test_views_show_stretches_of_a_document() -> None:
+def test_views_are_segments_of_a_document() -> None:
     first = web_text.transform(DOCUMENT, Crop(height=0.5, width=0.5))
     second = web_text.transform(DOCUMENT, Crop(top=0.5, height=0.5, left=0.2, width=0.5, flip=True))
     assert first + second == DOCUMENT and first.endswith(" ") and second.startswith("word") and len(second) > 20_000
