@@ -1,4 +1,4 @@
-"""Modalities over time: grids of one, two and three axes by one model; settings, statistics, loading, mirroring."""
+"""Modalities over time: one model for grids of one, two and three axes; settings, statistics, loading, mirroring."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_statistics_by_hand() -> None:
 
 @pytest.mark.parametrize(("second", "expected"), [(0.0, 0.005), (1e-4, 1e-4)])
 def test_a_channel_that_never_varies_in_training_is_not_all_that_the_model_sees(second: float, expected: float) -> None:
-    """One that varies little is another matter: it may be of another unit."""
+    """A channel that varies little keeps its scale, because it may have another unit."""
     modality, own, _, _ = CASES["one axis"]
     data = [np.stack([np.full(16, sign), np.full(16, sign * second)]).astype(np.float32) for sign in (-1, 1)]
     module = modality.task(settings(own)).build(data, np.random.default_rng(0))
@@ -156,7 +156,7 @@ def test_a_channel_that_never_varies_in_training_is_not_all_that_the_model_sees(
 
 @pytest.mark.parametrize("unit", [1e-13, 1e-9, 1e-3, 1e6])
 def test_statistics_do_not_depend_on_the_unit(unit: float) -> None:
-    """Magnetic fields in tesla are that small, and what a model is to see of them is not."""
+    """For example, magnetic fields in tesla are tiny numbers, but not to the standardised model."""
     modality, own, _, _ = CASES["one axis"]
     data = [(unit * np.stack([np.full(16, sign), np.full(16, 0.1)])).astype(np.float32) for sign in (-1, 1)]
     module = modality.task(settings(own)).build(data, np.random.default_rng(0))
@@ -217,7 +217,7 @@ def test_the_picture_of_a_series_has_a_curve_for_each_channel() -> None:
 
 @pytest.mark.parametrize("quantizer", ["fsq", "residual_fsq"])
 def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callable[..., Path], tmp_path: Path) -> None:
-    """However many channels it has: what crops and shifts of pictures are judged by says nothing about it."""
+    """Checks of image crops and shifts do not apply to a series, even if its tokens form a grid."""
     install("zoo-leads", {"tokenizers_zoo": {"leads": "zoo_leads:plugin"}}, {"zoo_leads": LEADS})
     table = {"checkpoints": str(tmp_path / "tokenizers")}
     zoo = only(zoo=table, modalities={"leads": {"tokenizer": {"quantizer": quantizer}}})
@@ -233,7 +233,7 @@ def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callab
 
 
 def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path) -> None:
-    """Beside pictures: channels and time steps are no height and width, though its tokens have two axes."""
+    """Channels and time steps are not compared with a picture's height and width, although tokens have two axes."""
     table = {"length": 32, "patch_length": 8, "tokenizer": {"quantizer": "residual_fsq"}}
     sizes = {"image_size": 16, "patch_size": 8, "modalities": ["rgb", "imu"]}
     zoo = Zoo.from_tables({"zoo": sizes, "modalities": {"imu": table}})

@@ -70,7 +70,7 @@ def test_the_second_to_train_grows_the_vocabulary(tmp_path: Path) -> None:
     caption.train_tokenizer(settings_of("caption"), samples(), tmp_path)
     first = TextVocabulary.load(tmp_path)
     caption.train_tokenizer(settings_of("caption"), samples(["other texts"] * 9), tmp_path)
-    assert TextVocabulary.load(tmp_path).fingerprint == first.fingerprint  # nothing missing, nothing touched
+    assert TextVocabulary.load(tmp_path).fingerprint == first.fingerprint  # no missing tokens, so no change
     metadata.train_tokenizer(settings_of("metadata"), samples(tokens=("<other>",)), tmp_path)
     grown = TextVocabulary.load(tmp_path)
     assert grown.grown_tokens == ("<other>", *metadata.vocabulary_tokens(settings_of("metadata")))
@@ -79,7 +79,7 @@ def test_the_second_to_train_grows_the_vocabulary(tmp_path: Path) -> None:
 
 
 class Fewer(type(caption)):  # type: ignore[misc]
-    """A plugin whose hook leaves out an argument, as it may."""
+    """A plugin whose hook omits an optional argument."""
 
     @hookimpl
     def vocabulary_texts(self, values: list[str]) -> list[str]:
@@ -95,7 +95,7 @@ def test_without_texts_it_learns_from_the_training_values(plugin: TextModality[A
     assert own.pieces and own.pieces == TextVocabulary.load(tmp_path / "given").pieces
     both = TrainingSamples(train=["quite another thing"] * 9, test=[], texts=lambda: CAPTIONS)
     plugin.train_tokenizer(settings_of("caption"), both, tmp_path / "both")
-    assert TextVocabulary.load(tmp_path / "both").pieces == own.pieces  # texts of all sharing modalities
+    assert TextVocabulary.load(tmp_path / "both").pieces == own.pieces  # from all sharing modalities
 
 
 def test_a_modality_that_writes_no_text_learns_none_of_its_values(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_text_never_becomes_a_coordinate_a_sentinel_or_a_special_token(text: str
 @settings(max_examples=60, deadline=None)
 @given(st.lists(hostile_text, min_size=1, max_size=3))
 def test_labels_never_become_more_than_labels(labels: list[str]) -> None:
-    """Per box four coordinates and text, whatever the label says."""
+    """Each box has four coordinates and text, even if the label looks like a special token."""
     words = [" ".join(printable(label).split()) for label in labels]
     value = [{"label": label, "box": [0.1, 0.2, 0.8, 0.9]} for label in words if 0 < len(label) <= 40]
     try:
@@ -189,7 +189,7 @@ def test_labels_never_become_more_than_labels(labels: list[str]) -> None:
     )
 
 
-# ---- values that are none
+# ---- invalid values
 
 TEXT_LIKE: dict[str, list[Any]] = {
     "caption": [None, 3, 2.5, True, ["a"], {"text": "a"}, b"a", "a" * 10_000_000, "a\x00", "\ud800"],

@@ -1,4 +1,4 @@
-"""The token store: tokens come back by row, and files that do not agree with their manifests are refused."""
+"""The token store: tokens are read back by row, and files that contradict their manifests are refused."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def a_pipe(root: Path) -> None:
 
 
 def other_manifest(root: Path, **record: Any) -> None:
-    """Let manifest and file disagree, with the right checksum."""
+    """Change the manifest's record so that it contradicts the file, with a correct checksum."""
     path = first_shard(root).with_suffix(".json")
     table = json.loads(path.read_text())
     table["record"] |= record
@@ -298,7 +298,7 @@ def test_the_digest_is_of_keys_and_tokens(tmp_path: Path) -> None:
 
 
 def handle_of(tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, ids: int = 70000, **config: Any) -> Any:
-    """What checks of tokens need of a handle."""
+    """Return a stand-in for a modality handle with the attributes that token checks use."""
     folder = tmp_path / "tokenizer"
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps({"class": "C", **config}))

@@ -1,4 +1,4 @@
-"""Training samples, evaluation and token stores of toy tokenizers: killed, resumed, refused, cropped."""
+"""Training samples, evaluation and token stores of toy tokenizers: kills, resuming, refused input, crops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tokenizers_zoo.spec import Crop
 
 @pytest.fixture
 def toy(install: Callable[..., Path], install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
-    """Makes zoos of the toy modalities."""
+    """Return a function that makes zoos of the toy modalities."""
     return install_toy(install, install_example, tmp_path)
 
 
@@ -73,7 +73,7 @@ def test_training_samples_are_what_can_be_read_with_all_that_shares_the_vocabula
     config = json.loads((folder / "config.json").read_text())
     words = [f"sample {i} of train" for i in range(25) if i % 7]
     assert config["train"] == words and config["special"] == ["<w>"]
-    assert config["texts"] == words * 2  # the instance `more` has the same values, and comes first
+    assert config["texts"] == words * 2  # the instance `more` has the same texts and comes first
     with pytest.raises(DataError, match=r"unknown modality .*'dark'; known: field, more, words .`zoo data derive"):
         train_tokenizer(zoo, "dark", data)
 
@@ -163,7 +163,7 @@ TWO_CODEBOOKS = {
 
 
 def test_a_dead_codebook_of_several_is_seen(install_example: Callable[..., Path], tmp_path: Path) -> None:
-    """In the terminal, in evaluation.json, and in what reports show of it."""
+    """The terminal, evaluation.json and reports all show it."""
     install_example("field", TWO_CODEBOOKS)
     zoo, data = only({}, zoo={"checkpoints": str(tmp_path / "tokenizers")}), tmp_path / "data"
     shades = np.linspace(0, 1, 16, dtype=np.float32).repeat(16).reshape(16, 1, 16, 1)
@@ -206,7 +206,7 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
         for key in ("zz-1", "zz-2"):
             writer.add(key, b"nothing", "txt")
     monkeypatch.setattr("tokenizers_zoo.pipeline.evaluate.BATCH", whole.samples + 2)
-    result = evaluate_tokenizer(zoo, "words", data, write=False)  # a batch of which all is refused
+    result = evaluate_tokenizer(zoo, "words", data, write=False)  # a batch in which every sample is refused
     assert (result.samples, set(result.dropped)) == (whole.samples, {"odd", "broken", "zz-1", "zz-2"})
     with writing_values(data, "test", "words") as writer:
         writer.add("odd", b"nothing", "txt")
@@ -299,7 +299,7 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
     for name in ("field", "words"):
         train_tokenizer(local, name, data, out=hub / name)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, revision=None: str(hub / id.split("/")[1]))
-    (tmp_path / "somebody/field").mkdir(parents=True)  # holds no checkpoint
+    (tmp_path / "somebody/field").mkdir(parents=True)  # is not a checkpoint
     table = {name: {"checkpoint": f"somebody/{name}"} for name in ("field", "words")}
     before = snapshot(hub)
     for _ in range(2):
@@ -318,7 +318,7 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
 
 
 def counts(result: TokenizeResult) -> dict[str, tuple[int, int, int]]:
-    """By split and modality: written, kept and dropped samples."""
+    """Map split and modality to the numbers of written, kept and dropped samples."""
     return {f"{o.split}/{o.modality}": (o.written, o.kept, o.dropped) for o in result.outcomes}
 
 
@@ -411,7 +411,7 @@ def test_a_second_process_is_refused(toy: Callable[..., Zoo], tmp_path: Path) ->
 
 
 def change_values(zoo: Zoo, data: Path, shard: int) -> None:
-    """Other values of the same keys, in one shard."""
+    """Write other values under the same keys, in one shard."""
     store = ValueStore(data)
     there = store.present("train", "field", shard)
     split, record = store.split("train"), store.record("train", "field")
@@ -445,7 +445,7 @@ def test_only_shards_of_other_inputs_are_made_again(toy: Callable[..., Zoo], tmp
     for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, 8)):
         damage(out / "train/field/shard-00000.arrow")
         assert 0 < run()[0] <= 10
-    shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new times
+    shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new modification times
     assert counts(tokenize(zoo, tmp_path / "copied", out))["train/field"][0] == 0
     train_tokenizer(zoo, "field", data, overwrite=True)
     assert run()[0] == 0, "the same weights"
@@ -550,7 +550,7 @@ def test_a_modality_may_be_in_one_split_alone(toy: Callable[..., Zoo], tmp_path:
 
 
 def foreign(folder: Path, keys: str, of: str = "train") -> Path:
-    """Words that are not of this program's making."""
+    """Write words that were not made by `zoo data make`."""
     with writing_values(folder, "train", "words") as writer:
         for key in keys:
             writer.add(key, f"{key} of {of}".encode(), "txt")
@@ -558,7 +558,7 @@ def foreign(folder: Path, keys: str, of: str = "train") -> Path:
 
 
 def data_of_two_seeds(zoo: Zoo, folder: Path) -> tuple[Path, Path]:
-    """Samples of the same keys, and the tokenizers of the first."""
+    """Write two data sets with the same keys, and train tokenizers on the first."""
     one, two = folder / "one", folder / "two"
     make_toy(zoo, one)
     make_toy(zoo, two, seed=1)
@@ -568,7 +568,7 @@ def data_of_two_seeds(zoo: Zoo, folder: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_modalities_of_other_samples_are_not_mixed(toy: Callable[..., Zoo], tmp_path: Path, overwrite: bool) -> None:
-    """Their keys are the same, and a backbone would take them for the same samples."""
+    """The keys are equal, so a backbone would pair values of different samples."""
     zoo, out = toy(), tmp_path / "tokens"
     one, two = data_of_two_seeds(zoo, tmp_path)
     foreign(tmp_path / "three", "abc")
@@ -604,7 +604,7 @@ def test_unrecorded_data_are_known_by_place_or_values(toy: Callable[..., Zoo], t
     assert snapshot(out) == before
     assert counts(tokenize(zoo, tmp_path / "two/../one", out)) == {"train/words": (0, 3, 0)}
     assert counts(tokenize(zoo, two, out, overwrite=True)) == {"train/words": (3, 0, 0)}
-    two.rename(tmp_path / "three")  # the same values, wherever they lie
+    two.rename(tmp_path / "three")  # the same values in another place
     assert counts(tokenize(zoo, tmp_path / "three", out)) == {"train/words": (0, 3, 0)}
 
 
@@ -667,7 +667,7 @@ def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: 
 
 
 def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zoo, Path]:
-    """Two splits of pictures of four patches, below white, and their tokenizer."""
+    """Make two splits of pictures with four patches and without white pixels, and their tokenizer."""
     pytest.importorskip("zoo_images.rgb_patches")
     tables = {"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb_patches": {"dtype": "float16"}}}
     zoo, data = toy(tables, enabled=("rgb_patches",)), tmp_path / "data"

@@ -1,4 +1,4 @@
-"""`zoo tokenizer train --workers 2`: several tokenizers at a time give what one after the other gives."""
+"""`zoo tokenizer train --workers 2`: parallel training gives the same results as sequential training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRAIN = "tokenizer train --all --data data --set steps=3 --set batch_size=4 --wo
 
 
 def zoo(folder: Path, registry: str, words: str, code: int = 0) -> tuple[list[str], str]:
-    """The lines that `zoo` prints, one thread to a process, and what it complains."""
+    """Run `zoo` with one thread per process; return its output lines and its stderr."""
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "--registry", registry, *words.split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_at_once_as_one_by_one(place: Path) -> None:
-    """To the bit; the shared vocabulary is written by one process; and again nothing is trained."""
+    """Weights are equal bit for bit, one process writes the shared vocabulary, and a second run trains nothing."""
     one, _ = zoo(place, "one.toml", f"{TRAIN} 1")
     two, said = zoo(place, "two.toml", f"{TRAIN} 2")
     names = {"boxes", "caption", "depth", "normal", "semseg"}
@@ -67,7 +67,7 @@ def test_at_once_as_one_by_one(place: Path) -> None:
 
 
 def test_one_that_fails(place: Path) -> None:
-    """One line says why; what others have finished is kept, and the same command goes on once it is mended."""
+    """The error is one line, finished tokenizers are kept, and the same command resumes after the repair."""
     shard = next((place / "data" / "train" / "normal").glob("*.tar"))
     sound = shard.read_bytes()
     shard.write_bytes(b"no tar at all")
@@ -106,12 +106,12 @@ def fails_first(zoo: Zoo, job: Path) -> str:
     job.touch()
     if job.name == "0":
         raise ZooError("no more")
-    time.sleep(3)  # so that the error arrives while the others are at work
+    time.sleep(3)  # the error arrives while other jobs run
     return job.name
 
 
 def test_after_an_error_nothing_is_begun_and_what_runs_is_given(tmp_path: Path) -> None:
-    """A training that waits would go on for its whole length; a shard that nobody took note of is made again."""
+    """Waiting jobs are not started; results of running jobs are returned, so that their work is not lost."""
     given = []
     with pytest.raises(ZooError, match="no more"):
         for name in run_jobs(Zoo.installed(), fails_first, [tmp_path / str(n) for n in range(6)], 2, lambda _: None):
@@ -133,7 +133,7 @@ def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_a_killed_run_has_left_has_as_many_threads_as_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Last bits of what a network gives depend on them."""
+    """The thread count changes the last bits of a network's output."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(ahead, "QUOTA", Path("/nowhere"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

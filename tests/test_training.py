@@ -1,4 +1,4 @@
-"""The training loop: schedule, order of batches, resuming to the bit, and what a run says and leaves behind."""
+"""The training loop: optimizer, EMA, exact resuming, early stopping, messages, and the files of a run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Autoencoder(nn.Module):
 
 
 class VectorTask:
-    """Vectors of six numbers, noised in training: draws from both random generators of the loop."""
+    """A task of noisy six-number vectors that uses both random generators of the loop."""
 
     metrics = (Metric(name="mse", unit="", higher_is_better=False, meaning="mean squared error"),)
 
@@ -107,7 +107,7 @@ CONFIG = TrainConfig(steps=12, batch_size=8, eval_every=5, warmup_steps=3, learn
 
 
 class Killed(Exception):
-    """Stands for a kill signal."""
+    """Raised in place of a kill signal."""
 
 
 def killed_at(step: int) -> Any:
@@ -169,7 +169,7 @@ def test_the_loop_is_adamw(tmp_path: Path) -> None:
 
 
 def test_what_is_saved_is_the_average_of_the_weights_of_all_steps(tmp_path: Path) -> None:
-    """The decay is (1 + step) / (10 + step), as far as it is below that of the settings."""
+    """The decay is min((1 + step) / (10 + step), ema_decay)."""
     module = Autoencoder(VectorTask().quantizer)
     task, seen = VectorTask(), list[dict[str, torch.Tensor]]()
     task.build = lambda train, rng: module  # type: ignore[method-assign]
@@ -187,7 +187,7 @@ def test_what_is_saved_is_the_average_of_the_weights_of_all_steps(tmp_path: Path
 
 
 def test_the_gradient_is_bounded_and_told_as_it_was(tmp_path: Path) -> None:
-    """After one step the optimizer's first moment is 0.1 of what it was given."""
+    """After one step, the optimizer's first moment is 0.1 times the gradient."""
 
     def one_step(limit: float) -> tuple[float, float]:
         folder, given = tmp_path / str(limit), list[torch.Tensor]()
@@ -299,7 +299,7 @@ def test_values_of_any_kind_tell(value: Any, other: Any) -> None:
     assert len({contents(*values)["train"] for values in ([value], [other], [value, other], [other, value])}) == 4
     assert contents({"a": 1, "b": 2}) == contents({"b": 2, "a": 1})
     for unknown in (object(), {1: 2, "a": 3}, {(1, 2): 3}, torch.zeros(2, dtype=torch.bfloat16)):
-        assert contents(unknown) == contents(copy.copy(unknown))  # no more is known of it than its type
+        assert contents(unknown) == contents(copy.copy(unknown))  # only its type is known
 
 
 def test_few_of_many_values_are_looked_at() -> None:
@@ -331,7 +331,8 @@ def test_a_file_that_the_system_does_not_open_now_is_not_damaged(
         patch.setattr(Path, "open", failing)
         with pytest.raises(ReadError, match=r"state.safetensors: cannot be read: Too many open files; run"):
             train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
-        patch.setattr(safetensors.torch, "load_file", lambda path: path.with_name("gone").stat())  # as it says
+        # The library reports a missing file instead.
+        patch.setattr(safetensors.torch, "load_file", lambda path: path.with_name("gone").stat())
         with pytest.raises(ReadError, match=r"model.safetensors: cannot be read: Too many open files"):
             load_checkpoint(uninterrupted)
     (tmp_path / "empty").mkdir()
@@ -427,7 +428,7 @@ def test_a_model_that_cannot_be_built_leaves_nothing(tmp_path: Path) -> None:
 
 
 class Noted(VectorTask):
-    """A task whose held-out metric is given, evaluation by evaluation; the last number is that of the final one."""
+    """A task with a given held-out metric for each evaluation; the last number is for the final evaluation."""
 
     def __init__(self, marks: list[float]) -> None:
         super().__init__()
@@ -448,7 +449,7 @@ def test_without_patience_all_steps_are_done(tmp_path: Path) -> None:
 
 
 def test_patience_stops_and_keeps_the_best_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Evaluations 1, 2, 3 get better, 4 and 5 do not: step 5 is the last, the weights are those of step 3."""
+    """Evaluations 1 to 3 improve, 4 and 5 do not, so step 5 is the last and the weights of step 3 are kept."""
     marks = [5.0, 4.0, 3.0, 3.0, math.nan, 1.0, 0.5]
     config = TrainConfig(steps=9, batch_size=8, eval_every=1, patience=2)
     folder = train(Noted(marks), SAMPLES, config, tmp_path / "run", 0)
@@ -472,7 +473,7 @@ def test_patience_stops_and_keeps_the_best_weights(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("step", [4, 5])
 def test_a_killed_run_remembers_how_long_it_waited(tmp_path: Path, step: int) -> None:
-    """Killed between evaluations, and after the one that ends the run."""
+    """Killed between evaluations, and after the evaluation that ends the run."""
     marks = [5.0, 4.0, 4.5, 4.6, 4.7, 1.0]
     config = TrainConfig(steps=9, batch_size=8, eval_every=1, patience=3)
     whole = train(Noted(marks), SAMPLES, config, tmp_path / "whole", 0)
@@ -504,7 +505,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 
 
 def test_a_codebook_that_dies_in_training_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Training values are all the same, held-out ones are not: only a look at the training batches can tell."""
+    """Training values are all equal and held-out values are not, so only training batches show the collapse."""
     quantizer = QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=4, kmeans_iterations=0, revive_below=0.0)
     samples = TrainingSamples(train=[np.ones(DIM, np.float32)] * 4, test=vectors(40, 2))
     config = TrainConfig(steps=110, batch_size=8, eval_every=110, learning_rate=1e-9)
@@ -533,7 +534,7 @@ def test_usage_of_several_codebooks_is_counted_apart(tmp_path: Path) -> None:
 
 
 class OneOfThree(VectorTask):
-    """Of three codebooks the second gives one id."""
+    """A task with three codebooks, the second of which always gives the same id."""
 
     def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], torch.Tensor]:
         outputs, tokens = super().reconstruct(module, values)
@@ -575,7 +576,7 @@ def test_config_is_checked() -> None:
         from_mapping(TrainConfig, {"ema_decay": 1.0}, origin)
     with pytest.raises(ConfigError) as told:
         from_mapping(TrainConfig, {"steps": -2}, origin)
-    assert str(told.value) == "[modalities.x.tokenizer] steps: expected at least 1, got -2"  # the key once
+    assert str(told.value) == "[modalities.x.tokenizer] steps: expected at least 1, got -2"  # names the key once
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

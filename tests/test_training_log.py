@@ -1,4 +1,4 @@
-"""What the backbone's log says of the losses: in one unit, whatever is trained on."""
+"""Losses in the backbone's log are unweighted, so runs with different weights are comparable."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def losses_of(folder: Path, side: str = "train") -> list[float]:
 def test_the_loss_that_is_logged_is_without_factors(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any, weights: dict[str, Any]
 ) -> None:
-    """It is that of the same batch and weights without factors, and so is comparable with the held-out one."""
+    """The logged loss has no modality weights, like the held-out loss."""
     plain = dataclasses.replace(SHORT, loss=loss)
     step, seen = Trainer.train_step, list[tuple[float, float]]()
 
@@ -44,7 +44,7 @@ def test_the_loss_that_is_logged_is_without_factors(
             unweighted = float(self.forward(batch).loss)
         losses, _ = self.gradients(batch)
         self.model.zero_grad(set_to_none=True)
-        self.balance.adam.table += 1.0 if self.balance.learned else 0.0  # as after learning: exp(-1)
+        self.balance.adam.table += 1.0 if self.balance.learned else 0.0  # as if a weight of exp(-1) had been learned
         seen.append((unweighted, float(losses.loss)))
         return step(self, batch, rate)
 
@@ -74,7 +74,7 @@ def test_the_loss_without_factors_is_that_of_the_model_to_the_bit(
 def test_a_batch_without_targets_has_the_loss_0(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any
 ) -> None:
-    """With factors, too: the mean of nothing would end the training."""
+    """This also holds with weights; the mean over no targets would be NaN and end the training."""
     batch = Trainer.batch
 
     def without_targets(self: Trainer, step: int) -> PackedBatch:

@@ -1,4 +1,4 @@
-"""The options of the backbone's training: each does what it says, and a killed run ends as one that was not."""
+"""The options of backbone training: their effects, and equal results for killed and uninterrupted runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def killed(folder: Path, work: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch, after: int = 3) -> Path:
-    """Do the work with a kill after some steps, and then again."""
+    """Kill `work` after some steps, then run it again."""
     step, taken = Trainer.train_step, []
 
     class Killed(BaseException):
@@ -121,7 +121,7 @@ def test_rates_of_short_runs_by_hand() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize(("steps", "warmup"), [(200, 100), (201, 100), (4000, 100), (12, 3), (3, 0), (1, 0)])
 def test_rates_are_what_they_were_where_there_is_room(steps: int, warmup: int, schedule: str) -> None:
-    """To the bit: a run that was begun before goes on as it would have."""
+    """Rates are unchanged bit for bit, so runs of older versions resume exactly."""
     config = TrainConfig(steps=steps, warmup_steps=warmup, schedule=schedule, min_learning_rate=1e-4)
     for step in range(steps):
         if step < warmup:
@@ -204,7 +204,7 @@ def test_no_weights_are_none_at_all() -> None:
 
 
 def kept_numbers(model: FourM, batch: PackedBatch) -> int:
-    """How many numbers a forward pass keeps for the gradient."""
+    """Count the numbers that a forward pass saves for the backward pass."""
     sizes: list[int] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -276,7 +276,7 @@ def test_blocks_are_compiled_for_all_that_they_meet(monkeypatch: pytest.MonkeyPa
     model = FourM.seeded(dataclasses.replace(SMALL, encoder_depth=1, decoder_depth=1), specs, 0)
 
     def compiled(size: int, budget: int, absent: float = 0.0) -> int:
-        """How many graphs are made for a batch, forward with and without gradient."""
+        """Count the graphs compiled for a batch, in forward passes with and without gradient."""
         before = len(graphs)
         batch = packed_batch(specs, size, budget, absent=absent)
         assert bool(batch.inputs.mask.all()) == (not absent)
@@ -323,7 +323,7 @@ def test_a_run_that_starts_from_another_draws_samples_and_masks_anew(
 
 
 def other_store(root: Path) -> Path:
-    """A store of one modality of `all_layouts` and one that is not among them, with other keys."""
+    """Write a store with other keys, one modality of `all_layouts` and one further modality."""
     specs = [all_layouts()[0], spec("more", GridLayout(shape=(2, 4)), 17)]
     write_store(root, specs, 12, seed=8)
     write_store(root, specs, 6, "test", seed=9)

@@ -1,4 +1,4 @@
-"""What the settings say of the loss, its weights and the weights' decay is what a training step does."""
+"""A training step follows the settings for the loss, loss weights and weight decay."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logged(folder: Path, store: Path, config: TrainConfig) -> dict[str, float]:
-    """All that a run of one step logs."""
+    """Return all values logged by a run of one step."""
     train(folder, store, all_layouts(), SMALL, config)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return {name: value for line in lines for name, value in json.loads(line).items()}
@@ -58,7 +58,7 @@ def test_a_step_follows_the_loss_of_the_kind_and_weights_of_the_settings(
     counts = model.target_counts(batch.targets)
 
     def norm(kind: Any, weighted: bool) -> float:
-        """Of the gradient."""
+        """Return the gradient norm."""
         balance = LossBalance(model.layout, TrainConfig(loss=kind, loss_weights={"clip": 3.0}), torch.device("cpu"))
         model.zero_grad()
         model(batch, kind, weights=balance.weights(counts) if weighted else None).loss.backward()

@@ -1,4 +1,4 @@
-"""Transfer from a run to predictions: tuning, kinds of tasks, labels, validation, the feature cache, resuming."""
+"""Transfer: tuning, kinds of tasks, labels, validation, the feature cache, resuming."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def main(metrics: dict[str, Any]) -> tuple[float, float]:
-    """The main score and its constant baseline."""
+    """Return the main score and its constant baseline."""
     return metrics["metrics"][0]["score"], metrics["metrics"][0]["baseline"]
 
 
@@ -62,7 +62,7 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def other_zoo(world: World, name: str = "", size: int = 8) -> Zoo:
-    """The world's zoo, with maps `name` of another size. Its registry is a link in the world's folder."""
+    """Return the world's zoo with another size of maps for `name`. Its registry is a link in the world's folder."""
     kept, linked = world.root / "registries", world.root / f"{name}-{size}.toml"
     kept.mkdir(exist_ok=True)
     text = (world.root / "registry.toml").read_text()
@@ -201,7 +201,7 @@ def test_scratch_has_the_positions_that_a_published_model_stored(world: World, t
 
 
 def die_at(last: int) -> Any:
-    """A callback that stops a training as a kill does."""
+    """Return a callback that stops a training like a kill signal."""
 
     def die(step: int) -> None:
         if step == last:
@@ -230,7 +230,7 @@ def test_another_setting_is_refused_unless_it_is_to_replace(world: World, tmp_pa
 
 
 def test_a_class_map_that_the_backbone_never_saw(world: World, tmp_path: Path) -> None:
-    """From a grid of its own and from two; judged by its own metric; its tokenizer is not trained."""
+    """Predicted from two input grids and judged by its own metric; no tokenizer is trained for it."""
     assert not world.zoo["zones"].checkpoint.exists()
     metrics = train(world, tmp_path / "zones", "zones", inputs="letters,light,dark", head="linear", steps=80)
     assert metrics["metrics"][0]["name"] == "right" and metrics["task"]["kind"] == "class map"
@@ -264,7 +264,7 @@ def test_classes_that_have_other_numbers_by_now_are_refused(
     spec = world.zoo["zones"].spec
     value = dataclasses.replace(spec.value, classes=(*spec.value.classes, "highest"))
     monkeypatch.setattr(world.zoo["zones"], "spec", dataclasses.replace(spec, value=value))
-    load(tmp_path, world.zoo)  # an added class changes nothing
+    load(tmp_path, world.zoo)  # an additional class is allowed
     monkeypatch.undo()
     for names in (("low", "rather low", "middle", "high"), ("high", "middle", "low"), ("low", "middle", "high", "top")):
         change_target(tmp_path, names=names)
@@ -274,7 +274,7 @@ def test_classes_that_have_other_numbers_by_now_are_refused(
 
 @pytest.mark.parametrize("wanted", [None, "tokens"])
 def test_labels_of_another_size_are_refused(world: World, tmp_path: Path, wanted: str | None) -> None:
-    """Maps and their tokens. The probe notes the registry that was given."""
+    """Applies to maps and to their tokens. The probe records the given registry."""
     same = other_zoo(world, "dark")
     train_probe(world.run, same, "dark", ["light"], tmp_path, transfer_config({**STEPS, "steps": 1}), wanted=wanted)
     assert json.loads((tmp_path / "config.json").read_text())["registry"] == str(same.path)
@@ -289,7 +289,7 @@ def test_inputs_of_another_size_are_refused(world: World, frozen: Path) -> None:
 
 
 def test_a_vector_of_numbers(world: World, tmp_path: Path) -> None:
-    """Without a metric of its own it is judged as numbers are."""
+    """Without its own metric it is judged by the metrics of numbers."""
     metrics = train(world, tmp_path / "gist", "gist", head="linear", steps=120, learning_rate=1e-2)
     found, baseline = main(metrics)
     assert [entry["name"] for entry in metrics["metrics"]] == ["mae", "r2"] and found < 0.75 * baseline
@@ -323,7 +323,7 @@ def test_a_table_of_the_users_own(world: World, tmp_path: Path) -> None:
 
 
 def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> None:
-    """Against a brute force over the pooled features, for classes and for numbers."""
+    """Compared with brute force over the pooled features, for classes and numbers."""
     metrics = train(world, tmp_path / "votes", str(world.table), head="knn", neighbours=5)
     train(world, tmp_path / "means", "facts.total", head="knn", neighbours=5)
     encoder = FourMEncoder.from_run(world.run)
@@ -485,7 +485,7 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
 
 
 def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:
-    """A knn probe stores the chosen samples: at least one per class, the same ones for a seed."""
+    """A knn probe stores the chosen samples: at least one per class, and always the same for a seed."""
     few = train(world, tmp_path / "few", "facts.first", head="knn", labels=8, seed=1)
     keys, _ = world.tokens("light", "train")
     first = [read(world, "facts", key, "train")["first"] for key in keys]
@@ -520,7 +520,7 @@ def test_of_values_with_fields_only_the_field_is_held(world: World, tmp_path: Pa
     values = {f"k{number:02}": {"total": number, "list": list(range(1000, 6000))} for number in range(60)}
     write_values(tmp_path, world.zoo, "train", "facts", values)
     store, task = ValueStore(tmp_path / "data"), Task.parse("facts.total", world.zoo)
-    task.labels(store, "train")  # reads all values once
+    task.labels(store, "train")  # reads each value once
     tracemalloc.start()
     labels = task.labels(store, "train")
     peak = tracemalloc.get_traced_memory()[1]
@@ -533,7 +533,7 @@ def test_of_values_with_fields_only_the_field_is_held(world: World, tmp_path: Pa
 
 
 def network_and_samples(world: World, inputs: tuple[str, ...]) -> tuple[Network, Samples]:
-    """A frozen encoder with a head that reads all tokens, and the training samples."""
+    """Return a frozen encoder with a head that reads all tokens, and the training samples."""
     config = transfer_config({})
     encoder = build_encoder(world.run, config, 0)
     target = Numbers(mean=(0.0,), std=(1.0,))
@@ -573,7 +573,7 @@ def test_a_short_training_encodes_what_it_uses(world: World, tmp_path: Path, mon
 
 
 def test_cached_features_are_the_encoders(world: World) -> None:
-    """Compared with one pass over all samples, whose kernels may round differently."""
+    """Compared with a single pass over all samples, up to rounding."""
     network, samples = network_and_samples(world, ("light", "gist"))
     with torch.no_grad():
         wanted, _ = network.features(*network.encoder.prepare(samples.tokens(range(TRAIN))))
@@ -588,7 +588,7 @@ def test_cached_features_are_the_encoders(world: World) -> None:
 def test_features_depend_on_no_other_sample(
     world: World, given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is kept, and with sequences that are shorter than others."""
+    """Holds for any cache content, and for sequences of different lengths."""
     network, samples = network_and_samples(world, given)
     take = Samples.tokens
 
@@ -624,7 +624,7 @@ def test_what_is_kept_fits_and_holds_no_more_memory_than_it_says(world: World, m
 def test_weights_depend_neither_on_what_is_kept_nor_on_a_kill(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    """All is kept; some is; nothing is; some is, and the training is killed between two evaluations."""
+    """Compare a cache of all, some and no features, and a run with a partial cache that is killed."""
 
     def weights(name: str) -> bytes:
         train(world, tmp_path / name, "facts.total", given)
@@ -645,7 +645,7 @@ def test_weights_depend_neither_on_what_is_kept_nor_on_a_kill(
 
 
 def used_by(world: World, text: str, **table: Any) -> Split:
-    """The labels of a task, split."""
+    """Return a task's labels, split into training and validation."""
     task = Task.parse(text, world.zoo)
     stores = Stores(
         tokens=world.root / "tokens", values=ValueStore(world.root / "data"),
@@ -680,9 +680,9 @@ def test_few_validation_samples_are_not_used(world: World) -> None:
 
 
 class Watch:
-    """The keys that a training learned from and was judged by, and the weights of each evaluation.
+    """Records the training and evaluation keys of a run, and the weights at each evaluation.
 
-    `marks` replace the metrics of the evaluations, in order.
+    `marks` replace the evaluation metrics, in order.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, marks: Sequence[float] = ()) -> None:
@@ -729,7 +729,7 @@ def test_no_sample_both_teaches_and_judges(world: World, tmp_path: Path, monkeyp
 def test_the_weights_of_the_best_evaluation_are_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
 ) -> None:
-    """Evaluations after steps 2, 4, ...: the third is the best; equal ones and NaN are not better."""
+    """Of the evaluations after steps 2, 4, ..., the third is best; equal scores and NaN are not better."""
     watch = Watch(monkeypatch, [math.nan, 5.0, 3.0, 4.0, 3.0])
     metrics = train(world, tmp_path, "facts.total", tuning=tuning, steps=10, eval_every=2)
     assert metrics["steps"] == 10 and metrics["best_step"] == 6
@@ -810,7 +810,7 @@ def test_without_validation_all_labels_are_learned_from_and_the_last_step_is_kep
 def test_dropout_is_of_the_features_in_training_alone(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head that is given ones: a quarter of them is dropped, and the others grow so that the mean stays."""
+    """With features of ones, a quarter becomes 0 and the rest 4 / 3, so the mean stays."""
     read_by: dict[bool, torch.Tensor] = {}
     losses, forward = ProbeTask.losses, Attentive.forward
 

@@ -60,7 +60,7 @@ def zoo(*words: Any) -> Result:
 
 
 def refused(*words: Any, error: type[ZooError] = ZooError) -> str:
-    """The one line of a command's error."""
+    """Run a command that fails; return its one-line error."""
     result = zoo(*words)
     assert isinstance(result.exception, error), (result.output, result.exception)
     text = str(result.exception)
@@ -169,7 +169,7 @@ def test_the_name_of_a_probe_fits_a_folder() -> None:
 
 
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
-    """Without the values of the training, samples are still scored and predicted."""
+    """Samples are scored and predicted even if the training values are gone."""
     probe = tmp_path / "probe"
     train(world, probe, str(world.table), head="knn")
     score = json.loads((probe / "metrics.json").read_text())["metrics"][0]["score"]
@@ -199,7 +199,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
         "--labels", "0.1", "1", "--steps", "3", "--seeds", "1", "--workers", "1",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
-    monkeypatch.syspath_prepend(study.parent)  # as for a script that is run
+    monkeypatch.syspath_prepend(study.parent)  # as when Python runs a script
     found = []
     for _ in range(2):
         runpy.run_path(str(study), run_name="__main__")
@@ -219,7 +219,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     assert "constant baseline" in capsys.readouterr().out
 
     rows = [f"{split}-{number:03},{number % 3}" for split in ("train", "test") for number in range(8)]
-    (tmp_path / "letters.csv").write_text("\n".join(["key,label", *rows]))  # is no modality of that name
+    (tmp_path / "letters.csv").write_text("\n".join(["key,label", *rows]))  # a table, not the modality `letters`
     few = ["--tunings", "frozen", "--steps", "2", "--labels", "1", "--seeds", "1", "--workers", "1"]
     asked[4:] = ["--tasks", tmp_path / "letters.csv", "--inputs", "letters", "--out", tmp_path / "tables", *few]
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
@@ -309,9 +309,9 @@ LABELS = {
     ("1", "-2.5", "+.5", "3.", "1e-05", "2E3"): (1.0, -2.5, 0.5, 3.0, 1e-05, 2000.0),
     ("2023_01", "2023_02"): None,
     ("1_000", "2"): None,
-    ("\u0661", "2"): None,  # Arabic digits, which Python's numbers may have
+    ("\u0661", "2"): None,  # Arabic digits, which Python's float() accepts
     ("0x10", "2"): None,
-    ("\u0131nf", "cat"): None,  # a dotless i, whose capital is I
+    ("\u0131nf", "cat"): None,  # a dotless i; its capital is I
     ("nan", "cat"): None,
     ("nan", "inf"): None,
 }
@@ -339,7 +339,7 @@ def test_a_field_that_is_no_text_or_number_is_learned_as_the_line_says(world: Wo
 
 
 def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None:
-    """As of files that are called the same in both splits."""
+    """For example, files may have the same name in both splits."""
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
     both = stored_tokens(tmp_path / "tokens", "train", "light")
     rewrite_tokens(tmp_path / "tokens", "test", "light", both)
@@ -502,7 +502,7 @@ def test_other_data_need_no_training_split(world: World, tmp_path: Path, text: s
 
 
 def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> None:
-    """Other files may have the same keys."""
+    """Values and tokens from different data sets may have equal keys."""
     train(world, tmp_path / "probe", "facts.total", head="knn")
     for kind, place in (("tokens", "of_training"), ("tokens", "tokens"), ("data", "data")):
         shutil.copytree(world.root / kind, tmp_path / place)
@@ -520,7 +520,7 @@ def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> N
 
 
 def test_a_held_out_label_that_is_not_a_number_is_refused(world: World, tmp_path: Path) -> None:
-    """Before training, and by a finished probe."""
+    """Refused before training, and by a finished probe."""
     probe = tmp_path / "probe"
     train(world, probe, "facts.total", steps=1)
     facts = {key: read(world, "facts", key) for key in ("test-000", "test-001")}
@@ -557,7 +557,7 @@ def test_classes_without_a_training_label_are_counted(world: World, tmp_path: Pa
 
 
 def finished(folder: Path, score: float = 1.0, **changes: Any) -> Path:
-    """Write the metrics.json of a probe."""
+    """Write a probe's metrics.json."""
     table = {"tuning": changes.pop("tuning", "frozen"), **changes.pop("settings", {})}
     main = {"name": "mae", "unit": "m", "higher_is_better": False, "score": score, "baseline": 4.0}
     metrics = {
@@ -572,7 +572,7 @@ def finished(folder: Path, score: float = 1.0, **changes: Any) -> Path:
 
 
 def table_of(folders: list[Path]) -> list[str]:
-    """The lines that `zoo transfer compare` prints."""
+    """Return the lines printed by `zoo transfer compare`."""
     lines = zoo("compare", *folders).output.splitlines()
     assert max(map(len, lines)) <= 80
     return lines

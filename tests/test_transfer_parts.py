@@ -1,4 +1,4 @@
-"""Heads, targets, the choice of labels and settings, against hand computations and slow twins."""
+"""Heads, targets, label selection and settings, against hand computations and slow references."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_what_a_modality_calls_numbers_are_numbers_to_the_head(layout: SequenceL
 
 
 def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
-    """Greedy decoding with a full pass per id."""
+    """Reference: greedy decoding with a full pass per id."""
     rows = []
     for sample in range(len(features)):
         ids: list[int] = []
@@ -187,12 +187,12 @@ def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) ->
 def test_a_decoder_with_caches_writes_what_its_slow_twin_writes() -> None:
     torch.manual_seed(1)
     head = TokenDecoder(CONFIG, KIND)
-    head.out.weight.normal_()  # answers that differ
+    head.out.weight.normal_()  # makes the answers differ
     features = torch.randn(12, 4, DIM)
     mask = torch.arange(4) < torch.randint(1, 5, (12, 1))
     written = KIND.decode(head(features, mask))
     assert [row.tolist() for row in written] == slow_twin(head, features, mask)
-    assert len({len(row) for row in written}) > 1  # some end earlier
+    assert len({len(row) for row in written}) > 1  # lengths differ
     assert not any(((row == 1) | (row == 2)).any() for row in written)
 
 
@@ -268,7 +268,7 @@ def test_numbers_by_hand() -> None:
     value = ValueSpec(shape=(2,), low=0, high=1)
     vectors = Numbers.fit([np.array([0, 0.5], np.float32), np.array([1, 0.5], np.float32)], spec(value))
     answer = vectors.decode(torch.tensor([[9.0, 0.0]]))[0]
-    assert answer.dtype == np.float32 and answer.tolist() == [1.0, 0.5]  # within the bounds; what never varies, too
+    assert answer.dtype == np.float32 and answer.tolist() == [1.0, 0.5]  # within the bounds, also for a constant number
     assert vectors.constant([np.zeros(2), np.ones(2), np.ones(2)]).tolist() == [1, 1]
 
 
@@ -283,7 +283,7 @@ def test_maps_of_classes_by_hand() -> None:
 
 
 VOID = ClassMap(names=("a", "void", "b"), size=(1, 3), dtype="uint8", unscored=("void",))
-"""A class map with a class that is not scored."""
+"""A class map with an unscored class."""
 
 
 def test_unscored_pixels_are_not_learned() -> None:
@@ -426,7 +426,7 @@ def test_errors_take_little_memory() -> None:
 
 
 def test_the_constant_baseline_of_maps_looks_at_some_labels(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All labels count for classes and numbers; spread ones for maps and modalities with their own metrics."""
+    """Classes and numbers use all labels; maps and modalities with own metrics use an evenly spaced subset."""
     count = 2 * BASELINE_SAMPLES
     table = Task(text="mine.csv")
     cats = [*["dog", "cat"] * BASELINE_SAMPLES, "cat"]
@@ -511,7 +511,7 @@ def test_samples_of_fewer_labels_are_among_those_of_more() -> None:
 
 @pytest.mark.parametrize("share", [0.2, 0.25, 0.5])
 def test_each_class_is_learned_from_and_judged(share: float) -> None:
-    """Also where a class comes again with the period in which samples are set apart."""
+    """Holds even if a class repeats with the same period as the validation samples."""
     of = {key: "rare" if number == 17 else "some" if number % 5 == 0 else "most" for number, key in enumerate(KEYS)}
     before: tuple[set[str], set[str]] = set(), set()
     for labels in (50, 100, 500, 1000):

@@ -148,7 +148,7 @@ def test_text_and_objects() -> None:
 
 @pytest.mark.parametrize("depth", [600, 100_000])
 def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(depth: int) -> None:
-    """The json module reads deeper ones than Python's functions reach into."""
+    """The json module can read nesting deeper than Python's recursion limit."""
     value: list[Any] = []
     for _ in range(depth):
         value = [value]
@@ -244,9 +244,9 @@ def test_numbers_of_any_type_are_bounded_alone_and_in_batches(dtype: str) -> Non
 
 def test_the_commonest_classes_by_hand() -> None:
     maps = np.array([[3, 1, 0], [3, 1, 0], [2, 2, 0], [1, 2, 1]], np.uint8)
-    assert commonest_classes(maps).tolist() == [3, 1, 0]  # of equals the lower
+    assert commonest_classes(maps).tolist() == [3, 1, 0]  # the lower of equally common classes
     assert commonest_classes(maps, [0, 3]).tolist() == [1, 1, 1]
-    assert commonest_classes(maps[:3], [0]).tolist() == [3, 1, 1]  # of all places 1, 2 and 3 are equally many
+    assert commonest_classes(maps[:3], [0]).tolist() == [3, 1, 1]  # 1, 2 and 3 are equally common overall
     assert commonest_classes(maps[:, :1], [1, 2, 3]).tolist() == [0]
     assert commonest_classes(maps, [3]).dtype == np.uint8
 
@@ -294,7 +294,7 @@ def test_tokens_of_variable_length_become_a_list_of_arrays(spec: ModalitySpec, t
 
 @pytest.mark.parametrize("listed", [False, True])
 def test_tokens_may_be_views_of_arrays(listed: bool) -> None:
-    """Mirrored, read-only, transposed, and the same number everywhere."""
+    """Mirrored, read-only, transposed and broadcast arrays."""
     tokens = np.arange(12).reshape(2, 2, 3) % 10
     still = tokens.copy()
     still.flags.writeable = False
@@ -417,7 +417,7 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
     for array in (np.array(["ab", "c"]), pairs, np.array([1 + 2j])):
         np.testing.assert_array_equal(array_of(npy(array)), array)
     whole = npy(np.arange(6.0))
-    short = whole[:8] + b"\x10\x00" + whole[10:]  # says that its header ends within it
+    short = whole[:8] + b"\x10\x00" + whole[10:]  # the stated header length is too short
     with pytest.raises(ValueError, match="its header cannot be read"):
         array_of(short)
     with pytest.raises(ValueError, match=r"^cut off: it has 47 of 48 bytes$"):
@@ -450,7 +450,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 2)])
 def test_an_array_comes_back_from_its_file(shape: tuple[int, ...]) -> None:
-    """Also a single number, which has no axis."""
+    """Includes a single number (no axes)."""
     spec = ValueSpec(shape=shape)
     value = np.full(shape, 2.5, np.float32, order="F")
     data, extension = defaults(spec).write_value(value)

@@ -1,4 +1,4 @@
-"""Global vectors: what their tokenizers minimise, by hand."""
+"""Global vectors: the training loss, by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers_zoo.families.vectors import VectorModality
 
 
 class Small(VectorModality):
-    """Six numbers."""
+    """A modality of six numbers."""
 
     summary, dim = "six numbers", 6
 

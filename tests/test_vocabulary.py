@@ -1,4 +1,4 @@
-"""The shared text vocabulary: exact text, ids that never move, the same result in every process."""
+"""The shared text vocabulary: exact round trips, stable ids, reproducible training."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_decode_stops_at_the_end_and_skips_what_means_nothing() -> None:
     ids = [PAD, *word, CONFIG.sentinel_start, CONFIG.size - 1, Special, CONFIG.end, *word]
     ids[ids.index(Special)] = VOCABULARY.encode([Special("<b>")])[0]
     assert VOCABULARY.decode(ids) == ["chair", Special("<b>")]
-    broken = VOCABULARY.encode_text("é")[:1]  # the first of its two bytes
+    broken = VOCABULARY.encode_text("é")[:1]  # the first byte of two
     assert TextVocabulary(CONFIG).decode_text(TextVocabulary(CONFIG).encode_text("é")[:1]) == "\ufffd"
     assert isinstance(VOCABULARY.decode_text(broken), str)
 
@@ -193,7 +193,7 @@ def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
 def test_what_lies_far_beyond_the_limit_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = (0, 1, 5, 19, 40)
     cut = [VOCABULARY.encode_text(text, limit) for limit in limits]
-    monkeypatch.setattr("tokenizers_zoo.wordpieces.PieceMatcher.longest", None)  # the whole text is matched
+    monkeypatch.setattr("tokenizers_zoo.wordpieces.PieceMatcher.longest", None)  # matches the whole text
     assert [VOCABULARY.encode_text(text, limit) for limit in limits] == cut
     assert any(cut)
 
@@ -245,7 +245,7 @@ def test_where_spaces_part_words_none_is_cut_but_the_first(text: str, start: int
 
 
 def test_bytes_that_cross_characters_leave_something() -> None:
-    """The first byte of a character, then ever again the others of it and the first of the next."""
+    """The only piece holds a character's last bytes and the next character's first byte."""
     first, *others = (byte_characters()[byte] for byte in "日".encode())
     crossing = TextVocabulary(CONFIG, pieces=[CONTINUES + "".join([*others, first])])
     text = "日" * 100
@@ -352,7 +352,7 @@ def test_one_at_a_time_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
     busy, refused = "another process trains it right now", []
 
     def meanwhile(names: list[str]) -> Iterator[str]:
-        """Another growth and another training between reading and writing."""
+        """Yield names; before that, check that growing and training are refused while the lock is held."""
         if (tmp_path / "config.json").is_file():
             with pytest.raises(CheckpointError, match=busy):
                 TextVocabulary.grow_folder(tmp_path, CONFIG, ["<other>"])
@@ -474,7 +474,7 @@ print(ascii(TextVocabulary.train(VocabularyConfig(size=2600), texts, ["<x>"]).pi
 
 
 def test_training_gives_the_same_in_every_process() -> None:
-    """Ties abound in these texts; hash seed, number of threads and order of the texts differ."""
+    """The texts have many ties; hash seed, thread count and text order differ between processes."""
     learned = []
     for seed, threads, order in (("1", "1", "forwards"), ("2", "4", "backwards"), ("3", "2", "forwards")):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}

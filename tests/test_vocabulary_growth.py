@@ -1,4 +1,4 @@
-"""A plugin is added after training: the vocabulary grows, and old tokens and models stay valid."""
+"""A plugin installed after training extends the vocabulary; old tokens and models stay valid."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ plugin = Mood()
 
 
 class World:
-    """A folder with data, a vocabulary of captions and web text, their tokens, and a backbone."""
+    """A folder with data, a vocabulary for captions and web text, their tokens, and a backbone."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -117,7 +117,7 @@ class World:
         return self
 
     def train(self, zoo: Zoo, folder: Path) -> None:
-        """A backbone over captions and web text, whatever the vocabulary is by now."""
+        """Train a backbone on captions and web text with the current vocabulary."""
         settings = TrainConfig(
             steps=4, batch_size=4, warmup_steps=1, masking=MaskingConfig(input_budget=16, target_budget=16)
         )
@@ -135,14 +135,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def world(made: World, tmp_path: Path) -> World:
-    """A copy, to be grown."""
+    """Return a copy that a test may change."""
     shutil.copytree(made.folder, tmp_path / "world")
     return World(tmp_path / "world")
 
 
 @pytest.fixture
 def add_mood(install: Callable[..., Path]) -> None:
-    """The plugin that comes later."""
+    """Install the plugin that is added later."""
     install("zoo-mood", {"tokenizers_zoo": {"mood": "zoo_mood:plugin"}}, {"zoo_mood": MOOD})
 
 
@@ -189,7 +189,7 @@ def test_a_vocabulary_on_the_hub_is_read_and_does_not_grow_there(
     (world.folder / "registry.toml").write_text(text + table)
     zoo, before = Zoo.from_toml(world.folder / "registry.toml"), snapshot(hub)
     assert describe_vocabulary(zoo, "text").missing == () and not zoo.problems()
-    TokenStore(world.tokens).open("train", "caption").check_tokenizer(zoo["caption"])  # written before it grew
+    TokenStore(world.tokens).open("train", "caption").check_tokenizer(zoo["caption"])  # written before the growth
     shutil.rmtree(hub)
     shutil.copytree(older, hub)
     told = rf"vocabulary text: is on the hub.*; copy .*hub to a folder .*, and set .* in {world.folder}/registry.toml$"
@@ -217,7 +217,7 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
 
 
 def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(world: World, add_mood: None) -> None:
-    """And so the other way round; tokens of anything else are none, grown or not."""
+    """The reverse also holds; tokens of any other tokenizer are refused."""
     grow_vocabulary(world.zoo(), "text")
     zoo = world.zoo()
     world.train(zoo, world.folder / "later")
@@ -249,12 +249,12 @@ def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) ->
     old = load_model(world.run)
     np.testing.assert_array_equal(
         model.token_embedding.weight.detach(), old.token_embedding.weight.detach()
-    )  # the ids that were free have become the new tokens
+    )  # new tokens use ids that were free
     assert model.layout.names == USED
 
 
 def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mood: None) -> None:
-    """Values without new tokens would be stored, and the others left out."""
+    """Otherwise only values without new tokens would be stored."""
     zoo = world.zoo()
     TextVocabulary.grow_folder(world.vocabulary, describe_vocabulary(zoo, "text").vocabulary.config, ["<happy>"])
     derive_data(zoo, world.data, workers=1)
@@ -323,7 +323,7 @@ def test_want_of_room_and_more_room(world: World, add_mood: None) -> None:
 
 
 def shrunk(world: World, size: int) -> Zoo:
-    """A zoo whose vocabulary was trained with room for `size` ids."""
+    """Return a zoo whose vocabulary was trained with room for `size` ids."""
     from tokenizers_zoo.io import read_json, write_json
 
     config: dict[str, Any] = read_json(world.vocabulary / "config.json")
@@ -376,7 +376,7 @@ def test_a_training_goes_on_once_the_vocabulary_has_grown(
     frozen = growing.replace("--out grown", "--out frozen --freeze")
     assert "1 of them new, in frozen" in command(frozen, world, capsys, monkeypatch)
     before, after = (load_model(world.folder / name).output["text"] for name in ("run", "frozen"))
-    used = TokenStore(world.tokens).open("train", "mood").needed_vocab_size - 2  # <happy> and <sad> came last
+    used = TokenStore(world.tokens).open("train", "mood").needed_vocab_size - 2  # <happy> and <sad> are the last ids
     assert torch.equal(after[:used], before[:used]) and (after[used : used + 2] != before[used : used + 2]).all()
     assert torch.equal(after[used + 2 :], before[used + 2 :]), "those stand for nothing, as before"
     more = "--registry registry.toml backbone train --tokens tokens --only caption,web_text,mood --set freeze=true"
@@ -388,7 +388,7 @@ def test_a_training_goes_on_once_the_vocabulary_has_grown(
 
 
 def test_what_is_new_of_a_vocabulary_that_has_grown_is_not_known(world: World, add_mood: None) -> None:
-    """The table has a row for each id of the capacity; rows of unused ids are new."""
+    """The table has a row for each id of the capacity; rows of ids unused in training count as new."""
     used = describe_vocabulary(world.zoo(), "text").vocabulary.used
     grow_vocabulary(world.zoo(), "text")
     zoo = world.zoo()

@@ -1,4 +1,4 @@
-"""Vocabularies of text: learned from the texts of whoever writes in them, trained once, and in nobody's way."""
+"""Text vocabularies: learned from all modalities that use them, trained once, with problems kept separate."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ TABLE = {"size": 900, "sentinels": 8, "coordinate_axes": 0, "reserve": 8}
 
 @pytest.fixture
 def make(install: Install, tmp_path: Path) -> Callable[..., Zoo]:
-    """Makes a zoo of text modalities with named vocabularies, and of the installed modalities."""
+    """Return a function that makes a zoo of text modalities with named vocabularies and installed modalities."""
 
     def zoo(own: dict[str, str], modalities: dict[str, Any] | None = None) -> Zoo:
         for name, vocabulary in own.items():
@@ -91,7 +91,7 @@ def sentences(colour: str, count: int = 20) -> list[str]:
 def test_a_vocabulary_of_one_modality_is_learned_from_its_texts(
     vocabulary: str, make: Callable[..., Zoo], tmp_path: Path
 ) -> None:
-    """Whether it has the name of the modality or another."""
+    """The vocabulary may have the modality's name or another name."""
     zoo = make({"notes": vocabulary})
     data = write(zoo, tmp_path / "data", "notes", sentences("red"))
     folder = train_tokenizer(zoo, "notes", data)
@@ -103,7 +103,7 @@ def test_a_vocabulary_of_one_modality_is_learned_from_its_texts(
 
 
 def test_the_texts_of_all_who_write_in_it_are_learned(make: Callable[..., Zoo], tmp_path: Path) -> None:
-    """Also if one of these modalities has its name."""
+    """This holds even if one of these modalities has the vocabulary's name."""
     zoo = make({"journal": "journal", "notes": "journal", "other": "elsewhere"})
     for name, colour in (("journal", "red"), ("notes", "blue"), ("other", "green")):
         data = write(zoo, tmp_path / "data", name, sentences(colour))
@@ -119,7 +119,7 @@ def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
     make: Callable[..., Zoo], install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """And of a modality that writes none no value is read for it."""
+    """Values of a modality that writes no text are not read for it."""
     source = NOTES.replace("VOCABULARY", "journal").replace(WRITES_TEXT, "")
     assert "vocabulary_texts" not in source
     install("zoo-marks", {"tokenizers_zoo": {"marks": "zoo_marks:plugin"}}, {"zoo_marks": source})
@@ -203,7 +203,7 @@ def test_one_that_is_no_text_in_the_place_of_a_vocabulary_is_its_own_problem(
 def test_one_that_names_the_vocabulary_of_others_is_not_in_its_way(
     make: Callable[..., Zoo], install_example: Install
 ) -> None:
-    """Disagreements with them are reported."""
+    """The mismatch is reported as a problem of that modality only."""
     install_example("field", {"name=settings.name,": 'name=settings.name, vocabulary="journal",'})
     zoo = make({"album": "journal", "notes": "journal"})
     assert [handle.name for handle in zoo.handles()] == ["album", "field", "notes"]

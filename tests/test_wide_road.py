@@ -1,4 +1,4 @@
-"""The whole road by command with grids of one, two and three axes: make, train, tokenize, backbone, generate."""
+"""All commands from `make` to `generate`, with token grids of one, two and three axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small worlds: the same from the same seed, physics and cameras by hand, and values that agree with each other."""
+"""The sources of zoo-worlds: reproducible by seed, correct physics and cameras, and consistent modalities."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_balls_that_meet_keep_their_momentum_and_lose_energy() -> None:
 def test_friction_turns_a_sliding_ball_until_it_rolls() -> None:
     sliding = ball(y=0.5, vx=1.0)
     physics.simulate([sliding], 1.0)
-    assert sliding.vx == pytest.approx(5 / 7, abs=0.01)  # of a solid ball that slid at 1 m/s
-    assert sliding.spin == pytest.approx(-sliding.vx / 0.5, abs=0.02)  # clockwise to the right
+    assert sliding.vx == pytest.approx(5 / 7, abs=0.01)  # 5/7 of the initial speed, for a solid ball
+    assert sliding.spin == pytest.approx(-sliding.vx / 0.5, abs=0.02)  # a ball that rolls right spins clockwise
 
 
 def test_nothing_leaves_the_box() -> None:
@@ -134,7 +134,7 @@ def test_a_camera_at_rest_feels_gravity_alone() -> None:
 
 
 def test_rotation_rates_lead_from_pose_to_pose() -> None:
-    """R(t + dt) = R(t) (1 + [w]x dt), and the acceleration is the second difference of the position, turned."""
+    """R(t + dt) = R(t) (1 + [w]x dt); acceleration is the rotated second difference of the position."""
     held = camera.Handheld.grasp(np.random.default_rng(2), 3.0)
     time, step = 0.4, 1e-4
     (before, turn), (here, _), (after, turned) = (held.pose(time + k * step) for k in (-1, 0, 1))
@@ -155,7 +155,7 @@ def test_rotation_rates_lead_from_pose_to_pose() -> None:
 
 
 def test_flow_leads_from_the_first_frame_to_the_second() -> None:
-    """The second frame, sampled where the flow points, equals the first, except in hidden places."""
+    """Sampling the second frame along the flow gives the first frame, except for hidden pixels."""
     from scipy.ndimage import map_coordinates
 
     sample = bouncing.source.samples("train", 8, 0, Settings("world", {**SMALL, "image_size": 64}))[3][1]
@@ -192,7 +192,7 @@ def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
         start = round(motion.impacts[0].time * rate)
         assert np.abs(track[: start - 5]).max() < 0.005 < np.abs(track[start : start + 200]).max()
         spectrum = np.abs(np.fft.rfft(track[start : start + 3200]))
-        spectrum[:40] = 0  # the floor's own modes
+        spectrum[:40] = 0  # ignore the floor's modes
         assert spectrum.argmax() * rate / 3200 == pytest.approx(hertz, rel=0.05)
 
 
@@ -200,14 +200,14 @@ def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
 
 
 def test_water_runs_down() -> None:
-    """On a plane that falls to the south each point drains all points north of it."""
+    """On a plane that falls to the south, each point drains all points north of it."""
     plane = np.repeat(np.arange(128.0, 0, -1)[:, None], 128, axis=1)
     drained = np.exp(land.drainage(plane) * math.log(128 * 128 / 8))
     np.testing.assert_allclose(drained[:, 64], np.arange(1, 129), rtol=1e-9)
 
 
 def test_a_picture_of_any_size_shows_the_same_land() -> None:
-    """Heights over the metres between pixels, extent / image_size, fall as steeply on the whole."""
+    """The mean slope, in metres of height per metre, does not depend on image_size."""
 
     def slopes(size: int) -> np.ndarray:
         settings = Settings("world", {"image_size": size, "extent": 2000.0})

@@ -1,4 +1,4 @@
-"""The page about wrappers, run as it stands: its plugin is around every modality, and knows which one is called."""
+"""The page about wrappers, executed: its plugin wraps all modalities and knows which modality is called."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Install = Callable[..., Path]
 
 @pytest.fixture
 def page_installed(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The distribution of the page, with its own entry points; it tells nothing when the tests end."""
+    """Install the page's distribution with its entry points; its report at exit is disabled."""
     monkeypatch.setattr("atexit.register", lambda function: function)
     files = dict(FILE.findall(PAGE.read_text(encoding="utf-8")))
     project = tomllib.loads(files["zoo-timing/pyproject.toml"])["project"]

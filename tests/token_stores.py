@@ -1,4 +1,4 @@
-"""Token stores that tests write themselves, a modality at a time."""
+"""Helpers that write token stores, one modality at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout, T
 
 
 def metadata_of(spec: ModalitySpec, **changes: Any) -> TokenMetadata:
-    """Tokens of `spec`, by a tokenizer that is not there."""
+    """Return metadata for tokens of `spec` by a tokenizer that does not exist."""
     fields: dict[str, Any] = {
         "modality": spec.name, "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size, "layout": spec.layout,
         "fingerprint": f"codec of {spec.vocabulary}", "distribution": "tests 0", "settings": {},
@@ -24,7 +24,7 @@ def metadata_of(spec: ModalitySpec, **changes: Any) -> TokenMetadata:
 
 
 def plain_metadata(layout: TokenLayout, **changes: Any) -> TokenMetadata:
-    """Tokens of a modality m with a vocabulary v of 70000 ids."""
+    """Return metadata for tokens of a modality m with a vocabulary v of 70000 ids."""
     continuous = isinstance(layout, PatchesLayout | EmbeddingsLayout)
     fields: dict[str, Any] = {
         "modality": "m", "vocabulary": "v", "vocab_size": 0 if continuous else 70000, "layout": layout,
@@ -44,7 +44,7 @@ def write_tokens(
     crops: int = 1,
     **store: Any,
 ) -> None:
-    """Write one modality: the tokens of each key, or a list with the tokens of its `crops`.
+    """Write one modality: the tokens of each key, or a list with the tokens of each of its `crops`.
 
     `keys` are all samples of the split, by default its samples so far and then the new keys of `tokens`.
     """
@@ -76,25 +76,25 @@ def write_tokens(
 
 
 def stored_tokens(root: Path, split: str, name: str) -> dict[str, Any]:
-    """The tokens of each sample that has some, seen whole."""
+    """Return the tokens of each whole (uncropped) sample that has some."""
     column = TokenStore(root).open(split, name)
     rows = dict(whole_samples([column]))
     return dict(zip(rows, column.take(rows.values()), strict=True))
 
 
 def rewrite_tokens(root: Path, split: str, name: str, tokens: Mapping[str, Any]) -> None:
-    """Other tokens of a modality that is stored."""
+    """Replace the stored tokens of a modality."""
     write_tokens(root, split, TokenStore(root).open(split, name).metadata, tokens)
 
 
 def reversed_tokens(root: Path, split: str, name: str) -> None:
-    """Each sample gets the tokens of another one."""
+    """Store the samples' tokens in reverse order, so that keys and tokens no longer match."""
     tokens = stored_tokens(root, split, name)
     rewrite_tokens(root, split, name, dict(zip(tokens, list(tokens.values())[::-1], strict=True)))
 
 
 def note_source(root: Path, data: Path, sources: Mapping[str, str | None] | None = None) -> None:
-    """Record where the values of a store are, and who made the samples of its splits."""
+    """Record the folder of a store's values, and the source of each split's samples."""
     store = TokenStore(root)
     changed = [dataclasses.replace(store.split(split), source=source) for split, source in (sources or {}).items()]
     write_store(root, data, changed)

@@ -1,4 +1,4 @@
-"""A toy source and toy modalities for the tests of the pipeline, installed for one test at a time."""
+"""A toy source and toy modalities for pipeline tests, installed for one test at a time."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ DERIVE = """
 
 
 def derived(*inputs: str) -> dict[str, str]:
-    """Changes of the example plugin that make it one that is derived from `inputs`."""
+    """Return text replacements that make the example plugin derived from `inputs`."""
     return {
         'summary="brightness",': f'summary="brightness", derived_from={inputs!r},',
         "\n    @hookimpl\n    def score(": DERIVE.replace('"field"', repr(inputs[0])),
@@ -140,7 +140,7 @@ SCALED = """
 
 
 def scaled() -> dict[str, str]:
-    """Changes of the example plugin that make it one whose `.num` files, of one number, are in units of `scale`."""
+    """Return text replacements that let the example plugin read `.num` files: one number in units of `scale`."""
     return {
         "    levels: int = 16\n": "    levels: int = 16\n    scale: float = 1.0\n",
         "\n    @hookimpl\n    def score(": SCALED,
@@ -148,7 +148,7 @@ def scaled() -> dict[str, str]:
 
 
 def install_toy(install: Callable[..., Path], install_example: Callable[..., Path], folder: Path) -> Callable[..., Zoo]:
-    """Makes zoos of `field`, `words` and `dark` (derived from field) with the source `toy`, and nothing else."""
+    """Return a function that makes zoos of `field`, `words` and `dark` (derived from field), with the source `toy`."""
     install("zoo-toy", {"tokenizers_zoo.sources": {"toy": "zoo_toy:source"}}, {"zoo_toy": SOURCE})
     install("zoo-words", {"tokenizers_zoo": {"words": "zoo_words:plugin"}}, {"zoo_words": WORDS})
     install_example("field")
@@ -165,7 +165,7 @@ def install_toy(install: Callable[..., Path], install_example: Callable[..., Pat
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """All files below a folder, by their relative path."""
+    """Map the relative path of each file below a folder to its content."""
     paths = (path for path in sorted(root.rglob("*")) if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 

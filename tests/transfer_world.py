@@ -1,4 +1,4 @@
-"""A small world of transfer: a backbone over four modalities that say the same, and two more that it never saw."""
+"""A small world for transfer tests: a backbone on modalities with the same content, and others it never saw."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class World:
 
     @property
     def table(self) -> Path:
-        """Labels of the user's own: whether the first level is above the second; three keys are of nowhere."""
+        """A user's table of labels: whether the first level is above the second. Three keys match no sample."""
         return self.root / "mine.csv"
 
     def tokens(self, name: str, split: str = "test") -> tuple[list[str], Any]:
@@ -108,7 +108,7 @@ class World:
 
 
 def make_world(root: Path) -> World:
-    """Values, tokens and a backbone; test samples 3 and 7 lack letters, 5 and 6 facts."""
+    """Make values, tokens and a backbone. Test samples 3 and 7 lack letters; 5 and 6 lack facts."""
     (root / "registry.toml").write_text(registry_of([*SEEN, *UNSEEN]))
     zoo = Zoo.from_toml(root / "registry.toml")
     for name in SEEN:
@@ -148,7 +148,7 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def train(world: World, out: Path, task: str, inputs: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
-    """Train a probe into `out`; gives its metrics.json. Keys that are no settings are arguments."""
+    """Train a probe into `out` and return its metrics.json. `table` holds settings and arguments of `train_probe`."""
     rest = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
     config = transfer_config({**STEPS, **table})
     train_probe(world.run, world.zoo, task, inputs.split(","), out, config, seed=seed, **rest)
