@@ -358,7 +358,7 @@ def test_few_tokens_are_shared_by_both_sides() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5])
-def test_of_few_tokens_one_is_given_where_nothing_else_is(length: int) -> None:
+def test_one_of_few_tokens_is_an_input_if_there_is_no_other_input(length: int) -> None:
     """The target budget has room for all of these tokens, so plain rounding would make all of them targets."""
     specs = [spec("few", VectorLayout(length=length)), spec("picture", GridLayout(shape=(4, 4)))]
     raw = raw_batch(specs, 200)
@@ -374,7 +374,7 @@ def test_of_few_tokens_one_is_given_where_nothing_else_is(length: int) -> None:
     assert batch.targets.mask.any(dim=1).all(), "there is nothing else to predict"
 
 
-def test_a_whole_sequence_is_a_target_and_its_prefix_where_it_does_not_fit() -> None:
+def test_a_sequence_target_is_whole_or_a_prefix_that_fits() -> None:
     specs = [spec("pixels", PatchesLayout(shape=(2, 2), dim=3)), spec("words", sequence(20), 100)]
     raw = raw_batch(specs, 1)
     raw.lengths[:, 1] = 6
@@ -387,7 +387,7 @@ def test_a_whole_sequence_is_a_target_and_its_prefix_where_it_does_not_fit() -> 
         assert targets.read[0][targets.mask[0]].tolist() == [SENTINEL, *full[:-1]][:budget]
 
 
-def test_where_no_span_fits_a_prefix_of_them_is_asked_for() -> None:
+def test_if_no_span_fits_a_prefix_of_the_spans_is_the_target() -> None:
     specs = [spec("picture", GridLayout(shape=(14, 14))), spec("words", sequence(256, 200), 600)]
     raw = raw_batch(specs, 400)
     raw.lengths[:, 1] = 256
@@ -411,7 +411,7 @@ def test_an_empty_sequence_predicts_its_end() -> None:
     assert batch.targets.ids[:, 0].tolist() == [END, END] and batch.targets.read[:, 0].tolist() == [SENTINEL] * 2
 
 
-def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes() -> None:
+def test_published_layout_keeps_the_end_token_and_closes_with_a_sentinel() -> None:
     specs = [spec("words", sequence(8, 3), 100), spec("picture", GridLayout(shape=(6, 6)))]
     layout = marked(specs)
     raw = raw_batch(specs, 300)
@@ -438,7 +438,7 @@ def test_where_ends_are_shown_a_whole_sequence_has_its_end_and_a_sentinel_closes
     assert Unpacked(layout, Masker(layout, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
 
 
-def test_where_ends_are_shown_and_not_all_fits_neighbouring_spans_are_asked_for() -> None:
+def test_published_layout_predicts_neighbouring_spans_if_not_all_fit() -> None:
     specs = [spec("words", sequence(60, 30), 200), spec("picture", GridLayout(shape=(6, 6)))]
     raw = raw_batch(specs, 200)
     raw.lengths[:, 0] = 50
@@ -451,7 +451,7 @@ def test_where_ends_are_shown_and_not_all_fits_neighbouring_spans_are_asked_for(
     assert len(set(first[several].tolist())) > 3  # the first span is random
 
 
-def test_where_ends_are_shown_and_no_sentinel_is_left_the_end_closes() -> None:
+def test_published_layout_closes_with_the_end_token_if_no_sentinel_is_left() -> None:
     specs = [spec("words", sequence(8, 1), 100)]
     raw = raw_batch(specs, 50)
     raw.lengths[:, 0] = 4
@@ -505,7 +505,7 @@ def test_shares_are_a_dirichlet(alpha: float) -> None:
         np.testing.assert_allclose(shares.var(dim=0).numpy(), variance, rtol=0.15)
 
 
-def test_mixture_parts_are_drawn_by_weight_and_where_they_can_be_used() -> None:
+def test_mixtures_are_drawn_by_weight_among_the_usable_ones() -> None:
     specs = all_layouts()
     mixtures = (Mixture(weight=3, inputs=("picture",), targets=("clip",)), Mixture(inputs=("clip",), targets=("code",)))
     layout = EmbeddingLayout(specs)
@@ -525,7 +525,7 @@ def test_mixture_parts_are_drawn_by_weight_and_where_they_can_be_used() -> None:
     assert (given.modalities[given.mask] == layout.index("picture")).all()
 
 
-def test_input_budgets_are_drawn_from_the_least_on() -> None:
+def test_input_budgets_are_drawn_from_min_input_upwards() -> None:
     specs = [spec("picture", GridLayout(shape=(8, 8)))]
     config = MaskingConfig(input_budget=12, target_budget=8, min_input=5)
     counts = Masker(EmbeddingLayout(specs), config)(raw_batch(specs, 2000), seed=0, step=0).inputs.mask.sum(dim=1)
@@ -535,7 +535,7 @@ def test_input_budgets_are_drawn_from_the_least_on() -> None:
     assert MaskingConfig(input_budget=12, min_input=0).least_input == 12
 
 
-def test_by_default_most_samples_have_most_of_their_input_of_one_modality() -> None:
+def test_by_default_one_modality_dominates_the_input_of_most_samples() -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(8, 8))) for n in range(6)]
 
     def share(config: MaskingConfig) -> float:
@@ -548,7 +548,7 @@ def test_by_default_most_samples_have_most_of_their_input_of_one_modality() -> N
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_one_modality_alone_is_the_input_in_a_share_of_the_samples(share: float) -> None:
+def test_single_input_prob_is_the_share_of_samples_with_one_input_modality(share: float) -> None:
     specs = [spec("picture", GridLayout(shape=(8, 8))), spec("other", GridLayout(shape=(8, 8)))]
     specs += [spec("class", VectorLayout(length=1)), spec("raw", PatchesLayout(shape=(3, 3), dim=2))]
     raw = raw_batch(specs, 3000, seed=1, absent=0.3)
@@ -572,7 +572,7 @@ def test_one_modality_alone_is_the_input_in_a_share_of_the_samples(share: float)
     check_batch(EmbeddingLayout(specs), raw, batch, config)
 
 
-def test_the_share_alone_changes_only_the_samples_that_it_takes() -> None:
+def test_single_input_prob_changes_only_the_selected_samples() -> None:
     specs = all_layouts()
     plain = MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=(Mixture(),))
     raw = raw_batch(specs, 200, seed=3)
@@ -583,7 +583,7 @@ def test_the_share_alone_changes_only_the_samples_that_it_takes() -> None:
     assert 0.7 < same.float().mean().item() < 0.9
 
 
-def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> None:
+def test_single_inputs_are_never_empty_and_each_mixture_has_its_own_prob() -> None:
     specs = [spec("picture", GridLayout(shape=(4, 4))), spec("words", sequence(12), 100)]
     specs += [spec("code", GridLayout(shape=(4, 4)))]
     raw = raw_batch(specs, 200, seed=2)
@@ -602,7 +602,7 @@ def test_what_is_empty_is_not_given_alone_and_each_part_has_its_own_share() -> N
 
 
 @pytest.mark.parametrize("alpha", [0.005, 1.0, 50.0])
-def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
+def test_fallback_targets_get_only_the_rest_of_the_budget(alpha: float) -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(4)] + [spec("words", sequence(9, 4), 30)]
     names = [item.name for item in specs]
     mixture = Mixture(
@@ -628,7 +628,7 @@ def test_what_fills_gets_only_what_the_targets_leave(alpha: float) -> None:
     assert {0.005: uneven > 14, 1.0: 4 < uneven < 12, 50.0: uneven < 4}[alpha]
 
 
-def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_has() -> None:
+def test_fallback_targets_change_neither_inputs_nor_other_targets() -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(3)] + [spec("words", sequence(9, 4), 30)]
     raw, layout = raw_batch(specs, 300, seed=4, absent=0.2), EmbeddingLayout(specs)
     names = [item.name for item in specs]
@@ -660,7 +660,7 @@ def test_what_fills_changes_neither_inputs_nor_targets_and_takes_what_no_input_h
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 4, 8])
-def test_where_no_span_fits_a_prefix_goes_before_what_fills(budget: int) -> None:
+def test_a_prefix_of_spans_precedes_fallback_targets(budget: int) -> None:
     specs = [spec("grid", GridLayout(shape=(4, 4))), spec("words", sequence(9, 4), 30)]
     raw, layout = raw_batch(specs, 300), EmbeddingLayout(specs)
     config = MaskingConfig(input_budget=8, target_budget=budget, mixtures=(Mixture(targets=("words",)),))
@@ -672,7 +672,7 @@ def test_where_no_span_fits_a_prefix_goes_before_what_fills(budget: int) -> None
         assert sum(map(len, after.targets.values())) <= budget
 
 
-def test_where_nothing_can_be_given_targets_go_before_what_fills() -> None:
+def test_without_inputs_targets_precede_fallback_targets() -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(4)]
     raw = raw_batch(specs, 100)
     raw.present[:, :2], raw.lengths[:, :2] = False, 0
@@ -691,12 +691,12 @@ def test_where_nothing_can_be_given_targets_go_before_what_fills() -> None:
         ({"fallback_targets": ("code", "clip"), "targets": ("clip",)}, "fallback_targets: clip"),
     ],
 )
-def test_what_fills_stands_beside_targets(part: dict[str, tuple[str, ...]], message: str) -> None:
+def test_fallback_targets_are_checked(part: dict[str, tuple[str, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mixture(**part)
 
 
-def test_what_fills_can_be_made() -> None:
+def test_fallback_targets_are_predictable_modalities() -> None:
     layout = EmbeddingLayout(all_layouts())
     for name, error, message in (
         ("pixels", ConfigError, "masking: mixtures: fallback_targets: pixels: a patches modality"),
@@ -707,12 +707,12 @@ def test_what_fills_can_be_made() -> None:
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_is_from_0_to_1(share: float) -> None:
+def test_single_input_prob_is_from_0_to_1(share: float) -> None:
     with pytest.raises(ValueError, match="single_input_prob"):
         Mixture(single_input_prob=share)
 
 
-def test_what_a_model_only_reads_is_no_target_and_what_it_only_makes_no_input() -> None:
+def test_input_only_and_output_only_modalities_are_respected() -> None:
     specs = all_layouts()
     layout = PublishedLayout(specs, PublishedConfig(inputs_only=("picture",), targets_only=("words",)))
     batch = Masker(layout, MaskingConfig(min_input=0, mixtures=(Mixture(),)))(raw_batch(specs, 30), seed=0, step=0)
@@ -727,7 +727,7 @@ def test_what_a_model_only_reads_is_no_target_and_what_it_only_makes_no_input() 
             Masker(layout, MaskingConfig(mixtures=(mixture,)))
 
 
-def test_mixtures_that_cannot_be_are_errors() -> None:
+def test_impossible_mixtures_are_refused() -> None:
     layout = EmbeddingLayout(all_layouts())
     with pytest.raises(UnknownNameError, match="picture"):
         Masker(layout, MaskingConfig(mixtures=(Mixture(inputs=("pictures",)),)))

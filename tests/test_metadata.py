@@ -65,7 +65,7 @@ def test_a_text_tokenizer_can_be_sent_to_another_process(name: str) -> None:
     assert there.vocabulary.special_tokens == tokenizer.vocabulary.special_tokens
 
 
-def test_what_names_a_field_is_written_once() -> None:
+def test_a_field_name_is_written_once() -> None:
     tokenizer = load("metadata")
     ids = metadata.single_ids(tokenizer)
     tokens = metadata.encode(tokenizer, [{"brightness": 0.5, "num_objects": 3}])[0].tolist()
@@ -226,7 +226,7 @@ def test_tokens_of_other_declarations_give_values_of_this_one() -> None:
     assert metadata.decode(tokenizer, ids) == [{}]
 
 
-def test_a_level_of_another_unit_is_no_value_of_this_one(tmp_path: Path) -> None:
+def test_levels_of_another_unit_are_ignored(tmp_path: Path) -> None:
     before = settings_of("metadata", fields={"speed": {"high": 10, "unit": "m/s"}})
     metadata.train_tokenizer(before, samples(), tmp_path)
     old = metadata.encode(metadata.load_tokenizer(tmp_path, before), [{"speed": 10, "clutter": 1}])
@@ -288,13 +288,13 @@ def test_pixels_are_divided_by_32_and_shares_by_the_range() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_is_read_is_written_as_the_same_level(name: str) -> None:
+def test_levels_of_published_fields_round_trip(name: str) -> None:
     declared = PUBLISHED[name]
     levels = range(declared.levels(1000))
     assert [declared.level(declared.value(level, 1000), 1000) for level in levels] == list(levels)
 
 
-def test_a_level_is_read_as_the_middle_of_what_becomes_it() -> None:
+def test_a_level_decodes_to_the_middle_of_its_interval() -> None:
     assert [PUBLISHED["original_width"].value(level, 1000) for level in (0, 15, 998, 999)] == [16, 496, 31_952, 31_968]
     field = MetadataField(kind="log", low=1, high=1000, bins=4, rounding="down")
     assert [field.level(value, BINS) for value in (1, 9.99, 10.01, 999, 1000)] == [0, 0, 1, 2, 3]
@@ -310,7 +310,7 @@ def test_a_level_is_read_as_the_middle_of_what_becomes_it() -> None:
         ("n_humans", 2.5),
     ],
 )  # fmt: skip
-def test_what_is_no_number_of_a_published_field_is_refused(name: str, value: Any) -> None:
+def test_invalid_numbers_of_published_fields_are_refused(name: str, value: Any) -> None:
     with pytest.raises(InvalidValueError, match=r"expected|outside its range"):
         PUBLISHED[name].level(value, 1000)
 
@@ -398,7 +398,7 @@ def test_geometric_complexity_by_hand() -> None:
     }
 
 
-def test_what_is_shown_is_counted() -> None:
+def test_visible_people_and_classes_are_counted() -> None:
     at = settings_of("semantic_metadata")
     labels = ["person", "chair", "chair", "lamp"]
     semseg = np.array([["floor", "floor", "chair"], ["void", "wall", "person"]])
@@ -413,7 +413,7 @@ def test_what_is_shown_is_counted() -> None:
     }  # fmt: skip
 
 
-def test_what_there_is_nothing_to_measure_of_is_left_out() -> None:
+def test_fields_without_anything_to_measure_are_omitted() -> None:
     at = settings_of("semantic_metadata")
     empty = {"boxes": [], "semseg": np.zeros((4, 4), np.int64), "caption": "..."}
     assert semantic_metadata.derive(empty, at, SPECS) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
@@ -428,7 +428,7 @@ def test_what_there_is_nothing_to_measure_of_is_left_out() -> None:
     assert semantic_metadata.derive({"caption": long}, some, {})["caption_sentences"] == 3
 
 
-def test_what_is_computed_is_clipped_into_its_range() -> None:
+def test_computed_numbers_are_clipped_to_their_range() -> None:
     at = settings_of("semantic_metadata", inputs=["boxes", "caption"])
     crowd = [{"label": "person", "box": [0, 0, 1, 1]}] * 99
     found = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, at, {})
@@ -447,7 +447,7 @@ def test_class_ids_mean_what_semseg_says() -> None:
     assert found == {"object_share": 0.25, "num_classes": 3}
 
 
-def test_what_cannot_be_read_is_not_written() -> None:
+def test_unreadable_metadata_is_not_written() -> None:
     at = settings_of("metadata")
     with pytest.raises(InvalidValueError, match=r"field camera_fov: .*30 to 110"):
         metadata.write_value({"camera_fov": 27.5}, at)

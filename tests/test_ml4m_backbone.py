@@ -280,7 +280,7 @@ def imported(checkpoint: PublishedCheckpoint, folder: Path) -> dict[str, str]:
     return notes
 
 
-def test_half_precision_and_names_that_stand_for_others_come_back(tmp_path: Path) -> None:
+def test_half_precision_and_aliased_names_round_trip(tmp_path: Path) -> None:
     whole = published(VARIANTS["gated"])
     tensors = {name: tensor.to(torch.bfloat16 if ".mlp." in name else tensor.dtype) for name, tensor in
                whole.tensors.items()}  # fmt: skip
@@ -295,7 +295,7 @@ def test_half_precision_and_names_that_stand_for_others_come_back(tmp_path: Path
     assert again.tensors["encoder.0.mlp.fc1.weight"].dtype == torch.bfloat16
 
 
-def test_tables_that_stand_for_one_another_come_back_and_may_be_taken_apart(tmp_path: Path) -> None:
+def test_tied_tables_round_trip_and_may_be_untied(tmp_path: Path) -> None:
     """ml-4m's decoders tie the embedding and output tables by default."""
     logits, table = (f"decoder_embeddings.caption.{leaf}.weight" for leaf in ("to_logits", "token_emb"))
     whole = published(VARIANTS["gated"])
@@ -332,7 +332,7 @@ def test_patches_without_a_size_are_refused(tmp_path: Path, monkeypatch: pytest.
     assert published_modalities(whole)[-1].pixels == PATCH**2
 
 
-def test_what_a_file_says_of_itself_comes_back(tmp_path: Path) -> None:
+def test_file_metadata_round_trips(tmp_path: Path) -> None:
     """4M's code also reads its configuration from the file's metadata, which may be empty."""
     for number, metadata in enumerate(({"dim": "24", "act_layer": "SiLU", "format": "pt"}, {})):
         folder = tmp_path / str(number)
@@ -344,7 +344,7 @@ def test_what_a_file_says_of_itself_comes_back(tmp_path: Path) -> None:
         assert read_published(folder / "again").metadata == metadata
 
 
-def test_what_a_file_says_comes_back_in_its_order(tmp_path: Path) -> None:
+def test_file_metadata_keeps_its_order(tmp_path: Path) -> None:
     """The safetensors library itself writes and reads metadata in random order."""
     whole = published(VARIANTS["gated"])
     metadata = {**{f"key{number}": f'"{number}" ü\n' for number in (3, 1, 4, 0, 5, 9, 2, 6)}, "format": "pt"}
@@ -361,7 +361,7 @@ def test_what_a_file_says_comes_back_in_its_order(tmp_path: Path) -> None:
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_tensor_in_two_files_is_told(tmp_path: Path) -> None:
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     write_published(published(VARIANTS["gated"]), tmp_path)
     save_file({"mask_token": torch.zeros(1, 1, DIM)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"other\.safetensors: has mask_token, as another file|model\.safe.* has"):
@@ -400,7 +400,7 @@ def trained_on(folder: Path, specs: Sequence[ModalitySpec], **changes: Any) -> P
     return train(folder / "run", folder / "tokens", specs, load_model(start).config, config, start=start)
 
 
-def test_a_trained_one_goes_back_too(tmp_path: Path) -> None:
+def test_a_trained_backbone_is_exported(tmp_path: Path) -> None:
     checkpoint = published(VARIANTS["gated"])
     imported(checkpoint, tmp_path)
     before = load_model(tmp_path / "backbone")
@@ -429,7 +429,7 @@ def test_a_trained_one_goes_back_too(tmp_path: Path) -> None:
         assert not whole["tokens.tok_other_32"].any(), "what the published model only makes is no input in training"
 
 
-def test_one_that_was_trained_with_other_modalities_does_not_go_back(tmp_path: Path) -> None:
+def test_a_backbone_trained_with_other_modalities_is_not_exported(tmp_path: Path) -> None:
     imported(published(VARIANTS["gated"]), tmp_path)
     specs = load_model(tmp_path / "backbone").layout.specs
     (tmp_path / "less").mkdir()
@@ -444,7 +444,7 @@ def test_one_that_was_trained_with_other_modalities_does_not_go_back(tmp_path: P
         export_backbone(trained_on(tmp_path, longer))
 
 
-def test_what_no_plugin_has_is_told(tmp_path: Path) -> None:
+def test_modalities_without_a_plugin_are_reported(tmp_path: Path) -> None:
     notes = imported(published(VARIANTS["gated"]), tmp_path)
     assert notes["tok_thing@32"] == "no installed plugin has this name among its aliases"
 
@@ -490,7 +490,7 @@ def test_what_no_plugin_has_is_told(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_bad_ones_are_told_and_nothing_is_written(change: Any, message: str, tmp_path: Path) -> None:
+def test_bad_checkpoints_are_refused_and_nothing_is_written(change: Any, message: str, tmp_path: Path) -> None:
     checkpoint = published(VARIANTS["gated"])
     config, tensors = json.loads(json.dumps(checkpoint.config)), dict(checkpoint.tensors)
     change(config, tensors)
@@ -499,7 +499,7 @@ def test_bad_ones_are_told_and_nothing_is_written(change: Any, message: str, tmp
     assert not (tmp_path / "backbone").exists()
 
 
-def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     write_published(published(VARIANTS["gated"]), tmp_path)
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
@@ -514,7 +514,7 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
         read_published(tmp_path)
 
 
-def test_only_what_was_imported_goes_back(tmp_path: Path) -> None:
+def test_only_imported_backbones_are_exported(tmp_path: Path) -> None:
     from backbone_samples import SMALL, all_layouts
 
     from zoo_backbone.checkpoint import save_model

@@ -144,7 +144,7 @@ def test_a_limit_cuts_between_words_and_all_is_restored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [" " * 17_000, "\u0301" * 17_000])
-def test_what_has_no_id_counts_for_no_limit(before: str, tmp_path: Path) -> None:
+def test_characters_without_an_id_do_not_count_towards_the_limit(before: str, tmp_path: Path) -> None:
     vocabulary = TextVocabulary(CONFIG, published=text_file(tmp_path / "text.json").read_text())
     ids = vocabulary.encode_text("red dogs")
     assert vocabulary.encode_text(f"{before}red dogs", limit=10) == ids
@@ -164,7 +164,7 @@ def test_lengths_that_a_vocabulary_file_states_are_left_to_the_modality(tmp_path
 @pytest.mark.parametrize(
     ("content", "message"), [("{}", "not a file of the tokenizers library"), ("[EOS]", "not a file of the tokenizers")]
 )
-def test_another_file_is_told(content: str, message: str, tmp_path: Path) -> None:
+def test_another_vocabulary_file_is_refused(content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         TextVocabulary(CONFIG, published=content)
     path = text_file(tmp_path / "moved.json", **{"[EOS]": 2, "[SOS]": 3})
@@ -305,7 +305,7 @@ def test_a_tokenizer_is_imported_once_and_runs(tmp_path: Path) -> None:
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
 
 
-def test_what_is_there_is_told_from_others_of_the_same_configuration(tmp_path: Path) -> None:
+def test_checkpoints_with_equal_configurations_are_told_apart_by_weights(tmp_path: Path) -> None:
     """Published variants (CC12M, COYO, text to image) share a configuration; only their weights differ."""
     backbone = {name: published({**VARIANTS["gated"], "domains_in": ["caption"], "domains_out": ["caption"]}, seed=name)
                 for name in ("CC12M", "COYO")}  # fmt: skip
@@ -329,7 +329,7 @@ def test_what_is_there_is_told_from_others_of_the_same_configuration(tmp_path: P
         assert files_in(tmp_path / "out") == before
 
 
-def test_what_was_not_imported_stays(tmp_path: Path) -> None:
+def test_checkpoints_that_were_not_imported_stay(tmp_path: Path) -> None:
     write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "in" / "dinov2_global")
     run(import_command, tmp_path / "in", tmp_path / "out")
     modality = tomllib.loads((tmp_path / "out" / "registry.toml").read_text())["modalities"]["dinov2_global"]
@@ -412,9 +412,7 @@ def test_a_killed_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 10 < last < 39
 
 
-def test_of_two_imports_into_one_folder_one_waits_for_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_imports_into_one_folder_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {"dinov2_global": 768, "human_poses": 207}
     for name, width in widths.items():
         write_published(published_tokenizer(**MEMCODES, n_channels=width), tmp_path / name)
@@ -433,7 +431,7 @@ def test_of_two_imports_into_one_folder_one_waits_for_the_other(
     assert {item.ours for item in told} == set(widths) == set(Zoo.from_toml(out / "registry.toml").names())
 
 
-def test_a_registry_that_lost_what_was_imported_has_it_again(tmp_path: Path) -> None:
+def test_a_repeated_import_restores_lost_registry_entries(tmp_path: Path) -> None:
     write_published(published(PLUGGED), tmp_path / "in" / "4M_B")
     write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "in" / "dinov2_global")
     text_file(tmp_path / "in" / "words.json")
@@ -467,7 +465,7 @@ def test_a_registry_that_names_none_keeps_all_that_have_a_table(tmp_path: Path) 
     assert Zoo.from_toml(tmp_path / "out" / "registry.toml").names() == ["caption", "heightmap"]
 
 
-def test_a_killed_export_goes_on_and_leaves_what_is_of_others(tmp_path: Path) -> None:
+def test_a_killed_export_resumes_and_leaves_foreign_files(tmp_path: Path) -> None:
     checkpoint = published(VARIANTS["gated"])
     write_published(checkpoint, tmp_path / "in")
     run(import_command, tmp_path / "in", tmp_path / "out")
@@ -510,7 +508,7 @@ def test_a_folder_or_its_configuration_says_whose_tokenizer_it_is() -> None:
         assert modality_of(folder, config, zoo) == name
 
 
-def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:
+def test_settings_in_the_registry_stay(tmp_path: Path) -> None:
     write_published(published(VARIANTS["gated"]), tmp_path / "in" / "4M_B")
     out = tmp_path / "out"
     out.mkdir()
@@ -522,7 +520,7 @@ def test_what_was_set_in_the_registry_stays(tmp_path: Path) -> None:
     assert not (out / "tokenizers").exists()
 
 
-def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_given(tmp_path: Path) -> None:
+def test_input_only_and_output_only_modalities_of_a_published_model(tmp_path: Path) -> None:
     """Super-resolution models read tokens at 224 pixels and predict tokens at 448."""
     names = {"domains_in": ["tok_clip@224", "tok_semseg@224"], "domains_out": ["tok_clip@448", "tok_semseg@224"]}
     tables = {"tok_clip_at_224": (196, 8192), "tok_clip_at_448": (784, 8192), "tok_semseg_at_224": (196, 4096)}
@@ -559,7 +557,7 @@ def test_what_a_model_only_reads_is_not_made_and_what_it_only_makes_is_not_given
         assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "in" / file).read_bytes()
 
 
-def test_a_later_import_enables_what_it_brings_and_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+def test_a_later_import_enables_only_its_own_modalities(tmp_path: Path) -> None:
     write_published(published(PLUGGED), tmp_path / "in" / "4M_B")
     tokenizer = tmp_path / "in" / "4M_tokenizers_DINOv2-B14-global_8k_16_224"
     write_published(published_tokenizer(**MEMCODES, n_channels=768), tokenizer)
@@ -579,9 +577,7 @@ def test_a_later_import_enables_what_it_brings_and_leaves_the_others_as_they_are
     ("said", "place"),
     [('[zoo]\ncheckpoints = "elsewhere"\n', "elsewhere"), ("[modalities.caption]\nmax_length = 20\n", CHECKPOINTS)],
 )
-def test_the_vocabulary_is_where_a_registry_that_was_there_before_looks_for_it(
-    said: str, place: str, tmp_path: Path
-) -> None:
+def test_the_vocabulary_is_written_where_an_existing_registry_expects_it(said: str, place: str, tmp_path: Path) -> None:
     write_published(published(VARIANTS["gated"]), tmp_path / "in" / "4M_B")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "registry.toml").write_text(said)
@@ -592,7 +588,7 @@ def test_the_vocabulary_is_where_a_registry_that_was_there_before_looks_for_it(
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_a_folder_that_was_moved_or_copied_is_at_home_after_the_next_import(copied: bool, tmp_path: Path) -> None:
+def test_the_next_import_updates_paths_of_a_moved_or_copied_folder(copied: bool, tmp_path: Path) -> None:
     write_published(published(VARIANTS["gated"]), tmp_path / "in")
     run(import_command, tmp_path / "in", tmp_path / "out")
     (shutil.copytree if copied else shutil.move)(tmp_path / "out", tmp_path / "other")
@@ -604,7 +600,7 @@ def test_a_folder_that_was_moved_or_copied_is_at_home_after_the_next_import(copi
     assert Run.load(tmp_path / "other" / "backbone").tokens == tmp_path / "mine"
 
 
-def test_what_was_set_of_a_modality_stays_when_its_tokenizer_comes(tmp_path: Path) -> None:
+def test_settings_of_a_modality_stay_when_its_tokenizer_is_imported(tmp_path: Path) -> None:
     write_published(published_tokenizer(**MEMCODES, n_channels=207), tmp_path / "in" / "4M_tokenizers_human-poses_1k_8")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "registry.toml").write_text(
@@ -682,7 +678,7 @@ def test_a_link_says_whose_tokenizer_it_is(tmp_path: Path) -> None:
     assert "dinov2_global" in run(import_command, tmp_path / "in", tmp_path / "out")
 
 
-def test_a_run_of_its_own_in_the_place_of_a_backbone_stays(tmp_path: Path) -> None:
+def test_a_user_run_in_place_of_the_backbone_stays(tmp_path: Path) -> None:
     write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "dinov2_global")
     own = tmp_path / "out" / "backbone"
     save_model(FourM(SMALL, all_layouts()), own, {"fingerprints": {}})
@@ -702,7 +698,7 @@ def test_a_run_of_its_own_in_the_place_of_a_backbone_stays(tmp_path: Path) -> No
         ("[zoo]\nmodalities = 3", r"\[zoo\] modalities: expected .*, got int 3"),
     ],
 )  # fmt: skip
-def test_a_registry_that_is_none_is_told_before_anything_is_written(text: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_registry_is_refused_before_anything_is_written(text: str, message: str, tmp_path: Path) -> None:
     write_published(published_tokenizer(**MEMCODES, n_channels=768), tmp_path / "dinov2_global")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "registry.toml").write_text(text)
@@ -711,7 +707,7 @@ def test_a_registry_that_is_none_is_told_before_anything_is_written(text: str, m
     assert files_in(tmp_path / "out") == {"registry.toml": text.encode()}
 
 
-def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
+def test_files_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
     def fails(error: type[ZooError], message: str, *arguments: object) -> None:
         with pytest.raises(error, match=message):
             run(import_command, *arguments, tmp_path / "out")
@@ -838,7 +834,7 @@ def test_a_size_that_the_registry_states_stays(order: tuple[str, ...], sized: Pa
     assert Zoo.from_toml(out / "registry.toml")["clip"].known_settings()["colours"] == "clip"
 
 
-def test_a_stated_size_that_a_tokenizer_does_not_do_is_told(sized: Path) -> None:
+def test_an_impossible_size_in_the_registry_is_reported(sized: Path) -> None:
     out = sized.parent / "out"
     out.mkdir()
     (out / "registry.toml").write_text('[zoo]\ncheckpoints = "tokenizers"\nimage_size = 100\npatch_size = 4\n')

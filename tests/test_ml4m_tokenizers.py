@@ -108,7 +108,7 @@ def test_an_import_computes_what_was_published(case: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_was_imported_is_exported_to_the_bit(case: str, tmp_path: Path) -> None:
+def test_import_and_export_round_trip_bit_for_bit(case: str, tmp_path: Path) -> None:
     checkpoint = published(**CASES[case][0], only_in_training=0.25)
     back = imported(checkpoint, tmp_path / "own", names=()).export_published()
     assert_same(back, checkpoint)
@@ -137,7 +137,7 @@ def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     assert_same(read_published(tmp_path / "again"), checkpoint)
 
 
-def test_what_a_file_says_beside_its_tensors_is_exported(tmp_path: Path) -> None:
+def test_file_metadata_is_exported(tmp_path: Path) -> None:
     """4M's code reads its configuration from the file's metadata."""
     checkpoint = dataclasses.replace(published(**VIT), metadata={"format": "pt", "enc_type": "vit_b_enc"})
     exported = imported(checkpoint, tmp_path / "own", names=()).export_published()
@@ -182,7 +182,7 @@ BAD: dict[str, tuple[dict[str, Any], Callable[[dict[str, Tensor]], Any], str]] =
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_does_not_fit_is_named_and_nothing_is_written(case: str, tmp_path: Path) -> None:
+def test_mismatches_are_named_and_nothing_is_written(case: str, tmp_path: Path) -> None:
     config, change, message = BAD[case]
     sound = published(**(DIVAE if config["class"] == "DiVAE" else VIT))
     tensors = dict(sound.tensors)
@@ -427,7 +427,7 @@ def test_the_installed_modality_is_chosen_by_domain_or_name(zoo: Zoo) -> None:
 
 
 @pytest.mark.parametrize("case", ["features", "vectors"])
-def test_values_that_no_installed_modality_has_are_of_a_neutral_one(case: str, tmp_path: Path) -> None:
+def test_values_without_an_installed_modality_get_a_neutral_one(case: str, tmp_path: Path) -> None:
     assert imported(published(**CASES[case][0]), tmp_path).name == NEUTRAL
 
 

@@ -81,7 +81,7 @@ def test_a_still_for_other_programs_is_no_frame() -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("GIF", {"disposal": 2}), ("PNG", {}), ("WEBP", {"lossless": True})])
-def test_what_is_transparent_in_a_frame_is_white_as_in_a_picture(kind: str, options: dict[str, Any]) -> None:
+def test_transparent_pixels_of_frames_are_white(kind: str, options: dict[str, Any]) -> None:
     """A red square moves over a transparent background that is stored as black."""
     frames = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(5)]
     for number, frame in enumerate(frames):
@@ -221,7 +221,7 @@ def test_columns_go_by_their_names() -> None:
             assert found[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_who_turns_fast_and_falls_freely_or_not_is_no_mistake() -> None:
+def test_fast_rotation_is_not_mistaken_for_swapped_columns() -> None:
     """Rotation rates of nearly 9.81 with an acceleration of g are valid; they are not swapped columns."""
     found = imu.plugin.read_value(b"0,9.8,0,0,9.8,0\n" * 4, "csv", settings("imu"))
     assert found[:, 0].tolist() == pytest.approx([0, 9.8, 0, 0, 9.8, 0])

@@ -39,7 +39,7 @@ def test_ids_by_hand() -> None:
         ([-5, 99, *FIRST], 1),
     ],
 )
-def test_what_is_no_object_is_skipped(ids: list[int], objects: int) -> None:
+def test_ids_that_form_no_object_are_skipped(ids: list[int], objects: int) -> None:
     levels, codes = SMALL.read(ids)
     assert levels.tolist() == [[0, 0]] * objects and codes.tolist() == [[0, 0, 1, 1]] * objects
 
@@ -48,7 +48,7 @@ sizes = strategies.integers(1, 5)
 
 
 @given(strategies.data())
-def test_what_is_written_is_read(data: strategies.DataObject) -> None:
+def test_written_objects_are_read_back(data: strategies.DataObject) -> None:
     names = ("sentinels", "axes", "positions", "codebooks", "codebook_size")
     grammar = ObjectGrammar(bins=data.draw(strategies.integers(2, 9)), **{name: data.draw(sizes) for name in names})
     rng = np.random.default_rng(data.draw(strategies.integers(0, 99)))
@@ -73,7 +73,7 @@ def test_any_ids_are_read(ids: list[int]) -> None:
     assert SMALL.read(SMALL.write(levels, codes))[0].tolist() == levels.tolist()
 
 
-def test_ends_of_an_axis_are_exact_and_what_is_beyond_is_clipped() -> None:
+def test_ends_of_an_axis_are_exact_and_numbers_beyond_are_clipped() -> None:
     axes = (Axis(name="a", low=-2, high=0.3), Axis(name="b"))
     levels = levels_of(axes, np.array([[-2, 0], [0.3, 1], [-9, 9], [-0.85, 0.5]]), 11)
     assert levels.tolist() == [[0, 0], [10, 10], [0, 10], [5, 5]]

@@ -127,7 +127,7 @@ def test_the_other_plugins_of_the_page_keep_the_contract(name: str, example: Cal
     assert ("long_inputs" in {result.name for result in results if result.skipped}) == (name != "Landmarks")
 
 
-def test_a_spectrogram_is_no_view_of_the_picture_beside_it(example: Callable[[str], Zoo], tmp_path: Path) -> None:
+def test_a_spectrogram_is_not_a_view_of_the_picture(example: Callable[[str], Zoo], tmp_path: Path) -> None:
     """Its files may have other proportions than the picture, and image crops do not apply to it."""
     example("Spectrogram")
     names = ["rgb", "spectrogram"]
@@ -172,7 +172,7 @@ def test_an_instance_needs_no_plugin() -> None:
     assert value.classes == ("void", "background", "liver", "kidney", "spleen") and value.unscored == ("void",)
 
 
-def test_all_that_a_series_lets_a_plugin_say_is_named() -> None:
+def test_all_options_of_a_series_plugin_are_documented() -> None:
     section = PAGE.read_text(encoding="utf-8").split("## A time series")[1].split("\n## ")[0].split("Attributes ")[1]
     named = set(re.findall(r"`([a-z_]+)[`(]", section))
     as_of_pictures = set(re.findall(r"`([a-z_]+)[`(]", PAGE.with_name("own-sensor.md").read_text(encoding="utf-8")))

@@ -79,7 +79,7 @@ def test_files_become_values_and_a_raster_of_holes_is_named(sensor: Zoo, tmp_pat
     assert "50% of a band is without data" in reason and "field-46" in reason
 
 
-def test_all_that_the_family_lets_a_plugin_say_is_listed() -> None:
+def test_all_options_of_the_family_are_documented() -> None:
     section = PAGE.read_text(encoding="utf-8").split("## What SpatialModality lets a plugin say")[1].split("\n## ")[0]
     cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     listed = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}

@@ -205,7 +205,7 @@ def test_people_of_perfect_networks_are_the_true_ones(fov: Any, at: tuple[float,
     assert person["box"] == pytest.approx([*np.clip(image, 0, 1).min(0), *np.clip(image, 0, 1).max(0)], abs=0.12)
 
 
-def test_nobody_who_is_outside_of_the_picture_or_behind_the_camera() -> None:
+def test_people_outside_the_picture_or_behind_the_camera_are_left_out() -> None:
     points = landmarks_around(standing()) + np.array([0, 0, -4.0])
     half, region = half_sizes(60.0, 100, 100), Region(x=50, y=50, side=80)
     told = seen(points, region, (100, 100), half, np.eye(3))
@@ -250,7 +250,7 @@ def test_networks_are_found_in_wheels_and_folders_and_recorded(tmp_path: Path) -
     assert heavy["pose_landmark_heavy.tflite"] == hashlib.sha256(b"heavy").hexdigest() and len(heavy) == 2
 
 
-def test_what_is_missing_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     get = r"pip download mediapipe==0.10.21 --no-deps"
 
     def refused(message: str, model: Path | str, **own: Any) -> None:

@@ -67,7 +67,7 @@ def test_a_crop_is_a_square_of_its_photograph(flips: bool) -> None:
     assert any(found[1::2]) == flips
 
 
-def test_what_the_source_does_not_have_is_said() -> None:
+def test_modalities_the_source_does_not_have_are_reported() -> None:
     with pytest.raises(ConfigError, match="photos: has no end; say how many samples to make for 'train'"):
         crops("train", None)
     with pytest.raises(ConfigError, match="no split 'valid'; splits: test, train"):

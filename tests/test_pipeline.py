@@ -159,7 +159,7 @@ if __name__ == "__main__":
     assert {name: theirs[name] for name in mine} == mine
 
 
-def test_a_dead_worker_is_told_with_what_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_about_a_dead_worker_names_a_likely_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     class Dying(ThreadPoolExecutor):
         def __init__(self, workers: int, *_: Any) -> None:
             super().__init__(workers)
@@ -238,9 +238,7 @@ def test_tar_files_of_others_are_not_touched(toy: Callable[..., Zoo], tmp_path: 
         mine.unlink()
 
 
-def test_a_modality_of_which_every_sample_fails_is_an_error_and_tried_again(
-    toy: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     zoo = toy()
     handle = zoo["field"]
     transform = handle.transform
@@ -298,7 +296,7 @@ def test_nothing_enabled_and_no_count_are_said(toy: Callable[..., Zoo], tmp_path
 
 @pytest.mark.parametrize("count", [None, 400])
 @pytest.mark.parametrize("number", [3, 300])
-def test_files_of_nothing_enabled_are_said_however_many(
+def test_files_of_disabled_modalities_are_reported(
     toy: Callable[..., Zoo], tmp_path: Path, number: int, count: int | None
 ) -> None:
     (tmp_path / "mine/xray").mkdir(parents=True)
@@ -390,7 +388,7 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[
 
 
 @pytest.mark.parametrize("place", ["data", "field/made/data"])
-def test_data_that_are_made_among_the_files_are_none_of_them(
+def test_output_inside_the_input_folder_is_not_read_as_input(
     place: str, toy: Callable[..., Zoo], tmp_path: Path
 ) -> None:
     zoo, mine = toy(), tmp_path / "mine"
@@ -452,7 +450,7 @@ def make_pictures(folder: Path, *names: str, modalities: dict[str, Any] | None =
     return make_data(zoo, "folder", folder / "data", train=None, test=0, options=options, workers=1, shard_size=2)
 
 
-def test_a_picture_that_was_refused_beside_another_is_made_once_that_one_is_mended(tmp_path: Path) -> None:
+def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path) -> None:
     pytest.importorskip("zoo_geometry")
     square = dict.fromkeys("abcd", (16, 16))
     pictures(tmp_path / "mine", {"rgb": square, "depth": {**square, "b": (16, 11)}})
@@ -470,7 +468,7 @@ def test_a_picture_that_was_refused_beside_another_is_made_once_that_one_is_mend
     assert make() == {"rgb": (0, 0, 2), "depth": (0, 0, 2)}
 
 
-def test_a_picture_refused_beside_one_that_is_read_by_other_settings_is_made_again(tmp_path: Path) -> None:
+def test_a_sample_refused_for_its_shape_is_made_when_settings_change(tmp_path: Path) -> None:
     """Once depth can be read, it agrees with rgb, so only the mask with the other shape is refused."""
     pytest.importorskip("zoo_geometry")
     pytest.importorskip("zoo_semantics")
@@ -546,7 +544,7 @@ def units(install_example: Callable[..., Path], tmp_path: Path) -> Callable[...,
     return make
 
 
-def test_what_values_are_read_with_leaves_out_tokenizer_and_networks() -> None:
+def test_reading_settings_exclude_tokenizer_and_networks() -> None:
     pytest.importorskip("zoo_geometry")
     own = {"png_scale": 0.1, "tokenizer": {"steps": 3}, "labeller": {"model": "somebody/depth"}}
     zoo = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8, "max_length": 9}, "modalities": {"depth": own}})
@@ -612,7 +610,7 @@ def refuse_for_memory(monkeypatch: pytest.MonkeyPatch, handle: Any, refused: Cal
     monkeypatch.setattr(handle, "read", failing)
 
 
-def test_want_of_memory_passes_wherever_it_lies_behind_an_error() -> None:
+def test_memory_errors_are_recognised_anywhere_in_the_exception_chain() -> None:
     def caught(raises: Callable[[Exception], None], first: Exception) -> Exception:
         try:
             try:
@@ -690,9 +688,7 @@ def test_a_modality_that_bears_another_ones_alias_has_its_own_data(
     assert made(2) == ["dark", "light"]
 
 
-def test_files_that_come_to_lie_between_old_ones_are_made_and_none_twice(
-    toy: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_new_files_between_old_ones_are_made_and_none_twice(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16])
     (mine / "field/f02.npy").write_bytes(b"broken")
@@ -744,7 +740,7 @@ def test_a_file_that_is_replaced_by_another_is_made_again(toy: Callable[..., Zoo
     assert of_files(zoo, mine, data)["field"] == (4, 0, 2)
 
 
-def test_an_instance_with_files_of_its_own_gets_none_of_its_plugins(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     """Samples and splits without its own files get no value for it."""
     mine, data = tmp_path / "mine", tmp_path / "data"
     files = {"train/field/a": 0.25, "train/field/b": 0.25, "train/lamp/a": 0.5, "test/field/c": 0.25}
@@ -848,9 +844,7 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
     assert counts(derive_data(other, data, workers=1))["dark"][2] == 0
 
 
-def test_what_is_derived_of_values_that_have_changed_is_derived_again(
-    units: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_values_are_derived_again_when_their_inputs_change(units: Callable[..., Zoo], tmp_path: Path) -> None:
     data, zoo = tmp_path / "data", units()
 
     def write(**numbers: float) -> None:
@@ -878,7 +872,7 @@ def test_what_is_derived_of_values_that_have_changed_is_derived_again(
     assert ValueStore(data).keys("train", "dark") == ["a", "b"]
 
 
-def test_what_is_skipped_in_one_split_is_an_input_in_another(
+def test_a_modality_skipped_in_one_split_is_an_input_in_another(
     toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
 ) -> None:
     install_example("alpha", derived("dark"))
@@ -947,7 +941,7 @@ def test_no_sample_is_to_blame_where_the_machine_fails(
     assert [(o.written, o.failed) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
 
 
-def test_what_was_not_derived_as_memory_ran_out_is_derived_the_next_time(
+def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
     toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(enabled=("field", "dark")), tmp_path / "data"
@@ -985,7 +979,7 @@ def test_a_sample_is_not_left_out_where_memory_ran_out_as_it_was_made(
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyError("x")])
-def test_what_a_sample_of_a_source_raises(
+def test_errors_in_a_sample_of_a_source(
     error: Exception, toy: Callable[..., Zoo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = toy().source("toy").samples("train", 3, 0, {})
@@ -996,7 +990,7 @@ def test_what_a_sample_of_a_source_raises(
         samples[1]
 
 
-def test_what_is_derived_follows_what_all_are_offered(
+def test_derivation_follows_shared_settings(
     toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
 ) -> None:
     own_setting = {"    levels: int = 16\n": "    levels: int = 16\n    shade: float = 1.0\n"}
@@ -1035,7 +1029,7 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(
 
 
 @pytest.mark.parametrize("wanted", [None, ["alpha"]])
-def test_what_was_derived_is_an_input_when_its_own_are_gone(
+def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
     wanted: list[str] | None, toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
 ) -> None:
     install_example("alpha", derived("dark"))

@@ -212,7 +212,7 @@ def exact(people: list[dict[str, Any]], crop: Crop, **own: Any) -> list[dict[str
 @pytest.mark.parametrize(
     "crop", [Crop(), Crop(flip=True), Crop(top=0.1, left=0.2, height=0.8, width=0.5, flip=True)], ids=str
 )
-def test_what_is_taken_apart_is_joined_again(crop: Crop) -> None:
+def test_split_and_join_are_inverse(crop: Crop) -> None:
     assert len(exact([person({5: (0.4, 0.1, 0)}), person({16: (0, 1, 1)}, (-0.3, 0.1, -6), 1.4)], crop)) >= 1
 
 
@@ -458,7 +458,7 @@ def test_the_published_size() -> None:
     assert [ids.start for ids in spec.ordered_ids] == list(range(201, 28_201, 1000))
 
 
-def test_of_people_as_4m_has_them_any_part_stays() -> None:
+def test_4m_people_keep_any_visible_part() -> None:
     value, crop = person(box=[0, 0.1, 0.3, 0.9]), Crop(left=0.29, width=0.71)
     assert plugin.transform([value], crop, Settings(NAME)) == []
     (seen,) = plugin.transform([value], crop, PUBLISHED)

@@ -66,7 +66,7 @@ def test_a_local_folder_is_recorded_with_the_digests_of_its_files(tmp_path: Path
 ALL = ("config.json", "model.safetensors")
 
 
-def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
+def test_missing_files_are_one_line_errors(tmp_path: Path) -> None:
     refused(PretrainedConfig(model=str(tmp_path / "absent")), "absent", "no such folder")
     refused(PretrainedConfig(model="~nobody-at-all/net"), "~nobody-at-all/net: no such folder")
     refused(PretrainedConfig(model="no_owner"), "no_owner", "hub id (owner/name)")
@@ -153,7 +153,7 @@ def test_a_network_is_loaded_once_whatever_thread_asks(tmp_path: Path) -> None:
     assert config.load(build_slowly) is not found[0]
 
 
-def test_what_a_mac_lays_beside_files_is_none_of_a_network(tmp_path: Path) -> None:
+def test_macos_metadata_files_are_ignored(tmp_path: Path) -> None:
     folder = fill(tmp_path / "net")
     before = PretrainedConfig(model=str(folder)).record()
     for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):

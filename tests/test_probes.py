@@ -74,7 +74,7 @@ def test_a_plugin_that_leaves_files_to_the_defaults_passes(install_example: Inst
         ),
     ],
 )
-def test_a_refusal_that_is_none_is_noticed(act: str, message: str, install_example: Install) -> None:
+def test_an_error_that_is_not_a_refusal_is_noticed(act: str, message: str, install_example: Install) -> None:
     sound = "value = np.load(io.BytesIO(data))\n        if value.ndim == 3 and len(value): return value\n        "
     install_example("mistaken_map", {SCORE: READ.format(sound + act) + SCORE})
     assert message in checked("mistaken_map")
@@ -89,7 +89,7 @@ def test_a_refusal_in_many_characters_is_noticed(install_example: Install) -> No
     assert "NaN in it: it is refused in 811 characters, expected one line below 500" in checked("wordy_map")
 
 
-def test_a_file_that_is_read_as_what_cannot_be_written_is_noticed(install_example: Install) -> None:
+def test_reading_a_value_that_cannot_be_written_is_noticed(install_example: Install) -> None:
     write = """    @hookimpl
     def write_value(self, value):
         import io
@@ -104,7 +104,7 @@ def test_a_file_that_is_read_as_what_cannot_be_written_is_noticed(install_exampl
     assert "zeros everywhere: it is read as float32 (1, 16, 16) 0..0, which is no value" in checked("picky_map")
 
 
-def test_what_is_read_has_to_be_encoded(install_example: Install) -> None:
+def test_values_that_are_read_must_be_encodable(install_example: Install) -> None:
     act = """        from tokenizers_zoo.errors import InvalidValueError
         if not values.any(): raise InvalidValueError("nothing on it")
         means = reduce(values,"""

@@ -213,7 +213,7 @@ def test_people_come_back(world: World) -> None:
     assert np.allclose(poses.coordinates(again, fitted, options)[:, :16], numbers[:, :16], atol=1e-6)
 
 
-def test_of_a_person_who_is_cut_off_box_and_place_agree(world: World) -> None:
+def test_box_and_position_of_a_cut_off_person_agree(world: World) -> None:
     (seen,) = poses.seen(
         [AT_REST], Crop(top=0, left=0.4, height=0.6, width=0.6), poses.options(world.zoo[POSES].settings)
     )
@@ -266,7 +266,7 @@ def test_blocks_may_come_in_any_order(world: World, rest: dict[str, str]) -> Non
             assert np.array_equal(mine, theirs)
 
 
-def test_of_damaged_people_the_whole_ones_are_read(world: World, rest: dict[str, str]) -> None:
+def test_complete_people_among_damaged_ones_are_read(world: World, rest: dict[str, str]) -> None:
     blocks = list(rest.values())
     whole = " ".join((REST_BOX, *blocks))
 
@@ -293,7 +293,7 @@ def test_of_damaged_people_the_whole_ones_are_read(world: World, rest: dict[str,
     assert people("dog") == people("none none") == 0
 
 
-def test_of_damaged_instances_the_whole_ones_are_read(world: World) -> None:
+def test_complete_instances_among_damaged_ones_are_read(world: World) -> None:
     codes = "v0=5 v1=511 " * 8
 
     def polygon(left: int) -> str:
@@ -456,13 +456,13 @@ def small(folder: Path, *names: str) -> Zoo:
 
 
 @pytest.mark.parametrize("name", [POSES, MASKS])
-def test_one_keeps_the_contract(name: str, tmp_path: Path) -> None:
+def test_published_sequences_keep_the_contract(name: str, tmp_path: Path) -> None:
     results = conformance_results(small(tmp_path, name), name)
     assert [f"{result.name}: {result.message}" for result in results if not result.passed] == []
     assert not (tmp_path / "tokenizers").exists()  # the checks remove their vocabulary
 
 
-def test_the_road_of_one_that_is_alone(tmp_path: Path) -> None:
+def test_one_sequence_modality_from_training_to_stored_tokens(tmp_path: Path) -> None:
     """Training also makes the vocabulary; stored tokens stay valid after the vocabulary has grown."""
     from stores import writing_values
 

@@ -110,7 +110,7 @@ def test_training_and_eval_mode_agree(config: QuantizerConfig) -> None:
     torch.testing.assert_close(got.codes, expected.codes, atol=2e-6, rtol=1e-5)
 
 
-def test_codes_without_a_direction_are_as_rarely_tokens_as_in_training() -> None:
+def test_zero_codes_are_rarely_used_in_eval_as_in_training() -> None:
     """k-means on few latents leaves zero rows; their cosine of 0 must not win against negative cosines."""
     config = QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8, revive_below=0.0)
     torch.manual_seed(0)
@@ -123,7 +123,7 @@ def test_codes_without_a_direction_are_as_rarely_tokens_as_in_training() -> None
     assert torch.equal(quantizer.train()(latents).tokens, tokens)
 
 
-def test_codes_that_are_used_no_more_keep_their_direction() -> None:
+def test_unused_codes_keep_their_direction() -> None:
     """In a cosine codebook without revival, unused codes stay when their moving averages reach 0."""
     config = QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=8, decay=0.5, revive_below=0.0)
     torch.manual_seed(0)

@@ -116,7 +116,7 @@ def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitud
     ],
     ids=["vq_euclidean", "vq_cosine", "simvq", "lfq", "bsq"],
 )
-def test_what_the_commitment_weight_counts_is_the_mean_squared_distance(config: QuantizerConfig, times: float) -> None:
+def test_commitment_loss_is_the_mean_squared_distance(config: QuantizerConfig, times: float) -> None:
     """SimVQ adds it twice (arXiv 2411.02038): with weight 1 for the codes and 0.25 for the latents."""
     latents = some_latents()[..., :6]
     losses = []
@@ -131,7 +131,7 @@ def test_what_the_commitment_weight_counts_is_the_mean_squared_distance(config: 
 
 
 @pytest.mark.parametrize("kind", ["lfq", "bsq"])
-def test_what_the_entropy_weight_counts_is_the_entropy_of_bits(kind: str) -> None:
+def test_entropy_loss_is_the_entropy_of_bits(kind: str) -> None:
     latents = some_latents()[..., :6]
     losses = []
     for weight in (0.0, 2.0):

@@ -151,7 +151,7 @@ def test_several_codes_of_fsq_are_no_worse_than_one() -> None:
     assert errors["residual_fsq"] < errors["fsq"]
 
 
-def test_the_same_toy_collapses_with_what_libraries_take() -> None:
+def test_the_toy_collapses_with_library_defaults() -> None:
     """Random initialization without revival, the defaults of vector-quantize-pytorch."""
     naive = QuantizerConfig(
         kind="vq", codebook_size=1024, distance="euclidean", decay=0.8, kmeans_iterations=0, revive_below=0.0

@@ -181,7 +181,7 @@ def test_a_pixel_has_no_data_where_no_band_has() -> None:
 
 
 @pytest.mark.parametrize("plugin", [multispectral.plugin, heightmap.plugin])
-def test_a_number_for_no_data_that_single_precision_has_not_is_nowhere(plugin: Any) -> None:
+def test_a_nodata_number_outside_single_precision_matches_nothing(plugin: Any) -> None:
     bands = plugin.channels
     data = tiff_bytes(np.full((bands, 4, 4) if bands > 1 else (4, 4), 0.5, np.float32), nodata=-1.797e308)
     found = plugin.read_value(data, "tif", settings("multispectral" if bands > 1 else "heightmap"))
@@ -285,7 +285,7 @@ def test_slopes_that_face_the_sun_are_bright() -> None:
     assert west > 1.3 * east  # the sun is in the north-west; a slope that rises to the east faces west
 
 
-def test_what_stands_for_a_missing_height_is_a_setting() -> None:
+def test_the_number_for_missing_heights_is_a_setting() -> None:
     trench = npy(np.array([[-9999.0, 5.0]]))
     found = heightmap.plugin.read_value(trench, "npy", settings("heightmap", nodata=float("nan")))
     np.testing.assert_array_equal(found, [[[-9999, 5]]])

@@ -81,7 +81,7 @@ def test_one_name_of_two_distributions_names_both_and_others_work(install_exampl
     assert not any("twice" in key for key in only({"twice": {"enabled": False}}).problems())
 
 
-def test_a_mistake_in_what_all_share_is_told_where_it_stands(install_example: Install, tmp_path: Path) -> None:
+def test_a_mistake_in_shared_settings_is_located(install_example: Install, tmp_path: Path) -> None:
     inner = {"    levels: int = 16\n": "    levels: int = 16\n    inner: Inner = Inner()\n"}
     install_example(
         "light", inner | {"@dataclass(frozen=True, kw_only=True, slots=True)\nclass ExampleSettings": INNER}
@@ -246,7 +246,7 @@ def test_a_mistyped_key_may_mean_one_that_the_registry_reads(install_example: In
 
 
 @pytest.mark.parametrize("table", ["[zoo]\ncheckpoints", "[modalities.strict]\ncheckpoint"])
-def test_a_home_that_is_none_is_a_mistake_of_the_file(table: str, install_example: Install, tmp_path: Path) -> None:
+def test_an_invalid_home_folder_is_a_mistake_of_the_file(table: str, install_example: Install, tmp_path: Path) -> None:
     install_example("strict")
     place = write_registry(tmp_path / "registry.toml", f"{table} = '~nobody-at-all/x'\n")
     expected = rf"registry.toml:2 {re.escape(table.replace(chr(10), ' '))}: ~nobody-at-all/x: there is no home folder"
@@ -273,7 +273,7 @@ def test_shared_keys_that_nothing_takes_are_a_problem(install_example: Install, 
     assert "[vocabularies] txet" in problems and "[zoo] levels" not in problems
 
 
-def test_another_quantizer_leaves_out_what_was_for_the_first() -> None:
+def test_another_quantizer_drops_the_settings_of_the_first() -> None:
     zoo = Zoo.from_toml(Path(__file__).parent.parent / "registry.toml")
     assert "levels" in zoo["depth"].settings["tokenizer"]
     zoo["depth"].check_overrides({"quantizer": "vq"})
@@ -296,7 +296,7 @@ class InstanceDefaults(SpatialSettings):
     tokenizer: TokenizerConfig = Slow(steps=5000, quantizer="residual_vq", num_codebooks=2)
 
 
-def test_a_table_replaces_only_its_own_keys_of_what_a_plugin_sets_by_an_instance() -> None:
+def test_a_table_replaces_only_its_own_keys_of_plugin_defaults() -> None:
     settings = Settings("x", {"tokenizer": {"learning_rate": 1e-4}})
     given = settings.take(InstanceDefaults).tokenizer
     assert given == Slow(steps=5000, quantizer="residual_vq", num_codebooks=2, learning_rate=1e-4)
@@ -318,7 +318,7 @@ class ClassDefaults(SpatialSettings):
 
 
 @pytest.mark.parametrize("cls", [InstanceDefaults, ClassDefaults])
-def test_another_quantizer_in_a_table_leaves_out_what_a_plugin_set_for_the_first(cls: type[SpatialSettings]) -> None:
+def test_another_quantizer_in_a_table_drops_plugin_settings_of_the_first(cls: type[SpatialSettings]) -> None:
     """The same holds for a preset's quantizer, and for a table's quantizer on top of a preset."""
 
     def kind(**own: object) -> tuple[str, int | None]:
@@ -542,7 +542,7 @@ def test_wrappers_run_around_the_one_plugin_that_is_meant(
     assert "wrapper tracer" not in zoo.problems()
 
 
-def test_a_wrapper_that_is_none_is_refused_and_the_others_work(install: Install, install_example: Install) -> None:
+def test_an_invalid_wrapper_is_refused_and_the_others_work(install: Install, install_example: Install) -> None:
     thief = WRAPPER.replace("(wrapper=True)", "").replace("result = yield", "result = values")
     install("zoo-thief", {"tokenizers_zoo.wrappers": {"thief": "zoo_thief:plugin"}}, {"zoo_thief": thief})
     install_example("one")
@@ -600,7 +600,7 @@ def test_a_source(install: Install) -> None:
         source.samples("train", 3, 0, {"levle": 1})
 
 
-def test_what_is_shared_and_does_not_suit_a_source_may_be_given_to_it_alone() -> None:
+def test_a_shared_setting_that_a_source_refuses_may_be_set_for_it_alone() -> None:
     """[zoo] image_size may be two numbers, but the source scenes draws squares and takes one."""
     source = Zoo.from_tables({"zoo": {"image_size": [16, 32]}}).source("scenes")
     with pytest.raises(

@@ -117,7 +117,7 @@ def test_a_sheet_is_cut_into_the_pictures_that_were_put_in(tmp_path: Path) -> No
     assert set(opened(cells[1][0] or "").convert("RGB").getcolors() or []) == {(CELL * CELL // 2, (0, 128, 0))}
 
 
-def test_texts_of_a_sheet_are_wrapped_and_end(tmp_path: Path) -> None:
+def test_texts_of_a_sheet_are_wrapped_and_truncated(tmp_path: Path) -> None:
     picture = plain("red")
     words = "word " * 2000
     assert write_sheet(tmp_path / "x.png", ["a" * 500, "b"], [[words, picture], ["x" * 3000, picture]])
@@ -576,9 +576,7 @@ def test_a_value_that_cannot_be_read_leaves_the_others_of_a_shared_checkpoint(tm
     assert found.samples == 2 and found.texts == [("a red ball", "a red ball"), ("one box", "one box")]
 
 
-def test_what_judges_a_shared_checkpoint_is_spread_over_all_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_checkpoint_is_judged_on_evenly_spread_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenizers_zoo.report.samples.SCORED", 2)
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
     TextVocabulary.train(VocabularyConfig(), ["a red ball"]).save(zoo["caption"].checkpoint)
@@ -604,7 +602,7 @@ def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
         registry_of(tmp_path)
 
 
-def test_a_page_says_where_the_registry_was_that_is_gone(run: Run, zoo: Zoo, tmp_path: Path) -> None:
+def test_a_page_names_the_place_of_a_missing_registry(run: Run, zoo: Zoo, tmp_path: Path) -> None:
     folder, _ = run
     nothing = "none: every installed modality with its default settings"
     assert nothing in write_report(zoo, folder).read_text(encoding="utf-8")

@@ -95,7 +95,7 @@ def test_the_pages_show_every_modality_and_every_setting(zoo: Zoo, tmp_path: Pat
     assert 'src="pictures' not in text + light  # pictures are embedded in the pages
 
 
-def test_what_is_damaged_in_one_modality_is_a_problem_on_the_page(install_example: Install, tmp_path: Path) -> None:
+def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Install, tmp_path: Path) -> None:
     names = ("light", "odd", "pinned")
     for name in names:
         install_example(name)
@@ -123,7 +123,7 @@ def test_what_is_damaged_in_one_modality_is_a_problem_on_the_page(install_exampl
         ({"metrics": {}, "usage": [1], "perplexity": 2}, "expected a number as codebook usage, got [1]"),
     ],
 )
-def test_figures_that_are_none_are_a_problem_on_the_page(zoo: Zoo, figures: dict[str, Any], told: str) -> None:
+def test_invalid_figures_are_a_problem_on_the_page(zoo: Zoo, figures: dict[str, Any], told: str) -> None:
     path = zoo["light_32"].checkpoint / "evaluation.json"
     path.write_text(json.dumps(figures))
     text = write_zoo_report(zoo).read_text(encoding="utf-8")

@@ -355,7 +355,7 @@ def change_weights(run: Path) -> None:
     save_model(model, run, {key: config[key] for key in ("train", "fingerprints")})
 
 
-def test_of_crops_the_whole_samples_count(world: World, tmp_path: Path) -> None:
+def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Path) -> None:
     """The space, index, queries and recall use whole samples with plain keys, as if there were no crops."""
     other, plain = copied(world, tmp_path / "world"), tmp_path / "plain"
     data, tokens = world.root / "data", other.root / "tokens"

@@ -57,7 +57,7 @@ def found_by(space: dict[str, Affine], held_out: dict[str, Vectors]) -> float:
     return recall(space["a"](held_out["a"]), space["c"](held_out["c"]))["recall"]["1"]
 
 
-def test_what_is_shared_is_found_in_samples_that_were_not_fitted_to() -> None:
+def test_the_shared_space_generalises_to_new_samples() -> None:
     held_out = views(50, 2)
     assert found_by(fit("shared", views(400, 1)), held_out) > 0.5
     for kind in ("plain", "centred", "whitened"):
@@ -94,7 +94,7 @@ def test_one_modality_has_nothing_to_share_and_is_whitened() -> None:
     assert np.allclose(np.linalg.norm(shared(rows), axis=1), 1, atol=1e-6)
 
 
-def test_nothing_is_left_of_what_is_never_beside_another() -> None:
+def test_a_modality_never_paired_with_another_is_projected_to_zero() -> None:
     vectors = views(600, 1)
     vectors["c"][:400] = vectors["a"][400:] = vectors["b"][400:] = np.nan
     space = fit("shared", {name: vectors[name] for name in "acb"})  # this order leaves a rounding error
@@ -103,7 +103,7 @@ def test_nothing_is_left_of_what_is_never_beside_another() -> None:
     assert recall(space["a"](held_out["a"]), space["b"](held_out["b"]))["recall"]["1"] > 0.5
 
 
-def test_who_is_unpaired() -> None:
+def test_unpaired_modalities() -> None:
     present = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]], bool)
     assert unpaired("abcd", present) == ["c", "d"] and unpaired("a", present[:, :1]) == ["a"]
 

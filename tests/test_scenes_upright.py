@@ -101,13 +101,13 @@ def test_pitch_is_removed() -> None:
         ("plant", "potted plant", 20, -90), ("lamp", "floor lamp", 20, -90),
     ],
 )  # fmt: skip
-def test_what_has_no_front_shows_the_viewer_one(label: str, noun: str, degrees: float, expected: float) -> None:
+def test_things_without_a_front_face_the_viewer(label: str, noun: str, degrees: float, expected: float) -> None:
     found = boxed(block(label, noun, (0.3, 0.6, 0.4), math.radians(degrees)))
     assert math.degrees(found["yaw"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("label", ["picture", "window", "door"])
-def test_what_hangs_on_a_wall_looks_into_the_room(label: str) -> None:
+def test_things_on_a_wall_face_the_room(label: str) -> None:
     wall = walls(room())[0]  # the wall in front of the camera
     half = (0.5, 0.3, 0.02)
     found = boxed(Thing(label, label, "", [Part(BOX, half, (0, 0, 0), SURFACE)], half, wall.at(0, 1.5), wall.turn))
@@ -139,7 +139,7 @@ def test_a_cylinder_lies_or_stands() -> None:
         (CAPSULE, (0.2, 0.5, 0)),
     ],
 )  # fmt: skip
-def test_how_far_a_solid_reaches(shape: str, size: Vector) -> None:
+def test_extents_of_solids(shape: str, size: Vector) -> None:
     """Compared with many surface points that follow MuJoCo's definitions of sizes."""
     draw = np.random.default_rng(0)
     unit = draw.normal(size=(40_000, 3))
@@ -164,7 +164,7 @@ def test_how_far_a_solid_reaches(shape: str, size: Vector) -> None:
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
-def test_boxes_hold_what_is_seen_of_the_things() -> None:
+def test_boxes_contain_the_visible_pixels_of_things() -> None:
     """All pixels of a thing, back-projected by depth, lie in its box, and some lie near each side."""
     settings = SceneSettings(image_size=48, max_boxes=64, min_fov=56.0, max_fov=74.0)
     touched = list[bool]()

@@ -507,7 +507,7 @@ def test_void_is_declared_where_the_classes_have_it() -> None:
     assert sorted(stored) == ["classes", "dtype", "fields", "high", "kind", "low", "shape", "unit"], "as data have it"
 
 
-def test_a_constant_baseline_is_no_blank_picture_where_that_is_worth_nothing() -> None:
+def test_the_constant_baseline_of_edges_is_not_blank() -> None:
     lines = [np.zeros((1, 8, 8), np.float32) for _ in range(8)]
     for row, line in enumerate(lines):
         line[0, row] = 1  # each pixel is on in one value of eight
@@ -522,7 +522,7 @@ def test_a_constant_baseline_is_no_blank_picture_where_that_is_worth_nothing() -
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
-def test_a_constant_baseline_is_not_one_whose_metric_is_no_number(higher_is_better: bool) -> None:
+def test_constant_baselines_with_nan_scores_are_rejected(higher_is_better: bool) -> None:
     """For example, the correlation with a flat answer is NaN."""
 
     class Correlated(SpatialModality):
@@ -782,7 +782,7 @@ def test_half_of_a_batch_is_mirrored() -> None:
     assert same == [not flip for flip in flipped]
 
 
-def test_what_is_no_view_of_a_picture_is_not_mirrored() -> None:
+def test_values_that_are_not_views_of_a_picture_are_not_mirrored() -> None:
     class Map(type(PLUGINS["depth"])):  # type: ignore[misc]
         transform = None
 

@@ -82,7 +82,7 @@ def test_weights_are_those_of_the_table() -> None:
     assert quantizer_loss > 0.001
 
 
-def test_a_channel_that_never_varies_in_training_is_not_all_that_the_model_sees() -> None:
+def test_a_constant_channel_does_not_dominate_standardised_values() -> None:
     """An empty band in training data may have content later; a band that varies little may have another unit."""
     green = np.linspace(0, 200, 16 * 16).reshape(16, 16)
     pictures = [np.stack([green, green * 0 + 7, green // 100]).astype(np.uint8) for _ in range(4)]
@@ -103,7 +103,7 @@ def test_codes_of_pictures_are_spread_unless_the_table_says_otherwise() -> None:
     )
 
 
-def test_what_the_table_says_of_losses_is_part_of_the_run() -> None:
+def test_loss_settings_are_part_of_the_run() -> None:
     plain, other = ({**TINY}, {**TINY, "l1_weight": 0.5, "class_balance": 0.0})
     assert "l1_weight" not in rgb.plugin.setup(settings("rgb", tokenizer=plain)).describe()
     told = rgb.plugin.setup(settings("rgb", tokenizer=other)).describe()
@@ -171,7 +171,7 @@ def test_hinge_by_hand() -> None:
     assert float(hinge_loss(true, made)) == pytest.approx(0.5 * (0.5 / 2 + 1.0 / 2))
 
 
-def test_a_model_is_to_raise_what_the_critic_says_of_it() -> None:
+def test_the_model_maximises_the_critic_score() -> None:
     """The critic is the identity: it scores the output as 2.0 and the truth as 0.5."""
     outputs, target = torch.full((2, 1, 4, 4), 2.0), torch.full((2, 1, 4, 4), 0.5)
     loss, critic_loss = adversarial_losses(nn.Identity(), outputs, target)
@@ -252,7 +252,7 @@ def test_patience_begins_with_the_critic(tmp_path: Path, monkeypatch: pytest.Mon
     assert (result["steps"], result["kept_step"]) == (8, 6)
 
 
-def test_what_the_critic_says_counts_by_the_weight_of_the_table() -> None:
+def test_the_critic_counts_with_adversarial_weight() -> None:
     torch.manual_seed(0)
     task = rgb.plugin.task(settings("rgb", tokenizer={**TINY, "adversarial_weight": 0.3}))
     module, critic = task.build(SAMPLES.train, np.random.default_rng(0)), task.build_critic()

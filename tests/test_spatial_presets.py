@@ -24,7 +24,7 @@ def published(name: str, **own: Any) -> Settings:
 
 
 @pytest.mark.parametrize("name", PLUGINS)
-def test_the_published_size_goes_over_what_is_shared_and_under_what_is_given(name: str) -> None:
+def test_a_preset_overrides_shared_settings_but_not_given_ones(name: str) -> None:
     plugin = PLUGINS[name]
     spec = plugin.modality_spec(published(name))
     assert spec.vocab_size == PUBLISHED_CODES[name] and spec.layout.shape == (14, 14)

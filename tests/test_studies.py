@@ -120,7 +120,7 @@ def test_a_line_through_the_losses_of_three_widths(tmp_path: Path) -> None:
         ("--seeds", "0", "scaling.py: error: argument --seeds: invalid positive value: '0'"),
     ],
 )
-def test_what_a_study_cannot_do_is_said_in_a_line(tmp_path: Path, option: str, value: str, told: str) -> None:
+def test_impossible_studies_are_refused_in_one_line(tmp_path: Path, option: str, value: str, told: str) -> None:
     refused = run_study("scaling", tmp_path / "other", option, value)
     assert told in refused.stderr.splitlines()[-1] and "Traceback" not in refused.stderr
     assert refused.returncode and not (tmp_path / "other").exists()
@@ -179,7 +179,7 @@ def a_seed(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
     return {"old": dict.fromkeys(new, rows), "new": {**new, "all": figures(end)}}
 
 
-def test_when_a_grown_model_is_where_one_over_all_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_a_grown_model_reaches_the_joint_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "studies"))
     growing = importlib.import_module("growing")
     shares = growing.shares_of("0.2,0.4, 1")

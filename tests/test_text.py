@@ -203,7 +203,7 @@ TEXT_LIKE: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", TEXT_LIKE)
-def test_what_is_no_value_is_refused_in_one_line(name: str) -> None:
+def test_invalid_values_are_refused_in_one_line(name: str) -> None:
     for value in TEXT_LIKE[name]:
         with pytest.raises(InvalidValueError, match=f"^{name}: ") as error:
             PLUGINS[name].encode(load(name), [value])

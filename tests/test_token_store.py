@@ -270,7 +270,7 @@ def test_shards_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
                 TokenColumn(split, "m")
 
 
-def test_names_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_unknown_names_are_reported(tmp_path: Path) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     store = TokenStore(tmp_path)
     assert (store.splits(), store.modalities("train"), store.data) == (["train"], ["m"], None)

@@ -58,7 +58,7 @@ def trained(zoo: Zoo, data: Path, *names: str) -> None:
         train_tokenizer(zoo, name, data)
 
 
-def test_training_samples_are_what_can_be_read_with_all_that_shares_the_vocabulary(
+def test_training_samples_are_the_readable_values_of_all_sharing_modalities(
     toy: Callable[..., Zoo], tmp_path: Path
 ) -> None:
     zoo = toy({"modalities": {"more": {"plugin": "words"}}})
@@ -608,7 +608,7 @@ def test_unrecorded_data_are_known_by_place_or_values(toy: Callable[..., Zoo], t
     assert counts(tokenize(zoo, tmp_path / "three", out)) == {"train/words": (0, 3, 0)}
 
 
-def test_nothing_of_other_data_stays_where_overwriting_is_killed(
+def test_a_killed_overwrite_keeps_no_tokens_of_other_data(
     toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, out = toy(), tmp_path / "tokens"

@@ -66,7 +66,7 @@ def test_at_once_as_one_by_one(place: Path) -> None:
     assert [line.partition(":")[0] for line in one] == sorted(names)
 
 
-def test_one_that_fails(place: Path) -> None:
+def test_a_failing_tokenizer_does_not_stop_the_others(place: Path) -> None:
     """The error is one line, finished tokenizers are kept, and the same command resumes after the repair."""
     shard = next((place / "data" / "train" / "normal").glob("*.tar"))
     sound = shard.read_bytes()
@@ -110,7 +110,7 @@ def fails_first(zoo: Zoo, job: Path) -> str:
     return job.name
 
 
-def test_after_an_error_nothing_is_begun_and_what_runs_is_given(tmp_path: Path) -> None:
+def test_after_an_error_no_job_starts_and_running_ones_finish(tmp_path: Path) -> None:
     """Waiting jobs are not started; results of running jobs are returned, so that their work is not lost."""
     given = []
     with pytest.raises(ZooError, match="no more"):
@@ -132,7 +132,7 @@ def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatc
     assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
 
 
-def test_what_a_killed_run_has_left_has_as_many_threads_as_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remaining_jobs_of_a_killed_run_use_the_same_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread count changes the last bits of a network's output."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(ahead, "QUOTA", Path("/nowhere"))
@@ -163,7 +163,7 @@ def test_a_container_may_have_less_than_its_cores(
     assert ahead.cores() == found
 
 
-def test_a_registry_that_is_open_has_what_was_trained_beside_it(place: Path) -> None:
+def test_an_open_zoo_sees_newly_trained_tokenizers(place: Path) -> None:
     opened = Zoo.from_toml(place / "four.toml")
     jobs = [TokenizerJob(name=name, data=place / "data", overrides={"steps": 1}) for name in ("depth", "normal")]
     list(train_tokenizers(opened, jobs, workers=2))

@@ -168,7 +168,7 @@ def test_the_loop_is_adamw(tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], old * decay - rate * step, atol=2e-5, rtol=0)
 
 
-def test_what_is_saved_is_the_average_of_the_weights_of_all_steps(tmp_path: Path) -> None:
+def test_the_ema_weights_are_saved(tmp_path: Path) -> None:
     """The decay is min((1 + step) / (10 + step), ema_decay)."""
     module = Autoencoder(VectorTask().quantizer)
     task, seen = VectorTask(), list[dict[str, torch.Tensor]]()
@@ -186,7 +186,7 @@ def test_what_is_saved_is_the_average_of_the_weights_of_all_steps(tmp_path: Path
         torch.testing.assert_close(saved[name], expected, atol=1e-6, rtol=0)
 
 
-def test_the_gradient_is_bounded_and_told_as_it_was(tmp_path: Path) -> None:
+def test_gradients_are_clipped_and_logged_unclipped(tmp_path: Path) -> None:
     """After one step, the optimizer's first moment is 0.1 times the gradient."""
 
     def one_step(limit: float) -> tuple[float, float]:
@@ -248,7 +248,7 @@ def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted
         train(VectorTask(), fewer, CONFIG, uninterrupted, 0)
 
 
-def test_a_run_that_was_killed_before_it_saved_anything_is_in_nobodys_way(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_save_is_replaced(uninterrupted: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(CONFIG, steps=40, eval_every=7)
     with pytest.raises(Killed):
         train(VectorTask(), SAMPLES, other, tmp_path, 1, on_step=killed_at(6))
@@ -269,7 +269,7 @@ def test_other_values_of_the_same_number_are_another_run(tmp_path: Path) -> None
         train(VectorTask(), samples("b"), CONFIG, tmp_path, 0)
 
 
-def test_without_a_provenance_the_values_tell_of_which_a_run_is(tmp_path: Path) -> None:
+def test_without_provenance_runs_are_identified_by_values(tmp_path: Path) -> None:
     own = dataclasses.replace(SAMPLES, provenance={})
     train(VectorTask(), own, CONFIG, tmp_path / "new", 0)
     again = dataclasses.replace(own, train=[value.copy() for value in own.train])
@@ -291,7 +291,7 @@ def test_without_a_provenance_the_values_tell_of_which_a_run_is(tmp_path: Path) 
         (torch.zeros(3), torch.ones(3)),
     ],
 )
-def test_values_of_any_kind_tell(value: Any, other: Any) -> None:
+def test_any_kind_of_value_can_be_hashed(value: Any, other: Any) -> None:
     def contents(*values: Any) -> Any:
         return TrainingSamples(train=values, test=[]).record()["provenance"]["contents"]
 
@@ -351,7 +351,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         train(VectorTask(), SAMPLES, CONFIG, tmp_path / "run", 0)
 
 
-def test_what_a_run_leaves(uninterrupted: Path) -> None:
+def test_files_of_a_finished_run(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()} - {".lock"}
     assert names == {
         "README.md", "config.json", "evaluation.json", "metrics.jsonl", "model.safetensors", "run.json", "samples",
@@ -608,7 +608,7 @@ def test_pictures_are_side_by_side() -> None:
     assert picture_rows([("a", "b")]) is None
 
 
-def test_what_is_judged_is_spread_over_the_split(tmp_path: Path) -> None:
+def test_evaluation_samples_are_spread_over_the_split(tmp_path: Path) -> None:
     judged: list[list[int]] = []
 
     class Watched(VectorTask):

@@ -120,7 +120,7 @@ def test_rates_of_short_runs_by_hand() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize(("steps", "warmup"), [(200, 100), (201, 100), (4000, 100), (12, 3), (3, 0), (1, 0)])
-def test_rates_are_what_they_were_where_there_is_room(steps: int, warmup: int, schedule: str) -> None:
+def test_learning_rates_of_long_runs_are_unchanged(steps: int, warmup: int, schedule: str) -> None:
     """Rates are unchanged bit for bit, so runs of older versions resume exactly."""
     config = TrainConfig(steps=steps, warmup_steps=warmup, schedule=schedule, min_learning_rate=1e-4)
     for step in range(steps):
@@ -197,7 +197,7 @@ def test_learned_weights_come_to_half_of_one_over_the_loss() -> None:
     assert weights[4] == 1.0, "what has no targets learns nothing"
 
 
-def test_no_weights_are_none_at_all() -> None:
+def test_default_loss_weights_are_none() -> None:
     assert (
         LossBalance(EmbeddingLayout(all_layouts()), TrainConfig(), torch.device("cpu")).weights(torch.ones(7)) is None
     )

@@ -88,7 +88,7 @@ def test_the_losses_that_are_logged_are_of_the_kind_of_the_settings(store: Path,
         assert found[name] == pytest.approx(expected[loss], rel=1e-5), name
 
 
-def test_a_step_moves_the_learned_weights_of_what_had_targets(store: Path, tmp_path: Path) -> None:
+def test_a_step_updates_learned_weights_of_modalities_with_targets(store: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(ONE_STEP, balance="uncertainty")
     found = logged(tmp_path, store, config)
     model = FourM.seeded(SMALL, all_layouts(), config.seed)
@@ -101,7 +101,7 @@ def test_a_step_moves_the_learned_weights_of_what_had_targets(store: Path, tmp_p
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weight_decay_shrinks_what_decays_and_nothing_else(optimizer: Any) -> None:
+def test_weight_decay_applies_only_to_decayed_parameters(optimizer: Any) -> None:
     model = FourM(dataclasses.replace(SMALL, bias=True), all_layouts())
     made = Optimizer(model, dataclasses.replace(TRAINING, optimizer=optimizer, weight_decay=0.5))
     before = {}

@@ -358,7 +358,7 @@ def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> Non
     assert (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns == stamp
 
 
-def test_of_crops_the_whole_sample_has_the_label(world: World, tmp_path: Path) -> None:
+def test_labels_belong_to_whole_samples_not_crops(world: World, tmp_path: Path) -> None:
     """Results equal those without crops; tables use the keys of samples."""
     tokenize(world.zoo, world.root / "data", tmp_path / "tokens", modalities=["light"], crops=2)
     assert TokenStore(tmp_path / "tokens").split("train").crops == 2
@@ -516,7 +516,7 @@ def test_an_answer_does_not_depend_on_longer_samples_beside_it(world: World, tmp
     assert together[0] != pytest.approx(probe.predict({"letters": [rows[0]]})[0], rel=1e-4)
 
 
-def test_of_values_with_fields_only_the_field_is_held(world: World, tmp_path: Path) -> None:
+def test_only_the_target_field_is_kept_in_memory(world: World, tmp_path: Path) -> None:
     values = {f"k{number:02}": {"total": number, "list": list(range(1000, 6000))} for number in range(60)}
     write_values(tmp_path, world.zoo, "train", "facts", values)
     store, task = ValueStore(tmp_path / "data"), Task.parse("facts.total", world.zoo)
@@ -610,7 +610,7 @@ def test_features_depend_on_no_other_sample(
     assert 0 < len(some.cached) < 60
 
 
-def test_what_is_kept_fits_and_holds_no_more_memory_than_it_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_feature_cache_stays_within_its_memory_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     network, samples = network_and_samples(world, ("light",))
     size = FeatureCache(network, samples).get([0])[0].nbytes
     monkeypatch.setattr(probe, "CACHE_BYTES", 10 * size + size // 2)
@@ -621,7 +621,7 @@ def test_what_is_kept_fits_and_holds_no_more_memory_than_it_says(world: World, m
 
 
 @pytest.mark.parametrize("given", ["light", "letters,light"])
-def test_weights_depend_neither_on_what_is_kept_nor_on_a_kill(
+def test_weights_depend_neither_on_the_cache_nor_on_a_kill(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     """Compare a cache of all, some and no features, and a run with a partial cache that is killed."""
@@ -655,7 +655,7 @@ def used_by(world: World, text: str, **table: Any) -> Split:
 
 
 @pytest.mark.parametrize("text", ["zones", "facts.first"])
-def test_places_are_learned_from_or_judge(world: World, text: str) -> None:
+def test_training_and_validation_labels_are_disjoint(world: World, text: str) -> None:
     found = {labels: used_by(world, text, labels=labels) for labels in (60, 96)}
     learned, judged = (
         {labels: {used.samples.keys[place] for place in getattr(used, name)} for labels, used in found.items()}
@@ -709,7 +709,7 @@ class Watch:
         monkeypatch.setattr(ProbeTask, "score", marked)
 
 
-def test_no_sample_both_teaches_and_judges(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_sample_both_trains_and_validates(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
     metrics = train(world, tmp_path, "facts.total", labels=80, seed=2)
     keys, _ = world.tokens("light", "train")

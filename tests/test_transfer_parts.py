@@ -79,7 +79,7 @@ def test_a_pooled_linear_layer_by_hand() -> None:
     assert [name for name, _ in head.named_parameters()] == ["out.weight", "out.bias"]
 
 
-def test_an_attentive_head_by_hand_and_blind_to_what_is_not_there() -> None:
+def test_an_attentive_head_by_hand_ignores_masked_tokens() -> None:
     torch.manual_seed(0)
     config = ModelConfig(dim=DIM, encoder_depth=1, decoder_depth=1, heads=1)
     head, features = Attentive(config, 3), torch.randn(2, 5, DIM)
@@ -163,7 +163,7 @@ def test_the_rows_of_neighbouring_numbers_start_alike() -> None:
 @pytest.mark.parametrize(
     "layout", [SequenceLayout(max_length=5, end=0, sentinel_start=1, num_sentinels=2), VectorLayout(length=5)]
 )
-def test_what_a_modality_calls_numbers_are_numbers_to_the_head(layout: SequenceLayout | VectorLayout) -> None:
+def test_the_head_uses_the_numeric_ids_of_a_modality(layout: SequenceLayout | VectorLayout) -> None:
     ids = (OrderedIds(start=10, count=64),)
     boxes = dataclasses.replace(spec(ValueSpec(kind="object"), layout, 80), ordered_ids=ids)
     assert Tokens.fit([[10, 11]], boxes, "").ordered_ids == ids
@@ -184,7 +184,7 @@ def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) ->
 
 
 @torch.no_grad()
-def test_a_decoder_with_caches_writes_what_its_slow_twin_writes() -> None:
+def test_decoding_with_caches_equals_the_slow_reference() -> None:
     torch.manual_seed(1)
     head = TokenDecoder(CONFIG, KIND)
     head.out.weight.normal_()  # makes the answers differ

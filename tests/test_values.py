@@ -56,7 +56,7 @@ NOT_FINITE = "every number has to be finite: fill the others first"
         (ValueSpec(kind="object"), "lists and dicts of JSON types"),
     ],
 )
-def test_what_is_expected(spec: ValueSpec, words: str) -> None:
+def test_descriptions_of_expected_values(spec: ValueSpec, words: str) -> None:
     assert expected_value(spec) == words
 
 
@@ -76,7 +76,7 @@ def test_what_is_expected(spec: ValueSpec, words: str) -> None:
         (None, "NoneType None"),
     ],
 )
-def test_what_was_got(value: Any, words: str) -> None:
+def test_descriptions_of_received_values(value: Any, words: str) -> None:
     assert describe(value) == words
 
 
@@ -110,7 +110,7 @@ def test_bounds_are_inclusive(number: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_what_is_cut_off_at_a_bound_is_within_it(dtype: str) -> None:
+def test_values_clipped_at_a_bound_are_within_it(dtype: str) -> None:
     spec = ValueSpec(shape=("n",), dtype=dtype, low=0.01, high=100.3)
     cut = np.array([0, 200], dtype).clip(0.01, 100.3)
     assert float(cut[0]) != 0.01 and float(cut[1]) != 100.3
@@ -224,7 +224,7 @@ def test_bounds_that_no_number_meets_or_all_do_are_told(low: float, high: float 
         ),
     ],
 )
-def test_what_files_beside_values_and_tokens_cannot_hold_is_told(changes: dict[str, Any], words: str) -> None:
+def test_metadata_that_files_cannot_hold_is_refused(changes: dict[str, Any], words: str) -> None:
     sound = {"value": ValueSpec(shape=(2,)), "layout": VectorLayout(length=2), "vocab_size": 8}
     ModalitySpec(name="x", summary="x", **{**sound, "value": ValueSpec(shape=(2,), low=np.float64(-1))})
     with pytest.raises(PluginError, match=f"x: ModalitySpec {words}.*give Python's own"):
@@ -364,7 +364,7 @@ def test_want_of_memory_is_nothing_wrong_with_tokens(monkeypatch: pytest.MonkeyP
         checked_tokens(GRID, [torch.zeros(2, 3, dtype=torch.int64)])
 
 
-def test_what_tokens_are_expected() -> None:
+def test_descriptions_of_expected_tokens() -> None:
     assert expected_tokens(GRID) == "int64 (batch, 2, 3) in [0, 10)"
     assert expected_tokens(VECTOR) == "int64 (batch, 4) in [0, 10)"
     assert expected_tokens(PATCHES) == "float32 (batch, 4 tokens, 5)"

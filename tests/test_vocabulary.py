@@ -153,7 +153,7 @@ def test_any_ids_decode(ids: list[int]) -> None:
     assert not any(isinstance(a, str) and isinstance(b, str) for a, b in pairwise(pieces))
 
 
-def test_decode_stops_at_the_end_and_skips_what_means_nothing() -> None:
+def test_decode_stops_at_the_end_and_skips_meaningless_ids() -> None:
     word = VOCABULARY.encode_text("chair")
     ids = [PAD, *word, CONFIG.sentinel_start, CONFIG.size - 1, Special, CONFIG.end, *word]
     ids[ids.index(Special)] = VOCABULARY.encode([Special("<b>")])[0]
@@ -190,7 +190,7 @@ def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
         "ab " * 20 + "é" * 3000,
     ],
 )
-def test_what_lies_far_beyond_the_limit_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_far_beyond_the_limit_has_no_effect(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = (0, 1, 5, 19, 40)
     cut = [VOCABULARY.encode_text(text, limit) for limit in limits]
     monkeypatch.setattr("tokenizers_zoo.wordpieces.PieceMatcher.longest", None)  # matches the whole text

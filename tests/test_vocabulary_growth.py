@@ -387,7 +387,7 @@ def test_a_training_goes_on_once_the_vocabulary_has_grown(
     assert torch.equal(after[used + 2 :], before[used + 2 :]), "those stand for nothing, as before"
 
 
-def test_what_is_new_of_a_vocabulary_that_has_grown_is_not_known(world: World, add_mood: None) -> None:
+def test_new_ids_of_a_grown_vocabulary_count_as_unknown(world: World, add_mood: None) -> None:
     """The table has a row for each id of the capacity; rows of ids unused in training count as new."""
     used = describe_vocabulary(world.zoo(), "text").vocabulary.used
     grow_vocabulary(world.zoo(), "text")
@@ -413,7 +413,7 @@ def test_what_is_new_of_a_vocabulary_that_has_grown_is_not_known(world: World, a
     assert ids_in_use(world.run, handles) == ids, "it counts as the others"
 
 
-def test_what_has_no_row_of_its_own_is_not_frozen(world: World, add_mood: None) -> None:
+def test_freeze_is_refused_for_a_modality_without_rows_of_its_own(world: World, add_mood: None) -> None:
     grow_vocabulary(world.zoo(), "text")
     zoo = world.zoo()
     config = load_model(world.run).config

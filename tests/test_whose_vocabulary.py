@@ -102,7 +102,7 @@ def test_a_vocabulary_of_one_modality_is_learned_from_its_texts(
     assert describe_vocabulary(zoo, vocabulary).missing == ()
 
 
-def test_the_texts_of_all_who_write_in_it_are_learned(make: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_vocabulary_learns_the_texts_of_all_its_modalities(make: Callable[..., Zoo], tmp_path: Path) -> None:
     """This holds even if one of these modalities has the vocabulary's name."""
     zoo = make({"journal": "journal", "notes": "journal", "other": "elsewhere"})
     for name, colour in (("journal", "red"), ("notes", "blue"), ("other", "green")):
@@ -166,7 +166,7 @@ def test_text_that_the_disk_does_not_give_now_is_not_left_out(
         list(samples.texts())
 
 
-def test_one_that_is_no_text_in_the_place_of_a_vocabulary_is_its_own_problem(
+def test_a_modality_in_place_of_a_text_vocabulary_is_its_own_problem(
     make: Callable[..., Zoo], install_example: Install, tmp_path: Path
 ) -> None:
     install_example("journal")
@@ -200,7 +200,7 @@ def test_one_that_is_no_text_in_the_place_of_a_vocabulary_is_its_own_problem(
     assert train_tokenizer(other, "field", data, out=tmp_path / "mine") == tmp_path / "mine"
 
 
-def test_one_that_names_the_vocabulary_of_others_is_not_in_its_way(
+def test_a_modality_that_claims_a_text_vocabulary_does_not_disturb_it(
     make: Callable[..., Zoo], install_example: Install
 ) -> None:
     """The mismatch is reported as a problem of that modality only."""

@@ -120,7 +120,7 @@ def test_nothing_leaves_the_box() -> None:
 # ---------------------------------------------------------------- camera
 
 
-def test_what_a_pixel_sees_is_projected_back_to_it() -> None:
+def test_pixels_are_projected_back_to_themselves() -> None:
     held = camera.Handheld.grasp(np.random.default_rng(1), 2.0)
     there = held.project(0.3, held.rays(0.3, 8), 8)
     centres = np.arange(8) + 0.5

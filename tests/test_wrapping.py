@@ -50,7 +50,7 @@ def test_the_wrapper_of_the_page_knows_which_modality_is_called(
     assert [line.partition(" samples")[0] for line in told] == ["one: encode: 3", "three: encode: 2", "two: decode: 6"]
 
 
-def test_what_the_plugin_gives_and_raises_comes_through_the_wrapper(
+def test_results_and_errors_pass_through_the_wrapper(
     page_installed: None, install_example: Install, tmp_path: Path
 ) -> None:
     install_example("one")

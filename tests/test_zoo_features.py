@@ -103,7 +103,7 @@ def test_a_network_that_is_not_there_is_said_in_one_line(name: str, tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_unasked_it_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+def test_by_default_a_missing_network_is_skipped(tmp_path: Path) -> None:
     wanted = {"rgb": {}, "caption": {}, "palette": {}, "clip": {"network": {"model": str(tmp_path / "absent")}}}
     others = {name: {"enabled": False} for name in Zoo.installed().names() if name not in wanted}
     zoo = zoo_of(**others, **wanted)
@@ -157,7 +157,7 @@ def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
     assert np.abs(values[0][:, 0, 0] - vector.numpy()).max() > 0.02  # other positions have other vectors
 
 
-def test_what_derived_the_values_is_recorded(clip_folder: Path, tmp_path: Path) -> None:
+def test_the_network_of_derived_values_is_recorded(clip_folder: Path, tmp_path: Path) -> None:
     """A second run skips the values. Other weights or another size recompute them."""
     model = tmp_path / "model"
     model.mkdir()
