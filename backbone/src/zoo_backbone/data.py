@@ -66,7 +66,7 @@ class TokenData:
             raise DataError(f"{root / split}: {wanted} {', '.join(self.columns)}; tokenize the same data")
 
     def _check_keys(self) -> None:
-        """Raise DataError where shards of two modalities are of other samples."""
+        """Raise DataError if shards of two modalities contain different samples."""
         columns = list(self.columns.values())
         for first, other in itertools.pairwise(columns):
             for shard, (one, two) in enumerate(zip(first.manifests, other.manifests, strict=True)):
@@ -92,7 +92,7 @@ class TokenData:
         return {name: column.fingerprint for name, column in self.columns.items()}
 
     def contents(self) -> str:
-        """Return the sha256 (hex) of all keys and tokens, as the manifests have it."""
+        """Return the sha256 (hex) of all keys and tokens, from the manifests."""
         return samples_digest(self.columns)
 
     def rows(self, samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -224,7 +224,7 @@ def open_sources(
         if split != TRAIN and split not in store.splits():
             continue
         if split == TRAIN and not number and not config.datasets and not known:
-            names = None  # the only store has all, or says which it lacks
+            names = None  # a single store has all modalities, or reports the missing ones
         else:
             names = [spec.name for spec in specs if spec.name in _read(dataset, store, split)]
             _check_named(dataset, [spec.name for spec in specs], store, split)
@@ -326,7 +326,8 @@ class Mix:
         self.maskers = [Masker(layout, masking_of(source, config)) for source in sources]
 
     def taken(self, samples: int) -> list[int]:
-        """Return how many of the first `samples` samples are of each store; no number falls as `samples` grows."""
+        """Return how many of the first `samples` samples come from each store; the numbers never decrease as `samples`
+        grows."""
         counts = []
         for share in self._shares[:-1]:
             counts.append(math.floor(samples * share))

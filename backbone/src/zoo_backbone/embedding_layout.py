@@ -25,7 +25,7 @@ from tokenizers_zoo.spec import (
 from zoo_backbone.config import ModelConfig
 
 Positions = Literal["grid", "line", "learned", "stored"]
-"""How position embeddings arise: computed for the cells of a grid or for the places of a sequence, or as weights."""
+"""Kinds of position embeddings: computed for the cells of a grid or the places of a sequence, or stored as weights."""
 POSITION_SCALE = 2.0
 """Amplitude of the sin-cos positions. Targets use them to find the inputs at their own position, which a small model
 learns much later at the usual amplitude of 1.0."""
@@ -50,7 +50,7 @@ class Rows:
 
 
 class EmbeddingLayout:
-    """Where the tokens, positions and modality embedding of each spec lie in the tables, in the order of the specs.
+    """The rows of each spec's tokens, positions and modality embedding in the shared tables, in the order of the specs.
 
     Appending a modality leaves all earlier rows in place. On disk each modality has its own tensors, so a checkpoint
     loads in any order of modalities. Raises ConfigError for specs that contradict each other.
@@ -252,9 +252,9 @@ def grid_angles(shape: tuple[int, ...], pairs: int) -> Tensor:
 def init_ordered_ids(rows: Tensor, runs: Iterable[OrderedIds], std: float) -> None:
     """Initialise ids that are numbers so that near levels have similar rows and learn together.
 
-    `rows` is a table `ids dim`. Each of the `dim` channels is a wave over the levels with random frequency and phase,
-    which gives two rows a similarity of about exp(-(distance / REACH)^2 / 2): random Fourier features (Rahimi and
-    Recht 2007, section 3). Values have standard deviation `std`.
+    `rows` is a table `ids dim`. Every channel is a cosine over the levels with random frequency and phase (random
+    Fourier features, Rahimi and Recht 2007, section 3). Two rows then have a similarity of about exp(-(distance /
+    REACH)^2 / 2). Values have standard deviation `std`.
     """
     for ids in runs:
         levels = torch.arange(ids.count).unsqueeze(1) / max(ids.count - 1, 1)

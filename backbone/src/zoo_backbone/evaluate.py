@@ -75,7 +75,7 @@ NUMBER = 7
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
-    """Which pairs of inputs and target `zoo backbone eval` scores, in the table [eval]."""
+    """The table [eval]: pairs of inputs and target that `zoo backbone eval` scores."""
 
     inputs: tuple[tuple[str, ...], ...] | None = None
     """Sets of input modalities; absent: each modality alone. `--input` overrides it."""
@@ -90,7 +90,7 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """How much is evaluated, and how."""
+    """Settings of an evaluation."""
 
     samples: int = 32
     """Held-out samples per pair."""
@@ -108,7 +108,7 @@ class EvaluationConfig:
     steps: int = 1
     """Decoding steps of scored grids and vectors. More steps make the tokens of a draw more consistent."""
     gallery_pairs: int = 24
-    """The first so many pairs get a gallery."""
+    """Number of pairs with a gallery: the first ones."""
     gallery_samples: int = 4
     """Samples in a gallery."""
     gallery_draws: int = 3

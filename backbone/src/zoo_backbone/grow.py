@@ -34,9 +34,10 @@ REPORT = "growth.json"
 PRETRAINED_LR_SCALE = 0.3
 """Default `pretrained_lr_scale` when growing: at the full rate, pretrained weights forget more."""
 NEW_TARGETS = 8.0
-"""Samples with new modalities as targets, for one with new inputs and one of any to any."""
+"""Number of samples with new targets, per sample with new inputs and per sample with any inputs and targets."""
 REPLAY, REPLAY_APART = 0.25, 0.5
-"""Default share of replayed samples: if the other samples have all old modalities as targets, too, and otherwise."""
+"""Default share of replayed samples: the first if the other samples also have all old modalities as targets, else the
+second."""
 OLD_TARGETS = 0.5
 """Smallest share of the target budget for old modalities in samples with new and old targets."""
 
@@ -53,7 +54,7 @@ class Trained:
     `asked_from_now` returned then."""
     fingerprints: Mapping[str, str]
     run: Run | None
-    """Where its tokens are; None if it was imported."""
+    """The folder of its tokens; None if it was imported."""
 
     @classmethod
     def load(cls, folder: Path) -> Trained:
@@ -144,7 +145,7 @@ def growing_mixtures(
 
     Most samples have new targets, with the inputs, weights and shares of the components of `asked`. Unless `frozen`,
     the rest of their target budget goes to the old targets of any component. For each `NEW_TARGETS` of these samples,
-    one has new inputs and old targets, and one leads from anything to anything.
+    one has new inputs and old targets, and one has any inputs and targets.
     """
     layout = _layout(specs, model or ModelConfig())
     read = [name for name in old if name in layout.readable]

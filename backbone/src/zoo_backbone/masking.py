@@ -16,7 +16,7 @@ targets from the rest:
 
 Budgets are full whenever the sample has enough tokens: a share that a modality cannot use goes to the others. A sample
 with fewer tokens than both budgets splits them in proportion, so that there is always something to predict. A short
-modality is the only input only where a component asks for it, by `single_input_prob`.
+modality is the only input only if a component sets `single_input_prob`.
 
 Masks are a pure function of (seed, step, slot, sample). Random numbers are Philox's (Salmon et al. 2011), keyed by the
 seed and counted by step and slot, so the mask of a sample does not depend on the batch size or on other samples.
@@ -49,9 +49,9 @@ class Draws:
     """The random numbers of a batch; each slot has the same numbers in any batch."""
 
     component: Floats
-    """`batch`, uniform: which component of the mixture."""
+    """`batch`, uniform: selects the component of the mixture."""
     budget: Floats
-    """`batch`, uniform: how much of the input budget."""
+    """`batch`, uniform: selects the sample's input budget."""
     single_input: Floats
     """`batch`, uniform: whether the input is a single modality."""
     rounding: Floats

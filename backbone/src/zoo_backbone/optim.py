@@ -88,7 +88,7 @@ class Muon:
 EPSILON = 1e-8
 TOKEN_TABLE = "token_embedding.weight"
 RATE_AT = 128
-"""The width at which learning rates of Muon are tuned."""
+"""Model width for which learning rates of Muon are tuned."""
 
 
 def for_width(rate: float, width: int) -> float:

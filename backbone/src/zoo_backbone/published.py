@@ -1,4 +1,4 @@
-"""The published 4M models (github.com/apple/ml-4m): where they differ from ours, as subclasses."""
+"""The published 4M models (github.com/apple/ml-4m): their differences from ours, as subclasses."""
 
 from __future__ import annotations
 

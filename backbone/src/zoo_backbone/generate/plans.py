@@ -47,8 +47,9 @@ class TargetPlan:
     name: str
     """The modality."""
     scheme: Scheme = "layout"
-    """Grids and vectors: "maskgit" decides the most confident tokens first (arXiv 2202.04200), "roar" a random order
-    (4M, arXiv 2312.06647), "autoregressive" row by row. Sequences: "autoregressive". "layout": the first that fits."""
+    """Decoding order. Grids and vectors: "maskgit" decides the most confident tokens first (arXiv 2202.04200), "roar"
+    uses a random order (4M, arXiv 2312.06647), "autoregressive" goes row by row. Sequences: "autoregressive". "layout":
+    the first that fits."""
     steps: int = 0
     """Decoding steps of a grid or vector, at most one per token; 0: 8 steps, or one per token if autoregressive.
     Sequences always take one step per token."""
@@ -56,10 +57,10 @@ class TargetPlan:
     """How many tokens each step decides: few first ("cosine"), equally many ("linear"), few first and last
     ("s-curve")."""
     temperature: float = 1.0
-    """Divides the logits; 0 takes the most likely id."""
+    """Sampling temperature, by which logits are divided; 0 selects the most likely id."""
     temperature_schedule: TemperatureSchedule = "constant"
-    """How the temperature of a grid or vector falls to `final_temperature`: not at all, "linear", or "inverse": fast at
-    first, as in 4M's published settings."""
+    """Schedule of the temperature of a grid or vector, down to `final_temperature`: constant, "linear", or "inverse"
+    (fast at first, as in 4M's published settings)."""
     final_temperature: float = 0.0
     """The last temperature of a falling schedule."""
     top_k: int = 0

@@ -1,4 +1,4 @@
-"""Sampling of token ids: how many per step, at which temperature, from which ids, with which noise."""
+"""Sampling of token ids: number per step, temperature, filters and noise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASKED: Mapping[str, Callable[[float], float]] = MappingProxyType(
         "s-curve": lambda done: (1 + math.cos(math.pi * done)) / 2,
     }
 )
-"""Share of the tokens that is still masked after a share of the steps."""
+"""Fraction of tokens still masked, as a function of the fraction of finished steps."""
 INVERSE_RANGE = 100
 """The "inverse" curve runs from 1 to this number."""
 IDS, CONFIDENCE, ORDER = range(3)

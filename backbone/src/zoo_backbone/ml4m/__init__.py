@@ -1,1 +1,1 @@
-"""Backbones that 4M published (github.com/apple/ml-4m): opened as ours, and written back."""
+"""Backbones that 4M published (github.com/apple/ml-4m): import and export."""

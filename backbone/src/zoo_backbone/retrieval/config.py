@@ -13,7 +13,7 @@ Search = Literal["exact", "approximate"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingConfig:
-    """How one modality of a sample becomes a vector."""
+    """Settings of the vector of a sample's modality."""
 
     embedding: Embedding = "encoder"
     """encoder: mean features of the modality's tokens; predicted: the value of the global modality `via` that the

@@ -51,7 +51,7 @@ Pair = tuple[str, str]
 
 
 def default_folder(run: Path, split: str) -> Path:
-    """Return RUN/retrieval, which the report shows, or RUN/retrieval-SPLIT for other splits than test."""
+    """Return RUN/retrieval, shown by the report, or RUN/retrieval-SPLIT for other splits than test."""
     return run / (FOLDER if split == TEST else f"{FOLDER}-{split}")
 
 
