@@ -17,7 +17,7 @@ from zoo_geometry.pose_networks import Landmarks, Region, anchors
 METRES = 100.0  # pixels of the landmark network's input per metre, in the fake answers
 STILL = np.zeros((24, 3))
 LINES = np.array([(11, 15), (12, 16), (11, 23), (12, 24), (23, 27), (24, 28), (27, 31), (28, 32), (0, 11)])
-"""Pairs of landmarks between which the picture shows somebody."""
+"""Pairs of landmarks; the picture shows the person between the two points."""
 
 
 def standing(turns: np.ndarray = STILL, bones: np.ndarray = body.ADULT) -> np.ndarray:

@@ -92,7 +92,7 @@ VECTORS_ALONE = {
     "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",
     'return repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': "raise NotImplementedError",
 }
-"""Changes of the example plugin that make it an input only, vectors of one number, that cannot be decoded."""
+"""Changes that make the example plugin an input-only modality: vectors of one number without a decoder."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tokenizers_zoo.data.manifest import DATASET, Split, read_record, read_split
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 
 Values = Mapping[str, tuple[bytes, str]]
-"""By key the bytes of a value and their extension."""
+"""Map each key to the bytes of its value and their file extension."""
 
 
 def write_values(root: Path, split: str, modalities: Mapping[str, Values], shard_size: int = 500) -> None:

@@ -219,7 +219,7 @@ def test_sparse_and_dense_gradients_update_alike() -> None:
     assert 0 < moved.sum() < len(moved)
 
 
-def test_vocabularies_without_targets_are_left_alone() -> None:
+def test_vocabularies_without_targets_are_not_updated() -> None:
     specs = all_layouts()
     model = FourM.seeded(SMALL, specs, 0)
     optimizer = Optimizer(model, TRAINING)

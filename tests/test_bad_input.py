@@ -287,7 +287,7 @@ def test_a_damaged_configuration_is_named(world: World, folder: str) -> None:
         ("run/metrics.jsonl", '{"step": 1}\n{"step" 2}\n', (ROAD["report"],)),
     ],
 )
-def test_a_file_of_a_run_that_holds_something_else_is_named(
+def test_run_file_with_unexpected_content_is_named(
     world: World, file: str, content: str, commands: tuple[str, ...]
 ) -> None:
     (world.folder / file).write_text(content)
@@ -480,7 +480,7 @@ def test_invalid_shards_and_parts(world: World) -> None:
         world(words).refused("data/dataset.json: damaged", "copy it again")
 
 
-# ---------------------------------------------------------------- what nobody thought of
+# ---------------------------------------------------------------- unexpected errors
 
 
 def test_unexpected_error_is_one_line_and_debug_shows_the_traceback(world: World) -> None:

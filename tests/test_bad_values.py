@@ -209,7 +209,7 @@ def test_transparent_pixels_are_white_in_pictures_and_no_edges(name: str, ground
     np.testing.assert_allclose(value[..., half:], good(name)[..., half:], atol=1 / 255)
 
 
-# ---------------------------------------------------------------- what only some can meet
+# ---------------------------------------------------------------- values of some modalities only
 
 
 def test_sound_of_two_channels_and_of_another_rate_is_mixed_and_resampled() -> None:

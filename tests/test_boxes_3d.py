@@ -57,7 +57,7 @@ def test_boxes_are_exact_to_half_a_level(value: list[Box]) -> None:
         assert -math.pi <= got["yaw"] < math.pi
 
 
-def test_boxes_are_seven_coordinates_and_the_label_after_what_the_levels_mean() -> None:
+def test_boxes_are_a_levels_token_then_seven_coordinates_and_a_label() -> None:
     tokenizer = load(NAME)
     ids = plugin.encode(tokenizer, [[box("chair", (-4, 2, -4), (0.05, 4, math.sqrt(0.2)), math.pi / 2)]])[0]
     pieces = [str(piece) for piece in tokenizer.vocabulary.decode(ids)]
@@ -93,7 +93,7 @@ def test_numbers_beyond_the_levels_are_clipped() -> None:
     assert np.allclose([*found["center"], *found["size"]], [4, -2, -8, 0.05, 4, 4])
 
 
-def test_the_last_boxes_are_dropped_and_the_others_ordered() -> None:
+def test_last_boxes_are_dropped_and_the_rest_is_sorted() -> None:
     value = [box("a", (0, 0, -3), (1, 1, 1)), box("b", (0, 0, -1), (2, 1, 1)), box("c", (3, 0, -3), (3, 1, 1))]
     orders = {"given": "abc", "near": "bac", "volume": "cba"}
     for order, labels in orders.items():

@@ -143,7 +143,7 @@ def test_fewer_classes_are_refused(tmp_path: Path) -> None:
         _ = handle_of(("a", "b"), tmp_path).tokenizer
 
 
-def test_data_and_tokens_stay_valid_where_classes_are_added(tmp_path: Path) -> None:
+def test_data_and_tokens_stay_valid_after_classes_are_added(tmp_path: Path) -> None:
     """Values are made, tokenized, and made again with one more class. The old tokens still belong to the tokenizer."""
     for split, names in (("train", "aabb"), ("test", "ab")):
         place = tmp_path / "files" / split / NAME

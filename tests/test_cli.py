@@ -168,7 +168,7 @@ def test_long_name_does_not_displace_list_columns(bare: Run, monkeypatch: pytest
     assert "".join(line.split()[0] for line in lines[1:]) == name
 
 
-def test_list_counts_what_is_installed_but_not_enabled(bare: Run) -> None:
+def test_list_counts_installed_but_disabled_modalities(bare: Run) -> None:
     installed = len(Zoo.installed())
     text = (
         '[zoo]\nmodalities = ["depth", "rgb"]\n[modalities.caption]\nenabled = false\n[modalities.b]\nplugin = "gone"\n'

@@ -46,7 +46,7 @@ def scan(path: Path) -> tuple[dict[str, Member], list[Dropped]]:
     return members, dropped
 
 
-# ---------------------------------------------------------------------- tar files of others
+# ---------------------------------------------------------------------- foreign tar files
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_a_shard_is_checked_once_when_it_is_first_read(store: ValueStore, name: 
         store.read_bytes("train", "one", 1, 0)
 
 
-def test_shards_of_other_keys_and_without_a_manifest_do_not_count(store: ValueStore) -> None:
+def test_shards_with_other_keys_or_without_a_manifest_are_ignored(store: ValueStore) -> None:
     (store.root / "train/two/shard-00000.json").unlink()
     assert store.keys("train", "two") == ["0003", "0005", "0006", "0007"]
     read_splits(store.root / "dataset.json")["train"].write_keys(1, ["a", "b", "c"])
@@ -528,7 +528,7 @@ def test_the_home_of_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.Monke
         open_folder(FolderSettings(path="~nobody-here"), "train", None)
 
 
-def test_samples_are_those_of_known_modalities(tmp_path: Path) -> None:
+def test_sample_keys_come_from_known_modalities(tmp_path: Path) -> None:
     for name in ("notes/a.txt", "notes/b.txt", "one/c.txt", "one/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")

@@ -103,7 +103,7 @@ def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
     assert tokens(world, "bracket/files/0", "caption") == tokens(world, "file/files/0", "caption")
 
 
-def test_guidance_of_the_command_line_replaces_that_of_each_target(world: World) -> None:
+def test_command_line_guidance_replaces_the_guidance_of_each_target(world: World) -> None:
     plan = 'inputs = ["rgb_patches"]\n[[targets]]\nname = "depth"\nsteps = 2\nguidance.scale = 2.0\n'
     (world.folder / "own.toml").write_text(plan)
     went(world, "backbone generate run --out own --plan own.toml --samples 4 --guide -6")

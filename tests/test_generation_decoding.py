@@ -140,7 +140,7 @@ def test_chain_feeds_finished_targets_to_the_next(model: FourM) -> None:
     assert torch.equal(words_first["right"], again["right"])
 
 
-def test_seed_and_sample_number_change_what_is_drawn(model: FourM) -> None:
+def test_seed_and_sample_number_change_the_draws(model: FourM) -> None:
     plan = [TargetPlan(name="right", temperature=2.0)]
     first = generate(model, {}, plan, seed=0, samples=[0, 1])["right"]
     assert torch.equal(first, generate(model, {}, plan, seed=0, samples=[0, 1])["right"])

@@ -355,7 +355,7 @@ def test_mixtures_for_new_modalities_follow_the_mixtures_of_the_run() -> None:
     assert growing_mixtures([whole], [], ["raw"], specs) == (Mixture(),)
 
 
-def test_growing_asks_only_for_what_the_model_makes_and_gives_what_it_reads() -> None:
+def test_growing_respects_input_only_and_output_only_modalities() -> None:
     specs = [*all_layouts(), ADDED]
     model = PublishedConfig(inputs_only=("picture",), targets_only=("clip",))
     parts = growing_mixtures([Mixture()], ["picture", "clip", "code"], ["height"], specs, model)
@@ -412,7 +412,7 @@ def test_settings_take_precedence_over_the_run(old_run: Path, new_tokens: Path) 
         growing_config(trained, grown(), new_tokens, {}, 1.0)
 
 
-def test_more_is_replayed_where_new_samples_do_not_ask_for_all_that_is_old(
+def test_more_is_replayed_if_new_samples_have_no_room_for_old_targets(
     old_run: Path, new_tokens: Path, tmp_path: Path
 ) -> None:
     trained, specs = Trained.load(old_run), [*all_layouts(), ADDED]
@@ -515,9 +515,7 @@ def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_have_nothing_to_drop_where_all_that_is_used_at_times_is_frozen(
-    old_run: Path, tmp_path: Path
-) -> None:
+def test_processes_with_frozen_optional_parts_have_nothing_to_drop(old_run: Path, tmp_path: Path) -> None:
     beginning = begin([*all_layouts(), spec("title", sequence(12), 100, "text")], SMALL, 0, old_run)
     freeze(beginning)
     assert beginning.model.sometimes_used() == []

@@ -427,7 +427,7 @@ def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_pa
         trained(only(), "a_map", tmp_path / "a")
 
 
-# ---------------------------------------------------------------- checks at the border
+# ---------------------------------------------------------------- input and output validation
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ LEAST = {
     ("rgb_patches", "imagebind"): 0.5, ("rgb_patches", "imagebind_global"): 0.4,
     ("t5_caption", "caption"): 0.8, ("t5_caption", "web_text"): 0.8, ("caption", "web_text"): 0.5,
 }  # fmt: skip
-"""Gaps that have to be closed, of 1. Measured: 1.00, .99, .93, .80, .74, .99, 1.00, .99."""
+"""Minimum skill scores. Measured: 1.00, .99, .93, .80, .74, .99, 1.00, .99."""
 
 
 def write_files(folder: Path) -> set[str]:

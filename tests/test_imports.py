@@ -178,7 +178,7 @@ def declared(project: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("package", plugin_packages())
-def test_plugins_declare_what_they_import(package: str) -> None:
+def test_plugins_declare_their_imports(package: str) -> None:
     """Exceptions: torch inside functions (a dependency of the core), and jaxtyping for type checkers."""
     root = plugin_packages()[package].parent
     project = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]

@@ -171,7 +171,7 @@ def test_hinges_by_hand() -> None:
     assert first == pytest.approx(second) or math.isfinite(first)
 
 
-# ---- the joints that landmarks make
+# ---- joints from landmarks
 
 
 def test_the_rest_pose_has_the_joints_of_the_rest_pose() -> None:

@@ -8,7 +8,7 @@ import pytest
 from command_world import ROAD, World, results, the_world
 
 GROWING = ("/.lock", "run.json", "metrics.jsonl", "evaluation.json", "/training_state", ".unfinished.jsonl")
-"""Files and folders that a stage writes bit by bit, or in versions, while it runs."""
+"""Files and folders that a stage writes in parts or repeatedly while it runs."""
 KILLED = ("make", "derive", "train", "statistics", "vocabulary", "tokenize", "backbone", "eval", "report", "generate")
 
 

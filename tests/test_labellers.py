@@ -168,7 +168,7 @@ def test_networks_with_metric_depth(config: dict[str, str], metric: bool) -> Non
     assert gives_metres(SimpleNamespace(**config)) is metric
 
 
-def test_configs_with_tables_can_be_keys_of_what_is_loaded() -> None:
+def test_configs_with_tables_are_valid_cache_keys() -> None:
     zoo = zoo_with("semseg", labeller={"model": "a/b", "labels": {"armchair": "chair"}})
     labeller = zoo["semseg"].known_settings()["labeller"]
     assert {labeller: 1}[labeller] == 1 and DepthLabeller(model="a/b") == DepthLabeller(model="a/b")

@@ -264,7 +264,7 @@ def test_boxes_equal_transformers(hub: Hub) -> None:
         labelled("boxes", hub("yolos"), labels={"tree": "shrub"}).derive({"rgb": PICTURE})
 
 
-def test_sam_is_asked_at_the_points_of_the_grid(hub: Hub) -> None:
+def test_sam_is_queried_at_the_grid_points(hub: Hub) -> None:
     """The logits equal one query per point, given in picture pixels through the processor."""
     from transformers import SamModel, SamProcessor
 
