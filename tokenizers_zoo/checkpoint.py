@@ -39,7 +39,7 @@ _one_at_a_time = threading.RLock()
 
 
 def _unlock() -> None:
-    """A forked process inherits the lock, but not the thread that would release it."""
+    """Replace the lock after a fork: the new process inherits the lock, but not the thread that would release it."""
     global _one_at_a_time
     _one_at_a_time = threading.RLock()
 
@@ -113,7 +113,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 
 
 def _has_weights(folder: Path, digest: str) -> bool:
-    """True if the config in a folder records this sha256 of the weights."""
+    """Return whether the config in a folder records this sha256 of the weights."""
     with contextlib.suppress(CheckpointError):
         return bool(read_table(folder / CONFIG, "weights_sha256")["weights_sha256"] == digest)
     return False
@@ -176,7 +176,7 @@ def joint_fingerprint(*parts: str) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """True if a folder has the files of a checkpoint."""
+    """Return whether a folder has the files of a checkpoint."""
     return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
@@ -316,7 +316,7 @@ class TokenizerFiles:
             return False
 
     def grew_from(self, fingerprint: str, needed_vocab_size: int = 0) -> bool:
-        """True if the tokenizer grew from `fingerprint` and kept its first `needed_vocab_size` ids.
+        """Return whether the tokenizer grew from `fingerprint` and kept its first `needed_vocab_size` ids.
 
         A text vocabulary grows by ids; a diffusion tokenizer gets another decoder for a frozen encoder.
         """

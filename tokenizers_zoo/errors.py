@@ -115,14 +115,14 @@ MACHINE_MESSAGES = re.compile(r"(CUDA|cuDNN) error|.*DefaultCPUAllocator: (can't
 
 
 def is_of_the_machine(error: BaseException) -> bool:
-    """True if memory ran out or the device failed."""
+    """Return whether memory ran out or the device failed."""
     if isinstance(error, MemoryError) or any(kind.__name__ in MACHINE_ERRORS for kind in type(error).__mro__):
         return True
     return isinstance(error, RuntimeError) and MACHINE_MESSAGES.match(str(error)) is not None
 
 
 def passing(error: BaseException) -> bool:
-    """True if the next try may succeed: a file could not be read, or the machine failed somewhere in the chain."""
+    """Return whether a retry may succeed: a file could not be read, or the machine failed somewhere in the chain."""
     behind, seen = [error], set[int]()
     while behind:
         found = behind.pop()

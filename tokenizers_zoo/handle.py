@@ -105,7 +105,7 @@ class ModalityHandle:
     # ------------------------------------------------------------------ the plugin
 
     def implements(self, hook: str) -> bool:
-        """True if the plugin implements `hook` itself, rather than leaving it to the default."""
+        """Return whether the plugin implements `hook` itself instead of using the default."""
         return hook in self._plugin.hooks
 
     def taken_settings(self) -> list[Any]:
@@ -208,7 +208,7 @@ class ModalityHandle:
         return self._fingerprint
 
     def speaks(self, fingerprint: str, needed_vocab_size: int = 0) -> bool:
-        """True if tokens of tokenizer `fingerprint` mean the same to this one: it is the same, or grew from it.
+        """Return whether this tokenizer can read tokens of tokenizer `fingerprint`: it is the same or grew from it.
 
         `needed_vocab_size` is one more than the greatest id in use. Raises CheckpointError without a tokenizer.
         """

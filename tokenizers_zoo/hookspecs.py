@@ -166,7 +166,7 @@ class ModalityHooks:
     ) -> Mapping[str, float]:
         """Return the metrics of `ModalitySpec.metrics` by name, each one number over the aligned lists of values.
 
-        Where the target is one of `ValueSpec.unscored`, nothing counts. Default: `exact`, the fraction of equal values.
+        Classes in `ValueSpec.unscored` are ignored in the target. Default: `exact`, the fraction of equal values.
         """
         raise NotImplementedError
 

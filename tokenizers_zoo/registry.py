@@ -148,7 +148,7 @@ class Zoo:
     # ------------------------------------------------------------------ modalities
 
     def names(self) -> list[str]:
-        """The enabled modalities, sorted. Imports nothing, so a name may turn out not to be loadable."""
+        """Return the names of enabled modalities, sorted. Imports nothing, so a plugin may still fail to load."""
         return sorted(name for name in self._instances if name in self)
 
     def __iter__(self) -> Iterator[str]:
@@ -162,10 +162,10 @@ class Zoo:
         return chosen and name in self._instances and self._instances[str(name)].enabled
 
     def __getitem__(self, name: str) -> ModalityHandle:
-        """The handle of an enabled modality, its plugin loaded and its spec checked.
+        """Return the handle of an enabled modality, with its plugin loaded and its spec checked.
 
         Raises UnknownNameError for a name that is not enabled, PluginError for a plugin that does not load or breaks
-        the contract, ConfigError for settings that it does not take.
+        the contract, ConfigError for invalid settings.
         """
         if name not in self._handles:
             if name not in self:
@@ -245,7 +245,7 @@ class Zoo:
         """
         for name in self.names():
             if name != spec.name and self._instances[name].checkpoint:
-                with contextlib.suppress(ZooError):  # told by whoever asks for it by name
+                with contextlib.suppress(ZooError):  # reported by a lookup by name
                     handle = self[name]
                     shares = handle.spec.shared_vocabulary or handle.writes_text
                     if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
@@ -266,7 +266,7 @@ class Zoo:
                     handle.forget_tokenizer()
 
     def handles(self) -> list[ModalityHandle]:
-        """The enabled modalities that can be used, sorted by name; loads them all."""
+        """Return the handles of all usable enabled modalities, sorted by name. Loads all plugins."""
         loaded = self._loaded()
         apart = _misplaced(loaded)
         return [handle for handle in loaded if handle.name not in apart]
@@ -277,7 +277,7 @@ class Zoo:
             try:
                 found.append(self[name])
             except ZooError:
-                continue  # told by problems(), and by whoever asks for it by name
+                continue  # reported by problems() and by a lookup by name
         return found
 
     def vocabularies(self) -> dict[str, list[str]]:
@@ -299,11 +299,11 @@ class Zoo:
     # ------------------------------------------------------------------ sources
 
     def source_names(self) -> list[str]:
-        """The installed sources, sorted. Imports nothing."""
+        """Return the names of installed sources, sorted. Imports nothing."""
         return sorted(self._plugins.claims[SOURCES])
 
     def source(self, name: str) -> SourceHandle:
-        """An installed source. Raises UnknownNameError, PluginError where it does not load or breaks the contract."""
+        """Return an installed source. Raises UnknownNameError; PluginError if it fails to load or is invalid."""
         if name not in self._sources:
             if name not in self._plugins.claims[SOURCES]:
                 raise UnknownNameError.of("source", name, self.source_names(), hint="(install it like a plugin)")
@@ -428,7 +428,7 @@ def _misplaced(handles: Sequence[ModalityHandle]) -> dict[str, str]:
 
 
 def _in_the_way(handle: ModalityHandle, folder: Path, others: Iterable[ModalityHandle]) -> str:
-    """Return the problem if a modality's tokenizer would be in the folder of a text vocabulary of others, else ""."""
+    """Return the problem if a modality's tokenizer is in the folder of other modalities' text vocabulary, else ""."""
     for vocabulary, sharing in _text_sharers(others).items():
         if _is_apart(handle, vocabulary) and folder.resolve() in _folders(sharing):
             return f"{handle.name}: {_in_place_of(vocabulary, sharing, folder)}"
@@ -436,7 +436,7 @@ def _in_the_way(handle: ModalityHandle, folder: Path, others: Iterable[ModalityH
 
 
 def _is_apart(handle: ModalityHandle, vocabulary: str) -> bool:
-    """True if a modality's checkpoint is not this text vocabulary."""
+    """Return whether a modality's checkpoint is not this text vocabulary."""
     shares = handle.spec.shares_checkpoint and handle.spec.vocabulary == vocabulary
     return not shares and (handle.spec.own_tokenizer or not handle.writes_text)
 

@@ -44,8 +44,7 @@ class SourceHandle:
         return f"SourceHandle({self.name!r} of {self.distribution})"
 
     def settings_in_use(self) -> Any:
-        """The source's settings with the keys of `[zoo]`; the settings class if a key is required; None if it takes
-        none."""
+        """Return the source's settings with `[zoo]`'s keys; the class if a key is required; None without settings."""
         try:
             return self.settings_with({})
         except ConfigError:

@@ -143,7 +143,7 @@ LAYOUTS: dict[str, type[TokenLayout]] = {
 
 
 def same_layout(first: TokenLayout, second: TokenLayout) -> bool:
-    """True if tokens of both layouts have one shape per sample; sequences and embeddings may differ in length."""
+    """Return whether both layouts have the same token shape; sequences and embeddings may differ in length."""
     if type(first) is not type(second):
         return False
     if isinstance(first, SequenceLayout):

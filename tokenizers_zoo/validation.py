@@ -241,7 +241,7 @@ def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def same(first: Any, second: Any) -> bool:
-    """True if two values are equal."""
+    """Return whether two values are equal."""
     if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
         return np.array_equal(first, second)
     return bool(first == second)
@@ -263,7 +263,7 @@ def commonest_classes(maps: np.ndarray[Any, Any], unscored: Sequence[int] = ()) 
 
 
 def is_batched(spec: ValueSpec) -> bool:
-    """True if plugins get batches as one tensor: arrays of fixed shape."""
+    """Return whether plugins get batches as one tensor, that is, arrays of fixed shape."""
     return spec.kind == "array" and all(isinstance(size, int) for size in spec.shape)
 
 
@@ -291,7 +291,7 @@ def fixed_shape(layout: TokenLayout) -> tuple[int, ...]:
 
 
 def has_fixed_length(layout: TokenLayout) -> bool:
-    """True if every sample has the same number of tokens, so that a batch is one tensor."""
+    """Return whether every sample has the same number of tokens, so that a batch is one tensor."""
     return not isinstance(layout, SequenceLayout | EmbeddingsLayout)
 
 

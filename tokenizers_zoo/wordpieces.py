@@ -24,7 +24,7 @@ LONGEST_WORD = 64  # bytes matched at a time: longer words are cut here, which b
 
 
 def byte_characters() -> dict[int, str]:
-    """A printable character for each byte: itself where it is one, else from U+0100 on (Radford et al. 2019, GPT-2)."""
+    """Map each byte to a printable character: itself if printable, else from U+0100 on (Radford et al. 2019, GPT-2)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (byte for byte in range(256) if byte not in printable)
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -90,7 +90,7 @@ class PieceMatcher:
         return b"".join(self.bytes[number] for number in numbers).decode("utf-8", errors="replace")
 
     def piece(self, number: int) -> str:
-        """One piece as people read it."""
+        """Return one piece in readable form."""
         return self.text([number])
 
     def match(self, text: str) -> tuple[list[int], list[int | None]]:
@@ -149,7 +149,7 @@ def word_start(words: Sequence[int | None], place: int) -> int:
 
 
 def _parts_characters(data: bytes, place: int) -> bool:
-    """True if a position lies between two UTF-8 characters."""
+    """Return whether a position lies between two UTF-8 characters."""
     return place == len(data) or data[place] & 0xC0 != 0x80
 
 

@@ -73,7 +73,7 @@ class QuantizedTrainConfig(TrainConfig):
         return {}
 
     def quantizer_config(self) -> QuantizerConfig:
-        """The resolved quantizer settings of the table."""
+        """Return the resolved quantizer settings of the table."""
         fields = [f for f in dataclasses.fields(QuantizerConfig) if f.name != "kind"]
         given = {f.name: getattr(self, f.name) for f in fields}
         unset = {f.name for f in fields if given[f.name] == f.default}
@@ -81,7 +81,7 @@ class QuantizedTrainConfig(TrainConfig):
         return QuantizerConfig(kind=self.quantizer, **{**given, **defaults})
 
     def block_config(self) -> BlockConfig | MlpConfig:
-        """The resolved encoder and decoder settings of the table."""
+        """Return the resolved encoder and decoder settings of the table."""
         raise NotImplementedError
 
     def loss_weights(self, main: LossName) -> dict[str, float]:
@@ -171,12 +171,12 @@ class DiffusionConfig:
             raise ValueError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
 
     def trained(self) -> dict[str, Any]:
-        """The fields that the weights depend on, as JSON types; without the path `base`."""
+        """Return the fields that the weights depend on, as JSON types, without the path `base`."""
         omitted = {"base", *self.sampling_fields}
         return {name: value for name, value in recorded(self).items() if name not in omitted}
 
     def sampled(self) -> dict[str, Any]:
-        """The fields that only affect decoding."""
+        """Return the fields that only affect decoding."""
         return {name: getattr(self, name) for name in self.sampling_fields}
 
 
@@ -273,7 +273,7 @@ class TokenizerConfig(QuantizedTrainConfig):
         )
 
     def loss_settings(self) -> dict[str, float]:
-        """The loss settings that differ from their defaults, without the main loss."""
+        """Return the loss settings that differ from their defaults, without the main loss."""
         names = [f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial")]
         names += ["class_balance", "adversarial_start", "adversarial_rate"]
         defaults = {f.name: f.default for f in dataclasses.fields(TokenizerConfig)}
@@ -383,7 +383,7 @@ class TokenizerSetup:
         return self.origin.inner("tokenizer")
 
     def describe(self) -> dict[str, Any]:
-        """The checkpoint's config, which is also part of a training run's identity: JSON types."""
+        """Return the checkpoint's config as JSON types; it is also part of a training run's identity."""
         return {
             "class": self.checkpoint_class,
             "modality": self.spec.name,

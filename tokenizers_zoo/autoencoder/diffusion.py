@@ -119,8 +119,8 @@ def sampling_times(config: DiffusionConfig) -> list[int]:
 class Ddim:
     """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma 0) over the given time steps.
 
-    diffusers' sampler always goes back by `noise_levels // sampling_steps`; where the division leaves a remainder, that
-    is not the next time step, and noise would stay.
+    diffusers' sampler always steps back by `noise_levels // sampling_steps`. If the division has a remainder, this
+    misses the next time step, and noise would remain.
     """
 
     def __init__(self, schedule: DDIMScheduler, times: list[int], limited: bool) -> None:

@@ -24,7 +24,7 @@ class Autoencoder(nn.Module):
     """Encoder, quantizer and decoder, with mean and standard deviation of the training values per channel.
 
     Inputs are (batch, channels, *axes), or class ids (batch, *axes). Outputs are standardised channels, or logits.
-    Tokens are (batch, *grid), with a last axis of codes where the quantizer gives several; for vectors always
+    Tokens are (batch, *grid), with a last axis of codes if the quantizer has several per latent; for vectors always
     (batch, codes).
     """
 

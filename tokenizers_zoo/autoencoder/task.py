@@ -80,7 +80,7 @@ class AutoencoderTask:
         mean, std = moments(self.codec.to_network(batch) for batch in items)
         if self.setup.standardise == "common":
             std = std.square().mean().sqrt().expand_as(std)
-        if self.setup.model.directions:  # a small component says little about a direction, so its unit stays
+        if self.setup.model.directions:  # small components matter little for a direction: do not amplify them
             std = std.clamp_min(least_deviation(mean, std))
             module.length.copy_(torch.cat([batch.double().norm(dim=1) for batch in items]).mean())
         module.mean.copy_(mean.view_as(module.mean))

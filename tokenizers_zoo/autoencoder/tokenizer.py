@@ -157,13 +157,13 @@ def build_autoencoder(config: AutoencoderConfig, diffusion: DiffusionConfig | No
 
 
 def _trained_diffusion(config: dict[str, Any], wanted: DiffusionConfig) -> DiffusionConfig:
-    """The diffusion settings of a checkpoint, with the wanted settings of its sampler."""
+    """Return a checkpoint's diffusion settings with the sampler settings of `wanted`."""
     table = {**config["diffusion"], **wanted.sampled(), "base": config.get("base")}
     return from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
 
 
 def _meaning(model: AutoencoderConfig) -> dict[str, Any]:
-    """The part of an architecture that decides what tokens mean."""
+    """Return the part of an architecture that determines the meaning of tokens."""
     return {
         "patch_size": model.patch,
         "channels": model.channels,
@@ -173,7 +173,7 @@ def _meaning(model: AutoencoderConfig) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON: lists for tuples."""
+    """Convert tuples to lists, as JSON does."""
     return [*map(_plain, value)] if isinstance(value, (list, tuple)) else value
 
 

@@ -14,11 +14,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where Linux says how much of the cores' time a container may take: microseconds of a period's, or "max"."""
+"""Linux file with a container's CPU quota: microseconds per period, or "max"."""
 
 
 def cores() -> int:
-    """How many this process may use: fewer than the machine has in a container or a cluster's job."""
+    """Return the number of cores that this process may use; fewer than the machine's in a container or cluster job."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         most, period = map(int, QUOTA.read_text(encoding="ascii").split())

@@ -213,10 +213,10 @@ def open_folder(
 ) -> FolderSamples:
     """Return the samples of a split, aligned by key.
 
-    `names` gives the modality of each folder name that is known; other folders may hold anything and are not read. None
-    means that all are modalities. If no folder is known, there are no samples, and `modalities` lists all folders.
-    `out`, the folder of the new shards, is skipped. Raises ConfigError without the folder, and where `out` is the
-    folder itself, DataError without the split or `count` samples, ReadError for a folder that cannot be read.
+    `names` maps known folder names to modalities; other folders are not read. None means that all folders are
+    modalities. If no folder is known, there are no samples, and `modalities` lists all folders. `out`, the folder of
+    the new shards, is skipped. Raises ConfigError if the folder is missing or `out` is the folder itself, DataError if
+    it lacks the split or `count` samples, ReadError if it cannot be read.
     """
     root, out = Path(os.path.expanduser(config.path)), None if out is None else out.resolve()
     try:

@@ -289,7 +289,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a dataset.json or store.json: `record` has "splits" and what else is noted; nothing if it is there."""
+    """Write a dataset.json or store.json from `record`, which has "splits" and other entries; skip it if unchanged."""
     table = json.dumps({"format": FORMAT, **record}, ensure_ascii=False, indent=2, default=str) + "\n"
     if not path.is_file() or path.read_text(encoding="utf-8") != table:
         with replacing_file(path) as temporary:

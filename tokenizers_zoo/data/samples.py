@@ -25,13 +25,13 @@ def spread(count: int, limit: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSamples:
-    """Lazy, aligned values of one modality, already checked and at the size that its settings say.
+    """Lazy, aligned values of one modality, checked and at the configured size.
 
-    `texts` gives the plain text of ALL modalities that write in this one's vocabulary, `special_tokens` their special
-    tokens in a fixed order; both are empty where they have none. Where `texts` gives nothing, a text modality learns
-    from the text of `train`. `provenance` names the source, the digest of the shards and the reading settings (JSON
-    types), for the model card and to recognise other values. Without it, some values are hashed, see `record`: pass one
-    if values change between reads, such as random crops.
+    `texts` returns the plain text of ALL modalities that share this modality's vocabulary, and `special_tokens` lists
+    their special tokens in a fixed order; both may be empty. If `texts` is empty, a text modality learns from the text
+    of `train`. `provenance` names the source, the digest of the shards and the reading settings (JSON types), for the
+    model card and to recognise other values. Without it, some values are hashed, see `record`: pass one if values
+    change between reads, such as random crops.
     """
 
     train: Sequence[Any]

@@ -120,7 +120,7 @@ class _Unfinished(Exception):
 
 @contextlib.contextmanager
 def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
-    """Give a writer whose shard appears whole when the block has called `finish` and succeeds, and else not at all."""
+    """Yield a writer. The shard appears atomically if the block calls `finish` and succeeds; otherwise not at all."""
     with contextlib.suppress(_Unfinished), replacing_file(folder / shard_name(shard, "tar")) as temporary:
         with open(temporary, "wb") as tar:
             yield (writer := ShardWriter(folder, shard, tar))

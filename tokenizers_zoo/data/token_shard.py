@@ -102,13 +102,13 @@ class TokenMetadata:
         return None if fits else f'numbers up to {np.abs(row).max():g} exceed {self.stored_as}; set dtype = "float32"'
 
     def to_stored(self, row: Array) -> Array:
-        """Return numbers as they are stored, in the shape given; stored numbers stay."""
+        """Return numbers in their stored form and the same shape; stored numbers are unchanged."""
         if not self.levels or row.dtype == self.stored_as:
             return row.astype(self.stored_as)
         return np.clip(np.rint(self._as_levels(row)), 0, 255).astype(np.uint8).reshape(row.shape)
 
     def from_stored(self, row: Array) -> Array:
-        """Return stored numbers as the model reads them: ids as int64, numbers of continuous layouts as float32."""
+        """Return stored numbers in the model's types: ids as int64, numbers of continuous layouts as float32."""
         if not self.levels:
             return row.astype(np.float32 if self.stored_as.kind == "f" else np.int64)
         low, step = self._scale()
@@ -349,9 +349,9 @@ _maps, _verifying = threading.Semaphore(MOST_MAPPED), threading.Lock()
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[int, tuple[int, int, int]]]:
-    """Open a regular file; give its descriptor, and a stamp that differs for a later file of the same name.
+    """Open a regular file; yield its descriptor, and a stamp that changes if the file is replaced.
 
-    Raises DataError where it is missing or no regular file, and ReadError where the system does not read it.
+    Raises DataError if it is missing or not a regular file, and ReadError if the system cannot read it.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

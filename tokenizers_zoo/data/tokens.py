@@ -263,7 +263,7 @@ class TokenStore:
 
 
 def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> None:
-    """Write store.json; splits that are not given stay as they are recorded."""
+    """Write store.json; recorded splits that are not in `splits` are kept."""
     known = read_record(root / STORE)
     tables = {**known.get("splits", {}), **{split.name: split.to_json() for split in splits}}
     write_record(root / STORE, {"data": None if data is None else str(data.resolve()), "splits": tables})

@@ -283,7 +283,7 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
     try:
         places = list(islice(patient.store.rows(patient.split, [handle.name for handle in handles]), SHIFTED))
     except ZooError:
-        return None  # told where that modality is examined
+        return None  # reported when that modality is examined
     shifts = []
     for crop in (Crop(), CROPS[2]):
         pairs = []

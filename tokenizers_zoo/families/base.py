@@ -30,7 +30,7 @@ class TrainedModality:
     """A modality whose tokenizer is a trained autoencoder.
 
     A family gives `family`, `value_spec` and `layout`, and settings with `patch` and `tokenizer`. A plugin sets
-    attributes, and overrides `to_network` and `from_network` where the tokenizer works on something else than values.
+    attributes. It overrides `to_network` and `from_network` if the network's inputs differ from the values.
     """
 
     family: ClassVar[str]
@@ -54,8 +54,7 @@ class TrainedModality:
     published_scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Mean and deviation of the result of `to_published` for published tokenizers."""
     published_channels: ClassVar[tuple[int, ...]] = ()
-    """Channel counts that published tokenizers of this modality may have; default: the channels of the network
-    inputs."""
+    """Channel counts of published tokenizers of this modality; default: as the network inputs."""
     published_choices: ClassVar[tuple[str, ...]] = ()
     """Settings that an import leaves as they are given."""
 
@@ -296,7 +295,7 @@ class ModalityCodec:
         return self.to_network(stacked(self.augmented(values, rng)))
 
     def augmented(self, values: list[Any], rng: np.random.Generator) -> list[Any]:
-        """Mirror half of the values left to right, where the settings say so and the modality has `transform`."""
+        """Mirror half of the values left to right if the setting `flip` is on and the modality has `transform`."""
         transform = getattr(self.modality, "transform", None)
         if transform is None or not getattr(self.options.tokenizer, "flip", False):
             return values

@@ -1,6 +1,6 @@
-"""Modalities whose value is one of declared classes, by name: one token, and nothing to train.
+"""Modalities whose value is a class name from a fixed list: one token, no training.
 
-A plugin says which classes there are; all else is here. More may follow at the end: ids keep their meaning.
+A plugin lists the classes; this module implements the hooks. Classes may be appended without changing existing ids.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassSettings:
-    """Settings of classes. A plugin derives from it to say which. Raises ValueError for names that cannot be those."""
+    """Settings of classes; a plugin's subclass lists them. Raises ValueError for invalid names."""
 
     classes: tuple[str, ...]
     """Names of the ids 0, 1, ...; more may be added at the end."""
@@ -72,7 +72,7 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
+        """Return the spec under these settings."""
         classes = settings.take(self.settings_class).classes
         return ModalitySpec(
             name=settings.name,
@@ -129,12 +129,12 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def decode(self, tokenizer: ClassTokenizer, tokens: Tensor) -> list[str]:
-        """The class of each id."""
+        """Return the class of each id."""
         return [tokenizer.classes[index] for index in tokens[:, 0].tolist()]
 
     @hookimpl
     def read_value(self, data: bytes, extension: str) -> str:
-        """A `.txt` file with the name of a class; space around it does not count. Raises InvalidValueError."""
+        """Read a `.txt` file with the name of a class; surrounding space is ignored. Raises InvalidValueError."""
         if extension != "txt":
             raise InvalidValueError(f"expected a .txt file, got .{extension}")
         return text_of(data).strip()
@@ -149,7 +149,7 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def constant_baseline(self, values: Sequence[str], settings: Settings) -> str:
-        """The most frequent class; of equals that with the lower id."""
+        """Return the most frequent class; the lower id wins ties."""
         counts = Counter(values)
         return max(settings.take(self.settings_class).classes, key=lambda name: counts[name])
 

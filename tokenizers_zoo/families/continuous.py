@@ -57,8 +57,7 @@ class PatchesModality(ImageValues):
 
     settings_class: ClassVar[type[PatchesSettings]] = PatchesSettings
     published_statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
-    """Mean and standard deviation per channel that the published 4M backbones normalise these values with, if they use
-    them."""
+    """Mean and standard deviation per channel in the published 4M backbones, if they use these values."""
     input_form_of: ClassVar[str | None] = None
     """The discrete modality that these patches are the input form of, see `ModalitySpec`."""
 
@@ -68,12 +67,12 @@ class PatchesModality(ImageValues):
         return f"PatchesTokenizer/{type(self).__name__}"
 
     def describe(self, settings: Settings) -> dict[str, Any]:
-        """The checkpoint's config for these settings, JSON types."""
+        """Return the checkpoint's config for these settings as JSON types."""
         return {"class": self.checkpoint_class, "modality": settings.name, "channels": self.channels}
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
+        """Return the spec under these settings."""
         options = self.options(settings)
         dtype = options.dtype
         if dtype == "uint8" and (self.low is None or self.high is None):
@@ -122,7 +121,7 @@ class PatchesModality(ImageValues):
 
     @hookimpl
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
-        """The mean and deviation that a published backbone was trained with. Raises CheckpointError."""
+        """Import the mean and standard deviation of a published backbone. Raises CheckpointError."""
         if self.published_statistics is None:
             raise CheckpointError(f"{settings.name}: no published 4M backbone takes these patches")
         mean, std = (np.array(numbers, dtype=np.float32) for numbers in self.published_statistics)
@@ -142,7 +141,7 @@ class PatchesModality(ImageValues):
 
     @hookimpl
     def decode(self, tokenizer: PatchesTokenizer, tokens: torch.Tensor) -> torch.Tensor:
-        """The values of patches (batch, h * w, channels * patch^2) on the grid of the settings, within their bounds."""
+        """Return the values of patches (batch, h * w, channels * patch^2) on the configured grid, clipped."""
         from einops import rearrange
 
         height, width = tokenizer.grid
@@ -155,5 +154,5 @@ class PatchesModality(ImageValues):
 
 
 def channel_statistics(values: Iterable[Array]) -> tuple[Array, Array]:
-    """Mean and deviation per channel over all pixels of values (channels, height, width), float32."""
+    """Return mean and standard deviation per channel over all pixels of values (channels, height, width), float32."""
     return mean_and_deviation(value.reshape(len(value), -1).T for value in values)

@@ -1,6 +1,6 @@
-"""Modalities that are only an input: up to so many vectors per sample, standardised, projected by the backbone.
+"""Input-only modalities: up to `max_length` vectors per sample, standardised and projected by the backbone.
 
-A plugin says which network makes the vectors, and of what; all else is here.
+A plugin defines the network and its source modality; this module implements the hooks.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SHOWN = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingsSettings:
-    """Settings of embeddings. Raises ValueError, naming the field, for a value out of range."""
+    """Settings of embeddings. Raises ValueError that names the field for a value out of range."""
 
     max_length: int = 64
-    """Most vectors of a sample; of more the first ones are kept."""
+    """Maximum number of vectors per sample; the first ones are kept."""
     dim: int = 512
-    """Numbers of a vector: as the network has them."""
+    """Numbers per vector, the network's output size."""
     dtype: Literal["float16", "float32"] = "float16"
-    """How values and tokens are stored."""
+    """Storage type of values and tokens."""
     tokenizer: StatisticsConfig = field(default_factory=StatisticsConfig)
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ S = TypeVar("S", bound=EmbeddingsSettings)
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsTokenizer:
-    """Mean and deviation of each number, float32 `(dim,)`, and the most vectors of a sample."""
+    """Mean and standard deviation of each number, float32 `(dim,)`, and the maximum number of vectors per sample."""
 
     mean: Vectors
     std: Vectors
@@ -66,8 +66,8 @@ class EmbeddingsTokenizer:
 class EmbeddingsModality(Generic[S]):
     """The hooks of one modality of vectors; `S` is its settings, a frozen dataclass.
 
-    Values are float32 `(vectors, dim)`, at least one vector. A subclass gives `summary`, `settings_class`, `source` and
-    `embed`. A sample's vectors stay as they are under the shared crop.
+    Values are float32 `(vectors, dim)`, at least one vector. A subclass defines `summary`, `settings_class`, `source`
+    and `embed`. The shared crop does not change the vectors.
     """
 
     summary: ClassVar[str]
@@ -84,7 +84,7 @@ class EmbeddingsModality(Generic[S]):
     )
 
     def embed(self, value: Any, options: S) -> Vectors:
-        """The vectors `(vectors, dim)` of one value of `source`."""
+        """Return the vectors `(vectors, dim)` of one value of `source`."""
         raise NotImplementedError
 
     @property
@@ -93,7 +93,7 @@ class EmbeddingsModality(Generic[S]):
         return f"EmbeddingsTokenizer/{type(self).__name__}"
 
     def describe(self, settings: Settings) -> dict[str, Any]:
-        """The checkpoint's config for these settings, JSON types."""
+        """Return the checkpoint's config for these settings as JSON types."""
         return {
             "class": self.checkpoint_class,
             "modality": settings.name,
@@ -102,7 +102,7 @@ class EmbeddingsModality(Generic[S]):
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
+        """Return the spec under these settings."""
         options = settings.take(self.settings_class)
         return ModalitySpec(
             name=settings.name,
@@ -119,7 +119,7 @@ class EmbeddingsModality(Generic[S]):
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Vectors:
-        """The vectors of the sample's source, the first `max_length`. Raises PretrainedError for another `dim`."""
+        """Return the first `max_length` vectors of the sample's source. Raises PretrainedError for another `dim`."""
         options = settings.take(self.settings_class)
         vectors = np.asarray(self.embed(sample[self.source], options), dtype=np.float32)[: options.max_length]
         if vectors.shape[1] != options.dim:
@@ -131,7 +131,7 @@ class EmbeddingsModality(Generic[S]):
 
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Compute mean and deviation over training vectors; `seed` is recorded, and changes nothing."""
+        """Compute mean and standard deviation over training vectors; `seed` is recorded but has no effect."""
         from tokenizers_zoo.train.report import Evaluation
 
         options = config.take(self.settings_class)
@@ -147,14 +147,14 @@ class EmbeddingsModality(Generic[S]):
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> EmbeddingsTokenizer:
-        """Mean and deviation. Raises CheckpointError where they are of vectors of another size."""
+        """Load mean and standard deviation. Raises CheckpointError if they have another size."""
         options = settings.take(self.settings_class)
         mean, std = load_statistics(checkpoint, self.checkpoint_class, options.dim, "numbers")
         return EmbeddingsTokenizer(mean.numpy(), std.numpy(), options.max_length)
 
     @hookimpl
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
-        """Published 4M backbones take the network's vectors as they are. Raises CheckpointError."""
+        """Write mean 0 and deviation 1: published 4M backbones take unscaled vectors. Raises CheckpointError."""
         dim = settings.take(self.settings_class).dim
         mean, std = np.zeros(dim, np.float32), np.ones(dim, np.float32)
         import_statistics(published, self.describe(settings), mean, std, out_dir)
@@ -162,17 +162,17 @@ class EmbeddingsModality(Generic[S]):
 
     @hookimpl
     def encode(self, tokenizer: EmbeddingsTokenizer, values: Sequence[Vectors]) -> list[Vectors]:
-        """Standardised vectors of each value, float32 `(up to max_length, dim)`."""
+        """Return the standardised vectors of each value, float32 `(up to max_length, dim)`."""
         return [(value[: tokenizer.max_length] - tokenizer.mean) / tokenizer.std for value in values]
 
     @hookimpl
     def decode(self, tokenizer: EmbeddingsTokenizer, tokens: Sequence[Vectors]) -> list[Vectors]:
-        """The vectors again."""
+        """Return the unstandardised vectors."""
         return [(np.asarray(item) * tokenizer.std + tokenizer.mean).astype(np.float32) for item in tokens]
 
     @hookimpl
     def read_value(self, data: bytes, extension: str, settings: Settings) -> Vectors:
-        """A `.npy` file of floats `(vectors, dim)`. Raises InvalidValueError."""
+        """Read a `.npy` file of floats `(vectors, dim)`. Raises InvalidValueError."""
         if extension != "npy":
             raise InvalidValueError(f"expected a .npy file, got .{extension}")
         dim = settings.take(self.settings_class).dim
@@ -188,7 +188,7 @@ class EmbeddingsModality(Generic[S]):
 
     @hookimpl
     def write_value(self, value: Vectors, settings: Settings) -> tuple[bytes, str]:
-        """A `.npy` file in the settings' dtype. Raises InvalidValueError for numbers that it cannot hold."""
+        """Write a `.npy` file in the configured dtype. Raises InvalidValueError for numbers out of its range."""
         dtype = settings.take(self.settings_class).dtype
         with np.errstate(over="ignore"):
             stored = value.astype(dtype)
@@ -198,13 +198,13 @@ class EmbeddingsModality(Generic[S]):
 
     @hookimpl
     def render(self, value: Vectors) -> str:
-        """How many vectors, how long."""
+        """Return the number of vectors and their mean length as text."""
         length = np.linalg.norm(value, axis=1).mean()
         return f"{count_of(len(value), 'vector')} of {count_of(value.shape[1], 'number')}, of length {length:.3g}"
 
     @hookimpl
     def score(self, predicted: Sequence[Vectors], target: Sequence[Vectors]) -> dict[str, float]:
-        """Over all vectors of all targets together."""
+        """Return the metrics over all vectors of all targets together."""
         total, count = 0.0, sum(len(truth) for truth in target)
         for guess, truth in zip(predicted, target, strict=True):
             pairs = min(len(guess), len(truth))

@@ -27,11 +27,11 @@ Array = NDArray[Any]
 LARGEST = 65504.0
 """The largest number of float16, as which maps are stored."""
 CONSTANT_SAMPLES = 4096
-"""Values that a constant baseline is computed from, evenly spread over those given."""
+"""Number of values that a constant baseline is computed from, evenly spread over the given ones."""
 TINY = float(np.finfo(np.float64).tiny)
 """Divisor in place of a length of 0. It is this small because all values may be small in their unit."""
 SHOWN_PIXELS = 128
-"""Pixels along the longer side of a map's picture, about."""
+"""Approximate pixels along the longer side of a rendered map."""
 FEATURE_METRICS = (
     Metric(
         name="cosine",
@@ -44,7 +44,7 @@ FEATURE_METRICS = (
         meaning="1 - squared error / squared distance of the true vectors from their mean: 1 is exact, 0 is that mean",
     ),
 )
-"""What feature maps and global vectors are scored by."""
+"""Metrics of feature maps and global vectors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,7 @@ def published_map(side: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MapSettings:
-    """Settings of a feature map. A plugin derives from it to say the size, and the network where it derives values."""
+    """Settings of a feature map. A plugin's subclass sets the size and, if it derives values, the network."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Tables of settings by name; explicitly given keys override the preset's."""
@@ -130,7 +130,7 @@ class FeatureMapModality(SpatialModality):
     token_space = "vectors less their mean, at deviation 1 over all channels"
 
     def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
-        """The size of the map, in vectors."""
+        """Return the size of the map, in vectors."""
         rows, columns = architecture.size
         return {"map_size": rows if rows == columns else [rows, columns]}
 
@@ -144,7 +144,7 @@ class FeatureMapModality(SpatialModality):
         return array_bytes(np.clip(value, -LARGEST, LARGEST).astype(np.float16)), "npy"
 
     def picture(self, value: Array, options: Any) -> PIL.Image.Image:
-        """The map's three main directions as red, green and blue; a colour means something within one map only."""
+        """Return the map's principal components as an RGB image; colours of different maps are not comparable."""
         from PIL import Image
 
         rows, columns = value.shape[1:]
@@ -157,7 +157,7 @@ class FeatureMapModality(SpatialModality):
 
     @hookimpl
     def constant_baseline(self, values: Sequence[Array], settings: Settings) -> Array:
-        """At each place the vector with the greatest mean cosine with these values, of their mean length, in bounds."""
+        """Return, per position, the clipped vector with the greatest mean cosine to the values."""
         central = central_value(values)
         return central if self.low is None and self.high is None else np.clip(central, self.low, self.high)
 
@@ -184,10 +184,10 @@ def agreement(predicted: Sequence[Array], target: Sequence[Array]) -> dict[str, 
 
 
 def central_value(values: Sequence[Array]) -> Array:
-    """The constant baseline to values (channels, ...) by mean cosine, from CONSTANT_SAMPLES of them: float32.
+    """Return the constant with the best mean cosine to CONSTANT_SAMPLES of the values (channels, ...), float32.
 
-    For vectors of length 1 the sum of cosines with a direction is its product with their sum, so their mean direction
-    is the best one; it is given their mean length.
+    For unit vectors, the sum of cosines with a direction is its dot product with their sum, so their mean direction is
+    the best constant. It is scaled to the mean length of the values.
     """
     picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
     directions, length = np.zeros(1), np.zeros(1)
@@ -200,10 +200,10 @@ def central_value(values: Sequence[Array]) -> Array:
 
 
 def main_colours(value: Array) -> NDArray[np.uint8]:
-    """A map's three principal components over its places, as colours (rows, columns, 3) around grey.
+    """Return a map's three principal components over its positions, as colours (rows, columns, 3) around grey.
 
-    Signs are such that the largest weight of a component is positive, so that like maps look alike; three deviations
-    are full colour.
+    The largest weight of a component is positive, so that similar maps look similar. Three standard deviations are full
+    colour.
     """
     channels, rows, columns = value.shape
     vectors = value.reshape(channels, -1).T.astype(np.float64)

@@ -26,8 +26,7 @@ IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 EXACT_EXTENSIONS = ("png", "tif", "tiff")
 """Lossless formats that also store more than 8 bits."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Accepted formats by Pillow's names, whatever the file extension. PostScript is excluded: it starts another
-program."""
+"""Accepted formats by Pillow's names, for any extension. PostScript is excluded: it starts another program."""
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """TIFF tags; PHOTOMETRIC is 0 if 0 means white."""
 ORIENTATION = 0x0112
@@ -41,11 +40,9 @@ WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
 CONSTANT_SAMPLES = 512
 """Number of values that a constant baseline is computed from, evenly spread over the given ones."""
 QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
-"""Quantiles tried per pixel as constant baseline. For errors relative to the truth the best constant is below the
-median."""
+"""Quantiles tried per pixel as constant baseline; for relative errors the best one is below the median."""
 SHARES_ON = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-"""Shares of off pixels tried as constant baseline. A threshold of one half would turn rarely set pixels off
-everywhere."""
+"""Shares of off pixels tried as constant baseline; with one half, rarely set pixels would all be off."""
 PSNR_CEILING = 100.0
 """PSNR of two equal values, dB, for which the formula is infinite."""
 
@@ -130,31 +127,31 @@ class ImageValues:
         )
 
     def read(self, data: bytes, extension: str, options: Any) -> Array:
-        """One value of any size, of the axes and dtype that `kind` says, from a file's bytes. Raises ValueError.
+        """Read one value of any size from a file's bytes; `kind` determines axes and dtype. Raises ValueError.
 
-        An array (h, w) is taken as the one channel of maps that have one.
+        An array (h, w) is read as the only channel of a one-channel map.
         """
         array = read_array(data, extension)
         return array[None] if array.ndim == 2 and self.channels == 1 and self.kind != "classes" else array
 
     def write(self, value: Array, options: Any) -> tuple[bytes, str]:
-        """A file's bytes, and its extension in lower case without a dot; `read` reads it back."""
+        """Return a file's bytes, and its extension in lower case without a dot; `read` reads it back."""
         return array_bytes(value), "npy"
 
     def picture(self, value: Array, options: Any) -> PIL.Image.Image:
-        """The value as a PIL image of any size, of a mode that PNG can hold."""
+        """Return the value as a PIL image of any size, in a mode that PNG supports."""
         raise NotImplementedError
 
     def measure(self, predicted: list[Array], target: list[Array], options: Any) -> Mapping[str, float]:
-        """The numbers of `metrics`, by name, over aligned lists of values: each is one number for the whole list."""
+        """Return `metrics` by name over aligned lists of values, each as one number for the whole list."""
         raise NotImplementedError
 
     def measure_main(self, predicted: list[Array], target: list[Array], options: Any) -> float:
-        """The first number of `metrics`; overridden where the others take longer than it does."""
+        """Return the first number of `metrics`; override it if the other metrics are slower."""
         return self.measure(predicted, target, options)[self.metrics[0].name]
 
     def resized(self, value: Array, crop: Crop, size: tuple[int, int]) -> Array:
-        """The crop of `value` at `size`: bilinear with anti-aliasing, or nearest for class ids; within its bounds."""
+        """Return the crop of `value` at `size`, clipped: bilinear with anti-aliasing, or nearest for class ids."""
         if self.kind == "classes":
             return crop_and_resize(value, crop, size, nearest=True)
         result = crop_and_resize(value, crop, size)
@@ -162,7 +159,7 @@ class ImageValues:
 
     @hookimpl
     def read_value(self, data: bytes, extension: str, settings: Settings) -> Array:
-        """One value from a file's bytes, of the file's size."""
+        """Read one value from a file's bytes, at the file's size."""
         try:
             return self.read(data, extension, self.options(settings))
         except (ValueError, OSError, SyntaxError) as error:
@@ -170,23 +167,23 @@ class ImageValues:
 
     @hookimpl
     def write_value(self, value: Array, settings: Settings) -> tuple[bytes, str]:
-        """A file's bytes and extension."""
+        """Return a file's bytes and extension."""
         return self.write(value, self.options(settings))
 
     @hookimpl
     def transform(self, value: Array, crop: Crop, settings: Settings) -> Array:
-        """The shared crop, flip and resize."""
+        """Apply the shared crop, flip and resize."""
         size = self.options(settings).size
         return value if crop.is_whole and value.shape[-2:] == size else self.resized(value, crop, size)
 
     @hookimpl
     def render(self, value: Array, settings: Settings) -> PIL.Image.Image:
-        """The value as a picture of its own size."""
+        """Return the value as an image of the value's size."""
         return self.picture(value, self.options(settings))
 
     @hookimpl
     def score(self, predicted: Sequence[Array], target: Sequence[Array], settings: Settings) -> Mapping[str, float]:
-        """The metrics over aligned lists."""
+        """Return the metrics over aligned lists."""
         if len(predicted) != len(target) or not target:
             raise InvalidValueError(
                 f"{settings.name}: score: expected two lists of one length, got {len(predicted)} and {len(target)}"
@@ -250,7 +247,7 @@ def read_array(data: bytes, extension: str) -> Array:
 
 
 def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTENSIONS) -> PIL.Image.Image:
-    """A picture file, turned as its EXIF says. Raises ValueError where it is not one, or another kind of file.
+    """Open an image file, rotated as its EXIF data say. Raises ValueError if it is no image or of another format.
 
     `expected` are the kinds that are advised then.
     """
@@ -273,7 +270,7 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
 
 
 def _as_stored(image: PIL.Image.Image, data: bytes) -> dict[str, Any]:
-    """What Pillow says nowhere else of a picture file's numbers, whatever texts of these names the file holds."""
+    """Return BITS and WHITE_IS_ZERO of a file. They override texts that the file may have under these names."""
     if image.format == "PNG":
         return {BITS: data[24], WHITE_IS_ZERO: False}
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
@@ -329,7 +326,7 @@ def read_grey(data: bytes, extension: str) -> Array:
 
 
 def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image | Array:
-    """A picture laid over the colour `ground`; one of 16 bits as float32 (1, height, width) in [0, 1].
+    """Read an image over the background colour `ground`; 16-bit images as float32 (1, height, width) in [0, 1].
 
     Raises ValueError.
     """
@@ -345,7 +342,7 @@ def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image 
 
 
 def laid_over(image: PIL.Image.Image, ground: str) -> PIL.Image.Image:
-    """A picture without transparency: laid over the colour `ground` where it has some, else itself."""
+    """Return an image without transparency; transparent parts get the background colour `ground`."""
     from PIL import Image
 
     if "A" in image.getbands() or "transparency" in image.info:
@@ -355,7 +352,7 @@ def laid_over(image: PIL.Image.Image, ground: str) -> PIL.Image.Image:
 
 
 def to_bytes(value: Array) -> NDArray[np.uint8]:
-    """Numbers in [0, 1] as 0 ... 255, to the nearest."""
+    """Convert numbers in [0, 1] to the nearest of 0 ... 255."""
     return (np.clip(value, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -378,7 +375,7 @@ def psnr(predicted: Sequence[Array], target: Sequence[Array]) -> float:
 
 
 def png_bytes(image: PIL.Image.Image) -> bytes:
-    """A picture as a PNG file."""
+    """Return an image as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -135,8 +135,7 @@ class ObjectGrammar:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A word and the coordinates after it: levels of the object on these axes v0, v1, ..., then optionally its
-    codes."""
+    """A word and its coordinates: levels of the object on these axes v0, v1, ..., then optionally its codes."""
 
     word: str
     axes: tuple[int, ...] = ()
@@ -196,8 +195,8 @@ class SpelledGrammar:
         return self.plain.codes
 
     def write(self, levels: Ids, codes: Ids) -> Ids:
-        """Return the ids of levels (objects, axes) and codes (objects, codes of one object), up to the last object that
-        fits."""
+        """Return the ids of the first objects that fit: levels (objects, axes), codes (objects, codes of one
+        object)."""
         rows = zip(levels.tolist(), codes.tolist(), strict=True)
         groups = [self.vocabulary.encode(self._pieces(*row)) for row in rows]
         ids = whole_groups(groups or [self.vocabulary.encode(self.spelling.nothing)], self.max_length)

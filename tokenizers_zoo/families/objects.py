@@ -397,7 +397,7 @@ class ObjectCodec(ModalityCodec):
     def fit(
         self, train: Sequence[Any], count: int, rng: np.random.Generator
     ) -> tuple[Iterator[torch.Tensor], dict[str, torch.Tensor]]:
-        """Return the items of `count` values, more where they hold no object. Raises DataError without an object."""
+        """Return the items of `count` values, of more if these have no object. Raises DataError if none has."""
         import torch
 
         objects: list[Any] = []

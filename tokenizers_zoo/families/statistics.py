@@ -96,8 +96,7 @@ def import_statistics(
 
 
 def load_statistics(checkpoint: Path, expected_class: str, count: int, what: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Load mean and standard deviation. Raises CheckpointError unless they have `count` entries (named `what` in
-    errors)."""
+    """Load mean and deviation. Raises CheckpointError unless they have `count` entries (`what` in messages)."""
     tensors, _ = load_checkpoint(checkpoint, expected_class)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != {"mean": (count,), "std": (count,)} or not bool((tensors["std"] > 0).all()):

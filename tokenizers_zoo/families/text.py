@@ -118,8 +118,7 @@ class TextModality(Generic[S]):
         return out_dir
 
     def _texts(self, samples: TrainingSamples, settings: Settings) -> Iterator[str]:
-        """Yield the texts of `samples`; if there are none, the texts that this modality writes for the training
-        values."""
+        """Yield the texts of `samples`; if there are none, this modality's texts of the training values."""
         found = False
         for text in samples.texts():
             found = True
@@ -140,8 +139,7 @@ class TextModality(Generic[S]):
 
     @hookimpl
     def encode(self, tokenizer: TextTokenizer[S], values: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-        """Return the ids of each value, int64 `(tokens,)`. Raises InvalidValueError that names the index in the
-        batch."""
+        """Return the ids of each value, int64 `(tokens,)`. Raises InvalidValueError that names the batch index."""
         tokens = []
         for index, value in enumerate(values):
             try:

@@ -219,7 +219,7 @@ class _Reader:
         return height // cut, width // cut
 
     def number(self, key: str, default: int) -> int:
-        """A whole number of at least 1, or the default where there is none."""
+        """Return an integer of at least 1, or the default if the key is absent."""
         found = self.value(key, default)
         if default == found:
             return default
@@ -230,26 +230,26 @@ class _Reader:
         return found
 
     def share(self, key: str) -> float:
-        """A number in [0, 1), 0 where there is none."""
+        """Return a number in [0, 1), or 0 if the key is absent."""
         found = self.value(key, 0.0)
         if not isinstance(found, int | float) or not 0 <= found < 1:
             raise self.wrong(key, "a share in [0, 1)")
         return float(found)
 
     def text(self, key: str, default: str) -> str:
-        """A word, or the default where there is none."""
+        """Return a text, or the default if the key is absent."""
         found = self.value(key, default)
         if not isinstance(found, str):
             raise self.wrong(key, f"a word, such as {default}")
         return found
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false, or the default where there is neither."""
+        """Return a boolean, or the default if the key is absent."""
         found = self.value(key, default)
         if not isinstance(found, bool):
             raise self.wrong(key, "true or false")
         return found
 
     def wrong(self, key: str, expected: str) -> CheckpointError:
-        """The error of one key."""
+        """Return the error for one key."""
         return CheckpointError(f"{self.place}: config.json: {key} {self.config.get(key)!r}: expected {expected}")

@@ -24,17 +24,17 @@ POINTWISE = "o i 1 1 -> o i"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """A published tensor and its own names here; where there are several, each has one row of the first axis."""
+    """A published tensor and our names for it. With several names, each has one row of the first axis."""
 
     published: str
     own: tuple[str, ...]
     pattern: str = ""
-    """How the published one becomes ours, for einops; nothing where it stays as it is."""
+    """einops pattern that converts the published tensor to ours; empty if it is unchanged."""
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def places(architecture: Architecture) -> list[Place]:
-    """All tensors of a published tokenizer."""
+    """Return the places of all tensors of a published tokenizer."""
     found = list(_encoder(architecture))
     if architecture.classes:
         found.append(Place(published="cls_emb.weight", own=("embedding.weight",)))
@@ -185,7 +185,7 @@ def _pairs(theirs: str, ours: str, **parts: str) -> Iterator[Place]:
 def _pair(
     theirs: str, ours: str, weight: str = "", bias: str = "", sizes: Mapping[str, int] | None = None
 ) -> Iterator[Place]:
-    """The weight and the bias of one layer, by their patterns."""
+    """Yield the places of a layer's weight and bias."""
     for part, pattern in (("weight", weight), ("bias", bias)):
         used = sizes if pattern and sizes else {}
         yield Place(published=f"{theirs}.{part}", own=(f"{ours}.{part}",), pattern=pattern, sizes=used)

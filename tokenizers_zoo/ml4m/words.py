@@ -56,8 +56,7 @@ class WordMatcher:
         return [index - self.start for index in matched.ids], matched.word_ids
 
     def cut(self, text: str, numbers: Sequence[int], words: Sequence[int | None], limit: int) -> list[int]:
-        """Cut the result of `match` before the word that crosses the limit; cut inside the word only if it is the
-        first."""
+        """Cut the result of `match` before the word that crosses the limit; cut only a first word inside."""
         return list(numbers[: word_start(words, limit) or limit])
 
     def text(self, numbers: Sequence[int]) -> str:

@@ -97,9 +97,9 @@ class Stage(NamedTuple):
 
 
 def stages(config: BlockConfig, patch: tuple[int, ...]) -> list[Stage]:
-    """The resolutions of an encoder, finest first; the last is the token grid, where most of the blocks are.
+    """Return the resolutions of an encoder, finest first. The last one is the token grid, with most of the blocks.
 
-    An axis whose side needs fewer steps than another's takes its steps late: (2, 8, 8) -> (1, 4, 4), (2, 2, 2).
+    An axis with fewer factors than another is downsampled in the last stages: (2, 8, 8) -> (1, 4, 4), (2, 2, 2).
     """
     per_axis = [scale_factors(side) for side in patch]
     levels = max(map(len, per_axis))

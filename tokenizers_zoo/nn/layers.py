@@ -37,7 +37,7 @@ class InvertedBottleneck(nn.Module):
 
 
 def _pattern(axes: int) -> tuple[str, str, str]:
-    """Names for einops: whole axes, patches along them, cells within a patch."""
+    """Return names for einops: whole axes, patches along them, cells within a patch."""
     whole = " ".join(f"(n{axis} p{axis})" for axis in range(axes))
     return whole, " ".join(f"n{axis}" for axis in range(axes)), " ".join(f"p{axis}" for axis in range(axes))
 

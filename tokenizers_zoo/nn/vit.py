@@ -136,7 +136,7 @@ class VitDecoder(nn.Module):
         self.out = nn.Sequential(*[ConvNextBlock(out_channels, len(patch)) for _ in range(config.out_blocks)])
 
     def forward(self, codes: Float[Tensor, "batch dim *grid"]) -> Float[Tensor, "batch channels *axes"]:
-        """The values, unbounded."""
+        """Return unbounded values."""
         patches = self.head(self.transformer(self.embed(codes.movedim(1, -1))))
         return self.out(from_patches(patches, self.patch))
 

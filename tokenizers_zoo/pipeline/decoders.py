@@ -1,4 +1,4 @@
-"""A tokenizer's two decoders side by side: what `zoo tokenizer eval` adds where there is a plain one, too."""
+"""Compare a tokenizer's two decoders, for `zoo tokenizer eval` of tokenizers that also have a plain decoder."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TwoDecoders(Protocol):
         """Whether it has."""
 
     def decode_plain(self, tokens: Any) -> torch.Tensor:
-        """Values of tokens by the plain decoder."""
+        """Decode tokens with the plain decoder."""
 
 
 def compare_decoders(

@@ -79,7 +79,7 @@ def _derive_split(
     *,
     download: bool,
 ) -> None:
-    """Derive one split, as `derive_data` says."""
+    """Derive one split; see `derive_data`."""
     failed: set[str] = set()
     for handle in order:
         if lacks := [name for name in handle.spec.derived_from if name in failed]:
@@ -94,17 +94,17 @@ def _derive_split(
             if download:
                 raise PretrainedError(f"{handle.name}: {error}") from error
             result.skipped[handle.name] = str(error)
-            if handle.name not in store.modalities(split):  # else others are derived from the old values
+            if handle.name not in store.modalities(split):  # if present, dependants use the old values
                 failed.add(handle.name)
 
 
 def _order(
     zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: RunResult
 ) -> list[ModalityHandle]:
-    """What to derive, inputs first. A modality that cannot be derived is an error if named, else skipped with the
-    reason."""
+    """Return the modalities to derive, inputs first. If a modality cannot be derived, raise an error if it was named;
+    else skip it."""
     derivable = {handle.name: handle for handle in zoo.handles() if handle.spec.derived_from}
-    kept = {name for name in derivable if _is_derived(store, split, name)}  # to be made again where they have changed
+    kept = {name for name in derivable if _is_derived(store, split, name)}  # derived again if inputs changed
     present = set(store.modalities(split)) - kept
     graph = {name: set(handle.spec.derived_from) & set(derivable) for name, handle in derivable.items()}
     try:
@@ -153,7 +153,7 @@ def _is_derived(store: ValueStore, split: str, modality: str) -> bool:
 
 
 def _networks(handle: ModalityHandle, *, download: bool) -> dict[str, Any]:
-    """Which pretrained networks make the values, by field of the settings. Raises PretrainedError."""
+    """Return the pretrained networks of the values, by settings field. Raises PretrainedError."""
     return {name: config.record(download=download) for name, config in networks_of(handle.known_settings()).items()}
 
 
@@ -174,7 +174,7 @@ def _record(zoo: Zoo, handle: ModalityHandle, networks: Mapping[str, Any]) -> di
 
 
 def _shared_settings(handle: ModalityHandle) -> dict[str, Any]:
-    """What decides the derived values of what `[zoo]` shares; networks and the size of pictures are recorded apart."""
+    """Return the `[zoo]` settings that affect derived values, except networks and image size, recorded apart."""
     apart = {"image_size", *networks_of(handle.known_settings())}
     return {
         key: item
@@ -198,7 +198,7 @@ def _derive_modality(
     workers: int | None,
     result: RunResult,
 ) -> None:
-    """Derive the shards of one modality of one split that are not there, or that depend on other inputs now."""
+    """Derive the missing and outdated shards of one modality of one split."""
     samples = store.split(split)
     record = _record(zoo, handle, networks)
     made_with = inputs_digest(**record)
@@ -230,7 +230,7 @@ def _derive_modality(
 
 
 def _processes(handle: ModalityHandle, workers: int | None) -> int | None:
-    """`workers`; where that is left open, one process for networks on a GPU, as each would load a copy of them there.
+    """Return `workers`; if it is None, 1 for networks on a GPU, because each process would load a copy.
 
     Raises PretrainedError if a network needs a GPU that is missing.
     """

@@ -45,14 +45,14 @@ def run_jobs(
     count: int | None = None,
     of: int = 0,
 ) -> Iterator[Result]:
-    """Results of `function(zoo, job)` as they are finished: in this process for one worker, else in several.
+    """Yield results of `function(zoo, job)` as they finish: in this process for one worker, else in several.
 
-    `jobs` is read as jobs begin; an iterator says by `count` how many there are. `workers` None means one per core, and
-    there are no more than jobs. Each process gets a share of the cores. Networks round differently with another number
-    of threads: to resume a killed run with the same share, `jobs` gives the original number of jobs. Processes are
-    spawned, not forked: `function` and the jobs are pickled, torch's threads are never copied. After the first error or
-    an interrupt, no job starts. After an error, running jobs finish and their results are yielded before it is raised.
-    `advance` is called with the number of samples that the jobs have ticked off since.
+    `jobs` is read lazily; `count` is the number of jobs if it is an iterator. `workers` None means one per core, at
+    most one per job. Each process gets a share of the cores. Networks round differently with another number of threads:
+    to resume a killed run with the same share, `jobs` gives the original number of jobs. Processes are spawned, not
+    forked: `function` and the jobs are pickled, torch's threads are never copied. After the first error or an
+    interrupt, no job starts. After an error, running jobs finish and their results are yielded before it is raised.
+    `advance` is called with the number of newly finished samples.
     """
     global _tick
     if count is None:

@@ -31,21 +31,21 @@ SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerEvaluation:
-    """How well a tokenizer keeps held-out values: its modality's metrics, its codebook, its speed."""
+    """Results of a tokenizer evaluation: the modality's metrics, codebook usage and speed."""
 
     samples: int
     metrics: dict[str, float]
     tokens_per_sample: float
     encode_seconds: float
     usage: float | None = None
-    """Share of the codes that occurred, the mean of several codebooks; None for continuous layouts."""
+    """Share of the codes used, averaged over codebooks; None for continuous layouts."""
     perplexity: float | None = None
     several: Mapping[str, float] = field(default_factory=dict)
-    """Where there are several codebooks, `CodebookUsage.of_several`."""
+    """`CodebookUsage.of_several`; empty with one codebook."""
     dropped: dict[str, str] = field(default_factory=dict)
     pictures: Path | None = None
     compared: Sequence[tuple[str, float, str, str]] = ()
-    """Where there is a plain decoder, too: name, number, unit and meaning of how the two compare."""
+    """Name, number, unit and meaning of figures that compare two decoders; empty without a plain decoder."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -53,7 +53,7 @@ class TokenizerEvaluation:
         return self.samples * self.tokens_per_sample / max(self.encode_seconds, 1e-9)
 
     def codebook_rows(self) -> list[tuple[str, float, str, str]]:
-        """Name, number, unit and meaning of all figures that no modality's metrics hold."""
+        """Return name, number, unit and meaning of all figures except the modality's metrics."""
         rows = [
             *self.compared,
             ("tokens", self.tokens_per_sample, "", "tokens per sample, on average"),
@@ -68,7 +68,7 @@ class TokenizerEvaluation:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types; None for a figure that is no finite number."""
+        """Return the figures as JSON types, with None for non-finite numbers."""
         figures = {key: number for key, number, _, _ in self.codebook_rows()}
         return {"samples": self.samples, "metrics": _finite(self.metrics), **_finite(figures), **self.several}
 
@@ -168,8 +168,7 @@ class _Reconstruction:
             self._reconstruct(handle, sound, usage)
 
     def _reconstruct(self, handle: ModalityHandle, sound: Mapping[str, Any], usage: Any) -> None:
-        """Encode and decode values by key. If the tokenizer rejects the batch, try each value alone to drop only
-        invalid ones.
+        """Encode and decode values by key. If the tokenizer rejects a batch, retry each value alone.
 
         Raises PluginError if the plugin breaks its contract for every value of the first batch.
         """
@@ -213,8 +212,7 @@ class _Reconstruction:
         return handle.score(self.predicted, self.target)
 
     def pairs(self, handle: ModalityHandle, count: int) -> list[tuple[Any, Any]]:
-        """Return the first values and their reconstructions for display; without a decoder, text that describes
-        them."""
+        """Return the first values and their reconstructions for display; without a decoder, a description."""
         if self.vectors:
             counts = zip(self.target[:count], self.vectors[:count], strict=True)
             return [(describe(value), f"{count_of(number, 'vector')}, not decoded") for value, number in counts]

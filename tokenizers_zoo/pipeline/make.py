@@ -107,9 +107,9 @@ def _check_required(source: SourceHandle, options: Mapping[str, Any]) -> None:
 def _given(
     zoo: Zoo, source: SourceHandle, samples: Samples, options: Mapping[str, Any], result: RunResult
 ) -> list[ModalityHandle]:
-    """The enabled modalities that the source gives; instances under other names get their plugin's values.
+    """Return the enabled modalities of the source; instances under other names get their plugin's values.
 
-    Raises ConfigError where a modality's classes or settings disagree with the source.
+    Raises ConfigError if a modality's classes or settings disagree with the source.
     """
     names = samples.modalities
     at_source = {handle.name: name_at_source(handle, samples.offered) for handle in zoo.handles()}
@@ -299,7 +299,7 @@ class _Plan:
         return ()
 
     def _inputs(self, shard: int, digests: Mapping[str, str]) -> dict[str, str]:
-        """The inputs digest of a shard of each modality. Whether a picture is refused depends on all pictures."""
+        """Return the inputs digest of a shard per modality. Whether an image is rejected depends on all images."""
         files, names, pictures = self._files(shard), self._names, self._pictures
         found = {}
         for name in digests:
@@ -313,9 +313,9 @@ class _Plan:
 
 
 def _is_picture(handle: ModalityHandle) -> bool:
-    """True for arrays that crops cut by the fractions of height and width that all pictures of a sample share.
+    """Return whether values are arrays that are cropped by the shared fractions of height and width.
 
-    Their tokens are a grid of two axes, or they are of the `image_size` of the settings, as masks and frames are.
+    Their tokens are a two-dimensional grid, or they have the configured `image_size`, such as masks and frames.
     """
     value, size = handle.spec.value, handle.known_settings().get("image_size")
     sized = value.shape[-2:] == ((size, size) if isinstance(size, int) else tuple(size or ()))

@@ -107,9 +107,9 @@ def _sample_of(zoo: Zoo, job: MakeShard) -> Callable[[int], tuple[str, Mapping[s
 
 
 def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sample's values by modality, files among them read; a file that cannot be read is its error.
+    """Return the sample's values by modality, reading files; the error replaces a file that cannot be read.
 
-    `names` are the modalities, each with the name that it has in `values`.
+    `names` maps each modality to its name in `values`.
     """
     found: dict[str, Any] = {}
     for name, given in names.items():
@@ -129,10 +129,10 @@ def _is_array(value: Any) -> bool:
 
 
 def _misfits(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """Return a problem for each picture of a sample that has other proportions than half of the others or more.
+    """Return a problem for each image of a sample whose aspect ratio differs from at least half of the images.
 
-    They may have other sizes: a mask at half the height and width fits. A picture of another shape would be stretched
-    and no longer match the others.
+    Sizes may differ: a mask at half the height and width fits. An image with another aspect ratio would be stretched
+    and would no longer match the others.
     """
     problems = {}
     for name, size in sizes.items():
@@ -147,13 +147,13 @@ def _misfits(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
 
 
 def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """True where one size (height, width) is the other, scaled and rounded to whole pixels."""
+    """Return whether one size (height, width) equals the other, scaled and rounded to whole pixels."""
     small, large = sorted((first, second))
     return abs(small[0] / large[0] - small[1] / large[1]) < 1 / large[0] + 1 / large[1]
 
 
 def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any, *, trusted: bool) -> str:
-    """Add one value at the size of the settings; returns why not, or nothing. Values read from files are `trusted`."""
+    """Add one value at the configured size; return the problem, or "". Values read from files are `trusted`."""
     if isinstance(value, ZooError):
         return str(value)
     try:
@@ -166,7 +166,7 @@ def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any, *,
 
 @lru_cache(maxsize=4)
 def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> CheckedSamples:
-    """The samples that a source generates, opened once per process."""
+    """Return the samples that a source generates, opened once per process."""
     return zoo.source(source).samples(split, count, seed, json.loads(options))
 
 

@@ -108,9 +108,10 @@ def tokenize(
     With `crops` above 1, each sample of the split "train" has the whole picture and `crops - 1` random crops, which all
     modalities share. Shards whose inputs are unchanged are skipped; `overwrite` encodes every shard again.
 
-    Raises DataError where the data lack one of `modalities`, no modality has a tokenizer, `out` holds something else or
-    tokens of other samples, and, after all others are encoded, where no sample of a modality could be encoded. Raises
-    CheckpointError where a vocabulary lacks special tokens, and FolderError where another process writes to `out`.
+    Raises DataError if the data lack one of `modalities`, if no modality has a tokenizer, or if `out` has other files
+    or tokens of other samples. Also raises DataError, after encoding the other modalities, if no sample of a modality
+    could be encoded. Raises CheckpointError if a vocabulary lacks special tokens, and FolderError if another process
+    writes to `out`.
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")

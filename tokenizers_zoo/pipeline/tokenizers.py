@@ -143,7 +143,7 @@ def train_tokenizer(
     resumed, and a checkpoint that was trained with another modality of the same vocabulary is kept. If the modality has
     its own tokenizer and also needs a shared vocabulary that does not exist, the vocabulary is trained first. With
     `limit` at most so many samples of each split are read, spread over the split. Raises DataError if `data` lack the
-    modality or none of its values can be read. Raises ConfigError if the folder belongs to a shared vocabulary of other
+    modality or no value can be read. Raises ConfigError if the folder belongs to a shared vocabulary of other
     modalities, is the checkpoint of another modality, or has the unfinished tokenizer of a modality that shares it.
     """
     handle = zoo[name]
@@ -197,8 +197,7 @@ def train_vocabulary(handle: ModalityHandle, samples: TrainingSamples, folder: P
 
 
 def trainable(zoo: Zoo, data: Path) -> list[str]:
-    """Return the enabled modalities in the training split of `data`, sorted by name. Raises DataError if there are
-    none."""
+    """Return the enabled modalities in the training split, sorted by name. Raises DataError if there are none."""
     store = ValueStore(data)
     present = store.modalities(TRAIN)
     names = [handle.name for handle in zoo.handles() if handle.name in present]

@@ -34,14 +34,14 @@ class VocabularyUse:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Special tokens that no enabled modality needs: of plugins or settings that are gone. They keep their ids."""
+        """Return special tokens that no enabled modality needs, such as of removed plugins. They keep their ids."""
         needed = {token for tokens in self.needs.values() for token in tokens}
         return tuple(token for token in self.vocabulary.all_special_tokens if token not in needed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Growth:
-    """What growing changed: the special tokens added, ids used and capacity before and after."""
+    """Changes made by growing: the special tokens added, ids used and capacity before and after."""
 
     added: tuple[str, ...]
     used: tuple[int, int]
@@ -49,12 +49,12 @@ class Growth:
 
     @property
     def changed(self) -> bool:
-        """False where the vocabulary lacked nothing, and was left as it was."""
+        """Whether tokens were added or the capacity has changed."""
         return bool(self.added) or self.size[0] != self.size[1]
 
 
 def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
-    """The text vocabularies that enabled modalities share, and who shares each; both sorted by name."""
+    """Return the shared text vocabularies, each with the enabled modalities that share it; both sorted by name."""
     found: dict[str, list[ModalityHandle]] = {}
     for name, sharing in zoo.vocabularies().items():
         handles = [zoo[other] for other in sharing]
@@ -70,7 +70,7 @@ def _holds_text(folder: Path) -> bool:
 
 
 def describe_vocabulary(zoo: Zoo, name: str) -> VocabularyUse:
-    """Read a vocabulary and who needs what of it. Raises UnknownNameError, and CheckpointError where none is there."""
+    """Read a vocabulary and the tokens that each modality needs. Raises UnknownNameError and CheckpointError."""
     handles = _sharing(zoo, name)
     folder = _folder(name, handles)
     return VocabularyUse(
@@ -82,10 +82,10 @@ def describe_vocabulary(zoo: Zoo, name: str) -> VocabularyUse:
 
 
 def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
-    """Add the special tokens that the enabled modalities need and the vocabulary lacks, at its end; old ids stay.
+    """Append the special tokens that the enabled modalities need and the vocabulary lacks; existing ids do not change.
 
-    The capacity becomes the one of registry.toml where that is larger. Does nothing where nothing is missing. Raises
-    as `describe_vocabulary`, and ConfigError where there is no room left.
+    The capacity is raised to the registry.toml value if that is larger. Does nothing if nothing is missing. Raises the
+    errors of `describe_vocabulary`, and ConfigError if there is no room left.
     """
     handles = _sharing(zoo, name)
     folder = _folder(name, handles)
@@ -127,7 +127,7 @@ def _sharing(zoo: Zoo, name: str) -> list[ModalityHandle]:
 
 
 def _folder(name: str, handles: list[ModalityHandle]) -> Path:
-    """Where the vocabulary is. Raises CheckpointError where it was not trained yet, or is not one of text."""
+    """Return the folder of the vocabulary. Raises CheckpointError if it has not been trained."""
     folder = handles[0].files.vocabulary_folder()
     if not (folder / CONFIG).is_file():
         raise CheckpointError(

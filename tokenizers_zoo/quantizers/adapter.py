@@ -79,20 +79,20 @@ class Adapter(nn.Module):
         """Tokens per latent; with more than one, tokens are (batch, n, num_codebooks)."""
 
     def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
-        """For training: codes with a gradient to the latents, int64 tokens and a scalar loss; may update a codebook."""
+        """Return codes with gradient, int64 tokens and a scalar loss in training mode; may update a codebook."""
         raise NotImplementedError
 
     def tokens(self, latents: Codes) -> Tokens:
-        """For eval mode: int64 tokens, nothing else computed or changed."""
+        """Return int64 tokens in eval mode, without changing any state."""
         raise NotImplementedError
 
     def lookup(self, tokens: Tokens) -> Codes:
-        """The codes of tokens."""
+        """Return the codes of tokens."""
         raise NotImplementedError
 
 
 def nearest(latents: Codes, codebook: Float[Tensor, "codes code_dim"]) -> Tokens:
-    """The code nearest to each latent, in bounded memory.
+    """Return the index of the nearest code of each latent, in bounded memory.
 
     |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2): the greatest bracket is the least distance.
     """
@@ -102,16 +102,16 @@ def nearest(latents: Codes, codebook: Float[Tensor, "codes code_dim"]) -> Tokens
 def best_scores(
     latents: Codes, keys: Float[Tensor, "codes code_dim"], penalties: Float[Tensor, "codes"] | float = 0.0
 ) -> Tokens:
-    """The key with the greatest x . key - penalty for each latent, in bounded memory."""
+    """Return the index of the key with the greatest x . key - penalty for each latent, in bounded memory."""
     chunks = latents.flatten(0, 1).split(max(1, MAX_DISTANCES // len(keys)))
     return torch.cat([(chunk @ keys.T - penalties).argmax(dim=1) for chunk in chunks]).view(latents.shape[:2])
 
 
 def straight_through(latents: Codes, codes: Codes) -> Codes:
-    """The codes, with a gradient that passes to the latents as it is (arXiv 1308.3432)."""
+    """Return the codes with the straight-through gradient to the latents (arXiv 1308.3432)."""
     return latents + (codes - latents).detach()
 
 
 def entropy(shares: Float[Tensor, "*others n"]) -> Float[Tensor, "*others"]:
-    """Entropy over the last axis in nats; the bound keeps the gradient finite where a share is 0."""
+    """Return the entropy over the last axis in nats. The clamp keeps the gradient finite if a share is 0."""
     return -(shares * shares.clamp_min(1e-20).log()).sum(dim=-1)

@@ -46,18 +46,17 @@ UNIT = 1e-6
 
 
 def directions(codebook: Float[Tensor, "codes dim"]) -> Float[Tensor, "codes dim"]:
-    """Normalise codes to length 1. Codes that already have length 1 are unchanged to the bit, so tokens do not
-    change."""
+    """Normalise codes to length 1. Codes of length 1 are unchanged to the bit, so their tokens are, too."""
     lengths = codebook.norm(dim=1, keepdim=True)
     return torch.where((lengths - 1).abs() <= UNIT, codebook, functional.normalize(codebook, dim=1))
 
 
 class MovingAverage(Adapter):
-    """VQ whose codebook follows its latents by moving averages (arXiv 1711.00937, appendix A.1).
+    """VQ with an EMA codebook (arXiv 1711.00937, appendix A.1).
 
-    Started by k-means and revived where codes die (arXiv 2107.03312, section III-C). Keep it outside activation
-    checkpointing, which would run the update twice. Cosine compares directions, and the code of a token is the row as
-    it is stored: those trained here have length 1, those of others may not.
+    The codebook is initialised by k-means, and dead codes are replaced (arXiv 2107.03312, section III-C). Keep it
+    outside activation checkpointing, which would run the update twice. The cosine distance compares directions, but a
+    token's code is the stored row. Rows trained here have length 1; rows of imported codebooks may not.
     """
 
     def __init__(self, config: QuantizerConfig) -> None:

@@ -82,12 +82,12 @@ class Residual(Adapter):
 
 
 def _adapters(modules: nn.ModuleList) -> list[Adapter]:
-    """The members, with the type that they were given with."""
+    """Return the members, typed as adapters."""
     return cast("list[Adapter]", list(modules))
 
 
 def _joined(tokens: Sequence[Tokens]) -> Tokens:
-    """The tokens of several quantizers along one last axis."""
+    """Join the tokens of several quantizers along the last axis."""
     return torch.cat([ids if ids.ndim == 3 else ids[..., None] for ids in tokens], dim=2)
 
 
@@ -109,8 +109,7 @@ def _grouped_residual_vq(config: QuantizerConfig) -> Adapter:
 
 
 def _residual_simvq(config: QuantizerConfig) -> Adapter:
-    """Start each step with codes half as large as the previous step's; codes larger than the residual would stay
-    unused."""
+    """Halve the initial code size at each step, because codes larger than the residual would stay unused."""
     return Residual([SimpleVector(config, 0.5**step) for step in range(config.codes_per_position)])
 
 

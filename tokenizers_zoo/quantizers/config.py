@@ -36,8 +36,7 @@ MAX_CODES = 2**24
 """Maximum codebook size of any kind: fsq computes ids in float32, which is exact up to this integer."""
 
 MAX_LEVELS = 1000
-"""Maximum number of levels per dimension of fsq: with more, its margin of 0.001 at the outer levels reaches the next
-level."""
+"""Maximum number of levels per dimension of fsq; with more, its margin of 0.001 reaches the next level."""
 
 _MOVING_AVERAGE: dict[str, Any] = {
     "codebook_dim": 32,
@@ -48,8 +47,7 @@ _MOVING_AVERAGE: dict[str, Any] = {
 }
 
 TRAINING_ONLY = ("decay", "kmeans_iterations", "revive_below", "commitment_weight", "entropy_weight", "spread_weight")
-"""Fields that do not affect the meaning of ids. A checkpoint may be used, or its training resumed, with other
-values."""
+"""Fields that do not affect the meaning of ids; they may change when a checkpoint is used or resumed."""
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "fsq": {"levels": (8, 5, 5, 5), "spread_weight": 0.0},
@@ -144,7 +142,7 @@ class QuantizerConfig:
         return self.num_codebooks or 1
 
     def meaning(self) -> dict[str, Any]:
-        """The fields that say what ids mean, by name: all but TRAINING_ONLY."""
+        """Return the fields that determine the meaning of ids: all except TRAINING_ONLY."""
         return {name: value for name, value in asdict(self).items() if name not in TRAINING_ONLY}
 
     def token_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:

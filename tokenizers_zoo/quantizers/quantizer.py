@@ -105,7 +105,7 @@ class Quantizer(nn.Module):
             self.train(was_training)
 
     def decode(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Float[Tensor, "batch *grid dim"]:
-        """The codes of tokens. Raises InvalidValueError for an id outside [0, codebook_size) or a wrong last axis."""
+        """Return the codes of tokens. Raises InvalidValueError for ids outside [0, codebook_size) or a wrong shape."""
         count = self.codes_per_position
         if count > 1 and (tokens.ndim < 2 or tokens.shape[-1] != count):
             raise InvalidValueError(f"tokens: expected {count} per latent (the last axis), got {tuple(tokens.shape)}")
@@ -119,12 +119,12 @@ class Quantizer(nn.Module):
             return self.project_out(self.adapter.lookup(flat)).view(*places, self.dim)
 
     def get_extra_state(self) -> UInt8[Tensor, "bytes"]:
-        """Configuration and dim as JSON, in a tensor so that any format for tensors can hold it."""
+        """Return configuration and dim as JSON, in a tensor so that any tensor format can store it."""
         given = {name: value for name, value in asdict(self.config).items() if value is not None}
         return torch.tensor(list(json.dumps({"dim": self.dim, **given}).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Check the configuration of a saved state; raises CheckpointError where ids would mean something else."""
+        """Check the configuration of a saved state. Raises CheckpointError if ids would have another meaning."""
         saved, own = _read_config(state), _read_config(self.get_extra_state())
         for name in ("kind", *sorted({*saved, *own} - {"kind", *TRAINING_ONLY})):
             if saved.get(name) != own.get(name):
@@ -141,7 +141,7 @@ class Quantizer(nn.Module):
 
 
 def _read_config(state: Tensor) -> dict[str, Any]:
-    """The JSON of `get_extra_state`."""
+    """Parse the JSON of `get_extra_state`."""
     try:
         found = json.loads(bytes(state.tolist()))
     except (ValueError, TypeError) as error:
@@ -152,14 +152,14 @@ def _read_config(state: Tensor) -> dict[str, Any]:
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
-    """The quantizer of `config` for latents of `dim` numbers."""
+    """Build the quantizer of `config` for latents of `dim` numbers."""
     return Quantizer(config, dim)
 
 
 def restore_quantizer(state: Mapping[str, Tensor]) -> Quantizer:
-    """The quantizer of a `state_dict`, which says its own configuration.
+    """Restore a quantizer from a `state_dict` that holds its configuration.
 
-    Raises CheckpointError where it does not, or does not fit it.
+    Raises CheckpointError if the configuration is missing or does not match the tensors.
     """
     if CONFIG_KEY not in state:
         raise CheckpointError("quantizer: the saved state has no configuration; build it, and load the state into it")
@@ -177,7 +177,7 @@ def restore_quantizer(state: Mapping[str, Tensor]) -> Quantizer:
 
 
 def collapse_warning(module: nn.Module, threshold: float = COLLAPSED) -> str | None:
-    """One line about the first quantizer in `module` whose codebook collapses in training, None while all are alive.
+    """Return a line about the first quantizer in `module` whose codebook collapses in training, or None.
 
     See `RecentUsage.collapsed`.
     """

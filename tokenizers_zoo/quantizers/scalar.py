@@ -114,8 +114,7 @@ class FiniteScalar(Adapter):
 
 
 class ResidualFiniteScalar(Adapter):
-    """Residual FSQ: each step rounds the remaining error of the previous steps, on a grid finer by the number of
-    levels.
+    """Residual FSQ: each step rounds the previous steps' error, on a grid finer by the number of levels.
 
     The steps follow residual VQ (arXiv 2107.03312, algorithm 1). The rounding is symmetric as in arXiv 2411.19842
     (section 3.2): the first step's codes are centred, also with an even number of levels. Fine steps remove the
@@ -147,9 +146,9 @@ class ResidualFiniteScalar(Adapter):
 
 
 def spread_loss(latents: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """How far the latents of all processes are from mean 0, deviation SPREAD and no correlation; 0 is there.
+    """Return the distance of all processes' latents from mean 0, standard deviation SPREAD and no correlation.
 
-    Squared differences of the mean, and of the covariance as multiples of SPREAD ** 2, per dimension.
+    It is the sum of squared differences of the mean and of the covariance / SPREAD ** 2, per dimension.
     """
     mean = mean_with_gradient(latents.mean(dim=0))
     covariance = mean_with_gradient(latents.T @ latents / len(latents)) - torch.outer(mean, mean)

@@ -51,7 +51,7 @@ class Pictures:
 
 
 def data_uri(png: bytes) -> str:
-    """A PNG file as an address that holds it all."""
+    """Return a PNG file as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
@@ -66,9 +66,9 @@ def png_of(picture: PIL.Image.Image | Figure, *, whole: bool = False) -> bytes:
 
 
 def cells_of(sheet: Path) -> list[list[str | None]] | None:
-    """The pictures of a gallery's sheet as data URIs, a row per sample, None where a cell is text.
+    """Return the images of a gallery's sheet as data URIs, a row per sample, with None for text cells.
 
-    None where the sheet does not say where its cells are. Raises CheckpointError where it is damaged.
+    Return None if the sheet does not record its cells. Raises CheckpointError if it is damaged.
     """
     from PIL import Image
 
@@ -160,9 +160,9 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
 
 
 def legend_of(handle: ModalityHandle) -> list[dict[str, str]]:
-    """What colours of the modality's pictures mean, for classes, quantities with a unit, and unit vectors.
+    """Return the colour legend of the modality's images, for classes, quantities with a unit, and unit vectors.
 
-    The unit of a quantity is said once, at the end.
+    The unit of a quantity is given once, at the end.
     """
     swatches: list[dict[str, str]] = []
     previous = ""
@@ -210,7 +210,7 @@ def _examples(values: ValueSpec) -> Iterator[tuple[str, Any]]:
 
 
 def _is_quantity(values: ValueSpec) -> bool:
-    """True for maps of one number with a unit, over more than a share of it."""
+    """Return whether values are one-channel maps with a unit and a range greater than 1."""
     if values.classes or len(values.shape) != 3 or values.low is None or values.high is None:
         return False
     return values.shape[0] == 1 and bool(values.unit) and values.high - values.low > 1

@@ -46,9 +46,9 @@ Skills = Mapping[tuple[str, str], float | None]
 
 
 def registry_of(run: Path) -> Path | None:
-    """The registry.toml that a run was made with; None where it had none or does not say, or the file is gone.
+    """Return the registry.toml of a run; None if it had none, did not record it, or the file is gone.
 
-    Raises CheckpointError where `run` is not a run.
+    Raises CheckpointError if `run` is not a finished run.
     """
     if (run / RUN).is_file() and not (run / CONFIG).is_file():
         raise CheckpointError(f"{run}: its training has not come to its end; the command that began it goes on")
@@ -79,14 +79,14 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
 
 
 def no_folder(page: Path) -> Path:
-    """The path of a page. Raises ConfigError where a folder is there, before anything is written."""
+    """Return the path of a page. Raises ConfigError if it is a folder, before anything is written."""
     if page.is_dir():
         raise ConfigError(f"{page}: a folder is where the page should be; give a file, such as {page / 'index.html'}")
     return page
 
 
 def environment() -> Any:
-    """The templates of the pages."""
+    """Return the environment of the page templates."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("tokenizers_zoo", "templates")
@@ -155,9 +155,9 @@ def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
 
 
 def _check_codec(handle: ModalityHandle, codec: str | None) -> None:
-    """Raise CheckpointError where the tokenizer is neither `codec`, which wrote the run's tokens, nor grew from it.
+    """Raise CheckpointError unless the tokenizer is `codec`, which wrote the run's tokens, or grew from it.
 
-    None means unknown. A tokenizer on the hub is not fetched for it.
+    None means unknown. A tokenizer on the hub is not downloaded for this check.
     """
     here = handle.has_tokenizer and is_complete(handle.checkpoint)
     if codec and here and not handle.speaks(codec):
@@ -177,7 +177,7 @@ def _skill(pair: Mapping[str, Any]) -> float:
 
 
 def _text(path: str | None) -> str:
-    """A registry's content; a sentence where a run had none, or it is gone."""
+    """Return a registry's content, or a sentence if the run had none or the file is gone."""
     if path is None:
         return "none: every installed modality with its default settings"
     if not Path(path).is_file():
@@ -204,7 +204,7 @@ def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) 
 
 
 def _learnt(weights: Path) -> int:
-    """The number of a model's parameters, read without torch. Raises CheckpointError where the file is damaged."""
+    """Return the number of a model's parameters without torch. Raises CheckpointError if the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -269,7 +269,7 @@ def _detail(pair: Mapping[str, Any], modalities: Mapping[str, Any]) -> dict[str,
 
 
 def _start(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Which backbone a run goes on from, with the losses of growth.json; None for a new model."""
+    """Return the backbone that a run started from, with the losses of growth.json; None for a new model."""
     if not (start := config.get("start")):
         return None
     rows, left_out = [], ""
@@ -284,7 +284,7 @@ def _start(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
 def _growth(path: Path, start: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the losses in growth.json, a row per modality, old modalities first.
 
-    Raises CheckpointError where it is damaged, or of another growing than `start` says.
+    Raises CheckpointError if it is damaged, or belongs to another `zoo backbone grow` than `start`.
     """
     found = read_table(path, "start", "losses", "new")
     again = "the same zoo backbone grow measures it again"
@@ -319,7 +319,7 @@ def _number(value: float | None) -> str:
 
 
 def _tokenizer(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pictures) -> dict[str, Any]:
-    """A tokenizer's samples, held-out metrics and facts."""
+    """Return a tokenizer's samples, held-out metrics and facts."""
     spec = handle.spec
     found = reconstructions(zoo, handle, data, pictures)
     return {
@@ -364,9 +364,9 @@ def layout_in_words(layout: TokenLayout) -> str:
 
 
 def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: Pictures) -> list[dict[str, str]]:
-    """Training curves of what metrics.jsonl holds: the losses, and the held-out losses per modality.
+    """Return the training curves in metrics.jsonl: the losses, and the held-out losses per modality.
 
-    Where the run gives an average of its weights, those per modality are of the average.
+    If the run has EMA weights, the losses per modality are for these.
     """
     shown = []
     averaged = any("held_out_average/loss" in line for line in lines)

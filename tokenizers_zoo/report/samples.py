@@ -78,9 +78,9 @@ class Gallery:
 
 
 def read_galleries(run: Path, evaluation: Mapping[str, Any], pictures: Pictures) -> list[Gallery]:
-    """The galleries that evaluation left; each sheet goes to the page's folder of pictures.
+    """Return the galleries of the evaluation; each sheet is copied to the page's image folder.
 
-    Galleries without their sheet are left out.
+    Galleries without their sheet are skipped.
     """
     entries = evaluation.get("galleries", [])
     gone = gone_sheets(run / FOLDER, entries)
@@ -88,7 +88,7 @@ def read_galleries(run: Path, evaluation: Mapping[str, Any], pictures: Pictures)
 
 
 def gone_sheets(folder: Path, galleries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The pictures of galleries that are not in `folder` any more, or by their names never were."""
+    """Return the images of galleries that are missing from `folder` or have invalid names."""
     sheets = [entry["picture"] for entry in galleries if entry["picture"]]
     return [sheet for sheet in sheets if key_problem(sheet) or not (folder / sheet).is_file()]
 
@@ -154,7 +154,7 @@ def overview(galleries: Sequence[Gallery], skills: Mapping[tuple[str, str], floa
 
 @dataclass(kw_only=True)
 class Reconstructions:
-    """What encoding and decoding leave of held-out values: pictures or texts, metrics, and codes in use."""
+    """Reconstructions of held-out values: images or texts, metrics, and codes in use."""
 
     images: list[str] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
@@ -162,13 +162,13 @@ class Reconstructions:
     codes: list[dict[str, str]] = field(default_factory=list)
     samples: int | None = None
     judged: str = "held-out"
-    """What samples metrics and codes are of; older versions left those of other splits in the same place."""
+    """Samples of the metrics and codes; older versions stored figures of other splits in the same file."""
 
 
 def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pictures) -> Reconstructions:
-    """What training or evaluation left in the checkpoint; computed from `data` where modalities share one.
+    """Return the reconstructions stored in the checkpoint; if modalities share it, compute them from `data`.
 
-    Empty where there is neither.
+    They are empty if neither exists.
     """
     if handle.spec.shares_checkpoint and data:
         try:
@@ -179,10 +179,10 @@ def reconstructions(zoo: Zoo, handle: ModalityHandle, data: Path | None, picture
 
 
 def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, name: str, shown: int) -> Reconstructions:
-    """What training or evaluation left in a checkpoint of the modality: up to `shown` samples, metrics, codes in use.
+    """Return results stored in a checkpoint of the modality: up to `shown` samples, metrics, codes in use.
 
-    Modalities that share a checkpoint leave theirs in a folder of their name in it. Raises CheckpointError where
-    evaluation.json is damaged.
+    Modalities that share a checkpoint store them in subfolders by name. Raises CheckpointError if evaluation.json is
+    damaged.
     """
     folder = checkpoint / handle.name if handle.spec.shares_checkpoint else checkpoint
     figures = read_table(folder / EVALUATION, remedy=ANEW) if (folder / EVALUATION).is_file() else {}

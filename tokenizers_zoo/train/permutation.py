@@ -32,7 +32,7 @@ def permuted(positions: npt.ArrayLike, n: int, *key: int) -> npt.NDArray[np.int6
 
 
 def _feistel(values: npt.NDArray[Any], half: np.uint64, seeds: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """One pass of the network over numbers of `2 * half` bits."""
+    """Apply the Feistel network to numbers of `2 * half` bits."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for seed in seeds[:ROUNDS]:

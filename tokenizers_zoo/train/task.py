@@ -67,8 +67,7 @@ class SupervisedTask(Protocol):
     without `patience`, and logs call the samples validation. `save` must score other samples."""
 
     def parameter_groups(self, module: torch.nn.Module) -> list[dict[str, Any]]:
-        """Return the trained parameter groups: tables with "params", "weight_decay" and "rate" (a multiple of the
-        learning rate)."""
+        """Return parameter groups with "params", "weight_decay" and "rate", a multiple of the learning rate."""
 
     def save(self, run: RunFolder, module: torch.nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
         """Score the EMA model, write its folder and finish the run; `kept` is the evaluation of its weights."""
