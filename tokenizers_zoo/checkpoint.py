@@ -225,7 +225,7 @@ class CheckpointPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """Where the tokenizer of one modality and its vocabulary lie, and their fingerprint."""
+    """Folders of a modality's tokenizer and vocabulary, and their fingerprint."""
 
     spec: ModalitySpec
     checkpoint: Path

@@ -29,7 +29,7 @@ TOML = "utf-8-sig"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a table was written, for errors that name file and line."""
+    """Place of a table in its file, for errors that name file and line."""
 
     path: Path | None = None
     table: str = ""

@@ -64,8 +64,8 @@ class ModalityHandle:
     InvalidValueError for values or tokens that do not fit the spec, PluginError if the plugin fails or breaks its spec,
     and MachineError if memory runs out. In `read`, every failure is an InvalidValueError.
 
-    Values and tokens are checked once, where they enter. `trusted=True` says that a value was checked before: a handle
-    returned it, or it was read from our own store.
+    Values and tokens are checked once, on entry. `trusted=True` says that a value was checked before: a handle returned
+    it, or it was read from our own store.
     """
 
     def __init__(

@@ -101,7 +101,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # the umask applies
     try:
-        with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         with open(temporary, "rb+") as file:

@@ -45,7 +45,7 @@ class PretrainedError(ZooError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedConfig:
-    """Where a network comes from: a table in a plugin's settings, by convention `network`.
+    """Origin of a network: a table in a plugin's settings, by convention `network`.
 
     A plugin derives from it to give a default `model`, and other `files`. `zoo data derive` records its files.
     """

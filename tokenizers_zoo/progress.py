@@ -1,4 +1,4 @@
-"""How far something is that takes long: a live line in a terminal, a printed one now and then where there is none."""
+"""Progress of long tasks: a live line in a terminal, otherwise a line printed at intervals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 TIMES = 25
-"""Columns that the time gone by, the time left, and the blanks between take."""
+"""Columns of elapsed time, remaining time and spaces."""
 SHORTEST = 4
-"""Columns that the title, and that the bar, takes at least."""
+"""Minimum columns of the title, and of the bar."""
 SECONDS_BETWEEN_LINES = 20.0
-"""How often progress is printed where there is no terminal that could show it live."""
+"""Seconds between printed lines without a terminal."""
 SECONDS_OF_SPEED = 3600.0
-"""How old steps may be that tell the speed, and so the time left: older than slow ones, and turns of others, take."""
+"""Maximum age of steps used to estimate the speed; longer than slow steps and turns of other tasks."""
 
 _told: ContextVar[Callable[[int], None]] = ContextVar("_told", default=lambda count: None)
 _share: ContextVar[Callable[[float], None]] = ContextVar("_share", default=lambda share: None)

@@ -38,7 +38,8 @@ class InstanceConfig:
     checkpoint: str = ""
     """The tokenizer's folder, relative to registry.toml, or a hub id `owner/name`; empty means the default folder.
 
-    `owner/name` is a folder where a checkpoint is in it, and `./owner/name` always is. `~` is your home.
+    `owner/name` means a local folder if that contains a checkpoint; `./owner/name` always means a folder. `~` is your
+    home.
     """
     sha256: str = ""
     """The fingerprint that the tokenizer has to have; empty means any."""
@@ -359,7 +360,7 @@ class Zoo:
                 if str(error).startswith(str(self.path)):
                     raise
             except ZooError:
-                continue  # the plugin's, not the file's: told by whoever uses it, and by problems()
+                continue  # an error of the plugin, not of the file: reported on use and by problems()
         told = []
         for problem, resembles in self._unused().values():
             if resembles or len(self._loaded()) == len(self._instances):

@@ -69,7 +69,7 @@ class QuantizedTrainConfig(TrainConfig):
         return unused_fields(str(table["quantizer"])) if "quantizer" in table else ()
 
     def quantizer_defaults(self) -> Mapping[str, Any]:
-        """Quantizer fields that the family sets where the table does not."""
+        """Return the family's defaults for quantizer fields that the table does not set."""
         return {}
 
     def quantizer_config(self) -> QuantizerConfig:
@@ -343,7 +343,7 @@ class AutoencoderConfig:
     decoder: BlockConfig | MlpConfig | None = None
     """Blocks of the plain decoder; None: the same as the encoder's."""
     plain_decoder: bool = True
-    """False where there is only a diffusion decoder, as in published tokenizers."""
+    """False if there is only a diffusion decoder, as in published tokenizers."""
     class_channels: int = 8
     """Embedding size of class ids."""
     directions: bool = False

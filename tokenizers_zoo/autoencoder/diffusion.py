@@ -191,7 +191,7 @@ class DiffusionAutoencoder(Autoencoder):
         return 2 * inputs - 1 if self.config.kind == "binary" else self.standardise(inputs)
 
     def plain(self, codes: Float[Tensor, "batch dim h w"]) -> Float[Tensor, "batch channels height width"] | None:
-        """Return the plain decoder's output in the range of `target`, or None where it is not refined."""
+        """Return the plain decoder's output in the range of `target`, or None if it is not refined."""
         if self.diffusion.target == "values":
             return None
         outputs = self.decoder(codes)

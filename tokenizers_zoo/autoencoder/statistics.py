@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 LEAST_DEVIATION = 0.01
 """The smallest deviation of a channel, as a fraction of the mean deviation."""
 SMALL, ROUNDING = 1e-6, 1e-9
-"""A channel is constant where its deviation is below SMALL of the largest (or of 1) or below ROUNDING of its mean.
-Where all channels are constant, SMALL is their deviation."""
+"""A channel is constant if its deviation is below SMALL of the largest (or of 1) or below ROUNDING of its mean. If all
+channels are constant, their deviation is set to SMALL."""
 CHUNK = 16
 
 
@@ -61,5 +61,5 @@ def vary(mean: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
 
 
 def least_deviation(mean: torch.Tensor, deviations: torch.Tensor) -> float:
-    """Return LEAST_DEVIATION of the mean deviation, or SMALL where no channel varies."""
+    """Return LEAST_DEVIATION of the mean deviation, or SMALL if no channel varies."""
     return LEAST_DEVIATION * float(deviations.mean()) if bool(vary(mean, deviations).any()) else SMALL

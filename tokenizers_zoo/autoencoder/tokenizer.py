@@ -83,7 +83,7 @@ class AutoencoderTokenizer:
         return self.module.has_two_decoders
 
     def decode_plain(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
-        """Return values of the plain decoder, which averages where the diffusion decoder samples."""
+        """Return values of the plain decoder, which averages details that the diffusion decoder samples."""
         return self._decoded(self.module.decode_plain, tokens)
 
     def _decoded(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def fitting(folder: Path) -> Iterator[None]:
-    """Raise CheckpointError where building a model from the checkpoint in `folder` fails."""
+    """Raise CheckpointError if building a model from the checkpoint in `folder` fails."""
     try:
         yield
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -46,12 +46,12 @@ NOTHING = "no <modality>/<key>.<extension> here; one folder per modality was exp
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FolderSettings:
-    """Where the files are, and which part of them is for testing."""
+    """Folder of the files, and the share of them for testing."""
 
     path: str
     """The folder. `~` is your home."""
     test_fraction: float = 0.1
-    """Part of the keys that is for testing where the folder has no train and test folders, in [0, 1)."""
+    """Share of the keys for testing if the folder has no train and test folders, in [0, 1)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_fraction < 1:
@@ -67,9 +67,9 @@ class FileBytes:
 
 
 class Files:
-    """A table of files on disk: key, modality, and where the bytes are. Deleted with the object.
+    """A table on disk of files: key, modality, and location of the bytes. Deleted with the object.
 
-    An empty name is SQLite's for a temporary file.
+    SQLite creates a temporary file for an empty name.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
         return self._count
 
     def files(self, start: int, stop: int) -> list[tuple[str, dict[str, Member]]]:
-        """Return the samples [start, stop): the key of each, and by modality where its file lies.
+        """Return the samples [start, stop): the key of each, and the location of its file by modality.
 
         If several members have one key, the first counts.
         """
@@ -272,7 +272,7 @@ def _known(folders: Sequence[Path], names: Mapping[str, str] | None) -> dict[Pat
 
 
 def _split_by_hash(files: Files, root: Path, split: str, test_fraction: float) -> None:
-    """Keep the samples that the hash of their keys puts in a split. Raises DataError where there are none."""
+    """Keep the samples that the hash of their keys puts in a split. Raises DataError if there are none."""
     total = files.ask("SELECT COUNT(DISTINCT key) FROM members")[0][0]
     files.ask("DELETE FROM members WHERE (share(key) < ?) != ?", test_fraction, split == TEST)
     if total and not files.ask("SELECT 1 FROM members LIMIT 1"):
@@ -283,10 +283,10 @@ def _split_by_hash(files: Files, root: Path, split: str, test_fraction: float) -
 
 
 def _split_below(files: Files, known: Mapping[Path, str], split: str) -> bool:
-    """Keep the samples of a split, where folders `train` and `test` inside the modalities' folders are the splits.
+    """Keep the samples of a split if folders `train` and `test` inside the modalities' folders are the splits.
 
-    So it is where one modality has files in both of them, as one alone may be a class. Raises DataError for a modality
-    that has neither.
+    This requires one modality with files in both folders, because a single one may be a class. Raises DataError for a
+    modality that has neither.
     """
     below: dict[str, set[str]] = {}
     top = "SELECT DISTINCT modality, substr(key, 1, instr(key, '/') - 1) FROM members"

@@ -38,7 +38,7 @@ KEPT_KEYS = 4
 
 
 def shard_name(shard: int, suffix: str = "") -> str:
-    """Return the file name of shard number `shard`, with a suffix such as "tar" where one is given."""
+    """Return the file name of shard number `shard`, with a suffix such as "tar" if given."""
     return f"shard-{shard:05d}.{suffix}" if suffix else f"shard-{shard:05d}"
 
 
@@ -83,7 +83,7 @@ class Manifest:
 
 
 def manifest_path(folder: Path, shard: int) -> Path:
-    """Return where the manifest of a shard in a modality's folder is."""
+    """Return the path of a shard's manifest in a modality's folder."""
     return folder / shard_name(shard, "json")
 
 
@@ -95,7 +95,7 @@ def write_manifest(folder: Path, shard: int, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path, shard: int) -> Manifest | None:
-    """Return the manifest of a shard, None where there is none. Raises DataError where it is damaged."""
+    """Return the manifest of a shard, or None. Raises DataError if it is damaged."""
     path = manifest_path(folder, shard)
     try:
         table = json.loads(path.read_bytes())
@@ -124,7 +124,7 @@ REPAIR = "run `zoo data repair` on the folder"
 
 
 def is_finished(folder: Path, shard: int, inputs: str, keys: str | None = None) -> bool:
-    """Return True where a shard exists with this inputs digest, and for these keys if given.
+    """Return whether a shard exists with this inputs digest, and for these keys if given.
 
     A damaged manifest, or a file that is missing or has another size than its manifest says, is False.
     """
@@ -205,11 +205,11 @@ class Split:
     # ------------------------------------------------------------------ keys
 
     def keys_path(self, shard: int) -> Path:
-        """Return where a shard's sample keys are."""
+        """Return the path of a shard's sample keys."""
         return self.folder / KEYS / shard_name(shard, "txt")
 
     def keys(self, shard: int) -> tuple[str, ...]:
-        """Return the sample keys of a shard, by row. Raises DataError where the file is missing or damaged."""
+        """Return the sample keys of a shard, by row. Raises DataError if the file is missing or damaged."""
         if shard not in self._kept:
             keys = tuple(self._read_keys(shard).decode("utf-8", "replace").split("\n")[:-1])
             if len(keys) != self.rows(shard):
@@ -251,7 +251,7 @@ class Split:
         return self.keys(shard)[row]
 
     def find(self, key: str) -> int | None:
-        """Return the sample number of a key, None where no sample has it."""
+        """Return the sample number of a key, or None."""
         if not self._sums:
             keys = (key for shard in range(self.shards) for key in self.keys(shard))
             self._sums.append(np.fromiter((zlib.crc32(key.encode()) for key in keys), np.uint32, self.samples))

@@ -1,4 +1,4 @@
-"""Where values come from: the settings that they depend on, and the identity of a split's samples."""
+"""Provenance of values: the settings that they depend on, and the identity of a split's samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN_FILES = "folder"
 
 @contextlib.contextmanager
 def one_writer(root: Path) -> Iterator[None]:
-    """Lock a data folder, and create it if needed. Raises CheckpointError where another command writes into it."""
+    """Lock a data folder, and create it if needed. Raises CheckpointError if another command writes into it."""
     root.mkdir(parents=True, exist_ok=True)
     with held(root, f"{root}: another zoo data command writes it right now; wait for its end, or stop it"):
         yield

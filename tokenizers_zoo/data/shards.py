@@ -135,7 +135,7 @@ def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
 
 
 def check_foreign(folder: Path) -> None:
-    """Raise DataError where a modality's folder holds tar files that another program wrote."""
+    """Raise DataError if a modality's folder holds tar files that another program wrote."""
     ours = (".index", ".json")
     foreign = sorted(path for path in folder.glob(TARS) if not any(path.with_suffix(end).exists() for end in ours))
     if foreign:
@@ -149,7 +149,7 @@ def check_foreign(folder: Path) -> None:
 
 
 class Place(NamedTuple):
-    """Where a sample is in its split."""
+    """Location of a sample in its split."""
 
     shard: int
     row: int
@@ -173,7 +173,7 @@ class _OpenShard:
 
 
 def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]:
-    """Return a shard's INDEX records, bounded by the size of its tar file. Raises DataError where they are damaged."""
+    """Return a shard's INDEX records, bounded by the size of its tar file. Raises DataError if they are damaged."""
     path = folder / shard_name(shard, "index")
     with open_regular(path) as file:
         data = file.read(manifest.rows * INDEX.itemsize + 1)
@@ -188,7 +188,7 @@ def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]
 
 
 class ValueStore:
-    """The values in a folder, by split, modality, shard and row. Raises DataError where the folder holds none.
+    """The values in a folder, by split, modality, shard and row. Raises DataError if the folder holds none.
 
     Files are opened when they are needed, up to OPEN_SHARDS at a time, and checked against their manifests at the first
     time. Threads may read at once.
@@ -218,7 +218,7 @@ class ValueStore:
         return sorted(self._splits)
 
     def split(self, name: str) -> Split:
-        """Return a split: its samples, shards and keys. Raises DataError where it is not there."""
+        """Return a split: its samples, shards and keys. Raises DataError if it is not there."""
         if name not in self._splits:
             raise DataError(f"{self.root}: no split {name!r}; splits here: {', '.join(self.splits())}")
         return self._splits[name]
@@ -228,7 +228,7 @@ class ValueStore:
         return self.split(split).modalities()
 
     def folder(self, split: str, modality: str) -> Path:
-        """Return the folder of a modality's shards. Raises DataError where the data lack it."""
+        """Return the folder of a modality's shards. Raises DataError if the data lack it."""
         if (split, modality) not in self._known and modality not in (known := self.modalities(split)):
             hint = f"(`zoo data derive {self.root}` makes what can be derived)"
             raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
@@ -254,7 +254,7 @@ class ValueStore:
     def present(self, split: str, modality: str, shard: int) -> npt.NDArray[np.bool_]:
         """Return which rows of a shard have a value, `(rows,)`; none where the shard is not there, or is out of date.
 
-        It is out of date where it was written for other sample keys.
+        It is out of date if it was written for other sample keys.
         """
         samples = self.split(split)
         folder = samples.folder / modality
@@ -276,7 +276,7 @@ class ValueStore:
         return list(self.rows(split, modalities).keys())
 
     def find(self, split: str, key: str) -> Place:
-        """Return where the sample with a key is. Raises DataError where there is none."""
+        """Return the place of the sample with a key. Raises DataError if there is none."""
         samples = self.split(split)
         number = samples.find(key)
         if number is None:
@@ -286,7 +286,7 @@ class ValueStore:
     # ------------------------------------------------------------------ values
 
     def read_bytes(self, split: str, modality: str, shard: int, row: int) -> tuple[bytes, str]:
-        """Return one value as it is stored, and its extension. Raises DataError where the sample has none."""
+        """Return the stored bytes of one value, and the extension. Raises DataError if the sample has none."""
         opened = self._opened(split, modality, shard)
         offset, size, extension = opened.index[row].tolist()
         if offset < 0:

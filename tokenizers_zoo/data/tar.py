@@ -252,7 +252,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _first_not_zero(file: int, start: int, size: int) -> int | None:
-    """Return the first block from `start` on that is not all zeros, None where there is none."""
+    """Return the first block from `start` on that is not all zeros, or None."""
     while start < size:
         chunk = read_at(file, start, tarfile.RECORDSIZE)
         if any(chunk):
@@ -262,7 +262,7 @@ def _first_not_zero(file: int, start: int, size: int) -> int | None:
 
 
 def _next_header(file: int, start: int, size: int) -> int | None:
-    """Return the offset of the next sound header from `start` on, None where there is none."""
+    """Return the offset of the next valid header from `start` on, None where there is none."""
     for offset in range(start, size - BLOCK + 1, BLOCK):
         block = read_at(file, offset, BLOCK)
         if block[257:262] == b"ustar":

@@ -88,7 +88,7 @@ class TokenMetadata:
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.int32)
 
     def number_problem(self, row: Array) -> str | None:
-        """Return why the numbers of a continuous layout cannot be stored; None where they can."""
+        """Return why the numbers of a continuous layout cannot be stored, or None."""
         if not isinstance(self.layout, PatchesLayout | EmbeddingsLayout):
             return None
         if not np.isfinite(row).all():
@@ -152,7 +152,7 @@ def write_token_shard(
     """Write a shard and then its manifest, in place of an earlier shard.
 
     `rows` has an item per sample: the tokens of its `crops` views, or None. `keys` is the digest of the shard's keys,
-    `inputs` the inputs digest, and `values` the digest of the value shard. Raises DataError where tokens do not fit the
+    `inputs` the inputs digest, and `values` the digest of the value shard. Raises DataError if tokens do not fit the
     layout or vocabulary.
     """
     import pyarrow as pa
@@ -183,7 +183,7 @@ def write_token_shard(
 
 
 def _checked(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArray[np.int64], Array]:
-    """Return the number of tokens of each row, and all numbers one after the other. Raises DataError."""
+    """Return the number of tokens of each row, and the concatenated numbers of all rows. Raises DataError."""
     layout, dim = metadata.layout, metadata.dim
     least = layout.length * dim if has_fixed_length(layout) else 0
     for view in views:
@@ -321,7 +321,7 @@ class ShardFile:
         self._place = (starts[0], starts[1]), stamp
 
     def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
-        """Return all numbers and the list offsets. Raises ValueError where they do not fit manifest and layout."""
+        """Return all numbers and the list offsets. Raises ValueError if they do not fit manifest and layout."""
         layout, dim = self.writer.layout, self.writer.dim
         present = np.repeat(present_samples(self.manifest), self.crops)
         if not np.array_equal(column.is_valid().to_numpy(zero_copy_only=False), present):

@@ -52,7 +52,7 @@ class TokenSplit(Split):
     seed: int = 0
     """Seed of the random crops."""
     source: str | None = None
-    """Identity of the source that made the samples; None where it is not known."""
+    """Identity of the source that made the samples; None if unknown."""
 
     @property
     def size(self) -> int:
@@ -65,7 +65,7 @@ class TokenSplit(Split):
 
 
 class TokenColumn:
-    """The tokens of one modality of one split, by row. Raises DataError where shards are missing or do not agree.
+    """The tokens of one modality of one split, by row. Raises DataError if shards are missing or do not agree.
 
     Threads may read at once.
     """
@@ -194,7 +194,7 @@ class TokenColumn:
 
 
 class TokenStore:
-    """The tokens in a folder, by split and modality. Raises DataError where the folder is not there."""
+    """The tokens in a folder, by split and modality. Raises DataError if the folder is not there."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
@@ -234,7 +234,7 @@ class TokenStore:
         return names
 
     def open(self, split: str, modality: str) -> TokenColumn:
-        """Return one modality's tokens. Raises DataError where they are missing, unfinished or damaged."""
+        """Return one modality's tokens. Raises DataError if they are missing, unfinished or damaged."""
         known = self.modalities(split)
         if modality not in known:
             raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known)))
@@ -250,7 +250,7 @@ class TokenStore:
         return found
 
     def check_same_samples(self, data: Path, split: str, source: str | None) -> None:
-        """Raise DataError where the samples of `data`, made by `source`, are known to be other samples than these.
+        """Raise DataError if the samples of `data`, made by `source`, are known to be other samples than these.
 
         Their keys may be the same, so that keys alone would not tell.
         """

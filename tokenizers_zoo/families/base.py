@@ -56,7 +56,7 @@ class TrainedModality:
     published_channels: ClassVar[tuple[int, ...]] = ()
     """Channel counts of published tokenizers of this modality; default: as the network inputs."""
     published_choices: ClassVar[tuple[str, ...]] = ()
-    """Settings that an import leaves as they are given."""
+    """Settings that an import does not change."""
 
     def options(self, settings: Settings) -> Any:
         """Return the plugin's settings dataclass."""

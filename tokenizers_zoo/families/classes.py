@@ -155,7 +155,7 @@ class ClassModality(Generic[S]):
 
 
 def check_grown(folder: Path, stored: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise CheckpointError where the `stored` classes of a checkpoint are not the first ones of `classes`."""
+    """Raise CheckpointError if the `stored` classes of a checkpoint are not the first ones of `classes`."""
     for index, name in enumerate(stored):
         now = classes[index] if index < len(classes) else None
         if name != now:

@@ -87,7 +87,7 @@ class MapSettings:
     """Tables of settings by name; explicitly given keys override the preset's."""
 
     preset: str | None = None
-    """"4m" for the published size, where there is one; trained on accelerators, not in minutes."""
+    """"4m" for the published size, if there is one; needs an accelerator to train."""
     map_size: int | tuple[int, int] = 14
     """Vectors along each side: one number for squares, or [rows, columns]."""
     tokenizer: MapTokenizerConfig = MapTokenizerConfig()
@@ -110,7 +110,7 @@ class MapSettings:
 
     @property
     def token_grid(self) -> tuple[int, ...]:
-        """Tokens per column and per row, and per vector where it has several."""
+        """Tokens per column and per row, and per vector if it has several."""
         return self.tokenizer.quantizer_config().token_shape(self.size)
 
 

@@ -49,7 +49,7 @@ class ObjectGrammar:
     """Ids: end, sentinels, `axes` x `bins` coordinates axis by axis, `codebooks` x `codebook_size` codes.
 
     An object is one coordinate of each axis in order, then the codes of its `positions` in order, and of each position
-    one code of each codebook in order: always `object_length` tokens. A value is its objects one after the other.
+    one code of each codebook in order: always `object_length` tokens. A value is the concatenation of its objects.
     """
 
     sentinels: int
@@ -157,7 +157,7 @@ class Spelling:
     """Whether the parts may repeat after one head, for several objects with the same head."""
 
     def check(self, config: VocabularyConfig, codebook_size: int, owner: str, name: str) -> None:
-        """Raise ConfigError where the vocabulary `name` lacks coordinates to spell with."""
+        """Raise ConfigError if the vocabulary `name` lacks coordinates to spell with."""
         axes = max(*self.head.axes, *(axis for part in self.parts for axis in part.axes)) + 1
         axes = max(axes, -(-codebook_size // CODES_PER_AXIS))
         for key, least in (("coordinate_bins", BINS), ("coordinate_axes", axes)):

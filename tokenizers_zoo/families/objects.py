@@ -294,7 +294,7 @@ class ObjectModality(TrainedModality):
         )
 
     def _check_items(self, settings: Settings) -> None:
-        """Raise ConfigError where blocks or patch size do not fit the items."""
+        """Raise ConfigError if blocks or patch size do not fit the items."""
         options = self.options(settings)
         table, shape, where = options.tokenizer, self.item_shape(options), settings.origin.inner("tokenizer")
         if (len(shape) == 3) == (table.blocks == "mlp"):
@@ -383,7 +383,7 @@ class ObjectCodec(ModalityCodec):
     """The items of objects, as an autoencoder sees them."""
 
     spare: Array | None = None
-    """An item to train on where a batch has no object."""
+    """Training item for batches without an object."""
 
     def to_network(self, items: torch.Tensor) -> torch.Tensor:
         return items

@@ -49,15 +49,15 @@ class SpatialSettings(ImageSettings):
 
     @property
     def token_grid(self) -> tuple[int, ...]:
-        """Tokens per column and per row, and codes per patch where it has several."""
+        """Tokens per column and per row, and codes per patch if it has several."""
         return self.tokenizer.quantizer_config().token_shape(self.grid)
 
 
 class SpatialModality(ImageValues, TrainedModality):
     """An image-like modality with a grid of tokens.
 
-    A plugin sets attributes, and overrides `to_network` and `from_network` where the tokenizer does not work on the
-    values themselves. Values of kind "classes" and "binary" need neither.
+    A plugin sets attributes. It overrides `to_network` and `from_network` if the network's inputs differ from the
+    values. Values of kind "classes" and "binary" need neither.
     """
 
     family = "spatial"

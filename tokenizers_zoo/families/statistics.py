@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StatisticsConfig:
-    """The `tokenizer` table where nothing is trained: mean and deviation are computed."""
+    """The `tokenizer` table of tokenizers without training: mean and standard deviation are computed."""
 
     samples: int = 2000
     """Training samples that they are computed from, evenly spread over all."""

@@ -51,14 +51,14 @@ class TemporalTokenizer(TokenizerConfig):
 
 
 def check_patch(sizes: tuple[int, ...], patch: tuple[int, ...], names: tuple[str, ...]) -> None:
-    """Raise ValueError, starting with the setting's name, where a patch does not divide its axis."""
+    """Raise ValueError, starting with the setting's name, if a patch does not divide its axis."""
     for size, side, name in zip(sizes, patch, names, strict=True):
         if size < 1 or side < 1 or size % side:
             raise ValueError(f"{name}: {side} does not divide {size}")
 
 
 def token_grid(options: Any) -> tuple[int, ...]:
-    """Return the shape of a sample's tokens: patches along each axis, and codes per patch where it has several.
+    """Return the shape of a sample's tokens: patches along each axis, and codes per patch if it has several.
 
     Raises ValueError for more than three axes.
     """

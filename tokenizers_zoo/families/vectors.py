@@ -111,7 +111,7 @@ class VectorSettings:
 class VectorModality(TrainedModality):
     """A vector float32 (dim,), as one token per codebook.
 
-    A vector of a picture describes the whole picture; crops and flips leave it as it is.
+    A vector of an image describes the whole image; crops and flips do not change it.
     """
 
     family = "vectors"

@@ -1,6 +1,6 @@
-"""Tensors of published tokenizers under our names and in our layout, and back to the bit.
+"""Convert tensors of published tokenizers to our names and layout, and back without loss.
 
-Where published models have a 1 x 1 convolution, ours have a linear layer; our patches have the channel last.
+Our models replace 1 x 1 convolutions by linear layers, and the channel is the last axis of our patches.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _attention(theirs: str, ours: str) -> Iterator[Place]:
 
 
 def _pairs(theirs: str, ours: str, **parts: str) -> Iterator[Place]:
-    """Weights and biases of several layers of one block, as they are."""
+    """Yield the places of weights and biases of several layers of one block, unchanged."""
     for published, own in parts.items():
         yield from _pair(f"{theirs}.{published}", f"{ours}.{own}")
 

@@ -23,7 +23,7 @@ NORM_GROUPS = 8
 MAX_WIDENING = 4
 """Down-sampling doubles the channels up to this multiple of the width."""
 CONVOLUTIONS: tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""By number of axes, less one."""
+"""Convolutions by number of axes minus 1."""
 
 
 def scale_factors(side: int) -> list[int]:

@@ -37,7 +37,7 @@ def sincos_positions(grid: tuple[int, ...], dim: int) -> Float[Tensor, "n dim"]:
 
 
 def resized_positions(positions: Float[Tensor, "1 dim *grid"], grid: tuple[int, ...]) -> Float[Tensor, "n dim"]:
-    """Stored positions for a grid of any size: as they are at their own, interpolated at another."""
+    """Return stored positions for a grid of any size, interpolated if the size differs."""
     if tuple(positions.shape[2:]) != grid:
         mode = ("linear", "bicubic", "trilinear")[len(grid) - 1]
         positions = F.interpolate(positions, size=grid, mode=mode, align_corners=False)

@@ -106,7 +106,7 @@ def compare_decoders(
 
 
 def _pictures(handle: ModalityHandle, values: Sequence[Any]) -> list[PIL.Image.Image]:
-    """Up to COMPARED values, spread over all, as pictures; none where they are shown as text."""
+    """Render up to COMPARED values, evenly spread, as images; values rendered as text are skipped."""
     shown = [handle.render(values[place]) for place in spread(len(values), COMPARED)]
     return [picture for picture in shown if not isinstance(picture, str)]
 

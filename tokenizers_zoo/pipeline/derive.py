@@ -54,8 +54,8 @@ def derive_data(
     A sample that fails is dropped, with the reason in the shard's manifest; the run goes on. A shard is skipped unless
     the plugin, its settings, its pretrained networks or the shards that it is derived from have changed. Networks are
     fetched from the hub for `modalities` only; an unavailable one is a PretrainedError for those, else a skip. Raises
-    DataError where `modalities` cannot be derived from the data, or a modality's folder holds tar files of another
-    program; CheckpointError where another command writes the data folder.
+    DataError if `modalities` cannot be derived from the data, or a modality's folder holds tar files of another
+    program; CheckpointError if another command writes the data folder.
     """
     store = ValueStore(data)
     result = RunResult()
@@ -115,7 +115,7 @@ def _order(
     for name in order:
         lacks = [
             n for n in derivable[name].spec.derived_from
-            if n not in present and (n not in graph or (n in missing and n not in kept))  # else it is there as it is
+            if n not in present and (n not in graph or (n in missing and n not in kept))  # existing values are used
         ]  # fmt: skip
         if lacks and name not in present:
             missing[name] = f"derived from {', '.join(lacks)}, which {store.root / split} lacks"

@@ -70,7 +70,7 @@ class TokenRow:
 
 
 def describe_data(data: Path) -> DataDescription:
-    """Count samples of a data folder from its manifests alone. Raises DataError where there is none."""
+    """Count samples of a data folder from its manifests alone. Raises DataError if there is none."""
     store = ValueStore(data)
     result = DataDescription()
     for name in store.splits():

@@ -59,7 +59,7 @@ def make_data(
     the same command resumes after a kill, adds a modality that was installed since or more of the same samples, and
     makes again what depends on files, settings or plugins that have changed. The bytes do not depend on `workers`.
     Raises ConfigError without a required setting of the source, and for a modality whose classes, or settings that have
-    to agree, are not the source's; DataError where `out` holds samples of another source, seed or size; CheckpointError
+    to agree, are not the source's; DataError if `out` holds samples of another source, seed or size; CheckpointError
     where another command writes it.
     """
     source = zoo.source(source_name)
@@ -178,7 +178,7 @@ def _enlarged(source: SourceHandle, options: Mapping[str, Any], found: Sequence[
 def _check_agrees(
     source: SourceHandle, options: Mapping[str, Any], handle: ModalityHandle, agrees: Mapping[str, str]
 ) -> None:
-    """Raise ConfigError where a setting of the modality differs from the source's setting that it has to equal."""
+    """Raise ConfigError if a setting of the modality differs from the source's setting that it has to equal."""
     if not agrees:
         return
     known, given = handle.known_settings(), source.settings_with(options)
@@ -218,7 +218,7 @@ class _Plan:
         return {"samples": self.split.samples, "shard_size": self.split.shard_size, "source": as_json(source)}
 
     def check(self, before: Mapping[str, Any] | None) -> None:
-        """Raise DataError where the split's folder holds other samples, or more."""
+        """Raise DataError if the split's folder holds other samples, or more."""
         folder, now = self.split.folder, self.record
         for path in sorted(folder.glob("*/")):
             check_foreign(path)

@@ -40,15 +40,15 @@ class MakeShard:
     options: str
     seed: int
     inputs: Mapping[str, str]
-    """By modality the inputs digest."""
+    """Inputs digest by modality."""
     made_with: Mapping[str, Mapping[str, Any]]
-    """By modality the record for the manifest."""
+    """Record for the manifest by modality."""
     pictures: tuple[str, ...]
     """All modalities of the data, written now or before, that show the sample as a picture."""
     names: Mapping[str, str]
     """Name at the source of each modality and picture."""
     files: tuple[tuple[str, Mapping[str, Member]], ...] = ()
-    """The samples where they are files: the key of each, and where its files lie, by modality."""
+    """Samples made of files: the key of each, and the location of its files by modality."""
 
 
 def make_shard(zoo: Zoo, job: MakeShard) -> dict[str, tuple[int, dict[str, str]]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def store_splits(root: Path) -> dict[str, Split]:
-    """Return the splits of a value store or a token store. Raises DataError where the folder is neither."""
+    """Return the splits of a value store or a token store. Raises DataError if the folder is neither."""
     for record in (DATASET, STORE):
         if splits := read_splits(root / record):
             return splits

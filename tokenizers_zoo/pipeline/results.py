@@ -47,7 +47,7 @@ class RunResult:
         return "\n".join([*lines, *self.notes]) or "nothing to do"
 
     def check(self) -> RunResult:
-        """These results. Raises DataError where every sample of a modality failed: one by one they are dropped."""
+        """These results. Raises DataError if every sample of a modality failed: one by one they are dropped."""
         wholly = [one for one in self.outcomes if one.failed and not one.written and not one.kept_shards]
         if not wholly:
             return self

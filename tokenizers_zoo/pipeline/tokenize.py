@@ -172,7 +172,7 @@ def random_crop(seed: int, key: str, number: int) -> Crop:
 
 
 def _check_place(out: Path) -> None:
-    """Raise DataError where a folder holds files and no store.json; hidden files and empty folders do not count."""
+    """Raise DataError if a folder holds files and no store.json; hidden files and empty folders do not count."""
     with disk_errors(out):
         if (out / STORE).is_file():
             return
@@ -213,7 +213,7 @@ def _chosen(
 
 
 def _check_tokenizers(zoo: Zoo, store: ValueStore, result: TokenizeResult) -> None:
-    """Raise DataError where modalities were skipped because they have no tokenizer."""
+    """Raise DataError if modalities were skipped because they have no tokenizer."""
     lacking = [handle.name for handle in zoo.handles() if handle.name in result.skipped and not handle.has_tokenizer]
     if lacking:
         raise DataError(
@@ -223,10 +223,10 @@ def _check_tokenizers(zoo: Zoo, store: ValueStore, result: TokenizeResult) -> No
 
 
 def _check_same_samples(values: ValueStore, target: TokenSplit, encoded: Collection[str], overwrite: bool) -> None:
-    """Raise DataError where tokens in the store are of other samples or crops than the tokens to be written.
+    """Raise DataError if tokens in the store are of other samples or crops than the tokens to be written.
 
-    Samples of two data folders may have the same keys. `overwrite` allows it where no tokens stay, because all
-    modalities of the store are `encoded`.
+    Samples of two data folders may have the same keys. `overwrite` allows it if all modalities of the store are
+    `encoded`, so that no tokens remain.
     """
     if not (target.root / STORE).is_file():
         return
@@ -256,7 +256,7 @@ def _check_same_samples(values: ValueStore, target: TokenSplit, encoded: Collect
 
 
 def _same_values(values: ValueStore, target: TokenSplit, name: str) -> bool:
-    """Return True where the first shard of a modality's tokens was made of these values."""
+    """Return whether the first shard of a modality's tokens was made of these values."""
     manifest = read_manifest(target.folder / name, 0) if name in values.modalities(target.name) else None
     return manifest is not None and manifest.record.get("values") == values.contents(target.name, name, [0])
 
@@ -316,7 +316,7 @@ class _Job:
             check_special_tokens(self.handle)
 
     def _sound(self, shard: int) -> Manifest | None:
-        """Return the manifest of a shard whose file has the right size; None where it has to be made."""
+        """Return the manifest of a shard whose file has the right size, or None."""
         try:
             manifest = read_manifest(self.folder, shard)
             path = self.folder / shard_name(shard, SUFFIX)
@@ -393,7 +393,7 @@ class _Job:
             yield from (views[start : start + self.batch_size] for start in range(0, len(views), self.batch_size))
 
     def _read(self, view: View) -> Any:
-        """Return a value, or the error where the sample is to blame."""
+        """Return a value, or the error if the sample is invalid."""
         crop = random_crop(self.split.seed, self.samples.keys(view.shard)[view.row], view.number)
         try:
             return self.values.read(self.handle, self.split.name, view.shard, view.row, crop)
@@ -405,7 +405,8 @@ class _Job:
     def _encode(
         self, values: Sequence[tuple[View, Any]], encoded: dict[View, npt.NDArray[Any]], dropped: dict[int, str]
     ) -> None:
-        """Encode a batch; where the tokenizer refuses it, encode one by one, so that only the culprits are dropped."""
+        """Encode a batch. If the tokenizer rejects it, encode each value alone, so that only invalid ones are
+        dropped."""
         start = time.perf_counter()
         try:
             read = [value for _, value in values]  # checked when they were read
@@ -425,7 +426,7 @@ class _Job:
                 encoded[view] = self.metadata.to_stored(item)
 
     def all_dropped(self) -> str:
-        """Return the problem where all samples were dropped, otherwise an empty string."""
+        """Return the problem if all samples were dropped, else ""."""
         if not self.outcome.dropped or self.outcome.written or self.outcome.kept:
             return ""
         return (

@@ -104,7 +104,7 @@ def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
 
 
 def check_special_tokens(handle: ModalityHandle) -> None:
-    """Raise CheckpointError where a modality's vocabulary lacks special tokens that its values may need."""
+    """Raise CheckpointError if a modality's vocabulary lacks special tokens that its values may need."""
     needed = handle.vocabulary_tokens()
     if not needed or not _holds_text(folder := handle.files.vocabulary_folder()):
         return

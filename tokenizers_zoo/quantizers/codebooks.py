@@ -94,7 +94,7 @@ class MovingAverage(Adapter):
         before = book.embed.clone() if self.cosine else None
         codes, tokens, loss = self.vq(latents)
         if before is not None:
-            # Where a code is used no more, the average that it is the direction of fades away, and its length with it.
+            # The moving average of an unused code decays, and the code's length with it.
             faded = book.embed.norm(dim=-1, keepdim=True) < 1 - UNIT
             book.embed.copy_(torch.where(faded, functional.normalize(before, dim=-1), book.embed))
         return codes, tokens, loss

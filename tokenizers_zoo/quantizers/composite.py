@@ -1,4 +1,4 @@
-"""Several quantizers for one latent, side by side or one after the other; and the quantizer of each kind."""
+"""Combinations of quantizers for one latent, side by side or residual; and the adapter of each kind."""
 
 from __future__ import annotations
 

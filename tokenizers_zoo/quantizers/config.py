@@ -87,7 +87,7 @@ class QuantizerConfig:
     kind: QuantizerKind = "fsq"
     """fsq: rounded numbers; vq: a codebook by moving averages; lfq: signs; bsq: signs on the unit sphere; simvq: a
     linear map of a fixed codebook. Several codes per latent: product_vq and memcodes (codebooks side by side),
-    residual_vq, residual_fsq and residual_simvq (one after the other), grouped_residual_vq (both)."""
+    residual_vq, residual_fsq and residual_simvq (each codes the previous error), grouped_residual_vq (both)."""
     codebook_size: int = 0
     """Number of codes per codebook; 0: the product of `levels` for fsq kinds, 1024 for the others.
 

@@ -30,7 +30,7 @@ class Quantized(NamedTuple):
     codes: Float[Tensor, "batch *grid dim"]
     """Quantised vectors, float32; in training their gradient passes straight through to the latents."""
     tokens: Int[Tensor, "batch *grid_codes"]
-    """int64 ids in [0, codebook_size): (batch, *grid), with a last axis of the codes where a latent has several."""
+    """int64 ids in [0, codebook_size): (batch, *grid), with a last axis of codes if a latent has several."""
     loss: Float[Tensor, ""]
     """What to add to the reconstruction loss (commitment, entropy, spread), weighted; 0 in eval mode."""
 
@@ -70,7 +70,7 @@ class Quantizer(nn.Module):
         return self.config.codes_per_position
 
     def forward(self, latents: Float[Tensor, "batch *grid dim"]) -> Quantized:
-        """Quantise; raises CheckpointError in eval mode where the codebook was never trained."""
+        """Quantise. Raises CheckpointError in eval mode if the codebook was never trained."""
         if latents.shape[-1] != self.dim:
             raise InvalidValueError(
                 f"latents: expected {self.dim} numbers each (the last axis), got {tuple(latents.shape)}"

@@ -35,7 +35,7 @@ class CodebookUsage:
         self.counts = np.zeros((num_codebooks, codebook_size), dtype=np.int64)
 
     def update(self, tokens: torch.Tensor | np.ndarray[Any, Any]) -> None:
-        """Count integer tokens of any shape (last axis = codebooks where there are several), on any device.
+        """Count integer tokens of any shape (with several codebooks the last axis is the codebooks), on any device.
 
         Raises ValueError for an id outside [0, codebook_size).
         """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle
 
 FREE_SIDE = 8
-"""Pixels of an axis that a value's shape leaves free, where the meaning of colours is drawn."""
+"""Pixels of a free axis of the value's shape when the colour legend is drawn."""
 DECADES_OF_A_LOGARITHM = 2.0
 """A range of more decades than this gets a legend of 1, 2, 5, 10, ...; another evenly spaced numbers."""
 LEGEND_NUMBERS = 8
@@ -127,7 +127,7 @@ def skill_text(skill: float | None) -> str:
 
 
 def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:
-    """Curves over training steps, told apart by colour and dashes; several are named in the order of their ends.
+    """Draw curves over training steps, distinguished by colour and dashes; labels are in the order of the last values.
 
     A single point is a dot, and noisy curves lie below the others, which they would hide. Long names and many make the
     chart larger.

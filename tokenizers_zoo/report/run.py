@@ -68,7 +68,7 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` next to it.
 
     Reads run.json, config.json, metrics.jsonl, growth.json, evaluation/, retrieval/ and transfer/ of the run, its data,
-    and the checkpoints of the zoo. Raises CheckpointError where `run` is not a run, and ConfigError where `out` is a
+    and the checkpoints of the zoo. Raises CheckpointError if `run` is not a run, and ConfigError where `out` is a
     folder.
     """
     registry_of(run)
@@ -389,7 +389,7 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
 
 
 def _data(zoo: Zoo, data: Path | None) -> dict[str, Any]:
-    """Counts and reasons of the values, a row per modality; only a reason where they are gone."""
+    """Return counts and reasons of the values, a row per modality; only a reason if the data are gone."""
     from tokenizers_zoo.pipeline.info import DataDescription, describe_data
 
     problem = "" if data else "the run does not say where its values are"

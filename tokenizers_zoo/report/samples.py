@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Role = Literal["input", "generated", "truth"]
 FOLDER = "evaluation"
-"""In a run, where its evaluation is."""
+"""Folder of the evaluation in a run."""
 SHOWN = 3
 """Reconstructions per tokenizer."""
 SCORED = 100
@@ -58,7 +58,7 @@ class Gallery:
     keys: list[str]
     rows: list[list[Cell]] = field(default_factory=list)
     sheet: str | None = None
-    """The whole gallery as one picture, where it cannot be cut into cells."""
+    """The whole gallery as one image, if it cannot be cut into cells."""
 
     @property
     def texts(self) -> bool:
@@ -218,7 +218,7 @@ def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, na
 
 
 def _check_figures(path: Path, table: Any, name: str, keys: Sequence[str]) -> None:
-    """Raise CheckpointError where what `path` has as `name` is no table, or one of `keys` in it no number or null."""
+    """Raise CheckpointError if what `path` has as `name` is no table, or one of `keys` in it no number or null."""
     if not isinstance(table, dict):
         raise _damaged(path, "a table", name, table)
     for key in keys:
@@ -237,7 +237,7 @@ def pair_of_texts(written: str) -> tuple[str, str]:
 
 
 def _computed(handle: ModalityHandle, store: ValueStore, pictures: Pictures) -> Reconstructions:
-    """Encode and decode held-out values that can be read. Raises ZooError where they or the tokenizer are gone."""
+    """Encode and decode held-out values that can be read. Raises ZooError if they or the tokenizer are gone."""
     values = []
     rows = store.rows(TEST, [handle.name])
     for place in (rows[number] for number in spread(len(rows), SCORED)):

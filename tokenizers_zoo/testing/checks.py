@@ -143,7 +143,7 @@ def encode(subject: Subject) -> None:
         import torch
 
         with lent("encode", np.stack(subject.values)) as batch:
-            subject.trained.encode(torch.from_numpy(batch))  # plugins get tensors as they are, and lists stacked
+            subject.trained.encode(torch.from_numpy(batch))  # plugins get tensors unchanged, and lists stacked
     expect(len(tokens) == len(subject.values), f"{len(tokens)} tokens for {len(subject.values)} values")
     for item in per_sample(tokens):
         got = f"expected {expected_tokens(declared)}, one sample is {describe(item)}"

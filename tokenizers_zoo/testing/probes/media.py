@@ -59,7 +59,7 @@ def plain_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None
 
 
 def readable(handle: ModalityHandle, image: PIL.Image.Image) -> bool:
-    """True where the modality reads a picture."""
+    """Return whether the modality reads an image."""
     file = saved(image, "tif" if image.mode == "F" else "png")
     return plainly_read(handle, file) is not None
 
