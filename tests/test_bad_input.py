@@ -6,16 +6,17 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_world import REGISTRY, ROAD, World, results, the_world
 from conftest import EXAMPLE_PLUGIN
+from stores import write_values
 
 from tokenizers_zoo.data.manifest import read_manifest
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.validation import array_bytes
 
 Break = Callable[..., str]
 
@@ -83,8 +84,8 @@ def unchanged(world: World) -> bool:
         ("tokenizer eval depth", ("--data", "zoo tokenizer eval --help")),
         ("encode depth absent.npy", ("absent.npy",)),
         ("tokenize data --out new --only ,", ("expected names", "leave the option out")),
-        ("backbone grow run --add , --tokens tokens --out new", ("expected names", "--add takes at least one")),
-        ("backbone generate run --target , --out new", ("expected names", "--target takes at least one")),
+        ("backbone grow run --add , --tokens tokens --out new", ("expected names", "at least one new modality")),
+        ("backbone generate run --target , --out new", ("expected names", "at least one")),
         ("tokenizer train depth --data data --seed -1", ("--seed",)),
     ],
 )  # fmt: skip
@@ -147,17 +148,13 @@ LATE = {
 
 
 def bright_shards(world: World, name: str) -> None:
-    """Values of the example plugin in `data`."""
+    """Write values of the example plugin into `data`."""
     for split in ("train", "test"):
-        path = world.folder / "data" / split / name / "shard-00000.tar"
-        path.parent.mkdir()
-        with tarfile.open(path, "w") as tar:
-            for number in range(8):
-                buffer, info = BytesIO(), tarfile.TarInfo(f"{split}{number:02}.npy")
-                np.save(buffer, np.full((1, 16, 16), number / 8, np.float32))
-                info.size = buffer.tell()
-                buffer.seek(0)
-                tar.addfile(info, buffer)
+        values = {
+            f"{split}{number:02}": (array_bytes(np.full((1, 16, 16), number / 8, np.float32)), "npy")
+            for number in range(8)
+        }
+        write_values(world.folder / "data", split, {name: values})
 
 
 @pytest.mark.parametrize("case", BROKEN)
