@@ -474,11 +474,11 @@ def test_the_command_draws_previews_and_says_the_losses() -> None:
     command = "backbone train --tokens tokens --out drawn --config backbone.toml --set preview_every=3"
     text = """
 [[train.previews]]
-given = ["rgb_patches"]
-make = "depth"
+inputs = ["rgb_patches"]
+target = "depth"
 [[train.previews]]
-given = ["caption"]
-make = "caption2"
+inputs = ["caption"]
+target = "caption2"
 """
     (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + text)
     world(command.replace("backbone.toml", "previews.toml")).refused("caption2", "depth, rgb_patches")
@@ -486,7 +486,7 @@ make = "caption2"
         "[train] previews: nothing is drawn without preview_every, the steps between"
     )
     assert not (world.folder / "drawn").exists()
-    text = text.replace('["caption"]\nmake = "caption2"', '["depth"]\nmake = "caption"')
+    text = text.replace('["caption"]\ntarget = "caption2"', '["depth"]\ntarget = "caption"')
     (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + text)
     done = world(command.replace("backbone.toml", "previews.toml"))
     assert done.code == 0, done.complaint
