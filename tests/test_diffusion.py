@@ -108,7 +108,7 @@ def test_class_ids_and_critics_are_refused_before_training(tmp_path: Path) -> No
         train(tmp_path, diffusing(table={"adversarial_weight": 0.1}))
     with pytest.raises(CheckpointError, match=r"diffusion: base: .*no such folder"):
         train(tmp_path, diffusing(base=str(tmp_path / "nothing")))
-    with pytest.raises(ConfigError, match=r"width of 16 does not hold the 48 numbers .* 4 x 4 .* width of at least 48"):
+    with pytest.raises(ConfigError, match=r"width 16 is below the 48 numbers .* 4 x 4 .* width to at least 48"):
         train(tmp_path, diffusing(patch_size=4))
     assert not any(tmp_path.iterdir())
     one_channel = diffusing("canny", patch_size=4)

@@ -71,7 +71,7 @@ def test_a_sound_modality_passes_every_gate_with_figures(zoo: Zoo, tmp_path: Pat
     assert found["varied"].figure.startswith("16 of 16 samples differ")
     assert found["entropy"].figure.endswith(f"of 4.00 (perplexity {16 if '16)' in found['entropy'].figure else 15})")
     assert (
-        found["store"].figure.startswith("24 samples of codec")
+        found["store"].figure.startswith("24 samples of tokenizer")
         and "8 encoded again, all equal" in found["store"].figure
     )
     assert examinable(zoo, data, "test") == ["field"]

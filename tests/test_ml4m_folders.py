@@ -224,7 +224,7 @@ def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(tmp_path: Path
     }
     made = tmp_path / "made"
     arguments = ("--input", 'caption="a red dog"', "--target", "caption", "--set", "max_length=3")
-    with pytest.raises(ZooError, match="given and asked for"):
+    with pytest.raises(ZooError, match="caption: is input and target"):
         run(
             command,
             "--registry",

@@ -233,10 +233,10 @@ def test_true_colour_takes_the_visible_bands() -> None:
 
 def test_the_space_of_heights_has_an_inverse() -> None:
     metres = torch.tensor([-11000.0, -50.0, 0.0, 30.0, 8848.0])
-    seen = heightmap.plugin.to_network(metres)
+    seen = heightmap.plugin.to_network(metres, None)
     assert seen[3].item() == pytest.approx(np.arcsinh(0.3)) and seen[2] == 0
-    torch.testing.assert_close(heightmap.plugin.from_network(seen), metres, rtol=1e-4, atol=1e-3)
-    assert heightmap.plugin.from_network(torch.tensor([1e9])).item() == 9000
+    torch.testing.assert_close(heightmap.plugin.from_network(seen, None), metres, rtol=1e-4, atol=1e-3)
+    assert heightmap.plugin.from_network(torch.tensor([1e9]), None).item() == 9000
 
 
 def test_height_metrics_by_hand() -> None:

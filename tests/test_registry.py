@@ -456,9 +456,9 @@ class Hand(VectorModality):
     """float32 (4,): angles of a hand."""
     summary, dim, loss, metrics = "angles", 4, "smooth_l1", NUMBER_METRICS
 
-    def spec_of(self, settings, **layout):
+    def spec_of(self, settings, *layout, **more):
         import dataclasses
-        return dataclasses.replace(super().spec_of(settings, **layout), vocabulary="hands")
+        return dataclasses.replace(super().spec_of(settings, *layout, **more), vocabulary="hands")
 
 left, right = Hand(), Hand()
 '''

@@ -281,7 +281,8 @@ def test_the_critic_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     train(task, SAMPLES, config, tmp_path, 0)
     moved = [float((bias.detach().cpu() - old).abs().max()) for bias, old in zip(biases, before, strict=True)]
     rate = config.learning_rate_at(0)
-    assert moved == pytest.approx([rate, 0.2 * rate], rel=1e-3)
+    # The trained module ends with its EMA weights, which start with a decay of 0.1.
+    assert moved == pytest.approx([0.9 * rate, 0.2 * rate], rel=1e-3)
 
 
 def test_the_critic_comes_late_and_learns_to_tell_the_two_apart() -> None:

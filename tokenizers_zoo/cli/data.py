@@ -80,7 +80,9 @@ def source_info(name: str) -> None:
 
 @click.group()
 def data() -> None:
-    """Make, derive, inspect, verify and repair values, in DATA/<split>/<modality>/shard-00000.tar.
+    """Make, derive, inspect, verify and repair values.
+
+    They are in DATA/<split>/<modality>/shard-00000.tar.
 
     \b
     Examples:
@@ -198,7 +200,9 @@ def _show_dropped(place: str, reasons: Sequence[str], count: int) -> None:
 @data.command("verify")
 @DATA
 def verify(data_dir: Path) -> None:
-    """Compare all files of DATA, or of a folder of tokens, with their manifests. Every file is read.
+    """Compare all files with their manifests.
+
+    DATA is a folder of values or of tokens. Every file is read.
 
     \b
     Example:
@@ -219,9 +223,9 @@ def verify(data_dir: Path) -> None:
 @DATA
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
 def repair(data_dir: Path, workers: int | None) -> None:
-    """Remove the shards of DATA that `zoo data verify` finds damaged, and make them again.
+    """Remove damaged shards and make them again.
 
-    Damaged tokens are removed; the zoo tokenize command that wrote them makes them again.
+    `zoo data verify` lists them. Damaged tokens are removed; the zoo tokenize command that wrote them makes them again.
 
     \b
     Example:

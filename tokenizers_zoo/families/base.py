@@ -217,6 +217,10 @@ class TrainedModality:
         """Return the values of a batch of tokens."""
         return tokenizer.decode(tokens)
 
+    def _importing(self, settings: Settings) -> Settings:
+        """Return the settings that a published tokenizer is imported under."""
+        return settings
+
     @hookimpl
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
         """Write a published tokenizer as a checkpoint, and return the settings for it. Raises CheckpointError."""
@@ -234,7 +238,7 @@ class TrainedModality:
         tokenizer = {key: value for key, value in architecture.tokenizer_table.items() if key in known}
         chosen = {key: settings[key] for key in self.published_choices if key in settings}
         table = {**self.published_settings(architecture, options), **chosen, "tokenizer": tokenizer}
-        fresh = settings.replaced(**table)
+        fresh = self._importing(settings.replaced(**table))
         fresh.origin = Origin(table=settings.origin.table)
         try:
             options = self.options(fresh)

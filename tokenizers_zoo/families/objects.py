@@ -254,6 +254,13 @@ class ObjectModality(TrainedModality):
             return f"it is of {' x '.join(map(str, found))} numbers, expected {' x '.join(map(str, shape))}"
         return None
 
+    def _importing(self, settings: Settings) -> Settings:
+        """Return the settings with the published text vocabulary, which may be imported after the tokenizer."""
+        vocabularies = settings.vocabularies | {VOCABULARY: {"preset": "4m"}}
+        return Settings(
+            settings.name, settings.own, shared=settings.shared, vocabularies=vocabularies, origin=settings.origin
+        )
+
     def codec(self, settings: Settings, model: AutoencoderConfig) -> ObjectCodec:
         return ObjectCodec(self, settings, model)
 
