@@ -198,6 +198,7 @@ def _dropped(value: Any) -> Any:
 def results(files: Files) -> dict[str, Any]:
     """Return the files of a stage without times.
 
-    TensorBoard's files are left out because their names contain the time.
+    TensorBoard's files are left out because their names contain the time, and lock files because a kill may leave one.
     """
-    return {name: without_clock(name, data) for name, data in files.items() if "/tensorboard/" not in name}
+    kept = (name for name in files if "/tensorboard/" not in name and not name.endswith("/.lock"))
+    return {name: without_clock(name, files[name]) for name in kept}

@@ -7,7 +7,7 @@ import signal
 import pytest
 from command_world import ROAD, World, results, the_world
 
-GROWING = ("/.lock", "run.json", "metrics.jsonl", "evaluation.json", "/training_state", ".unfinished.jsonl")
+GROWING = ("run.json", "metrics.jsonl", "evaluation.json", "/training_state", "unfinished.json", "done.txt")
 """Files and folders that a stage writes in parts or repeatedly while it runs."""
 KILLED = ("make", "derive", "train", "statistics", "vocabulary", "tokenize", "backbone", "eval", "report", "generate")
 
