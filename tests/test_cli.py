@@ -513,6 +513,7 @@ def test_interrupted_command_says_how_to_resume(zoo: Run, monkeypatch: pytest.Mo
         "zoo tokenizer train": ("depth --data data", f"{anew}; of several tokenizers {left}"),
         "zoo tokenize": ("data --out tokens", anew),
         "zoo backbone train": ("--tokens tokens --out run", anew),
+        "zoo backbone eval": ("run --input depth", anew),
         "zoo backbone grow": ("run --add depth --tokens tokens --out grown", anew),
         "zoo transfer train": ("run --task depth --input caption", anew),
         "zoo backbone generate": ("run --input rgb=a.png --target depth --out generated", anew),

@@ -16,6 +16,8 @@ from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, model_card
+from zoo_backbone import FourM
+from zoo_backbone.config import ModelConfig
 from zoo_backbone.config import TrainConfig as BackboneConfig
 from zoo_backbone.train import TrainingLog
 
@@ -163,12 +165,13 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
     )
     for name in ("tokenizer", "backbone"):
         (tmp_path / name).mkdir()
-    with TrainingReport(Task(), config, tmp_path / "tokenizer", 0, "tokenizer depth") as report:  # type: ignore[arg-type]
+    with TrainingReport(Task(), config, tmp_path / "tokenizer", 0) as report:  # type: ignore[arg-type]
         for step in range(1, 11):
             report.step(step, {"loss": step / 10, "quantizer_loss": 0.0}, 1e-3)
         report.evaluation(10, found)
     assert report.note == "abs_rel 0.25, codebook 50% (even: 50%)"  # the maximum for so few tokens
-    with TrainingLog(tmp_path / "backbone", BackboneConfig(steps=10, batch_size=2), 0, "backbone") as log:
+    model = FourM(ModelConfig(dim=32, heads=2, encoder_depth=1, decoder_depth=1), [zoo["depth"].spec])
+    with TrainingLog(tmp_path / "backbone", BackboneConfig(steps=10, batch_size=2), 0, model) as log:
         for step in range(1, 11):
             log.step(step, 7.0 - step, 1.0, 1e-3, {"depth": 6.0})
         log.held_out(10, 5.0, {"depth": 4.0})
