@@ -423,9 +423,7 @@ def test_freeze_is_refused_for_a_modality_without_rows_of_its_own(world: World, 
         save_model(FourM.seeded(config, specs, 0), later, {"fingerprints": fingerprints})
         ids = ids_in_use(later, [zoo[name]])
         beginning = begin([*specs, zoo[name].spec], config, 0, later, ids)
-        line = (
-            f"freeze: {name} writes in the vocabulary text, whose rows stay: only its marker would move; leave freeze"
-        )
+        line = f"freeze: {name} writes in the vocabulary text, whose rows stay: it has nothing to train; leave freeze"
         with pytest.raises(ConfigError, match=line):
             freeze(beginning)
 
