@@ -126,6 +126,7 @@ class World:
                 (self.folder / name).unlink()
             elif data != wanted[name]:
                 (self.folder / name).write_bytes(wanted[name])
+                os.utime(self.folder / name, (CHANGED, CHANGED))
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
@@ -134,7 +135,12 @@ class World:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 path.write_bytes(wanted[name])
+                os.utime(path, (CHANGED, CHANGED))
         return self
+
+
+CHANGED = 1_700_000_000
+"""Modification time of restored files, s: shards of the user's own files depend on it."""
 
 
 @functools.cache
@@ -175,6 +181,8 @@ def write_inputs(folder: Path, samples: int = 24) -> None:
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / "rgb" / f"{key}.png")
             np.save(place / "depth" / f"{key}.npy", rng.uniform(1, 9, (1, 16, 16)).astype(np.float32))
             (place / "caption" / f"{key}.txt").write_text(f"a red ball and {number} blue boxes\n")
+    for path in (path for path in (folder / "files").rglob("*") if path.is_file()):
+        os.utime(path, (CHANGED, CHANGED))
 
 
 CLOCK = ("seconds", "training_seconds", "encoding")
