@@ -30,7 +30,7 @@ from tokenizers_zoo.hookspecs import REQUIRED
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import Architecture, read_architecture
 from tokenizers_zoo.plugins import MODALITIES, Claim, Plugins
-from tokenizers_zoo.quantizers.codebooks import MemoryCodes, MovingAverage
+from tokenizers_zoo.quantizers.kinds import MemoryCodes, MovingAverage
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 
 NEUTRAL = "neutral"

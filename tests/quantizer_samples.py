@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tokenizers_zoo.quantizers import Quantizer, QuantizerConfig, build_quantizer
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.quantizers.quantizer import Quantizer
 
 DIM = 24
 
@@ -16,7 +17,7 @@ def some_latents(seed: int = 0, batch: int = 4, n: int = 50) -> torch.Tensor:
 def trained(config: QuantizerConfig) -> Quantizer:
     """Return a quantizer after two training batches."""
     torch.manual_seed(0)
-    quantizer = build_quantizer(config, DIM)
+    quantizer = Quantizer(config, DIM)
     for seed in (1, 2):
         quantizer(some_latents(seed))
     return quantizer

@@ -14,7 +14,7 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.families.continuous import channel_statistics
+from tokenizers_zoo.families.continuous import mean_and_deviation
 from tokenizers_zoo.run_folder import FolderError
 from zoo_images import rgb_patches
 
@@ -34,12 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_statistics_equal_numpy_over_all_pixels() -> None:
     values = pictures(6) * np.array([1, 0.5, 0.1], dtype=np.float32)[:, None, None]
-    mean, std = channel_statistics(values)
+    mean, std = mean_and_deviation(map(plugin.rows, values))
     np.testing.assert_allclose(mean, values.mean(axis=(0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(std, values.std(axis=(0, 2, 3)), rtol=1e-4)
-    assert channel_statistics(np.ones((2, 1, 4, 4), np.float32))[1] == np.float32(1e-6)
+    assert mean_and_deviation(map(plugin.rows, np.ones((2, 1, 4, 4), np.float32)))[1] == np.float32(1e-6)
     values[:, 1] = 0.5  # a channel that is constant in training gets 1 % of the mean deviation
-    std = channel_statistics(values)[1]
+    std = mean_and_deviation(map(plugin.rows, values))[1]
     assert std[1] == pytest.approx(0.01 * (std[0] + std[2]) / 3, rel=1e-3)
 
 

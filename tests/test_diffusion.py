@@ -101,7 +101,7 @@ def test_wrong_settings_are_one_line(table: dict[str, Any], message: str) -> Non
         rgb.plugin.modality_spec(diffusing(**table))
 
 
-def test_class_ids_and_critics_are_refused_before_training(tmp_path: Path) -> None:
+def test_class_ids_and_discriminators_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="diffusion: works with continuous and binary values"):
         train(tmp_path, diffusing("semseg"), "semseg")
     with pytest.raises(ConfigError, match="set adversarial_weight = 0"):

@@ -20,7 +20,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import from_mapping, load_toml, tables_of
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.nn.config import BlockConfig
-from tokenizers_zoo.quantizers import QuantizerConfig
+from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.text_vocab import VocabularyConfig
 from tokenizers_zoo.train.config import TrainConfig

@@ -44,7 +44,7 @@ from tokenizers_zoo.spec import (
     TokenLayout,
     ValueSpec,
 )
-from tokenizers_zoo.train.permutation import permuted
+from tokenizers_zoo.train.batches import permuted
 from zoo_backbone import evaluate as evaluation
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.cli.main import backbone as command

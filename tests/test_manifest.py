@@ -26,7 +26,7 @@ from tokenizers_zoo.data.manifest import (
     write_record,
 )
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.train.permutation import permuted
+from tokenizers_zoo.train.batches import permuted
 
 
 def a_split(root: Path, samples: int = 7, shard_size: int = 3) -> Split:

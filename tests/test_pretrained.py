@@ -20,7 +20,6 @@ from tokenizers_zoo.autoencoder.tokenizer import fitting
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, forget_networks, networks_of
-from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer, quantizer, restore_quantizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -232,17 +231,13 @@ def test_other_networks_and_damaged_files_are_refused(
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-@pytest.mark.parametrize("where", ["tokenizer", "network", "quantizer", "perceptual"])
+@pytest.mark.parametrize("where", ["tokenizer", "network", "perceptual"])
 def test_want_of_memory_is_not_blamed_on_files(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise OUT_OF_MEMORY
 
     def load() -> None:
-        if where == "quantizer":
-            state = build_quantizer(QuantizerConfig(), 8).state_dict()
-            monkeypatch.setattr(quantizer, "build_quantizer", fails)
-            restore_quantizer(state)
-        elif where == "perceptual":
+        if where == "perceptual":
             pytest.importorskip("efficientnet_lite_pytorch")
             monkeypatch.setattr(torch, "load", fails)
             perceptual.read_lite_network(tmp_path / "x.pth")

@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
-from tokenizers_zoo.quantizers.adapter import mean_with_gradient
-from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
+from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig
+from tokenizers_zoo.quantizers.kinds import mean_with_gradient
+from tokenizers_zoo.quantizers.quantizer import Quantizer
 
 DIM, WORLD, STEPS = 24, 2, 4
 CONFIGS = {
@@ -38,7 +38,7 @@ def latents_of(rank: int, step: int) -> torch.Tensor:
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)  # the processes start from different weights and draw different numbers
-    quantizers = {name: build_quantizer(config, DIM) for name, config in CONFIGS.items()}  # before the process group
+    quantizers = {name: Quantizer(config, DIM) for name, config in CONFIGS.items()}  # before the process group
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     for name, quantizer in quantizers.items():
         learns = any(parameter.requires_grad for parameter in quantizer.parameters())
@@ -77,7 +77,7 @@ def test_both_processes_hold_the_same_state(states: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_training_moved_the_state(states: Path, name: str) -> None:
     torch.manual_seed(0)  # seeded as in the first process
-    start = {other: build_quantizer(config, DIM) for other, config in CONFIGS.items()}[name].state_dict()
+    start = {other: Quantizer(config, DIM) for other, config in CONFIGS.items()}[name].state_dict()
     end = load_file(states / f"{name}_0.safetensors")
     assert any(not torch.equal(start[key], end[key]) for key in end)
 

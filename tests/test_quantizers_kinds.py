@@ -10,12 +10,10 @@ import vector_quantize_pytorch as vqp
 from quantizer_samples import DIM, some_latents, trained
 from torch.nn import functional
 
-from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer, codebooks
-from tokenizers_zoo.quantizers import adapter as adapter_module
-from tokenizers_zoo.quantizers.adapter import DIVERSITY, entropy
-from tokenizers_zoo.quantizers.codebooks import MemoryCodes
-from tokenizers_zoo.quantizers.composite import Residual, SideBySide
-from tokenizers_zoo.quantizers.scalar import entropy_loss, spread_loss
+from tokenizers_zoo.quantizers import kinds
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.quantizers.kinds import DIVERSITY, MemoryCodes, entropy, entropy_loss, spread_loss
+from tokenizers_zoo.quantizers.quantizer import Quantizer, Residual, SideBySide
 
 CONFIGS = {
     "vq_cosine": QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=8),
@@ -26,7 +24,7 @@ CONFIGS = {
 
 def test_fsq_against_the_formula() -> None:
     """arXiv 2309.15505, section 3.1: odd levels round tanh(x) times half the range; ids are mixed radix."""
-    quantizer = build_quantizer(QuantizerConfig(levels=(5, 3)), 2).eval()  # dim 2: no projections
+    quantizer = Quantizer(QuantizerConfig(levels=(5, 3)), 2).eval()  # dim 2: no projections
     latents = torch.tensor([[[0.0, 0.0], [9.0, -9.0], [-9.0, 9.0], [0.4, 0.2]]])
     # levels 5: {-1, -.5, 0, .5, 1}, tanh(.4) * 2 = .76 -> 1 -> .5; levels 3: {-1, 0, 1}, tanh(.2) = .197 -> 0
     expected = torch.tensor([[[0.0, 0.0], [1.0, -1.0], [-1.0, 1.0], [0.5, 0.0]]])
@@ -37,7 +35,7 @@ def test_fsq_against_the_formula() -> None:
 
 def test_lfq_against_the_formula() -> None:
     """Eq. 3-4 of arXiv 2310.05737: signs are the code, and bits (first dimension highest) the id."""
-    quantizer = build_quantizer(QuantizerConfig(kind="lfq", codebook_size=8), 3).eval()
+    quantizer = Quantizer(QuantizerConfig(kind="lfq", codebook_size=8), 3).eval()
     codes, tokens, _ = quantizer(torch.tensor([[[0.1, -2.0, 3.0], [-1.0, -1.0, -1.0]]]))
     assert codes.tolist() == [[[1.0, -1.0, 1.0], [-1.0, -1.0, -1.0]]]
     assert tokens.tolist() == [[0b101, 0b000]]
@@ -60,7 +58,7 @@ def test_tokens_are_the_nearest_codes(name: str) -> None:
 def test_chunks_do_not_change_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     quantizer = trained(CONFIGS["simvq"]).eval()
     expected = quantizer.encode(some_latents())
-    monkeypatch.setattr(adapter_module, "MAX_DISTANCES", 64 * 7)  # 7 latents at a time, of 200
+    monkeypatch.setattr(kinds, "MAX_DISTANCES", 64 * 7)  # 7 latents at a time, of 200
     assert torch.equal(quantizer.encode(some_latents()), expected)
 
 
@@ -70,7 +68,7 @@ def test_moving_average_follows_its_latents() -> None:
         kind="vq", codebook_size=2, codebook_dim=1, distance="euclidean", decay=0.75, revive_below=0.0
     )
     torch.manual_seed(0)
-    quantizer = build_quantizer(config, 1)
+    quantizer = Quantizer(config, 1)
     first = torch.tensor([[[-10.0], [-12.0], [10.0], [12.0]]])
     quantizer(first)
     assert sorted(quantizer.decode(torch.tensor([[0, 1]])).flatten().tolist()) == pytest.approx([-11, 11], abs=1e-3)
@@ -80,7 +78,7 @@ def test_moving_average_follows_its_latents() -> None:
 
 def test_bsq_against_the_formula() -> None:
     """Eq. 3 of arXiv 2406.07548: codes are signs on the unit sphere; the length of a latent has no effect."""
-    quantizer = build_quantizer(QuantizerConfig(kind="bsq", codebook_size=16), 4).eval()
+    quantizer = Quantizer(QuantizerConfig(kind="bsq", codebook_size=16), 4).eval()
     codes, tokens, _ = quantizer(torch.tensor([[[0.1, -2.0, 3.0, 1.0], [-9.0, -1.0, -1.0, 0.5]]]))
     assert codes.tolist() == [[[0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, -0.5, 0.5]]]
     assert tokens.tolist() == [[0b1011, 0b0001]]
@@ -122,7 +120,7 @@ def test_commitment_loss_is_the_mean_squared_distance(config: QuantizerConfig, t
     losses = []
     for weight in (0.0, 2.0):
         torch.manual_seed(0)
-        quantizer = build_quantizer(dataclasses.replace(config, commitment_weight=weight), 6)
+        quantizer = Quantizer(dataclasses.replace(config, commitment_weight=weight), 6)
         codes, _, loss = quantizer(latents)
         losses.append(loss)
     on_sphere = config.kind == "bsq" or config.distance == "cosine"
@@ -136,7 +134,7 @@ def test_entropy_loss_is_the_entropy_of_bits(kind: str) -> None:
     losses = []
     for weight in (0.0, 2.0):
         config = QuantizerConfig(kind=kind, codebook_size=64, entropy_weight=weight)  # type: ignore[arg-type]
-        losses.append(build_quantizer(config, 6)(latents).loss)
+        losses.append(Quantizer(config, 6)(latents).loss)
     flat, magnitude = latents.flatten(0, 1), 1.0
     if kind == "bsq":
         flat, magnitude = functional.normalize(flat, dim=-1), 6**-0.5
@@ -214,7 +212,7 @@ def test_residual_steps_come_nearer_to_their_latents() -> None:
 
 def test_residual_fsq_against_the_formula() -> None:
     """Levels 3: steps of 1, 1/3, 1/9; 0.62 is 1 - 1/3 - 1/9 + ..., coarse ids first."""
-    quantizer = build_quantizer(QuantizerConfig(kind="residual_fsq", levels=(3,), num_codebooks=3), 1).eval()
+    quantizer = Quantizer(QuantizerConfig(kind="residual_fsq", levels=(3,), num_codebooks=3), 1).eval()
     bound = 1.5  # 1 + 1 / (levels - 1)
     latents = torch.tensor([[[0.62], [-0.4], [0.0]]])
     raw = torch.atanh(latents / bound) * bound  # inverse of the bounding function
@@ -235,7 +233,7 @@ def test_the_spread_loss_by_hand() -> None:
 def test_the_loss_spreads_latents_of_residual_fsq_over_all_codes() -> None:
     """Latents with another mean, deviation and correlation learn to use all codes of the first step."""
     torch.manual_seed(0)
-    quantizer = build_quantizer(QuantizerConfig(kind="residual_fsq", levels=(8, 5), num_codebooks=2), 2)
+    quantizer = Quantizer(QuantizerConfig(kind="residual_fsq", levels=(8, 5), num_codebooks=2), 2)
     encoder = torch.nn.Linear(2, 2)
     with torch.no_grad():
         encoder.weight.copy_(torch.tensor([[0.1, 0.0], [3.0, 3.0]]))
@@ -288,12 +286,12 @@ def test_faint_shares_of_memory_codes_change_nothing_and_stay_where_numbers_are_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shares: list[torch.Tensor] = []
-    monkeypatch.setattr(codebooks, "entropy", lambda given: shares.append(given.detach()) or entropy(given))
+    monkeypatch.setattr(kinds, "entropy", lambda given: shares.append(given.detach()) or entropy(given))
     results = []
-    for faintest in (codebooks.FAINTEST, float("inf")):
-        monkeypatch.setattr(codebooks, "FAINTEST", faintest)
+    for faintest in (kinds.FAINTEST, float("inf")):
+        monkeypatch.setattr(kinds, "FAINTEST", faintest)
         torch.manual_seed(0)
-        quantizer = build_quantizer(QuantizerConfig(kind="memcodes", codebook_size=64, num_codebooks=2), DIM)
+        quantizer = Quantizer(QuantizerConfig(kind="memcodes", codebook_size=64, num_codebooks=2), DIM)
         latents = (80 * some_latents()).requires_grad_()
         quantized = quantizer(latents)
         (quantized.codes.square().mean() + quantized.loss).backward()

@@ -12,18 +12,10 @@ import torch
 from loguru import logger
 from torch import nn
 
-from tokenizers_zoo.quantizers import (
-    CodebookUsage,
-    QuantizerConfig,
-    RecentUsage,
-    build_quantizer,
-    collapse_warning,
-    reachable_usage,
-)
-from tokenizers_zoo.quantizers.adapter import Adapter
-from tokenizers_zoo.quantizers.composite import Residual, SideBySide
-from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
-from tokenizers_zoo.quantizers.scalar import ResidualFiniteScalar
+from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig
+from tokenizers_zoo.quantizers.kinds import Adapter, ResidualFiniteScalar
+from tokenizers_zoo.quantizers.quantizer import Quantizer, Residual, SideBySide, collapse_warning
+from tokenizers_zoo.quantizers.usage import CodebookUsage, RecentUsage, reachable_usage
 
 DIM = 32
 IN_STEPS = [kind for kind in KIND_DEFAULTS if "residual" in kind]
@@ -36,7 +28,7 @@ class Toy(nn.Module):
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, DIM))
-        self.quantizer = build_quantizer(config, DIM)
+        self.quantizer = Quantizer(config, DIM)
         self.decoder = nn.Sequential(nn.Linear(DIM, 64), nn.GELU(), nn.Linear(64, 32))
         self.average: Toy | None = None
         """Keep averaged weights and the buffers of the last step, as tokenizer training does."""
@@ -173,7 +165,7 @@ def test_a_collapsing_run_says_so() -> None:
 
 
 def test_eval_mode_does_not_count_as_training() -> None:
-    quantizer = build_quantizer(QuantizerConfig(levels=(5, 5)), DIM)
+    quantizer = Quantizer(QuantizerConfig(levels=(5, 5)), DIM)
     quantizer.eval()(torch.zeros(2, 3, DIM))
     quantizer.train().encode(torch.zeros(2, 3, DIM))
     assert quantizer.recent.updates == 0
@@ -210,7 +202,7 @@ def test_dead_codes_are_revived_also_in_small_batches() -> None:
         config = QuantizerConfig(
             kind="vq", codebook_size=128, codebook_dim=DIM, kmeans_iterations=0, revive_below=revive_below
         )
-        quantizer, usage = build_quantizer(config, DIM), CodebookUsage(128)
+        quantizer, usage = Quantizer(config, DIM), CodebookUsage(128)
         clusters = torch.randn(32, DIM) * 3
         draws = torch.Generator().manual_seed(1)
         for _ in range(60):
@@ -265,7 +257,7 @@ def test_a_first_batch_of_fewer_latents_than_codes_is_not_warned_of() -> None:
     told = list[str]()
     sink = logger.add(told.append)
     try:
-        quantizer = build_quantizer(QuantizerConfig(kind="vq", codebook_size=64), DIM).train()
+        quantizer = Quantizer(QuantizerConfig(kind="vq", codebook_size=64), DIM).train()
         quantizer(torch.randn(1, 8, DIM))
     finally:
         logger.remove(sink)

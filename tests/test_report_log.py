@@ -152,9 +152,6 @@ def test_progress_fits_80_columns(tmp_path: Path, title: str) -> None:
 def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo: Zoo) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    class Task:
-        spec = zoo["depth"].spec
-
     config = TrainConfig(steps=10, batch_size=2)
     pair = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     found = Evaluation(
@@ -165,7 +162,7 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
     )
     for name in ("tokenizer", "backbone"):
         (tmp_path / name).mkdir()
-    with TrainingReport(Task(), config, tmp_path / "tokenizer", 0) as report:  # type: ignore[arg-type]
+    with TrainingReport(zoo["depth"].spec, "a tokenizer", False, config, tmp_path / "tokenizer", 0) as report:
         for step in range(1, 11):
             report.step(step, {"loss": step / 10, "quantizer_loss": 0.0}, 1e-3)
         report.evaluation(10, found)

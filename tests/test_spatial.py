@@ -32,8 +32,8 @@ from tokenizers_zoo.families.images import (
     psnr,
 )
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.quantizers import CodebookUsage
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
+from tokenizers_zoo.quantizers.usage import CodebookUsage
 from tokenizers_zoo.spec import Crop, Metric
 
 

@@ -1,4 +1,4 @@
-"""Losses of image-like tokenizers: values by hand, weights, adversarial training with a critic, and resuming."""
+"""Losses of image-like tokenizers: values by hand, weights, adversarial training with a discriminator, and resuming."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import torch
 from spatial_samples import TINY, depth, rgb, semseg, settings, values
 from torch import nn
 
-from tokenizers_zoo.autoencoder.discriminator import (
+from tokenizers_zoo.autoencoder.losses import (
+    RECONSTRUCTION_LOSSES,
     PatchDiscriminator,
     adaptive_weight,
     adversarial_losses,
+    frequency_weights,
     hinge_loss,
+    ordinal,
 )
-from tokenizers_zoo.autoencoder.losses import RECONSTRUCTION_LOSSES, frequency_weights, ordinal
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, ZooError
@@ -153,17 +155,17 @@ def test_losses_are_checked(name: str, table: dict[str, Any], message: str) -> N
         PLUGINS[name].task(settings(name, tokenizer={**TINY, **table}))
 
 
-# ---------------------------------------------------------------- against a critic
+# ---------------------------------------------------------------- against a discriminator
 
 
-def test_a_critic_needs_maps_that_it_can_halve_three_times() -> None:
+def test_a_discriminator_needs_maps_that_it_can_halve_three_times() -> None:
     table = {**TINY, "adversarial_weight": 1.0}
     maps = [settings("rgb", image_size=[size, 12], patch_size=1, tokenizer=table) for size in (7, 8)]
     small, large = (rgb.plugin.task(one) for one in maps)
     with pytest.raises(ConfigError, match=r"adversarial_weight: .* has 7 x 12"):
-        small.build_critic()
-    critic = large.build_critic()
-    assert critic is not None and critic(torch.zeros(1, 3, 8, 12)).shape == (1, 1, 1, 1)
+        small.discriminator()
+    discriminator = large.discriminator()
+    assert discriminator is not None and discriminator(torch.zeros(1, 3, 8, 12)).shape == (1, 1, 1, 1)
 
 
 def test_hinge_by_hand() -> None:
@@ -171,31 +173,31 @@ def test_hinge_by_hand() -> None:
     assert float(hinge_loss(true, made)) == pytest.approx(0.5 * (0.5 / 2 + 1.0 / 2))
 
 
-def test_the_model_maximises_the_critic_score() -> None:
-    """The critic is the identity: it scores the output as 2.0 and the truth as 0.5."""
+def test_the_model_maximises_the_discriminator_score() -> None:
+    """The discriminator is the identity: it scores the output as 2.0 and the truth as 0.5."""
     outputs, target = torch.full((2, 1, 4, 4), 2.0), torch.full((2, 1, 4, 4), 0.5)
-    loss, critic_loss = adversarial_losses(nn.Identity(), outputs, target)
-    assert float(loss) == -2 and float(critic_loss) == 0.5 * (0.5 + 3)
+    loss, discriminator_loss = adversarial_losses(nn.Identity(), outputs, target)
+    assert float(loss) == -2 and float(discriminator_loss) == 0.5 * (0.5 + 3)
 
 
-def test_a_critic_sees_patches_and_samples_do_not_mix() -> None:
-    critic, pictures = PatchDiscriminator(3), torch.randn(2, 3, 32, 48)
-    together = critic(pictures)
+def test_a_discriminator_sees_patches_and_samples_do_not_mix() -> None:
+    discriminator, pictures = PatchDiscriminator(3), torch.randn(2, 3, 32, 48)
+    together, alone = discriminator(pictures), torch.cat([discriminator(picture[None]) for picture in pictures])
     assert together.shape == (2, 1, 4, 6)
-    torch.testing.assert_close(together, torch.cat([critic(picture[None]) for picture in pictures]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
 def test_each_loss_moves_its_own_side_only() -> None:
-    critic, model = PatchDiscriminator(3), nn.Conv2d(3, 3, 1)
+    discriminator, model = PatchDiscriminator(3), nn.Conv2d(3, 3, 1)
     pictures = torch.randn(2, 3, 16, 16)
-    loss, critic_loss = adversarial_losses(critic, model(pictures), pictures)
+    loss, discriminator_loss = adversarial_losses(discriminator, model(pictures), pictures)
     loss.backward(retain_graph=True)
-    assert all(parameter.grad is None for parameter in critic.parameters())
+    assert all(parameter.grad is None for parameter in discriminator.parameters())
     assert model.weight.grad is not None and model.weight.grad.abs().sum() > 0
     before = model.weight.grad.clone()
-    critic_loss.backward()
+    discriminator_loss.backward()
     assert torch.equal(model.weight.grad, before)
-    assert all(parameter.grad is not None and parameter.requires_grad for parameter in critic.parameters())
+    assert all(parameter.grad is not None and parameter.requires_grad for parameter in discriminator.parameters())
 
 
 def test_adaptive_weight_by_hand() -> None:
@@ -212,8 +214,8 @@ class Killed(Exception):
     """Raised in place of a kill signal."""
 
 
-def test_with_a_critic_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
-    """Killed before the critic starts, afterwards, and after the last step; checkpoints do not contain the critic."""
+def test_with_a_discriminator_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
+    """Killed before the discriminator starts, afterwards, and after the last step; checkpoints do not contain it."""
     chosen = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "grad_accum_steps": 2})
     config = rgb.plugin.options(chosen).tokenizer
     whole = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / "whole", 0)
@@ -231,19 +233,20 @@ def test_with_a_critic_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> 
     names = [set(load_checkpoint(folder, rgb.plugin.checkpoint_class)[0]) for folder in (whole, plain)]
     assert names[0] == names[1]
     line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
-    assert line["train/critic_loss"] > 0 and line["train/critic_gradient_norm"] > 0 and line["train/l1_loss"] > 0
+    names = ("discriminator_loss", "discriminator_gradient_norm", "l1_loss")
+    assert all(line[f"train/{name}"] > 0 for name in names)
 
 
-def test_a_critic_takes_part_in_the_last_step_at_least() -> None:
+def test_a_discriminator_takes_part_in_the_last_step_at_least() -> None:
     table = {**TINY, "adversarial_weight": 1.0}
     begins = [(4, 0.5, 2), (3, 0.5, 2), (20, 0.99, 19), (1, 0.5, 0)]
     for steps, share, expected in begins:
         own = settings("rgb", tokenizer={**table, "steps": steps, "adversarial_start": share})
-        assert rgb.plugin.task(own).critic_start == expected
+        assert rgb.plugin.task(own).discriminator_start == expected
 
 
-def test_patience_begins_with_the_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best weights from before the critic's start are not kept."""
+def test_patience_begins_with_the_discriminator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best weights from before the discriminator's start are not kept."""
     table = {**TINY, **EVERYTHING, "steps": 10, "eval_every": 1, "patience": 2}
     scores = iter([40.0, 30.0, 20.0, 10.0, 1.0, 3.0, 2.0, 1.0])
     monkeypatch.setattr(rgb.plugin, "score", lambda *_: {"psnr": next(scores, 3.0), "ssim": 0.0}, raising=False)
@@ -252,14 +255,15 @@ def test_patience_begins_with_the_critic(tmp_path: Path, monkeypatch: pytest.Mon
     assert (result["steps"], result["kept_step"]) == (8, 6)
 
 
-def test_the_critic_counts_with_adversarial_weight() -> None:
+def test_the_discriminator_counts_with_adversarial_weight() -> None:
     torch.manual_seed(0)
     task = rgb.plugin.task(settings("rgb", tokenizer={**TINY, "adversarial_weight": 0.3}))
-    module, critic = task.build(SAMPLES.train, np.random.default_rng(0)), task.build_critic()
-    assert critic is not None
+    module, discriminator = task.build(SAMPLES.train, np.random.default_rng(0)), task.discriminator()
+    assert discriminator is not None
     batch = torch.from_numpy(np.stack(SAMPLES.train))
-    plain, found = task.losses(module, batch), task.losses_against(module, critic, batch, task.critic_start)
-    said = critic(module(batch)[0]).mean()
+    start, plain = task.discriminator_start, task.losses(module, batch)
+    found = task.losses_against(module, discriminator, batch, start)
+    said = discriminator(module(batch)[0]).mean()
     torch.testing.assert_close(found["adversarial_loss"], -said)
     last = [p for p in module.decoder.parameters() if p.ndim > 1][-1]
     norms = [torch.autograd.grad(loss, last)[0].norm() for loss in (plain["reconstruction_loss"], said)]
@@ -267,16 +271,16 @@ def test_the_critic_counts_with_adversarial_weight() -> None:
     torch.testing.assert_close(added, -0.3 * norms[0] / norms[1] * said, rtol=1e-2, atol=0)
 
 
-def test_the_critic_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
+def test_the_discriminator_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     """In the first step AdamW moves each number without weight decay by the learning rate."""
     table = {**TINY, "steps": 1, "adversarial_weight": 1.0, "adversarial_start": 0.0, "adversarial_rate": 0.2}
     chosen = settings("rgb", tokenizer=table)
     task, config = rgb.plugin.task(chosen), rgb.plugin.options(chosen).tokenizer
-    module, critic = task.build(SAMPLES.train, np.random.default_rng(0)), task.build_critic()
-    assert critic is not None
+    module, discriminator = task.build(SAMPLES.train, np.random.default_rng(0)), task.discriminator()
+    assert discriminator is not None
     task.build = lambda train, rng: module  # type: ignore[method-assign]
-    task.build_critic = lambda: critic  # type: ignore[method-assign]
-    biases = [next(p for p in part.parameters() if p.ndim == 1) for part in (module, critic)]
+    task.discriminator = lambda: discriminator  # type: ignore[method-assign]
+    biases = [next(p for p in part.parameters() if p.ndim == 1) for part in (module, discriminator)]
     before = [bias.detach().cpu().clone() for bias in biases]
     train(task, SAMPLES, config, tmp_path, 0)
     moved = [float((bias.detach().cpu() - old).abs().max()) for bias, old in zip(biases, before, strict=True)]
@@ -285,20 +289,20 @@ def test_the_critic_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     assert moved == pytest.approx([0.9 * rate, 0.2 * rate], rel=1e-3)
 
 
-def test_the_critic_comes_late_and_learns_to_tell_the_two_apart() -> None:
+def test_the_discriminator_comes_late_and_learns_to_tell_the_two_apart() -> None:
     task = rgb.plugin.task(settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 100}))
-    module, critic = task.build(SAMPLES.train, np.random.default_rng(0)), task.build_critic()
-    assert critic is not None
-    optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3)
+    module, discriminator = task.build(SAMPLES.train, np.random.default_rng(0)), task.discriminator()
+    assert discriminator is not None
+    optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
     batch = torch.from_numpy(np.stack(SAMPLES.train))
-    assert task.losses_against(module, critic, batch, 39).keys() == task.losses(module, batch).keys()
+    assert task.losses_against(module, discriminator, batch, 39).keys() == task.losses(module, batch).keys()
     found = []
     for step in range(40, 70):
         optimizer.zero_grad()
-        losses = task.losses_against(module, critic, batch, step)
-        losses["critic_loss"].backward()
+        losses = task.losses_against(module, discriminator, batch, step)
+        losses["discriminator_loss"].backward()
         optimizer.step()
-        found.append(float(losses["critic_loss"].detach()))
+        found.append(float(losses["discriminator_loss"].detach()))
     assert found[-1] < 0.2 < found[0]
 
 

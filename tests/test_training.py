@@ -25,12 +25,13 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.io import difference
-from tokenizers_zoo.quantizers import QuantizerConfig, build_quantizer
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.quantizers.quantizer import Quantizer
 from tokenizers_zoo.run_folder import RUN, TOKENIZER, FolderError
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.config import TrainConfig
-from tokenizers_zoo.train.loop import train
+from tokenizers_zoo.train.loop import Task, train
 from tokenizers_zoo.train.optim import DivergedError
 from tokenizers_zoo.train.report import picture_rows
 
@@ -42,14 +43,14 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.down, self.up = nn.Linear(DIM, 4), nn.Linear(4, DIM)
         self.drop = nn.Dropout(0.1)
-        self.quantizer = build_quantizer(quantizer, 4)
+        self.quantizer = Quantizer(quantizer, 4)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         quantized = self.quantizer(self.drop(self.down(x))[:, None])
         return self.up(quantized.codes[:, 0]), quantized.tokens, quantized.loss
 
 
-class VectorTask:
+class VectorTask(Task):
     """A task of noisy six-number vectors that uses both random generators of the loop."""
 
     metrics = (Metric(name="mse", unit="", higher_is_better=False, meaning="mean squared error"),)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from tokenizers_zoo.config import Origin, check_counts, recorded
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
-from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerKind, unused_fields
+from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerFields, QuantizerKind, unused_fields
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.config import TrainConfig
 
@@ -26,35 +26,11 @@ LOSSES_OF_KIND: dict[ValueKind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizedTrainConfig(TrainConfig):
+class QuantizedTrainConfig(QuantizerFields, TrainConfig):
     """Training and quantizer settings in one flat table. Families derive from it to add encoder and decoder."""
 
     quantizer: QuantizerKind = "fsq"
     """How latents become tokens; see `QuantizerConfig.kind`."""
-    levels: tuple[int, ...] | None = None
-    """fsq kinds: values per dimension; their product is the codebook size."""
-    codebook_size: int = 0
-    """Codes of each codebook; 0 takes the default of the family or of the quantizer."""
-    num_codebooks: int | None = None
-    """Number of codebooks, for quantizers with several codes per latent."""
-    groups: int | None = None
-    """grouped_residual_vq: number of groups with residual codes of their own."""
-    codebook_dim: int | None = None
-    """Dimension of a code, for quantizers with a codebook."""
-    distance: Literal["cosine", "euclidean"] | None = None
-    """vq, product_vq: distance between latents and codes."""
-    decay: float | None = None
-    """vq kinds: EMA decay of the codebook per batch; with `grad_accum_steps` a step has several."""
-    kmeans_iterations: int | None = None
-    """vq kinds: k-means iterations on the first batch."""
-    revive_below: float | None = None
-    """vq kinds: codes used less than this fraction of the mean are replaced."""
-    commitment_weight: float | None = None
-    """All but fsq kinds and memcodes: weight of the commitment loss."""
-    entropy_weight: float | None = None
-    """lfq, bsq, memcodes: weight of the entropy loss."""
-    spread_weight: float | None = None
-    """fsq kinds: weight of the loss that spreads latents over all levels."""
     latent_dim: int = 32
     """Channels between encoder, quantizer and decoder."""
 
@@ -74,7 +50,7 @@ class QuantizedTrainConfig(TrainConfig):
 
     def quantizer_config(self) -> QuantizerConfig:
         """Return the resolved quantizer settings of the table."""
-        fields = [f for f in dataclasses.fields(QuantizerConfig) if f.name != "kind"]
+        fields = dataclasses.fields(QuantizerFields)
         given = {f.name: getattr(self, f.name) for f in fields}
         unset = {f.name for f in fields if given[f.name] == f.default}
         defaults = {name: value for name, value in self.quantizer_defaults().items() if name in unset}

@@ -74,8 +74,7 @@ def import_tokenizer(
     with torch.device("meta"):
         module = build_autoencoder(model, diffusion)
     state = module.state_dict()
-    own = {name: tensor for name, tensor in state.items() if name.endswith("_extra_state")}
-    own |= {name: torch.full(state[name].shape, number) for name, number in zip(("mean", "std"), scale, strict=True)}
+    own = {name: torch.full(state[name].shape, number) for name, number in zip(("mean", "std"), scale, strict=True)}
     own |= {f"fitted_{name}": torch.from_numpy(array) for name, array in fitted.items()}
     if model.directions:
         own["length"] = torch.ones(())

@@ -1,7 +1,8 @@
-"""Reconstruction losses by name, class weights, and the perceptual distance."""
+"""Losses: reconstruction losses by name, class weights, the perceptual distance, and the patch discriminator."""
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +25,13 @@ MEAN, STD = 127 / 255, 128 / 255
 """Normalisation of EfficientNet-Lite."""
 SHORT = 1e-6
 """Vectors shorter than this fraction of the mean length count as having it in the cosine loss of directions."""
+
+WIDTHS = (32, 64, 128)
+"""The discriminator's channels after each halving of the resolution."""
+REDUCTION = 2 ** len(WIDTHS)
+"""Pixels per output of the discriminator along each side; the smallest size of its inputs."""
+MAX_WEIGHT = 1e4
+"""The largest adaptive weight, as in the code of arXiv 2012.09841."""
 
 
 def ordinal(logits: Float[Tensor, "batch classes *axes"], ids: Int[Tensor, "batch *axes"]) -> Tensor:
@@ -138,3 +146,37 @@ def read_lite_network(path: Path) -> nn.Module:
         reason = " ".join(str(error).split())[:200]
         raise ZooError(f"{path}: is not EfficientNet-Lite0; install its wheel again: {reason}") from error
     return network.eval().requires_grad_(False)
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Rate how real each patch of a picture is: (b c h w) -> (b 1 h/8 w/8), unbounded.
+
+    The patch discriminator of arXiv 1611.07004, section 3.2, with group norms, which do not mix samples.
+    """
+
+    def __init__(self, channels: int) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(channels, WIDTHS[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for narrow, wide in itertools.pairwise(WIDTHS):
+            convolution = nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=False)
+            layers += [convolution, nn.GroupNorm(8, wide), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(WIDTHS[-1], 1, 3, padding=1))
+
+
+def hinge_loss(real: Tensor, decoded: Tensor) -> Float[Tensor, ""]:
+    """Return half the hinge loss: real patches above 1, decoded ones below -1 (arXiv 1705.02894, eq. 3)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + decoded).mean())
+
+
+def adversarial_losses(discriminator: nn.Module, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the model's and the discriminator's loss; the gradient of each reaches its own parameters only."""
+    discriminator.requires_grad_(False)
+    loss = -discriminator(outputs).mean()
+    discriminator.requires_grad_(True)
+    return loss, hinge_loss(discriminator(target), discriminator(outputs.detach()))
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, decoder: nn.Module) -> Float[Tensor, ""]:
+    """Return the ratio of the two losses' gradient norms at the decoder's last layer (arXiv 2012.09841, eq. 7)."""
+    last = [parameter for parameter in decoder.parameters() if parameter.ndim > 1][-1]
+    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
+    return (norms[0] / (norms[1] + 1e-6)).clamp(max=MAX_WEIGHT).detach()

@@ -1,63 +1,74 @@
-"""Training tasks for the common loop: an autoencoder, and one with a discriminator."""
+"""Training of autoencoders: plain, against a discriminator, or with a diffusion decoder; statistics of the inputs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tokenizers_zoo.autoencoder.config import TokenizerConfig, TokenizerSetup
-from tokenizers_zoo.autoencoder.discriminator import (
-    REDUCTION,
-    PatchDiscriminator,
-    adaptive_weight,
-    adversarial_losses,
-)
+from tokenizers_zoo.autoencoder.codec import ValueCodec
+from tokenizers_zoo.autoencoder.config import DiffusionConfig, TokenizerSetup
 from tokenizers_zoo.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
+    REDUCTION,
+    PatchDiscriminator,
     PerceptualDistance,
+    adaptive_weight,
+    adversarial_losses,
     check_losses,
     direction_loss,
     frequency_weights,
 )
 from tokenizers_zoo.autoencoder.model import Autoencoder
-from tokenizers_zoo.autoencoder.statistics import least_deviation, moments, to_divide_by
-from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer, ValueCodec
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer, load_autoencoder
+from tokenizers_zoo.checkpoint import fingerprint, load_config, resolve_folder
+from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.train.loop import Task
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float
 
+LEAST_DEVIATION = 0.01
+"""The smallest deviation of a channel, as a fraction of the mean deviation."""
+SMALL, ROUNDING = 1e-6, 1e-9
+"""A channel is constant if its deviation is below SMALL of the largest (or of 1) or below ROUNDING of its mean. If all
+channels are constant, their deviation is set to SMALL."""
 
-class AutoencoderTask:
-    """Train an Autoencoder on the values of a modality; see `TokenizerTask`.
+
+class AutoencoderTask(Task):
+    """Train an Autoencoder on the values of a modality, if the settings say so with a patch discriminator.
 
     Raises ConfigError for losses that do not fit the values.
     """
 
+    adversarial: ClassVar[bool] = True
+    """Whether there may be a discriminator."""
+
     def __init__(self, setup: TokenizerSetup, codec: ValueCodec) -> None:
         self.setup, self.codec, self.spec = setup, codec, setup.spec
-        quantizer = setup.model.quantizer
+        quantizer, table, origin = setup.model.quantizer, setup.table, setup.tokenizer_origin
         self.codebook_size = quantizer.codebook_size * (quantizer.codes_per_position // self.spec.num_codebooks)
         self.class_weights: Tensor | None = None
         self.perceptual: PerceptualDistance | None = None
-        check_losses(setup.losses, setup.model.kind, setup.table, setup.tokenizer_origin)
-        if getattr(setup.table, "class_balance", None) is not None and not self._weighs_classes:
-            where = setup.tokenizer_origin.at("class_balance")
-            raise ConfigError(f"{where}: works with cross_entropy and bce only; remove it")
+        self.weighs_classes = bool({"cross_entropy", "bce"} & set(setup.losses))
+        self.adversarial_weight = getattr(table, "adversarial_weight", 0.0) if self.adversarial else 0.0
+        losses = [*setup.losses, "adversarial"] if self.adversarial_weight else setup.losses
+        check_losses(losses, setup.model.kind, table, origin)
+        if self.adversarial_weight:
+            self.discriminator_rate = table.adversarial_rate  # type: ignore[attr-defined]
+            start = math.ceil(table.adversarial_start * table.steps)  # type: ignore[attr-defined]
+            self.discriminator_start = min(start, table.steps - 1)
+        if getattr(table, "class_balance", None) is not None and not self.weighs_classes:
+            raise ConfigError(f"{origin.at('class_balance')}: works with cross_entropy and bce only; remove it")
         if "perceptual" in setup.losses:
             if self.spec.value.low is None or self.spec.value.high is None:
-                where = setup.tokenizer_origin.at("perceptual_weight")
+                where = origin.at("perceptual_weight")
                 raise ConfigError(f"{where}: needs bounded values, and {self.spec.name} declares no low and high")
             self.perceptual = PerceptualDistance()
-
-    @property
-    def _weighs_classes(self) -> bool:
-        return bool({"cross_entropy", "bce"} & set(self.setup.losses))
 
     def describe(self) -> Mapping[str, Any]:
         return self.setup.describe()
@@ -66,25 +77,23 @@ class AutoencoderTask:
         """Return a model with random weights and the statistics of some training values."""
         setup = self.setup
         module = Autoencoder(setup.model)
-        items, fitted = self.codec.fit(train, setup.statistics_samples, rng)
+        batches, fitted = self.codec.fit(train, setup.statistics_samples, rng)
         for name, tensor in fitted.items():
             module.get_buffer(f"fitted_{name}").copy_(tensor)
         if setup.model.kind != "continuous":
-            if setup.class_balance and self._weighs_classes:
-                self.class_weights = frequency_weights(torch.cat([*items]), setup.model.channels, setup.class_balance)
+            if setup.class_balance and self.weighs_classes:
+                self.class_weights = frequency_weights(torch.cat([*batches]), setup.model.channels, setup.class_balance)
         elif setup.standardise != "none":
-            self._set_statistics(module, [*items] if setup.model.directions else items)
+            items = [*batches] if setup.model.directions else batches
+            mean, std = moments(self.codec.to_network(batch) for batch in items)
+            if setup.standardise == "common":
+                std = std.square().mean().sqrt().expand_as(std)
+            if setup.model.directions:  # small components matter little for a direction: do not amplify them
+                std = std.clamp_min(least_deviation(mean, std))
+                module.length.copy_(torch.cat([batch.double().norm(dim=1) for batch in items]).mean())
+            module.mean.copy_(mean.view_as(module.mean))
+            module.std.copy_(to_divide_by(mean, std).view_as(module.std))
         return module
-
-    def _set_statistics(self, module: Autoencoder, items: Any) -> None:
-        mean, std = moments(self.codec.to_network(batch) for batch in items)
-        if self.setup.standardise == "common":
-            std = std.square().mean().sqrt().expand_as(std)
-        if self.setup.model.directions:  # small components matter little for a direction: do not amplify them
-            std = std.clamp_min(least_deviation(mean, std))
-            module.length.copy_(torch.cat([batch.double().norm(dim=1) for batch in items]).mean())
-        module.mean.copy_(mean.view_as(module.mean))
-        module.std.copy_(to_divide_by(mean, std).view_as(module.std))
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
         return self.codec.batch(values, rng)
@@ -106,15 +115,12 @@ class AutoencoderTask:
         return losses | {"quantizer_loss": quantizer_loss}
 
     def _loss(self, name: str, module: Autoencoder, inputs: Tensor, outputs: Tensor) -> Float[Tensor, ""]:
-        if name == "perceptual":
-            return self._perceptual_loss(module, inputs, outputs)
         if name == "cosine" and module.config.directions:
             return direction_loss(outputs * module.std + module.mean, inputs, float(module.length))
-        weights = None if self.class_weights is None else self.class_weights.to(inputs.device)
-        return RECONSTRUCTION_LOSSES[name](outputs, target_of(module, inputs), weights)
-
-    def _perceptual_loss(self, module: Autoencoder, inputs: Tensor, outputs: Tensor) -> Float[Tensor, ""]:
-        """Compare decoded and true values as pictures from `low` to `high`; see `TokenizerConfig.perceptual_weight`."""
+        if name != "perceptual":
+            weights = None if self.class_weights is None else self.class_weights.to(inputs.device)
+            return RECONSTRUCTION_LOSSES[name](outputs, target_of(module, inputs), weights)
+        # Decoded and true values as pictures from `low` to `high`; see `TokenizerConfig.perceptual_weight`.
         low, high = self.spec.value.low, self.spec.value.high
         assert self.perceptual is not None and low is not None and high is not None
         values = (self.codec.from_network(module.unstandardise(outputs)), self.codec.from_network(inputs))
@@ -132,28 +138,10 @@ class AutoencoderTask:
     def render(self, value: Any) -> Any:
         return self.codec.render(value)
 
-
-def target_of(module: Autoencoder, inputs: Tensor) -> Tensor:
-    """Return the target of the decoder's outputs: class ids, or standardised inputs."""
-    return inputs if module.config.kind == "classes" else module.standardise(inputs)
-
-
-class AdversarialAutoencoderTask(AutoencoderTask):
-    """Train an Autoencoder of pictures with a patch discriminator; see `AdversarialTask`.
-
-    Raises ConfigError for values that are not continuous.
-    """
-
-    def __init__(self, setup: TokenizerSetup, codec: ValueCodec) -> None:
-        super().__init__(setup, codec)
-        assert isinstance(setup.table, TokenizerConfig)
-        self.table = setup.table
-        self.critic_rate = self.table.adversarial_rate
-        self.critic_start = min(math.ceil(self.table.adversarial_start * self.table.steps), self.table.steps - 1)
-        check_losses(["adversarial"], setup.model.kind, setup.table, setup.tokenizer_origin)
-
-    def build_critic(self) -> PatchDiscriminator:
-        """Return an untrained discriminator. Raises ConfigError for maps that are too small for it."""
+    def discriminator(self) -> PatchDiscriminator | None:
+        """Return an untrained discriminator, or None. Raises ConfigError for maps that are too small for it."""
+        if not self.adversarial_weight:
+            return None
         height, width = (int(side) for side in (self.spec.value.shape or ())[-2:])
         if min(height, width) < REDUCTION:
             where = self.setup.tokenizer_origin.at("adversarial_weight")
@@ -163,19 +151,136 @@ class AdversarialAutoencoderTask(AutoencoderTask):
             )
         return PatchDiscriminator(self.setup.model.channels)
 
-    def losses_against(self, module: nn.Module, critic: nn.Module, batch: Tensor, step: int) -> dict[str, Tensor]:
-        """Return `losses`, and from `critic_start` on the adversarial loss and the discriminator's."""
+    def losses_against(
+        self, module: nn.Module, discriminator: nn.Module, batch: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """Return `losses`, and from `discriminator_start` on the adversarial loss and the discriminator's."""
         assert isinstance(module, Autoencoder)
         outputs, quantizer_loss = module(batch)
         outputs = outputs.float()
         losses = self.compare(module, batch, outputs, quantizer_loss)
-        if step < self.critic_start:
+        if step < self.discriminator_start:
             return losses
-        adversarial, critic_loss = adversarial_losses(critic, outputs, target_of(module, batch))
+        adversarial, discriminator_loss = adversarial_losses(discriminator, outputs, target_of(module, batch))
         weight = adaptive_weight(losses["reconstruction_loss"], adversarial, module.decoder)
         return losses | {
-            "loss": losses["loss"] + self.table.adversarial_weight * weight * adversarial,
+            "loss": losses["loss"] + self.adversarial_weight * weight * adversarial,
             "adversarial_loss": adversarial,
             "adversarial_weight": weight,
-            "critic_loss": critic_loss,
+            "discriminator_loss": discriminator_loss,
         }
+
+
+def target_of(module: Autoencoder, inputs: Tensor) -> Tensor:
+    """Return the target of the decoder's outputs: class ids, or standardised inputs."""
+    return inputs if module.config.kind == "classes" else module.standardise(inputs)
+
+
+class TrainedBase(NamedTuple):
+    """A trained tokenizer that a diffusion decoder is trained on."""
+
+    module: Autoencoder
+    fingerprint: str
+    lineage: Sequence[Mapping[str, Any]]
+    """The tokenizers whose tokens it decodes, too."""
+
+    @classmethod
+    def load(cls, setup: TokenizerSetup, base: str) -> TrainedBase:
+        """Load the tokenizer in a folder or on the hub. Raises CheckpointError."""
+        try:
+            folder = resolve_folder(base)
+            module = load_autoencoder(folder, setup)
+        except CheckpointError as error:
+            where = setup.tokenizer_origin.at("diffusion")
+            raise CheckpointError(f"{where}: base: {error}") from None
+        return cls(module, fingerprint(folder), load_config(folder).get("lineage", []))
+
+
+class DiffusionTask(AutoencoderTask):
+    """Train a DiffusionAutoencoder: on a frozen `base`, or everything together.
+
+    Raises ConfigError for class ids, for a discriminator besides it, and for a network that is too narrow.
+    """
+
+    adversarial = False
+
+    def __init__(
+        self, setup: TokenizerSetup, codec: ValueCodec, diffusion: DiffusionConfig, base: TrainedBase | None
+    ) -> None:
+        super().__init__(setup, codec)
+        self.diffusion, self.base = diffusion, base
+        where = setup.tokenizer_origin.at("diffusion")
+        if setup.model.kind == "classes":
+            raise ConfigError(f"{where}: works with continuous and binary values only; remove it")
+        if getattr(setup.table, "adversarial_weight", 0) and base is None:
+            raise ConfigError(f"{where}: set adversarial_weight = 0, or train the tokenizer first and set base")
+        cell = setup.model.channels * diffusion.patch_size**2
+        if cell > diffusion.width:
+            raise ConfigError(
+                f"{where}: width {diffusion.width} is below the {cell} numbers of a cell of {diffusion.patch_size} x"
+                f" {diffusion.patch_size} pixels; lower patch_size, or set width to at least {-(-cell // 16) * 16}"
+            )
+
+    def describe(self) -> Mapping[str, Any]:
+        config = {**super().describe(), "diffusion": self.diffusion.trained()}
+        if self.base is None:
+            return config
+        lineage = [*self.base.lineage, {"fingerprint": self.base.fingerprint, "length": self.codebook_size}]
+        return {**config, "base": self.base.fingerprint, "lineage": lineage}
+
+    def build(self, train: Sequence[Any], rng: np.random.Generator) -> Autoencoder:
+        """Return the base, or a new autoencoder, with a new denoiser and the deviation of its targets."""
+        from tokenizers_zoo.autoencoder.diffusion import DiffusionAutoencoder  # diffusers takes seconds to import
+
+        plain = self.base.module if self.base is not None else super().build(train, rng)
+        module = DiffusionAutoencoder.around(plain, self.diffusion).eval()
+        if self.base is not None:
+            items, _ = self.codec.fit(train, self.setup.statistics_samples, rng)
+            module.measure_scale(self.codec.to_network(torch.cat([*items])))
+        return module
+
+    def losses(self, module: Any, batch: Tensor) -> dict[str, Tensor]:
+        """Return the diffusion loss, and without a base also the losses of the autoencoder."""
+        if module.frozen:
+            loss = module.diffusion_loss(batch, module.frozen_codes(batch))
+            return {"loss": loss, "diffusion_loss": loss}
+        codes, quantizer_loss = module.codes(batch)
+        losses = self.compare(module, batch, module.decoder(codes).float(), quantizer_loss)
+        diffusion_loss = module.diffusion_loss(batch, codes)
+        return losses | {"loss": losses["loss"] + diffusion_loss, "diffusion_loss": diffusion_loss}
+
+
+def moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (channels,), float64, over batches (batch, channels, ...).
+
+    Sums of squares are merged around the running mean (Chan, Golub and LeVeque 1979), which avoids cancellation.
+    """
+    count, mean, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for batch in batches:
+        numbers = batch.double().transpose(0, 1).flatten(1)
+        if not (new := numbers.shape[1]):
+            continue
+        variance, average = torch.var_mean(numbers, dim=1, correction=0)
+        shift = average - mean
+        squares = squares + new * variance + shift**2 * (count * new / (count + new))
+        mean = mean + shift * (new / (count + new))
+        count += new
+    return mean, (squares / count).sqrt()
+
+
+def to_divide_by(mean: Tensor, deviations: Tensor) -> Tensor:
+    """Return deviations to divide by: LEAST_DEVIATION of their mean for constant channels.
+
+    Otherwise a channel that is constant in training would dominate wherever it varies later.
+    """
+    return deviations.where(vary(mean, deviations), least_deviation(mean, deviations))
+
+
+def vary(mean: Tensor, deviations: Tensor) -> Tensor:
+    """Return which channels vary by more than rounding, in any unit; see SMALL and ROUNDING."""
+    return deviations > (ROUNDING * mean.abs()).clamp_min(SMALL * min(1.0, float(deviations.max())))
+
+
+def least_deviation(mean: Tensor, deviations: Tensor) -> float:
+    """Return LEAST_DEVIATION of the mean deviation, or SMALL if no channel varies."""
+    return LEAST_DEVIATION * float(deviations.mean()) if bool(vary(mean, deviations).any()) else SMALL

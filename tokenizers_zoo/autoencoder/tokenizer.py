@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
+from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig, TokenizerSetup
 from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping, recorded
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
+from tokenizers_zoo.io import as_json
 from tokenizers_zoo.progress import tick
 
 if TYPE_CHECKING:
@@ -26,33 +27,6 @@ CHUNK_NUMBERS = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Input or output elements of one chunk, per device."""
 CHUNK_ITEMS = {"cpu": 64, "cuda": 256}
 """Largest chunk, per device."""
-
-
-class ValueCodec(Protocol):
-    """A modality's values as the autoencoder sees them. The autoencoder uses nothing else of a modality."""
-
-    def to_network(self, items: Tensor) -> Tensor:
-        """Return network inputs (batch, channels, *axes), or class ids (batch, *axes)."""
-
-    def from_network(self, outputs: Tensor) -> Tensor:
-        """Undo `to_network`, for any outputs of the network."""
-
-    def fit(
-        self, train: Sequence[Any], count: int, rng: np.random.Generator
-    ) -> tuple[Iterator[Tensor], dict[str, Tensor]]:
-        """Return batches of about `count` training items, and the statistics in `AutoencoderConfig.fitted`."""
-
-    def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
-        """Return the network inputs of a training batch, augmented with random numbers from `rng`."""
-
-    def reconstruct(self, tokenizer: AutoencoderTokenizer, values: list[Any]) -> tuple[list[Any], Tensor | None]:
-        """Return the values after encode and decode, and the codes (None without any)."""
-
-    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        """Return the metrics of the spec."""
-
-    def render(self, value: Any) -> Any:
-        """Return a value as a picture or a text."""
 
 
 class AutoencoderTokenizer:
@@ -132,13 +106,17 @@ def load_autoencoder(folder: Path, setup: TokenizerSetup, diffusion: DiffusionCo
         )
     with fitting(folder):
         model = from_mapping(AutoencoderConfig, config["model"], Origin(table="model"))
-        module = build_autoencoder(model, diffusion and _trained_diffusion(config, diffusion))
+        if diffusion is not None:  # trained settings of the checkpoint, sampler settings of the registry
+            table = {**config["diffusion"], **diffusion.sampled(), "base": config.get("base")}
+            diffusion = from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
+        module = build_autoencoder(model, diffusion)
         if diffusion is None:
             tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(DENOISER)}
         module.load_state_dict(dict(tensors))
         stored = {**config["meaning"], **_meaning(model)}
-    for what, wanted in {**recorded(setup.meaning), **_meaning(setup.model)}.items():
-        here, there = _plain(stored.get(what)), _plain(wanted)
+    stored = as_json(stored)
+    for what, there in as_json({**recorded(setup.meaning), **_meaning(setup.model)}).items():
+        here = stored.get(what)
         if here != there and not (what == "channels" and model.inputs == "published"):
             raise CheckpointError(
                 f"{name}: the tokenizer at {folder} has {what} {here}, but {setup.origin.at(what)} asks for {there};"
@@ -156,12 +134,6 @@ def build_autoencoder(config: AutoencoderConfig, diffusion: DiffusionConfig | No
     return DiffusionAutoencoder(config, diffusion)
 
 
-def _trained_diffusion(config: dict[str, Any], wanted: DiffusionConfig) -> DiffusionConfig:
-    """Return a checkpoint's diffusion settings with the sampler settings of `wanted`."""
-    table = {**config["diffusion"], **wanted.sampled(), "base": config.get("base")}
-    return from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
-
-
 def _meaning(model: AutoencoderConfig) -> dict[str, Any]:
     """Return the part of an architecture that determines the meaning of tokens."""
     return {
@@ -170,11 +142,6 @@ def _meaning(model: AutoencoderConfig) -> dict[str, Any]:
         "kind": model.kind,
         **{f"quantizer {name}": value for name, value in model.quantizer.meaning().items()},
     }
-
-
-def _plain(value: Any) -> Any:
-    """Convert tuples to lists, as JSON does."""
-    return [*map(_plain, value)] if isinstance(value, (list, tuple)) else value
 
 
 @contextlib.contextmanager

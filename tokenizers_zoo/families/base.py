@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, TokenizerSetup, ValueKind
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, TokenLayout, ValueSpec
+from tokenizers_zoo.spec import Metric, ModalitySpec, TokenLayout, ValueSpec
 
 if TYPE_CHECKING:
     import torch
@@ -146,24 +146,22 @@ class TrainedModality:
             origin=settings.origin,
         )
 
-    def codec(self, settings: Settings, model: AutoencoderConfig) -> ModalityCodec:
+    def codec(self, settings: Settings, model: AutoencoderConfig) -> ValueCodec:
         """Return the view of values that an autoencoder of `model` gets."""
-        return ModalityCodec(self, settings, model)
+        return ValueCodec(self, settings, model)
 
     def task(self, settings: Settings) -> AutoencoderTask:
         """Return the training task."""
-        from tokenizers_zoo.autoencoder.task import AdversarialAutoencoderTask, AutoencoderTask
+        from tokenizers_zoo.autoencoder.task import AutoencoderTask, DiffusionTask, TrainedBase
 
         setup = self.setup(settings)
-        if (diffusion := getattr(setup.table, "diffusion", None)) is not None:
-            from tokenizers_zoo.autoencoder.diffusion_task import DiffusionTask, TrainedBase
-
-            base = TrainedBase.load(setup, diffusion.base) if diffusion.base is not None else None
-            if base is not None:
-                setup = dataclasses.replace(setup, model=base.module.config)
-            return DiffusionTask(setup, self.codec(settings, setup.model), diffusion, base)
-        task = AdversarialAutoencoderTask if getattr(setup.table, "adversarial_weight", 0) else AutoencoderTask
-        return task(setup, self.codec(settings, setup.model))
+        diffusion = getattr(setup.table, "diffusion", None)
+        if diffusion is None:
+            return AutoencoderTask(setup, self.codec(settings, setup.model))
+        base = TrainedBase.load(setup, diffusion.base) if diffusion.base is not None else None
+        if base is not None:
+            setup = dataclasses.replace(setup, model=base.module.config)
+        return DiffusionTask(setup, self.codec(settings, setup.model), diffusion, base)
 
     def spec_of(
         self, settings: Settings, layout: TokenLayout, vocab_size: int, num_codebooks: int = 1, **more: Any
@@ -260,77 +258,3 @@ class TrainedModality:
         from tokenizers_zoo.autoencoder.importer import export_tokenizer
 
         return export_tokenizer(checkpoint, self.checkpoint_class)
-
-
-class ModalityCodec:
-    """A modality's values under its settings, as an autoencoder of `model` sees them; see `ValueCodec`."""
-
-    def __init__(self, modality: TrainedModality, settings: Settings, model: AutoencoderConfig) -> None:
-        self.modality: Any = modality
-        self.settings, self.model = settings, model
-        self.options = modality.options(settings)
-
-    def to_network(self, items: torch.Tensor) -> torch.Tensor:
-        """Return network inputs; published tokenizers with more channels get each channel several times."""
-        if self.model.kind == "classes":
-            return items
-        if self.model.inputs == "own":
-            return self.modality.to_network(items.float(), self.options)
-        inputs = self.modality.to_published(items.float(), self.options)
-        return inputs.repeat(1, self.model.channels // inputs.shape[1], *[1] * (inputs.ndim - 2))
-
-    def from_network(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Return values for any outputs."""
-        if self.model.kind == "classes":
-            return outputs.max(dim=1).indices  # as argmax, in a quarter of its time on a CPU
-        if self.model.kind == "binary":
-            return (outputs.mean(dim=1, keepdim=True) > 0).float()
-        own = self.model.inputs == "own"
-        return (self.modality.from_network if own else self.modality.from_published)(outputs, self.options)
-
-    def fit(
-        self, train: Sequence[Any], count: int, rng: np.random.Generator
-    ) -> tuple[Iterator[torch.Tensor], dict[str, torch.Tensor]]:
-        from tokenizers_zoo.autoencoder.statistics import some_values
-
-        return some_values(train, count, rng), {}
-
-    def batch(self, values: list[Any], rng: np.random.Generator) -> torch.Tensor:
-        return self.to_network(stacked(self.augmented(values, rng)))
-
-    def augmented(self, values: list[Any], rng: np.random.Generator) -> list[Any]:
-        """Mirror half of the values left to right if the setting `flip` is on and the modality has `transform`."""
-        transform = getattr(self.modality, "transform", None)
-        if transform is None or not getattr(self.options.tokenizer, "flip", False):
-            return values
-        mirrored = rng.random(len(values)) < 0.5
-        return [
-            called(transform, value=value, crop=Crop(flip=True), settings=self.settings) if flip else value
-            for value, flip in zip(values, mirrored, strict=True)
-        ]
-
-    def reconstruct(self, tokenizer: AutoencoderTokenizer, values: list[Any]) -> tuple[list[Any], torch.Tensor | None]:
-        tokens = tokenizer.encode(stacked(values))
-        return list(tokenizer.decode(tokens).numpy()), tokens
-
-    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        scores: Mapping[str, float] = called(
-            self.modality.score, predicted=predicted, target=target, settings=self.settings
-        )
-        return scores
-
-    def render(self, value: Any) -> Any:
-        return called(self.modality.render, value=value, settings=self.settings)
-
-
-def called(hook: Callable[..., Any], **arguments: Any) -> Any:
-    """Call a hook with only the arguments in its signature; plugins may omit unused ones."""
-    taken = inspect.signature(hook).parameters
-    return hook(**{name: value for name, value in arguments.items() if name in taken})
-
-
-def stacked(values: Sequence[Any]) -> torch.Tensor:
-    """Return values of one shape as a batch."""
-    import torch
-
-    return torch.from_numpy(np.stack(values))

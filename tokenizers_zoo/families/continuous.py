@@ -1,35 +1,182 @@
-"""Image-like modalities that are only an input: normalised pixels in patches, projected linearly by the backbone."""
+"""Input-only modalities, standardised and projected linearly by the backbone: pixels in patches, and vectors.
+
+Their tokenizer is a mean and a standard deviation per number, computed from training values.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import CheckpointError, InvalidValueError
+from tokenizers_zoo.autoencoder.codec import called, stacked
+from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_config, save_checkpoint
+from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.data.samples import spread
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
-from tokenizers_zoo.families.statistics import (
-    Array,
-    StatisticsConfig,
-    fit_statistics,
-    import_statistics,
-    load_statistics,
-    mean_and_deviation,
-)
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.spec import ModalitySpec, PatchesLayout
+from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
+from tokenizers_zoo.spec import EmbeddingsLayout, Metric, ModalitySpec, PatchesLayout, ValueSpec
+from tokenizers_zoo.validation import array_bytes, is_batched
 
 if TYPE_CHECKING:
     import torch
 
     from tokenizers_zoo.data.samples import TrainingSamples
 
+Array = NDArray[Any]
 SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StatisticsConfig:
+    """The `tokenizer` table of tokenizers without training: mean and standard deviation are computed."""
+
+    samples: int = 2000
+    """Training samples that they are computed from, evenly spread over all."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "samples")
+
+
+@dataclass(frozen=True, slots=True)
+class Standardiser:
+    """Mean and standard deviation in a shape that fits values, and the settings."""
+
+    mean: Any
+    std: Any
+    options: Any
+
+
+class StandardisedModality:
+    """The hooks of an input-only modality, whose values are standardised per channel or per number of a vector.
+
+    A family gives the other hooks and the methods below.
+    """
+
+    settings_class: ClassVar[type[Any]]
+    published_statistics: ClassVar[tuple[Sequence[float], Sequence[float]] | None] = None
+    """Mean and standard deviation in the published 4M backbones, if they use these values."""
+    modality_spec: Any
+    encode: Any
+    decode: Any
+    render: Any
+    score: Any
+
+    def options(self, settings: Settings) -> Any:
+        """Return the plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
+    def count(self, options: Any) -> int:
+        """Return how many means and deviations there are."""
+        raise NotImplementedError
+
+    def rows(self, value: Array) -> Array:
+        """Return a value as rows of `count` numbers."""
+        raise NotImplementedError
+
+    def standardiser(self, mean: torch.Tensor, std: torch.Tensor, options: Any, device: str) -> Standardiser:
+        """Return the tokenizer with these float32 statistics."""
+        raise NotImplementedError
+
+    @property
+    def checkpoint_class(self) -> str:
+        """The "class" of this plugin's checkpoints."""
+        return f"statistics/{type(self).__name__}"
+
+    def describe(self, settings: Settings) -> dict[str, Any]:
+        """Return the checkpoint's config for these settings as JSON types."""
+        count = self.count(self.options(settings))
+        return {"class": self.checkpoint_class, "modality": settings.name, "numbers": count}
+
+    @hookimpl
+    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+        """Compute mean and deviation over training values; `seed` is recorded, and changes nothing."""
+        import torch
+
+        from tokenizers_zoo.train.loop import FINAL_SAMPLES
+        from tokenizers_zoo.train.report import Evaluation, finish_run
+
+        spec, options, train, test = self.modality_spec(config), self.options(config), samples.train, samples.test
+        if not len(train) or not len(test):
+            raise DataError(f"{spec.name}: training and held-out samples are needed to compute its statistics")
+        description, table = self.describe(config), {"samples": options.tokenizer.samples}
+        identity = {"model": description, "training": table, "seed": seed, "data": samples.record()}
+        with RunFolder(out_dir, TOKENIZER, identity).open() as run:
+            if run.finished is not None:
+                check_weights(out_dir, load_config(out_dir))
+                return out_dir
+            start = time.perf_counter()
+            chosen = np.linspace(0, len(train) - 1, min(options.tokenizer.samples, len(train))).astype(int)
+            mean, std = map(torch.from_numpy, mean_and_deviation(self.rows(train[int(index)]) for index in chosen))
+            held_out = [test[index] for index in spread(len(test), FINAL_SAMPLES)]
+            tokenizer = self.standardiser(mean, std, options, "cpu")
+            batch = stacked(held_out) if is_batched(spec.value) else held_out
+            back = [np.asarray(value) for value in self.decode(tokenizer, self.encode(tokenizer, batch))]
+            pairs = list(zip(held_out, back, strict=True))[:SHOWN]
+            evaluation = Evaluation(
+                metrics=called(self.score, predicted=back, target=held_out, settings=config),
+                shown=[tuple(called(self.render, value=v, settings=config) for v in pair) for pair in pairs],  # type: ignore[misc]
+                samples=len(held_out),
+            )
+            tensors = {"mean": mean, "std": std}
+            finish_run(run, spec, tensors, description, evaluation, steps=0, seconds=time.perf_counter() - start)
+        return out_dir
+
+    @hookimpl
+    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> Standardiser:
+        """Load mean and standard deviation. Raises CheckpointError if they have another size."""
+        options = self.options(settings)
+        tensors, _ = load_checkpoint(checkpoint, self.checkpoint_class)
+        shapes, count = {name: tuple(tensor.shape) for name, tensor in tensors.items()}, self.count(options)
+        if shapes != {"mean": (count,), "std": (count,)} or not bool((tensors["std"] > 0).all()):
+            raise CheckpointError(f"{checkpoint}: expected mean and std of {count} numbers, got {shapes}")
+        return self.standardiser(tensors["mean"], tensors["std"], options, device)
+
+    @hookimpl
+    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
+        """Write the statistics that a published backbone normalises its inputs with. Raises CheckpointError.
+
+        Input-only modalities have no published tokenizer.
+        """
+        import torch
+
+        name = settings.name
+        if self.published_statistics is None:
+            raise CheckpointError(f"{name}: no published 4M backbone takes these values")
+        if not published.is_backbone:
+            raise CheckpointError(f"{published.place}: is a tokenizer, and {name}, which is only an input, has none")
+        count = self.count(self.options(settings))
+        mean, std = (torch.tensor(numbers, dtype=torch.float32).expand(count) for numbers in self.published_statistics)
+        card = f"# {name}\n\nMean and deviation at which 4M's published backbones take it (github.com/apple/ml-4m).\n"
+        save_checkpoint(out_dir, {"mean": mean.clone(), "std": std.clone()}, self.describe(settings), card)
+        return dict(settings.own)
+
+
+def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
+    """Return mean and standard deviation of each column over all rows of values `(rows, numbers)`, float32.
+
+    Each standard deviation is at least LEAST_DEVIATION of their mean. Otherwise a column that hardly varies in training
+    would dominate a value in which it does vary.
+    """
+    import torch
+
+    from tokenizers_zoo.autoencoder.task import least_deviation, moments
+
+    mean, deviations = moments(torch.from_numpy(np.array(value, np.float64, order="C")) for value in values)
+    deviations = deviations.clamp_min(least_deviation(mean, deviations))
+    return mean.numpy().astype(np.float32), deviations.numpy().astype(np.float32)
+
+
+# ---------------------------------------------------------------- pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,33 +189,24 @@ class PatchesSettings(ImageSettings):
     float16 in its place."""
 
 
-class PatchesTokenizer:
-    """Mean and deviation per channel, and the size of a patch."""
-
-    def __init__(self, mean: torch.Tensor, std: torch.Tensor, patch_size: int, grid: tuple[int, int]) -> None:
-        self.mean, self.std, self.patch_size, self.grid = mean[:, None, None], std[:, None, None], patch_size, grid
-
-
-class PatchesModality(ImageValues):
+class PatchesModality(ImageValues, StandardisedModality):
     """Values (channels, height, width) of kind "continuous" as a grid of patches.
 
     Numbers of a patch go channel by channel, then row by row.
     """
 
     settings_class: ClassVar[type[PatchesSettings]] = PatchesSettings
-    published_statistics: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
-    """Mean and standard deviation per channel in the published 4M backbones, if they use these values."""
     input_form_of: ClassVar[str | None] = None
     """The discrete modality that these patches are the input form of, see `ModalitySpec`."""
 
-    @property
-    def checkpoint_class(self) -> str:
-        """The "class" of this plugin's checkpoints."""
-        return f"PatchesTokenizer/{type(self).__name__}"
+    def count(self, options: Any) -> int:
+        return self.channels
 
-    def describe(self, settings: Settings) -> dict[str, Any]:
-        """Return the checkpoint's config for these settings as JSON types."""
-        return {"class": self.checkpoint_class, "modality": settings.name, "channels": self.channels}
+    def rows(self, value: Array) -> Array:
+        return value.reshape(len(value), -1).T
+
+    def standardiser(self, mean: torch.Tensor, std: torch.Tensor, options: Any, device: str) -> Standardiser:
+        return Standardiser(mean.to(device)[:, None, None], std.to(device)[:, None, None], options)
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
@@ -93,59 +231,22 @@ class PatchesModality(ImageValues):
         )
 
     @hookimpl
-    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Compute mean and deviation per channel over training values; `seed` is recorded, and changes nothing."""
-        import torch
-
-        from tokenizers_zoo.train.report import Evaluation
-
-        options = self.options(config)
-
-        def evaluate(mean: Array, std: Array, held_out: Sequence[Array]) -> Evaluation:
-            statistics = torch.from_numpy(mean), torch.from_numpy(std)
-            tokenizer = PatchesTokenizer(*statistics, options.patch_size, options.grid)
-            back = list(self.decode(tokenizer, self.encode(tokenizer, torch.from_numpy(np.stack(held_out)))).numpy())
-            pairs = zip(held_out[:SHOWN], back[:SHOWN], strict=True)
-            shown = [(self.render(value, config), self.render(again, config)) for value, again in pairs]
-            return Evaluation(metrics=self.score(back, held_out, config), shown=shown, samples=len(held_out))
-
-        spec, table = self.modality_spec(config), options.tokenizer
-        return fit_statistics(spec, self.describe(config), table, samples, out_dir, seed, channel_statistics, evaluate)
-
-    @hookimpl
-    def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> PatchesTokenizer:
-        """Load mean and standard deviation onto `device`. The patch size comes from the settings."""
-        mean, std = load_statistics(checkpoint, self.checkpoint_class, self.channels, "channels")
-        options = self.options(settings)
-        return PatchesTokenizer(mean.to(device), std.to(device), options.patch_size, options.grid)
-
-    @hookimpl
-    def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
-        """Import the mean and standard deviation of a published backbone. Raises CheckpointError."""
-        if self.published_statistics is None:
-            raise CheckpointError(f"{settings.name}: no published 4M backbone takes these patches")
-        mean, std = (np.array(numbers, dtype=np.float32) for numbers in self.published_statistics)
-        import_statistics(published, self.describe(settings), mean, std, out_dir)
-        return dict(settings.own)
-
-    @hookimpl
-    def encode(self, tokenizer: PatchesTokenizer, values: torch.Tensor) -> torch.Tensor:
+    def encode(self, tokenizer: Standardiser, values: torch.Tensor) -> torch.Tensor:
         """Patches float32 (batch, h * w, channels * patch^2) of values (batch, channels, height, width)."""
         from einops import rearrange
 
-        size = tokenizer.patch_size
+        size = tokenizer.options.patch_size
         if values.shape[-2] % size or values.shape[-1] % size:
             raise InvalidValueError(f"{tuple(values.shape[-2:])} pixels are not a multiple of the patch size {size}")
         normalised = (values.float() - tokenizer.mean) / tokenizer.std
         return rearrange(normalised, "b c (h p) (w q) -> b (h w) (c p q)", p=size, q=size).contiguous()
 
     @hookimpl
-    def decode(self, tokenizer: PatchesTokenizer, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokenizer: Standardiser, tokens: torch.Tensor) -> torch.Tensor:
         """Return the values of patches (batch, h * w, channels * patch^2) on the configured grid, clipped."""
         from einops import rearrange
 
-        height, width = tokenizer.grid
-        size = tokenizer.patch_size
+        (height, width), size = tokenizer.options.grid, tokenizer.options.patch_size
         if tokens.shape[1] != height * width:
             raise InvalidValueError(f"expected {height * width} patches, got {tokens.shape[1]}")
         planes = rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=size, q=size)
@@ -153,6 +254,122 @@ class PatchesModality(ImageValues):
         return values if self.low is None and self.high is None else values.clamp(self.low, self.high)
 
 
-def channel_statistics(values: Iterable[Array]) -> tuple[Array, Array]:
-    """Return mean and standard deviation per channel over all pixels of values (channels, height, width), float32."""
-    return mean_and_deviation(value.reshape(len(value), -1).T for value in values)
+# ---------------------------------------------------------------- vectors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingsSettings:
+    """Settings of embeddings. Raises ValueError that names the field for a value out of range."""
+
+    max_length: int = 64
+    """Maximum number of vectors per sample; the first ones are kept."""
+    dim: int = 512
+    """Numbers per vector, the network's output size."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Storage type of values and tokens."""
+    tokenizer: StatisticsConfig = field(default_factory=StatisticsConfig)
+
+    def __post_init__(self) -> None:
+        check_counts(self, "max_length", "dim")
+
+
+class EmbeddingsModality(StandardisedModality):
+    """Up to `max_length` vectors per sample, from a network that the plugin defines.
+
+    Values are float32 `(vectors, dim)`, at least one vector. A subclass defines `summary`, `settings_class`, `source`
+    and `embed`. The shared crop does not change the vectors.
+    """
+
+    summary: ClassVar[str]
+    settings_class: ClassVar[type[Any]] = EmbeddingsSettings
+    source: ClassVar[str]
+    """The modality that the vectors are derived from."""
+    licence: ClassVar[str] = "Apache-2.0"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            name="cosine",
+            higher_is_better=True,
+            meaning="mean over the target's vectors of the cosine to the predicted one in its place; 0 without one",
+        ),
+    )
+    published_statistics = ((0.0,), (1.0,))
+
+    def embed(self, value: Any, options: Any) -> Array:
+        """Return the vectors `(vectors, dim)` of one value of `source`."""
+        raise NotImplementedError
+
+    def count(self, options: Any) -> int:
+        dim: int = options.dim
+        return dim
+
+    def rows(self, value: Array) -> Array:
+        return value
+
+    def standardiser(self, mean: torch.Tensor, std: torch.Tensor, options: Any, device: str) -> Standardiser:
+        return Standardiser(mean.numpy(), std.numpy(), options)
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """Return the spec under these settings."""
+        options = self.options(settings)
+        return ModalitySpec(
+            name=settings.name,
+            summary=self.summary,
+            value=ValueSpec(shape=("vectors", options.dim), description="one vector or more, in order"),
+            layout=EmbeddingsLayout(max_length=options.max_length, dim=options.dim, dtype=options.dtype),
+            vocab_size=0,
+            family="embeddings",
+            derived_from=(self.source,),
+            metrics=self.metrics,
+            licence=self.licence,
+            token_space="vectors at mean 0 and deviation 1 per number",
+        )
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> Array:
+        """Return the first `max_length` vectors of the sample's source. Raises PretrainedError for another `dim`."""
+        options = self.options(settings)
+        vectors = np.asarray(self.embed(sample[self.source], options), dtype=np.float32)[: options.max_length]
+        if vectors.shape[1] != options.dim:
+            raise PretrainedError(
+                f"{settings.origin.at('dim')}: the network gives vectors of {vectors.shape[1]} numbers, the settings "
+                f"say {options.dim}; set dim = {vectors.shape[1]}"
+            )
+        return vectors
+
+    @hookimpl
+    def encode(self, tokenizer: Standardiser, values: Sequence[Array]) -> list[Array]:
+        """Return the standardised vectors of each value, float32 `(up to max_length, dim)`."""
+        return [(value[: tokenizer.options.max_length] - tokenizer.mean) / tokenizer.std for value in values]
+
+    @hookimpl
+    def decode(self, tokenizer: Standardiser, tokens: Sequence[Array]) -> list[Array]:
+        """Return the unstandardised vectors."""
+        return [(np.asarray(item) * tokenizer.std + tokenizer.mean).astype(np.float32) for item in tokens]
+
+    @hookimpl
+    def write_value(self, value: Array, settings: Settings) -> tuple[bytes, str]:
+        """Write a `.npy` file in the configured dtype. Raises InvalidValueError for numbers out of its range."""
+        dtype = self.options(settings).dtype
+        with np.errstate(over="ignore"):
+            stored = value.astype(dtype)
+        if not np.isfinite(stored).all():
+            raise InvalidValueError(f'some numbers are not finite as {dtype}; set dtype = "float32"')
+        return array_bytes(stored), "npy"
+
+    @hookimpl
+    def render(self, value: Array) -> str:
+        """Return the number of vectors and their mean length as text."""
+        length = np.linalg.norm(value, axis=1).mean()
+        return f"{count_of(len(value), 'vector')} of {count_of(value.shape[1], 'number')}, of length {length:.3g}"
+
+    @hookimpl
+    def score(self, predicted: Sequence[Array], target: Sequence[Array]) -> dict[str, float]:
+        """Return the metrics over all vectors of all targets together."""
+        total, count = 0.0, sum(len(truth) for truth in target)
+        for guess, truth in zip(predicted, target, strict=True):
+            pairs = min(len(guess), len(truth))
+            a, b = guess[:pairs].astype(np.float64), truth[:pairs].astype(np.float64)
+            lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            total += float((np.einsum("vd,vd->v", a, b) / np.maximum(lengths, np.finfo(np.float64).tiny)).sum())
+        return {"cosine": total / count}

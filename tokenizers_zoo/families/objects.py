@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, QuantizedTrainConfig
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.families.base import ModalityCodec, TrainedModality
+from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.object_tokens import (
     BINS,
     Axis,
@@ -386,7 +387,7 @@ class ObjectModality(TrainedModality):
         return found
 
 
-class ObjectCodec(ModalityCodec):
+class ObjectCodec(ValueCodec):
     """The items of objects, as an autoencoder sees them."""
 
     spare: Array | None = None

@@ -76,20 +76,13 @@ def unused_fields(kind: str) -> list[str]:
     return [name for name in _OPTIONAL if name not in KIND_DEFAULTS.get(kind, _OPTIONAL)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizerConfig:
-    """How latents become tokens.
+@dataclass(frozen=True, kw_only=True)
+class QuantizerFields:
+    """The keys of a quantizer besides its kind; None takes the default of the kind."""
 
-    Fields left at None take the default of their kind, so a configuration read back says everything. A field that its
-    kind does not use is rejected. Raises ValueError that begins with the field's name.
-    """
-
-    kind: QuantizerKind = "fsq"
-    """fsq: rounded numbers; vq: a codebook by moving averages; lfq: signs; bsq: signs on the unit sphere; simvq: a
-    linear map of a fixed codebook. Several codes per latent: product_vq and memcodes (codebooks side by side),
-    residual_vq, residual_fsq and residual_simvq (each codes the previous error), grouped_residual_vq (both)."""
     codebook_size: int = 0
-    """Number of codes per codebook; 0: the product of `levels` for fsq kinds, 1024 for the others.
+    """Number of codes per codebook; 0: the family's default, or the product of `levels` for fsq kinds and 1024 for
+    the others.
 
     lfq and bsq need a power of two; fsq kinds without `levels` need a size listed in FSQ_LEVELS.
     """
@@ -122,9 +115,21 @@ class QuantizerConfig:
     spread_weight: float | None = None
     """fsq kinds: loss weight of the term that makes all levels about equally frequent."""
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizerConfig(QuantizerFields):
+    """How latents become tokens.
+
+    Fields left at None take the default of their kind, so a configuration read back says everything. A field that its
+    kind does not use is rejected. Raises ValueError that begins with the field's name.
+    """
+
+    kind: QuantizerKind = "fsq"
+    """fsq: rounded numbers; vq: a codebook by moving averages; lfq: signs; bsq: signs on the unit sphere; simvq: a
+    linear map of a fixed codebook. Several codes per latent: product_vq and memcodes (codebooks side by side),
+    residual_vq, residual_fsq and residual_simvq (each codes the previous error), grouped_residual_vq (both)."""
+
     def __post_init__(self) -> None:
-        if self.kind not in KIND_DEFAULTS:
-            raise ValueError(f"kind: expected one of {', '.join(KIND_DEFAULTS)}, got {self.kind!r}")
         defaults = KIND_DEFAULTS[self.kind]
         for name in unused_fields(self.kind):
             if getattr(self, name) is not None:
@@ -187,8 +192,6 @@ class QuantizerConfig:
             )
         if self.codebook_dim is not None and self.codebook_dim < 1:
             raise ValueError(f"codebook_dim: expected at least 1, got {self.codebook_dim}")
-        if self.distance not in (None, "cosine", "euclidean"):
-            raise ValueError(f"distance: expected cosine or euclidean, got {self.distance!r}")
         if self.decay is not None and not 0 < self.decay < 1:
             raise ValueError(f"decay: expected a number in (0, 1), got {self.decay}")
         if self.revive_below is not None and not 0 <= self.revive_below < 1:

@@ -2,37 +2,141 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
-from tokenizers_zoo.quantizers.adapter import take_first_process
-from tokenizers_zoo.quantizers.composite import ADAPTERS
-from tokenizers_zoo.quantizers.config import TRAINING_ONLY, QuantizerConfig
+from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.quantizers.kinds import (
+    Adapter,
+    Binary,
+    FiniteScalar,
+    MemoryCodes,
+    MovingAverage,
+    ResidualFiniteScalar,
+    SimpleVector,
+    straight_through,
+    take_first_process,
+)
 from tokenizers_zoo.quantizers.usage import COLLAPSED, RecentUsage
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int, UInt8
+    from jaxtyping import Float, Int
 
-CONFIG_KEY = "_extra_state"
-"""Torch's name for what `get_extra_state` gives."""
+    from tokenizers_zoo.quantizers.kinds import Codes, Tokens
+
+
+class SideBySide(Adapter):
+    """Product codes (Jegou et al., IEEE TPAMI 33(1), 2011): each part of a latent has its own quantizer.
+
+    Tokens are the parts' tokens in order; of residual parts, all tokens of the first part come first.
+    """
+
+    def __init__(self, parts: Sequence[Adapter]) -> None:
+        super().__init__(sum(part.code_dim for part in parts), sum(part.num_codebooks for part in parts))
+        self.parts: Any = nn.ModuleList(parts)
+
+    def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
+        results = [part.quantize(piece) for part, piece in self._pieces(latents)]
+        codes, tokens, losses = zip(*results, strict=True)
+        return torch.cat(codes, dim=2), _joined(tokens), torch.stack(losses).mean()
+
+    def tokens(self, latents: Codes) -> Tokens:
+        return _joined([part.tokens(piece) for part, piece in self._pieces(latents)])
+
+    def lookup(self, tokens: Tokens) -> Codes:
+        columns = tokens.split([part.num_codebooks for part in self.parts], dim=2)
+        pairs = zip(self.parts, columns, strict=True)
+        return torch.cat([part.lookup(c if part.num_codebooks > 1 else c[..., 0]) for part, c in pairs], dim=2)
+
+    def _pieces(self, latents: Codes) -> list[tuple[Adapter, Codes]]:
+        return list(zip(self.parts, latents.split([part.code_dim for part in self.parts], dim=2), strict=True))
+
+
+def _joined(tokens: Sequence[Tokens]) -> Tokens:
+    """Join the tokens of several quantizers along the last axis."""
+    return torch.cat([ids if ids.ndim == 3 else ids[..., None] for ids in tokens], dim=2)
+
+
+class Residual(Adapter):
+    """Residual codes (arXiv 2107.03312, algorithm 1): each step quantises the remaining error of the previous steps.
+
+    The code is the sum of the steps' codes, so tokens go from coarse to fine.
+    """
+
+    def __init__(self, steps: Sequence[Adapter]) -> None:
+        super().__init__(steps[0].code_dim, len(steps))
+        self.steps: Any = nn.ModuleList(steps)
+
+    def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
+        rest, ids, losses = latents, [], []
+        for step in self.steps:
+            codes, tokens, loss = step.quantize(rest)
+            rest = rest - codes.detach()
+            ids.append(tokens)
+            losses.append(loss)
+        # One straight-through gradient for the sum: one per step would multiply it by their number.
+        return straight_through(latents, latents - rest), torch.stack(ids, dim=2), torch.stack(losses).mean()
+
+    def tokens(self, latents: Codes) -> Tokens:
+        rest, ids = latents, []
+        for step in self.steps:
+            ids.append(step.tokens(rest))
+            rest = rest - step.lookup(ids[-1])
+        return torch.stack(ids, dim=2)
+
+    def lookup(self, tokens: Tokens) -> Codes:
+        columns = zip(self.steps, tokens.unbind(dim=2), strict=True)
+        return torch.stack([step.lookup(column) for step, column in columns]).sum(dim=0)
+
+
+def _moving_averages(config: QuantizerConfig) -> Adapter:
+    """Product codes, residual codes, or groups of residual codes (arXiv 2305.02765)."""
+    groups = config.groups or (1 if config.kind == "residual_vq" else config.codes_per_position)
+    steps = config.codes_per_position // groups
+    parts = [[MovingAverage(config) for _ in range(steps)] for _ in range(groups)]
+    if groups == 1:
+        return Residual(parts[0])
+    return SideBySide([Residual(part) if steps > 1 else part[0] for part in parts])
+
+
+def _residual_simvq(config: QuantizerConfig) -> Adapter:
+    """Halve the initial code size at each step, because codes larger than the residual would stay unused."""
+    return Residual([SimpleVector(config, 0.5**step) for step in range(config.codes_per_position)])
+
+
+ADAPTERS: dict[str, Callable[[QuantizerConfig], Adapter]] = {
+    "fsq": FiniteScalar,
+    "vq": MovingAverage,
+    "lfq": Binary,
+    "bsq": Binary,
+    "simvq": SimpleVector,
+    "product_vq": _moving_averages,
+    "memcodes": MemoryCodes,
+    "residual_vq": _moving_averages,
+    "grouped_residual_vq": _moving_averages,
+    "residual_fsq": ResidualFiniteScalar,
+    "residual_simvq": _residual_simvq,
+}
+"""The adapter of each kind.
+
+A new kind needs its name in `QuantizerKind`, its fields in `KIND_DEFAULTS` (new fields also in `QuantizerConfig`,
+`QuantizedTrainConfig`, and in `TRAINING_ONLY` if ids do not depend on them), an adapter, and a line here.
+"""
 
 
 class Quantized(NamedTuple):
-    """What `Quantizer.forward` gives."""
+    """The result of `Quantizer.forward`."""
 
     codes: Float[Tensor, "batch *grid dim"]
     """Quantised vectors, float32; in training their gradient passes straight through to the latents."""
     tokens: Int[Tensor, "batch *grid_codes"]
     """int64 ids in [0, codebook_size): (batch, *grid), with a last axis of codes if a latent has several."""
     loss: Float[Tensor, ""]
-    """What to add to the reconstruction loss (commitment, entropy, spread), weighted; 0 in eval mode."""
+    """Weighted commitment, entropy and spread losses, to add to the reconstruction loss; 0 in eval mode."""
 
 
 class Quantizer(nn.Module):
@@ -42,15 +146,17 @@ class Quantizer(nn.Module):
     In eval mode it is deterministic, changes no state, and `forward(x).codes` equals `decode(encode(x))` exactly. In
     distributed training all processes hold the same codebooks if gradients are averaged (DDP).
 
-    The state dict also holds the configuration, because the weights do not determine it (no tensor holds the levels of
-    fsq). `load_state_dict` raises CheckpointError for a different configuration. It accepts a state dict without one,
-    as in older files.
+    The weights do not determine the meaning of ids (no tensor holds the levels of fsq): keep the configuration with
+    them, as checkpoints do.
     """
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
-        self.config = config
-        self.dim = dim
+        self.config, self.dim = config, dim
+        self.codebook_size = config.codebook_size
+        """Number of codes of one codebook; tokens are below it."""
+        self.codes_per_position = config.codes_per_position
+        """Tokens per latent: the last axis of tokens, absent for one token per latent."""
         self.adapter = ADAPTERS[config.kind](config)
         code_dim = self.adapter.code_dim
         self.project_in = nn.Linear(dim, code_dim) if code_dim != dim else nn.Identity()
@@ -58,16 +164,6 @@ class Quantizer(nn.Module):
         self.recent = RecentUsage(config.codebook_size, config.codes_per_position)
         """Which codes the last training batches of this process used."""
         self._agreed = False
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes of one codebook; tokens are below it."""
-        return self.config.codebook_size
-
-    @property
-    def codes_per_position(self) -> int:
-        """Tokens per latent: the last axis of tokens, which one token per latent has not."""
-        return self.config.codes_per_position
 
     def forward(self, latents: Float[Tensor, "batch *grid dim"]) -> Quantized:
         """Quantise. Raises CheckpointError in eval mode if the codebook was never trained."""
@@ -77,26 +173,22 @@ class Quantizer(nn.Module):
             )
         places = latents.shape[:-1]
         with torch.autocast(latents.device.type, enabled=False):
-            flat = latents.float().reshape(1, -1, self.dim)  # one long row: some kernels loop over a batch
-            codes, tokens, loss = self._train(flat) if self.training else self._eval(flat)
-            return Quantized(codes.view(*places, self.dim), tokens.view(*places, *tokens.shape[2:]), loss)
-
-    def _train(self, latents: Float[Tensor, "1 n dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        if not self._agreed:
-            take_first_process(self)
-            self._agreed = True
-        codes, tokens, loss = self.adapter.quantize(self.project_in(latents))
-        self.recent.update(tokens)
-        return self.project_out(codes), tokens, loss
-
-    def _eval(self, latents: Float[Tensor, "1 n dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = self.adapter.tokens(self.project_in(latents))
-        codes = self.project_out(self.adapter.lookup(tokens))
-        return codes, tokens, codes.new_zeros(())
+            flat = self.project_in(latents.float().reshape(1, -1, self.dim))  # one long row: some kernels loop over it
+            if self.training:
+                if not self._agreed:
+                    take_first_process(self)
+                    self._agreed = True
+                codes, tokens, loss = self.adapter.quantize(flat)
+                self.recent.update(tokens)
+            else:
+                tokens = self.adapter.tokens(flat)
+                codes, loss = self.adapter.lookup(tokens), flat.new_zeros(())
+            codes = self.project_out(codes).view(*places, self.dim)
+            return Quantized(codes, tokens.view(*places, *tokens.shape[2:]), loss)
 
     @torch.no_grad()
     def encode(self, latents: Float[Tensor, "batch *grid dim"]) -> Int[Tensor, "batch *grid_codes"]:
-        """Token ids of latents, as eval mode gives them whatever the mode; no state changes."""
+        """Return the token ids of latents as in eval mode, whatever the mode; no state changes."""
         was_training = self.training
         self.eval()
         try:
@@ -117,63 +209,6 @@ class Quantizer(nn.Module):
         flat = tokens.reshape(1, -1, *tokens.shape[len(places) :])
         with torch.autocast(tokens.device.type, enabled=False):
             return self.project_out(self.adapter.lookup(flat)).view(*places, self.dim)
-
-    def get_extra_state(self) -> UInt8[Tensor, "bytes"]:
-        """Return configuration and dim as JSON, in a tensor so that any tensor format can store it."""
-        given = {name: value for name, value in asdict(self.config).items() if value is not None}
-        return torch.tensor(list(json.dumps({"dim": self.dim, **given}).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Check the configuration of a saved state. Raises CheckpointError if ids would have another meaning."""
-        saved, own = _read_config(state), _read_config(self.get_extra_state())
-        for name in ("kind", *sorted({*saved, *own} - {"kind", *TRAINING_ONLY})):
-            if saved.get(name) != own.get(name):
-                raise CheckpointError(
-                    f"quantizer: the saved state is of {name} {saved.get(name)}, not {own.get(name)};"
-                    " build it with the configuration that it was saved with"
-                )
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
-        missing: list[str] = lists[0]
-        if prefix + CONFIG_KEY in missing:
-            missing.remove(prefix + CONFIG_KEY)
-
-
-def _read_config(state: Tensor) -> dict[str, Any]:
-    """Parse the JSON of `get_extra_state`."""
-    try:
-        found = json.loads(bytes(state.tolist()))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"quantizer: the configuration in the saved state is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"quantizer: expected a table as configuration in the saved state, got {found!r}")
-    return found
-
-
-def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
-    """Build the quantizer of `config` for latents of `dim` numbers."""
-    return Quantizer(config, dim)
-
-
-def restore_quantizer(state: Mapping[str, Tensor]) -> Quantizer:
-    """Restore a quantizer from a `state_dict` that holds its configuration.
-
-    Raises CheckpointError if the configuration is missing or does not match the tensors.
-    """
-    if CONFIG_KEY not in state:
-        raise CheckpointError("quantizer: the saved state has no configuration; build it, and load the state into it")
-    table = _read_config(state[CONFIG_KEY])
-    try:
-        dim = table.pop("dim")
-        quantizer = build_quantizer(from_mapping(QuantizerConfig, table), dim)
-        quantizer.load_state_dict(dict(state))
-    except (ConfigError, KeyError, TypeError, RuntimeError) as error:
-        if is_of_the_machine(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"quantizer: the saved state does not fit its configuration: {reason}") from None
-    return quantizer
 
 
 def collapse_warning(module: nn.Module, threshold: float = COLLAPSED) -> str | None:

@@ -5,25 +5,32 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import check_weights, load_config
 from tokenizers_zoo.data.samples import TrainingSamples, spread
-from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.quantizers import CodebookUsage, collapse_warning, reachable_usage
-from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
+from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.io import check_opens, replacing_file, write_tensors
+from tokenizers_zoo.quantizers.quantizer import collapse_warning
+from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
+from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
+from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import Prefetch, sample_order, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.optim import EMA, check_finite
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, finish_run
-from tokenizers_zoo.train.state import load_state, save_state
-from tokenizers_zoo.train.task import AdversarialTask, Kept, SupervisedTask, TokenizerTask
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 FINAL_SAMPLES = 2000
 """Largest number of held-out samples of the final evaluation."""
@@ -31,8 +38,105 @@ WATCH_EVERY = 50
 """Steps between two checks for a collapsing codebook."""
 
 
+@dataclass(kw_only=True)
+class Best:
+    """The best evaluation of a run that keeps its weights, and the number of evaluations since."""
+
+    score: float = math.nan
+    """The main metric."""
+    step: int = 0
+    """Finished steps; 0 before the first evaluation."""
+    waited: int = 0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def update(self, score: float, higher_is_better: bool, step: int, module: nn.Module) -> None:
+        """Compare an evaluation with the best one; a score that is not finite is never better."""
+        gain = score - self.score if higher_is_better else self.score - score
+        if math.isfinite(score) and (gain > 0 or not math.isfinite(self.score)):
+            weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            self.score, self.step, self.waited, self.weights = score, step, 0, weights
+        else:
+            self.waited += 1
+
+
+class Task(Protocol):
+    """A model that the loop trains: a tokenizer, or another one with results of its own, such as a probe.
+
+    It may be trained with a discriminator. Subclass it; only `save` and the discriminator have defaults.
+    """
+
+    spec: ModalitySpec
+    codebook_size: int = 0
+    kind_of_run: RunKind = TOKENIZER
+    """The files of the run's folder."""
+    validates: bool = False
+    """Whether the loop's held-out samples are a validation set: the weights of the best evaluation are kept, even
+    without `patience`, and logs call the samples validation. `save` must score other samples."""
+    discriminator_rate: float = 1.0
+    """Learning rate of the discriminator as a multiple of the model's."""
+    discriminator_start: int = 0
+    """The first step (from 0) with the discriminator's loss."""
+
+    @property
+    def title(self) -> str:
+        """Title of the progress bar."""
+        return f"tokenizer {self.spec.name}"
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the model's settings as JSON types, with the "class" key of its checkpoint. Must be fast."""
+
+    def build(self, train: Sequence[Any], rng: np.random.Generator) -> nn.Module:
+        """Return the untrained model, fitted to statistics of `train` if necessary; torch's generator is seeded."""
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
+        """Return the tensors of a training batch, with augmentation drawn from `rng`."""
+
+    def losses(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Return scalars by name; "loss" is minimised."""
+
+    def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], Any]:
+        """Return values after encode and decode, and their tokens (int64, any shape; None if continuous)."""
+
+    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
+        """Return the metrics of the spec."""
+
+    def render(self, value: Any) -> PIL.Image.Image | str:
+        """Return a value as a picture or text."""
+
+    def discriminator(self) -> nn.Module | None:
+        """Return the untrained discriminator, or None; torch's generator is seeded."""
+        return None
+
+    def losses_against(self, module: nn.Module, discriminator: nn.Module, batch: Any, step: int) -> dict[str, Tensor]:
+        """As `losses`, for step `step`.
+
+        The discriminator minimises "discriminator_loss", which reaches its parameters only.
+        """
+        return self.losses(module, batch)
+
+    def parameter_groups(self, module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        """Return groups of trained parameters; only matrices and kernels have weight decay.
+
+        `rate` is the group's learning rate as a multiple of the schedule's.
+        """
+        trained = [p for p in module.parameters() if p.requires_grad]
+        matrices, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        groups = ((matrices, weight_decay), (others, 0.0))
+        return [{"params": params, "weight_decay": decay, "rate": 1.0} for params, decay in groups if params]
+
+    def save(
+        self, run: RunFolder, module: nn.Module, test: Sequence[Any], steps: int, seconds: float, best: Best | None
+    ) -> None:
+        """Score the final model, write its folder and finish the run; `best` is the evaluation of its weights."""
+        held_out = [test[index] for index in spread(len(test), FINAL_SAMPLES)]
+        evaluation = evaluate(self, module, held_out)
+        table = {**run.identity["model"], "training": run.identity["training"], "seed": run.identity["seed"]}
+        kept = best.step if best else None
+        finish_run(run, self.spec, module.state_dict(), table, evaluation, steps=steps, seconds=seconds, kept_step=kept)
+
+
 def train(
-    task: TokenizerTask,
+    task: Task,
     samples: TrainingSamples,
     config: TrainConfig,
     out_dir: Path,
@@ -47,100 +151,52 @@ def train(
     called with the number of finished steps. Raises FolderError if `out_dir` holds another run, DataError without
     samples, and DivergedError if the loss is not finite.
     """
-    name = task.spec.name
     for split, values in (("training", samples.train), ("held-out", samples.test)):
         if not len(values):
-            raise DataError(f"{name}: there are no {split} samples to train its tokenizer with")
-    supervised = task if isinstance(task, SupervisedTask) else None
-    kind = supervised.kind_of_run if supervised else TOKENIZER
-    with RunFolder(out_dir, kind, identity(task, samples, config, seed)).open(overwrite) as run:
+            raise DataError(f"{task.spec.name}: there are no {split} samples to train its tokenizer with")
+    with RunFolder(out_dir, task.kind_of_run, identity(task, samples, config, seed)).open(overwrite) as run:
         if run.finished is not None:
             check_weights(out_dir, load_config(out_dir))
             return out_dir
         trainer = Trainer(task, samples, config, run, seed)
-        with TrainingReport(task, config, out_dir, trainer.done) as report:
+        with TrainingReport(task.spec, task.title, task.validates, config, out_dir, trainer.done) as report:
             trainer.train(report, on_step)
-        module = trainer.final_module()
-        if supervised:
-            supervised.save(run, module, trainer.done, trainer.seconds, trainer.best.kept)
-        else:
-            test = [samples.test[index] for index in spread(len(samples.test), FINAL_SAMPLES)]
-            table = {**run.identity["model"], "training": run.identity["training"], "seed": seed}
-            finish_run(
-                run, task.spec, module.state_dict(), table, evaluate(task, module, test), steps=trainer.done,
-                seconds=trainer.seconds, kept_step=trainer.best.step or None,
-            )  # fmt: skip
+        task.save(run, trainer.final_module(), samples.test, trainer.done, trainer.seconds, trainer.kept)
     return out_dir
 
 
-def identity(task: TokenizerTask, samples: TrainingSamples, config: TrainConfig, seed: int) -> dict[str, Any]:
+def identity(task: Task, samples: TrainingSamples, config: TrainConfig, seed: int) -> dict[str, Any]:
     """Return everything that the result of a run depends on, as JSON types."""
     # A subclass of TrainConfig may have settings of its own, which `describe` covers.
     training = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     return {"model": dict(task.describe()), "training": training, "seed": seed, "data": samples.record()}
 
 
-@dataclass(kw_only=True)
-class BestEvaluation:
-    """The best evaluation of a run that keeps its weights, and the number of evaluations since."""
-
-    value: float = math.nan
-    step: int = 0
-    waited: int = 0
-    weights: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-
-    def update(self, value: float, higher_is_better: bool, step: int, module: torch.nn.Module) -> None:
-        """Compare an evaluation with the best one; a value that is not finite is never better."""
-        gain = value - self.value if higher_is_better else self.value - value
-        if math.isfinite(value) and (gain > 0 or not math.isfinite(self.value)):
-            weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-            self.value, self.step, self.waited, self.weights = value, step, 0, weights
-        else:
-            self.waited += 1
-
-    @property
-    def kept(self) -> Kept | None:
-        """The step and metric of the best evaluation; None before the first."""
-        return Kept(step=self.step, score=self.value) if self.step else None
-
-
 class Trainer:
-    """Model, critic, optimizer and EMA of one run, restored from its saved state."""
+    """Model, discriminator, optimizer and EMA of one run, restored from its saved state."""
 
-    def __init__(
-        self, task: TokenizerTask, samples: TrainingSamples, config: TrainConfig, run: RunFolder, seed: int
-    ) -> None:
-        self.task, self.samples, self.config, self.run, self.seed = task, samples, config, run, seed
+    def __init__(self, task: Task, samples: TrainingSamples, config: TrainConfig, run: RunFolder, seed: int) -> None:
+        self.task, self.samples, self.config, self.seed = task, samples, config, seed
+        self.state = run.path / run.kind.state
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         with seeded(seed):
             self.module = task.build(samples.train, np.random.default_rng([seed, 2])).to(self.device)
-        self.critic: torch.nn.Module | None = None
-        if isinstance(task, AdversarialTask):
-            with seeded(seed, 4):
-                critic = task.build_critic()
-            self.critic = critic.to(self.device) if critic is not None else None
-        groups = task.parameter_groups(self.module) if isinstance(task, SupervisedTask) else self._parameter_groups()
+        with seeded(seed, 4):
+            discriminator = task.discriminator()
+        groups = task.parameter_groups(self.module, config.weight_decay)
+        self.discriminator: nn.Module | None = None
+        if discriminator is not None:
+            self.discriminator = discriminator.to(self.device)
+            own = Task.parameter_groups(task, self.discriminator, config.weight_decay)
+            groups += [group | {"rate": task.discriminator_rate} for group in own]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
         self.ema = EMA(self.module, config.ema_decay)
-        self.best = BestEvaluation()
-        self.chooses = config.patience is not None or (isinstance(task, SupervisedTask) and task.validates)
+        self.best = Best()
+        self.chooses = config.patience is not None or task.validates
         self.held_out = [samples.test[index] for index in spread(len(samples.test), config.eval_samples)]
         self.done, self.seconds = 0, 0.0
         if run.resuming:
             self._load()
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters of a tokenizer and its critic; only matrices and kernels have weight decay.
-
-        `rate` is the group's learning rate as a multiple of the schedule's.
-        """
-        groups: list[dict[str, Any]] = []
-        for module, rate in ((self.module, 1.0), (self.critic, getattr(self.task, "critic_rate", 1.0))):
-            trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
-            matrices, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-            groups.append({"params": matrices, "weight_decay": self.config.weight_decay, "rate": rate})
-            groups.append({"params": others, "weight_decay": 0.0, "rate": rate})
-        return [group for group in groups if group["params"]]
 
     def train(self, report: TrainingReport, on_step: Callable[[int], None] | None) -> None:
         """Run the remaining steps, with an evaluation and a saved state every `eval_every`."""
@@ -158,11 +214,14 @@ class Trainer:
                 if self.done % config.eval_every == 0 or self.done == config.steps:
                     with self.ema.applied():
                         evaluation = evaluate(task, self.module, self.held_out)
-                        if self.chooses and not self._before_critic:
+                        # Weights from before the discriminator's first step are not kept, however they score.
+                        if self.chooses and (self.discriminator is None or self.done > task.discriminator_start):
                             main = task.spec.metrics[0]
-                            value = evaluation.metrics[main.name]
-                            self.best.update(value, main.higher_is_better, self.done, self.module)
-                    report.evaluation(self.done, evaluation, self.best.kept)
+                            self.best.update(
+                                evaluation.metrics[main.name], main.higher_is_better, self.done, self.module
+                            )
+                    best = f"best {self.best.score:.4g} at step {self.best.step}" if self.best.step else ""
+                    report.evaluation(self.done, evaluation, best)
                     self._save()
                     report.window.clear()  # a resumed run starts with an empty one
                 if on_step is not None:
@@ -179,7 +238,7 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Any]) -> dict[str, float]:
         """Do one optimizer step and return its losses and gradient norms."""
-        step, config = self.done, self.config
+        step, config, task = self.done, self.config, self.task
         learning_rate = config.learning_rate_at(step)
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -188,17 +247,21 @@ class Trainer:
             batch = to_device(next(batches), self.device)
             autocast = torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bfloat16")
             with seeded(self.seed, 3, number), autocast:
-                if self.critic is not None and isinstance(self.task, AdversarialTask):
-                    found = self.task.losses_against(self.module, self.critic, batch, step)
+                if self.discriminator is not None:
+                    found = task.losses_against(self.module, self.discriminator, batch, step)
                 else:
-                    found = self.task.losses(self.module, batch)
-            total = found["loss"] + found["critic_loss"] if "critic_loss" in found else found["loss"]
+                    found = task.losses(self.module, batch)
+            total = found["loss"] + found["discriminator_loss"] if "discriminator_loss" in found else found["loss"]
             (total / config.grad_accum_steps).backward()
             for name, value in found.items():
                 losses[name] = losses.get(name, 0.0) + float(value.detach()) / config.grad_accum_steps
-        norms = self._clip_gradients()
-        table = "" if isinstance(self.task, SupervisedTask) else "tokenizer."
-        check_finite(self.task.spec.name, step + 1, config, losses["loss"], sum(norms.values()), learning_rate, table)
+        norms = {}
+        for name, module in (("gradient_norm", self.module), ("discriminator_gradient_norm", self.discriminator)):
+            if module is not None:
+                limit = config.gradient_clip or math.inf
+                norms[name] = float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
+        table = "tokenizer." if task.kind_of_run is TOKENIZER else ""
+        check_finite(task.spec.name, step + 1, config, losses["loss"], sum(norms.values()), learning_rate, table)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
         self.optimizer.step()
@@ -206,15 +269,7 @@ class Trainer:
         self.done = step + 1
         return losses | norms
 
-    def _clip_gradients(self) -> dict[str, float]:
-        """Clip the gradients of model and critic separately, and return their norms before clipping."""
-        limit = self.config.gradient_clip or math.inf
-        norms = {"gradient_norm": float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit))}
-        if self.critic is not None:
-            norms["critic_gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(self.critic.parameters(), limit))
-        return norms
-
-    def final_module(self) -> torch.nn.Module:
+    def final_module(self) -> nn.Module:
         """Return the model with its EMA weights, or the best evaluation's weights if the run keeps them."""
         self.ema.copy_to_model()
         if self.best.weights:
@@ -222,42 +277,55 @@ class Trainer:
         return self.module.eval().requires_grad_(False)
 
     @property
+    def kept(self) -> Best | None:
+        """The evaluation whose weights are kept, or None."""
+        return self.best if self.best.step else None
+
+    @property
     def out_of_patience(self) -> bool:
         """True after `patience` evaluations in a row that were not better."""
         return self.config.patience is not None and self.best.waited >= self.config.patience
 
-    @property
-    def _before_critic(self) -> bool:
-        """True before the critic's first step: weights without its influence are not kept, however they score."""
-        if self.critic is None or not isinstance(self.task, AdversarialTask):
-            return False
-        return self.done <= self.task.critic_start
-
     def _save(self) -> None:
+        """Write tensors, optimizer and counters atomically into one file; the counters go into its header."""
         parts = {"module": self.module.state_dict(), "ema": self.ema.state(), "best": self.best.weights}
-        if self.critic is not None:
-            parts["critic"] = self.critic.state_dict()
-        counters = {"step": self.done, "seconds": self.seconds}
+        if self.discriminator is not None:
+            parts["discriminator"] = self.discriminator.state_dict()
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            parts[f"optimizer/{index}"] = entry
+        counters: dict[str, float] = {"step": self.done, "seconds": self.seconds}
         if self.chooses:
-            counters |= {"best": self.best.value, "best_step": self.best.step, "waited": self.best.waited}
-        save_state(self.run.path / self.run.kind.state, parts, self.optimizer, counters)
+            counters |= {"best": self.best.score, "best_step": self.best.step, "waited": self.best.waited}
+        tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        with replacing_file(self.state) as temporary:
+            write_tensors(temporary, tensors, {name: repr(number) for name, number in counters.items()})
 
     def _load(self) -> None:
-        state = load_state(self.run.path / self.run.kind.state, self.optimizer)
-        self.module.load_state_dict(state.part("module"))
-        self.ema.load_state(state.part("ema"))
-        if self.critic is not None:
-            self.critic.load_state_dict(state.part("critic"))
-        counters = state.counters
+        """Continue from the saved state. Raises CheckpointError if it is damaged."""
+        check_opens(self.state)
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        try:
+            with safe_open(self.state, "pt") as file:
+                counters = {name: float(number) for name, number in (file.metadata() or {}).items()}
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    part, _, name = key.rpartition("/")
+                    parts[part][name] = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.state}: damaged: {error}; remove it to start again") from None
+        self.module.load_state_dict(parts["module"])
+        self.ema.load_state(parts["ema"])
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(parts["discriminator"])
+        state = {int(part.partition("/")[2]): entry for part, entry in parts.items() if part.startswith("optimizer/")}
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.done, self.seconds = int(counters["step"]), counters["seconds"]
         if self.chooses:
-            weights = {name: tensor.to(self.device) for name, tensor in state.part("best").items()}
-            self.best = BestEvaluation(
-                value=counters["best"], step=int(counters["best_step"]), waited=int(counters["waited"]), weights=weights
-            )
+            weights = {name: tensor.to(self.device) for name, tensor in parts["best"].items()}
+            step, waited = int(counters["best_step"]), int(counters["waited"])
+            self.best = Best(score=counters["best"], step=step, waited=waited, weights=weights)
 
 
-def evaluate(task: TokenizerTask, module: torch.nn.Module, values: list[Any]) -> Evaluation:
+def evaluate(task: Task, module: nn.Module, values: list[Any]) -> Evaluation:
     """Return metrics and codebook usage of a model on held-out values."""
     module.eval()
     with torch.inference_mode():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -18,17 +18,6 @@ if TYPE_CHECKING:
 
 class DivergedError(ZooError):
     """The loss or its gradient is not finite."""
-
-
-class StepsConfig(Protocol):
-    """The settings that `check_finite` names."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
 
 
 def learning_rate_at(
@@ -98,20 +87,23 @@ class EMA:
         return dict(self.weights)
 
     def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors like those of `state`. Raises CheckpointError for names of another model."""
+        """Return tensors like `weights`. Raises CheckpointError for names of another model."""
         if set(names) != set(self.weights):
             raise CheckpointError("the EMA is of another model")
         return {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from saved `weights`."""
         self.weights = {name: tensors[name].to(weight.device) for name, weight in self.weights.items()}
 
 
 def check_finite(
-    name: str, step: int, config: StepsConfig, loss: float, norm: float, learning_rate: float, table: str = ""
+    name: str, step: int, config: Any, loss: float, norm: float, learning_rate: float, table: str = ""
 ) -> None:
-    """Raise DivergedError if the loss or its gradient norm is not finite. `table` is the prefix of the settings."""
+    """Raise DivergedError if the loss or its gradient norm is not finite.
+
+    `config` has steps, warmup_steps and precision; `table` is the prefix of these settings.
+    """
     if math.isfinite(loss) and math.isfinite(norm):
         return
     longer = f"warmup_steps ({config.warmup_steps})"

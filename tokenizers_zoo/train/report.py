@@ -18,7 +18,6 @@ from tokenizers_zoo.quantizers.usage import COLLAPSED
 from tokenizers_zoo.run_folder import RunFolder
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.log import StepLog
-from tokenizers_zoo.train.task import Kept, SupervisedTask, TokenizerTask
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -76,13 +75,12 @@ class Evaluation:
 class TrainingReport(StepLog):
     """Log of a tokenizer's or probe's training: losses, held-out metrics and pictures of reconstructions."""
 
-    def __init__(self, task: TokenizerTask, config: TrainConfig, out_dir: Path, done: int) -> None:
-        title, self.judged = f"tokenizer {task.spec.name}", "held_out"
-        if isinstance(task, SupervisedTask):
-            title, self.judged = task.title, "validation" if task.validates else "held_out"
+    def __init__(
+        self, spec: ModalitySpec, title: str, validates: bool, config: TrainConfig, out_dir: Path, done: int
+    ) -> None:
         samples = config.batch_size * config.grad_accum_steps
         super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
-        self.spec = task.spec
+        self.spec, self.judged = spec, "validation" if validates else "held_out"
         self.window: list[dict[str, float]] = []
         self.collapsing = False
 
@@ -110,15 +108,15 @@ class TrainingReport(StepLog):
         """Print that the run stops early, and which weights it keeps."""
         self.say(f"{self.spec.name}: stops after step {done} of {self.steps}: {reason}; keeps step {kept_step}")
 
-    def evaluation(self, done: int, evaluation: Evaluation, best: Kept | None = None) -> None:
-        """Log and print an evaluation with the best so far, and warn about a collapsing codebook."""
+    def evaluation(self, done: int, evaluation: Evaluation, best: str = "") -> None:
+        """Log and print an evaluation with the best so far in words, and warn about a collapsing codebook."""
         codebook = evaluation.codebook
         scalars = {f"{self.judged}/{name}": value for name, value in evaluation.metrics.items()}
         scalars |= {f"codebook/{name}": value for name, value in codebook.items() if name not in NOT_LOGGED}
         self.write(done, scalars)
         found = [
             ("" if self.judged == "held_out" else f"{self.judged} ") + _main_metric(self.spec, evaluation.metrics),
-            f"best {best.score:.4g} at step {best.step}" if best else "",
+            best,
             _used(codebook) if codebook else "",
         ]
         self.note = ", ".join(part for part in found if part)

@@ -19,7 +19,7 @@ from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.train.permutation import permuted
+from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.codecs import check_codec
 from zoo_backbone.config import ModelConfig

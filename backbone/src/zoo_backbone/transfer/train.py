@@ -24,8 +24,8 @@ from tokenizers_zoo.progress import say
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.train.batches import seeded, to_device
-from tokenizers_zoo.train.loop import identity, train
-from tokenizers_zoo.train.task import Kept
+from tokenizers_zoo.train.loop import Best, identity, train
+from tokenizers_zoo.train.loop import Task as LoopTask
 from zoo_backbone.checkpoint import stored_layout
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.run import Run, registry_place, stored_config
@@ -156,8 +156,8 @@ def update_paths(folder: Path, now: Mapping[str, Any]) -> None:
 
 
 @dataclass(kw_only=True)
-class ProbeTask:
-    """The probe as the training loop sees it; see `TokenizerTask` and `SupervisedTask` in tokenizers_zoo.
+class ProbeTask(LoopTask):
+    """The probe as the training loop sees it; see `Task` in tokenizers_zoo.train.loop.
 
     The loop's training samples are places in `split.samples`, its held-out samples places in `held_out`.
     """
@@ -183,7 +183,6 @@ class ProbeTask:
     def __post_init__(self) -> None:
         self.validates = bool(self.split.validation)
         self.held_out = self.split.samples if self.validates else self.test
-        self.title = f"transfer {self.task.title}"
         self.spec = self.task.spec(self.target)
         self.head = self.probe_config["head"]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,6 +190,11 @@ class ProbeTask:
         self.features: dict[int, FeatureCache] = {}  # by id of Samples
         self.network: Network
         self.trained_parameters = 0
+
+    @property
+    def title(self) -> str:
+        """Title of the progress bar."""
+        return f"transfer {self.task.title}"
 
     def describe(self) -> Mapping[str, Any]:
         """Return the identity of the probe, which holds no paths."""
@@ -236,19 +240,14 @@ class ProbeTask:
     def _head(self, module: nn.Module) -> Head:
         return cast(Head, module) if self.frozen else cast(Network, module).head
 
-    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         """Return groups whose rates decay from layer to layer of the encoder; the head trains at the full rate."""
-        config = self.config
-        groups = []
+        config, groups = self.config, []
         if not self.frozen:
             encoder = cast(Network, module).encoder
-            for group in parameter_groups(encoder, 1.0, decay=config.layer_decay, weight_decay=config.weight_decay):
+            for group in parameter_groups(encoder, 1.0, decay=config.layer_decay, weight_decay=weight_decay):
                 groups.append({"params": group["params"], "weight_decay": group["weight_decay"], "rate": group["lr"]})
-        parameters = list(self._head(module).parameters())
-        matrices = [p for p in parameters if p.ndim > 1]
-        groups.append({"params": matrices, "weight_decay": config.weight_decay, "rate": 1.0})
-        groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "rate": 1.0})
-        return [group for group in groups if group["params"]]
+        return groups + super().parameter_groups(self._head(module), weight_decay)
 
     # ------------------------------------------------------------------ steps
 
@@ -293,9 +292,11 @@ class ProbeTask:
             bank = torch.stack(self.features[id(self.split.samples)].get(range(len(self.split.samples))))
             answers = self.target.encode(list(self.targets))
             head = Neighbours(bank, answers, self.config, self.target.outputs).to(self.device)
-            self.save(run, head, 0, time.perf_counter() - self.started, None)
+            self.save(run, head, (), 0, time.perf_counter() - self.started, None)
 
-    def save(self, run: RunFolder, module: nn.Module, steps: int, seconds: float, kept: Kept | None) -> None:
+    def save(
+        self, run: RunFolder, module: nn.Module, test: Sequence[Any], steps: int, seconds: float, best: Best | None
+    ) -> None:
         """Score all held-out samples and write the probe."""
         if self.frozen:
             self.network.head = self._head(module)
@@ -305,8 +306,8 @@ class ProbeTask:
         config = {**self.probe_config, "train_classes": sorted(set(self.targets)) if target.kind == "classes" else []}
         baseline = self.task.constant_baseline(target, samples.labels)
         probe = Probe(self.network, self.task, target, self.zoo, config, baseline)
-        best = {} if kept is None else {
-            "best_step": kept.step, "validation": {"name": self.spec.metrics[0].name, "score": kept.score}
+        kept = {} if best is None else {
+            "best_step": best.step, "validation": {"name": self.spec.metrics[0].name, "score": best.score}
         }  # fmt: skip
         metrics = {
             "task": {"name": self.task.title, "text": self.task.text, "kind": target.kind},
@@ -319,7 +320,7 @@ class ProbeTask:
             "unseen_classes": unseen_classes(probe, self.test.labels),
             "backbone": {key: config["backbone"][key] for key in ("run", "weights_sha256")},
             "parameters": {"trained": self.trained_parameters, "all": sum(p.numel() for p in probe.parameters())},
-            "steps": steps, **best,
+            "steps": steps, **kept,
             "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
         }  # fmt: skip
         tensors, config["constant_baseline"] = probe.tensors()

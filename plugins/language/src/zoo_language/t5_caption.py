@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.families.embeddings import EmbeddingsModality, EmbeddingsSettings
+from tokenizers_zoo.families.continuous import EmbeddingsModality, EmbeddingsSettings
 from tokenizers_zoo.pretrained import PretrainedConfig
 
 
@@ -34,7 +34,7 @@ class T5CaptionSettings(EmbeddingsSettings):
     """The encoder: a hub id or a local folder."""
 
 
-class T5Caption(EmbeddingsModality[T5CaptionSettings]):
+class T5Caption(EmbeddingsModality):
     """One vector per token of the caption, the end token among them.
 
     The caption is not mirrored with the picture, so left and right would be swapped.
