@@ -127,7 +127,7 @@ def test_any_rotation_survives_its_representations(vector: np.ndarray) -> None:
 
 
 def test_the_joints_are_those_of_the_scenes() -> None:
-    skeleton = pytest.importorskip("zoo_scenes.skeleton")
+    skeleton = pytest.importorskip("zoo_scenes.people")
     assert skeleton.JOINTS == body.JOINTS and skeleton.PARENTS == body.PARENTS
 
 

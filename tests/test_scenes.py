@@ -24,11 +24,9 @@ from tokenizers_zoo.errors import ConfigError
 from zoo_scenes import captions
 from zoo_scenes.compose import compose
 from zoo_scenes.observe import observe
-from zoo_scenes.palette import CLASSES, COLOURS
 from zoo_scenes.render import render
-from zoo_scenes.settings import SceneSettings
 from zoo_scenes.stage import build
-from zoo_scenes.things import Thing
+from zoo_scenes.things import CLASSES, COLOURS, SceneSettings, Thing
 
 
 def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:

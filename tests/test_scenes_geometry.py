@@ -13,15 +13,12 @@ import pytest
 
 import zoo_scenes
 from tokenizers_zoo.config import Settings
-from zoo_scenes import casting, people, skeleton, textures
+from zoo_scenes import casting, people, textures
 from zoo_scenes.compose import compose
-from zoo_scenes.furniture import plain
-from zoo_scenes.palette import CLASSES, COLOURS
+from zoo_scenes.furniture import plain, walls
 from zoo_scenes.render import render
-from zoo_scenes.room import walls
-from zoo_scenes.settings import SceneSettings
 from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
-from zoo_scenes.things import BOX, CAPSULE, SPHERE, Camera, Part, Scene, Thing, capsule
+from zoo_scenes.things import BOX, CAPSULE, CLASSES, COLOURS, SPHERE, Camera, Part, Scene, SceneSettings, Thing, capsule
 
 
 def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:
@@ -322,26 +319,26 @@ def test_forward_kinematics_is_that_of_mujoco() -> None:
     rotations = rng.normal(size=(24, 3))
     spec = mujoco.MjSpec()
     bodies: list[Any] = []
-    for joint, parent in enumerate(skeleton.PARENTS):
-        body = (bodies[parent] if parent >= 0 else spec.worldbody).add_body(pos=skeleton.OFFSETS[joint] * 1.05)
+    for joint, parent in enumerate(people.PARENTS):
+        body = (bodies[parent] if parent >= 0 else spec.worldbody).add_body(pos=people.OFFSETS[joint] * 1.05)
         body.add_joint(type=mujoco.mjtJoint.mjJNT_BALL)
         body.add_geom(size=[0.01, 0, 0])
         bodies.append(body)
-        body.name = skeleton.JOINTS[joint]
+        body.name = people.JOINTS[joint]
     model = spec.compile()
     data = mujoco.MjData(model)
-    for joint, name in enumerate(skeleton.JOINTS):
+    for joint, name in enumerate(people.JOINTS):
         address = model.joint(model.body(name).jntadr[0]).qposadr[0]
         angle = float(np.linalg.norm(rotations[joint]))
         mujoco.mju_axisAngle2Quat(data.qpos[address : address + 4], rotations[joint] / angle, angle)
     mujoco.mj_kinematics(model, data)
-    expected = np.array([data.body(name).xpos for name in skeleton.JOINTS])
-    np.testing.assert_allclose(skeleton.joint_positions(rotations, 1.05), expected - expected[0], atol=1e-9)
+    expected = np.array([data.body(name).xpos for name in people.JOINTS])
+    np.testing.assert_allclose(people.joint_positions(rotations, 1.05), expected - expected[0], atol=1e-9)
 
 
 def test_axis_angle_inverts_rotation_matrices() -> None:
     for vector in ([0.3, -0.2, 0.9], [0.0, 0.0, 0.0], [3.0, 0.5, 0.1], [0.0, -1.5, 0.0]):
-        back = skeleton.axis_angle(skeleton.rotation_matrices(np.array([vector]))[0])
+        back = people.axis_angle(people.rotation_matrices(np.array([vector]))[0])
         np.testing.assert_allclose(back, vector, atol=1e-7)
 
 
@@ -364,13 +361,13 @@ def test_poses_agree_with_each_other_and_with_the_picture() -> None:
             joints, image = np.array(pose["joints_camera"]), np.array(pose["joints_image"])
             rotations = np.array(pose["joint_rotations"])
             assert joints.shape == rotations.shape == (24, 3) and image.shape == (24, 2)
-            from_rotations, bones = skeleton.joint_positions(rotations), joints - joints[0]
+            from_rotations, bones = people.joint_positions(rotations), joints - joints[0]
             size = np.linalg.norm(bones) / np.linalg.norm(from_rotations)
             assert 0.9 < size < 1.12
             np.testing.assert_allclose(from_rotations * size, bones, atol=1e-6)
             np.testing.assert_allclose((2 * image[:, 0] - 1) * scale, joints[:, 0] / -joints[:, 2], atol=1e-6)
             np.testing.assert_allclose((1 - 2 * image[:, 1]) * scale, joints[:, 1] / -joints[:, 2], atol=1e-6)
-            column, row = (int(part * 48) for part in image[skeleton.JOINTS.index("head")])
+            column, row = (int(part * 48) for part in image[people.JOINTS.index("head")])
             if 0 <= column < 48 and 0 <= row < 48:
                 heads += 1
                 hits += CLASSES[sample["semseg"][row, column]] == "person"
@@ -379,7 +376,7 @@ def test_poses_agree_with_each_other_and_with_the_picture() -> None:
 
 def test_standing_people_have_their_feet_on_the_floor() -> None:
     for number in range(20):
-        body = people.person(random.Random(number), skeleton.UPRIGHT_POSES[number % len(skeleton.UPRIGHT_POSES)])
+        body = people.person(random.Random(number), people.UPRIGHT_POSES[number % len(people.UPRIGHT_POSES)])
         stage = build(bare_scene(body))
         limbs = [k for k, part in enumerate(body.parts) if part.shape == CAPSULE]
         lowest = [
@@ -389,7 +386,7 @@ def test_standing_people_have_their_feet_on_the_floor() -> None:
             for k in limbs
         ]
         assert -0.001 < min(lowest) < 0.01
-        assert body.pose is not None and body.pose.joints[skeleton.JOINTS.index("head"), 2] > 1.2
+        assert body.pose is not None and body.pose.joints[people.JOINTS.index("head"), 2] > 1.2
 
 
 # -- light and texture ------------------------------------------------------------------------------------------------

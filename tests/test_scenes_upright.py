@@ -14,22 +14,22 @@ import zoo_scenes
 from tokenizers_zoo.config import Settings
 from zoo_scenes import observe
 from zoo_scenes.compose import compose
-from zoo_scenes.furniture import plain
+from zoo_scenes.furniture import plain, walls
 from zoo_scenes.observe import EMPTY, FURNITURE, LEAST, Seen, scene_class
-from zoo_scenes.palette import CLASSES, COLOURS
 from zoo_scenes.render import render
-from zoo_scenes.room import walls
-from zoo_scenes.settings import SceneSettings
 from zoo_scenes.stage import build
 from zoo_scenes.things import (
     BOX,
     CAPSULE,
+    CLASSES,
+    COLOURS,
     CYLINDER,
     ELLIPSOID,
     SPHERE,
     Camera,
     Part,
     Scene,
+    SceneSettings,
     Thing,
     Vector,
     about_z,

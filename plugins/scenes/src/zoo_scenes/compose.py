@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import random
 
-from zoo_scenes import furniture, people, room
-from zoo_scenes.palette import Colour
-from zoo_scenes.settings import SceneSettings
-from zoo_scenes.skeleton import UPRIGHT_POSES
-from zoo_scenes.things import Camera, Quaternion, Scene, Surface, Thing, about_z, yaw_of
+from zoo_scenes import furniture, people
+from zoo_scenes.people import UPRIGHT_POSES
+from zoo_scenes.things import Camera, Colour, Quaternion, Scene, SceneSettings, Surface, Thing, about_z, yaw_of
 
 Rectangle = tuple[float, float, float, float]
 
@@ -20,16 +18,16 @@ def compose(rng: random.Random, settings: SceneSettings) -> Scene:
     """A furnished scene before physics: loose things hang where they will be dropped."""
     scene = _empty_room(rng, settings)
     placer = _Placer(rng, scene)
-    sides = room.walls(scene)
+    sides = furniture.walls(scene)
     placer.furnish_walls(sides)
     placer.furnish_middle()
     placer.scatter_people(rng.choice(range(settings.people + 1)) if rng.random() < 0.85 else 0)
-    room.hang(rng, scene, sides[:3])
+    furniture.hang(rng, scene, sides[:3])
     if rng.random() < 0.5:
         spot = placer.spot(0.5, 0.5, anywhere=True)
         if spot:
-            scene.things.append(room.rug(rng, spot, rng.choice((0.0, math.pi / 2))))
-    scene.things.append(room.ceiling_lamp(rng, scene))
+            scene.things.append(furniture.rug(rng, spot, rng.choice((0.0, math.pi / 2))))
+    scene.things.append(furniture.ceiling_lamp(rng, scene))
     for _ in range(rng.randint(min(2, settings.clutter), settings.clutter)):
         placer.drop(rng.choice(furniture.LOOSE)(rng))
     return scene
@@ -37,8 +35,8 @@ def compose(rng: random.Random, settings: SceneSettings) -> Scene:
 
 def _empty_room(rng: random.Random, settings: SceneSettings) -> Scene:
     width, depth, height = rng.uniform(3.2, 6.0), rng.uniform(3.6, 6.5), rng.uniform(2.4, 3.0)
-    wall_kind, wall_colour, wall = room.wall_surface(rng)
-    floor_kind, floor = room.floor_surface(rng)
+    wall_kind, wall_colour, wall = furniture.wall_surface(rng)
+    floor_kind, floor = furniture.floor_surface(rng)
     x, y = rng.uniform(0.15, 0.85) * width, rng.uniform(0.25, 0.22 * depth)
     target_x, target_y = rng.uniform(0.25, 0.75) * width, rng.uniform(0.62, 0.95) * depth
     camera = Camera(
@@ -115,7 +113,7 @@ class _Placer:
         self.scene.things.append(thing)
         return True
 
-    def furnish_walls(self, sides: list[room.Wall]) -> None:
+    def furnish_walls(self, sides: list[furniture.Wall]) -> None:
         """Bookcases and sofas with their backs to a wall in view."""
         rng = self.rng
         for kind, chance in ((furniture.sofa, 0.55), (furniture.shelf, 0.6), (furniture.shelf, 0.25)):

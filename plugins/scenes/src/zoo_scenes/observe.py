@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.palette import CLASS_IDS, CLASSES, COLOURS
+from zoo_scenes.casting import Array, matrices
+from zoo_scenes.people import TO_THING, axis_angle
 from zoo_scenes.render import View
-from zoo_scenes.settings import SceneSettings
-from zoo_scenes.skeleton import TO_THING, axis_angle
-from zoo_scenes.solids import Array, matrices
 from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage
-from zoo_scenes.things import Scene, Thing, yaw_of
+from zoo_scenes.things import CLASS_IDS, CLASSES, COLOURS, Scene, SceneSettings, Thing, yaw_of
 
 _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
 

@@ -5,9 +5,162 @@ from __future__ import annotations
 import math
 import random
 
-from zoo_scenes.palette import CLOTHES, COLOURS, HAIR, SKIN, TROUSERS, darker
-from zoo_scenes.skeleton import JOINTS, TO_THING, Array, Pose, joint_positions, sample_pose
-from zoo_scenes.things import ELLIPSOID, SPHERE, Part, Surface, Thing, Vector, capsule
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo_scenes.things import (
+    CLOTHES,
+    COLOURS,
+    ELLIPSOID,
+    HAIR,
+    SKIN,
+    SPHERE,
+    TROUSERS,
+    Part,
+    Pose,
+    Surface,
+    Thing,
+    Vector,
+    capsule,
+    darker,
+)
+
+Array = NDArray[np.float64]
+
+# name: (parent, offset from the parent in the rest pose in metres, for a person of 1.70 m)
+_BONES: dict[str, tuple[str | None, tuple[float, float, float]]] = {
+    "pelvis": (None, (0.0, 0.0, 0.0)),
+    "left_hip": ("pelvis", (0.09, -0.07, 0.0)),
+    "right_hip": ("pelvis", (-0.09, -0.07, 0.0)),
+    "spine1": ("pelvis", (0.0, 0.11, 0.0)),
+    "left_knee": ("left_hip", (0.01, -0.40, 0.01)),
+    "right_knee": ("right_hip", (-0.01, -0.40, 0.01)),
+    "spine2": ("spine1", (0.0, 0.13, 0.0)),
+    "left_ankle": ("left_knee", (0.0, -0.41, -0.02)),
+    "right_ankle": ("right_knee", (0.0, -0.41, -0.02)),
+    "spine3": ("spine2", (0.0, 0.06, 0.0)),
+    "left_foot": ("left_ankle", (0.01, -0.05, 0.13)),
+    "right_foot": ("right_ankle", (-0.01, -0.05, 0.13)),
+    "neck": ("spine3", (0.0, 0.21, -0.01)),
+    "left_collar": ("spine3", (0.07, 0.13, -0.01)),
+    "right_collar": ("spine3", (-0.07, 0.13, -0.01)),
+    "head": ("neck", (0.0, 0.09, 0.02)),
+    "left_shoulder": ("left_collar", (0.11, 0.03, 0.0)),
+    "right_shoulder": ("right_collar", (-0.11, 0.03, 0.0)),
+    "left_elbow": ("left_shoulder", (0.27, -0.01, 0.0)),
+    "right_elbow": ("right_shoulder", (-0.27, -0.01, 0.0)),
+    "left_wrist": ("left_elbow", (0.25, 0.0, 0.0)),
+    "right_wrist": ("right_elbow", (-0.25, 0.0, 0.0)),
+    "left_hand": ("left_wrist", (0.08, 0.0, 0.0)),
+    "right_hand": ("right_wrist", (-0.08, 0.0, 0.0)),
+}
+JOINTS = tuple(_BONES)
+PARENTS = tuple(-1 if parent is None else JOINTS.index(parent) for parent, _ in _BONES.values())
+_DEPTHS = [0] * len(JOINTS)
+for _joint, _parent in enumerate(PARENTS[1:], 1):
+    _DEPTHS[_joint] = _DEPTHS[_parent] + 1
+# The joints in the order of their distance from the pelvis; by distance, their stretch in this order and their parents.
+_ORDER = np.argsort(_DEPTHS, kind="stable")
+_BACK = np.argsort(_ORDER)
+_GENERATIONS = []
+for _depth in range(1, max(_DEPTHS) + 1):
+    _stretch = slice(sum(other < _depth for other in _DEPTHS), sum(other <= _depth for other in _DEPTHS))
+    _GENERATIONS.append((_stretch, _BACK[np.array(PARENTS)[_ORDER[_stretch]]]))
+OFFSETS = np.array([offset for _, offset in _BONES.values()])
+_ORDERED_OFFSETS = OFFSETS.take(_ORDER, axis=0)[:, :, None]
+
+# A vector times this is the matrix, row by row, of its cross product.
+_CROSS = np.zeros((3, 9))
+_CROSS[[0, 1, 2], [7, 2, 3]], _CROSS[[0, 1, 2], [5, 6, 1]] = 1, -1
+
+# Person axes (x left, y up, z forward) to a thing's axes (x front, y left, z up).
+TO_THING = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+def rotation_matrices(vectors: Array) -> Array:
+    """Axis-angle vectors (n, 3) to matrices (n, 3, 3), by Rodrigues' formula."""
+    angle = np.sqrt(np.add.reduce(vectors * vectors, axis=1))
+    axes = vectors / np.maximum(angle, 1e-12)[:, None]
+    cos = np.cos(angle)[:, None]
+    matrix: Array = axes[:, :, None] * axes[:, None, :] * (1 - cos[:, :, None])
+    flat = matrix.reshape(-1, 9)
+    flat += (axes @ _CROSS) * np.sin(angle)[:, None]
+    flat[:, ::4] += cos
+    return matrix
+
+
+def axis_angle(matrix: Array) -> Array:
+    """A rotation matrix (3, 3) to its axis-angle vector (3,), of angle in [0, pi]."""
+    quaternion = np.empty(4)
+    import mujoco
+
+    mujoco.mju_mat2Quat(quaternion, matrix.reshape(9))
+    vector = np.empty(3)
+    mujoco.mju_quat2Vel(vector, quaternion, 1.0)
+    return vector
+
+
+def joint_positions(rotations: Array, scale: float = 1.0) -> Array:
+    """Forward kinematics: axis-angle (24, 3) to joints (24, 3) in person axes, the pelvis at the origin."""
+    turns = rotation_matrices(rotations.take(_ORDER, axis=0))
+    frames = np.empty_like(turns)
+    for joints, parents in _GENERATIONS:
+        frames[joints] = turns.take(parents, axis=0)
+        np.matmul(frames[joints], turns[joints], out=turns[joints])
+    places = (frames @ (_ORDERED_OFFSETS * scale))[:, :, 0]
+    places[0] = 0.0
+    for joints, parents in _GENERATIONS:
+        places[joints] += places.take(parents, axis=0)
+    return places.take(_BACK, axis=0)
+
+
+_STAND: dict[str, tuple[float, float, float]] = {
+    "left_shoulder": (0, 0, -75),
+    "right_shoulder": (0, 0, 75),
+    "left_elbow": (0, -12, 0),
+    "right_elbow": (0, 12, 0),
+}
+_POSES: dict[str, dict[str, tuple[float, float, float]]] = {
+    "standing": _STAND,
+    "walking": {
+        **_STAND,
+        "left_hip": (-28, 0, 0),
+        "left_knee": (14, 0, 0),
+        "right_hip": (22, 0, 0),
+        "right_knee": (28, 0, 0),
+        "left_shoulder": (22, 0, -74),
+        "right_shoulder": (-22, 0, 74),
+        "left_elbow": (0, -30, 0),
+        "right_elbow": (0, 30, 0),
+    },
+    "raising both arms": {"left_shoulder": (0, 0, 62), "right_shoulder": (0, 0, -62), "left_elbow": (0, 0, 12)},
+    "waving": {**_STAND, "right_shoulder": (0, 0, -12), "right_elbow": (0, 0, -72)},
+    "stretching out the arms": {"left_shoulder": (0, 0, 3), "right_shoulder": (0, 0, -3)},
+    "pointing": {**_STAND, "right_shoulder": (0, 84, 8), "head": (6, 0, 0)},
+    "sitting": {
+        "left_hip": (-86, 0, 6),
+        "right_hip": (-86, 0, -6),
+        "left_knee": (84, 0, 0),
+        "right_knee": (84, 0, 0),
+        "left_shoulder": (-24, 0, -70),
+        "right_shoulder": (-24, 0, 70),
+        "left_elbow": (0, -52, 0),
+        "right_elbow": (0, 52, 0),
+    },
+}
+UPRIGHT_POSES = tuple(name for name in _POSES if name != "sitting")
+
+
+def sample_pose(rng: random.Random, name: str) -> Array:
+    """Axis-angle rotations (24, 3) of the named pose with some variation."""
+    rotations = np.zeros((len(JOINTS), 3))
+    for joint, degrees in _POSES[name].items():
+        rotations[JOINTS.index(joint)] = [math.radians(angle + rng.gauss(0, 5)) for angle in degrees]
+    rotations[JOINTS.index("head"), 1] += math.radians(rng.uniform(-35, 35))
+    rotations[JOINTS.index("spine2"), 0] += math.radians(rng.uniform(-4, 8))
+    rotations[JOINTS.index("spine2"), 1] += math.radians(rng.uniform(-12, 12))
+    return rotations
+
 
 _FEET = [JOINTS.index(name) for name in ("left_foot", "right_foot", "left_ankle", "right_ankle")]
 

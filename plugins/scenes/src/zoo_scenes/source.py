@@ -10,22 +10,12 @@ from typing import Any
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
-from zoo_scenes.palette import CLASSES
-from zoo_scenes.settings import SceneSettings
+from zoo_scenes.things import CLASSES, SceneSettings
 
 MODALITIES = (
-    "rgb",
-    "depth",
-    "normal",
-    "semseg",
-    "sam_instance",
-    "boxes",
-    "caption",
-    "human_poses",
-    "metadata",
-    "scene_class",
+    "rgb", "depth", "normal", "semseg", "sam_instance", "boxes", "caption", "human_poses", "metadata", "scene_class",
     "boxes_3d",
-)
+)  # fmt: skip
 
 
 def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> dict[str, Any]:

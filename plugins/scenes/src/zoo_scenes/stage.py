@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo_scenes import casting
-from zoo_scenes.casting import Field
-from zoo_scenes.room import walls
-from zoo_scenes.solids import Array, Solids, shape_ids, solids
+from zoo_scenes.casting import Array, Field, Solids, shape_ids, solids
+from zoo_scenes.furniture import walls
 from zoo_scenes.things import BOX, CYLINDER, NO_TURN, PLANE, SPHERE, Part, Scene, Vector
 
 STEP_SECONDS = 0.02

@@ -1,19 +1,127 @@
-"""The vocabulary of a scene: surfaces, parts (one geom each), things (one body each), and the scene itself."""
+"""The vocabulary of a scene: settings, colours, surfaces, parts (geoms), things (bodies), and the scene itself."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.palette import Colour
-from zoo_scenes.skeleton import Pose
+Colour = tuple[float, float, float]
+
+CLASSES = (
+    "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug", "table", "chair", "sofa", "shelf", "books",
+    "box", "ball", "cylinder", "lamp", "plant", "person",
+)  # fmt: skip
+CLASS_IDS = {name: index for index, name in enumerate(CLASSES)}
+
+# sRGB in [0, 1]. The names are the words that captions use.
+COLOURS: dict[str, Colour] = {
+    "red": (0.80, 0.14, 0.12),
+    "orange": (0.94, 0.50, 0.10),
+    "yellow": (0.95, 0.82, 0.18),
+    "green": (0.18, 0.56, 0.22),
+    "teal": (0.10, 0.56, 0.56),
+    "blue": (0.15, 0.33, 0.78),
+    "purple": (0.50, 0.22, 0.62),
+    "pink": (0.94, 0.54, 0.68),
+    "brown": (0.46, 0.28, 0.15),
+    "white": (0.92, 0.92, 0.90),
+    "grey": (0.52, 0.53, 0.54),
+    "black": (0.11, 0.11, 0.12),
+}
+VIVID = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
+CLOTHES = ("red", "yellow", "green", "teal", "blue", "purple", "pink", "white", "grey", "orange")
+TROUSERS = ("black", "blue", "brown", "grey")
+
+WALLS: dict[str, Colour] = {
+    "white": (0.90, 0.90, 0.88),
+    "cream": (0.93, 0.87, 0.72),
+    "pale blue": (0.66, 0.78, 0.88),
+    "pale green": (0.70, 0.82, 0.68),
+    "pale pink": (0.90, 0.74, 0.74),
+    "grey": (0.68, 0.69, 0.70),
+    "yellow": (0.93, 0.82, 0.48),
+    "lilac": (0.76, 0.70, 0.86),
+}
+WOODS: dict[str, tuple[Colour, Colour, Colour]] = {
+    "light wooden": ((0.80, 0.64, 0.42), (0.70, 0.53, 0.33), (0.45, 0.32, 0.18)),
+    "wooden": ((0.60, 0.40, 0.22), (0.50, 0.32, 0.17), (0.27, 0.16, 0.08)),
+    "dark wooden": ((0.36, 0.22, 0.13), (0.28, 0.16, 0.09), (0.13, 0.07, 0.04)),
+}
+SKIN: tuple[Colour, ...] = ((0.93, 0.76, 0.65), (0.82, 0.62, 0.48), (0.60, 0.42, 0.30), (0.40, 0.27, 0.19))
+HAIR: tuple[Colour, ...] = ((0.10, 0.08, 0.07), (0.30, 0.18, 0.10), (0.62, 0.46, 0.22), (0.55, 0.54, 0.53))
+
+
+def mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    """`colour` with `share` in [0, 1] of `other`."""
+    return (
+        colour[0] + share * (other[0] - colour[0]),
+        colour[1] + share * (other[1] - colour[1]),
+        colour[2] + share * (other[2] - colour[2]),
+    )
+
+
+def darker(colour: Colour, factor: float) -> Colour:
+    """`colour` times `factor`."""
+    return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
+
 
 Array = NDArray[np.float64]
+
+
+MAX_FOV = 68.0
+"""Degrees. Without this setting, the error is about a greater `min_fov`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneSettings:
+    """Settings of the `scenes` source. Raises ValueError, naming the field, for a value out of range."""
+
+    image_size: int = 64
+    """Height and width of every picture in pixels, 8 to 2048."""
+    people: int = 2
+    """Most people in one room, 0 to 4."""
+    clutter: int = 6
+    """Most loose things (boxes, balls, cylinders) that are dropped into one room, 0 to 12."""
+    min_fov: float = 62.0
+    """Least vertical field of view of the camera in degrees, 30 to 110. Distances can only be inferred if the lens is
+    known: with any lens allowed, the same picture shows a near or a far thing."""
+    max_fov: float = MAX_FOV
+    """Greatest one, `min_fov` to 110."""
+    shadows: bool = True
+    """Whether the lamp casts shadows; a second ray per pixel."""
+    max_boxes: int = 8
+    """Most bounding boxes per picture, the largest things first, 1 to 64."""
+    min_visible: float = 0.003
+    """Share of the picture that a thing must cover to be in captions, boxes, poses and numbers of things, 0 to 1."""
+    captions: Literal["sentences", "layout"] = "sentences"
+    """sentences: some of the things and their rough places, in up to four sentences. layout: every thing with a box,
+    largest first, and its extent in seven steps across and down. That is about 120 tokens with eight boxes, so
+    `caption` and the backbone's input budget need room for it (`max_length = 128`), and it is true of the whole picture
+    alone: take it without crops."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "image_size": (8, 2048),
+            "people": (0, 4),
+            "clutter": (0, 12),
+            "min_fov": (30.0, 110.0),
+            "max_fov": (30.0, 110.0),
+            "max_boxes": (1, 64),
+            "min_visible": (0.0, 1.0),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+        if self.min_fov > self.max_fov == MAX_FOV:
+            raise ValueError(f"min_fov: expected up to max_fov ({self.max_fov:g}), got {self.min_fov:g}")
+        if self.min_fov > self.max_fov:
+            raise ValueError(f"max_fov: expected at least min_fov ({self.min_fov:g}), got {self.max_fov:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +235,13 @@ def capsule(radius: float, start: Vector, stop: Vector, surface: Surface) -> Par
         return Part(CAPSULE, (radius, length / 2, 0.0), at, surface, (0.0, 1.0, 0.0, 0.0))
     norm = math.sqrt(w * w + x * x + y * y)
     return Part(CAPSULE, (radius, length / 2, 0.0), at, surface, (w / norm, -y / norm, x / norm, 0.0))
+
+
+class Pose(NamedTuple):
+    """Joint rotations (24, 3), axis-angle relative to the parent's frame, and joints (24, 3) in the thing's axes."""
+
+    rotations: Array
+    joints: Array
 
 
 @dataclass(slots=True)
