@@ -26,8 +26,8 @@ HEAVY = (
     "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.pipeline.info", "tokenizers_zoo.pipeline.tokenize",
     "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.run",
     "tokenizers_zoo.train.loop", "torch._dynamo", "torch.utils.tensorboard",
-    "vector_quantize_pytorch", "zoo_geometry.depth", "zoo_images.rgb", "zoo_images.rgb_patches", "zoo_language.caption",
-    "zoo_images.canny", "zoo_images.palette", "zoo_geometry.normal", "zoo_metadata.metadata", "zoo_photos",
+    "vector_quantize_pytorch", "zoo_geometry.depth", "zoo_images.rgb", "zoo_language.caption",
+    "zoo_images.edges", "zoo_images.palette", "zoo_geometry.normal", "zoo_metadata.metadata", "zoo_photos",
     "zoo_semantics.boxes", "zoo_semantics.semseg",
 )  # fmt: skip
 

@@ -10,11 +10,12 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.images import crop_and_resize
 from tokenizers_zoo.spec import Crop
 from zoo_geometry import depth, normal
-from zoo_images import canny, rgb
+from zoo_images import rgb
+from zoo_images.edges import canny
 from zoo_semantics import semseg
 
 PLUGINS = {
-    "canny": canny.plugin,
+    "canny": canny,
     "depth": depth.plugin,
     "normal": normal.plugin,
     "rgb": rgb.plugin,

@@ -16,7 +16,7 @@ import torch
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
-from zoo_audio import audio, mel, wav
+from zoo_audio import audio, mel
 
 RATE = 8000
 OWN = {"sample_rate": RATE, "length": 4000, "hop": 125, "window": 500, "mels": 32, "patch_length": 4}
@@ -163,30 +163,30 @@ def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
 @pytest.mark.parametrize("rate", [7, 11025, 44100, 96000, 999983])
 def test_only_the_used_part_of_a_long_file_is_resampled(rate: int) -> None:
     long = np.random.default_rng(0).uniform(-0.3, 0.3, 3 * rate + 50).astype(np.float32)
-    whole = wav.fitted(wav.resampled(long, rate, RATE), 4000)
+    whole = audio.fitted(audio.resampled(long, rate, RATE), 4000)
     np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), whole)
 
 
 def test_usual_rates_have_their_exact_ratio() -> None:
     usual = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000, 384000)
     for rate, wanted in (*itertools.permutations(usual, 2), (44101, 16000), (16000, 99991)):
-        up, down = wav._ratio(rate, wanted)
+        up, down = audio._ratio(rate, wanted)
         assert up * rate == down * wanted and math.gcd(up, down) == 1
 
 
 @pytest.mark.parametrize(("rate", "wanted"), [(999983, RATE), (1000000, 999999), (1, 1000000), (RATE, 999983)])
 def test_ratio_of_any_two_rates_is_approximated_by_small_integers(rate: int, wanted: int) -> None:
-    for up, down in (wav._ratio(rate, wanted), wav._ratio(wanted, rate)[::-1]):
+    for up, down in (audio._ratio(rate, wanted), audio._ratio(wanted, rate)[::-1]):
         assert up / down == pytest.approx(wanted / rate, rel=5e-6)
-        assert max(up, down) <= max(wav.FINEST, wanted / rate)
+        assert max(up, down) <= max(audio.FINEST, wanted / rate)
 
 
 def test_a_rate_without_a_common_divisor_needs_no_long_filter() -> None:
     rate = 999983
     sound = tone(300.0, rate)
-    wav.resampled(tone(300.0), RATE, 16000)  # imports
+    audio.resampled(tone(300.0), RATE, 16000)  # imports
     tracemalloc.start()
-    value = wav.fitted(wav.resampled(sound, rate, RATE), 4000)
+    value = audio.fitted(audio.resampled(sound, rate, RATE), 4000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200e6

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from text_tokenizers import BINS, load, round_trip, settings_of
 
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes import plugin as boxes
-from zoo_semantics.labelled_boxes import best_boxes, intersection_over_union, match
+from zoo_semantics.labelled_boxes import best_boxes, match
 
 
 def box(label: str, *edges: float) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def test_overlap_by_hand() -> None:
     first = np.array([[0, 0, 0.5, 0.5], [0, 0, 1, 1]])
     second = np.array([[0.25, 0.25, 0.75, 0.75], [0.5, 0.5, 1, 1], [0, 0, 0.5, 0.5], [0, 0.2, 1, 0.6]])
     expected = [[0.0625 / 0.4375, 0, 1, 0.15 / 0.5], [0.25, 0.25, 0.25, 0.4]]
-    assert np.allclose(intersection_over_union(first, second), expected)
+    assert np.allclose(box_overlaps(first, second), expected)
 
 
 def test_box_scores_by_hand() -> None:

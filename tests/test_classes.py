@@ -21,7 +21,7 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.testing import check_modality
-from zoo_semantics.scene_class import PLACES
+from zoo_semantics.semseg import PLACES
 
 NAME = "scene_class"
 NOTHING = TrainingSamples(train=[], test=[])

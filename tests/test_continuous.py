@@ -16,9 +16,9 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.continuous import mean_and_deviation
 from tokenizers_zoo.run_folder import FolderError
-from zoo_images import rgb_patches
+from zoo_images import rgb
 
-plugin = rgb_patches.plugin
+plugin = rgb.patches
 SETTINGS = Settings("rgb_patches", {"image_size": [8, 12], "patch_size": 4})
 
 

@@ -112,7 +112,7 @@ def test_class_ids_and_discriminators_are_refused_before_training(tmp_path: Path
         train(tmp_path, diffusing(patch_size=4))
     assert not any(tmp_path.iterdir())
     one_channel = diffusing("canny", patch_size=4)
-    assert canny.plugin.task(one_channel).diffusion.width == 16, "16 numbers fit 16 channels"
+    assert canny.task(one_channel).diffusion.width == 16, "16 numbers fit 16 channels"
 
 
 # ---------------------------------------------------------------- noise
@@ -366,7 +366,7 @@ def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -
 
 
 def test_binary_target_is_scaled_symmetrically() -> None:
-    task = canny.plugin.task(diffusing("canny"))
+    task = canny.task(diffusing("canny"))
     module = task.build(samples("canny").train, np.random.default_rng(0))
     assert module.target(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
 

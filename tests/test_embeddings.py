@@ -33,7 +33,7 @@ from zoo_backbone.data import TokenData
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 from zoo_backbone.train import train
-from zoo_language.t5_caption import plugin as t5_caption
+from zoo_language.caption import t5_caption
 
 NAME = "t5_caption"
 WORDS = ["a", "red", "blue", "chair", "table", "person", "and", "two", "in", "the", "room", "small"]

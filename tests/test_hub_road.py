@@ -16,7 +16,7 @@ from roads import go
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 
-for plugin in ("zoo_features.clip", "zoo_language.t5_caption", "zoo_scenes", "transformers"):
+for plugin in ("zoo_features.pictures", "zoo_language.caption", "zoo_scenes", "transformers"):
     pytest.importorskip(plugin)
 
 REGISTRY = """[zoo]

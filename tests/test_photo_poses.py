@@ -26,7 +26,7 @@ from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry import body
-from zoo_geometry.kinematics import half_sizes, looking_at, offset_of
+from zoo_geometry.body import half_sizes, looking_at, offset_of
 from zoo_geometry.people import matched
 from zoo_geometry.pose_labeller import PoseLabeller, distinct, person_of
 from zoo_geometry.pose_networks import Detection, Region, anchors, detections, landmarks_of, merged, refined, sampled

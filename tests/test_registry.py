@@ -608,7 +608,7 @@ def test_a_shared_setting_that_a_source_refuses_may_be_set_for_it_alone() -> Non
     ):
         source.settings_with({})
     assert source.settings_with({"image_size": 32}).image_size == 32
-    with pytest.raises(ConfigError, match=r"^image_size: expected 8 to 2048, got 4$"):
+    with pytest.raises(ConfigError, match=r"^image_size: expected .* got 4$"):
         source.settings_with({"image_size": 4})
 
 

@@ -37,8 +37,7 @@ LENGTHS = {
     "semantic_metadata": 20, "geometric_metadata": 10, "image_metadata": 10,
 }  # fmt: skip
 MODULES = [
-    "zoo_language.caption", "zoo_language.web_text", "zoo_language.t5_caption", "zoo_semantics.boxes",
-    "zoo_metadata.metadata", "zoo_metadata.semantic", "zoo_metadata.image", "zoo_images.palette",
+    "zoo_language.caption", "zoo_language.plain", "zoo_semantics.boxes", "zoo_metadata.derived", "zoo_images.palette",
 ]  # fmt: skip
 
 

@@ -668,7 +668,7 @@ def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: 
 
 def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zoo, Path]:
     """Make two splits of pictures with four patches and without white pixels, and their tokenizer."""
-    pytest.importorskip("zoo_images.rgb_patches")
+    pytest.importorskip("zoo_images.rgb")
     tables = {"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb_patches": {"dtype": "float16"}}}
     zoo, data = toy(tables, enabled=("rgb_patches",)), tmp_path / "data"
     rng = np.random.default_rng(0)

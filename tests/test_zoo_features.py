@@ -22,7 +22,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pretrained import PretrainedError
 
-pytest.importorskip("zoo_features.clip")
+pytest.importorskip("zoo_features.pictures")
 NAMES = (
     "clip", "dinov2", "dinov2_global", "efficientnet", "efficientnet_global", "hed", "imagebind", "imagebind_global",
     "minilm",

@@ -17,11 +17,11 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
 from zoo_images.palette import plugin as palette
 from zoo_language.caption import plugin as caption
-from zoo_language.web_text import plugin as web_text
-from zoo_metadata.geometric import plugin as geometric_metadata
-from zoo_metadata.image import plugin as image_metadata
+from zoo_language.plain import web_text
+from zoo_metadata.derived import geometric as geometric_metadata
+from zoo_metadata.derived import image as image_metadata
+from zoo_metadata.derived import semantic as semantic_metadata
 from zoo_metadata.metadata import plugin as metadata
-from zoo_metadata.semantic import plugin as semantic_metadata
 from zoo_semantics.boxes import plugin as boxes
 from zoo_semantics.boxes_3d import plugin as boxes_3d
 

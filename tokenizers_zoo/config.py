@@ -251,6 +251,16 @@ def check_amounts(config: object, *names: str) -> None:
             raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
 
 
+def check_interval(config: object, interval: str, *names: str, unit: str = "a number") -> None:
+    """Raise ValueError for a field outside an interval as mathematics writes it, such as "(0, 1]" or "[0, inf)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    for name in names:
+        value = getattr(config, name)
+        inside = low <= value <= high and (interval[0] == "[" or value > low) and (interval[-1] == "]" or value < high)
+        if not inside:
+            raise ValueError(f"{name}: expected {unit} in {interval}, got {value}")
+
+
 def recorded(config: Any) -> Any:
     """Return a dataclass as dicts and tuples, for a file."""
     if dataclasses.is_dataclass(config):

@@ -60,9 +60,11 @@ class LabellerConfig(PretrainedConfig):
             return network(**inputs)
 
 
-def labelled(spec: ModalitySpec, labeller: PretrainedConfig | None, *inputs: str) -> ModalitySpec:
-    """Return the spec of a modality that is derived from `inputs` if the setting `labeller` names a network."""
-    if labeller is None:
+def labelled(spec: ModalitySpec, options: Any) -> ModalitySpec:
+    """Return the spec of a modality that is derived from rgb if its settings have a `labeller` that names a network."""
+    if not hasattr(options, SETTING):
+        return spec
+    if options.labeller is None:
         return dataclasses.replace(spec, derive_setting=SETTING)
-    licence = f"{spec.licence}; labels by {labeller.model}, under that network's licence"
-    return dataclasses.replace(spec, derive_setting=SETTING, derived_from=inputs, licence=licence)
+    licence = f"{spec.licence}; labels by {options.labeller.model}, under that network's licence"
+    return dataclasses.replace(spec, derive_setting=SETTING, derived_from=("rgb",), licence=licence)

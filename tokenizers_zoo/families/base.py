@@ -14,6 +14,7 @@ from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, Token
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.spec import Metric, ModalitySpec, TokenLayout, ValueSpec
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class TrainedModality:
         """Return the spec with these tokens and the plugin's attributes."""
         options = self.options(settings)
         given = {"token_space": self.token_space, "licence": self.licence, "aliases": self.aliases, **more}
-        return ModalitySpec(
+        spec = ModalitySpec(
             name=settings.name,
             summary=self.summary,
             value=self.value_spec(options),
@@ -181,6 +182,7 @@ class TrainedModality:
             metrics=self.metrics,
             **given,
         )
+        return labelled(spec, options)
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:

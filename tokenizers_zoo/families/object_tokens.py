@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ BINS = 1000
 CODES_PER_AXIS = 512
 """A code is a coordinate, too: v0=0 to v0=511, then v1=0 and so on."""
 Ids = NDArray[np.int64]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,3 +290,18 @@ def box_seen_through(crop: Crop, box: Sequence[float], least: float) -> list[flo
     if inside <= 0 or inside < least * whole * (1 - 1e-9):
         return None
     return [1 - right, top, 1 - left, bottom] if crop.flip else [left, top, right, bottom]
+
+
+def box_overlaps(first: Array, second: Array) -> Array:
+    """Return intersection over union of boxes (n, 4) and (m, 4) of edges xmin, ymin, xmax, ymax: (n, m)."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [np.clip(edges[:, 2:] - edges[:, :2], 0, None).prod(axis=1) for edges in (first, second)]
+    return shares_of_union(shared, *areas)
+
+
+def shares_of_union(shared: Array, first: Array, second: Array) -> Array:
+    """Return intersection over union of intersections (n, m) and sizes (n,) and (m,); 0 where there is no union."""
+    union = first[:, None] + second[None, :] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

@@ -22,6 +22,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.spec import Metric, ModalitySpec, SequenceLayout, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
 from tokenizers_zoo.validation import text_of
@@ -83,7 +84,7 @@ class TextModality(Generic[S]):
         """Describe the modality: a sequence over the shared vocabulary, whose size is its capacity."""
         config = self._vocabulary_config(settings)
         options = settings.take(self.settings_class)
-        return ModalitySpec(
+        spec = ModalitySpec(
             name=settings.name,
             summary=self.summary,
             value=self.value_spec(options),
@@ -101,6 +102,7 @@ class TextModality(Generic[S]):
             metrics=self.metrics,
             aliases=self.aliases,
         )
+        return labelled(spec, options)
 
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path) -> Path:

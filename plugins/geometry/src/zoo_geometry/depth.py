@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import SHOWN, Settings
+from tokenizers_zoo.config import SHOWN, Settings, check_interval
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.images import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.labellers import LabellerConfig, labelled
+from tokenizers_zoo.labellers import LabellerConfig
 from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.spec import Metric, ModalitySpec
+from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ class DepthSettings(SpatialSettings):
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
-        if not 0 < self.png_scale < float("inf"):
-            raise ValueError(f"png_scale: expected metres per unit above 0, got {self.png_scale}")
+        check_interval(self, "(0, inf)", "png_scale", unit="metres per unit")
         if not 0 < self.shown[0] < self.shown[1]:
             raise ValueError(f"shown: expected two rising distances in metres, got {list(self.shown)}")
 
@@ -139,26 +138,16 @@ class Depth(SpatialModality):
     loss = "smooth_l1"
     metrics = (
         Metric(
-            name="abs_rel",
-            unit="",
-            higher_is_better=False,
-            meaning="mean over pixels of |predicted - true| / true",
-            bound=0.08,
+            name="abs_rel", higher_is_better=False, meaning="mean over pixels of |predicted - true| / true", bound=0.08
         ),
         Metric(
             name="delta1",
-            unit="",
             higher_is_better=True,
             meaning="share of pixels whose ratio to the true depth, or its inverse, is below 1.25",
             bound=0.93,
         ),
         Metric(name="rmse", unit="m", higher_is_better=False, meaning="root of the mean squared error over pixels"),
     )
-
-    @hookimpl
-    def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
-        return labelled(super().modality_spec(settings), self.options(settings).labeller, "rgb")
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:

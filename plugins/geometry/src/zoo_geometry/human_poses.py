@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import BINS
 from tokenizers_zoo.families.objects import (
@@ -24,9 +24,8 @@ from tokenizers_zoo.families.objects import (
     box_seen_through,
 )
 from tokenizers_zoo.families.text import read_json
-from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from zoo_geometry import body, published_people
 from zoo_geometry.people import MISSED, drawn, matched, person_files
 from zoo_geometry.pose_labeller import PoseLabeller
@@ -133,10 +132,8 @@ class PoseSettings(SpelledSettings):
     def __post_init__(self) -> None:
         SpelledSettings.__post_init__(self)
         check_counts(self, "max_people")
-        if not 0 <= self.shape_size <= LONGEST_SHAPE:
-            raise ValueError(f"shape_size: expected 0 to {LONGEST_SHAPE}, got {self.shape_size}")
-        if not 0 < self.min_visible <= 1:
-            raise ValueError(f"min_visible: expected a number in (0, 1], got {self.min_visible:g}")
+        check_interval(self, f"[0, {LONGEST_SHAPE}]", "shape_size")
+        check_interval(self, "(0, 1]", "min_visible")
 
 
 class HumanPoses(ObjectModality):
@@ -182,11 +179,6 @@ class HumanPoses(ObjectModality):
             meaning="harmonic mean of precision and recall of people; found is a box overlap (IoU) of 0.5 or more",
         ),
     )
-
-    @hookimpl
-    def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
-        return labelled(super().modality_spec(settings), self.options(settings).labeller, "rgb")
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Person]:

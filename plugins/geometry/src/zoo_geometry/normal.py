@@ -74,7 +74,6 @@ class Normal(SpatialModality):
         ),
         Metric(
             name="within_11_25",
-            unit="",
             higher_is_better=True,
             meaning="share of pixels whose normal is less than 11.25 degrees off",
         ),

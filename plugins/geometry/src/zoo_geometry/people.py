@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.families.object_tokens import box_overlaps
 from zoo_geometry import body
 from zoo_geometry.body import JOINTS, PARENTS
 
@@ -31,23 +32,13 @@ def matched(predicted: Sequence[Person], target: Sequence[Person]) -> list[float
     """Joint errors in mm of the pairs that overlap enough, the best overlap first, each person in one pair at most."""
     if not predicted or not target:
         return []
-    table = overlaps(*(np.array([person["box"] for person in people]) for people in (predicted, target)))
+    table = box_overlaps(*(np.array([person["box"] for person in people]) for people in (predicted, target)))
     errors = []
     while float(table.max()) >= ENOUGH:
         row, place = np.unravel_index(int(table.argmax()), table.shape)
         errors.append(joint_error(predicted[int(row)], target[int(place)]))
         table[row, :] = table[:, place] = -1.0
     return errors
-
-
-def overlaps(first: Array, second: Array) -> Array:
-    """Intersection over union of boxes (n, 4) and (m, 4): (n, m)."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
-    overlap: Array = shared / (areas[0][:, None] + areas[1][None, :] - shared)
-    return overlap
 
 
 def joint_error(predicted: Person, target: Person) -> float:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.pretrained import PretrainedConfig
 from zoo_geometry import body
-from zoo_geometry.body import direction
-from zoo_geometry.kinematics import half_sizes, looking_at, offset_of, rotations_of
+from zoo_geometry.body import direction, half_sizes, looking_at, offset_of, rotations_of
 from zoo_geometry.pose_networks import Landmarks, PoseNetworks, builder, contents, place_of, version_of
 
 Array = NDArray[Any]
@@ -76,10 +76,8 @@ class PoseLabeller(PretrainedConfig):
         given = self.camera_fov if isinstance(self.camera_fov, tuple) else (self.camera_fov,)
         if not all(fov is None or 0 < fov < 180 for fov in given):
             raise ValueError(f"camera_fov: expected degrees in (0, 180), got {self.camera_fov}")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold: expected a score in (0, 1), got {self.threshold:g}")
-        if not 0 <= self.presence <= 1:
-            raise ValueError(f"presence: expected a score in [0, 1], got {self.presence:g}")
+        check_interval(self, "(0, 1)", "threshold", unit="a score")
+        check_interval(self, "[0, 1]", "presence", unit="a score")
 
     @property
     def torch_device(self) -> str:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.pretrained import PIP, PretrainedError, one_line
-from zoo_geometry.people import overlaps
 
 Array = NDArray[Any]
 WHEEL = "mediapipe==0.10.21"
@@ -207,7 +207,7 @@ def merged(scores: Array, boxes: Array, points: Array) -> list[Detection]:
     """
     people = []
     left = np.argsort(-scores, kind="stable")
-    table = overlaps(boxes, boxes)
+    table = box_overlaps(boxes, boxes)
     while len(left):
         same = (table[left[0], left] > SAME_PERSON) | (left == left[0])
         group = left[same]

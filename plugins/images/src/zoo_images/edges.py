@@ -1,15 +1,18 @@
-"""What edge maps of any origin have in common: files, crops, pictures and metrics."""
+"""Edge maps as tokens: Canny edges of pictures, and edges of instance masks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
 
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.families.images import crop_and_resize, png_bytes, read_grey
-from tokenizers_zoo.families.spatial import SpatialModality
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric
 
 ONE = 1 / 255, 1 / 65535
@@ -31,14 +34,12 @@ class EdgeMap(SpatialModality):
     metrics = (
         Metric(
             name="f1",
-            unit="",
             higher_is_better=True,
             meaning="harmonic mean of precision and recall of edges thinned to lines, over all pictures; 1 pixel off is"
             " right",
         ),
         Metric(
             name="f1_exact",
-            unit="",
             higher_is_better=True,
             meaning="the same of all edge pixels, counting only those that agree exactly",
         ),
@@ -140,3 +141,56 @@ def f1(predicted_hits: int, target_hits: int, predicted: int, target: int) -> fl
         return 1.0
     precision, recall = predicted_hits / max(predicted, 1), target_hits / max(target, 1)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CannySettings(SpatialSettings):
+    """Settings of canny."""
+
+    sigma: float = 1.0
+    """Deviation of the Gaussian blur before edges are looked for, pixels."""
+
+    def __post_init__(self) -> None:
+        SpatialSettings.__post_init__(self)
+        check_interval(self, "[0, 100)", "sigma", unit="pixels")
+
+
+class Canny(EdgeMap):
+    """Edges of the rgb picture by Canny's detector (IEEE PAMI 8(6), 1986): float32 (1, height, width) of 0 and 1."""
+
+    settings_class = CannySettings
+    summary = "Canny edges of the RGB picture as a grid of tokens"
+    derived_from = ("rgb",)
+    aliases = ("tok_canny_edge@224", "tok_canny_edge@448", "canny_edge", "edge")
+    metrics = (replace(EdgeMap.metrics[0], bound=0.85), *EdgeMap.metrics[1:])
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """Edges of the sample's rgb picture, at its size."""
+        from skimage import feature
+        from skimage.color import rgb2gray
+
+        grey = rgb2gray(np.asarray(sample["rgb"]).transpose(1, 2, 0))
+        return feature.canny(grey, sigma=self.options(settings).sigma)[None].astype(np.float32)
+
+
+class SamEdge(EdgeMap):
+    """The outermost pixels of every instance: float32 (1, height, width) of 0 and 1.
+
+    The line between two instances is two pixels wide, one pixel in each.
+    """
+
+    summary = "edges of the instance masks as a grid of tokens"
+    derived_from = ("sam_instance",)
+    aliases = ("tok_sam_edge@224", "tok_sam_edge@448")
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any]) -> np.ndarray:
+        """Edges of the sample's instance map, at its size."""
+        from skimage.segmentation import find_boundaries
+
+        return find_boundaries(sample["sam_instance"], mode="inner")[None].astype(np.float32)
+
+
+canny = Canny()
+sam_edge = SamEdge()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
 from tokenizers_zoo.plugins import Defaults
@@ -47,8 +47,7 @@ class PaletteSettings:
     and writing drops repetitions. One token more than the colours take is left for the end of the sequence."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.colours <= 16:
-            raise ValueError(f"colours: expected 1 to 16, got {self.colours}")
+        check_interval(self, "[1, 16]", "colours")
 
 
 class Palette(TextModality[PaletteSettings]):

@@ -1,13 +1,16 @@
-"""RGB pictures as tokens."""
+"""RGB pictures as tokens, and as continuous patches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.families.continuous import PatchesModality
 from tokenizers_zoo.families.images import png_bytes, psnr, read_array, read_rgb, rgb_image
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.spec import Metric
@@ -48,7 +51,6 @@ class RgbValues(ImageValues):
         ),
         Metric(
             name="ssim",
-            unit="",
             higher_is_better=True,
             meaning="structural similarity per picture (Gaussian window, 11 pixels, sigma 1.5), averaged; 1 is equal",
         ),
@@ -97,4 +99,21 @@ def similarity(first: np.ndarray, second: np.ndarray) -> float:
     return float(everywhere[:, RADIUS:-RADIUS, RADIUS:-RADIUS].mean())
 
 
+class RgbPatches(RgbValues, PatchesModality):
+    """The rgb picture's pixels, normalised, in patches."""
+
+    summary = "RGB picture as patches of normalised pixels (input only)"
+    aliases = ("rgb@224", "rgb@448")
+    derived_from = ("rgb",)
+    input_form_of = "rgb"
+    metrics = (replace(RgbValues.metrics[0], bound=60.0), *RgbValues.metrics[1:])  # float16 is all that is lost
+    published_statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # those of ImageNet
+
+    @hookimpl
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """The sample's rgb picture itself."""
+        return np.asarray(sample["rgb"])
+
+
 plugin = Rgb()
+patches = RgbPatches()

@@ -1,19 +1,23 @@
-"""Captions: a description of the picture in words."""
+"""Captions: a description of the picture in words, and as the vectors of a T5 encoder."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.labellers import LabellerConfig, labelled
-from tokenizers_zoo.spec import Crop, ModalitySpec
+from tokenizers_zoo.families.continuous import EmbeddingsModality, EmbeddingsSettings
+from tokenizers_zoo.labellers import LabellerConfig
+from tokenizers_zoo.pretrained import PretrainedConfig
+from tokenizers_zoo.spec import Crop
 from zoo_language.plain import PlainText, PlainTextSettings
 
 
@@ -66,11 +70,6 @@ class Caption(PlainText[CaptionSettings]):
 
     summary = "What the picture shows, in words"
     settings_class = CaptionSettings
-
-    @hookimpl
-    def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
-        return labelled(super().modality_spec(settings), settings.take(CaptionSettings).labeller, "rgb")
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> str:
@@ -132,4 +131,49 @@ def mirrored(text: str) -> str:
     return re.sub(_ASIDES if re.search(_ASIDE, text) else _SIDES_OF_A_PICTURE, exchanged, text)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class T5Network(PretrainedConfig):
+    """A T5 encoder with its tokenizer."""
+
+    model: str = "google-t5/t5-small"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class T5CaptionSettings(EmbeddingsSettings):
+    """Settings of `t5_caption`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "4m": {"network": {"model": "google/t5-v1_1-xxl"}, "dim": 4096, "max_length": 77}
+    }
+
+    preset: Literal["4m"] | None = None
+    """4m: T5-XXL, as the 4M papers have it."""
+    network: T5Network = T5Network()
+    """The encoder: a hub id or a local folder."""
+
+
+class T5Caption(EmbeddingsModality):
+    """The vectors of a T5 encoder (Raffel et al. 2020, arXiv 1910.10683), one per token of the caption and its end.
+
+    The caption is not mirrored with the picture, so left and right would be swapped.
+    """
+
+    summary = "The caption as vectors of a T5 encoder"
+    settings_class = T5CaptionSettings
+    source = "caption"
+    licence = "Apache-2.0; weights of google-t5/t5-small: Apache-2.0"
+
+    def embed(self, value: str, options: T5CaptionSettings) -> npt.NDArray[Any]:
+        import torch
+
+        tokenizer = options.network.transformers("AutoTokenizer")
+        encoder = options.network.transformers("T5EncoderModel")
+        words = tokenizer(value, truncation=True, max_length=options.max_length, return_tensors="pt")
+        with torch.inference_mode():
+            vectors = encoder(**words.to(options.network.torch_device)).last_hidden_state[0]
+        result: npt.NDArray[Any] = vectors.cpu().numpy().astype(np.float32)
+        return result
+
+
 plugin = Caption()
+t5_caption = T5Caption()

@@ -1,36 +1,264 @@
-"""Metadata that come with the data: camera, room, and a source's description of its picture."""
+"""Metadata: any subset of a declared table of fields, each a special token and a level."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, TypeVar
 
-from zoo_metadata.base import MetadataModality, MetadataSettings
-from zoo_metadata.fields import MetadataField
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.families.text import TextModality, TextTokenizer, read_json
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.text_vocab import Coordinate, Piece, Special, VocabularyConfig
+from zoo_metadata.fields import MetadataField, Number, parse_token
 
-FIELDS = MappingProxyType(
-    {
-        "camera_height": MetadataField(low=0, high=3, unit="m", meaning="of the camera above the floor"),
-        "camera_pitch": MetadataField(low=-60, high=30, unit="deg", meaning="of the camera, up is above 0"),
-        "camera_fov": MetadataField(low=30, high=110, unit="deg", meaning="vertical angle that the picture spans"),
-        "room_width": MetadataField(low=2, high=12, unit="m", meaning="of the room, across"),
-        "room_depth": MetadataField(low=2, high=12, unit="m", meaning="of the room, along"),
-        "room_height": MetadataField(low=2, high=5, unit="m", meaning="of the room"),
-        "mean_depth": MetadataField(low=0, high=15, unit="m", meaning="mean over pixels"),
-        "num_objects": MetadataField(kind="int", low=0, high=40, meaning="things seen"),
-        "num_people": MetadataField(kind="int", low=0, high=8, meaning="people seen"),
-        "num_classes": MetadataField(kind="int", low=0, high=40, meaning="semantic classes seen"),
-        "brightness": MetadataField(low=0, high=1, meaning="mean luma"),
-        "contrast": MetadataField(low=0, high=0.5, meaning="deviation of the luma"),
-        "saturation": MetadataField(low=0, high=1, meaning="mean saturation"),
-        "colourfulness": MetadataField(low=0, high=1.5, meaning="spread and strength of the colours"),
-        "clutter": MetadataField(low=0, high=1, meaning="share of the picture that things cover"),
-        "walkability": MetadataField(low=0, high=1, meaning="share of the picture that can be walked on"),
-        "geometric_complexity": MetadataField(low=0, high=1, meaning="spherical variance of the normals"),
-    }
-)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetadataSettings:
+    """Settings of all metadata. Raises ValueError, naming the field, for a name that cannot be one."""
+
+    fields: Mapping[str, MetadataField] = field(default_factory=dict)
+    """Fields to add or to replace: tables `[modalities.NAME.fields.FIELD]`."""
+    default_fields: bool = True
+    """Whether the plugin's own table is part of it."""
+    unknown: Literal["refuse", "drop"] = "refuse"
+    """What to do with a field that is not declared."""
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.fields if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
+            raise ValueError(f"fields: expected lower-case letters, digits and underscores, got {wrong[0]!r}")
+
+
+S = TypeVar("S", bound=MetadataSettings)
+
+
+class MetadataModality(TextModality[S]):
+    """Any subset of the declared fields; each is a special token (or its number on axis v1) and its level on axis v0.
+
+    A subclass gives `summary`, `settings_class` and `default_fields`. Metadata describe the whole picture. Crops do not
+    change them.
+    """
+
+    default_fields: ClassVar[Mapping[str, MetadataField]]
+    value = ValueSpec(kind="object", description="{field: number or word}, any subset of the declared fields")
+    axes = 1
+    metrics = (
+        Metric(
+            name="range_error",
+            unit="fraction of range",
+            higher_is_better=False,
+            meaning="mean over the target's fields of the absolute error over the field's range; 1 for a missing field",
+            bound=0.01,
+        ),
+        Metric(
+            name="field_accuracy",
+            higher_is_better=True,
+            meaning="share of the target's fields that are right: numbers within one level, counts and words equal",
+            bound=1.0,
+        ),
+    )
+
+    def table(self, options: S) -> dict[str, MetadataField]:
+        """All declared fields; in this order they become tokens."""
+        return {**(self.default_fields if options.default_fields else {}), **options.fields}
+
+    def max_length(self, options: S) -> int:
+        return 2 * len(self.table(options))
+
+    @hookimpl
+    def modality_spec(self, settings: Settings) -> ModalitySpec:
+        """As for all text modalities. Raises ConfigError if no field is declared, or if a field has no tokens."""
+        table, bins = self.table(settings.take(self.settings_class)), self.bins(settings)
+        if not table:
+            raise ConfigError(f"{settings.name}: fields: at least one is needed where default_fields is false")
+        numbers = [declared.number for declared in table.values() if declared.number is not None]
+        if len(set(numbers)) < len(numbers):
+            raise ConfigError(f"{settings.name}: fields: two of them have one number")
+        for name, declared in table.items():
+            if declared.levels(bins) > bins:
+                raise ConfigError(
+                    f"{settings.name}: field {name} has {declared.levels(bins)} levels, [vocabularies."
+                    f"{self.vocabulary_name}] coordinate_bins is {bins}: raise it, or give the field fewer"
+                )
+            if declared.number is not None and declared.number >= bins:
+                raise ConfigError(
+                    f"{settings.name}: field {name} has the number {declared.number}, [vocabularies."
+                    f"{self.vocabulary_name}] coordinate_bins is {bins}: raise it, or give the field a lower one"
+                )
+        spec: ModalitySpec = super().modality_spec(settings)
+        shown = tuple((name, declared.declaration(bins)) for name, declared in table.items())
+        return replace(spec, value=replace(spec.value, fields=shown))
+
+    def bins(self, settings: Settings) -> int:
+        """Levels per coordinate axis of the vocabulary."""
+        return settings.vocabulary(self.vocabulary_name, VocabularyConfig).coordinate_bins
+
+    @hookimpl
+    def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
+        """One per field that has no number."""
+        table, bins = self.table(settings.take(self.settings_class)), self.bins(settings)
+        return [declared.token(name, bins) for name, declared in table.items() if declared.number is None]
+
+    @hookimpl
+    def single_ids(self, tokenizer: TextTokenizer[S]) -> Sequence[int]:
+        """Tokens that name a field. Only the first of two values of a field would count."""
+        named = [Special(token) for token in tokenizer.vocabulary.all_special_tokens if parse_token(token)]
+        numbers = [declared.number for declared in self.table(tokenizer.settings).values()]
+        numbered = [Coordinate(1, number) for number in numbers if number is not None]
+        return tokenizer.vocabulary.encode([*named, *numbered])
+
+    def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
+        known, bins = self.checked(value, tokenizer.settings), tokenizer.bins
+        pieces: list[Piece] = []
+        for name, declared in self.table(tokenizer.settings).items():
+            if name in known:
+                level = level_of(name, declared, known[name], bins)
+                own = declared.number is None
+                pieces += [Special(declared.token(name, bins)) if own else Coordinate(1, declared.number or 0)]
+                pieces += [Coordinate(0, level)]
+        return tokenizer.vocabulary.encode(pieces)
+
+    def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> dict[str, Number]:
+        """Each declared field's token that a level follows, the first of a name; numbers are the centres of levels.
+
+        A token is read by the declaration it was written with, then moved to the nearest value of the current field. A
+        level of another unit has no value of this one, and is left out.
+        """
+        table, found = self.table(tokenizer.settings), dict[str, Number]()
+        numbered = {declared.number: (name, declared) for name, declared in table.items()}
+        for token, level in pairwise(pieces):
+            if isinstance(level, Coordinate) and level.axis == 0:
+                name, declared = "", None
+                if isinstance(token, Special):
+                    name, declared = parse_token(token.name) or ("", None)
+                elif isinstance(token, Coordinate) and token.axis == 1:
+                    name, declared = numbered.get(token.level, ("", None))
+                if declared is not None and name in table and name not in found:
+                    value = table[name].translated(declared, level.level, tokenizer.bins)
+                    found |= {} if value is None else {name: value}
+        return found
+
+    def checked(self, value: Any, options: S) -> dict[str, Number]:
+        """The declared fields of `value`. Raises InvalidValueError: no table, or a field that is refused."""
+        if not isinstance(value, Mapping):
+            raise InvalidValueError(f"expected a table of fields, got {type(value).__name__}")
+        table = self.table(options)
+        if options.unknown == "refuse" and (others := [name for name in value if name not in table]):
+            raise InvalidValueError(
+                f"field {others[0]!r:.60} is not declared; declared: {', '.join(table)}; declare it in a table "
+                '[modalities.NAME.fields.FIELD], or set unknown = "drop"'
+            )
+        return {name: number for name, number in value.items() if name in table}
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str, settings: Settings) -> dict[str, Number]:
+        """A `.json` file with one table."""
+        return self.fitting(read_json(data, extension), settings)
+
+    def fitting(self, value: Any, settings: Settings) -> dict[str, Number]:
+        """The declared fields of `value`, each as its field means it.
+
+        Raises InvalidValueError, also for a number outside its field's range.
+        """
+        options, bins = settings.take(self.settings_class), self.bins(settings)
+        known, table = self.checked(value, options), self.table(options)
+        for name, number in known.items():
+            level_of(name, table[name], number, bins)
+        return {name: table[name].meant(number) for name, number in known.items()}
+
+    @hookimpl
+    def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
+        """Tables of the declared fields."""
+        bins = self.bins(settings)
+        middle: dict[str, Number] = {}
+        for name, declared in self.table(settings.take(self.settings_class)).items():
+            value = declared.value(declared.levels(bins) // 2, bins)
+            middle[name] = float(f"{value:.3g}") if isinstance(value, float) else value
+        first = dict(list(middle.items())[:1])
+        return {
+            "all fields": (json.dumps(middle).encode(), "json"),
+            "one field only": (json.dumps(first).encode(), "json"),
+            "a field of null": (json.dumps(dict.fromkeys(first)).encode(), "json"),
+        }
+
+    @hookimpl
+    def write_value(self, value: Mapping[str, Number], settings: Settings) -> tuple[bytes, str]:
+        """The table as JSON."""
+        known = self.fitting(value, settings)
+        return json.dumps(known, ensure_ascii=False, allow_nan=False).encode(), "json"
+
+    @hookimpl
+    def render(self, value: Mapping[str, Number], settings: Settings) -> str:
+        """One line per field, with its unit."""
+        table = self.table(settings.take(self.settings_class))
+        lines = []
+        for name, number in value.items():
+            shown = f"{number:.3g}" if isinstance(number, float) else str(number)
+            unit = table[name].unit if name in table else ""
+            lines.append(f"{name} {shown} {unit}".rstrip())
+        return "\n".join(lines) or "nothing"
+
+    @hookimpl
+    def score(
+        self, predicted: Sequence[Mapping[str, Number]], target: Sequence[Mapping[str, Number]], settings: Settings
+    ) -> dict[str, float]:
+        """Over all declared fields of all targets together; fields that only the prediction has do not count."""
+        table, bins = self.table(settings.take(self.settings_class)), self.bins(settings)
+        errors, right = list[float](), list[bool]()
+        for guess, truth in zip(predicted, target, strict=True):
+            for name in (name for name in table if name in truth):
+                error = table[name].error(guess.get(name), truth[name])
+                tolerance = 1 / (table[name].levels(bins) - 1) if table[name].kind in ("float", "log") else 0.0
+                errors.append(error)
+                right.append(error <= tolerance + 1e-9)
+        if not errors:
+            return {"range_error": 0.0, "field_accuracy": 1.0}
+        return {"range_error": sum(errors) / len(errors), "field_accuracy": sum(right) / len(right)}
+
+    @hookimpl
+    def constant_baseline(self, values: Sequence[Mapping[str, Number]], settings: Settings) -> dict[str, Number]:
+        """Per field the median, which no other number beats in mean absolute error, or the most frequent word."""
+        answer: dict[str, Number] = {}
+        for name, declared in self.table(settings.take(self.settings_class)).items():
+            given = [declared.meant(value[name]) for value in values if name in value]
+            if given:
+                answer[name] = statistics.mode(given) if declared.kind == "choice" else statistics.median_low(given)
+        return answer
+
+
+def level_of(name: str, declared: MetadataField, value: Any, bins: int) -> int:
+    """The level of a field's value. Raises InvalidValueError naming the field, its range and unit."""
+    try:
+        return declared.level(value, bins)
+    except InvalidValueError as error:
+        raise InvalidValueError(f"field {name}: {error}") from None
+
+
+FIELDS = {
+    "camera_height": MetadataField(low=0, high=3, unit="m", meaning="of the camera above the floor"),
+    "camera_pitch": MetadataField(low=-60, high=30, unit="deg", meaning="of the camera, up is above 0"),
+    "camera_fov": MetadataField(low=30, high=110, unit="deg", meaning="vertical angle that the picture spans"),
+    "room_width": MetadataField(low=2, high=12, unit="m", meaning="of the room, across"),
+    "room_depth": MetadataField(low=2, high=12, unit="m", meaning="of the room, along"),
+    "room_height": MetadataField(low=2, high=5, unit="m", meaning="of the room"),
+    "mean_depth": MetadataField(low=0, high=15, unit="m", meaning="mean over pixels"),
+    "num_objects": MetadataField(kind="int", low=0, high=40, meaning="things seen"),
+    "num_people": MetadataField(kind="int", low=0, high=8, meaning="people seen"),
+    "num_classes": MetadataField(kind="int", low=0, high=40, meaning="semantic classes seen"),
+    "brightness": MetadataField(low=0, high=1, meaning="mean luma"),
+    "contrast": MetadataField(low=0, high=0.5, meaning="deviation of the luma"),
+    "saturation": MetadataField(low=0, high=1, meaning="mean saturation"),
+    "colourfulness": MetadataField(low=0, high=1.5, meaning="spread and strength of the colours"),
+    "clutter": MetadataField(low=0, high=1, meaning="share of the picture that things cover"),
+    "walkability": MetadataField(low=0, high=1, meaning="share of the picture that can be walked on"),
+    "geometric_complexity": MetadataField(low=0, high=1, meaning="spherical variance of the normals"),
+}
 
 
 def _published() -> dict[str, dict[str, Any]]:
@@ -40,36 +268,21 @@ def _published() -> dict[str, dict[str, Any]]:
     and scores may be numbers. A level is read as the middle of its interval; 4M's plots show another number of it.
     """
     whole = {"kind": "int", "low": 0, "high": 999, "clip": True}
-    steps = {"bins": 50, "rounding": "down", "clip": True}
-    share = {"low": 0, "high": 1, **steps}
-    sides = {**steps, "low": 0, "high": 32 * 999, "bins": 1000, "unit": "px"}
+    pixels = {"low": 0, "high": 32 * 999, "bins": 1000, "unit": "px", "rounding": "down", "clip": True}
+    watermark = {"kind": "choice", "choices": ["below 0.5", "0.5 and more"], "thresholds": [0.5]}
+    beauty = {"kind": "choice", "choices": ["below 4.5", "4.5 to 5.5", "5.5 and more"], "thresholds": [4.5, 5.5]}
+
+    def steps(high: float, **more: Any) -> dict[str, Any]:
+        return {"low": 0, "high": high, **more, "bins": 50, "rounding": "down", "clip": True}
+
     table: dict[str, dict[str, Any]] = {
-        "original_width": sides,
-        "original_height": sides,
-        "caption_n_chars": whole,
-        "caption_n_words": whole,
-        "caption_n_sentences": whole,
-        "n_humans": whole,
-        "n_sam_instances": whole,
-        "n_coco_instances": whole,
-        "coco_instance_diversity": whole,
-        "colorfulness": {"low": 0, "high": 150, **steps},
-        "brightness": {"low": 0, "high": 255, **steps},
-        "contrast": {"low": 0, "high": 127, **steps},
-        "saturation": {"low": 0, "high": 255, **steps},
-        "entropy": {"low": 0, "high": 10, "unit": "bit", **steps},
-        "walkability": share,
-        "objectness": share,
-        "semantic_diversity": whole,
-        "geometric_complexity": {"low": 0, "high": 0.75, **steps},
-        "occlusion_score": {"low": 0, "high": 0.25, **steps},
-        "watermark_score": {"kind": "choice", "choices": ["below 0.5", "0.5 and more"], "thresholds": [0.5]},
-        "aesthetic_score": {
-            "kind": "choice",
-            "choices": ["below 4.5", "4.5 to 5.5", "5.5 and more"],
-            "thresholds": [4.5, 5.5],
-        },
-    }
+        "original_width": pixels, "original_height": pixels, "caption_n_chars": whole, "caption_n_words": whole,
+        "caption_n_sentences": whole, "n_humans": whole, "n_sam_instances": whole, "n_coco_instances": whole,
+        "coco_instance_diversity": whole, "colorfulness": steps(150), "brightness": steps(255), "contrast": steps(127),
+        "saturation": steps(255), "entropy": steps(10, unit="bit"), "walkability": steps(1), "objectness": steps(1),
+        "semantic_diversity": whole, "geometric_complexity": steps(0.75), "occlusion_score": steps(0.25),
+        "watermark_score": watermark, "aesthetic_score": beauty,
+    }  # fmt: skip
     return {name: {**declared, "number": number} for number, (name, declared) in enumerate(table.items())}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import SHOWN
+from tokenizers_zoo.config import SHOWN, check_interval
 from tokenizers_zoo.families.images import crop_and_resize, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric
@@ -32,8 +32,7 @@ class FlowSettings(SpatialSettings):
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
-        if not 0 < self.shown < float("inf"):
-            raise ValueError(f"shown: expected pixels per frame above 0, got {self.shown}")
+        check_interval(self, "(0, inf)", "shown", unit="pixels per frame")
 
 
 class Flow(SpatialModality):
@@ -55,10 +54,7 @@ class Flow(SpatialModality):
             meaning="end-point error: mean over pixels of the distance between predicted and true vector",
         ),
         Metric(
-            name="outliers",
-            unit="",
-            higher_is_better=False,
-            meaning="share of pixels whose vector is more than 3 pixels off",
+            name="outliers", higher_is_better=False, meaning="share of pixels whose vector is more than 3 pixels off"
         ),
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
 from tokenizers_zoo.spec import Metric
@@ -45,8 +45,7 @@ class ImuSettings(SeriesSettings):
 
     def __post_init__(self) -> None:
         SeriesSettings.__post_init__(self)
-        if not 0 < self.sample_rate < float("inf"):
-            raise ValueError(f"sample_rate: expected Hz above 0, got {self.sample_rate}")
+        check_interval(self, "(0, inf)", "sample_rate", unit="Hz")
 
 
 class Imu(SeriesModality):

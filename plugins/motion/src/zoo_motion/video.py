@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.families.images import laid_over, psnr, read_array, rgb_image, to_bytes
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.spec import Metric
@@ -34,8 +35,7 @@ class VideoSettings(ClipSettings):
 
     def __post_init__(self) -> None:
         ClipSettings.__post_init__(self)
-        if not 0 < self.frame_rate < float("inf"):
-            raise ValueError(f"frame_rate: expected frames per second above 0, got {self.frame_rate}")
+        check_interval(self, "(0, inf)", "frame_rate", unit="frames per second")
 
 
 class Video(ClipModality):
@@ -58,7 +58,6 @@ class Video(ClipModality):
         ),
         Metric(
             name="change_error",
-            unit="",
             higher_is_better=False,
             meaning="mean absolute error of the change from each frame to the next: what is wrong about motion",
         ),

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
 
@@ -51,8 +51,7 @@ class PhotosSettings:
 
     def __post_init__(self) -> None:
         check_counts(self, "image_size")
-        if not 0 < self.smallest <= 1:
-            raise ValueError(f"smallest: expected a fraction in (0, 1], got {self.smallest}")
+        check_interval(self, "(0, 1]", "smallest", unit="a fraction")
 
 
 def _sample(split: str, seed: int, config: PhotosSettings, number: int) -> Sample:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.families.images import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Metric
@@ -38,9 +39,7 @@ class HeightmapSettings(SpatialSettings):
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
-        for name in ("pixel_metres", "png_scale"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected metres above 0, got {getattr(self, name)}")
+        check_interval(self, "(0, inf)", "pixel_metres", "png_scale", unit="metres")
 
 
 class Heightmap(SpatialModality):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import SHOWN
+from tokenizers_zoo.config import SHOWN, check_interval
 from tokenizers_zoo.families.images import psnr, read_array, rgb_image
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.spec import Metric
@@ -57,11 +57,8 @@ class MultispectralSettings(SpatialSettings):
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
-        for name in ("scale", "gain"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-        if not -1 <= self.offset <= 1:
-            raise ValueError(f"offset: expected a reflectance in [-1, 1], got {self.offset}")
+        check_interval(self, "(0, inf)", "scale", "gain")
+        check_interval(self, "[-1, 1]", "offset", unit="a reflectance")
 
 
 class Multispectral(SpatialModality):

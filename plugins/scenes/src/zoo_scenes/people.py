@@ -1,4 +1,8 @@
-"""Capsule people: a skeleton in a sampled pose, and the parts of a clothed body along its bones."""
+"""Capsule people: a skeleton in a sampled pose, and the parts of a clothed body along its bones.
+
+Joint names, order and the rest pose (arms stretched sideways; x to the person's left, y up, z forward) are those of
+SMPL (Loper et al., SMPL: A skinned multi-person linear model, SIGGRAPH Asia 2015); the proportions are our own.
+"""
 
 from __future__ import annotations
 

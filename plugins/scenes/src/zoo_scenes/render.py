@@ -1,4 +1,9 @@
-"""Looks at a settled scene: one ray per pixel centre gives depth, normals, geom ids and colours."""
+"""Looks at a settled scene: one ray per pixel centre gives depth, normals, geom ids and colours.
+
+Colours come from textures, a lamp with shadows, daylight from a window, and light from everywhere. Light is computed
+linearly; sRGB colours are taken as its square roots (gamma 2). Arrays are laid out per coordinate, (3, n), so that each
+operation runs over contiguous memory.
+"""
 
 from __future__ import annotations
 

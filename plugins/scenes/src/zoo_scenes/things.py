@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.config import check_interval
+
 Colour = tuple[float, float, float]
 
 CLASSES = (
@@ -105,19 +107,12 @@ class SceneSettings:
     alone: take it without crops."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "image_size": (8, 2048),
-            "people": (0, 4),
-            "clutter": (0, 12),
-            "min_fov": (30.0, 110.0),
-            "max_fov": (30.0, 110.0),
-            "max_boxes": (1, 64),
-            "min_visible": (0.0, 1.0),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+        check_interval(self, "[8, 2048]", "image_size", unit="pixels")
+        check_interval(self, "[0, 4]", "people")
+        check_interval(self, "[0, 12]", "clutter")
+        check_interval(self, "[30, 110]", "min_fov", "max_fov", unit="degrees")
+        check_interval(self, "[1, 64]", "max_boxes")
+        check_interval(self, "[0, 1]", "min_visible", unit="a share")
         if self.min_fov > self.max_fov == MAX_FOV:
             raise ValueError(f"min_fov: expected up to max_fov ({self.max_fov:g}), got {self.min_fov:g}")
         if self.min_fov > self.max_fov:

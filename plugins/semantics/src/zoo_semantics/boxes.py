@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.families.object_tokens import box_seen_through
 from tokenizers_zoo.families.text import TextTokenizer, whole_groups
-from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
     Box,
@@ -63,8 +62,7 @@ class BoxesSettings:
 
     def __post_init__(self) -> None:
         check_counts(self, "max_length", "max_boxes")
-        if not 0 < self.min_visible <= 1:
-            raise ValueError(f"min_visible: expected a number in (0, 1], got {self.min_visible:g}")
+        check_interval(self, "(0, 1]", "min_visible")
 
 
 class Boxes(LabelledBoxes[BoxesSettings]):
@@ -95,11 +93,6 @@ class Boxes(LabelledBoxes[BoxesSettings]):
         ),
         Metric(name="label_f1", higher_is_better=True, meaning="as f1, of the labels alone, wherever they are"),
     )
-
-    @hookimpl
-    def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
-        return labelled(super().modality_spec(settings), settings.take(BoxesSettings).labeller, "rgb")
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Box]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.families.text import TextModality, control_character, printable, read_json
 
 Box = dict[str, Any]
@@ -20,23 +21,6 @@ Overlaps = Callable[[Sequence[Box], Sequence[Box]], npt.NDArray[Any]]
 """Gives the overlap of each of n boxes with each of m, (n, m), 0 for boxes of different labels."""
 ENOUGH = 0.5  # overlap from which on a box counts as found
 MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
-
-
-def intersection_over_union(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Area of intersection over area of union, `(n, 4)` and `(m, 4)` to `(n, m)`; edges as xmin, ymin, xmax, ymax."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    return over_union(
-        shared, *(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second))
-    )
-
-
-def over_union(shared: npt.NDArray[Any], first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Intersection over union, from the intersections `(n, m)` and the sizes `first` `(n,)` and `second` `(m,)`."""
-    union = first[:, None] + second[None, :] - shared
-    ratio: npt.NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return ratio
 
 
 def same_labels(first: Sequence[Box], second: Sequence[Box]) -> npt.NDArray[Any]:
@@ -47,9 +31,9 @@ def same_labels(first: Sequence[Box], second: Sequence[Box]) -> npt.NDArray[Any]
 
 
 def overlaps(first: Sequence[Box], second: Sequence[Box]) -> npt.NDArray[Any]:
-    """As `intersection_over_union`, 0 for boxes of different labels."""
+    """Intersection over union, 0 for boxes of different labels: `(n, m)`."""
     edges = [np.array([box["box"] for box in boxes], dtype=np.float64).reshape(-1, 4) for boxes in (first, second)]
-    result: npt.NDArray[Any] = intersection_over_union(*edges) * same_labels(first, second)
+    result: npt.NDArray[Any] = box_overlaps(*edges) * same_labels(first, second)
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import check_counts
+from tokenizers_zoo.config import check_counts, check_interval
 from tokenizers_zoo.errors import and_others
 from tokenizers_zoo.labellers import LabellerConfig
 from tokenizers_zoo.pretrained import PretrainedError
@@ -85,8 +85,7 @@ class BoxLabeller(LabellerConfig):
 
     def __post_init__(self) -> None:
         LabellerConfig.__post_init__(self)
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold: expected a score in (0, 1), got {self.threshold:g}")
+        check_interval(self, "(0, 1)", "threshold", unit="a score")
 
     def boxes(self, picture: Array) -> list[dict[str, Any]]:
         """Boxes in a picture float (3, height, width) in [0, 1], as fractions of its width and height, best first."""
@@ -133,9 +132,7 @@ class InstanceLabeller(LabellerConfig):
     def __post_init__(self) -> None:
         LabellerConfig.__post_init__(self)
         check_counts(self, "points", "batch")
-        for name in ("min_quality", "min_stability", "max_overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name):g}")
+        check_interval(self, "[0, 1]", "min_quality", "min_stability", "max_overlap", unit="a share")
 
     def masks(self, picture: Array) -> Array:
         """Masks, bool (masks, height, width), of a picture float (3, height, width) in [0, 1], best first."""

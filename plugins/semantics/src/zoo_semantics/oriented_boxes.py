@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenizers_zoo.families.object_tokens import shares_of_union
 from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 from zoo_semantics.boxes import label_colour
-from zoo_semantics.labelled_boxes import Box, over_union, same_labels
+from zoo_semantics.labelled_boxes import Box, same_labels
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -136,7 +137,7 @@ def shares(first: Array, second: Array) -> Array:
     (bottom, top), (its_bottom, its_top) = (boxes[:, 1] + [[-0.5], [0.5]] * boxes[:, 4] for boxes in (first, second))
     height = np.minimum(top[:, None], its_top) - np.maximum(bottom[:, None], its_bottom)
     shared = shared_areas(first, second) * np.maximum(height, 0.0)
-    return over_union(shared, first[:, 3:6].prod(axis=1), second[:, 3:6].prod(axis=1))
+    return shares_of_union(shared, first[:, 3:6].prod(axis=1), second[:, 3:6].prod(axis=1))
 
 
 def overlaps_3d(first: Sequence[Box], second: Sequence[Box]) -> Array:

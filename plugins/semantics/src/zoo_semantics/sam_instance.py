@@ -24,8 +24,7 @@ from tokenizers_zoo.families.objects import (
     Spelling,
 )
 from tokenizers_zoo.families.spatial import published
-from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate
 from tokenizers_zoo.validation import array_bytes, array_of
 from zoo_semantics.instance_maps import (
@@ -148,11 +147,6 @@ class SamInstances(ObjectModality):
             meaning="harmonic mean of precision and recall of instances; right is an overlap (IoU) above 0.5",
         ),
     )
-
-    @hookimpl
-    def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
-        return labelled(super().modality_spec(settings), self.options(settings).labeller, "rgb")
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Array:

@@ -1,0 +1,153 @@
+"""Two sources of worlds: balls in a box, seen, heard and felt; and landscapes with what covers them, from orbit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
+
+Maker = Callable[[np.random.Generator, Any], dict[str, Any]]
+
+
+def made(name: str, make: Maker, split: str, count: int | None, seed: int, settings: Any) -> MadeSamples:
+    """`count` samples of a world: `make(rng, settings)`, whose generator depends on (split, seed, number) alone."""
+    return MadeSamples(name, split, count, partial(_sample, name, make, split, seed, settings))
+
+
+def _sample(name: str, make: Maker, split: str, seed: int, settings: Any, number: int) -> Sample:
+    rng = np.random.default_rng([*f"{name}/{split}".encode(), seed, number])
+    return f"{name}-{split}-{seed}-{number:06d}", make(rng, settings)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BouncingSettings:
+    """Settings of the `bouncing` source. Raises ValueError, naming the field, for a value out of range."""
+
+    image_size: int = 64
+    """Height and width of the frames in pixels, 8 to 1024."""
+    frames: int = 8
+    """Frames of a video, 2 to 256; the flow is from the first to the second."""
+    frame_rate: float = 8.0
+    """Frames per second, 1 to 256."""
+    seconds: float = 1.0
+    """Length of sound and inertial measurements, 0.1 to 10."""
+    sample_rate: int = 16000
+    """Hz of the sound, 4000 to 96000."""
+    imu_rate: float = 128.0
+    """Inertial measurements per second, 16 to 1024."""
+    balls: int = 4
+    """Most balls, 1 to 8."""
+    shake: float = 1.0
+    """How restless the camera is, 0 to 4; at 0 it stands still."""
+
+    def __post_init__(self) -> None:
+        check_interval(self, "[8, 1024]", "image_size")
+        check_interval(self, "[2, 256]", "frames")
+        check_interval(self, "[1, 256]", "frame_rate")
+        check_interval(self, "[0.1, 10]", "seconds")
+        check_interval(self, "[4000, 96000]", "sample_rate")
+        check_interval(self, "[16, 1024]", "imu_rate")
+        check_interval(self, "[1, 8]", "balls")
+        check_interval(self, "[0, 4]", "shake")
+
+
+def bounce(rng: np.random.Generator, settings: BouncingSettings) -> dict[str, Any]:
+    """All modalities of one sample.
+
+    Contents at a given time do not depend on sizes and rates. The noise of microphone and sensor does: both draw from
+    one generator.
+    """
+    from zoo_worlds.camera import Handheld, Room, flow_between, frame
+    from zoo_worlds.physics import simulate, soundtrack, throw
+
+    world, noise = rng.spawn(2)
+    balls, room = throw(world, settings.balls), Room.paint(world)
+    camera = Handheld.grasp(world, settings.shake)
+    motion = simulate(balls, max(settings.seconds, settings.frames / settings.frame_rate))
+    times = np.arange(settings.frames) / settings.frame_rate
+    felt_at = np.arange(round(settings.seconds * settings.imu_rate)) / settings.imu_rate
+    return {
+        "video": np.stack([frame(motion, room, camera, time, settings.image_size) for time in times]),
+        "flow": flow_between(motion, camera, times[0], times[1], settings.image_size),
+        "audio": soundtrack(motion, settings.seconds, settings.sample_rate, noise),
+        "imu": camera.feel(felt_at, motion.impacts, noise),
+    }
+
+
+class BouncingSource:
+    """The plugin object of the entry point `bouncing`."""
+
+    @hookimpl
+    def source_spec(self) -> SourceSpec:
+        return SourceSpec(
+            name="bouncing",
+            summary="balls that bounce in a box, filmed by hand: video, exact flow, sound, inertial sensor",
+            modalities=("video", "flow", "audio", "imu"),
+            licence="Apache-2.0, made by this code",
+            agrees={
+                "video": {"frame_rate": "frame_rate"},
+                "audio": {"sample_rate": "sample_rate"},
+                "imu": {"sample_rate": "imu_rate"},
+            },
+            settings=BouncingSettings,
+        )
+
+    @hookimpl
+    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
+        return made("bouncing", bounce, split, count, seed, settings.take(BouncingSettings))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TerrainSettings:
+    """Settings of the `terrain` source. Raises ValueError, naming the field, for a value out of range."""
+
+    image_size: int = 64
+    """Height and width in pixels, 8 to 1024; above 128 there is no more detail."""
+    extent: float = 3840.0
+    """Metres that a sample shows along each side, 500 to 50000. No value shows it: set the `pixel_metres` of height
+    maps to extent / their `image_size`; as it is, 60, it goes with the 3840 m here on 64 pixels."""
+
+    def __post_init__(self) -> None:
+        check_interval(self, "[8, 1024]", "image_size")
+        check_interval(self, "[500, 50000]", "extent")
+
+
+def raise_land(rng: np.random.Generator, settings: TerrainSettings) -> dict[str, Any]:
+    """Both modalities of one sample; the landscape does not depend on the picture's size."""
+    from tokenizers_zoo.families.images import crop_and_resize
+    from tokenizers_zoo.spec import Crop
+    from zoo_worlds.land import raise_relief, reflectance
+
+    relief = raise_relief(rng, settings.extent)
+    size = (settings.image_size, settings.image_size)
+    fields = {"heightmap": relief.metres[None], "multispectral": reflectance(relief, settings.extent, rng)}
+    return {name: crop_and_resize(field.astype(np.float32), Crop(), size) for name, field in fields.items()}
+
+
+class TerrainSource:
+    """The plugin object of the entry point `terrain`."""
+
+    @hookimpl
+    def source_spec(self) -> SourceSpec:
+        return SourceSpec(
+            name="terrain",
+            summary="landscapes shaped by water, with fields, forests and snow: heights and twelve bands",
+            modalities=("heightmap", "multispectral"),
+            licence="Apache-2.0, made by this code",
+            settings=TerrainSettings,
+        )
+
+    @hookimpl
+    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
+        return made("terrain", raise_land, split, count, seed, settings.take(TerrainSettings))
+
+
+bouncing = BouncingSource()
+terrain = TerrainSource()
