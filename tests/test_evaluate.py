@@ -148,6 +148,10 @@ def result(world: World) -> dict[str, Any]:
     return world.evaluate()
 
 
+def evaluation_data(world: World, seed: int) -> EvaluationData:
+    return EvaluationData(world.zoo, load_model(world.run).layout.specs, {}, world.tokens, world.data, seed)
+
+
 def entry(result: dict[str, Any], given: str, target: str) -> dict[str, Any]:
     (found,) = [pair for pair in result["pairs"] if (pair["inputs"], pair["target"]) == ([given], target)]
     return found
@@ -170,8 +174,8 @@ def test_learned_mapping_closes_most_of_the_gap(result: dict[str, Any]) -> None:
 def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, samples=3, draws=5, batch_size=2, gallery_pairs=0)
     found = world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("dark",)], targets=["light"])["pairs"][0]
-    model, data = load_model(world.run), EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, config.seed)
-    keys = data.keys(["dark", "light"], 3)
+    model, data = load_model(world.run), evaluation_data(world, config.seed)
+    keys = data.samples(["dark", "light"], 3)
     plan = TargetPlan(name="light", temperature=0.7, steps=1)
     answers = []
     for number, key in enumerate(keys):
@@ -185,8 +189,8 @@ def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, tmp_path:
 def test_single_answer_is_the_most_likely(world: World, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, samples=3, draws=1, gallery_pairs=0)
     found = world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("dark",)], targets=["light"])["pairs"][0]
-    data = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, config.seed)
-    keys = data.keys(["dark", "light"], 3)
+    data = evaluation_data(world, config.seed)
+    keys = data.samples(["dark", "light"], 3)
     plan = TargetPlan(name="light", temperature=0, steps=1)
     tokens = generate(load_model(world.run), {"dark": data.tokens("dark", keys)}, [plan], 0)["light"]
     likeliest = world.zoo["light"].score(world.zoo["light"].decode(tokens), data.truth("light", keys))
@@ -237,47 +241,32 @@ def test_floor_and_ceiling_use_the_same_samples(world: World, result: dict[str, 
     assert found["skill"] == pytest.approx(expected)
 
 
-def test_test_split_is_shuffled_once_per_pair(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order, ordered = EvaluationData._order, []
-    monkeypatch.setattr(EvaluationData, "_order", lambda data, key: (ordered.append(key), order(data, key))[1])
-    config = dataclasses.replace(CONFIG, samples=3, draws=1, gallery_pairs=2)
-    asked: dict[str, Any] = {"inputs": [("light",), ("letters",)], "targets": ["dark"]}
-    assert len(world.evaluate(world.copy(tmp_path / "run"), config, **asked)["galleries"]) == 2
-    assert len([key for key in ordered if key.startswith("test")]) == 2 * TEST
-
-
 def test_fewer_and_more_keys_equal_a_fresh_query(world: World) -> None:
     def new() -> EvaluationData:
-        return EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, 0)
+        return evaluation_data(world, 0)
 
     data, names = new(), ["light", "dark"]
     for count in (5, 3, 9, TEST + 1, TEST + 7, 1):
-        found = data.keys(names, count)
-        assert found == new().keys(names, count) and len(found) == min(count, TEST)
+        found = data.samples(names, count)
+        assert found == new().samples(names, count) and len(found) == min(count, TEST)
         found.clear()
-    assert data.keys(names[::-1], 4) == data.keys(names, 4)
+    assert data.samples(names[::-1], 4) == data.samples(names, 4)
 
 
 def test_only_true_values_of_the_latest_questions_are_cached(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, 0)
-    keys = data.keys(["light", "dark"], TEST)
+    data = evaluation_data(world, 0)
+    keys = data.samples(["light", "dark"], TEST)
     questions = [keys[first : first + 2] for first in range(0, 2 * HELD + 4, 2)]
     references = [data.reference("dark", question, 4, 8) for question in questions]
     alive = [weakref.ref(reference.truth[0]) for reference in references]
     expected = [(reference.baseline, reference.reconstruction, np.stack(reference.truth)) for reference in references]
     del references
     assert [there() is not None for there in alive] == [False] * 2 + [True] * HELD
-    read: list[str] = []
-    truth = EvaluationData.truth
-    monkeypatch.setattr(
-        EvaluationData, "truth", lambda data, name, keys: (read.extend(keys), truth(data, name, keys))[1]
-    )
     monkeypatch.setattr(EvaluationData, "decoded", lambda *_: pytest.fail("rebuilt again"))
     for question, (floor, ceiling, values) in zip(questions[::-1], expected[::-1], strict=True):
         again = data.reference("dark", question, 4, 8)
         assert (again.baseline, again.reconstruction) == (floor, ceiling)
         np.testing.assert_array_equal(again.truth, values)
-    assert read == questions[1] + questions[0], "the others were still there"
 
 
 def test_cross_entropy_is_below_uniform_guessing(result: dict[str, Any]) -> None:
@@ -311,13 +300,13 @@ def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, An
         assert picture.size == (4 * (CELL + GAP) - GAP, HEADER + 3 * (CELL + GAP) - GAP)
     assert [row["cells"] for row in first["rows"]] == [[None] * 4] * 3
     assert (second["inputs"], second["target"]) == (["dark"], "letters")
-    model, data = load_model(world.run), EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, CONFIG.seed)
-    keys, plan = data.keys(["dark", "letters"], 3), TargetPlan(name="letters", top_p=0.95)
+    model, data = load_model(world.run), evaluation_data(world, CONFIG.seed)
+    keys, plan = data.samples(["dark", "letters"], 3), TargetPlan(name="letters", top_p=0.95)
     rows = []
     for number, (key, true) in enumerate(zip(keys, data.truth("letters", keys), strict=True)):
         given = {"dark": data.tokens("dark", [key] * 2)}
         tokens = generate(model, given, [plan], CONFIG.seed, range(2 * number, 2 * number + 2))["letters"]
-        rows.append({"key": key, "cells": [None, *world.zoo["letters"].decode(tokens), true]})
+        rows.append({"key": data.key(key), "cells": [None, *world.zoo["letters"].decode(tokens), true]})
     assert second["rows"] == rows
     assert len({text for row in rows for text in row["cells"][1:]}) > 6, "of 9"
 
@@ -559,8 +548,9 @@ def test_unreadable_values_are_skipped_and_counted(
 ) -> None:
     run, data = world.copy(tmp_path / "run"), tmp_path / "data"
     shutil.copytree(world.data, data)
-    whole = EvaluationData(world.zoo, NAMES, {}, world.tokens, world.data, CONFIG.seed)
-    first = whole.keys(["light", "dark"], 3)
+    whole = evaluation_data(world, CONFIG.seed)
+    chosen = whole.samples(["light", "dark"], 3)
+    first = list(map(whole.key, chosen))
     rows = whole.values.rows("train", ["dark"])
     learned = [rows.key(rows[number]) for number in permuted(np.arange(len(rows)), len(rows), CONFIG.seed).tolist()]
     changed_values(world, data, "test/dark", {first[0]})
@@ -576,7 +566,7 @@ def test_unreadable_values_are_skipped_and_counted(
     handle, values = world.zoo["dark"], whole.values
     constant = handle.constant_baseline([values.read_key(handle, "train", key) for key in learned[2:6]])
     assert found["pairs"][0]["constant_baseline"] == pytest.approx(
-        handle.score([constant], whole.truth("dark", first[2:]))
+        handle.score([constant], whole.truth("dark", chosen[2:]))
     )
     assert evaluate(run, world.zoo, world.tokens, data, **asked)["unreadable"] == found["unreadable"]
     changed_values(world, data, "train/dark", learned)

@@ -22,15 +22,18 @@ from zoo_backbone.transfer.results import compare
 def probe(run: Path, name: str, score: float | None, weights: str = "w", **changes: Any) -> None:
     metric = {"name": "mae", "unit": "m", "higher_is_better": False, "meaning": "", "score": score, "baseline": 0.5}
     task = {"name": "depth", "kind": "number map", **changes.pop("task", {})}
+    places = {"task": task.pop("text", task["name"])}
     found = {
-        "task": {"text": task["name"], **task}, "inputs": ["rgb"], "head": "convnext", "tuning": "frozen",
+        "task": task, "inputs": ["rgb"], "head": "convnext", "tuning": "frozen",
         "seed": 0, "labels": {"requested": 0.1, "train": 1400, "validation": 0, "test": 8}, "metrics": [metric],
         "settings": {"labels": 0.1, "steps": 9, "validation": 0.2, "tuning": "frozen"},
-        "backbone": {"run": str(run), "weights_sha256": weights}, **changes,
+        "backbone": {"weights_sha256": weights}, **changes,
     }  # fmt: skip
     place = run / "transfer" / name
     place.mkdir(parents=True)
     (place / "metrics.json").write_text(json.dumps(found))
+    record = {"format": 1, "kind": "probe", "identity": {}, "places": places, "finished": {}}
+    (place / "run.json").write_text(json.dumps(record))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from small_modalities import installed, write_values
 from stores import of_source
 from token_stores import note_source, reversed_tokens
 from torch import nn
-from transfer_world import SOURCES, STEPS, TEST, TRAIN, World, make_world, read, train
+from transfer_world import SOURCES, STEPS, TEST, TRAIN, World, make_world, read, set_places, train
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.provenance import samples_identity
@@ -29,15 +29,14 @@ from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import file_digest
 from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.run_folder import TOKENIZER, FolderError
+from tokenizers_zoo.run_folder import TOKENIZER, FolderError, read_run
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.published import PublishedConfig, PublishedFourM
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load, probe
 from zoo_backbone.transfer.config import transfer_config
-from zoo_backbone.transfer.data import Samples, Split, Stores, select_labels, split_labels
-from zoo_backbone.transfer.evaluate import score
+from zoo_backbone.transfer.data import LabelSplit, Samples, Stores, split_labels
 from zoo_backbone.transfer.head import Attentive, build_head
 from zoo_backbone.transfer.probe import FeatureCache, Network, build_encoder
 from zoo_backbone.transfer.results import compare
@@ -55,6 +54,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def main(metrics: dict[str, Any]) -> tuple[float, float]:
     """Return the main score and its constant baseline."""
     return metrics["metrics"][0]["score"], metrics["metrics"][0]["baseline"]
+
+
+def task_and_stores(world: World, text: str, inputs: tuple[str, ...], data: Path | None = None) -> tuple[Task, Stores]:
+    values = ValueStore(data or world.root / "data")
+    specs = [world.zoo[name].spec for name in inputs]
+    stores = Stores(tokens=world.root / "tokens", values=values, zoo=world.zoo, owner="", specs=specs, trained_on={})
+    return Task.parse(text, world.zoo), stores
 
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:
@@ -134,9 +140,7 @@ def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, froz
     for folder in (full, frozen):
         copy = tmp_path / "copies" / folder.name
         shutil.copytree(folder, copy)
-        config = json.loads((copy / "config.json").read_text())
-        config["backbone"]["run"] = str(tmp_path / "gone")
-        (copy / "config.json").write_text(json.dumps(config))
+        set_places(copy, run=str(tmp_path / "gone"))
     _, tokens = world.tokens("light")
     assert load(tmp_path / "copies" / "full").predict({"light": tokens}) == load(full).predict({"light": tokens})
     with pytest.raises(CheckpointError, match="--run"):
@@ -277,7 +281,7 @@ def test_labels_of_another_size_are_refused(world: World, tmp_path: Path, wanted
     """Applies to maps and to their tokens. The probe records the given registry."""
     same = other_zoo(world, "dark")
     train_probe(world.run, same, "dark", ["light"], tmp_path, transfer_config({**STEPS, "steps": 1}), wanted=wanted)
-    assert json.loads((tmp_path / "config.json").read_text())["registry"] == str(same.path)
+    assert read_run(tmp_path)["places"]["registry"] == str(same.path)
     load(tmp_path)
     with pytest.raises(CheckpointError, match="dark"):
         load(tmp_path, other_zoo(world, "dark", 16))
@@ -425,7 +429,6 @@ def test_a_moved_probe_is_not_trained_again(world: World, tmp_path: Path) -> Non
         task = str(root / name) if name == "mine.csv" else name
         there = dataclasses.replace(world, run=root / "run")
         metrics = train(there, root / "run" / "transfer" / name, task, **tables[name], **more)
-        metrics["task"].pop("text")
         return metrics
 
     first = {name: again(here, name) for name in ("facts.first", "mine.csv")}
@@ -435,9 +438,9 @@ def test_a_moved_probe_is_not_trained_again(world: World, tmp_path: Path) -> Non
     assert {name: again(there, name) for name in first} == first, "including the seconds that it took"
     for name in first:
         folder = there / "run/transfer" / name
-        assert str(here) not in (folder / "config.json").read_text()
+        assert not any(str(here) in path.read_text() for path in folder.glob("*.json"))
         finished = load(folder)
-        assert score(finished, finished.stores("test").samples(finished.task, "test")) == first[name]["metrics"]
+        assert finished.score(finished.stores("test").samples(finished.task, "test")) == first[name]["metrics"]
     train(
         dataclasses.replace(world, run=there / "run"), tmp_path / "other", str(there / "mine.csv"), seed=1, head="knn"
     )
@@ -487,14 +490,12 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
 def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:
     """A knn probe stores the chosen samples: at least one per class, and always the same for a seed."""
     few = train(world, tmp_path / "few", "facts.first", head="knn", labels=8, seed=1)
-    keys, _ = world.tokens("light", "train")
-    first = [read(world, "facts", key, "train")["first"] for key in keys]
-    picked = select_labels(keys, 8, 1, first)
+    picked = used_by(world, "facts.first", labels=8, head="knn").samples
     assert few["labels"] == {"requested": 8, "train": 8, "validation": 0, "test": TEST - 2}
     assert few["task"]["kind"] == "classes" and "best_step" not in few
     answers = load(tmp_path / "few").network.head.state_dict()["answers"]
-    names = sorted(set(first))
-    assert sorted(names[i] for i in answers) == sorted(first[keys.index(key)] for key in picked)
+    names = "abcdef"
+    assert sorted(names[i] for i in answers) == sorted(picked.labels)
     assert len(set(answers.tolist())) == len(names) == 6
 
 
@@ -517,12 +518,13 @@ def test_an_answer_does_not_depend_on_longer_samples_beside_it(world: World, tmp
 
 
 def test_only_the_target_field_is_kept_in_memory(world: World, tmp_path: Path) -> None:
-    values = {f"k{number:02}": {"total": number, "list": list(range(1000, 6000))} for number in range(60)}
+    keys, _ = world.tokens("light", "train")
+    values = {key: {"total": number, "list": list(range(1000, 6000))} for number, key in enumerate(keys[:60])}
     write_values(tmp_path, world.zoo, "train", "facts", values)
-    store, task = ValueStore(tmp_path / "data"), Task.parse("facts.total", world.zoo)
-    task.labels(store, "train")  # reads each value once
+    _, stores = task_and_stores(world, "facts.total", ("light",), tmp_path / "data")
+    stores.samples(Task.parse("facts.total", world.zoo), "train")  # opens each shard once
     tracemalloc.start()
-    labels = task.labels(store, "train")
+    labels = stores.samples(Task.parse("facts.total", world.zoo), "train").labels
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [labels[place] for place in (0, 7, 59)] == [0, 7, 59], "0 is a label, too"
@@ -537,12 +539,9 @@ def network_and_samples(world: World, inputs: tuple[str, ...]) -> tuple[Network,
     config = transfer_config({})
     encoder = build_encoder(world.run, config, 0)
     target = Numbers(mean=(0.0,), std=(1.0,))
-    stores = Stores(
-        tokens=world.root / "tokens", values=ValueStore(world.root / "data"), zoo=world.zoo, owner="",
-        specs=[world.zoo[name].spec for name in inputs], trained_on={},
-    )  # fmt: skip
     network = Network(encoder, build_head("attentive", target, config, encoder.model.config, None), None)
-    return network, stores.samples(Task.parse("facts.total", world.zoo), "train")
+    task, stores = task_and_stores(world, "facts.total", inputs)
+    return network, stores.samples(task, "train")
 
 
 class Encoded:
@@ -644,21 +643,17 @@ def test_weights_depend_neither_on_the_cache_nor_on_a_kill(
 # ---------------------------------------------------------------- validation
 
 
-def used_by(world: World, text: str, **table: Any) -> Split:
+def used_by(world: World, text: str, seed: int = 1, **table: Any) -> LabelSplit:
     """Return a task's labels, split into training and validation."""
-    task = Task.parse(text, world.zoo)
-    stores = Stores(
-        tokens=world.root / "tokens", values=ValueStore(world.root / "data"),
-        specs=[world.zoo["light"].spec], trained_on={"light": world.zoo["light"].fingerprint}, zoo=world.zoo, owner="",
-    )  # fmt: skip
-    return split_labels(task, stores.samples(task, "train"), transfer_config(table), 1)
+    task, stores = task_and_stores(world, text, ("light",))
+    return split_labels(task, stores.samples(task, "train"), transfer_config(table), seed)
 
 
 @pytest.mark.parametrize("text", ["zones", "facts.first"])
 def test_training_and_validation_labels_are_disjoint(world: World, text: str) -> None:
     found = {labels: used_by(world, text, labels=labels) for labels in (60, 96)}
     learned, judged = (
-        {labels: {used.samples.keys[place] for place in getattr(used, name)} for labels, used in found.items()}
+        {labels: {used.samples.key(place) for place in getattr(used, name)} for labels, used in found.items()}
         for name in ("training", "validation")
     )
     for labels, used in found.items():
@@ -693,11 +688,11 @@ class Watch:
         batch, reconstruct, score = ProbeTask.batch, ProbeTask.reconstruct, ProbeTask.score
 
         def batch_seen(task: ProbeTask, values: list[Any], rng: Any) -> Any:
-            self.learned |= {task.split.samples.keys[place] for place in values}
+            self.learned |= {task.split.samples.key(place) for place in values}
             return batch(task, values, rng)
 
         def answers_seen(task: ProbeTask, module: nn.Module, values: list[Any]) -> Any:
-            self.judged.append({task.held_out.keys[place] for place in values})
+            self.judged.append({task.held_out.key(place) for place in values})
             self.weights.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
             return reconstruct(task, module, values)
 
@@ -712,8 +707,8 @@ class Watch:
 def test_no_sample_both_trains_and_validates(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
     metrics = train(world, tmp_path, "facts.total", labels=80, seed=2)
-    keys, _ = world.tokens("light", "train")
-    labels = set(select_labels(keys, 80, 2))
+    samples = used_by(world, "facts.total", 2, labels=80).samples
+    labels = set(map(samples.key, range(80)))
     assert watch.judged[0] == watch.judged[-1] and len(watch.judged[0]) == 16
     assert watch.learned | watch.judged[0] == labels and not watch.learned & watch.judged[0]
     assert not labels & set(world.tokens("light")[0]), "and none is a test sample"

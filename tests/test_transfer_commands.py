@@ -23,14 +23,14 @@ from safetensors.torch import load_file
 from small_modalities import installed, registry_of, write_values
 from stores import writing_values
 from token_stores import note_source, rewrite_tokens, stored_tokens
-from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, train
+from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.io import read_json, write_json
 from zoo_backbone.run import Run
-from zoo_backbone.transfer import evaluate, load
+from zoo_backbone.transfer import load, probe
 from zoo_backbone.transfer.cli import default_name, settings_of
 from zoo_backbone.transfer.cli import transfer as command
 from zoo_backbone.transfer.config import transfer_config
@@ -138,7 +138,7 @@ def test_predictions_replace_earlier_ones(world: World, frozen: Path, tmp_path: 
             raise KeyboardInterrupt
 
         errors = list[str]()
-        patched.setattr(evaluate, "write_sheet", killed)
+        patched.setattr(probe, "write_sheet", killed)
         assert zoo("predict", tmp_path / "maps", "--keys", "test-004", "--out", out).exit_code == 1
     assert len(errors) == 1 and str(out) in errors[0], "one process at a time"
     assert all((out / name).is_file() for name in (*maps, "test-004.npy")), "earlier files are removed at the end"
@@ -154,7 +154,7 @@ def test_predictions_replace_earlier_ones(world: World, frozen: Path, tmp_path: 
 def test_the_picture_shows_some_of_many_predictions(
     frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "SHOWN", 3)
+    monkeypatch.setattr(probe, "SHOWN", 3)
     assert zoo("predict", frozen, "--samples", 9, "--out", tmp_path).exit_code == 0
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 10
     with Image.open(tmp_path / "predictions.png") as picture:
@@ -173,8 +173,7 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     probe = tmp_path / "probe"
     train(world, probe, str(world.table), head="knn")
     score = json.loads((probe / "metrics.json").read_text())["metrics"][0]["score"]
-    config = json.loads((probe / "config.json").read_text())
-    (probe / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
+    set_places(probe, data=str(tmp_path / "gone"))
     done = zoo("eval", probe, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["metrics"][0]["score"] == pytest.approx(score)
@@ -407,6 +406,7 @@ def test_a_damaged_probe_is_refused(world: World, frozen: Path, tmp_path: Path) 
         ({name: tensor for name, tensor in whole.items() if "encoder.encoder_norm" not in name}, stored),
         (whole | {"encoder.strange": torch.zeros(1)}, stored),
     )):  # fmt: skip
+        shutil.copytree(frozen, tmp_path / str(number))
         save_checkpoint(tmp_path / str(number), found, about, "A card.")
         with pytest.raises(CheckpointError, match="its tensors do not fit its config"):
             load(tmp_path / str(number))
@@ -455,8 +455,7 @@ def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
 def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_path: Path) -> None:
     moved, gone = tmp_path / "moved", tmp_path / "gone.toml"
     shutil.copytree(frozen, moved)
-    config = json.loads((moved / "config.json").read_text())
-    (moved / "config.json").write_text(json.dumps({**config, "registry": str(gone)}))
+    set_places(moved, registry=str(gone))
     for words in (("eval", moved), ("predict", moved, "--out", tmp_path / "predicted")):
         assert str(gone) in refused(*words, error=CheckpointError)
     with pytest.raises(CheckpointError, match="which is gone"):
@@ -475,8 +474,7 @@ def test_values_that_are_gone_are_to_be_given(world: World, frozen: Path, tmp_pa
 
     moved = tmp_path / "moved"
     shutil.copytree(frozen, moved)
-    config = json.loads((moved / "config.json").read_text())
-    (moved / "config.json").write_text(json.dumps({**config, "data": str(gone)}))
+    set_places(moved, data=str(gone))
     assert "--data DATA" in refused("eval", moved, error=CheckpointError)
     assert zoo("eval", moved, "--data", Run.load(world.run).data).exit_code == 0
 
@@ -507,8 +505,7 @@ def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> N
     for kind, place in (("tokens", "of_training"), ("tokens", "tokens"), ("data", "data")):
         shutil.copytree(world.root / kind, tmp_path / place)
     note_source(tmp_path / "of_training", world.root / "data", {})
-    config = json.loads((tmp_path / "probe" / "config.json").read_text()) | {"tokens": f"{tmp_path}/of_training"}
-    (tmp_path / "probe" / "config.json").write_text(json.dumps(config))
+    set_places(tmp_path / "probe", tokens=f"{tmp_path}/of_training")
     words = ("predict", tmp_path / "probe", "--out", tmp_path / "predicted", "--data", tmp_path / "data")
     for refusal in (words, ("eval", tmp_path / "probe", "--data", tmp_path / "data")):
         assert "--tokens TOKENS" in refused(*refusal, error=DataError)

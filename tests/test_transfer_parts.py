@@ -29,6 +29,7 @@ from tokenizers_zoo.spec import (
     ValueSpec,
     VectorLayout,
 )
+from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
@@ -59,7 +60,6 @@ from zoo_backbone.transfer.targets import (
 from zoo_backbone.transfer.task import BASELINE_SAMPLES, Task, kind_of_values
 
 DIM = 8
-KEYS = [f"k{number}" for number in range(1000)]
 ONE = VectorLayout(length=1)
 CONFIG = ModelConfig(dim=DIM, encoder_depth=1, decoder_depth=2, heads=2)
 
@@ -471,63 +471,55 @@ def test_a_kind_that_values_are_not_is_refused() -> None:
 # ---------------------------------------------------------------- labels, settings, intervals
 
 
+def chosen(count: int, amount: int | float, seed: int, classes: list[str] | None = None) -> list[int]:
+    return select_labels(permuted(np.arange(count), count, seed), amount, classes).tolist()
+
+
 def test_fewer_labels_are_among_more_and_seeds_differ() -> None:
-    keys = [f"k{number}" for number in range(200)]
-    few, more, all_of_them = (select_labels(keys, share, 0) for share in (0.01, 0.1, 1.0))
+    few, more, all_of_them = (chosen(200, share, 0) for share in (0.01, 0.1, 1.0))
     assert (len(few), len(more), len(all_of_them)) == (2, 20, 200)
-    assert set(few) < set(more) < set(all_of_them) == set(keys)
-    assert select_labels(keys, 20, 0) == more == select_labels(keys[::-1], 20, 0)
-    assert set(select_labels(keys, 20, 1)) != set(more)
-    assert len(select_labels(keys, 500, 0)) == 200 and len(select_labels(keys, 0.001, 0)) == 1
+    assert set(few) < set(more) < set(all_of_them) == set(range(200))
+    assert chosen(200, 20, 0) == more and set(chosen(200, 20, 1)) != set(more)
+    assert len(chosen(200, 500, 0)) == 200 and len(chosen(200, 0.001, 0)) == 1
 
 
 def test_classes_keep_their_shares_and_none_is_lost() -> None:
-    keys = [f"k{number}" for number in range(200)]
     classes = ["rare" if number == 17 else "some" if number % 4 == 0 else "most" for number in range(200)]
-    of = dict(zip(keys, classes, strict=True))
-    before: list[str] = []
+    before: list[int] = []
     for share in (0.005, 0.05, 0.2, 0.5):
-        found = select_labels(keys, share, 3, classes)
-        assert {of[key] for key in found} == {"rare", "some", "most"}
+        found = chosen(200, share, 3, classes)
+        assert {classes[place] for place in found} == {"rare", "some", "most"}
         assert found[: len(before)] == before
         before = found
-    assert abs(sum(of[key] == "some" for key in before) - 25) <= 1
-
-
-def test_samples_of_fewer_labels_are_among_those_of_more() -> None:
-    before: tuple[set[str], set[str]] = set(), set()
-    for labels, wanted in ((40, 8), (80, 16), (0.5, 60), (1.0, 60)):
-        order = select_labels(KEYS, labels, 3)
-        apart = set(select_validation(order, 0.2, 60, 3))
-        assert len(apart) == wanted and apart < set(order)
-        learned = set(order) - apart
-        assert before[0] <= learned and before[1] <= apart
-        before = learned, apart
-    order = select_labels(KEYS, 80, 3)
-    assert select_validation(order, 0.2, 60, 3) == select_validation(order, 0.2, 60, 3)
-    assert len({tuple(select_validation(order, 0.2, 60, seed)) for seed in range(20)}) == 4, "from the second on"
-    assert select_validation(order, 0.0, 60, 3) == [] and len(select_validation(order, 0.5, 60, 3)) == 40
+    assert abs(sum(classes[place] == "some" for place in before) - 25) <= 1
 
 
 @pytest.mark.parametrize("share", [0.2, 0.25, 0.5])
-def test_each_class_is_learned_from_and_judged(share: float) -> None:
-    """Holds even if a class repeats with the same period as the validation samples."""
-    of = {key: "rare" if number == 17 else "some" if number % 5 == 0 else "most" for number, key in enumerate(KEYS)}
-    before: tuple[set[str], set[str]] = set(), set()
-    for labels in (50, 100, 500, 1000):
-        order = select_labels(KEYS, labels, 0, of.values())
-        apart = set(select_validation(order, share, 200, 0, of))
+@pytest.mark.parametrize("period", [0, 5])
+def test_training_and_validation_samples_of_fewer_labels_are_among_those_of_more(share: float, period: int) -> None:
+    """Each class is in both, even if it repeats with the same period as the validation samples."""
+    of = ["rare" if n == 17 else "some" if period and n % period == 0 else "most" for n in range(1000)]
+    before: tuple[set[int], set[int]] = set(), set()
+    for labels in (50, 100, 0.5, 1.0):
+        order = chosen(1000, labels, 0, of if period else None)
+        names = [of[place] for place in order]
+        mask = select_validation(len(order), share, 200, 0, names if period else None)
+        apart = {place for place, held in zip(order, mask, strict=True) if held}
         learned = set(order) - apart
-        for name in ("some", "most"):
-            size = sum(of[key] == name for key in order)
-            found = sum(of[key] == name for key in apart)
+        for name in set(names) if period else ():
+            size, found = names.count(name), sum(of[place] == name for place in apart)
             assert len(apart) == 200 or abs(found - share * size) < 1, (labels, name)
-        assert {of[key] for key in learned} == {"rare", "some", "most"}
+            assert name in {of[place] for place in learned}
+        assert len(apart) == 200 or abs(len(apart) - share * len(order)) < 3
         assert before[0] <= learned and before[1] <= apart
         before = learned, apart
-    assert select_validation(["a", "b"], 0.9, 9, 0, {"a": "one", "b": "two"}) == [], (
-        "the only sample of a class is learned from"
-    )
+
+
+def test_validation_samples_depend_on_the_seed_and_are_limited() -> None:
+    assert select_validation(80, 0.2, 60, 3).sum() == 16 and select_validation(80, 0.5, 30, 3).sum() == 30
+    assert not select_validation(80, 0.0, 60, 3).any() and not select_validation(0, 0.5, 60, 3).size
+    assert len({tuple(select_validation(80, 0.2, 60, seed)) for seed in range(20)}) == 4, "from the second on"
+    assert not select_validation(2, 0.9, 9, 0, ["one", "two"]).any(), "the only sample of a class is learned from"
 
 
 def test_defaults_follow_the_tuning_and_what_is_said_goes_first() -> None:

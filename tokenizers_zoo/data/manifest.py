@@ -197,6 +197,17 @@ class Split:
         """Return the sample number of a row: the inverse of `locate`."""
         return shard * self.shard_size + row
 
+    def place_in(self, other: Split, sample: int) -> tuple[int, int] | None:
+        """Return shard and row of a sample in another store, found by its key if it is elsewhere there; or None."""
+        shard, row = self.locate(sample)
+        key = self.keys(shard)[row]
+        if sample < other.samples:
+            shard, row = other.locate(sample)
+            if other.keys(shard)[row] == key:
+                return shard, row
+        number = other.find(key)
+        return None if number is None else other.locate(number)
+
     def modalities(self) -> list[str]:
         """Return the modalities with at least one finished shard."""
         names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []

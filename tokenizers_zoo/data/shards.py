@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, overload
 
@@ -347,6 +347,12 @@ class Rows(Sequence[Place]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def __contains__(self, place: object) -> bool:
+        assert isinstance(place, tuple)
+        shard, row = place
+        bits = self._some.get(shard)
+        return bits is None or bool(bits[row >> 3] << (row & 7) & 128)
+
     def in_shard(self, shard: int) -> npt.NDArray[np.int64]:
         """Return the rows of a shard that are among these."""
         bits = self._some.get(shard)
@@ -404,9 +410,11 @@ class LazyValues(Sequence[Any]):
     miss.
     """
 
-    def __init__(self, keys: Sequence[Any], read: Callable[[Any], Any], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, keys: Sequence[Any] | npt.NDArray[Any], read: Callable[[Any], Any], cache_bytes: int = CACHE_BYTES
+    ) -> None:
         self.keys = keys
-        self._read = read
+        self.read = read
         self._room = cache_bytes
         self._kept: dict[int, Any] = {}
 
@@ -425,15 +433,8 @@ class LazyValues(Sequence[Any]):
         index %= len(self)
         if index in self._kept:
             return self._kept[index]
-        value = self._read(self.keys[index])
+        value = self.read(self.keys[index])
         if (size := value_bytes(value)) <= self._room:
             self._room -= size
             self._kept[index] = value
         return value
-
-    def without(self, keys: Container[Any]) -> LazyValues:
-        """Return a copy without the values of `keys`; the cache is kept."""
-        kept = [position for position, key in enumerate(self.keys) if key not in keys]
-        values = LazyValues([self.keys[position] for position in kept], self._read, self._room)
-        values._kept = {new: self._kept[old] for new, old in enumerate(kept) if old in self._kept}
-        return values

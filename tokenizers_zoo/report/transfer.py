@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from tokenizers_zoo.intervals import SPREAD, interval
 from tokenizers_zoo.io import read_table
+from tokenizers_zoo.run_folder import read_run
 
-PROBES = "transfer/*/metrics.json"
+METRICS = "metrics.json"
+PROBES = f"transfer/*/{METRICS}"
 REQUIRED = "task", "inputs", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
 """Keys of a probe's metrics.json."""
 
@@ -45,6 +47,14 @@ class ProbeGroup:
     """Main metric by seed."""
     duplicates: list[Path] = field(default_factory=list)
     """Folders of probes whose seed is there already."""
+
+
+def read_probe(folder: Path) -> dict[str, Any]:
+    """Return the metrics.json of a probe, with the task as given as "text". Raises CheckpointError if damaged."""
+    metrics: dict[str, Any] = read_table(folder / METRICS, *REQUIRED)
+    record = read_run(folder)
+    metrics["task"]["text"] = record["places"]["task"] if record else metrics["task"]["name"]
+    return metrics
 
 
 def group_probes(probes: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[ProbeGroup]:
@@ -88,7 +98,7 @@ def titles(questions: Iterable[Question]) -> dict[Question, str]:
 
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     """Return the template's table of the probes in a run's folder that were trained on its `weights`, or None."""
-    found = [(path.parent, read_table(path, *REQUIRED)) for path in sorted(run.glob(PROBES))]
+    found = [(path.parent, read_probe(path.parent)) for path in sorted(run.glob(PROBES))]
     groups = group_probes(probe for probe in found if probe[1]["backbone"]["weights_sha256"] == weights)
     if not groups:
         return None

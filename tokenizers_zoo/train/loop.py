@@ -69,6 +69,8 @@ class Task(Protocol):
     codebook_size: int = 0
     kind_of_run: RunKind = TOKENIZER
     """The files of the run's folder."""
+    places: Mapping[str, Any] | None = None
+    """Paths for its run.json; see `RunFolder`."""
     validates: bool = False
     """Whether the loop's held-out samples are a validation set: the weights of the best evaluation are kept, even
     without `patience`, and logs call the samples validation. `save` must score other samples."""
@@ -154,7 +156,8 @@ def train(
     for split, values in (("training", samples.train), ("held-out", samples.test)):
         if not len(values):
             raise DataError(f"{task.spec.name}: there are no {split} samples to train its tokenizer with")
-    with RunFolder(out_dir, task.kind_of_run, identity(task, samples, config, seed)).open(overwrite) as run:
+    known = identity(task, samples, config, seed)
+    with RunFolder(out_dir, task.kind_of_run, known, task.places).open(overwrite) as run:
         if run.finished is not None:
             check_weights(out_dir, load_config(out_dir))
             return out_dir

@@ -58,7 +58,7 @@ class TokenData:
         self._views = 1 if whole else self.split.crops
         self._check_keys()
         self._combine = np.logical_and if aligned else np.logical_or
-        usable = [int(self._usable(shard).sum()) for shard in range(self.split.shards)]
+        usable = [int(self.usable(shard).sum()) for shard in range(self.split.shards)]
         self._complete = np.array([usable[shard] == self.split.rows(shard) for shard in range(self.split.shards)], bool)
         self._starts = np.cumsum([0, *usable]) * self._views
         if not len(self):
@@ -76,7 +76,7 @@ class TokenData:
                         "tokenize` again"
                     )
 
-    def _usable(self, shard: int) -> npt.NDArray[np.bool_]:
+    def usable(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return whether each row of a shard is a sample."""
         if not self.columns:
             return np.zeros(self.split.rows(shard), bool)
@@ -102,7 +102,7 @@ class TokenData:
         local, view = np.divmod(numbers - self._starts[shards], self._views)
         for shard in np.unique(shards[~self._complete[shards]]):
             here = shards == shard
-            local[here] = np.flatnonzero(self._usable(int(shard)))[local[here]]
+            local[here] = np.flatnonzero(self.usable(int(shard)))[local[here]]
         return (shards * self.split.shard_size + local) * self.split.crops + view
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -117,7 +117,7 @@ class TokenData:
         """Return the key of every sample; views of one sample have the same key."""
         found: list[str] = []
         for shard in range(self.split.shards):
-            rows = np.flatnonzero(self._usable(shard))
+            rows = np.flatnonzero(self.usable(shard))
             keys = self.split.keys(shard) if len(rows) else ()
             found += [keys[row] for row in rows.tolist() for _ in range(self._views)]
         return found

@@ -38,7 +38,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,43 +140,42 @@ def evaluate(
     """Evaluate the backbone in `run` into `out` (default: RUN/evaluation), and return the content of evaluation.json.
 
     Every set of `inputs` predicts every target that is not in it. Defaults: each modality alone, and all discrete ones,
-    pictures first. Finished pairs of the same evaluation are kept. Modalities without test tokens, values or their
-    tokenizer, and pairs without a common test sample or a training value, are left out with the reason. Model and
-    tokenizers run on `device`. Raises DataError if these were named, or there are no training values, and FolderError
-    if `out` holds anything else and not `overwrite`.
+    pictures first. An input that the model reads in another form, such as `rgb` as `rgb_patches`, stands for that form.
+    Finished pairs of the same evaluation are kept. Modalities without test tokens, values or their tokenizer, and pairs
+    without a common test sample or a training value, are left out with the reason. Model and tokenizers run on
+    `device`. Raises DataError if these were named, or there are no training values, and FolderError if `out` holds
+    anything else and not `overwrite`.
     """
     run, config = Path(run), config or EvaluationConfig()
     model = load_model(run, device=device).eval()
     card = load_config(run, CLASS)
-    data = EvaluationData(
-        zoo, model.layout.names, card["fingerprints"], tokens_root, data_root, config.seed, model.layout.specs
-    )  # fmt: skip
+    data = EvaluationData(zoo, model.layout.specs, card["fingerprints"], tokens_root, data_root, config.seed)
     if TRAIN not in data.values.splits():
         raise DataError(f"{data.values.root}: no split {TRAIN!r}, which the constant baseline is fitted to")
     for handle in data.handles.values():
         handle.device = device
-    pairs = chosen_pairs(model, data, inputs, targets)
+    pairs = chosen_pairs(model, data, zoo, inputs, targets)
     if not pairs and data.problems:
         raise DataError(f"{run}: no modality can be predicted from another one; {left_out_text(data.problems)}")
+    contents = {}
+    for split in (TRAIN, TEST):
+        stored = data.values.modalities(split) if split in data.values.splits() else ()
+        for name in data.handles:
+            contents[f"{split}/{name}"] = data.values.contents(split, name) if name in stored else ""
     identity = {
         "weights": card["weights_sha256"],
         "settings": dataclasses.asdict(config),
         "tokenizers": {name: column.fingerprint for name, column in data.columns.items()},
         "samples": samples_digest(data.columns),
-        "values": {f"{split}/{name}": data.contents(split, name) for split in (TRAIN, TEST) for name in data.handles},
+        "values": contents,
         "decoders": {name: decoder_of(handle) for name, handle in data.handles.items()},
     }
     masking = from_mapping(MaskingConfig, card.get("train", {}).get("masking", {}))  # imported models have none
     folder = run / FOLDER if out is None else Path(out)
     places = {"run": run, "tokens": Path(tokens_root), "data": data.values.root}
-    with (
-        RunFolder(
-            folder, EVALUATION, identity, places={key: str(place.resolve()) for key, place in places.items()}
-        ).open(overwrite) as state,
-        locked(folder),
-    ):
+    recorded = {key: str(place.resolve()) for key, place in places.items()}
+    with RunFolder(folder, EVALUATION, identity, recorded).open(overwrite) as state, locked(folder):
         evaluation = _Evaluation(folder, model, data, config, identity)
-        evaluation.describe()
         evaluation.measure_loss(Path(tokens_root), masking)
         evaluation.measure_pairs(pairs, named=inputs is not None and targets is not None)
         write_json(folder / FILE, evaluation.result)
@@ -198,10 +197,22 @@ class _Evaluation:
     ) -> None:
         self.folder, self.model, self.data, self.config = folder, model, data, config
         found = next((folder / name for name in (UNFINISHED, FILE) if (folder / name).is_file()), None)
-        self.result: dict[str, Any] = {} if found is None else read_table(found, "identity", "pairs", "galleries")
-        self.result |= {"identity": identity}
-        for key, empty in (("pairs", []), ("galleries", []), ("unreadable", {}), ("seconds", 0.0)):
-            self.result.setdefault(key, empty)
+        earlier = {} if found is None else read_table(found, "identity", "pairs", "galleries")
+        self.result: dict[str, Any] = {"pairs": [], "galleries": [], "unreadable": {}, "seconds": 0.0, **earlier}
+        self.result |= {
+            "identity": identity,
+            "modalities": {
+                name: {
+                    "summary": handle.spec.summary,
+                    "layout": layout_to_json(handle.spec.layout),
+                    "vocab_size": handle.spec.vocab_size,
+                    "test_samples": data.columns[name].count,
+                    "metrics": [dataclasses.asdict(metric) for metric in handle.spec.metrics],
+                }
+                for name, handle in data.handles.items()
+            },
+            "skipped": dict(data.problems),
+        }
         self._started = time.perf_counter() - self.result["seconds"]
 
     def _write(self) -> None:
@@ -209,20 +220,6 @@ class _Evaluation:
         for place, reasons in self.data.unreadable.items():
             self.result["unreadable"].setdefault(place, {}).update(reasons)
         write_json(self.folder / UNFINISHED, self.result)
-
-    def describe(self) -> None:
-        """Describe the modalities, and which are left out."""
-        self.result["modalities"] = {
-            name: {
-                "summary": handle.spec.summary,
-                "layout": layout_to_json(handle.spec.layout),
-                "vocab_size": handle.spec.vocab_size,
-                "test_samples": self.data.columns[name].count,
-                "metrics": [dataclasses.asdict(metric) for metric in handle.spec.metrics],
-            }
-            for name, handle in self.data.handles.items()
-        }
-        self.result["skipped"] = dict(self.data.problems)
 
     def measure_loss(self, tokens: Path, masking: MaskingConfig) -> None:
         """Measure the cross-entropy of each modality's tokens, unless it is known.
@@ -239,42 +236,49 @@ class _Evaluation:
         else:
             self._write()
 
-    def measure_pairs(self, pairs: Sequence[Pair], named: bool = True) -> None:
+    def measure_pairs(self, pairs: Sequence[Pair], named: bool) -> None:
         """Score the remaining pairs, and draw the galleries of the first ones.
 
         A pair that cannot be scored is left out with the reason, or raises DataError if the pairs are `named`.
         """
+        config = self.config
         scored = {pair_of(entry) for entry in self.result["pairs"]}
         self.result["galleries"] = [
             entry for entry in self.result["galleries"]
             if entry["picture"] is None or (self.folder / entry["picture"]).is_file()
         ]  # fmt: skip
         drawn = {pair_of(entry) for entry in self.result["galleries"]}
+        # Upper bounds on the decoding steps and decoded values of each pair, for the progress bars.
+        steps, values = dict.fromkeys(pairs, 0), dict.fromkeys(pairs, 0)
+        for number, pair in enumerate(pairs):
+            scoring, gallery = self._plans(pair[1])
+            if pair not in scored:
+                steps[pair] += -(-config.samples // config.batch_size) * plan_steps(self.model, [scoring])
+                values[pair] += config.samples * (config.draws + 1)
+            if pair not in drawn and number < config.gallery_pairs:
+                steps[pair] += -(-config.gallery_samples // config.batch_size) * plan_steps(self.model, [gallery])
+                values[pair] += config.gallery_samples * config.gallery_draws
         longest = max(map(title_of, pairs), key=len, default="")
-        work = [
-            self._work(pair[1], pair not in scored, self._draws_gallery(pair, drawn, place))
-            for place, pair in enumerate(pairs)
-        ]
         totals = {
             f"evaluate {longest}": len(pairs),
-            f"generate {longest}": sum(steps for steps, _ in work),
-            f"decode {longest}": sum(values for _, values in work),
+            f"generate {longest}": sum(steps.values()),
+            f"decode {longest}": sum(values.values()),
         }
         with progress_bars(totals) as (advance, generated, decoded):
             number = 0  # among the pairs that can be scored
-            for pair, (steps, values) in zip(pairs, work, strict=True):
+            for pair in pairs:
                 title = title_of(pair)
                 advance(0, f"evaluate {title}")
                 with (
-                    part_of(generated, steps, f"generate {title}") as step,
-                    part_of(decoded, values, f"decode {title}") as value,
+                    part_of(generated, steps[pair], f"generate {title}") as step,
+                    part_of(decoded, values[pair], f"decode {title}") as value,
                     decoded_samples(value),
                 ):
                     if pair in scored or self._possible(pair, named):
                         if pair not in scored:
                             self.result["pairs"].append(self._score(pair, step))
                             self._write()
-                        if self._draws_gallery(pair, drawn, number):
+                        if pair not in drawn and number < config.gallery_pairs:
                             self.result["galleries"].append(self._gallery(pair, step))
                             self._write()
                         number += 1
@@ -284,31 +288,17 @@ class _Evaluation:
             self.result[key].sort(key=lambda entry: order.get(pair_of(entry), len(order)))
         self._write()
 
-    def _draws_gallery(self, pair: Pair, drawn: Collection[Pair], number: int) -> bool:
-        return pair not in drawn and number < self.config.gallery_pairs
-
-    def _work(self, target: str, scores: bool, draws: bool) -> tuple[int, int]:
-        """Return upper bounds on the decoding steps and decoded values of a pair, for the progress bars."""
-        config = self.config
-        steps = values = 0
-        for wanted, samples, each, plan in (
-            (scores, config.samples, config.draws, self._scored_plan(target)),
-            (draws, config.gallery_samples, config.gallery_draws, _gallery_plan(target)),
-        ):
-            if wanted:
-                steps += -(-samples // config.batch_size) * plan_steps(self.model, [plan])
-                values += samples * each
-        return steps, values + (config.samples if scores else 0)
-
-    def _scored_plan(self, target: str) -> TargetPlan:
+    def _plans(self, target: str) -> tuple[TargetPlan, TargetPlan]:
+        """Return how draws are generated to be scored, and to be shown."""
         temperature = self.config.temperature if self.config.draws > 1 else 0.0
-        return TargetPlan(name=target, temperature=temperature, steps=self.config.steps)
+        scoring = TargetPlan(name=target, temperature=temperature, steps=self.config.steps)
+        return scoring, TargetPlan(name=target, top_p=0.95)
 
     def _possible(self, pair: Pair, named: bool) -> bool:
         """Return whether a pair has samples and training values; note the reason, or raise it if `named`."""
         inputs, target = pair
         try:
-            self.data.keys([*inputs, target], self.config.samples)
+            self.data.samples([*inputs, target], self.config.samples)
             self.data.constant(target, self.config.baseline_samples)
         except DataError as error:
             if named or isinstance(error, ReadError):  # an error of the disk, not of the data
@@ -317,13 +307,13 @@ class _Evaluation:
             return False
         return True
 
-    def _draw(self, pair: Pair, keys: Sequence[str], draws: int, plan: TargetPlan, advance: Advance) -> Any:
+    def _draw(self, pair: Pair, samples: Sequence[int], draws: int, plan: TargetPlan, advance: Advance) -> Any:
         """Return tokens of the target, with `draws` consecutive draws per sample: a tensor, or a list for sequences."""
         inputs, target = pair
         once = {target: self.data.handles[target].single_ids()}
         parts = []
-        for start in range(0, len(keys), self.config.batch_size):
-            here = keys[start : start + self.config.batch_size]
+        for start in range(0, len(samples), self.config.batch_size):
+            here = samples[start : start + self.config.batch_size]
             numbers = range(start * draws, (start + len(here)) * draws)
             tokens = {name: self.data.tokens(name, here) for name in inputs}
             found = generate(
@@ -334,47 +324,48 @@ class _Evaluation:
 
     def _score(self, pair: Pair, advance: Advance) -> dict[str, Any]:
         """Return an entry of "pairs"."""
-        inputs, target = pair
-        config = self.config
-        keys = self.data.keys([*inputs, target], config.samples)
-        reference = self.data.reference(target, keys, config.baseline_samples, config.batch_size)
+        (inputs, target), data, config = pair, self.data, self.config
+        samples = data.samples([*inputs, target], config.samples)
+        truth, baseline, best = data.reference(target, samples, config.baseline_samples, config.batch_size)
         start = time.perf_counter()
-        tokens = self._draw(pair, keys, config.draws, self._scored_plan(target), advance)
+        tokens = self._draw(pair, samples, config.draws, self._plans(target)[0], advance)
         generated = time.perf_counter()
-        decoding: list[float] = []
-        values = timed(self.data.decoded(target, tokens, config.batch_size), decoding)
-        predicted = self.data.combined(target, values, config.draws)
-        combined = time.perf_counter()
-        score = self.data.score(target, predicted, reference.truth)
-        main = self.data.handles[target].spec.metrics[0]
-        baseline, best = reference.baseline, reference.reconstruction
-        skill = skill_score(score[main.name], baseline[main.name], best[main.name], main.higher_is_better)
+        predicted, draws, combining = [], [], 0.0
+        for value in data.decoded(target, tokens, config.batch_size):
+            draws.append(value)
+            if len(draws) == config.draws:
+                before = time.perf_counter()
+                predicted.append(value if config.draws == 1 else data.handles[target].constant_baseline(draws))
+                combining += time.perf_counter() - before
+                draws = []
+        decoded = time.perf_counter()
+        score = data.score(target, predicted, truth)
+        main = data.handles[target].spec.metrics[0]
         return {
             "inputs": list(inputs),
             "target": target,
-            "samples": len(keys),
+            "samples": len(samples),
             "score": score,
             "constant_baseline": baseline,
             "reconstruction": best,
-            "skill": skill,
+            "skill": skill_score(score[main.name], baseline[main.name], best[main.name], main.higher_is_better),
             "seconds": {
                 "generate": round(generated - start, 4),
-                "decode": round(sum(decoding), 4),
-                "combine": round(combined - generated - sum(decoding), 4),
+                "decode": round(decoded - generated - combining, 4),
+                "combine": round(combining, 4),
             },
         }
 
     def _gallery(self, pair: Pair, advance: Advance) -> dict[str, Any]:
         """Draw a gallery, and return its entry of "galleries"."""
-        inputs, target = pair
-        draws = self.config.gallery_draws
-        keys = self.data.keys([*inputs, target], self.config.gallery_samples)
-        tokens = self._draw(pair, keys, draws, _gallery_plan(target), advance)
-        values = list(self.data.decoded(target, tokens, self.config.batch_size))
-        columns = [list(map(self.data.handles[name].render, self.data.truth(name, keys))) for name in inputs]
-        show = self.data.handles[target].render
+        (inputs, target), data, draws = pair, self.data, self.config.gallery_draws
+        samples = data.samples([*inputs, target], self.config.gallery_samples)
+        tokens = self._draw(pair, samples, draws, self._plans(target)[1], advance)
+        values = list(data.decoded(target, tokens, self.config.batch_size))
+        columns = [list(map(data.handles[name].render, data.truth(name, samples))) for name in inputs]
+        show = data.handles[target].render
         columns += [[show(value) for value in values[draw::draws]] for draw in range(draws)]
-        columns.append([show(value) for value in self.data.truth(target, keys)])
+        columns.append([show(value) for value in data.truth(target, samples)])
         headers = [*inputs, *(f"{target} {draw + 1}" for draw in range(draws)), f"true {target}"]
         rows = list(zip(*columns, strict=True))
         picture = f"{GALLERY}/{sheet_name(inputs, target)}"
@@ -383,21 +374,11 @@ class _Evaluation:
             "target": target,
             "picture": picture if write_sheet(self.folder / picture, headers, rows) else None,
             "columns": headers,
-            "rows": [{"key": key, "cells": list(map(text_of, row))} for key, row in zip(keys, rows, strict=True)],
+            "rows": [
+                {"key": data.key(sample), "cells": list(map(text_of, row))}
+                for sample, row in zip(samples, rows, strict=True)
+            ],
         }
-
-
-def _gallery_plan(target: str) -> TargetPlan:
-    return TargetPlan(name=target, top_p=0.95)
-
-
-def timed(items: Iterable[Any], seconds: list[float]) -> Iterator[Any]:
-    """Yield the items, and append the seconds that each takes to the list."""
-    start = time.perf_counter()
-    for item in items:
-        seconds.append(time.perf_counter() - start)
-        yield item
-        start = time.perf_counter()
 
 
 @torch.inference_mode()
@@ -457,43 +438,33 @@ def skill_tables(result: dict[str, Any], width: int = 80) -> list[Table]:
     """
     entries = {pair_of(entry): entry for entry in result["pairs"]}
     sources = list(dict.fromkeys(inputs for inputs, _ in entries))
-    metrics = {target: result["modalities"][target]["metrics"][0] for _, target in entries}
+    metrics = {target: result["modalities"][target]["metrics"][0]["name"] for _, target in entries}
     first = min(max([len("input"), *(len(" + ".join(inputs)) for inputs in sources)]), width // 3)
-    tables: list[Table] = []
-    for group in _groups_that_fit({name: metric["name"] for name, metric in metrics.items()}, width - first):
+    groups: list[list[str]] = []
+    room = 0
+    for target, metric in metrics.items():
+        columns = max(len(target) + 2, NUMBER) + max(len(metric) + 2, NUMBER)
+        if not groups or room < columns:
+            groups.append([])
+            room = width - first
+        groups[-1].append(target)
+        room -= columns
+    tables = []
+    for group in groups:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("input", overflow="fold", max_width=width // 3)
         for target in group:
             table.add_column(f"{target}\nskill", justify="right", no_wrap=True)
-            table.add_column(f"\n{metrics[target]['name']}", justify="right", no_wrap=True)
+            table.add_column(f"\n{metrics[target]}", justify="right", no_wrap=True)
         for inputs in sources:
-            cells = [
-                cell for target in group for cell in _cells(entries.get((inputs, target)), metrics[target]["name"])
-            ]
-            table.add_row(" + ".join(inputs), *cells)
+            cells = [" + ".join(inputs)]
+            for target in group:
+                entry = entries.get((inputs, target))
+                skill, score = (None, None) if entry is None else (entry["skill"], entry["score"].get(metrics[target]))
+                style = "dim" if skill is None else "green" if skill >= 0.5 else "yellow" if skill > 0.05 else "red"
+                text = "·" if entry is None else "-" if skill is None else f"{skill:z.2f}"
+                cells.append(f"[{style}]{text}[/]")
+                cells.append("" if entry is None else "-" if score is None else f"{score:.3g}")
+            table.add_row(*cells)
         tables.append(table)
     return tables
-
-
-def _groups_that_fit(metrics: dict[str, str], width: int) -> list[list[str]]:
-    groups: list[list[str]] = []
-    room = 0
-    for name, metric in metrics.items():
-        columns = max(len(name) + 2, NUMBER) + max(len(metric) + 2, NUMBER)
-        if not groups or room < columns:
-            groups.append([])
-            room = width
-        groups[-1].append(name)
-        room -= columns
-    return groups
-
-
-def _cells(entry: dict[str, Any] | None, metric: str) -> Sequence[str]:
-    if entry is None:
-        return "[dim]·[/]", ""
-    skill, score = entry["skill"], entry["score"].get(metric)
-    raw = "-" if score is None else f"{score:.3g}"
-    if skill is None:
-        return "[dim]-[/]", raw
-    style = "green" if skill >= 0.5 else "yellow" if skill > 0.05 else "red"
-    return f"[{style}]{skill:z.2f}[/]", raw

@@ -118,14 +118,13 @@ def eval_command(
       zoo transfer eval PROBE --data other --tokens other-tokens
     """
     from tokenizers_zoo.data.samples import TEST
-    from zoo_backbone.transfer.evaluate import score, unseen_classes
     from zoo_backbone.transfer.probe import load
     from zoo_backbone.transfer.results import score_table, unseen_text
 
     probe = load(folder, _zoo(), run=run, device=device)
     stores = probe.stores(TEST, tokens, data)
     test = stores.samples(probe.task, TEST)
-    metrics, unseen = score(probe, test), unseen_classes(probe, test.labels)
+    metrics, unseen = probe.score(test), probe.unseen_classes(test.labels)
     if as_json:
         click.echo(json.dumps({"samples": len(test), "metrics": metrics, "unseen_classes": unseen}, indent=2))
         return
@@ -156,8 +155,7 @@ def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | Non
     Example:
       zoo transfer predict PROBE --samples 4 --out predicted
     """
-    from zoo_backbone.transfer.evaluate import predict_to_folder
-    from zoo_backbone.transfer.probe import load
+    from zoo_backbone.transfer.probe import load, predict_to_folder
 
     probe = load(folder, _zoo(), run=run, device=device)
     stores = probe.stores(split, tokens, data)

@@ -3,52 +3,62 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from tokenizers_zoo.data.manifest import Split
 from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.data.shards import LazyValues, ValueStore
-from tokenizers_zoo.data.tokens import TokenStore, samples_digest, whole_samples
-from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore
+from tokenizers_zoo.data.tokens import TokenStore, whole_samples
+from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.codecs import stored_samples
 from zoo_backbone.data import TokenData
 from zoo_backbone.transfer.config import MIN_VALIDATION, TransferConfig
-from zoo_backbone.transfer.task import Task
+from zoo_backbone.transfer.targets import Target
+from zoo_backbone.transfer.task import Task, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """The samples of a split that have all inputs and a label."""
 
-    labels: LazyValues
-    rows: Mapping[str, int]
-    """The number of each key's sample in `inputs`."""
     inputs: TokenData
+    numbers: npt.NDArray[np.int64]
+    """Their numbers in the split of the token store, ascending."""
+    labels: Sequence[Any]
     dropped: Mapping[str, int]
     """Number of samples without inputs ("no_input") or label ("no_label")."""
 
-    @property
-    def keys(self) -> Sequence[str]:
-        return self.labels.keys
-
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.numbers)
 
-    def digest(self) -> str:
-        """Return the sha256 of keys and input tokens."""
-        return samples_digest(self.inputs.columns, self.keys)
+    def key(self, place: int) -> str:
+        """Return the key of the sample at a place."""
+        return self.inputs.split.key(int(self.numbers[place]))
 
     def tokens(self, places: Sequence[int]) -> dict[str, Any]:
         """Return the input tokens of the samples at these places, by modality."""
-        rows = self.inputs.rows([self.rows[self.keys[place]] for place in places])
+        rows = self.numbers[list(places)] * self.inputs.split.crops
         return {name: column.take(rows) for name, column in self.inputs.columns.items()}
+
+    def at(self, places: npt.NDArray[np.int64]) -> Samples:
+        """Return the samples at these places."""
+        labels, numbers = self.labels, self.numbers[places]
+        if isinstance(labels, LazyValues):
+            labels = LazyValues(numbers, labels.read)
+        else:
+            labels = [labels[place] for place in places]
+        return replace(self, numbers=numbers, labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,100 +79,179 @@ class Stores:
     def samples(self, task: Task, split: str) -> Samples:
         """Return the labelled samples of a split; of cropped samples, the uncropped view.
 
-        Raises DataError if there are none, or if the values are known not to belong to the tokens.
+        Values without the requested field have no label. Raises DataError if there are none, or if the values are known
+        not to belong to the tokens.
         """
         if self.values is not None:
             source = samples_identity(self.values.root, split)
             TokenStore(self.tokens).check_same_samples(self.values.root, split, source)
-        inputs = stored_samples(
-            self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True
-        )  # fmt: skip
-        rows = {key: place for place, key in enumerate(inputs.sample_keys())}
-        known = task.labels(self.values, split)
-        labels = known.without(set(known.keys) - rows.keys())
+        inputs = stored_samples(self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True)
+        labels: Sequence[Any]
+        if task.handle is None:
+            numbers, no_input = _numbers(inputs, lambda number: inputs.split.key(number) in task.table), 0
+            labels = [task.table[inputs.split.key(number)] for number in numbers.tolist()]
+        else:
+            assert self.values is not None
+            handle, values = task.handle, self.values
+            there = values.rows(split, [handle.name])
+            place = place_among(inputs, values.split(split))
+            numbers = _numbers(inputs, lambda number: (at := place(number)) is not None and at in there)
+            no_input = len(there) - len(numbers)
+            labels = LazyValues(numbers, lambda number: values.read(handle, split, *(place(int(number)) or ())))
+            if task.field:
+                found = _of_field(task, labels, values.root / split / handle.name)
+                numbers, labels = numbers[[label is not None for label in found]], [x for x in found if x is not None]
         if not len(labels):
             raise DataError(
                 f"--task {task.text}: no sample of {self.tokens / split} has a label and all inputs "
                 f"({', '.join(spec.name for spec in self.specs)})"
             )
-        # A table holds the labels of all splits: its other keys are not missing inputs.
-        no_input = len(known) - len(labels) if task.handle is not None else 0
-        dropped = {"no_input": no_input, "no_label": len(rows) - len(labels)}
-        return Samples(labels=labels, rows=rows, inputs=inputs, dropped=dropped)
+        dropped = {"no_input": no_input, "no_label": len(inputs) - len(labels)}
+        return Samples(inputs=inputs, numbers=numbers, labels=labels, dropped=dropped)
+
+    def digest(self, task: Task, split: str, samples: Samples) -> tuple[str, str]:
+        """Return the sha256 of input tokens, and of labels: of small ones themselves, of arrays of their shards."""
+        chosen = samples.numbers.tobytes()
+        if task.whole is None or task.whole.spec.value.kind == "text":
+            labels = json.dumps(list(samples.labels), sort_keys=True, default=str)
+        else:
+            assert self.values is not None
+            labels = self.values.contents(split, task.whole.name)
+        parts = samples.inputs.contents(), labels
+        first, second = (hashlib.sha256(chosen + part.encode()).hexdigest() for part in parts)
+        return first, second
 
     def unknown_keys(self, task: Task) -> int:
         """Return the number of keys of a table that no split has.
 
         Raises DataError if no key is known, and for a key of both the training and the test split.
         """
-        if not task.table:
-            return 0
         store = TokenStore(self.tokens)
-        stored: dict[str, set[str]] = {}
-        for split in store.splits():
+        known: dict[str, set[str]] = {}
+        example = ""
+        for split in store.splits() if task.table else ():
             names = {spec.name for spec in self.specs} & set(store.modalities(split))
-            columns = [store.open(split, name) for name in names]
-            stored[split] = {key for column in columns for key, _ in whole_samples([column])}
-        both = stored.get(TRAIN, set()) & stored.get(TEST, set())
-        if twice := next((key for key in task.table if key in both), None):
+            for column in (store.open(split, name) for name in names):
+                for key, _ in whole_samples([column]):
+                    example = example or key
+                    if key in task.table:
+                        known.setdefault(split, set()).add(key)
+        if both := known.get(TRAIN, set()) & known.get(TEST, set()):
             raise DataError(
-                f"--task {task.text}: the key {twice!r} is in both splits {TRAIN} and {TEST} of {self.tokens}; rename "
-                "the samples"
+                f"--task {task.text}: the key {min(both)!r} is in both splits {TRAIN} and {TEST} of {self.tokens}; "
+                "rename the samples"
             )
-        known = set().union(*stored.values())
-        missing = [key for key in task.table if key not in known]
-        if len(missing) == len(task.table):
+        missing = task.table.keys() - set().union(*known.values())
+        if missing and len(missing) == len(task.table):
             raise DataError(
-                f"--task {task.text}: none of its {len(missing)} keys (such as {missing[0]!r}) is in {self.tokens}, "
-                f"whose keys look like {min(known, default='')!r}"
+                f"--task {task.text}: none of its {len(missing)} keys (such as {min(missing)!r}) is in {self.tokens}, "
+                f"whose keys look like {example!r}"
             )
         return len(missing)
 
 
-def select_labels(
-    keys: Sequence[str], amount: int | float, seed: int, classes: Iterable[str] | None = None
-) -> list[str]:
-    """Return a share (float) or a number (int) of the keys; fewer labels are always a subset of more.
+def check_labels(task: Task, target: Target, samples: Samples) -> None:
+    """Raise DataError for a label that is not a number, if the target is one number."""
+    if target.kind == "numbers" and task.whole is None:
+        for place, label in enumerate(samples.labels):
+            if not is_number(label):
+                raise DataError(
+                    f"--task {task.text}: sample {samples.key(place)!r} has the label {str(label)[:40]!r}, expected a "
+                    "number as in the training split; remove it, or train with --as classes"
+                )
 
-    Keys are ordered by a hash of seed and key. With `classes`, each class keeps its share and at least one sample.
+
+def place_among(inputs: TokenData, values: Split) -> Callable[[int], Place | None]:
+    """Return the function from a sample's number in the token store to its place among the values.
+
+    Shards with equal keys in both stores have equal rows; other samples are found by their keys.
     """
-    order = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    count = max(1, round(amount * len(keys))) if isinstance(amount, float) else min(amount, len(keys))
+    ours = inputs.split
+    shards = range(min(ours.shards, values.shards)) if ours.shard_size == values.shard_size else ()
+    aligned = {shard for shard in shards if ours.keys_digest(shard) == values.keys_digest(shard)}
+
+    def place(number: int) -> Place | None:
+        shard, row = ours.locate(number)
+        if shard in aligned:
+            return Place(shard, row)
+        found = ours.place_in(values, number)
+        return None if found is None else Place(*found)
+
+    return place
+
+
+def _numbers(inputs: TokenData, labelled: Callable[[int], bool]) -> npt.NDArray[np.int64]:
+    """Return the numbers of the samples that have all inputs and a label."""
+    split = inputs.split
+    usable = (
+        split.number(shard, row)
+        for shard in range(split.shards) for row in np.flatnonzero(inputs.usable(shard)).tolist()
+    )  # fmt: skip
+    return np.fromiter((number for number in usable if labelled(number)), np.int64)
+
+
+def _of_field(task: Task, values: LazyValues, folder: Path) -> list[Any]:
+    """Return the field of each value, or None. Raises DataError if no value has it."""
+    labels, fields = [], set[str]()
+    for key in values.keys:
+        value = values.read(key)  # not cached: only the field stays in memory
+        label = value.get(task.field) if isinstance(value, dict) else None
+        fields |= value.keys() if isinstance(value, dict) else set()
+        labels.append(str(label) if label is not None and task.wanted == "classes" else label)
+    if labels and all(label is None for label in labels):
+        if task.field in fields:
+            raise DataError(f"--task {task.text}: no value of {folder} has that field")
+        raise UnknownNameError.of(f"field of {folder.name}", task.field, sorted(fields))
+    return labels
+
+
+# ---------------------------------------------------------------- the choice of labels
+
+
+def select_labels(
+    ranks: npt.NDArray[np.int64], amount: int | float, classes: Sequence[str] | None = None
+) -> npt.NDArray[np.int64]:
+    """Return the places of a share (float) or a number (int) of samples in the order of their random `ranks`.
+
+    Fewer labels are always a subset of more. With `classes`, each class keeps its share and at least one sample.
+    """
+    order = np.argsort(ranks, kind="stable")
+    count = max(1, round(amount * len(order))) if isinstance(amount, float) else min(amount, len(order))
     if classes is not None:
-        of = dict(zip(keys, classes, strict=True))
-        sizes, seen = Counter(of.values()), defaultdict[str, int](int)
-        rank = {}
-        for key in order:
-            rank[key] = seen[of[key]] / sizes[of[key]]
-            seen[of[key]] += 1
-        order = sorted(order, key=rank.__getitem__)
-        count = max(count, len(sizes))
+        names, of, sizes = np.unique(np.array(classes), return_inverse=True, return_counts=True)
+        order = order[np.argsort(_earlier(of[order]) / sizes[of[order]], kind="stable")]
+        count = max(count, len(names))
     return order[:count]
 
 
 def select_validation(
-    order: Sequence[str], share: float, most: int, seed: int, classes: Mapping[str, str] | None = None
-) -> list[str]:
-    """Return about `share` of the keys that `select_labels` returned, at most `most`.
+    count: int, share: float, most: int, seed: int, classes: Sequence[str] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Return which of `count` samples, in the order of `select_labels`, are for validation: about `share`, at most
+    `most`.
 
     Each class keeps its share, and its first sample stays in training. The choice depends on the order only, so that
     the training (validation) samples of fewer labels are a subset of those of more labels.
     """
-    seen = Counter[str]()
-    chosen = []
-    for key in order:
-        name = classes[key] if classes is not None else ""
-        # Systematic sampling: every (1 / share)-th sample of a class, from a random start.
-        digest = hashlib.sha256(f"validation:{seed}:{name}".encode()).digest()
-        start = int.from_bytes(digest[:4]) / 2**32 * (1 - share)
-        if math.floor(share * (seen[name] + 1) + start) > math.floor(share * seen[name] + start):
-            chosen.append(key)
-        seen[name] += 1
-    return chosen[:most]
+    names, of = np.unique(np.array([""] * count if classes is None else classes), return_inverse=True)
+    # Systematic sampling: every (1 / share)-th sample of a class, from a random start.
+    digests = [hashlib.sha256(f"validation:{seed}:{name}".encode()).digest() for name in names]
+    starts = np.array([int.from_bytes(digest[:4]) / 2**32 * (1 - share) for digest in digests])
+    nth, start = _earlier(of), starts[of] if count else np.zeros(0)
+    chosen = np.floor(share * (nth + 1) + start) > np.floor(share * nth + start)
+    return np.asarray(chosen & (np.cumsum(chosen) <= most))
+
+
+def _earlier(classes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return for each place how many earlier places have the same class."""
+    order = np.argsort(classes, kind="stable")
+    found = np.empty(len(classes), np.int64)
+    found[order] = np.arange(len(classes)) - np.searchsorted(classes[order], classes[order])
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class LabelSplit:
     """The samples whose labels are used, split into training and validation (places in `samples`)."""
 
     samples: Samples
@@ -172,24 +261,24 @@ class Split:
     """Why there is no validation although it was requested."""
 
 
-def split_labels(task: Task, known: Samples, config: TransferConfig, seed: int) -> Split:
+def split_labels(task: Task, known: Samples, config: TransferConfig, seed: int) -> LabelSplit:
     """Select the labels that are used and split them. knn has no validation samples."""
-    classes = None
+    classes: list[str] | None = None
     if task.whole is None or task.whole.spec.value.kind == "text":
         labels = list(known.labels)
-        if task.kind(labels) == "classes":
-            classes = dict(zip(known.keys, map(str, labels), strict=True))
-    order = select_labels(known.keys, config.labels, seed, None if classes is None else classes.values())
-    samples = replace(known, labels=known.labels.without(set(known.keys) - set(order)))
+        classes = list(map(str, labels)) if task.kind(labels) == "classes" else None
+    ranks = permuted(known.numbers, known.inputs.split.samples, seed)  # the same for all inputs and labels
+    order = select_labels(ranks, config.labels, classes)
     share = 0.0 if config.head == "knn" else config.validation
-    held = set(select_validation(order, share, config.eval_samples, seed, classes)) if share else set[str]()
+    of = None if classes is None else [classes[place] for place in order]
+    apart = select_validation(len(order), share, config.eval_samples, seed, of)
     problem = ""
-    if share and len(held) < MIN_VALIDATION:
+    if share and apart.sum() < MIN_VALIDATION:
         problem = (
-            f"{len(samples)} labels are too few for validation {share:g}: {len(held)} validation samples, at least "
+            f"{len(order)} labels are too few for validation {share:g}: {apart.sum()} validation samples, at least "
             f"{MIN_VALIDATION} are needed"
         )
-        held = set()
-    training = [place for place, key in enumerate(samples.keys) if key not in held]
-    validation = [place for place, key in enumerate(samples.keys) if key in held]
-    return Split(samples=samples, training=training, validation=validation, problem=problem)
+        apart[:] = False
+    places = np.argsort(order)
+    training, validation = (np.flatnonzero(mask[places]).tolist() for mask in (~apart, apart))
+    return LabelSplit(samples=known.at(order[places]), training=training, validation=validation, problem=problem)

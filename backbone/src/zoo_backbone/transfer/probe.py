@@ -1,20 +1,26 @@
-"""Probes: an encoder with a head, their feature cache, and their folders.
+"""Probes: an encoder with a head, their feature cache, their folders and predictions.
 
 A probe's folder holds
 
     model.safetensors   `head.*`; `encoder.*`: all weights (full, scratch), the adapters (lora), or none (frozen)
     config.json         "task", "target", "inputs", "head", "settings", "seed", "backbone", "constant_baseline",
-                        "train_classes", and the paths "tokens", "data", "registry"
+                        "train_classes"
     metrics.json        see results.py
+    run.json            see `RunFolder`; "places" has the task as given, "run", "tokens", "data" and "registry"
 
 Frozen and LoRA probes load the encoder from the run, whose weights must not have changed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import importlib.util
+import io
+import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +34,25 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.provenance import samples_identity
+from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.io import read_json, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.run_folder import locked, read_run
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import fixed_shape
 from zoo_backbone.checkpoint import architecture_of, load_model, model_config, stored_specs
 from zoo_backbone.codecs import check_codec
 from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.packing import shown_end, spans_of
 from zoo_backbone.run import stored_config, zoo_of
 from zoo_backbone.transfer.config import TransferConfig
-from zoo_backbone.transfer.data import Samples, Stores
+from zoo_backbone.transfer.data import Samples, Stores, check_labels
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
 from zoo_backbone.transfer.targets import ClassMap, Numbers, Target, Tokens, target_from_json
 from zoo_backbone.transfer.task import Task
@@ -55,6 +66,10 @@ CACHE_BYTES = 4 << 30
 """Memory for the cached features of a split."""
 CACHE_BATCH = 16
 """Samples per forward pass of cached features."""
+BATCH = 32
+TABLE, PICTURE, WRITTEN = "predictions.csv", "predictions.png", ".predictions.json"
+SHOWN = 100
+"""Maximum number of samples in the picture."""
 
 
 class Network(nn.Module):
@@ -183,13 +198,14 @@ class Probe(nn.Module):
     """
 
     def __init__(
-        self, network: Network, task: Task, target: Target, zoo: Zoo, config: Mapping[str, Any], constant_baseline: Any
-    ) -> None:
+        self, network: Network, task: Task, target: Target, zoo: Zoo, config: Mapping[str, Any],
+        places: Mapping[str, Any], constant_baseline: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.task, self.target, self.zoo, self.config = network, task, target, zoo, config
+        self.network, self.task, self.target, self.zoo = network, task, target, zoo
+        self.config, self.places, self.constant_baseline = config, places, constant_baseline
         self.inputs: tuple[str, ...] = tuple(config["inputs"])
         self.trained_on: Mapping[str, str] = config["backbone"]["fingerprints"]
-        self.constant_baseline = constant_baseline
         self.eval()
 
     def _select(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,13 +230,45 @@ class Probe(nn.Module):
             check_codec(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name))
         return self.predict({name: self.zoo[name].encode(batch) for name, batch in values.items()})
 
+    def predict_samples(self, samples: Samples, places: Sequence[int]) -> list[Any]:
+        """Return the predictions for the samples at these places, with a progress bar."""
+        predicted: list[Any] = []
+        with progress_bar("predict", len(places)) as advance:
+            for start in range(0, len(places), BATCH):
+                batch = places[start : start + BATCH]
+                predicted += self.predict(samples.tokens(batch))
+                advance(len(batch))
+        return predicted
+
+    def score(self, samples: Samples) -> list[dict[str, Any]]:
+        """Return the "metrics" of metrics.json for all samples. Raises DataError for a label of another kind."""
+        task, target = self.task, self.target
+        check_labels(task, target, samples)
+        labels = list(samples.labels)
+        scores = task.score(target, self.predict_samples(samples, range(len(samples))), labels)
+        baseline = task.score(target, [self.constant_baseline] * len(labels), labels)
+        return [
+            {
+                "name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better,
+                "meaning": metric.meaning,
+                **{key: number[metric.name] if math.isfinite(number[metric.name]) else None
+                   for key, number in (("score", scores), ("baseline", baseline))},
+            }
+            for metric in task.metrics(target)
+        ]  # fmt: skip
+
+    def unseen_classes(self, labels: Iterable[Any]) -> dict[str, int]:
+        """Return the number of labels of each class without a training label; empty for other kinds of targets."""
+        counts = Counter(map(str, labels)) if self.target.kind == "classes" else Counter[str]()
+        return {name: counts[name] for name in sorted(counts.keys() - set(self.config["train_classes"]))}
+
     def stores(self, split: str, tokens: Path | None = None, data: Path | None = None) -> Stores:
         """Return where the samples of a split are: the stores of its training, or others.
 
         `tokens` alone implies the values that were encoded to these tokens. Raises CheckpointError if the labels are
         not found, DataError if `data` alone may hold other samples than the tokens of the training.
         """
-        needed, given, trained_tokens = self.task.handle is not None, data is not None, Path(self.config["tokens"])
+        given, trained_tokens = data is not None, Path(self.places["tokens"])
         if tokens is not None and data is None:
             data = TokenStore(tokens).data
         elif tokens is None and data is not None:
@@ -231,14 +279,15 @@ class Probe(nn.Module):
                     f"{data}: the probe's tokens {trained_tokens} were made of {store.data}, other samples; "
                     "give the tokens of these values with --tokens TOKENS"
                 )
-        elif data is None and self.config["data"]:
-            data = Path(self.config["data"])
-        if needed and not given and (data is None or not data.is_dir()):
+        elif data is None and self.places["data"]:
+            data = Path(self.places["data"])
+        there = given or (data is not None and data.is_dir())
+        if self.task.handle is not None and not there:
             raise CheckpointError(f"{self.task.text}: its labels were in {data}, which is not there; give --data DATA")
-        values = ValueStore(data) if data is not None and (given or data.is_dir()) else None
         return Stores(
-            tokens=tokens or trained_tokens, values=values, zoo=self.zoo, owner=f"the probe of {self.task.text}",
-            specs=[self.network.encoder.layout.spec(name) for name in self.inputs], trained_on=self.trained_on,
+            tokens=tokens or trained_tokens, values=ValueStore(data) if data is not None and there else None,
+            zoo=self.zoo, owner=f"the probe of {self.task.text}", trained_on=self.trained_on,
+            specs=[self.network.encoder.layout.spec(name) for name in self.inputs],
         )  # fmt: skip
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -268,12 +317,14 @@ def load(
     Raises CheckpointError if there is no finished probe, or its run or the modality of its labels has changed.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    record = read_run(folder)
+    if record is None or not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
+    places = record["places"]
     tensors, stored = load_checkpoint(folder, CLASS)
     config = from_mapping(TransferConfig, stored["settings"])
-    zoo = zoo or zoo_of(folder, Path(stored["registry"]) if stored["registry"] else None)
-    task = Task.parse(stored["task"]["text"], zoo, stored["task"]["wanted"])
+    zoo = zoo or zoo_of(folder, Path(places["registry"]) if places["registry"] else None)
+    task = Task.parse(places["task"], zoo, stored["task"]["wanted"])
     target = target_from_json(stored["target"])
     if isinstance(target, Tokens) and task.handle is not None:
         check_codec(task.handle, target.fingerprint)
@@ -285,7 +336,7 @@ def load(
     head_tensors = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     tuned = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
     with loading():
-        encoder = _load_encoder(folder, stored, config, run)
+        encoder = _load_encoder(folder, stored, config, run or Path(places["run"]))
         grid = Grid.of(encoder.layout, stored["inputs"]) if target.kind.endswith("map") else None
         if stored["head"] == "knn":
             head: Head = Neighbours(head_tensors["bank"], head_tensors["answers"], config, target.outputs)
@@ -301,12 +352,12 @@ def load(
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: its tensors do not fit its config.json: {reason}") from None
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
-    record = stored["constant_baseline"]
-    constant = record["value"] if "value" in record else tensors["constant_baseline"].numpy()
-    if "extension" in record:
+    baseline = stored["constant_baseline"]
+    constant = baseline["value"] if "value" in baseline else tensors["constant_baseline"].numpy()
+    if "extension" in baseline:
         assert task.whole is not None
-        constant = task.whole.read(constant.tobytes(), record["extension"])
-    return Probe(network, task, target, zoo, stored, constant)
+        constant = task.whole.read(constant.tobytes(), baseline["extension"])
+    return Probe(network, task, target, zoo, stored, places, constant)
 
 
 def target_problem(target: Any, spec: ModalitySpec) -> str:
@@ -326,13 +377,12 @@ def target_problem(target: Any, spec: ModalitySpec) -> str:
     return f"the shape was {before} and is {now}" if before != now else ""
 
 
-def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path | None) -> FourMEncoder:
+def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path) -> FourMEncoder:
     """Return the encoder before its tuned weights are loaded."""
     backbone = stored["backbone"]
     if config.tuning in ("full", "scratch"):
         unfilled = architecture_of(backbone).unfilled(model_config(backbone), stored_specs(backbone))
         return FourMEncoder(unfilled).eval()
-    run = run or Path(backbone["run"])
     if not run.is_dir():
         raise CheckpointError(f"{folder}: its backbone was in {run}, which is gone; give --run RUN")
     if stored_config(run)["weights_sha256"] != backbone["weights_sha256"]:
@@ -340,3 +390,66 @@ def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfi
             f"{folder}: the backbone in {run} has other weights than at its training; give --run RUN, or train again"
         )
     return build_encoder(run, config, 0)
+
+
+def predict_to_folder(
+    probe: Probe, stores: Stores, out: Path, *, split: str, samples: int, keys: Sequence[str] | None = None
+) -> list[str]:
+    """Predict samples of a split (`keys`, or `samples` evenly spread ones), write files, and return the keys.
+
+    Writes OUT/<key>.<ext> for values of a modality, else OUT/predictions.csv; and OUT/predictions.png with inputs,
+    prediction and label. Files of an earlier prediction in OUT are removed at the end. Raises DataError for a key
+    without inputs or label, FolderError if another process writes OUT.
+    """
+    task, target = probe.task, probe.target
+    found = stores.samples(task, split)
+    places = spread(len(found), samples)
+    if keys is not None:
+        numbers = [found.inputs.split.find(key) for key in keys]
+        places = [-1 if n is None else int(np.searchsorted(found.numbers, n)) for n in numbers]
+        for key, number, place in zip(keys, numbers, places, strict=True):
+            if number not in found.numbers[place : place + 1]:
+                raise DataError(
+                    f"--keys {key}: no such sample with inputs and label in the split {split}; keys look like "
+                    f"{found.key(0)!r}"
+                )
+    chosen = [found.key(place) for place in places]
+    whole = None if target.kind == "classes" else task.whole
+    for key in chosen if whole is not None else ():
+        if problem := key_problem(key):
+            raise DataError(f"{stores.tokens / split}: sample {key!r}: {problem}; cannot be a file name")
+    predicted = probe.predict_samples(found, places)
+    truth = [task.truth(target, found.labels[place]) for place in places]
+    files: dict[str, bytes] = {}
+    if whole is not None:
+        for key, value in zip(chosen, predicted, strict=True):
+            data, extension = whole.write(value)
+            files[f"{key}.{extension}"] = data
+    else:
+        table = io.StringIO()
+        csv.writer(table).writerows([("key", "predicted", "true"), *zip(chosen, predicted, truth, strict=True)])
+        files[TABLE] = table.getvalue().encode()
+    values = stores.values
+    stored = () if values is None else values.modalities(split)
+    shown_inputs = [name for name in probe.inputs if name in stored]
+    rows = []
+    for place in spread(len(chosen), SHOWN):
+        cells = [shown(values, probe.zoo[name], split, chosen[place]) for name in shown_inputs if values is not None]
+        rows.append([*cells, task.render(target, predicted[place]), task.render(target, truth[place])])
+    with locked(out):
+        earlier = set(read_json(out / WRITTEN)) if (out / WRITTEN).is_file() else set()
+        write_json(out / WRITTEN, sorted(earlier | files.keys() | {PICTURE}))  # complete even after a kill
+        for name, data in files.items():
+            with replacing_file(out / name) as temporary:
+                temporary.write_bytes(data)
+        written = set(files)
+        if write_sheet(out / PICTURE, [*shown_inputs, f"{task.title} predicted", f"true {task.title}"], rows):
+            written.add(PICTURE)
+        for name in sorted((earlier | {PICTURE}) - written):
+            if key_problem(name) is None:
+                (out / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # not empty
+                    for folder in list(Path(name).parents)[:-1]:
+                        (out / folder).rmdir()
+        write_json(out / WRITTEN, sorted(written))
+    return chosen

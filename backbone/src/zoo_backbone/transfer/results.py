@@ -2,13 +2,13 @@
 
 metrics.json:
 
-    task            {"name", "text", "kind"}; also "inputs", "head", "tuning", "seed", "settings", "steps"
+    task            {"name", "kind"}; also "inputs", "head", "tuning", "seed", "settings", "steps"
     labels          {"requested", "train", "validation", "test"}: numbers of samples
     metrics         [{"name", "unit", "higher_is_better", "meaning", "score", "baseline"}], the main metric first; null
                     if not finite. The baseline is the constant prediction that is best on the training labels.
     dropped         {"train": {"no_input", "no_label"}, "test": ..., "unknown_keys"}: numbers of samples
     unseen_classes  number of test labels of each class without a training label
-    backbone        {"run", "weights_sha256"}
+    backbone        {"weights_sha256"}
     parameters      {"trained", "all"}
     best_step       the step whose weights were kept; only with validation
     validation      {"name", "score"} of the main metric at that step
@@ -31,11 +31,18 @@ from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, and_others
 from tokenizers_zoo.intervals import SPREAD, interval
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.report.transfer import REQUIRED, ProbeGroup, Question, Samples, group_probes, titles, used_settings
+from tokenizers_zoo.report.transfer import (
+    METRICS,
+    ProbeGroup,
+    Question,
+    Samples,
+    group_probes,
+    read_probe,
+    titles,
+    used_settings,
+)
 from zoo_backbone.transfer.config import HEADS, TUNING, TransferConfig
 
-METRICS = "metrics.json"
 CLASSES_SHOWN = 5
 COUNTS = {"trained": "trained on", "held_out": "held-out"}
 """Numbers of samples in a comparison, with their column titles."""
@@ -45,7 +52,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """Return the metrics.json of a finished probe. Raises CheckpointError."""
     if not (folder / METRICS).is_file():
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
-    return read_table(folder / METRICS, *REQUIRED)
+    return read_probe(folder)
 
 
 # ---------------------------------------------------------------- one probe

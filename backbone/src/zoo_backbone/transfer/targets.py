@@ -1,4 +1,8 @@
-"""Kinds of targets (classes, numbers, maps, tokens): encoding, loss, decoding, metrics."""
+"""Kinds of targets (classes, numbers, maps, tokens): encoding, loss, decoding, metrics.
+
+`kind` is a key of HEADS, and `outputs` the number of a head's outputs per sample, pixel or token. `encode` turns labels
+into a target tensor, batch first. Heads output tensors for `loss` (a mean) and `decode` (one prediction per sample).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,27 +34,6 @@ ERRORS = (
     Metric(name="mae", higher_is_better=False, meaning="mean absolute error, in the label's unit"),
     Metric(name="r2", higher_is_better=True, meaning="share of the variance that is explained; 0: none, 1: all"),
 )
-
-
-class Target(Protocol):
-    """A kind of prediction. `encode` turns labels into target tensors; heads output tensors for `loss` and `decode`."""
-
-    @property
-    def kind(self) -> str:
-        """The name of the kind, a key of HEADS."""
-
-    @property
-    def outputs(self) -> int:
-        """Outputs of the head per sample, pixel or token."""
-
-    def encode(self, labels: Sequence[Any]) -> Tensor:
-        """Return the labels as a target tensor, batch first."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss."""
-
-    def decode(self, outputs: Tensor) -> list[Any]:
-        """Return one prediction per sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,20 +273,22 @@ class Tokens:
         return [row[: end[0] if len(end) else math.prod(self.shape)] for row, end in zip(ids, ends, strict=True)]
 
 
+Target = Classes | ClassMap | Numbers | Tokens
 TARGETS: Mapping[str, type[Any]] = {
     "classes": Classes, "numbers": Numbers, "class map": ClassMap, "number map": Numbers, "tokens": Tokens,
 }  # fmt: skip
 
 
-def target_to_json(target: Any) -> dict[str, Any]:
+def target_to_json(target: Target) -> dict[str, Any]:
     """Return a target as JSON types."""
     return {"kind": target.kind, **dataclasses.asdict(target)}
 
 
-def target_from_json(data: Mapping[str, Any]) -> Any:
+def target_from_json(data: Mapping[str, Any]) -> Target:
     """Return the target that `target_to_json` wrote."""
     fields = {key: value for key, value in data.items() if key != "kind" and value is not None}
-    return from_mapping(TARGETS[data["kind"]], fields)
+    target: Target = from_mapping(TARGETS[data["kind"]], fields)
+    return target
 
 
 def _accuracies(counts: npt.NDArray[np.int64], hits: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -1,10 +1,8 @@
-"""The task of a transfer: a modality, a field of its values, or a table of labels; reads labels, scores predictions."""
+"""The task of a transfer: a modality, a field of its values, or a table of labels; scores predictions."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.samples import spread
-from tokenizers_zoo.data.shards import LazyValues, ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
@@ -69,7 +66,7 @@ class Task:
     @cached_property
     def table(self) -> dict[str, Any]:
         """Labels of a table, by key. Raises DataError."""
-        return read_csv(self.file, self.wanted) if self.file is not None else {}
+        return {} if self.file is None else read_csv(self.file, self.wanted)
 
     @property
     def whole(self) -> ModalityHandle | None:
@@ -80,57 +77,6 @@ class Task:
     def title(self) -> str:
         """A short name for people and folders."""
         return self.text if self.file is None else self.file.stem
-
-    # ------------------------------------------------------------------ labels
-
-    def labels(self, store: ValueStore | None, split: str) -> LazyValues:
-        """Return the labels of a split.
-
-        Values without the requested field have no label. Raises DataError if there are no labels.
-        """
-        if self.handle is None:
-            return LazyValues(list(self.table), self.table.__getitem__)
-        assert store is not None
-        handle = self.handle
-        rows = store.rows(split, [handle.name])
-        if not self.field:
-            places = dict(zip(rows.keys(), rows, strict=True))
-            return LazyValues(list(places), lambda key: store.read(handle, split, *places[key]))
-        found: dict[str, Any] = {}
-        fields = set[str]()
-        for key, place in zip(rows.keys(), rows, strict=True):
-            value = store.read(handle, split, *place)  # not cached: only the field stays in memory
-            if isinstance(value, dict):
-                fields |= value.keys()
-                if (label := value.get(self.field)) is not None:
-                    found[key] = str(label) if self.wanted == "classes" else label
-        if not found and self.field in fields:
-            raise DataError(f"--task {self.text}: no value of {store.root / split / self.handle.name} has that field")
-        if not found:
-            raise UnknownNameError.of(f"field of {self.handle.name}", self.field, sorted(fields))
-        return LazyValues(list(found), found.__getitem__)
-
-    def digest(self, store: ValueStore | None, split: str, labels: LazyValues) -> str:
-        """Return the sha256 of labels: of small ones themselves, of arrays the hashes of their shards."""
-        if self.handle is None or self.field or self.handle.spec.value.kind == "text":
-            pairs = json.dumps([labels.keys, list(labels)], sort_keys=True, default=str)
-            return hashlib.sha256(pairs.encode()).hexdigest()
-        assert store is not None
-        contents = store.contents(split, self.handle.name)
-        return hashlib.sha256(json.dumps([labels.keys, contents]).encode()).hexdigest()
-
-    def check_labels(self, target: Target, labels: LazyValues) -> None:
-        """Raise DataError for a label that is not a number, if the target is one number."""
-        if target.kind != "numbers" or self.whole is not None:
-            return
-        for key, label in zip(labels.keys, labels, strict=True):
-            if not is_number(label):
-                raise DataError(
-                    f"--task {self.text}: sample {key!r} has the label {str(label)[:40]!r}, expected a number as in "
-                    "the training split; remove it, or train with --as classes"
-                )
-
-    # ------------------------------------------------------------------ targets
 
     def kind(self, labels: Sequence[Any]) -> str:
         """Return the kind of target, from the modality's declared values and the labels. Raises ConfigError."""
@@ -151,7 +97,7 @@ class Task:
             raise ConfigError(f"--as numbers: {self.text} has the label {word!r}; leave --as out")
         return "classes"
 
-    def fit(self, labels: LazyValues, scale: Scale) -> tuple[Target, Sequence[Any]]:
+    def fit(self, labels: Sequence[Any], scale: Scale) -> tuple[Target, Sequence[Any]]:
         """Return the target for these training labels, and the labels as `Target.encode` expects them.
 
         Raises ConfigError or DataError if nothing can be learned from the labels.
@@ -162,7 +108,14 @@ class Task:
             raise ConfigError(f"scale {scale}: applies to maps of numbers, and {self.text} has {kind}")
         if kind == "tokens":
             assert self.handle is not None
-            tokens = self._tokens(labels)
+            try:
+                _ = self.handle.tokenizer
+            except CheckpointError as error:
+                advice = f"predicting tokens needs a trained tokenizer (zoo tokenizer train {self.handle.name})"
+                raise CheckpointError(f"--task {self.text}: {advice}: {error}") from None
+            starts = range(0, len(labels), BATCH)
+            batches = (self.handle.encode(labels[start : start + BATCH]) for start in starts)
+            tokens = [np.asarray(row) for batch in batches for row in batch]
             return Tokens.fit(tokens, self.handle.spec, self.handle.fingerprint), tokens
         if kind == "classes":
             names = list(map(str, labels))
@@ -185,21 +138,6 @@ class Task:
             return Numbers.fit((labels[index] for index in chosen), spec, scale), labels
         except ValueError as error:
             raise ConfigError(str(error)) from None
-
-    def _tokens(self, labels: Sequence[Any]) -> list[Any]:
-        """Tokenize values. Raises CheckpointError if the modality's tokenizer is not trained."""
-        assert self.handle is not None
-        try:
-            _ = self.handle.tokenizer
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"--task {self.text}: predicting tokens needs a trained tokenizer (zoo tokenizer train "
-                f"{self.handle.name}): {error}"
-            ) from None
-        starts = range(0, len(labels), BATCH)
-        return [np.asarray(row) for start in starts for row in self.handle.encode(labels[start : start + BATCH])]
-
-    # ------------------------------------------------------------------ predictions
 
     def predictions(self, target: Target, outputs: Any) -> list[Any]:
         """Return a head's outputs as values of the task."""

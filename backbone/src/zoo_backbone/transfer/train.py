@@ -15,23 +15,24 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, load_config, save_checkpoint
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import read_table, write_json
+from tokenizers_zoo.io import write_json
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.train.batches import seeded, to_device
 from tokenizers_zoo.train.loop import Best, identity, train
 from tokenizers_zoo.train.loop import Task as LoopTask
 from zoo_backbone.checkpoint import stored_layout
 from zoo_backbone.encoder import parameter_groups
+from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_place, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
-from zoo_backbone.transfer.data import Samples, Split, Stores, split_labels
-from zoo_backbone.transfer.evaluate import score, unseen_classes
+from zoo_backbone.transfer.data import LabelSplit, Samples, Stores, check_labels, split_labels
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
 from zoo_backbone.transfer.probe import (
     CLASS,
@@ -42,7 +43,7 @@ from zoo_backbone.transfer.probe import (
     collate_features,
     require_peft,
 )  # fmt: skip
-from zoo_backbone.transfer.results import METRICS, probe_card
+from zoo_backbone.transfer.results import probe_card
 from zoo_backbone.transfer.targets import Target, target_to_json
 from zoo_backbone.transfer.task import Task
 
@@ -55,8 +56,6 @@ PROBE = RunKind(
     state=TOKENIZER.state,
     results=(WEIGHTS, CONFIG, METRICS),
 )
-PATHS = "tokens", "data", "registry"
-"""Keys of config.json that are paths."""
 EVAL_BATCH = 64
 
 
@@ -77,8 +76,9 @@ def train_probe(
 ) -> Path:
     """Train a probe on the run's stored tokens of `inputs`, write it to `out`, and return `out`.
 
-    Labels are values in `data` (default: the run's), or a table. Resumes a killed training, to the same weights. A
-    finished probe is kept, with its paths updated. Errors are raised before anything is written.
+    Labels are values in `data` (default: the run's), or a table. An input that the run reads in another form, such as
+    `rgb` as `rgb_patches`, stands for that form. Resumes a killed training, to the same weights. A finished probe is
+    kept, with its places updated. Errors are raised before anything is written.
     """
     started = time.perf_counter()
     if not 0 <= seed < 2**63:
@@ -86,7 +86,8 @@ def train_probe(
     run, record = Path(run), Run.load(run)
     backbone = stored_config(run)
     layout = stored_layout(backbone)
-    inputs = [layout.spec(name).name for name in inputs]
+    forms = input_forms(zoo, layout.readable)
+    inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
     for name in inputs:
         layout.check_read(name, "--input")
     if len(set(inputs)) != len(inputs):
@@ -108,51 +109,37 @@ def train_probe(
     if split.problem and config.patience is not None:
         raise ConfigError(f"patience: {split.problem}; use more labels, a larger validation, or leave patience out")
     target, targets = parsed.fit(split.samples.labels, config.scale)
-    parsed.check_labels(target, test.labels)
+    check_labels(parsed, target, test)
     head = head_for(target.kind, config)
     grid = Grid.of(layout, inputs) if target.kind.endswith("map") else None
     if head == "linear" and grid is None and config.batch_size < 2:
         raise ConfigError("batch_size 1: head linear normalises over the batch; expected at least 2")
-    probe_config = {
-        "class": CLASS, "task": {"text": parsed.text, "wanted": wanted}, "target": target_to_json(target),
-        "inputs": inputs, "head": head, "settings": dataclasses.asdict(config), "seed": seed,
-        "backbone": {
-            "run": str(run.resolve()),
-            **{key: backbone[key] for key in ("weights_sha256", "fingerprints", "architecture", "model", "specs")},
-        },
-        "tokens": str(record.tokens), "data": None if data is None else str(data.resolve()),
-        "registry": registry_place(zoo.path),
-    }  # fmt: skip
-    dropped = {TRAIN: dict(known.dropped), TEST: dict(test.dropped), "unknown_keys": unknown_keys}
+    provenance: dict[str, str] = {}
+    for name, part in ((TRAIN, split.samples), (TEST, test)):
+        of_inputs, of_labels = stores.digest(parsed, name, part)
+        provenance |= {f"{name} inputs": of_inputs[:DIGEST], f"{name} labels": of_labels[:DIGEST]}
+    kept = "weights_sha256", "fingerprints", "architecture", "model", "specs"
     training = ProbeTask(
         run=run, task=parsed, target=target, targets=targets, grid=grid, config=config, seed=seed, zoo=zoo, split=split,
-        test=test, probe_config=probe_config, dropped=dropped, started=started,
+        test=test, started=started,
+        dropped={TRAIN: dict(known.dropped), TEST: dict(test.dropped), "unknown_keys": unknown_keys},
+        probe_config={
+            "class": CLASS, "task": {"name": parsed.title, "wanted": wanted}, "target": target_to_json(target),
+            "inputs": inputs, "head": head, "settings": dataclasses.asdict(config), "seed": seed,
+            "backbone": {key: backbone[key] for key in kept},
+        },
+        places={
+            "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
+            "data": None if data is None else str(data.resolve()), "registry": registry_place(zoo.path),
+        },
     )  # fmt: skip
-    provenance = {}
-    for name, part in ((TRAIN, split.samples), (TEST, test)):
-        provenance[f"{name} inputs"] = part.digest()[:DIGEST]
-        provenance[f"{name} labels"] = parsed.digest(stores.values, name, part.labels)[:DIGEST]
     held_out = split.validation or range(len(test))
     samples = TrainingSamples(train=split.training, test=held_out, provenance=provenance)
     if head == "knn":
         training.without_steps(samples, out, overwrite)
     else:
         train(training, samples, config, out, seed, on_step, overwrite)
-    update_paths(out, probe_config)
     return out
-
-
-def update_paths(folder: Path, now: Mapping[str, Any]) -> None:
-    """Update the paths in a finished probe, for a task, run or stores that were moved."""
-    config, metrics = load_config(folder, CLASS), read_table(folder / METRICS)
-    moved = {
-        **config, "task": now["task"], "backbone": {**config["backbone"], "run": now["backbone"]["run"]},
-        **{key: now[key] for key in PATHS},
-    }  # fmt: skip
-    if moved != config:
-        metrics["task"]["text"] = now["task"]["text"]
-        write_json(folder / METRICS, metrics)
-        write_json(folder / CONFIG, moved)
 
 
 @dataclass(kw_only=True)
@@ -171,9 +158,10 @@ class ProbeTask(LoopTask):
     config: TransferConfig
     seed: int
     zoo: Zoo
-    split: Split
+    split: LabelSplit
     test: Samples
     probe_config: dict[str, Any]
+    places: Mapping[str, Any]
     dropped: Mapping[str, Any]
     started: float
 
@@ -197,13 +185,12 @@ class ProbeTask(LoopTask):
         return f"transfer {self.task.title}"
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the identity of the probe, which holds no paths."""
-        config = self.probe_config
-        fingerprints = {name: config["backbone"]["fingerprints"].get(name) for name in config["inputs"]}
+        """Return the identity of the probe."""
+        config, backbone = self.probe_config, self.probe_config["backbone"]
+        fingerprints = {name: backbone["fingerprints"].get(name) for name in config["inputs"]}
         return {
-            **{key: config[key] for key in ("class", "target", "inputs", "head", "settings")},
-            "task": {"name": self.task.title, "wanted": self.task.wanted},
-            "backbone": {"weights_sha256": config["backbone"]["weights_sha256"], "fingerprints": fingerprints},
+            **{key: config[key] for key in ("class", "task", "target", "inputs", "head", "settings")},
+            "backbone": {"weights_sha256": backbone["weights_sha256"], "fingerprints": fingerprints},
         }
 
     # ------------------------------------------------------------------ the model
@@ -284,7 +271,8 @@ class ProbeTask(LoopTask):
 
     def without_steps(self, samples: TrainingSamples, out: Path, overwrite: bool) -> None:
         """Write a knn probe, which stores features and labels."""
-        with RunFolder(out, PROBE, identity(self, samples, self.config, self.seed)).open(overwrite) as run:
+        identity_of_run = identity(self, samples, self.config, self.seed)
+        with RunFolder(out, PROBE, identity_of_run, self.places).open(overwrite) as run:
             if run.finished is not None:
                 return
             with seeded(self.seed):
@@ -305,20 +293,20 @@ class ProbeTask(LoopTask):
         samples, target = self.split.samples, self.target
         config = {**self.probe_config, "train_classes": sorted(set(self.targets)) if target.kind == "classes" else []}
         baseline = self.task.constant_baseline(target, samples.labels)
-        probe = Probe(self.network, self.task, target, self.zoo, config, baseline)
+        probe = Probe(self.network, self.task, target, self.zoo, config, self.places, baseline)
         kept = {} if best is None else {
             "best_step": best.step, "validation": {"name": self.spec.metrics[0].name, "score": best.score}
         }  # fmt: skip
         metrics = {
-            "task": {"name": self.task.title, "text": self.task.text, "kind": target.kind},
+            "task": {"name": self.task.title, "kind": target.kind},
             "inputs": config["inputs"], "head": self.head, "tuning": self.config.tuning, "seed": self.seed,
             "labels": {"requested": self.config.labels, "train": len(self.split.training),
                        "validation": len(self.split.validation), "test": len(self.test)},
-            "metrics": score(probe, self.test),
+            "metrics": probe.score(self.test),
             "settings": config["settings"],
             "dropped": dict(self.dropped),
-            "unseen_classes": unseen_classes(probe, self.test.labels),
-            "backbone": {key: config["backbone"][key] for key in ("run", "weights_sha256")},
+            "unseen_classes": probe.unseen_classes(self.test.labels),
+            "backbone": {"weights_sha256": config["backbone"]["weights_sha256"]},
             "parameters": {"trained": self.trained_parameters, "all": sum(p.numel() for p in probe.parameters())},
             "steps": steps, **kept,
             "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
