@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tokenizers_zoo.autoencoder.model import build_decoder, build_encoder
 from tokenizers_zoo.config import from_mapping, recorded
-from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.nn.build import build_decoder, build_encoder
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.nn.conv import ConvNextBlock, ResidualBlock, scale_factors, stages
 from tokenizers_zoo.nn.layers import Shuffle, Unshuffle, from_patches, to_patches
@@ -52,15 +51,7 @@ def test_shapes_at_any_size_that_the_patch_divides(kind: str, patch: tuple[int, 
 
 
 @pytest.mark.parametrize("kind", ["conv", "vit"])
-def test_wrong_sizes_axes_and_channels_are_named(kind: str) -> None:
-    encoder = build_encoder(CONFIGS[kind], 3, 4, (2, 8, 8))
-    for shape, named in (
-        ((3, 3, 64, 64), "3 x 64 x 64 .* patch size 2 x 8 x 8"),
-        ((3, 64, 64), "64 x 64 .* patch size 2 x 8 x 8"),
-        ((1, 2, 8, 8), "expected 3 channels, got 1"),
-    ):
-        with pytest.raises(InvalidValueError, match=named):
-            encoder(torch.zeros(1, *shape))
+def test_patches_of_other_numbers_of_axes_are_named(kind: str) -> None:
     for bad in ((), (1, 2, 3, 4), (0,)):
         with pytest.raises(ValueError, match=r"^patch: "):
             build_encoder(CONFIGS[kind], 3, 4, bad)
@@ -150,11 +141,11 @@ def test_stored_positions_are_interpolated_and_move_with_the_weights(
     patch: tuple[int, ...], grid: tuple[int, ...]
 ) -> None:
     encoder: Any = build_encoder(dataclasses.replace(VIT, positions=grid), 2, 5, patch).eval()
-    assert torch.equal(encoder.body.transformer.positions[0].flatten(1).T, sincos_positions(grid, 32))
+    assert torch.equal(encoder.transformer.positions[0].flatten(1).T, sincos_positions(grid, 32))
     twice = torch.randn(1, 2, *[side * cells * 2 for side, cells in zip(patch, grid, strict=True)])
     before = encoder(twice)
     assert before.shape == (1, 5, *(2 * cells for cells in grid))
-    encoder.load_state_dict(encoder.state_dict() | {"body.transformer.positions": torch.zeros(1, 32, *grid)})
+    encoder.load_state_dict(encoder.state_dict() | {"transformer.positions": torch.zeros(1, 32, *grid)})
     assert not torch.allclose(before, encoder(twice))
 
 
@@ -184,7 +175,7 @@ def test_attention_against_the_formula() -> None:
 
 def test_a_convnext_block_by_hand() -> None:
     decoder: Any = build_decoder(dataclasses.replace(VIT, out_blocks=2), 3, 4, SQUARE)
-    assert [type(block) for block in decoder.body.out] == [ConvNextBlock] * 2
+    assert [type(block) for block in decoder.out] == [ConvNextBlock] * 2
     block = ConvNextBlock(4)
     nn.init.ones_(block.gamma)
     x = torch.randn(1, 4, 9, 9)
@@ -211,7 +202,6 @@ BUILDERS: list[Any] = [build_encoder, build_decoder]
 @pytest.mark.parametrize(
     ("field", "given"),
     [
-        ("kind", {"kind": "mamba"}),
         ("width", {"width": 40}),
         ("width", {"width": -16}),
         ("depth", {"depth": -1}),

@@ -29,8 +29,7 @@ from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.pipeline.decoders import compare_decoders, figures
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
+from tokenizers_zoo.pipeline.evaluate import compare_decoders, evaluate_tokenizer, figures
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.loop import train as loop
@@ -379,11 +378,11 @@ def test_sharpness_by_hand() -> None:
     stripes[:, ::2] = 200
     half = (stripes / 2).astype(np.uint8)
     sharp, soft = (figures([Image.fromarray(a)], [Image.fromarray(stripes)])[0] for a in (stripes, half))
-    assert (sharp.name, sharp.number, soft.number) == ("sharpness", 1.0, 0.5)
+    assert (sharp[0], sharp[1], soft[1]) == ("sharpness", 1.0, 0.5)
 
 
 def test_decoders_are_compared_on_evenly_spread_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenizers_zoo.pipeline.decoders.COMPARED", 2)
+    monkeypatch.setattr("tokenizers_zoo.pipeline.evaluate.COMPARED", 2)
     true = values("rgb", 4)
     decoded = [value if place in (0, 2) else np.zeros_like(value) for place, value in enumerate(true)]
     rows = compare_decoders(Zoo.installed()["rgb"], list(reversed(decoded)), decoded, true)

@@ -355,10 +355,10 @@ def test_the_published_map_tokenizer_runs_forward_and_back() -> None:
     rng = np.random.default_rng(0)
     values = list(rng.standard_normal((16, 12, 4, 4)).astype(np.float32))
     module = task.build(values, rng)
-    assert len(module.encoder.body.transformer.blocks) == 12 and task.spec.vocab_size == 8192
+    assert len(module.encoder.transformer.blocks) == 12 and task.spec.vocab_size == 8192
     losses = task.losses(module, task.batch(values[:2], rng))
     losses["loss"].backward()
-    assert module.encoder.body.embed.weight.grad.abs().sum() > 0
+    assert module.encoder.embed.weight.grad.abs().sum() > 0
 
 
 def test_the_published_vector_tokenizer_has_the_published_sizes() -> None:

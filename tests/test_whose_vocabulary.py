@@ -173,18 +173,15 @@ def test_a_modality_in_place_of_a_text_vocabulary_is_its_own_problem(
     install_example("field")
     folder = tmp_path / "tokenizers" / "journal"
     zoo = make({"album": "journal", "notes": "journal"}, {"field": {"checkpoint": str(folder)}})
-    problems = zoo.problems()
-    assert problems == {
-        "journal": "journal: is no text, and 'journal' is the text vocabulary of album, notes; "
-        "rename the modality, or disable it",
-        "field": f"field: {folder} is the folder of the text vocabulary 'journal' of album, notes; "
-        "rename the modality, or disable it",
-    }
+    told = f"{folder} is the folder of the text vocabulary 'journal' of album, notes; "
+    assert {name: problem.startswith(f"{name}: {told}") for name, problem in zoo.problems().items()} == {
+        "journal": True, "field": True,
+    }  # fmt: skip
     assert [handle.name for handle in zoo.handles()] == ["album", "notes"]
     data = write(zoo, tmp_path / "data", "notes", sentences("red"))
     for name in ("field", "journal"):
         write(zoo, data, name, values())
-        with pytest.raises(ConfigError, match=f"^{name}: .* text vocabulary 'journal' of album, notes|'journal' is"):
+        with pytest.raises(ConfigError, match=f"^{name}: .* text vocabulary 'journal' of album, notes"):
             train_tokenizer(zoo, name, data)
     assert not folder.exists()
     train_tokenizer(zoo, "notes", data)
@@ -193,7 +190,7 @@ def test_a_modality_in_place_of_a_text_vocabulary_is_its_own_problem(
     other = make({}, {"journal": {"enabled": False}})
     assert other["field"].checkpoint != folder and "field" not in other.problems()
     with pytest.raises(
-        ConfigError, match=r"field: .*journal is the folder of the text vocabulary .*; give another one"
+        ConfigError, match=r"field: .*journal is the folder of the text vocabulary .*; .*another folder"
     ):
         train_tokenizer(other, "field", data, out=folder, overwrite=True)
     assert TextVocabulary.load(folder).pieces

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
@@ -51,7 +51,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 Score = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
 
 
-class ModalityHooks:
+class ModalityHooks(Protocol):
     """The hooks of one modality. The first five are required."""
 
     @hookspec(firstresult=True)
@@ -60,7 +60,6 @@ class ModalityHooks:
 
         The spec's name is `settings.name`. `zoo list` calls this hook: it has to be cheap and must not import torch.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
@@ -75,7 +74,6 @@ class ModalityHooks:
         needs the key "class". `--overwrite` refuses a folder that contains files no training wrote. Raises ConfigError
         or DataError if it cannot train on these samples.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings, vocabulary: Path) -> Any:
@@ -85,7 +83,6 @@ class ModalityHooks:
         - `settings`: tell modalities apart that share one checkpoint.
         - `vocabulary`: the vocabulary's folder. It differs from `checkpoint` only if the spec says `own_tokenizer`.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def encode(self, tokenizer: Any, values: Any, settings: Settings) -> torch.Tensor | Sequence[Any]:
@@ -95,7 +92,6 @@ class ModalityHooks:
         - Sequences: a list of 1-D int64 arrays without end or sentinel ids.
         - Patches: float32 `(batch, tokens, dim)`. Embeddings: a list of float32 `(tokens, dim)`.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def decode(self, tokenizer: Any, tokens: Any, settings: Settings) -> Any:
@@ -105,7 +101,6 @@ class ModalityHooks:
         device; tokens of variable length come as a list of numpy arrays. Embeddings, an input only, may raise a
         ZooError instead.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def read_value(self, data: bytes, extension: str, settings: Settings, spec: ModalitySpec) -> Any:
@@ -114,7 +109,6 @@ class ModalityHooks:
         `extension` is in lower case and without a dot. It is the last one of several: "gz" for `scan.nii.gz`.
         Default: `.npy` for arrays, `.txt` (UTF-8) for text, `.json` for objects.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def write_value(self, value: Any, settings: Settings, spec: ModalitySpec) -> tuple[bytes, str]:
@@ -122,7 +116,6 @@ class ModalityHooks:
 
         The extension consists of lower-case letters and digits: "gz", not "nii.gz". Default: as for `read_value`.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def example_files(self, settings: Settings) -> Mapping[str, tuple[bytes, str]]:
@@ -131,7 +124,6 @@ class ModalityHooks:
         `zoo check` reads them, and the modality's page shows the results. `zoo check` adds files of its own, made from
         the spec; for objects it varies the first example, which has to be a valid `.json`. Default: none.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
@@ -144,7 +136,6 @@ class ModalityHooks:
         proportions differ from the other views. A class whose base has the hook disables it by `transform = None`; it
         then has to resize values in `read_value` and `derive`.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def derive(self, sample: Mapping[str, Any], settings: Settings, specs: Mapping[str, ModalitySpec]) -> Any:
@@ -153,12 +144,10 @@ class ModalityHooks:
         `specs` are the specs of `derived_from`, for example for their class names. A ZooError drops the sample. If a
         setting turns the hook on, such as the name of a network, the spec names it in `derive_setting`.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def render(self, value: Any, settings: Settings, spec: ModalitySpec) -> PIL.Image.Image | str:
         """Return a picture of the value, of any size, or a text. Default: a summary as text."""
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def score(
@@ -168,7 +157,6 @@ class ModalityHooks:
 
         Classes in `ValueSpec.unscored` are ignored in the target. Default: `exact`, the fraction of equal values.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def constant_baseline(self, values: Sequence[Any], settings: Settings, spec: ModalitySpec, score: Score) -> Any:
@@ -176,17 +164,14 @@ class ModalityHooks:
 
         `score(predicted, target)` is the modality's score. Default: the best of up to 32 of the values.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
         """Return the special tokens that this modality adds to its shared text vocabulary. Default: none."""
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def vocabulary_texts(self, values: Sequence[Any], settings: Settings) -> Sequence[str]:
         """Return the plain text in `values` that the shared text vocabulary should cover well. Default: none."""
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def single_ids(self, tokenizer: Any, settings: Settings) -> Sequence[int]:
@@ -194,7 +179,6 @@ class ModalityHooks:
 
         Generation never repeats them, inpainted parts included. Default: none.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
@@ -203,7 +187,6 @@ class ModalityHooks:
         Returns the settings that `load_tokenizer` needs, as keys of `[modalities.NAME]`. Raises CheckpointError, and
         writes nothing, if it is not a tokenizer of such values. Default: raises CheckpointError.
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def export_published(self, checkpoint: Path, settings: Settings) -> PublishedCheckpoint:
@@ -211,16 +194,14 @@ class ModalityHooks:
 
         Raises CheckpointError if it was not imported. Default: raises CheckpointError.
         """
-        raise NotImplementedError
 
 
-class SourceHooks:
+class SourceHooks(Protocol):
     """The hooks of one source of samples. Both are required."""
 
     @hookspec(firstresult=True)
     def source_spec(self) -> SourceSpec:
         """Return the spec of the source."""
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def samples(
@@ -232,7 +213,6 @@ class SourceHooks:
         sample lacks is absent from its mapping. `count` None means all samples; a source without an end raises
         ConfigError then. `tokenizers_zoo.source.MadeSamples` helps to write such a source.
         """
-        raise NotImplementedError
 
 
 REQUIRED = ("modality_spec", "train_tokenizer", "load_tokenizer", "encode", "decode")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers_zoo.checkpoint import CheckpointPlace, TokenizerFiles
 from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
-from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError, and_others
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
@@ -291,11 +291,8 @@ class Zoo:
 
     def check_place(self, name: str, folder: Path) -> None:
         """Raise ConfigError if a modality's tokenizer in this folder would collide with a text vocabulary."""
-        loaded = self._loaded()
-        if folder.resolve() == self[name].checkpoint.resolve() and name in (found := _misplaced(loaded)):
-            raise ConfigError(found[name])
-        if problem := _in_the_way(self[name], folder, loaded):
-            raise ConfigError(f"{problem}; give another one")
+        if problem := _misplaced([self[name], *self._loaded()], name, folder).get(name):
+            raise ConfigError(problem)
 
     # ------------------------------------------------------------------ sources
 
@@ -397,81 +394,41 @@ def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str =
     return table
 
 
-# ---------------------------------------------------------------- modalities that share one text vocabulary
+def _misplaced(handles: Sequence[ModalityHandle], name: str = "", folder: Path | None = None) -> dict[str, str]:
+    """Return, by name, problems of modalities whose tokenizer is in the folder of others' text vocabulary.
 
-
-def _text_sharers(handles: Iterable[ModalityHandle]) -> dict[str, list[ModalityHandle]]:
-    """Return the shared text vocabularies with their modalities."""
-    found: dict[str, list[ModalityHandle]] = {}
+    With a name and a folder, return the problem of that modality's tokenizer in that folder.
+    """
+    owners: dict[Path, list[ModalityHandle]] = {}
     for handle in handles:
         if handle.writes_text:
-            found.setdefault(handle.spec.vocabulary, []).append(handle)
-    return {name: sharing for name, sharing in found.items() if any(other.name != name for other in sharing)}
-
-
-def _misplaced(handles: Sequence[ModalityHandle]) -> dict[str, str]:
-    """Return, by name, problems of modalities that use the name or folder of a shared text vocabulary without writing
-    text."""
+            owners.setdefault(handle.files.vocabulary.resolve(), []).append(handle)
     found = {}
-    for vocabulary, sharing in _text_sharers(handles).items():
-        folders = _folders(sharing)
-        for handle in handles:
-            way = ""
-            if handle.spec.vocabulary == handle.name == vocabulary and not (
-                handle.writes_text or handle.spec.continuous
-            ):
-                way = f"is no text, and {vocabulary!r} is the text vocabulary of {_some_names(sharing)}"
-            elif _is_apart(handle, vocabulary) and handle.checkpoint.resolve() in folders:
-                way = _in_place_of(vocabulary, sharing, handle.checkpoint)
-            if way:
-                found[handle.name] = f"{handle.name}: {way}; rename the modality, or disable it"
+    for handle in handles if folder is None else [one for one in handles if one.name == name]:
+        spec, place = handle.spec, folder or handle.checkpoint
+        if handle.writes_text and not spec.own_tokenizer:
+            continue
+        others = [o for o in owners.get(place.resolve(), ()) if o.spec.shared_vocabulary and o.name != handle.name]
+        if others and not (spec.shares_checkpoint and spec.vocabulary == others[0].spec.vocabulary):
+            names = ", ".join(other.name for other in others[:3]) + and_others(max(0, len(others) - 3))
+            found[handle.name] = (
+                f"{handle.name}: {place} is the folder of the text vocabulary {others[0].spec.vocabulary!r} of {names};"
+                " rename the modality, or give it another folder"
+            )
     return found
-
-
-def _in_the_way(handle: ModalityHandle, folder: Path, others: Iterable[ModalityHandle]) -> str:
-    """Return the problem if a modality's tokenizer is in the folder of other modalities' text vocabulary, else ""."""
-    for vocabulary, sharing in _text_sharers(others).items():
-        if _is_apart(handle, vocabulary) and folder.resolve() in _folders(sharing):
-            return f"{handle.name}: {_in_place_of(vocabulary, sharing, folder)}"
-    return ""
-
-
-def _is_apart(handle: ModalityHandle, vocabulary: str) -> bool:
-    """Return whether a modality's checkpoint is not this text vocabulary."""
-    shares = handle.spec.shares_checkpoint and handle.spec.vocabulary == vocabulary
-    return not shares and (handle.spec.own_tokenizer or not handle.writes_text)
-
-
-def _folders(sharing: Iterable[ModalityHandle]) -> set[Path]:
-    return {handle.files.vocabulary.resolve() for handle in sharing}
-
-
-def _in_place_of(vocabulary: str, sharing: Iterable[ModalityHandle], folder: Path) -> str:
-    return f"{folder} is the folder of the text vocabulary {vocabulary!r} of {_some_names(sharing)}"
-
-
-def _some_names(handles: Iterable[ModalityHandle]) -> str:
-    names = [handle.name for handle in handles]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:
     """Yield modalities of one vocabulary that disagree on its size, special ids or checkpoint."""
-    first: ModalityHandle | None = None
+    first: dict[str, tuple[str, Any]] = {}
     for handle in handles:
-        first = first or handle
-        for what, mine, other in zip(
-            ("vocab_size", "(end, first sentinel, sentinels)", "checkpoint"), _ids(handle), _ids(first), strict=True
-        ):
-            if mine != other and mine is not None and other is not None:
-                yield (
-                    handle.name,
-                    f"{handle.name}: shares the vocabulary {vocabulary!r} with {first.name}, but has {what} {mine}"
-                    f" where {first.name} has {other}",
-                )
-
-
-def _ids(handle: ModalityHandle) -> tuple[Any, ...]:
-    layout = handle.spec.layout
-    special = (layout.end, layout.sentinel_start, layout.num_sentinels) if isinstance(layout, SequenceLayout) else None
-    return handle.spec.vocab_size, special, handle.files.vocabulary
+        layout = handle.spec.layout
+        shared = {"vocab_size": handle.spec.vocab_size, "checkpoint": handle.files.vocabulary}
+        if isinstance(layout, SequenceLayout):
+            special = layout.end, layout.sentinel_start, layout.num_sentinels
+            shared["(end, first sentinel, sentinels)"] = special
+        for what, mine in shared.items():
+            other, theirs = first.setdefault(what, (handle.name, mine))
+            if mine != theirs:
+                problem = f"shares the vocabulary {vocabulary!r} with {other}, but has {what} {mine}"
+                yield handle.name, f"{handle.name}: {problem} where {other} has {theirs}"

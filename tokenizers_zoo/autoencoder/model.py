@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.nn.build import build_decoder, build_encoder
+from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.nn.conv import ConvDecoder, ConvEncoder
+from tokenizers_zoo.nn.layers import InvertedBottleneck
+from tokenizers_zoo.nn.vit import VitDecoder, VitEncoder
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -18,6 +21,39 @@ if TYPE_CHECKING:
 
 DENOISER = "denoiser."
 """Prefix of the diffusion decoder's tensors; all other tensors belong to the plain autoencoder."""
+
+
+def build_encoder(config: BlockConfig | MlpConfig, in_channels: int, out_dim: int, patch: tuple[int, ...]) -> nn.Module:
+    """Return the encoder (batch, in_channels, *axes) -> (batch, out_dim, *axes / patch)."""
+    _check(config, patch)
+    if isinstance(config, BlockConfig):
+        return (ConvEncoder if config.kind == "conv" else VitEncoder)(config, in_channels, out_dim, patch)
+    layers = [nn.Linear(in_channels, config.width), *_blocks(config), *_latent_map(config)]
+    return nn.Sequential(*layers, nn.Linear(config.width, out_dim))
+
+
+def build_decoder(config: BlockConfig | MlpConfig, in_dim: int, out_channels: int, patch: tuple[int, ...]) -> nn.Module:
+    """Return the decoder (batch, in_dim, *grid) -> (batch, out_channels, *grid x patch), with unbounded values."""
+    _check(config, patch)
+    if isinstance(config, BlockConfig):
+        return (ConvDecoder if config.kind == "conv" else VitDecoder)(config, in_dim, out_channels, patch)
+    layers = [nn.Linear(in_dim, config.width), *_latent_map(config), *_blocks(config)]
+    return nn.Sequential(*layers, nn.Linear(config.width, out_channels))
+
+
+def _check(config: BlockConfig | MlpConfig, patch: tuple[int, ...]) -> None:
+    axes = "no axis" if isinstance(config, MlpConfig) else "one to three axes"
+    if isinstance(config, MlpConfig) != (not patch) or len(patch) > 3 or min(patch, default=1) < 1:
+        raise ValueError(f"patch: {type(config).__name__} is for {axes}, got the patch {patch}")
+
+
+def _blocks(config: MlpConfig) -> list[nn.Module]:
+    blocks: list[nn.Module] = [InvertedBottleneck(config.width, config.expansion) for _ in range(config.depth)]
+    return [*blocks, nn.LayerNorm(config.width)] if config.final_norm else blocks
+
+
+def _latent_map(config: MlpConfig) -> list[nn.Linear]:
+    return [nn.Linear(config.width, config.width)] if config.latent_map else []
 
 
 class Autoencoder(nn.Module):

