@@ -3,7 +3,7 @@
 python bench/side_by_side.py [--steps 100]
 
 Three ways for threads to wait for one another: as the OpenMP library does by itself, as `zoo` has it where other work
-runs already (see tokenizers_zoo/cli/cores.py), and asleep at once.
+runs already (see tokenizers_zoo/cli/main.py), and asleep at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tokenizers_zoo.cli.cores import SPINS
+from tokenizers_zoo.cli.main import SPINS
 
 WAYS = {
     "spinning": {"GOMP_SPINCOUNT": "300000"},

@@ -13,7 +13,8 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.inspect import describe_layout
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.testing.probes import OTHER, Probe, outcome_of, probed_files, shortened
+from tokenizers_zoo.testing.probe import Probe, outcome_of, shortened
+from tokenizers_zoo.testing.probes import OTHER, probed_files
 from tokenizers_zoo.text_vocab import VocabularyConfig
 
 ALIKE = 0.6

@@ -21,10 +21,9 @@ from PIL import Image
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.testing.probes import PICTURE, Probe, probed_files
-from tokenizers_zoo.testing.probes.media import NUMBERS, SIZE, WORDS, plain_picture, saved, wav
-from tokenizers_zoo.testing.probes.plain import bars, made_up, with_one
-from tokenizers_zoo.testing.probes.probe import npy
+from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, plain_picture, saved, wav
+from tokenizers_zoo.testing.probe import Probe, bars, npy
+from tokenizers_zoo.testing.probes import PICTURE, made_up, probed_files, with_one
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(

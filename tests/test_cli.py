@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.cli import cores
+from tokenizers_zoo.cli import main as cli
 from tokenizers_zoo.cli.main import RESUMES, STARTS_AGAIN, main
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
@@ -532,7 +532,7 @@ def test_interrupted_command_says_how_to_resume(zoo: Run, monkeypatch: pytest.Mo
     ("load", "told", "spins"),
     [
         ("0.00 0.00 0.00 1/80 4711", {}, None),  # this command alone
-        ("1.20 0.70 0.30 3/80 4711", {}, cores.SPINS),
+        ("1.20 0.70 0.30 3/80 4711", {}, cli.SPINS),
         ("1.20 0.70 0.30 3/80 4711", {"GOMP_SPINCOUNT": "7"}, "7"),
         ("1.20 0.70 0.30 3/80 4711", {"OMP_WAIT_POLICY": "active"}, None),
         ("not as expected", {}, None),
@@ -547,10 +547,10 @@ def test_give_way_limits_spinning_when_others_run(
         monkeypatch.delenv(name)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(cores, "LOAD", tmp_path / "loadavg")
+    monkeypatch.setattr(cli, "LOAD", tmp_path / "loadavg")
     if load is not None:
         (tmp_path / "loadavg").write_text(load)
-    cores.give_way()
+    cli.give_way()
     assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
@@ -561,6 +561,6 @@ def test_every_command_calls_give_way(
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     (tmp_path / "loadavg").write_text("1.20 0.70 0.30 3/80 4711")
-    monkeypatch.setattr(cores, "LOAD", tmp_path / "loadavg")
+    monkeypatch.setattr(cli, "LOAD", tmp_path / "loadavg")
     assert call(["--version"], capsys, monkeypatch)[0] == 0
-    assert os.environ["GOMP_SPINCOUNT"] == cores.SPINS
+    assert os.environ["GOMP_SPINCOUNT"] == cli.SPINS

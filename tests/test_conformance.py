@@ -24,9 +24,8 @@ from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.spec import ValueSpec
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
-from tokenizers_zoo.testing.checks import CHECKS, Skipped, broken_values
-from tokenizers_zoo.testing.running import accelerator
-from tokenizers_zoo.testing.subject import Subject, generated_values
+from tokenizers_zoo.testing.checks import CHECKS, accelerator, broken_values
+from tokenizers_zoo.testing.subject import Skipped, Subject, generated_values
 
 ROOT = Path(__file__).parent.parent
 SMALL = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8}})
@@ -391,7 +390,7 @@ def test_error_message_without_the_expected_value(install_example: Install, monk
 
 def test_devices_are_compared(install_example: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU under another name stands in for the accelerator."""
-    monkeypatch.setattr("tokenizers_zoo.testing.running.accelerator", lambda: "cpu:0")
+    monkeypatch.setattr("tokenizers_zoo.testing.checks.accelerator", lambda: "cpu:0")
     install_example("steady")
     found = results("steady")["devices"]
     assert found.passed and not found.skipped
@@ -429,8 +428,8 @@ def test_arrays_of_free_length_are_made_far_too_long(monkeypatch: pytest.MonkeyP
     install("zoo-uncut", {"tokenizers_zoo": {"uncut": "zoo_uncut:plugin"}}, {"zoo_uncut": uncut})
     assert all(result.passed for result in results("sound").values())
     assert "of up to 96" in results("uncut")["long_inputs"].message
-    monkeypatch.setattr("tokenizers_zoo.testing.running.LONG_BASE", 0)
-    monkeypatch.setattr("tokenizers_zoo.testing.running.LONG_FACTOR", 0)
+    monkeypatch.setattr("tokenizers_zoo.testing.checks.LONG_BASE", 0)
+    monkeypatch.setattr("tokenizers_zoo.testing.checks.LONG_FACTOR", 0)
     assert re.search(r"\d+ bytes take \d+ MB to encode, at most 0", results("sound")["long_inputs"].message)
 
 
@@ -438,8 +437,8 @@ def test_long_inputs_are_watched(monkeypatch: pytest.MonkeyPatch, subjects: Call
     for name in ("caption", "boxes"):
         CHECKS["long_inputs"](subjects(name))
         with monkeypatch.context() as greedy:
-            greedy.setattr("tokenizers_zoo.testing.running.LONG_BASE", 0)
-            greedy.setattr("tokenizers_zoo.testing.running.LONG_FACTOR", 0)
+            greedy.setattr("tokenizers_zoo.testing.checks.LONG_BASE", 0)
+            greedy.setattr("tokenizers_zoo.testing.checks.LONG_FACTOR", 0)
             with pytest.raises(AssertionError, match=r"\d+ letters take \d+ MB to encode, at most 0 are expected"):
                 CHECKS["long_inputs"](subjects(name))
 

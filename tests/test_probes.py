@@ -18,10 +18,9 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import DataError, MachineError, PluginError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
-from tokenizers_zoo.testing.probes import Outcome, Probe, outcome_of, probed_files, shortened
-from tokenizers_zoo.testing.probes.media import picture_probes, sound_probes, tone, wav
-from tokenizers_zoo.testing.probes.plain import as_json, bars, made_up, object_probes
-from tokenizers_zoo.testing.probes.probe import File, multiple, npy
+from tokenizers_zoo.testing.media import picture_probes, sound_probes, tone, wav
+from tokenizers_zoo.testing.probe import File, Outcome, Probe, bars, multiple, npy, outcome_of, shortened
+from tokenizers_zoo.testing.probes import as_json, made_up, object_probes, probed_files
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
 from modality_pages import files_section, with_gap

@@ -1,26 +1,29 @@
-"""zoo list, zoo info, zoo check: show and check the installed modalities."""
+"""zoo list, info, check, doctor, report: show and check modalities, data and runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
+import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenizers_zoo.cli.options import PATH, open_zoo, plain_table, show_table
+from tokenizers_zoo.cli.options import DEVICE, PATH, asked_registry, open_zoo, plain_table, show_problems, show_table
 from tokenizers_zoo.cli.settings import settings_lines
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import TokenLayout, layout_to_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    from tokenizers_zoo.doctor import Finding
+    from tokenizers_zoo.registry import ModalityHandle
 
 WHOLE_NAME = 32
 """Names up to this length are never wrapped."""
+WIDTH = 80
 
 
 def describe_layout(layout: TokenLayout) -> str:
@@ -85,25 +88,16 @@ def list_modalities(as_json_text: bool) -> None:
     show_table(table)
     for problem in problems.values():
         click.echo(f"problem: {problem}", err=True)
-    off = disabled_lines(zoo)
-    for line in off:
-        click.echo(click.style(line, dim=True))
-    if not handles and not off:
+    off = zoo.disabled()
+    for key, what, where in (
+        ("modalities", "installed but not enabled", "[zoo] modalities"),
+        ("enabled", "switched off", "[modalities.NAME] enabled"),
+    ):
+        if names := off[key]:
+            line = f"{len(names)} more {'is' if len(names) == 1 else 'are'} {what} ({zoo.path}: {where})"
+            click.echo(click.style(line, dim=True))
+    if not handles and not any(off.values()):
         click.echo("no modality is installed; pip install one (zoo-images, zoo-geometry, ...)", err=True)
-
-
-def disabled_lines(zoo: Zoo) -> list[str]:
-    """Return a line for each registry key that disables installed modalities."""
-    keys = {
-        "modalities": ("installed but not enabled", "[zoo] modalities"),
-        "enabled": ("switched off", "[modalities.NAME] enabled"),
-    }
-    lines = []
-    for key, names in zoo.disabled().items():
-        what, where = keys[key]
-        if names:
-            lines.append(f"{len(names)} more {'is' if len(names) == 1 else 'are'} {what} ({zoo.path}: {where})")
-    return lines
 
 
 @click.command()
@@ -206,3 +200,112 @@ def check(names: tuple[str, ...], data_dir: Path | None) -> None:
                 + (f": {result.message}" if result.message else "")
             )
     sys.exit(1 if failed else 0)
+
+
+@click.command("doctor")
+@click.argument("names", nargs=-1)
+@click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
+@click.option("--tokens", type=PATH, help="A token store that has to fit the tokenizers.")
+@click.option("--split", default="test", show_default=True, help="Of the values and tokens that are examined.")
+@click.option("--samples", type=click.IntRange(min=2), default=64, show_default=True, help="Values at most.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of a temporary tokenizer. Default: use the existing "
+              "tokenizer, else 100.")  # fmt: skip
+@DEVICE
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def doctor_command(
+    names: tuple[str, ...], data_dir: Path, tokens: Path | None, split: str, samples: int, steps: int | None,
+    device: str, as_json_text: bool,
+) -> None:  # fmt: skip
+    """Check whether modalities can be learnt. The exit code is 1 if one fails.
+
+    Runs gates over held-out values, the tokenizer and the tokens, each with figures and advice. Without NAMES: every
+    enabled modality in DATA.
+
+    \b
+    values    fit the spec: unit, range, type
+    trained   a tokenizer exists or can be trained
+    floor     better than the constant baseline
+    bound     meets the metrics' bounds
+    codebook  codes are in use
+    varied    tokens differ between samples
+    entropy   enough bits per token
+    crops     modalities are aligned
+    store     the token store fits
+
+    \b
+    Examples:
+      zoo doctor depth --data data/scenes
+      zoo doctor --data data/scenes --tokens runs/tokens --json
+    """
+    from tokenizers_zoo.doctor import GATES, examinable, examine
+
+    zoo = open_zoo()
+    chosen, lost = [zoo[name].name for name in dict.fromkeys(names)], list[str]()
+    if not chosen:
+        chosen, lost = examinable(zoo, data_dir, split)
+        show_problems(zoo)
+    found: dict[str, list[Finding]] = {}
+    for name in chosen:
+        zoo[name].device = device
+        found[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps, tokens=tokens))
+    failed = sum(not finding.passed for findings in found.values() for finding in findings)
+    if as_json_text:
+        report = {name: [dataclasses.asdict(finding) for finding in findings] for name, findings in found.items()}
+        click.echo(json.dumps({"sound": not failed and not lost, "modalities": report}, indent=2, ensure_ascii=False))
+        sys.exit(1 if failed or lost else 0)
+
+    def state_of(finding: Finding) -> str:
+        return "-" if finding.skipped else "ok" if finding.passed else "FAIL"
+
+    if len(found) > 1:  # a row per modality, a column per gate
+        room = WIDTH - sum(len(gate) + 1 for gate in GATES)
+        click.echo(" ".join(["".ljust(room), *GATES]))
+        for name, findings in found.items():
+            cells = [state_of(finding).ljust(len(finding.gate)) for finding in findings]
+            short = name if len(name) <= room else f"{name[: room - 1]}~"
+            click.echo(" ".join([short.ljust(room), *cells]).rstrip())
+        click.echo()
+    for name, findings in found.items():
+        shown = [finding for finding in findings if len(found) == 1 or not finding.passed]
+        lines = textwrap.wrap(f"{name}: {zoo[name].spec.summary}", WIDTH) if shown else []
+        for finding in shown:
+            head = f"  {state_of(finding):5}{finding.gate:9} "
+            indent = " " * len(head)
+            lines += textwrap.wrap(finding.figure, WIDTH, initial_indent=head, subsequent_indent=indent)
+            first, following = f"{indent}> ", f"{indent}  "
+            lines += textwrap.wrap(finding.advice, WIDTH, initial_indent=first, subsequent_indent=following)
+        for line in lines:
+            click.echo(line)
+    verdict = [f"{failed} of {sum(map(len, found.values()))} gates failed"] if failed else []
+    verdict += [f"not examined, as the plugin does not load: {', '.join(lost)}"] if lost else []
+    click.echo(textwrap.fill("; ".join(verdict) or "sound", WIDTH))
+    sys.exit(1 if failed or lost else 0)
+
+
+@click.command("report")
+@click.argument("run", type=PATH, required=False)
+@click.option("--out", type=PATH, help="Where to write the page; its pictures lie beside it, too. "
+              "Default: RUN/report/index.html, or report/index.html beside the tokenizers.")  # fmt: skip
+def report_command(run: Path | None, out: Path | None) -> None:
+    """Write an HTML page about a backbone, or about the whole zoo.
+
+    Pages are self-contained. The page of a backbone includes its tokenizers and data. The page of the zoo links to a
+    page for each tokenizer: held-out samples and metrics, compared with other checkpoints of the same modality in the
+    folder of the tokenizers.
+
+    \b
+    Examples:
+      zoo report runs/backbone
+      zoo report
+    """
+    from tokenizers_zoo.report.run import registry_of, write_report
+    from tokenizers_zoo.report.zoo import write_zoo_report
+
+    if run is None:
+        zoo = open_zoo(strict=False)
+        with disk_errors(out or zoo.folder):
+            page = write_zoo_report(zoo, out)
+    else:
+        with disk_errors(out or run):
+            page = write_report(open_zoo(asked_registry() or registry_of(run)), run, out)
+    click.echo(f"report: {page.resolve().as_uri()}")

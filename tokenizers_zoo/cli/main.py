@@ -1,4 +1,4 @@
-"""The `zoo` command: its groups and its error handling."""
+"""The `zoo` command: its groups, its error handling, and sharing the processor's cores with other processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.cli.cores import give_way
 from tokenizers_zoo.errors import OneLineError, UnknownNameError, is_of_the_machine
 from tokenizers_zoo.io import disk_problem
 
@@ -29,8 +29,8 @@ COMMANDS = {
     "tokenize": "tokenizers_zoo.cli.tokens:tokenize_command",
     "encode": "tokenizers_zoo.cli.tokens:encode_command",
     "decode": "tokenizers_zoo.cli.tokens:decode_command",
-    "report": "tokenizers_zoo.cli.report:report_command",
-    "doctor": "tokenizers_zoo.cli.doctor:doctor_command",
+    "report": "tokenizers_zoo.cli.inspect:report_command",
+    "doctor": "tokenizers_zoo.cli.inspect:doctor_command",
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
 }
 RESUMES = "the same command resumes from saved work, if there is any"
@@ -39,6 +39,11 @@ AFTER_OVERWRITE = {
     "tokenizer": f"{STARTS_AGAIN}; of several tokenizers name those that are left, with --overwrite",
 }
 """Advice after a ^C with --overwrite, by command; default STARTS_AGAIN."""
+LOAD = Path("/proc/loadavg")
+SPINS = "1000"
+"""GOMP_SPINCOUNT of a process that shares the cores with others."""
+APART = 0.005
+"""Seconds between two looks at the load, to ignore short jobs."""
 
 
 class ZooGroup(click.Group):
@@ -112,7 +117,7 @@ def main() -> None:
         elif debug:
             raise
         else:
-            _stop(_line(cause), 1)
+            _stop(f"error: {_in_words(cause)}", 1)
     except NO_ARGUMENTS as error:
         error.show()
         sys.exit(error.exit_code)
@@ -126,18 +131,38 @@ def main() -> None:
     except BaseException as error:  # torch has errors that are no Exception
         if debug:
             raise
-        _stop(_line(error), 1)
+        _stop(f"error: {_in_words(error)}", 1)
+
+
+def give_way() -> None:
+    """Let waiting threads sleep instead of spin if other work keeps the cores busy.
+
+    At the end of each parallel operation threads wait for the last one, by default spinning for milliseconds. With more
+    threads than cores they then block the thread that they wait for. Two trainings on two cores then take many times as
+    long as one after the other (bench/side_by_side.py). Alone, spinning is faster. The OpenMP library that torch brings
+    on Linux reads the variable when torch is imported, so this comes before. OMP_WAIT_POLICY or GOMP_SPINCOUNT, if set,
+    take precedence.
+    """
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) or not others_run():
+        return
+    time.sleep(APART)
+    if others_run():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def others_run() -> bool:
+    """True if another thread is running or waits for a core right now; False if unknown."""
+    try:
+        running = LOAD.read_text().split()[3].partition("/")[0]
+        return int(running) > 1
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 def _told_by_the_command(thread: threading.ExceptHookArgs) -> None:
     """Suppress a thread's traceback for a full disk: the main thread raises the same error."""
     if thread.exc_value is None or not disk_problem(thread.exc_value):
         threading.__excepthook__(thread)
-
-
-def _line(error: BaseException) -> str:
-    """Return the one line that is shown for an error."""
-    return f"error: {' '.join(_in_words(error).split())}"
 
 
 def _in_words(error: BaseException) -> str:
@@ -161,7 +186,7 @@ def _in_words(error: BaseException) -> str:
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(message, err=True)
+    click.echo(" ".join(message.split()), err=True)
     sys.exit(code)
 
 

@@ -8,14 +8,15 @@ settings, `--zoo-data FOLDER` to take sample values from value shards.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.errors import OneLineError, ZooError
 
 if TYPE_CHECKING:
     import pytest
@@ -36,13 +37,9 @@ class CheckResult:
 
 
 def conformance_results(
-    zoo: Zoo,
-    name: str,
-    data_dir: Path | None = None,
-    *,
-    samples: Sequence[Mapping[str, Any]] | None = None,
+    zoo: Zoo, name: str, data_dir: Path | None = None, *, samples: Sequence[Mapping[str, Any]] | None = None,
     seed: int = 0,
-) -> Iterator[CheckResult]:
+) -> Iterator[CheckResult]:  # fmt: skip
     """Run every check on a modality and yield the results.
 
     Sample values come from `samples` (`{modality: value}`), else the value shards in `data_dir`, else the first source
@@ -92,9 +89,55 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pluggy.HookimplMarker("pytest")(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the checks of every `--zoo-plugin` to the collected tests."""
+    """Add the checks of every `--zoo-plugin` to the tests. An unknown name or an invalid registry ends the run."""
     names: list[str] = config.getoption("--zoo-plugin")
-    if names:
-        from tokenizers_zoo.testing.items import conformance_items
+    if not names:
+        return
+    import pytest
 
-        items.extend(conformance_items(session, names))
+    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.testing.checks import CHECKS
+    from tokenizers_zoo.testing.subject import Skipped, Subject
+
+    class CheckItem(pytest.Item):
+        """One check of one modality; all checks of a modality share its subject."""
+
+        def __init__(self, *, check: Callable[[Subject], None], modality: str, **options: Any) -> None:
+            super().__init__(**options)
+            self.check, self.modality = check, modality
+
+        def runtest(self) -> None:
+            try:
+                self.check(subject(self.modality))
+            except Skipped as reason:
+                pytest.skip(str(reason))
+
+        def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+            if isinstance(excinfo.value, AssertionError | OneLineError):
+                return f"{self.name}: {excinfo.value}"
+            return super().repr_failure(excinfo, style)
+
+        def reportinfo(self) -> tuple[Path, None, str]:
+            return self.path, None, self.nodeid
+
+    registry, data = config.getoption("--zoo-registry"), config.getoption("--zoo-data")
+    try:
+        zoo = Zoo.from_toml(registry) if registry else Zoo.installed()
+        for name in names:
+            if name not in zoo:
+                _ = zoo[name]
+    except ZooError as error:
+        raise pytest.UsageError(str(error)) from None
+
+    @cache
+    def subject(name: str) -> Subject:
+        folder = tempfile.TemporaryDirectory(prefix="zoo-check-")
+        config.add_cleanup(folder.cleanup)
+        return Subject(zoo=zoo, name=name, workdir=Path(folder.name), data_dir=Path(data) if data else None)
+
+    for name in names:
+        for title, check in CHECKS.items():
+            node = f"zoo-plugin/{name}::{title}"
+            items.append(
+                CheckItem.from_parent(session, name=f"{name}: {title}", nodeid=node, check=check, modality=name)
+            )

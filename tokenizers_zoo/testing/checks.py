@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tracemalloc
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.device import DEVICES
+from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
-from tokenizers_zoo.spec import (
-    Crop,
-    SequenceLayout,
-    layout_from_json,
-    layout_to_json,
-    spec_problems,
-)
-from tokenizers_zoo.testing import running
+from tokenizers_zoo.spec import Crop, EmbeddingsLayout, SequenceLayout, layout_from_json, layout_to_json, spec_problems
 from tokenizers_zoo.testing.geometry import check_crop_geometry
-from tokenizers_zoo.testing.probes.plain import fits
-from tokenizers_zoo.testing.probes.probe import CLOSE
+from tokenizers_zoo.testing.probe import CLOSE, fits, outcome_of
+from tokenizers_zoo.testing.probes import OTHER, probed_files
 from tokenizers_zoo.testing.subject import Skipped, Subject, all_same, decoded_or_skip, expect, lent, per_sample
 from tokenizers_zoo.validation import (
     bounds,
@@ -39,6 +35,12 @@ from tokenizers_zoo.validation import (
 
 FLIPS_ALLOWED = 1e-3
 """Share of the tokens that may differ between a batch and single samples, because rounding decides ties."""
+DEVICE_FLIPS_ALLOWED = 0.02
+"""Share of the tokens that may differ between devices because of rounding."""
+THREADS = 4
+LONG_LETTERS = 100_000
+LONG_BASE, LONG_FACTOR = 32e6, 400
+"""Bytes that encoding a long value may take: a constant, and a factor per letter or byte."""
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {}
@@ -115,19 +117,15 @@ def broken_values(subject: Subject) -> list[Any]:
             hole = good.copy()
             hole.flat[0] = number
             bad.append(hole)
-    low, high = bounds(declared)
-    for bound, step in ((low, -1), (high, 1)):
-        if bound is not None and (beyond := _beyond(bound, step, good.dtype)) is not None:
-            outside = good.copy()
-            outside.flat[-1] = beyond
-            bad.append(outside)
+    for bound, step in zip(bounds(declared), (-1, 1), strict=True):
+        if bound is not None:
+            far, next_to_it = bound + step * max(1, abs(bound)), bound + step
+            numbers = (far, next_to_it) if good.dtype.kind in "iu" else (far,)
+            for number in [number for number in numbers if fits(number, good.dtype)][:1]:
+                outside = good.copy()
+                outside.flat[-1] = number
+                bad.append(outside)
     return bad
-
-
-def _beyond(bound: float, step: int, dtype: np.dtype[Any]) -> float | None:
-    """Return a number outside a bound, as far as the dtype allows; None if it holds none."""
-    next_to_it = (bound + step,) if dtype.kind in "iu" else ()
-    return next((number for number in (bound + step * max(1, abs(bound)), *next_to_it) if fits(number, dtype)), None)
 
 
 # ---------------------------------------------------------------- values to tokens and back
@@ -191,10 +189,8 @@ def deterministic(subject: Subject) -> None:
     first, second = (per_sample(subject.trained.encode(subject.values)) for _ in range(2))
     expect(all_same(first, second), "the same values give other tokens when encoded again")
     tokens = subject.trained.encode(subject.values)
-    expect(
-        all_same(decoded_or_skip(subject, tokens), decoded_or_skip(subject, tokens)),
-        "the same tokens give other values when decoded again",
-    )
+    values = (decoded_or_skip(subject, tokens) for _ in range(2))
+    expect(all_same(*values), "the same tokens give other values when decoded again")
 
 
 @check
@@ -202,18 +198,22 @@ def batches(subject: Subject) -> None:
     """A value's tokens do not depend on the rest of its batch."""
     together = per_sample(subject.trained.encode(subject.values))
     alone = [per_sample(subject.trained.encode([value]))[0] for value in subject.values]
-    lengths = [len(item) for item in together]
-    expect(lengths == [len(item) for item in alone], "tokens have other lengths in a batch than one by one")
+    expect_alike(subject, together, alone, "a batch and its samples one by one", FLIPS_ALLOWED, 1e-4)
+
+
+def expect_alike(
+    subject: Subject, first: Sequence[Any], second: Sequence[Any], between: str, flips: float, tolerance: float
+) -> None:
+    """Raise AssertionError unless tokens agree, up to rounding: a share `flips` of the ids, or numbers' `tolerance`."""
+    shapes = [item.shape for item in first], [item.shape for item in second]
+    expect(shapes[0] == shapes[1], f"tokens have other shapes between {between}")
     if subject.handle.spec.continuous:
-        close = all(np.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(together, alone, strict=True))
-        expect(close, "tokens differ between a batch and its samples one by one")
+        close = all(np.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(first, second, strict=True))
+        expect(close, f"tokens differ between {between}")
         return
-    differing = sum(int((a != b).sum()) for a, b in zip(together, alone, strict=True))
-    total = sum(item.size for item in together)
-    expect(
-        differing <= math.floor(total * FLIPS_ALLOWED),
-        f"{differing} of {total} tokens differ between a batch and its samples one by one",
-    )
+    differing = sum(int((a != b).sum()) for a, b in zip(first, second, strict=True))
+    total = sum(item.size for item in first)
+    expect(differing <= math.floor(total * flips), f"{differing} of {total} tokens differ between {between}")
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -228,10 +228,8 @@ def save_and_load(subject: Subject) -> None:
     loaded = subject.handle.at(copy)
     expect(loaded.fingerprint == original.fingerprint, "the fingerprint depends on the folder")
     tokens = original.encode(subject.values)
-    expect(
-        all_same(per_sample(loaded.encode(subject.values)), per_sample(tokens)),
-        "the tokens are others after loading the checkpoint again",
-    )
+    again = per_sample(loaded.encode(subject.values))
+    expect(all_same(again, per_sample(tokens)), "the tokens are others after loading the checkpoint again")
     decoded = decoded_or_skip(subject, tokens)
     expect(all_same(loaded.decode(tokens), decoded), "the decoded values are others after loading the checkpoint again")
 
@@ -261,15 +259,19 @@ def train_again(subject: Subject) -> None:
 @check
 def files(subject: Subject) -> None:
     """Written values are read back (arrays up to rounding) and written to the same bytes; damaged files are refused."""
-    span = span_of_all(subject.values)
-    for value in subject.values:
+    values, span = subject.values, None
+    if all(isinstance(value, np.ndarray) for value in values):
+        least, most = min(float(value.min()) for value in values), max(float(value.max()) for value in values)
+        span = most - least or abs(most) or 1.0
+    for value in values:
         data, extension = subject.handle.write(value)
         again = subject.handle.read(data, extension)
         subject.handle.check(again)
-        expect(
-            span is None or kept(value, again, span),
-            f"{describe(value)} is read back from .{extension} as {describe(again)}, which is another value",
-        )
+        if span is not None:
+            alike = value.shape == again.shape
+            alike = alike and np.abs(again.astype(np.float64) - value.astype(np.float64)).mean() <= CLOSE * span
+            other = f"{describe(value)} is read back from .{extension} as {describe(again)}, which is another value"
+            expect(bool(alike), other)
         expect(subject.handle.write(again) == (data, extension), f"a value read from .{extension} is written otherwise")
     for damaged in (b"\xff\xfe\x00garbage\xff", data[: len(data) // 2] + b"\xff"):
         try:
@@ -279,21 +281,6 @@ def files(subject: Subject) -> None:
             expect(told, f"a damaged .{extension} file is refused otherwise than in one line: {str(error)!r}")
             continue
         raise AssertionError(f"a damaged .{extension} file is read as {describe(value)}")
-
-
-def span_of_all(values: Sequence[Any]) -> float | None:
-    """Return the range of all arrays' numbers, or the magnitude of a constant; None for other values."""
-    if not all(isinstance(value, np.ndarray) for value in values):
-        return None
-    least, most = min(float(value.min()) for value in values), max(float(value.max()) for value in values)
-    return most - least or abs(most) or 1.0
-
-
-def kept(value: np.ndarray[Any, Any], again: np.ndarray[Any, Any], span: float) -> bool:
-    """True if an array's numbers differ from the original by at most CLOSE of `span` on average."""
-    if value.shape != again.shape:
-        return False
-    return float(np.abs(again.astype(np.float64) - value.astype(np.float64)).mean()) <= CLOSE * span
 
 
 @check
@@ -360,15 +347,10 @@ def score(subject: Subject) -> None:
         for metric in handle.spec.metrics:
             sign = 1 if metric.higher_is_better else -1
             mine, theirs = perfect[metric.name], marks[metric.name]
-            expect(
-                math.isnan(theirs) or sign * mine >= sign * theirs - 1e-6,
-                f"{metric.name} is better for {rival} ({theirs:g}) than for the values themselves ({mine:g})",
-            )
-    expect(
-        told,
-        f"{main.name} tells nothing: {perfect[main.name]:g} for the values themselves, and no worse for"
-        f" {' or '.join(rivals)}, although the values differ",
-    )
+            better = f"{metric.name} is better for {rival} ({theirs:g}) than for the values themselves ({mine:g})"
+            expect(math.isnan(theirs) or sign * mine >= sign * theirs - 1e-6, better)
+    nothing = f"{main.name} tells nothing: {perfect[main.name]:g} for the values themselves, and no worse for"
+    expect(told, f"{nothing} {' or '.join(rivals)}, although the values differ")
 
 
 @check
@@ -412,8 +394,115 @@ def vocabulary(subject: Subject) -> None:
             expect(len(set(named)) == len(named), "a value's tokens have one of single_ids twice")
 
 
-# ---------------------------------------------------------------- files of users, devices, threads
+@check
+def probes(subject: Subject) -> None:
+    """Files of users are read as values that can be encoded, or refused in one helpful line."""
+    handle = subject.handle
+    read: dict[str, Any] = {}
+    try:
+        files = probed_files(handle)
+    except DataError:  # made from a sample value
+        files = probed_files(handle, next((value for value in subject.values if len(value)), subject.values[0]))
+    for kind, probe in (*files.probes, ("", OTHER)):
+        outcome = outcome_of(handle, probe)
+        name = f"{kind} {probe.what}".strip()
+        expect(not outcome.fault, f"{name}: {outcome.fault}")
+        if outcome.read:
+            read[name] = outcome.value
+    for name, value in read.items():
+        try:
+            subject.trained.encode([value])
+        except ZooError as error:
+            raise AssertionError(f"{name}: it is read, but not encoded: {error}") from None
 
-check(running.probes)
-for function in (running.odd_batches, running.devices, running.threads, running.long_inputs):
-    check(function)
+
+@check
+def odd_batches(subject: Subject) -> None:
+    """Batches of one and three values work."""
+    for size in (1, 3):
+        values = (subject.values * size)[:size]
+        tokens = subject.trained.encode(values)
+        expect(len(tokens) == size, f"{size} values give {len(tokens)} tokens")
+        if not isinstance(subject.handle.spec.layout, EmbeddingsLayout):
+            expect(len(subject.trained.decode(tokens)) == size, f"{size} samples decode to another number of values")
+
+
+def accelerator() -> str | None:
+    """Return this machine's accelerator that tokenizers run on, or None."""
+    import torch
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device.type if device is not None and device.type in DEVICES else None
+
+
+@check
+def devices(subject: Subject) -> None:
+    """An accelerator gives the same tokens and dtype as the CPU, and its decoded values fit the spec."""
+    device = accelerator()
+    if device is None:
+        raise Skipped("there is no accelerator")
+    tokens = per_sample(subject.trained.encode(subject.values))
+    moved = subject.handle.at(subject.trained.checkpoint)
+    moved.device = device
+    theirs = per_sample(moved.encode(subject.values))
+    dtypes = {item.dtype for item in (*tokens, *theirs)}
+    expect(len(dtypes) == 1, f"tokens of several dtypes: {', '.join(sorted(map(str, dtypes)))}")
+    expect_alike(subject, tokens, theirs, f"cpu and {device}", DEVICE_FLIPS_ALLOWED, 1e-2)
+    if subject.handle.spec.continuous:
+        return
+    for value in moved.decode(subject.trained.encode(subject.values)):
+        subject.handle.check(value)
+
+
+@check
+def threads(subject: Subject) -> None:
+    """Concurrent threads get the same results as a single one."""
+    some = subject.values[:THREADS]
+    alone = [per_sample(subject.trained.encode([value]))[0] for value in some]
+    with ThreadPoolExecutor(THREADS) as pool:
+        together = list(pool.map(lambda value: per_sample(subject.trained.encode([value]))[0], some * 2))
+        expect(all_same(together, alone * 2), f"{THREADS} threads that encode at once get other tokens than one alone")
+        if isinstance(subject.handle.spec.layout, EmbeddingsLayout):
+            return
+        tokens = [subject.trained.encode([value]) for value in some]
+        values = [subject.trained.decode(item)[0] for item in tokens]
+        back = list(pool.map(lambda item: subject.trained.decode(item)[0], tokens * 2))
+    expect(all_same(back, values * 2), f"{THREADS} threads that decode at once get other values than one alone")
+
+
+@check
+def long_inputs(subject: Subject) -> None:
+    """A value far longer than `max_length` is cut or refused in one line, with memory proportional to its length."""
+    value = much_too_long(subject)
+    _ = subject.trained.tokenizer  # loaded before memory is watched
+    count = 0
+    tracemalloc.start()
+    try:
+        count = len(subject.trained.encode([value])[0])
+    except InvalidValueError as error:
+        expect("\n" not in str(error), f"a long value is refused in several lines: {str(error)[:200]!r}")
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    expect(count <= subject.handle.spec.layout.length, "a long value gives more tokens than max_length")
+    size, unit = (value.nbytes, "bytes") if isinstance(value, np.ndarray) else (len(json.dumps(value)), "letters")
+    allowed = LONG_BASE + LONG_FACTOR * size
+    told = f"{size} {unit} take {peak / 1e6:.0f} MB to encode, at most {allowed / 1e6:.0f} are expected"
+    expect(peak <= allowed, told)
+
+
+def much_too_long(subject: Subject) -> Any:
+    """Return a text, a list in JSON, or an array of 100,000 letters or bytes."""
+    spec = subject.handle.spec
+    free = [axis for axis, size in enumerate(spec.value.shape) if isinstance(size, str)]
+    if has_fixed_length(spec.layout) or (spec.value.kind == "array" and not free):
+        raise Skipped("all its values are of one length")
+    first = subject.values[0]
+    if isinstance(first, np.ndarray):
+        return np.concatenate([first] * (LONG_LETTERS // first.nbytes + 1), axis=free[0])
+    if isinstance(first, str):
+        return (first.strip() + " ") * (LONG_LETTERS // (len(first.strip()) + 1) + 1)
+    items = next((value for value in subject.values if isinstance(value, list) and value), None)
+    if items is None:
+        raise Skipped("its values are no lists that could be long")
+    return items * (LONG_LETTERS // len(json.dumps(items)) + 1)

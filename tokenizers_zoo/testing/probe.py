@@ -1,9 +1,9 @@
-"""Probe: a file that users may have, and its outcome."""
+"""Probe: a file that users may have, its outcome, and the numbers and pictures that such files show."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ CLOSE = 0.01
 """Maximal mean difference of equal values, as a share of their range."""
 STUMBLES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
 """Errors of a reader that does not check its input."""
+BLOCK = 8
+"""Bars end at multiples of this many pixels, so that JPEG keeps them."""
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """A file's bytes, and its extension without a dot."""
 
@@ -30,7 +32,7 @@ class File:
     extension: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Probe:
     """A file, its description, and its possible readings.
 
@@ -40,6 +42,7 @@ class Probe:
     what: str
     file: File
     readings: tuple[tuple[str, File], ...] = ()
+    _: KW_ONLY
     numbers: Array | None = None
     """The numbers in the file, if a value may be a multiple of them."""
     damaged: bool = False
@@ -65,7 +68,7 @@ class Outcome:
 
 def npy(array: Array) -> File:
     """Return an array as a .npy file."""
-    return File(data=array_bytes(array), extension="npy")
+    return File(array_bytes(array), "npy")
 
 
 def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
@@ -78,7 +81,14 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
         as_read = handle.read(probe.file.data, probe.file.extension)
         value = handle.transform(as_read, Crop())
     except InvalidValueError as error:
-        return refusal(handle, error)
+        line = str(error)
+        if not line.startswith(f"{handle.name}: "):
+            return Outcome(fault=f"it is refused by a line that does not begin with the modality: {line[:200]!r}")
+        if "\n" in line or len(line) >= LONGEST_LINE:
+            return Outcome(fault=f"it is refused in {len(line)} characters, expected one line below {LONGEST_LINE}")
+        if isinstance(error.__cause__, STUMBLES):
+            return Outcome(fault=f"read_value stumbles over it, and cannot say what is wrong: {line[:200]!r}")
+        return Outcome(line=line)
     except MachineError:
         raise
     except Exception as error:
@@ -94,19 +104,14 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
     if probe.must_match and any(plainly_read(handle, file) is not None for _, file in probe.readings):
         hows = " or ".join(how for how, _ in probe.readings)
         return Outcome(fault=f"it is read, but not as it should be: {hows}")
-    return Outcome(value=value, how=in_words(as_read, probe.numbers, handle.spec.value.unit))
-
-
-def refusal(handle: ModalityHandle, error: InvalidValueError) -> Outcome:
-    """Return the outcome of a refusal; an unhelpful message is a fault."""
-    line = str(error)
-    if not line.startswith(f"{handle.name}: "):
-        return Outcome(fault=f"it is refused by a line that does not begin with the modality: {line[:200]!r}")
-    if "\n" in line or len(line) >= LONGEST_LINE:
-        return Outcome(fault=f"it is refused in {len(line)} characters, expected one line below {LONGEST_LINE}")
-    if isinstance(error.__cause__, STUMBLES):
-        return Outcome(fault=f"read_value stumbles over it, and cannot say what is wrong: {line[:200]!r}")
-    return Outcome(line=line)
+    how, numbers = "", probe.numbers
+    if numbers is not None and isinstance(as_read, np.ndarray) and as_read.size == numbers.size:
+        both = as_read.ravel().astype(np.float64), numbers.ravel().astype(np.float64)
+        how = multiple(*both, handle.spec.value.unit)
+    elif isinstance(as_read, str | list | dict):
+        text = json.dumps(as_read, ensure_ascii=False)
+        how = f"as `{text}`" if len(text) <= 60 and "`" not in text else ""
+    return Outcome(value=value, how=how)
 
 
 def plainly_read(handle: ModalityHandle, file: File) -> Any:
@@ -125,16 +130,6 @@ def alike(first: Any, second: Any) -> bool:
         return False
     a, b = first.astype(np.float64), second.astype(np.float64)
     return float(np.abs(a - b).mean()) <= CLOSE * (float(np.ptp(b)) or 1.0)
-
-
-def in_words(value: Any, numbers: Array | None, unit: str) -> str:
-    """Describe how a value follows from the file's numbers, or the value itself if it is short."""
-    if numbers is not None and isinstance(value, np.ndarray) and value.size == numbers.size:
-        return multiple(value.ravel().astype(np.float64), numbers.ravel().astype(np.float64), unit)
-    if isinstance(value, str | list | dict):
-        text = json.dumps(value, ensure_ascii=False)
-        return f"as `{text}`" if len(text) <= 60 and "`" not in text else ""
-    return ""
 
 
 def multiple(value: Array, numbers: Array, unit: str) -> str:
@@ -185,3 +180,31 @@ def span_of(handle: ModalityHandle) -> tuple[float, float]:
     if high is None:
         return low + 1, low + 2
     return low + (high - low) / 4, high - (high - low) / 4
+
+
+def bars(shape: tuple[int, ...], tones: tuple[float, float], dtype: str = "float32") -> Array:
+    """Return an array of two numbers in bars along the last two axes, without symmetry.
+
+    An array without axes has one number.
+    """
+    pattern = np.array([[0, 1], [1, 0], [1, 1]])
+    if not shape:
+        return np.asarray(tones[0], dtype)
+    if len(shape) < 2:
+        numbers = np.array(tones)[pattern[:, 0]].repeat(-(-shape[-1] // 3))[: shape[-1]]
+    else:
+        numbers = np.array(tones)[pattern[_bar(shape[-2], 3)][:, _bar(shape[-1], 2)]]
+    return np.ascontiguousarray(np.broadcast_to(numbers, shape).astype(dtype))
+
+
+def _bar(size: int, count: int) -> Array:
+    """Return the number of the bar, of `count`, for each of `size` positions."""
+    block = BLOCK if size >= BLOCK * count else 1
+    return np.minimum(np.arange(size) // block * block * count // size, count - 1)
+
+
+def fits(number: float, dtype: np.dtype[Any]) -> bool:
+    """True if a dtype can hold a number."""
+    if dtype.kind == "f":
+        return abs(number) <= float(np.finfo(dtype).max)
+    return dtype.kind in "iu" and bool(np.iinfo(dtype).min <= number <= np.iinfo(dtype).max)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import wave
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.testing.probes.plain import bars
-from tokenizers_zoo.testing.probes.probe import Array, File, Probe, plainly_read
+from tokenizers_zoo.testing.probe import Array, File, Probe, bars, plainly_read
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -39,7 +37,12 @@ def saved(image: PIL.Image.Image, extension: str = "png", **options: Any) -> Fil
     """Return a picture as a file."""
     buffer = io.BytesIO()
     image.save(buffer, format=FORMATS[extension.lower()], **options)
-    return File(data=buffer.getvalue(), extension=extension)
+    return File(buffer.getvalue(), extension)
+
+
+def plainly_saved(image: PIL.Image.Image) -> File:
+    """Return a picture as a file of the usual kind."""
+    return saved(image, "tif" if image.mode == "F" else "png")
 
 
 def plain_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None:
@@ -49,19 +52,10 @@ def plain_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None
     data, extension = handle.write(good)
     if extension in FORMATS:
         return Image.open(io.BytesIO(data))
-    numbers = bars(SIZE, NUMBERS)
-    candidates = (
-        Image.fromarray(bars(SIZE, GREY, "uint8")).convert("RGB"), Image.fromarray(bars(SIZE, GREY, "uint8")),
-        Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(numbers),
-    )  # fmt: skip
-    found = (image for image in candidates if readable(handle, image))
-    return next(found, None)
-
-
-def readable(handle: ModalityHandle, image: PIL.Image.Image) -> bool:
-    """Return whether the modality reads an image."""
-    file = saved(image, "tif" if image.mode == "F" else "png")
-    return plainly_read(handle, file) is not None
+    grey, numbers = Image.fromarray(bars(SIZE, GREY, "uint8")), bars(SIZE, NUMBERS)
+    candidates = grey.convert("RGB"), grey, Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(numbers)
+    read = (image for image in candidates if plainly_read(handle, plainly_saved(image)) is not None)
+    return next(read, None)
 
 
 def picture_extensions(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[str]:
@@ -83,7 +77,7 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
     """Picture files that show what `plain` shows, and some that show nothing."""
     from PIL import Image
 
-    file = saved(plain, "tif" if plain.mode == "F" else "png")
+    file = plainly_saved(plain)
     same = (("the same as " + WORDS.get(plain.mode, plain.mode), file),)
     versions = versions_of(plain, handle)
     colours = versions["RGB"]
@@ -97,32 +91,22 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
             readings = tuple(("brightness, white is 65535", reading) for reading in grey if mode == "I;16")
         elif mode == "L" and plain.mode == "RGB":
             readings = (("as grey RGB", saved(image.convert("RGB"))),)
-        yield Probe(
-            what=WORDS[mode], file=saved(image, "tif" if mode == "F" else "png"), readings=readings,
-            numbers=np.asarray(image) if numeric else None,
-        )  # fmt: skip
+        yield Probe(WORDS[mode], plainly_saved(image), readings, numbers=np.asarray(image) if numeric else None)
     opaque = colours.convert("RGBA")
-    yield Probe(what="RGBA without transparency", file=saved(opaque), readings=same)
+    yield Probe("RGBA without transparency", saved(opaque), same)
     yield half_transparent(opaque)
-    yield Probe(
-        what="CMYK", file=saved(colours.convert("CMYK"), "jpg", quality=100),
-        readings=(("the same as 8-bit RGB", saved(colours)), *same),
-    )  # fmt: skip
+    printed = saved(colours.convert("CMYK"), "jpg", quality=100)
+    yield Probe("CMYK", printed, (("the same as 8-bit RGB", saved(colours)), *same))
     if holds_ids(handle):
-        yield Probe(what="JPEG", file=saved(versions["L"], "jpg", quality=75))
+        yield Probe("JPEG", saved(versions["L"], "jpg", quality=75))
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # to be turned by a quarter to the right
     lying = plain.transpose(Image.Transpose.ROTATE_90)
     extension = file.extension
-    yield Probe(
-        what="turned by EXIF", file=saved(lying, extension, exif=exif), readings=(("upright", file),), must_match=True
-    )
-    yield Probe(
-        what="extension in capitals", file=File(data=file.data, extension=extension.upper()), readings=same,
-        must_match=True,
-    )  # fmt: skip
-    yield Probe(what="cut off", file=File(data=file.data[:-30], extension=extension), damaged=True)
-    yield Probe(what="no picture", file=File(data=b"no picture", extension=extension), damaged=True)
+    yield Probe("turned by EXIF", saved(lying, extension, exif=exif), (("upright", file),), must_match=True)
+    yield Probe("extension in capitals", File(file.data, extension.upper()), same, must_match=True)
+    yield Probe("cut off", File(file.data[:-30], extension), damaged=True)
+    yield Probe("no picture", File(b"no picture", extension), damaged=True)
 
 
 def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, PIL.Image.Image]:
@@ -188,9 +172,9 @@ def half_transparent(opaque: PIL.Image.Image) -> Probe:
         return saved(laid.convert("RGB"))
 
     return Probe(
-        what="RGBA half transparent",
-        file=saved(image),
-        readings=(
+        "RGBA half transparent",
+        saved(image),
+        (
             ("the transparent half is white", over("white")), ("the transparent half is black", over("black")),
             ("the colours under what is transparent", saved(opaque.convert("RGB"))),
         ),
@@ -206,7 +190,7 @@ def animation(frames: int, extension: str = "gif") -> File:
     buffer = io.BytesIO()
     formats = {"gif": "GIF", "webp": "WEBP", "png": "PNG", "apng": "PNG"}
     images[0].save(buffer, format=formats[extension], save_all=True, append_images=images[1:], duration=100, loop=0)
-    return File(data=buffer.getvalue(), extension=extension)
+    return File(buffer.getvalue(), extension)
 
 
 def moving_extensions(handle: ModalityHandle, frames: int) -> list[str]:
@@ -218,9 +202,9 @@ def moving_extensions(handle: ModalityHandle, frames: int) -> list[str]:
 def moving_probes(frames: int) -> Iterator[Probe]:
     """Yield animations that are too long and too short, for a modality of `frames` frames."""
     plain, longer = animation(4 * frames), animation(8 * frames)
-    yield Probe(what=f"{8 * frames} frames", file=longer, readings=((f"the first {frames}", plain),))
-    yield Probe(what="2 frames", file=animation(2))
-    yield Probe(what="one frame", file=animation(1, "png"))
+    yield Probe(f"{8 * frames} frames", longer, ((f"the first {frames}", plain),))
+    yield Probe("2 frames", animation(2))
+    yield Probe("one frame", animation(1, "png"))
 
 
 RATES = (8000, 44100, 48000)
@@ -234,7 +218,10 @@ def wav(samples: Array, rate: int, width: int = 2) -> File:
     """Return float samples (time, channels) in [-1, 1) as a file of `width` bytes per sample; 0 means 32-bit floats."""
     buffer = io.BytesIO()
     if width == 0:
-        return float_wav(samples.astype("<f4"), rate)
+        from scipy.io import wavfile
+
+        wavfile.write(buffer, rate, samples.astype(np.float32))
+        return File(buffer.getvalue(), "wav")
     with wave.open(buffer, "wb") as file:
         file.setnchannels(samples.shape[1])
         file.setsampwidth(width)
@@ -243,15 +230,7 @@ def wav(samples: Array, rate: int, width: int = 2) -> File:
         if width == 1:
             numbers = numbers + 128  # 8-bit files are unsigned
         file.writeframes(numbers.view(np.uint8).reshape(-1, 4)[:, :width].tobytes())
-    return File(data=buffer.getvalue(), extension="wav")
-
-
-def float_wav(samples: Array, rate: int) -> File:
-    """Return a file of 32-bit floats (format 3), which the module `wave` does not write."""
-    channels, body = samples.shape[1], samples.tobytes()
-    head = struct.pack("<HHIIHH", 3, channels, rate, 4 * channels * rate, 4 * channels, 32)
-    chunks = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(body)) + body
-    return File(data=b"RIFF" + struct.pack("<I", len(chunks)) + chunks, extension="wav")
+    return File(buffer.getvalue(), "wav")
 
 
 def tone(rate: int, seconds: float, loud: float = LOUD) -> Array:
@@ -271,27 +250,27 @@ def sound_probes(written: File) -> Iterator[Probe]:
     plain = wav(samples, rate)
     if channels == 1:
         yield Probe(
-            what="two channels", file=wav(np.hstack([samples, 0 * samples]), rate),
-            readings=(("mixed down", wav(samples / 2, rate)), ("the first channel", plain)), must_match=True,
+            "two channels", wav(np.hstack([samples, 0 * samples]), rate),
+            (("mixed down", wav(samples / 2, rate)), ("the first channel", plain)), must_match=True,
         )  # fmt: skip
     else:
-        yield Probe(what="one channel", file=wav(samples[:, :1], rate), readings=(("the same in each", plain),))
+        yield Probe("one channel", wav(samples[:, :1], rate), (("the same in each", plain),))
     for other in RATES:
         if other != rate:
             yield Probe(
-                what=f"{other} Hz", file=wav(sound(other, seconds), other), readings=(("resampled", plain),),
+                f"{other} Hz", wav(sound(other, seconds), other), (("resampled", plain),),
                 must_match=True,
             )  # fmt: skip
     for width, what in ((1, "8 bits"), (3, "24 bits"), (0, "floats")):
-        yield Probe(what=what, file=wav(samples, rate, width), readings=(("", plain),), must_match=True)
-    yield Probe(what="floats beyond full scale", file=wav(4 * samples, rate, 0))
-    yield Probe(what="twice as long", file=wav(sound(rate, 2 * seconds), rate), readings=(("cut at the end", plain),))
+        yield Probe(what, wav(samples, rate, width), (("", plain),), must_match=True)
+    yield Probe("floats beyond full scale", wav(4 * samples, rate, 0))
+    yield Probe("twice as long", wav(sound(rate, 2 * seconds), rate), (("cut at the end", plain),))
     half = samples[: len(samples) // 2]
     filled = wav(np.concatenate([half, np.zeros_like(samples)[len(half) :]]), rate)
-    yield Probe(what="half as long", file=wav(half, rate), readings=(("silence after it", filled),))
-    yield Probe(what="no sound in it", file=wav(np.zeros((0, channels)), rate))
-    yield Probe(what="cut off", file=File(data=plain.data[:-100], extension="wav"), damaged=True)
-    yield Probe(what="no WAV file", file=File(data=b"no sound", extension="wav"), damaged=True)
+    yield Probe("half as long", wav(half, rate), (("silence after it", filled),))
+    yield Probe("no sound in it", wav(np.zeros((0, channels)), rate))
+    yield Probe("cut off", File(plain.data[:-100], "wav"), damaged=True)
+    yield Probe("no WAV file", File(b"no sound", "wav"), damaged=True)
 
 
 def is_wav(file: File) -> bool:

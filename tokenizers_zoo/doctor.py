@@ -1,0 +1,485 @@
+"""zoo doctor: gates over a modality's values, tokenizer and tokens, in pipeline order, each with figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenizers_zoo.data.samples import TEST, spread
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import DataError, ZooError, count_of
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
+from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
+from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, Shift, check_crop_geometry, is_picture, shift_between
+from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.validation import bounds, same
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.handle import ModalityHandle
+    from tokenizers_zoo.registry import Zoo
+
+SAMPLES = 64
+"""Default number of held-out samples."""
+STEPS = 100
+"""Training steps of a temporary tokenizer."""
+MOST = 2000
+"""Maximal training samples of a temporary tokenizer, spread over the split."""
+LEAST_SPAN = 0.01
+"""Least share of the declared range that values span; less hints at another unit."""
+LEAST_SIGNED_SPAN = 0.001
+"""The same for a range with 0 inside, where most numbers are close to 0."""
+HALF_WAY = 0.5
+"""Least share of the way from the constant baseline to perfect, or to the main metric's bound after a short
+training."""
+MOST_FREQUENT = 0.95
+"""Maximal share of one id among the tokens."""
+LEAST_ENTROPY = 0.2
+"""Least share of the maximal bits per token."""
+SHIFTED = 16
+"""Samples of the shift test."""
+REREAD = 8
+"""Stored samples that are encoded again and compared."""
+OTHER_TOKENS = "use the registry that they were written with, or tokenize into another folder"
+"""Default advice for tokens that cannot be compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Result of one gate: its figures in words, and advice if it failed."""
+
+    gate: str
+    passed: bool
+    figure: str
+    advice: str = ""
+    skipped: bool = False
+
+
+class NotApplicable(Exception):
+    """The gate does not apply; the text says why."""
+
+
+class Failed(Exception):
+    """A gate failed: its figures and advice."""
+
+    def __init__(self, figure: str, advice: str) -> None:
+        super().__init__(figure)
+        self.figure, self.advice = figure, advice
+
+
+@dataclass(kw_only=True)
+class Patient:
+    """One modality under examination: held-out values, their tokens, and the reconstructions."""
+
+    zoo: Zoo
+    handle: ModalityHandle
+    store: ValueStore
+    split: str
+    values: list[Any] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    unread: str = ""
+    """Why no value can be read."""
+    trained: ModalityHandle | None = None
+    how_trained: str = ""
+    trained_fully: bool = True
+    """False if the tokenizer was trained for fewer steps than its settings say."""
+    problem: str = ""
+    """Why there is no tokenizer, or why it cannot encode."""
+    rows: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    """The tokens of each value."""
+    decoded: list[Any] | None = None
+    token_store: Path | None = None
+
+    def read(self, limit: int) -> None:
+        """Read up to `limit` held-out values; note the reasons of refused ones.
+
+        Raises DataError if the data lack the modality.
+        """
+        try:
+            there = self.store.rows(self.split, [self.handle.name])
+        except ZooError as error:
+            if self.handle.name not in self.store.modalities(self.split):
+                raise
+            self.unread = str(error)
+            return
+        places = [there[index] for index in spread(len(there), limit)]
+        if not places:
+            self.unread = f"{self.store.folder(self.split, self.handle.name)}: holds no values"
+        with progress_bar(f"read {self.split}/{self.handle.name}", len(places)) as advance:
+            for place in places:
+                key = there.key(place)
+                try:
+                    self.values.append(self.store.read(self.handle, self.split, *place))
+                    self.keys.append(key)
+                except ZooError as error:
+                    self.refused[key] = str(error)
+                advance(1)
+
+    def encode(self, data: Path, steps: int | None, workdir: Path) -> None:
+        """Encode and decode the values with the modality's tokenizer, or a temporary one of `steps` steps."""
+        if not self.values:
+            self.problem = "no value can be read"
+            return
+        try:
+            if steps is None and self.handle.has_tokenizer:
+                self.trained, self.how_trained = self.handle, f"the one in {self.handle.checkpoint}"
+            else:
+                self._train(data, steps or STEPS, workdir)
+            assert self.trained is not None
+            tokens = self.trained.encode(self.values)
+            self.rows = [row if isinstance(row, np.ndarray) else row.cpu().numpy() for row in tokens]
+            self.decoded = self.trained.decode_if_able(tokens)
+        except ZooError as error:
+            self.problem = str(error)
+
+    def _train(self, data: Path, steps: int, workdir: Path) -> None:
+        table = self.handle.known_settings().get("tokenizer")
+        counted = dataclasses.is_dataclass(table) and any(item.name == "steps" for item in dataclasses.fields(table))
+        overrides = {"steps": steps} if counted else {}
+        out = workdir / "tokenizer"
+        folder = train_tokenizer(self.zoo, self.handle.name, data, out=out, overrides=overrides, limit=MOST)
+        self.trained = self.handle.at(folder)
+        self.trained.device = self.handle.device
+        self.trained_fully = not counted or steps >= table.steps  # type: ignore[union-attr]
+        self.how_trained = f"trained for {count_of(steps, 'step')}" if counted else "trained"
+
+    def usage(self, *, several: bool = False) -> CodebookUsage:
+        """Return the counts of the ids of all values. Raises NotApplicable, also for one token with `several`."""
+        if self.problem:
+            raise NotApplicable("no tokens")
+        spec = self.handle.spec
+        if spec.continuous:
+            raise NotApplicable("continuous, no ids")
+        if not several and isinstance(spec.layout, SequenceLayout):
+            raise NotApplicable("ids of a sequence, not a codebook")
+        usage = CodebookUsage(spec.vocab_size, spec.num_codebooks)
+        for row in self.rows:
+            usage.update(row)
+        if not usage.counts.sum():
+            raise NotApplicable("no value has a token")
+        if several and usage.counts.sum() <= usage.num_codebooks:
+            raise NotApplicable("too few tokens to tell")
+        return usage
+
+
+def examine(
+    zoo: Zoo, name: str, data: Path, *, split: str = TEST, samples: int = SAMPLES, steps: int | None = None,
+    tokens: Path | None = None,
+) -> Iterator[Finding]:  # fmt: skip
+    """Run every gate on a modality and yield the findings.
+
+    Reads up to `samples` values of `split`. With `steps` a temporary tokenizer is trained; otherwise the modality's own
+    is used, or a temporary one of 100 steps if it has none. `tokens` is a token store to compare with. Raises ZooError
+    if the plugin does not load or the data lack the modality; every other failure is a finding.
+    """
+    patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore(data), split=split, token_store=tokens)
+    patient.read(samples)
+    with tempfile.TemporaryDirectory(prefix="zoo-doctor-") as workdir:
+        patient.encode(data, steps, Path(workdir))
+        for gate_name, function in GATES.items():
+            try:
+                yield Finding(gate=gate_name, passed=True, figure=function(patient))
+            except NotApplicable as reason:
+                yield Finding(gate=gate_name, passed=True, figure=str(reason), skipped=True)
+            except Failed as failure:
+                yield Finding(gate=gate_name, passed=False, figure=failure.figure, advice=failure.advice)
+            except ZooError as error:
+                advice = f"`zoo check {name}` says more about the plugin"
+                yield Finding(gate=gate_name, passed=False, figure=str(error), advice=advice)
+
+
+def examinable(zoo: Zoo, data: Path, split: str) -> tuple[list[str], list[str]]:
+    """Return the enabled modalities of a split, sorted: those to examine, and those whose plugins do not load.
+
+    Raises DataError if there are none to examine.
+    """
+    present = ValueStore(data).modalities(split)
+    names = [handle.name for handle in zoo.handles() if handle.name in present]
+    if not names:
+        raise DataError(f"{data / split}: holds {', '.join(present)}, and no modality of it can be used")
+    return names, sorted(name for name in zoo.problems() if name in zoo and name in present)
+
+
+GATES: dict[str, Callable[[Patient], str]] = {}
+"""Each returns its figures, or raises Failed or NotApplicable."""
+
+
+def gate(function: Callable[[Patient], str]) -> Callable[[Patient], str]:
+    """Add a function to GATES under its name."""
+    GATES[function.__name__] = function
+    return function
+
+
+@gate
+def values(patient: Patient) -> str:
+    """Held-out values fit the spec, differ, and span more than a hundredth of the declared range (a thousandth if 0 is
+    inside)."""
+    found, spec = patient.values, patient.handle.spec.value
+    if patient.unread:
+        raise Failed(patient.unread, "make, derive or copy these data again")
+    if patient.refused:
+        key, reason = next(iter(patient.refused.items()))
+        raise Failed(
+            f"{len(patient.refused)} of {len(found) + len(patient.refused)} are refused; {key}: {reason}",
+            "convert them to the declared unit, range and type, or declare what they are; then make the data again",
+        )
+    if len(found) > 1 and all(same(value, found[0]) for value in found[1:]):
+        raise Failed(f"all {len(found)} are the same", "look at what made them: there is nothing to learn")
+    if spec.kind != "array":
+        return f"{len(found)} sound"
+    least, most = min(float(v.min()) for v in found), max(float(v.max()) for v in found)
+    low, high = bounds(spec)
+    unit = f" {spec.unit}" if spec.unit else ""
+    figure = f"{len(found)} sound, {least:.4g} to {most:.4g}{unit}"
+    if low is None or high is None:
+        return figure
+    figure += f" (declared {low:g} to {high:g})"
+    share = LEAST_SIGNED_SPAN if low < 0 < high else LEAST_SPAN
+    if found[0].dtype.kind == "f" and most - least < share * (high - low):
+        raise Failed(
+            f"{figure}: less than {100 * share:g}% of the range",
+            f"are they really{unit or ' in the declared unit'}? convert them, or declare the range that they have",
+        )
+    return figure
+
+
+@gate
+def trained(patient: Patient) -> str:
+    """A tokenizer exists or can be trained, and encodes the values."""
+    if patient.problem:
+        raise Failed(patient.problem, f"`zoo check {patient.handle.name}` says more about the plugin")
+    return patient.how_trained
+
+
+def main_scores(patient: Patient) -> tuple[Metric, float, float, float]:
+    """Return the main metric and the scores of the reconstruction, the constant baseline, and the values themselves."""
+    if patient.problem:
+        raise NotApplicable("no tokens")
+    if patient.decoded is None:
+        raise NotApplicable("an input only, not decoded")
+    handle, metric = patient.handle, patient.handle.spec.metrics[0]
+    constant = [handle.constant_baseline(patient.values)] * len(patient.values)
+    scores = [handle.score(side, patient.values)[metric.name] for side in (patient.decoded, constant, patient.values)]
+    return metric, scores[0], scores[1], scores[2]
+
+
+def _within(metric: Metric, score: float, least: float) -> bool:
+    return score >= least if metric.higher_is_better else score <= least
+
+
+def _number(metric: Metric, value: float) -> str:
+    return f"{value:.3g}{f' {metric.unit}' if metric.unit else ''}"
+
+
+@gate
+def floor(patient: Patient) -> str:
+    """decode(encode) scores better than the constant baseline."""
+    metric, score, constant, perfect = main_scores(patient)
+    figure = f"{metric.name} {_number(metric, score)}, the best constant {_number(metric, constant)}"
+    if math.isnan(constant):
+        raise NotApplicable(f"{figure}, which is no score to compare with")
+    if constant == perfect:
+        raise NotApplicable(f"{figure}, which is perfect already")
+    if not (score > constant if metric.higher_is_better else score < constant):
+        advice = "train longer (--steps), lower the learning rate, or use more codes: nothing is learnt yet"
+        raise Failed(figure, advice)
+    return figure
+
+
+@gate
+def bound(patient: Patient) -> str:
+    """decode(encode) meets every declared bound; without a bound, it is half way from the constant baseline to perfect.
+
+    After a short training it has to be half way to the main metric's bound. A ratio in dB has no finite optimum, so it
+    needs a bound.
+    """
+    metric, score, constant, perfect = main_scores(patient)
+    assert patient.decoded is not None
+    if isinstance(patient.handle.spec.layout, SequenceLayout):
+        advice = "use a longer max_length, or more coordinate_bins: what does not fit is cut or rounded"
+    else:
+        advice = "train longer, use more codes (levels, codebook_size) or more tokens (a smaller patch_size)"
+    declared = [(m, m.bound) for m in patient.handle.spec.metrics if m.bound is not None]
+    if declared and patient.trained_fully:
+        scores = patient.handle.score(patient.decoded, patient.values)
+        told = {m.name: f"{m.name} {_number(m, scores[m.name])}, bound {_number(m, least)}" for m, least in declared}
+        worse = [told[m.name] for m, least in declared if not _within(m, scores[m.name], least)]
+        if worse:
+            raise Failed("; ".join(worse), advice)
+        return "; ".join(told.values())
+    if math.isnan(constant):
+        raise NotApplicable(f"the best constant has no {metric.name} from which a way could be measured")
+    if metric.bound is None and metric.unit == "dB" and metric.higher_is_better:
+        raise NotApplicable(f"half way to a perfect {metric.name} in dB says nothing: declare a bound (Metric.bound)")
+    goal, name = (perfect, "perfect") if metric.bound is None else (metric.bound, f"the bound {metric.bound:g}")
+    if _within(metric, constant, goal):
+        raise NotApplicable(f"the best constant is {'perfect' if metric.bound is None else 'within the bound'} already")
+    share = (score - constant) / (goal - constant)
+    figure = f"{share:.0%} of the way from the best constant to {name}"
+    if not share >= HALF_WAY:
+        raise Failed(f"{figure}, expected {HALF_WAY:.0%}", advice)
+    return figure
+
+
+def _worst(usage: CodebookUsage, key: Callable[[CodebookUsage], float]) -> tuple[CodebookUsage, str]:
+    """Return the codebook with the least `key`, and a text that introduces its figure; empty for a single codebook."""
+    alone = usage.apart()
+    number = min(range(len(alone)), key=lambda index: key(alone[index]))
+    return alone[number], f"; codebook {number + 1} of {len(alone)}: " if len(alone) > 1 else ""
+
+
+@gate
+def codebook(patient: Patient) -> str:
+    """Most reachable codes are used, in the worst codebook too."""
+    usage = patient.usage()
+    reachable = reachable_usage(int(usage.counts.sum()) // usage.num_codebooks, usage.codebook_size)
+    figure = f"{usage.usage:.1%} of {usage.codebook_size} codes used, {reachable:.1%} where tokens are spread evenly"
+    worst, which = _worst(usage, lambda one: one.usage)
+    if worst.usage < COLLAPSED * reachable:
+        advice = "fewer codes, the quantizer fsq, a lower learning rate, or longer training"
+        raise Failed(figure + (f"{which}{worst.usage:.1%}" if which else ""), advice)
+    return figure
+
+
+@gate
+def varied(patient: Patient) -> str:
+    """Tokens differ between samples, and no id dominates any codebook."""
+    usage = patient.usage(several=True)
+    counts = usage.counts.sum(axis=0)
+    share = counts.max() / counts.sum()
+    distinct = len({row.tobytes() for row in patient.rows})
+    figure = f"{distinct} of {len(patient.rows)} samples differ; the most frequent id has {share:.1%} of the tokens"
+    worst, which = _worst(usage, lambda one: -one.largest_share)
+    if worst.largest_share > MOST_FREQUENT or (distinct == 1 and len(patient.rows) > 1):
+        advice = "the values hardly differ for the tokenizer: check its input, train longer, or use more codes"
+        raise Failed(figure + (f"{which}{worst.largest_share:.1%}" if which else ""), advice)
+    return figure
+
+
+@gate
+def entropy(patient: Patient) -> str:
+    """Tokens carry a fair share of the maximal bits, in the worst codebook too."""
+    usage = patient.usage(several=True)
+    most = math.log2(min(usage.codebook_size, usage.counts.sum() / usage.num_codebooks))
+    figure = f"{usage.entropy_bits:.2f} bits per token of {most:.2f} (perplexity {usage.perplexity:.0f})"
+    worst, which = _worst(usage, lambda one: one.entropy_bits)
+    if worst.entropy_bits < LEAST_ENTROPY * most:
+        advice = "the vocabulary is larger than the values need: fewer codes, or a smaller patch_size"
+        raise Failed(figure + (f"{which}{worst.entropy_bits:.2f} bits" if which else ""), advice)
+    return figure
+
+
+@gate
+def crops(patient: Patient) -> str:
+    """Crops are exact, and the edges of a sample's pictures align, whole and cropped."""
+    if not patient.values:
+        raise NotApplicable("no values")
+    subject = Subject(zoo=patient.zoo, name=patient.handle.name, workdir=Path(), given=[])
+    subject.values = patient.values[:REREAD]
+    try:
+        if reason := check_crop_geometry(subject):
+            raise NotApplicable(reason)
+    except (AssertionError, ZooError) as error:
+        advice = "let the hook transform cut crop.top, left, height, width (fractions), then flip"
+        raise Failed(str(error), advice) from None
+    found = []
+    for other in patient.store.modalities(patient.split):
+        if other != patient.handle.name and other in patient.zoo and (shift := edge_shift(patient, other)) is not None:
+            if not shift.aligned:
+                name = patient.handle.name
+                raise Failed(
+                    f"edges of {other} lie {shift} (correlation {shift.correlation:.2f})",
+                    f"the pictures of a sample have to show the same view: compare what made {name} and {other}",
+                )
+            found.append(other)
+    told = f"; edges lie on those of {', '.join(found)}" if found else "; no other modality here has its edges"
+    return f"{len(CROPS)} crops as computed{told}"
+
+
+def edge_shift(patient: Patient, other: str) -> Shift | None:
+    """Return the shift of whole values, or of cropped values if only these differ.
+
+    None if the other modality has no pictures of the same size, or there are few common edges.
+    """
+    size = patient.values[0].shape[-2:]
+    shifts = []
+    try:
+        handles = patient.handle, patient.zoo[other]
+        if not is_picture(handles[1]) or handles[1].spec.value.shape[-2:] != size or min(size) < SMALLEST:
+            return None
+        places = list(islice(patient.store.rows(patient.split, [handle.name for handle in handles]), SHIFTED))
+    except ZooError:
+        return None  # reported when that modality is examined
+    for crop in (Crop(), CROPS[2]):
+        pairs = []
+        for place in places:
+            try:
+                pairs.append([patient.store.read(handle, patient.split, *place, crop) for handle in handles])
+            except ZooError:
+                continue  # the gate of values reports refused values
+        if pairs:
+            shifts.append(shift_between(*map(list, zip(*pairs, strict=True))))
+    told = [shift for shift in shifts if shift.told]
+    return next((shift for shift in told if not shift.aligned), told[0] if told else None)
+
+
+@gate
+def store(patient: Patient) -> str:
+    """The token store was written by this tokenizer, and encoding again gives the same tokens."""
+    if patient.token_store is None:
+        raise NotApplicable("no token store given (--tokens)")
+    if not patient.values:
+        raise NotApplicable("no values")
+    handle = patient.handle
+    try:
+        column = TokenStore(patient.token_store).open(patient.split, handle.name)
+    except ZooError as error:
+        raise Failed(str(error), f"tokenize {handle.name} of these data, or give the token store that has it") from None
+    try:
+        column.check_tokenizer(handle)
+        kept: list[tuple[str, Any, int]] = []
+        for key, value in zip(patient.keys, patient.values, strict=True):
+            number = column.split.find(key)
+            row = np.array([] if number is None else [number * column.split.crops], np.int64)
+            if column.present(row).any() and len(kept) < REREAD:
+                kept.append((key, value, int(row[0])))
+        encoded = handle.encode([value for _, value, _ in kept], trusted=True) if kept else []
+        now = [column.metadata.from_stored(column.metadata.to_stored(np.asarray(item))) for item in encoded]
+        stored = column.take([row for _, _, row in kept]) if kept else []
+    except ZooError as error:
+        figure, _, advice = str(error).rpartition("; ")
+        raise Failed(figure or advice, advice if figure else OTHER_TOKENS) from None
+    samples = count_of(column.count, "sample")
+    if not kept:
+        raise Failed(
+            f"has {samples}, and none of the {len(patient.keys)} examined, such as {patient.keys[0]}",
+            "give the token store of these data, or tokenize them",
+        )
+    other = [key for (key, _, _), old, new in zip(kept, stored, now, strict=True) if not _equal(old, new)]
+    if other:
+        raise Failed(
+            f"{len(other)} of {len(kept)} samples have other tokens than the tokenizer gives now, first {other[0]}",
+            "the values have changed since: tokenize with --overwrite",
+        )
+    return f"{samples} of tokenizer {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
+
+
+def _equal(stored: Any, now: Any) -> bool:
+    """True if stored tokens equal the new ones, up to rounding and ties of a few ids."""
+    first, second = np.asarray(stored).ravel(), np.asarray(now).ravel()
+    if first.size != second.size:
+        return False
+    if first.dtype.kind == "f":
+        return bool(np.allclose(first, second, rtol=2e-3, atol=2e-3))
+    return int((first != second).sum()) <= first.size // 50
