@@ -75,8 +75,6 @@ def unchanged(world: World) -> bool:
         ("backbone eval run --input depth --target captoin", ("captoin", "caption")),
         ("backbone generate run --input dept --target caption --out new", ("dept", "depth")),
         ("backbone generate run --target dept --out new", ("dept", "depth")),
-        ("backbone generate run --file captoin=one.json --target depth --out new", ("captoin", "caption")),
-        ("backbone generate run --file caption --target depth --out new", ("--file caption", "NAME=FILE")),
         ("backbone generate run --input caption --target depth --out new --keys tset00", ("tset00", "test00")),
         ("tokenizer trian depth", ("trian", "train")),
         ("lits", ("lits", "list")),

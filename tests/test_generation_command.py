@@ -96,10 +96,10 @@ def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
     went(world, f"backbone generate run --out again {given} --target caption --inpaint caption=after")
     text = (world.folder / "again/files/0/caption.txt").read_text()
     assert text.startswith("red"), text
-    went(world, "backbone generate run --out file --file depth=files/test/depth/test00.npy --target caption")
+    went(world, "backbone generate run --out file --input depth=files/test/depth/test00.npy --target caption")
     assert (world.folder / "file/files/0/caption.txt").is_file()
     (world.folder / "[1].npy").write_bytes((world.folder / "files/test/depth/test00.npy").read_bytes())
-    went(world, "backbone generate run --out bracket --file depth=[1].npy --target caption")
+    went(world, "backbone generate run --out bracket --input depth=./[1].npy --target caption")
     assert tokens(world, "bracket/files/0", "caption") == tokens(world, "file/files/0", "caption")
 
 

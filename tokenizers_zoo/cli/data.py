@@ -106,9 +106,9 @@ def make(
     source_name: str, data_dir: Path, train: int | None, test: int | None, seed: int, workers: int | None,
     assignments: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Write the samples of SOURCE to DATA. That is every enabled modality that it gives.
+    """Write the samples of SOURCE to DATA, in every enabled modality of the source.
 
-    Killed or run again, it resumes: shards that are up to date are skipped, and a modality installed since is added.
+    Run again, also after a kill, it resumes: it skips finished shards and adds modalities that are new.
     Files and tar files of your own are imported once by the source "folder".
 
     \b
@@ -136,7 +136,7 @@ def make(
 @click.option("--workers", type=click.IntRange(min=1),
               help="Processes. Default: one per core, or one where a network runs on a GPU.")  # fmt: skip
 def derive(data_dir: Path, only: list[str] | None, workers: int | None) -> None:
-    """Compute the modalities that others in DATA give.
+    """Compute modalities from others in DATA.
 
     Run again, it makes only the shards whose inputs, settings or plugin have changed.
 

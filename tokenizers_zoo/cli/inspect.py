@@ -206,7 +206,7 @@ def check(names: tuple[str, ...], data_dir: Path | None) -> None:
 @click.argument("names", nargs=-1)
 @click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
 @click.option("--tokens", type=PATH, help="A token store that has to fit the tokenizers.")
-@click.option("--split", default="test", show_default=True, help="Of the values and tokens that are examined.")
+@click.option("--split", default="test", show_default=True, help="Split to examine.")
 @click.option("--samples", type=click.IntRange(min=2), default=64, show_default=True, help="Values at most.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a temporary tokenizer. Default: use the existing "
               "tokenizer, else 100.")  # fmt: skip
@@ -284,7 +284,7 @@ def doctor_command(
 
 @click.command("report")
 @click.argument("run", type=PATH, required=False)
-@click.option("--out", type=PATH, help="Where to write the page; its pictures lie beside it, too. "
+@click.option("--out", type=PATH, help="Where to write the page and its pictures. "
               "Default: RUN/report/index.html, or report/index.html beside the tokenizers.")  # fmt: skip
 def report_command(run: Path | None, out: Path | None) -> None:
     """Write an HTML page about a backbone, or about the whole zoo.

@@ -39,7 +39,7 @@ LONGEST = 30
 @click.command("new-plugin")
 @click.argument("name")
 @click.option(
-    "--family", type=click.Choice(list(FAMILIES)), default="spatial", show_default=True, help="What it is like."
+    "--family", type=click.Choice(list(FAMILIES)), default="spatial", show_default=True, help="Kind of modality."
 )
 @click.option("--out", type=PATH, help="Folder of the distribution, not there yet. Default: ./zoo-NAME.")
 def new_plugin(name: str, family: str, out: Path | None) -> None:

@@ -44,12 +44,7 @@ def tokenizer() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Tokenizers trained at a time; they share the cores.")  # fmt: skip
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Train anew, in place of the tokenizer that is there; after a kill, leave this out to go on; of several, name "
-    "those that are left, with it.",
-)
+@click.option("--overwrite", is_flag=True, help="Replace an existing tokenizer. Not needed to resume after a kill.")
 @settings_option(
     "A key of the tokenizer table, such as quantizer=vq; zoo info NAME lists them. With --all, for those that have it."
 )
@@ -64,7 +59,7 @@ def train(
     overwrite: bool,
     assignments: tuple[str, ...],
 ) -> None:
-    """Train the tokenizers of modalities NAMES on DATA. Killed, the same command goes on.
+    """Train the tokenizers of modalities NAMES on DATA. After a kill, the same command resumes.
 
     Shows loss, held-out metric and codebook usage while it runs, logs to TensorBoard, draws pictures early, and ends
     with held-out metrics and a model card in the checkpoint folder.

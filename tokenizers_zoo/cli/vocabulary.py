@@ -46,7 +46,7 @@ def show(name: str | None) -> None:
 @vocabulary.command()
 @NAME
 def grow(name: str | None) -> None:
-    """Add what new plugins need at the end of a vocabulary. Default: of all.
+    """Append the words that new plugins need to a vocabulary. Default: to all.
 
     Old ids keep their meaning: token stores and backbones stay valid. Running it again changes nothing.
 

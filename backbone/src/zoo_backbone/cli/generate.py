@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 @click.option("--input", "inputs", multiple=True, metavar="NAMES",
               help="Modalities of stored samples, NAME=FILE or 'NAME=\"TEXT\"'. Comma-separated or "
               "repeated.")  # fmt: skip
-@click.option("--file", "files", multiple=True, metavar="NAME=FILE", help="The same as --input NAME=FILE. Repeatable.")
 @names_option("--target", "targets", help="Modalities to generate, in this order.", advice="name at least one")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
               help="TOML file with inputs, targets and how to generate them.")  # fmt: skip
@@ -37,7 +35,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 @click.option("--out", type=PATH, metavar="FOLDER", required=True, help="For values, pictures, tokens and the plan.")
 @click.option("--samples", metavar="NUMBERS", help="How many samples, or which: 4, 0-7.  [default: 4]")
 @names_option(
-    "--keys", metavar="KEYS", help="Keys of stored samples, in the place of --samples.", advice="name at least one"
+    "--keys", metavar="KEYS", help="Keys of stored samples, instead of --samples.", advice="name at least one"
 )
 @click.option("--split", metavar="NAME", help="Split of the stored samples.  [default: test]")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Draws per sample.  [default: 1]")
@@ -49,7 +47,6 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 def generate_command(
     folder: Path,
     inputs: tuple[str, ...],
-    files: tuple[str, ...],
     targets: list[str] | None,
     plan_file: Path | None,
     inpaint: tuple[str, ...],
@@ -89,7 +86,7 @@ def generate_command(
         for target in table.get("targets", []):
             target.pop("guidance", None)
     table["targets"] = _targets(targets, table, parse_assignments(assignments))
-    table["inputs"] = _inputs(table.get("inputs", []), [*_items(inputs), *map(_checked_file, files)])
+    table["inputs"] = _inputs(table.get("inputs", []), _items(inputs))
     table["inpaint"] = {**table.get("inpaint", {}), **pairs_of("--inpaint", inpaint, "REGION")}
     chosen = {"keys": keys, **options}
     for one, other in (("keys", "samples"), ("samples", "keys")):
@@ -146,13 +143,6 @@ def _inputs(planned: Iterable[str], named: Iterable[str]) -> list[str]:
 
     sources = {**sources_of(planned), **sources_of(named)}
     return [f"{name}={source}" if source else name for name, source in sources.items()]
-
-
-def _checked_file(item: str) -> str:
-    name, _, path = item.partition("=")
-    if not name or not path or not os.path.isfile(path):
-        raise ConfigError(f"--file {item}: expected NAME=FILE with an existing file")
-    return f"{name}={Path(path).absolute()}"  # absolute: it may begin like quoted text or JSON
 
 
 def _guidance(text: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("out", metavar="OUT", type=PATH)
 @click.option("--as", "name", metavar="NAME", help="Modality of a tokenizer whose folder does not say it.")
 def import_command(source: str, out: Path, name: str | None) -> None:
-    """Open checkpoints that EPFL and Apple published for 4M.
+    """Import checkpoints that EPFL and Apple published for 4M.
 
     SRC is the folder, hub id or .safetensors file of a backbone or of a
     tokenizer, 4M's text tokenizer (a .json file), or a folder that holds
@@ -33,7 +33,7 @@ def import_command(source: str, out: Path, name: str | None) -> None:
       zoo import-ml4m text_tokenizer_4m_wordpiece_30k.json 4m
       zoo import-ml4m downloads/ 4m
       zoo --registry 4m/registry.toml backbone generate 4m/backbone \\
-          --file rgb_patches=photo.jpg --target depth --out made
+          --input rgb_patches=photo.jpg --target depth --out made
     """
     from tokenizers_zoo.checkpoint import resolve_folder
     from tokenizers_zoo.errors import CheckpointError
