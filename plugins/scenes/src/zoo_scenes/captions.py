@@ -6,6 +6,7 @@ Only what covers enough of the picture is named. Left and right are the viewer's
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import random
 from collections.abc import Mapping
@@ -94,27 +95,8 @@ class _Speaker:
 
     def relations(self) -> list[str]:
         """Sentences about pairs of things and about people, in random order; no thing is the subject twice."""
-        candidates = [*self._carried(), *self._doing(), *self._placed()]
-        self.rng.shuffle(candidates)
-        candidates.sort(key=lambda entry: -entry[0])
-        said: set[int] = set()
-        sentences = []
-        for _, subject, pattern, other in candidates:
-            if subject.index in said:
-                continue
-            said.add(subject.index)
-            a = self.name(subject)
-            b = self.name(other) if other else ""
-            if a in ("books", "the books"):
-                pattern = pattern.replace("{a} is ", "{a} are ")
-            sentences.append(capital(pattern.format(a=a, b=b)) + ".")
-            if len(sentences) == 2:
-                break
-        return sentences
-
-    def _carried(self) -> list[tuple[float, Seen, str, Seen | None]]:
         by_index = {item.index: item for item in self.seen}
-        found: list[tuple[float, Seen, str, Seen | None]] = []
+        candidates: list[tuple[float, Seen, str, Seen | None]] = []
         for item in self.seen:
             carrier = by_index.get(item.thing.on) if item.thing.on is not None else None
             if carrier is None:
@@ -125,23 +107,30 @@ class _Speaker:
                 pattern = "{b} is filled with books"
             else:
                 pattern = self.rng.choice(("{a} is on {b}", "{a} lies on {b}", "on {b} there is {a}"))
-            found.append((self.rng.random() + 0.5, item, pattern, carrier))
-        return found
-
-    def _doing(self) -> list[tuple[float, Seen, str, Seen | None]]:
-        people = [item for item in self.seen if item.thing.label == "person" and item.thing.on is None]
-        return [(self.rng.random() + 0.3, item, f"{{a}} is {item.thing.noun}", None) for item in people]
-
-    def _placed(self) -> list[tuple[float, Seen, str, Seen | None]]:
-        found: list[tuple[float, Seen, str, Seen | None]] = []
-        main = self.seen[:7]
-        for item in main:
-            for other in main:
-                if item.pixels < other.pixels and item.thing.on != other.index and other.thing.on != item.index:
-                    pattern = relation(item, other)
-                    if pattern:
-                        found.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", other))
-        return found
+            candidates.append((self.rng.random() + 0.5, item, pattern, carrier))
+        for item in self.seen:
+            if item.thing.label == "person" and item.thing.on is None:
+                candidates.append((self.rng.random() + 0.3, item, f"{{a}} is {item.thing.noun}", None))
+        for item, other in itertools.product(self.seen[:7], repeat=2):
+            apart = item.thing.on != other.index and other.thing.on != item.index
+            if item.pixels < other.pixels and apart and (pattern := relation(item, other)):
+                candidates.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", other))
+        self.rng.shuffle(candidates)
+        candidates.sort(key=lambda entry: -entry[0])
+        said: set[int] = set()
+        sentences = []
+        for _, subject, pattern, partner in candidates:
+            if subject.index in said:
+                continue
+            said.add(subject.index)
+            a = self.name(subject)
+            b = self.name(partner) if partner else ""
+            if a in ("books", "the books"):
+                pattern = pattern.replace("{a} is ", "{a} are ")
+            sentences.append(capital(pattern.format(a=a, b=b)) + ".")
+            if len(sentences) == 2:
+                break
+        return sentences
 
 
 def room(scene: Scene, shares: Mapping[str, float]) -> str:
@@ -262,36 +251,19 @@ _DOWN = ("top", "high", "upper middle", "middle", "lower middle", "low", "bottom
 
 def layout(scene: Scene, boxed: list[Seen], shares: Mapping[str, float]) -> str:
     """A sentence about the room, and one for each thing; `shares` are the classes' shares of the picture."""
-    things = sorted(boxed, key=lambda item: -_area(item))
-    sentences = [f"{capital(_named(item))} {_extent(item)}." for item in things]
-    opening = f"A room{room(scene, shares)}." if boxed else f"An empty room{room(scene, shares)}."
-    return " ".join([opening, *sentences])
+    sentences = [f"A room{room(scene, shares)}." if boxed else f"An empty room{room(scene, shares)}."]
+    for item in sorted(boxed, key=lambda item: (item.box[0] - item.box[2]) * (item.box[3] - item.box[1])):
+        name = phrase(item) if item.clear else item.thing.label  # "a person" whose shirt cannot be seen
+        sentences.append(f"{capital(article(name))} {_extent(item)}.")
+    return " ".join(sentences)
 
 
 def _extent(item: Seen) -> str:
     """Describe the extent of a thing's box: "from left to centre, high to middle", or "on the left, low"."""
     left, top, right, bottom = item.box
-    first, last = _ACROSS[_first_step(left)], _ACROSS[_last_step(right)]
-    upper, lower = _DOWN[_first_step(top)], _DOWN[_last_step(bottom)]
+    steps = len(_DOWN)
+    low_x, low_y = (min(int(edge * steps), steps - 1) for edge in (left, top))
+    high_x, high_y = (max(math.ceil(edge * steps) - 1, 0) for edge in (right, bottom))
+    first, last, upper, lower = _ACROSS[low_x], _ACROSS[high_x], _DOWN[low_y], _DOWN[high_y]
     across = f"from {first} to {last}" if first != last else f"{'in' if 'centre' in first else 'on'} the {first}"
     return f"{across}, {upper if upper == lower else f'{upper} to {lower}'}"
-
-
-def _first_step(edge: float) -> int:
-    """Return which of seven equal parts of [0, 1] begins at an edge."""
-    return min(int(edge * len(_DOWN)), len(_DOWN) - 1)
-
-
-def _last_step(edge: float) -> int:
-    """Return which of seven equal parts of [0, 1] ends at an edge."""
-    return max(math.ceil(edge * len(_DOWN)) - 1, 0)
-
-
-def _area(item: Seen) -> float:
-    left, top, right, bottom = item.box
-    return (right - left) * (bottom - top)
-
-
-def _named(item: Seen) -> str:
-    """ "a red ball", "books", or "a person" whose shirt cannot be seen."""
-    return article(phrase(item) if item.clear else item.thing.label)

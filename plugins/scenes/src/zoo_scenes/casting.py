@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,35 +30,6 @@ _CORNERS = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 
 # ellipsoid's half axes and for half of the sweep. Index 3 means 0.
 _ROUND = np.array([[3, 3, 3], [3, 3, 3], [0, 0, 0], [0, 0, 0], [0, 1, 2], [0, 0, 3], [3, 3, 3]])
 _SWEPT = np.array([[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 1], [3, 3, 3], [3, 3, 1], [0, 1, 2]])
-
-
-def _rotation_products() -> Array:
-    """A rotation matrix (9,), row-major, as sums of a unit quaternion's products w w, w x, .. z z: (16, 9)."""
-    table = np.zeros((4, 4, 3, 3))
-    w, x, y, z = range(4)
-    for axis in range(3):
-        table[w, w, axis, axis] = 1
-        for part in (x, y, z):
-            table[part, part, axis, axis] = 1 if part == axis + 1 else -1
-    for i, j, k in ((x, y, z), (y, z, x), (z, x, y)):
-        table[min(i, j), max(i, j), [i - 1, j - 1], [j - 1, i - 1]] = 2
-        table[w, k, [i - 1, j - 1], [j - 1, i - 1]] = -2, 2
-    return table.reshape(16, 9)
-
-
-def _quaternion_products() -> Array:
-    """A product of two quaternions (4,) as sums of the products of their components: (16, 4)."""
-    table = np.zeros((4, 4, 4))
-    w, x, y, z = range(4)
-    table[w, w, w] = 1
-    for i, j, k in ((x, y, z), (y, z, x), (z, x, y)):
-        table[w, i, i] = table[i, w, i] = table[i, j, k] = 1
-        table[i, i, w] = table[j, i, k] = -1
-    return table.reshape(16, 4)
-
-
-_ROTATION, _PRODUCT = _rotation_products(), _quaternion_products()
-_NEXT, _LAST = np.array([1, 2, 0]), np.array([2, 0, 1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,15 +63,7 @@ class Solids:
 
     def after(self, first: int) -> Solids:
         """The solids from row `first` on."""
-        return Solids(
-            kinds=self.kinds[first:],
-            sizes=self.sizes[first:],
-            halves=self.halves[first:],
-            radii=self.radii[first:],
-            places=self.places[first:],
-            turns=self.turns[first:],
-            frames=self.frames[first:],
-        )
+        return Solids(**{field.name: getattr(self, field.name)[first:] for field in fields(self)})
 
 
 def solids(parts: Sequence[Part], outer: Array) -> Solids:
@@ -129,32 +93,31 @@ def shape_ids() -> dict[str, int]:
     """MuJoCo's number of each shape."""
     import mujoco
 
-    kinds = mujoco.mjtGeom
-    shapes = {PLANE: kinds.mjGEOM_PLANE, SPHERE: kinds.mjGEOM_SPHERE, CAPSULE: kinds.mjGEOM_CAPSULE}
-    shapes |= {ELLIPSOID: kinds.mjGEOM_ELLIPSOID, CYLINDER: kinds.mjGEOM_CYLINDER, BOX: kinds.mjGEOM_BOX}
-    return {name: int(kind) for name, kind in shapes.items()}
+    names = (PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX)
+    return {name: int(getattr(mujoco.mjtGeom, f"mjGEOM_{name.upper()}")) for name in names}
 
 
 def matrices(turns: Array) -> Array:
     """Rotation matrices (n, 9), row-major, of unit quaternions (n, 4)."""
-    result: Array = (turns[:, :, None] * turns[:, None, :]).reshape(-1, 16) @ _ROTATION
-    return result
+    w, x, y, z = turns.T
+    xx, yy, zz = x * x, y * y, z * z
+    rows = [
+        1 - 2 * (yy + zz), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (xx + zz), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (xx + yy),
+    ]  # fmt: skip
+    return np.stack(rows, axis=1)
 
 
 def _chained(outer: Array, inner: Array) -> Array:
     """Frames (n, 7: place and quaternion) given in other frames (n, 7), in the frame of the latter."""
-    frames = np.empty_like(inner)
-    places, at = frames[:, :3], inner[:, :3]
-    w, axis = outer[:, 3:4], outer[:, 4:]
-    after, before = axis.take(_NEXT, axis=1), axis.take(_LAST, axis=1)
-    # v + 2 w (u x v) + 2 u x (u x v) turns v by the quaternion (w, u)
-    cross = 2 * (after * at.take(_LAST, axis=1) - before * at.take(_NEXT, axis=1))
-    np.add(outer[:, :3], at, out=places)
-    places += w * cross
-    places += after * cross.take(_LAST, axis=1)
-    places -= before * cross.take(_NEXT, axis=1)
-    np.matmul((outer[:, 3:, None] * inner[:, None, 3:]).reshape(-1, 16), _PRODUCT, out=frames[:, 3:])
-    return frames
+    turned = matrices(outer[:, 3:]).reshape(-1, 3, 3) @ inner[:, :3, None]
+    (w, x, y, z), (a, b, c, d) = outer[:, 3:].T, inner[:, 3:].T
+    turns = [
+        w * a - x * b - y * c - z * d, w * b + x * a + y * d - z * c, w * c - x * d + y * a + z * b,
+        w * d + x * c - y * b + z * a,
+    ]  # fmt: skip
+    return np.concatenate([outer[:, :3] + turned[:, :, 0], np.stack(turns, axis=1)], axis=1)
 
 
 Field = NDArray[np.float32]
@@ -167,62 +130,18 @@ _WIDEST = 20.0  # a bundle with steeper sides counts as unbounded
 _UNITS = np.eye(3, dtype=np.float32)[:, None]
 
 
-class _Workshop(threading.local):
-    """What casting reuses, one set per thread since MuJoCo's data are not shared: targets by slots, the last batch."""
+@lru_cache(maxsize=64)
+def _target(slots: int, thread: int) -> tuple[Any, Any]:
+    """A compiled model of `slots` fixed geoms, and its data, which threads do not share. Rays meet their arrays."""
+    import mujoco
 
-    def __init__(self) -> None:
-        self.targets: dict[int, _Target] = {}
-        self.shape, self.last = (0, 0), _Batch(0, 1)
-
-    def target(self, slots: int) -> _Target:
-        if slots not in self.targets:
-            self.targets[slots] = _Target(slots)
-        return self.targets[slots]
-
-    def batch(self, count: int, bundles: int) -> _Batch:
-        if self.shape != (count, bundles):
-            self.shape, self.last = (count, bundles), _Batch(count, bundles)
-        return self.last
-
-
-class _Target:
-    """A compiled model of `slots` fixed geoms. Rays meet the contents of its arrays."""
-
-    def __init__(self, slots: int) -> None:
-        import mujoco
-
-        spec = mujoco.MjSpec()
-        spec.memory = 1 << 20
-        for _ in range(slots):
-            spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=[1, 1, 1])
-        self.model = spec.compile()
-        self.model.body_bvhadr[:] = -1
-        self.data = mujoco.MjData(self.model)
-        self.kinds, self.sizes = self.model.geom_type, self.model.geom_size
-        self.places, self.frames = self.data.geom_xpos, self.data.geom_xmat
-        self.firsts, self.numbers = self.model.body_geomadr, self.model.body_geomnum
-
-    def write(self, solids: Solids, rows: NDArray[np.intp]) -> int:
-        """Put the first of these solids into the slots: as many as there are slots, which is returned."""
-        rows = rows[: len(self.kinds)]
-        count = len(rows)
-        self.kinds[:count], self.sizes[:count] = solids.kinds.take(rows), solids.sizes.take(rows, axis=0)
-        self.places[:count], self.frames[:count] = solids.places.take(rows, axis=0), solids.frames.take(rows, axis=0)
-        return len(self.kinds)
-
-
-class _Batch:
-    """Arrays for `count` rays as MuJoCo takes and fills them, and their views for each bundle."""
-
-    def __init__(self, count: int, bundles: int) -> None:
-        self.rays, self.normals = np.empty((count, 3)), np.empty((count, 3))
-        self.reach, self.found = np.empty(count), np.zeros(count, np.int32)
-        vectors = [array.reshape(bundles, array.size // bundles, 1) for array in (self.rays, self.normals)]
-        numbers = [array.reshape(bundles, array.size // bundles, 1) for array in (self.found, self.reach)]
-        self.views = list(zip(*vectors, *numbers, strict=True))
-
-
-_workshop = _Workshop()
+    spec = mujoco.MjSpec()
+    spec.memory = 1 << 20
+    for _ in range(slots):
+        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=[1, 1, 1])
+    model = spec.compile()
+    model.body_bvhadr[:] = -1
+    return model, mujoco.MjData(model)
 
 
 def cast(
@@ -231,34 +150,39 @@ def cast(
     """First hits of rays (3, n) from one point: t, with hit = origin + t * ray, rows of `solids`, and normals (n, 3).
 
     A ray that hits nothing has t = -1, and neither row nor normal; without `normals` there are none at all. `met`
-    (b, g) tells which solids each of b equal stretches of the rays may meet. The arrays are valid until the next cast
-    in the same thread.
+    (b, g) tells which solids each of b equal stretches of the rays may meet.
     """
     import mujoco
 
-    start, multi_ray = np.array(origin), mujoco.mj_multiRay
     bundle, row = np.nonzero(met)
     sizes = np.bincount(bundle, minlength=len(met)).tolist()
-    target = _workshop.target(max(_SLOTS, 1 << (max(sizes) - 1).bit_length()))
-    model, data, firsts, numbers = target.model, target.data, target.firsts, target.numbers
-    count, bundles = rays.shape[1], len(met)
-    per, batch = count // bundles, _workshop.batch(count, bundles)
-    batch.rays[:] = rays.T
-    batch.reach.fill(-1)
+    slots = max(_SLOTS, 1 << (max(sizes) - 1).bit_length())
+    model, data = _target(slots, threading.get_ident())
+    table = (
+        (model.geom_type, solids.kinds), (model.geom_size, solids.sizes), (data.geom_xpos, solids.places),
+        (data.geom_xmat, solids.frames),
+    )  # fmt: skip
+    firsts, numbers, start, count = model.body_geomadr, model.body_geomnum, np.array(origin), rays.shape[1]
+    directions, facing = np.array(rays.T, order="C"), np.empty((count, 3))
+    reach, found = np.full(count, -1.0), np.zeros(count, np.int32)
+    views = (array.reshape(len(met), -1, 1) for array in (directions, facing, found, reach))
     stop = written = offset = 0
-    for size, (ray, normal, found, reach) in zip(sizes, batch.views, strict=True):
+    for size, ray, normal, geoms, ends in zip(sizes, *views, strict=True):
         if not size:
             continue
         first, stop = stop, stop + size
         if stop > written:
-            written = target.write(solids, row[first:]) + first
-            offset = first
+            offset, written = first, first + slots
+            rows = row[first:written]
+            for geom_values, values in table:
+                geom_values[: len(rows)] = values.take(rows, axis=0)
         firsts[0], numbers[0] = first - offset, size
-        multi_ray(model, data, start, ray, None, True, -1, found, reach, normal if normals else None, per, FARTHEST)
+        mujoco.mj_multiRay(
+            model, data, start, ray, None, True, -1, geoms, ends, normal if normals else None, len(ends), FARTHEST
+        )
         if offset:
-            found += offset
-    rows = row.take(batch.found, mode="clip") if len(row) else batch.found.astype(np.intp)
-    return batch.reach, rows, batch.normals
+            geoms += offset
+    return reach, row.take(found, mode="clip") if len(row) else found.astype(np.intp), facing
 
 
 def meets(solids: Solids, origin: Vector, rays: Array, bundles: int) -> NDArray[np.bool_]:

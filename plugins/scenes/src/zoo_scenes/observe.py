@@ -148,14 +148,12 @@ def metadata(scene: Scene, view: View, observation: Observation) -> dict[str, fl
     luminance = np.array((0.2126, 0.7152, 0.0722), np.float32) @ colours
     brightest = np.maximum(np.maximum(red, green), blue)
     darkest = np.minimum(np.minimum(red, green), blue)
-    red_green, red_green_spread = _mean_and_deviation(red - green)
-    yellow_blue, yellow_blue_spread = _mean_and_deviation(0.5 * (red + green) - blue)
-    brightness, contrast = _mean_and_deviation(luminance)
+    red_green, yellow_blue = red - green, 0.5 * (red + green) - blue
     labels = [item.thing.label for item in observation.seen]
     loose = [label for label in labels if label not in ("person", "window", "door", "picture", "rug", "books")]
     normal = view.normals.reshape(3, -1).mean(1)
     # Hasler and Suesstrunk, Measuring colorfulness in natural images (2003), eq. 10, of sRGB in [0, 1]
-    colourfulness = math.hypot(red_green_spread, yellow_blue_spread) + 0.3 * math.hypot(red_green, yellow_blue)
+    spread, strength = math.hypot(red_green.std(), yellow_blue.std()), math.hypot(red_green.mean(), yellow_blue.mean())
     return {
         "camera_height": camera.position[2],
         "camera_pitch": math.degrees(camera.pitch),
@@ -167,22 +165,14 @@ def metadata(scene: Scene, view: View, observation: Observation) -> dict[str, fl
         "num_objects": len(loose),
         "num_people": labels.count("person"),
         "num_classes": sum(share > 0 for share in shares.values()),
-        "brightness": brightness,
-        "contrast": contrast,
+        "brightness": float(luminance.mean()),
+        "contrast": float(luminance.std()),
         "saturation": float(((brightest - darkest) / np.maximum(brightest, 1e-3)).mean()),
-        "colourfulness": colourfulness,
+        "colourfulness": spread + 0.3 * strength,
         "clutter": int(np.count_nonzero(observation.instances)) / observation.instances.size,
         "walkability": shares["floor"] + shares["rug"],
         "geometric_complexity": float(1 - np.linalg.norm(normal)),
     }
-
-
-def _mean_and_deviation(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Mean and standard deviation."""
-    mean = values.mean()
-    rest = values - mean
-    rest *= rest
-    return float(mean), float(np.sqrt(rest.mean()))
 
 
 FURNITURE: Mapping[str, tuple[str, ...]] = {
@@ -228,7 +218,9 @@ def boxes_3d(stage: Stage, seen: list[Seen], most: int) -> list[dict[str, Any]]:
     camera = replace(stage.scene.camera, pitch=0.0)
     own = camera.axes @ matrices(np.array([thing.turn for thing in things])).reshape(-1, 3, 3)
     yaws = [heading(thing, axes) for thing, axes in zip(things, own, strict=True)]
-    sides = np.array([_sides(yaw) for yaw in yaws])
+    cos, sin, none = np.cos(yaws), np.sin(yaws), np.zeros(len(yaws))
+    # unit vectors along the front, up and across
+    sides = np.stack([cos, none, -sin, none, none + 1, none, sin, none, cos], axis=1).reshape(-1, 3, 3)
     counts = [len(thing.parts) for thing in things]
     starts = [stage.owners.index(item.index) for item in seen[:most]]
     rows = np.array([*chain.from_iterable(map(range, starts, map(add, starts, counts)))])
@@ -248,20 +240,12 @@ def boxes_3d(stage: Stage, seen: list[Seen], most: int) -> list[dict[str, Any]]:
 def heading(thing: Thing, own: Array) -> float:
     """The yaw of a thing's front; the columns of `own` (3, 3) are its axes in levelled camera axes."""
     if thing.label in FRONTS:
-        return _yaw(own[:, FRONTS[thing.label]])
+        front = own[:, FRONTS[thing.label]]
+        return math.atan2(-front[2], front[0])
     from_above = np.hypot(own[0], own[2]).tolist()
     if thing.noun in ROUND or (thing.label == "cylinder" and from_above[2] < LYING):
         return TOWARDS_VIEWER
     longest = 2 if thing.label == "cylinder" else from_above.index(max(from_above))
     # a quarter turn leads to the next side
-    return TOWARDS_VIEWER + math.remainder(_yaw(own[:, longest]) - TOWARDS_VIEWER, math.pi / 2)
-
-
-def _sides(yaw: float) -> list[list[float]]:
-    """Unit vectors along the front, up and across."""
-    cos, sin = math.cos(yaw), math.sin(yaw)
-    return [[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]]
-
-
-def _yaw(direction: Array) -> float:
-    return math.atan2(-direction[2], direction[0])
+    yaw = math.atan2(-own[2, longest], own[0, longest])
+    return TOWARDS_VIEWER + math.remainder(yaw - TOWARDS_VIEWER, math.pi / 2)

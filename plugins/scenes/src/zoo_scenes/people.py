@@ -60,18 +60,7 @@ _BONES: dict[str, tuple[str | None, tuple[float, float, float]]] = {
 }
 JOINTS = tuple(_BONES)
 PARENTS = tuple(-1 if parent is None else JOINTS.index(parent) for parent, _ in _BONES.values())
-_DEPTHS = [0] * len(JOINTS)
-for _joint, _parent in enumerate(PARENTS[1:], 1):
-    _DEPTHS[_joint] = _DEPTHS[_parent] + 1
-# The joints in the order of their distance from the pelvis; by distance, their stretch in this order and their parents.
-_ORDER = np.argsort(_DEPTHS, kind="stable")
-_BACK = np.argsort(_ORDER)
-_GENERATIONS = []
-for _depth in range(1, max(_DEPTHS) + 1):
-    _stretch = slice(sum(other < _depth for other in _DEPTHS), sum(other <= _depth for other in _DEPTHS))
-    _GENERATIONS.append((_stretch, _BACK[np.array(PARENTS)[_ORDER[_stretch]]]))
 OFFSETS = np.array([offset for _, offset in _BONES.values()])
-_ORDERED_OFFSETS = OFFSETS.take(_ORDER, axis=0)[:, :, None]
 
 # A vector times this is the matrix, row by row, of its cross product.
 _CROSS = np.zeros((3, 9))
@@ -106,35 +95,21 @@ def axis_angle(matrix: Array) -> Array:
 
 def joint_positions(rotations: Array, scale: float = 1.0) -> Array:
     """Forward kinematics: axis-angle (24, 3) to joints (24, 3) in person axes, the pelvis at the origin."""
-    turns = rotation_matrices(rotations.take(_ORDER, axis=0))
-    frames = np.empty_like(turns)
-    for joints, parents in _GENERATIONS:
-        frames[joints] = turns.take(parents, axis=0)
-        np.matmul(frames[joints], turns[joints], out=turns[joints])
-    places = (frames @ (_ORDERED_OFFSETS * scale))[:, :, 0]
-    places[0] = 0.0
-    for joints, parents in _GENERATIONS:
-        places[joints] += places.take(parents, axis=0)
-    return places.take(_BACK, axis=0)
+    frames, joints = rotation_matrices(rotations), OFFSETS * scale
+    for joint, parent in enumerate(PARENTS[1:], 1):
+        joints[joint] = joints[parent] + frames[parent] @ joints[joint]
+        frames[joint] = frames[parent] @ frames[joint]
+    return joints
 
 
-_STAND: dict[str, tuple[float, float, float]] = {
-    "left_shoulder": (0, 0, -75),
-    "right_shoulder": (0, 0, 75),
-    "left_elbow": (0, -12, 0),
-    "right_elbow": (0, 12, 0),
-}
-_POSES: dict[str, dict[str, tuple[float, float, float]]] = {
+_STAND: dict[str, Vector] = {
+    "left_shoulder": (0, 0, -75), "right_shoulder": (0, 0, 75), "left_elbow": (0, -12, 0), "right_elbow": (0, 12, 0),
+}  # fmt: skip
+_POSES: dict[str, dict[str, Vector]] = {
     "standing": _STAND,
     "walking": {
-        **_STAND,
-        "left_hip": (-28, 0, 0),
-        "left_knee": (14, 0, 0),
-        "right_hip": (22, 0, 0),
-        "right_knee": (28, 0, 0),
-        "left_shoulder": (22, 0, -74),
-        "right_shoulder": (-22, 0, 74),
-        "left_elbow": (0, -30, 0),
+        **_STAND, "left_hip": (-28, 0, 0), "left_knee": (14, 0, 0), "right_hip": (22, 0, 0), "right_knee": (28, 0, 0),
+        "left_shoulder": (22, 0, -74), "right_shoulder": (-22, 0, 74), "left_elbow": (0, -30, 0),
         "right_elbow": (0, 30, 0),
     },
     "raising both arms": {"left_shoulder": (0, 0, 62), "right_shoulder": (0, 0, -62), "left_elbow": (0, 0, 12)},
@@ -142,16 +117,12 @@ _POSES: dict[str, dict[str, tuple[float, float, float]]] = {
     "stretching out the arms": {"left_shoulder": (0, 0, 3), "right_shoulder": (0, 0, -3)},
     "pointing": {**_STAND, "right_shoulder": (0, 84, 8), "head": (6, 0, 0)},
     "sitting": {
-        "left_hip": (-86, 0, 6),
-        "right_hip": (-86, 0, -6),
-        "left_knee": (84, 0, 0),
-        "right_knee": (84, 0, 0),
-        "left_shoulder": (-24, 0, -70),
-        "right_shoulder": (-24, 0, 70),
-        "left_elbow": (0, -52, 0),
+        "left_hip": (-86, 0, 6), "right_hip": (-86, 0, -6), "left_knee": (84, 0, 0), "right_knee": (84, 0, 0),
+        "left_shoulder": (-24, 0, -70), "right_shoulder": (-24, 0, 70), "left_elbow": (0, -52, 0),
         "right_elbow": (0, 52, 0),
     },
-}
+}  # fmt: skip
+"""By name, the rotations of joints, degrees; the others are 0."""
 UPRIGHT_POSES = tuple(name for name in _POSES if name != "sitting")
 
 

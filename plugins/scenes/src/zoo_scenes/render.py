@@ -75,7 +75,7 @@ def _surface_table(stage: Stage) -> Field:
     keys = [id(part.surface) for part in stage.parts]
     surfaces = dict(zip(keys, (part.surface for part in stage.parts), strict=True))
     looks = [
-        (*first, *second, *third, shine, glow, TEXTURES[texture], tile)
+        (*first, *second, *third, shine, glow, TEXTURES.index(texture), tile)
         for texture, (first, second, third), tile, shine, glow in surfaces.values()
     ]
     numbers = dict(zip(surfaces, range(len(looks)), strict=True))

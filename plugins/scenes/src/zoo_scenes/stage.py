@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,24 +23,12 @@ _SLOTS = 48
 _MASS = 1.0
 
 
-class _Models(threading.local):
-    """Compiled models by (slots for fixed parts, loose things), one set per thread: MuJoCo's data are not shared."""
+@lru_cache(maxsize=64)
+def _compiled(slots: int, loose: int, thread: int) -> tuple[Any, Any]:
+    """A model with `slots` fixed geoms, then one geom on a free body per loose thing, and its data.
 
-    def __init__(self) -> None:
-        self.known: dict[tuple[int, int], tuple[Any, Any]] = {}
-
-    def get(self, parts: int, loose: int) -> tuple[Any, Any]:
-        key = (-(-parts // _SLOTS) * _SLOTS, loose)
-        if key not in self.known:
-            self.known[key] = _compile(*key)
-        return self.known[key]
-
-
-_models = _Models()
-
-
-def _compile(slots: int, loose: int) -> tuple[Any, Any]:
-    """A model with `slots` fixed geoms, then one geom on a free body per loose thing; all sizes are placeholders."""
+    All sizes are placeholders. Threads do not share data.
+    """
     import mujoco
 
     spec = mujoco.MjSpec()
@@ -67,7 +56,7 @@ def settle(solids: Solids, loose: int) -> None:
     import mujoco
 
     fixed = len(solids) - loose
-    model, data = _models.get(fixed, loose)
+    model, data = _compiled(-(-fixed // _SLOTS) * _SLOTS, loose, threading.get_ident())
     model.body_geomnum[0] = fixed
     model.geom_pos[:fixed], model.geom_quat[:fixed] = solids.places[:fixed], solids.turns[:fixed]
     for slots, values in (

@@ -6,8 +6,8 @@ has EDGE / 2**k texels per edge (L. Williams, Pyramidal parametrics, SIGGRAPH 19
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,129 +45,71 @@ def _cells(seed: int, rows: int, columns: int, shift: float) -> tuple[Field, Fie
     return value, np.minimum(inside_x, 1 - inside_x) / columns, np.minimum(inside_y, 1 - inside_y) / rows
 
 
-def _blend(second: Field, third: Field | NDArray[np.bool_] | bool = False, gain: Field | float = 1.0) -> Field:
+def _blend(second: NDArray[Any], third: NDArray[Any] | bool = False, gain: NDArray[Any] | float = 1.0) -> Field:
     """Weights (EDGE, EDGE, 3): `second` of colour 2 over colour 1, then `third` of colour 3 over both, times `gain`."""
-    second = np.clip(np.broadcast_to(second, (EDGE, EDGE)), 0, 1)
-    third = np.clip(np.broadcast_to(np.asarray(third, np.float32), (EDGE, EDGE)), 0, 1)
+    second, third = (
+        np.clip(np.broadcast_to(np.asarray(weight, np.float32), (EDGE, EDGE)), 0, 1) for weight in (second, third)
+    )
     weights = np.stack([(1 - second) * (1 - third), second * (1 - third), third], -1)
     scaled: Field = (weights * np.asarray(gain)[..., None]).astype(np.float32)
     return scaled
 
 
-def _plain() -> Field:
-    return _blend(np.zeros_like(_X), gain=1 + 0.02 * _noise(1, 1.0))
-
-
-def _plaster() -> Field:
-    return _blend(np.zeros_like(_X), gain=1 + 0.025 * _noise(2, 1.4))
-
-
-def _carpet() -> Field:
-    return _blend(0.35 + 0.2 * _noise(3, 0.3), gain=1 + 0.05 * _noise(4, 1.0))
-
-
-def _fabric() -> Field:
-    weave = np.sin(_X * 2 * np.pi * 32) * np.sin(_Y * 2 * np.pi * 32)
-    return _blend(0.3 + 0.25 * weave, gain=1 + 0.04 * _noise(5, 1.2))
-
-
-def _grain() -> Field:
-    return _blend(0.4 + 0.28 * _noise(6, 1.3, 10.0), gain=1 + 0.02 * _noise(7, 0.8))
-
-
-def _planks() -> Field:
-    value, edge_x, edge_y = _cells(8, 8, 2, 0.37)
-    gap = (edge_y < 0.004) | (edge_x < 0.003)
-    return _blend(0.75 * value + 0.16 * _noise(9, 1.3, 12.0), gap * 0.85)
-
-
-def _parquet() -> Field:
-    cell = np.floor(_X * 4) + np.floor(_Y * 4)
-    along = np.where(cell % 2 == 0, _X, _Y)
-    strip = np.floor(along * 16)
-    value = np.random.default_rng(10).random((16, 4, 4))[
-        strip.astype(int), np.floor(_X * 4).astype(int), np.floor(_Y * 4).astype(int)
+def _drawn() -> dict[str, Field]:
+    """Weights (EDGE, EDGE, 3) of all textures by name."""
+    x, y = _X, _Y
+    none = np.zeros_like(x)
+    planks, planks_x, planks_y = _cells(8, 8, 2, 0.37)
+    along = np.where((np.floor(x * 4) + np.floor(y * 4)) % 2 == 0, x, y) * 16
+    strip = np.floor(along)
+    parquet = np.random.default_rng(10).random((16, 4, 4))[
+        strip.astype(int), np.floor(x * 4).astype(int), np.floor(y * 4).astype(int)
     ]
-    inside = along * 16 - strip
-    gap = (np.minimum(inside, 1 - inside) < 0.07) * 0.7
-    return _blend((0.15 + 0.7 * value).astype(np.float32), gap.astype(np.float32))
-
-
-def _checker() -> Field:
-    odd = (np.floor(_X * 2) + np.floor(_Y * 2)) % 2
-    _, edge_x, edge_y = _cells(11, 2, 2, 0.0)
-    return _blend(odd, np.minimum(edge_x, edge_y) < 0.008, 1 + 0.02 * _noise(12, 1.2))
-
-
-def _tiles() -> Field:
-    value, edge_x, edge_y = _cells(13, 3, 3, 0.0)
-    return _blend(0.5 * value, np.minimum(edge_x, edge_y) < 0.009, 1 + 0.025 * _noise(14, 1.2))
-
-
-def _bricks() -> Field:
-    value, edge_x, edge_y = _cells(15, 12, 4, 0.5)
-    return _blend(value, np.minimum(edge_x, edge_y) < 0.008, 1 + 0.04 * _noise(16, 0.6))
-
-
-def _stripes() -> Field:
-    return _blend((np.floor(_X * 8) % 2).astype(np.float32), gain=1 + 0.015 * _noise(17, 1.0))
-
-
-def _bands() -> Field:
-    return _blend((np.floor(_Y * 4) % 2).astype(np.float32), gain=1 + 0.015 * _noise(18, 1.0))
-
-
-def _dots() -> Field:
-    distance = np.hypot((_X * 6) % 1 - 0.5, (_Y * 4) % 1 - 0.5)
-    return _blend((distance < 0.3).astype(np.float32))
-
-
-def _ribbon() -> Field:
-    return _blend(((np.abs(_X - 0.5) < 0.09) | (np.abs(_Y - 0.5) < 0.09)).astype(np.float32))
-
-
-def _rug_border() -> Field:
-    edge = np.minimum(np.minimum(_X, 1 - _X), np.minimum(_Y, 1 - _Y))
-    border = ((edge > 0.05) & (edge < 0.13)).astype(np.float32)
-    diamond = np.abs(_X - 0.5) + np.abs(_Y - 0.5)
-    motif = ((diamond < 0.24) & (diamond > 0.1)).astype(np.float32)
-    return _blend(border, motif, 1 + 0.05 * _noise(19, 0.4))
-
-
-def _rug_stripes() -> Field:
-    band = np.floor(_X * 9) % 3
-    return _blend((band == 1).astype(np.float32), band == 2, 1 + 0.05 * _noise(20, 0.4))
-
-
-def _rug_rings() -> Field:
-    ring = np.floor(np.hypot(_X - 0.5, _Y - 0.5) * 12) % 3
-    return _blend((ring == 1).astype(np.float32), ring == 2, 1 + 0.05 * _noise(21, 0.4))
-
-
-def _landscape() -> Field:
-    ridge = 0.5 + 0.12 * np.sin(_X * 7 + 0.6) + 0.05 * np.sin(_X * 19)
-    ground = 0.28 + 0.04 * np.sin(_X * 9 + 2)
-    sun = np.hypot(_X - 0.72, _Y - 0.8) < 0.09
-    return _blend((ridge > _Y).astype(np.float32), (ground > _Y) | sun, 0.85 + 0.2 * _Y)
-
-
-def _abstract() -> Field:
-    second = (_X < 0.4) & (_Y > 0.45) | (_X > 0.75) & (_Y < 0.7)
-    return _blend(second.astype(np.float32), np.hypot(_X - 0.6, _Y - 0.35) < 0.2)
-
-
-def _flower() -> Field:
-    angle, radius = np.arctan2(_Y - 0.58, _X - 0.5), np.hypot(_X - 0.5, _Y - 0.58)
-    stem = (np.abs(_X - 0.5) < 0.02) & (_Y < 0.58)
-    petals = radius < 0.17 + 0.09 * np.cos(6 * angle)
-    return _blend((petals & (radius > 0.08)).astype(np.float32), (stem & ~petals) | (radius < 0.08))
-
-
-def _window() -> Field:
-    """Sky over trees behind a cross of bars."""
-    trees = 0.30 + 0.05 * np.sin(_X * 15) + 0.03 * np.sin(_X * 37 + 1) > _Y
-    bars = (np.abs(_X - 0.5) < 0.025) | (np.abs(_Y - 0.55) < 0.022)
-    return _blend(trees.astype(np.float32), bars, 0.86 + 0.16 * _Y + 0.05 * _noise(22, 1.8))
+    _, checks_x, checks_y = _cells(11, 2, 2, 0.0)
+    tiles, tiles_x, tiles_y = _cells(13, 3, 3, 0.0)
+    bricks, bricks_x, bricks_y = _cells(15, 12, 4, 0.5)
+    edge = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y))
+    diamond, centre = np.abs(x - 0.5) + np.abs(y - 0.5), np.hypot(x - 0.5, y - 0.5)
+    band, ring = np.floor(x * 9) % 3, np.floor(centre * 12) % 3
+    ridge, ground = 0.5 + 0.12 * np.sin(x * 7 + 0.6) + 0.05 * np.sin(x * 19), 0.28 + 0.04 * np.sin(x * 9 + 2)
+    angle, radius = np.arctan2(y - 0.58, x - 0.5), np.hypot(x - 0.5, y - 0.58)
+    stem, petals = (np.abs(x - 0.5) < 0.02) & (y < 0.58), radius < 0.17 + 0.09 * np.cos(6 * angle)
+    trees = 0.30 + 0.05 * np.sin(x * 15) + 0.03 * np.sin(x * 37 + 1) > y
+    return {
+        "plain": _blend(none, gain=1 + 0.02 * _noise(1, 1.0)),
+        "plaster": _blend(none, gain=1 + 0.025 * _noise(2, 1.4)),
+        "carpet": _blend(0.35 + 0.2 * _noise(3, 0.3), gain=1 + 0.05 * _noise(4, 1.0)),
+        "fabric": _blend(
+            0.3 + 0.25 * (np.sin(x * 2 * np.pi * 32) * np.sin(y * 2 * np.pi * 32)), gain=1 + 0.04 * _noise(5, 1.2)
+        ),
+        "grain": _blend(0.4 + 0.28 * _noise(6, 1.3, 10.0), gain=1 + 0.02 * _noise(7, 0.8)),
+        "planks": _blend(0.75 * planks + 0.16 * _noise(9, 1.3, 12.0), ((planks_y < 0.004) | (planks_x < 0.003)) * 0.85),
+        "parquet": _blend(0.15 + 0.7 * parquet, (np.minimum(along - strip, 1 - along + strip) < 0.07) * 0.7),
+        "checker": _blend(
+            (np.floor(x * 2) + np.floor(y * 2)) % 2, np.minimum(checks_x, checks_y) < 0.008, 1 + 0.02 * _noise(12, 1.2)
+        ),
+        "tiles": _blend(0.5 * tiles, np.minimum(tiles_x, tiles_y) < 0.009, 1 + 0.025 * _noise(14, 1.2)),
+        "bricks": _blend(bricks, np.minimum(bricks_x, bricks_y) < 0.008, 1 + 0.04 * _noise(16, 0.6)),
+        "stripes": _blend(np.floor(x * 8) % 2, gain=1 + 0.015 * _noise(17, 1.0)),
+        "bands": _blend(np.floor(y * 4) % 2, gain=1 + 0.015 * _noise(18, 1.0)),
+        "dots": _blend(np.hypot((x * 6) % 1 - 0.5, (y * 4) % 1 - 0.5) < 0.3),
+        "ribbon": _blend((np.abs(x - 0.5) < 0.09) | (np.abs(y - 0.5) < 0.09)),
+        "rug_border": _blend(
+            (edge > 0.05) & (edge < 0.13), (diamond < 0.24) & (diamond > 0.1), 1 + 0.05 * _noise(19, 0.4)
+        ),
+        "rug_stripes": _blend(band == 1, band == 2, 1 + 0.05 * _noise(20, 0.4)),
+        "rug_rings": _blend(ring == 1, ring == 2, 1 + 0.05 * _noise(21, 0.4)),
+        "landscape": _blend(ridge > y, (ground > y) | (np.hypot(x - 0.72, y - 0.8) < 0.09), 0.85 + 0.2 * y),
+        "abstract": _blend((x < 0.4) & (y > 0.45) | (x > 0.75) & (y < 0.7), np.hypot(x - 0.6, y - 0.35) < 0.2),
+        "flower": _blend(petals & (radius > 0.08), (stem & ~petals) | (radius < 0.08)),
+        # sky over trees behind a cross of bars
+        "window": _blend(
+            trees, (np.abs(x - 0.5) < 0.025) | (np.abs(y - 0.55) < 0.022), 0.86 + 0.16 * y + 0.05 * _noise(22, 1.8)
+        ),
+        "door": _door(),
+        "books": _books(),
+        "leaves": _blend(0.5 + 0.35 * _noise(24, 0.9), gain=1 + 0.08 * _noise(25, 0.6)),
+    }
 
 
 def _door() -> Field:
@@ -191,40 +133,14 @@ def _books() -> Field:
     gap = np.r_[True, spine[1:] != spine[:-1]]
     gain = np.where(gap[None] | (height[None] < _Y), 0.12, 1.0)
     gain = np.where((np.abs(_Y - 0.2) < 0.025) & (spine % 2 == 0)[None], gain * 0.6, gain)
-    return _blend(np.broadcast_to(kind == 1, _X.shape).astype(np.float32), (kind == 2)[None], gain)
+    return _blend((kind == 1)[None], (kind == 2)[None], gain)
 
 
-def _leaves() -> Field:
-    return _blend(0.5 + 0.35 * _noise(24, 0.9), gain=1 + 0.08 * _noise(25, 0.6))
-
-
-_DRAWN: dict[str, Callable[[], Field]] = {
-    "plain": _plain,
-    "plaster": _plaster,
-    "carpet": _carpet,
-    "fabric": _fabric,
-    "grain": _grain,
-    "planks": _planks,
-    "parquet": _parquet,
-    "checker": _checker,
-    "tiles": _tiles,
-    "bricks": _bricks,
-    "stripes": _stripes,
-    "bands": _bands,
-    "dots": _dots,
-    "ribbon": _ribbon,
-    "rug_border": _rug_border,
-    "rug_stripes": _rug_stripes,
-    "rug_rings": _rug_rings,
-    "landscape": _landscape,
-    "abstract": _abstract,
-    "flower": _flower,
-    "window": _window,
-    "door": _door,
-    "books": _books,
-    "leaves": _leaves,
-}
-TEXTURES = {name: index for index, name in enumerate(_DRAWN)}
+TEXTURES = (
+    "plain", "plaster", "carpet", "fabric", "grain", "planks", "parquet", "checker", "tiles", "bricks", "stripes",
+    "bands", "dots", "ribbon", "rug_border", "rug_stripes", "rug_rings", "landscape", "abstract", "flower", "window",
+    "door", "books", "leaves",
+)  # fmt: skip
 
 # Texels of one texture before level k, and all texels of one texture.
 _BEFORE = np.cumsum([0] + [(EDGE >> level) ** 2 for level in range(LEVELS)]).astype(np.int32)
@@ -234,8 +150,8 @@ _BEFORE = np.cumsum([0] + [(EDGE >> level) ** 2 for level in range(LEVELS)]).ast
 def _pyramids() -> tuple[Field, Field, Field]:
     """The weights of all textures and levels, one flat array per colour."""
     texels = []
-    for draw in _DRAWN.values():
-        level = draw()
+    drawn = _drawn()
+    for level in (drawn[name] for name in TEXTURES):
         for _ in range(LEVELS):
             texels.append(level.reshape(-1, 3))
             edge = max(level.shape[0] // 2, 1)
