@@ -17,7 +17,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes_3d import NONE_FOUND, plugin
-from zoo_semantics.oriented_boxes import Spans, corners, mean_clipped, numbers_of, overlaps_3d, shares, wrapped
+from zoo_semantics.oriented_boxes import Spans, corners, mean_clipped, numbers_of, shares, wrapped
 
 NAME = "boxes_3d"
 Box = dict[str, Any]
@@ -245,7 +245,7 @@ def test_the_mean_of_clipped_numbers_by_hand() -> None:
 
 
 def iou(first: Box, second: Box) -> float:
-    return float(overlaps_3d([first], [second])[0, 0])
+    return float(plugin.labelled_overlaps([first], [second])[0, 0])
 
 
 def test_overlap_by_hand() -> None:

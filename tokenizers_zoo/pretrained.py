@@ -146,14 +146,17 @@ class PretrainedConfig:
             revision = importlib.metadata.version(self.model.removeprefix(PIP))
         elif folder.parent.name == "snapshots":  # the hub's cache: .../snapshots/<commit>
             revision = folder.name
-        kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
-        own = [field.name for field in dataclasses.fields(self) if field.name not in kinds]
         return {
             "model": self.model,
             "revision": revision,
-            **{name: getattr(self, name) for name in own},
+            **self.own(),
             "sha256": {path.name: _digest(path, path.stat().st_mtime_ns) for path in sorted(names)},
         }
+
+    def own(self) -> dict[str, Any]:
+        """Return the settings that a subclass adds."""
+        kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in kinds}
 
     def load(self, build: Callable[[Path, str], T]) -> T:
         """Return `build(folder, device)`, cached per process and config; `build` is a function of a module, no

@@ -7,7 +7,6 @@ SMPL (Loper et al., SIGGRAPH Asia 2015). The lengths of the bones are fitted to 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -148,22 +147,6 @@ def image_of(joints: Array, pelvis: Array, focal: Array) -> Array:
     """Joints (n, 24, 3) as fractions of width and height (n, 24, 2), with the pelvis at `pelvis` (n, 2)."""
     seen = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
     return pelvis[:, None] + focal[:, None] * seen
-
-
-def problem_with(rotations: Sequence[Any], joints: Sequence[Any]) -> str | None:
-    """Describe an implausible person (wrong units or axes), or return None."""
-    turns = np.linalg.norm(np.asarray(rotations, dtype=np.float64), axis=-1)
-    if turns.max() > 2 * np.pi + 1e-3:
-        return f"joint_rotations: expected axis-angle vectors in radians, got an angle of {turns.max():.4g}"
-    depth = -float(joints[0][2])
-    if depth <= 0:
-        return (
-            f"joints_camera: expected the pelvis at z < 0 (axes: x right, y up, z towards the viewer), got {-depth:.4g}"
-            "; turn y and z around where yours point down and forward"
-        )
-    if depth > FARTHEST:
-        return f"joints_camera: expected metres, got a pelvis {depth:.4g} away; convert to metres"
-    return None
 
 
 STRAIGHT, BENT = math.radians(10), math.radians(30)

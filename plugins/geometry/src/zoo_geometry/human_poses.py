@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING
 from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import BINS
@@ -68,14 +69,10 @@ class PoseTokenizer(ObjectTokenizerConfig):
 
     kind_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "product_vq": {  # a batch has few people: nothing to start from, and slow averages
-            "codebook_size": 256,
-            "num_codebooks": 4,
-            "kmeans_iterations": 0,
-            "decay": 0.98,
-            "revive_below": 0.4,
+            "codebook_size": 256, "num_codebooks": 4, "kmeans_iterations": 0, "decay": 0.98, "revive_below": 0.4,
         },
         "memcodes": {"codebook_size": 256, "num_codebooks": 4},
-    }
+    }  # fmt: skip
 
     quantizer: QuantizerKind = "product_vq"
     steps: int = 2000
@@ -96,6 +93,8 @@ class PoseSettings(SpelledSettings):
             "max_people": published_people.MOST,
             "min_visible": 1e-6,
             "tokenizer": {
+                **PUBLISHED_TRAINING,
+                "batch_size": 256,
                 "quantizer": "memcodes",
                 "codebook_size": 1024,
                 "num_codebooks": 8,
@@ -104,14 +103,6 @@ class PoseSettings(SpelledSettings):
                 "width": 1024,
                 "depth": 6,
                 "expansion": 4,
-                "learning_rate": 1e-4,
-                "warmup_steps": 5000,
-                "weight_decay": 0.05,
-                "ema_decay": 0.999,
-                "precision": "bfloat16",
-                "steps": 200_000,
-                "batch_size": 256,
-                "eval_every": 2000,
             },
         }
     }
@@ -183,9 +174,7 @@ class HumanPoses(ObjectModality):
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Person]:
         """Detect the people in the sample's rgb picture, most confident first; the list may be empty."""
-        labeller = self.options(settings).labeller
-        assert labeller is not None  # without one nothing is derived
-        return labeller.people(sample["rgb"])
+        return self.options(settings).labeller.people(sample["rgb"])
 
     def value_spec(self, options: PoseSettings) -> ValueSpec:
         return ValueSpec(
@@ -212,7 +201,12 @@ class HumanPoses(ObjectModality):
 
     def split(self, value: Any, options: PoseSettings) -> list[Person]:
         """The people, largest box first."""
-        return sorted(checked_people(value), key=lambda person: (-area(person["box"]), *person["box"]))
+
+        def rank(person: Person) -> tuple[float, ...]:
+            left, top, right, bottom = person["box"]
+            return (left - right) * (bottom - top), left, top, right, bottom
+
+        return sorted(checked_people(value), key=rank)
 
     def items(self, objects: Sequence[Person], options: PoseSettings) -> Array:
         turns = column(objects, "joint_rotations")[:, 1:]
@@ -362,7 +356,18 @@ def person_problem(person: Any) -> str | None:
     far = float(np.median(np.abs(np.asarray(person["joints_image"]))))
     if far > MOST_PICTURES:
         return f"joints_image: expected fractions of width and height, got {far:.4g} mostly; divide pixels by the size"
-    return body.problem_with(person["joint_rotations"], person["joints_camera"])
+    turns = np.linalg.norm(np.asarray(person["joint_rotations"]), axis=-1)
+    if turns.max() > 2 * np.pi + 1e-3:
+        return f"joint_rotations: expected axis-angle vectors in radians, got an angle of {turns.max():.4g}"
+    depth = -float(person["joints_camera"][0][2])
+    if depth <= 0:
+        return (
+            f"joints_camera: expected the pelvis at z < 0 (axes: x right, y up, z towards the viewer), got {-depth:.4g}"
+            "; turn y and z around where yours point down and forward"
+        )
+    if depth > body.FARTHEST:
+        return f"joints_camera: expected metres, got a pelvis {depth:.4g} away; convert to metres"
+    return None
 
 
 def numbers(value: Any) -> Array | None:
@@ -396,24 +401,11 @@ def people_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: A
     return [{name: row[k].tolist() for name, row in rows.items()} for k in range(len(boxes))]
 
 
-def area(box: Sequence[float]) -> float:
-    """Area of a box [xmin, ymin, xmax, ymax] as a fraction of the picture."""
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
 def opened_boxes(boxes: Array, step: float) -> Array:
-    """Boxes (people, 4), each as `opened` makes it."""
-    return np.array([opened(box, step) for box in boxes.tolist()]).reshape(-1, 4)
-
-
-def opened(box: list[float], step: float) -> list[float]:
-    """A box of any edges in [0, 1] in order, at least a tenth of a level wide and high, so that it has an area."""
-    for low, high in ((0, 2), (1, 3)):
-        box[low], box[high] = sorted((box[low], box[high]))
-        if box[low] == box[high]:
-            box[low] = max(0.0, box[low] - step / 20)
-            box[high] = min(1.0, box[high] + step / 20)
-    return box
+    """Boxes (people, 4) of any edges in [0, 1], in order and at least a tenth of a level, `step`, wide and high."""
+    low, high = np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])
+    thin = (low == high) * step / 20
+    return np.concatenate([np.maximum(low - thin, 0), np.minimum(high + thin, 1)], axis=1)
 
 
 def seen_through(crop: Crop, person: Person) -> Person:

@@ -83,7 +83,7 @@ class Normal(SpatialModality):
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """The spec under these settings."""
         fov = self.options(settings).camera_fov
-        inputs = () if fov is None else ("depth", "metadata") if fov == "metadata" else ("depth",)
+        inputs = () if fov is None else ("depth", "metadata")[: 1 + (fov == "metadata")]
         return replace(super().modality_spec(settings), derived_from=inputs, derive_setting="camera_fov")
 
     @hookimpl
@@ -97,9 +97,7 @@ class Normal(SpatialModality):
         return normals_of_depth(sample["depth"][0], *(fov if isinstance(fov, tuple) else (fov,)))
 
     def to_network(self, values: torch.Tensor, options: Any) -> torch.Tensor:
-        import torch
-
-        return torch.nn.functional.normalize(values, dim=1)
+        return values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def from_network(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
         import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.pretrained import PretrainedConfig
 from zoo_geometry import body
 from zoo_geometry.body import direction, half_sizes, looking_at, offset_of, rotations_of
-from zoo_geometry.pose_networks import Landmarks, PoseNetworks, builder, contents, place_of, version_of
+from zoo_geometry.pose_networks import Landmarks, builder, contents, place_of, version_of
 
 Array = NDArray[Any]
 Person = dict[str, Any]
@@ -79,11 +78,6 @@ class PoseLabeller(PretrainedConfig):
         check_interval(self, "(0, 1)", "threshold", unit="a score")
         check_interval(self, "[0, 1]", "presence", unit="a score")
 
-    @property
-    def torch_device(self) -> str:
-        """Always the CPU."""
-        return "cpu"
-
     def locate(self, *, download: bool = True) -> Path:
         """The folder or wheel. Raises PretrainedError where there is none, or it lacks the networks."""
         place = place_of(self.model)
@@ -93,24 +87,13 @@ class PoseLabeller(PretrainedConfig):
     def record(self, *, download: bool = True) -> dict[str, Any]:
         """Model, version of the wheel, these settings, and the sha256 of both networks."""
         place = place_of(self.model)
-        files = contents(place, self.landmarks)
-        kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
-        own = [field.name for field in dataclasses.fields(self) if field.name not in kinds]
-        return {
-            "model": self.model,
-            "revision": version_of(self.model, place),
-            **{name: getattr(self, name) for name in own},
-            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        }
-
-    @property
-    def networks(self) -> PoseNetworks:
-        """Both networks, made once per process. Raises PretrainedError."""
-        return self.load(builder(self.landmarks))
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents(place, self.landmarks).items()}
+        return {"model": self.model, "revision": version_of(self.model, place), **self.own(), "sha256": digests}
 
     def people(self, picture: Array) -> list[Person]:
         """The people of a picture, float (3, height, width) in [0, 1]; an empty list where there are none."""
-        found = distinct(self.networks.people(picture, self.threshold, self.presence))
+        networks = self.load(builder(self.landmarks))
+        found = distinct(networks.people(picture, self.threshold, self.presence))
         people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in found)
         return [person for person in people if person is not None]
 

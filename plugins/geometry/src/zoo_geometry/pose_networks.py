@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email
 import functools
 import importlib.metadata
 import math
@@ -21,12 +20,11 @@ from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.pretrained import PIP, PretrainedError, one_line
 
 Array = NDArray[Any]
-WHEEL = "mediapipe==0.10.21"
-ADVICE = f"pip download {WHEEL} --no-deps -d FOLDER, and set labeller.model to the wheel, or to a folder of its .tflite"
+ADVICE = (
+    "pip download mediapipe==0.10.21 --no-deps -d FOLDER, and set labeller.model to the wheel, or to a folder of its"
+    " .tflite"
+)
 DETECTOR = "pose_detection.tflite"
-LANDMARK_NETWORK = "pose_landmark_{size}.tflite"
-FOLDERS = {DETECTOR: "modules/pose_detection"}
-"""Where a file is in the package; all others are in modules/pose_landmark."""
 
 
 def place_of(model: str) -> Path:
@@ -46,41 +44,34 @@ def place_of(model: str) -> Path:
 
 
 def contents(place: Path, size: str) -> dict[str, bytes]:
-    """The bytes of the detector and of the landmark network of this size, by name. Raises PretrainedError."""
-    names = (DETECTOR, LANDMARK_NETWORK.format(size=size))
+    """The bytes of the detector and of the landmark network of this size, by name. Raises PretrainedError.
+
+    They are in the folder itself, as in the package, or as in a wheel.
+    """
+    found: dict[str, bytes] = {}
+    folders = {DETECTOR: "modules/pose_detection", f"pose_landmark_{size}.tflite": "modules/pose_landmark"}
     try:
-        if place.is_dir():
-            found = {name: path.read_bytes() for name in names for path in ways(place, name) if path.is_file()}
-        else:
-            with zipfile.ZipFile(place) as wheel:
-                members = set(wheel.namelist())
-                paths = {name: [str(way) for way in ways(Path(), name)] for name in names}
-                found = {name: wheel.read(way) for name in names for way in paths[name] if way in members}
+        root = zipfile.Path(place) if place.is_file() else place
+        for name, folder in folders.items():
+            for way in (name, f"{folder}/{name}", f"mediapipe/{folder}/{name}"):
+                if (file := root.joinpath(way)).is_file():
+                    found[name] = file.read_bytes()
+                    break
     except (OSError, zipfile.BadZipFile) as error:
         raise PretrainedError(f"{place}: cannot be read: {error}") from None
-    if absent := [name for name in names if name not in found]:
+    if absent := [name for name in folders if name not in found]:
         raise PretrainedError(f"{place}: there is no {' and no '.join(absent)} in it; {ADVICE}")
     return found
-
-
-def ways(place: Path, name: str) -> list[Path]:
-    """Where a file may be: in the folder itself, as in the package, as in an unpacked wheel."""
-    inner = f"{FOLDERS.get(name, 'modules/pose_landmark')}/{name}"
-    return [place / name, place / inner, place / "mediapipe" / inner]
 
 
 def version_of(model: str, place: Path) -> str | None:
     """The version of an installed distribution or of a wheel; None for a folder."""
     if model.startswith(PIP):
         return importlib.metadata.version(model.removeprefix(PIP))
-    if place.is_dir():
-        return None
-    with zipfile.ZipFile(place) as wheel:
-        notes = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
-        return email.message_from_bytes(wheel.read(notes[0])).get("Version") if notes else None
+    known = importlib.metadata.distributions(path=[str(place)]) if place.is_file() else ()
+    return next((wheel.version for wheel in known), None)
 
 
-Person = dict[str, Any]
 MOST_SAMPLES = 4
 """Samples along each side of a pixel that a larger region is averaged from, at most."""
 
@@ -127,22 +118,11 @@ class Region:
 
 
 def sampled(picture: Array, pixels: Array, beyond: Literal["black", "edge"]) -> Array:
-    """A picture (channels, height, width) between its pixels at `pixels` (..., 2): (..., channels)."""
-    height, width = picture.shape[-2:]
-    last = np.array([width - 1, height - 1])
-    places = np.clip(pixels - 0.5, -1, last + 1)
-    low = np.floor(places).astype(np.int64)
-    share = places - low
-    total = np.zeros((*pixels.shape[:-1], len(picture)))
-    for across in (0, 1):
-        for down in (0, 1):
-            corner = low + np.array([across, down])
-            weight = np.abs(1 - across - share[..., 0]) * np.abs(1 - down - share[..., 1])
-            if beyond == "black":
-                weight = weight * ((corner >= 0) & (corner <= last)).all(axis=-1)
-            x, y = np.moveaxis(np.clip(corner, 0, last), -1, 0)
-            total += weight[..., None] * np.moveaxis(picture[:, y, x], 0, -1)
-    return total
+    """A picture (channels, height, width) between its pixels at `pixels` (..., 2): (..., channels), bilinear."""
+    from scipy.ndimage import map_coordinates
+
+    places, mode = np.moveaxis(pixels - 0.5, -1, 0)[::-1], "nearest" if beyond == "edge" else "grid-constant"
+    return np.stack([map_coordinates(channel, places, np.float64, order=1, mode=mode) for channel in picture], axis=-1)
 
 
 DETECTOR_SIZE = 224
@@ -298,86 +278,63 @@ def sigmoid(logits: Array) -> Array:
     return 1 / (1 + np.exp(-np.clip(logits, -100, 100)))
 
 
-INSTALL = 'pip install "zoo-geometry[poses]"'
-
-
-@dataclass(frozen=True, slots=True)
 class TfliteNetwork:
-    """A .tflite network with one input picture. Outputs are identified by their shapes."""
+    """A .tflite network with one input picture. Outputs are identified by their shapes.
 
-    interpreter: Any
-    input_index: int
-    outputs: dict[tuple[int, ...], int]
+    Raises PretrainedError if the library or an expected output is missing.
+    """
 
-    @classmethod
-    def of(cls, name: str, content: bytes, size: int, *shapes: tuple[int, ...]) -> TfliteNetwork:
-        """The network of a file's bytes. Raises PretrainedError if the library or an expected output is missing."""
+    def __init__(self, name: str, content: bytes, size: int, *shapes: tuple[int, ...]) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
-            raise PretrainedError(f"its networks need ai-edge-litert; {INSTALL}") from None
+            raise PretrainedError('its networks need ai-edge-litert; pip install "zoo-geometry[poses]"') from None
         with one_line(f"{name}: cannot be read as a network of LiteRT"):
-            interpreter = Interpreter(model_content=content, num_threads=1)
-            interpreter.allocate_tensors()
-        inputs = interpreter.get_input_details()
-        found = {tuple(map(int, output["shape"])): int(output["index"]) for output in interpreter.get_output_details()}
+            self.interpreter = Interpreter(model_content=content, num_threads=1)
+            self.interpreter.allocate_tensors()
+        inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        places = {tuple(map(int, output["shape"])): int(output["index"]) for output in outputs}
         taken = [tuple(map(int, entry["shape"])) for entry in inputs]
-        if taken != [(1, size, size, 3)] or any(shape not in found for shape in shapes):
+        if taken != [(1, size, size, 3)] or any(shape not in places for shape in shapes):
             raise PretrainedError(
                 f"{name}: expected a network of {(1, size, size, 3)} to {', '.join(map(str, shapes))}, got one of"
-                f" {', '.join(map(str, taken))} to {', '.join(map(str, found))}; take the file of mediapipe 0.10.21"
+                f" {', '.join(map(str, taken))} to {', '.join(map(str, places))}; take the file of mediapipe 0.10.21"
             )
-        return cls(interpreter, int(inputs[0]["index"]), found)
+        self.input, self.outputs = int(inputs[0]["index"]), [places[shape] for shape in shapes]
 
-    def answers(self, pixels: Array, *shapes: tuple[int, ...]) -> list[Array]:
-        """The outputs of these shapes for pixels (size, size, 3)."""
-        self.interpreter.set_tensor(self.input_index, pixels[None].astype(np.float32))
+    def answers(self, pixels: Array) -> list[Array]:
+        """The outputs, in the order of their shapes, for pixels (size, size, 3)."""
+        self.interpreter.set_tensor(self.input, pixels[None].astype(np.float32))
         self.interpreter.invoke()
-        return [self.interpreter.get_tensor(self.outputs[shape]) for shape in shapes]
+        return [self.interpreter.get_tensor(index) for index in self.outputs]
 
 
 class PoseNetworks:
     """Both networks; one picture at a time, on one thread, so that answers are the same anywhere."""
 
-    detector_outputs = ((1, 2254, NUMBERS), (1, 2254, 1))
-    landmark_outputs = (
-        (1, POINTS * 5), (1, 1), (1, SIZE, SIZE, 1), (1, HEAT_MAP, HEAT_MAP, POINTS), (1, POINTS * 3),
-    )  # fmt: skip
-
-    def __init__(self, detector: bytes, landmarks: bytes, name: str) -> None:
-        self.detector = TfliteNetwork.of(DETECTOR, detector, DETECTOR_SIZE, *self.detector_outputs)
-        self.landmarks = TfliteNetwork.of(name, landmarks, SIZE, *self.landmark_outputs)
+    def __init__(self, files: dict[str, bytes]) -> None:
+        (detector, boxes), (landmarks, points) = files.items()
+        self.detector = TfliteNetwork(detector, boxes, DETECTOR_SIZE, (1, 2254, NUMBERS), (1, 2254, 1))
+        heat = (1, HEAT_MAP, HEAT_MAP, POINTS)
+        self.landmarks = TfliteNetwork(
+            landmarks, points, SIZE, (1, POINTS * 5), (1, 1), (1, SIZE, SIZE, 1), heat, (1, POINTS * 3)
+        )
         self.lock = threading.Lock()
 
-    def detections(self, picture: Array, threshold: float) -> list[Detection]:
-        """Who may be in a picture, float (3, height, width) in [0, 1]; places are fractions of `Region.whole`."""
-        pixels = 2 * Region.whole(picture).shown(picture, DETECTOR_SIZE, "black") - 1
-        with self.lock:
-            numbers, logits = self.detector.answers(pixels, *self.detector_outputs)
-        return detections(numbers[0], logits[0, :, 0], threshold)
-
-    def landmarks_in(self, picture: Array, region: Region) -> Landmarks:
-        """The landmarks of whoever is in a region of the picture."""
-        pixels = region.shown(picture, SIZE, "edge")
-        with self.lock:
-            raw, presence, mask, heat, world = self.landmarks.answers(pixels, *self.landmark_outputs)
-        return landmarks_of(raw, world, float(presence[0, 0]), mask[0, :, :, 0], heat[0], region)
-
     def people(self, picture: Array, threshold: float, presence: float) -> list[Landmarks]:
-        """Detect people with at least these scores, most confident first."""
-        whole = Region.whole(picture)
-        regions = [detection.region(whole) for detection in self.detections(picture, threshold)]
-        found = (self.landmarks_in(picture, region) for region in regions)
-        return [person for person in found if person.presence >= presence]
+        """Detect people with at least these scores in a picture, float (3, height, width), most confident first."""
+        whole, found = Region.whole(picture), []
+        with self.lock:
+            numbers, logits = self.detector.answers(2 * whole.shown(picture, DETECTOR_SIZE, "black") - 1)
+            for detection in detections(numbers[0], logits[0, :, 0], threshold):
+                region = detection.region(whole)
+                raw, sure, mask, heat, world = self.landmarks.answers(region.shown(picture, SIZE, "edge"))
+                if sure[0, 0] >= presence:
+                    found.append(landmarks_of(raw, world, float(sure[0, 0]), mask[0, :, :, 0], heat[0], region))
+        return found
 
 
 @functools.cache
 def builder(size: str) -> Callable[[Path, str], PoseNetworks]:
     """The function that builds the networks with the landmark network of this size, always the same one."""
-
-    def build(place: Path, device: str) -> PoseNetworks:
-        name = LANDMARK_NETWORK.format(size=size)
-        files = contents(place, size)
-        return PoseNetworks(files[DETECTOR], files[name], name)
-
-    return build
+    return lambda place, device: PoseNetworks(contents(place, size))

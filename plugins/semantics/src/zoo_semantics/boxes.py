@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts, check_interval
-from tokenizers_zoo.families.object_tokens import box_seen_through
-from tokenizers_zoo.families.text import TextTokenizer, whole_groups
+from tokenizers_zoo.families.object_tokens import box_overlaps, box_seen_through
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
-from tokenizers_zoo.text_vocab import Coordinate, Piece, coordinate_fraction, coordinate_level
+from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
+    GROUND,
+    Array,
     Box,
     LabelledBoxes,
-    best_boxes,
-    f1_of,
-    label_f1,
-    label_of,
-    label_problem,
-    label_text,
-    match,
+    are_numbers,
+    draw_label,
+    key_problem,
+    label_colour,
 )
 from zoo_semantics.labellers import BoxLabeller
 
@@ -81,6 +77,8 @@ class Boxes(LabelledBoxes[BoxesSettings]):
     )
     settings_class = BoxesSettings
     axes = 4
+    token_axes = (0, 1, 2, 3)
+    enough = 0.5
     metrics = (
         Metric(
             name="f1",
@@ -102,154 +100,80 @@ class Boxes(LabelledBoxes[BoxesSettings]):
         return labeller.boxes(sample["rgb"])
 
     def problem(self, box: Any) -> str | None:
-        return box_problem(box)
+        if problem := key_problem(box, ("label", "box")):
+            return problem
+        edges = box["box"]
+        if not are_numbers(edges, 4, -ROUNDED, 1 + ROUNDED):
+            return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {edges!r:.80}"
+        if edges[2] <= edges[0] or edges[3] <= edges[1]:
+            return f"box: expected xmin < xmax and ymin < ymax, got {edges!r}"
+        return None
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
         """A chair, and boxes of other conventions."""
-
-        def file(*edges: float) -> tuple[bytes, str]:
-            return json.dumps([{"label": "chair", "box": edges}]).encode(), "json"
-
-        return {
-            "a chair": file(0.1, 0.2, 0.5, 0.9),
-            "`[x, y, width, height]` in pixels": file(64, 48, 320, 240),
-            "an edge outside the picture": file(-0.1, 0.2, 0.5, 0.9),
-            "xmin and xmax exchanged": file(0.5, 0.2, 0.1, 0.9),
-            "a box without area": file(0.1, 0.2, 0.1, 0.9),
+        edges = {
+            "a chair": (0.1, 0.2, 0.5, 0.9),
+            "`[x, y, width, height]` in pixels": (64, 48, 320, 240),
+            "an edge outside the picture": (-0.1, 0.2, 0.5, 0.9),
+            "xmin and xmax exchanged": (0.5, 0.2, 0.1, 0.9),
+            "a box without area": (0.1, 0.2, 0.1, 0.9),
         }
+        return {what: (json.dumps([{"label": "chair", "box": box}]).encode(), "json") for what, box in edges.items()}
 
-    def encode_value(self, value: Any, tokenizer: TextTokenizer[BoxesSettings]) -> list[int]:
-        boxes = largest_first(self.checked(value))[: tokenizer.settings.max_boxes]
-        groups = [tokenizer.vocabulary.encode(box_pieces(box, tokenizer.bins)) for box in boxes]
-        if tokenizer.settings.order == "area":
-            return whole_groups(groups, tokenizer.settings.max_length)
-        kept = [n for n, end in enumerate(accumulate(map(len, groups))) if end <= tokenizer.settings.max_length]
-        kept.sort(key=lambda n: boxes[n]["box"][0] ** 2 + boxes[n]["box"][1] ** 2)
-        return [index for n in kept for index in groups[n]]
+    def ranked(self, boxes: list[Box]) -> list[Box]:
+        """By falling area; equal ones by their place and label."""
 
-    def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[BoxesSettings]) -> list[Box]:
-        """Every four coordinates in order that a label follows and that enclose an area."""
-        boxes, levels = list[Box](), list[int]()
-        for piece in pieces:
-            if isinstance(piece, Coordinate) and piece.axis in (0, len(levels)):
-                levels = [*levels, piece.level] if piece.axis == len(levels) else [piece.level]
-                continue
-            if isinstance(piece, str) and len(levels) == 4:
-                label = label_of(piece)
-                box = box_of_levels(levels, tokenizer.bins)
-                if label and box:
-                    boxes.append({"label": label, "box": box})
-            levels = []
-        return boxes
+        def rank(box: Box) -> tuple[Any, ...]:
+            left, top, right, bottom = box["box"]
+            return (left - right) * (bottom - top), *box["box"], box["label"]
+
+        return sorted(boxes, key=rank)
+
+    def order_key(self, options: BoxesSettings) -> Callable[[Box], float] | None:
+        return None if options.order == "area" else lambda box: box["box"][0] ** 2 + box["box"][1] ** 2
+
+    def levels(self, box: Box, options: BoxesSettings, bins: int) -> list[int]:
+        return [coordinate_level(edge, bins) for edge in box["box"]]
+
+    def box_of(self, levels: Sequence[int], prefix: str, options: BoxesSettings, bins: int) -> Box | None:
+        """Edges in [0, 1]; None where a lower edge is beyond the upper one."""
+        edges = [coordinate_fraction(level, bins) for level in levels]
+        for low, high in ((0, 2), (1, 3)):
+            if levels[low] > levels[high]:
+                return None
+            if levels[low] == levels[high]:
+                edges[low] = max(0.0, edges[low] - THIN / (bins - 1))
+                edges[high] = min(1.0, edges[high] + THIN / (bins - 1))
+        return {"box": edges}
+
+    def overlaps(self, first: Sequence[Box], second: Sequence[Box]) -> Array:
+        """Intersection over union."""
+        tables = (np.array([box["box"] for box in boxes], dtype=np.float64).reshape(-1, 4) for boxes in (first, second))
+        return box_overlaps(*tables)
+
+    def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
+        return float(np.mean([overlap for *_, overlap in found])) if found else 0.0
 
     @hookimpl
     def transform(self, value: Any, crop: Crop, settings: Settings) -> list[Box]:
         """Clip boxes to the crop, and drop boxes with too little left."""
         least = settings.take(BoxesSettings).min_visible
-        seen = (seen_through(crop, box, least) for box in self.checked(value))
-        return [box for box in seen if box is not None]
+        seen = ((box["label"], box_seen_through(crop, box["box"], least)) for box in self.checked(value))
+        return [{"label": label, "box": edges} for label, edges in seen if edges]
 
     @hookimpl
     def render(self, value: list[Box]) -> PIL.Image.Image:
-        """The boxes, drawn and named."""
-        return draw(value)
+        """The boxes on a dark ground, largest first, each with its label inside its upper left corner."""
+        from PIL import Image, ImageDraw
 
-    @hookimpl
-    def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
-        """Over all boxes of all pictures together."""
-        overlaps = [iou for p, t in zip(predicted, target, strict=True) for iou in match(p, t)]
-        return {
-            "f1": f1_of(len(overlaps), predicted, target),
-            "mean_iou": float(np.mean(overlaps)) if overlaps else 0.0,
-            "label_f1": label_f1(predicted, target),
-        }
-
-    @hookimpl
-    def constant_baseline(self, values: Sequence[list[Box]]) -> list[Box]:
-        """Boxes added one by one, as long as each raises `f1`."""
-        return best_boxes(values)
-
-
-def box_problem(box: Any) -> str | None:
-    """Describe the first problem of a box, or return None."""
-    if not isinstance(box, Mapping) or set(box) != {"label", "box"}:
-        got = f"keys {', '.join(map(str, box)):.80}" if isinstance(box, Mapping) else type(box).__name__
-        return f'expected a table {{"label": ..., "box": ...}}, got {got}'
-    if problem := label_problem(box["label"]):
-        return problem
-    edges = box["box"]
-    if not isinstance(edges, list | tuple) or len(edges) != 4 or not all(map(is_fraction, edges)):
-        return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {edges!r:.80}"
-    if edges[2] <= edges[0] or edges[3] <= edges[1]:
-        return f"box: expected xmin < xmax and ymin < ymax, got {edges!r}"
-    return None
-
-
-def is_fraction(number: Any) -> bool:
-    """True for a number in [0, 1], give or take ROUNDED."""
-    return isinstance(number, int | float) and not isinstance(number, bool) and -ROUNDED <= number <= 1 + ROUNDED
-
-
-def area(edges: Sequence[float]) -> float:
-    """Area of `[xmin, ymin, xmax, ymax]`, 0 where it is turned inside out."""
-    return max(0.0, edges[2] - edges[0]) * max(0.0, edges[3] - edges[1])
-
-
-def largest_first(boxes: Sequence[Box]) -> list[Box]:
-    """By falling area; equal ones by their place and label."""
-    return sorted(boxes, key=lambda box: (-area(box["box"]), *box["box"], box["label"]))
-
-
-def box_pieces(box: Box, bins: int) -> list[Piece]:
-    """Four coordinates and the label."""
-    edges = [Coordinate(axis, coordinate_level(edge, bins)) for axis, edge in enumerate(box["box"])]
-    return [*edges, label_text(box)]
-
-
-def box_of_levels(levels: Sequence[int], bins: int) -> list[float] | None:
-    """Edges in [0, 1]; None where a lower edge is beyond the upper one."""
-    edges = [coordinate_fraction(level, bins) for level in levels]
-    for low, high in ((0, 2), (1, 3)):
-        if levels[low] > levels[high]:
-            return None
-        if levels[low] == levels[high]:
-            edges[low] = max(0.0, edges[low] - THIN / (bins - 1))
-            edges[high] = min(1.0, edges[high] + THIN / (bins - 1))
-    return edges
-
-
-def seen_through(crop: Crop, box: Box, least: float) -> Box | None:
-    """A box in the frame of the crop; None where less than the share `least` of it is inside."""
-    edges = box_seen_through(crop, box["box"], least)
-    return {"label": box["label"], "box": edges} if edges else None
-
-
-def label_colour(label: str) -> tuple[int, int, int]:
-    """A bright colour that is always the same for a label."""
-    import colorsys
-    import zlib
-
-    red, green, blue = colorsys.hls_to_rgb(zlib.crc32(label.encode()) % 360 / 360, 0.65, 0.9)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def draw(boxes: Sequence[Box]) -> PIL.Image.Image:
-    """The boxes on a dark ground, largest first, each with its label inside its upper left corner."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    picture = Image.new("RGB", (RENDER_SIZE, RENDER_SIZE), (28, 30, 36))
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=13)
-    for box in largest_first(boxes):
-        colour = label_colour(box["label"])
-        left, top, right, bottom = (round(edge * (RENDER_SIZE - 1)) for edge in box["box"])
-        pen.rectangle((left, top, right, bottom), outline=colour, width=2)
-        width = math.ceil(pen.textlength(box["label"], font=font)) + 6
-        x = max(0, min(left, RENDER_SIZE - width))
-        y = max(0, min(top, RENDER_SIZE - 17))
-        pen.rectangle((x, y, x + width, y + 17), fill=colour)
-        pen.text((x + 3, y + 1), box["label"], fill=(0, 0, 0), font=font)
-    return picture
+        picture = Image.new("RGB", (RENDER_SIZE, RENDER_SIZE), GROUND)
+        pen = ImageDraw.Draw(picture)
+        for box in self.ranked(value):
+            left, top, right, bottom = (round(edge * (RENDER_SIZE - 1)) for edge in box["box"])
+            pen.rectangle((left, top, right, bottom), outline=label_colour(box["label"]), width=2)
+            draw_label(pen, box["label"], left, top, RENDER_SIZE)
+        return picture
 
 
 plugin = Boxes()

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
-from tokenizers_zoo.families.text import TextTokenizer
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
-from zoo_semantics.labelled_boxes import (
-    Box,
-    LabelledBoxes,
-    best_boxes,
-    f1_of,
-    label_f1,
-    label_of,
-    label_problem,
-    label_text,
-    pairs,
-)
-from zoo_semantics.oriented_boxes import AXES, Span, Spans, overlaps_3d, wrapped
+from tokenizers_zoo.text_vocab import Piece, Special
+from zoo_semantics.labelled_boxes import Array, Box, LabelledBoxes, are_numbers, key_problem
+from zoo_semantics.oriented_boxes import Span, Spans, draw, numbers_of, shares, wrapped
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -109,6 +97,8 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     )
     settings_class = Boxes3dSettings
     axes = 4
+    token_axes = (0, 1, 2, 0, 1, 2, 3)  # the centre, the size, and yaw
+    enough = FOUND
     metrics = (
         Metric(
             name="f1",
@@ -129,9 +119,8 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """As for all text modalities."""
-        return replace(
-            super().modality_spec(settings), token_space="levels of x, y, z, yaw and of the sides' logarithm"
-        )
+        space = "levels of x, y, z, yaw and of the sides' logarithm"
+        return replace(super().modality_spec(settings), token_space=space)
 
     @hookimpl
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
@@ -139,7 +128,16 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         return (settings.take(Boxes3dSettings).spans.token,)
 
     def problem(self, box: Any) -> str | None:
-        return box_problem(box)
+        if problem := key_problem(box, KEYS):
+            return problem
+        if not are_numbers(box["center"], 3, -FARTHEST, FARTHEST):
+            return f"center: expected [x, y, z] in metres, up to {FARTHEST:g} along each, got {box['center']!r:.80}"
+        if not are_numbers(box["size"], 3, 0, LONGEST) or 0 in box["size"]:
+            got = f"{box['size']!r:.80}"
+            return f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {got}"
+        if not are_numbers([box["yaw"]], 1, -math.pi - ROUNDED, math.pi + ROUNDED):
+            return f"yaw: expected radians in [-pi, pi], got {box['yaw']!r:.40}"
+        return None
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
@@ -150,36 +148,30 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         }  # fmt: skip
         return {what: (json.dumps([{**chair, **change}]).encode(), "json") for what, change in changed.items()}
 
-    def encode_value(self, value: Any, tokenizer: TextTokenizer[Boxes3dSettings]) -> list[int]:
-        options, vocabulary = tokenizer.settings, tokenizer.vocabulary
-        boxes = self.checked(value)[: options.max_boxes]
-        groups = [vocabulary.encode(box_pieces(box, options.spans, tokenizer.bins)) for box in boxes]
-        start = vocabulary.encode([Special(options.spans.token)])
-        ends = accumulate(map(len, groups), initial=len(start))
-        kept = [n for n, end in enumerate([*ends][1:]) if end <= options.max_length]
-        if options.order != "given":
-            key = distance if options.order == "near" else falling_volume
-            kept.sort(key=lambda n: key(boxes[n]))
-        return [*start, *(index for n in kept for index in groups[n])] if kept else []
+    def order_key(self, options: Boxes3dSettings) -> Callable[[Box], float] | None:
+        if options.order == "given":
+            return None
+        near = options.order == "near"
+        return lambda box: math.hypot(*box["center"]) if near else -math.prod(box["size"])
 
-    def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[Boxes3dSettings]) -> list[Box]:
-        """Every seven coordinates in order that a label follows, at the levels that the last special token names."""
-        boxes, levels, spans = list[Box](), list[int](), tokenizer.settings.spans
-        for piece in pieces:
-            if isinstance(piece, Coordinate):
-                expected = AXES[len(levels)] if len(levels) < len(AXES) else None
-                if piece.axis == expected:
-                    levels.append(piece.level)
-                else:
-                    levels = [piece.level] if piece.axis == AXES[0] else []
-                continue
-            if isinstance(piece, str) and len(levels) == len(AXES) and (label := label_of(piece)):
-                centre, size, yaw = spans.numbers(levels, tokenizer.bins)
-                boxes.append({"label": label, "center": centre, "size": size, "yaw": yaw})
-            elif isinstance(piece, Special):
-                spans = Spans.of_token(piece.name) or spans
-            levels = []
-        return boxes
+    def prefix(self, options: Boxes3dSettings) -> list[Piece]:
+        return [Special(options.spans.token)]
+
+    def levels(self, box: Box, options: Boxes3dSettings, bins: int) -> list[int]:
+        return options.spans.levels(box["center"], box["size"], box["yaw"], bins)
+
+    def box_of(self, levels: Sequence[int], prefix: str, options: Boxes3dSettings, bins: int) -> Box | None:
+        """The box of levels that `prefix` declares, or the settings."""
+        centre, size, yaw = (Spans.of_token(prefix) or options.spans).numbers(levels, bins)
+        return {"center": centre, "size": size, "yaw": yaw}
+
+    def overlaps(self, first: Sequence[Box], second: Sequence[Box]) -> Array:
+        """Intersection over union of the volumes."""
+        return shares(numbers_of(first), numbers_of(second))
+
+    def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
+        errors = [math.dist(guess["center"], truth["center"]) for guess, truth, _ in found]
+        return float(np.mean(errors)) if errors else NONE_FOUND if any_true else 0.0
 
     @hookimpl
     def transform(self, value: Any, crop: Crop) -> list[Box]:
@@ -188,88 +180,19 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         Where a box lies in the picture depends on the camera's field of view and pitch, which the value does not know.
         """
         boxes = self.checked(value)
-        return [mirrored(box) for box in boxes] if crop.flip else boxes
+        if not crop.flip:
+            return boxes
+        flipped = []
+        for box in boxes:
+            x, y, z = box["center"]
+            flipped.append({**box, "center": [-x, y, z], "yaw": wrapped(math.pi - box["yaw"])})
+        return flipped
 
     @hookimpl
     def render(self, value: list[Box], settings: Settings) -> PIL.Image.Image:
         """The boxes from above, on a grid of metres, with the camera at the bottom."""
-        from zoo_semantics.oriented_boxes import draw
-
         options = settings.take(Boxes3dSettings)
         return draw(value, options.x, options.z)
-
-    @hookimpl
-    def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
-        """Over all boxes of all pictures together."""
-        errors = [
-            math.dist(guess[row]["center"], truth[column]["center"])
-            for guess, truth in zip(predicted, target, strict=True)
-            for row, column in pairs(overlaps_3d(guess, truth), FOUND)
-        ]
-        return {
-            "f1": f1_of(len(errors), predicted, target),
-            "center_error": float(np.mean(errors)) if errors else NONE_FOUND if any(target) else 0.0,
-            "label_f1": label_f1(predicted, target),
-        }
-
-    @hookimpl
-    def constant_baseline(self, values: Sequence[list[Box]]) -> list[Box]:
-        """Boxes added one by one, as long as each raises `f1`."""
-        return best_boxes(values, overlaps_3d, FOUND)
-
-
-def box_problem(box: Any) -> str | None:
-    """Describe the first problem of a box, or return None."""
-    if not isinstance(box, Mapping):
-        return f"expected a table with {', '.join(KEYS)}, got {type(box).__name__}"
-    if missing := [key for key in KEYS if key not in box]:
-        return f"lacks {', '.join(missing)}; expected {', '.join(KEYS)}"
-    if unknown := [str(key) for key in box if key not in KEYS]:
-        return f"unknown keys {', '.join(unknown):.80}; expected {', '.join(KEYS)}"
-    if problem := label_problem(box["label"]):
-        return problem
-    if not is_triple(box["center"], -FARTHEST, FARTHEST):
-        return f"center: expected [x, y, z] in metres, up to {FARTHEST:g} along each, got {box['center']!r:.80}"
-    if not is_triple(box["size"], 0, LONGEST) or 0 in box["size"]:
-        return (
-            f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {box['size']!r:.80}"
-        )
-    if not is_number(box["yaw"], -math.pi - ROUNDED, math.pi + ROUNDED):
-        return f"yaw: expected radians in [-pi, pi], got {box['yaw']!r:.40}"
-    return None
-
-
-def is_triple(numbers: Any, low: float, high: float) -> bool:
-    """True for three numbers from `low` to `high`."""
-    listed = isinstance(numbers, list | tuple) and len(numbers) == 3
-    return listed and all(is_number(number, low, high) for number in numbers)
-
-
-def is_number(number: Any, low: float, high: float) -> bool:
-    """True for a number from `low` to `high`."""
-    return isinstance(number, int | float) and not isinstance(number, bool) and low <= number <= high
-
-
-def box_pieces(box: Box, spans: Spans, bins: int) -> list[Piece]:
-    """Seven coordinates and the label."""
-    levels = spans.levels(box["center"], box["size"], box["yaw"], bins)
-    return [*(Coordinate(axis, level) for axis, level in zip(AXES, levels, strict=True)), label_text(box)]
-
-
-def distance(box: Box) -> float:
-    """Metres from the camera to the centre."""
-    return math.hypot(*box["center"])
-
-
-def falling_volume(box: Box) -> float:
-    """Less for what is larger."""
-    return -math.prod(box["size"])
-
-
-def mirrored(box: Box) -> Box:
-    """The box of the mirror image."""
-    x, y, z = box["center"]
-    return {**box, "center": [-x, y, z], "yaw": wrapped(math.pi - box["yaw"])}
 
 
 plugin = Boxes3d()

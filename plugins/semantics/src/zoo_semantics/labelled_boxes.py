@@ -1,11 +1,13 @@
-"""What lists of labelled boxes have in common, flat and in space: files, checks, labels."""
+"""What lists of labelled boxes have in common, flat and in space: tokens, files, checks, scores, labels."""
 
 from __future__ import annotations
 
+import colorsys
 import json
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,95 +15,69 @@ import numpy.typing as npt
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.object_tokens import box_overlaps
-from tokenizers_zoo.families.text import TextModality, control_character, printable, read_json
+from tokenizers_zoo.families.text import (
+    TextModality,
+    TextTokenizer,
+    control_character,
+    printable,
+    read_json,
+    whole_groups,
+)
+from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
+
+if TYPE_CHECKING:
+    import PIL.ImageDraw
 
 Box = dict[str, Any]
-Overlaps = Callable[[Sequence[Box], Sequence[Box]], npt.NDArray[Any]]
-"""Gives the overlap of each of n boxes with each of m, (n, m), 0 for boxes of different labels."""
-ENOUGH = 0.5  # overlap from which on a box counts as found
-MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
-
-
-def same_labels(first: Sequence[Box], second: Sequence[Box]) -> npt.NDArray[Any]:
-    """Which boxes have one label, bool `(n, m)`."""
-    labels = [np.array([box["label"] for box in boxes], dtype=object) for boxes in (first, second)]
-    same: npt.NDArray[Any] = labels[0][:, None] == labels[1][None, :]
-    return same
-
-
-def overlaps(first: Sequence[Box], second: Sequence[Box]) -> npt.NDArray[Any]:
-    """Intersection over union, 0 for boxes of different labels: `(n, m)`."""
-    edges = [np.array([box["box"] for box in boxes], dtype=np.float64).reshape(-1, 4) for boxes in (first, second)]
-    result: npt.NDArray[Any] = box_overlaps(*edges) * same_labels(first, second)
-    return result
-
-
-def pairs(table: npt.NDArray[Any], enough: float) -> list[tuple[int, int]]:
-    """Rows and columns of a table of overlaps that are `enough`, the best pair first, each in one pair at most."""
-    table, found = table.copy(), list[tuple[int, int]]()
-    while table.size and float(table.max()) >= enough:
-        row, column = map(int, np.unravel_index(int(table.argmax()), table.shape))
-        found.append((row, column))
-        table[row, :] = table[:, column] = -1.0
-    return found
-
-
-def match(predicted: Sequence[Box], target: Sequence[Box]) -> list[float]:
-    """Overlaps of the pairs of one label with `ENOUGH` of it, the best pair first, each box in one pair at most."""
-    table = overlaps(predicted, target)
-    return [float(table[pair]) for pair in pairs(table, ENOUGH)]
-
-
-def f1_of(found: int, predicted: Sequence[Sequence[Box]], target: Sequence[Sequence[Box]]) -> float:
-    """Harmonic mean of precision and recall where `found` boxes of all are right; 1 where there are none at all."""
-    total = sum(map(len, predicted)) + sum(map(len, target))
-    return 2 * found / total if total else 1.0
-
-
-def label_f1(predicted: Sequence[Sequence[Box]], target: Sequence[Sequence[Box]]) -> float:
-    """F1 of the labels alone, wherever the boxes are."""
-    counts = ([Counter(box["label"] for box in boxes) for boxes in side] for side in (predicted, target))
-    return f1_of(sum((guess & truth).total() for guess, truth in zip(*counts, strict=True)), predicted, target)
-
-
-def best_boxes(values: Sequence[Sequence[Box]], overlaps: Overlaps = overlaps, enough: float = ENOUGH) -> list[Box]:
-    """Boxes of `values`, added one by one as long as the next raises F1 = 2 * found / (predicted + true) over them all.
-
-    Each next choice finds most of the boxes that are still unmatched.
-    """
-    places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_VALUES)).round().astype(int))
-    pictures = [list(values[i]) for i in places]
-    pool = [box for boxes in pictures for box in boxes]
-    pool = pool[:: -(-len(pool) // MOST_CANDIDATES) or 1]
-    # free[j][i, k]: candidate i finds true box k of picture j, which no chosen box has taken
-    free = [overlaps(pool, boxes) for boxes in pictures if boxes]
-    true, found, chosen = sum(map(len, pictures)), 0, list[Box]()
-    while pool:
-        gains = np.sum([(table >= enough).any(axis=1) for table in free], axis=0)
-        best = int(gains.argmax())
-        gain = int(gains[best])
-        if (found + gain) * (len(chosen) * len(pictures) + true) <= found * ((len(chosen) + 1) * len(pictures) + true):
-            break
-        found += gain
-        chosen.append(pool[best])
-        for table in free:
-            column = int(table[best].argmax())
-            if table[best, column] >= enough:
-                table[:, column] = 0.0
-    return chosen
-
-
+Array = npt.NDArray[Any]
 LONGEST_LABEL = 100
+MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
+GROUND = (28, 30, 36)
+"""Colour of pictures where no box is."""
 S = TypeVar("S")
 
 
 class LabelledBoxes(TextModality[S]):
-    """A list of tables with a label each. A subclass implements `problem`."""
+    """A list of tables with a label each. A box becomes its coordinates on `token_axes`, then its label."""
+
+    token_axes: ClassVar[tuple[int, ...]]
+    """The axis of each coordinate token of a box."""
+    enough: ClassVar[float]
+    """Overlap from which on a box counts as found."""
 
     def problem(self, box: Any) -> str | None:
         """Describe the first problem of a box, or return None."""
         raise NotImplementedError
+
+    def ranked(self, boxes: list[Box]) -> list[Box]:
+        """The boxes, most important first; the last ones are dropped."""
+        return boxes
+
+    def order_key(self, options: S) -> Callable[[Box], float] | None:
+        """How the boxes that are kept are sorted; None leaves their order."""
+        raise NotImplementedError
+
+    def prefix(self, options: S) -> list[Piece]:
+        """The pieces before the first box."""
+        return []
+
+    def levels(self, box: Box, options: S, bins: int) -> Sequence[int]:
+        """The levels of a box on `token_axes`."""
+        raise NotImplementedError
+
+    def box_of(self, levels: Sequence[int], prefix: str, options: S, bins: int) -> Box | None:
+        """The box, without its label, of levels after the special token `prefix`; None where they are of no box."""
+        raise NotImplementedError
+
+    def overlaps(self, first: Sequence[Box], second: Sequence[Box]) -> Array:
+        """How much boxes overlap whatever their labels are, in [0, 1]: (n, m)."""
+        raise NotImplementedError
+
+    def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
+        """The second metric, over pairs of predicted and true boxes and their overlaps."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ derived methods
 
     def checked(self, value: Any) -> list[Box]:
         """The list itself. Raises InvalidValueError, naming the box, where it is no list of such boxes."""
@@ -111,6 +87,42 @@ class LabelledBoxes(TextModality[S]):
             if problem := self.problem(box):
                 raise InvalidValueError(f"box {index}: {problem}")
         return value
+
+    def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
+        options: Any = tokenizer.settings
+        boxes, words = self.ranked(self.checked(value))[: options.max_boxes], tokenizer.vocabulary
+        groups = []
+        for box in boxes:
+            levels = zip(self.token_axes, self.levels(box, options, tokenizer.bins), strict=True)
+            groups.append(words.encode([*(Coordinate(*level) for level in levels), label_text(box)]))
+        start = words.encode(self.prefix(options))
+        kept, left = list[int](), options.max_length - len(start)
+        for number, group in enumerate(groups):
+            left -= len(group)
+            if left < 0:
+                break
+            kept.append(number)
+        if key := self.order_key(options):
+            kept.sort(key=lambda number: key(boxes[number]))
+        return whole_groups([start, *(groups[number] for number in kept)], options.max_length) if kept else []
+
+    def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> list[Box]:
+        """Every run of coordinates in order that a label follows and that is a box."""
+        boxes, levels, prefix = list[Box](), list[int](), ""
+        for piece in pieces:
+            if isinstance(piece, Coordinate):
+                if len(levels) < len(self.token_axes) and piece.axis == self.token_axes[len(levels)]:
+                    levels.append(piece.level)
+                else:
+                    levels = [piece.level] if piece.axis == self.token_axes[0] else []
+                continue
+            if isinstance(piece, Special):
+                prefix = piece.name
+            elif len(levels) == len(self.token_axes) and (label := label_of(piece)):
+                box = self.box_of(levels, prefix, tokenizer.settings, tokenizer.bins)
+                boxes += [{"label": label, **box}] if box else []
+            levels = []
+        return boxes
 
     @hookimpl
     def read_value(self, data: bytes, extension: str) -> list[Box]:
@@ -127,14 +139,83 @@ class LabelledBoxes(TextModality[S]):
         """The labels, as they stand in the tokens."""
         return [label_text(box) for value in values for box in value]
 
+    def labelled_overlaps(self, first: Sequence[Box], second: Sequence[Box]) -> Array:
+        """As `overlaps`, 0 for boxes of different labels."""
+        labels = [np.array([box["label"] for box in boxes], dtype=object) for boxes in (first, second)]
+        return self.overlaps(first, second) * (labels[0][:, None] == labels[1][None, :])
 
-def label_problem(label: Any) -> str | None:
-    """Describe a problem with the label of a box, or return None."""
+    def matched(self, predicted: Sequence[Box], target: Sequence[Box]) -> list[tuple[Box, Box, float]]:
+        """Pairs of boxes of one label that overlap enough, the best pair first, each box in one pair at most."""
+        table, found = self.labelled_overlaps(predicted, target), list[tuple[Box, Box, float]]()
+        while table.size and float(table.max()) >= self.enough:
+            row, column = np.unravel_index(int(table.argmax()), table.shape)
+            found.append((predicted[int(row)], target[int(column)], float(table[row, column])))
+            table[row, :] = table[:, column] = -1.0
+        return found
+
+    @hookimpl
+    def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
+        """Over all boxes of all pictures together."""
+        found = [pair for p, t in zip(predicted, target, strict=True) for pair in self.matched(p, t)]
+        guesses, truths = (
+            Counter((place, box["label"]) for place, boxes in enumerate(side) for box in boxes)
+            for side in (predicted, target)
+        )
+        total = guesses.total() + truths.total()
+        return {
+            "f1": 2 * len(found) / total if total else 1.0,
+            self.metrics[1].name: self.mean_match(found, bool(truths)),
+            "label_f1": 2 * (guesses & truths).total() / total if total else 1.0,
+        }
+
+    @hookimpl
+    def constant_baseline(self, values: Sequence[Sequence[Box]]) -> list[Box]:
+        """Boxes of `values`, added one by one as long as the next raises F1 = 2 * found / (predicted + true).
+
+        Each next choice finds most of the boxes that are still unmatched.
+        """
+        places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_VALUES)).round().astype(int))
+        pictures = [list(values[i]) for i in places]
+        pool = [box for boxes in pictures for box in boxes]
+        pool = pool[:: -(-len(pool) // MOST_CANDIDATES) or 1]
+        # free[j][i, k]: candidate i finds true box k of picture j, which no chosen box has taken
+        free = [self.labelled_overlaps(pool, boxes) for boxes in pictures if boxes]
+        true, found, chosen = sum(map(len, pictures)), 0, list[Box]()
+        while pool:
+            gains = np.sum([(table >= self.enough).any(axis=1) for table in free], axis=0)
+            best, count = int(gains.argmax()), len(chosen) * len(pictures) + true
+            gain = int(gains[best])
+            if (found + gain) * count <= found * (count + len(pictures)):
+                break
+            found += gain
+            chosen.append(pool[best])
+            for table in free:
+                column = int(table[best].argmax())
+                if table[best, column] >= self.enough:
+                    table[:, column] = 0.0
+        return chosen
+
+
+def key_problem(box: Any, keys: Sequence[str]) -> str | None:
+    """Describe a problem with the keys or the label of a box, or return None."""
+    if not isinstance(box, Mapping):
+        return f"expected a table with {', '.join(keys)}, got {type(box).__name__}"
+    if missing := [key for key in keys if key not in box]:
+        return f"lacks {', '.join(missing)}; expected {', '.join(keys)}"
+    if unknown := [str(key) for key in box if key not in keys]:
+        return f"unknown keys {', '.join(unknown):.80}; expected {', '.join(keys)}"
+    label = box["label"]
     if not isinstance(label, str) or not label or label != " ".join(label.split()):
         return f"label: expected words with single spaces between them, got {label!r:.80}"
     if len(label) > LONGEST_LABEL or control_character(label):
         return f"label: expected up to {LONGEST_LABEL} printable characters, got {label[:40]!r}"
     return None
+
+
+def are_numbers(numbers: Any, count: int, low: float, high: float) -> bool:
+    """True for a list of `count` numbers from `low` to `high`."""
+    listed = isinstance(numbers, list | tuple) and len(numbers) == count
+    return listed and all(isinstance(n, int | float) and type(n) is not bool and low <= n <= high for n in numbers)
 
 
 def label_of(piece: str) -> str:
@@ -145,3 +226,20 @@ def label_of(piece: str) -> str:
 def label_text(box: Box) -> str:
     """The label with a space before it, so that it is the same piece as the same word inside a sentence."""
     return f" {box['label']}"
+
+
+def label_colour(label: str) -> tuple[int, int, int]:
+    """A bright colour that is always the same for a label."""
+    red, green, blue = colorsys.hls_to_rgb(zlib.crc32(label.encode()) % 360 / 360, 0.65, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_label(pen: PIL.ImageDraw.ImageDraw, label: str, x: float, y: float, size: int) -> None:
+    """Write a label on its colour, with its upper left corner at (x, y) or as near as fits in `size` pixels."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(size=13)
+    wide, high = pen.textlength(label, font=font) + 6, 17
+    x, y = max(0, min(x, size - wide)), max(0, min(y, size - high))
+    pen.rectangle((x, y, x + wide, y + high), fill=label_colour(label))
+    pen.text((x + 3, y + 1), label, fill=(0, 0, 0), font=font)
