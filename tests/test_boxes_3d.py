@@ -349,7 +349,7 @@ def test_the_constant_boxes_beat_every_single_value() -> None:
 
 def test_the_picture_from_above() -> None:
     at = settings_of(NAME)
-    value = [box("table", (1, 0, -4), (1, 1, 2), -math.pi / 2)]
+    value = [box("a", (1, 0, -4), (1, 1, 2), -math.pi / 2)]
     empty, drawn = plugin.render([], at), plugin.render(value, at)
     assert drawn.size == empty.size == (256, 256)
     scale = 256 / 8.45
