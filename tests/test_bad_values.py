@@ -256,7 +256,7 @@ def test_empty_values_are_valid(name: str, value: Any) -> None:
         ("boxes", "`.json`", "`[x, y, width, height]` in pixels", "fractions of width and height in [0, 1]"),
         ("boxes", "`.json`", "a box without area", "xmin < xmax"),
         ("boxes", "`.json`", "infinity in it", "Infinity is not a number"),
-        ("boxes", "`.json`", "without `label`", "got keys box"),
+        ("boxes", "`.json`", "without `label`", "lacks label"),
         ("boxes_3d", "`.json`", "`yaw` in degrees", "expected radians"),
         ("boxes_3d", "`.json`", "`center` is 1000 times larger", "in metres, up to 1000 along each"),
         ("boxes_3d", "`.json`", "`size` is 1000 times larger", "in metres, above 0 and up to 100"),
