@@ -55,7 +55,7 @@ def hooks_page() -> str:
     ):
         parts.append(f"\n## {owner.__name__}\n\n{inspect.getdoc(owner)}\n")
         for name, function in vars(owner).items():
-            if inspect.isfunction(function):
+            if inspect.isfunction(function) and not name.startswith("_"):
                 signature = inspect.signature(function)
                 arguments = ", ".join(parameter for parameter in signature.parameters if parameter != "self")
                 kind = "required" if name in required else "optional"

@@ -597,8 +597,6 @@ def test_other_sizes_than_trained(trained: dict[str, Path]) -> None:
     tokens = depth.plugin.encode(tokenizer, batch)
     assert tokens.shape == (2, 3, 5) == (2, *spec.layout.shape)
     assert depth.plugin.decode(tokenizer, tokens).shape == batch.shape
-    with pytest.raises(InvalidValueError, match="patch"):
-        depth.plugin.encode(tokenizer, torch.ones(1, 1, 20, 16))
 
 
 def test_settings_that_only_train_do_not_decide_what_is_loaded(trained: dict[str, Path]) -> None:
@@ -637,7 +635,7 @@ def test_weights_have_to_fit_the_configuration(trained: dict[str, Path], tmp_pat
     config = json.loads((folder / "config.json").read_text())
     config["model"]["latent_dim"] = 7
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="with the configuration that it was saved with") as error:
+    with pytest.raises(CheckpointError, match="do not fit the configuration") as error:
         depth.plugin.load_tokenizer(folder, "cpu", settings("depth"))
     assert "\n" not in str(error.value)
 

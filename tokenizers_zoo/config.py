@@ -252,10 +252,12 @@ def check_amounts(config: object, *names: str) -> None:
 
 
 def check_interval(config: object, interval: str, *names: str, unit: str = "a number") -> None:
-    """Raise ValueError for a field outside an interval as mathematics writes it, such as "(0, 1]" or "[0, inf)"."""
+    """Raise ValueError for a field outside an interval as mathematics writes it, such as "(0, 1]"; None is allowed."""
     low, high = map(float, interval[1:-1].split(","))
     for name in names:
         value = getattr(config, name)
+        if value is None:
+            continue
         inside = low <= value <= high and (interval[0] == "[" or value > low) and (interval[-1] == "]" or value < high)
         if not inside:
             raise ValueError(f"{name}: expected {unit} in {interval}, got {value}")

@@ -1,4 +1,4 @@
-"""Pretrained networks that `derive` uses: from the hub, a local folder or an installed wheel, and on record."""
+"""Pretrained networks that `derive` uses, labellers included: from the hub, a folder or an installed wheel."""
 
 from __future__ import annotations
 
@@ -13,19 +13,33 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from tokenizers_zoo.device import device_problem
 from tokenizers_zoo.errors import ZooError, and_others, is_of_the_machine
 from tokenizers_zoo.io import file_digest
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 T = TypeVar("T")
+DEVICES = ("cpu", "cuda")
+"""Devices that networks run on."""
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")
 """Files downloaded from the hub: weights without pickles, settings, vocabularies."""
 PIP = "pip:"
 
 _loaded: dict[Hashable, Any] = {}
 _lock = threading.RLock()
+
+
+def device_problem(device: str) -> str | None:
+    """Return the problem if a device of DEVICES is not available, else None."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return 'device "cuda" is asked for, and there is none'
+    return None
 
 
 def forget_networks() -> None:
@@ -234,3 +248,49 @@ def _digest(path: Path, changed: int) -> str:
 def networks_of(settings: Mapping[str, Any]) -> dict[str, PretrainedConfig]:
     """Return the networks among a modality's settings, by field."""
     return {name: value for name, value in settings.items() if isinstance(value, PretrainedConfig)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabellerConfig(PretrainedConfig):
+    """A network of transformers in the hub's format, with its processor's settings.
+
+    A plugin subclasses it to name the accepted classes and to convert their outputs to values.
+    """
+
+    files: ClassVar[tuple[str, ...]] = ("config.json", "*.safetensors", "*processor_config.json")
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """Accepted endings of the transformers class in config.json."""
+
+    @property
+    def network(self) -> Any:
+        """The network in eval mode on `device`. Raises PretrainedError if it is none of `architectures`."""
+        try:
+            config = json.loads((self.locate() / "config.json").read_text(encoding="utf-8"))
+            found = [str(name) for name in config.get("architectures") or ()]
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise PretrainedError(f"{self.model}: config.json cannot be read: {error}") from None
+        for name in found:
+            if name.endswith(self.architectures):
+                return self.transformers(name)
+        wanted = " or ".join(f"...{end}" for end in self.architectures)
+        raise PretrainedError(f"{self.model}: is a {', '.join(found) or 'network of no class'}, expected {wanted}")
+
+    @property
+    def processor(self) -> Any:
+        """The processor of inputs and outputs."""
+        return self.transformers("AutoImageProcessor")
+
+    def inputs(self, picture: NDArray[Any]) -> Any:
+        """Return the network's inputs for a picture, float (3, height, width) in [0, 1]: tensors by name, on
+        `device`."""
+        from tokenizers_zoo.families.images import rgb_image
+
+        return self.processor(images=rgb_image(picture), return_tensors="pt").to(self.torch_device)
+
+    def outputs(self, picture: NDArray[Any]) -> Any:
+        """Return the network's outputs for a picture, float (3, height, width) in [0, 1]."""
+        import torch
+
+        network, inputs = self.network, self.inputs(picture)
+        with torch.inference_mode():
+            return network(**inputs)

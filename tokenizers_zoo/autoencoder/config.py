@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from tokenizers_zoo.config import Origin, check_counts, recorded
+from tokenizers_zoo.config import Origin, check_counts, check_interval, recorded
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerFields, QuantizerKind, unused_fields
 from tokenizers_zoo.spec import ModalitySpec
@@ -137,10 +136,8 @@ class DiffusionConfig:
             raise ValueError(f"multipliers: expected one or more numbers of at least 1, got {list(self.multipliers)}")
         if not 0 <= self.attention <= len(self.multipliers):
             raise ValueError(f"attention: expected 0 to {len(self.multipliers)} resolutions, got {self.attention}")
-        if not 0 <= self.drop_share < 1:
-            raise ValueError(f"drop_share: expected a number in [0, 1), got {self.drop_share}")
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: expected 0 or more, got {self.guidance_scale}")
+        check_interval(self, "[0, 1)", "drop_share")
+        check_interval(self, "[0, inf)", "guidance_scale")
         if self.guidance_scale != 1 and not self.drop_share:
             raise ValueError("guidance_scale: values other than 1 need a drop_share above 0 in training")
         if not 0 <= self.seed < 2**63:
@@ -222,15 +219,11 @@ class TokenizerConfig(QuantizedTrainConfig):
     def __post_init__(self) -> None:
         QuantizedTrainConfig.__post_init__(self)
         self.block_config()
-        for name in (f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial")):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.class_balance is not None and not 0 <= self.class_balance <= 1:
-            raise ValueError(f"class_balance: expected an exponent in [0, 1], got {self.class_balance}")
-        if not 0 <= self.adversarial_start < 1:
-            raise ValueError(f"adversarial_start: expected a number in [0, 1), got {self.adversarial_start}")
-        if not 0 < self.adversarial_rate < math.inf:
-            raise ValueError(f"adversarial_rate: expected a number above 0, got {self.adversarial_rate}")
+        names = [f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial")]
+        check_interval(self, "[0, inf)", *names)
+        check_interval(self, "[0, 1]", "class_balance")
+        check_interval(self, "[0, 1)", "adversarial_start")
+        check_interval(self, "(0, inf)", "adversarial_rate")
         for name in ("adversarial_start", "adversarial_rate"):
             if name in self.loss_settings() and not self.adversarial_weight:
                 raise ValueError(f"{name}: used with adversarial_weight only; set that above 0")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenizers_zoo.device import DEVICES, device_problem
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.pretrained import DEVICES, device_problem
 
 if TYPE_CHECKING:
     from rich.table import Table

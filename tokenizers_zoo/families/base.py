@@ -14,8 +14,7 @@ from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, Token
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.labellers import labelled
-from tokenizers_zoo.spec import Metric, ModalitySpec, TokenLayout, ValueSpec
+from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, TokenLayout, ValueSpec
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +24,41 @@ if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
     from tokenizers_zoo.ml4m.architecture import Architecture
+
+
+def spec_of(
+    modality: Any, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **more: Any
+) -> ModalitySpec:
+    """Return a spec with the attributes of a plugin; `more` replaces them.
+
+    If the settings have a `labeller` that names a network, the modality is derived from rgb.
+    """
+    names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "token_space", "input_form_of")
+    own = {name: getattr(modality, name) for name in names if hasattr(modality, name)}
+    options, given = modality.options(settings), own | more
+    if hasattr(options, "labeller"):
+        given["derive_setting"] = "labeller"
+        if options.labeller is not None:
+            labels = f"labels by {options.labeller.model}, under that network's licence"
+            given |= {"derived_from": ("rgb",), "licence": f"{given.get('licence', 'Apache-2.0')}; {labels}"}
+    return ModalitySpec(name=settings.name, value=value, layout=layout, vocab_size=vocab_size, **given)
+
+
+def token_grid(options: Any) -> tuple[int, ...]:
+    """Return the shape of a sample's tokens: patches along each axis, and codes per patch if it has several.
+
+    `options` has `patch`, and `sizes` or `size`. Raises ValueError for more than three axes.
+    """
+    sizes = getattr(options, "sizes", None) or options.size
+    places = tuple(size // side for size, side in zip(sizes, options.patch, strict=True))
+    quantizer = options.tokenizer.quantizer_config()
+    shape: tuple[int, ...] = quantizer.token_shape(places)
+    if len(shape) > 3:
+        raise ValueError(
+            f"tokenizer.quantizer: {quantizer.kind} gives {quantizer.codes_per_position} codes per place, which would"
+            " be a fourth axis; choose a quantizer of one code, such as fsq"
+        )
+    return shape
 
 
 class TrainedModality:
@@ -69,7 +103,7 @@ class TrainedModality:
 
     def layout(self, options: Any) -> TokenLayout:
         """Return the layout of tokens under these settings."""
-        raise NotImplementedError
+        return GridLayout(shape=token_grid(options))
 
     def network_channels(self, options: Any) -> int:
         """Return the channels of the network inputs, or the number of classes."""
@@ -164,32 +198,17 @@ class TrainedModality:
             setup = dataclasses.replace(setup, model=base.module.config)
         return DiffusionTask(setup, self.codec(settings, setup.model), diffusion, base)
 
-    def spec_of(
-        self, settings: Settings, layout: TokenLayout, vocab_size: int, num_codebooks: int = 1, **more: Any
-    ) -> ModalitySpec:
+    def spec_of(self, settings: Settings, layout: TokenLayout, vocab_size: int, **more: Any) -> ModalitySpec:
         """Return the spec with these tokens and the plugin's attributes."""
-        options = self.options(settings)
-        given = {"token_space": self.token_space, "licence": self.licence, "aliases": self.aliases, **more}
-        spec = ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=self.value_spec(options),
-            layout=layout,
-            vocab_size=vocab_size,
-            num_codebooks=num_codebooks,
-            family=self.family,
-            derived_from=self.derived_from,
-            metrics=self.metrics,
-            **given,
-        )
-        return labelled(spec, options)
+        return spec_of(self, settings, self.value_spec(self.options(settings)), layout, vocab_size, **more)
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """Return the spec under these settings."""
         options = self.options(settings)
         quantizer = options.tokenizer.quantizer_config()
-        return self.spec_of(settings, self.layout(options), quantizer.codebook_size, quantizer.codes_per_position)
+        codes = quantizer.codes_per_position
+        return self.spec_of(settings, self.layout(options), quantizer.codebook_size, num_codebooks=codes)
 
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:

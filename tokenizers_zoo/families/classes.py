@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
+from tokenizers_zoo.families.base import spec_of
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.validation import text_of
@@ -51,6 +52,7 @@ class ClassTokenizer:
 class ClassModality(Generic[S]):
     """The hooks of one modality of classes; `S` is its settings. A subclass gives `summary` and `settings_class`."""
 
+    family: ClassVar[str] = "classes"
     summary: ClassVar[str]
     settings_class: type[S]
     licence: ClassVar[str] = "Apache-2.0"
@@ -65,6 +67,10 @@ class ClassModality(Generic[S]):
         ),
     )
 
+    def options(self, settings: Settings) -> S:
+        """Return the plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
     @property
     def checkpoint_class(self) -> str:
         """The "class" of this plugin's checkpoints."""
@@ -73,19 +79,9 @@ class ClassModality(Generic[S]):
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """Return the spec under these settings."""
-        classes = settings.take(self.settings_class).classes
-        return ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=ValueSpec(kind="text", classes=classes, description="the name of a class"),
-            layout=VectorLayout(length=1),
-            vocab_size=len(classes),
-            family="classes",
-            derived_from=self.derived_from,
-            metrics=self.metrics,
-            licence=self.licence,
-            aliases=self.aliases,
-        )
+        classes = self.options(settings).classes
+        value = ValueSpec(kind="text", classes=classes, description="the name of a class")
+        return spec_of(self, settings, value, VectorLayout(length=1), len(classes))
 
     @hookimpl
     def train_tokenizer(self, config: Settings, out_dir: Path) -> Path:
@@ -93,7 +89,7 @@ class ClassModality(Generic[S]):
 
         Raises CheckpointError if the stored classes are not a prefix of the classes in the settings.
         """
-        classes = config.take(self.settings_class).classes
+        classes = self.options(config).classes
         lineage: list[dict[str, Any]] = []
         if (out_dir / CONFIG).is_file():
             _, stored = load_checkpoint(out_dir, self.checkpoint_class)
@@ -110,7 +106,7 @@ class ClassModality(Generic[S]):
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> ClassTokenizer:
         """Load the classes. Raises CheckpointError if they differ from the settings."""
-        classes = settings.take(self.settings_class).classes
+        classes = self.options(settings).classes
         _, stored = load_checkpoint(checkpoint, self.checkpoint_class)
         check_grown(checkpoint, stored["classes"], classes)
         if len(stored["classes"]) < len(classes):
@@ -151,7 +147,7 @@ class ClassModality(Generic[S]):
     def constant_baseline(self, values: Sequence[str], settings: Settings) -> str:
         """Return the most frequent class; the lower id wins ties."""
         counts = Counter(values)
-        return max(settings.take(self.settings_class).classes, key=lambda name: counts[name])
+        return max(self.options(settings).classes, key=lambda name: counts[name])
 
 
 def check_grown(folder: Path, stored: Sequence[str], classes: Sequence[str]) -> None:

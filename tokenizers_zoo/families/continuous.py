@@ -19,6 +19,7 @@ from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_confi
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
+from tokenizers_zoo.families.base import spec_of
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -195,6 +196,8 @@ class PatchesModality(ImageValues, StandardisedModality):
     Numbers of a patch go channel by channel, then row by row.
     """
 
+    family: ClassVar[str] = "continuous"
+    token_space: ClassVar[str] = "values at mean 0 and deviation 1 per channel"
     settings_class: ClassVar[type[PatchesSettings]] = PatchesSettings
     input_form_of: ClassVar[str | None] = None
     """The discrete modality that these patches are the input form of, see `ModalitySpec`."""
@@ -215,20 +218,8 @@ class PatchesModality(ImageValues, StandardisedModality):
         dtype = options.dtype
         if dtype == "uint8" and (self.low is None or self.high is None):
             dtype = "float16"
-        return ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=self.value_spec(options),
-            layout=PatchesLayout(shape=options.grid, dim=self.channels * options.patch_size**2, dtype=dtype),
-            vocab_size=0,
-            family="continuous",
-            derived_from=self.derived_from,
-            metrics=self.metrics,
-            licence=self.licence,
-            aliases=self.aliases,
-            input_form_of=self.input_form_of,
-            token_space="values at mean 0 and deviation 1 per channel",
-        )
+        layout = PatchesLayout(shape=options.grid, dim=self.channels * options.patch_size**2, dtype=dtype)
+        return spec_of(self, settings, self.value_spec(options), layout, 0)
 
     @hookimpl
     def encode(self, tokenizer: Standardiser, values: torch.Tensor) -> torch.Tensor:
@@ -280,6 +271,8 @@ class EmbeddingsModality(StandardisedModality):
     and `embed`. The shared crop does not change the vectors.
     """
 
+    family: ClassVar[str] = "embeddings"
+    token_space: ClassVar[str] = "vectors at mean 0 and deviation 1 per number"
     summary: ClassVar[str]
     settings_class: ClassVar[type[Any]] = EmbeddingsSettings
     source: ClassVar[str]
@@ -312,18 +305,9 @@ class EmbeddingsModality(StandardisedModality):
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """Return the spec under these settings."""
         options = self.options(settings)
-        return ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=ValueSpec(shape=("vectors", options.dim), description="one vector or more, in order"),
-            layout=EmbeddingsLayout(max_length=options.max_length, dim=options.dim, dtype=options.dtype),
-            vocab_size=0,
-            family="embeddings",
-            derived_from=(self.source,),
-            metrics=self.metrics,
-            licence=self.licence,
-            token_space="vectors at mean 0 and deviation 1 per number",
-        )
+        value = ValueSpec(shape=("vectors", options.dim), description="one vector or more, in order")
+        layout = EmbeddingsLayout(max_length=options.max_length, dim=options.dim, dtype=options.dtype)
+        return spec_of(self, settings, value, layout, 0, derived_from=(self.source,))
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Array:

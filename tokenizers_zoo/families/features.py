@@ -108,11 +108,6 @@ class MapSettings:
         """Vectors per token along each axis: always one."""
         return (1, 1)
 
-    @property
-    def token_grid(self) -> tuple[int, ...]:
-        """Tokens per column and per row, and per vector if it has several."""
-        return self.tokenizer.quantizer_config().token_shape(self.size)
-
 
 class FeatureMapModality(SpatialModality):
     """A map of vectors, float32 (channels, rows, columns), one token (or several codes) per vector.

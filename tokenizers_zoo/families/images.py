@@ -80,14 +80,63 @@ class ImageSettings:
         return self.size[0] // self.patch_size, self.size[1] // self.patch_size
 
 
-class ImageValues:
+class ValueHooks:
+    """The hooks for files, pictures and metrics, as methods that get the plugin's settings dataclass."""
+
+    settings_class: ClassVar[type[Any]]
+
+    def options(self, settings: Settings) -> Any:
+        """Return the plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
+    def read(self, data: bytes, extension: str, options: Any) -> Any:
+        """Read one value from a file's bytes, at the file's size. Raises ValueError or InvalidValueError."""
+        raise NotImplementedError
+
+    def write(self, value: Any, options: Any) -> tuple[bytes, str]:
+        """Return a file's bytes, and its extension in lower case without a dot; `read` reads it back."""
+        raise NotImplementedError
+
+    def picture(self, value: Any, options: Any) -> PIL.Image.Image:
+        """Return the value as a PIL image of any size, in a mode that PNG supports."""
+        raise NotImplementedError
+
+    def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:
+        """Return `metrics` by name over aligned lists of values, each as one number for the whole list."""
+        raise NotImplementedError
+
+    @hookimpl
+    def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
+        """Read one value from a file's bytes, at the file's size. Raises InvalidValueError."""
+        try:
+            return self.read(data, extension, self.options(settings))
+        except (ValueError, OSError, SyntaxError) as error:
+            raise InvalidValueError(f"{settings.name}: .{extension} file: {error}") from None
+
+    @hookimpl
+    def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
+        """Return a file's bytes and extension."""
+        return self.write(value, self.options(settings))
+
+    @hookimpl
+    def render(self, value: Any, settings: Settings) -> PIL.Image.Image:
+        """Return the value as a picture."""
+        return self.picture(value, self.options(settings))
+
+    @hookimpl
+    def score(self, predicted: Sequence[Any], target: Sequence[Any], settings: Settings) -> Mapping[str, float]:
+        """Return the metrics over aligned lists."""
+        return self.measure(list(predicted), list(target), self.options(settings))
+
+
+class ImageValues(ValueHooks):
     """Everything about image-like values that has nothing to do with tokens, as hooks.
 
     A plugin sets the attributes, and overrides the methods without `@hookimpl` (read, write, picture, measure,
-    resized); they are given the plugin's own settings dataclass.
+    resized).
     """
 
-    settings_class: ClassVar[type[ImageSettings]] = ImageSettings
+    settings_class: ClassVar[type[Any]] = ImageSettings
     summary: ClassVar[str]
     kind: ClassVar[Literal["continuous", "classes", "binary"]] = "continuous"
     """continuous: float32 (c, h, w); classes: int64 ids (h, w); binary: float32 (1, h, w) of 0 and 1."""
@@ -103,20 +152,20 @@ class ImageValues:
     unscored: ClassVar[tuple[str, ...]] = ()
     """Classes that `measure` ignores, such as "void". The spec lists them if the settings contain them."""
 
-    def options(self, settings: Settings) -> Any:
-        """Return the plugin's settings dataclass."""
-        return settings.take(self.settings_class)
-
     def class_names(self, options: Any) -> tuple[str, ...]:
         """Return the names of the class ids; empty if values are not class ids."""
         return ()
+
+    def value_shape(self, options: Any) -> tuple[int, ...]:
+        """Return the shape of one value at the configured size."""
+        return options.size if self.kind == "classes" else (self.channels, *options.size)
 
     def value_spec(self, options: Any) -> ValueSpec:
         """Return the spec of one value at the configured size."""
         names = self.class_names(options)
         classes = self.kind == "classes"
         return ValueSpec(
-            shape=options.size if classes else (self.channels, *options.size),
+            shape=self.value_shape(options),
             dtype="int64" if classes else "float32",
             unit="class id" if classes else self.unit,
             low=0 if classes else self.low,
@@ -135,16 +184,7 @@ class ImageValues:
         return array[None] if array.ndim == 2 and self.channels == 1 and self.kind != "classes" else array
 
     def write(self, value: Array, options: Any) -> tuple[bytes, str]:
-        """Return a file's bytes, and its extension in lower case without a dot; `read` reads it back."""
         return array_bytes(value), "npy"
-
-    def picture(self, value: Array, options: Any) -> PIL.Image.Image:
-        """Return the value as a PIL image of any size, in a mode that PNG supports."""
-        raise NotImplementedError
-
-    def measure(self, predicted: list[Array], target: list[Array], options: Any) -> Mapping[str, float]:
-        """Return `metrics` by name over aligned lists of values, each as one number for the whole list."""
-        raise NotImplementedError
 
     def measure_main(self, predicted: list[Array], target: list[Array], options: Any) -> float:
         """Return the first number of `metrics`; override it if the other metrics are slower."""
@@ -158,51 +198,22 @@ class ImageValues:
         return result if self.low is None and self.high is None else np.clip(result, self.low, self.high)
 
     @hookimpl
-    def read_value(self, data: bytes, extension: str, settings: Settings) -> Array:
-        """Read one value from a file's bytes, at the file's size."""
-        try:
-            return self.read(data, extension, self.options(settings))
-        except (ValueError, OSError, SyntaxError) as error:
-            raise InvalidValueError(f"{settings.name}: .{extension} file: {error}") from None
-
-    @hookimpl
-    def write_value(self, value: Array, settings: Settings) -> tuple[bytes, str]:
-        """Return a file's bytes and extension."""
-        return self.write(value, self.options(settings))
-
-    @hookimpl
     def transform(self, value: Array, crop: Crop, settings: Settings) -> Array:
         """Apply the shared crop, flip and resize."""
         size = self.options(settings).size
         return value if crop.is_whole and value.shape[-2:] == size else self.resized(value, crop, size)
 
     @hookimpl
-    def render(self, value: Array, settings: Settings) -> PIL.Image.Image:
-        """Return the value as an image of the value's size."""
-        return self.picture(value, self.options(settings))
-
-    @hookimpl
-    def score(self, predicted: Sequence[Array], target: Sequence[Array], settings: Settings) -> Mapping[str, float]:
-        """Return the metrics over aligned lists."""
-        if len(predicted) != len(target) or not target:
-            raise InvalidValueError(
-                f"{settings.name}: score: expected two lists of one length, got {len(predicted)} and {len(target)}"
-            )
-        return self.measure(list(map(np.asarray, predicted)), list(map(np.asarray, target)), self.options(settings))
-
-    @hookimpl
     def constant_baseline(self, values: Sequence[Array], settings: Settings) -> Array:
         """Return the constant map with the best main metric on these values, from several candidates."""
-        if not len(values):
-            raise InvalidValueError(f"{settings.name}: a constant baseline needs at least one value")
         picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
         stack = np.stack([np.asarray(values[index]) for index in picked])
-        options, metric, truth = self.options(settings), self.metrics[0], list(stack)
+        options, truth = self.options(settings), list(stack)
         candidates = self.constant_maps(stack, options)
         if len(candidates) == 1:
             return candidates[0]
         marks = [self.measure_main([candidate] * len(truth), truth, options) for candidate in candidates]
-        return candidates[metric.best(marks)]
+        return candidates[self.metrics[0].best(marks)]
 
     def constant_maps(self, stack: Array, options: Any) -> list[Array]:
         """Return candidates for the constant baseline of values `(count, ...)`, the usual one first.

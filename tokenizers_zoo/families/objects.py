@@ -15,6 +15,7 @@ from tokenizers_zoo.autoencoder.config import AutoencoderConfig, QuantizedTrainC
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.base import TrainedModality
+from tokenizers_zoo.families.images import ValueHooks
 from tokenizers_zoo.families.object_tokens import (
     BINS,
     Axis,
@@ -26,14 +27,13 @@ from tokenizers_zoo.families.object_tokens import (
     levels_of,
     numbers_of,
 )
-from tokenizers_zoo.families.text import TextModality
+from tokenizers_zoo.families.text import TextModality, sequence_layout
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
-from tokenizers_zoo.spec import Crop, ModalitySpec, SequenceLayout
+from tokenizers_zoo.spec import Crop, ModalitySpec
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
-    import PIL.Image
     import torch
 
     from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
@@ -137,7 +137,7 @@ class SpelledSettings(ObjectSettings):
         check_counts(self, "max_length")
 
 
-class ObjectModality(TrainedModality):
+class ObjectModality(ValueHooks, TrainedModality):
     """A modality whose values hold any number of objects, as one sequence (see `ObjectGrammar`).
 
     Coordinate tokens hold some numbers of each object. An autoencoder, trained on the objects' items alone, encodes an
@@ -195,22 +195,6 @@ class ObjectModality(TrainedModality):
 
     def seen(self, value: Any, crop: Crop, options: Any) -> Any:
         """Return the value under the shared crop and flip, at the size of the settings. Raises InvalidValueError."""
-        raise NotImplementedError
-
-    def read(self, data: bytes, extension: str, options: Any) -> Any:
-        """Read one value from a file's bytes. Raises ValueError or InvalidValueError."""
-        raise NotImplementedError
-
-    def write(self, value: Any, options: Any) -> tuple[bytes, str]:
-        """Return a file's bytes and extension."""
-        raise NotImplementedError
-
-    def picture(self, value: Any, options: Any) -> PIL.Image.Image:
-        """Return the value as a picture."""
-        raise NotImplementedError
-
-    def measure(self, predicted: Sequence[Any], target: Sequence[Any], options: Any) -> Mapping[str, float]:
-        """Return the metrics over aligned lists."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ derived methods
@@ -273,33 +257,14 @@ class ObjectModality(TrainedModality):
         grammar, spelling = self.grammar(options), self.spelling(options)
         contents = f"{grammar.axes} coordinates and {grammar.codes} codes per object"
         if spelling is None:
-            length = self.max_objects(options) * grammar.object_length
-            layout = SequenceLayout(
-                max_length=length,
-                end=grammar.end,
-                sentinel_start=grammar.sentinel_start,
-                num_sentinels=grammar.sentinels,
-            )
-            return self.spec_of(
-                settings, layout, grammar.vocab_size, ordered_ids=grammar.ordered_ids, token_space=contents
-            )
+            layout = sequence_layout(grammar, self.max_objects(options) * grammar.object_length)
+            own = {"ordered_ids": grammar.ordered_ids, "token_space": contents}
+            return self.spec_of(settings, layout, grammar.vocab_size, **own)
         config = self.vocabulary_config(settings)
         spelling.check(config, grammar.codebook_size, settings.name, VOCABULARY)
-        layout = SequenceLayout(
-            max_length=options.max_length,
-            end=config.end,
-            sentinel_start=config.sentinel_start,
-            num_sentinels=config.sentinels,
-        )
-        return self.spec_of(
-            settings,
-            layout,
-            config.size,
-            vocabulary=VOCABULARY,
-            own_tokenizer=True,
-            ordered_ids=config.ordered_ids,
-            token_space=f"{contents}, spelled as text",
-        )
+        shared = {"vocabulary": VOCABULARY, "own_tokenizer": True, "ordered_ids": config.ordered_ids}
+        layout = sequence_layout(config, options.max_length)
+        return self.spec_of(settings, layout, config.size, **shared, token_space=f"{contents}, spelled as text")
 
     def _check_items(self, settings: Settings) -> None:
         """Raise ConfigError if blocks or patch size do not fit the items."""
@@ -350,29 +315,6 @@ class ObjectModality(TrainedModality):
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
         """Apply the shared crop, flip and resize."""
         return self.seen(value, crop, self.options(settings))
-
-    @hookimpl
-    def read_value(self, data: bytes, extension: str, settings: Settings) -> Any:
-        """Read one value from a file's bytes. Raises InvalidValueError."""
-        try:
-            return self.read(data, extension, self.options(settings))
-        except (ValueError, OSError, SyntaxError) as error:
-            raise InvalidValueError(f"{settings.name}: .{extension} file: {error}") from None
-
-    @hookimpl
-    def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
-        """Return a file's bytes and extension."""
-        return self.write(value, self.options(settings))
-
-    @hookimpl
-    def render(self, value: Any, settings: Settings) -> PIL.Image.Image:
-        """Return the value as a picture."""
-        return self.picture(value, self.options(settings))
-
-    @hookimpl
-    def score(self, predicted: Sequence[Any], target: Sequence[Any], settings: Settings) -> Mapping[str, float]:
-        """Return the metrics over aligned lists."""
-        return self.measure(predicted, target, self.options(settings))
 
     def split_all(self, values: Sequence[Any], options: Any, name: str) -> list[list[Any]]:
         """Return the objects of each value, at most `max_objects`. Raises InvalidValueError with the place."""

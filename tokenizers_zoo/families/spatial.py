@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tokenizers_zoo.autoencoder.config import PUBLISHED_DIFFUSION, PUBLISHED_VIT, LossName, TokenizerConfig
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
-from tokenizers_zoo.spec import GridLayout, TokenLayout
 
 if TYPE_CHECKING:
     from tokenizers_zoo.ml4m.architecture import Architecture
@@ -47,11 +46,6 @@ class SpatialSettings(ImageSettings):
         if any(side % cell for side in self.size):
             raise ValueError(f"tokenizer.diffusion.patch_size: {cell} does not divide the image size {size}")
 
-    @property
-    def token_grid(self) -> tuple[int, ...]:
-        """Tokens per column and per row, and codes per patch if it has several."""
-        return self.tokenizer.quantizer_config().token_shape(self.grid)
-
 
 class SpatialModality(ImageValues, TrainedModality):
     """An image-like modality with a grid of tokens.
@@ -66,9 +60,6 @@ class SpatialModality(ImageValues, TrainedModality):
 
     def network_channels(self, options: Any) -> int:
         return len(self.class_names(options)) if self.kind == "classes" else self.channels
-
-    def layout(self, options: Any) -> TokenLayout:
-        return GridLayout(shape=options.token_grid)
 
     def meaning(self, options: Any) -> dict[str, Any]:
         return {"classes": list(self.class_names(options))} if self.kind == "classes" else {}

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from tokenizers_zoo.autoencoder.config import LossName, TokenizerConfig
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.base import TrainedModality
-from tokenizers_zoo.families.images import QUANTILES, ImageSettings, ImageValues, read_array
+from tokenizers_zoo.families.base import TrainedModality, token_grid
+from tokenizers_zoo.families.images import ImageSettings, ImageValues, read_array
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.quantizers.config import QuantizerConfig
-from tokenizers_zoo.spec import Crop, GridLayout, TokenLayout, ValueSpec
+from tokenizers_zoo.spec import Crop
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -55,22 +54,6 @@ def check_patch(sizes: tuple[int, ...], patch: tuple[int, ...], names: tuple[str
     for size, side, name in zip(sizes, patch, names, strict=True):
         if size < 1 or side < 1 or size % side:
             raise ValueError(f"{name}: {side} does not divide {size}")
-
-
-def token_grid(options: Any) -> tuple[int, ...]:
-    """Return the shape of a sample's tokens: patches along each axis, and codes per patch if it has several.
-
-    Raises ValueError for more than three axes.
-    """
-    places = tuple(size // side for size, side in zip(options.sizes, options.patch, strict=True))
-    quantizer: QuantizerConfig = options.tokenizer.quantizer_config()
-    shape = quantizer.token_shape(places)
-    if len(shape) > 3:
-        raise ValueError(
-            f"tokenizer.quantizer: {quantizer.kind} gives {quantizer.codes_per_position} codes per place, which would"
-            " be a fourth axis; choose a quantizer of one code, such as fsq"
-        )
-    return shape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +120,7 @@ class ClipSettings(ImageSettings):
 class TemporalModality(ImageValues, TrainedModality):
     """Continuous values over time, as a grid of tokens with one to three axes.
 
-    Plugins derive from `SeriesModality` or `ClipModality`; another base gives `value_spec`, `transform` and
+    Plugins derive from `SeriesModality` or `ClipModality`; another base gives `value_shape`, `transform` and
     `to_network`. Files, pictures, metrics and the constant baseline are hooked as in `ImageValues`.
     """
 
@@ -145,29 +128,14 @@ class TemporalModality(ImageValues, TrainedModality):
     settings_class: ClassVar[type[Any]]
     loss: ClassVar[LossName] = "l1"
 
-    def layout(self, options: Any) -> TokenLayout:
-        return GridLayout(shape=token_grid(options))
-
-    def constant_maps(self, stack: NDArray[Any], options: Any) -> list[NDArray[Any]]:
-        """Return the median, other quantiles and the mean of values (count, ...), per number."""
-        maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
-        bounded = [np.clip(found, self.low, self.high) for found in maps] if self.low is not None else maps
-        return [found.astype(np.float32) for found in bounded]
-
 
 class SeriesModality(TemporalModality):
     """float32 (channels, time). A plugin gives `measure`, and `mirrored` where left and right mean something."""
 
     settings_class: ClassVar[type[Any]] = SeriesSettings
 
-    def value_spec(self, options: Any) -> ValueSpec:
-        return ValueSpec(
-            shape=(self.channels, options.length),
-            unit=self.unit,
-            low=self.low,
-            high=self.high,
-            description=self.description,
-        )
+    def value_shape(self, options: Any) -> tuple[int, ...]:
+        return self.channels, options.length
 
     def read(self, data: bytes, extension: str, options: Any) -> NDArray[Any]:
         """Read one series (channels, time) of any length; an array (time,) is one channel. Raises ValueError."""
@@ -214,14 +182,8 @@ class ClipModality(TemporalModality):
 
     settings_class: ClassVar[type[Any]] = ClipSettings
 
-    def value_spec(self, options: Any) -> ValueSpec:
-        return ValueSpec(
-            shape=(options.frames, self.channels, *options.size),
-            unit=self.unit,
-            low=self.low,
-            high=self.high,
-            description=self.description,
-        )
+    def value_shape(self, options: Any) -> tuple[int, ...]:
+        return options.frames, self.channels, *options.size
 
     def to_network(self, values: torch.Tensor, options: Any) -> torch.Tensor:
         """(batch, time, channels, height, width) -> (batch, channels, time, height, width)."""
@@ -230,9 +192,3 @@ class ClipModality(TemporalModality):
     def from_network(self, outputs: torch.Tensor, options: Any) -> torch.Tensor:
         """(batch, channels, time, height, width) -> (batch, time, channels, height, width), within the bounds."""
         return super().from_network(outputs.transpose(1, 2), options)
-
-    @hookimpl
-    def transform(self, value: NDArray[Any], crop: Crop, settings: Settings) -> NDArray[Any]:
-        """Return the shared crop, flip and resize, the same for all frames."""
-        size = self.options(settings).size
-        return value if crop.is_whole and value.shape[-2:] == size else self.resized(value, crop, size)

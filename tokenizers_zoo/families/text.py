@@ -21,8 +21,8 @@ import numpy as np
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
+from tokenizers_zoo.families.base import spec_of
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.labellers import labelled
 from tokenizers_zoo.spec import Metric, ModalitySpec, SequenceLayout, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
 from tokenizers_zoo.validation import text_of
@@ -44,6 +44,12 @@ class TextTokenizer(Generic[S]):
         return self.vocabulary.config.coordinate_bins
 
 
+def sequence_layout(ids: Any, max_length: int) -> SequenceLayout:
+    """Return the layout of sequences over a vocabulary (VocabularyConfig) or a grammar (ObjectGrammar)."""
+    start, count = ids.sentinel_start, ids.sentinels
+    return SequenceLayout(max_length=max_length, end=ids.end, sentinel_start=start, num_sentinels=count)
+
+
 class TextModality(Generic[S]):
     """The hooks of one sequence modality; `S` is its settings, a frozen dataclass.
 
@@ -52,6 +58,7 @@ class TextModality(Generic[S]):
     `vocabulary_texts`.
     """
 
+    family: ClassVar[str] = "text"
     summary: ClassVar[str]
     value: ClassVar[ValueSpec]
     metrics: ClassVar[tuple[Metric, ...]] = ()
@@ -61,6 +68,10 @@ class TextModality(Generic[S]):
     aliases: ClassVar[tuple[str, ...]] = ()
     axes: ClassVar[int] = 0
     """Coordinate axes that the modality writes: v0 to v(axes - 1)."""
+
+    def options(self, settings: Settings) -> S:
+        """Return the plugin's settings dataclass."""
+        return settings.take(self.settings_class)
 
     def value_spec(self, options: S) -> ValueSpec:
         """Return the spec of values under these settings; override it if the shape depends on them."""
@@ -83,26 +94,10 @@ class TextModality(Generic[S]):
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         """Describe the modality: a sequence over the shared vocabulary, whose size is its capacity."""
         config = self._vocabulary_config(settings)
-        options = settings.take(self.settings_class)
-        spec = ModalitySpec(
-            name=settings.name,
-            summary=self.summary,
-            value=self.value_spec(options),
-            layout=SequenceLayout(
-                max_length=self.max_length(options),
-                end=config.end,
-                sentinel_start=config.sentinel_start,
-                num_sentinels=config.sentinels,
-            ),
-            vocab_size=config.size,
-            vocabulary=self.vocabulary_name,
-            ordered_ids=config.ordered_ids,
-            family="text",
-            derived_from=self.derived_from,
-            metrics=self.metrics,
-            aliases=self.aliases,
-        )
-        return labelled(spec, options)
+        options = self.options(settings)
+        layout = sequence_layout(config, self.max_length(options))
+        shared = {"vocabulary": self.vocabulary_name, "ordered_ids": config.ordered_ids}
+        return spec_of(self, settings, self.value_spec(options), layout, config.size, **shared)
 
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path) -> Path:

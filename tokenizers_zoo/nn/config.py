@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from tokenizers_zoo.config import check_counts
+from tokenizers_zoo.config import check_counts, check_interval
 
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": {"width": 48, "depth": 2},
@@ -51,11 +50,8 @@ class BlockConfig:
                 raise ValueError(f"{item.name}: used by kind vit only, and kind is {self.kind}; leave it out")
         if self.positions and not (len(self.positions) <= 3 and min(self.positions) >= 1):
             raise ValueError(f"positions: expected one to three numbers of at least 1, got {list(self.positions)}")
-        if self.out_blocks < 0:
-            raise ValueError(f"out_blocks: expected at least 0, got {self.out_blocks}")
-        for name in ("width", "depth"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected at least 1 (or 0 for the default), got {getattr(self, name)}")
+        check_interval(self, "[0, inf)", "out_blocks", "width", "depth")
+        check_interval(self, "(0, inf)", "mlp_ratio")
         for name, default in KIND_DEFAULTS[self.kind].items():
             if getattr(self, name) is None or (name in ("width", "depth") and getattr(self, name) == 0):
                 object.__setattr__(self, name, default)
@@ -63,8 +59,6 @@ class BlockConfig:
             raise ValueError(f"width: expected a multiple of 16 for conv, got {self.width}")
         if self.heads is not None and (self.heads < 1 or self.width % (4 * self.heads)):
             raise ValueError(f"heads: width {self.width} is not a multiple of 4 x {self.heads} heads")
-        if self.mlp_ratio is not None and not (self.mlp_ratio > 0 and math.isfinite(self.mlp_ratio)):
-            raise ValueError(f"mlp_ratio: expected a positive number, got {self.mlp_ratio}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +77,4 @@ class MlpConfig:
     """Whether there is a second linear map on the side of the latents: encoder and decoder end and begin at `width`."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1 (or 0 for the default), got {getattr(self, name)}")
-        check_counts(self, "expansion")
+        check_counts(self, "width", "depth", "expansion")

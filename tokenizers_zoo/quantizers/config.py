@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tokenizers_zoo.config import check_interval
+
 QuantizerKind = Literal[
     "fsq",
     "vq",
@@ -184,19 +186,12 @@ class QuantizerConfig(QuantizerFields):
         object.__setattr__(self, "codebook_size", math.prod(levels))
 
     def _check_ranges(self) -> None:
-        if self.num_codebooks is not None and self.num_codebooks < 2:
-            raise ValueError(f"num_codebooks: {self.kind} needs at least 2, got {self.num_codebooks}")
+        check_interval(self, "[2, inf)", "num_codebooks")
         if self.groups is not None and (self.groups < 2 or self.codes_per_position % self.groups):
             raise ValueError(
                 f"groups: expected at least 2 that divide num_codebooks {self.num_codebooks}, got {self.groups}"
             )
-        if self.codebook_dim is not None and self.codebook_dim < 1:
-            raise ValueError(f"codebook_dim: expected at least 1, got {self.codebook_dim}")
-        if self.decay is not None and not 0 < self.decay < 1:
-            raise ValueError(f"decay: expected a number in (0, 1), got {self.decay}")
-        if self.revive_below is not None and not 0 <= self.revive_below < 1:
-            raise ValueError(f"revive_below: expected a share in [0, 1), got {self.revive_below}")
-        for name in ("kmeans_iterations", "commitment_weight", "entropy_weight", "spread_weight"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+        check_interval(self, "[1, inf)", "codebook_dim")
+        check_interval(self, "(0, 1)", "decay")
+        check_interval(self, "[0, 1)", "revive_below")
+        check_interval(self, "[0, inf)", "kmeans_iterations", "commitment_weight", "entropy_weight", "spread_weight")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
-from tokenizers_zoo.device import DEVICES
+from tokenizers_zoo.pretrained import DEVICES
 from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable

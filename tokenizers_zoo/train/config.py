@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenizers_zoo.config import check_amounts, check_counts
+from tokenizers_zoo.config import check_amounts, check_counts, check_interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +45,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_counts(self, "steps", "batch_size", "grad_accum_steps", "eval_every", "eval_samples")
         check_amounts(self, "warmup_steps", "weight_decay", "gradient_clip")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience: expected at least 1 (absent never stops), got {self.patience}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+        check_interval(self, "[1, inf)", "patience")
+        check_interval(self, "(0, inf)", "learning_rate")
+        check_interval(self, "[0, 1)", "ema_decay")
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0."""

@@ -15,8 +15,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, EmbeddingsSettings
-from tokenizers_zoo.labellers import LabellerConfig
-from tokenizers_zoo.pretrained import PretrainedConfig
+from tokenizers_zoo.pretrained import LabellerConfig, PretrainedConfig
 from tokenizers_zoo.spec import Crop
 from zoo_language.plain import PlainText, PlainTextSettings
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.config import check_counts, check_interval
 from tokenizers_zoo.errors import and_others
-from tokenizers_zoo.labellers import LabellerConfig
-from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
 
 Array = NDArray[Any]
 
