@@ -20,10 +20,9 @@ from common import begin, positive
 from rich.console import Console
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.ahead import cores
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_json
-from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.pipeline.engines import cores, run_jobs
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
 from zoo_backbone.transfer.results import compare, comparison_tables
 from zoo_backbone.transfer.train import train_probe

@@ -23,7 +23,7 @@ HEAVY = (
     "zoo_backbone.train",
     "jinja2", "matplotlib.figure",
     "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.autoencoder.model",
-    "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.pipeline.info", "tokenizers_zoo.pipeline.tokenize",
+    "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.pipeline.stores", "tokenizers_zoo.pipeline.tokenize",
     "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.run",
     "tokenizers_zoo.train.loop", "torch._dynamo", "torch.utils.tensorboard",
     "vector_quantize_pytorch", "zoo_geometry.depth", "zoo_images.rgb", "zoo_language.caption",

@@ -402,7 +402,7 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     assert dropped.keys() == reasons.keys()
     for place, words in reasons.items():
         assert words in dropped[place]
-    assert "train/depth: 20 written, 4 failed (first: depth: " in made.printed and "(sample train00)" in made.printed
+    assert "train/depth: 20 written, 4 dropped (first: depth: " in made.printed and "(sample train00)" in made.printed
     info = world("data info new").printed
     assert all(f"train/{name}/" in info or name in info for name, _ in reasons)
 
@@ -410,10 +410,12 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
 def test_folder_without_any_readable_file(world: World) -> None:
     for path in (world.folder / "files/test/depth").iterdir():
         path.write_bytes(b"")
-    world("data make folder new --set path=files --workers 1").refused("test/depth: all 8 samples failed", "test00")
+    world("data make folder new --set path=files --workers 1").refused(
+        "test/depth: all 8 samples were dropped", "test00"
+    )
     for path in (world.folder / "files/test/rgb").iterdir():
         path.write_bytes(b"")
-    both = "test/depth: all 8 samples failed", "so did all of test/rgb (8)"
+    both = "test/depth: all 8 samples were", "so were all of test/rgb (8)"
     world("data make folder newer --set path=files --workers 1").refused(*both)
     info = world("data info newer").printed
     assert "train: 24 samples have every modality" in info and "test: 0 samples have every modality" in info

@@ -88,7 +88,7 @@ def test_info_of_tokens(zoo: Run) -> None:
     assert code == 0
     rows = {tuple(row[:2]): row[2:] for row in (line.split() for line in shown.splitlines()[1:]) if row}
     assert set(rows) == {(split, name) for split in ("test", "train") for name in ("caption", "depth", "rgb_patches")}
-    samples, tokens, _, dropped, vocabulary, codec = rows["train", "depth"]
+    samples, _, dropped, tokens, vocabulary, codec = rows["train", "depth"]
     assert (samples, tokens, dropped, vocabulary) == ("24", "384", "0", "depth")
     assert codec == TokenStore(Path("tokens")).open("train", "depth").fingerprint[:12]
 

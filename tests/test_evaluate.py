@@ -26,7 +26,6 @@ from toy_plugins import snapshot
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data import shards
-from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import TokenStore
@@ -400,7 +399,7 @@ def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tm
         return evaluate(run, world.zoo, tmp_path / "tokens", tmp_path / data, inputs=[("light",)], config=config)
 
     asked("other")
-    note_source(tmp_path / "tokens", tmp_path / "data", {"test": samples_identity(tmp_path / "data", "test")})
+    note_source(tmp_path / "tokens", tmp_path / "data", {"test": shards.ValueStore(tmp_path / "data").source("test")})
     asked("data")
     with pytest.raises(DataError, match="other: its samples of the split test are others than those that the tokens"):
         asked("other")

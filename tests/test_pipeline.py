@@ -26,10 +26,8 @@ from toy_plugins import derived, install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo, pretrained
 from tokenizers_zoo.data.manifest import read_manifest, read_splits
-from tokenizers_zoo.data.provenance import one_writer, reading_settings
-from tokenizers_zoo.data.shards import ShardWriter, ValueStore
+from tokenizers_zoo.data.shards import ShardWriter, ValueStore, reading_settings
 from tokenizers_zoo.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
     InvalidValueError,
@@ -37,15 +35,18 @@ from tokenizers_zoo.errors import (
     PluginError,
     ReadError,
     ZooError,
+    is_of_the_machine,
     passing,
 )
 from tokenizers_zoo.pipeline import engines
 from tokenizers_zoo.pipeline import make as make_module
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.engines import run_jobs
-from tokenizers_zoo.pipeline.info import describe_data
 from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.repair import repair_store, verify_store
+from tokenizers_zoo.pipeline.stores import describe_data, repair_store, verify_store
+from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.run_folder import FolderError, locked
 from tokenizers_zoo.source_handle import CheckedSamples
 
 
@@ -73,8 +74,8 @@ def processes_of(session: int) -> list[int]:
 
 
 def counts(result: Any, split: str = "train") -> dict[str, tuple[int, int, int]]:
-    """Map each modality to its numbers of written samples, failed samples and skipped shards."""
-    return {o.modality: (o.written, o.failed, o.kept_shards) for o in result.outcomes if o.split == split}
+    """Map each modality to its numbers of written samples, dropped samples and samples in skipped shards."""
+    return {o.modality: (o.written, o.dropped, o.kept) for o in result.outcomes if o.split == split}
 
 
 # ---------------------------------------------------------------------- make
@@ -86,7 +87,7 @@ def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Callable[.
     assert counts(result) == {"field": (23, 2, 0), "words": (21, 0, 0)}
     assert counts(result, "test") == {"field": (5, 0, 0), "words": (4, 0, 0)}
     assert list(result.skipped) == ["other"]
-    assert "train/field: 23 written, 2 failed (first: field: expected float32" in result.summary()
+    assert "train/field: 23 written, 2 dropped (first: field: expected float32" in result.summary()
     store = ValueStore(out)
     split = store.split("train")
     assert (split.samples, split.shards, store.modalities("train")) == (25, 3, ["field", "words"])
@@ -102,33 +103,32 @@ def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Callable[.
     assert "every number has to be finite" in manifest.dropped[9]
     record = store.record("train", "field")
     assert (record["source"], record["seed"], record["distribution"]) == ("toy", 3, "zoo-toy 1.0")
-    assert counts(make_toy(zoo, out)) == {"field": (0, 0, 3), "words": (0, 0, 3)}
+    assert counts(make_toy(zoo, out)) == {"field": (0, 2, 23), "words": (0, 0, 21)}
 
 
-def test_killed_at_any_sample_the_same_command_gives_the_same_bytes(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stop", "error", "kept"),
+    [(0, KeyboardInterrupt(), 0), (17, KeyboardInterrupt(), 17), (41, OSError(errno.ENOSPC, "No space left"), 35)],
+)
+def test_stopped_at_any_sample_the_same_command_gives_the_same_bytes(
+    stop: int, error: BaseException, kept: int, toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zoo = toy()
+    zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, tmp_path / "whole")
-    whole = snapshot(tmp_path / "whole")
-    add = ShardWriter.add
-    for stop in (0, 5, 17, 30, 41):
-        calls = iter(range(1000))
+    whole, add, calls = snapshot(tmp_path / "whole"), ShardWriter.add, iter(range(1000))
 
-        def killed(self: ShardWriter, *args: Any, calls: Any = calls, stop: int = stop) -> None:
-            if next(calls) == stop:
-                raise KeyboardInterrupt
-            add(self, *args)
+    def stopped(self: ShardWriter, *args: Any) -> None:
+        if next(calls) == stop:
+            raise error
+        add(self, *args)
 
-        monkeypatch.setattr(ShardWriter, "add", killed)
-        with pytest.raises(KeyboardInterrupt):
-            make_toy(zoo, tmp_path / f"killed{stop}")
-        monkeypatch.setattr(ShardWriter, "add", add)
-        assert not list(tmp_path.rglob("*.tmp"))
-        assert set(snapshot(tmp_path / f"killed{stop}")) < set(whole)
-        result = make_toy(zoo, tmp_path / f"killed{stop}")
-        assert snapshot(tmp_path / f"killed{stop}") == whole
-        assert sum(outcome.kept_shards for outcome in result.outcomes) == {0: 0, 5: 0, 17: 2, 30: 2, 41: 4}[stop]
+    monkeypatch.setattr(ShardWriter, "add", stopped)
+    with pytest.raises((KeyboardInterrupt, DataError), match=None if kept < 35 else "disk is full"):
+        make_toy(zoo, data)
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.tmp")) and set(snapshot(data)) < set(whole)
+    result = make_toy(zoo, data)
+    assert snapshot(data) == whole and sum(outcome.kept for outcome in result.outcomes) == kept
 
 
 def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Callable[..., Zoo], tmp_path: Path) -> None:
@@ -215,10 +215,10 @@ def test_one_command_at_a_time_writes_a_data_folder(toy: Callable[..., Zoo], tmp
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data, train=10)
     before = snapshot(data)
-    with one_writer(data):
+    with locked(data), ThreadPoolExecutor() as other:
         for command in (lambda: make_toy(zoo, data), lambda: derive_data(zoo, data, workers=1)):
-            with pytest.raises(CheckpointError, match="data: another zoo data command writes it right now"):
-                command()
+            with pytest.raises(FolderError, match="data: another process writes it right now"):
+                other.submit(command).result()
     assert snapshot(data) == before
 
 
@@ -243,15 +243,15 @@ def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Callab
     handle = zoo["field"]
     transform = handle.transform
     handle.transform = lambda value, crop, trusted: (_ for _ in ()).throw(DataError("no"))  # type: ignore[method-assign]
-    with pytest.raises(DataError, match="train/field: all 25 samples failed; the first one: no"):
+    with pytest.raises(DataError, match="train/field: all 25 samples were dropped; the first: no"):
         make_toy(zoo, tmp_path / "data")
     handle.transform = transform  # type: ignore[method-assign]
     info = describe_data(tmp_path / "data")
     assert {row.modality: (row.samples, row.dropped) for row in info.rows if row.split == "train"} == {
         "field": (0, 25), "words": (21, 0),
     }  # fmt: skip
-    assert any(line.startswith("train/field/shard-00000.tar: train-0000: no") for line in info.reasons)
-    assert counts(make_toy(zoo, tmp_path / "data")) == {"field": (23, 2, 0), "words": (0, 0, 3)}
+    assert any(line.startswith("train/field/shard-00000: train-0000: no") for line in info.reasons)
+    assert counts(make_toy(zoo, tmp_path / "data")) == {"field": (23, 2, 0), "words": (0, 0, 21)}
 
 
 @pytest.mark.parametrize("damage", ["cut off", "missing", "no manifest", "damaged manifest", "other keys"])
@@ -269,9 +269,8 @@ def test_a_damaged_shard_is_made_again(toy: Callable[..., Zoo], tmp_path: Path, 
         shard.with_suffix(".json").write_text("{}")
     else:
         (data / "train/keys/shard-00001.txt").write_text("a\nb\n")
-    result = make_toy(zoo, data)
-    again = 2 if damage == "other keys" else 3
-    assert counts(result) == {"field": (9, 1, 2), "words": (0, 0, 3) if again == 3 else (9, 0, 2)}
+    words = (9, 0, 12) if damage == "other keys" else (0, 0, 21)
+    assert counts(make_toy(zoo, data)) == {"field": (9, 2, 14), "words": words}
     assert snapshot(data) == whole
 
 
@@ -287,34 +286,24 @@ def test_classes_of_the_source_are_checked_before_anything_is_written(
     assert not (tmp_path / "data").exists()
 
 
-def test_nothing_enabled_and_no_count_are_said(toy: Callable[..., Zoo], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gives field, other, words, none of which is enabled; enabled: none"):
-        make_toy(toy(enabled=()), tmp_path / "data")
-    with pytest.raises(ConfigError, match="say how many"):
-        make_toy(toy(), tmp_path / "data", train=None)
-
-
-@pytest.mark.parametrize("count", [None, 400])
-@pytest.mark.parametrize("number", [3, 300])
-def test_files_of_disabled_modalities_are_reported(
-    toy: Callable[..., Zoo], tmp_path: Path, number: int, count: int | None
-) -> None:
+def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data = toy(), tmp_path / "data"
     (tmp_path / "mine/xray").mkdir(parents=True)
-    for i in range(number):
-        (tmp_path / f"mine/xray/{i}.npy").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"^folder gives xray, none of which is enabled; enabled: .*field"):
-        make_data(toy(), "folder", tmp_path / "data", train=None, test=count, options={"path": str(tmp_path / "mine")})
-    assert not (tmp_path / "data").exists()
-
-
-def test_a_setting_that_a_source_has_to_be_given(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    (tmp_path / "mine/xray/a.npy").write_bytes(b"")
+    with pytest.raises(ConfigError, match="gives field, other, words, none of which is enabled; enabled: none"):
+        make_toy(toy(enabled=()), data)
+    with pytest.raises(ConfigError, match="say how many"):
+        make_toy(zoo, data, train=None)
+    for count in (None, 400):
+        with pytest.raises(ConfigError, match=r"^folder gives xray, none of which is enabled; enabled: .*field"):
+            make_data(zoo, "folder", data, train=None, test=count, options={"path": str(tmp_path / "mine")})
     for options, told in (
-        ({}, r"^\[folder\] path: required, and not given; give --set path=\.\.\.$"),
         ({"test_fraction": 0}, r"^\[folder\] path: required, and not given; give --set path=\.\.\.$"),
         ({"pth": "mine"}, r"pth: unknown key; did you mean path\?"),
     ):
         with pytest.raises(ConfigError, match=told):
-            make_data(toy(), "folder", tmp_path / "data", train=None, test=None, options=options)
+            make_data(zoo, "folder", data, train=None, test=None, options=options)
+    assert not data.exists()
 
 
 def test_the_recipe_for_samples_that_belong_together(
@@ -339,28 +328,6 @@ def test_the_recipe_for_samples_that_belong_together(
     assert [len(keys[split]) for split in ("train", "test")] == [15, 6]
 
 
-def test_a_full_disk_leaves_nothing_half_written(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zoo = toy()
-    make_toy(zoo, tmp_path / "whole")
-    add, calls = ShardWriter.add, iter(range(1000))
-
-    def full(self: ShardWriter, *args: Any) -> None:
-        if next(calls) == 25:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        add(self, *args)
-
-    monkeypatch.setattr(ShardWriter, "add", full)
-    with pytest.raises(DataError, match="the disk is full; what was finished is kept"):
-        make_toy(zoo, tmp_path / "data")
-    monkeypatch.undo()
-    whole, part = snapshot(tmp_path / "whole"), snapshot(tmp_path / "data")
-    assert sum(name.endswith(".tar") for name in part) == 2
-    assert all(whole[name] == data for name, data in part.items() if name.endswith(".tar"))
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
 def own_files(folder: Path, numbers: Iterable[int]) -> None:
     for i in numbers:
         for name, data in (("field", np.full((1, 48, 64), i / 30, np.float32)), ("words", f"file {i}")):
@@ -378,7 +345,7 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[
     zoo = toy()
     options = {"path": str(tmp_path / "mine"), "test_fraction": 0.2}
     result = make_data(zoo, "folder", tmp_path / "data", train=None, test=None, options=options, workers=1)
-    assert sum(o.written for o in result.outcomes) == 59 and sum(o.failed for o in result.outcomes) == 1
+    assert sum(o.written for o in result.outcomes) == 59 and sum(o.dropped for o in result.outcomes) == 1
     store = ValueStore(tmp_path / "data")
     key = store.keys("train", "field", "words")[3]
     value = store.read_key(zoo["field"], "train", key)
@@ -405,7 +372,7 @@ def test_a_file_whose_name_a_terminal_would_obey_is_left_out_and_told(toy: Calla
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, range(3))
     (mine / "field/end\u2028of\u0085lines\n.npy").write_bytes(b"broken")
-    for written, kept in ((3, 0), (0, 1)):
+    for written, kept in ((3, 0), (0, 3)):
         options = {"path": str(mine), "test_fraction": 0}
         made = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1)
         assert counts(made) == dict.fromkeys(("field", "words"), (written, 0, kept))
@@ -456,16 +423,13 @@ def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path)
     pictures(tmp_path / "mine", {"rgb": square, "depth": {**square, "b": (16, 11)}})
 
     def make() -> dict[str, tuple[int, int, int]]:
-        made = make_pictures(tmp_path, "rgb", "depth")
-        return {o.modality: (o.written, o.failed, o.kept_shards) for o in made.outcomes}
+        return counts(make_pictures(tmp_path, "rgb", "depth"))
 
     assert make() == {"rgb": (3, 1, 0), "depth": (3, 1, 0)}
-    for _ in range(2):
-        assert make() == {"rgb": (0, 0, 2), "depth": (0, 0, 2)}, "nothing has changed"
+    assert make() == {"rgb": (0, 1, 3), "depth": (0, 1, 3)}, "nothing has changed"
     pictures(tmp_path / "mine", {"depth": {"b": (16, 16)}})
-    assert make() == {"rgb": (2, 0, 1), "depth": (2, 0, 1)}
+    assert make() == {"rgb": (2, 0, 2), "depth": (2, 0, 2)}
     assert ValueStore(tmp_path / "data").keys("train", "rgb") == list("abcd")
-    assert make() == {"rgb": (0, 0, 2), "depth": (0, 0, 2)}
 
 
 def test_a_sample_refused_for_its_shape_is_made_when_settings_change(tmp_path: Path) -> None:
@@ -483,7 +447,7 @@ def test_a_sample_refused_for_its_shape_is_made_when_settings_change(tmp_path: P
     def failed(png_scale: float) -> dict[str, int]:
         settings = {"depth": {"png_scale": png_scale}}
         made = make_pictures(tmp_path, "rgb", "depth", "sam_instance", modalities=settings)
-        return {o.modality: o.failed for o in made.outcomes}
+        return {o.modality: o.dropped for o in made.outcomes}
 
     assert failed(png_scale=1.0) == {"rgb": 1, "depth": 1, "sam_instance": 1}, "2000 m is none"
     assert failed(png_scale=0.001) == {"rgb": 0, "depth": 0, "sam_instance": 1}
@@ -497,8 +461,8 @@ def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: s
     upright = dict.fromkeys("abc", (48, 32))
     pictures(tmp_path / "mine", {"rgb": upright, name: {"a": (24, 16), "b": (32, 48), "c": (48, 32)}})
     made = make_pictures(tmp_path, "rgb", name)
-    assert {o.modality: (o.written, o.failed) for o in made.outcomes} == {"rgb": (2, 1), name: (2, 1)}
-    refused = next(o.first_reason for o in made.outcomes if o.modality == name)
+    assert {o.modality: (o.written, o.dropped) for o in made.outcomes} == {"rgb": (2, 1), name: (2, 1)}
+    refused = next(o.first_dropped for o in made.outcomes if o.modality == name)
     assert refused.startswith(f"{name}: 32 x 48 pixels, where rgb has 48 x 32") and refused.endswith("(sample b)")
 
 
@@ -572,7 +536,7 @@ def test_a_folder_that_cannot_be_read_is_named(
 def test_a_folder_that_is_no_modality_may_hold_anything(toy: Callable[..., Zoo], tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     own_files(mine, range(4))
-    for name in ("part-00000.arrow", "part-00000.failed.jsonl", os.fsdecode(b"caf\xe9.txt")):
+    for name in ("part-00000.arrow", "part-00000.dropped.jsonl", os.fsdecode(b"caf\xe9.txt")):
         (mine / "tokens/train").mkdir(parents=True, exist_ok=True)
         (mine / "tokens/train" / name).write_text("")
     options = {"path": str(mine), "test_fraction": 0}
@@ -655,7 +619,7 @@ def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Callable[...,
     for name in ("b.txt", ".hidden.txt", "LICENSE", "a.aux.xml"):
         (mine / "words" / name).write_text(name)
     options = {"path": str(tmp_path / "mine")}
-    for expected in ({"field": (6, 0, 0), "words": (5, 0, 0)}, {"field": (0, 0, 2), "words": (0, 0, 2)}):
+    for expected in ({"field": (6, 0, 0), "words": (5, 0, 0)}, {"field": (0, 0, 6), "words": (0, 0, 5)}):
         made = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=4)
         assert counts(made) == expected
         (note,) = made.notes
@@ -694,7 +658,7 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Callable[..., Z
     (mine / "field/f02.npy").write_bytes(b"broken")
     (mine / "words/f05.txt").unlink()
     of_files(zoo, mine, data)
-    assert of_files(zoo, mine, data) == {"field": (0, 0, 3), "words": (0, 0, 3)}
+    assert of_files(zoo, mine, data) == {"field": (0, 1, 11), "words": (0, 0, 11)}
     old = snapshot(data)
     own_files(mine, [7, 9, 17])
     handle = zoo["field"]
@@ -710,7 +674,7 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Callable[..., Z
         of_files(zoo, mine, data)
     handle.write = write  # type: ignore[method-assign]
     assert old.keys() <= snapshot(data).keys(), "no shard is missing at any time"
-    assert of_files(zoo, mine, data) == {"field": (7, 0, 2), "words": (7, 0, 2)}, "one was made before the kill"
+    assert of_files(zoo, mine, data) == {"field": (7, 1, 7), "words": (7, 0, 7)}, "one was made before the kill"
     keys = [f"f{i:02}" for i in (*range(11), 12, 14, 16, 17)]
     assert ValueStore(data).keys("train", "field") == [key for key in keys if key != "f02"]
     assert ValueStore(data).keys("train", "words") == [key for key in keys if key != "f05"]
@@ -718,9 +682,9 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Callable[..., Z
     assert snapshot(data).items() - snapshot(tmp_path / "fresh").items() == set()
     for name in ("field/f12.npy", "words/f12.txt"):
         (mine / name).rename(mine / name.replace("f12", "f13"))
-    assert of_files(zoo, mine, data) == {"field": (4, 0, 3), "words": (4, 0, 3)}, "as many samples, but others"
+    assert of_files(zoo, mine, data) == {"field": (4, 1, 10), "words": (4, 0, 10)}, "as many samples, but others"
     own_files(mine, [20])
-    assert of_files(zoo, mine, data) == {"field": (4, 0, 3), "words": (4, 0, 3)}, "the last shard has room for one more"
+    assert of_files(zoo, mine, data) == {"field": (4, 1, 11), "words": (4, 0, 11)}, "the last has room for one more"
     assert {"f13", "f20"} <= set(ValueStore(data).keys("train", "field"))
 
 
@@ -729,15 +693,15 @@ def test_a_file_that_is_replaced_by_another_is_made_again(toy: Callable[..., Zoo
     own_files(mine, range(12))
     of_files(zoo, mine, data)
     np.save(mine / "field/f05.npy", np.full((1, 48, 64), 0.75, np.float32))  # same size
-    assert of_files(zoo, mine, data) == {"field": (4, 0, 2), "words": (0, 0, 3)}
+    assert of_files(zoo, mine, data) == {"field": (4, 0, 8), "words": (0, 0, 12)}
     assert ValueStore(data).read_key(zoo["field"], "train", "f05").max() == 0.75
     for number in range(4):
         (mine / f"field/f{number:02}.npy").write_bytes(b"broken")
     for _ in range(2):
-        assert of_files(zoo, mine, data)["field"] == (0, 4, 2), "it is tried again"
+        assert of_files(zoo, mine, data)["field"] == (0, 4, 8), "it is tried again"
     assert ValueStore(data).keys("train", "field") == [f"f{i:02}" for i in range(4, 12)]
     own_files(mine, range(4))
-    assert of_files(zoo, mine, data)["field"] == (4, 0, 2)
+    assert of_files(zoo, mine, data)["field"] == (4, 0, 8)
 
 
 def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Callable[..., Zoo], tmp_path: Path) -> None:
@@ -784,8 +748,8 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
         assert "f05: " in reasons and {"files": "No such file", "memory": "MemoryError"}[want] in reasons
     if want == "files":
         (tmp_path / "aside").rename(tmp_path / "f05.npy")
-    assert of_files(zoo, mine, data) == {"field": (4, 0, 1), "words": (0, 0, 2)}
-    assert of_files(zoo, mine, data) == {"field": (0, 0, 2), "words": (0, 0, 2)}
+    assert of_files(zoo, mine, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
+    assert of_files(zoo, mine, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
 
 
 # ---------------------------------------------------------------------- derive
@@ -812,7 +776,7 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     assert any("too dark" in line for line in info.reasons)
     assert info.aligned["train"] == len(store.keys("train", "field", "dark", "words"))
     assert counts(result)["dark"] == (len(dark), len(bright), 0)
-    assert counts(derive_data(zoo, out, workers=1)) == {"dark": (0, 0, 3)}
+    assert counts(derive_data(zoo, out, workers=1)) == {"dark": (0, len(bright), len(dark))}
 
 
 def test_derive_goes_on_after_a_kill_and_follows_what_changes(
@@ -834,11 +798,11 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
         patch.setattr(zoo["dark"], "derive", killed)
         derive_data(zoo, data, workers=1)
     result = derive_data(zoo, data, workers=1)
-    assert sum(outcome.kept_shards for outcome in result.outcomes) == 2
+    assert sum(outcome.kept for outcome in result.outcomes) == 14
     assert snapshot(data) == whole
     make_toy(zoo, data, train=33)
     assert describe_data(data).rows[3].missing == 2, "the last shard has more samples, and one is new"
-    assert counts(derive_data(zoo, data, workers=1))["dark"][2] == 2
+    assert counts(derive_data(zoo, data, workers=1))["dark"][2] == 17
     assert read_splits(data / "dataset.json")["train"].shards == 4
     other = toy({"modalities": {"dark": {"levels": 8}}})
     assert counts(derive_data(other, data, workers=1))["dark"][2] == 0
@@ -855,20 +819,20 @@ def test_values_are_derived_again_when_their_inputs_change(units: Callable[..., 
         return counts(derive_data(zoo, data, workers=1))["dark"]
 
     write(a=0.5, b=0.5, c=0.5)
-    assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 2)
+    assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 3)
     shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new modification times
     data = tmp_path / "copied"
-    assert derived_now(zoo) == (0, 0, 2)
+    assert derived_now(zoo) == (0, 0, 3)
     assert derived_now(units(scale=0.5)) == (3, 0, 0), "its inputs are read with other settings"
     assert ValueStore(data).read_key(zoo["dark"], "train", "a").max() == 0.75
     assert derived_now(zoo) == (3, 0, 0)
     object.__setattr__(zoo["field"].spec.value, "classes", ("a", "c"))
-    assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 2)
+    assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 3)
     shutil.rmtree(data / "train/dark")
     derived_now(zoo)
     write(a=0.5, b=0.5, c=1)
     for _ in range(2):
-        assert derived_now(zoo) == (0, 1, 1), "too dark now, and tried again"
+        assert derived_now(zoo) == (0, 1, 2), "too dark now, and tried again"
     assert ValueStore(data).keys("train", "dark") == ["a", "b"]
 
 
@@ -888,49 +852,60 @@ def test_a_modality_skipped_in_one_split_is_an_input_in_another(
     assert [outcome.modality for outcome in result.outcomes] == ["alpha"]
 
 
-@pytest.mark.parametrize("part", ["tar", "index", "json", "keys"])
-@pytest.mark.parametrize("modality", ["field", "dark"])
-def test_repair_makes_again_what_verify_finds(
-    part: str, modality: str, toy: Callable[..., Zoo], tmp_path: Path
-) -> None:
-    zoo, data = toy(), tmp_path / "data"
+@pytest.mark.parametrize("path", [
+    "data/train/field/shard-00001.tar", "data/train/dark/shard-00001.index", "data/train/dark/shard-00001.json",
+    "data/train/keys/shard-00001.txt", "tokens/train/words/shard-00001.arrow", "tokens/train/words/shard-00001.json",
+])  # fmt: skip
+def test_repair_makes_again_what_verify_finds(path: str, toy: Callable[..., Zoo], tmp_path: Path) -> None:
+    zoo, data, tokens = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=1)
-    whole = snapshot(data)
-    assert not list(verify_store(data))
-    path = data / f"train/{modality}/shard-00001.{part}"
-    if part == "keys":
-        path = data / "train/keys/shard-00001.txt"
-    content = bytearray(path.read_bytes())
+    if (root := tmp_path / path.partition("/")[0]) == tokens:
+        train_tokenizer(zoo, "words", data)
+        tokenize(zoo, data, tokens, crops=2, seed=4)
+    whole, damaged = snapshot(root), tmp_path / path
+    assert not list(verify_store(root))
+    content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1  # same size, so only the checksum differs
-    path.write_bytes(b"{" if part == "json" else content)
-    found = {(wrong.modality, wrong.shard) for wrong in verify_store(data)}
-    names = {"field", "words", "dark"} if part == "keys" else {modality}
-    assert found == {(name, 1) for name in names}
-    if part in ("tar", "index"):
-        with pytest.raises(DataError, match=f"{path}: has another checksum .*repair"):
-            ValueStore(data).read(zoo[modality], "train", 1, 3)
-    lines = list(repair_store(zoo, data, workers=1))
-    assert any(str(path.parent) in line for line in lines) or part == "keys"
-    assert snapshot(data) == whole
-    assert list(repair_store(zoo, data, workers=1)) == [f"{data}: all files agree with their manifests"]
+    damaged.write_bytes(b"{" if damaged.suffix == ".json" else content)
+    name = damaged.parent.name
+    found = {(wrong.modality, wrong.shard) for wrong in verify_store(root)}
+    assert found == {(one, 1) for one in ({"field", "words", "dark"} if name == "keys" else {name})}
+    if damaged.suffix in (".tar", ".index"):
+        with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
+            ValueStore(data).read(zoo[name], "train", 1, 3)
+    lines = list(repair_store(zoo, root, workers=1))
+    assert any(str(damaged.parent) in line for line in lines) or name == "keys"
+    assert snapshot(root) == whole
+    assert list(repair_store(zoo, root, workers=1)) == [f"{root}: all files agree with their manifests"]
+    if root == tokens:
+        damaged.unlink()
+        data.rename(tmp_path / "moved")
+        assert list(verify_store(tokens)) or damaged.suffix == ".json"
+        if damaged.suffix == ".arrow":
+            with pytest.raises(DataError, match="its values were in"):
+                list(repair_store(zoo, tokens))
 
 
-OUT_OF_MEMORY = {
-    "MemoryError": "MemoryError('13 GB')",
-    "OutOfMemoryError": "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')",
-    "AcceleratorError": "type('AcceleratorError', (RuntimeError,), {})('CUDA error: unspecified launch failure')",
-    "device": "RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)')",
-    "processor": "RuntimeError('[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can\\'t allocate')",
-}
+OUT_OF_MEMORY = [
+    MemoryError("13 GB"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    type("AcceleratorError", (RuntimeError,), {})("CUDA error: unspecified launch failure"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate"),
+]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_errors_of_the_machine_are_told_from_others(error: Exception) -> None:
+    assert is_of_the_machine(error) and not is_of_the_machine(RuntimeError("size mismatch"))
+
+
 def test_no_sample_is_to_blame_where_the_machine_fails(
-    error: str, toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
 ) -> None:
     data, room = tmp_path / "data", tmp_path / "room"
-    failing = f"        import torch\n        if not Path({str(room)!r}).exists():\n            raise {error}\n"
+    failing = f"        if not Path({str(room)!r}).exists():\n            raise MemoryError('13 GB')\n"
     install_example("shadow", derived("field") | {"        return value\n\n": f"{failing}        return value\n\n"})
     zoo = toy(enabled=("field", "shadow"))
     make_toy(zoo, data, test=0)
@@ -938,7 +913,7 @@ def test_no_sample_is_to_blame_where_the_machine_fails(
         derive_data(zoo, data, workers=1)
     assert not list(data.rglob("shadow/*"))
     room.touch()
-    assert [(o.written, o.failed) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
+    assert [(o.written, o.dropped) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
 
 
 def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
@@ -952,10 +927,10 @@ def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
         refuse_for_memory(patch, zoo["field"], lambda value: np.array_equal(value, bad))
         (first,) = derive_data(zoo, data, workers=1).outcomes
     (second,) = derive_data(zoo, data, workers=1).outcomes
-    assert second.kept_shards == 2 and second.written
+    assert second.kept == 13 and second.written
     assert len(ValueStore(data).keys("train", "dark")) == first.written + 1
     (third,) = derive_data(zoo, data, workers=1).outcomes
-    assert (third.written, third.kept_shards) == (0, 3)
+    assert (third.written, third.kept) == (0, second.written + second.kept)
 
 
 @pytest.mark.parametrize("hook", ["transform", "sample"])
@@ -978,14 +953,12 @@ def test_a_sample_is_not_left_out_where_memory_ran_out_as_it_was_made(
     assert {outcome.written for outcome in make_toy(zoo, out, test=0).outcomes} == {23, 21}
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyError("x")])
+@pytest.mark.parametrize(("error", "kind"), [(MemoryError(), MachineError), (KeyError("x"), PluginError)])
 def test_errors_in_a_sample_of_a_source(
-    error: Exception, toy: Callable[..., Zoo], monkeypatch: pytest.MonkeyPatch
+    error: Exception, kind: type[Exception], toy: Callable[..., Zoo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = toy().source("toy").samples("train", 3, 0, {})
-    given = type(samples._given)
-    monkeypatch.setattr(given, "__getitem__", lambda self, place: (_ for _ in ()).throw(error))
-    kind = PluginError if isinstance(error, KeyError) else MachineError
+    monkeypatch.setattr(type(samples._given), "__getitem__", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(kind, match=r"^toy: sample 1 of "):
         samples[1]
 
@@ -1002,11 +975,11 @@ def test_derivation_follows_shared_settings(
 
     def derive(**offered: Any) -> list[tuple[bool, int]]:
         outcomes = derive_data(open_zoo(**offered), data, workers=1).outcomes
-        return [(outcome.written > 0, outcome.kept_shards) for outcome in outcomes]
+        return [(outcome.written > 0, outcome.kept) for outcome in outcomes]
 
     make_toy(open_zoo(), data, test=0)
-    assert derive() == [(True, 0)] and derive(patch_size=4, of_no_plugin=1) == [(False, 3)]
-    assert derive(shade=0.5) == [(True, 0)] and derive(shade=0.5) == [(False, 3)]
+    assert derive() == [(True, 0)] and derive(patch_size=4, of_no_plugin=1) == [(False, 22)]
+    assert derive(shade=0.5) == [(True, 0)] and derive(shade=0.5) == [(False, 22)]
     assert derive() == [(True, 0)]
 
 
@@ -1038,7 +1011,7 @@ def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
     derive_data(zoo, data, modalities=["dark"], workers=1)
     shutil.rmtree(data / "train/field")
     result = derive_data(zoo, data, modalities=wanted, workers=1)
-    assert [(o.modality, o.failed == 0) for o in result.outcomes] == [("alpha", True)]
+    assert [(o.modality, o.dropped == 0) for o in result.outcomes] == [("alpha", True)]
     assert set(ValueStore(data).keys("train", "alpha")) == set(ValueStore(data).keys("train", "dark"))
 
 
@@ -1052,7 +1025,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenizers import training_samples
 from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.info import describe_data
+from tokenizers_zoo.pipeline.stores import describe_data
 zoo = Zoo.from_tables({zoo.tables!r}, Path({str(zoo.path)!r}))
 make_data(zoo, "toy", Path({str(tmp_path / "d")!r}), train=3, test=0, workers=1)
 derive_data(zoo, Path({str(tmp_path / "d")!r}), workers=1)
@@ -1061,4 +1034,3 @@ assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.PIPE)
     assert ValueStore(tmp_path / "d").record("train", "dark")["derived_from"] == ["field"]
-    assert make_module.SHARD_SIZE == 500

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,8 @@ from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, TokenizerFiles
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.data import token_shard
 from tokenizers_zoo.data.manifest import verify
-from tokenizers_zoo.data.token_file import read_tokens
 from tokenizers_zoo.data.token_shard import write_token_shard
-from tokenizers_zoo.data.tokens import STORE, TokenColumn, TokenStore, samples_digest, whole_samples
+from tokenizers_zoo.data.tokens import STORE, TokenColumn, TokenStore, read_tokens, samples_digest, whole_samples
 from tokenizers_zoo.errors import DataError, OtherLayoutError, OtherTokenizerError, ReadError
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import (
@@ -198,12 +198,11 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, damage: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["vector", "sequence", "embeddings"])
-def test_files_beyond_the_bound_are_read_without_a_map(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_number_of_maps_is_bounded(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path, LAYOUTS[kind], count=200)
     expected = TokenStore(tmp_path).open("train", "m").take(range(200))
-    monkeypatch.setattr(token_shard, "_maps", threading.Semaphore(7))
+    monkeypatch.setattr(token_shard, "_open", weakref.WeakSet())
+    monkeypatch.setattr(token_shard, "MOST_MAPPED", 7)
     column, found = TokenStore(tmp_path).open("train", "m"), list[bool]()
 
     def read(seed: int) -> None:
@@ -223,7 +222,6 @@ def test_files_beyond_the_bound_are_read_without_a_map(
     data = path.read_bytes()
     path.unlink()
     path.write_bytes(data)
-    column.take([0])
     with pytest.raises(ReadError, match="run the same command again"):
         column.take(range(200))
     assert len(TokenStore(tmp_path).open("train", "m").take([199])) == 1
@@ -249,11 +247,9 @@ def test_a_shard_that_the_system_does_not_open_is_not_damaged(
 def test_a_store_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     store = TokenStore(tmp_path)
-    assert store.unfinished("train") == {}
     (tmp_path / "train/m/shard-00001.json").unlink()
     with pytest.raises(DataError, match=r"train/m: has 2 of 3 shards: `zoo tokenize` did not finish"):
         store.open("train", "m")
-    assert list(store.unfinished("train")) == ["m"]
 
 
 def test_shards_of_two_tokenizers_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from stores import writing_values
 from toy_plugins import install_toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.ahead import read_ahead
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import (
@@ -34,9 +33,10 @@ from tokenizers_zoo.errors import (
 )
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.engines import RunResult, read_ahead
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-from tokenizers_zoo.pipeline.info import describe_tokens, unfinished_tokens
-from tokenizers_zoo.pipeline.tokenize import TokenizeResult, random_crop, tokenize
+from tokenizers_zoo.pipeline.stores import describe_data
+from tokenizers_zoo.pipeline.tokenize import random_crop, tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import left_behind
@@ -317,9 +317,14 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
 # ---------------------------------------------------------------------- tokenize
 
 
-def counts(result: TokenizeResult) -> dict[str, tuple[int, int, int]]:
+def counts(result: RunResult) -> dict[str, tuple[int, int, int]]:
     """Map split and modality to the numbers of written, kept and dropped samples."""
     return {f"{o.split}/{o.modality}": (o.written, o.kept, o.dropped) for o in result.outcomes}
+
+
+def unfinished(out: Path) -> list[str]:
+    """Return the splits and modalities that lack shards."""
+    return [f"{row.split}/{row.modality}" for row in describe_data(out).rows if row.missing]
 
 
 def tokens_of(zoo: Zoo, out: Path, name: str, split: str = "train") -> dict[str, Any]:
@@ -335,8 +340,8 @@ def test_tokens_are_those_of_the_tokenizer(toy: Callable[..., Zoo], tmp_path: Pa
     derive_data(zoo, data, workers=1)
     trained(zoo, data, "field", "words")
     result = tokenize(zoo, data, out, batch_size=7)
-    assert "no tokenizer at" in result.skipped["dark"] and 0 < result.encode_fraction <= 1
-    assert "train/field: 23 encoded" in result.summary()
+    assert "no tokenizer at" in result.skipped["dark"] and "spent in the tokenizers" in result.summary()
+    assert "train/field: 23 written" in result.summary()
     values = ValueStore(data)
     for name in ("field", "words"):
         stored = tokens_of(zoo, out, name)
@@ -344,7 +349,7 @@ def test_tokens_are_those_of_the_tokenizer(toy: Callable[..., Zoo], tmp_path: Pa
         expected = zoo[name].encode([values.read_key(zoo[name], "train", key) for key in stored])
         for got, want in zip(stored.values(), expected, strict=True):
             np.testing.assert_array_equal(got, np.asarray(want))
-    assert [(row.split, row.modality, row.samples) for row in describe_tokens(out)] == [
+    assert [(row.split, row.modality, row.samples) for row in describe_data(out).rows] == [
         ("test", "field", 5), ("test", "words", 4), ("train", "field", 23), ("train", "words", 21),
     ]  # fmt: skip
     before = snapshot(out)
@@ -378,11 +383,11 @@ def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Callable[..., Zo
         tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
     handle.encode = encode  # type: ignore[method-assign]
     assert 0 < len(list((tmp_path / "tokens").rglob("*.arrow"))) < 4
-    assert list(unfinished_tokens(tmp_path / "tokens")) == ["train/field"]
+    assert unfinished(tmp_path / "tokens") == ["train/field"]
     with pytest.raises(DataError, match="did not finish"):
         TokenStore(tmp_path / "tokens").open("train", "field")
     tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
-    assert snapshot(tmp_path / "tokens") == whole and unfinished_tokens(tmp_path / "tokens") == {}
+    assert snapshot(tmp_path / "tokens") == whole and unfinished(tmp_path / "tokens") == []
 
 
 def test_a_second_process_is_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
@@ -489,11 +494,11 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
         writer.add("broken", b"\xff", "txt")
     for expected in ((21, 0, 2), (0, 21, 2)):
         assert counts(tokenize(zoo, data, out, modalities=["words"])) == {"train/words": expected}
-        (row,) = describe_tokens(out)
-        assert (row.samples, set(row.dropped)) == (21, {"odd", "broken"})
-        assert "odd words" in row.dropped["odd"] and "not UTF-8" in row.dropped["broken"]
+        (row,) = describe_data(out).rows
+        assert (row.samples, row.dropped) == (21, 2)
+        assert "odd words" in str(row.reasons) and "not UTF-8" in str(row.reasons)
     zoo["words"].encode = lambda values, **options: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
-    with pytest.raises(DataError, match="words: none of 23 samples could be encoded"):
+    with pytest.raises(DataError, match="words: all 23 samples were dropped"):
         tokenize(zoo, data, tmp_path / "none")
     assert not list((tmp_path / "none").rglob("*.arrow")) and TokenStore(tmp_path / "none").splits() == []
 
@@ -508,10 +513,10 @@ def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(
     trained(zoo, data, "field", "dark", "words")
     zoo["dark"].encode = lambda values, **options: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
     for _ in range(2):
-        with pytest.raises(DataError, match=r"test/dark: none of 5 samples .*; train/dark: none of \d+ samples"):
+        with pytest.raises(DataError, match=r"test/dark: all 5 samples were dropped; .* train/dark \(22\)"):
             tokenize(zoo, data, out, overwrite=overwrite)
         assert all(TokenStore(out).modalities(split) == ["field", "words"] for split in ("test", "train"))
-        assert unfinished_tokens(out) == {}
+        assert unfinished(out) == []
 
 
 def test_a_file_that_is_not_read_now_costs_no_sample(
@@ -590,7 +595,7 @@ def test_modalities_of_other_samples_are_not_mixed(toy: Callable[..., Zoo], tmp_
             tokenize(zoo, one, out, splits=splits, overwrite=True)
         shutil.rmtree(out / splits[0] / "field")
         tokenize(zoo, one, out, splits=splits, overwrite=True)
-    assert TokenStore(out).modalities("train") == ["words"] and unfinished_tokens(out) == {}
+    assert TokenStore(out).modalities("train") == ["words"] and unfinished(out) == []
 
 
 def test_unrecorded_data_are_known_by_place_or_values(toy: Callable[..., Zoo], tmp_path: Path) -> None:
@@ -621,9 +626,9 @@ def test_a_killed_overwrite_keeps_no_tokens_of_other_data(
     assert not list(out.rglob("*.arrow"))
     zoo["field"].encode = encode  # type: ignore[method-assign]
     tokenize(zoo, two, out, modalities=["field"])
-    assert list(unfinished_tokens(out)) == ["test/words", "train/words"]
+    assert unfinished(out) == ["test/words", "train/words"]
     tokenize(zoo, two, out)
-    assert unfinished_tokens(out) == {}
+    assert unfinished(out) == []
 
 
 def test_a_folder_of_something_else_is_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
@@ -658,12 +663,12 @@ def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: 
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     trained(zoo, data, "field", "words")
-    assert tokenize(zoo, data, out).unfinished == []
+    assert tokenize(zoo, data, out).notes == []
     (data / "train/field/shard-00001.json").unlink()
     result = tokenize(zoo, data, tmp_path / "others")
-    assert result.unfinished == ["train/field: 2 of 3 shards are there"]
+    assert "train/field: 2 of 3 shards are there" in result.notes[0]
     assert "`zoo data make` did not finish" in result.summary()
-    assert tokenize(zoo, data, tmp_path / "others", splits=["test"]).unfinished == []
+    assert tokenize(zoo, data, tmp_path / "others", splits=["test"]).notes == []
 
 
 def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zoo, Path]:
@@ -696,7 +701,7 @@ def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo]
     handle.encode = huge  # type: ignore[method-assign]
     (outcome,) = tokenize(zoo, data, tmp_path / "tokens", splits=["train"]).outcomes
     assert (outcome.written, outcome.dropped) == (4, 1)
-    assert outcome.first_dropped.startswith("white: ") and "exceed float16" in outcome.first_dropped
+    assert "exceed float16" in outcome.first_dropped and "(sample white)" in outcome.first_dropped
 
 
 def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Callable[..., Zoo], tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from torch import nn
 from transfer_world import SOURCES, STEPS, TEST, TRAIN, World, make_world, read, set_places, train
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
@@ -471,7 +470,7 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
     for name, seed in (("data", 0), ("other", 1)):
         shutil.copytree(world.root / "data", tmp_path / name)
         of_source(tmp_path / name, "train", seed)
-    identity = {"train": samples_identity(tmp_path / "data", "train")}
+    identity = {"train": ValueStore(tmp_path / "data").source("train")}
     note_source(tmp_path / "tokens", tmp_path / "data", identity)
 
     shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))

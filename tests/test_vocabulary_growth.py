@@ -166,14 +166,14 @@ def test_a_new_plugin_s_tokens_are_added_at_the_end_only(world: World, add_mood:
     with pytest.raises(InvalidValueError, match="mood: the vocabulary has no special token '<sad>': run `zoo vocab"):
         zoo["mood"].encode(["sad"])
     used = before.vocabulary.used
-    growth = grow_vocabulary(zoo, "text")
-    assert growth.changed and (growth.added, growth.used) == (("<happy>", "<sad>"), (used, used + 2))
+    old, new = grow_vocabulary(zoo, "text")
+    assert (new.grown_tokens, old.used, new.used) == (("<happy>", "<sad>"), used, used + 2)
     after = describe_vocabulary(zoo, "text")
     assert after.missing == () and zoo["mood"].encode(["sad"])[0].tolist() == [used + 1]
     assert [after.vocabulary.decode([i]) for i in range(used)] == [before.vocabulary.decode([i]) for i in range(used)]
     grown = snapshot(world.vocabulary)
-    again = grow_vocabulary(zoo, "text")
-    assert not again.changed and again.added == () and snapshot(world.vocabulary) == grown
+    old, new = grow_vocabulary(zoo, "text")
+    assert new is old and snapshot(world.vocabulary) == grown
 
 
 def test_a_vocabulary_on_the_hub_is_read_and_does_not_grow_there(
@@ -318,8 +318,8 @@ def test_want_of_room_and_more_room(world: World, add_mood: None) -> None:
     full = shrunk(world, used + 1)
     with pytest.raises(ConfigError, match=f"needs {used + 2} ids and has {used + 1}: raise `size`"):
         grow_vocabulary(full, "text")
-    growth = grow_vocabulary(world.zoo(size=1000), "text")
-    assert growth.size == (used + 1, 1000) and growth.added == ("<happy>", "<sad>")
+    old, new = grow_vocabulary(world.zoo(size=1000), "text")
+    assert (old.config.size, new.config.size) == (used + 1, 1000) and new.grown_tokens == ("<happy>", "<sad>")
 
 
 def shrunk(world: World, size: int) -> Zoo:

@@ -36,7 +36,6 @@ DISK_ERRORS = {
 }
 METADATA = "__metadata__"
 """Key of a safetensors header."""
-BUSY = "{}: another process trains it right now; wait for its end, or stop it"
 SHORT = 100
 """Maximal letters of a list that `difference` shows as a whole."""
 REMEDY = "copy it again, or delete it and run what wrote it"
@@ -157,25 +156,6 @@ def _header(file: IO[bytes]) -> dict[str, Any]:
 def _beside(temporary: Path) -> Path:
     """Return the folder for intermediate files of a temporary file."""
     return temporary.with_name(f"{temporary.name}.d")
-
-
-@contextlib.contextmanager
-def held(folder: Path, told: str = "") -> Iterator[None]:
-    """Hold the lock of a folder, also if it is renamed; the end of the process releases it.
-
-    Raises CheckpointError with the message `told` if another process holds it; without a message, waits. Does nothing
-    on a file system without locks.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if told else 0))
-            except BlockingIOError:
-                raise CheckpointError(told) from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def remove_folder(folder: Path) -> None:

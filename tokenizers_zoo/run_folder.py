@@ -196,14 +196,14 @@ def _is_own(path: Path, kind: RunKind) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the lock of a folder, which is created; yield False if this thread holds it already.
 
-    Raises FolderError if another process or thread holds it, or if the file system has no locks.
+    Raises FolderError if another process or thread holds it, unless told to `wait`, or if the file system has no locks.
     """
     is_new, lock_is_new = not folder.exists(), not (folder / LOCK).exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.resolve() / LOCK, timeout=0, is_singleton=True)
+    lock = FileLock(folder.resolve() / LOCK, timeout=-1 if wait else 0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:
@@ -217,7 +217,7 @@ def locked(folder: Path) -> Iterator[bool]:
     try:
         yield lock.lock_counter == 1
     finally:
-        if lock_is_new and not (folder / RUN).is_file() and not _set_aside(folder):  # nothing was started
+        if not wait and lock_is_new and not (folder / RUN).is_file() and not _set_aside(folder):  # nothing was started
             (folder / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 if is_new:

@@ -19,8 +19,8 @@ import numpy as np
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping, recorded
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.io import BUSY, held
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
+from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.spec import OrderedIds
 from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, checked_text, learn_pieces
 
@@ -155,13 +155,6 @@ class TextVocabulary:
             WordMatcher(published, self._text_start, _fixed(config)) if published else PieceMatcher(self.pieces)
         )
         self._grown_start = self._text_start + self._matcher.count
-        self._check()
-        self._special_ids = {name: config.special_start + i for i, name in enumerate(self.special_tokens)}
-        self._special_ids |= {name: self._grown_start + i for i, name in enumerate(self.grown_tokens)}
-        self._special_names = {index: name for name, index in self._special_ids.items()}
-
-    def _check(self) -> None:
-        """Raise ConfigError or CheckpointError for parts that do not fit."""
         names = (*self.special_tokens, *self.grown_tokens)
         if len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
             raise CheckpointError("vocabulary: special tokens must be distinct, non-empty strings")
@@ -170,6 +163,9 @@ class TextVocabulary:
                 f"the vocabulary needs {self.used} ids and has {self.config.size}: "
                 "raise `size` in its [vocabularies.*] table of registry.toml (old ids keep their meaning)"
             )
+        self._special_ids = {name: config.special_start + i for i, name in enumerate(self.special_tokens)}
+        self._special_ids |= {name: self._grown_start + i for i, name in enumerate(self.grown_tokens)}
+        self._special_names = {index: name for name, index in self._special_ids.items()}
 
     @property
     def used(self) -> int:
@@ -264,12 +260,17 @@ class TextVocabulary:
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
         """Return the ids of text, coordinates and special tokens in a row. Raises InvalidValueError for a piece without
         an id."""
-        ids: list[int] = []
+        config, ids = self.config, list[int]()
         for piece in pieces:
             if isinstance(piece, str):
                 ids += self.encode_text(piece)
             elif isinstance(piece, Coordinate):
-                ids.append(self._coordinate_id(piece))
+                if not (0 <= piece.axis < config.coordinate_axes and 0 <= piece.level < config.coordinate_bins):
+                    raise InvalidValueError(
+                        f"coordinate {piece}: the vocabulary has axes v0 to v{config.coordinate_axes - 1} "
+                        f"with levels 0 to {config.coordinate_bins - 1}"
+                    )
+                ids.append(config.coordinate_start + piece.axis * config.coordinate_bins + piece.level)
             elif piece.name in self._special_ids:
                 ids.append(self._special_ids[piece.name])
             else:
@@ -309,15 +310,6 @@ class TextVocabulary:
         """Return the text among `ids`, without other tokens."""
         return "".join(piece for piece in self.decode(ids) if isinstance(piece, str))
 
-    def _coordinate_id(self, piece: Coordinate) -> int:
-        config = self.config
-        if not (0 <= piece.axis < config.coordinate_axes and 0 <= piece.level < config.coordinate_bins):
-            raise InvalidValueError(
-                f"coordinate {piece}: the vocabulary has axes v0 to v{config.coordinate_axes - 1} "
-                f"with levels 0 to {config.coordinate_bins - 1}"
-            )
-        return config.coordinate_start + piece.axis * config.coordinate_bins + piece.level
-
     # ---- on disk
 
     def save(self, folder: Path) -> str:
@@ -352,14 +344,12 @@ class TextVocabulary:
         Only the origin of the texts is kept from `provenance`: other texts never retrain a vocabulary. Raises the
         errors of `train` and `grow_folder`.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        with held(folder, BUSY.format(folder)):
-            is_new = not (folder / CONFIG).is_file()
-            if is_new:
+        with locked(folder):
+            if (folder / CONFIG).is_file():
+                cls.grow_folder(folder, config, special_tokens)
+            else:
                 kept = {key: item for key, item in provenance.items() if key not in ("contents", "settings")}
                 cls.train(config, texts(), special_tokens, kept).save(folder)
-        if not is_new:
-            cls.grow_folder(folder, config, special_tokens)
 
     @classmethod
     def grow_folder(
@@ -367,11 +357,11 @@ class TextVocabulary:
     ) -> tuple[TextVocabulary, TextVocabulary]:
         """Grow the vocabulary in a folder if it lacks anything; return the old and the new vocabulary.
 
-        Only config.json is replaced. Raises CheckpointError if the vocabulary has another id space than `config` or is
-        being trained or grown, and ConfigError if it has no room.
+        Only config.json is replaced. Raises CheckpointError if the vocabulary has another id space than `config`,
+        FolderError if it is being trained or grown, and ConfigError if it has no room.
         """
-        cls.load(folder, config)  # refuses another id space
-        with held(folder, BUSY.format(folder)):
+        with locked(folder):
+            cls.load(folder, config)  # refuses another id space
             old = cls.load(folder)
             new = old.grow(special_tokens, config.size)
             if new is not old:
@@ -380,15 +370,13 @@ class TextVocabulary:
 
     @classmethod
     def load(cls, folder: Path, config: VocabularyConfig | None = None) -> TextVocabulary:
-        """Load a vocabulary. With `save`, check it against the checkpoint and use its capacity.
+        """Load a vocabulary. With `config`, check it against the checkpoint and use its capacity.
 
         Raises CheckpointError for a damaged folder or another id space.
         """
         tensors, stored = load_checkpoint(folder, CLASS)
         try:
-            table = {
-                key: value for key, value in stored["vocabulary"].items() if key != "preset"
-            }  # the table already has the preset's keys
+            table = {**stored["vocabulary"], "preset": None}  # it has the preset's keys
             own = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
             if set(tensors) not in ({"pieces"}, {"file"}):
                 raise CheckpointError(f"expected one tensor, pieces or file, got {sorted(tensors)}")

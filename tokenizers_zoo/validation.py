@@ -93,7 +93,11 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
     With `any_size` the last two axes of an array may have another size than declared, as on disk before `transform`.
     """
     if spec.kind == "text":
-        return _text_problem(spec, value)
+        if not isinstance(value, str):
+            return "give a str"
+        if spec.classes and value not in spec.classes:
+            return str(UnknownNameError.of("class", value, spec.classes))
+        return None if _is_utf8(value) else "it cannot be written as UTF-8"
     if spec.kind == "object":
         try:
             return _json_problem(value, "value")
@@ -139,14 +143,6 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
             f"numbers lie outside the range: {'map them to classes' if spec.classes else 'convert or clip them'} first"
         )
     return None
-
-
-def _text_problem(spec: ValueSpec, value: Any) -> str | None:
-    if not isinstance(value, str):
-        return "give a str"
-    if spec.classes and value not in spec.classes:
-        return str(UnknownNameError.of("class", value, spec.classes))
-    return None if _is_utf8(value) else "it cannot be written as UTF-8"
 
 
 def _is_utf8(text: str) -> bool:
@@ -307,14 +303,14 @@ def checked_tokens(spec: ModalitySpec, given: Any, *, trusted: bool = False) -> 
         if has_fixed_length(spec.layout):
             listed = isinstance(given, list | tuple)
             tokens = torch.stack([_tensor(item) for item in given]) if listed else _tensor(given)
-            return tokens, None if trusted else _fixed_problem(spec, tokens)
+            return tokens, None if trusted else _token_problem(spec, tokens.detach())
         items = [item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in given]
     except (TypeError, ValueError, RuntimeError) as error:
         if is_of_the_machine(error):
             raise
         return given, str(error)
     for index, item in enumerate(() if trusted else items):
-        if problem := _item_problem(spec, item):
+        if problem := _token_problem(spec, item):
             return items, f"item {index} is {describe(item)}: {problem}"
     return items, None if items else "it is empty"
 
@@ -329,41 +325,23 @@ def _tensor(tokens: Any) -> torch.Tensor:
     return torch.as_tensor(tokens)
 
 
-def _fixed_problem(spec: ModalitySpec, tokens: Any) -> str | None:
-    dtype = str(tokens.dtype).removeprefix("torch.")
-    if dtype != ("float32" if spec.continuous else "int64"):
+def _token_problem(spec: ModalitySpec, tokens: Any) -> str | None:
+    """Return the problem of a batch of tokens of fixed length, or of one item of variable length; None without any."""
+    layout, shape, fixed = spec.layout, tuple(tokens.shape), has_fixed_length(spec.layout)
+    if str(tokens.dtype).removeprefix("torch.") != ("float32" if spec.continuous else "int64"):
         return "the dtype is another"
-    if tuple(tokens.shape[1:]) != fixed_shape(spec.layout) or tokens.ndim == 0:
+    inner = fixed_shape(layout) if fixed else (layout.dim,) if isinstance(layout, EmbeddingsLayout) else ()
+    if not shape or shape[1:] != inner or not (fixed or shape[0] <= layout.length):
         return "the shape is another"
-    if math.prod(tokens.shape) == 0:
-        return "it is empty"
-    tokens = tokens.detach()
+    if math.prod(shape) == 0:
+        return "it is empty" if fixed else None
     least, most = float(tokens.min()), float(tokens.max())
     if spec.continuous:
         return None if math.isfinite(least) and math.isfinite(most) else "numbers are not finite"
-    return None if least >= 0 and most < spec.vocab_size else "ids lie outside the vocabulary"
-
-
-def _item_problem(spec: ModalitySpec, item: np.ndarray[Any, Any]) -> str | None:
-    layout = spec.layout
-    if isinstance(layout, EmbeddingsLayout):
-        if item.dtype != np.float32:
-            return "the dtype is another"
-        if item.ndim != 2 or item.shape[1] != layout.dim or len(item) > layout.max_length:
-            return "the shape is another"
-        return None if np.isfinite(item).all() else "numbers are not finite"
-    assert isinstance(layout, SequenceLayout)
-    if item.dtype != np.int64:
-        return "the dtype is another"
-    if item.ndim != 1 or len(item) > layout.max_length:
-        return f"expected one axis of up to {layout.max_length}"
-    if len(item) == 0:
-        return None
-    if item.min() < 0 or item.max() >= spec.vocab_size:
+    if least < 0 or most >= spec.vocab_size:
         return "ids lie outside the vocabulary"
-    sentinels = (item >= layout.sentinel_start) & (item < layout.sentinel_start + layout.num_sentinels)
-    return (
-        "it holds the end or a sentinel, which only the backbone adds"
-        if (sentinels | (item == layout.end)).any()
-        else None
-    )
+    if isinstance(layout, SequenceLayout):
+        sentinels = (tokens >= layout.sentinel_start) & (tokens < layout.sentinel_start + layout.num_sentinels)
+        if (sentinels | (tokens == layout.end)).any():
+            return "it holds the end or a sentinel, which only the backbone adds"
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -160,41 +159,25 @@ def data_info(data_dir: Path) -> None:
       zoo data info data/scenes
       zoo data info runs/tokens
     """
-    from tokenizers_zoo.pipeline.info import describe_data, describe_tokens, unfinished_tokens
+    from tokenizers_zoo.pipeline.stores import describe_data
 
-    if tokens := describe_tokens(data_dir) if data_dir.is_dir() else []:
-        table = plain_table("split", "modality", ">samples", ">tokens", ">MB", ">dropped", "vocabulary", "tokenizer")
-        for part in tokens:
-            counts = str(part.samples), str(part.tokens), f"{part.bytes / 1e6:.1f}", str(len(part.dropped))
-            table.add_row(part.split, part.modality, *counts, part.vocabulary, part.fingerprint[:12])
-        show_table(table)
-        for part in tokens:
-            reasons = [f"{key}: {reason}" for key, reason in part.dropped.items()]
-            _show_dropped(f"{part.split}/{part.modality}", reasons, len(reasons))
-        for place, problem in unfinished_tokens(data_dir).items():
-            click.echo(f"{place}: {problem}")
-        return
-    description = describe_data(data_dir)
-    table = plain_table("split", "modality", ">samples", ">MB", ">dropped", "made by")
-    for row in description.rows:
-        table.add_row(
-            row.split, row.modality, str(row.samples), f"{row.bytes / 1e6:.1f}", str(row.dropped), row.made_by
-        )
+    found = describe_data(data_dir)
+    columns = (">tokens", "vocabulary", "tokenizer") if found.tokens else ("made by",)
+    table = plain_table("split", "modality", ">samples", ">MB", ">dropped", *columns)
+    for row in found.rows:
+        more = (str(row.tokens), row.vocabulary, row.fingerprint[:12]) if found.tokens else (row.made_by,)
+        table.add_row(row.split, row.modality, str(row.samples), f"{row.bytes / 1e6:.1f}", str(row.dropped), *more)
     show_table(table)
-    for split, count in description.aligned.items():
+    for split, count in found.aligned.items():
         click.echo(f"{split}: {count_of(count, 'sample has', 'samples have')} every modality")
-    for row in description.rows:
+    for row in found.rows:
+        place = f"{row.split}/{row.modality}"
         if row.missing:
-            click.echo(f"{row.split}/{row.modality}: {row.problem}")
-        _show_dropped(f"{row.split}/{row.modality}", row.reasons, row.dropped)
-
-
-def _show_dropped(place: str, reasons: Sequence[str], count: int) -> None:
-    """Print the first reasons why samples of a modality were dropped, and how many more there are."""
-    for reason in reasons[:SHOWN_REASONS]:
-        click.echo(f"dropped: {place}/{reason}")
-    if count > SHOWN_REASONS:
-        click.echo(f"dropped: {place}: {count - SHOWN_REASONS} more")
+            click.echo(f"{place}: {row.problem}")
+        for reason in row.reasons[:SHOWN_REASONS]:
+            click.echo(f"dropped: {place}/{reason}")
+        if row.dropped > SHOWN_REASONS:
+            click.echo(f"dropped: {place}: {row.dropped - SHOWN_REASONS} more")
 
 
 @data.command("verify")
@@ -208,7 +191,7 @@ def verify(data_dir: Path) -> None:
     Example:
       zoo data verify data/scenes
     """
-    from tokenizers_zoo.pipeline.repair import verify_store
+    from tokenizers_zoo.pipeline.stores import verify_store
 
     wrong = []
     for one in verify_store(data_dir):
@@ -225,13 +208,13 @@ def verify(data_dir: Path) -> None:
 def repair(data_dir: Path, workers: int | None) -> None:
     """Remove damaged shards and make them again.
 
-    `zoo data verify` lists them. Damaged tokens are removed; the zoo tokenize command that wrote them makes them again.
+    `zoo data verify` lists them. Tokens are encoded again from the values that they were made of.
 
     \b
     Example:
       zoo data repair data/scenes
     """
-    from tokenizers_zoo.pipeline.repair import repair_store
+    from tokenizers_zoo.pipeline.stores import repair_store
 
     for line in repair_store(open_zoo(), data_dir, workers=workers):
         click.echo(line)

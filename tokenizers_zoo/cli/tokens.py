@@ -64,7 +64,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
     Example:
       zoo encode depth depth.npy --out depth.json
     """
-    from tokenizers_zoo.data.token_file import token_text
+    from tokenizers_zoo.data.tokens import token_text
 
     _check_apart(file, out)
     handle = open_zoo()[name]
@@ -93,7 +93,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     Example:
       zoo decode depth depth.json --out depth_back --picture depth.png
     """
-    from tokenizers_zoo.data.token_file import read_tokens
+    from tokenizers_zoo.data.tokens import read_tokens
 
     handle = open_zoo()[name]
     handle.device = device

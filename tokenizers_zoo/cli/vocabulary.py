@@ -58,16 +58,15 @@ def grow(name: str | None) -> None:
 
     zoo = open_zoo()
     for chosen in _chosen(zoo, name):
-        growth = grow_vocabulary(zoo, chosen)
-        if not growth.changed:
-            click.echo(f"{chosen}: nothing is missing; {growth.used[0]} of {growth.size[0]} ids are used")
+        old, new = grow_vocabulary(zoo, chosen)
+        before, size = old.config.size, new.config.size
+        if new is old:
+            click.echo(f"{chosen}: nothing is missing; {old.used} of {before} ids are used")
             continue
-        for number, token in enumerate(growth.added, growth.used[0]):
+        for number, token in enumerate(new.grown_tokens[len(old.grown_tokens) :], old.used):
             click.echo(f"{chosen}: {number} is now {token}")
-        click.echo(
-            f"{chosen}: {growth.used[0]} ids grew to {growth.used[1]}, of {growth.size[1]}"
-            + (f" (before: of {growth.size[0]})" if growth.size[0] != growth.size[1] else "")
-        )
+        raised = f" (before: of {before})" if before != size else ""
+        click.echo(f"{chosen}: {old.used} ids grew to {new.used}, of {size}{raised}")
 
 
 def _chosen(zoo: Zoo, name: str | None) -> list[str]:

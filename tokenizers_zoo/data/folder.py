@@ -18,11 +18,10 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.provenance import OWN_FILES
-from tokenizers_zoo.data.samples import TEST, TRAIN
+from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
 from tokenizers_zoo.data.tar import (
     TARS,
     Dropped,
@@ -80,13 +79,13 @@ class Files:
         self.table.execute(
             "CREATE TABLE members (key TEXT, modality TEXT, path TEXT, offset INT, size INT, extension TEXT, time INT)"
         )
-
-    def add(self, modality: str, found: Iterator[tuple[str, Member]]) -> None:
-        """Insert a modality's members as they come."""
+        self.table.execute("CREATE UNIQUE INDEX by_key ON members (key, modality)")
         self.table.execute("BEGIN")
-        rows = ((key, modality, str(path), *place) for key, (path, *place) in found)
-        self.table.executemany("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        self.table.execute("COMMIT")
+
+    def add(self, modality: str, key: str, member: Member) -> bool:
+        """Add a member of a modality. Return False, and add nothing, if there is one with this key."""
+        row = (key, modality, str(member.path), *member[1:])
+        return self.table.execute("INSERT OR IGNORE INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount == 1
 
     def ask(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
@@ -94,7 +93,7 @@ class Files:
 
     def join(self) -> int:
         """Sort by key and number the samples; returns how many there are."""
-        self.table.execute("CREATE INDEX by_key ON members (key, modality)")
+        self.table.execute("CREATE INDEX IF NOT EXISTS by_key ON members (key, modality)")
         self.table.execute("CREATE TABLE samples (number INTEGER PRIMARY KEY, key TEXT)")
         self.table.execute("INSERT INTO samples (key) SELECT DISTINCT key FROM members ORDER BY key")
         return int(self.ask("SELECT COUNT(*) FROM samples")[0][0])
@@ -128,17 +127,14 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
         return self._count
 
     def files(self, start: int, stop: int) -> list[tuple[str, dict[str, Member]]]:
-        """Return the samples [start, stop): the key of each, and the location of its file by modality.
-
-        If several members have one key, the first counts.
-        """
+        """Return the samples [start, stop): the key of each, and the location of its file by modality."""
         keys = [key for (key,) in self._files.ask("SELECT key FROM samples WHERE number > ? AND number <= ?", start,
                                                   min(stop, self._count))]  # fmt: skip
         found: dict[str, dict[str, Member]] = {key: {} for key in keys}
         if keys:
-            query = "SELECT * FROM members WHERE key BETWEEN ? AND ? ORDER BY key, modality, rowid"
+            query = "SELECT * FROM members WHERE key BETWEEN ? AND ? ORDER BY key, modality"
             for key, name, path, *place in self._files.ask(query, keys[0], keys[-1]):
-                found[key].setdefault(name, Member(Path(path), *place))
+                found[key][name] = Member(Path(path), *place)
         return list(found.items())
 
     def alone(self, names: Collection[str]) -> dict[str, str]:
@@ -155,11 +151,7 @@ class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
         )  # fmt: skip
         return {name: key for name, key in first.items() if (name,) not in together}
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[str, Mapping[str, FileBytes | DataError]]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
@@ -248,7 +240,8 @@ def _open(
     unknown = {path.name for path in _folders(base) if path not in known and next(_files(path, out), None)}
     files, dropped = Files(), dict[str, tuple[int, str]]()
     for folder, name in known.items():
-        files.add(name, _members(folder, name, out, dropped))
+        if (found := _add(files, folder, name, out))[0]:
+            dropped[name] = found
     if not offered:
         raise DataError(f"{root}: {NOTHING}")
     if not known:
@@ -302,6 +295,7 @@ def _split_below(files: Files, known: Mapping[Path, str], split: str) -> bool:
                 "split; move them there"
             )
     files.ask("DELETE FROM members WHERE substr(key, 1, ?) != ?", len(split) + 1, f"{split}/")
+    files.ask("DROP INDEX by_key")  # the keys are not distinct at each moment of the change
     files.ask("UPDATE members SET key = substr(key, ?)", len(split) + 2)
     return True
 
@@ -311,70 +305,45 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _members(
-    folder: Path, name: str, out: Path | None, dropped: dict[str, tuple[int, str]]
-) -> Iterator[tuple[str, Member]]:
-    """Yield the members of a modality's tar files, or its files; count unusable members."""
+def _add(files: Files, folder: Path, name: str, out: Path | None) -> tuple[int, str]:
+    """Add a modality's files, or the members of its tar files; return the number of unusable ones, and the first.
+
+    Raises DataError for a file whose name is not UTF-8, and for a second file with the same key.
+    """
+    count, first = 0, ""
 
     def drop(where: str, key: str, reason: str) -> None:
-        count, first = dropped.get(name, (0, f"{where}: {key or 'unknown member'}: {reason}"))
-        dropped[name] = count + 1, first
+        nonlocal count, first
+        count, first = count + 1, first or f"{where}: {key or 'unknown member'}: {reason}"
 
     tars = sorted(path for path in folder.glob(TARS) if not path.is_dir())
-    if not tars:
-        for key, member in _checked_files(folder, out):
-            if problem := key_problem(key):
-                drop(shown_key(member.path.name), shown_key(key), problem)
-            else:
-                yield key, member
-        return
-    seen = _Seen()
+    for key, path in _files(folder, out) if not tars else ():
+        if path.as_posix() != shown_name(path.as_posix()):
+            raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
+        status = path.stat() if path.exists() else path.lstat()
+        if problem := key_problem(key):
+            drop(shown_key(path.name), shown_key(key), problem)
+        elif not files.add(name, key, Member(path, 0, status.st_size, split_name(path.name)[1], status.st_mtime_ns)):
+            ((other,),) = files.ask("SELECT path FROM members WHERE key = ? AND modality = ?", key, name)
+            raise DataError(f"{path}: a second file with the key {key!r}, beside {Path(other).name}; keep one")
     for path in tars:
         for item in scan_tar(path):
             if isinstance(item, Dropped):
                 drop(path.name, *item)
-            elif seen.before(item[0]):
+            elif not files.add(name, *item):
                 drop(path.name, item[0], "a second value with this key; the first is used")
-            else:
-                yield item
     stems = {path.name.partition(".")[0] for path in tars}
-    for path in _walk(folder, out):
+    for path in _walk(folder, out) if tars else ():
         if (path.parent == folder and path.name.partition(".")[0] in stems) or _is_aside(path.relative_to(folder)):
             continue
         if all(split_name(below := path.relative_to(folder).as_posix())):
             drop(below, split_name(below)[0], f"a file beside {tars[0].name}; move the tar files or the other files")
-
-
-class _Seen:
-    """Remembers keys on disk."""
-
-    def __init__(self) -> None:
-        self.table = sqlite3.connect("", isolation_level=None)
-        self.table.execute("PRAGMA journal_mode = OFF")
-        self.table.execute("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID")
-        self.table.execute("BEGIN")
-
-    def before(self, key: str) -> bool:
-        """Return whether a key was seen before, and remember it."""
-        return self.table.execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount == 0
+    return count, first
 
 
 def _is_aside(below: Path) -> bool:
     """Return True for hidden files and sidecar files of pictures."""
     return any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
-
-
-def _checked_files(folder: Path, out: Path | None) -> Iterator[tuple[str, Member]]:
-    """Yield a modality's files by key. Raises DataError for a name that is not UTF-8 and for a key that comes twice."""
-    seen = _Seen()
-    for key, path in _files(folder, out):
-        if path.as_posix() != shown_name(path.as_posix()):
-            raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
-        if seen.before(key):
-            others = (other.name for found, other in _files(folder, out) if found == key and other != path)
-            raise DataError(f"{path}: a second file with the key {key!r}, beside {next(others, '')}; keep one")
-        status = path.stat() if path.exists() else path.lstat()
-        yield key, Member(path, 0, status.st_size, split_name(path.name)[1], status.st_mtime_ns)
 
 
 def _files(folder: Path, out: Path | None) -> Iterator[tuple[str, Path]]:

@@ -14,25 +14,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.io import not_read, replacing_file
+from tokenizers_zoo.errors import DataError, ReadError
+from tokenizers_zoo.io import REMEDY, file_digest, not_read, replacing_file, write_json
+
+Result = TypeVar("Result")
 
 FORMAT = 1
 KEYS = "keys"
+"""The folder of a split that holds the sample keys; no modality may have this name."""
 DATASET = "dataset.json"
 """Record of a data folder's splits and their sources."""
-"""The folder of a split that holds the sample keys; no modality may have this name."""
+REPAIR = "run `zoo data repair` on the folder"
 KEPT_KEYS = 4
 """Shards whose keys a `Split` keeps in memory."""
 
@@ -58,8 +59,7 @@ class FileRecord:
     @classmethod
     def of(cls, path: Path) -> FileRecord:
         """Read `path` once and return its record."""
-        with open(path, "rb") as file:
-            return cls(size=os.fstat(file.fileno()).st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        return cls(size=path.stat().st_size, sha256=file_digest(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +89,28 @@ def manifest_path(folder: Path, shard: int) -> Path:
 
 def write_manifest(folder: Path, shard: int, manifest: Manifest) -> None:
     """Write a manifest atomically; from then on the shard exists."""
-    table = {"format": FORMAT, **dataclasses.asdict(manifest)}
-    with replacing_file(manifest_path(folder, shard)) as temporary:
-        temporary.write_text(json.dumps(table, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(manifest_path(folder, shard), {"format": FORMAT, **dataclasses.asdict(manifest)})
+
+
+def _parsed(path: Path, parse: Callable[[dict[str, Any]], Result], remedy: str) -> Result | None:
+    """Return `parse` of a JSON table of this format, None without the file. Raises DataError if it is damaged."""
+    try:
+        table = json.loads(path.read_bytes())
+        if table.pop("format") != FORMAT:
+            raise ValueError(f"another format than {FORMAT}")
+        return parse(table)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise not_read(path, error) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: damaged ({error}); {remedy}") from None
 
 
 def read_manifest(folder: Path, shard: int) -> Manifest | None:
     """Return the manifest of a shard, or None. Raises DataError if it is damaged."""
-    path = manifest_path(folder, shard)
-    try:
-        table = json.loads(path.read_bytes())
-        if table.pop("format") != FORMAT:
-            raise ValueError("another format")
+
+    def parse(table: dict[str, Any]) -> Manifest:
         files = {
             suffix: FileRecord(size=int(one["size"]), sha256=str(one["sha256"]))
             for suffix, one in table.pop("files").items()
@@ -112,30 +122,21 @@ def read_manifest(folder: Path, shard: int) -> Manifest | None:
         if not (type(rows) is type(count) is int and 0 <= count <= rows and isinstance(manifest.record, dict)):
             raise ValueError("rows, count or record")
         return manifest
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise not_read(path, error) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged manifest ({error}); {REPAIR}") from None
+
+    return _parsed(manifest_path(folder, shard), parse, REPAIR)
 
 
-REPAIR = "run `zoo data repair` on the folder"
-
-
-def is_finished(folder: Path, shard: int, inputs: str, keys: str | None = None) -> bool:
-    """Return whether a shard exists with this inputs digest, and for these keys if given.
-
-    A damaged manifest, or a file that is missing or has another size than its manifest says, is False.
-    """
+def sound_manifest(folder: Path, shard: int) -> Manifest | None:
+    """Return the manifest of a shard whose files have the recorded sizes; None if anything is missing or damaged."""
     try:
         manifest = read_manifest(folder, shard)
-        if manifest is None or manifest.inputs != inputs or keys not in (None, manifest.keys):
-            return False
-        sizes = {suffix: (folder / shard_name(shard, suffix)).stat().st_size for suffix in manifest.files}
+        files = manifest.files if manifest else {}
+        sound = all((folder / shard_name(shard, end)).stat().st_size == file.size for end, file in files.items())
+    except ReadError:
+        raise
     except (DataError, OSError):
-        return False
-    return all(sizes[suffix] == file.size for suffix, file in manifest.files.items())
+        return None
+    return manifest if sound else None
 
 
 def remove_shard(folder: Path, shard: int) -> None:
@@ -147,16 +148,8 @@ def remove_shard(folder: Path, shard: int) -> None:
 
 def shards_of(folder: Path) -> list[int]:
     """Return the numbers of the shards with a manifest in a modality's folder."""
-    return sorted(int(name[6:-5]) for name in _manifests(folder))
-
-
-def _manifests(folder: Path) -> Iterator[str]:
-    """Yield the names of the manifests in a modality's folder, unsorted."""
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("shard-") and entry.name.endswith(".json") and entry.name[6:-5].isdecimal():
-                    yield entry.name
+    numbers = (path.stem.removeprefix("shard-") for path in folder.glob("shard-*.json"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 @dataclass(frozen=True)
@@ -167,7 +160,7 @@ class Split:
     name: str
     samples: int
     shard_size: int
-    _kept: OrderedDict[int, tuple[str, ...]] = field(default_factory=OrderedDict, repr=False, compare=False)
+    _kept: dict[int, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     _sums: list[npt.NDArray[np.uint32]] = field(default_factory=list, repr=False, compare=False)
     """Once `find` was called: a checksum of each key, 4 bytes per sample."""
 
@@ -210,8 +203,8 @@ class Split:
 
     def modalities(self) -> list[str]:
         """Return the modalities with at least one finished shard."""
-        names = [entry.name for entry in os.scandir(self.folder)] if self.folder.is_dir() else []
-        return [name for name in sorted(names) if name != KEYS and next(_manifests(self.folder / name), None)]
+        folders = sorted(path for path in self.folder.glob("*/") if path.name != KEYS)
+        return [folder.name for folder in folders if any(folder.glob("shard-*.json"))]
 
     # ------------------------------------------------------------------ keys
 
@@ -221,16 +214,15 @@ class Split:
 
     def keys(self, shard: int) -> tuple[str, ...]:
         """Return the sample keys of a shard, by row. Raises DataError if the file is missing or damaged."""
-        if shard not in self._kept:
-            keys = tuple(self._read_keys(shard).decode("utf-8", "replace").split("\n")[:-1])
-            if len(keys) != self.rows(shard):
+        if (found := self._kept.get(shard)) is None:
+            found = tuple(self._read_keys(shard).decode("utf-8", "replace").split("\n")[:-1])
+            if len(found) != self.rows(shard):
                 path = self.keys_path(shard)
-                raise DataError(f"{path}: has {len(keys)} keys, expected {self.rows(shard)}; {REPAIR}")
-            self._kept[shard] = keys
+                raise DataError(f"{path}: has {len(found)} keys, expected {self.rows(shard)}; {REPAIR}")
+            self._kept[shard] = found
             if len(self._kept) > KEPT_KEYS:
                 self._kept.pop(next(iter(self._kept)), None)
-            return keys
-        return self._kept[shard]
+        return found
 
     def _read_keys(self, shard: int) -> bytes:
         path = self.keys_path(shard)
@@ -248,13 +240,13 @@ class Split:
     def write_keys(self, shard: int, keys: Sequence[str]) -> str:
         """Write a shard's keys, unless they are there, and return the digest of the file."""
         data = "".join(f"{key}\n" for key in keys).encode()
-        self._sums.clear()
-        path = self.keys_path(shard)
-        if not path.is_file() or path.read_bytes() != data:
-            with replacing_file(path) as temporary:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != self.keys_digest(shard):
+            with replacing_file(self.keys_path(shard)) as temporary:
                 temporary.write_bytes(data)
             self._kept.pop(shard, None)
-        return hashlib.sha256(data).hexdigest()
+            self._sums.clear()
+        return digest
 
     def key(self, sample: int) -> str:
         """Return the key of a sample number."""
@@ -274,16 +266,14 @@ def read_splits(path: Path) -> dict[str, Split]:
     """Return the splits that a dataset.json or store.json lists, none without the file. Raises DataError if damaged."""
     return {
         name: Split(path.parent, name, table["samples"], table["shard_size"])
-        for name, table in read_record(path).get("splits", {}).items()
+        for name, table in read_record(path)["splits"].items()
     }
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the content of a dataset.json or store.json, checked; {} without the file. Raises DataError if damaged."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}, expected {FORMAT}")
+    """Return a dataset.json or store.json, checked; without the file, no splits. Raises DataError if damaged."""
+
+    def parse(record: dict[str, Any]) -> dict[str, Any]:
         for name, table in record["splits"].items():
             samples, size = table["samples"], table["shard_size"]
             if not (type(samples) is type(size) is int and samples >= 0 and size > 0):
@@ -291,20 +281,14 @@ def read_record(path: Path) -> dict[str, Any]:
             if Path(name).name != name or name in (".", ".."):
                 raise ValueError(f"the split name {name!r}")
         return record
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise not_read(path, error) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged ({error}); copy it again, or run what made the folder again") from None
+
+    return _parsed(path, parse, REMEDY) or {"splits": {}}
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a dataset.json or store.json from `record`, which has "splits" and other entries; skip it if unchanged."""
-    table = json.dumps({"format": FORMAT, **record}, ensure_ascii=False, indent=2, default=str) + "\n"
-    if not path.is_file() or path.read_text(encoding="utf-8") != table:
-        with replacing_file(path) as temporary:
-            temporary.write_text(table, encoding="utf-8")
+    if not path.is_file() or read_record(path) != record:
+        write_json(path, {"format": FORMAT, **record})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -317,42 +301,39 @@ class Wrong:
     problem: str
 
 
-def verify(split: Split, modalities: Iterable[str] | None = None) -> Iterator[Wrong]:
+def verify(split: Split) -> Iterator[Wrong]:
     """Yield the shards of a split that disagree with their manifests. Every file is read once."""
     digests = [split.keys_digest(shard) for shard in range(split.shards)]
-    for modality in split.modalities() if modalities is None else modalities:
+    for modality in split.modalities():
         folder = split.folder / modality
         for shard in shards_of(folder):
-            for path, problem in _problems(folder, shard, digests, split):
+            path, problem = manifest_path(folder, shard), ""
+            try:
+                manifest = read_manifest(folder, shard)
+                assert manifest is not None
+                if shard >= split.shards:
+                    problem = f"shard {shard} of a split of {split.shards}"
+                elif manifest.rows != split.rows(shard) or manifest.keys != digests[shard]:
+                    problem = "was written for other sample keys"
+                for suffix, expected in manifest.files.items() if not problem else ():
+                    path = folder / shard_name(shard, suffix)
+                    if problem := file_problem(path, expected):
+                        break
+            except ReadError:
+                raise
+            except DataError as error:
+                problem = str(error).removeprefix(f"{path}: ")
+            if problem:
                 yield Wrong(modality=modality, shard=shard, path=path, problem=problem)
-                break
 
 
-def _problems(folder: Path, shard: int, digests: Sequence[str], split: Split) -> Iterator[tuple[Path, str]]:
-    path = manifest_path(folder, shard)
-    try:
-        manifest = read_manifest(folder, shard)
-    except DataError as error:
-        yield path, str(error).removeprefix(f"{path}: ")
-        return
-    if manifest is None:
-        return
-    if shard >= split.shards:
-        yield path, f"shard {shard} of a split of {split.shards}"
-    elif manifest.rows != split.rows(shard) or manifest.keys != digests[shard]:
-        yield path, "was written for other sample keys"
-    for suffix, expected in manifest.files.items():
-        yield from check_file(folder / shard_name(shard, suffix), expected)
-
-
-def check_file(path: Path, expected: FileRecord) -> Iterator[tuple[Path, str]]:
-    """Yield the problem with a file, if it is missing or has another size or checksum than `expected`."""
+def file_problem(path: Path, expected: FileRecord) -> str:
+    """Return the problem with a file that is missing or has another size or checksum than `expected`, else ""."""
     try:
         if not path.is_file():
-            yield path, "is missing"
-        elif (size := path.stat().st_size) != expected.size:
-            yield path, f"has {size} bytes, its manifest says {expected.size}"
-        elif FileRecord.of(path) != expected:
-            yield path, "has another checksum than its manifest says"
+            return "is missing"
+        if (size := path.stat().st_size) != expected.size:
+            return f"has {size} bytes, its manifest says {expected.size}"
+        return "" if file_digest(path) == expected.sha256 else "has another checksum than its manifest says"
     except OSError as error:
         raise not_read(path, error) from None

@@ -13,6 +13,8 @@ import numpy as np
 
 TRAIN, TEST = "train", "test"
 """The splits: training samples, and held-out samples."""
+OWN_FILES = "folder"
+"""The source of the user's own files."""
 LOOKED_AT = 16
 """Number of values, evenly spread, that are hashed where there is no `provenance`."""
 

@@ -8,12 +8,12 @@ shard-00000.json     the manifest
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
-import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, overload
 
@@ -26,18 +26,21 @@ from tokenizers_zoo.data.manifest import (
     FileRecord,
     Manifest,
     Split,
-    check_file,
+    file_problem,
     inputs_digest,
     manifest_path,
     read_manifest,
+    read_record,
     read_splits,
     shard_name,
     shards_of,
     write_manifest,
 )
+from tokenizers_zoo.data.samples import OWN_FILES
 from tokenizers_zoo.data.tar import END, TARS, header, key_problem, open_regular, padding, read_at, split_name
 from tokenizers_zoo.errors import DataError, UnknownNameError, and_others
-from tokenizers_zoo.io import not_read, replacing_file
+from tokenizers_zoo.io import as_json, not_read, replacing_file
+from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.spec import Crop
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ INDEX = np.dtype([("offset", "<i8"), ("size", "<i8"), ("extension", "S16")])
 OPEN_SHARDS = 64
 """Shards that a store keeps open."""
 CACHE_BYTES = 1 << 30
+TOKENIZER_KEY = "tokenizer"
+"""Settings that change tokens, not values."""
 WHOLE = Crop()
 
 
@@ -56,14 +61,14 @@ WHOLE = Crop()
 class ShardWriter:
     """Writes one shard row by row: `add` a value or `skip` a sample, then `finish`."""
 
-    def __init__(self, folder: Path, shard: int, tar: BinaryIO) -> None:
-        self.folder, self.shard = folder, shard
+    def __init__(self, tar: BinaryIO) -> None:
         self.dropped: dict[int, str] = {}
         self.count = 0
-        self._tar, self._sha256 = tar, hashlib.sha256()
-        self._offset = 0
+        self._tar, self._sha256, self._offset = tar, hashlib.sha256(), 0
         self._index: list[tuple[int, int, bytes]] = []
-        self._manifest: tuple[str, str, Mapping[str, Any]] | None = None
+        self._finished: dict[str, Any] = {}
+        self.manifest: Manifest
+        """The manifest of the finished shard."""
 
     def add(self, key: str, data: bytes, extension: str) -> None:
         """Append the value of the next row. Raises DataError for a key or extension that would be read back otherwise.
@@ -76,8 +81,7 @@ class ShardWriter:
                 f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no backslash, no "
                 "control character, and no part that is empty, '.' or '..'; an extension is lower case, without a dot"
             )
-        before = header(name, len(data))
-        self._write(before)
+        self._write(header(name, len(data)))
         self._index.append((self._offset, len(data), extension.encode()))
         self._write(data + padding(len(data)))
         self.count += 1
@@ -89,49 +93,39 @@ class ShardWriter:
         self._index.append((-1, -1, b""))
 
     def finish(self, *, keys: str, inputs: str, record: Mapping[str, Any]) -> None:
-        """Set the fields of the manifest; see `Manifest`. A block that ends without this leaves no shard."""
-        self._manifest = keys, inputs, record
+        """Set the remaining fields of the manifest; see `Manifest`."""
+        self._finished = {"keys": keys, "inputs": inputs, "record": record}
 
     def _write(self, data: bytes) -> None:
         self._tar.write(data)
         self._sha256.update(data)
         self._offset += len(data)
 
-    def _close(self) -> tuple[Manifest | None, bytes]:
-        """End the tar file; returns the manifest, and the bytes of the index."""
+    def _end(self) -> bytes:
+        """End the tar file; returns the bytes of the index. Raises TypeError without `finish`."""
         self._write(END)
         index = np.array(self._index, INDEX).tobytes()
-        if self._manifest is None:
-            return None, index
-        keys, inputs, record = self._manifest
         files = {
             "tar": FileRecord(size=self._offset, sha256=self._sha256.hexdigest()),
             "index": FileRecord(size=len(index), sha256=hashlib.sha256(index).hexdigest()),
         }
-        return Manifest(
-            rows=len(self._index), count=self.count, keys=keys, inputs=inputs, files=files,
-            dropped=self.dropped, record=record,
-        ), index  # fmt: skip
-
-
-class _Unfinished(Exception):
-    """Ends a shard without a file."""
+        self.manifest = Manifest(
+            rows=len(self._index), count=self.count, files=files, dropped=self.dropped, **self._finished
+        )
+        return index
 
 
 @contextlib.contextmanager
 def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
     """Yield a writer. The shard appears atomically if the block calls `finish` and succeeds; otherwise not at all."""
-    with contextlib.suppress(_Unfinished), replacing_file(folder / shard_name(shard, "tar")) as temporary:
+    with replacing_file(folder / shard_name(shard, "tar")) as temporary:
         with open(temporary, "wb") as tar:
-            yield (writer := ShardWriter(folder, shard, tar))
-            manifest, index = writer._close()
-        if manifest is None:
-            raise _Unfinished
+            yield (writer := ShardWriter(tar))
+            index = writer._end()
         manifest_path(folder, shard).unlink(missing_ok=True)  # remove the old manifest before replacing any file
         with replacing_file(folder / shard_name(shard, "index")) as other:
             other.write_bytes(index)
-    if manifest is not None:
-        write_manifest(folder, shard, manifest)
+    write_manifest(folder, shard, writer.manifest)
 
 
 def check_foreign(folder: Path) -> None:
@@ -156,15 +150,9 @@ class Place(NamedTuple):
 
 
 class _OpenShard:
-    """An open shard, checked against its manifest."""
+    """The index and an open file of a shard."""
 
-    def __init__(self, folder: Path, shard: int, *, checked: bool) -> None:
-        manifest = read_manifest(folder, shard)
-        if manifest is None:
-            raise DataError(f"{folder / shard_name(shard)}: was not written to its end; run what made it again")
-        for suffix, expected in manifest.files.items() if not checked else ():
-            for path, problem in check_file(folder / shard_name(shard, suffix), expected):
-                raise DataError(f"{path}: {problem}; {REPAIR}")
+    def __init__(self, folder: Path, shard: int, manifest: Manifest) -> None:
         self.index = read_index(folder, shard, manifest)
         self.path = folder / shard_name(shard, "tar")
         with open_regular(self.path) as file:
@@ -190,8 +178,8 @@ def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]
 class ValueStore:
     """The values in a folder, by split, modality, shard and row. Raises DataError if the folder holds none.
 
-    Files are opened when they are needed, up to OPEN_SHARDS at a time, and checked against their manifests at the first
-    time. Threads may read at once.
+    Up to OPEN_SHARDS shards are open at a time. Their files are checked against the manifests when they are first
+    opened. Threads may read at once.
     """
 
     def __init__(self, root: Path) -> None:
@@ -201,10 +189,8 @@ class ValueStore:
         self._splits = {name: split for name, split in read_splits(self.root / DATASET).items() if split.modalities()}
         if not self._splits:
             raise DataError(f"{self.root}: {self._nothing()}")
-        self._open: OrderedDict[tuple[str, str, int], _OpenShard] = OrderedDict()
-        self._checked: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
-        self._known: set[tuple[str, str]] = set()
-        self._lock = threading.Lock()
+        self._opened = lru_cache(maxsize=OPEN_SHARDS)(self._open)  # a shard is closed when no thread reads it any more
+        self._checked: set[tuple[str, str, int]] = set()
 
     def _nothing(self) -> str:
         if (self.root.parent / DATASET).is_file():
@@ -229,11 +215,18 @@ class ValueStore:
 
     def folder(self, split: str, modality: str) -> Path:
         """Return the folder of a modality's shards. Raises DataError if the data lack it."""
-        if (split, modality) not in self._known and modality not in (known := self.modalities(split)):
+        if modality not in (known := self.modalities(split)):
             hint = f"(`zoo data derive {self.root}` makes what can be derived)"
             raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
-        self._known.add((split, modality))
         return self.root / split / modality
+
+    def source(self, split: str) -> str | None:
+        """Return a digest (hex) of the source that made a split's samples: others may have equal keys.
+
+        None without a record, and for a user's own files, which others may have under the same path.
+        """
+        source = read_record(self.root / DATASET)["splits"].get(split, {}).get("source")
+        return None if source is None or source["source"] == OWN_FILES else inputs_digest(source=source)[:16]
 
     def record(self, split: str, modality: str) -> dict[str, Any]:
         """Return the record in the first shard's manifest (JSON types): source or inputs, settings."""
@@ -244,9 +237,8 @@ class ValueStore:
     def contents(self, split: str, modality: str, shards: Iterable[int] | None = None) -> str:
         """Return a digest (hex) of a modality's values and keys in some shards or all, from manifests alone."""
         folder = self.folder(split, modality)
-        found = (
-            read_manifest(folder, shard) for shard in (range(self.split(split).shards) if shards is None else shards)
-        )
+        shards = range(self.split(split).shards) if shards is None else shards
+        found = (read_manifest(folder, shard) for shard in shards)
         return inputs_digest(shards=[one and [one.keys, one.files["tar"].sha256] for one in found])
 
     # ------------------------------------------------------------------ samples
@@ -309,21 +301,18 @@ class ValueStore:
         """Return the value of the sample with a key; see `read`."""
         return self.read(handle, split, *self.find(split, key), crop)
 
-    def _opened(self, split: str, modality: str, shard: int) -> _OpenShard:
-        place = split, modality, shard
-        with self._lock:
-            if place in self._open:
-                self._open.move_to_end(place)
-                return self._open[place]
-            if (split, modality) not in self._checked:
-                self._checked[split, modality] = np.zeros(self.split(split).shards, np.bool_)
-            checked = self._checked[split, modality]
-        opened = _OpenShard(self.folder(split, modality), shard, checked=bool(checked[shard]))
-        with self._lock:
-            checked[shard] = True
-            self._open[place] = opened
-            while len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)  # closed when no thread reads it any more
+    def _open(self, split: str, modality: str, shard: int) -> _OpenShard:
+        folder = self.root / split / modality
+        if (manifest := read_manifest(folder, shard)) is None:
+            self.folder(split, modality)  # raises the error that lists the modalities
+            raise DataError(f"{folder / shard_name(shard)}: was not written to its end; run what made it again")
+        if (place := (split, modality, shard)) not in self._checked:
+            for suffix, expected in manifest.files.items():
+                path = folder / shard_name(shard, suffix)
+                if problem := file_problem(path, expected):
+                    raise DataError(f"{path}: {problem}; {REPAIR}")
+        opened = _OpenShard(folder, shard, manifest)
+        self._checked.add(place)
         return opened
 
 
@@ -389,6 +378,38 @@ class Rows(Sequence[Place]):
         return self.split.keys(place.shard)[place.row]
 
 
+# ---------------------------------------------------------------------------- settings that values depend on
+
+
+def value_identity(handle: ModalityHandle) -> dict[str, Any]:
+    """Return the shape, type, bounds and classes of a modality's stored values.
+
+    Classes of text are stored by name, so that more of them may follow. Which classes are scored changes no value.
+    """
+    spec = handle.spec.value
+    value = dataclasses.asdict(dataclasses.replace(spec, classes=() if spec.kind == "text" else spec.classes))
+    return as_json({key: item for key, item in value.items() if key not in ("description", "unscored")})
+
+
+def own_settings(handle: ModalityHandle) -> dict[str, Any]:
+    """Return a modality's own settings without its tokenizer and pretrained networks, which have their own records."""
+    apart = (TOKENIZER_KEY, *networks_of(handle.known_settings()))
+    return {key: value for key, value in handle.settings.items() if key not in apart}
+
+
+def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
+    """Return the settings that decide how a modality's stored values are written and read, as JSON types.
+
+    These are its own settings and the shared ones it takes, except settings that are only shown. The patch size belongs
+    to the tokens.
+    """
+    shared = handle.settings.shared
+    offered = {key: shared[key] for key in sorted(handle.known_settings()) if key in shared}
+    fields = [field for config in handle.taken_settings() for field in dataclasses.fields(config)]
+    apart = {TOKENIZER_KEY, "patch_size", *(field.name for field in fields if field.metadata.get("shown"))}
+    return {key: value for key, value in as_json({**offered, **own_settings(handle)}).items() if key not in apart}
+
+
 # ---------------------------------------------------------------------------- values in memory
 
 
@@ -421,11 +442,7 @@ class LazyValues(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.keys)
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):

@@ -146,9 +146,7 @@ def scan_tar(path: Path) -> Iterator[tuple[str, Member] | Dropped]:
 def _scan(file: int, path: Path, size: int, changed: int) -> Iterator[tuple[str, Member] | Dropped]:
     """Yield members and damage from the first header on; every offset and size is checked against the file."""
     start: int | None = 0
-    long_name: str | None = None
-    long_size: int | None = None
-    sparse = False
+    long_name, long_size, sparse = "", None, False  # of the extended headers before a member
     while start is not None:
         block = read_at(file, start, BLOCK)
         if len(block) < BLOCK:
@@ -163,74 +161,50 @@ def _scan(file: int, path: Path, size: int, changed: int) -> Iterator[tuple[str,
             start = _next_header(file, behind, size)
             continue
         try:
-            kind, name, length = _parse(block)
-        except ValueError as error:
+            info = _parse(block)
+        except tarfile.HeaderError as error:
             yield Dropped("", f"damaged header (byte {start} of {size}): {error}")
             start = _next_header(file, start + BLOCK, size)
             continue
-        length = long_size if long_size is not None and kind not in b"xgLK" else length
-        data = start + BLOCK
-        if data + length > size:
-            key = split_name(long_name or name)[0]
-            yield Dropped(shown_key(key or name), f"cut off: the file ends inside it (byte {start} of {size})")
-            start = _next_header(file, data, size)
-            long_name, long_size, sparse = None, None, False
-            continue
-        start = data + length + -length % BLOCK
-        if kind in b"xL":
-            if length > LONGEST_HEADER:
-                yield Dropped(shown_key(name), f"an extended header of {length} bytes")
-            elif kind == b"L":
-                long_name = read_at(file, data, length).rstrip(b"\0").decode("utf-8", "surrogateescape")
+        extended = info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+        skipped = info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+        length = info.size if extended or skipped or long_size is None else long_size
+        data, name = start + BLOCK, info.name if extended or skipped else long_name or info.name
+        cut_off = data + length > size
+        if cut_off:
+            reason = f"cut off: the file ends inside it (byte {start} of {size})"
+            yield Dropped(shown_key(split_name(name)[0] or name), reason)
+        elif extended and length > LONGEST_HEADER:
+            yield Dropped(shown_key(name), f"an extended header of {length} bytes")
+        elif info.type == tarfile.GNUTYPE_LONGNAME:
+            long_name = read_at(file, data, length).rstrip(b"\0").decode("utf-8", "surrogateescape")
+        elif extended:
+            records = _pax(read_at(file, data, length))
+            long_name, long_size = records.get("path", long_name), _number(records.get("size"))
+            sparse = any(record.startswith("GNU.sparse") for record in records)
+        elif not skipped and not info.isdir():
+            key, extension = split_name(name)
+            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) or sparse:
+                yield Dropped(shown_key(key or name), "a link, device or sparse file; a plain file was expected")
+            elif not key:
+                yield Dropped(shown_key(name), f"the name {name!r} has no key before its first dot")
+            elif name != shown_name(name):
+                yield Dropped(shown_key(key), "its name is not UTF-8")
+            elif problem := key_problem(key):
+                yield Dropped(shown_key(key), f"the name {name!r}: {problem}")
             else:
-                records = _pax(read_at(file, data, length))
-                long_name, long_size = records.get("path", long_name), _number(records.get("size"))
-                sparse = any(record.startswith("GNU.sparse") for record in records)
-            continue
-        if kind in b"gK":
-            continue
-        name, is_sparse = long_name or name, sparse or kind == b"S"
-        long_name, long_size, sparse = None, None, False
-        if kind == b"5":
-            continue
-        key, extension = split_name(name)
-        if kind not in (b"0", b"\0", b"7") or is_sparse:
-            yield Dropped(shown_key(key or name), "a link, device or sparse file; a plain file was expected")
-        elif not key:
-            yield Dropped(shown_key(name), f"the name {name!r} has no key before its first dot")
-        elif name != shown_name(name):
-            yield Dropped(shown_key(key), "its name is not UTF-8")
-        elif problem := key_problem(key):
-            yield Dropped(shown_key(key), f"the name {name!r}: {problem}")
-        else:
-            yield key, Member(path, data, length, extension, changed)
+                yield key, Member(path, data, length, extension, changed)
+        if cut_off or not (extended or skipped):
+            long_name, long_size, sparse = "", None, False
+        start = _next_header(file, data, size) if cut_off else data + length + -length % BLOCK
 
 
-def _parse(block: bytes) -> tuple[bytes, str, int]:
-    """Return type, name and size of a header block (POSIX.1-1988, GNU numbers). Raises ValueError for a bad one."""
-    total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-    checksum = _octal(block[148:156])
-    if checksum not in (total, signed):
-        raise ValueError("its checksum is wrong")
-    name = block[:100].partition(b"\0")[0]
-    prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
-    length = _octal(block[124:136])
-    if length < 0:
-        raise ValueError("its size is negative")
-    kind = block[156:157]
-    joined = b"/".join(filter(None, (prefix, name))).decode("utf-8", "surrogateescape")
-    return (b"5" if kind == b"\0" and joined.endswith("/") else kind), joined, length
-
-
-def _octal(field: bytes) -> int:
-    """Return a number of a header: octal digits, or base 256 after a byte 0x80 (0xff for negative ones)."""
-    if field[0] in (0x80, 0xFF):
-        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1
-    digits = field.strip(b" \0") or b"0"
-    if digits.translate(None, b"01234567"):
-        raise ValueError("a number in it is damaged")
-    return int(digits, 8)
+def _parse(block: bytes) -> tarfile.TarInfo:
+    """Return a header of any tar format. Raises tarfile.HeaderError for a damaged one."""
+    info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    if info.size < 0:
+        raise tarfile.HeaderError("its size is negative")
+    return info
 
 
 def _pax(data: bytes) -> dict[str, str]:
@@ -266,7 +240,7 @@ def _next_header(file: int, start: int, size: int) -> int | None:
     for offset in range(start, size - BLOCK + 1, BLOCK):
         block = read_at(file, offset, BLOCK)
         if block[257:262] == b"ustar":
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(tarfile.HeaderError):
                 _parse(block)
                 return offset
     return None

@@ -14,6 +14,7 @@ import mmap
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,90 +236,65 @@ def present_samples(manifest: Manifest) -> npt.NDArray[np.bool_]:
 class ShardFile:
     """Reads rows of one shard. Its bytes, rows and ids are verified when the first row is read.
 
-    The file stays mapped as long as the process has fewer than MOST_MAPPED maps; beyond that it is opened for each
-    read.
+    The file stays mapped until the process has MOST_MAPPED maps; then an arbitrary one is unmapped.
     """
 
-    __slots__ = ("_offsets", "_place", "_values", "crops", "manifest", "path", "writer")
+    __slots__ = ("__weakref__", "_found", "_mapped", "crops", "manifest", "path", "writer")
 
     def __init__(self, path: Path, manifest: Manifest, writer: TokenMetadata, crops: int) -> None:
         self.path, self.manifest, self.writer, self.crops = path, manifest, writer, crops
-        self._values: Array | None = None
-        """All numbers, where the file is mapped: `(rows, width)` for fixed layouts, else `(tokens,)` or `(tokens,
-        dim)`."""
-        self._offsets: Array = np.zeros(0, np.int32)
-        self._place: tuple[tuple[int, int], tuple[int, int, int]] | None = None
-        """Byte offsets of the numbers and of the list offsets in a verified file, and the file's stamp."""
+        self._mapped: list[Array] | None = None
+        """While the file is mapped: its numbers, `(rows, width)` for fixed layouts, else `(tokens,)` or `(tokens,
+        dim)`; and the list offsets."""
+        self._found: tuple[tuple[int, ...], list[tuple[Any, ...]]] | None = None
+        """Stamp of the verified file, and shape, type and byte offset of each array."""
 
-    def __del__(self) -> None:
-        if getattr(self, "_values", None) is not None:
-            _maps.release()
-
-    def fixed(self, row: int, count: int) -> Array:
-        """Return `count` rows of a fixed layout from `row` on, `(count, width)` as stored."""
-        if self._place is None:
-            with _verifying:
-                self._verify()
-        if (values := self._values) is not None:
-            return values[row : row + count]
-        width = self.writer.layout.length * self.writer.dim
-        return self._read(0, row * width, count * width, self.writer.stored_as).reshape(count, width)
-
-    def lists(self, row: int, count: int) -> Iterator[Array]:
-        """Yield the tokens of `count` rows of a layout of variable length from `row` on, as stored."""
-        if self._place is None:
-            with _verifying:
-                self._verify()
-        ends = self._offsets[row : row + count + 1]
-        start, values = 0, self._values
-        if values is None:
-            ends = self._read(1, row, count + 1, np.dtype(np.int32))
-            start, dim = int(ends[0]), self.writer.dim
-            values = self._read(0, start * dim, (int(ends[-1]) - start) * dim, self.writer.stored_as)
-            values = values.reshape(-1, dim) if isinstance(self.writer.layout, EmbeddingsLayout) else values
-        places = (ends - start).tolist()
-        yield from (values[first:end] for first, end in itertools.pairwise(places))
-
-    def _read(self, array: int, first: int, count: int, dtype: np.dtype[Any]) -> Array:
-        """Return a part of an array of a file that is not mapped: 0 for the numbers, 1 for the list offsets."""
-        assert self._place is not None
-        found = np.empty(count, dtype)
-        with _opened(self.path) as (file, stamp):
-            if stamp != self._place[1]:
-                raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
-            got = os.preadv(file, [found.view(np.uint8).data], self._place[0][array] + first * dtype.itemsize)
-        if got != found.nbytes:
-            raise ReadError(f"{self.path}: was cut off since it was opened; run the same command again")
+    def fixed(self, rows: npt.NDArray[np.int64]) -> Array:
+        """Return rows of a fixed layout as stored: `(len(rows), width)`, or one row `(width,)`."""
+        values = (self._mapped or self._map())[0]
+        found: Array = values[rows] if len(rows) > 1 else values[rows[0]]
         return found
 
-    def _verify(self) -> None:
-        """Check bytes, rows and ids against the manifest, and find the arrays. Raises DataError, ReadError."""
+    def lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
+        """Yield the tokens of rows of a layout of variable length, as stored."""
+        values, offsets = self._mapped or self._map()
+        for first, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True):
+            yield values[first:end]
+
+    def _map(self) -> list[Array]:
+        """Map the file, and verify it at the first time. Raises DataError, ReadError."""
+        with _mapping:
+            if self._mapped is not None:
+                return self._mapped  # another thread did
+            with _opened(self.path) as (file, stamp):
+                data = mmap.mmap(file, 0, access=mmap.ACCESS_READ) if stamp[1] else b""
+            if self._found is None:
+                self._found = stamp, self._verified(data)
+            if self._found[0] != stamp:
+                raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
+            if len(_open) >= MOST_MAPPED:
+                _open.pop()._mapped = None
+            _open.add(self)
+            self._mapped = [np.ndarray(shape, dtype, data, offset) for shape, dtype, offset in self._found[1]]
+            return self._mapped
+
+    def _verified(self, data: bytes | mmap.mmap) -> list[tuple[Any, ...]]:
+        """Return shape, type and byte offset of the arrays in a file that agrees with its manifest."""
         import pyarrow as pa
 
-        if self._place is not None:
-            return  # another thread did
         try:
-            expected = self.manifest.files[SUFFIX]
-            with _opened(self.path) as (file, stamp):
-                if stamp[1] != expected.size:
-                    raise ValueError("it has another size than its manifest says")
-                data = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-            if hashlib.sha256(data).hexdigest() != expected.sha256:
-                raise ValueError("it has another checksum than its manifest says")
-            batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+            if hashlib.sha256(data).hexdigest() != self.manifest.files[SUFFIX].sha256:
+                raise ValueError("it has another size or checksum than its manifest says")
+            buffer = pa.py_buffer(data)
+            batch = pa.ipc.open_file(buffer).get_batch(0)
             batch.validate(full=True)
-            values, offsets = self._arrays(batch.column("tokens"))
-        except ReadError:
-            raise
+            arrays = self._arrays(batch.column("tokens"))
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, DataError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"{self.path}: not a sound shard of tokens: {reason}; run `zoo tokenize` again"
             raise DataError(message) from None
-        base = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
-        starts = [array.__array_interface__["data"][0] - base if array.size else 0 for array in (values, offsets)]
-        if _maps.acquire(blocking=False):
-            self._values, self._offsets = values, offsets
-        self._place = (starts[0], starts[1]), stamp
+        places = [item.__array_interface__["data"][0] - buffer.address if item.size else 0 for item in arrays]
+        return [(item.shape, item.dtype, place) for item, place in zip(arrays, places, strict=True)]
 
     def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
         """Return all numbers and the list offsets. Raises ValueError if they do not fit manifest and layout."""
@@ -344,7 +320,7 @@ class ShardFile:
         return (values.reshape(-1, dim) if isinstance(layout, EmbeddingsLayout) else values), offsets
 
 
-_maps, _verifying = threading.Semaphore(MOST_MAPPED), threading.Lock()
+_open, _mapping = weakref.WeakSet[ShardFile](), threading.Lock()
 
 
 @contextlib.contextmanager

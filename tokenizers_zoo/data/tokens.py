@@ -11,11 +11,13 @@ A split with `crops` views per sample has the rows of a sample side by side, the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +36,15 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
 from tokenizers_zoo.errors import DataError, UnknownNameError
-from tokenizers_zoo.validation import fixed_shape, has_fixed_length
+from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length
 
 if TYPE_CHECKING:
+    from tokenizers_zoo.data.shards import ValueStore
     from tokenizers_zoo.registry import ModalityHandle
 
 STORE = "store.json"
+TOKEN_FILE = ("modality", "fingerprint", "tokens")
+"""Keys of a token file, the tokens of one value as JSON; `fingerprint` is the tokenizer's."""
 UNFINISHED = "`zoo tokenize` did not finish; run it again"
 
 
@@ -157,35 +162,24 @@ class TokenColumn:
         wanted = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows), np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"{self.modality}: rows {wanted.min()}..{wanted.max()} of {len(self)}")
-        layout = self.metadata.layout
+        layout, metadata = self.metadata.layout, self.metadata
         order = np.argsort(wanted, kind="stable")
-        ordered = wanted[order]
+        shards, within = np.divmod(wanted[order], self.split.shard_size * self.split.crops)
+        starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
+        runs = [(self._files[shards[first]], slice(first, end)) for first, end in pairwise([*starts, len(wanted)])]
         if not has_fixed_length(layout):
             result: list[Any] = [None] * len(wanted)
-            for file, row, first, end in self._runs(ordered):
-                for place, tokens in zip(order[first:end].tolist(), file.lists(row, end - first), strict=True):
-                    result[place] = self.metadata.from_stored(tokens)
+            for file, run in runs:
+                for place, tokens in zip(order[run].tolist(), file.lists(within[run]), strict=True):
+                    result[place] = metadata.from_stored(tokens)
             return result
-        empty = np.empty((0, layout.length * self.metadata.dim), self.metadata.stored_as)
-        dtype = empty.dtype if self.metadata.levels else self.metadata.from_stored(empty).dtype
+        empty = np.empty((0, layout.length * metadata.dim), metadata.stored_as)
+        dtype = empty.dtype if metadata.levels else metadata.from_stored(empty).dtype
         found = np.empty((len(wanted), empty.shape[1]), dtype)
-        for file, row, first, end in self._runs(ordered):
-            found[order[first:end] if end - first > 1 else order[first]] = file.fixed(row, end - first)
-        found = self.metadata.from_stored(found) if self.metadata.levels else found
+        for file, run in runs:
+            found[order[run]] = file.fixed(within[run])
+        found = metadata.from_stored(found) if metadata.levels else found
         return found.reshape(len(wanted), *fixed_shape(layout))
-
-    def _runs(self, ordered: npt.NDArray[np.int64]) -> Iterator[tuple[ShardFile, int, int, int]]:
-        """Yield stretches of neighbouring rows of one shard: its file, the first row there, the places in `ordered`."""
-        if not len(ordered):
-            return
-        per_shard = self.split.shard_size * self.split.crops
-        shards = ordered // per_shard
-        breaks = np.flatnonzero((np.diff(ordered) != 1) | (np.diff(shards) != 0)) + 1
-        starts = [0, *breaks.tolist()]
-        ends = [*starts[1:], len(ordered)]
-        rows, numbers = (ordered[starts] % per_shard).tolist(), shards[starts].tolist()
-        for row, shard, first, end in zip(rows, numbers, starts, ends, strict=True):
-            yield self._files[shard], row, first, end
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""
@@ -209,7 +203,7 @@ class TokenStore:
 
     def splits(self) -> list[str]:
         """Return the splits that hold tokens."""
-        return [name for name in sorted(self._record.get("splits", {})) if self._names(name)]
+        return [name for name in sorted(self._record["splits"]) if self._names(name)]
 
     def _names(self, split: str) -> list[str]:
         folder = self.root / split
@@ -218,7 +212,7 @@ class TokenStore:
 
     def split(self, name: str) -> TokenSplit:
         """Return a split. Raises DataError for an unknown name."""
-        table = self._record.get("splits", {}).get(name)
+        table = self._record["splits"].get(name)
         if table is None:
             known = ", ".join(self.splits()) or "none; `zoo tokenize` writes them"
             raise DataError(f"{self.root}: no tokens of a split {name!r}; splits here: {known}")
@@ -240,32 +234,23 @@ class TokenStore:
             raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known)))
         return TokenColumn(self.split(split), modality)
 
-    def unfinished(self, split: str) -> dict[str, str]:
-        """Return the modalities whose shards are not all there, each with the problem."""
-        found = {}
-        for name in self._names(split):
-            there, shards = len(shards_of(self.root / split / name)), self.split(split).shards
-            if there < shards:
-                found[name] = f"has {there} of {shards} shards: {UNFINISHED}"
-        return found
-
-    def check_same_samples(self, data: Path, split: str, source: str | None) -> None:
-        """Raise DataError if the samples of `data`, made by `source`, are known to be other samples than these.
+    def check_same_samples(self, values: ValueStore, split: str) -> None:
+        """Raise DataError if `values` are known to be of other samples than these tokens.
 
         Their keys may be the same, so that keys alone would not tell.
         """
-        before = self._record.get("splits", {}).get(split, {}).get("source")
+        before, source = self._record["splits"].get(split, {}).get("source"), values.source(split)
         if before and source and before != source:
             raise DataError(
-                f"{data}: its samples of the split {split} are others than those that the tokens in {self.root} were "
-                f"made of, {self.data}; give that folder, or tokens of {data}"
+                f"{values.root}: its samples of the split {split} are others than those that the tokens in {self.root} "
+                f"were made of, {self.data}; give that folder, or tokens of {values.root}"
             )
 
 
 def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> None:
     """Write store.json; recorded splits that are not in `splits` are kept."""
     known = read_record(root / STORE)
-    tables = {**known.get("splits", {}), **{split.name: split.to_json() for split in splits}}
+    tables = {**known["splits"], **{split.name: split.to_json() for split in splits}}
     write_record(root / STORE, {"data": None if data is None else str(data.resolve()), "splits": tables})
 
 
@@ -287,3 +272,46 @@ def samples_digest(columns: Mapping[str, TokenColumn], keys: Iterable[str] | Non
     }
     chosen = None if keys is None else sorted(keys)
     return hashlib.sha256(json.dumps([shards, chosen], sort_keys=True).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------- the tokens of one value as a JSON file
+
+
+def token_text(handle: ModalityHandle, tokens: Any) -> str:
+    """Return the JSON of one value's tokens."""
+    return json.dumps(
+        {"modality": handle.name, "fingerprint": handle.fingerprint, "tokens": np.asarray(tokens).tolist()}
+    )
+
+
+def is_token_file(data: bytes) -> bool:
+    """Return True if these bytes are the JSON of a token file."""
+    try:
+        stored = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(stored, dict) and set(TOKEN_FILE) <= set(stored)
+
+
+def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
+    """Return the tokens of one value. Raises DataError for another kind of file, modality or tokenizer."""
+    data = file.read_bytes()
+    if not is_token_file(data):
+        raise DataError(f"{file}: expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})")
+    stored = json.loads(data)
+    if stored["modality"] != handle.name:
+        raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")
+    if not isinstance(stored["fingerprint"], str):
+        raise DataError(f"{file}: fingerprint: expected text, got {describe(stored['fingerprint'])}; encode again")
+    handle.check_tokens_of(file, stored["fingerprint"], remedy="encode again, or use the old checkpoint")
+    kinds, dtype = ((int, float), np.float32) if handle.spec.continuous else ((int,), np.int64)
+    with contextlib.suppress(ValueError, OverflowError, RecursionError), np.errstate(over="ignore"):
+        if isinstance(stored["tokens"], list) and _consists_of(kinds, stored["tokens"]):
+            return np.asarray(stored["tokens"], dtype)
+    expected = "numbers" if handle.spec.continuous else "ids"
+    raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(stored['tokens'])}; encode again")
+
+
+def _consists_of(kinds: tuple[type, ...], tokens: Any) -> bool:
+    """Return True for (nested) lists of exactly these types: True and False are no ids."""
+    return all(_consists_of(kinds, item) for item in tokens) if isinstance(tokens, list) else type(tokens) in kinds

@@ -1,4 +1,4 @@
-"""Work over many shards: a pool of processes on this machine."""
+"""Work over many shards: what becomes of their samples, a pool of processes, and threads that read ahead."""
 
 from __future__ import annotations
 
@@ -8,23 +8,105 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tokenizers_zoo.data.ahead import cores
-from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.data.manifest import Manifest, Split
+from tokenizers_zoo.errors import DataError, ZooError
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
+Item = TypeVar("Item")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TERMINAL = "TERM"
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Linux file with a container's CPU quota: microseconds per period, or "max"."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """Counts for one split and modality: samples written now, kept in shards that are up to date, and dropped."""
+
+    split: str
+    modality: str
+    written: int = 0
+    kept: int = 0
+    dropped: int = 0
+    first_dropped: str = ""
+    """Reason and key of the first sample that was dropped."""
+    seconds: float = 0.0
+    encode_seconds: float = 0.0
+    """Seconds in the tokenizer."""
+
+    def add(self, split: Split, shard: int, manifest: Manifest, *, kept: bool = False) -> None:
+        """Count one shard."""
+        self.kept += manifest.count if kept else 0
+        self.written += 0 if kept else manifest.count
+        self.dropped += len(manifest.dropped)
+        for row, reason in manifest.dropped.items() if not self.first_dropped else ():
+            self.first_dropped = self.first_dropped or f"{reason} (sample {split.keys(shard)[row]})"
+
+    @property
+    def nothing(self) -> bool:
+        """True if every sample was dropped."""
+        return self.dropped > 0 and not self.written and not self.kept
+
+
+@dataclass(kw_only=True, slots=True)
+class RunResult:
+    """The outcomes of a command, the modalities that it left out, each with the reason, and lines about its values."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """Return one line per split and modality."""
+        lines = []
+        for one in self.outcomes:
+            rate = f" ({one.written / one.seconds:.0f}/s)" if one.written and one.seconds else ""
+            kept = f", {one.kept} unchanged" if one.kept else ""
+            dropped = f", {one.dropped} dropped (first: {one.first_dropped})" if one.dropped else ""
+            lines.append(f"{one.split}/{one.modality}: {one.written} written{rate}{kept}{dropped}")
+        lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
+        lines += self.notes
+        if any(one.written and one.seconds for one in self.outcomes):
+            share = sum(one.encode_seconds for one in self.outcomes) / sum(one.seconds for one in self.outcomes)
+            lines.append(f"{share:.0%} of the time was spent in the tokenizers")
+        return "\n".join(lines) or "nothing to do"
+
+    def check(self) -> RunResult:
+        """Return this result. Raises DataError if every sample of a modality was dropped."""
+        if wholly := [one for one in self.outcomes if one.nothing]:
+            first, *others = wholly
+            more = ", ".join(f"{one.split}/{one.modality} ({one.dropped})" for one in others)
+            raise DataError(
+                f"{first.split}/{first.modality}: all {first.dropped} samples were dropped; the first: "
+                f"{first.first_dropped}{more and f'; so were all of {more}'}"
+            )
+        return self
+
+
+# ---------------------------------------------------------------------- processes
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use; fewer than the machine's in a container or cluster job."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        most, period = map(int, QUOTA.read_text(encoding="ascii").split())
+        found = min(found, max(1, -(-most // period)))
+    return found
+
 
 _worker_zoo: Any = None
 _tick: Callable[[], None] = lambda: None  # noqa: E731  (replaced in workers and by run_jobs)
@@ -137,3 +219,28 @@ def _sharing_cores(workers: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+# ---------------------------------------------------------------------- threads
+
+
+def read_ahead(
+    read: Callable[[Item], Result], batches: Iterable[Sequence[Item]], *, threads: int = 2, depth: int = 3
+) -> Iterator[tuple[Sequence[Item], list[Result]]]:
+    """Yield batches with the results of `read` for their items, in order; threads read up to `depth` batches ahead."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
+        waiting: deque[tuple[Sequence[Item], list[Future[list[Result]]]]] = deque()
+        remaining = iter(batches)
+        try:
+            while True:
+                while len(waiting) < depth and (batch := next(remaining, None)) is not None:
+                    # One piece for each thread: a future costs more than many a value.
+                    size = max(1, -(-len(batch) // threads))
+                    pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
+                    waiting.append((batch, [pool.submit(lambda piece: list(map(read, piece)), p) for p in pieces]))
+                if not waiting:
+                    return
+                batch, futures = waiting.popleft()
+                yield batch, [result for future in futures for result in future.result()]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

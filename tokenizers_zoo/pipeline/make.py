@@ -15,22 +15,21 @@ from tokenizers_zoo.data.manifest import (
     DATASET,
     Split,
     inputs_digest,
-    is_finished,
     read_manifest,
     read_record,
     shards_of,
+    sound_manifest,
     write_record,
 )
-from tokenizers_zoo.data.provenance import one_writer, reading_settings, value_identity
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.data.shards import check_foreign
+from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_identity
 from tokenizers_zoo.data.tar import Member, shown_key
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import as_json, difference, disk_errors
-from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
 from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, make_shard, open_samples, samples_of
-from tokenizers_zoo.pipeline.results import Outcome, RunResult
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.source_handle import name_at_source
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def make_data(
     the same command resumes after a kill, adds a modality that was installed since or more of the same samples, and
     makes again what depends on files, settings or plugins that have changed. The bytes do not depend on `workers`.
     Raises ConfigError without a required setting of the source, and for a modality whose classes, or settings that have
-    to agree, are not the source's; DataError if `out` holds samples of another source, seed or size; CheckpointError
+    to agree, are not the source's; DataError if `out` holds samples of another source, seed or size; FolderError
     where another command writes it.
     """
     source = zoo.source(source_name)
@@ -71,11 +70,10 @@ def make_data(
     wanted = [(split, count) for split, count in ((TRAIN, train), (TEST, test)) if count != 0]
     opened = {split: open_samples(zoo, source, split, count, seed, options, out) for split, count in wanted}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
-    result.notes = [line for split, samples in opened.items() for line in _lost(split, samples)]
-    result.notes += _apart(opened, given)
+    result.notes += _told(opened, given)
     result.notes += dict.fromkeys(line for found in given.values() for line in _enlarged(source, options, found))
-    with disk_errors(out), one_writer(out):
-        record = read_record(out / DATASET) or {"splits": {}}
+    with disk_errors(out), locked(out):
+        record = read_record(out / DATASET)
         plans = []
         for split, samples in opened.items():
             plan = _Plan(
@@ -87,7 +85,7 @@ def make_data(
         record["splits"] |= {plan.split.name: plan.record for plan in plans}
         write_record(out / DATASET, record)
         for plan in plans:
-            plan.run(zoo, workers, result)
+            result.outcomes += plan.run(zoo, workers)
     return result.check()
 
 
@@ -122,15 +120,23 @@ def _given(
             reason = f"no enabled modality of this name: install its plugin, or enable it{meant}"
             result.skipped[name] = problems.get(name, reason)
     for handle in found:
-        theirs = source.spec.classes.get(at_source[handle.name])
-        ours = handle.spec.value.classes
+        known, at = handle.known_settings(), at_source[handle.name]
+        theirs, ours = source.spec.classes.get(at), handle.spec.value.classes
         if theirs is not None and ours and tuple(theirs) != tuple(ours):
+            declared, given = (
+                f"the {count_of(len(names), 'class', 'classes')} {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
+                for names in (ours, theirs)
+            )
             raise ConfigError(
-                f"{handle.name}: declared with the {count_of(len(ours), 'class', 'classes')} {_names(ours)}, and "
-                f"{source.name} gives the {count_of(len(theirs), 'class', 'classes')} {_names(theirs)}; set "
+                f"{handle.name}: declared with {declared}, and {source.name} gives {given}; set "
                 f"[modalities.{handle.name}] classes to the source's"
             )
-        _check_agrees(source, options, handle, source.spec.agrees.get(at_source[handle.name], {}))
+        for key, own in source.spec.agrees.get(at, {}).items():
+            if key in known and known[key] != (value := getattr(source.settings_with(options), own)):
+                raise ConfigError(
+                    f"{handle.name}: {key} is {known[key]}, and {source.name} gives values of {own}={value}; set "
+                    f"[modalities.{handle.name}] {key} = {value}, or make data with --set {own}={known[key]}"
+                )
     if not found:
         raise ConfigError(
             f"{source.name} gives {', '.join(sorted(names)) or 'nothing'}, none of which is enabled; "
@@ -139,19 +145,16 @@ def _given(
     return found
 
 
-def _lost(split: str, samples: Samples) -> Iterator[str]:
-    """Yield a line for each modality whose tar files hold members that cannot be used."""
-    for name, (count, first) in samples.dropped.items() if isinstance(samples, FolderSamples) else ():
-        yield f"{split}/{name}: not used of what its folder holds: {count} (first: {first})"
-
-
-def _apart(opened: Mapping[str, Samples], given: Mapping[str, Sequence[ModalityHandle]]) -> Iterator[str]:
-    """Yield a line for each modality of a user's files that no sample has together with another one."""
+def _told(opened: Mapping[str, Samples], given: Mapping[str, Sequence[ModalityHandle]]) -> Iterator[str]:
+    """Yield lines about a user's files: unusable members of tar files, and modalities that share no sample."""
     found = {}
     for split, samples in opened.items():
-        names = [name_at_source(handle, samples.offered) for handle in given[split]]
-        if isinstance(samples, FolderSamples) and len(names) > 1:
-            found[split] = samples.alone(names)
+        if isinstance(samples, FolderSamples):
+            for name, (count, first) in samples.dropped.items():
+                yield f"{split}/{name}: not used of what its folder holds: {count} (first: {first})"
+            names = [name_at_source(handle, samples.offered) for handle in given[split]]
+            if len(names) > 1:
+                found[split] = samples.alone(names)
     alone = {name: key for keys in found.values() for name, key in keys.items()}
     alone = {name: key for name, key in alone.items() if all(name in keys for keys in found.values())}
     for name in sorted(alone) if len(alone) > 1 else ():
@@ -173,25 +176,6 @@ def _enlarged(source: SourceHandle, options: Mapping[str, Any], found: Sequence[
                 f"{handle.name}: enlarged, as {source.name} draws {drawn} pixels and image_size is {largest}; "
                 f"--set image_size={largest} draws as many"
             )
-
-
-def _check_agrees(
-    source: SourceHandle, options: Mapping[str, Any], handle: ModalityHandle, agrees: Mapping[str, str]
-) -> None:
-    """Raise ConfigError if a setting of the modality differs from the source's setting that it has to equal."""
-    if not agrees:
-        return
-    known, given = handle.known_settings(), source.settings_with(options)
-    for key, own in agrees.items():
-        if key in known and known[key] != (theirs := getattr(given, own)):
-            raise ConfigError(
-                f"{handle.name}: {key} is {known[key]}, and {source.name} gives values of {own}={theirs}; set "
-                f"[modalities.{handle.name}] {key} = {theirs}, or make data with --set {own}={known[key]}"
-            )
-
-
-def _names(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,73 +227,57 @@ class _Plan:
                     f"{modality}: was derived from other modalities; delete it to make {name} of the source"
                 )
 
-    def run(self, zoo: Zoo, workers: int | None, result: RunResult) -> None:
+    def run(self, zoo: Zoo, workers: int | None) -> list[Outcome]:
         """Make the shards that are not there, or that depend on other inputs now."""
-        outcomes = {handle.name: Outcome(split=self.split.name, modality=handle.name) for handle in self.handles}
-        result.outcomes += outcomes.values()
-        made_with = {handle.name: self._made_with(handle) for handle in self.handles}
+        split, samples = self.split, self.samples
+        outcomes = {handle.name: Outcome(split=split.name, modality=handle.name) for handle in self.handles}
+        names = {handle.name: name_at_source(handle, samples.offered) for handle in self.handles}
+        pictures = tuple(handle.name for handle in self.handles if _is_picture(handle))
+        made_with = {
+            handle.name: {
+                **self.record["source"],
+                "distribution": self.source.distribution,
+                "plugin": f"{handle.plugin_name} of {handle.distribution}",
+                "value": value_identity(handle),
+                "settings": reading_settings(handle),
+            }
+            for handle in self.handles
+        }  # shared by all shards of a modality, and recorded in manifests
         digests = {name: inputs_digest(**made) for name, made in made_with.items()}
-        todo: dict[int, list[str]] = {}
-        for shard in range(self.split.shards):
-            inputs, keys = self._inputs(shard, digests), self.split.keys_digest(shard)
+
+        def files_of(shard: int) -> tuple[tuple[str, Mapping[str, Member]], ...]:
+            start = split.number(shard, 0)
+            return tuple(samples.files(start, start + split.rows(shard))) if isinstance(samples, FolderSamples) else ()
+
+        todo: dict[int, dict[str, str]] = {}
+        for shard in range(split.shards):
+            files, keys = files_of(shard), split.keys_digest(shard)
             for name, outcome in outcomes.items():
-                if keys and is_finished(self.split.folder / name, shard, inputs[name], keys):
-                    outcome.kept_shards += 1
+                together = pictures if files and name in pictures else (name,)  # one may be refused for the others
+                inputs = inputs_digest(
+                    made={one: digests[one] for one in together}, split=split.name,
+                    shard=shard, start=split.number(shard, 0), rows=split.rows(shard),
+                    files=signature(files, {names[one] for one in together}) if files else "",
+                )  # fmt: skip
+                manifest = sound_manifest(split.folder / name, shard) if keys else None
+                if manifest is not None and (manifest.inputs, manifest.keys) == (inputs, keys):
+                    outcome.add(split, shard, manifest, kept=True)
                 else:
-                    todo.setdefault(shard, []).append(name)
+                    todo.setdefault(shard, {})[name] = inputs
         jobs = (
             MakeShard(
-                split=self.split, shard=shard, source=self.source.name, seed=self.seed,
-                options=json.dumps(self.options, sort_keys=True, default=str),
-                inputs={name: digest for name, digest in self._inputs(shard, digests).items() if name in names},
-                made_with={name: made_with[name] for name in names},
-                pictures=self._pictures, names=self._names, files=self._files(shard),
+                split=split, shard=shard, source=self.source.name, seed=self.seed,
+                options=json.dumps(self.options, sort_keys=True, default=str), inputs=inputs,
+                made_with={name: made_with[name] for name in inputs}, pictures=pictures, names=names,
+                files=files_of(shard),
             )
-            for shard, names in todo.items()
+            for shard, inputs in todo.items()
         )  # fmt: skip
-        with progress_bar(f"make {self.split.name}", sum(map(self.split.rows, todo))) as advance:
-            for counts in run_jobs(zoo, make_shard, jobs, workers, advance, count=len(todo), of=self.split.shards):
-                for modality, (written, failures) in counts.items():
-                    outcomes[modality].add(written, failures)
-
-    @property
-    def _names(self) -> dict[str, str]:
-        """The name that each modality has at the source."""
-        return {handle.name: name_at_source(handle, self.samples.offered) for handle in self.handles}
-
-    @property
-    def _pictures(self) -> tuple[str, ...]:
-        """The modalities that show the sample as a picture."""
-        return tuple(handle.name for handle in self.handles if _is_picture(handle))
-
-    def _made_with(self, handle: ModalityHandle) -> dict[str, Any]:
-        """Inputs that all shards of a modality share: source, plugin and settings; recorded in manifests."""
-        return {
-            **self.record["source"],
-            "distribution": self.source.distribution,
-            "plugin": f"{handle.plugin_name} of {handle.distribution}",
-            "value": value_identity(handle),
-            "settings": reading_settings(handle),
-        }
-
-    def _files(self, shard: int) -> tuple[tuple[str, Mapping[str, Member]], ...]:
-        start = self.split.number(shard, 0)
-        if isinstance(self.samples, FolderSamples):
-            return tuple(self.samples.files(start, start + self.split.rows(shard)))
-        return ()
-
-    def _inputs(self, shard: int, digests: Mapping[str, str]) -> dict[str, str]:
-        """Return the inputs digest of a shard per modality. Whether an image is rejected depends on all images."""
-        files, names, pictures = self._files(shard), self._names, self._pictures
-        found = {}
-        for name in digests:
-            together = pictures if files and name in pictures else (name,)
-            found[name] = inputs_digest(
-                made={one: digests[one] for one in together}, split=self.split.name,
-                shard=shard, start=self.split.number(shard, 0), rows=self.split.rows(shard),
-                files=signature(files, {names[one] for one in together}) if files else "",
-            )  # fmt: skip
-        return found
+        with progress_bar(f"make {split.name}", sum(map(split.rows, todo))) as advance:
+            for shard, found in run_jobs(zoo, make_shard, jobs, workers, advance, count=len(todo), of=split.shards):
+                for name, manifest in found.items():
+                    outcomes[name].add(split, shard, manifest)
+        return list(outcomes.values())
 
 
 def _is_picture(handle: ModalityHandle) -> bool:

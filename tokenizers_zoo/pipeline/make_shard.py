@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder, read_sample
-from tokenizers_zoo.data.manifest import Split
-from tokenizers_zoo.data.shards import WHOLE, ShardWriter, writing_shard
+from tokenizers_zoo.data.manifest import Manifest, Split
+from tokenizers_zoo.data.shards import WHOLE, writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
 from tokenizers_zoo.errors import DataError, ZooError, passing
 from tokenizers_zoo.io import disk_errors
@@ -23,7 +23,7 @@ from tokenizers_zoo.pipeline.engines import tick
 from tokenizers_zoo.source_handle import CheckedSamples
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
+    from tokenizers_zoo.registry import SourceHandle, Zoo
 
 Samples = CheckedSamples | FolderSamples
 TOKEN_NAMES = "tok_"
@@ -51,30 +51,28 @@ class MakeShard:
     """Samples made of files: the key of each, and the location of its files by modality."""
 
 
-def make_shard(zoo: Zoo, job: MakeShard) -> dict[str, tuple[int, dict[str, str]]]:
-    """Write one shard of each modality; returns the samples written and the failures (key to reason) of each.
+def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
+    """Write one shard of each modality; returns its number, and the manifest of each.
 
     A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
     the next run makes it again.
     """
-    sample = _sample_of(zoo, job)
     handles = {name: zoo[name] for name in job.inputs}
-    failures: dict[str, dict[str, str]] = {name: {} for name in handles}
     again: set[str] = set()
     keys: list[str] = []
-    start = job.split.number(job.shard, 0)
+    split, start = job.split, job.split.number(job.shard, 0)
+    samples = None if job.files else samples_of(zoo, job.source, split.name, split.samples, job.seed, job.options)
     with disk_errors(job.split.root), contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(writing_shard(job.split.folder / name, job.shard)) for name in handles}
-        for index in range(start, start + job.split.rows(job.shard)):
+        for row in range(job.split.rows(job.shard)):
             tick()
             try:
-                key, values = sample(index)
+                key, values = read_sample(*job.files[row]) if samples is None else samples[start + row]
                 if problem := "it comes twice" if key in keys else key_problem(key):
                     raise DataError(f"key {key!r}: {problem}")
             except ZooError as error:
-                keys.append(f"sample-{index}")
-                for name, writer in writers.items():
-                    failures[name][f"#{index}"] = str(error)
+                keys.append(f"sample-{start + row}")
+                for writer in writers.values():
                     writer.skip(str(error))
                 continue
             keys.append(key)
@@ -84,26 +82,23 @@ def make_shard(zoo: Zoo, job: MakeShard) -> dict[str, tuple[int, dict[str, str]]
             for name, handle in handles.items():
                 if name not in found:
                     writers[name].skip()
-                elif reason := problems.get(name) or _write(
-                    handle, writers[name], key, found[name], trusted=bool(job.files)
-                ):
-                    writers[name].skip(reason)
-                    failures[name][key] = reason
+                    continue
+                try:
+                    if isinstance(found[name], ZooError):
+                        raise found[name]
+                    if name in problems:
+                        raise DataError(problems[name])
+                    seen = handle.transform(found[name], WHOLE, trusted=bool(job.files))
+                    writers[name].add(key, *handle.write(seen, trusted=True))
+                except ZooError as error:
+                    writers[name].skip(str(error))
                     if name in unsure or (name in problems and unsure):
                         again.add(name)
         digest = job.split.write_keys(job.shard, keys)
         for name, writer in writers.items():
-            whole = name not in again and (writer.count or not failures[name])
+            whole = name not in again and (writer.count or not writer.dropped)
             writer.finish(keys=digest, inputs=job.inputs[name] if whole else "", record=job.made_with[name])
-    return {name: (writers[name].count, failures[name]) for name in handles}
-
-
-def _sample_of(zoo: Zoo, job: MakeShard) -> Callable[[int], tuple[str, Mapping[str, Any]]]:
-    """Return a function that gives a sample by its number, from the job's files or the source."""
-    if job.files:
-        start = job.split.number(job.shard, 0)
-        return lambda index: read_sample(*job.files[index - start])
-    return samples_of(zoo, job.source, job.split.name, job.split.samples, job.seed, job.options).__getitem__
+    return job.shard, {name: writer.manifest for name, writer in writers.items()}
 
 
 def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,14 +106,11 @@ def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -
 
     `names` maps each modality to its name in `values`.
     """
-    found: dict[str, Any] = {}
-    for name, given in names.items():
-        if given not in values:
-            continue
-        found[name] = values[given]
-        if isinstance(found[name], FileBytes):
+    found = {name: values[given] for name, given in names.items() if given in values}
+    for name, value in found.items():
+        if isinstance(value, FileBytes):
             try:
-                found[name] = zoo[name].read(found[name].data, found[name].extension)
+                found[name] = zoo[name].read(value.data, value.extension)
             except ZooError as error:
                 found[name] = error
     return found
@@ -152,18 +144,6 @@ def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
     return abs(small[0] / large[0] - small[1] / large[1]) < 1 / large[0] + 1 / large[1]
 
 
-def _write(handle: ModalityHandle, writer: ShardWriter, key: str, value: Any, *, trusted: bool) -> str:
-    """Add one value at the configured size; return the problem, or "". Values read from files are `trusted`."""
-    if isinstance(value, ZooError):
-        return str(value)
-    try:
-        seen = handle.transform(value, WHOLE, trusted=trusted)
-        writer.add(key, *handle.write(seen, trusted=True))
-    except ZooError as error:
-        return str(error)
-    return ""
-
-
 @lru_cache(maxsize=4)
 def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> CheckedSamples:
     """Return the samples that a source generates, opened once per process."""
@@ -174,22 +154,14 @@ def open_samples(
     zoo: Zoo, source: SourceHandle, split: str, count: int | None, seed: int, options: Mapping[str, Any], out: Path
 ) -> Samples:
     """Return the samples of a split. Files in folders are not values yet, and name their modalities themselves."""
-    if source.spec.settings is FolderSettings:
-        config = from_mapping(FolderSettings, options, Origin(table=source.name))
-        return open_folder(config, split, count, out, _folder_names(zoo))
-    return source.samples(split, count, seed, options)
-
-
-def _folder_names(zoo: Zoo) -> dict[str, str]:
-    """Map each folder name of an enabled modality to the modality's name at the source.
-
-    A modality's own name is never another's alias. Instances of a plugin share its name and aliases; the instance of
-    the plugin's own name has the aliases, else the first.
-    """
+    if source.spec.settings is not FolderSettings:
+        return source.samples(split, count, seed, options)
+    # A modality's own name is never another's alias. Instances of a plugin share its name and aliases; the instance of
+    # the plugin's own name has the aliases, else the first.
     handles = sorted(zoo.handles(), key=lambda handle: handle.name != handle.plugin_name)
     names = {name: name for handle in handles for name in (handle.name, handle.plugin_name)}
     for handle in handles:
         for alias in handle.spec.aliases:
             if not alias.startswith(TOKEN_NAMES):
                 names.setdefault(alias, handle.name)
-    return names
+    return open_folder(from_mapping(FolderSettings, options, Origin(table=source.name)), split, count, out, names)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,23 +16,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.ahead import read_ahead
 from tokenizers_zoo.data.manifest import (
     DATASET,
     Manifest,
     inputs_digest,
     read_manifest,
     remove_shard,
-    shard_name,
     shards_of,
+    sound_manifest,
 )
-from tokenizers_zoo.data.provenance import reading_settings, samples_identity
 from tokenizers_zoo.data.samples import TRAIN
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.token_shard import SUFFIX, TokenMetadata, write_token_shard
+from tokenizers_zoo.data.shards import ValueStore, reading_settings
+from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import disk_errors, remove_folder
+from tokenizers_zoo.pipeline.engines import Outcome, RunResult, read_ahead
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
@@ -45,50 +44,6 @@ CROP_SIDE = (0.5, 1.0)
 """Shortest and longest side of a random crop, as fractions of the picture's side."""
 
 
-@dataclass(kw_only=True, slots=True)
-class TokenizeOutcome:
-    """Result for one modality of one split: numbers of samples, and seconds in total and in the tokenizer."""
-
-    split: str
-    modality: str
-    written: int = 0
-    kept: int = 0
-    dropped: int = 0
-    first_dropped: str = ""
-    """Key and reason of the first sample without tokens."""
-    seconds: float = 0.0
-    encode_seconds: float = 0.0
-
-
-@dataclass(kw_only=True, slots=True)
-class TokenizeResult:
-    """The outcomes of a run, the modalities that it skipped with reasons, and the values that are not all there."""
-
-    outcomes: list[TokenizeOutcome] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    unfinished: list[str] = field(default_factory=list)
-
-    @property
-    def encode_fraction(self) -> float:
-        """Fraction of the wall time spent in the tokenizers."""
-        seconds = sum(outcome.seconds for outcome in self.outcomes)
-        return sum(outcome.encode_seconds for outcome in self.outcomes) / seconds if seconds else 1.0
-
-    def summary(self) -> str:
-        """Return one line per split and modality."""
-        lines = []
-        for outcome in self.outcomes:
-            rate = f" ({outcome.written / outcome.seconds:.0f}/s)" if outcome.written else ""
-            kept = f", {outcome.kept} unchanged" if outcome.kept else ""
-            dropped = f", {outcome.dropped} dropped (first: {outcome.first_dropped})" if outcome.dropped else ""
-            lines.append(f"{outcome.split}/{outcome.modality}: {outcome.written} encoded{rate}{kept}{dropped}")
-        lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
-        lines += [f"{what}: `zoo data make` did not finish" for what in self.unfinished]
-        if any(outcome.written for outcome in self.outcomes):
-            lines.append(f"{self.encode_fraction:.0%} of the time was spent in the tokenizers")
-        return "\n".join(lines) or "nothing to do"
-
-
 def tokenize(
     zoo: Zoo,
     data: Path,
@@ -96,13 +51,13 @@ def tokenize(
     *,
     modalities: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
-    batch_size: int = 64,
+    batch_size: int = 128,
     crops: int = 1,
     seed: int = 0,
     threads: int = 2,
     overwrite: bool = False,
     device: str = "cpu",
-) -> TokenizeResult:
+) -> RunResult:
     """Encode the values in `data` into the token store `out`.
 
     With `crops` above 1, each sample of the split "train" has the whole picture and `crops - 1` random crops, which all
@@ -115,16 +70,25 @@ def tokenize(
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
-    store, out = ValueStore(data), Path(out)
+    store, out, result = ValueStore(data), Path(out), RunResult()
     _check_place(out)
-    result = TokenizeResult(unfinished=_unfinished(store, splits))
     splits = splits or store.splits()
+    for split in splits:
+        for name in store.modalities(split):  # of a killed `zoo data make`
+            there, wanted = len(shards_of(store.folder(split, name))), store.split(split).shards
+            if there < wanted:
+                place = f"{split}/{name}: {there} of {wanted} shards are there"
+                result.notes.append(f"{place}: `zoo data make` did not finish")
     for name in modalities or ():
         if not any(name in store.modalities(split) for split in splits):
             store.folder(splits[0], name)  # raises the error that lists the modalities
     chosen = {split: _chosen(zoo, store, split, modalities, result) for split in splits}
-    if not any(chosen.values()):
-        _check_tokenizers(zoo, store, result)
+    lacking = sorted(one.name for one in zoo.handles() if one.name in result.skipped and not one.has_tokenizer)
+    if lacking and not any(chosen.values()):
+        raise DataError(
+            f"{store.root}: none of its modalities has a tokenizer ({', '.join(lacking)}); `zoo tokenizer train"
+            f" {lacking[0]} --data {store.root}` trains one tokenizer, --all in place of the name trains all"
+        )
     with disk_errors(out), locked(out):
         jobs = []
         for split, handles in chosen.items():
@@ -132,7 +96,7 @@ def tokenize(
             views = crops if split == TRAIN else 1
             target = TokenSplit(
                 out, split, samples.samples, samples.shard_size, crops=views, seed=seed if views > 1 else 0,
-                source=samples_identity(store.root, split),
+                source=store.source(split),
             )  # fmt: skip
             _check_same_samples(store, target, [handle.name for handle in handles], overwrite)
             for handle in handles:
@@ -141,17 +105,17 @@ def tokenize(
         for job in jobs:
             job.plan(overwrite)
         for job in jobs:
-            job.remove_stale()
+            for shard in shards_of(job.folder):
+                if shard in job.todo or shard >= job.split.shards:
+                    remove_shard(job.folder, shard)
+            job.folder.mkdir(parents=True, exist_ok=True)
         write_store(out, store.root, {job.split.name: job.split for job in jobs}.values())
-        problems = []
         for job in jobs:
-            result.outcomes.append(job.run())
-            if problem := job.all_dropped():
+            job.run()
+            result.outcomes.append(job.outcome)
+            if job.outcome.nothing:
                 remove_folder(job.folder)
-                problems.append(problem)
-    if problems:
-        raise DataError("; ".join(problems))
-    return result
+    return result.check()
 
 
 def random_crop(seed: int, key: str, number: int) -> Crop:
@@ -183,19 +147,8 @@ def _check_place(out: Path) -> None:
             raise DataError(f"{out}: holds {path.relative_to(out)}, and no token store; give another --out")
 
 
-def _unfinished(store: ValueStore, splits: Sequence[str] | None) -> list[str]:
-    """Return the modalities that a killed `zoo data make` left unfinished."""
-    found = []
-    for split in splits or store.splits():
-        for name in store.modalities(split):
-            there, wanted = len(shards_of(store.folder(split, name))), store.split(split).shards
-            if there < wanted:
-                found.append(f"{split}/{name}: {there} of {wanted} shards are there")
-    return found
-
-
 def _chosen(
-    zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: TokenizeResult
+    zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: RunResult
 ) -> list[ModalityHandle]:
     """Return the modalities to encode: `wanted`, as far as the split has them, or all with a tokenizer."""
     present = store.modalities(split)
@@ -210,16 +163,6 @@ def _chosen(
     for name in sorted(set(present) - {handle.name for handle in handles}):
         result.skipped[name] = problems.get(name, "no enabled modality of this name")
     return [handle for handle in handles if handle.has_tokenizer]
-
-
-def _check_tokenizers(zoo: Zoo, store: ValueStore, result: TokenizeResult) -> None:
-    """Raise DataError if modalities were skipped because they have no tokenizer."""
-    lacking = [handle.name for handle in zoo.handles() if handle.name in result.skipped and not handle.has_tokenizer]
-    if lacking:
-        raise DataError(
-            f"{store.root}: none of its modalities has a tokenizer ({', '.join(sorted(lacking))}); `zoo tokenizer train"
-            f" {min(lacking)} --data {store.root}` trains one tokenizer, --all in place of the name trains all"
-        )
 
 
 def _check_same_samples(values: ValueStore, target: TokenSplit, encoded: Collection[str], overwrite: bool) -> None:
@@ -279,18 +222,19 @@ class _Job:
         self, handle: ModalityHandle, values: ValueStore, split: TokenSplit, *, batch_size: int, threads: int
     ) -> None:
         self.handle, self.values, self.split = handle, values, split
-        self.samples = values.split(split.name)
         self.batch_size, self.threads = batch_size, threads
         self.metadata = TokenMetadata.of(handle, reading_settings(handle))
         self.folder = split.folder / handle.name
-        self.outcome = TokenizeOutcome(split=split.name, modality=handle.name)
+        self.outcome = Outcome(split=split.name, modality=handle.name)
         self.todo: list[int] = []
+
+    def _contents(self, shard: int) -> str:
+        return self.values.contents(self.split.name, self.handle.name, [shard])
 
     def _inputs(self, shard: int, fingerprint: str) -> str:
         return inputs_digest(
-            values=self.values.contents(self.split.name, self.handle.name, [shard]),
-            tokenizer=fingerprint, settings=self.metadata.settings, layout=layout_to_json(self.metadata.layout),
-            crops=self.split.crops, seed=self.split.seed,
+            values=self._contents(shard), tokenizer=fingerprint, settings=self.metadata.settings,
+            layout=layout_to_json(self.metadata.layout), crops=self.split.crops, seed=self.split.seed,
         )  # fmt: skip
 
     def plan(self, overwrite: bool) -> None:
@@ -298,51 +242,33 @@ class _Job:
         speaks = cache(self.handle.speaks)
         kept: dict[int, Manifest] = {}
         for shard in range(self.split.shards) if not overwrite else ():
-            manifest = self._sound(shard)
-            if manifest is None:
-                continue
-            writer = manifest.record["writer"]["fingerprint"]
-            if manifest.inputs == self._inputs(shard, writer) and speaks(writer, manifest.record["needed_vocab_size"]):
-                kept[shard] = manifest
+            if (manifest := sound_manifest(self.folder, shard)) is not None:
+                record = manifest.record
+                writer = record["writer"]["fingerprint"]
+                if manifest.inputs == self._inputs(shard, writer) and speaks(writer, record["needed_vocab_size"]):
+                    kept[shard] = manifest
         if len(kept) < self.split.shards:  # all shards of a modality have one fingerprint
             now = self.metadata.to_json()
             kept = {shard: manifest for shard, manifest in kept.items() if manifest.record["writer"] == now}
         for shard, manifest in kept.items():
-            self.outcome.kept += manifest.count
-            self._count_dropped(shard, manifest.dropped)
+            self.outcome.add(self.split, shard, manifest, kept=True)
         self.todo = [shard for shard in range(self.split.shards) if shard not in kept]
         if self.todo:
             _ = self.handle.tokenizer  # an altered one is refused before anything is removed
             check_special_tokens(self.handle)
 
-    def _sound(self, shard: int) -> Manifest | None:
-        """Return the manifest of a shard whose file has the right size, or None."""
-        try:
-            manifest = read_manifest(self.folder, shard)
-            path = self.folder / shard_name(shard, SUFFIX)
-            found = manifest is not None and path.stat().st_size == manifest.files[SUFFIX].size
-        except ReadError:
-            raise
-        except (DataError, OSError, KeyError):
-            return None
-        return manifest if found else None
+    def run(self) -> None:
+        """Write the shards of `todo`. A sample with an invalid value or view is dropped.
 
-    def remove_stale(self) -> None:
-        """Delete the shards in `todo`, and shards beyond the last sample of the data."""
-        for shard in shards_of(self.folder):
-            if shard in self.todo or shard >= self.split.shards:
-                remove_shard(self.folder, shard)
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def run(self) -> TokenizeOutcome:
-        """Write the shards of `todo`."""
-        start = time.perf_counter()
+        A shard is made again next time where one was dropped for a reason that may pass.
+        """
+        start, crops = time.perf_counter(), self.split.crops
         samples = sum(self.split.rows(shard) for shard in self.todo)
-        with progress_bar(f"tokenize {self.split.name}/{self.handle.name}", samples * self.split.crops) as advance:
+        with progress_bar(f"tokenize {self.split.name}/{self.handle.name}", samples * crops) as advance:
             batches = read_ahead(self._read, self._batches(), threads=self.threads)
             for shard in self.todo:
-                present = int(self._present(shard).sum()) * self.split.crops
-                encoded: dict[View, npt.NDArray[Any]] = {}
+                present = int(self.values.present(self.split.name, self.handle.name, shard).sum()) * crops
+                encoded: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
                 dropped: dict[int, str] = {}
                 passes = False
                 for _ in range(0, present, self.batch_size):
@@ -354,47 +280,28 @@ class _Job:
                     pairs = zip(views, read, strict=True)
                     self._encode([pair for pair in pairs if not isinstance(pair[1], ZooError)], encoded, dropped)
                     advance(len(views))
-                advance(self.split.rows(shard) * self.split.crops - present)
-                self._write(shard, encoded, dropped, passes)
+                advance(self.split.rows(shard) * crops - present)
+                rows = [None if row in dropped else encoded.get(row) for row in range(self.split.rows(shard))]
+                keys = self.split.write_keys(shard, self.values.split(self.split.name).keys(shard))
+                inputs = "" if passes else self._inputs(shard, self.metadata.fingerprint)
+                manifest = write_token_shard(
+                    self.folder, shard, self.metadata, rows, keys=keys, crops=crops, dropped=dropped, inputs=inputs,
+                    values=self._contents(shard),
+                )  # fmt: skip
+                self.outcome.add(self.split, shard, manifest)
         self.outcome.seconds = time.perf_counter() - start
-        return self.outcome
-
-    def _write(self, shard: int, encoded: dict[View, npt.NDArray[Any]], dropped: dict[int, str], passes: bool) -> None:
-        """Write a shard; it is made again next time where a sample was dropped for a reason that `passes`."""
-        views = range(self.split.crops)
-        rows = []
-        for row in range(self.split.rows(shard)):
-            tokens = [encoded.get(View(row, number, shard)) for number in views]
-            found = [view for view in tokens if view is not None]
-            rows.append(found if len(found) == len(views) and row not in dropped else None)
-        keys = self.split.write_keys(shard, self.samples.keys(shard))
-        manifest = write_token_shard(
-            self.folder, shard, self.metadata, rows, keys=keys, crops=self.split.crops, dropped=dropped,
-            inputs="" if passes else self._inputs(shard, self.metadata.fingerprint),
-            values=self.values.contents(self.split.name, self.handle.name, [shard]),
-        )  # fmt: skip
-        self.outcome.written += manifest.count
-        self._count_dropped(shard, dropped)
-
-    def _count_dropped(self, shard: int, dropped: Any) -> None:
-        if dropped and not self.outcome.dropped:
-            row, reason = next(iter(dropped.items()))
-            self.outcome.first_dropped = f"{self.samples.keys(shard)[row]}: {reason}"
-        self.outcome.dropped += len(dropped)
-
-    def _present(self, shard: int) -> npt.NDArray[np.bool_]:
-        return self.values.present(self.split.name, self.handle.name, shard)
 
     def _batches(self) -> Iterator[Sequence[View]]:
         """Yield the views to encode; a batch is of one shard."""
         for shard in self.todo:
-            rows = np.flatnonzero(self._present(shard)).tolist()
+            rows = np.flatnonzero(self.values.present(self.split.name, self.handle.name, shard)).tolist()
             views = [View(row, number, shard) for row in rows for number in range(self.split.crops)]
             yield from (views[start : start + self.batch_size] for start in range(0, len(views), self.batch_size))
 
     def _read(self, view: View) -> Any:
         """Return a value, or the error if the sample is invalid."""
-        crop = random_crop(self.split.seed, self.samples.keys(view.shard)[view.row], view.number)
+        key = self.values.split(self.split.name).keys(view.shard)[view.row]
+        crop = random_crop(self.split.seed, key, view.number)
         try:
             return self.values.read(self.handle, self.split.name, view.shard, view.row, crop)
         except ReadError:
@@ -403,7 +310,10 @@ class _Job:
             return error
 
     def _encode(
-        self, values: Sequence[tuple[View, Any]], encoded: dict[View, npt.NDArray[Any]], dropped: dict[int, str]
+        self,
+        values: Sequence[tuple[View, Any]],
+        encoded: defaultdict[int, list[npt.NDArray[Any]]],
+        dropped: dict[int, str],
     ) -> None:
         """Encode a batch. If the tokenizer rejects it, encode each value alone, so that only invalid ones are
         dropped."""
@@ -423,13 +333,4 @@ class _Job:
             if problem := self.metadata.number_problem(item):
                 dropped.setdefault(view.row, f"{self.handle.name}: {problem}")
             else:
-                encoded[view] = self.metadata.to_stored(item)
-
-    def all_dropped(self) -> str:
-        """Return the problem if all samples were dropped, else ""."""
-        if not self.outcome.dropped or self.outcome.written or self.outcome.kept:
-            return ""
-        return (
-            f"{self.split.name}/{self.handle.name}: none of {self.outcome.dropped} samples could be encoded; "
-            f"{self.outcome.first_dropped}"
-        )
+                encoded[view.row].append(self.metadata.to_stored(item))

@@ -14,9 +14,8 @@ from rich.console import Console
 
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, is_complete
 from tokenizers_zoo.config import Origin, reject_unknown
-from tokenizers_zoo.data.provenance import reading_settings
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
-from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore
+from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, reading_settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.io import disk_errors, read_table
 from tokenizers_zoo.pipeline.engines import run_jobs

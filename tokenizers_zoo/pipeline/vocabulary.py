@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,23 +35,9 @@ class VocabularyUse:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Return special tokens that no enabled modality needs, such as of removed plugins. They keep their ids."""
+        """Special tokens that no enabled modality needs, such as of removed plugins. They keep their ids."""
         needed = {token for tokens in self.needs.values() for token in tokens}
         return tuple(token for token in self.vocabulary.all_special_tokens if token not in needed)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Growth:
-    """Changes made by growing: the special tokens added, ids used and capacity before and after."""
-
-    added: tuple[str, ...]
-    used: tuple[int, int]
-    size: tuple[int, int]
-
-    @property
-    def changed(self) -> bool:
-        """Whether tokens were added or the capacity has changed."""
-        return bool(self.added) or self.size[0] != self.size[1]
 
 
 def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
@@ -71,36 +58,30 @@ def _holds_text(folder: Path) -> bool:
 
 def describe_vocabulary(zoo: Zoo, name: str) -> VocabularyUse:
     """Read a vocabulary and the tokens that each modality needs. Raises UnknownNameError and CheckpointError."""
-    handles = _sharing(zoo, name)
-    folder = _folder(name, handles)
-    return VocabularyUse(
-        name=name,
-        folder=folder,
-        vocabulary=TextVocabulary.load(folder, _config(name, handles)),
-        needs={handle.name: handle.vocabulary_tokens() for handle in handles},
-    )
+    handles, folder, config = _opened(zoo, name)
+    needs = {handle.name: handle.vocabulary_tokens() for handle in handles}
+    return VocabularyUse(name=name, folder=folder, vocabulary=TextVocabulary.load(folder, config), needs=needs)
 
 
-def grow_vocabulary(zoo: Zoo, name: str) -> Growth:
+def grow_vocabulary(zoo: Zoo, name: str) -> tuple[TextVocabulary, TextVocabulary]:
     """Append the special tokens that the enabled modalities need and the vocabulary lacks; existing ids do not change.
 
-    The capacity is raised to the registry.toml value if that is larger. Does nothing if nothing is missing. Raises the
-    errors of `describe_vocabulary`, and ConfigError if there is no room left.
+    The capacity is raised to the registry.toml value if that is larger. Returns the old and the new vocabulary. Raises
+    the errors of `describe_vocabulary`, and ConfigError if there is no room left.
     """
-    handles = _sharing(zoo, name)
-    folder = _folder(name, handles)
+    handles, folder, config = _opened(zoo, name)
     if folder != handles[0].files.vocabulary:
         raise CheckpointError(
             f"vocabulary {name}: is on the hub, and cannot grow there; copy {folder} to a folder of yours, and set "
             f"checkpoint to that in {handles[0].settings.origin.file}"
         )
-    tokens = [token for handle in handles for token in handle.vocabulary_tokens()]
     with disk_errors(folder):
-        old, new = TextVocabulary.grow_folder(folder, _config(name, handles), tokens)
+        grown = TextVocabulary.grow_folder(
+            folder, config, chain.from_iterable(one.vocabulary_tokens() for one in handles)
+        )
     for handle in handles:
         handle.forget_tokenizer()
-    added = new.grown_tokens[len(old.grown_tokens) :]
-    return Growth(added=added, used=(old.used, new.used), size=(old.config.size, new.config.size))
+    return grown
 
 
 def check_special_tokens(handle: ModalityHandle) -> None:
@@ -118,24 +99,20 @@ def check_special_tokens(handle: ModalityHandle) -> None:
         )
 
 
-def _sharing(zoo: Zoo, name: str) -> list[ModalityHandle]:
+def _opened(zoo: Zoo, name: str) -> tuple[list[ModalityHandle], Path, VocabularyConfig]:
+    """Return the modalities that share a vocabulary, its folder, and its settings.
+
+    Raises UnknownNameError, and CheckpointError if it has not been trained.
+    """
     found = text_vocabularies(zoo)
     if name not in found:
         hint = "" if found else "(no enabled modality is text)"
         raise UnknownNameError.of("text vocabulary", name, list(found), hint)
-    return found[name]
-
-
-def _folder(name: str, handles: list[ModalityHandle]) -> Path:
-    """Return the folder of the vocabulary. Raises CheckpointError if it has not been trained."""
+    handles = found[name]
     folder = handles[0].files.vocabulary_folder()
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"vocabulary {name}: none at {folder} yet; zoo tokenizer train {handles[0].name} --data DATA trains it for "
             f"all who share it: {', '.join(handle.name for handle in handles)}"
         )
-    return folder
-
-
-def _config(name: str, handles: list[ModalityHandle]) -> VocabularyConfig:
-    return handles[0].settings.vocabulary(name, VocabularyConfig)
+    return handles, folder, handles[0].settings.vocabulary(name, VocabularyConfig)

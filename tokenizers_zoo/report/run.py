@@ -390,13 +390,13 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
 
 def _data(zoo: Zoo, data: Path | None) -> dict[str, Any]:
     """Return counts and reasons of the values, a row per modality; only a reason if the data are gone."""
-    from tokenizers_zoo.pipeline.info import DataDescription, describe_data
+    from tokenizers_zoo.pipeline.stores import StoreDescription, describe_data
 
     problem = "" if data else "the run does not say where its values are"
     try:
-        found = describe_data(data) if data else DataDescription()
+        found = describe_data(data) if data else StoreDescription()
     except ZooError as error:
-        found, problem = DataDescription(), str(error)
+        found, problem = StoreDescription(), str(error)
     splits = sorted({row.split for row in found.rows}, key=lambda split: (split != TRAIN, split))
     rows: dict[str, dict[str, Any]] = {}
     for row in sorted(found.rows, key=lambda row: splits.index(row.split)):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import Place, Rows, ValueStore
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore
@@ -60,7 +59,7 @@ class EvaluationData:
         self.tokens_of: list[str] = []
         self.unreadable: dict[str, dict[str, str]] = {}
         store = TokenStore(tokens)
-        store.check_same_samples(self.values.root, TEST, samples_identity(self.values.root, TEST))
+        store.check_same_samples(self.values, TEST)
         self._split = store.split(TEST)
         for spec in specs:
             name, trained_on = spec.name, fingerprints.get(spec.name)

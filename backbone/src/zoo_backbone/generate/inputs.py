@@ -16,8 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.data.token_file import is_token_file, read_tokens
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, is_token_file, read_tokens, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Crop

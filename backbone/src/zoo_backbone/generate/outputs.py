@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from tokenizers_zoo.data.tar import key_problem, shown_name
-from tokenizers_zoo.data.token_file import token_text
+from tokenizers_zoo.data.tokens import token_text
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.progress import Advance, decoded_samples, progress_bars

@@ -15,7 +15,7 @@ import torch
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
-from tokenizers_zoo.io import difference, held, read_table, replacing_file, write_json
+from tokenizers_zoo.io import difference, read_table, replacing_file, write_json
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import (
     KNOWN_AS,
@@ -26,7 +26,7 @@ from tokenizers_zoo.ml4m.source import (
     weights_digest,
 )
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
-from tokenizers_zoo.run_folder import RUN
+from tokenizers_zoo.run_folder import LOCK, RUN, locked
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
@@ -48,7 +48,9 @@ SOURCE = "source.json"
 HERE = "is there already"
 STAYING = ("colours",)
 """Settings of a published tokenizer that do not override the registry's settings; see sizes.py for sizes."""
-LEFT = re.compile(rf"{re.escape(WEIGHTS)}|\.(?:{re.escape(WEIGHTS)}|{re.escape(CONFIG)})\.[0-9a-f]+\.tmp(?:\.d)?")
+LEFT = re.compile(
+    rf"{re.escape(WEIGHTS)}|{re.escape(LOCK)}|\.(?:{re.escape(WEIGHTS)}|{re.escape(CONFIG)})\.[0-9a-f]+\.tmp(?:\.d)?"
+)
 """Files that a killed export may leave; config.json is written last."""
 HEADER = """\
 # Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
@@ -147,8 +149,7 @@ def import_folders(
         folder: name or modality_of(titles[folder], config, installed)
         for folder, config in configs.items() if folder not in backbones
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out):
+    with locked(out, wait=True):
         tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
         Zoo.from_tables(tables, registry)  # check it before anything is added
         tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
@@ -408,8 +409,7 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
         published = installed[name].export_published(source)
     else:
         raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out):
+    with locked(out):
         check_room(out, published)
         write_published(published, out)
     return published

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import Split
-from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
@@ -83,8 +82,7 @@ class Stores:
         not to belong to the tokens.
         """
         if self.values is not None:
-            source = samples_identity(self.values.root, split)
-            TokenStore(self.tokens).check_same_samples(self.values.root, split, source)
+            TokenStore(self.tokens).check_same_samples(self.values, split)
         inputs = stored_samples(self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True)
         labels: Sequence[Any]
         if task.handle is None:

@@ -33,7 +33,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.data.provenance import samples_identity
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
@@ -273,7 +272,7 @@ class Probe(nn.Module):
             data = TokenStore(tokens).data
         elif tokens is None and data is not None:
             store = TokenStore(trained_tokens)
-            known = split in store.splits() and store.split(split).source and samples_identity(data, split)
+            known = split in store.splits() and store.split(split).source and ValueStore(data).source(split)
             if not known and store.data not in (None, data.resolve()):
                 raise DataError(
                     f"{data}: the probe's tokens {trained_tokens} were made of {store.data}, other samples; "

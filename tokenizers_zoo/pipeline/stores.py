@@ -1,0 +1,166 @@
+"""`zoo data info`, `verify` and `repair`: value stores and token stores, and their manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_zoo.data.manifest import (
+    DATASET,
+    Split,
+    Wrong,
+    read_manifest,
+    read_record,
+    read_splits,
+    remove_shard,
+    shard_name,
+    verify,
+)
+from tokenizers_zoo.data.samples import TEST, TRAIN
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tokens import STORE, TokenStore
+from tokenizers_zoo.errors import DataError, count_of
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.run_folder import locked
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
+
+SHOWN_REASONS = 20
+"""Reasons of dropped samples that are listed for each modality."""
+
+
+@dataclass(kw_only=True, slots=True)
+class StoreRow:
+    """One modality of one split, as its manifests say."""
+
+    split: str
+    modality: str
+    made_by: str = ""
+    """The source or plugin that made the values."""
+    samples: int = 0
+    """Values; of tokens, all views."""
+    bytes: int = 0
+    dropped: int = 0
+    """Samples that should be there and could not be written."""
+    reasons: list[str] = field(default_factory=list)
+    """Why the first of them were dropped."""
+    missing: int = 0
+    """Shards that are not there, or out of date."""
+    tokens: int = 0
+    vocabulary: str = ""
+    fingerprint: str = ""
+
+    @property
+    def problem(self) -> str:
+        """What to do about missing shards; empty without any."""
+        what = "are" if self.missing > 1 else "is"
+        shards = count_of(self.missing, "shard")
+        return f"{shards} {what} missing or out of date; run what made it again" if self.missing else ""
+
+
+@dataclass(kw_only=True, slots=True)
+class StoreDescription:
+    """A store of values or `tokens`: a row per split and modality, and how many samples have every modality."""
+
+    tokens: bool = False
+    rows: list[StoreRow] = field(default_factory=list)
+    aligned: dict[str, int] = field(default_factory=dict)
+    """Samples of each split that have a value of every modality."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """The first reasons why samples were dropped, of all rows, each with its place."""
+        return [f"{row.split}/{row.modality}/{reason}" for row in self.rows for reason in row.reasons]
+
+
+def describe_data(root: Path) -> StoreDescription:
+    """Describe a folder of values or tokens from its manifests alone. Raises DataError if it is neither."""
+    store = TokenStore(root) if (root / STORE).is_file() else ValueStore(root)
+    result = StoreDescription(tokens=isinstance(store, TokenStore))
+    for name in store.splits():
+        split, modalities = store.split(name), store.modalities(name)
+        digests = [split.keys_digest(shard) for shard in range(split.shards)]
+        for modality in modalities:
+            row = StoreRow(split=name, modality=modality)
+            result.rows.append(row)
+            for shard, keys in enumerate(digests):
+                manifest = read_manifest(split.folder / modality, shard)
+                if manifest is None or manifest.keys != keys:
+                    row.missing += 1
+                    continue
+                record = manifest.record
+                row.made_by = row.made_by or _made_by(record)
+                row.samples += manifest.count * record.get("crops", 1)
+                row.tokens += record.get("tokens", 0)
+                writer = record.get("writer", {})
+                row.vocabulary, row.fingerprint = writer.get("vocabulary", ""), writer.get("fingerprint", "")
+                row.bytes += sum(file.size for suffix, file in manifest.files.items() if suffix != "index")
+                row.dropped += len(manifest.dropped)
+                for place, reason in manifest.dropped.items() if len(row.reasons) < SHOWN_REASONS else ():
+                    row.reasons.append(f"{shard_name(shard)}: {split.keys(shard)[place]}: {reason}")
+            del row.reasons[SHOWN_REASONS:]
+        if isinstance(store, ValueStore):
+            result.aligned[name] = len(store.rows(name, modalities))
+    return result
+
+
+def _made_by(record: Mapping[str, Any]) -> str:
+    if "source" in record:
+        return f"{record['source']} of {record['distribution']}, seed {record['seed']}"
+    if "derived_from" in record:
+        return f"{record['distribution']}, from {', '.join(record['derived_from'])}"
+    return "not recorded"
+
+
+def store_splits(root: Path) -> dict[str, Split]:
+    """Return the splits of a value store or a token store. Raises DataError if the folder is neither."""
+    for record in (DATASET, STORE):
+        if splits := read_splits(root / record):
+            return splits
+    raise DataError(f"{root}: expected values ({DATASET}) or tokens ({STORE})")
+
+
+def verify_store(root: Path) -> Iterator[Wrong]:
+    """Yield the shards of a store that disagree with their manifests. Every file is read once."""
+    for split in store_splits(root).values():
+        yield from verify(split)
+
+
+def repair_store(zoo: Zoo, root: Path, workers: int | None = None) -> Iterator[str]:
+    """Remove damaged shards and make them again, yielding a line about each step.
+
+    Values are made by the source, and derived, as before; tokens are encoded from the values that the store records.
+    """
+    damaged: dict[str, set[str]] = {}
+    with locked(root):
+        for split in store_splits(root).values():
+            for wrong in verify(split):
+                damaged.setdefault(split.name, set()).add(wrong.modality)
+                remove_shard(split.folder / wrong.modality, wrong.shard)
+                yield f"{wrong.path}: {wrong.problem}; removed"
+    if not damaged:
+        yield f"{root}: all files agree with their manifests"
+    for name, modalities in damaged.items():
+        if not (root / DATASET).is_file():
+            store = TokenStore(root)
+            if store.data is None or not store.data.is_dir():
+                raise DataError(f"{root}: its values were in {store.data}; run the `zoo tokenize` command again")
+            crops, seed = store.split(name).crops, store.split(name).seed
+            chosen = sorted(modalities)
+            yield tokenize(zoo, store.data, root, modalities=chosen, splits=[name], crops=crops, seed=seed).summary()
+            continue
+        record = read_record(root / DATASET)["splits"][name]
+        if source := record.get("source"):
+            counts = {split: record["samples"] if split == name else 0 for split in (TRAIN, TEST)}
+            made = make_data(
+                zoo, source["source"], root, train=counts[TRAIN], test=counts[TEST], seed=source["seed"],
+                options=source["options"], workers=workers, shard_size=record["shard_size"],
+            )  # fmt: skip
+            yield made.summary()
+        if derivable := sorted(one for one in modalities if one in zoo and zoo[one].spec.derived_from):
+            yield derive_data(zoo, root, modalities=derivable, splits=[name], workers=workers).summary()
