@@ -901,7 +901,7 @@ def test_sheet_has_a_valid_file_name(tmp_path: Path) -> None:
     assert write_sheet(gallery / long, columns, [[Image.new("RGB", (2, 2))] * len(columns)])
     rows = [{"key": "a", "cells": [None] * len(columns)}]
     entry = {"inputs": names, "target": "c", "picture": f"gallery/{long}", "columns": columns, "rows": rows}
-    read_galleries(tmp_path, {"galleries": [entry]}, Pictures(folder=tmp_path / "pictures"))
+    read_galleries(tmp_path / "evaluation", [entry], Pictures(folder=tmp_path / "pictures"))
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"generated-{long}"]
 
 

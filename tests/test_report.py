@@ -30,12 +30,12 @@ from tokenizers_zoo.report.pictures import (
     legend_of,
     matrix_chart,
     png_of,
-    skill_cell,
+    signed,
 )
-from tokenizers_zoo.report.run import REASONS, _plugin, registry_of, write_report
+from tokenizers_zoo.report.run import REASONS, registry_of, write_report
 from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries, reconstructions
 from tokenizers_zoo.report.zoo import write_zoo_report
-from tokenizers_zoo.spec import VectorLayout, layout_to_json
+from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.gallery import CELL, write_sheet
 
@@ -132,14 +132,17 @@ def test_texts_of_a_sheet_are_wrapped_and_truncated(tmp_path: Path) -> None:
 def test_a_sheet_without_places_is_shown_whole(run: Run, tmp_path: Path) -> None:
     folder, evaluation = run
     plain("red", 40, 20).save(folder / "evaluation" / evaluation["galleries"][0]["picture"])
-    galleries = read_galleries(folder, evaluation, Pictures(folder=tmp_path / "pictures"))
+    galleries, _ = read_galleries(
+        folder / "evaluation", evaluation["galleries"], Pictures(folder=tmp_path / "pictures")
+    )
     assert galleries[0].sheet is not None and opened(galleries[0].sheet).size == (40, 20)
     assert galleries[0].rows == [[], []] and galleries[1].sheet is None
     assert overview(galleries, {}) is None  # one gallery has no overview
 
 
 def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
-    galleries = read_galleries(*run, Pictures(folder=tmp_path / "pictures"))
+    pictures = Pictures(folder=tmp_path / "pictures")
+    galleries, _ = read_galleries(run[0] / "evaluation", run[1]["galleries"], pictures)
     roles = [[(cell.role, cell.label) for cell in row] for row in galleries[0].rows]
     assert roles == [[("input", "input"), ("generated", "draw 1"), ("generated", "draw 2"), ("truth", "truth")]] * 2
     assert opened(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
@@ -153,11 +156,11 @@ def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
 def test_long_texts_are_not_all_shown_at_once(tmp_path: Path) -> None:
     rows: list[list[Image.Image | str]] = [["short", "x" * (LONG_TEXT + 1), "", ""]] * 4
     entry = gallery(tmp_path, ["words"], "more", rows)
-    found = read_galleries(tmp_path, {"galleries": [entry]}, Pictures(folder=tmp_path))[0]
+    found = read_galleries(tmp_path, [entry], Pictures(folder=tmp_path))[0][0]
     assert (found.at_once, len(found.rows)) == (AT_ONCE, 4)
     entry["rows"][0]["cells"] = entry["rows"][1]["cells"] = entry["rows"][2]["cells"] = ["a", "b", "c", "d"]
     entry["rows"][3]["cells"] = ["a", "b", "c", "x" * LONG_TEXT]
-    assert read_galleries(tmp_path, {"galleries": [entry]}, Pictures(folder=tmp_path))[0].at_once == 4
+    assert read_galleries(tmp_path, [entry], Pictures(folder=tmp_path))[0][0].at_once == 4
 
 
 def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: 
         gallery(tmp_path, ["z"], "a", rows), gallery(tmp_path, ["b"], "a", rows),
         gallery(tmp_path, ["b"], "words", [[red, "1", "2", "3"]] * 2), gallery(tmp_path, ["b"], "c", rows),
     ]  # fmt: skip
-    galleries = read_galleries(tmp_path, {"galleries": entries}, Pictures(folder=tmp_path / "pictures"))
+    galleries, _ = read_galleries(tmp_path / "evaluation", entries, Pictures(folder=tmp_path / "pictures"))
     shown = overview(galleries, {("b", "a"): 0.1, ("b", "words"): 0.9, ("b", "c"): 0.2, ("z", "a"): 1.0})
     assert shown is not None and shown["key"] == "sample 0"
     assert [cell.modality for cell in shown["inputs"]] == ["b"]
@@ -227,9 +230,9 @@ def test_no_curve_hides_another_and_one_point_is_seen(monkeypatch: pytest.Monkey
     assert [line.get_marker() for line in (held_out, once, training)] == ["", "o", ""]
 
 
-def test_skill_scores_as_text() -> None:
-    skills = {("a", "x"): 0.618, ("a", "y"): -0.054, ("a", "z"): None, ("a", "v"): -0.001}
-    assert [skill_cell(skills, "a", name) for name in "xyzwv"] == ["0.62", "−0.05", "–", "", "0.00"]
+def test_signed_numbers_as_text() -> None:
+    assert [signed(skill) for skill in (0.618, -0.054, None, -0.001)] == ["0.62", "−0.05", "–", "0.00"]
+    assert [signed(change, "+.3f") for change in (0.5, -0.5, -0.0001)] == ["+0.500", "−0.500", "+0.000"]
 
 
 def test_colours_of_classes_are_those_of_the_pictures(zoo: Zoo) -> None:
@@ -533,11 +536,6 @@ def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_pat
     assert section not in text and '<h3>depth <span class="soft">metric depth' in text
 
 
-def test_a_modality_that_the_registry_lacks_is_not_called_uninstalled() -> None:
-    config = {"specs": [{"name": "gone", "layout": layout_to_json(VectorLayout(length=4))}]}
-    assert _plugin("gone", None, config)["plugin"].startswith("not in use: not installed, not enabled, or")
-
-
 def test_reasons_are_listed_up_to_a_number(run: Run, zoo: Zoo, tmp_path: Path) -> None:
     folder, _ = run
     data = tmp_path / "data"
@@ -572,7 +570,7 @@ def test_a_value_that_cannot_be_read_leaves_the_others_of_a_shared_checkpoint(tm
     with writing_values(tmp_path / "data", "test", "caption") as shard:
         for key, words in (("a", b"a red ball"), ("b", b"caf\xe9"), ("c", b"one box")):
             shard.add(key, words, "txt")
-    found = reconstructions(zoo, handle, tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
+    found = reconstructions(handle, tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
     assert found.samples == 2 and found.texts == [("a red ball", "a red ball"), ("one box", "one box")]
 
 
@@ -583,7 +581,7 @@ def test_a_shared_checkpoint_is_judged_on_evenly_spread_values(tmp_path: Path, m
     with writing_values(tmp_path / "data", "test", "caption") as shard:
         for key in "abcd":
             shard.add(key, f"ball {key}".encode(), "txt")
-    found = reconstructions(zoo, zoo["caption"], tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
+    found = reconstructions(zoo["caption"], tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
     assert found.samples == 2 and [text for text, _ in found.texts] == ["ball a", "ball c"]
 
 

@@ -106,13 +106,9 @@ def matrix_chart(rows: Sequence[str], columns: Sequence[str], skills: Mapping[tu
     ends = ("skill score: 0 = best constant prediction,", "1 = tokenizer reconstruction")
     axes.set_title((" " if width >= ONE_LINE else "\n").join(ends), fontsize=10)
     for (y, row), (x, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        axes.text(x, y, skill_cell(skills, row, column), ha="center", va="center", fontsize=10)
+        text = signed(skills[row, column]) if (row, column) in skills else ""
+        axes.text(x, y, text, ha="center", va="center", fontsize=10)
     return png_of(figure, whole=True)
-
-
-def skill_cell(skills: Mapping[tuple[str, str], float | None], row: str, column: str) -> str:
-    """Return a skill score as text; empty for a pair that was not evaluated."""
-    return skill_text(skills[row, column]) if (row, column) in skills else ""
 
 
 def range_text(numbers: Sequence[int]) -> str:
@@ -121,9 +117,9 @@ def range_text(numbers: Sequence[int]) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def skill_text(skill: float | None) -> str:
-    """Return a skill score with two decimals; a dash for None."""
-    return "–" if skill is None else f"{skill:z.2f}".replace("-", "\N{MINUS SIGN}")
+def signed(number: float | None, form: str = ".2f") -> str:
+    """Return a number with a real minus sign, and none for zero after rounding; a dash for None."""
+    return "–" if number is None else format(number, form.replace(".", "z.")).replace("-", "\N{MINUS SIGN}")
 
 
 def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:
@@ -218,11 +214,10 @@ def _is_quantity(values: ValueSpec) -> bool:
 
 def _round_numbers(low: float, high: float) -> list[float]:
     """Round numbers between two bounds: 1, 2, 5, 10, ... over several decades, else evenly spaced."""
-    if low > 0 and math.log10(high / low) > DECADES_OF_A_LOGARITHM:
-        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        numbers = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
-    else:
-        from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
-        numbers = [float(number) for number in MaxNLocator(LEGEND_NUMBERS, steps=[1, 2, 5, 10]).tick_values(low, high)]
-    return [number for number in numbers if low <= number <= high]
+    if low > 0 and math.log10(high / low) > DECADES_OF_A_LOGARITHM:
+        numbers = LogLocator(subs=(1.0, 2.0, 5.0), numticks=99).tick_values(low, high)
+    else:
+        numbers = MaxNLocator(LEGEND_NUMBERS, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [float(number) for number in numbers if low <= number <= high]

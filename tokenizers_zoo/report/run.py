@@ -13,17 +13,8 @@ from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import read_lines, read_table, replacing_file
-from tokenizers_zoo.report.pictures import (
-    Pictures,
-    curve_chart,
-    legend_of,
-    matrix_chart,
-    range_text,
-    skill_cell,
-    skill_text,
-)
-from tokenizers_zoo.report.retrieval import retrieval_section
-from tokenizers_zoo.report.samples import FOLDER, gone_sheets, overview, read_galleries, reconstructions
+from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, matrix_chart, range_text, signed
+from tokenizers_zoo.report.samples import overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec, TokenLayout, layout_from_json
@@ -32,17 +23,16 @@ from tokenizers_zoo.train.log import METRICS
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-TEMPLATE = "report.html.j2"
-EVALUATION = f"{FOLDER}/evaluation.json"
+FOLDER = "evaluation"
+"""Folder of the evaluation in a run."""
 GROWTH = "growth.json"
 """What `zoo backbone grow` measured of a run: the losses before and after."""
 KEPT = "ml4m."
 """How tensors begin that an imported backbone keeps for its export, and that are no parameters of the model."""
 REASONS = 20
 """Reasons of dropped samples that are listed; the rest is counted."""
-
-Skills = Mapping[tuple[str, str], float | None]
-"""Skill score by inputs, joined by " + ", and target."""
+DEFAULTS = "none: every installed modality with its default settings"
+"""Text in place of a registry."""
 
 
 def registry_of(run: Path) -> Path | None:
@@ -50,18 +40,12 @@ def registry_of(run: Path) -> Path | None:
 
     Raises CheckpointError if `run` is not a finished run.
     """
-    if (run / RUN).is_file() and not (run / CONFIG).is_file():
-        raise CheckpointError(f"{run}: its training has not come to its end; the command that began it goes on")
     if not (run / RUN).is_file():
         raise CheckpointError(f"{run}: no trained backbone here ({RUN} and {CONFIG} were expected)")
-    path = _places(run).get("registry")
+    if not (run / CONFIG).is_file():
+        raise CheckpointError(f"{run}: its training has not come to its end; the command that began it goes on")
+    path = read_table(run / RUN, "places")["places"].get("registry")
     return Path(path) if path and Path(path).is_file() else None
-
-
-def _places(run: Path) -> dict[str, Any]:
-    """Return the paths in run.json."""
-    places: dict[str, Any] = read_table(run / RUN, "places")["places"]
-    return places
 
 
 def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
@@ -73,8 +57,7 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """
     registry_of(run)
     page = no_folder(out or run / "report" / "index.html")
-    with replacing_file(page) as temporary:
-        temporary.write_text(environment().get_template(TEMPLATE).render(_content(zoo, run, page)), encoding="utf-8")
+    write_page(page, "report.html.j2", _content(zoo, run, Pictures(folder=page.parent / "pictures")))
     return page
 
 
@@ -85,73 +68,87 @@ def no_folder(page: Path) -> Path:
     return page
 
 
-def environment() -> Any:
-    """Return the environment of the page templates."""
+def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
+    """Write a page from a template."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("tokenizers_zoo", "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters["skill_text"] = skill_text
-    pages.globals["count_of"] = count_of
-    return pages
+    pages.filters |= {"signed": signed, "digits": digits}
+    pages.globals |= {"count_of": count_of, "version": __version__}
+    with replacing_file(path) as temporary:
+        temporary.write_text(pages.get_template(template).render(content), encoding="utf-8")
 
 
-def _content(zoo: Zoo, run: Path, page: Path) -> dict[str, Any]:
+def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     """Return the template's variables."""
-    pictures = Pictures(folder=page.parent / "pictures")
-    config, where = read_table(run / CONFIG, "specs", "fingerprints"), _places(run)
+    config, places = read_table(run / CONFIG, "specs", "fingerprints"), read_table(run / RUN, "places")["places"]
     names = [spec["name"] for spec in config["specs"]]
-    scores = run / EVALUATION
+    scores = run / FOLDER / "evaluation.json"
     evaluation = read_table(scores, "pairs", "galleries") if scores.is_file() else {}
     left_out = bool(evaluation) and evaluation.get("identity", {}).get("weights") != config.get("weights_sha256")
-    if left_out:
-        evaluation = {}
-    data = Path(where["data"]) if where.get("data") else None
-    handles, tokenizers, problems = {}, [], []
+    evaluation = {} if left_out else evaluation
+    data = Path(places["data"]) if places.get("data") else None
+    handles: dict[str, ModalityHandle] = {}
+    tokenizers, problems = [], []
     for name in names:
         try:
             if name in zoo:
-                handles[name] = zoo[name]
-                _check_codec(handles[name], config["fingerprints"].get(name))
-                tokenizers.append(_tokenizer(zoo, handles[name], data, pictures))
+                handle = handles[name] = zoo[name]
+                _check_codec(handle, config["fingerprints"].get(name))
+                found = reconstructions(handle, data, pictures)
+                tokenizers.append({"spec": handle.spec, "shown": found, "facts": token_facts(handle),
+                                   "metrics": metric_rows(handle.spec, found.metrics) + found.codes})  # fmt: skip
         except ZooError as error:
             problems.append(about(name, error))
-    pairs = evaluation.get("pairs", [])
-    skills = {(" + ".join(pair["inputs"]), pair["target"]): pair["skill"] for pair in pairs}
-    galleries = read_galleries(run, evaluation, pictures)
+    pairs = {(" + ".join(pair["inputs"]), pair["target"]): pair for pair in evaluation.get("pairs", [])}
+    skills = {key: pair["skill"] for key, pair in pairs.items()}
+    matrix = None
+    if pairs:
+        rows, columns = (list(dict.fromkeys(key[place] for key in pairs)) for place in (0, 1))
+        pictures.add("skill-scores", matrix_chart(rows, columns, skills))
+        samples = range_text([pair["samples"] for pair in pairs.values()])
+        metrics = {name: evaluation["modalities"][name]["metrics"][0] for name in columns}
+        matrix = {"rows": rows, "columns": columns, "samples": samples, "metrics": metrics}
+    galleries, gone = read_galleries(run / FOLDER, evaluation.get("galleries", []), pictures)
     only_read = config.get("model", {}).get("inputs_only", ())
+    registry = places.get("registry")
+    if registry is not None:
+        there = Path(registry).is_file()
+        registry = Path(registry).read_text(encoding="utf-8") if there else f"{registry}: not there any more"
+    settings = {key: value for key, value in config.items() if key not in ("specs", "fingerprints")}
     return {
         "title": f"tokenizers-zoo: {run.resolve().name}",
         "names": names,
         "makes": sum(spec["vocab_size"] > 0 and spec["name"] not in only_read for spec in config["specs"]),
         "summaries": {name: handle.spec.summary for name, handle in handles.items()},
-        "best": max((pair for pair in pairs if (pair["skill"] or 0) > 0), key=_skill, default=None),
-        "tiles": _tiles(run, config, evaluation),
+        "best": max((p for p in pairs.values() if (p["skill"] or 0) > 0), key=lambda p: p["skill"], default=None),
+        "tiles": _tiles(run, config, len(pairs)),
         "overview": overview(galleries, skills),
         "legends": [legend for handle in handles.values() if (legend := legend_card(handle))["swatches"]],
         "galleries": galleries,
-        "gone": gone_sheets(run / FOLDER, evaluation.get("galleries", [])),
+        "gone": gone,
         "left_out": left_out,
-        "skills": skills,
+        "pairs": pairs,
         "retrieval": retrieval_section(run, pictures),
         "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
-        "matrix": _matrix(pairs, evaluation.get("modalities", {}), skills, pictures),
+        "matrix": matrix,
         "start": _start(run, config),
         "tokenizers": tokenizers,
         "problems": problems,
         "curves": _curves(read_lines(run / METRICS), names, pictures),
         "cross_entropy": evaluation.get("cross_entropy", {}).get("modalities", {}),
-        "data": _data(zoo, data),
-        "plugins": [_plugin(name, handles.get(name), config) for name in names],
+        "data": _data(data),
+        "handles": handles,
+        "layouts": {spec["name"]: layout_from_json(spec["layout"]) for spec in config["specs"]},
+        "fingerprints": config["fingerprints"],
         "skipped": evaluation.get("skipped", {}),
-        "configurations": [
-            {"title": "Model and training settings", "text": json.dumps(_settings(config), indent=2)},
-            {"title": "registry.toml", "text": _text(where.get("registry"))},
-        ],
-        "version": __version__,
+        "configurations": {
+            "Model and training settings": json.dumps(settings, indent=2), "registry.toml": registry or DEFAULTS
+        },
         "run": str(run),
         "pictures_folder": pictures.folder.name,
-    }
+    }  # fmt: skip
 
 
 def _check_codec(handle: ModalityHandle, codec: str | None) -> None:
@@ -172,47 +169,24 @@ def about(name: str, error: ZooError) -> str:
     return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
 
-def _skill(pair: Mapping[str, Any]) -> float:
-    return float(pair["skill"])
-
-
-def _text(path: str | None) -> str:
-    """Return a registry's content, or a sentence if the run had none or the file is gone."""
-    if path is None:
-        return "none: every installed modality with its default settings"
-    if not Path(path).is_file():
-        return f"{path}: not there any more"
-    return Path(path).read_text(encoding="utf-8")
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("specs", "fingerprints")}
-
-
-def _tiles(run: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
-    tiles = [tile(len(config["specs"]), "modality", "modalities")]
-    tiles.append({"value": f"{_learnt(run / WEIGHTS) / 1e6:.1f} million", "label": "parameters learnt"})
-    training = config.get("train", {})
-    if "steps" in training and "batch_size" in training:
-        seen = training["steps"] * training["batch_size"]
-        tiles.append({"value": f"{seen:,}", "label": "samples seen in training"})
-    if "training_seconds" in config:
-        tiles.append({"value": f"{config['training_seconds'] / 60:.1f} min", "label": "of training"})
-    if evaluation.get("pairs"):
-        tiles.append(tile(len(evaluation["pairs"]), "input → target pair scored", "input → target pairs scored"))
-    return tiles
-
-
-def _learnt(weights: Path) -> int:
-    """Return the number of a model's parameters without torch. Raises CheckpointError if the file is damaged."""
+def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[dict[str, str]]:
+    """Return numbers with their labels. Raises CheckpointError if the weights are damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(weights, framework="np") as file:
+        with safe_open(run / WEIGHTS, framework="np") as file:
             learnt = [key for key in file.keys() if not key.startswith(KEPT)]  # noqa: SIM118 - not a mapping
-            return sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
+            parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights}: damaged: {' '.join(str(error).split())}; {AGAIN}") from None
+        raise CheckpointError(f"{run / WEIGHTS}: damaged: {' '.join(str(error).split())}; {AGAIN}") from None
+    tiles = [tile(len(config["specs"]), "modality", "modalities")]
+    tiles.append({"value": f"{parameters / 1e6:.1f} million", "label": "parameters learnt"})
+    training = config.get("train", {})
+    if "steps" in training and "batch_size" in training:
+        tiles.append({"value": f"{training['steps'] * training['batch_size']:,}", "label": "samples seen in training"})
+    if "training_seconds" in config:
+        tiles.append({"value": f"{config['training_seconds'] / 60:.1f} min", "label": "of training"})
+    return [*tiles, tile(pairs, "input → target pair scored", "input → target pairs scored")] if pairs else tiles
 
 
 def tile(number: int, one: str, many: str) -> dict[str, str]:
@@ -226,118 +200,40 @@ def legend_card(handle: ModalityHandle) -> dict[str, Any]:
     return {"name": handle.name, "meaning": value.description or handle.spec.summary, "swatches": legend_of(handle)}
 
 
-def _matrix(
-    pairs: Sequence[Mapping[str, Any]], modalities: Mapping[str, Any], skills: Skills, pictures: Pictures
-) -> dict[str, Any] | None:
-    """Return the skill scores by inputs and target as coloured cells, with the raw metrics; also drawn as a PNG."""
-    if not pairs:
-        return None
-    rows = list(dict.fromkeys(inputs for inputs, _ in skills))
-    columns = list(dict.fromkeys(target for _, target in skills))
-    pictures.add("skill-scores", matrix_chart(rows, columns, skills))
-    details = {(" + ".join(pair["inputs"]), pair["target"]): _detail(pair, modalities) for pair in pairs}
-    cells = [
-        {"name": row, "cells": [{"text": skill_cell(skills, row, c), "colour": _colour(skills.get((row, c))),
-                                 "strong": (skills.get((row, c)) or 0) >= 0.5, "raw": details.get((row, c))}
-                                for c in columns]}
-        for row in rows
-    ]  # fmt: skip
-    return {
-        "columns": columns,
-        "rows": cells,
-        "samples": range_text([pair["samples"] for pair in pairs]),
-        "details": list(details.values()),
-    }
-
-
-def _colour(skill: float | None) -> str:
-    """Return a colour for any background: clear at 0, blue towards 1, orange below 0."""
-    if skill is None:
-        return "transparent"
-    red, green, blue = (33, 118, 210) if skill >= 0 else (230, 126, 20)
-    return f"rgba({red}, {green}, {blue}, {0.6 * min(1.0, abs(skill)):.2f})"
-
-
-def _detail(pair: Mapping[str, Any], modalities: Mapping[str, Any]) -> dict[str, str]:
-    metric = modalities[pair["target"]]["metrics"][0]
-    numbers = {key: _number(pair[key].get(metric["name"])) for key in ("score", "constant_baseline", "reconstruction")}
-    return {
-        "inputs": " + ".join(pair["inputs"]), "target": pair["target"],
-        "metric": metric["name"], "unit": metric["unit"], "better": "higher" if metric["higher_is_better"] else "lower",
-        "skill": skill_text(pair["skill"]), **numbers,
-    }  # fmt: skip
-
-
 def _start(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the backbone that a run started from, with the losses of growth.json; None for a new model."""
     if not (start := config.get("start")):
         return None
-    rows, left_out = [], ""
-    if (run / GROWTH).is_file():
+    rows, left_out, path = [], "", run / GROWTH
+    if path.is_file():
+        again = "the same zoo backbone grow measures it again"
         try:
-            rows = _growth(run / GROWTH, start)
+            found = read_table(path, "start", "losses", "new")
+            if any(found["start"][key] != start[key] for key in ("weights_sha256", "added")):
+                raise CheckpointError(f"its figures are those of another growing; {again}")
+            for name, row in found["losses"].items():
+                losses = row["before"], row["after"]
+                change = None if None in losses else losses[1] - losses[0]
+                rows.append([name, *(signed(loss, ".3f") for loss in losses), signed(change, "+.3f"), ""])
+            for name, row in found["new"].items():
+                rows.append([f"{name} (new)", "", signed(row["after"], ".3f"), "", signed(row["uniform"], ".3f")])
         except CheckpointError as error:
             left_out = f"{GROWTH} is left out: {error}"
+        except (AttributeError, LookupError, TypeError, ValueError):
+            damaged = f"{path}: damaged: expected losses by modality; delete it, and {again}"
+            rows, left_out = [], f"{GROWTH} is left out: {damaged}"
     return {"folder": start["folder"], "added": start["added"], "rows": rows, "left_out": left_out}
 
 
-def _growth(path: Path, start: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the losses in growth.json, a row per modality, old modalities first.
-
-    Raises CheckpointError if it is damaged, or belongs to another `zoo backbone grow` than `start`.
-    """
-    found = read_table(path, "start", "losses", "new")
-    again = "the same zoo backbone grow measures it again"
-    try:
-        same = all(found["start"][key] == start[key] for key in ("weights_sha256", "added"))
-        rows = [
-            {"name": name, "before": _loss(row["before"]), "after": _loss(row["after"]), "uniform": "",
-             "change": "–" if None in (row["before"], row["after"]) else _change(row["after"] - row["before"])}
-            for name, row in found["losses"].items()
-        ] + [
-            {"name": f"{name} (new)", "before": "", "after": _loss(row["after"]), "uniform": _loss(row["uniform"]),
-             "change": ""}
-            for name, row in found["new"].items()
-        ]  # fmt: skip
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: damaged: expected losses by modality; delete it, and {again}") from None
-    if not same:
-        raise CheckpointError(f"its figures are those of another growing; {again}")
-    return rows
-
-
-def _loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _change(value: float) -> str:
-    return f"{value:+z.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _number(value: float | None) -> str:
+def digits(value: float | None) -> str:
+    """Return a number with three digits; a dash for None."""
     return "–" if value is None else f"{value:.3g}"
-
-
-def _tokenizer(zoo: Zoo, handle: ModalityHandle, data: Path | None, pictures: Pictures) -> dict[str, Any]:
-    """Return a tokenizer's samples, held-out metrics and facts."""
-    spec = handle.spec
-    found = reconstructions(zoo, handle, data, pictures)
-    return {
-        "name": spec.name,
-        "summary": spec.summary,
-        "images": found.images,
-        "texts": found.texts,
-        "samples": found.samples,
-        "judged": found.judged,
-        "metrics": metric_rows(spec, found.metrics) + found.codes,
-        "facts": token_facts(handle),
-    }
 
 
 def metric_rows(spec: ModalitySpec, metrics: Mapping[str, float | None]) -> list[dict[str, str]]:
     """Return rows for the metrics that have a value."""
     return [
-        {"name": m.name, "value": _number(metrics[m.name]), "unit": m.unit,
+        {"name": m.name, "value": digits(metrics[m.name]), "unit": m.unit,
          "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
         for m in spec.metrics if m.name in metrics
     ]  # fmt: skip
@@ -353,14 +249,18 @@ def token_facts(handle: ModalityHandle) -> str:
         facts.append(f"vocabulary {spec.vocabulary!r}, shared with others")
     if handle.token_space:
         facts.append(f"tokenized as {handle.token_space}")
-    facts.append(f"licence {spec.licence}")
-    return "; ".join(facts)
+    return "; ".join([*facts, f"licence {spec.licence}"])
 
 
 def layout_in_words(layout: TokenLayout) -> str:
     """`grid 8 x 8`, `sequence`, ..."""
     shape = getattr(layout, "shape", None)
     return layout.kind if shape is None else f"{layout.kind} {' x '.join(map(str, shape))}"
+
+
+def curve_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return steps and values of a logged quantity."""
+    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
 
 
 def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: Pictures) -> list[dict[str, str]]:
@@ -372,55 +272,33 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
     averaged = any("held_out_average/loss" in line for line in lines)
     given, suffix = ("held_out_average", ", averaged weights") if averaged else ("held_out", "")
     whole = {"train/loss": "training", "held_out/loss": "held-out", f"{given}/loss": f"held-out{suffix}"}
-    groups = {
-        "training-loss": ("Loss on training and on held-out samples", whole),
-        "loss-per-modality": (f"Held-out loss by modality{suffix}", {f"{given}/{name}": name for name in names}),
-    }
-    for name, (title, keys) in groups.items():
-        curves = {
-            label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-            for key, label in keys.items()
-        }
-        curves = {label: points for label, points in curves.items() if points}
+    for file, title, keys in (
+        ("training-loss", "Loss on training and on held-out samples", whole),
+        ("loss-per-modality", f"Held-out loss by modality{suffix}", {f"{given}/{name}": name for name in names}),
+    ):
+        curves = {label: points for key, label in keys.items() if (points := curve_of(lines, key))}
         if curves:
-            image = pictures.add(name, curve_chart(curves, "loss (nats per token)"))
+            image = pictures.add(file, curve_chart(curves, "loss (nats per token)"))
             shown.append({"image": image, "title": title})
     return shown
 
 
-def _data(zoo: Zoo, data: Path | None) -> dict[str, Any]:
+def _data(data: Path | None) -> dict[str, Any]:
     """Return counts and reasons of the values, a row per modality; only a reason if the data are gone."""
     from tokenizers_zoo.pipeline.stores import StoreDescription, describe_data
 
-    problem = "" if data else "the run does not say where its values are"
+    found, problem = StoreDescription(), "" if data else "the run does not say where its values are"
     try:
-        found = describe_data(data) if data else StoreDescription()
+        found = describe_data(data) if data else found
     except ZooError as error:
-        found, problem = StoreDescription(), str(error)
+        problem = str(error)
     splits = sorted({row.split for row in found.rows}, key=lambda split: (split != TRAIN, split))
     rows: dict[str, dict[str, Any]] = {}
-    for row in sorted(found.rows, key=lambda row: splits.index(row.split)):
+    for row in sorted(found.rows, key=lambda row: (row.modality, splits.index(row.split))):
         kept = rows.setdefault(row.modality, {"samples": {}, "bytes": 0, "dropped": 0, "made_by": row.made_by})
         kept["samples"][row.split] = row.samples
         kept["bytes"] += row.bytes
         kept["dropped"] += row.dropped
-    return {
-        "splits": splits,
-        "rows": dict(sorted(rows.items())),
-        "aligned": found.aligned,
-        "reasons": found.reasons[:REASONS],
-        "more": max(0, sum(row.dropped for row in found.rows) - REASONS),
-        "problem": problem,
-    }
-
-
-def _plugin(name: str, handle: ModalityHandle | None, config: Mapping[str, Any]) -> dict[str, str]:
-    stored = next(spec for spec in config["specs"] if spec["name"] == name)
-    layout = layout_from_json(stored["layout"])
-    return {
-        "name": name,
-        "plugin": handle.distribution if handle else "not in use: not installed, not enabled, or does not load",
-        "tokens": f"{layout.kind} of {layout.length}",
-        "checkpoint": str(handle.checkpoint) if handle else "",
-        "fingerprint": str(config.get("fingerprints", {}).get(name, ""))[:16],
-    }
+    more = max(0, sum(row.dropped for row in found.rows) - REASONS)
+    return {"splits": splits, "rows": rows, "aligned": found.aligned, "reasons": found.reasons[:REASONS], "more": more,
+            "problem": problem}  # fmt: skip

@@ -7,20 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS
 from tokenizers_zoo.errors import CheckpointError, ZooError
-from tokenizers_zoo.io import read_lines, read_table, replacing_file
+from tokenizers_zoo.io import read_lines, read_table
 from tokenizers_zoo.report.pictures import Pictures, curve_chart
 from tokenizers_zoo.report.run import (
+    DEFAULTS,
     about,
-    environment,
+    curve_of,
     layout_in_words,
     legend_card,
     metric_rows,
     no_folder,
     tile,
     token_facts,
+    write_page,
 )
 from tokenizers_zoo.report.samples import SHOWN, left_behind
 from tokenizers_zoo.train.log import METRICS
@@ -28,7 +29,6 @@ from tokenizers_zoo.train.log import METRICS
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
-ZOO_TEMPLATE, TOKENIZER_TEMPLATE = "zoo.html.j2", "tokenizer.html.j2"
 SAMPLES = 8
 """Held-out samples on a tokenizer's page."""
 
@@ -43,81 +43,65 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
     page = no_folder(out or zoo.checkpoints.parent / "report" / "index.html")
     pictures = Pictures(folder=page.parent / "pictures")
     problems = list(zoo.problems().values())
-    contents: dict[str, dict[str, Any]] = {}
+    shown = []
     for handle in zoo.handles():
         try:
-            contents[handle.name] = card(handle, pictures) | tokenizer_content(zoo, handle, pictures)
+            shown.append(_tokenizer(zoo, handle, pictures))
         except ZooError as error:
             problems.append(about(handle.name, error))
-    shown = list(contents.values())
+    common = {"index": page.name, "pictures_folder": pictures.folder.name}
     families: dict[str, list[dict[str, Any]]] = {}
     for item in shown:
-        families.setdefault(item["family"], []).append(item)
-    common = {"version": __version__, "index": page.name, "pictures_folder": pictures.folder.name}
-    for name, item in contents.items():
+        name = item["spec"].name
         item["page"] = f"{name}.html" if f"{name}.html" != page.name else f"{name}-.html"
-        _write(page.parent / item["page"], TOKENIZER_TEMPLATE, {**common, **item})
+        families.setdefault(item["family"], []).append(item)
+        write_page(page.parent / item["page"], "tokenizer.html.j2", {**common, **item})
     tiles = [
         tile(len(shown), "modality", "modalities"),
         {"value": str(sum(item["trained"] for item in shown)), "label": "with a tokenizer"},
         tile(len(families), "family", "families"),
         tile(len({item["distribution"] for item in shown}), "distribution", "distributions"),
     ]
-    where = str(zoo.path) if zoo.path else "none: every installed modality with its default settings"
-    content = {**common, "families": dict(sorted(families.items())), "rows": shown, "tiles": tiles, "registry": where,
-               "problems": problems}  # fmt: skip
-    _write(page, ZOO_TEMPLATE, content)
+    content = {"families": dict(sorted(families.items())), "rows": shown, "tiles": tiles, "problems": problems,
+               "registry": str(zoo.path) if zoo.path else DEFAULTS}  # fmt: skip
+    write_page(page, "zoo.html.j2", common | content)
     return page
 
 
-def _write(path: Path, template: str, content: Mapping[str, Any]) -> None:
-    with replacing_file(path) as temporary:
-        temporary.write_text(environment().get_template(template).render(content), encoding="utf-8")
-
-
-def card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
-    """Return a modality's entry on the page of the zoo."""
+def _tokenizer(zoo: Zoo, handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
+    """Return the contents of a modality's card and of its page."""
     spec = handle.spec
-    found = left_behind(handle, handle.files.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
-    rows = metric_rows(spec, found.metrics)
+    own = left_behind(handle, handle.files.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
+    rows = metric_rows(spec, own.metrics)
+    checkpoints = variants(zoo, handle)
+    settings = []
+    shown = []
+    for name, folder in checkpoints.items():
+        most = SAMPLES if len(checkpoints) == 1 else SHOWN
+        found = left_behind(handle, folder, pictures, f"{handle.name}-{name}", most)
+        config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+        apart = "class", "modality", "weights_sha256"
+        settings.append(flat({key: value for key, value in config.items() if key not in apart}))
+        shown.append({"name": name, "shown": found, "metrics": metric_rows(spec, found.metrics) + found.codes,
+                      "text": json.dumps(config, indent=2, ensure_ascii=False)})  # fmt: skip
+    for item, differing in zip(shown, differences(settings), strict=True):
+        item["differs"] = differing
     return {
-        "name": spec.name,
-        "summary": spec.summary,
+        "spec": spec,
         "family": spec.family or "of its own",
         "distribution": handle.distribution,
         "layout": layout_in_words(spec.layout),
-        "vocab_size": spec.vocab_size,
-        "derived_from": spec.derived_from,
         "trained": handle.has_tokenizer,
         "main": rows[0] if rows else None,
-        "usage": next((row for row in found.codes if row["name"] == "codes in use"), None),
-        "images": found.images,
-        "texts": found.texts,
+        "usage": next((row for row in own.codes if row["name"] == "codes in use"), None),
+        "shown": own,
         "facts": token_facts(handle),
-    }
-
-
-def tokenizer_content(zoo: Zoo, handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
-    """Return the contents of a tokenizer's page beyond its card."""
-    spec = handle.spec
-    found = variants(zoo, handle)
-    shown = [
-        variant(handle, name, folder, pictures, SAMPLES if len(found) == 1 else SHOWN) for name, folder in found.items()
-    ]
-    for item, differing in zip(shown, differences([item["settings"] for item in shown]), strict=True):
-        item["differs"] = differing
-    return {
-        "value": str(spec.value),
-        "description": spec.value.description,
         "legend": legend_card(handle),
-        "licence": spec.licence,
-        "metrics": [{"name": m.name, "unit": m.unit, "meaning": m.meaning, "higher": m.higher_is_better}
-                    for m in spec.metrics],
         "variants": shown,
-        "curves": curves(handle, found, pictures),
+        "curves": curves(handle, checkpoints, pictures),
         "checkpoint": str(handle.checkpoint),
         "fingerprint": handle.fingerprint if handle.checkpoint.is_dir() and handle.has_tokenizer else "",
-    }  # fmt: skip
+    }
 
 
 def variants(zoo: Zoo, handle: ModalityHandle) -> dict[str, Path]:
@@ -148,23 +132,6 @@ def modality_of(config: Path) -> str | None:
     return name
 
 
-def variant(handle: ModalityHandle, name: str, folder: Path, pictures: Pictures, shown: int) -> dict[str, Any]:
-    """Return one tokenizer's held-out samples, metrics and settings."""
-    found = left_behind(handle, folder, pictures, f"{handle.name}-{name}", shown)
-    config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    settings = flat({key: value for key, value in config.items() if key not in ("class", "modality", "weights_sha256")})
-    return {
-        "name": name,
-        "images": found.images,
-        "texts": found.texts,
-        "samples": found.samples,
-        "judged": found.judged,
-        "metrics": metric_rows(handle.spec, found.metrics) + found.codes,
-        "settings": settings,
-        "text": json.dumps(config, indent=2, ensure_ascii=False),
-    }
-
-
 def flat(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested tables as one, keys joined by dots."""
     result: dict[str, Any] = {}
@@ -187,22 +154,15 @@ def curves(handle: ModalityHandle, checkpoints: Mapping[str, Path], pictures: Pi
     """Return charts of the logged loss, and of main metric and codebook usage on held-out samples."""
     logs = {name: read_lines(folder / METRICS) for name, folder in checkpoints.items()}
     main = handle.spec.metrics[0]
-    charts = {
-        "train/loss": ("Training loss", "loss"),
-        f"held_out/{main.name}": (
-            f"Held-out samples: {main.name}",
-            f"{main.name} ({main.unit})" if main.unit else main.name,
-        ),
-        "codebook/usage": ("Held-out samples: codes in use", "share of the codes"),
-    }
+    quantity = f"{main.name} ({main.unit})" if main.unit else main.name
     shown = []
-    for key, (title, quantity) in charts.items():
-        found = {
-            name: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-            for name, lines in logs.items()
-        }
-        drawn = {name: points for name, points in found.items() if len(points) > 1}
+    for key, title, label in (
+        ("train/loss", "Training loss", "loss"),
+        (f"held_out/{main.name}", f"Held-out samples: {main.name}", quantity),
+        ("codebook/usage", "Held-out samples: codes in use", "share of the codes"),
+    ):
+        drawn = {name: points for name, lines in logs.items() if len(points := curve_of(lines, key)) > 1}
         if drawn:
-            image = pictures.add(f"{handle.name}-{key}", curve_chart(drawn, quantity))
+            image = pictures.add(f"{handle.name}-{key}", curve_chart(drawn, label))
             shown.append({"image": image, "title": title})
     return shown
