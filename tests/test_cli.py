@@ -158,16 +158,6 @@ def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
     refused(bare("source", "info", "scnes"), "scenes")
 
 
-def test_long_name_does_not_displace_list_columns(bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    name = "surface_reflectance_of_sentinel2_by_season_and_by_year"
-    Path("long.toml").write_text(f'[zoo]\nmodalities = ["{name}"]\n[modalities.{name}]\nplugin = "depth"\n')
-    code, shown, _ = bare("--registry", "long.toml", "list")
-    lines = [line for line in shown.splitlines() if "more are installed" not in line]
-    assert code == 0 and lines[0].endswith(" from") and "zoo-geometry" in shown and max(map(len, lines)) <= 80
-    assert "".join(line.split()[0] for line in lines[1:]) == name
-
-
 def test_list_counts_installed_but_disabled_modalities(bare: Run) -> None:
     installed = len(Zoo.installed())
     text = (
@@ -425,10 +415,6 @@ def test_missing_device(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(zoo(*words.split(), "--device", "cuda"), expected)
 
 
-def test_a_check_of_no_modality_reads_no_data(bare: Run) -> None:
-    refused(bare("check", "--data", "data"), "zoo check --data data: nothing is read without NAMES; name what is")
-
-
 def test_a_date_on_the_command_line_is_text() -> None:
     given = parse_assignments(["path=2026-05-01", "path.time=07:30:00", "steps=20", "levels=[8, 5]", "quantizer=vq"])
     assert list(given.values()) == ["2026-05-01", "07:30:00", 20, [8, 5], "vq"]
@@ -464,13 +450,6 @@ def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     assert len(list((workplace / "made").rglob("depth.npy"))) == 2
     refused(zoo(*generate, "--input", "depth"), "depth")
     refused(zoo("backbone", "generate", "run", "--target", "rgb_patches", "--out", "made"), "rgb_patches", "input")
-
-
-def test_backbone_of_one_modality_has_no_pairs_to_evaluate(zoo: Run) -> None:
-    few = ("--set", "steps=1", "--set", "batch_size=4")
-    assert zoo("backbone", "train", "--tokens", "tokens", "--out", "alone", "--only", "depth", *few)[0] == 0
-    code, shown, _ = zoo("backbone", "eval", "alone")
-    assert code == 0 and "no pairs" in shown
 
 
 def _raising(error: BaseException) -> Callable[..., None]:
@@ -552,15 +531,3 @@ def test_give_way_limits_spinning_when_others_run(
         (tmp_path / "loadavg").write_text(load)
     cli.give_way()
     assert os.environ.get("GOMP_SPINCOUNT") == spins
-
-
-def test_every_command_calls_give_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    (tmp_path / "loadavg").write_text("1.20 0.70 0.30 3/80 4711")
-    monkeypatch.setattr(cli, "LOAD", tmp_path / "loadavg")
-    assert call(["--version"], capsys, monkeypatch)[0] == 0
-    assert os.environ["GOMP_SPINCOUNT"] == cli.SPINS

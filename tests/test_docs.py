@@ -31,7 +31,7 @@ from zoo_backbone.evaluate import EvaluationConfig, Pairs
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.optim import peak_rate
-from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig
+from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig
 from zoo_backbone.transfer.config import TransferConfig
 
 ROOT = Path(__file__).parent.parent

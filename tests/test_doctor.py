@@ -17,13 +17,11 @@ from stores import write_values, writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
-from tokenizers_zoo.data.samples import TrainingSamples, spread
+from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.doctor import GATES, Finding, Patient, examinable, examine
-from tokenizers_zoo.errors import DataError, MachineError
-from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import training_samples
 from tokenizers_zoo.testing.geometry import WEAK, edges, shift_between
 
 Install = Callable[..., Path]
@@ -77,7 +75,6 @@ def test_a_sound_modality_passes_every_gate_with_figures(zoo: Zoo, tmp_path: Pat
 
 
 def _samples(values: Sequence[Any]) -> Any:
-    from tokenizers_zoo.data.samples import TrainingSamples
 
     return TrainingSamples(train=values, test=values)
 
@@ -115,18 +112,6 @@ def test_temporary_tokenizer_runs_on_the_requested_device(zoo: Zoo, tmp_path: Pa
     with pytest.raises(NotImplementedError, match="meta tensor"):  # where nothing can be computed
         patient.encode(data, 1, tmp_path / "work")
     assert patient.trained is not None and patient.trained.device == "meta"
-
-
-def test_values_are_not_refused_when_memory_runs_out(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(4)])
-
-    def fails(value: Any, crop: Any, **_: Any) -> Any:
-        raise MachineError("no memory")
-
-    monkeypatch.setattr(zoo["field"], "transform", fails)
-    patient = Patient(zoo=zoo, handle=zoo["field"], store=ValueStore(data), split="test")
-    with pytest.raises(MachineError, match="no memory"):
-        patient.read(4)
 
 
 def test_values_may_use_a_small_part_of_a_range_around_0(install_example: Install, tmp_path: Path) -> None:
@@ -405,17 +390,6 @@ def test_known_shift_is_found_between_different_modalities(down: int, right: int
     assert one.told and (one.down, one.right) == (down, right)
 
 
-def test_different_edge_densities_are_not_a_shift() -> None:
-    generator = np.random.default_rng(0)
-
-    def sparse(top: int) -> list[np.ndarray]:  # dots in a band of the picture, different ones in each sample
-        pictures = np.zeros((24, 1, 40, 40))
-        pictures[:, 0, top : top + 8] = generator.random((24, 8, 40)) < 0.2
-        return list(pictures)
-
-    assert not shift_between(sparse(10), sparse(18)).told
-
-
 def test_noise_gives_no_shift() -> None:
     first, second = (np.random.default_rng(seed).random((16, 1, 32, 32)) for seed in (0, 1))
     shift = shift_between(list(first), list(second))
@@ -496,27 +470,3 @@ def test_the_command_examines_on_the_device_that_is_asked_for(
             call(["--registry", str(registry), "doctor", "field", "--data", "d", *words], capsys, monkeypatch)[0] == 0
         )
     assert seen == ["cpu", "cuda"]
-
-
-def test_temporary_tokenizer_uses_a_subset_of_many_samples(
-    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Samples are spread over the split; a smaller split is used as a whole."""
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
-    trained: list[TrainingSamples] = []
-    train = ModalityHandle.train_tokenizer
-    monkeypatch.setattr(
-        ModalityHandle,
-        "train_tokenizer",
-        lambda self, samples, *given: trained.append(samples) or train(self, samples, *given),
-    )
-    monkeypatch.setattr("tokenizers_zoo.doctor.MOST", 10)
-    part = findings(zoo, data, samples=4)
-    there = ValueStore(data)
-    rows = there.rows("train", ["field"])
-    assert trained[0].train.keys == [rows[place] for place in spread(len(rows), 10)]
-    assert trained[0].provenance["contents"] == {"train": "", "test": ""}
-    monkeypatch.setattr("tokenizers_zoo.doctor.MOST", len(rows))
-    assert findings(zoo, data, samples=4) == part
-    whole = training_samples(zoo, zoo["field"], there)
-    assert list(trained[1].train.keys) == list(whole.train.keys)

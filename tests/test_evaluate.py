@@ -6,10 +6,8 @@ import dataclasses
 import json
 import math
 import shutil
-import weakref
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,8 +47,8 @@ from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import TokenData
-from zoo_backbone.evaluate import EvaluationConfig, decoder_of, evaluate, skill_score, skill_tables
-from zoo_backbone.evaluation_data import HELD, EvaluationData, default_pairs, ranked_names
+from zoo_backbone.evaluate import EvaluationConfig, evaluate, skill_score, skill_tables
+from zoo_backbone.evaluation_data import EvaluationData, default_pairs, ranked_names
 from zoo_backbone.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, Previews, sheet_name, write_sheet
 from zoo_backbone.generate import TargetPlan, generate, outputs
 from zoo_backbone.generate.inputs import read_inputs
@@ -196,29 +194,6 @@ def test_single_answer_is_the_most_likely(world: World, tmp_path: Path) -> None:
     assert found["score"] == pytest.approx(likeliest)
 
 
-def test_only_some_draws_are_in_memory(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, alive, most = ModalityHandle.decode, 0, 0
-
-    def gone() -> None:
-        nonlocal alive
-        alive -= 1
-
-    def counted(handle: ModalityHandle, tokens: Any, **options: Any) -> list[Any]:
-        nonlocal alive, most
-        values = decode(handle, tokens, **options)
-        for value in values:
-            weakref.finalize(value, gone)
-        alive += len(values)
-        most = max(most, alive)
-        return values
-
-    monkeypatch.setattr(ModalityHandle, "decode", counted)
-    config = dataclasses.replace(CONFIG, samples=16, draws=12, batch_size=8, gallery_pairs=0)
-    (pair,) = world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("light",)], targets=["dark"])["pairs"]
-    assert pair["samples"] == 16 and most < 64, "of 192"
-    assert min(pair["seconds"].values()) >= 0
-
-
 def test_floor_and_ceiling_use_the_same_samples(world: World, result: dict[str, Any]) -> None:
     found = entry(result, "light", "letters")
     assert found["samples"] == 16
@@ -250,22 +225,6 @@ def test_fewer_and_more_keys_equal_a_fresh_query(world: World) -> None:
         assert found == new().samples(names, count) and len(found) == min(count, TEST)
         found.clear()
     assert data.samples(names[::-1], 4) == data.samples(names, 4)
-
-
-def test_only_true_values_of_the_latest_questions_are_cached(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = evaluation_data(world, 0)
-    keys = data.samples(["light", "dark"], TEST)
-    questions = [keys[first : first + 2] for first in range(0, 2 * HELD + 4, 2)]
-    references = [data.reference("dark", question, 4, 8) for question in questions]
-    alive = [weakref.ref(reference.truth[0]) for reference in references]
-    expected = [(reference.baseline, reference.reconstruction, np.stack(reference.truth)) for reference in references]
-    del references
-    assert [there() is not None for there in alive] == [False] * 2 + [True] * HELD
-    monkeypatch.setattr(EvaluationData, "decoded", lambda *_: pytest.fail("rebuilt again"))
-    for question, (floor, ceiling, values) in zip(questions[::-1], expected[::-1], strict=True):
-        again = data.reference("dark", question, 4, 8)
-        assert (again.baseline, again.reconstruction) == (floor, ceiling)
-        np.testing.assert_array_equal(again.truth, values)
 
 
 def test_cross_entropy_is_below_uniform_guessing(result: dict[str, Any]) -> None:
@@ -457,21 +416,6 @@ def test_figures_are_recomputed_for_another_decoder(world: World, tmp_path: Path
     assert second["identity"] != first["identity"]
 
 
-def test_decoder_identity_is_its_tokenizer_and_settings() -> None:
-    """A shared vocabulary may grow."""
-
-    def told(fingerprint: str, steps: int, shared: bool = False) -> str:
-        handle: Any = SimpleNamespace(
-            spec=SimpleNamespace(shares_checkpoint=shared), fingerprint=fingerprint,
-            known_settings=lambda: {"sampling_steps": steps},
-        )  # fmt: skip
-        return decoder_of(handle)
-
-    assert told("a", 1) == told("a", 1)
-    assert len({told("a", 1), told("b", 1), told("a", 2), told("a", 1, shared=True)}) == 4
-    assert told("a", 1, shared=True) == told("b", 1, shared=True) != told("b", 2, shared=True)
-
-
 def test_incomplete_tokens_are_not_scored(world: World, tmp_path: Path) -> None:
     run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
     shutil.copytree(world.tokens, tokens)
@@ -489,16 +433,6 @@ def test_duplicate_pair_is_evaluated_once(world: World, tmp_path: Path) -> None:
     found = world.evaluate(world.copy(tmp_path / "run"), config, **asked)
     assert [(pair["inputs"], pair["target"]) for pair in found["pairs"]] == [(["light"], "dark")]
     assert len(found["galleries"]) == 1
-
-
-def test_progress_names_the_pair_and_counts(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    config = dataclasses.replace(CONFIG, gallery_pairs=0, samples=4)
-    world.evaluate(world.copy(tmp_path / "run"), config, inputs=[("dark",), ("light",)], targets=["letters"])
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate"))
-    assert line.startswith("evaluate light to letters ━") and " 2/2 " in line and len(line.rstrip()) <= 80
 
 
 def test_progress_is_updated_within_a_pair(
@@ -851,11 +785,6 @@ def shown(result: dict[str, Any], width: int) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_zero_after_rounding_has_no_sign() -> None:
-    rows = shown(scores({"inputs": ["a"], "target": "b", "skill": -0.004, "score": {"mae": 0.25}}), 80)
-    assert rows[1].split() == ["input", "skill", "mae"] and rows[2].split() == ["a", "0.00", "0.25"]
-
-
 def test_the_table_fits_80_columns() -> None:
     names = [f"modality_number_{i}" for i in range(12)]
     pairs = [
@@ -962,20 +891,6 @@ def test_generation_does_not_write_outside_its_folder(
     with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
         outputs.generate_to_folder(run, world.zoo, recipe, out)
     assert not out.exists()
-
-
-def test_unique_tokens_are_generated_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = world.copy(tmp_path / "run")
-    Run(tokens=world.tokens, data=world.data).save(run)
-    recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="letters", temperature=50.0),), samples="10")
-
-    def made(out: str) -> list[list[int]]:
-        places = outputs.generate_to_folder(run, world.zoo, recipe, tmp_path / out)
-        return [json.loads((place / "letters.tokens.json").read_text())["tokens"] for place in places]
-
-    assert any(len(set(tokens)) < len(tokens) for tokens in made("free"))
-    monkeypatch.setattr(ModalityHandle, "single_ids", lambda handle: frozenset(range(handle.spec.vocab_size)))
-    assert all(len(set(tokens)) == len(tokens) for tokens in made("once"))
 
 
 def test_unique_tokens_are_also_unique_in_evaluation(

@@ -22,7 +22,6 @@ from tokenizers_zoo.data.manifest import Split, write_record
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.report.pictures import (
-    NOISY,
     Pictures,
     _round_numbers,
     cells_of,
@@ -179,19 +178,6 @@ def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: 
     assert [[cell.label for cell in card["cells"]] for card in shown["cards"]] == [["generated", "truth"]] * 3
 
 
-def test_curves_are_named_as_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[list[str]] = []
-
-    def watched(figure: Any) -> bytes:
-        drawn.append([text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()])
-        return png_of(figure)
-
-    monkeypatch.setattr("tokenizers_zoo.report.pictures.png_of", watched)
-    names = ["_before", "of $a^{$ a", "depth"]
-    assert curve_chart({name: [(0, 2.0), (1, 3.0 - i)] for i, name in enumerate(names)}, "loss").startswith(b"\x89PNG")
-    assert drawn == [names]
-
-
 def margins(png: bytes) -> list[bool]:
     """Whether the left, right, upper and lower edges of a picture are white."""
     grey = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
@@ -218,16 +204,6 @@ def test_no_name_of_a_curve_is_cut_off(names: list[str], monkeypatch: pytest.Mon
     assert margins(curve_chart({name: [(0, 2.0), (9, 1.0)] for name in names}, "loss")) == [True] * 4
     place = drawn[0].axes[0].get_window_extent()
     assert min(place.width, place.height) > 2 * drawn[0].dpi  # inches left for the curves
-
-
-def test_no_curve_hides_another_and_one_point_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr("tokenizers_zoo.report.pictures.png_of", lambda figure: drawn.extend(figure.axes[0].lines))
-    noisy = [(step, 1.0 + step % 2) for step in range(2 * NOISY)]
-    curve_chart({"held-out": [(0, 5.0), (2 * NOISY, 4.0)], "training": noisy, "once": [(9, 3.0)]}, "loss")
-    held_out, once, training = drawn
-    assert held_out.get_zorder() > training.get_zorder() < once.get_zorder()
-    assert [line.get_marker() for line in (held_out, once, training)] == ["", "o", ""]
 
 
 def test_signed_numbers_as_text() -> None:
@@ -353,14 +329,6 @@ def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
     ]
 
 
-def test_the_page_of_a_run_that_begins_with_another(run: Run, zoo: Zoo) -> None:
-    folder, _ = run
-    assert "goes on from" not in write_report(zoo, folder).read_text(encoding="utf-8")
-    start_of(folder, [])
-    text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "goes on from <code>/runs/first</code>, with nothing added." in text and "masked alike" not in text
-
-
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -396,14 +364,6 @@ def test_one_of_a_kind_is_not_called_many(run: Run, zoo: Zoo) -> None:
     for part in ("<h1>One model of 1 modality</h1>", ">modality</span>", ">input → target pair scored<"):
         assert part in text, part
     assert re.search(r"Each number is\s+over 1 held-out sample\.", text) and "no skill score" in text
-
-
-def test_nothing_is_best_without_skill(run: Run, zoo: Zoo) -> None:
-    folder, evaluation = run
-    evaluation["pairs"] = [pair(["rgb_patches"], "depth", -0.1), pair(["rgb_patches"], "caption", -0.25)]
-    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
-    text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "skill −0.10" in text and "Its best result" not in text
 
 
 def test_a_folder_is_no_place_for_a_page(run: Run, zoo: Zoo, tmp_path: Path) -> None:
@@ -449,12 +409,6 @@ def test_no_sheet_of_another_folder_is_shown(run: Run, zoo: Zoo, tmp_path: Path,
     assert "secret.png is missing" in text and "rgb_patches → caption" in text and "rgb_patches → depth" not in text
     assert base64.b64encode((tmp_path / "secret.png").read_bytes()).decode() not in text
     assert not list((folder / "report").rglob("*secret*"))
-
-
-def test_a_sheet_is_png(tmp_path: Path) -> None:
-    plain("red").save(tmp_path / "sheet.png", format="JPEG")
-    with pytest.raises(CheckpointError, match=r"sheet.png: damaged: .*; delete it: the page goes without it"):
-        cells_of(tmp_path / "sheet.png")
 
 
 def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
@@ -574,17 +528,6 @@ def test_a_value_that_cannot_be_read_leaves_the_others_of_a_shared_checkpoint(tm
     assert found.samples == 2 and found.texts == [("a red ball", "a red ball"), ("one box", "one box")]
 
 
-def test_a_shared_checkpoint_is_judged_on_evenly_spread_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenizers_zoo.report.samples.SCORED", 2)
-    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
-    TextVocabulary.train(VocabularyConfig(), ["a red ball"]).save(zoo["caption"].checkpoint)
-    with writing_values(tmp_path / "data", "test", "caption") as shard:
-        for key in "abcd":
-            shard.add(key, f"ball {key}".encode(), "txt")
-    found = reconstructions(zoo["caption"], tmp_path / "data", Pictures(folder=tmp_path / "pictures"))
-    assert found.samples == 2 and [text for text, _ in found.texts] == ["ball a", "ball c"]
-
-
 def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
     folder, _ = run
     assert registry_of(folder) is None
@@ -598,12 +541,3 @@ def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(CheckpointError, match="its training has not come to its end; the command"):
         registry_of(tmp_path)
-
-
-def test_a_page_names_the_place_of_a_missing_registry(run: Run, zoo: Zoo, tmp_path: Path) -> None:
-    folder, _ = run
-    nothing = "none: every installed modality with its default settings"
-    assert nothing in write_report(zoo, folder).read_text(encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps({"places": {"registry": str(tmp_path / "registry.toml")}}))
-    page = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert f"{tmp_path / 'registry.toml'}: not there any more" in page and nothing not in page

@@ -89,21 +89,6 @@ def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
     assert texts == ["a loop: goes on after step 6", "a loop: step 7 of 8", "a loop: step 8 of 8"]
 
 
-def test_a_line_is_due_every_20_seconds_and_says_what_time_is_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Steps from before a resume are not counted."""
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
-    with log_of(tmp_path, done=2) as log:
-        for now[0], step in ((10.0, 3), (20.0, 4), (30.0, 5), (40.0, 6), (50.0, 7), (80.0, 8)):
-            log.advance(step, 0.25)
-    _, first, second, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("a loop: step 4 of 8, ") and first.endswith(" 0:00:40 left")  # two steps took 20 s
-    assert second.startswith("a loop: step 6 of 8, ") and second.endswith(" 0:00:20 left")
-    assert last.startswith("a loop: step 8 of 8, ") and last.endswith("took 0:01:20")
-
-
 def test_an_error_ends_the_log_without_a_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="loss"), log_of(tmp_path) as log:
         raise ValueError("the loss")

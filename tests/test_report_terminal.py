@@ -6,11 +6,9 @@ import importlib
 
 import click
 import pytest
-import torch
 from click.testing import CliRunner
 
 from tokenizers_zoo import progress
-from tokenizers_zoo.autoencoder.tokenizer import in_chunks
 from tokenizers_zoo.cli.main import COMMANDS, zoo
 from tokenizers_zoo.cli.options import plain_table, show_table
 from tokenizers_zoo.errors import and_others, count_of
@@ -124,20 +122,6 @@ def test_kinds_of_work_that_take_turns_have_their_own_time_left(
     assert [line.split(" ")[0] for line in lines[5:]] == ["generate", "decode"], "nothing to rank"
 
 
-def test_kinds_of_work_share_the_time_between_lines(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
-    with progress.progress_bars({"generate": 9, "decode": 9}) as kinds:
-        for _ in range(6):
-            for advance in kinds:
-                now += 6
-                advance(1)
-        printed = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in printed] == ["decode: 2 of 9", "decode: 4 of 9", "decode: 6 of 9"]
-
-
 def test_samples_are_counted_while_a_batch_is_decoded() -> None:
     told: list[int] = []
     progress.tick(0.5)  # no listener
@@ -153,14 +137,6 @@ def test_samples_are_counted_while_a_batch_is_decoded() -> None:
     with progress.decoding(2):
         progress.tick(1.0)
     assert told == [1, 1, 3, 3]
-
-
-def test_each_chunk_of_a_batch_counts_as_it_is_done() -> None:
-    told: list[int] = []
-    with progress.decoded_samples(told.append), progress.decoding(5):
-        for rows in in_chunks(lambda x: x, torch.zeros(5, 2), 2, "cpu"):
-            assert len(rows) == told[-1]
-    assert told == [2, 2, 1]
 
 
 def test_a_part_counts_as_much_as_was_said() -> None:

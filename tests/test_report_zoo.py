@@ -13,8 +13,6 @@ from examples import only, trained
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.report.pictures import Pictures
-from tokenizers_zoo.report.samples import left_behind, pair_of_texts
 from tokenizers_zoo.report.zoo import differences, flat, variants, write_zoo_report
 from tokenizers_zoo.train.report import write_pictures
 
@@ -140,16 +138,6 @@ def test_figures_may_be_unknown(zoo: Zoo) -> None:
     assert "<p>Problem: " not in text and 'href="light.html"' in text
 
 
-def test_a_damaged_text_of_a_sample_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
-    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
-    folder = zoo["caption"].checkpoint / "caption"
-    write_pictures(folder, [("one", "two")])
-    (path,) = (folder / "samples").glob("*.txt")
-    path.write_bytes(path.read_bytes().replace(b"two", b"tw\xe2"))
-    found = left_behind(zoo["caption"], zoo["caption"].checkpoint, Pictures(folder=tmp_path / "pictures"), "x", 8)
-    assert found.texts == [("one", "tw\N{REPLACEMENT CHARACTER}")]
-
-
 def test_texts_of_a_shared_checkpoint_are_those_of_the_modality(tmp_path: Path) -> None:
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
     handle = zoo["caption"]
@@ -160,17 +148,6 @@ def test_texts_of_a_shared_checkpoint_are_those_of_the_modality(tmp_path: Path) 
     assert page == tmp_path / "out.html"
     text = page.read_text(encoding="utf-8")
     assert "word_f1 0.75" in text and "a &lt;b&gt;" in text
-
-
-def test_a_sheet_of_two_decoders_is_no_pair(zoo: Zoo, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "tokenizers/light"
-    Image.new("RGB", (48, 16), "black").save(checkpoint / "samples/decoders.png")
-    found = left_behind(zoo["light"], checkpoint, Pictures(folder=tmp_path / "pictures"), "light", 8)
-    assert len(found.images) == 1 and [path.name for path in (tmp_path / "pictures").iterdir()] == ["light-0.png"]
-
-
-def test_a_pair_of_texts_comes_back() -> None:
-    assert pair_of_texts("input:          a b\nreconstruction: c\nd\n") == ("a b", "c\nd")
 
 
 def test_differences_by_hand() -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,15 +32,15 @@ from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.gallery import CELL
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.ml4m.folders import note_codecs
 from zoo_backbone.model import FourM
 from zoo_backbone.published import PublishedConfig, PublishedLayout
-from zoo_backbone.retrieval import evaluate, query
+from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig, Search, evaluate
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
-from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig, Search
 from zoo_backbone.retrieval.embed import Embedder, check_via
 from zoo_backbone.retrieval.evaluate import chance, evaluate_retrieval
 from zoo_backbone.retrieval.index import Index, build, faiss, new_index
@@ -298,25 +297,6 @@ def test_a_full_disk_is_told_in_one_line(world: World, tmp_path: Path, monkeypat
     assert zoo(world, "build", world.run, "--out", tmp_path / "index").exception is None
 
 
-def test_vectors_of_one_modality_at_a_time_are_held(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, alive = Embedder.embed_stored, list[Any]()
-
-    def embed(self: Embedder, *given: Any, raw: bool = False) -> Any:
-        if not raw:
-            assert not [name for name in alive if name() is not None]
-        found = made(self, *given, raw=raw)
-        if not raw:
-            alive.append(weakref.ref(found))
-        return found
-
-    monkeypatch.setattr(Embedder, "embed_stored", embed)
-    for search in ("exact", "approximate"):
-        build(world.run, world.zoo, tmp_path / search, config=EmbeddingConfig(), search=search)  # type: ignore[arg-type]
-    assert len(alive) == 2 * len(NAMES)
-
-
 def test_a_modality_without_samples_is_named_before_anything_is_embedded(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,13 +436,6 @@ def test_model_and_tokenizers_run_on_the_device(world: World, tmp_path: Path, mo
     assert [other.zoo[name].device for name in ("light", "gist", "dark")] == ["cpu:0", "cpu:0", "cpu"]
 
 
-def test_an_index_of_one_modality_finds_its_samples(world: World, tmp_path: Path) -> None:
-    place = tmp_path / "index"
-    assert zoo(world, "build", world.run, "--out", place, "--modalities", "light").exception is None
-    result = zoo(world, "query", place, "--keys", "test-005", "-k", 1)
-    assert result.output.splitlines()[2].split() == ["1", "test-005", "1.000"], result.exception
-
-
 # ---------------------------------------------------------------- queries
 
 
@@ -539,21 +512,6 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
         (tmp_path / "gone").mkdir(exist_ok=True)
 
 
-def test_the_picture_shows_some_of_many_queries_with_their_weights(
-    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(query, "QUERIES_SHOWN", 2)
-    headings: list[Any] = []
-    write_sheet = query.write_hits
-    monkeypatch.setattr(query, "write_hits", lambda path, *rest: headings.append(rest[0]) or write_sheet(path, *rest))
-    words = ("--keys", ",".join(world.keys[:6]), "--input", "raw,dark", "--weights", "raw=-1", "-k", 3)
-    done = zoo(world, "query", index.folder, *words, "--out", tmp_path)
-    assert done.exception is None, done.exception
-    assert len(json.loads((tmp_path / "hits.json").read_text())["queries"]) == 6
-    assert len(cells_of(tmp_path / "hits.png") or ()) == 2
-    assert headings == [["query: - raw", "query: dark"]]
-
-
 def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:
     out = tmp_path / "found"
     words = ("query", index.folder, "--keys", "test-001", "--keys", "test-004", "--input", "raw,dark", "-k", 99)
@@ -573,11 +531,11 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     assert unlike.output.startswith("query: - raw + 0.5 dark + light of test-001")
 
 
-def test_a_modality_is_replaced_by_its_input_form(world: World, index: Index) -> None:
-    """The index may contain only the input form, as with rgb_patches for rgb."""
+def test_a_modality_is_replaced_by_its_input_form() -> None:
+    """A run or an index may contain only the input form, as with rgb_patches for rgb."""
     forms = {"light": "photo", "dark": "letters"}
-    specs = {name: SimpleNamespace(spec=SimpleNamespace(input_form_of=forms.get(name, ""))) for name in NAMES}
-    assert index.input_forms(specs) == {"photo": "light"}  # type: ignore[arg-type]
+    specs: Any = {name: SimpleNamespace(spec=SimpleNamespace(input_form_of=forms.get(name))) for name in NAMES}
+    assert input_forms(specs, NAMES) == {"photo": "light"}
 
 
 # ---------------------------------------------------------------- bad input

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import shutil
-import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -516,20 +515,6 @@ def test_an_answer_does_not_depend_on_longer_samples_beside_it(world: World, tmp
     assert together[0] != pytest.approx(probe.predict({"letters": [rows[0]]})[0], rel=1e-4)
 
 
-def test_only_the_target_field_is_kept_in_memory(world: World, tmp_path: Path) -> None:
-    keys, _ = world.tokens("light", "train")
-    values = {key: {"total": number, "list": list(range(1000, 6000))} for number, key in enumerate(keys[:60])}
-    write_values(tmp_path, world.zoo, "train", "facts", values)
-    _, stores = task_and_stores(world, "facts.total", ("light",), tmp_path / "data")
-    stores.samples(Task.parse("facts.total", world.zoo), "train")  # opens each shard once
-    tracemalloc.start()
-    labels = stores.samples(Task.parse("facts.total", world.zoo), "train").labels
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert [labels[place] for place in (0, 7, 59)] == [0, 7, 59], "0 is a label, too"
-    assert peak < 2e6, "sixty lists of 5,000 numbers are 12 MB"
-
-
 # ---------------------------------------------------------------- the feature cache
 
 
@@ -541,33 +526,6 @@ def network_and_samples(world: World, inputs: tuple[str, ...]) -> tuple[Network,
     network = Network(encoder, build_head("attentive", target, config, encoder.model.config, None), None)
     task, stores = task_and_stores(world, "facts.total", inputs)
     return network, stores.samples(task, "train")
-
-
-class Encoded:
-    """Counts samples encoded in training and evaluation, without the final score."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.samples = 0
-        computed = FeatureCache._compute
-
-        def counted(cache: FeatureCache, places: Any) -> Any:
-            self.samples += len(places)
-            return computed(cache, places)
-
-        monkeypatch.setattr(FeatureCache, "_compute", counted)
-
-
-def test_a_short_training_encodes_what_it_uses(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches, a prefetched batch, and the validation samples; all samples once in a longer training."""
-    encoded = Encoded(monkeypatch)
-    train(world, tmp_path / "short", "facts.total", steps=2, batch_size=8)
-    assert encoded.samples <= 3 * 8 + 19
-    encoded.samples = 0
-    train(world, tmp_path / "long", "facts.total")
-    assert encoded.samples == TRAIN
-    encoded.samples = 0
-    train(world, tmp_path / "unjudged", "facts.total", steps=1, batch_size=8, validation=0.0, eval_samples=5)
-    assert encoded.samples <= 2 * 8 + 5
 
 
 def test_cached_features_are_the_encoders(world: World) -> None:
@@ -606,16 +564,6 @@ def test_features_depend_on_no_other_sample(
         places = generator.integers(0, TRAIN, size).tolist()
         assert all(torch.equal(row, whole[place]) for row, place in zip(some.get(places), places, strict=True))
     assert 0 < len(some.cached) < 60
-
-
-def test_the_feature_cache_stays_within_its_memory_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, samples = network_and_samples(world, ("light",))
-    size = FeatureCache(network, samples).get([0])[0].nbytes
-    monkeypatch.setattr(probe, "CACHE_BYTES", 10 * size + size // 2)
-    features = FeatureCache(network, samples)
-    features.get(range(TRAIN))
-    assert sorted(features.cached) == list(range(10)) and features.room == size // 2
-    assert all(row.untyped_storage().nbytes() == size for row in features.cached.values())
 
 
 @pytest.mark.parametrize("given", ["light", "letters,light"])

@@ -151,16 +151,6 @@ def test_predictions_replace_earlier_ones(world: World, frozen: Path, tmp_path: 
     assert predicted(frozen, "test-001") == mine | {"predictions.csv", "predictions.png"}
 
 
-def test_the_picture_shows_some_of_many_predictions(
-    frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probe, "SHOWN", 3)
-    assert zoo("predict", frozen, "--samples", 9, "--out", tmp_path).exit_code == 0
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 10
-    with Image.open(tmp_path / "predictions.png") as picture:
-        assert len(json.loads(picture.text["cells"])) == 3  # type: ignore[attr-defined]
-
-
 def test_the_name_of_a_probe_fits_a_folder() -> None:
     config = transfer_config({"labels": 0.01})
     assert default_name("facts.total", ["light", "dark"], config, 1) == "facts.total-from-light-dark-frozen-0.01-1"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tracemalloc
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from backbone_samples import all_layouts
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
 from torch.nn import functional as F
 
-from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import interval
 from tokenizers_zoo.spec import (
@@ -46,7 +42,7 @@ from zoo_backbone.transfer.head import (
     TokenDecoder,
     build_head,
 )  # fmt: skip
-from zoo_backbone.transfer.probe import Network, collate_features
+from zoo_backbone.transfer.probe import Network
 from zoo_backbone.transfer.targets import (
     IGNORED,
     TARGETS,
@@ -57,7 +53,7 @@ from zoo_backbone.transfer.targets import (
     target_from_json,
     target_to_json,
 )  # fmt: skip
-from zoo_backbone.transfer.task import BASELINE_SAMPLES, Task, kind_of_values
+from zoo_backbone.transfer.task import kind_of_values
 
 DIM = 8
 ONE = VectorLayout(length=1)
@@ -110,15 +106,6 @@ def test_neighbours_against_a_brute_force(neighbours: int) -> None:
         assert np.allclose(found, wanted, atol=1e-4)
 
 
-def test_neighbours_vote_for_classes_as_one_hot_answers_would() -> None:
-    generator = torch.Generator().manual_seed(0)
-    bank, asked = torch.randn(30, DIM, generator=generator), torch.randn(5, DIM, generator=generator)
-    classes = torch.randint(0, 7, (30,), generator=generator)
-    config = TransferConfig(head="knn", neighbours=9, temperature=0.1)
-    votes, one_hot = (Neighbours(bank, x, config, 7)(asked, None) for x in (classes, F.one_hot(classes, 7).float()))
-    assert torch.allclose(votes, one_hot, atol=1e-6)
-
-
 def test_a_linear_map_paints_each_patch_from_its_own_token() -> None:
     torch.manual_seed(0)
     head, features = MapLinear(DIM, 2, (3, 2), (6, 4)), torch.randn(1, DIM, 2, 2)
@@ -158,15 +145,6 @@ def test_the_rows_of_neighbouring_numbers_start_alike() -> None:
         assert likeness[10:74, 10:74].diagonal(1).min() > 0.9 > 0.4 > likeness[10:74, 10:74].diagonal(16).abs().mean()
         assert likeness[:10, 10:].abs().max() < 0.4 and likeness[74:, 10:74].abs().max() < 0.4
         assert table[10:74].std() == pytest.approx(float(table[:10].std()), rel=0.1)
-
-
-@pytest.mark.parametrize(
-    "layout", [SequenceLayout(max_length=5, end=0, sentinel_start=1, num_sentinels=2), VectorLayout(length=5)]
-)
-def test_the_head_uses_the_numeric_ids_of_a_modality(layout: SequenceLayout | VectorLayout) -> None:
-    ids = (OrderedIds(start=10, count=64),)
-    boxes = dataclasses.replace(spec(ValueSpec(kind="object"), layout, 80), ordered_ids=ids)
-    assert Tokens.fit([[10, 11]], boxes, "").ordered_ids == ids
 
 
 def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
@@ -210,14 +188,6 @@ def test_a_decoder_learns_a_sequence_that_its_features_say() -> None:
 
 
 # ---------------------------------------------------------------- features
-
-
-def test_features_of_several_lengths_are_padded() -> None:
-    rows = [torch.randn(count, DIM) for count in (2, 4, 1)]
-    batch, mask = collate_features(rows)
-    assert mask is not None and mask.sum(1).tolist() == [2, 4, 1] and torch.equal(batch[mask], torch.cat(rows))
-    whole, none = collate_features([rows[1], rows[1]])
-    assert torch.equal(whole, torch.stack([rows[1]] * 2)) and none is None
 
 
 def test_a_map_is_read_from_all_grids_like_the_first() -> None:
@@ -302,20 +272,6 @@ def test_a_batch_without_a_scored_pixel_teaches_nothing() -> None:
     loss = VOID.loss(outputs, VOID.encode([np.ones((1, 3), np.uint8)] * 2))
     loss.backward()
     assert float(loss.detach()) == 0 and torch.equal(outputs.grad, torch.zeros_like(outputs))
-
-
-def test_a_class_map_follows_its_modality() -> None:
-    value = ValueSpec(shape=(1, 3), dtype="uint8", classes=("a", "void", "b"), unscored=("void",))
-    handle: Any = SimpleNamespace(spec=spec(value))
-    labels: Any = [np.zeros((1, 3), np.uint8)]
-    assert Task(text="asked", handle=handle).fit(labels, "auto")[0] == VOID
-
-
-def test_where_all_classes_are_scored_the_loss_is_that_of_torch() -> None:
-    torch.manual_seed(0)
-    outputs, targets = torch.randn(4, 5, 8, 8), torch.randint(5, (4, 8, 8))
-    kind = ClassMap(names=tuple("abcde"), size=(8, 8))
-    assert torch.equal(kind.loss(outputs, targets), F.cross_entropy(outputs, targets))
 
 
 def test_an_answer_is_never_an_unscored_class() -> None:
@@ -414,29 +370,6 @@ def test_errors_of_arrays(shape: tuple[int, ...]) -> None:
     residual, total = ((guess - true) ** 2).sum(), ((true - true.mean(0)) ** 2).sum()
     wanted = {"mae": float(np.abs(guess - true).mean()), "r2": float(1 - residual / total)}
     assert Numbers(mean=(0.0,), std=(1.0,)).score(list(guess), list(true)) == pytest.approx(wanted, rel=1e-12)
-
-
-def test_errors_take_little_memory() -> None:
-    maps = [np.full((1, 64, 64), number, np.float32) for number in range(200)]
-    tracemalloc.start()
-    found = Numbers(mean=(0.0,), std=(1.0,)).score(maps, maps[::-1])
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found["mae"] == 100.0 and peak < sum(one.nbytes for one in maps) / 2
-
-
-def test_the_constant_baseline_of_maps_looks_at_some_labels(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes and numbers use all labels; maps and modalities with own metrics use an evenly spaced subset."""
-    count = 2 * BASELINE_SAMPLES
-    table = Task(text="mine.csv")
-    cats = [*["dog", "cat"] * BASELINE_SAMPLES, "cat"]
-    assert table.constant_baseline(Classes(names=("cat", "dog")), cats) == "cat"
-    maps = [np.full((1, 1), number % 2) for number in range(count)]
-    assert table.constant_baseline(ClassMap(names=("no", "yes"), size=(1, 1)), maps).item() == 0
-    handle, seen = zoo["clip"], list[Any]()
-    monkeypatch.setattr(handle, "constant_baseline", seen.extend)
-    Task(text="clip", handle=handle).constant_baseline(Numbers(mean=(0.0,), std=(1.0,)), list(range(count)))
-    assert seen == list(range(0, count, 2))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from zoo_backbone.evaluate import EvaluationConfig, evaluate
 from zoo_backbone.generate.outputs import generate_to_folder
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan
 from zoo_backbone.model import FourM
-from zoo_backbone.retrieval.config import EmbeddingConfig
+from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.run import Run
 from zoo_backbone.train import train

@@ -15,7 +15,7 @@ from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
 from zoo_backbone.cli.config import pairs_of
 from zoo_backbone.cli.run import open_run
-from zoo_backbone.retrieval.config import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind
+from zoo_backbone.retrieval import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind
 
 
 def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,6 +104,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
       zoo retrieve query INDEX --keys test-0-000001 --input depth --find rgb \\
           --out found
     """
+    from zoo_backbone.evaluation_data import input_forms
     from zoo_backbone.retrieval.index import Index
     from zoo_backbone.retrieval.query import formula, query_keys, query_values, write_results
 
@@ -115,7 +116,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     if run is None:
         index.check_run()
     _, zoo = open_run(index.run)
-    forms = index.input_forms(zoo)
+    forms = input_forms(zoo, index.names)
     names = [forms.get(name, name) for name in names]
     sources = {forms.get(name, name): source for name, source in sources.items()}
     scale = {forms.get(name, name): weight for name, weight in scale.items()}
@@ -167,7 +168,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
           --out here
     """
     from tokenizers_zoo.data.samples import TRAIN
-    from zoo_backbone.retrieval.evaluate import FILE, default_folder, evaluate_retrieval, recall_table
+    from zoo_backbone.retrieval.evaluate import AT, FILE, default_folder, evaluate_retrieval
 
     place = out or default_folder(folder, split)
     config = embedding_config(embedding, via, space)
@@ -178,7 +179,13 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
             split=split, modalities=modalities, device=device,
         )  # fmt: skip
     click.echo("R@k: % found among the first k hits / by chance")
-    show_table(recall_table(result))
+    table = plain_table("query", "target", *(f">R@{k}" for k in AT), ">median", ">of")
+    for entry in [*result["pairs"], {"query": "[mean]", "target": "", "samples": "", **result["mean"]}]:
+        random = entry["chance"]
+        shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * random['recall'][str(k)]:.1f}" for k in AT]
+        median = f"{entry['median_rank']:.0f}/{random['median_rank']:.0f}"
+        table.add_row(entry["query"], entry["target"], *shares, median, str(entry["samples"]))
+    show_table(table)
     if split == TRAIN:
         click.echo("these are training samples of the backbone: not held-out figures")
     click.echo(f"written to {place / FILE}")

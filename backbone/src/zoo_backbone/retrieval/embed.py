@@ -25,7 +25,7 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.inputs import value_of_source
-from zoo_backbone.retrieval.config import EmbeddingConfig
+from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.space import Affine, Vectors, fit, unpaired
 from zoo_backbone.run import Run, stored_config
 
@@ -156,16 +156,6 @@ class Embedder:
         samples = self.stored(TRAIN, names)
         places = np.array(spread(len(samples), self.config.fit_samples), np.int64)
         present = samples.present[places]
-        self._check_fit(names, present)
-        vectors: dict[str, Vectors] = {}
-        with progress_bar("fit the space", int(present.sum())) as advance:
-            for name, has in zip(names, present.T, strict=True):
-                found = self.embed_stored(samples, name, places[has], advance, raw=True)
-                vectors[name] = np.full((len(places), found.shape[1]), np.nan, np.float32)
-                vectors[name][has] = found
-        self.spaces = fit(self.config.space, vectors)
-
-    def _check_fit(self, names: Sequence[str], present: npt.NDArray[np.bool_]) -> None:
         for name, has in zip(names, present.T, strict=True):
             if not has.any():
                 raise ConfigError(f"{name}: no training sample has it, and no space can be fitted; leave it out")
@@ -174,6 +164,13 @@ class Embedder:
                 f"{', '.join(alone)}: --space shared needs training samples with another of {', '.join(names)}, and "
                 f"none of {len(present)} has one; use --space whitened, or leave the modality out"
             )
+        vectors: dict[str, Vectors] = {}
+        with progress_bar("fit the space", int(present.sum())) as advance:
+            for name, has in zip(names, present.T, strict=True):
+                found = self.embed_stored(samples, name, places[has], advance, raw=True)
+                vectors[name] = np.full((len(places), found.shape[1]), np.nan, np.float32)
+                vectors[name][has] = found
+        self.spaces = fit(self.config.space, vectors)
 
 
 def check_via(layout: EmbeddingLayout, via: str) -> None:

@@ -18,7 +18,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +31,10 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, text_of
-from zoo_backbone.retrieval.config import EmbeddingConfig, RecallConfig
-from zoo_backbone.retrieval.embed import Embedder, Samples
+from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig
+from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.retrieval.query import framed, write_hits
 from zoo_backbone.retrieval.space import Vectors
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
 HITS_SHOWN = 5
@@ -56,17 +53,9 @@ def default_folder(run: Path, split: str) -> Path:
 
 
 def evaluate_retrieval(
-    run: Path,
-    zoo: Zoo,
-    out: Path,
-    *,
-    embedding: EmbeddingConfig,
-    config: RecallConfig | None = None,
-    split: str = TEST,
-    modalities: Sequence[str] | None = None,
-    data_root: Path | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
+    run: Path, zoo: Zoo, out: Path, *, embedding: EmbeddingConfig, config: RecallConfig | None = None,
+    split: str = TEST, modalities: Sequence[str] | None = None, data_root: Path | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
     """Measure recall between all pairs of modalities; write OUT/retrieval.json and galleries; return the former.
 
     Galleries show the values in `data_root` (default: the run's). Raises ConfigError for fewer than two modalities,
@@ -86,11 +75,16 @@ def evaluate_retrieval(
         raise DataError(f"{embedder.run.tokens / split}: no two samples have two of {', '.join(names)}")
     embedder.fit(names)
     with locked(out):
-        vectors = _vectors(embedder, samples, names, chosen)
+        vectors: dict[str, Vectors] = {}  # unit vectors of each modality; zero where a sample lacks it
+        with progress_bar("embed", int(samples.present[chosen].sum())) as advance:
+            for name in (name for name in names if has[name].any()):
+                found = embedder.embed_stored(samples, name, chosen[has[name]], advance)
+                vectors[name] = np.zeros((len(chosen), found.shape[1]), np.float32)
+                vectors[name][has[name]] = found
         pairs = [
-            {"query": query, "target": target, "samples": len(found),
-             **recall(vectors[query][found], vectors[target][found]), "chance": chance(len(found))}
-            for (query, target), found in both.items()
+            {"query": query, "target": target, "samples": len(rows),
+             **recall(vectors[query][rows], vectors[target][rows]), "chance": chance(len(rows))}
+            for (query, target), rows in both.items()
         ]  # fmt: skip
         keys = [samples.keys[sample] for sample in chosen]
         values = data_root or embedder.run.data
@@ -102,7 +96,11 @@ def evaluate_retrieval(
                 return shown(store, zoo[name], split, keys[sample])
 
             (out / FILE).unlink(missing_ok=True)  # so that a kill leaves no figures with pictures of others
-            for pair in [pair for pair in gallery_pairs(embedder, names) if pair in both][: config.gallery_pairs]:
+            # First the pairs with the modality that is best to look at.
+            first, *others = ranked_names([embedder.layout.spec(name) for name in names])
+            ordered = [pair for other in others for pair in ((other, first), (first, other))]
+            ordered += itertools.permutations(others, 2)
+            for pair in [pair for pair in ordered if pair in both][: config.gallery_pairs]:
                 galleries.append(_gallery(out, pair, vectors, both[pair], keys, show, config.gallery_samples))
         result = {
             "identity": {
@@ -114,19 +112,6 @@ def evaluate_retrieval(
         }  # fmt: skip
         write_json(out / FILE, result)
     return result
-
-
-def _vectors(embedder: Embedder, samples: Samples, names: Sequence[str], chosen: Any) -> dict[str, Vectors]:
-    """Return unit vectors `(samples, dims)` of each modality; zero where a sample lacks it."""
-    present = samples.present[chosen]
-    vectors: dict[str, Vectors] = {}
-    with progress_bar("embed", int(present.sum())) as advance:
-        for name, has in zip(names, present.T, strict=True):
-            if has.any():
-                found = embedder.embed_stored(samples, name, chosen[has], advance)
-                vectors[name] = np.zeros((len(chosen), found.shape[1]), np.float32)
-                vectors[name][has] = found
-    return vectors
 
 
 def recall(queries: Vectors, targets: Vectors) -> dict[str, Any]:
@@ -158,13 +143,6 @@ def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"recall": shares, "median_rank": float(np.mean([entry["median_rank"] for entry in entries]))}
 
 
-def gallery_pairs(embedder: Embedder, names: Sequence[str]) -> list[Pair]:
-    """Return all pairs, first those with the modality that is best to look at."""
-    first, *others = ranked_names([embedder.layout.spec(name) for name in names])
-    pairs = [pair for other in others for pair in ((other, first), (first, other))]
-    return [*pairs, *itertools.permutations(others, 2)]
-
-
 def _gallery(
     out: Path, pair: Pair, vectors: Mapping[str, Vectors], both: Any, keys: Sequence[str],
     show: Callable[[str, int], Shown], count: int,
@@ -189,16 +167,3 @@ def _gallery(
             for own, found, first, row in zip(chosen, nearest, queries, hits, strict=True)
         ],
     }  # fmt: skip
-
-
-def recall_table(result: Mapping[str, Any]) -> Table:
-    """Return a table of recall in percent and median rank, each with chance, for a terminal of 80 columns."""
-    from tokenizers_zoo.cli.options import plain_table
-
-    table = plain_table("query", "target", *(f">R@{k}" for k in AT), ">median", ">of")
-    for entry in [*result["pairs"], {"query": "[mean]", "target": "", "samples": "", **result["mean"]}]:
-        random = entry["chance"]
-        shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * random['recall'][str(k)]:.1f}" for k in AT]
-        median = f"{entry['median_rank']:.0f}/{random['median_rank']:.0f}"
-        table.add_row(entry["query"], entry["target"], *shares, median, str(entry["samples"]))
-    return table

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
@@ -31,7 +32,7 @@ from tokenizers_zoo.io import DISK_ERRORS, read_table, replacing_file, write_jso
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
-from zoo_backbone.retrieval.config import EmbeddingConfig, Search
+from zoo_backbone.retrieval import EmbeddingConfig, Search
 from zoo_backbone.retrieval.embed import Embedder, Samples
 from zoo_backbone.retrieval.space import Affine, Vectors, unit
 
@@ -68,17 +69,9 @@ def faiss() -> Any:
 
 
 def build(
-    run: Path,
-    zoo: Zoo,
-    out: Path,
-    *,
-    config: EmbeddingConfig,
-    split: str = TEST,
-    modalities: Sequence[str] | None = None,
-    search: Search | None = None,
-    overwrite: bool = False,
-    device: str = "cpu",
-) -> Index:
+    run: Path, zoo: Zoo, out: Path, *, config: EmbeddingConfig, split: str = TEST,
+    modalities: Sequence[str] | None = None, search: Search | None = None, overwrite: bool = False, device: str = "cpu",
+) -> Index:  # fmt: skip
     """Embed the stored samples of a split and write an index to `out`. Resumes a killed build.
 
     A finished, equal index is kept, with the path of its run updated. Raises FolderError if `out` holds something else.
@@ -102,8 +95,12 @@ def build(
                 embedder.spaces = _spaces(load_checkpoint(out, CLASS)[0], names)
             else:
                 embedder.fit(names)
-                card = _card(identity, len(samples))
-                save_checkpoint(out, _tensors(embedder.spaces), {"class": CLASS, **identity}, card)
+                arrays = {f"{name}.mean": space.mean for name, space in embedder.spaces.items()}
+                for name, space in embedder.spaces.items():
+                    if space.projection is not None:
+                        arrays[f"{name}.projection"] = space.projection
+                tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                save_checkpoint(out, tensors, {"class": CLASS, **identity}, _card(identity, len(samples)))
                 write_json(out / INDEX.state, {})
             _write_vectors(out, embedder, samples, names, kind)
             folder.finish(samples=len(samples))
@@ -230,13 +227,11 @@ class Index:
             raise CheckpointError(f"{self.folder}: its space lacks {error}; {DAMAGED}") from None
         self._opened: dict[str, Any] = {}
 
-    def check_run(self) -> None:
-        """Raise CheckpointError if its backbone was moved."""
-        if not self.run.is_dir():
-            raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
-
     def embedder(self, zoo: Zoo, device: str = "cpu") -> Embedder:
-        """Return the embedder for queries. Raises CheckpointError if the backbone or the `via` tokenizer changed."""
+        """Return the embedder for queries.
+
+        Raises CheckpointError if the backbone is gone, or the backbone or the `via` tokenizer has changed.
+        """
         self.check_run()
         embedder = Embedder(self.run, zoo, self.embedding, device)
         if embedder.fingerprint != self.fingerprint:
@@ -249,16 +244,16 @@ class Index:
         embedder.spaces = dict(self._spaces)
         return embedder
 
+    def check_run(self) -> None:
+        """Raise CheckpointError if its backbone was moved."""
+        if not self.run.is_dir():
+            raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
+
     def check(self, names: Sequence[str]) -> None:
         """Raise UnknownNameError for a modality that the index does not have."""
         for name in names:
             if name not in self.names:
                 raise UnknownNameError.of("modality of this index", name, self.names)
-
-    def input_forms(self, zoo: Zoo) -> dict[str, str]:
-        """Map modalities that the index lacks to their input forms that it has, such as `rgb` to `rgb_patches`."""
-        forms = {zoo[name].spec.input_form_of: name for name in self.names if name in zoo}
-        return {name: form for name, form in forms.items() if name and name not in self.names}
 
     def size(self, find: str = TOGETHER) -> int:
         """Return the number of samples with the modality `find`, or of all samples."""
@@ -303,14 +298,6 @@ class Index:
 def file_of(name: str) -> str:
     """Return the file name of a modality's vectors."""
     return "together.faiss" if name == TOGETHER else f"of-{name}.faiss"
-
-
-def _tensors(spaces: Mapping[str, Affine]) -> dict[str, Any]:
-    import torch
-
-    arrays = {f"{name}.mean": space.mean for name, space in spaces.items()}
-    arrays |= {f"{name}.projection": s.projection for name, s in spaces.items() if s.projection is not None}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _spaces(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Affine]:

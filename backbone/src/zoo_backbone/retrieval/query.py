@@ -18,7 +18,6 @@ from tokenizers_zoo.registry import Zoo
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import CELL, Shown, shown, write_sheet
 from zoo_backbone.generate.inputs import value_of_source
-from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
 from zoo_backbone.retrieval.space import Vectors, unit
 from zoo_backbone.run import Run
@@ -68,14 +67,9 @@ def formula(inputs: Sequence[str], weights: Mapping[str, float]) -> str:
 
 
 def query_values(
-    index: Index,
-    zoo: Zoo,
-    sources: Mapping[str, str],
-    weights: Mapping[str, float],
-    k: int,
-    find: str = TOGETHER,
+    index: Index, zoo: Zoo, sources: Mapping[str, str], weights: Mapping[str, float], k: int, find: str = TOGETHER,
     device: str = "cpu",
-) -> list[Result]:
+) -> list[Result]:  # fmt: skip
     """Query with one sample, given as files or values as text, by modality."""
     index.check([*sources, *([find] if find else [])])
     embedder = index.embedder(zoo, device)
@@ -85,63 +79,43 @@ def query_values(
 
 
 def query_keys(
-    index: Index,
-    zoo: Zoo,
-    keys: Sequence[str],
-    inputs: Sequence[str],
-    weights: Mapping[str, float],
-    k: int,
-    *,
-    find: str = TOGETHER,
-    split: str | None = None,
-    exclude_self: bool = False,
-    device: str = "cpu",
-) -> list[Result]:
+    index: Index, zoo: Zoo, keys: Sequence[str], inputs: Sequence[str], weights: Mapping[str, float], k: int, *,
+    find: str = TOGETHER, split: str | None = None, exclude_self: bool = False, device: str = "cpu",
+) -> list[Result]:  # fmt: skip
     """Query with stored samples: `keys` of a split (default: the index's).
 
-    `exclude_self` excludes the query's own sample, if it is of the index's split.
+    `exclude_self` excludes the query's own sample, if it is of the index's split. Raises UnknownNameError or DataError
+    for a sample that is not there, or lacks a modality.
     """
     index.check([*inputs, *([find] if find else [])])
-    embedder = index.embedder(zoo, device)
-    split = split or index.split
-    queries = weighted_sum(_stored_vectors(embedder, split, keys, inputs), weights)
-    hits = index.search(queries, k, find, keys if exclude_self and split == index.split else None)
-    return [Result(key=key, inputs=tuple(inputs), hits=found) for key, found in zip(keys, hits, strict=True)]
-
-
-def _stored_vectors(embedder: Embedder, split: str, keys: Sequence[str], inputs: Sequence[str]) -> dict[str, Vectors]:
-    """Return the vectors of stored samples, by modality. Raises UnknownNameError or DataError."""
-    where = f"{embedder.run.tokens / split}"
+    embedder, split = index.embedder(zoo, device), split or index.split
+    where = embedder.run.tokens / split
     samples = embedder.stored(split, inputs)
-    numbers = {key: number for number, key in enumerate(samples.keys)}
+    rows = []
     for key in keys:
-        if key not in numbers and samples.data.split.find(key) is not None:
-            raise DataError(f"{where}: sample {key!r} has no {' and no '.join(inputs)}")
-        if key not in numbers:
-            raise UnknownNameError.of("sample", key, samples.keys[:1000], f"(in {where}; see --split)")
-    places = np.array([numbers[key] for key in keys], np.int64)
+        number = samples.data.split.find(key)
+        if number is None:
+            known = [samples.data.split.key(row) for row in spread(samples.data.split.samples, 1000)]
+            raise UnknownNameError.of("sample", key, known, f"(in {where}; see --split)")
+        rows.append(number * samples.data.split.crops)
     vectors = {}
-    for name, has in zip(inputs, samples.present[places].T, strict=True):
+    present = samples.data.present(np.array(rows, np.int64))
+    for name, has in zip(inputs, present.T, strict=True):
         if not has.all():
             raise DataError(f"{where}: sample {keys[int(has.argmin())]!r} has no {name}")
-        vectors[name] = embedder.embed_stored(samples, name, places, lambda _: None)
-    return vectors
+        vectors[name] = embedder.embed(name, samples.data.columns[name].take(rows))
+    own = keys if exclude_self and split == index.split else None
+    hits = index.search(weighted_sum(vectors, weights), k, find, own)
+    return [Result(key=key, inputs=tuple(inputs), hits=found) for key, found in zip(keys, hits, strict=True)]
 
 
 # ---------------------------------------------------------------- results on disk
 
 
 def write_results(
-    index: Index,
-    zoo: Zoo,
-    out: Path,
-    results: Sequence[Result],
-    *,
-    sources: Mapping[str, str],
-    find: str,
-    split: str,
+    index: Index, zoo: Zoo, out: Path, results: Sequence[Result], *, sources: Mapping[str, str], find: str, split: str,
     weights: Mapping[str, float],
-) -> str:
+) -> str:  # fmt: skip
     """Write OUT/hits.json, and OUT/hits.png with queries and hits, the query's own sample framed.
 
     Hits are shown as the modality `find`, or as the modality that is best to look at. Returns why there is no picture,

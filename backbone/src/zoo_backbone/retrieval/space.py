@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zoo_backbone.retrieval.config import SpaceKind
+from zoo_backbone.retrieval import SpaceKind
 
 Vectors = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
