@@ -75,7 +75,6 @@ def test_a_sound_modality_passes_every_gate_with_figures(zoo: Zoo, tmp_path: Pat
 
 
 def _samples(values: Sequence[Any]) -> Any:
-
     return TrainingSamples(train=values, test=values)
 
 
@@ -388,6 +387,17 @@ def test_known_shift_is_found_between_different_modalities(down: int, right: int
     assert shift.aligned == (max(abs(down), abs(right)) <= 1)
     one = shift_between(ids[:1], levels[:1])  # a single sample has no others to share its edges with
     assert one.told and (one.down, one.right) == (down, right)
+
+
+def test_different_edge_densities_are_not_a_shift() -> None:
+    generator = np.random.default_rng(0)
+
+    def sparse(top: int) -> list[np.ndarray]:  # dots in a band of the picture, different ones in each sample
+        pictures = np.zeros((24, 1, 40, 40))
+        pictures[:, 0, top : top + 8] = generator.random((24, 8, 40)) < 0.2
+        return list(pictures)
+
+    assert not shift_between(sparse(10), sparse(18)).told
 
 
 def test_noise_gives_no_shift() -> None:

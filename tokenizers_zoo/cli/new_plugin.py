@@ -90,7 +90,7 @@ def check_name(name: str) -> None:
             what = "the vocabulary" if name == handle.spec.vocabulary else "another name"
             owner = f"{handle.name} ({handle.distribution})"
             raise ConfigError(f"zoo new-plugin: {name!r} is {what} of {owner}; take another name")
-    distribution, package = distribution_of(name), package_of(name)
+    distribution, package = f"zoo-{name.replace('_', '-')}", f"zoo_{name}"
     try:
         there = f"{distribution} {version(distribution)}"
     except PackageNotFoundError:
@@ -106,29 +106,18 @@ def check_registry(name: str) -> tuple[Path, bool]:
     """
     path = asked_registry() or Path("registry.toml")
     tables = load_toml(path) if path.is_file() or asked_registry() else {}
-    instance = _inner(_inner(tables, "modalities"), name)
+
+    def inner(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        found = table.get(key)
+        return found if isinstance(found, Mapping) else {}
+
+    instance = inner(inner(tables, "modalities"), name)
     if instance.get("plugin", name) != name:
         where = Origin(path=path, table=f"modalities.{name}").at("plugin")
         told = f"{where}: {name!r} is an instance of {instance['plugin']} already"
         raise ConfigError(f"zoo new-plugin: {told}; take another name")
-    names = _inner(tables, "zoo").get("modalities")
+    names = inner(tables, "zoo").get("modalities")
     return path, not isinstance(names, list) or name in names
-
-
-def _inner(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the table under `key`, empty if it is no table."""
-    found = table.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def distribution_of(name: str) -> str:
-    """Return the name for pip."""
-    return f"zoo-{name.replace('_', '-')}"
-
-
-def package_of(name: str) -> str:
-    """Return the name for import."""
-    return f"zoo_{name}"
 
 
 def write_distribution(name: str, family: str, folder: Path) -> None:
@@ -139,11 +128,12 @@ def write_distribution(name: str, family: str, folder: Path) -> None:
     environment = Environment(
         loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    package, words = package_of(name), name.replace("_", " ")
+    words = name.replace("_", " ")
     facts: dict[str, Any] = {
         "name": name, "words": words, "camel": "".join(word.capitalize() for word in name.split("_")),
-        "package": package, "distribution": distribution_of(name), "summary": FAMILIES[family].format(words),
-        "folder": folder.name, "version": ".".join(__version__.split(".")[:2]),
+        "package": f"zoo_{name}", "distribution": f"zoo-{name.replace('_', '-')}",
+        "summary": FAMILIES[family].format(words), "folder": folder.name,
+        "version": ".".join(__version__.split(".")[:2]),
     }  # fmt: skip
     written = environment.get_template(f"plugin/{family}.j2").render(facts)
     _, *parts = re.split(r"^=== (.+)\n", written, flags=re.MULTILINE)

@@ -45,20 +45,10 @@ def tokenizer() -> None:
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Tokenizers trained at a time; they share the cores.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing tokenizer. Not needed to resume after a kill.")
-@settings_option(
-    "A key of the tokenizer table, such as quantizer=vq; zoo info NAME lists them. With --all, for those that have it."
-)
-def train(
-    names: tuple[str, ...],
-    everything: bool,
-    data_dir: Path,
-    out: Path | None,
-    steps: int | None,
-    seed: int,
-    workers: int,
-    overwrite: bool,
-    assignments: tuple[str, ...],
-) -> None:
+@settings_option("A key of the tokenizer table, such as quantizer=vq; zoo info NAME lists them. With --all, for those "
+                 "that have it.")  # fmt: skip
+def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | None, steps: int | None, seed: int,
+          workers: int, overwrite: bool, assignments: tuple[str, ...]) -> None:  # fmt: skip
     """Train the tokenizers of modalities NAMES on DATA. After a kill, the same command resumes.
 
     Shows loss, held-out metric and codebook usage while it runs, logs to TensorBoard, draws pictures early, and ends

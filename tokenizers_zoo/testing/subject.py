@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,27 +94,24 @@ class Subject:
 
     def samples_with(self, modalities: Sequence[str]) -> list[dict[str, Any]]:
         """Return up to 8 samples that have all `modalities`, at the size of their settings."""
-        for candidates in self._candidates(modalities):
-            found = []
-            for sample in candidates:
-                if all(name in sample for name in modalities):
-                    found.append({name: self.zoo[name].transform(sample[name], Crop()) for name in modalities})
-                if len(found) == COUNT:
-                    break
+        if any(name not in self.zoo for name in modalities):
+            return []
+        candidates: Iterable[Iterable[Mapping[str, Any]]]
+        if self.given is not None:
+            candidates = [self.given]
+        elif self.data_dir is not None:
+            candidates = [self._stored(self.data_dir, modalities)]
+        else:
+            candidates = (self._from_source(source_name, modalities) for source_name in self.zoo.source_names())
+        for samples in candidates:
+            whole = (sample for sample in samples if all(name in sample for name in modalities))
+            found = [
+                {name: self.zoo[name].transform(sample[name], Crop()) for name in modalities}
+                for sample in islice(whole, COUNT)
+            ]
             if found:
                 return found
         return []
-
-    def _candidates(self, modalities: Sequence[str]) -> Iterator[Iterator[dict[str, Any]]]:
-        if any(name not in self.zoo for name in modalities):
-            return
-        if self.given is not None:
-            yield (dict(sample) for sample in self.given)
-        elif self.data_dir is not None:
-            yield self._stored(self.data_dir, modalities)
-        else:
-            for source_name in self.zoo.source_names():
-                yield self._from_source(source_name, modalities)
 
     def _stored(self, data_dir: Path, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield the readable samples of value shards. Raises the first error if none is readable."""
@@ -198,37 +196,23 @@ def generated_values(spec: ValueSpec, count: int, rng: np.random.Generator) -> l
         return [spec.classes[i % len(spec.classes)] for i in range(count)]
     if spec.kind == "text":
         return [" ".join(rng.choice(WORDS, size=5 + i)) for i in range(count)]
-    if spec.kind == "object":
-        return []
-    return [_generated_array(spec, LONGEST - number, rng) for number in range(count)]
-
-
-def _generated_array(spec: ValueSpec, free: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Return an array with `free` numbers along axes of free size."""
-    shape = tuple(size if isinstance(size, int) else free for size in spec.shape)
+    arrays = []
     low, high = bounds(spec)
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind in "iub":
-        first, last = (
-            int(low if low is not None else 0),
-            int(high if high is not None else 1 if dtype.kind == "b" else 9),
-        )
-        return np.asarray(rng.integers(first, last + 1, shape), dtype)
-    if low is not None and high is not None:
-        return np.asarray(low + (high - low) * _smooth(shape, rng), dtype)
-    noise = np.asarray(rng.standard_normal(shape))
-    if low is not None:
-        noise = low + np.abs(noise)
-    elif high is not None:
-        noise = high - np.abs(noise)
-    return np.asarray(noise, dtype)
-
-
-def _smooth(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Return a sine wave of random direction and phase, in [0, 1]."""
-    axes = np.meshgrid(*(np.linspace(0, 1, size) for size in shape), indexing="ij")
-    phase = rng.uniform(0, 2 * np.pi) + sum(rng.uniform(-6, 6) * axis for axis in axes)
-    return np.clip(0.5 + 0.5 * np.sin(phase), 0, 1)
+    for number in range(count if spec.kind == "array" else 0):
+        shape = tuple(size if isinstance(size, int) else LONGEST - number for size in spec.shape)
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind in "iub":
+            last = high if high is not None else 1 if dtype.kind == "b" else 9
+            value: Any = rng.integers(int(low or 0), int(last) + 1, shape)
+        elif low is not None and high is not None:  # a sine wave of random direction and phase
+            axes = np.meshgrid(*(np.linspace(0, 1, size) for size in shape), indexing="ij")
+            phase = rng.uniform(0, 2 * np.pi) + sum(rng.uniform(-6, 6) * axis for axis in axes)
+            value = low + (high - low) * np.clip(0.5 + 0.5 * np.sin(phase), 0, 1)
+        else:
+            noise = np.asarray(rng.standard_normal(shape))
+            value = noise if low is high is None else low + np.abs(noise) if low is not None else high - np.abs(noise)
+        arrays.append(np.asarray(value, dtype))
+    return arrays
 
 
 Given = TypeVar("Given")

@@ -8,7 +8,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from tokenizers_zoo.data.samples import TEST
@@ -122,14 +122,11 @@ def _pen(sheet: Image.Image) -> ImageDraw.ImageDraw:
 def _fitted(picture: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
     """Resize a picture to a cell; return it with its offset in the cell."""
     picture = picture.convert("RGB")
-    longest = max(picture.size)
-    whole = -(-CELL // longest)
+    whole = -(-CELL // max(picture.size))
     if whole > 1:
         picture = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
     if max(picture.size) > CELL:
-        factor = CELL / max(picture.size)
-        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        picture = ImageOps.contain(picture, (CELL, CELL), Image.Resampling.LANCZOS)
     return picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2)
 
 
@@ -172,14 +169,9 @@ class Previews:
     """
 
     def __init__(
-        self,
-        handles: Mapping[str, ModalityHandle],
-        tokens: Path,
-        config: TrainConfig,
-        *,
-        model: ModelConfig | None = None,
-        inherited: bool = False,
-    ) -> None:
+        self, handles: Mapping[str, ModalityHandle], tokens: Path, config: TrainConfig, *,
+        model: ModelConfig | None = None, inherited: bool = False,
+    ) -> None:  # fmt: skip
         self.handles, self.config, self.model = handles, config, model or ModelConfig()
         specs = [handle.spec for handle in handles.values()]
         self.layout = architecture_for(self.model).layout_class(specs, self.model)
@@ -195,12 +187,7 @@ class Previews:
             elif not inherited:
                 names = ", ".join((*preview.inputs, preview.target))
                 raise DataError(f"previews: no held-out sample has all of {names}; leave that preview out")
-        if not self.tokens:
-            self._take_defaults(inherited)
-
-    def _take_defaults(self, inherited: bool) -> None:
-        """Take the first default pairs that a store has."""
-        pairs = default_pairs([handle.spec for handle in self.handles.values()], self.model)
+        pairs = [] if self.tokens else default_pairs(specs, self.model)
         for inputs, target in pairs:
             preview = Preview(inputs=inputs, target=target)
             if len(self.tokens) < PAIRS and (found := self._held_out(preview)):
@@ -258,25 +245,20 @@ class Previews:
         return {f"{' + '.join(p.inputs)} to {p.target}": self._draw(model, folder, step, p) for p in self.tokens}
 
     def _draw(self, model: FourM, folder: Path, step: int, preview: Preview) -> Path | str:
-        tokens = self.tokens[preview]
+        tokens, target = self.tokens[preview], preview.target
         given = {name: tokens[name] for name in preview.inputs}
-        predicted = generate(model, given, [TargetPlan(name=preview.target, temperature=0, steps=1)], self.config.seed)
-        columns = [self._shown(name, tokens[name]) for name in preview.inputs]
-        columns += [
-            self._shown(preview.target, predicted[preview.target]),
-            self._shown(preview.target, tokens[preview.target]),
-        ]
-        headers = [*preview.inputs, f"predicted {preview.target}", f"true {preview.target}"]
+        predicted = generate(model, given, [TargetPlan(name=target, temperature=0, steps=1)], self.config.seed)[target]
+        columns: list[list[Shown]] = []
+        for name, column in (*given.items(), (target, predicted), (target, tokens[target])):
+            values = self.handles[name].decode_if_able(column)
+            if values is None:  # no decoder: the number of vectors
+                columns.append([count_of(len(row), "vector") for row in column])
+            else:
+                columns.append([self.handles[name].render(value) for value in values])
+        headers = [*preview.inputs, f"predicted {target}", f"true {target}"]
         rows = list(zip(*columns, strict=True))
-        path = folder / FOLDER / f"step-{step:08}" / sheet_name(preview.inputs, preview.target)
+        path = folder / FOLDER / f"step-{step:08}" / sheet_name(preview.inputs, target)
         if write_sheet(path, headers, rows):
             return path
         lines = [" | ".join(headers), " | ".join("---" for _ in headers)]
         return "\n".join([*lines, *(" | ".join(text_of(cell) or "" for cell in row) for row in rows)])
-
-    def _shown(self, name: str, tokens: Sequence[Any]) -> list[object]:
-        """Return decoded tokens as pictures or text; without a decoder, the number of vectors."""
-        values = self.handles[name].decode_if_able(tokens)
-        if values is None:
-            return [count_of(len(row), "vector") for row in tokens]
-        return [self.handles[name].render(value) for value in values]
