@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,6 @@ from zoo_backbone.data import Mix, open_sources
 from zoo_backbone.losses import GradAccumulation, held_out_losses
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM, Losses
-from zoo_backbone.train import Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -153,26 +150,3 @@ def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> N
     assert sizes == [8, 2, 4, 4, 1, 1]
     assert torch.equal(halves.counts, whole.counts)
     torch.testing.assert_close(halves.sums, whole.sums)
-    sizes.clear()
-    training: Any = SimpleNamespace(
-        config=dataclasses.replace(config, grad_accum_steps=2), ranks=SimpleNamespace(size=2), forward=forward,
-        held_out=mix,
-        means=lambda losses: losses,
-    )  # fmt: skip
-    assert torch.equal(Trainer.evaluate(training).counts, whole.counts)
-    assert sizes == [2, 2, 2, 2, 1, 1], "in training each of two processes has half of the batch"
-
-
-def test_a_training_evaluates_in_the_parts_that_it_trains_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_splits(tmp_path / "tokens")
-    config = dataclasses.replace(TRAINING, steps=1, batch_size=8, grad_accum_steps=2)
-    sizes, split = list[int](), PackedBatch.split
-
-    def recorded(batch: PackedBatch, parts: int) -> list[PackedBatch]:
-        found = split(batch, parts)
-        sizes.extend(len(part.targets.ids) for part in found)
-        return found
-
-    monkeypatch.setattr(PackedBatch, "split", recorded)
-    train(tmp_path / "run", root, all_layouts(), SMALL, config)
-    assert sizes == [4, 4, 4, 4, 1, 1]

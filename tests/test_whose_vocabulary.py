@@ -12,7 +12,7 @@ from stores import writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import ConfigError, ReadError
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
@@ -149,23 +149,6 @@ def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
     assert "vocabulary" not in capsys.readouterr().err
 
 
-def test_text_that_the_disk_does_not_give_now_is_not_left_out(
-    make: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zoo = make({"album": "journal"})
-    data, read = write(zoo, tmp_path / "data", "album", sentences("red")), ValueStore.read
-    samples = training_samples(zoo, zoo["album"], ValueStore(data))
-
-    def failing(store: ValueStore, handle: Any, split: str, shard: int, row: int) -> Any:
-        if row == len(store.rows(split, [handle.name])) - 1:
-            raise ReadError(f"row {row}: cannot be read: Input/output error")
-        return read(store, handle, split, shard, row)
-
-    monkeypatch.setattr(ValueStore, "read", failing)
-    with pytest.raises(ReadError, match="Input/output error"):
-        list(samples.texts())
-
-
 def test_a_modality_in_place_of_a_text_vocabulary_is_its_own_problem(
     make: Callable[..., Zoo], install_example: Install, tmp_path: Path
 ) -> None:
@@ -209,9 +192,8 @@ def test_a_modality_that_claims_a_text_vocabulary_does_not_disturb_it(
     assert zoo.problems() == {"field": problem}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 def test_a_shared_vocabulary_is_trained_anew_once(
-    workers: int, make: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo = make({"album": "journal", "journal": "journal", "notes": "journal"})
     names = zoo.names()
@@ -224,9 +206,9 @@ def test_a_shared_vocabulary_is_trained_anew_once(
     monkeypatch.setattr(TextVocabulary, "train", lambda *given: trained.append(1) or train(*given))
     monkeypatch.setattr(tokenizers, "_texts", lambda *given: read.append(1) or texts(*given))
     jobs = [TokenizerJob(name=name, data=data, overwrite=True) for name in names]
-    done = list(train_tokenizers(zoo, jobs, workers))
+    done = list(train_tokenizers(zoo, jobs, 2))
     assert [job.name for job in done] == names and not any(job.as_it_was for job in done)
     assert len(trained) == len(read) == 1
     assert "blue" in [piece.strip() for piece in TextVocabulary.load(done[0].folder).longest_pieces(100)]
-    again = list(train_tokenizers(zoo, [TokenizerJob(name=name, data=data) for name in names], workers))
+    again = list(train_tokenizers(zoo, [TokenizerJob(name=name, data=data) for name in names], 2))
     assert all(job.as_it_was for job in again) and len(trained) == 1

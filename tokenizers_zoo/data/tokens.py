@@ -173,13 +173,12 @@ class TokenColumn:
                 for place, tokens in zip(order[run].tolist(), file.lists(within[run]), strict=True):
                     result[place] = metadata.from_stored(tokens)
             return result
-        empty = np.empty((0, layout.length * metadata.dim), metadata.stored_as)
-        dtype = empty.dtype if metadata.levels else metadata.from_stored(empty).dtype
-        found = np.empty((len(wanted), empty.shape[1]), dtype)
+        gathered = np.empty((len(wanted), layout.length * metadata.dim), metadata.stored_as)
         for file, run in runs:
-            found[order[run]] = file.fixed(within[run])
-        found = metadata.from_stored(found) if metadata.levels else found
-        return found.reshape(len(wanted), *fixed_shape(layout))
+            file.fixed(within[run], gathered[run])
+        found = np.empty_like(gathered)
+        found[order] = gathered
+        return metadata.from_stored(found).reshape(len(wanted), *fixed_shape(layout))
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 ALIKE = 0.85
 """Minimum similarity for an unknown name to count as misspelt: `captions` and `caption`, not `boxes_3d` and `boxes`."""
-SHARD_SIZE = 500
+SHARD_SIZES = {0: 500, 20_000: 2_000}
+"""Samples per shard from a number of samples on: enough shards for all cores, and few to open."""
 
 
 def make_data(
@@ -50,13 +51,14 @@ def make_data(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     workers: int | None = None,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
 ) -> RunResult:
     """Write all modalities that the source gives and that are enabled, at the size of their settings, to `out`.
 
     `train` and `test` count samples; None means all samples, 0 none. A shard with an equal inputs digest is skipped. So
     the same command resumes after a kill, adds a modality that was installed since or more of the same samples, and
     makes again what depends on files, settings or plugins that have changed. The bytes do not depend on `workers`.
+    `shard_size` None means the folder's, or one of SHARD_SIZES.
     Raises ConfigError without a required setting of the source, and for a modality whose classes, or settings that have
     to agree, are not the source's; DataError if `out` holds samples of another source, seed or size; FolderError
     where another command writes it.
@@ -76,11 +78,13 @@ def make_data(
         record = read_record(out / DATASET)
         plans = []
         for split, samples in opened.items():
+            before, count = record["splits"].get(split), len(samples)
+            usual = before["shard_size"] if before else max(size for n, size in SHARD_SIZES.items() if n <= count)
             plan = _Plan(
                 source=source, samples=samples, handles=given[split], seed=seed, options=options,
-                split=Split(out, split, len(samples), shard_size),
+                split=Split(out, split, count, shard_size or usual),
             )  # fmt: skip
-            plan.check(record["splits"].get(split))
+            plan.check(before)
             plans.append(plan)
         record["splits"] |= {plan.split.name: plan.record for plan in plans}
         write_record(out / DATASET, record)

@@ -159,7 +159,7 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None) -> Iterator[s
             counts = {split: record["samples"] if split == name else 0 for split in (TRAIN, TEST)}
             made = make_data(
                 zoo, source["source"], root, train=counts[TRAIN], test=counts[TEST], seed=source["seed"],
-                options=source["options"], workers=workers, shard_size=record["shard_size"],
+                options=source["options"], workers=workers,
             )  # fmt: skip
             yield made.summary()
         if derivable := sorted(one for one in modalities if one in zoo and zoo[one].spec.derived_from):
