@@ -121,7 +121,7 @@ def test_texts_of_a_sheet_are_wrapped_and_truncated(tmp_path: Path) -> None:
     words = "word " * 2000
     assert write_sheet(tmp_path / "x.png", ["a" * 500, "b"], [[words, picture], ["x" * 3000, picture]])
     with Image.open(tmp_path / "x.png") as sheet:
-        assert sheet.height < 1000
+        assert sheet.height < 1300
         places = json.loads(sheet.text["cells"])  # type: ignore[attr-defined]
         assert places[1][1][1] > places[0][1][3] and places[0][0] is None
         beside = sheet.crop((0, 0, places[0][1][0], sheet.height)).convert("L")

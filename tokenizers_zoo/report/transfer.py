@@ -96,6 +96,12 @@ def titles(questions: Iterable[Question]) -> dict[Question, str]:
     return found
 
 
+def known_interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Return the mean and half of its 95 % interval; None if a number was not finite."""
+    known = [number for number in numbers if number is not None]
+    return interval(known) if len(known) == len(numbers) else (None, None)
+
+
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     """Return the template's table of the probes in a run's folder that were trained on its `weights`, or None."""
     found = [(path.parent, read_probe(path.parent)) for path in sorted(run.glob(PROBES))]
@@ -103,35 +109,26 @@ def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     if not groups:
         return None
     names = titles(group.question for group in groups)
-    rows = sorted((_row(names[group.question], group) for group in groups), key=lambda row: row["order"])
+    rows = []
+    for group in groups:
+        probe, main = group.first, group.first["metrics"][0]
+        arrow = "↑" if main["higher_is_better"] else "↓"
+        order = (names[group.question], probe["inputs"], group.samples.trained, probe["tuning"], probe["head"])
+        shown = {
+            "task": names[group.question],
+            "inputs": " + ".join(probe["inputs"]),
+            "tuning": probe["tuning"],
+            "head": probe["head"],
+            "labels": f"{group.samples.trained:,}",
+            "held_out": f"{group.samples.held_out:,}",
+            "metric": f"{main['name']}{' in ' + main['unit'] if main['unit'] else ''} {arrow}",
+            "seeds": len(group.seeds),
+        }
+        for key in ("score", "baseline"):
+            mean, half = known_interval([entry[key] for entry in group.seeds.values()])
+            spread = f" ± {half:.2g}" if half is not None and key == "score" else ""
+            shown[key] = "-" if mean is None else f"{mean:.3g}{spread}"
+        rows.append((order, shown))
     most = max(len(group.seeds) for group in groups)
-    return {"rows": rows, "seeds": most, "spread": f" {SPREAD}" if most > 1 else ""}
-
-
-def _row(task: str, group: ProbeGroup) -> dict[str, Any]:
-    probe, samples = group.first, group.samples
-    main = probe["metrics"][0]
-    arrow = "↑" if main["higher_is_better"] else "↓"
-    seeds = group.seeds.values()
-    return {
-        "order": (task, probe["inputs"], samples.trained, probe["tuning"], probe["head"]),
-        "task": task,
-        "inputs": " + ".join(probe["inputs"]),
-        "tuning": probe["tuning"],
-        "head": probe["head"],
-        "labels": f"{samples.trained:,}",
-        "held_out": f"{samples.held_out:,}",
-        "metric": f"{main['name']}{' in ' + main['unit'] if main['unit'] else ''} {arrow}",
-        "score": _mean([entry["score"] for entry in seeds]),
-        "baseline": _mean([entry["baseline"] for entry in seeds], spread=False),
-        "seeds": len(seeds),
-    }
-
-
-def _mean(numbers: Sequence[float | None], spread: bool = True) -> str:
-    """Return the mean and its 95 % interval; a dash if a number is missing."""
-    known = [number for number in numbers if number is not None]
-    if len(known) < len(numbers):
-        return "-"
-    mean, half = interval(known)
-    return f"{mean:.3g} ± {half:.2g}" if spread and half is not None else f"{mean:.3g}"
+    ordered = [shown for _, shown in sorted(rows, key=lambda row: row[0])]
+    return {"rows": ordered, "seeds": most, "spread": f" {SPREAD}" if most > 1 else ""}

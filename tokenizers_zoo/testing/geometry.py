@@ -127,8 +127,23 @@ def check_crop_geometry(subject: Subject) -> str | None:
     columns = slice(round(left * 3 * width), round(right * 3 * width))
     marked[..., rows, columns] = inner[..., rows, columns]
     for crop in CROPS:
-        seen = [handle.transform(np.ascontiguousarray(picture), crop) for picture in (marked, outer, inner)]
-        compare(handle.name, crop, edges_found(*seen), edges_expected(crop, seen[0].shape[-2:]))
+        pictures = (handle.transform(np.ascontiguousarray(picture), crop) for picture in (marked, outer, inner))
+        seen, *others = (picture.astype(np.float64) for picture in pictures)
+        high, wide = seen.shape[-2:]
+        far, near = (np.abs(seen - other).reshape(-1, high, wide).sum(0) for other in others)
+        inside = near < far
+        ys, xs = np.nonzero(inside.any(axis=1))[0], np.nonzero(inside.any(axis=0))[0]
+        found = [ys[0], xs[0], ys[-1] + 1, xs[-1] + 1] if len(ys) else []
+        ends = [(edge - crop.left) / crop.width for edge in (left, right)]
+        ends = [1 - ends[1], 1 - ends[0]] if crop.flip else ends
+        first, last = ((edge - crop.top) / crop.height * high for edge in (top, bottom))
+        expected = first, ends[0] * wide, last, ends[1] * wide
+        if not found or max(abs(f - e) for f, e in zip(found, expected, strict=True)) > EDGE_TOLERANCE:
+            wanted, got = ", ".join(f"{edge:.1f}" for edge in expected), ", ".join(map(str, found)) or "nowhere"
+            raise AssertionError(
+                f"{handle.name}: {crop} shows the marked rectangle (top, left, bottom, right) at {got}, expected "
+                f"{wanted} pixels"
+            )
     return None
 
 
@@ -149,33 +164,3 @@ def two_pixels(values: list[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any]
     if distance.max() == 0:
         return None
     return columns[..., first], columns[..., distance.argmax()]
-
-
-def edges_expected(crop: Crop, size: tuple[int, int]) -> tuple[float, ...]:
-    """Return top, left, bottom, right of the rectangle in a crop of `size` pixels."""
-    top, left, bottom, right = RECTANGLE
-    rows = [(edge - crop.top) / crop.height * size[0] for edge in (top, bottom)]
-    columns = [(edge - crop.left) / crop.width for edge in (left, right)]
-    if crop.flip:
-        columns = [1 - columns[1], 1 - columns[0]]
-    return rows[0], columns[0] * size[1], rows[1], columns[1] * size[1]
-
-
-def edges_found(seen: np.ndarray[Any, Any], outer: np.ndarray[Any, Any], inner: np.ndarray[Any, Any]) -> Any:
-    """Return top, left, bottom, right of the pixels closer to `inner` than to `outer`, or None."""
-    height, width = seen.shape[-2:]
-    far, near = (np.abs(seen.astype(np.float64) - other).reshape(-1, height, width).sum(0) for other in (outer, inner))
-    inside = near < far
-    rows, columns = np.nonzero(inside.any(axis=1))[0], np.nonzero(inside.any(axis=0))[0]
-    return (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if len(rows) else None
-
-
-def compare(name: str, crop: Crop, found: Any, expected: tuple[float, ...]) -> None:
-    """Raise AssertionError if an edge is off by more than the tolerance."""
-    off = found is None or max(abs(f - e) for f, e in zip(found, expected, strict=True)) > EDGE_TOLERANCE
-    if off:
-        wanted = ", ".join(f"{edge:.1f}" for edge in expected)
-        got = "nowhere" if found is None else ", ".join(map(str, found))
-        raise AssertionError(
-            f"{name}: {crop} shows the marked rectangle (top, left, bottom, right) at {got}, expected {wanted} pixels"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
@@ -34,6 +35,8 @@ TEXT = 200
 GAP = 4
 HEADER = 18
 LINE = 15
+LETTER = 6
+"""Width of a letter, pixels; with wider ones a line is cut."""
 LINES = 40
 """Maximum lines of a text; longer texts end in an ellipsis."""
 LONGEST_NAME = 150
@@ -85,76 +88,45 @@ def _drawn(
     headers: Sequence[str], rows: Sequence[Sequence[Shown]], widths: Sequence[int]
 ) -> tuple[Image.Image, list[list[Box | None]]]:
     """Return the sheet and the places of its pictures."""
-    pen = _pen(Image.new("RGB", (1, 1)))
-    texts = [
-        [
-            _wrapped(cell, width - 2 * GAP, pen) if isinstance(cell, str) else []
-            for cell, width in zip(row, widths, strict=True)
-        ]
-        for row in rows
-    ]
-    heights = [max(CELL, *(LINE * len(lines) for lines in row)) for row in texts]
+    drawn = [[_drawn_cell(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    heights = [max(CELL, *(cell.height for cell in row)) for row in drawn]
     lefts = list(accumulate((width + GAP for width in widths), initial=0))
     tops = list(accumulate((height + GAP for height in heights), initial=HEADER))
     sheet = Image.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
-    pen = _pen(sheet)
     for header, left, width in zip(headers, lefts, widths, strict=True):
-        pen.text((left, 1), _cut(header, width, pen), fill="black")
+        sheet.paste(_written([header], width, HEADER), (left, 1))
     places: list[list[Box | None]] = [[None] * len(headers) for _ in rows]
-    for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
+    for number, (row, top) in enumerate(zip(drawn, tops, strict=True)):
         for column, (cell, left) in enumerate(zip(row, lefts, strict=True)):
-            if isinstance(cell, str):
-                for below, line in enumerate(texts[number][column]):
-                    pen.text((left, top + LINE * below), line, fill="black")
-            else:
-                picture, (x, y) = _fitted(cell)
-                sheet.paste(picture, (left + x, top + y))
-                places[number][column] = (left + x, top + y, left + x + picture.width, top + y + picture.height)
+            if isinstance(rows[number][column], str):
+                sheet.paste(cell, (left, top))
+                continue
+            x, y = left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2
+            sheet.paste(cell, (x, y))
+            places[number][column] = (x, y, x + cell.width, y + cell.height)
     return sheet, places
 
 
-def _pen(sheet: Image.Image) -> ImageDraw.ImageDraw:
-    pen = ImageDraw.Draw(sheet)
-    pen.font = ImageFont.load_default(12)
-    return pen
-
-
-def _fitted(picture: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
-    """Resize a picture to a cell; return it with its offset in the cell."""
-    picture = picture.convert("RGB")
+def _drawn_cell(cell: Shown, width: int) -> Image.Image:
+    """Return a picture that fits into a cell, or a text in lines of about `width` pixels."""
+    if isinstance(cell, str):
+        lines = [line for part in cell.splitlines() for line in textwrap.wrap(part, width // LETTER) or [""]]
+        lines = lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"]
+        return _written(lines, width - GAP, LINE * len(lines) + 1)
+    picture = cell.convert("RGB")
     whole = -(-CELL // max(picture.size))
     if whole > 1:
         picture = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
-    if max(picture.size) > CELL:
-        picture = ImageOps.contain(picture, (CELL, CELL), Image.Resampling.LANCZOS)
-    return picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2)
+    return ImageOps.contain(picture, (CELL, CELL), Image.Resampling.LANCZOS) if max(picture.size) > CELL else picture
 
 
-def _wrapped(text: str, width: int, pen: ImageDraw.ImageDraw) -> list[str]:
-    """Break a text into lines of at most `width` pixels, between words where possible."""
-    lines: list[str] = []
-    for paragraph in text.splitlines():
-        line = ""
-        for word in paragraph.split():
-            longer = f"{line} {word}" if line else word
-            if line and pen.textlength(longer) > width:
-                lines.append(line)
-                longer = word
-            line = _cut(longer, width, pen)
-            if len(lines) >= LINES:
-                return [*lines[: LINES - 1], "…"]
-        lines.append(line)
-    return lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"]
-
-
-def _cut(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
-    """Shorten a text to `width` pixels, with an ellipsis."""
-    start = text[:width]  # no letter is narrower than a pixel
-    if start == text and pen.textlength(text) <= width:
-        return text
-    while start and pen.textlength(f"{start}…") > width:
-        start = start[:-1]
-    return f"{start}…"
+def _written(lines: Sequence[str], width: int, height: int) -> Image.Image:
+    """Return lines of text; wider ones are cut."""
+    picture = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for number, line in enumerate(lines):
+        pen.text((0, LINE * number), line[:width], fill="black", font=font)  # no letter is narrower than a pixel
+    return picture
 
 
 # --- previews during training

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,22 +31,15 @@ from tokenizers_zoo.checkpoint import card_row
 from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, and_others
-from tokenizers_zoo.intervals import SPREAD, interval
-from tokenizers_zoo.report.transfer import (
-    METRICS,
-    ProbeGroup,
-    Question,
-    Samples,
-    group_probes,
-    read_probe,
-    titles,
-    used_settings,
-)
+from tokenizers_zoo.intervals import SPREAD
+from tokenizers_zoo.report.transfer import METRICS, group_probes, known_interval, read_probe, titles, used_settings
 from zoo_backbone.transfer.config import HEADS, TUNING, TransferConfig
 
 CLASSES_SHOWN = 5
 COUNTS = {"trained": "trained on", "held_out": "held-out"}
 """Numbers of samples in a comparison, with their column titles."""
+SETTING = "inputs", "tuning", "head", "settings", "backbone"
+"""Keys of a row of a comparison, besides the labels."""
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -156,19 +150,6 @@ On {labels["test"]} held-out samples:
 # ---------------------------------------------------------------- several probes
 
 
-class Setting(NamedTuple):
-    """A row of a comparison: everything except seed, task and samples."""
-
-    inputs: str
-    tuning: str
-    head: str
-    """"default" if it is the default for the kind of target."""
-    labels: int | float
-    settings: str
-    """Settings that differ from the defaults of the tuning."""
-    backbone: str
-
-
 def compare(folders: Sequence[Path]) -> dict[str, Any]:
     """Return the scores of finished probes, as JSON types.
 
@@ -176,40 +157,39 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
      "rows": [{"inputs", "tuning", "head", "labels", "settings", "backbone",
                "cells": [{"trained", "held_out", "mean", "half", "baseline", "seeds": {seed: score}} or null]}]}
 
-    "half" is half of the 95 % interval (Student's t) over seeds, null for one seed. If probes of one setting and task
-    have other numbers of samples, each number has its own row. Raises CheckpointError for a folder that is not a
-    finished probe, ConfigError for two probes that differ in nothing.
+    "head" is "default" if it is the default for the kind of target; "settings" are those that differ from the defaults
+    of the tuning. "half" is half of the 95 % interval (Student's t) over seeds, null for one seed. If probes of one
+    setting and task have other numbers of samples, each number has its own row. Raises CheckpointError for a folder
+    that is not a finished probe, ConfigError for two probes that differ in nothing.
     """
     groups = group_probes((folder, read_metrics(folder)) for folder in folders)
     if twice := next((folder for group in groups for folder in group.duplicates), None):
         raise ConfigError(f"{twice}: another probe has the same settings and seed; compare one of them")
     mains = {group.question: group.first["metrics"][0] for group in groups}
-    by_setting: dict[str, dict[Question, dict[Samples, ProbeGroup]]] = {}
-    settings = {}
-    for group in groups:
-        setting = _setting(group.first)
-        key = repr(setting)  # 1 label and 1.0, all labels, are equal numbers
-        settings[key] = setting
-        by_setting.setdefault(key, {}).setdefault(group.question, {})[group.samples] = group
-    rows = []
-    for key, questions in by_setting.items():
-        one_row = all(len(parts) == 1 for parts in questions.values())
-        split: dict[Samples | None, dict[Question, ProbeGroup]] = {}
-        for question, parts in questions.items():
-            for samples, group in parts.items():
-                split.setdefault(None if one_row else samples, {})[question] = group
-        for cells in split.values():
-            row_cells = [_cell(cells[question]) if question in cells else None for question in mains]
-            rows.append({**settings[key]._asdict(), "cells": row_cells})
+    settings = [_setting(group.first) for group in groups]
+    # By their text: 1 label and 1.0, all labels, are equal numbers.
+    counts = Counter((repr(setting), group.question) for setting, group in zip(settings, groups, strict=True))
+    several = {setting for (setting, _), count in counts.items() if count > 1}
+    rows: dict[Any, dict[str, Any]] = {}
+    for setting, group in zip(settings, groups, strict=True):
+        key = repr(setting), group.samples if repr(setting) in several else None
+        row = rows.setdefault(key, {**setting, "cells": dict.fromkeys(mains)})
+        mean, half = known_interval([main["score"] for main in group.seeds.values()])
+        row["cells"][group.question] = {
+            **group.samples._asdict(), "mean": mean, "half": half,
+            "baseline": known_interval([main["baseline"] for main in group.seeds.values()])[0],
+            "seeds": {str(seed): main["score"] for seed, main in sorted(group.seeds.items())},
+        }  # fmt: skip
     columns = [
         {"task": title, "kind": question.kind, "metric": question.metric,
          **{key: mains[question][key] for key in ("unit", "higher_is_better")}}
         for question, title in titles(mains).items()
     ]  # fmt: skip
-    return {"columns": columns, "rows": rows}
+    return {"columns": columns, "rows": [{**row, "cells": list(row["cells"].values())} for row in rows.values()]}
 
 
-def _setting(metrics: Mapping[str, Any]) -> Setting:
+def _setting(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a row of `compare`: everything except seed, task and samples."""
     defaults: dict[str, Any] = {option.name: option.default for option in dataclasses.fields(TransferConfig)}
     defaults |= TUNING[metrics["tuning"]]
     others = [
@@ -218,29 +198,14 @@ def _setting(metrics: Mapping[str, Any]) -> Setting:
         if name not in ("tuning", "labels") and value != defaults.get(name, value)
     ]
     default_head = HEADS[metrics["task"]["kind"]][0]
-    return Setting(
-        inputs=", ".join(metrics["inputs"]),
-        tuning=metrics["tuning"],
-        head="default" if metrics["head"] == default_head else metrics["head"],
-        labels=metrics["labels"]["requested"],
-        settings=", ".join(others),
-        backbone=metrics["backbone"]["weights_sha256"],
-    )
-
-
-def _cell(group: ProbeGroup) -> dict[str, Any]:
-    mean, half = _interval([main["score"] for main in group.seeds.values()])
     return {
-        **group.samples._asdict(), "mean": mean, "half": half,
-        "baseline": _interval([main["baseline"] for main in group.seeds.values()])[0],
-        "seeds": {str(seed): main["score"] for seed, main in sorted(group.seeds.items())},
-    }  # fmt: skip
-
-
-def _interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Return mean and half interval; None if a number was not finite."""
-    known = [number for number in numbers if number is not None]
-    return interval(known) if len(known) == len(numbers) else (None, None)
+        "inputs": ", ".join(metrics["inputs"]),
+        "tuning": metrics["tuning"],
+        "head": "default" if metrics["head"] == default_head else metrics["head"],
+        "labels": metrics["labels"]["requested"],
+        "settings": ", ".join(others),
+        "backbone": metrics["backbone"]["weights_sha256"],
+    }
 
 
 def comparison_tables(result: Mapping[str, Any], console: Console) -> list[Table]:
@@ -265,12 +230,18 @@ def _table(result: Mapping[str, Any], tasks: slice) -> Table:
     names = ["inputs", "tuning", "labels"]
     names += ["head"] if any(row["head"] != "default" for row in every) else []
     names += [name for name in ("settings", "backbone") if len({row[name] for row in every}) > 1]
-    counts = _counts_shown(rows)
+    # Numbers of samples that distinguish rows, or differ from the requested labels.
+    entries = [(row["labels"], entry) for row in rows for entry in row["cells"] if entry]
+    settings = {repr([row[name] for name in ("labels", *SETTING)]) for row in rows}
+    by_task = zip(*(row["cells"] for row in rows), strict=True)
+    counts = ["held_out"] if any(len({e["held_out"] for e in column if e}) > 1 for column in by_task) else []
+    if len(settings) < len(rows) or any(isinstance(asked, int) and asked != e["trained"] for asked, e in entries):
+        counts.insert(0, "trained")
     headers = [
         f">{column['task']}\n{column['metric']} {'↑' if column['higher_is_better'] else '↓'}" for column in columns
     ]
     table = plain_table(*names, *(f">{COUNTS[count]}" for count in counts), *headers)
-    if any(entry["half"] is not None for row in rows for entry in row["cells"] if entry):
+    if any(entry["half"] is not None for _, entry in entries):
         table.caption, table.caption_justify = f"mean over seeds {SPREAD}", "left"
     for row in rows:
         labels = f"{100 * row['labels']:g} %" if isinstance(row["labels"], float) else str(row["labels"])
@@ -280,23 +251,13 @@ def _table(result: Mapping[str, Any], tasks: slice) -> Table:
     baselines = []
     for place in range(len(columns)):
         found = [row["cells"][place]["baseline"] for row in rows if row["cells"][place]]
-        baselines.append(_cell_text({"mean": _interval(found)[0], "half": None}))
+        baselines.append(_cell_text({"mean": known_interval(found)[0], "half": None}))
     table.add_row("constant baseline", *[""] * (len(names) + len(counts) - 1), *baselines)
     for place, column in enumerate(table.columns):
         breaks = names[place : place + 1] in (["inputs"], ["settings"])  # lists may be wrapped between their items
         texts = map(str, [column.header, *column.cells])
         column.min_width = max(len(part) for text in texts for part in text.split(" " if breaks else "\n"))
     return table
-
-
-def _counts_shown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys of COUNTS that distinguish rows, or differ from the requested labels."""
-    settings = {tuple(str(row[name]) for name in Setting._fields) for row in rows}
-    columns = zip(*(row["cells"] for row in rows), strict=True)
-    held_out = any(len({entry["held_out"] for entry in column if entry}) > 1 for column in columns)
-    used = [(row["labels"], entry["trained"]) for row in rows for entry in row["cells"] if entry]
-    trained = len(settings) < len(rows) or any(isinstance(asked, int) and asked != count for asked, count in used)
-    return ["trained"] * trained + ["held_out"] * held_out
 
 
 def _cell_text(entry: Mapping[str, Any] | None) -> str:
