@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_tokenizers import BINS, PLUGINS, TABLES, load, round_trip, samples, settings_of
+from text_tokenizers import BINS, load, round_trip, samples, settings_of
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
@@ -167,12 +167,6 @@ def test_invalid_settings(own: dict[str, Any], message: str) -> None:
         plugin.modality_spec(settings_of(NAME, **own))
 
 
-def test_three_axes_of_coordinates_are_too_few() -> None:
-    tables = {"text": {**TABLES["text"], "coordinate_axes": 3}}
-    with pytest.raises(ConfigError, match=r"writes coordinates on 4 axes, .* coordinate_axes is 3"):
-        plugin.modality_spec(Settings(NAME, {}, vocabularies=tables))
-
-
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
@@ -199,16 +193,6 @@ def test_three_axes_of_coordinates_are_too_few() -> None:
 def test_invalid_oriented_boxes_are_refused(value: Any, message: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^boxes_3d: .*{message}"):
         plugin.encode(load(NAME), [value])
-
-
-def test_boxes_on_disk() -> None:
-    value = [box("é", (0.1, -0.2, -3), (0.25, 1, 2), -math.pi), box("a", yaw=math.pi)]
-    data, extension = plugin.write_value(value)
-    assert extension == "json" and plugin.read_value(data, extension) == value
-    with pytest.raises(InvalidValueError, match="box 0: size"):
-        plugin.read_value(json.dumps([box("a", size=(1, -1, 1))]).encode(), "json")
-    with pytest.raises(InvalidValueError, match="not valid JSON: NaN"):
-        plugin.read_value(json.dumps([box("a", yaw=float("nan"))]).encode(), "json")
 
 
 def test_a_flip_mirrors_and_a_crop_leaves_the_boxes() -> None:
@@ -333,20 +317,6 @@ def test_scores_by_hand() -> None:
     assert plugin.score([[]], [[]]) == {"f1": 1.0, "center_error": 0.0, "label_f1": 1.0}
 
 
-def test_the_constant_boxes_beat_every_single_value() -> None:
-    draw = np.random.default_rng(0)
-    places = {"chair": (-1, 0, -3), "lamp": (1, 1, -4), "table": (0, -0.5, -2)}
-    values = []
-    for _ in range(40):
-        some = [name for name in places if draw.random() < 0.6]
-        values.append([box(name, tuple(places[name] + draw.normal(0, 0.1, 3))) for name in some])
-    answer = plugin.constant_baseline(values)
-    floor = plugin.score([answer] * 40, values)["f1"]
-    assert floor >= max(plugin.score([value] * 40, values)["f1"] for value in values)
-    assert {b["label"] for b in answer} == set(places)
-    assert plugin.constant_baseline([[], []]) == []
-
-
 def test_the_picture_from_above() -> None:
     at = settings_of(NAME)
     value = [box("a", (1, 0, -4), (1, 1, 2), -math.pi / 2)]
@@ -362,8 +332,3 @@ def test_the_picture_from_above() -> None:
     assert len(plugin.render([box(f"thing {k}", (0, 0, -2)) for k in range(12)], at).getcolors(1 << 16)) > 20
     wide = plugin.render(value, settings_of(NAME, x=[-20, 20], z=[-20, 0]))
     assert np.abs(np.array(wide, int) - np.array(empty, int)).sum() > 0
-
-
-def test_boxes_3d_share_the_text_vocabulary() -> None:
-    assert PLUGINS[NAME] is plugin
-    assert plugin.vocabulary_texts([[box("a"), box("potted plant")], []], settings_of(NAME)) == [" a", " potted plant"]

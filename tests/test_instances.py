@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
 from tokenizers_zoo.spec import Crop, SequenceLayout
 from zoo_images.edges import sam_edge as edge_plugin
@@ -171,10 +170,6 @@ def test_a_line_thinner_than_the_step_of_a_level_is_not_lost(
         assert len(found) >= size and np.abs(found - place).max() <= 3, place
 
 
-def test_instances_do_not_keep_the_whole_map() -> None:
-    assert all(instance.mask.base is None for instance in instances_of(ROOM))
-
-
 @given(arrays(np.int32, (SIZE, SIZE), elements=strategies.integers(0, 3)))
 @settings(max_examples=25, deadline=None)
 def test_any_map_can_be_taken_apart(value: np.ndarray) -> None:
@@ -216,10 +211,6 @@ def test_the_smallest_are_left_out(instances: ModalityHandle) -> None:
     assert len(tokens) == 32
 
 
-def test_empty_map_is_valid(instances: ModalityHandle) -> None:
-    assert instances.decode(instances.encode([picture()]))[0].tolist() == picture().tolist()
-
-
 @settings(max_examples=30, deadline=None)
 @given(strategies.data())
 def test_any_ids_decode_to_a_map(instances: ModalityHandle, data: strategies.DataObject) -> None:
@@ -228,30 +219,6 @@ def test_any_ids_decode_to_a_map(instances: ModalityHandle, data: strategies.Dat
     instances.check(found)
     (good,) = instances.encode([ROOM])
     assert instances.decode([np.concatenate([noise[:7], good]).astype(np.int64)])[0].max() >= 1
-
-
-def test_box_without_area_is_empty(instances: ModalityHandle) -> None:
-    (good,) = instances.encode([picture((4, 4, 20, 20))])
-    turned = good.copy()
-    turned[2] = turned[0] + 2 * 256 - 10  # xmax left of xmin
-    assert instances.decode([turned])[0].max() == 0
-
-
-def test_training_uses_only_tokenized_instances(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A map may have hundreds of instances, and a thousand maps are looked at."""
-    fitted = list[int]()
-    monkeypatch.setattr(type(plugin), "fit", lambda self, objects, options: fitted.append(len(objects)) or {})
-    task = plugin.task(SETTINGS)
-    task.build([picture(*((k, k, k + 2, k + 2) for k in range(0, 20, 2)))] * 3, np.random.default_rng(0))
-    assert fitted == [3 * OPTIONS.max_instances]
-    assert len(task.batch([picture()], np.random.default_rng(0))) == 1  # without an object
-
-
-def test_empty_maps_cannot_train(tmp_path: Path) -> None:
-    handle = Zoo.from_tables({"modalities": {NAME: OWN}})[NAME]
-    samples = TrainingSamples(train=[picture()] * 3, test=[picture()])
-    with pytest.raises(DataError, match="sam_instance: there is no object in any of the 3 training values"):
-        handle.train_tokenizer(samples, tmp_path / "tokenizer", seed=0, **TINY)
 
 
 # ---------------------------------------------------------------- metrics
@@ -363,29 +330,6 @@ def test_files_that_hold_no_instances(instances: ModalityHandle, data: bytes, ex
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        ROOM.astype(np.int64),
-        ROOM.astype(np.float32),
-        ROOM > 0,
-        ROOM[None],
-        ROOM[:16],
-        -ROOM,
-        ROOM + 70000,
-        ROOM.tolist(),
-        None,
-        np.zeros((0, SIZE), np.int32),
-    ],
-    ids=["int64", "float32", "bool", "3 axes", "half", "below 0", "above 65535", "list", "None", "empty"],
-)
-def test_bad_values_are_refused_in_one_line(instances: ModalityHandle, value: Any) -> None:
-    with pytest.raises(
-        InvalidValueError, match=r"sam_instance: expected int32 \(32, 32\) instance in \[0, 65535\], got"
-    ):
-        instances.encode([value])
-
-
-@pytest.mark.parametrize(
     ("own", "words"),
     [
         ({"tokenizer": {"blocks": "mlp"}}, r"blocks: expected conv or vit for items of shape \(1, 32, 32\), got mlp"),
@@ -400,14 +344,6 @@ def test_bad_values_are_refused_in_one_line(instances: ModalityHandle, value: An
 def test_wrong_settings_are_named(own: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         plugin.modality_spec(Settings(NAME, own))
-
-
-@pytest.mark.parametrize(
-    ("table", "codes"),
-    [({}, 240), ({"levels": [8, 5, 5, 5]}, 1000), ({"codebook_size": 1000}, 1000), ({"quantizer": "vq"}, 1024)],
-)
-def test_default_codebook_size_follows_the_quantizer(table: dict[str, Any], codes: int) -> None:
-    assert plugin.setup(Settings(NAME, {"tokenizer": table})).model.quantizer.codebook_size == codes
 
 
 def test_each_instance_has_a_colour(instances: ModalityHandle) -> None:
@@ -461,8 +397,3 @@ def test_edges_are_the_outermost_pixels_of_each_instance() -> None:
     np.testing.assert_array_equal(edges, [expected])
     assert edge_plugin.derive({NAME: np.zeros((4, 4), np.int32)}).sum() == 0
     np.testing.assert_array_equal(edge_plugin.derive({NAME: value[:, ::-1].copy()}), edges[..., ::-1])
-
-
-def test_edges_at_the_published_size() -> None:
-    spec = edge_plugin.modality_spec(Settings("sam_edge", {"preset": "4m"}))
-    assert spec.layout.length == 14 * 14 and spec.vocab_size == 8192 and spec.derived_from == (NAME,)

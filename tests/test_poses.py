@@ -239,11 +239,6 @@ def test_coordinates_are_exact_to_half_a_level(poses: ModalityHandle) -> None:
             assert turned(after["joint_rotations"][0], before["joint_rotations"][0]) < 1
 
 
-def test_no_people_are_no_tokens(poses: ModalityHandle) -> None:
-    (tokens,) = poses.encode([[]])
-    assert tokens.shape == (0,) and poses.decode([tokens]) == [[]]
-
-
 def test_the_smallest_people_are_left_out(tmp_path: Path) -> None:
     handle = trained(tmp_path / "tokenizer", max_people=1)
     small, large = person(at=(0, 0, -8)), person(at=(0, 0, -3))
@@ -265,13 +260,6 @@ def test_any_ids_decode_to_people(poses: ModalityHandle, data: strategies.DataOb
     assert plugin.split([found], plugin.options(poses.settings)) == [found]
     again = poses.decode(poses.encode([[found]]))[0][0]
     np.testing.assert_allclose(again["joints_image"][0], found["joints_image"][0], atol=1e-6)
-
-
-def test_a_part_of_a_person_is_skipped(poses: ModalityHandle) -> None:
-    (good,) = poses.encode([[person()]])
-    one = poses.decode([good])[0]
-    for broken in (good[:-1], good[1:], np.delete(good, 7), good[::-1].copy()):
-        assert poses.decode([broken, np.concatenate([broken, good])]) == [[], one]
 
 
 # ---------------------------------------------------------------- bad values
@@ -342,11 +330,6 @@ def test_numbers_that_are_not_finite_are_refused(poses: ModalityHandle, number: 
         poses.read(json.dumps(value).encode(), "json")
 
 
-def test_the_place_in_the_batch_is_named(poses: ModalityHandle) -> None:
-    with pytest.raises(InvalidValueError, match=r"human_poses: person 0: lacks box.*\(value 1 of 2\)"):
-        poses.encode([[], changed(box=None)])
-
-
 def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
     value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
     matrices = body.matrices_of(np.array(value["joint_rotations"])).tolist()
@@ -366,11 +349,6 @@ def test_matrices_that_are_no_rotations_are_refused(poses: ModalityHandle, wrong
     text = json.dumps([value, value | {"joint_rotations": matrices.tolist()}])
     with pytest.raises(InvalidValueError, match="human_poses: person 1: joint_rotations: expected rotation matrices"):
         poses.read(text.encode(), "json")
-
-
-def test_integers_are_numbers_too(poses: ModalityHandle) -> None:
-    (tokens,) = poses.encode([changed(joint_rotations=[[0, 0, 0]] * 24, box=[0, 0, 1, 1])])
-    assert len(tokens) == 22
 
 
 # ---------------------------------------------------------------- metrics, settings, checkpoints
@@ -456,27 +434,6 @@ def test_the_published_size() -> None:
     assert spec.vocab_size == 1 + 200 + (4 + 7 + 6 + 1 + 10) * 1000 + 8 * 1024
     assert spec.layout.length == 4 * (28 + 8)
     assert [ids.start for ids in spec.ordered_ids] == list(range(201, 28_201, 1000))
-
-
-def test_4m_people_keep_any_visible_part() -> None:
-    value, crop = person(box=[0, 0.1, 0.3, 0.9]), Crop(left=0.29, width=0.71)
-    assert plugin.transform([value], crop, Settings(NAME)) == []
-    (seen,) = plugin.transform([value], crop, PUBLISHED)
-    np.testing.assert_allclose(seen["box"], [0, 0.1, 0.01 / 0.71, 0.9])
-    assert plugin.transform([value], Crop(left=0.3, width=0.7), PUBLISHED) == []
-
-
-def test_the_published_size_runs_forward_and_back() -> None:
-    import torch
-
-    task = plugin.task(PUBLISHED)
-    values = crowd(6)
-    rng = np.random.default_rng(0)
-    module = task.build(values, rng).train()
-    losses = task.losses(module, task.batch(values, rng))
-    losses["loss"].backward()
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.requires_grad]
-    assert torch.isfinite(losses["loss"]) and sum(g is not None and bool(g.any()) for g in gradients) > 10
 
 
 def test_people_of_any_levels_can_be_written() -> None:

@@ -196,16 +196,6 @@ def test_noise_below_0_and_glints_of_integers_are_cut_off() -> None:
     np.testing.assert_allclose(found, np.clip(value, 0, 2), atol=1e-6)
 
 
-def test_codes_of_bands_are_spread_unless_the_table_says_otherwise() -> None:
-    def spread(**table: Any) -> float | None:
-        options = multispectral.plugin.options(settings("multispectral", tokenizer=table))
-        given: float | None = options.tokenizer.quantizer_config().spread_weight
-        return given
-
-    assert (spread(), spread(spread_weight=0.0)) == (0.05, 0)
-    assert spread(quantizer="vq") is None
-
-
 def test_spectral_angle_by_hand() -> None:
     truth = np.zeros((12, 1, 4))
     truth[0] = 1

@@ -14,11 +14,9 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pluggy
 import pytest
 
 import zoo_scenes
-from tokenizers_zoo import hookspecs
 from tokenizers_zoo.config import Settings, field_docstrings
 from tokenizers_zoo.errors import ConfigError
 from zoo_scenes import captions
@@ -269,39 +267,7 @@ def test_a_sample_depends_on_split_seed_and_index_alone() -> None:
     assert done.stdout.split() == [forward[4][1], forward[1][1]]
 
 
-def test_sequences_are_random_access_and_cut_into_slices() -> None:
-    lazy = samples(count=10)
-    assert len(lazy) == 10
-    part = lazy[4:9:2]
-    assert len(part) == 3 and [key for key, _ in part] == ["train-0-000004", "train-0-000006", "train-0-000008"]
-    assert digest(part[1][1]) == digest(lazy[6][1])
-    assert lazy[-1][0] == "train-0-000009"
-    with pytest.raises(IndexError):
-        lazy[10]
-
-
-def test_splits_and_seeds_share_no_scene() -> None:
-    seen: dict[str, str] = {}
-    for split in ("train", "val", "test"):
-        for seed in (0, 1):
-            for key, sample in samples(split, 4, seed, image_size=16):
-                assert key not in seen
-                seen[key] = digest(sample["depth"])
-    assert len(set(seen.values())) == len(seen)
-
-
 # -- settings and contract --------------------------------------------------------------------------------------------
-
-
-def test_the_plugin_fits_the_contract() -> None:
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs.SourceHooks)
-    manager.register(zoo_scenes.scenes, "scenes")
-    manager.check_pending()
-    spec = manager.hook.source_spec()
-    assert (spec.name, spec.settings) == ("scenes", SceneSettings)
-    made = manager.hook.samples(split="train", count=3, seed=1, settings=Settings("scenes", {"image_size": 16}))
-    assert made[2][0] == "train-1-000002" and made[2][1]["rgb"].shape == (3, 16, 16)
 
 
 def test_importing_the_plugin_loads_neither_torch_nor_mujoco() -> None:
@@ -339,14 +305,6 @@ def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
             SceneSettings(**{name: -1})
         low, high = map(float, re.findall(r"in \[(\S+), (\S+)\]", str(caught.value))[0])
         assert f"{low:g} to {high:g}" in meanings[name], name
-
-
-def test_counts_must_be_given() -> None:
-    for few in ("'train', such as --train 1000", "'test', such as --test 100"):
-        with pytest.raises(ConfigError, match=f"scenes: has no end; say how many samples to make for {few}"):
-            zoo_scenes.scenes.samples(few.split("'")[1], None, 0, Settings("scenes"))
-    with pytest.raises(ConfigError, match="0 or more"):
-        zoo_scenes.scenes.samples("train", -1, 0, Settings("scenes"))
 
 
 def test_settings_do_what_they_say() -> None:

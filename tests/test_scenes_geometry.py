@@ -146,15 +146,6 @@ def test_low_and_high_resolution_meet_at_shared_pixel_centres(size: int) -> None
     assert np.abs(low["rgb"] - high["rgb"][shared]).mean() < 0.03
 
 
-def test_a_picture_of_224_pixels_shows_the_same_scene() -> None:
-    small, large = samples(count=1)[0][1], samples(count=1, image_size=224)[0][1]
-    assert large["rgb"].shape == (3, 224, 224)
-    for name in ("camera_height", "camera_pitch", "room_width"):
-        assert small["metadata"][name] == large["metadata"][name]
-    assert small["metadata"]["brightness"] == pytest.approx(large["metadata"]["brightness"], abs=0.01)
-    assert small["metadata"]["mean_depth"] == pytest.approx(large["metadata"]["mean_depth"], rel=0.01)
-
-
 # -- MuJoCo: the fast path equals a model compiled for the scene ------------------------------------------------------
 
 
@@ -256,15 +247,6 @@ def test_bundles_and_slots_change_no_ray(monkeypatch: pytest.MonkeyPatch) -> Non
                 np.testing.assert_array_equal(stage.blocked(lamp, ends, bundles), shade)
 
 
-def test_bundles_meet_few_of_the_solids_and_wide_ones_all() -> None:
-    stage = build(compose(random.Random("bundles 0"), SceneSettings()))
-    count, camera = len(stage.furnishings), stage.scene.camera.position
-    assert casting.meets(stage.furnishings, camera, square(stage, 40), 1600).sum(1).mean() < 0.1 * count
-    apart = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    assert casting.meets(stage.furnishings, camera, apart, 1).all()
-    assert casting.meets(stage.furnishings, camera, np.array([[1.0, 1.0, -1.0], [0.0] * 3, [0.0] * 3]), 1).all()
-
-
 @pytest.mark.parametrize("size", [16, 37, 64, 96])
 def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def everything(solids: Any, origin: Any, normals: np.ndarray) -> np.ndarray:
@@ -279,15 +261,6 @@ def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch:
             expected = render(stage, size, shadows=True)
         for name in ("rgb", "depth", "normals", "geoms"):
             np.testing.assert_array_equal(getattr(view, name), getattr(expected, name))
-
-
-def test_a_stage_outlives_the_next_one() -> None:
-    stage = build(compose(random.Random("first"), SceneSettings()))
-    before = render(stage, 32, shadows=True)
-    build(compose(random.Random("second"), SceneSettings()))
-    after = render(stage, 32, shadows=True)
-    np.testing.assert_array_equal(before.rgb, after.rgb)
-    np.testing.assert_array_equal(before.depth, after.depth)
 
 
 def test_loose_things_fall_and_come_to_rest_on_something(staged: list[tuple[Scene, Scene]]) -> None:

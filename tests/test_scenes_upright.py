@@ -33,7 +33,6 @@ from zoo_scenes.things import (
     Thing,
     Vector,
     about_z,
-    yaw_of,
 )
 from zoo_semantics.boxes_3d import plugin
 
@@ -63,14 +62,6 @@ def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float
     """Return a thing made of one block, with its front towards `yaw` and its foot at (2, 3.5, 0)."""
     part = Part(BOX, half, (0.0, 0.0, half[2]), SURFACE)
     return Thing(label, noun or label, "red", [part], half, (2.0, 3.5, 0.0), about_z(yaw))
-
-
-def test_a_turn_about_the_vertical_is_its_yaw() -> None:
-    half = math.sqrt(0.5)
-    assert about_z(math.pi / 2) == pytest.approx((half, 0, 0, half))
-    for yaw in (-3.1, -0.4, 0.0, 2.5):
-        assert yaw_of(about_z(yaw)) == pytest.approx(yaw)
-    assert math.cos(yaw_of(about_z(5.0))) == pytest.approx(math.cos(5.0))  # modulo full turns
 
 
 def test_one_box_by_hand() -> None:
