@@ -15,6 +15,7 @@ import torch
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.validation import array_bytes as npy
 from zoo_audio import audio, mel
 
 RATE = 8000
@@ -35,12 +36,6 @@ def wav_file(samples: np.ndarray, rate: int = RATE) -> bytes:
 
     buffer = io.BytesIO()
     wavfile.write(buffer, rate, samples)
-    return buffer.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
     return buffer.getvalue()
 
 

@@ -18,6 +18,7 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
 from tokenizers_zoo.spec import Crop, SequenceLayout
+from tokenizers_zoo.validation import array_bytes as npy
 from zoo_images.edges import sam_edge as edge_plugin
 from zoo_semantics.instance_maps import (
     instances_of,
@@ -251,12 +252,6 @@ def big_endian_tiff(value: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(value.astype(">u2")).save(buffer, format="TIFF")
     assert Image.open(io.BytesIO(buffer.getvalue())).mode == "I;16B"
-    return buffer.getvalue()
-
-
-def npy(value: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, value)
     return buffer.getvalue()
 
 

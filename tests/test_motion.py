@@ -13,18 +13,13 @@ from PIL import Image
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.validation import array_bytes as npy
 from zoo_motion import flow, imu, video
 
 
 def settings(name: str, **own: Any) -> Settings:
     sizes = {"image_size": 16, "patch_size": 8}
     return Settings(name, own if name == "imu" else {**sizes, **own})
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def animation(greys: list[int], milliseconds: int | list[int], kind: str = "GIF") -> bytes:

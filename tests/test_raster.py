@@ -13,6 +13,7 @@ from PIL import Image
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.validation import array_bytes as npy
 from zoo_raster import heightmap, multispectral
 
 read_tiff, tiff_bytes = multispectral.read_tiff, multispectral.tiff_bytes
@@ -20,12 +21,6 @@ read_tiff, tiff_bytes = multispectral.read_tiff, multispectral.tiff_bytes
 
 def settings(name: str, **own: Any) -> Settings:
     return Settings(name, {"image_size": 16, "patch_size": 8, **own})
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def tiff(array: np.ndarray) -> bytes:

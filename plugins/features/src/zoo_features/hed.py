@@ -84,8 +84,7 @@ class Hed(SpatialModality):
         return small[0].clamp(0, 1).cpu().numpy()
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
-        value: np.ndarray = super().read(data, extension, options) if extension == "npy" else read_grey(data, extension)
-        return value
+        return super().read(data, extension, options) if extension == "npy" else read_grey(data, extension)
 
     def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
         return png_bytes(self.picture(value, options)), "png"

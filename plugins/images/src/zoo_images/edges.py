@@ -121,8 +121,7 @@ def thinned(edges: np.ndarray) -> np.ndarray:
     """Edges as lines one pixel wide (Zhang and Suen, CACM 27(3), 1984)."""
     from skimage.morphology import skeletonize
 
-    lines: np.ndarray = skeletonize(edges)
-    return lines
+    return skeletonize(edges)
 
 
 @remembered
@@ -131,8 +130,7 @@ def widened(edges: np.ndarray) -> np.ndarray:
     padded = np.pad(edges, 1)
     height, width = edges.shape
     shifts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    result: np.ndarray = np.logical_or.reduce(shifts)
-    return result
+    return np.logical_or.reduce(shifts)
 
 
 def f1(predicted_hits: int, target_hits: int, predicted: int, target: int) -> float:

@@ -86,8 +86,7 @@ class Palette(TextModality[PaletteSettings]):
                 f'{settings.name}: with layout = "4m" [vocabularies.{self.vocabulary_name}] coordinate_bins has to be'
                 f' {BYTES} or more, and is {bins}; raise it, or set layout to "axes"'
             )
-        spec: ModalitySpec = super().modality_spec(settings)
-        return spec
+        return super().modality_spec(settings)
 
     def value_spec(self, options: PaletteSettings) -> ValueSpec:
         return ValueSpec(shape=(options.colours, 3), unit="sRGB", low=0.0, high=1.0)
@@ -189,16 +188,14 @@ def main_colours(picture: Colours, count: int) -> Colours:
         counts = np.bincount(owners, minlength=count)
     order = sorted(range(len(colours)), key=lambda i: (-counts[i], *colours[i]))
     order += [order[-1]] * (count - len(order))
-    result: Colours = np.clip(colours[order], 0, 1).astype(np.float32)
-    return result
+    return np.clip(colours[order], 0, 1).astype(np.float32)
 
 
 def lab(colours: Colours) -> Colours:
     """sRGB in [0, 1] to CIELAB (D65)."""
     from skimage.color import rgb2lab
 
-    result: Colours = rgb2lab(np.asarray(colours, dtype=np.float64))
-    return result
+    return rgb2lab(np.asarray(colours, dtype=np.float64))
 
 
 def paired(first: Colours, second: Colours) -> tuple[npt.NDArray[np.intp], float]:

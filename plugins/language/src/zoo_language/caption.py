@@ -170,8 +170,7 @@ class T5Caption(EmbeddingsModality):
         words = tokenizer(value, truncation=True, max_length=options.max_length, return_tensors="pt")
         with torch.inference_mode():
             vectors = encoder(**words.to(options.network.torch_device)).last_hidden_state[0]
-        result: npt.NDArray[Any] = vectors.cpu().numpy().astype(np.float32)
-        return result
+        return vectors.cpu().numpy().astype(np.float32)
 
 
 plugin = Caption()

@@ -58,8 +58,7 @@ class Solids:
         tables = (table.take(self.kinds.take(rows), axis=0) + places for table in (_ROUND, _SWEPT))
         half_axes, swept = (sizes.reshape(-1).take(table) for table in tables)
         along = np.abs(directions @ self.frames.take(rows, axis=0).reshape(-1, 3, 3))  # of the own axes: the columns
-        reach: Array = (along @ swept[:, :, None] + np.sqrt((along**2) @ (half_axes**2)[:, :, None]))[:, :, 0]
-        return reach
+        return (along @ swept[:, :, None] + np.sqrt((along**2) @ (half_axes**2)[:, :, None]))[:, :, 0]
 
     def after(self, first: int) -> Solids:
         """The solids from row `first` on."""
@@ -232,5 +231,4 @@ def reached(solids: Solids, origin: Vector, normals: Field) -> NDArray[np.bool_]
     nearest -= spreads[0]
     nearest -= spreads[1]
     nearest -= spreads[2]
-    inside: NDArray[np.bool_] = nearest <= np.float32(_MARGIN)
-    return inside
+    return nearest <= np.float32(_MARGIN)

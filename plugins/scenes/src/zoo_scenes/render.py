@@ -122,8 +122,7 @@ def _albedo(rows: Field, hits: Hits, facing: Field) -> Field:
     texels = hits.depth * scale[0] * np.float32(hits.pixel * EDGE) / slant
     weights = look_up(rows[_TEXTURE].astype(np.int32), u, v, texels)
     colours = rows[_COLOURS]
-    mixed: Field = colours[0:3] * weights[0] + colours[3:6] * weights[1] + colours[6:9] * weights[2]
-    return mixed
+    return colours[0:3] * weights[0] + colours[3:6] * weights[1] + colours[6:9] * weights[2]
 
 
 def _turned(rows: Field, vectors: Field) -> Field:

@@ -29,8 +29,7 @@ def _noise(seed: int, power: float, stretch: float = 1.0) -> Field:
     spectrum = np.fft.fft2(white) / frequency**power
     spectrum[0, 0] = 0.0
     field = np.fft.ifft2(spectrum).real
-    normal: Field = (field / field.std()).astype(np.float32)
-    return normal
+    return (field / field.std()).astype(np.float32)
 
 
 def _cells(seed: int, rows: int, columns: int, shift: float) -> tuple[Field, Field, Field]:
@@ -51,8 +50,7 @@ def _blend(second: NDArray[Any], third: NDArray[Any] | bool = False, gain: NDArr
         np.clip(np.broadcast_to(np.asarray(weight, np.float32), (EDGE, EDGE)), 0, 1) for weight in (second, third)
     )
     weights = np.stack([(1 - second) * (1 - third), second * (1 - third), third], -1)
-    scaled: Field = (weights * np.asarray(gain)[..., None]).astype(np.float32)
-    return scaled
+    return (weights * np.asarray(gain)[..., None]).astype(np.float32)
 
 
 def _drawn() -> dict[str, Field]:

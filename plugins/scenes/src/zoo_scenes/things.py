@@ -149,8 +149,7 @@ class Camera:
         They have length 1 along the optical axis, so that a hit at `t` times the direction is at planar depth t.
         """
         axes = self.axes
-        rays: Array = np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]], axis=1) @ picture
-        return rays
+        return np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]], axis=1) @ picture
 
     def planes(self, lines: Array) -> NDArray[np.float32]:
         """World normals (n, 3) of the planes through the camera that are seen as lines (n, 3) of the picture.
@@ -163,8 +162,7 @@ class Camera:
 
     def to_camera(self, points: Array) -> Array:
         """World points (..., 3) in camera axes (..., 3)."""
-        turned: Array = (points - np.asarray(self.position)) @ self.axes.T
-        return turned
+        return (points - np.asarray(self.position)) @ self.axes.T
 
     def project(self, points: Array) -> Array:
         """Points in camera axes (..., 3) to fractions of width and height from the top left (..., 2); z must be < 0."""

@@ -95,8 +95,7 @@ def corners(boxes: Array) -> Array:
     """Where corners of boxes `(n, 7)` are, seen from above: `(n, 4, 2)`, counter-clockwise, left of the front first."""
     at, yaw = boxes[:, [0, 2]] * (1, -1), boxes[:, 6]
     turns = np.stack([np.cos(yaw), np.sin(yaw), -np.sin(yaw), np.cos(yaw)], axis=1).reshape(-1, 2, 2)
-    places: Array = at[:, None] + (CORNERS * boxes[:, None, [3, 5]]) @ turns
-    return places
+    return at[:, None] + (CORNERS * boxes[:, None, [3, 5]]) @ turns
 
 
 def shared_areas(first: Array, second: Array) -> Array:
@@ -123,8 +122,7 @@ def mean_clipped(start: Array, stop: Array, limit: Array) -> Array:
     bottom, top = np.clip(low, -limit, limit), np.clip(high, -limit, limit)
     below, above = np.minimum(high, -limit) - low, high - np.maximum(low, limit)
     weighed = (top - bottom) * (top + bottom) / 2 + limit * (np.maximum(above, 0) - np.maximum(below, 0))
-    mean: Array = np.divide(weighed, high - low, out=np.array(bottom), where=high > low)
-    return mean
+    return np.divide(weighed, high - low, out=np.array(bottom), where=high > low)
 
 
 def shares(first: Array, second: Array) -> Array:
