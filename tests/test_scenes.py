@@ -223,7 +223,6 @@ def test_words_of_phrases() -> None:
     assert captions.counted(words[1], 3) == "three orange boxes"
     assert captions.counted(words[2], 2) == "two people in blue shirts"
     assert captions.definite(words[2]) == "the person in the blue shirt"
-    assert captions.joined(["a", "b", "c"]) == "a, b and c"
 
 
 def test_colour_names_are_the_colours_seen() -> None:

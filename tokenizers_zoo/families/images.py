@@ -149,6 +149,8 @@ class ImageValues(ValueHooks):
     derived_from: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = "Apache-2.0"
     aliases: ClassVar[tuple[str, ...]] = ()
+    written_as: ClassVar[Literal["npy", "png"]] = "npy"
+    """Kind of files: arrays, or the result of `picture` where it loses nothing."""
     unscored: ClassVar[tuple[str, ...]] = ()
     """Classes that `measure` ignores, such as "void". The spec lists them if the settings contain them."""
 
@@ -184,6 +186,8 @@ class ImageValues(ValueHooks):
         return array[None] if array.ndim == 2 and self.channels == 1 and self.kind != "classes" else array
 
     def write(self, value: Array, options: Any) -> tuple[bytes, str]:
+        if self.written_as == "png":
+            return png_bytes(self.picture(value, options)), "png"
         return array_bytes(value), "npy"
 
     def measure_main(self, predicted: list[Array], target: list[Array], options: Any) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.families.images import png_bytes, read_grey, to_bytes
+from tokenizers_zoo.families.images import read_grey, to_bytes
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pretrained import PretrainedConfig
 from tokenizers_zoo.spec import Metric
@@ -48,6 +48,7 @@ class Hed(SpatialModality):
     summary = "learnt edges (HED) of the RGB picture as a grid of tokens"
     channels = 1
     unit = "probability"
+    written_as = "png"
     low, high = 0.0, 1.0
     description = "probability of an edge"
     derived_from = ("rgb",)
@@ -85,9 +86,6 @@ class Hed(SpatialModality):
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         return super().read(data, extension, options) if extension == "npy" else read_grey(data, extension)
-
-    def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
-        return png_bytes(self.picture(value, options)), "png"
 
     def picture(self, value: np.ndarray, options: Any) -> Any:
         from PIL import Image

@@ -203,7 +203,9 @@ def rotations_of(joints: Array, bones: Array, head: Array | None = None) -> Arra
             base = between(frames[parent], head, 0.5)
         elif joint == HEAD and head is not None:
             base = head
-        frames[joint] = onto_bone(base, joint, bones, seen)
+        child = CHILDREN[joint][0] if CHILDREN[joint] else None
+        # the rotation nearest to the base that takes the bone to the child to where it is seen
+        frames[joint] = base if child is None else shortest(base @ bones[child], seen[child]) @ base
         if JOINTS[joint] in HINGES:
             frames[joint], bent[CHILDREN[joint][0]] = turned_limb(frames[joint], joint, bones, seen)
     own = frames.copy()
@@ -220,14 +222,6 @@ def fitted(rest: Array, seen: Array) -> Array:
 def between(first: Array, last: Array, share: float) -> Array:
     """The rotation (3, 3) at `share` of the shortest way from one to another."""
     return first @ matrices_of(share * vectors_of(first.T @ last))
-
-
-def onto_bone(frame: Array, joint: int, bones: Array, seen: Array) -> Array:
-    """The rotation nearest to `frame` that takes the bone to the joint's child to where it is seen; an end has none."""
-    if not CHILDREN[joint]:
-        return frame
-    child = CHILDREN[joint][0]
-    return shortest(frame @ bones[child], seen[child]) @ frame
 
 
 def turned_limb(frame: Array, joint: int, bones: Array, seen: Array) -> tuple[Array, Array]:

@@ -15,7 +15,6 @@ from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.images import (
     crop_and_resize,
     open_image,
-    png_bytes,
     read_array,
     rgb_image,
 )
@@ -59,6 +58,7 @@ class Normal(SpatialModality):
     summary = "surface normals as a grid of tokens"
     channels = 3
     unit = "unit vector"
+    written_as = "png"
     low, high = -1.0, 1.0
     description = "unit vectors in camera axes: x right, y up, z towards the viewer"
     aliases = ("tok_normal@224", "tok_normal@448")
@@ -130,9 +130,6 @@ class Normal(SpatialModality):
             raise ValueError(f"expected unit vectors, got {count} of {off.size} pixels with another length")
         # Lengths stay as rounding left them: made exact, they would round to other bytes when written again.
         return value.astype(np.float32)
-
-    def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
-        return png_bytes(self.picture(value, options)), "png"
 
     def picture(self, value: np.ndarray, options: Any) -> Any:
         return rgb_image((value + 1) / 2)

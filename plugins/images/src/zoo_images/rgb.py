@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.continuous import PatchesModality
-from tokenizers_zoo.families.images import png_bytes, psnr, read_array, read_rgb, rgb_image
+from tokenizers_zoo.families.images import psnr, read_array, read_rgb, rgb_image
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.spec import Metric
 
@@ -41,6 +41,7 @@ class RgbValues(ImageValues):
     channels = 3
     low, high = 0.0, 1.0
     unit = "sRGB"
+    written_as = "png"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             name="psnr",
@@ -58,9 +59,6 @@ class RgbValues(ImageValues):
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         return read_array(data, extension) if extension == "npy" else read_rgb(data, extension)
-
-    def write(self, value: np.ndarray, options: Any) -> tuple[bytes, str]:
-        return png_bytes(rgb_image(value)), "png"
 
     def picture(self, value: np.ndarray, options: Any) -> Any:
         return rgb_image(value)

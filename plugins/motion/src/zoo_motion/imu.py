@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from tokenizers_zoo.validation import text_of
 NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
 MIRRORED_SIGNS = np.array([[-1], [1], [1], [1], [-1], [-1]], np.float32)
 """Left and right exchanged: a vector turns its x around, an axis of rotation its y and z."""
+NUMBER = re.compile(r"\s*[+-]?(nan|inf|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)\s*", re.IGNORECASE)
 GRAVITY = 9.81
 """m/s2."""
 COLOURS = ((200, 60, 50), (50, 140, 60), (50, 90, 200))
@@ -151,14 +153,6 @@ class Imu(SeriesModality):
         }
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def read_csv(data: bytes) -> NDArray[np.float64]:
     """(columns, lines) of a file of numbers separated by commas, in the order of NAMES where its first line has these.
 
@@ -167,7 +161,7 @@ def read_csv(data: bytes) -> NDArray[np.float64]:
     """
     lines = text_of(data).splitlines()
     words = lines[0].split(",") if lines else []
-    first = 1 if any(map(str.isalpha, "".join(words))) and not any(map(_is_number, words)) else 0
+    first = 1 if any(map(str.isalpha, "".join(words))) and not any(map(NUMBER.fullmatch, words)) else 0
     rows: list[list[float]] = []
     for place, line in enumerate(lines[first:], first + 1):
         try:

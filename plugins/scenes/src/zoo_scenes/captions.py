@@ -82,7 +82,7 @@ class _Speaker:
             parts.append(f"{counted(words, len(group))} {where}".rstrip())
         first = self.groups[chosen[0]]
         self.plural_first = len(first) > 1 or first[0].thing.label == "books"
-        return joined(parts)
+        return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
     def name(self, item: Seen) -> str:
         """ "a red ball", "the red ball" once it was mentioned, or "one of the red balls"; "books", "the books"."""
@@ -233,11 +233,6 @@ def counted(words: str, count: int) -> str:
 def article(words: str) -> str:
     """The words with "a" or "an"; "books" as they are."""
     return words if words == "books" else f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def joined(parts: list[str]) -> str:
-    """ "a, b and c"."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def capital(text: str) -> str:

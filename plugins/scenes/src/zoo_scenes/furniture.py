@@ -34,13 +34,6 @@ from zoo_scenes.things import (
 WHITE: Colour = (0.93, 0.93, 0.91)
 
 
-def _wall_turn(facing: float) -> Quaternion:
-    """The frame of a wall whose inward normal has yaw `facing`: x along the wall, y up, z into the room."""
-    half = (facing + math.pi / 2) / 2
-    cos, sin = math.cos(half) * math.sqrt(0.5), math.sin(half) * math.sqrt(0.5)
-    return (cos, cos, sin, sin)
-
-
 @dataclass(slots=True)
 class Wall:
     """One wall: its middle on the floor, the yaw of its inward normal, its length, and the stretches in use.
@@ -55,7 +48,10 @@ class Wall:
 
     @property
     def turn(self) -> Quaternion:
-        return _wall_turn(self.facing)
+        """The wall's frame: x along the wall, y up, z into the room."""
+        half = (self.facing + math.pi / 2) / 2
+        cos, sin = math.cos(half) * math.sqrt(0.5), math.sin(half) * math.sqrt(0.5)
+        return (cos, cos, sin, sin)
 
     def at(self, along: float, up: float, out: float = 0.0) -> Vector:
         """The point `along` metres from the middle, `up` above the floor and `out` of the wall."""

@@ -267,7 +267,8 @@ def render(stage: Stage, size: int, shadows: bool) -> View:
     rays = camera.rays(tiling.centres)
     depth, geoms, normals = stage.cast(camera.position, rays, tiling.met(stage))
     points = np.array(camera.position)[:, None] + depth * rays
-    lit = _lit(stage, points, tiling.rows * tiling.columns) if shadows else None
+    to_points = points - np.array(stage.scene.lamp)[:, None]
+    lit = ~stage.blocked(stage.scene.lamp, to_points, tiling.rows * tiling.columns) if shadows else None
     views = rays.astype(np.float32)
     views /= -np.sqrt(dot(views, views))
     hits = Hits(
@@ -286,9 +287,3 @@ def render(stage: Stage, size: int, shadows: bool) -> View:
         normals=tiling.picture(facing),
         geoms=tiling.picture(hits.geoms),
     )
-
-
-def _lit(stage: Stage, points: Array, bundles: int) -> NDArray[np.bool_]:
-    """Which points (3, n) the lamp reaches: rays from the lamp that nothing stops more than 5 mm before the point."""
-    lamp = stage.scene.lamp
-    return ~stage.blocked(lamp, points - np.array(lamp)[:, None], bundles)

@@ -161,7 +161,12 @@ def build(scene: Scene) -> Stage:
     """Set the scene up and let its loose things fall: their places in the scene become where they come to rest."""
     loose = [index for index, thing in enumerate(scene.things) if thing.free]
     order = [index for index, thing in enumerate(scene.things) if not thing.free] + loose
-    parts, owners, outer = _room_parts(scene)
+    here = (0.0, 0.0, 0.0)
+    parts = [Part(PLANE, here, here, scene.floor), Part(PLANE, here, here, scene.ceiling)]
+    parts += [Part(PLANE, here, here, scene.wall)] * 4
+    owners = [FLOOR, CEILING, WALL, WALL, WALL, WALL]
+    outer: list[tuple[float, ...]] = [here + NO_TURN, (0.0, 0.0, scene.height, 0.0, 1.0, 0.0, 0.0)]
+    outer += [(*wall.middle, 0.0, *wall.turn) for wall in walls(scene)]
     counts = [1] * _ROOM_PARTS
     for index in order:
         thing = scene.things[index]
@@ -175,27 +180,12 @@ def build(scene: Scene) -> Stage:
         places, turns = all_parts.places[-len(loose) :].tolist(), all_parts.turns[-len(loose) :].tolist()
         for index, at, turn in zip(loose, places, turns, strict=True):
             scene.things[index].at, scene.things[index].turn = tuple(at), tuple(turn)
-        _check_carried(scene)
+        for thing in scene.things:
+            if thing.free and thing.on is not None:  # it may have slid or fallen off
+                carrier = scene.things[thing.on]
+                top = carrier.at[2] + (carrier.reach_down() if carrier.free else carrier.top or 0.0)
+                away = math.hypot(thing.at[0] - carrier.at[0], thing.at[1] - carrier.at[1])
+                if abs(thing.at[2] - thing.reach_down() - top) > 0.03 or away > math.hypot(*carrier.half[:2]):
+                    thing.on = None
     casters = np.array([scene.things[owner].label not in ("lamp", "window") for owner in owners[_ROOM_PARTS:]], bool)
     return Stage(scene=scene, solids=all_parts, owners=owners, parts=parts, casters=casters)
-
-
-def _room_parts(scene: Scene) -> tuple[list[Part], list[int], list[tuple[float, ...]]]:
-    """The room's planes, their owners and their frames (place and quaternion)."""
-    here = (0.0, 0.0, 0.0)
-    parts = [Part(PLANE, here, here, scene.floor), Part(PLANE, here, here, scene.ceiling)]
-    parts += [Part(PLANE, here, here, scene.wall)] * 4
-    frames: list[tuple[float, ...]] = [here + NO_TURN, (0.0, 0.0, scene.height, 0.0, 1.0, 0.0, 0.0)]
-    frames += [(*wall.middle, 0.0, *wall.turn) for wall in walls(scene)]
-    return parts, [FLOOR, CEILING, WALL, WALL, WALL, WALL], frames
-
-
-def _check_carried(scene: Scene) -> None:
-    """Clear the carrier of things that have slid or fallen off."""
-    for thing in scene.things:
-        if thing.free and thing.on is not None:
-            carrier = scene.things[thing.on]
-            top = carrier.at[2] + (carrier.reach_down() if carrier.free else carrier.top or 0.0)
-            away = math.hypot(thing.at[0] - carrier.at[0], thing.at[1] - carrier.at[1])
-            if abs(thing.at[2] - thing.reach_down() - top) > 0.03 or away > math.hypot(*carrier.half[:2]):
-                thing.on = None

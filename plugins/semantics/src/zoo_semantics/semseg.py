@@ -108,6 +108,7 @@ class Semseg(SpatialModality):
     settings_class = SemsegSettings
     summary = "semantic segmentation as a grid of tokens"
     kind = "classes"
+    written_as = "png"
     loss = "cross_entropy"
     class_balance = 0.25
     unscored = (VOID,)
@@ -160,9 +161,6 @@ class Semseg(SpatialModality):
         ids = np.ones((8, 8), np.uint8)
         ids[0, 0] = 255
         return {"255 where no class is": (png_bytes(Image.fromarray(ids)), "png")}
-
-    def write(self, value: np.ndarray, options: SemsegSettings) -> tuple[bytes, str]:
-        return png_bytes(self.picture(value, options)), "png"
 
     def picture(self, value: np.ndarray, options: SemsegSettings) -> Any:
         from PIL import Image
