@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
 from tokenizers_zoo.plugins import Claim, Plugin, failed
 from tokenizers_zoo.source import Sample, SourceSpec
@@ -92,7 +93,7 @@ class SourceHandle:
         return CheckedSamples(self.spec, self._plugin.claim, given)
 
 
-class CheckedSamples(Sequence[Sample]):
+class CheckedSamples(LazySequence[Sample]):
     """A source's samples, with keys and modality names checked on access; the modalities check the values."""
 
     def __init__(self, spec: SourceSpec, claim: Claim, given: Sequence[Sample]) -> None:
@@ -111,24 +112,16 @@ class CheckedSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._given)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        place = index % len(self)
+    def item(self, index: int) -> Sample:
+        """Return a sample. Raises PluginError if it breaks the contract."""
         try:
-            sample = self._given[place]
+            sample = self._given[index]
         except OneLineError:
             raise
         except Exception as error:
-            raise failed(f"{self._spec.name}: sample {place} of {self._claim}", error) from error
+            raise failed(f"{self._spec.name}: sample {index} of {self._claim}", error) from error
         if problem := self._problem(sample):
-            raise PluginError(f"{self._spec.name}: sample {place} of {self._claim} {problem}")
+            raise PluginError(f"{self._spec.name}: sample {index} of {self._claim} {problem}")
         return sample
 
     def _problem(self, sample: Any) -> str | None:

@@ -12,10 +12,10 @@ from tokenizers_zoo.cli.options import (
     open_zoo,
     parse_assignments,
     plain_table,
+    settings_lines,
     settings_option,
     show_table,
 )
-from tokenizers_zoo.cli.settings import settings_lines
 from tokenizers_zoo.errors import DataError, UnknownNameError, and_others, count_of
 
 SHOWN_REASONS = 5

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenizers_zoo.cli.options import DEVICE, PATH, asked_registry, open_zoo, plain_table, show_problems, show_table
-from tokenizers_zoo.cli.settings import settings_lines
+from tokenizers_zoo.cli.options import (
+    DEVICE,
+    PATH,
+    asked_registry,
+    open_zoo,
+    plain_table,
+    settings_lines,
+    show_problems,
+    show_table,
+)
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import TokenLayout, layout_to_json

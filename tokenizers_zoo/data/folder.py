@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
+from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN, LazySequence
 from tokenizers_zoo.data.tar import (
     TARS,
     Dropped,
@@ -65,99 +65,83 @@ class FileBytes:
     extension: str
 
 
-class Files:
-    """A table on disk of files: key, modality, and location of the bytes. Deleted with the object.
+class FolderSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
+    """Samples of one split, sorted by key; a sample has the modalities that have a file with its key.
 
-    SQLite creates a temporary file for an empty name.
+    A file that cannot be read is its error. `modalities` are the split's, unknown folders included; `offered` are those
+    of all splits, `dropped` the number of unusable members by modality, with the first one. The files are in a table on
+    disk that is deleted with the object: SQLite creates a temporary file for an empty name.
     """
 
     def __init__(self) -> None:
-        self.table = sqlite3.connect("", isolation_level=None)
-        self.table.execute("PRAGMA journal_mode = OFF")
-        self.table.execute("PRAGMA cache_size = -32000")
-        self.table.create_function("share", 1, _share, deterministic=True)
-        self.table.execute(
+        self.modalities: tuple[str, ...] = ()
+        self.offered: tuple[str, ...] = ()
+        self.dropped: dict[str, tuple[int, str]] = {}
+        self._count = 0
+        self._table = sqlite3.connect("", isolation_level=None)
+        self._table.execute("PRAGMA journal_mode = OFF")
+        self._table.execute("PRAGMA cache_size = -32000")
+        self._table.create_function("share", 1, _share, deterministic=True)
+        self._table.execute(
             "CREATE TABLE members (key TEXT, modality TEXT, path TEXT, offset INT, size INT, extension TEXT, time INT)"
         )
-        self.table.execute("CREATE UNIQUE INDEX by_key ON members (key, modality)")
-        self.table.execute("BEGIN")
+        self._table.execute("CREATE UNIQUE INDEX by_key ON members (key, modality)")
+        self._table.execute("BEGIN")
+
+    def ask(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        return self._table.execute(query, arguments).fetchall()
 
     def add(self, modality: str, key: str, member: Member) -> bool:
         """Add a member of a modality. Return False, and add nothing, if there is one with this key."""
         row = (key, modality, str(member.path), *member[1:])
-        return self.table.execute("INSERT OR IGNORE INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount == 1
+        return self._table.execute("INSERT OR IGNORE INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount == 1
 
-    def ask(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
-        return self.table.execute(query, arguments).fetchall()
+    def drop(self, modality: str, where: str, key: str, reason: str) -> None:
+        """Count a member that cannot be used."""
+        count, first = self.dropped.get(modality, (0, f"{where}: {key or 'unknown member'}: {reason}"))
+        self.dropped[modality] = count + 1, first
 
-    def join(self) -> int:
-        """Sort by key and number the samples; returns how many there are."""
-        self.table.execute("CREATE INDEX IF NOT EXISTS by_key ON members (key, modality)")
-        self.table.execute("CREATE TABLE samples (number INTEGER PRIMARY KEY, key TEXT)")
-        self.table.execute("INSERT INTO samples (key) SELECT DISTINCT key FROM members ORDER BY key")
-        return int(self.ask("SELECT COUNT(*) FROM samples")[0][0])
-
-
-class FolderSamples(Sequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
-    """Samples of one split, sorted by key; a sample has the modalities that have a file with its key.
-
-    A file that cannot be read is its error. `modalities` are the split's, folders that are `unknown` included;
-    `offered` are those of all splits, `dropped` the number of unusable members by modality, with the first one.
-    """
-
-    def __init__(
-        self,
-        files: Files,
-        count: int | None,
-        offered: Collection[str],
-        unknown: Collection[str],
-        dropped: Mapping[str, tuple[int, str]],
-    ) -> None:
-        there = files.join()
+    def finish(self, count: int | None, offered: Collection[str], unknown: Collection[str]) -> FolderSamples:
+        """Sort by key and number the first `count` samples. Raises DataError if there are fewer."""
+        self._table.execute("CREATE INDEX IF NOT EXISTS by_key ON members (key, modality)")
+        self._table.execute("CREATE TABLE samples (number INTEGER PRIMARY KEY, key TEXT)")
+        self._table.execute("INSERT INTO samples (key) SELECT DISTINCT key FROM members ORDER BY key")
+        ((there,),) = self.ask("SELECT COUNT(*) FROM samples")
         if count is not None and count > there:
             raise DataError(f"the folder has {count_of(there, 'sample')} for this split, asked for {count}")
-        self._files, self._count = files, there if count is None else count
-        found = [name for (name,) in files.ask("SELECT DISTINCT modality FROM members ORDER BY modality")]
+        self._count = there if count is None else count
+        found = [name for (name,) in self.ask("SELECT DISTINCT modality FROM members")]
         self.modalities = tuple(sorted({*found, *unknown}))
         self.offered = tuple(sorted({*found, *offered}))
-        self.dropped = dict(dropped)
+        return self
 
     def __len__(self) -> int:
         return self._count
 
+    def item(self, index: int) -> tuple[str, dict[str, FileBytes | DataError]]:
+        """Return a sample with its files' bytes."""
+        return read_sample(*self.files(index, index + 1)[0])
+
     def files(self, start: int, stop: int) -> list[tuple[str, dict[str, Member]]]:
         """Return the samples [start, stop): the key of each, and the location of its file by modality."""
-        keys = [key for (key,) in self._files.ask("SELECT key FROM samples WHERE number > ? AND number <= ?", start,
-                                                  min(stop, self._count))]  # fmt: skip
-        found: dict[str, dict[str, Member]] = {key: {} for key in keys}
-        if keys:
+        rows = self.ask("SELECT key FROM samples WHERE number > ? AND number <= ?", start, min(stop, self._count))
+        found: dict[str, dict[str, Member]] = {key: {} for (key,) in rows}
+        if rows:
             query = "SELECT * FROM members WHERE key BETWEEN ? AND ? ORDER BY key, modality"
-            for key, name, path, *place in self._files.ask(query, keys[0], keys[-1]):
+            for key, name, path, *place in self.ask(query, rows[0][0], rows[-1][0]):
                 found[key][name] = Member(Path(path), *place)
         return list(found.items())
 
     def alone(self, names: Collection[str]) -> dict[str, str]:
         """Return the modalities of `names` that share no sample with another, each with its first key."""
-        marks = ", ".join("?" * len(names))
-        first = dict(
-            self._files.ask(
-                f"SELECT modality, MIN(key) FROM members WHERE modality IN ({marks}) GROUP BY modality", *names
-            )
-        )
-        together = self._files.ask(
-            f"SELECT DISTINCT modality FROM members WHERE modality IN ({marks}) AND key IN (SELECT key FROM members "
-            f"WHERE modality IN ({marks}) GROUP BY key HAVING COUNT(DISTINCT modality) > 1)", *names, *names,
+        among = f"FROM members WHERE modality IN ({', '.join('?' * len(names))})"
+        together = self.ask(
+            f"SELECT DISTINCT modality {among} AND key IN (SELECT key {among} GROUP BY key HAVING COUNT(*) > 1)",
+            *names, *names,
         )  # fmt: skip
-        return {name: key for name, key in first.items() if (name,) not in together}
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        index %= len(self)
-        return read_sample(*self.files(index, index + 1)[0])
+        first = self.ask(f"SELECT modality, MIN(key) {among} GROUP BY modality", *names)
+        return {name: key for name, key in first if (name,) not in together}
 
 
 def signature(files: Sequence[tuple[str, Mapping[str, Member]]], names: Collection[str]) -> str:
@@ -238,19 +222,24 @@ def _open(
     around = [folder for one in split_folders for folder in _folders(one)] if split_folders else folders
     offered = {(names or {}).get(path.name, path.name) for path in around if next(_files(path, out), None)}
     unknown = {path.name for path in _folders(base) if path not in known and next(_files(path, out), None)}
-    files, dropped = Files(), dict[str, tuple[int, str]]()
+    samples = FolderSamples()
     for folder, name in known.items():
-        if (found := _add(files, folder, name, out))[0]:
-            dropped[name] = found
+        _add(samples, folder, name, out)
     if not offered:
         raise DataError(f"{root}: {NOTHING}")
     if not known:
-        return FolderSamples(files, None, offered, offered, dropped)
-    if not split_folders and not _split_below(files, known, split):
-        _split_by_hash(files, root, split, test_fraction)
-    if split_folders and not files.ask("SELECT 1 FROM members LIMIT 1"):
+        return samples.finish(None, offered, offered)
+    if not split_folders and not _split_below(samples, known, split):
+        ((total,),) = samples.ask("SELECT COUNT(DISTINCT key) FROM members")
+        samples.ask("DELETE FROM members WHERE (share(key) < ?) != ?", test_fraction, split == TEST)
+        if total and not samples.ask("SELECT 1 FROM members LIMIT 1"):
+            raise DataError(
+                f"{root}: none of its {total} samples falls to the split {split!r} with test_fraction "
+                f"{test_fraction:g}: set another test_fraction, ask for none (--{split} 0), or add files"
+            )
+    if split_folders and not samples.ask("SELECT 1 FROM members LIMIT 1"):
         raise DataError(f"{base}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
-    return FolderSamples(files, count, offered, unknown, dropped)
+    return samples.finish(count, offered, unknown)
 
 
 def _known(folders: Sequence[Path], names: Mapping[str, str] | None) -> dict[Path, str]:
@@ -264,18 +253,7 @@ def _known(folders: Sequence[Path], names: Mapping[str, str] | None) -> dict[Pat
     return {folder: name for name, folder in sorted(chosen.items())}
 
 
-def _split_by_hash(files: Files, root: Path, split: str, test_fraction: float) -> None:
-    """Keep the samples that the hash of their keys puts in a split. Raises DataError if there are none."""
-    total = files.ask("SELECT COUNT(DISTINCT key) FROM members")[0][0]
-    files.ask("DELETE FROM members WHERE (share(key) < ?) != ?", test_fraction, split == TEST)
-    if total and not files.ask("SELECT 1 FROM members LIMIT 1"):
-        raise DataError(
-            f"{root}: none of its {total} samples falls to the split {split!r} with test_fraction "
-            f"{test_fraction:g}: set another test_fraction, ask for none (--{split} 0), or add files"
-        )
-
-
-def _split_below(files: Files, known: Mapping[Path, str], split: str) -> bool:
+def _split_below(samples: FolderSamples, known: Mapping[Path, str], split: str) -> bool:
     """Keep the samples of a split if folders `train` and `test` inside the modalities' folders are the splits.
 
     This requires one modality with files in both folders, because a single one may be a class. Raises DataError for a
@@ -283,7 +261,7 @@ def _split_below(files: Files, known: Mapping[Path, str], split: str) -> bool:
     """
     below: dict[str, set[str]] = {}
     top = "SELECT DISTINCT modality, substr(key, 1, instr(key, '/') - 1) FROM members"
-    for name, first in files.ask(top):
+    for name, first in samples.ask(top):
         below.setdefault(name, set()).add(first)
     split_as = next((folder for folder, name in known.items() if below.get(name, set()) >= {TRAIN, TEST}), None)
     if split_as is None:
@@ -294,9 +272,9 @@ def _split_below(files: Files, known: Mapping[Path, str], split: str) -> bool:
                 f"{folder}: expected its files in folders {TRAIN} and {TEST}, which {split_as} has and which are the "
                 "split; move them there"
             )
-    files.ask("DELETE FROM members WHERE substr(key, 1, ?) != ?", len(split) + 1, f"{split}/")
-    files.ask("DROP INDEX by_key")  # the keys are not distinct at each moment of the change
-    files.ask("UPDATE members SET key = substr(key, ?)", len(split) + 2)
+    samples.ask("DELETE FROM members WHERE substr(key, 1, ?) != ?", len(split) + 1, f"{split}/")
+    samples.ask("DROP INDEX by_key")  # the keys are not distinct at each moment of the change
+    samples.ask("UPDATE members SET key = substr(key, ?)", len(split) + 2)
     return True
 
 
@@ -305,40 +283,34 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _add(files: Files, folder: Path, name: str, out: Path | None) -> tuple[int, str]:
-    """Add a modality's files, or the members of its tar files; return the number of unusable ones, and the first.
+def _add(samples: FolderSamples, folder: Path, name: str, out: Path | None) -> None:
+    """Add a modality's files, or the members of its tar files.
 
     Raises DataError for a file whose name is not UTF-8, and for a second file with the same key.
     """
-    count, first = 0, ""
-
-    def drop(where: str, key: str, reason: str) -> None:
-        nonlocal count, first
-        count, first = count + 1, first or f"{where}: {key or 'unknown member'}: {reason}"
-
     tars = sorted(path for path in folder.glob(TARS) if not path.is_dir())
     for key, path in _files(folder, out) if not tars else ():
         if path.as_posix() != shown_name(path.as_posix()):
             raise DataError(f"{folder}: the name of {shown_name(path.name)} is not UTF-8; rename it, and its folders")
         status = path.stat() if path.exists() else path.lstat()
         if problem := key_problem(key):
-            drop(shown_key(path.name), shown_key(key), problem)
-        elif not files.add(name, key, Member(path, 0, status.st_size, split_name(path.name)[1], status.st_mtime_ns)):
-            ((other,),) = files.ask("SELECT path FROM members WHERE key = ? AND modality = ?", key, name)
+            samples.drop(name, shown_key(path.name), shown_key(key), problem)
+        elif not samples.add(name, key, Member(path, 0, status.st_size, split_name(path.name)[1], status.st_mtime_ns)):
+            ((other,),) = samples.ask("SELECT path FROM members WHERE key = ? AND modality = ?", key, name)
             raise DataError(f"{path}: a second file with the key {key!r}, beside {Path(other).name}; keep one")
     for path in tars:
         for item in scan_tar(path):
             if isinstance(item, Dropped):
-                drop(path.name, *item)
-            elif not files.add(name, *item):
-                drop(path.name, item[0], "a second value with this key; the first is used")
+                samples.drop(name, path.name, *item)
+            elif not samples.add(name, *item):
+                samples.drop(name, path.name, item[0], "a second value with this key; the first is used")
     stems = {path.name.partition(".")[0] for path in tars}
     for path in _walk(folder, out) if tars else ():
         if (path.parent == folder and path.name.partition(".")[0] in stems) or _is_aside(path.relative_to(folder)):
             continue
         if all(split_name(below := path.relative_to(folder).as_posix())):
-            drop(below, split_name(below)[0], f"a file beside {tars[0].name}; move the tar files or the other files")
-    return count, first
+            reason = f"a file beside {tars[0].name}; move the tar files or the other files"
+            samples.drop(name, below, split_name(below)[0], reason)
 
 
 def _is_aside(below: Path) -> bool:

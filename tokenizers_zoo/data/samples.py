@@ -7,16 +7,32 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+Item = TypeVar("Item")
 TRAIN, TEST = "train", "test"
 """The splits: training samples, and held-out samples."""
 OWN_FILES = "folder"
 """The source of the user's own files."""
 LOOKED_AT = 16
 """Number of values, evenly spread, that are hashed where there is no `provenance`."""
+
+
+class LazySequence(Sequence[Item]):
+    """A sequence that makes its items when they are asked for. Subclasses define `__len__` and `item`."""
+
+    def item(self, index: int) -> Item:
+        """Return the item at an index in [0, len(self))."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.item(number) for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)}")
+        return self.item(index % len(self))
 
 
 def spread(count: int, limit: int) -> list[int]:

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ from tokenizers_zoo.data.manifest import (
     shards_of,
     write_manifest,
 )
-from tokenizers_zoo.data.samples import OWN_FILES
+from tokenizers_zoo.data.samples import OWN_FILES, LazySequence
 from tokenizers_zoo.data.tar import END, TARS, header, key_problem, open_regular, padding, read_at, split_name
 from tokenizers_zoo.errors import DataError, UnknownNameError, and_others
 from tokenizers_zoo.io import as_json, not_read, replacing_file
@@ -316,7 +316,7 @@ class ValueStore:
         return opened
 
 
-class Rows(Sequence[Place]):
+class Rows(LazySequence[Place]):
     """The samples of a split that have all of some modalities, as places; see `ValueStore.rows`."""
 
     def __init__(self, store: ValueStore, split: str, modalities: Sequence[str]) -> None:
@@ -348,16 +348,8 @@ class Rows(Sequence[Place]):
         rows = self.split.rows(shard)
         return np.arange(rows) if bits is None else np.flatnonzero(np.unpackbits(bits, count=rows))
 
-    @overload
-    def __getitem__(self, index: int) -> Place: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Place]: ...
-    def __getitem__(self, index: int | slice) -> Place | list[Place]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        index %= len(self)
+    def item(self, index: int) -> Place:
+        """Return the place of a sample."""
         shard = int(np.searchsorted(self._ends, index, side="right")) - 1
         within = index - int(self._ends[shard])
         return Place(shard, within if shard not in self._some else int(self.in_shard(shard)[within]))
@@ -424,7 +416,7 @@ def value_bytes(value: Any) -> int:
     return 50 + (len(value) if isinstance(value, str) else 0)
 
 
-class LazyValues(Sequence[Any]):
+class LazyValues(LazySequence[Any]):
     """The values of `keys`, read on demand and cached up to `cache_bytes` in total.
 
     Keys may be places in a store or names. Nothing is evicted: in random order a least-recently-used cache would always
@@ -442,12 +434,8 @@ class LazyValues(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} values")
-        index %= len(self)
+    def item(self, index: int) -> Any:
+        """Return a value, from the cache or read now."""
         if index in self._kept:
             return self._kept[index]
         value = self.read(self.keys[index])
