@@ -90,7 +90,8 @@ class RunFolder:
             try:
                 yield self
             except BaseException:
-                self._remove_traces()
+                if entries(self.path) == [self.path / RUN]:  # a refused command leaves nothing behind
+                    (self.path / RUN).unlink()
                 raise
 
     def finish(self, **record: Any) -> None:
@@ -109,7 +110,13 @@ class RunFolder:
         self.finished, self.resuming = None, False
         record = read_run(self.path)
         if record is None:
-            check_empty(self.path, self.kind)
+            found = [path.name for path in entries(self.path)]
+            if CONFIG in found and WEIGHTS in found:
+                advice = "give another folder, or replace it (--overwrite)"
+                raise FolderError(f"{self.path}: holds a checkpoint that was not trained here; {advice}")
+            if found:
+                what = f"{found[0]}, which is not part of a {self.kind.name} run"
+                raise FolderError(f"{self.path}: holds {what}; give an empty folder")
             return False
         _check_kind(self.path, self.kind, record)
         complete = all((self.path / name).is_file() for name in self.kind.results)
@@ -136,11 +143,6 @@ class RunFolder:
         if read_run(self.path) != record:
             write_json(self.path / RUN, record)
 
-    def _remove_traces(self) -> None:
-        """Remove run.json if there is nothing else, so that a refused command leaves nothing behind."""
-        if entries(self.path) == [self.path / RUN]:
-            (self.path / RUN).unlink()
-
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """Return the content of run.json, or None without one. Raises CheckpointError if it is damaged."""
@@ -155,17 +157,6 @@ def entries(folder: Path) -> list[Path]:
         return []
     hidden = (LOCK, REPLACED, MOVING, ".*.tmp", ".*.tmp.d")
     return sorted(path for path in folder.iterdir() if not any(fnmatchcase(path.name, name) for name in hidden))
-
-
-def check_empty(folder: Path, kind: RunKind) -> None:
-    """Raise FolderError if a folder that is no run's holds anything."""
-    found = [path.name for path in entries(folder)]
-    if CONFIG in found and WEIGHTS in found:
-        raise FolderError(
-            f"{folder}: holds a checkpoint that was not trained here; give another folder, or replace it (--overwrite)"
-        )
-    if found:
-        raise FolderError(f"{folder}: holds {found[0]}, which is not part of a {kind.name} run; give an empty folder")
 
 
 def check_replaceable(folder: Path, kind: RunKind) -> None:

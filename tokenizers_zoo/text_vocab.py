@@ -26,6 +26,8 @@ from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, checked_text, lear
 
 CLASS = "TextVocabulary"
 PAD = 0
+FIXED = ("end", "unused", "sentinels", "coordinate_axes", "coordinate_bins")
+"""Settings that a vocabulary keeps: its first ids follow from them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,14 +35,8 @@ class VocabularyConfig:
     """The table `[vocabularies.NAME]` of registry.toml. Raises ValueError for a size that cannot hold the fixed ids."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "4m": {
-            "size": 30_000,
-            "end": 3,
-            "unused": 1,
-            "sentinels": 199,
-            "coordinate_axes": 4,
-            "coordinate_bins": 1000,
-        }  # its first sentinel, [S_0], is never used: spans are marked from [S_1] on
+        # Its first sentinel, [S_0], is never used: spans are marked from [S_1] on.
+        "4m": dict(size=30_000, end=3, unused=1, sentinels=199, coordinate_axes=4, coordinate_bins=1000)
     }
 
     preset: Literal["4m"] | None = None
@@ -384,25 +380,20 @@ class TextVocabulary:
             pieces = text.split("\n") if text and "pieces" in tensors else []
             published = text if "file" in tensors else ""
             lineage = [(str(entry["fingerprint"]), int(entry["length"])) for entry in stored["lineage"]]
-            effective = own if config is None else _capacity_of(own, config)
+            for name in FIXED if config else ():
+                old, new = getattr(own, name), getattr(config, name)
+                if old != new:
+                    raise CheckpointError(
+                        f"the vocabulary was trained with {name} = {old}, registry.toml says {new}: "
+                        "set it back, or train the vocabulary again elsewhere"
+                    )
+            effective = replace(own, size=config.size, reserve=config.reserve) if config else own
             names, grown, trained_on = stored["special_tokens"], stored["grown_tokens"], stored["trained_on"]
             return cls(effective, names, pieces, grown, lineage, trained_on, fingerprint(folder), published)
         except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"{folder}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
-
-
-def _capacity_of(stored: VocabularyConfig, wanted: VocabularyConfig) -> VocabularyConfig:
-    """Return the stored configuration with the wanted capacity. Raises CheckpointError if the fixed ids differ."""
-    for name in ("end", "unused", "sentinels", "coordinate_axes", "coordinate_bins"):
-        old, new = getattr(stored, name), getattr(wanted, name)
-        if old != new:
-            raise CheckpointError(
-                f"the vocabulary was trained with {name} = {old}, registry.toml says {new}: "
-                "set it back, or train the vocabulary again elsewhere"
-            )
-    return replace(stored, size=wanted.size, reserve=wanted.reserve)
 
 
 def _fixed(config: VocabularyConfig) -> dict[str, int]:

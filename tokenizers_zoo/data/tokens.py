@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +63,6 @@ class TokenSplit(Split):
         """Number of rows: the views of all samples."""
         return self.samples * self.crops
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the split's entry in store.json."""
-        return {name: getattr(self, name) for name in ("samples", "shard_size", "crops", "seed", "source")}
-
 
 class TokenColumn:
     """The tokens of one modality of one split, by row. Raises DataError if shards are missing or do not agree.
@@ -78,36 +73,28 @@ class TokenColumn:
     def __init__(self, split: TokenSplit, modality: str) -> None:
         self.split, self.modality = split, modality
         self.folder = split.folder / modality
-        self.manifests = [self._manifest(shard) for shard in range(split.shards)]
+        self.manifests: list[Manifest] = []
+        for shard in range(split.shards):
+            manifest, where = read_manifest(self.folder, shard), self.folder / shard_name(shard)
+            if manifest is None:
+                there = len(shards_of(self.folder))
+                raise DataError(f"{self.folder}: has {there} of {split.shards} shards: {UNFINISHED}")
+            if manifest.rows != split.rows(shard) or manifest.record.get("crops") != split.crops:
+                raise DataError(f"{where}: is of other samples than the store: {UNFINISHED}")
+            self.manifests.append(manifest)
+            writer, first = (item.record.get("writer", {}) for item in (manifest, self.manifests[0]))
+            if {**writer, "distribution": ""} != {**first, "distribution": ""}:
+                raise DataError(f"{where}: was written by another tokenizer than the other shards: {UNFINISHED}")
         if not self.manifests:
             raise DataError(f"{self.folder}: has no sample")
-        self.metadata = self._metadata(self.manifests[0])
+        try:
+            self.metadata = TokenMetadata.from_json(self.manifests[0].record["writer"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.folder}: damaged manifest ({error}); run `zoo tokenize` again") from None
         self._files = [
             ShardFile(self.folder / shard_name(shard, SUFFIX), manifest, self.metadata, split.crops)
             for shard, manifest in enumerate(self.manifests)
         ]
-
-    def _manifest(self, shard: int) -> Manifest:
-        manifest = read_manifest(self.folder, shard)
-        if manifest is None:
-            there = len(shards_of(self.folder))
-            raise DataError(f"{self.folder}: has {there} of {self.split.shards} shards: {UNFINISHED}")
-        if manifest.rows != self.split.rows(shard) or manifest.record.get("crops") != self.split.crops:
-            raise DataError(f"{self.folder / shard_name(shard)}: is of other samples than the store: {UNFINISHED}")
-        return manifest
-
-    def _metadata(self, first: Manifest) -> TokenMetadata:
-        """Return what all manifests say of their tokens."""
-        common = first.record.get("writer")
-        for shard, manifest in enumerate(self.manifests):
-            other = manifest.record.get("writer")
-            if other != common and {**(other or {}), "distribution": ""} != {**(common or {}), "distribution": ""}:
-                where = self.folder / shard_name(shard)
-                raise DataError(f"{where}: was written by another tokenizer than the other shards: {UNFINISHED}")
-        try:
-            return TokenMetadata.from_json(common or {})
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.folder}: damaged manifest ({error}); run `zoo tokenize` again") from None
 
     def __len__(self) -> int:
         return self.split.size
@@ -132,23 +119,16 @@ class TokenColumn:
         """The most tokens of a row."""
         return max(int(manifest.record["longest"]) for manifest in self.manifests)
 
-    @cached_property
-    def _bitmaps(self) -> dict[int, npt.NDArray[np.uint8]]:
-        """A bit per sample that tells whether it has tokens, of the shards where some have none."""
-        partial = [shard for shard, item in enumerate(self.manifests) if item.count < item.rows]
-        return {shard: np.packbits(present_samples(self.manifests[shard])) for shard in partial}
-
     def present_in(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return for each sample of a shard whether it has tokens."""
-        bits, rows = self._bitmaps.get(shard), self.split.rows(shard)
-        return np.ones(rows, bool) if bits is None else np.unpackbits(bits, count=rows).astype(bool)
+        return present_samples(self.manifests[shard])
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return for each of `rows` whether it has tokens."""
         found = np.ones(len(rows), bool)
-        if self._bitmaps:
-            shards, samples = np.divmod(rows // self.split.crops, self.split.shard_size)
-            for shard in self._bitmaps.keys() & set(shards.tolist()):
+        shards, samples = np.divmod(rows // self.split.crops, self.split.shard_size)
+        for shard in np.unique(shards).tolist():
+            if self.manifests[shard].count < self.manifests[shard].rows:
                 here = shards == shard
                 found[here] = self.present_in(shard)[samples[here]]
         return found
@@ -249,7 +229,8 @@ class TokenStore:
 def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> None:
     """Write store.json; recorded splits that are not in `splits` are kept."""
     known = read_record(root / STORE)
-    tables = {**known["splits"], **{split.name: split.to_json() for split in splits}}
+    fields = ("samples", "shard_size", "crops", "seed", "source")
+    tables = known["splits"] | {split.name: {name: getattr(split, name) for name in fields} for split in splits}
     write_record(root / STORE, {"data": None if data is None else str(data.resolve()), "splits": tables})
 
 
