@@ -110,74 +110,49 @@ def results(name: str) -> dict[str, CheckResult]:
     return {result.name: result for result in conformance_results(Zoo.installed(), name)}
 
 
-def test_a_sound_plugin_passes(install_example: Install) -> None:
-    install_example("example_map")
-    found = check_modality(Zoo.installed(), "example_map")
-    assert [result.name for result in found] == list(CHECKS)
-    assert {result.name for result in found if result.skipped} - ACCELERATED == {"derive", "long_inputs"}
-
-
 ARRAY = 'ValueSpec(shape=(1, side, side), low=0, high=1, unit="brightness")'
+GRID = "layout=GridLayout(shape=(side // 4, side // 4))"
+DECODED = 'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)'
 NUMBER = {
     ARRAY: 'ValueSpec(shape=(), dtype="int64", low=0, high=15, unit="points")',
-    "layout=GridLayout(shape=(side // 4, side // 4))": "layout=VectorLayout(length=1)",
+    GRID: "layout=VectorLayout(length=1)",
     "import GridLayout,": "import VectorLayout,",
     "return (means * (len(tokenizer) - 1)).round().long()": "return values[:, None]",
     "means = reduce(": "0 and reduce(",
-    'return repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': "return tokens[:, 0]",
+    f"return {DECODED}": "return tokens[:, 0]",
     "height, width = value.shape[-2:]": "return value",
     "Image.fromarray((value[0] * 255).astype(np.uint8))": "str(value)",
 }
-"""Changes that turn the example plugin's values into single numbers."""
-
-
-def test_a_sound_plugin_of_one_number_passes(install_example: Install) -> None:
-    install_example("point_count", NUMBER)
-    found = check_modality(Zoo.installed(), "point_count")
-    skipped = {result.name for result in found if result.skipped}
-    assert skipped - ACCELERATED == {"crop_geometry", "derive", "long_inputs"}
-
-
-def test_a_sound_plugin_of_16_bits_passes(install_example: Install) -> None:
-    changes = {
-        ARRAY: 'ValueSpec(shape=(1, side, side), dtype="uint16", high=60000, unit="centikelvin")',
-        "means = reduce(values,": "means = reduce(values.float() / 60000,",
-        "return repeat(tokenizer[tokens]": "return repeat((tokenizer[tokens] * 60000).cpu().numpy().astype(np.uint16)",
-        "np.abs(p - t)": "np.abs(p.astype(float) - t)",
-    }
-    install_example("thermal", changes)
-    check_modality(Zoo.installed(), "thermal")
-
-
-ACCELERATED = {"devices"}
-"""Skipped where there is no accelerator."""
-CONTINUOUS = {
+BITS = {
+    ARRAY: 'ValueSpec(shape=(1, side, side), dtype="uint16", high=60000, unit="centikelvin")',
+    "means = reduce(values,": "means = reduce(values.float() / 60000,",
+    "return repeat(tokenizer[tokens]": "return repeat((tokenizer[tokens] * 60000).cpu().numpy().astype(np.uint16)",
+    "np.abs(p - t)": "np.abs(p.astype(float) - t)",
+}
+PATCHES = {
     "import GridLayout,": "import PatchesLayout,",
     "vocab_size=config.levels": "vocab_size=0",
     "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",
+    GRID: "layout=PatchesLayout(shape=(side // 4, side // 4), dim=1)",
+    DECODED: "repeat(tokens.reshape(-1, side(tokens), side(tokens)), 'batch h w -> batch 1 (h p) (w q)', p=4, q=4)",
+    "plugin = Example()": "def side(tokens):\n    return int(tokens.shape[1] ** 0.5)\n\nplugin = Example()",
 }
+SOUND: dict[str, tuple[dict[str, str], set[str]]] = {
+    "map": ({}, set()), "number": (NUMBER, {"crop_geometry"}), "bits": (BITS, set()),
+    "patches": (PATCHES, {"any_tokens"}),
+    "vectors": (VECTORS_ALONE, {"any_tokens", "decode", "deterministic", "save_and_load"}),
+}  # fmt: skip
+"""Changes of the example plugin, and the checks that do not apply then."""
 
 
-def test_a_sound_plugin_of_patches_passes(install_example: Install) -> None:
-    back = "repeat(tokens.reshape(-1, side(tokens), side(tokens)), 'batch h w -> batch 1 (h p) (w q)', p=4, q=4)"
-    layout = "layout=PatchesLayout(shape=(side // 4, side // 4), dim=1)"
-    changes = {
-        "layout=GridLayout(shape=(side // 4, side // 4))": layout,
-        'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)': back,
-        "plugin = Example()": "def side(tokens):\n    return int(tokens.shape[1] ** 0.5)\n\nplugin = Example()",
-    }
-    install_example("patches_map", {**CONTINUOUS, **changes})
-    found = check_modality(Zoo.installed(), "patches_map")
-    assert {result.name for result in found if result.skipped} - ACCELERATED == {"derive", "any_tokens", "long_inputs"}
-
-
-def test_vectors_that_are_an_input_only_need_no_decoder(install_example: Install) -> None:
-    install_example("vectors_map", VECTORS_ALONE)
-    found = check_modality(Zoo.installed(), "vectors_map")
-    skipped = {result.name for result in found if result.skipped}
-    assert skipped - ACCELERATED == {
-        "derive", "any_tokens", "decode", "deterministic", "save_and_load", "long_inputs",
-    }  # fmt: skip
+@pytest.mark.parametrize("kind", SOUND)
+def test_a_sound_plugin_passes(kind: str, install_example: Install) -> None:
+    changes, skipped = SOUND[kind]
+    install_example(f"example_{kind}", changes)
+    found = check_modality(Zoo.installed(), f"example_{kind}")
+    assert [result.name for result in found] == list(CHECKS)
+    without = {result.name for result in found if result.skipped} - {"devices"}  # where there is no accelerator
+    assert without == {"derive", "long_inputs"} | skipped
 
 
 def test_vectors_without_a_decoder_are_evaluated(

@@ -299,13 +299,6 @@ def test_inconsistent_crops_and_shifted_pictures(install_example: Install, zoo: 
     failing(zoo, tmp_path / "other", "crops", "edges of moved lie 3 pixels lower and 2 further left")
 
 
-def test_crop_at_another_position(install_example: Install, tmp_path: Path) -> None:
-    install_example("field", {"(crop.left + (": "(0.8 * crop.left + ("})
-    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
-    failing(zoo, data, "crops", "shows the marked rectangle")
-
-
 def test_tokens_of_another_codec_and_of_other_values(zoo: Zoo, tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
     zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)

@@ -17,11 +17,11 @@ from tokenizers_zoo.errors import DataError, PluginError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.testing.media import picture_probes, tone, wav
-from tokenizers_zoo.testing.probe import File, Outcome, Probe, bars, multiple, npy, outcome_of, shortened
+from tokenizers_zoo.testing.probe import File, Outcome, Probe, bars, npy, outcome_of
 from tokenizers_zoo.testing.probes import as_json, made_up, object_probes, probed_files
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
-from modality_pages import files_section, with_gap
+from modality_pages import files_section, multiple, shortened, with_gap
 
 Install = Callable[..., Path]
 NOT_FINITE = "every number has to be finite: fill the others first"
@@ -61,33 +61,10 @@ def test_a_plugin_that_leaves_files_to_the_defaults_passes(install_example: Inst
     assert probed_files(Zoo.installed()["plain_map"]).reads == ("npy",)
 
 
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        ("raise KeyError('map')", "read_value stumbles over it, and cannot say what is wrong"),
-        (
-            "from tokenizers_zoo.errors import DataError\n        raise DataError('nothing')",
-            "it is met with DataError: nothing",
-        ),
-    ],
-)
-def test_an_error_that_is_not_a_refusal_is_noticed(act: str, message: str, install_example: Install) -> None:
-    sound = "value = np.load(io.BytesIO(data))\n        if value.ndim == 3 and len(value): return value\n        "
-    install_example("mistaken_map", {SCORE: READ.format(sound + act) + SCORE})
-    assert message in checked("mistaken_map")
-
-
-def test_a_refusal_in_many_characters_is_noticed(install_example: Install) -> None:
-    act = """from tokenizers_zoo.errors import InvalidValueError
-        value = np.load(io.BytesIO(data))
-        if not np.isfinite(value).all(): raise InvalidValueError('bad ' * 200)
-        return value"""
-    install_example("wordy_map", {SCORE: READ.format(act) + SCORE})
-    assert "NaN in it: it is refused in 811 characters, expected one line below 500" in checked("wordy_map")
-
-
-def test_reading_a_value_that_cannot_be_written_is_noticed(install_example: Install) -> None:
-    write = """    @hookimpl
+LOADED = "value = np.load(io.BytesIO(data))\n        "
+SOUND = f"{LOADED}if value.ndim == 3 and len(value): return value\n        "
+ERRORS = "from tokenizers_zoo.errors import DataError, InvalidValueError\n        "
+PICKY = """    @hookimpl
     def write_value(self, value):
         import io
         from tokenizers_zoo.errors import InvalidValueError
@@ -97,16 +74,24 @@ def test_reading_a_value_that_cannot_be_written_is_noticed(install_example: Inst
         return buffer.getvalue(), "npy"
 
 """
-    install_example("picky_map", {SCORE: write + SCORE})
-    assert "zeros everywhere: it is read as float32 (1, 16, 16) 0..0, which is no value" in checked("picky_map")
-
-
-def test_values_that_are_read_must_be_encodable(install_example: Install) -> None:
-    act = """        from tokenizers_zoo.errors import InvalidValueError
+CHOOSY = """        from tokenizers_zoo.errors import InvalidValueError
         if not values.any(): raise InvalidValueError("nothing on it")
         means = reduce(values,"""
-    install_example("choosy_map", {"        means = reduce(values,": act})
-    assert "zeros everywhere: it is read, but not encoded: nothing on it" in checked("choosy_map")
+FAULTS = {
+    "read_value stumbles over it, and cannot": {SCORE: READ.format(f"{SOUND}raise KeyError('map')") + SCORE},
+    "it is met with DataError: nothing": {SCORE: READ.format(f"{ERRORS}{SOUND}raise DataError('nothing')") + SCORE},
+    "NaN in it: it is refused in 814 characters": {SCORE: READ.format(
+        f"{ERRORS}{LOADED}if not np.isfinite(value).all(): raise InvalidValueError('bad ' * 200)\n        return value"
+    ) + SCORE},
+    "zeros everywhere: it is read as float32 (1, 16, 16) 0..0, which is no value": {SCORE: PICKY + SCORE},
+    "zeros everywhere: it is read, but not encoded: nothing on it": {"        means = reduce(values,": CHOOSY},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_a_fault_is_noticed(message: str, install_example: Install) -> None:
+    install_example("mistaken_map", FAULTS[message])
+    assert message in checked("mistaken_map")
 
 
 def test_pictures_are_met_where_they_are_read(install_example: Install) -> None:

@@ -352,20 +352,6 @@ def test_a_growth_that_is_not_sound_is_left_out(
     assert "<p>growth.json is left out: " in text and reason in text and "masked alike" not in text
 
 
-def test_one_of_a_kind_is_not_called_many(run: Run, zoo: Zoo) -> None:
-    folder, evaluation = run
-    evaluation["pairs"] = [pair(["rgb_patches"], "depth", None) | {"samples": 1}]
-    evaluation["galleries"] = []
-    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
-    config = json.loads((folder / "config.json").read_text())
-    config["specs"] = [spec for spec in config["specs"] if spec["name"] == "depth"]
-    (folder / "config.json").write_text(json.dumps(config))
-    text = write_report(zoo, folder).read_text(encoding="utf-8")
-    for part in ("<h1>One model of 1 modality</h1>", ">modality</span>", ">input → target pair scored<"):
-        assert part in text, part
-    assert re.search(r"Each number is\s+over 1 held-out sample\.", text) and "no skill score" in text
-
-
 def test_a_folder_is_no_place_for_a_page(run: Run, zoo: Zoo, tmp_path: Path) -> None:
     (tmp_path / "out" / "pages").mkdir(parents=True)
     for write in (lambda out: write_report(zoo, run[0], out), lambda out: write_zoo_report(zoo, out)):

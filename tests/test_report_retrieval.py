@@ -117,25 +117,6 @@ def test_figures_of_a_model_to_which_codecs_were_added_stay(run: Path, zoo: Zoo)
     assert "is left out" not in write_report(zoo, run).read_text(encoding="utf-8")
 
 
-def test_a_gallery_whose_sheet_is_gone_is_left_out(run: Path, zoo: Zoo) -> None:
-    (run / "retrieval/gallery/caption-finds-depth.png").unlink()
-    text = write_report(zoo, run).read_text(encoding="utf-8")
-    assert "retrieval/gallery/caption-finds-depth.png is missing" in text
-    assert "caption finds depth" not in text and "depth finds caption" in text and "first 22.5 / 10.0 %" in text
-
-
-def test_no_sheet_of_another_folder_is_shown(run: Path, tmp_path: Path) -> None:
-    path = run / "retrieval" / "retrieval.json"
-    found = json.loads(path.read_text())
-    (run / "retrieval/gallery/caption-finds-depth.png").rename(tmp_path / "secret.png")
-    for sheet in ("../../secret.png", str(tmp_path / "secret.png")):
-        found["galleries"][0]["picture"] = sheet
-        path.write_text(json.dumps(found))
-        section = retrieval_section(run, Pictures(folder=tmp_path / "other"))
-        assert section is not None and section["gone"] == [sheet] and len(section["galleries"]) == 1
-    assert not (tmp_path / "other").exists()
-
-
 def test_another_held_out_split_is_named(run: Path, zoo: Zoo) -> None:
     path = run / "retrieval" / "retrieval.json"
     path.write_text(path.read_text().replace('"split": "test"', '"split": "val"'))

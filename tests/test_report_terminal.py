@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
-import click
 import pytest
-from click.testing import CliRunner
 
 from tokenizers_zoo import progress
-from tokenizers_zoo.cli.main import COMMANDS, zoo
 from tokenizers_zoo.cli.options import plain_table, show_table
 from tokenizers_zoo.errors import and_others, count_of
 
@@ -18,29 +13,6 @@ def test_one_of_a_kind_is_not_called_many() -> None:
     assert [count_of(number, "sample") for number in (0, 1, 2)] == ["0 samples", "1 sample", "2 samples"]
     assert [count_of(number, "class", "classes") for number in (1, 3)] == ["1 class", "3 classes"]
     assert [and_others(number) for number in (0, 1, 2)] == ["", " and 1 other", " and 2 others"]
-
-
-def commands() -> list[tuple[str, ...]]:
-    """Return the words of each command and group of the core."""
-    found: list[tuple[str, ...]] = [()]
-    for name, target in COMMANDS.items():
-        module, _, attribute = target.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        found.append((name,))
-        if isinstance(command, click.Group):
-            found += [(name, inner) for inner in command.commands]
-    return found
-
-
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_help_fits_80_columns_and_nothing_is_cut(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    result = CliRunner().invoke(zoo, [*words, "--help"])
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    assert max(map(len, lines)) <= 80, max(lines, key=len)
-    own = [line for line in lines if not line.startswith(("  backbone ", "Usage: "))]  # backbone comes from a plugin
-    assert not [line for line in own if line.endswith("...")]
 
 
 def test_tables_show_brackets_and_have_no_blanks_at_the_end(
@@ -59,30 +31,25 @@ def test_tables_show_brackets_and_have_no_blanks_at_the_end(
     assert lines[1] == "" and last.endswith(" 12") and lines[lines.index(last) - 1] == ""
 
 
-def test_progress_over_many_samples_fits_80_columns(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("title", "total", "width", "shown"),
+    [
+        ("derive train/semantic_metadata", 1234567, 80, "━━━━ 1234567/1234567 "),
+        *((f"evaluate {'rgb_patches, caption and ' * 2}metadata", 121, width, "… ━━━━ 121/121 0:00:00 left 0:00:00")
+          for width in (40, 80)),
+    ],
+)  # fmt: skip
+def test_progress_fits_the_width_and_keeps_its_figures_whole(
+    title: str, total: int, width: int, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with progress.progress_bar("derive train/semantic_metadata", 1234567) as advance:
-        advance(1234567)
+    monkeypatch.setenv("COLUMNS", str(width))
+    with progress.progress_bar(title, total) as advance:
+        advance(total)
     (line,) = capsys.readouterr().err.splitlines()
-    assert len(line.rstrip()) <= 80 and "━━━━ 1234567/1234567 " in line and "…" not in line
+    assert len(line.rstrip()) <= width and shown in line and ("…" in line) == (total == 121)
     with progress.progress_bar("make nothing", 0):
         pass
     assert not capsys.readouterr().err
-
-
-@pytest.mark.parametrize("width", [40, 80])
-def test_progress_with_a_long_title_keeps_its_figures_whole(
-    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    with progress.progress_bar(
-        "evaluate rgb_patches, caption and geometric_metadata to semantic_metadata", 121
-    ) as advance:
-        advance(121)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert len(line.rstrip()) <= width and line.startswith("eval") and "… ━━━━ 121/121 0:00:00 left 0:00:00" in line
 
 
 def test_without_a_terminal_progress_is_printed_now_and_then(

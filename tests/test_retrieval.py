@@ -180,11 +180,6 @@ def test_an_index_holds_every_modality_and_all_together(world: World, index: Ind
     assert [(found[0].key, round(found[0].cosine, 4)) for found in hits] == [("test-000", 1), ("test-001", 1)]
 
 
-def test_building_again_gives_the_same_bytes(world: World, index: Index) -> None:
-    again = build(world.run, world.zoo, world.root / "again", config=EmbeddingConfig())
-    assert bytes_of(again.folder) == bytes_of(index.folder)
-
-
 def test_an_equal_index_is_kept_and_another_one_replaced_on_request(world: World, index: Index, tmp_path: Path) -> None:
     place = tmp_path / "index"
     shutil.copytree(index.folder, place)
@@ -610,16 +605,6 @@ def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_pa
     for name in ("light", "dark", "raw"):
         shutil.rmtree(other.root / "tokens" / "train" / name)
     assert "has no modality of" in refused(world, *words, tmp_path / "x")
-
-
-def test_an_index_of_another_backbone_is_refused(world: World, index: Index, tmp_path: Path) -> None:
-    place, run = tmp_path / "index", tmp_path / "run"
-    shutil.copytree(world.run, run)
-    build(run, world.zoo, place, config=EmbeddingConfig(space="centred"))
-    change_weights(run)
-    words = ("query", place, "--keys", "test-000", "--input", "light")
-    assert Index(place).fingerprint[:12] in refused(world, *words, error=CheckpointError)
-    assert "fingerprint" in refused(world, "build", run, "--out", place, "--space", "centred", error=FolderError)
 
 
 def test_tokenizers_that_are_noted_later_do_not_change_the_backbone(world: World, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import os
 import runpy
@@ -21,7 +20,6 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 from small_modalities import installed, registry_of, write_values
-from stores import writing_values
 from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train
 
@@ -207,15 +205,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     assert cells == [[["0"]] * 2] * 7 + [[["0"], None]] * 2, "letters are not predicted from letters"
     assert "constant baseline" in capsys.readouterr().out
 
-    rows = [f"{split}-{number:03},{number % 3}" for split in ("train", "test") for number in range(8)]
-    (tmp_path / "letters.csv").write_text("\n".join(["key,label", *rows]))  # a table, not the modality `letters`
-    few = ["--tunings", "frozen", "--steps", "2", "--labels", "1", "--seeds", "1", "--workers", "1"]
-    asked[4:] = ["--tasks", tmp_path / "letters.csv", "--inputs", "letters", "--out", tmp_path / "tables", *few]
-    monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
-    runpy.run_path(str(study), run_name="__main__")
-    assert json.loads((tmp_path / "tables/results.json").read_text())["columns"][0]["task"] == "letters"
-    assert [path.name for path in (tmp_path / "tables").iterdir() if path.is_dir()] == ["letters.csv"]
-    asked[5] = "letters"
+    asked[4:] = ["--tasks", "letters", "--inputs", "letters", "--out", tmp_path / "none"]
     monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
     with pytest.raises(SystemExit, match="--inputs"):
         runpy.run_path(str(study), run_name="__main__")
@@ -359,17 +349,6 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
     assert stored["head.bank"].shape == (TRAIN, 32)
     (probe / "model.safetensors").write_bytes(b"x" * 100)
     assert "damaged" in refused("eval", probe)
-
-
-def test_labels_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
-    np.save(small := io.BytesIO(), np.zeros((4, 4), np.int64))
-    for split in ("train", "test"):
-        with writing_values(tmp_path / "data", split, "zones") as shard:
-            for number in range(8):
-                shard.add(f"{split}-{number:03}", small.getvalue(), "npy")
-    words = ("--task", "zones", "--input", "light", "--data", tmp_path / "data", "--out", tmp_path / "probe")
-    assert "zones: expected int64 (8, 8)" in refused("train", world.run, *words)
-    assert not (tmp_path / "probe").exists()
 
 
 def test_the_network_runs_on_the_device(frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,17 +578,6 @@ def test_wide_comparisons_fit_the_terminal(tmp_path: Path, inputs: list[str]) ->
     shown = table_of(folders)
     assert sum(line.count("0.512") for line in shown) == 2
     assert sum(line.count("1.000 ± 0.000") for line in shown) == 3
-
-
-def test_settings_without_effect_do_not_separate_seeds(tmp_path: Path) -> None:
-    last = {"validation": 0.0, "steps": 9}
-    same = [finished(tmp_path / f"same{n}", seed=n, settings={**last, "eval_every": 3 + n}) for n in (0, 1)]
-    assert len(compare(same)["rows"]) == 1
-    assert table_of(same)[-1] == "all with steps=9, validation=0.0"
-    chose = [finished(tmp_path / f"chose{n}", settings={"steps": 9, "eval_every": n}) for n in (3, 4)]
-    assert [row["settings"] for row in compare(chose)["rows"]] == [f"steps=9, eval_every={n}" for n in (3, 4)]
-    votes = [finished(tmp_path / f"votes{n}", seed=n, head="knn", settings={"eval_every": n}) for n in (3, 4)]
-    assert len(compare(votes)["rows"]) == 1
 
 
 def test_requested_and_used_labels_are_shown(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from tokenizers_zoo.errors import InvalidValueError, MachineError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.validation import array_bytes, bounds, describe, expected_value
+from tokenizers_zoo.validation import array_bytes, bounds, describe
 
 LONGEST_LINE = 500
 """Maximal characters of a refusal."""
@@ -44,7 +43,7 @@ class Probe:
     readings: tuple[tuple[str, File], ...] = ()
     _: KW_ONLY
     numbers: Array | None = None
-    """The numbers in the file, if a value may be a multiple of them."""
+    """The numbers in the file, if a value may be a multiple of them; for the documentation."""
     damaged: bool = False
     """True if the library that opens such files gives the reason of the refusal."""
     must_match: bool = False
@@ -57,6 +56,9 @@ class Outcome:
 
     value: Any = None
     how: str = ""
+    """Description of the reading that gives the same value."""
+    as_read: Any = None
+    """The value before `transform`, if no reading gives it."""
     line: str = ""
     fault: str = ""
 
@@ -104,14 +106,7 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
     if probe.must_match and any(plainly_read(handle, file) is not None for _, file in probe.readings):
         hows = " or ".join(how for how, _ in probe.readings)
         return Outcome(fault=f"it is read, but not as it should be: {hows}")
-    how, numbers = "", probe.numbers
-    if numbers is not None and isinstance(as_read, np.ndarray) and as_read.size == numbers.size:
-        both = as_read.ravel().astype(np.float64), numbers.ravel().astype(np.float64)
-        how = multiple(*both, handle.spec.value.unit)
-    elif isinstance(as_read, str | list | dict):
-        text = json.dumps(as_read, ensure_ascii=False)
-        how = f"as `{text}`" if len(text) <= 60 and "`" not in text else ""
-    return Outcome(value=value, how=how)
+    return Outcome(value=value, as_read=as_read)
 
 
 def plainly_read(handle: ModalityHandle, file: File) -> Any:
@@ -130,40 +125,6 @@ def alike(first: Any, second: Any) -> bool:
         return False
     a, b = first.astype(np.float64), second.astype(np.float64)
     return float(np.abs(a - b).mean()) <= CLOSE * (float(np.ptp(b)) or 1.0)
-
-
-def multiple(value: Array, numbers: Array, unit: str) -> str:
-    """Return `metres = number x 0.001` if a value is a linear function of the numbers, else ""."""
-    low, high = int(numbers.argmin()), int(numbers.argmax())
-    if numbers[low] == numbers[high]:
-        return ""
-    scale = (value[high] - value[low]) / (numbers[high] - numbers[low])
-    offset = value[low] - scale * numbers[low]
-    span = float(np.ptp(value))
-    if not span or not np.allclose(value, scale * numbers + offset, rtol=0, atol=1e-3 * span):
-        return ""
-    parts = round(1 / abs(scale))
-    factor = f" / {parts}" if scale < 0.5 and np.isclose(scale * parts, 1, rtol=1e-4) else f" x {scale:.3g}"
-    shift = f" {'+' if offset > 0 else '-'} {abs(offset):.3g}" if abs(offset) > 1e-3 * span else ""
-    same = np.isclose(scale, 1) and not shift
-    return "" if same else f"{unit or 'value'} = number{factor}{shift}"
-
-
-def shortened(handle: ModalityHandle, line: str, longest: int = 200) -> str:
-    """Return a refusal without the parts that the modality's page already has: name and general expectation.
-
-    Longer lines than `longest` characters lose their middle.
-    """
-    line = line.removeprefix(f"{handle.name}: ")
-    standard = f"expected {expected_value(handle.spec.value)}, got "
-    if line.startswith(standard) and "; " in line:
-        line = line.rpartition("; ")[2]
-    head, _, rest = line.partition(" file: ")
-    line = rest if rest and head.startswith(".") and " " not in head else line
-    if len(line) <= longest:
-        return line
-    head, tail = line[: longest // 2].rpartition(" ")[0], line[-longest // 2 :].partition(" ")[2]
-    return f"{head} ... {tail}"
 
 
 def span_of(handle: ModalityHandle) -> tuple[float, float]:
