@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_tokenizers import BINS, load, round_trip, samples, settings_of
 
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes_3d import NONE_FOUND, plugin
-from zoo_semantics.oriented_boxes import Spans, corners, mean_clipped, numbers_of, shares, wrapped
+from zoo_semantics.oriented_boxes import Spans, corners, mean_clipped, numbers_of, wrapped
 
 NAME = "boxes_3d"
 Box = dict[str, Any]
@@ -139,60 +138,7 @@ def test_tokens_decode_the_same_under_other_settings(tmp_path: Path) -> None:
     assert Spans.of_token("<boxes_3d>") is None and Spans.of_token(spans.token + " ") is None
 
 
-def test_the_published_levels() -> None:
-    """1000 levels, as the vocabulary of 4M has them: 8 mm over 8 m, a third of a degree."""
-    tables = {"text": {"preset": "4m"}}
-    at = Settings(NAME, {}, vocabularies=tables)
-    assert plugin.modality_spec(at).vocab_size == 30_000
-    spans = Spans((-4, 4), (-2, 2), (-8, 0), (0.05, 4))
-    levels = spans.levels((1.234, 0.5, -3.21), (0.5, 1.5, 2.5), 1.0, 1000)
-    centre, size, yaw = spans.numbers(levels, 1000)
-    assert np.abs(np.subtract(centre, (1.234, 0.5, -3.21))).max() <= 0.0041
-    assert np.abs(np.divide(size, (0.5, 1.5, 2.5)) - 1).max() <= 0.0022 and abs(yaw - 1) <= math.pi / 1000
-
-
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        ({"max_boxes": 0}, "max_boxes: expected at least 1"), ({"max_length": 0}, "max_length: expected at least 1"),
-        ({"x": [1, 1]}, r"x: expected \[from, to\] in metres, finite, from below to; got \[1.0, 1.0\]"),
-        ({"z": [0, -8]}, "z: expected"), ({"y": [0, float("inf")]}, "y: expected"),
-        ({"size": [0, 4]}, "size: expected .* above 0"),
-        ({"size": [0.05, 150.0]}, "size: expected .*, up to 100, from below to; got"),
-        ({"x": [1, 2, 3]}, "expected 2 items"), ({"order": "left"}, "expected one of"),
-    ],
-)  # fmt: skip
-def test_invalid_settings(own: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plugin.modality_spec(settings_of(NAME, **own))
-
-
 # -- values ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ({}, "expected a list of boxes, got dict"),
-        ([3], "box 0: expected a table with label, center, size, yaw, got int"),
-        ([box("a"), {"label": "a", "size": [1, 1, 1]}], "box 1: lacks center, yaw; expected label, center, size, yaw"),
-        ([box("a") | {"roll": 0}], "box 0: unknown keys roll"),
-        ([box("")], "label: expected words"), ([box(" a")], "label: expected words"),
-        ([box("a\x07")], "label: expected up to 100 printable"), ([box("a" * 101)], "up to 100 printable"),
-        ([box("a", (0, 0))], r"center: expected \[x, y, z\] in metres, up to 1000 along each, got \[0, 0\]"),
-        ([box("a", (0, float("nan"), 0))], "center: expected"), ([box("a", (0, float("inf"), 0))], "center: expected"),
-        ([box("a", (0, "1", 0))], "center: expected"), ([box("a", 3)], "center: expected"),
-        ([box("a", (0, 20_000, 0))], "center: expected"), ([box("a", (0, True, 0))], "center: expected"),
-        ([box("a", size=(1, -1, 1))], r"size: expected \[length, height, width\] in metres, above 0 .* got \[1, -1, 1"),
-        ([box("a", size=(1, 0, 1))], "size: expected"), ([box("a", size=(1, float("nan"), 1))], "size: expected"),
-        ([box("a", size=(1, 1))], "size: expected"), ([box("a", size=(1, 1, 1e5))], "size: expected"),
-        ([box("a", yaw=90)], r"yaw: expected radians in \[-pi, pi\], got 90"),
-        ([box("a", yaw=float("nan"))], "yaw: expected"), ([box("a", yaw=None)], "yaw: expected"),
-    ],
-)  # fmt: skip
-def test_invalid_oriented_boxes_are_refused(value: Any, message: str) -> None:
-    with pytest.raises(InvalidValueError, match=f"^boxes_3d: .*{message}"):
-        plugin.encode(load(NAME), [value])
 
 
 def test_a_flip_mirrors_and_a_crop_leaves_the_boxes() -> None:
@@ -277,26 +223,6 @@ def test_overlap_agrees_with_random_points(first: Box, second: Box) -> None:
     union = math.prod(first["size"]) + math.prod(second["size"]) - shared
     assert abs(iou(first, second) - shared / union) < 0.03
     assert np.isclose(iou(first, second), iou(second, first), atol=1e-9)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(placed, min_size=1, max_size=4), st.lists(placed, min_size=1, max_size=4), st.integers(0, 3))
-def test_overlap_of_aligned_boxes_is_a_product_of_intervals(first: list[Box], second: list[Box], quarters: int) -> None:
-    """All boxes rotate together by one angle; quarter turns swap length and width."""
-    tables = [numbers_of(boxes) for boxes in (first, second)]
-    for table in tables:
-        table[:, 6] = 0.0
-    spans = [[(t[:, k] - t[:, 3 + k] / 2, t[:, k] + t[:, 3 + k] / 2) for k in range(3)] for t in tables]
-    shared = np.ones((len(first), len(second)))
-    for (low, high), (its_low, its_high) in zip(*spans, strict=True):
-        shared *= np.maximum(np.minimum(high[:, None], its_high) - np.maximum(low[:, None], its_low), 0)
-    volumes = [t[:, 3:6].prod(axis=1) for t in tables]
-    expected = shared / (volumes[0][:, None] + volumes[1] - shared)
-    assert np.allclose(shares(*tables), expected, atol=1e-9)
-    tables[1][:, 6] = quarters * math.pi / 2
-    if quarters % 2:
-        tables[1][:, [3, 5]] = tables[1][:, [5, 3]]
-    assert np.allclose(shares(*tables), expected, atol=1e-9)
 
 
 # -- scores, pictures --------------------------------------------------------------------------------------------------

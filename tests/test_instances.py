@@ -15,7 +15,6 @@ from PIL import Image
 from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
 from tokenizers_zoo.spec import Crop, SequenceLayout
 from tokenizers_zoo.validation import array_bytes as npy
@@ -293,52 +292,6 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         np.testing.assert_array_equal(instances.read(data, extension), np.where(value == 8, 2, value > 0))
     found = instances.read(npy(np.zeros((0, 6, 8), bool)), "npy")  # as SAM says that there is nothing
     assert found.shape == (6, 8) and not found.any()
-
-
-@pytest.mark.parametrize(
-    ("data", "extension", "words"),
-    [
-        (
-            png(np.zeros((4, 4, 3), np.uint8)),
-            "png",
-            "expected one channel of instance ids (mode P, L, I or I;16), got mode RGB",
-        ),
-        (npy(np.zeros((4, 4), np.float32)), "npy", "expected integer ids (height, width) or bool masks"),
-        (npy(np.full((4, 4), -1)), "npy", "expected ids in [0, 65535], got -1 to -1"),
-        (npy(np.full((4, 4), 70000)), "npy", "expected ids in [0, 65535], got 70000 to 70000; number them from 1"),
-        (npy(np.zeros((4, 4), bool)), "npy", "got bool"),
-        (npy(np.zeros((0, 4, 4), np.int32)), "npy", "the array (0, 4, 4) is empty"),
-        (npy(np.zeros((2, 0, 4), bool)), "npy", "the array (2, 0, 4) is empty"),
-        (b"{}", "json", 'expected {"annotations"'),
-        (b"[]", "json", "expected one or more masks of one size, got 0 of 0 sizes"),
-        (b'[{"segmentation": {"size": [2, 2], "counts": [1, 1]}}]', "json", "expected 4 pixels (2 x 2), got 2"),
-        (b'[{"segmentation": {"size": [2, 2], "counts": [5, -1]}}]', "json", "expected numbers of 0 and more, got -1"),
-        (b"not json", "json", "Expecting value"),
-        (b"GIF89a", "png", "this is not a picture"),
-        (b"", "txt", "expected .npy or a picture"),
-    ],
-)
-def test_files_that_hold_no_instances(instances: ModalityHandle, data: bytes, extension: str, words: str) -> None:
-    with pytest.raises(InvalidValueError) as caught:
-        instances.read(data, extension)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("own", "words"),
-    [
-        ({"tokenizer": {"blocks": "mlp"}}, r"blocks: expected conv or vit for items of shape \(1, 32, 32\), got mlp"),
-        ({"mask_size": 40}, "patch_size: 16 does not divide the 40 x 40 items"),
-        ({"mask_size": 0}, "mask_size: expected at least 1 pixel, got 0"),
-        ({"image_size": [0, 3]}, "image_size: expected at least 1 pixel, got 0"),
-        ({"max_instances": 0}, "max_instances: expected at least 1, got 0"),
-        ({"sentinels": 0}, "sentinels: expected at least 1, got 0"),
-        ({"tokenizer": {"patch_size": 0}}, "patch_size: expected at least 1, got 0"),
-    ],
-)
-def test_wrong_settings_are_named(own: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        plugin.modality_spec(Settings(NAME, own))
 
 
 def test_each_instance_has_a_colour(instances: ModalityHandle) -> None:

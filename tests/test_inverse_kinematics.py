@@ -12,7 +12,7 @@ from pose_people import landmarks_around, standing
 
 from tokenizers_zoo import Zoo
 from zoo_geometry import body
-from zoo_geometry.body import ADULT, JOINTS, PARENTS, hinge_angles, rotations_of, shortest
+from zoo_geometry.body import ADULT, JOINTS, PARENTS, rotations_of
 from zoo_geometry.pose_labeller import head_of_landmarks, joints_of_landmarks
 
 AT = {name: index for index, name in enumerate(JOINTS)}
@@ -152,22 +152,6 @@ def test_coincident_joints_give_no_direction() -> None:
     found = rotations_of(joints, ADULT)
     np.testing.assert_allclose(found, 0, atol=1e-6)
     assert np.isfinite(rotations_of(np.zeros((24, 3)), ADULT)).all()
-
-
-def test_the_shortest_way_by_hand() -> None:
-    x, y = np.array([2.0, 0, 0]), np.array([0, 0.5, 0])
-    np.testing.assert_allclose(shortest(x, y), [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-12)
-    np.testing.assert_allclose(shortest(x, -x) @ x, -x, atol=1e-12)
-    np.testing.assert_allclose(shortest(x, x), np.eye(3), atol=1e-12)
-    np.testing.assert_allclose(shortest(x, 0 * x), np.eye(3))
-
-
-def test_hinges_by_hand() -> None:
-    down, forward, across = np.array([0, -1.0, 0]), np.array([0, 0, 1.0]), np.array([1.0, 0, 0])
-    np.testing.assert_allclose(hinge_angles(down, down, across, 1.2), (1.2, -1.2))
-    np.testing.assert_allclose(hinge_angles(down, forward, across, 0.4), (math.pi / 2 + 0.4, math.pi / 2 - 0.4))
-    first, second = hinge_angles(down, across, across, 0.3)  # no turn around its own axis brings it nearer
-    assert first == pytest.approx(second) or math.isfinite(first)
 
 
 # ---- joints from landmarks

@@ -21,9 +21,6 @@ from hypothesis import given, settings, strategies
 from pose_people import METRES, answer_by_hand, landmarks_around, seen, standing, wheel
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry import body
 from zoo_geometry.body import half_sizes, looking_at, offset_of
@@ -41,19 +38,6 @@ def handle(model: Path | str, **own: Any) -> Any:
 
 
 # ---- regions of a picture
-
-regions = strategies.builds(
-    Region, x=strategies.floats(-50, 50), y=strategies.floats(-50, 50), side=strategies.floats(1, 500),
-    angle=strategies.floats(-4, 4),
-)  # fmt: skip
-
-
-@settings(deadline=None)
-@given(regions, strategies.floats(-1, 2), strategies.floats(-1, 2))
-def test_regions_keep_lengths(region: Region, x: float, y: float) -> None:
-    place, middle = region.to_picture(np.array([x, y])), region.to_picture(np.array([0.5, 0.5]))
-    np.testing.assert_allclose(middle, (region.x, region.y), atol=1e-9)
-    np.testing.assert_allclose(math.dist(place, middle), math.dist((x, y), (0.5, 0.5)) * region.side, atol=1e-9)
 
 
 def test_regions_by_hand() -> None:
@@ -276,35 +260,7 @@ def test_missing_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.M
     refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take the file of mediapipe 0.10.21", swapped)
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({}, "model: required"),
-        ({"model": ""}, "model: expected a local folder"),
-        ({"model": "a", "threshold": 0}, r"threshold: expected a score in \(0, 1\), got 0"),
-        ({"model": "a", "presence": 1.5}, r"presence: expected a score in \[0, 1\], got 1.5"),
-        ({"model": "a", "camera_fov": 180}, r"camera_fov: expected degrees in \(0, 180\), got 180"),
-        ({"model": "a", "camera_fov": [50, 0]}, r"camera_fov: expected degrees in \(0, 180\)"),
-        ({"model": "a", "landmarks": "huge"}, r"landmarks: expected one of \['lite', 'full', 'heavy'\], got 'huge'"),
-        ({"model": "a", "device": "cuda"}, "revision and device: are for networks of the hub"),
-        ({"model": "a", "revision": "main"}, "revision and device: are for networks of the hub"),
-    ],
-)
-def test_settings_that_make_no_sense(table: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Zoo.from_tables({"modalities": {NAME: {"labeller": table}}})[NAME].known_settings()
-
-
 # ---- values
-
-
-def test_only_a_labeller_makes_poses_derived() -> None:
-    plain = Zoo.from_tables({"modalities": {NAME: {}}})[NAME]
-    assert plain.spec.derived_from == () and plain.spec.derive_setting == "labeller"
-    with pytest.raises(DataError, match=r"human_poses: is not derived .* without the setting labeller in"):
-        plain.derive({"rgb": DARK})
-    spec = handle("some.whl").spec
-    assert spec.derived_from == ("rgb",) and "labels by some.whl" in spec.licence
 
 
 def test_pictures_become_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,29 +283,6 @@ def test_pictures_become_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert person["box"][0] < inner[0] and person["box"][2] > inner[2] and person["box"][1] <= inner[1]
     turns = np.degrees(np.linalg.norm(np.array(person["joint_rotations"]), axis=1))
     assert turns[1:].max() < 1 and turns[0] == pytest.approx(math.degrees(math.atan(10 / 100)), abs=1)
-
-
-def test_derived_by_the_road_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import Image
-
-    from tokenizers_zoo.pipeline.make import make_data
-
-    answer_by_hand(monkeypatch)
-    own = tmp_path / "own/train/rgb"
-    own.mkdir(parents=True)
-    for name, picture in (("dark", DARK), ("light", LIGHT)):
-        Image.fromarray((255 * picture).astype(np.uint8).transpose(1, 2, 0)).save(own / f"{name}.png")
-    package = wheel(tmp_path / "mediapipe.whl")
-    known = {name: {"enabled": False} for name in Zoo.installed().names() if name not in ("rgb", NAME)}
-    tables = {**known, NAME: {"labeller": {"model": str(package)}}}
-    zoo = Zoo.from_tables({"modalities": tables}, tmp_path / "registry.toml")
-    make_data(zoo, "folder", tmp_path / "data", train=2, test=0, workers=1, options={"path": str(own.parent.parent)})
-    result = derive_data(zoo, tmp_path / "data", modalities=[NAME], workers=1)
-    assert [(outcome.modality, outcome.written) for outcome in result.outcomes] == [(NAME, 2)]
-    store = ValueStore(tmp_path / "data")
-    assert [len(store.read_key(zoo[NAME], "train", key)) for key in sorted(store.keys("train", NAME))] == [0, 1]
-    record = store.record("train", NAME)["networks"]["labeller"]
-    assert record["revision"] == "0.10.21" and {len(digest) for digest in record["sha256"].values()} == {64}
 
 
 # ---- MediaPipe's networks themselves

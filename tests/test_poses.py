@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies
 from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.families.object_tokens import numbers_of
 from tokenizers_zoo.nn.config import MlpConfig
 from tokenizers_zoo.spec import Crop, SequenceLayout
@@ -265,90 +265,13 @@ def test_any_ids_decode_to_people(poses: ModalityHandle, data: strategies.DataOb
 # ---------------------------------------------------------------- bad values
 
 
-def changed(**entries: Any) -> list[Any]:
-    value = person() | entries
-    return [{key: entry for key, entry in value.items() if entry is not None}]
-
-
-def with_number(name: str, number: Any) -> list[Any]:
-    value = copy.deepcopy(person())
-    value[name][3][0] = number
-    return [value]
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        ({"people": []}, "expected a list of people (empty where there are none), got dict"),
-        ([[]], "person 0: expected a table with box, joint_rotations"),
-        ([person(), 3], "person 1: expected a table"),
-        (changed(joints_camera=None), "person 0: lacks joints_camera; of a person only shape may be missing"),
-        (changed(box=None, joint_rotations=None), "person 0: lacks box, joint_rotations"),
-        (changed(label="person"), "person 0: unknown keys label"),
-        (
-            changed(joint_rotations=[[0.0] * 3] * 23),
-            "joint_rotations: expected 24 x 3 finite numbers (one row per joint)",
-        ),
-        (changed(joints_image=[[0.5] * 3] * 24), "joints_image: expected 24 x 2 finite numbers"),
-        (changed(joints_image=[[0.5], [0.5, 0.5]]), "joints_image: expected 24 x 2 finite numbers"),
-        (with_number("joints_camera", "left"), "joints_camera: expected 24 x 3 finite numbers"),
-        (with_number("joints_camera", None), "joints_camera: expected 24 x 3 finite numbers"),
-        (with_number("joint_rotations", 90.0), "expected axis-angle vectors in radians, got an angle of 90"),
-        (
-            changed(joints_camera=[[0.0, 0.0, 4.0]] * 24),
-            "the pelvis at z < 0 (axes: x right, y up, z towards the viewer)",
-        ),
-        (changed(joints_camera=[[0.0, 0.0, -4000.0]] * 24), "expected metres, got a pelvis 4000 away"),
-        (
-            changed(box=[0, 0, 64, 64]),
-            "box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1]",
-        ),
-        (changed(box=[0.5, 0.2, 0.5, 0.6]), "box: expected xmin < xmax and ymin < ymax"),
-        (changed(box=[0.5, 0.2, 0.6]), "box: expected [xmin, ymin, xmax, ymax]"),
-        (changed(shape=[[0.0]]), "shape: expected a list of up to 300 finite numbers"),
-        (changed(shape="tall"), "shape: expected a list of up to 300 finite numbers"),
-    ],
-)
-def test_bad_values_are_refused_in_one_line(poses: ModalityHandle, value: Any, words: str) -> None:
-    for act in (
-        lambda: poses.encode([value]),
-        lambda: poses.transform(value, Crop(flip=True)),
-        lambda: poses.read(json.dumps(value).encode(), "json"),
-        lambda: poses.write(value),
-    ):
-        with pytest.raises(InvalidValueError) as caught:
-            act()
-        assert words in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_numbers_that_are_not_finite_are_refused(poses: ModalityHandle, number: float) -> None:
-    value = with_number("joints_camera", number)
-    with pytest.raises(InvalidValueError, match="not finite"):
-        poses.encode([value])
-    with pytest.raises(InvalidValueError, match="is not a number"):
-        poses.read(json.dumps(value).encode(), "json")
-
-
 def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
     value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
-    matrices = body.matrices_of(np.array(value["joint_rotations"])).tolist()
-    (read,) = poses.read(json.dumps([value | {"joint_rotations": matrices}]).encode(), "json")
-    assert turned(read["joint_rotations"], value["joint_rotations"]) < 1e-5
+    matrices = body.matrices_of(np.array(value["joint_rotations"]))
+    for read_from, degrees in ((matrices, 1e-5), (matrices.round(1), 9)):  # tenths are the coarsest accepted rounding
+        (read,) = poses.read(json.dumps([value | {"joint_rotations": read_from.tolist()}]).encode(), "json")
+        assert turned(read["joint_rotations"], value["joint_rotations"]) < degrees
     assert poses.read(*poses.write([value])) == [value]
-
-
-@pytest.mark.parametrize(
-    "wrong", [np.zeros((3, 3)), np.diag([-1.0, 1, 1]), 2 * np.eye(3), np.eye(3)[[1, 0, 2]]], ids=str
-)
-def test_matrices_that_are_no_rotations_are_refused(poses: ModalityHandle, wrong: np.ndarray) -> None:
-    value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
-    matrices = body.matrices_of(np.array(value["joint_rotations"])).round(1)  # the coarsest accepted rounding
-    poses.read(json.dumps([value | {"joint_rotations": matrices.tolist()}]).encode(), "json")
-    matrices[5] = wrong
-    text = json.dumps([value, value | {"joint_rotations": matrices.tolist()}])
-    with pytest.raises(InvalidValueError, match="human_poses: person 1: joint_rotations: expected rotation matrices"):
-        poses.read(text.encode(), "json")
 
 
 # ---------------------------------------------------------------- metrics, settings, checkpoints
@@ -392,26 +315,6 @@ def test_a_batch_or_a_test_split_without_a_person_is_fine(tmp_path: Path) -> Non
     samples = TrainingSamples(train=[[]] * 15 + [[person()]], test=[[]])
     folder = handle.train_tokenizer(samples, tmp_path / "tokenizer", seed=0, **{**TINY, "batch_size": 1, "steps": 4})
     assert json.loads((folder / "evaluation.json").read_text())["metrics"]["found_f1"] == 1
-
-
-@pytest.mark.parametrize(
-    ("own", "words"),
-    [
-        ({"tokenizer": {"blocks": "conv"}}, r"blocks: expected mlp for items of shape \(207,\), got conv"),
-        ({"tokenizer": {"heads": 2}}, "heads: used by vit only"),
-        ({"tokenizer": {"latent_dim": 0}}, "latent_dim: expected at least 1, got 0"),
-        ({"tokenizer": {"depth": -1}}, "depth: expected at least 1"),
-        ({"tokenizer": {"levels": [8, 8]}}, "levels: used by kind"),
-        ({"bins": 1}, "bins: expected at least 2, got 1"),
-        ({"max_people": 0}, "max_people: expected at least 1, got 0"),
-        ({"shape_size": 301}, "shape_size"),
-        ({"min_visible": 0.0}, r"min_visible: expected a number in \(0, 1\], got 0"),
-        ({"preset": "5m"}, 'preset.*"4m"'),
-    ],
-)
-def test_wrong_settings_are_named(own: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        plugin.modality_spec(Settings(NAME, own))
 
 
 def test_another_id_space_is_another_tokenizer(poses: ModalityHandle) -> None:

@@ -43,42 +43,6 @@ def test_integers_become_reflectance(write: Any) -> None:
     np.testing.assert_array_equal(last, found)
 
 
-@pytest.mark.parametrize(
-    ("data", "extension", "message"),
-    [
-        (
-            npy(np.full((12, 4, 4), 3000.0, np.float32)),
-            "npy",
-            "reflectance up to 2, got 3000; save integers",
-        ),
-        (npy(np.full((12, 4, 4), 25454, np.uint16)), "npy", "up to 2, got 2.5454, and 100% above it; set scale and"),
-        (npy(np.full((12, 4, 4), -9999, np.int16)), "npy", "got -0.9999, as where there is no data"),
-        (
-            tiff_bytes(np.eye(4)[None] * np.ones((12, 1, 1)), nodata=0),
-            "tif",
-            "12 of 16 pixels have no data, which 0 in all bands stands for",
-        ),
-        (
-            npy(np.kron(np.ones((12, 1, 1)), np.eye(4)).astype(np.uint16) * 3000),
-            "npy",
-            "12 of 16 pixels have no data, which 0 in all bands stands for",
-        ),
-        (tiff_bytes(np.full((12, 4, 4), 3000, np.uint16), scale=0.01), "tif", "names scale 0.01 and offset 0, and the"),
-        (tiff_bytes(np.full((12, 4, 4), 0.3, np.float32), scale=0.01), "tif", "floats that are reflectance, and the"),
-        (npy(np.full((12, 4, 4), np.nan, np.float32)), "npy", "every number has to be finite"),
-        (npy(np.full((12, 4, 4), -9999, np.float32)), "npy", "got -9999, as where there is no data; leave such"),
-        (tiff(np.full((12, 4, 4), 0.3 + 0.4j, np.complex64)), "tif", "as floats or integers, got complex64; leave"),
-        (npy(np.zeros((3, 4, 4), np.float32)), "npy", r"expected 12 bands .*got \(3, 4, 4\)"),
-        (b"garbage", "tif", "cannot be read as TIFF"),
-        (b"II*\0garbage", "tif", "cannot be read as TIFF: there is no picture in it"),
-        (b"", "png", "expected .tif or .npy"),
-    ],
-)
-def test_wrong_rasters_are_refused(data: bytes, extension: str, message: str) -> None:
-    with pytest.raises(InvalidValueError, match=message):
-        multispectral.plugin.read_value(data, extension, settings("multispectral"))
-
-
 def test_noise_below_0_is_cut_off_in_floats_as_in_integers() -> None:
     """Newer Sentinel-2 products have an offset; dark water is negative after its removal."""
     numbers = np.full((12, 4, 4), 1500, np.uint16)
@@ -117,15 +81,6 @@ def test_a_mask_in_a_file_says_which_pixels_have_data() -> None:
         InvalidValueError, match="4 of 16 pixels have no height, which -9999 or the mask in it stands for"
     ):
         heightmap.plugin.read_value(of_two_pages(whole), "tif", settings("heightmap"))
-
-
-@pytest.mark.parametrize("last", [False, True])
-def test_a_masked_pixel_has_no_data_in_any_band(last: bool) -> None:
-    masked = np.zeros((4, 5), bool)
-    masked[1, 2] = True
-    numbers = np.ones((4, 5, 3) if last else (3, 4, 5))
-    found = multispectral.Raster(numbers=numbers, masked=masked).missing()
-    assert found.sum() == 3 and multispectral.bands_first(found, 3)[:, 1, 2].all()
 
 
 def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
@@ -240,25 +195,6 @@ def test_heights_are_read_from_tif_npy_and_png() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.array([[1125, 970]], np.uint16)).save(buffer, format="PNG")
     np.testing.assert_allclose(heightmap.plugin.read_value(buffer.getvalue(), "png", own), [[[12.5, -3.0]]], atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("data", "extension", "message"),
-    [
-        (npy(np.array([[1.0, np.nan]])), "npy", "1 of 2 pixels are no height"),
-        (npy(np.array([[1.0, -32768.0]])), "npy", "1 of 2 pixels are no height"),
-        (npy(np.array([[1, -9999]], np.int16)), "npy", "1 of 2 pixels have no height, which -9999 stands for"),
-        (tiff_bytes(np.float32([[7, 0, 0]]), nodata=0), "tif", "2 of 3 pixels have no height, which -9999 or 0"),
-        (tiff_bytes(np.float32([[7, -9999, 0]]), nodata=0), "tif", "2 of 3 pixels have no height, which -9999 or 0"),
-        (tiff_bytes(np.float32([[7, -9999.9]]), nodata=-9999.9), "tif", "1 of 2 pixels have no height, which -9999.9"),
-        (npy(np.zeros((3, 2, 2))), "npy", r"expected \(1, height, width\), got \(3, 2, 2\)"),
-        (tiff(np.full((4, 4), 3 + 4j, np.complex64)), "tif", "expected metres as floats or integers, got complex64"),
-        (npy(np.ones((4, 4), bool)), "npy", "expected metres as floats or integers, got bool"),
-    ],
-)
-def test_wrong_heights_are_refused(data: bytes, extension: str, message: str) -> None:
-    with pytest.raises(InvalidValueError, match=message):
-        heightmap.plugin.read_value(data, extension, settings("heightmap"))
 
 
 def test_slopes_that_face_the_sun_are_bright() -> None:

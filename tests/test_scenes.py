@@ -18,7 +18,6 @@ import pytest
 
 import zoo_scenes
 from tokenizers_zoo.config import Settings, field_docstrings
-from tokenizers_zoo.errors import ConfigError
 from zoo_scenes import captions
 from zoo_scenes.compose import compose
 from zoo_scenes.observe import observe
@@ -277,24 +276,6 @@ def test_importing_the_plugin_loads_neither_torch_nor_mujoco() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        ({"image_sise": 64}, "image_size"),
-        ({"image_size": 4}, "image_size: "),
-        ({"people": 9}, "people: "),
-        ({"min_visible": 2.0}, "min_visible: "),
-        ({"clutter": "many"}, "clutter"),
-        ({"min_fov": 10.0}, "min_fov: "),
-        ({"min_fov": 90.0}, "min_fov: expected up to max_fov (68), got 90"),
-        ({"max_fov": 50.0}, "min_fov: expected up to max_fov (50), got 62"),
-    ],
-)
-def test_bad_settings_are_one_clear_line(own: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        samples(**own)
 
 
 def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:

@@ -41,15 +41,6 @@ def test_a_sample_depends_on_split_seed_and_index_alone(source: Any, own: dict[s
         assert other_key != key and all((other[name] != value).any() for name, value in first.items())
 
 
-@pytest.mark.parametrize("source", [sources.bouncing, sources.terrain])
-def test_bad_counts_and_settings_are_refused(source: Any) -> None:
-    for few in ("'train', such as --train 1000", "'test', such as --test 100"):
-        with pytest.raises(ConfigError, match=f"has no end; say how many samples to make for {few}"):
-            source.samples(few.split("'")[1], None, 0, Settings("world", {}))
-    with pytest.raises(ConfigError, match="image_size"):
-        source.samples("train", 1, 0, Settings("world", {"image_size": 4}))
-
-
 @pytest.mark.parametrize(
     ("own", "message"),
     [

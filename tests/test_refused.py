@@ -1,0 +1,289 @@
+"""Files, values and settings that plugins refuse: one line that names what is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from pose_people import standing
+from scipy.io import wavfile
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.validation import array_bytes as npy
+from zoo_geometry import body
+from zoo_motion.flow import flo_bytes
+from zoo_motion.imu import NAMES
+from zoo_raster.tiff import tiff_bytes
+
+ZOO = Zoo.installed()
+
+
+def refused(act: Callable[[], Any], name: str, word: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        act()
+    message = str(caught.value)
+    assert message.startswith(name) and word in message and "\n" not in message and len(message) < 500, message
+
+
+# ---------------------------------------------------------------- files
+
+
+def wav(samples: np.ndarray, rate: int = 16000) -> bytes:
+    wavfile.write(buffer := io.BytesIO(), rate, samples)
+    return buffer.getvalue()
+
+
+def png(value: np.ndarray) -> bytes:
+    Image.fromarray(value).save(buffer := io.BytesIO(), format="PNG")
+    return buffer.getvalue()
+
+
+def animation(*greys: int) -> bytes:
+    frames = [Image.new("RGB", (16, 16), (grey,) * 3) for grey in greys]
+    frames[0].save(buffer := io.BytesIO(), format="GIF", save_all=True, append_images=frames[1:], duration=100)
+    return buffer.getvalue()
+
+
+def tiff(array: np.ndarray) -> bytes:
+    tifffile.imwrite(buffer := io.BytesIO(), array, photometric="minisblack")
+    return buffer.getvalue()
+
+
+def runs(*counts: int) -> bytes:
+    return json.dumps([{"segmentation": {"size": [2, 2], "counts": counts}}]).encode()
+
+
+TONE = np.sin(np.arange(4000) / 9).astype(np.float32)
+BANDS, FRAME = (12, 4, 4), (4, 4)
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+FILES: list[tuple[str, str, bytes, str]] = [
+    ("audio", "mp3", b"ID3 something", "convert it"), ("audio", "wav", b"not a wav", "not a WAV"),
+    ("audio", "wav", wav(TONE)[:-100], "cut off"), ("audio", "wav", wav(TONE * 40), "peak"),
+    ("audio", "wav", wav(np.array([0.1, np.nan], np.float32)), "finite"),
+    ("audio", "wav", wav(np.zeros(0, np.int16)), ".wav file"), ("audio", "wav", wav(TONE, 1000003), "sample rate"),
+    ("audio", "npy", npy(np.zeros((2, 100), np.float32)), "one channel"),
+    ("audio", "npy", npy(np.zeros(100, np.int64)), "full scale"),
+    ("video", "npy", npy(np.zeros((1, 3, 16, 16), np.uint8)), "got 1"), ("video", "gif", b"garbage", "not a picture"),
+    ("video", "npy", npy(np.zeros((8, 16, 16, 3), np.uint8)), "(time, 3, height, width)"),
+    ("video", "gif", animation(5), "one frame"), ("video", "gif", animation(0, 50), "2 frames"),
+    ("video", "mp4", b"....ftypmp42", "convert it"), ("video", "gif", POSTSCRIPT, "not a picture"),
+    ("flow", "flo", flo_bytes(np.full((2, 4, 4), 1e10, np.float32)), "16 of 16"), ("flow", "png", b"", ".flo"),
+    ("flow", "npy", npy(np.full((2, 4, 4), np.nan, np.float32)), "16 of 16"), ("flow", "flo", b"garbage", ".flo"),
+    ("flow", "npy", npy(np.zeros((4, 4, 2), np.float32)), "(2, height, width)"),
+    ("flow", "flo", flo_bytes(np.zeros((2, 4, 4), np.float32))[:-1], "4 x 4 vectors"),
+    ("imu", "csv", b"0,1,0,0,0,0\n" * 4, "looks like g"), ("imu", "csv", b"0,9.8,0\n" * 4, "(3, 4)"),
+    ("imu", "csv", b"0,0,0,0.2,9.8,0\n" * 4, "rotation rate"), ("imu", "csv", b"0,9.8,0,0,0\n1,2\n", "line 2"),
+    ("imu", "csv", ",".join(NAMES).encode() + b"\n0,9.8,0\n" * 4, "(3, 4)"), ("imu", "json", b"", ".csv"),
+    ("imu", "csv", b"rate_x,rate_y,rate_z,acceleration_x,acceleration_y,a\n" + b"1,2,3,4,5,6\n" * 4, "names"),
+    ("multispectral", "npy", npy(np.full(BANDS, 3000.0, np.float32)), "up to 2"),
+    ("multispectral", "npy", npy(np.full(BANDS, 25454, np.uint16)), "100% above"),
+    ("multispectral", "npy", npy(np.full(BANDS, -9999, np.int16)), "no data"),
+    ("multispectral", "npy", npy(np.full(BANDS, -9999, np.float32)), "no data"),
+    ("multispectral", "tif", tiff_bytes(np.eye(4)[None] * np.ones((12, 1, 1)), nodata=0), "12 of 16"),
+    ("multispectral", "npy", npy(np.kron(np.ones((12, 1, 1)), np.eye(4)).astype(np.uint16) * 3000), "12 of 16"),
+    ("multispectral", "tif", tiff_bytes(np.full(BANDS, 3000, np.uint16), scale=0.01), "scale 0.01"),
+    ("multispectral", "tif", tiff_bytes(np.full(BANDS, 0.3, np.float32), scale=0.01), "scale"),
+    ("multispectral", "npy", npy(np.full(BANDS, np.nan, np.float32)), "finite"),
+    ("multispectral", "tif", tiff(np.full(BANDS, 0.3 + 0.4j, np.complex64)), "complex64"),
+    ("multispectral", "npy", npy(np.zeros((3, 4, 4), np.float32)), "12 bands"),
+    ("multispectral", "tif", b"garbage", "TIFF"), ("multispectral", "tif", b"II*\0garbage", "no picture"),
+    ("multispectral", "png", b"", ".tif"),
+    ("heightmap", "npy", npy(np.array([[1.0, np.nan]])), "1 of 2"),
+    ("heightmap", "npy", npy(np.ones(FRAME, bool)), "bool"),
+    ("heightmap", "npy", npy(np.array([[1.0, -32768.0]])), "1 of 2"),
+    ("heightmap", "npy", npy(np.array([[1, -9999]], np.int16)), "-9999 stands"),
+    ("heightmap", "tif", tiff_bytes(np.float32([[7, 0, -9999]]), nodata=0), "2 of 3"),
+    ("heightmap", "tif", tiff_bytes(np.float32([[7, -9999.9]]), nodata=-9999.9), "-9999.9"),
+    ("heightmap", "npy", npy(np.zeros((3, 2, 2))), "(1, height, width)"),
+    ("heightmap", "tif", tiff(np.full(FRAME, 3 + 4j, np.complex64)), "complex64"),
+    ("sam_instance", "png", png(np.zeros((4, 4, 3), np.uint8)), "one channel"),
+    ("sam_instance", "txt", b"", "expected"),
+    ("sam_instance", "npy", npy(np.zeros(FRAME, np.float32)), "integer ids"),
+    ("sam_instance", "npy", npy(np.full(FRAME, -1)), "[0, 65535]"),
+    ("sam_instance", "npy", npy(np.full(FRAME, 70000)), "70000"),
+    ("sam_instance", "npy", npy(np.zeros(FRAME, bool)), "bool"),
+    ("sam_instance", "npy", npy(np.zeros((0, 4, 4), np.int32)), "empty"),
+    ("sam_instance", "json", b"{}", "annotations"),
+    ("sam_instance", "npy", npy(np.zeros((2, 0, 4), bool)), "empty"), ("sam_instance", "json", b"[]", "masks"),
+    ("sam_instance", "json", runs(1, 1), "4 pixels"), ("sam_instance", "json", runs(5, -1), "0 and more"),
+    ("sam_instance", "json", b"not json", "Expecting"), ("sam_instance", "png", b"GIF89a", "not a picture"),
+    *(("caption", extension, data, "") for extension, data in (
+        ("txt", "é".encode("latin-1")), ("txt", "one".encode("utf-16")), ("png", b""), ("txt", b"\x00"),
+        ("txt", b"a\rb"), ("json", b'"a\\rb"'), ("json", b"[3]"), ("json", b"[]"), ("json", b"{"), ("json", b"NaN"),
+        ("json", b"[" * 10**5),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "extension", "data", "word"), FILES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(FILES)]
+)
+def test_files(name: str, extension: str, data: bytes, word: str) -> None:
+    refused(lambda: ZOO[name].read(data, extension), name, word)
+
+
+# ---------------------------------------------------------------- values that are stored as JSON or text
+
+JOINTS = standing() + np.array([0, 0, -4])
+PERSON: dict[str, Any] = {
+    "joint_rotations": np.zeros((24, 3)).tolist(), "joints_camera": JOINTS.tolist(), "box": [0.2, 0.1, 0.8, 0.9],
+    "joints_image": (0.5 + 0.8 * body.directions(JOINTS)).tolist(),
+}  # fmt: skip
+FLAT: dict[str, Any] = {"label": "a", "box": [0, 0, 1, 1]}
+SOLID: dict[str, Any] = {"label": "a", "center": [0, 0, -3], "size": [1, 1, 1], "yaw": 0.0}
+
+
+def changed(value: dict[str, Any], **entries: Any) -> list[Any]:
+    return [{key: entry for key, entry in (value | entries).items() if entry is not None}]
+
+
+def rotated(matrix: np.ndarray) -> list[Any]:
+    return [PERSON, {**PERSON, "joint_rotations": [np.eye(3).tolist()] * 23 + [matrix.tolist()]}]
+
+
+NAN = math.nan
+VALUES: list[tuple[str, Any, str]] = [
+    ("human_poses", {"people": []}, "list of people"), ("human_poses", [[]], "person 0"),
+    ("human_poses", [PERSON, 3], "person 1"),
+    *(("human_poses", changed(PERSON, **entries), word) for entries, word in (
+        ({"joints_camera": None}, "lacks joints_camera"),
+        ({"box": None, "joint_rotations": None}, "lacks box, joint_rot"),
+        ({"label": "person"}, "unknown keys label"), ({"joint_rotations": [[0.0] * 3] * 23}, "24 x 3"),
+        ({"joints_image": [[0.5] * 3] * 24}, "joints_image"), ({"joints_image": [[0.5], [0.5, 0.5]]}, "joints_image"),
+        ({"joints_camera": [["left", 0, 0]] * 24}, "joints_camera"), ({"joints_camera": [[0, 0, 4]] * 24}, "z < 0"),
+        ({"joint_rotations": [[90.0, 0, 0]] * 24}, "radians"), ({"joints_camera": [[0, 0, -4000]] * 24}, "metres"),
+        ({"box": [0, 0, 64, 64]}, "fractions"), ({"box": [0.5, 0.2, 0.5, 0.6]}, "xmin < xmax"),
+        ({"box": [0.5, 0.2, 0.6]}, "box"), ({"shape": [[0.0]]}, "shape"), ({"shape": "tall"}, "shape"),
+        ({"joints_image": [[500.0, 500.0]] * 24}, "divide pixels"), ({"joints_camera": [[NAN, 0, -4]] * 24}, ""),
+    )),
+    *(("human_poses", rotated(matrix), "person 1: joint_rotations") for matrix in (
+        np.zeros((3, 3)), np.diag([-1.0, 1, 1]), 2 * np.eye(3), np.eye(3)[[1, 0, 2]]
+    )),
+    ("boxes", {}, "list of boxes"), ("boxes", [3], "box 0"), ("boxes", [FLAT, {"label": "a"}], "box 1: lacks box"),
+    ("boxes", changed(FLAT, **{"b" * 90000: 1}), "unknown keys"),
+    *((name, changed(value, label=label), "label") for name, value in (("boxes", FLAT), ("boxes_3d", SOLID))
+      for label in ("", " a", "a\x07", "a" * 101, 3, "a  " * 90000)),
+    *(("boxes", changed(FLAT, box=edges), "fractions") for edges in (
+        [0, 0, 64, 64], [0, 0, 1.00001, 1], [0, 0, True, 1], [0, 0, 1], list(range(90000))
+    )),
+    ("boxes", changed(FLAT, box=[0.5, 0, 0.5, 1]), "xmin < xmax"),
+    ("boxes_3d", {}, "list of boxes"), ("boxes_3d", [3], "box 0"), ("boxes_3d", changed(SOLID, roll=0), "unknown keys"),
+    ("boxes_3d", [SOLID, changed(SOLID, yaw=None, center=None)[0]], "box 1: lacks center, yaw"),
+    *(("boxes_3d", changed(SOLID, center=value), "center") for value in (
+        [0, 0], [0, "1", 0], 3, [0, 20_000, 0], [0, True, 0]
+    )),
+    *(("boxes_3d", changed(SOLID, size=value), "size") for value in ([1, -1, 1], [1, 0, 1], [1, 1], [1, 1, 1e5])),
+    *(("boxes_3d", changed(SOLID, yaw=value), "yaw") for value in (90, 3.15, "left")),
+    ("metadata", [], "table"), ("metadata", {"camera_hight": 1}, "camera_hight"),
+    *(("metadata", {"camera_height": value}, "camera_height") for value in (3.5, "tall", True)),
+    ("metadata", {"num_people": 1.5}, "num_people"), ("metadata", {"camera_fov": 27.5}, "camera_fov"),
+    ("caption", "x" * 10_000_000, "at most 2000"), ("caption", "bell \x07", "U+0007 at character 5"),
+    ("caption", "next\x85line", "U+0085"), ("caption", "\ud800", ""), ("caption", 3, "int"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "word"), VALUES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(VALUES)])
+def test_values(name: str, value: Any, word: str) -> None:
+    refused(lambda: ZOO[name].write(value), "", word)
+    if name != "caption":
+        refused(lambda: ZOO[name].read(json.dumps(value).encode(), "json"), "", "")
+
+
+@pytest.mark.parametrize("name", ["human_poses", "boxes", "boxes_3d", "metadata"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite(name: str, number: float) -> None:
+    values: dict[str, Any] = {
+        "human_poses": changed(PERSON, joints_camera=[[number, 0, -4]] * 24),
+        "boxes": changed(FLAT, box=[0, 0, number, 1]),
+        "boxes_3d": changed(SOLID, size=[1, number, 1]),
+        "metadata": {"camera_height": number},
+    }
+    refused(lambda: ZOO[name].write(values[name]), "", "")
+    refused(lambda: ZOO[name].read(json.dumps(values[name]).encode(), "json"), "", "not valid JSON")
+
+
+# ---------------------------------------------------------------- settings
+
+SETTINGS: list[tuple[str, dict[str, Any], str]] = [
+    ("audio", {"length": 16100}, "hop"), ("audio", {"patch_length": 5}, "patch_length"),
+    ("audio", {"window": 400}, "window"),
+    ("audio", {"window": 1001}, "window"), ("audio", {"sample_rate": 0}, "sample_rate"),
+    ("audio", {"length": 500}, "length"),
+    ("audio", {"tokenizer": {"flip": True}}, "flip"), ("video", {"frame_rate": 0.0}, "frame_rate"),
+    ("imu", {"sample_rate": math.inf}, "sample_rate"), ("flow", {"shown": 0.0}, "shown"),
+    ("sam_instance", {"tokenizer": {"blocks": "mlp"}}, "blocks"), ("sam_instance", {"mask_size": 40}, "patch_size"),
+    ("sam_instance", {"mask_size": 0}, "mask_size"), ("sam_instance", {"image_size": [0, 3]}, "image_size"),
+    ("sam_instance", {"max_instances": 0}, "max_instances"), ("sam_instance", {"sentinels": 0}, "sentinels"),
+    ("sam_instance", {"tokenizer": {"patch_size": 0}}, "patch_size"),
+    ("human_poses", {"tokenizer": {"blocks": "conv"}}, "blocks"), ("human_poses", {"tokenizer": {"heads": 2}}, "heads"),
+    ("human_poses", {"tokenizer": {"latent_dim": 0}}, "latent_dim"),
+    ("human_poses", {"tokenizer": {"depth": -1}}, "depth"),
+    ("human_poses", {"tokenizer": {"levels": [8, 8]}}, "levels"), ("human_poses", {"bins": 1}, "bins"),
+    ("human_poses", {"max_people": 0}, "max_people"), ("human_poses", {"shape_size": 301}, "shape_size"),
+    ("human_poses", {"min_visible": 0.0}, "min_visible"), ("human_poses", {"preset": "5m"}, "preset"),
+    *(("human_poses", {"labeller": table}, word) for table, word in (
+        ({}, "model"), ({"model": ""}, "model"), ({"model": "a", "threshold": 0}, "threshold"),
+        ({"model": "a", "presence": 1.5}, "presence"), ({"model": "a", "camera_fov": 180}, "camera_fov"),
+        ({"model": "a", "camera_fov": [50, 0]}, "camera_fov"), ({"model": "a", "landmarks": "huge"}, "landmarks"),
+        ({"model": "a", "device": "cuda"}, "device"), ({"model": "a", "revision": "main"}, "revision"),
+    )),
+    *(("boxes_3d", own, next(iter(own))) for own in (
+        {"max_boxes": 0}, {"max_length": 0}, {"x": [1, 1]}, {"z": [0, -8]}, {"y": [0, math.inf]}, {"size": [0, 4]},
+        {"size": [0.05, 150.0]}, {"x": [1, 2, 3]}, {"order": "left"},
+    )),
+    *(("metadata", {"fields": {"x": field}}, word) for field, word in (
+        ({"low": 2}, "high"), ({"kind": "choice"}, "choices"), ({"kind": "int", "low": 0.5}, "whole numbers"),
+        ({"bins": 1}, "bins"), ({"unit": "m s"}, "unit"), ({"kind": "log"}, "low"), ({"kind": "word"}, "kind"),
+        ({"hihg": 2}, "did you mean high"), ({"kind": "int", "rounding": "down"}, "rounding"),
+        ({"kind": "choice", "choices": ["a", "b"], "clip": True}, "clip"), ({"thresholds": [1]}, "thresholds"),
+        ({"kind": "choice", "choices": ["a", "b"], "thresholds": [1, 2]}, "thresholds"),
+        ({"kind": "choice", "choices": ["a", "b", "c"], "thresholds": [1, 1]}, "thresholds"),
+        ({"kind": "int", "high": 1000}, "field x has 1001 levels"), ({"number": 1000}, "field x has the number 1000"),
+    )),
+    ("metadata", {"fields": {"X y": {}}}, "fields"), ("metadata", {"default_fields": False}, "at least one"),
+    *(("semantic_metadata", {"inputs": inputs}, "inputs") for inputs in ([], ["rgb"], ["boxes", "boxes"])),
+    ("geometric_metadata", {"occlusion_threshold": 2.0}, "occlusion_threshold"),
+    ("caption", {"max_length": 0}, "max_length"),
+    ("palette", {"colours": 17}, "colours"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "own", "word"), SETTINGS, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(SETTINGS)])
+def test_settings(name: str, own: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _ = Zoo.from_tables({"modalities": {name: own}})[name].spec
+    assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "own", "word"),
+    [
+        ("scenes", {"image_sise": 64}, "image_size"), ("scenes", {"image_size": 4}, "image_size"),
+        ("scenes", {"people": 9}, "people"), ("scenes", {"min_visible": 2.0}, "min_visible"),
+        ("scenes", {"clutter": "many"}, "clutter"), ("scenes", {"min_fov": 10.0}, "min_fov"),
+        ("scenes", {"min_fov": 90.0}, "up to max_fov (68), got 90"),
+        ("scenes", {"max_fov": 50.0}, "up to max_fov (50), got 62"),
+        ("bouncing", {"image_size": 4}, "image_size"), ("terrain", {"extent": 4.0}, "extent"),
+        ("photos", {"smallest": 0}, "smallest"),
+        ("photos", {"image_size": 0}, "image_size"), ("photos", {"size": 3}, "size"),
+    ],
+)  # fmt: skip
+def test_settings_and_counts_of_sources(source: str, own: dict[str, Any], word: str) -> None:
+    plugin = ZOO.source(source)
+    with pytest.raises(ConfigError) as caught:
+        plugin.samples("train", 1, 0, own)
+    assert word in str(caught.value) and "\n" not in str(caught.value)
+    for count, message in ((None, "say how many samples"), (-1, "0 or more")):
+        with pytest.raises(ConfigError, match=message):
+            plugin.samples("train", count, 0, {})
+    with pytest.raises(ConfigError, match="unknown key"):
+        Settings(source, {"other": 1}).take(plugin.spec.settings)
