@@ -23,8 +23,8 @@ from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout, TokenL
 from zoo_backbone.batch import PackedTargets
 from zoo_backbone.config import PRESETS, preset
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.generate.encoder_inputs import EncoderInputs
 from zoo_backbone.model import FourM
+from zoo_backbone.packing import EncoderInputs
 
 LENGTH = 64
 TEXT = SequenceLayout(max_length=LENGTH, end=1, sentinel_start=2, num_sentinels=200)

@@ -24,7 +24,7 @@ from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.text_vocab import VocabularyConfig
 from tokenizers_zoo.train.config import TrainConfig
-from zoo_backbone.cli.config import TABLES
+from zoo_backbone.cli import TABLES
 from zoo_backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
 from zoo_backbone.config import TrainConfig as BackboneTrainConfig
 from zoo_backbone.evaluate import EvaluationConfig, Pairs

@@ -17,7 +17,7 @@ from command_world import World, the_world
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
-from zoo_backbone.cli.config import pairs_of
+from zoo_backbone.cli import pairs_of
 from zoo_backbone.generate import TargetPlan, outputs
 from zoo_backbone.generate.inputs import data_of_source
 from zoo_backbone.generate.plans import GenerationPlan
@@ -350,7 +350,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--target depth --samples 4294967295-4294967296", ("expected numbers below 4294967296",)),
         ("--input caption --target depth --samples none", ("samples none: expected numbers",)),
         ("--target depth --keys test00", ("keys test00: no modality of stored samples is an input",)),
-        ("--input depth --target caption --keys test00 --samples 1", ("samples: '1' and keys both choose samples",)),
+        ("--input depth --target caption --keys test00 --samples 1", ("samples: expected either samples or keys",)),
         ("--target depth --split nosuchsplit", ("split nosuchsplit: no modality of stored samples is an input",)),
         ("--input caption=text.txt --target depth --split train", ("split train: no modality of stored samples",)),
         ("--input depth --target caption --rank caption", ("rank caption: draws are compared",)),

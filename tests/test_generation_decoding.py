@@ -10,9 +10,9 @@ import torch
 from generation_samples import WORDS, draw_one, full_logits, given_tokens, only, sharp_model, whole_inputs
 
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
-from zoo_backbone.generate.encoder_inputs import EncoderInputs
 from zoo_backbone.generate.sampling import CONFIDENCE, IDS, ORDER, Noise, temperatures, tokens_per_step
 from zoo_backbone.model import FourM
+from zoo_backbone.packing import EncoderInputs
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_cells_are_ranked_by_model_or_filtered_probabilities(
     def of_cells(*arguments: Any) -> torch.Tensor:
         return logits.gather(1, arguments[3].unsqueeze(2).expand(-1, -1, 11))
 
-    monkeypatch.setattr(sampler, "cell_logits", of_cells)
+    monkeypatch.setattr(sampler, "target_logits", of_cells)
     decided: list[int] = []
     monkeypatch.setattr(EncoderInputs, "add", lambda inputs, name, ids, cells: decided.append(int(cells[0, 0])))
     plan = TargetPlan(name="right", steps=9, schedule="linear", top_p=0.3, filter_before_temperature=early)

@@ -10,9 +10,8 @@ import torch
 from generation_samples import WORDS, contents, draw_one, full_logits, given_tokens, only, sharp_model, whole_inputs
 
 from zoo_backbone.generate import Guidance, TargetPlan, generate
-from zoo_backbone.generate.guidance import Passes
 from zoo_backbone.generate.sampler import contexts_of, target_logits
-from zoo_backbone.generate.sampling import IDS, Noise
+from zoo_backbone.generate.sampling import IDS, Noise, Passes
 from zoo_backbone.model import Context, FourM
 
 KNOWN = ("left", "vectors", "bag")

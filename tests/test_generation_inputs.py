@@ -13,10 +13,10 @@ from generation_samples import CONFIG, PUBLISHED, SPECS, contents, given_tokens,
 from zoo_backbone.batch import PackedInputs, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.generate import Guidance, TargetPlan, generate
-from zoo_backbone.generate.encoder_inputs import EncoderInputs
-from zoo_backbone.generate.guidance import Passes
+from zoo_backbone.generate.sampling import Passes
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
+from zoo_backbone.packing import EncoderInputs
 from zoo_backbone.published import PublishedLayout
 
 

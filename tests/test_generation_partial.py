@@ -25,7 +25,6 @@ from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
-from zoo_backbone.generate.encoder_inputs import EncoderInputs
 from zoo_backbone.generate.inpainting import (
     UNKNOWN,
     add_partial,
@@ -37,7 +36,7 @@ from zoo_backbone.generate.inpainting import (
 from zoo_backbone.generate.sampler import restricted
 from zoo_backbone.generate.sampling import IDS, Noise
 from zoo_backbone.model import FourM
-from zoo_backbone.packing import padded
+from zoo_backbone.packing import EncoderInputs, padded
 from zoo_backbone.published import PublishedConfig, PublishedLayout
 
 LEFT, TEXT, RIGHT, BAG = SPECS[:4]

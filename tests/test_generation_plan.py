@@ -39,7 +39,7 @@ def test_plan_errors_name_the_problem(model: FourM) -> None:
         generate(model, given, [], 0)
     with pytest.raises(ConfigError, match="samples: expected a number for each sample"):
         generate(model, {}, [TargetPlan(name="left")], 0)
-    with pytest.raises(ConfigError, match="from 0 on, got -1"):
+    with pytest.raises(ConfigError, match="seed -1"):
         generate(model, given, [TargetPlan(name="right")], -1)
     with pytest.raises(UnknownNameError, match=r"rihgt.*did you mean right"):
         generate(model, given, [TargetPlan(name="rihgt")], 0)
@@ -92,14 +92,14 @@ def test_guidance_by_unknown_condition_is_refused(model: FourM) -> None:
         generate(model, given, [TargetPlan(name="right", guidance=Guidance(scale=2, always=("words",)))], 0)
     with pytest.raises(ValueError, match="weights: expected either scale or weights, got both"):
         Guidance(scale=2, weights={"left": 1.0})
-    with pytest.raises(ValueError, match="always: only with scale"):
+    with pytest.raises(ValueError, match="always: expected weights or always"):
         Guidance(always=("left",), weights={"left": 1.0})
     with pytest.raises(ValueError, match="scale: expected numbers from -1e"):
         Guidance(scale=float("nan"))
 
 
 def test_invalid_temperature_settings_are_refused(model: FourM) -> None:
-    with pytest.raises(ValueError, match="final_temperature: only with temperature_schedule"):
+    with pytest.raises(ValueError, match="final_temperature: expected temperature_schedule"):
         TargetPlan(name="left", final_temperature=0.5)
     with pytest.raises(ConfigError, match="words: temperature_schedule 'linear' is not for a sequence"):
         generate(model, {}, [TargetPlan(name="words", temperature_schedule="linear")], 0, [0])

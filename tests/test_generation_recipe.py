@@ -96,7 +96,7 @@ def test_plan_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("scale = 2", "scale = 2\nweights = { light = 1 }", "either scale or weights"),
         ('"light",', '"light", "light=x.npy",', "light is there twice"),
         ('"light",', '"=x",', "expected NAME, NAME=FILE"),
-        ("draws = 3", "draws = 0", "draws: expected a number from 1 on"),
+        ("draws = 3", "draws = 0", "draws: expected at least 1"),
         ("draws = 3", 'samples = "0"', "samples: expected"),
         ("draws = 3", 'samples = "00"', "samples: expected"),
         ("draws = 3", "draws = [", "not valid TOML"),

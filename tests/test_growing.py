@@ -28,9 +28,9 @@ from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
-from zoo_backbone.cli.grow import grow_command
+from zoo_backbone.cli.main import grow_command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
-from zoo_backbone.distributed import ManyRanks
+from zoo_backbone.distributed import Ranks
 from zoo_backbone.grow import (
     Trained,
     asked_from_now,
@@ -521,7 +521,7 @@ def test_processes_with_frozen_optional_parts_have_nothing_to_drop(old_run: Path
     assert beginning.model.sometimes_used() == []
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/together", rank=0, world_size=1)
     try:
-        ManyRanks().drop_unused(beginning.model)
+        Ranks().drop_unused(beginning.model)
     finally:
         dist.destroy_process_group()
 
@@ -621,7 +621,7 @@ def test_the_command(world: World) -> None:
     config = json.loads((world.folder / "old/config.json").read_text())
     config["fingerprints"]["depth"] = "0" * 64
     (world.folder / "old/config.json").write_text(json.dumps(config))
-    other = "old: was trained on tokens of depth by codec 000000000000, and its codec is now"
+    other = "old: was trained on tokens of depth by tokenizer 000000000000, which is now"
     world("backbone grow old --add caption --tokens tokens --out x").refused(other)
     world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(other)
     replayed = "tokens/train/depth: tokens of depth by tokenizer", "the tokenizer in old is 000000000000"

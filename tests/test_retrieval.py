@@ -35,7 +35,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.gallery import CELL
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.ml4m.folders import note_codecs
+from zoo_backbone.ml4m.folders import note_fingerprints
 from zoo_backbone.model import FourM
 from zoo_backbone.published import PublishedConfig, PublishedLayout
 from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig, Search, evaluate
@@ -617,7 +617,7 @@ def test_tokenizers_that_are_noted_later_do_not_change_the_backbone(world: World
     index = build(changed.run, changed.zoo, place, config=EmbeddingConfig(space="plain"))
     assert index.fingerprint == fingerprint(changed.run)
     for _ in range(2):
-        note_codecs(changed.run, tmp_path / "registry.toml")
+        note_fingerprints(changed.run, tmp_path / "registry.toml")
         assert load_config(changed.run)["fingerprints"] == whole
     assert index.fingerprint != fingerprint(changed.run)
     words = ("query", place, "--keys", "test-000", "--input", "light")

@@ -398,13 +398,13 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
         opened(Dataset(tokens=other, modalities=("picture", "words")))
     with pytest.raises(ConfigError, match=r"datasets: .*other has more, and the others have .*: no modality is shared"):
         opened(Dataset(tokens=other, modalities=("more",)))
-    nothing = r"other.train: has more, picture, and the run asks it for words: nothing to train on; leave that"
+    nothing = r"other.train: has more, picture, and the run has words: nothing to train on; leave that"
     with pytest.raises(ConfigError, match=nothing):
         opened(Dataset(tokens=other), specs=[item for item in specs if item.name == "words"])
-    asked = r"datasets: .*other has picture, more, and its mixtures ask for words, tags alone: .* teach nothing"
+    asked = r"datasets: .*other has picture, more, and its mixtures have only the targets words, tags"
     with pytest.raises(ConfigError, match=asked):
         opened(Dataset(tokens=other, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags")))))
-    given = r"datasets: .*other has picture, more, and for these its mixtures give words alone: .* with nothing given"
+    given = r"datasets: .*other has picture, more, and its mixtures have only the inputs words"
     with pytest.raises(ConfigError, match=given):
         opened(Dataset(tokens=other, mixtures=(Mixture(inputs=("words",)), Mixture(targets=("words",)))))
     assert opened(Dataset(tokens=other, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))

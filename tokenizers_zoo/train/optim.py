@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,12 +85,6 @@ class EMA:
     def state(self) -> dict[str, Tensor]:
         """Return the average by parameter name."""
         return dict(self.weights)
-
-    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors like `weights`. Raises CheckpointError for names of another model."""
-        if set(names) != set(self.weights):
-            raise CheckpointError("the EMA is of another model")
-        return {name: torch.zeros_like(tensor) for name, tensor in self.weights.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from saved `weights`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -51,9 +52,15 @@ class Packed:
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch on another device."""
-        return dataclasses.replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Apply `change` to each tensor with one row per sample."""
+        return dataclasses.replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest sample, rounded up to a multiple of WIDTH, but at most the number of slots."""
+        longest = int(self.mask.sum(dim=1).max()) if self.mask.numel() else 0
+        return min(max(WIDTH, -(-longest // WIDTH) * WIDTH), self.mask.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +72,6 @@ class PackedInputs(Packed):
     """
 
     vectors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch on another device."""
-        vectors = {name: (index.to(device), rows.to(device)) for name, (index, rows) in self.vectors.items()}
-        return dataclasses.replace(super().to(device), vectors=vectors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,8 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
-        return PackedBatch(inputs=self.inputs.to(device), targets=self.targets.to(device))
+        vectors = {name: (index.to(device), rows.to(device)) for name, (index, rows) in self.inputs.vectors.items()}
+        return self._changed(lambda tensor: tensor.to(device), lambda tensor: tensor.to(device), vectors)
 
     @classmethod
     def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
@@ -101,57 +104,49 @@ class PackedBatch:
             return parts[0]
         inputs, targets = [part.inputs for part in parts], [part.targets for part in parts]
         starts = itertools.accumulate((side.ids.numel() for side in inputs), initial=0)
-        vectors: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        vectors: dict[str, tuple[Tensor, Tensor]] = {}
         for start, side in zip(starts, inputs, strict=False):
             for name, (index, rows) in side.vectors.items():
-                vectors.setdefault(name, []).append((index + start, rows))
-        joined = {
-            name: (torch.cat([index for index, _ in pairs]), torch.cat([rows for _, rows in pairs]))
-            for name, pairs in vectors.items()
-        }
-        return cls(inputs=PackedInputs(**_joined(inputs), vectors=joined), targets=PackedTargets(**_joined(targets)))
+                before = vectors.get(name, (index[:0], rows[:0]))
+                vectors[name] = torch.cat([before[0], index + start]), torch.cat([before[1], rows])
+        joined = [
+            {name: torch.cat([side.tensors()[name] for side in sides]) for name in sides[0].tensors()}
+            for sides in (inputs, targets)
+        ]
+        return cls(inputs=PackedInputs(**joined[0], vectors=vectors), targets=PackedTargets(**joined[1]))
 
     def trimmed(self) -> PackedBatch:
         """Remove slots that no sample uses; lengths become multiples of WIDTH or do not change.
 
         Unused slots cost as much as used slots. The rounding keeps the number of different shapes small.
         """
-        inputs, targets = (min(_width(side.mask), side.mask.shape[1]) for side in (self.inputs, self.targets))
-        budget = self.inputs.mask.shape[1]
+        inputs, targets, budget = self.inputs.longest, self.targets.longest, self.inputs.mask.shape[1]
         vectors = {
             name: (index // budget * inputs + index % budget, rows)
             for name, (index, rows) in self.inputs.vectors.items()
         }
-        first = {name: tensor[:, :inputs].contiguous() for name, tensor in self.inputs.tensors().items()}
-        second = {name: tensor[:, :targets].contiguous() for name, tensor in self.targets.tensors().items()}
-        return PackedBatch(inputs=PackedInputs(**first, vectors=vectors), targets=PackedTargets(**second))
+        return self._changed(lambda x: x[:, :inputs].contiguous(), lambda x: x[:, :targets].contiguous(), vectors)
 
     def split(self, parts: int) -> list[PackedBatch]:
         """Split into up to `parts` batches whose sizes differ by at most one."""
-        size = len(self.targets.ids)
+        size, budget = self.inputs.ids.shape
         edges = [size * part // parts for part in range(parts + 1)]
-        return [self._rows(first, end) for first, end in itertools.pairwise(edges) if first < end]
+        found = []
+        for rows in (slice(first, end) for first, end in itertools.pairwise(edges) if first < end):
+            vectors = {}
+            for name, (index, values) in self.inputs.vectors.items():
+                here = (index >= rows.start * budget) & (index < rows.stop * budget)
+                if bool(here.any()):
+                    vectors[name] = index[here] - rows.start * budget, values[here]
+            found.append(self._changed(operator.itemgetter(rows), operator.itemgetter(rows), vectors))
+        return found
 
-    def _rows(self, first: int, end: int) -> PackedBatch:
-        """The samples `first` to `end - 1`."""
-        budget = self.inputs.ids.shape[1]
-        vectors = {}
-        for name, (index, rows) in self.inputs.vectors.items():
-            here = (index >= first * budget) & (index < end * budget)
-            if bool(here.any()):
-                vectors[name] = index[here] - first * budget, rows[here]
-        inputs = {name: tensor[first:end] for name, tensor in self.inputs.tensors().items()}
-        targets = {name: tensor[first:end] for name, tensor in self.targets.tensors().items()}
-        return PackedBatch(inputs=PackedInputs(**inputs, vectors=vectors), targets=PackedTargets(**targets))
-
-
-def _width(mask: Tensor) -> int:
-    """Return the length of the longest sample, rounded up."""
-    longest = int(mask.sum(dim=1).max()) if mask.numel() else 0
-    return max(WIDTH, -(-longest // WIDTH) * WIDTH)
-
-
-def _joined(sides: Sequence[Packed]) -> dict[str, Tensor]:
-    """The fields that have one row per sample, one below the other."""
-    fields = [side.tensors() for side in sides]
-    return {name: torch.cat([side[name] for side in fields]) for name in fields[0]}
+    def _changed(
+        self,
+        inputs: Callable[[Tensor], Tensor],
+        targets: Callable[[Tensor], Tensor],
+        vectors: dict[str, tuple[Tensor, Tensor]],
+    ) -> PackedBatch:
+        """Apply changes to the tensors of either side, and replace the vectors."""
+        changed = dataclasses.replace(self.inputs.changed(inputs), vectors=vectors)
+        return PackedBatch(inputs=changed, targets=self.targets.changed(targets))

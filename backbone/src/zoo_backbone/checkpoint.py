@@ -61,19 +61,9 @@ def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
     return from_mapping(ModalitySpec, {**data, "layout": layout_from_json(data["layout"])})
 
 
-def architecture_of(config: Mapping[str, Any]) -> type[FourM]:
-    """Return the model class that a config.json names. Raises KeyError."""
-    return ARCHITECTURES[config["architecture"]]
-
-
 def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """Return the model's config in the config.json of a backbone."""
-    return from_mapping(architecture_of(config).config_class, config["model"])
-
-
-def architecture_for(config: ModelConfig) -> type[FourM]:
-    """Return the model class that has this kind of config."""
-    return next(model for model in ARCHITECTURES.values() if model.config_class is type(config))
+    return from_mapping(ARCHITECTURES[config["architecture"]].config_class, config["model"])
 
 
 def stored_specs(config: Mapping[str, Any]) -> list[ModalitySpec]:
@@ -81,9 +71,14 @@ def stored_specs(config: Mapping[str, Any]) -> list[ModalitySpec]:
     return [spec_from_json(spec) for spec in config["specs"]]
 
 
-def stored_layout(config: Mapping[str, Any]) -> EmbeddingLayout:
-    """Return the embedding layout of the backbone with this config.json."""
-    return architecture_of(config).layout_class(stored_specs(config), model_config(config))
+def architecture_for(config: ModelConfig) -> type[FourM]:
+    """Return the model class that has this kind of config."""
+    return next(model for model in ARCHITECTURES.values() if model.config_class is type(config))
+
+
+def layout_for(config: ModelConfig, specs: Sequence[ModalitySpec]) -> EmbeddingLayout:
+    """Return the embedding layout of a backbone with this config."""
+    return architecture_for(config).layout_class(specs, config)
 
 
 def model_tensors(model: FourM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,33 +100,29 @@ def model_tensors(model: FourM, state: Mapping[str, Tensor]) -> dict[str, Tensor
     return named
 
 
-def save_model(model: FourM, folder: Path, extra: Mapping[str, Any] | None = None, card: str = "") -> str:
-    """Write a backbone atomically and return its fingerprint; `extra` is added to config.json, `card` is README.md."""
-    return save_state(model, model.state_dict(), folder, extra, card)
-
-
-def save_state(
+def save_model(
     model: FourM,
-    state: Mapping[str, Tensor],
     folder: Path,
     extra: Mapping[str, Any] | None = None,
-    card: str = "",
+    state: Mapping[str, Tensor] | None = None,
     beside: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Write like `save_model`, but the (gathered) tensors of `state`, and those of `beside` as they are."""
+    """Write a backbone atomically and return its fingerprint.
+
+    `extra` is added to config.json. `state` has the (gathered) tensors of a model whose parameters are sharded; tensors
+    of `beside` are written as they are.
+    """
     config = {**stored_config(model.config, model.layout.specs), **(extra or {})}
-    tensors = {**model_tensors(model, state), **(beside or {})}
-    return save_checkpoint(folder, tensors, config, card or model_card(model))
+    tensors = {**model_tensors(model, model.state_dict() if state is None else state), **(beside or {})}
+    return save_checkpoint(folder, tensors, config, model_card(model))
 
 
 def stored_config(config: ModelConfig, specs: Sequence[ModalitySpec]) -> dict[str, Any]:
     """Return the config.json of a backbone."""
     return {
-        "class": CLASS,
-        "architecture": architecture_for(config).__name__,
-        "model": recorded(config),
+        "class": CLASS, "architecture": architecture_for(config).__name__, "model": recorded(config),
         "specs": [spec_to_json(spec) for spec in specs],
-    }
+    }  # fmt: skip
 
 
 def load_model(
@@ -146,14 +137,12 @@ def load_model(
     """
     tensors, config = load_checkpoint(Path(folder), CLASS)
     try:
-        stored = stored_specs(config)
-        shape = model_config(config)
-        architecture = architecture_of(config)
+        stored, shape = stored_specs(config), model_config(config)
     except (KeyError, TypeError, ValueError, ZooError) as error:
         raise CheckpointError(f"{folder}: config.json does not describe a backbone: {error}") from None
     with loading():
         if specs is None:
-            model = architecture.unfilled(shape, stored)
+            model = architecture_for(shape).unfilled(shape, stored)
         else:
             old = {spec.name: spec for spec in stored}
             for spec in specs:
@@ -165,49 +154,42 @@ def load_model(
                 if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
                 and lengths.get(spec.name, spec.layout.length) != spec.layout.length
             }  # fmt: skip
-            model = architecture.seeded(dataclasses.replace(shape, position_lengths=changed), specs, seed)
-        _copy(folder, tensors, model, complete=specs is None)
+            shape = dataclasses.replace(shape, position_lengths=changed)
+            model = architecture_for(shape).seeded(shape, specs, seed)
+        with torch.no_grad():
+            for name, target in model_tensors(model, model.state_dict()).items():  # parts of it, to be written to
+                source = tensors.get(name)
+                grows = specs is not None and name.startswith(GROWING)
+                if source is None:
+                    if specs is None or not name.startswith(NEW):
+                        raise CheckpointError(f"{folder}: has no tensor {name}")
+                    continue
+                if source.shape[grows:] != target.shape[grows:] or (grows and len(source) > len(target)):
+                    raise CheckpointError(f"{folder}: {name} is {tuple(source.shape)}, expected {tuple(target.shape)}")
+                (target[: len(source)] if grows else target).copy_(source)
         return model.to(device)
 
 
 def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:
     """Raise CheckpointError unless the ids of a modality still mean the same; its size may change."""
-    problem = ""
-    if type(old.layout) is not type(new.layout):
-        problem = f"its layout was {old.layout.kind} and is {new.layout.kind}"
-    elif old.vocabulary != new.vocabulary:
-        problem = f"its vocabulary was {old.vocabulary!r} and is {new.vocabulary!r}"
-    elif old.vocab_size > new.vocab_size:
-        problem = f"its vocabulary had {old.vocab_size} ids and has {new.vocab_size}; a vocabulary only grows"
-    elif isinstance(old.layout, VectorLayout) and old.layout != new.layout:
-        problem = f"it had {old.layout.length} tokens and has {new.layout.length}"
-    elif isinstance(old.layout, PatchesLayout | EmbeddingsLayout) and isinstance(new.layout, type(old.layout)):
-        if old.layout.dim != new.layout.dim:
-            problem = f"its vectors had {old.layout.dim} numbers and have {new.layout.dim}"
-    elif isinstance(old.layout, SequenceLayout) and isinstance(new.layout, SequenceLayout):
-        before, now = (old.layout.end, old.layout.sentinel_start), (new.layout.end, new.layout.sentinel_start)
-        if before != now:
-            problem = f"the ids of its end and first sentinel were {before} and are {now}"
-    if problem:
-        raise CheckpointError(
-            f"{folder}: {old.name} is not the modality that this backbone was trained on: {problem}; "
-            "give it another name, or use the registry of its training"
-        )
 
+    def meaning(spec: ModalitySpec) -> dict[str, object]:
+        found: dict[str, object] = {"layout": spec.layout.kind, "vocabulary": spec.vocabulary}
+        if isinstance(spec.layout, VectorLayout):
+            found["number of tokens"] = spec.layout.length
+        elif isinstance(spec.layout, SequenceLayout):
+            found |= {"end": spec.layout.end, "first sentinel": spec.layout.sentinel_start}
+        elif isinstance(spec.layout, PatchesLayout | EmbeddingsLayout):
+            found["number of channels"] = spec.layout.dim
+        return found
 
-@torch.no_grad()
-def _copy(folder: Path, tensors: Mapping[str, Tensor], model: FourM, complete: bool) -> None:
-    """Copy stored tensors into the model by name. Unless `complete`, it may have more rows and more modalities."""
-    for name, target in model_tensors(model, model.state_dict()).items():
-        source = tensors.get(name)
-        grows = not complete and name.startswith(GROWING)
-        if source is None:
-            if complete or not name.startswith(NEW):
-                raise CheckpointError(f"{folder}: has no tensor {name}")
-            continue
-        if source.shape[grows:] != target.shape[grows:] or (grows and len(source) > len(target)):
-            raise CheckpointError(f"{folder}: {name} is {tuple(source.shape)}, expected {tuple(target.shape)}")
-        (target[: len(source)] if grows else target).copy_(source)
+    before, now = meaning(old), meaning(new)
+    problems = [f"its {key} was {was} and is {now[key]}" for key, was in before.items() if now.get(key, was) != was]
+    if old.vocab_size > new.vocab_size:
+        problems.append(f"its vocabulary had {old.vocab_size} ids and has {new.vocab_size}; a vocabulary only grows")
+    if problems:
+        remedy = "give it another name, or use the registry of the backbone's training"
+        raise CheckpointError(f"{folder}: {old.name} is not the modality of its training: {problems[0]}; {remedy}")
 
 
 def model_card(model: FourM) -> str:

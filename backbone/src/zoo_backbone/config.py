@@ -6,10 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers_zoo.config import check_amounts, check_counts
 from tokenizers_zoo.errors import UnknownNameError
+
+
+def expect(config: Any, key: str, holds: bool, wanted: str) -> None:
+    """Raise ValueError for a field that is not as `wanted`."""
+    if not holds:
+        raise ValueError(f"{key}: expected {wanted}, got {getattr(config, key)}")
+
 
 Biased = Literal["qkv", "out", "mlp", "norm"]
 """Parts of a block that may have biases: projections to queries, keys and values, projections after attention, the
@@ -46,16 +53,14 @@ class ModelConfig:
     trained model is loaded for sequences of another length."""
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.heads, self.encoder_depth, self.decoder_depth) < 1:
-            raise ValueError("dim, heads and depths: expected at least 1")
-        if self.dim % 4 or self.dim % self.heads:
-            raise ValueError(f"dim: expected a multiple of 4 and of heads ({self.heads}), got {self.dim}")
-        if self.rotary and self.dim // self.heads % 2:
-            raise ValueError(f"rotary: expected an even head size, dim over heads; got {self.dim // self.heads}")
-        if not 0 < self.mlp_ratio < math.inf or self.mlp_hidden < 1:
-            raise ValueError(f"mlp_ratio: expected a number that gives an MLP hidden units, got {self.mlp_ratio}")
-        if min(self.position_lengths.values(), default=1) < 1:
-            raise ValueError(f"position_lengths: expected at least 1 each, got {dict(self.position_lengths)}")
+        check_counts(self, "dim", "heads", "encoder_depth", "decoder_depth")
+        divides = not (self.dim % 4 or self.dim % self.heads)
+        expect(self, "dim", divides, f"a multiple of 4 and of heads ({self.heads})")
+        even = not (self.rotary and self.dim // self.heads % 2)
+        expect(self, "rotary", even, f"an even head size, dim over heads, which is {self.dim // self.heads}")
+        wide = 0 < self.mlp_ratio < math.inf and self.mlp_hidden > 0
+        expect(self, "mlp_ratio", wide, "a number that gives an MLP hidden units")
+        expect(self, "position_lengths", min(self.position_lengths.values(), default=1) > 0, "at least 1 each")
 
     def biased(self, part: Biased) -> bool:
         """Return whether a part of a block has biases."""
@@ -106,14 +111,12 @@ class Mixture:
 
     def __post_init__(self) -> None:
         for name in ("weight", "input_alpha", "target_alpha"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-        if not 0 <= self.single_input_prob <= 1:
-            raise ValueError(f"single_input_prob: expected 0 to 1, got {self.single_input_prob}")
-        if self.fallback_targets and not self.targets:
-            raise ValueError("fallback_targets: expected targets as well; by default all modalities are targets")
-        if twice := sorted(set(self.fallback_targets) & set(self.targets)):
-            raise ValueError(f"fallback_targets: {twice[0]} is in targets as well; name it in one of them")
+            expect(self, name, 0 < getattr(self, name) < math.inf, "a number above 0")
+        expect(self, "single_input_prob", 0 <= self.single_input_prob <= 1, "0 to 1")
+        alone = bool(self.targets or not self.fallback_targets)
+        expect(self, "fallback_targets", alone, "targets as well; by default all modalities are targets")
+        apart = not set(self.fallback_targets) & set(self.targets)
+        expect(self, "fallback_targets", apart, f"others than in targets, {', '.join(self.targets)}")
 
     def target_names(self, discrete: Sequence[str]) -> tuple[str, ...]:
         """Return the modalities that may be targets, out of `discrete` where the component names none."""
@@ -146,14 +149,10 @@ class MaskingConfig:
     """Mean length, in tokens, of a masked span of a sequence (T5, arXiv 1910.10683, section 3.1.4)."""
 
     def __post_init__(self) -> None:
-        if self.input_budget < 1 or self.target_budget < 1:
-            raise ValueError("input_budget and target_budget: expected at least 1")
-        if not 0 <= (self.min_input or 0) <= self.input_budget:
-            raise ValueError(f"min_input: expected 0 to input_budget, got {self.min_input}")
-        if not self.mixtures:
-            raise ValueError("mixtures: expected at least one")
-        if not 1 <= self.span_length < math.inf:
-            raise ValueError(f"span_length: expected at least 1 token, got {self.span_length}")
+        check_counts(self, "input_budget", "target_budget")
+        expect(self, "min_input", 0 <= (self.min_input or 0) <= self.input_budget, "0 to input_budget")
+        expect(self, "mixtures", bool(self.mixtures), "at least one")
+        expect(self, "span_length", 1 <= self.span_length < math.inf, "at least 1 token")
 
     @property
     def least_input(self) -> int:
@@ -177,8 +176,7 @@ class Dataset:
     """Masking mixtures for its samples; empty: the same as for the run's own store."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight: expected a number above 0, got {self.weight}")
+        expect(self, "weight", 0 < self.weight < math.inf, "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,21 +268,13 @@ class TrainConfig:
         counts = ("steps", "batch_size", "grad_accum_steps", "eval_every", "eval_samples", "save_every")
         check_counts(self, *counts, "preview_samples")
         check_amounts(self, "min_learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "preview_every")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
-        if self.learning_rate is not None and self.min_learning_rate > self.learning_rate:
-            raise ValueError(least_rate_problem(self.min_learning_rate, self.learning_rate))
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: expected two numbers in [0, 1), got {list(self.betas)}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
-        if not 0 < self.pretrained_lr_scale <= 1:
-            raise ValueError(
-                f"pretrained_lr_scale: expected above 0 (which is freeze) to 1, got {self.pretrained_lr_scale}"
-            )
-        if not 0 <= self.decay_fraction <= 1:
-            raise ValueError(f"decay_fraction: expected a share from 0 to 1, got {self.decay_fraction}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay: expected a decay from 0 to below 1, such as 0.999, got {self.ema_decay}")
-        if not all(0 < weight < math.inf for weight in self.loss_weights.values()):
-            raise ValueError(f"loss_weights: expected numbers above 0, got {dict(self.loss_weights)}")
+        rate, weights = self.learning_rate, self.loss_weights.values()
+        expect(self, "learning_rate", rate is None or 0 < rate < math.inf, "a number above 0")
+        if rate is not None and self.min_learning_rate > rate:
+            raise ValueError(least_rate_problem(self.min_learning_rate, rate))
+        expect(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
+        expect(self, "seed", 0 <= self.seed < 2**63, "0 or more, below 2**63")
+        expect(self, "pretrained_lr_scale", 0 < self.pretrained_lr_scale <= 1, "above 0 (which is freeze) to 1")
+        expect(self, "decay_fraction", 0 <= self.decay_fraction <= 1, "a share from 0 to 1")
+        expect(self, "ema_decay", 0 <= self.ema_decay < 1, "a decay from 0 to below 1, such as 0.999")
+        expect(self, "loss_weights", all(0 < weight < math.inf for weight in weights), "numbers above 0")

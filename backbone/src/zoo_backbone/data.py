@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,14 @@ import numpy.typing as npt
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, OtherLayoutError, OtherTokenizerError, UnknownNameError
+from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout, same_layout
 from tokenizers_zoo.train.batches import sample_order
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import Dataset, MaskingConfig, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
-
-if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle
+from zoo_backbone.run import check_stored
 
 
 class TokenData:
@@ -56,7 +55,11 @@ class TokenData:
             _check_fits(self.columns[spec.name], spec)
         self.split = store.split(split)
         self._views = 1 if whole else self.split.crops
-        self._check_keys()
+        for first, other in itertools.pairwise(self.columns.values()):
+            for shard, (one, two) in enumerate(zip(first.manifests, other.manifests, strict=True)):
+                if one.keys != two.keys:
+                    where = f"{other.folder}: shard {shard}"
+                    raise DataError(f"{where} has other samples than the shard of {first.modality}; tokenize again")
         self._combine = np.logical_and if aligned else np.logical_or
         usable = [int(self.usable(shard).sum()) for shard in range(self.split.shards)]
         self._complete = np.array([usable[shard] == self.split.rows(shard) for shard in range(self.split.shards)], bool)
@@ -65,23 +68,11 @@ class TokenData:
             wanted = "no sample has all of" if aligned else "there are no samples of"
             raise DataError(f"{root / split}: {wanted} {', '.join(self.columns)}; tokenize the same data")
 
-    def _check_keys(self) -> None:
-        """Raise DataError if shards of two modalities contain different samples."""
-        columns = list(self.columns.values())
-        for first, other in itertools.pairwise(columns):
-            for shard, (one, two) in enumerate(zip(first.manifests, other.manifests, strict=True)):
-                if one.keys != two.keys:
-                    raise DataError(
-                        f"{other.folder}: shard {shard} has other samples than the shard of {first.modality}: run `zoo "
-                        "tokenize` again"
-                    )
-
     def usable(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return whether each row of a shard is a sample."""
         if not self.columns:
             return np.zeros(self.split.rows(shard), bool)
-        found: npt.NDArray[np.bool_] = self._combine.reduce([item.present_in(shard) for item in self.columns.values()])
-        return found
+        return self._combine.reduce([item.present_in(shard) for item in self.columns.values()])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -133,20 +124,33 @@ class TokenData:
             taken = self.columns[spec.name].take(rows[here]) if len(here) else np.zeros(0, np.int64)
             dim = getattr(spec.layout, "dim", None)
             shape = (len(rows), spec.layout.length) + (() if dim is None else (dim,))
-            if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout):
-                array = np.zeros(shape, np.int64 if dim is None else np.float32)
-                for sample, row in zip(here, taken, strict=True):
-                    lengths[sample, number] = len(row)
-                    array[sample, : len(row)] = row
-            elif len(here) == len(rows):
+            variable = isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
+            if not variable and len(here) == len(rows):
                 array = taken.reshape(shape)
             else:
                 array = np.zeros(shape, np.int64 if dim is None else np.float32)
-                array[here] = taken.reshape(len(here), *shape[1:])
-            if not isinstance(spec.layout, SequenceLayout | EmbeddingsLayout):
-                lengths[here, number] = spec.layout.length
+                if not variable:
+                    array[here] = taken.reshape(len(here), *shape[1:])
+            for sample, row in zip(here, taken, strict=True) if variable else ():
+                array[sample, : len(row)] = row
+            lengths[here, number] = list(map(len, taken)) if variable else spec.layout.length
             tokens[spec.name] = array
         return RawBatch(tokens=tokens, lengths=lengths, present=present)
+
+
+def stored_samples(
+    tokens: Path, split: str, specs: Sequence[ModalitySpec], trained_on: Mapping[str, str], zoo: Zoo, owner: str, *,
+    aligned: bool = False,
+) -> TokenData:  # fmt: skip
+    """Return the stored samples of a split, seen whole, for a model that was trained with the tokenizers `trained_on`.
+
+    `aligned` keeps samples that have every modality; `owner` is the model's name in messages. Raises DataError where
+    another tokenizer wrote the tokens.
+    """
+    data = TokenData(tokens, split, specs, aligned=aligned, whole=True)
+    for name, column in data.columns.items():
+        check_stored(column, trained_on.get(name), zoo, owner)
+    return data
 
 
 def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
@@ -161,15 +165,11 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
     if not same:
         raise OtherLayoutError.of(column.folder, spec.name, stored, layout, "tokenize again")
     if column.metadata.vocabulary != spec.vocabulary:
-        raise DataError(
-            f"{column.folder}: ids of vocabulary {column.metadata.vocabulary!r}, expected {spec.vocabulary!r}; "
-            "tokenize again"
-        )
+        found = column.metadata.vocabulary
+        raise DataError(f"{column.folder}: ids of vocabulary {found!r}, expected {spec.vocabulary!r}; tokenize again")
     if column.needed_vocab_size > spec.vocab_size and not spec.continuous:
-        raise DataError(
-            f"{column.folder}: holds ids up to {column.needed_vocab_size - 1}, and vocabulary {spec.vocabulary!r} has "
-            f"{spec.vocab_size}; raise its size, or tokenize again"
-        )
+        has = f"vocabulary {spec.vocabulary!r} has {spec.vocab_size}"
+        raise DataError(f"{column.folder}: holds ids up to {column.needed_vocab_size - 1}, and {has}; tokenize again")
 
 
 # ---------------------------------------------------------------------- several stores
@@ -218,32 +218,33 @@ def open_sources(
     has no tokens, or a dataset lacks a modality that it names; UnknownNameError where it names a modality that the run
     lacks; ConfigError for a store without inputs or targets for the run, or without a modality that the others have.
     """
-    sources = []
+    sources: list[Source] = []
+    wanted = [spec.name for spec in specs]
     for number, dataset in enumerate(datasets_of(tokens, config)):
-        store = TokenStore(dataset.tokens)
+        store, place = TokenStore(dataset.tokens), dataset.tokens / split
         if split != TRAIN and split not in store.splits():
             continue
-        if split == TRAIN and not number and not config.datasets and not known:
-            names = None  # a single store has all modalities, or reports the missing ones
-        else:
-            names = [spec.name for spec in specs if spec.name in _read(dataset, store, split)]
-            _check_named(dataset, [spec.name for spec in specs], store, split)
+        names: list[str] | None = None  # a single store has all modalities, or reports the missing ones
+        if split != TRAIN or number or config.datasets or known:
+            there = ", ".join(store.modalities(split))
+            names = [name for name in wanted if name in _read(dataset, store, split)]
+            for name in dataset.modalities:
+                if name not in wanted:
+                    raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, wanted)
+                if split == TRAIN and name not in names:
+                    raise DataError(f"datasets: {place}: has no tokens of {name}; it has {there}; tokenize it too")
             if split != TRAIN and not names:
                 continue
             if not names:
-                raise ConfigError(
-                    f"{dataset.tokens / split}: has {', '.join(store.modalities(split))}, and the run asks it for "
-                    f"{', '.join(dataset.modalities or [spec.name for spec in specs])}: nothing to train on; leave "
-                    "that store out, or train with a modality that it has"
-                )
+                raise ConfigError(f"{place}: has {there}, and the run {', '.join(wanted)}: nothing to train on")
         data = TokenData(dataset.tokens, split, specs, names=names)
         sources.append(Source(data=data, dataset=dataset, number=number))
     if split == TRAIN:
-        _check_shared(sources)
-        _check_asked(sources, config, layout or EmbeddingLayout(specs))
-    found = {name for source in sources for name in source.data.columns}
-    if split == TRAIN and (missing := [spec.name for spec in specs if spec.name not in found | set(known)]):
-        raise DataError(f"{tokens / TRAIN}: no tokens of {missing[0]}, nor in another dataset; tokenize it too")
+        if len(sources) > 1:
+            _check_connected(sources, config, layout or EmbeddingLayout(specs))
+        found = {name for source in sources for name in source.data.columns}
+        if missing := [name for name in wanted if name not in found | set(known)]:
+            raise DataError(f"{tokens / TRAIN}: no tokens of {missing[0]}, nor in another dataset; tokenize it too")
     return sources
 
 
@@ -253,52 +254,24 @@ def _read(dataset: Dataset, store: TokenStore, split: str = TRAIN) -> list[str]:
     return [name for name in found if not dataset.modalities or name in dataset.modalities]
 
 
-def _check_named(dataset: Dataset, names: Sequence[str], store: TokenStore, split: str) -> None:
-    """Raise an error for a modality that a dataset names, and the run or the store lacks."""
-    found = store.modalities(split) if split == TRAIN else dataset.modalities
-    for name in dataset.modalities:
-        if name not in names:
-            raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, names)
-        if name not in found:
-            raise DataError(
-                f"datasets: {dataset.tokens / split}: has no tokens of {name}, which its modalities name; it has "
-                f"{', '.join(found)}; tokenize it too, or leave that name out"
-            )
-
-
-def _check_shared(sources: Sequence[Source]) -> None:
-    """Raise ConfigError for a store that shares no modality with the others: nothing would connect them."""
-    for source in (*sources[1:], sources[0]) if len(sources) > 1 else ():
+def _check_connected(sources: Sequence[Source], config: TrainConfig, layout: EmbeddingLayout) -> None:
+    """Raise ConfigError for a store that shares no modality with the others, or has no targets or inputs in its
+    mixtures."""
+    for source in (*sources[1:], sources[0]):
+        has, parts = set(source.data.columns), masking_of(source, config).mixtures
+        where = f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}"
         others = {name for other in sources if other is not source for name in other.data.columns}
-        if not others & set(source.data.columns):
-            raise ConfigError(
-                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and the others have "
-                f"{', '.join(sorted(others))}: no modality is shared; train two backbones, or tokenize one modality in "
-                "both"
-            )
-
-
-def _check_asked(sources: Sequence[Source], config: TrainConfig, layout: EmbeddingLayout) -> None:
-    """Raise ConfigError for one of several stores whose mixtures find no target, or no input, among its modalities."""
-    for source in sources if len(sources) > 1 else ():
-        names = [spec.name for spec in source.data.specs]
-        may_ask = [name for name in names if name in layout.discrete]
-        may_give = [name for name in names if name in layout.readable]
-        parts, has = masking_of(source, config).mixtures, set(source.data.columns)
-        asked = [name for part in parts for name in part.target_names(may_ask)]
-        given = [part.input_names(may_give) for part in parts if has & set(part.target_names(may_ask))]
-        if set(asked) <= set(may_ask) and not set(asked) & has:  # the masker refuses other names
-            raise ConfigError(
-                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and its mixtures ask for "
-                f"{', '.join(dict.fromkeys(asked))} alone: its samples would teach nothing; give it mixtures of "
-                "its own that ask for what it has, or leave it out"
-            )
-        if given and set().union(*given) <= set(may_give) and not any(has & set(inputs) for inputs in given):
-            raise ConfigError(
-                f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}, and for these its mixtures "
-                f"give {', '.join(dict.fromkeys(name for inputs in given for name in inputs))} alone: its samples "
-                "would be asked with nothing given; give it mixtures of its own that give what it has, or leave it out"
-            )
+        if not others & has:
+            raise ConfigError(f"{where}, and the others have {', '.join(sorted(others))}: no modality is shared")
+        advice = "give it mixtures of its own, or leave it out"
+        asked = [name for part in parts for name in part.target_names(layout.discrete)]
+        if set(asked) <= set(layout.discrete) and not set(asked) & has:  # the masker refuses other names
+            named = ", ".join(dict.fromkeys(asked))
+            raise ConfigError(f"{where}, and its mixtures have only the targets {named}: {advice}")
+        ways = [part.input_names(layout.readable) for part in parts if has & set(part.target_names(layout.discrete))]
+        given = dict.fromkeys(name for inputs in ways for name in inputs)
+        if ways and given.keys() <= set(layout.readable) and not given.keys() & has:
+            raise ConfigError(f"{where}, and its mixtures have only the inputs {', '.join(given)}: {advice}")
 
 
 def fingerprints_of(sources: Sequence[Source]) -> dict[str, str]:

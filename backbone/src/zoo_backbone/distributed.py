@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -26,7 +26,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from tokenizers_zoo.errors import CheckpointError, ZooError, is_of_the_machine
-from tokenizers_zoo.io import check_opens, not_read, remove_folder, write_json
+from tokenizers_zoo.io import check_opens, read_table, remove_folder, write_json
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import local
 from zoo_backbone.run import BACKBONE
@@ -41,12 +41,14 @@ class ProcessEndedError(ZooError):
 
 
 class Ranks:
-    """The processes that train together; this class is a single process."""
-
-    rank, size = 0, 1
+    """The processes that train together: those that torchrun started (see `ranks`), or this one alone."""
 
     def __init__(self) -> None:
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.size > 1 and self.device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(self.device)
 
     @property
     def first(self) -> bool:
@@ -54,52 +56,28 @@ class Ranks:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait for all processes."""
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """Return the sum over processes."""
-        return tensor
-
-    def shard(self, model: FourM) -> None:
-        """Shard the model's parameters over the processes."""
-
-    def drop_unused(self, model: FourM) -> None:
-        """Drop gradients of parameters that no process used in this step."""
-
-    def whole_state(self, model: FourM) -> dict[str, Tensor]:
-        """Return the model's state dict; complete in the first process only."""
-        return model.state_dict()
-
-
-class ManyRanks(Ranks):
-    """The processes started by torchrun."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        if self.device.type == "cuda":
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(self.device)
-
-    def wait(self) -> None:
         """Wait for all processes. Raises ProcessEndedError if one has ended, for example with an error."""
+        if self.size == 1:
+            return
         try:
             dist.barrier()
         except RuntimeError as error:
             if "by peer" not in str(error):  # gloo: connection closed, or reset, by peer
                 raise
-            raise ProcessEndedError(
-                f"process {self.rank} of {self.size}: ended, as another one has; the error of that one says why"
-            ) from None
+            where = f"process {self.rank} of {self.size}"
+            raise ProcessEndedError(f"{where}: ended, as another one has; the error of that one says why") from None
 
     def total(self, tensor: Tensor) -> Tensor:
         """Return the sum over processes."""
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
         return tensor
 
     def shard(self, model: FourM) -> None:
-        """Shard each block, and all other parameters with the model itself."""
+        """Shard each block over the processes, and all other parameters with the model itself."""
+        if self.size == 1:
+            return
         # FSDP finds its place in the backward pass through the tensors that forward returns.
         register_dataclass(Losses)
         # Keys and values are views of one tensor, which nothing writes to.
@@ -112,7 +90,7 @@ class ManyRanks(Ranks):
 
     def drop_unused(self, model: FourM) -> None:
         """Drop gradients of parameters that no process used in this step."""
-        parameters = model.sometimes_used()
+        parameters = model.sometimes_used() if self.size > 1 else []
         if not parameters:  # frozen
             return
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
@@ -123,6 +101,8 @@ class ManyRanks(Ranks):
 
     def whole_state(self, model: FourM) -> dict[str, Tensor]:
         """Return the model's state dict; complete in the first process only."""
+        if self.size == 1:
+            return model.state_dict()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
@@ -157,7 +137,7 @@ def ranks() -> Iterator[Ranks]:
         return
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
-        yield ManyRanks()
+        yield Ranks()
     finally:
         dist.destroy_process_group()
 
@@ -166,13 +146,7 @@ class StatePart(Protocol):
     """A part of the training state besides the weights."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return its tensors by name."""
-
-    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors like those of `state` to read into. Raises CheckpointError for unknown names."""
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
+        """Return its tensors by name; loading writes into them."""
 
 
 class TrainingState:
@@ -185,12 +159,12 @@ class TrainingState:
         self.folder = folder / BACKBONE.state
         self.model, self.parts, self.ranks = model, parts, ranks
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+    def _tensors(self) -> dict[str, Tensor]:
+        states = {"model": self.model.state_dict(), **{name: part.state() for name, part in self.parts.items()}}
+        return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
 
     def save(self, step: int, seconds: float) -> None:
         """Write the state after `step` steps with one rename, and remove the previous one."""
-        parts = {f"{part}/{name}": tensor for part, of in self.parts.items() for name, tensor in of.state().items()}
         path, temporary = self.folder / f"step-{step:08}", self.folder / f".step-{step:08}.tmp"
         if self.ranks.first:
             remove_folder(temporary)
@@ -198,7 +172,7 @@ class TrainingState:
         self.ranks.wait()
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         with _without_warnings():
-            save(self._weights() | parts, storage_writer=writer, no_dist=self.ranks.size == 1)
+            save(self._tensors(), storage_writer=writer, no_dist=self.ranks.size == 1)
         if self.ranks.first:
             write_json(temporary / PROGRESS, {"step": step, "seconds": seconds})
             remove_folder(path)
@@ -214,21 +188,21 @@ class TrainingState:
         if not found:
             return 0, 0.0
         path = found[-1]
-        step, seconds = _read_progress(path)
-        for file in sorted(path.glob("*.safetensors")):
+        for file in sorted(path.iterdir()):
             check_opens(file)
+        step, seconds = _read_progress(path)
         reader = HuggingFaceStorageReader(str(path))
         try:
-            stored = reader.read_metadata().state_dict_metadata
-            if problem := _missing(stored):
-                raise _damaged(path, f"expected the .safetensors files of all processes that wrote it, {problem}")
-            parts = {
-                part: of.empty_state(name.removeprefix(f"{part}/") for name in stored if name.startswith(f"{part}/"))
-                for part, of in self.parts.items()
-            }
-            flat = {f"{part}/{name}": tensor for part, found in parts.items() for name, tensor in found.items()}
+            stored: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+            # DCP itself would leave missing parts of a tensor as they are.
+            missing = [name for name, tensor in stored.items()
+                       if sum(math.prod(chunk.sizes) for chunk in tensor.chunks) < math.prod(tensor.size)]  # fmt: skip
+            if missing or not stored:
+                found_parts = f"a part of {missing[0]}" if missing else "none"
+                expected = "the .safetensors files of all processes that wrote it"
+                raise _damaged(path, f"expected {expected}, found {found_parts}")
             with _without_warnings():
-                load(self._weights() | flat, storage_reader=reader, no_dist=self.ranks.size == 1)
+                load(self._tensors(), storage_reader=reader, no_dist=self.ranks.size == 1)
         except (CheckpointException, SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
             cause: BaseException = error
             while isinstance(cause, CheckpointException) and cause.failures:  # DCP wraps the errors of all processes
@@ -237,8 +211,6 @@ class TrainingState:
                 raise cause from None  # the state is sound
             reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise _damaged(path, f"its tensors cannot be read: {reason}") from None
-        for part, of in self.parts.items():
-            of.load_state(parts[part])
         return step, seconds
 
 
@@ -251,14 +223,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _read_progress(state: Path) -> tuple[int, float]:
-    try:
-        progress = json.loads((state / PROGRESS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _damaged(state, f"it has no {PROGRESS}") from None
-    except OSError as error:
-        raise not_read(state / PROGRESS, error) from None
-    except ValueError as error:
-        raise _damaged(state, f"{PROGRESS} cannot be read as JSON: {error}") from None
+    progress = read_table(state / PROGRESS, "step", "seconds", remedy=f"remove {state} to start again")
     match progress:
         case {"step": int(step), "seconds": int(seconds) | float(seconds)} if (
             state.name == f"step-{step:08}" and 0 <= seconds < math.inf
@@ -266,14 +231,6 @@ def _read_progress(state: Path) -> tuple[int, float]:
             return step, float(seconds)
     expected = 'the step in the name of its folder and a time, such as {"step": 4, "seconds": 1.5}'
     raise _damaged(state, f"{PROGRESS}: expected {expected}, got {json.dumps(progress)[:80]}")
-
-
-def _missing(stored: Mapping[str, Any]) -> str:
-    """Describe missing files of a state. DCP itself would leave missing parts of a tensor as they are."""
-    for name, tensor in stored.items():
-        if sum(math.prod(chunk.sizes) for chunk in tensor.chunks) < math.prod(tensor.size):
-            return f"found a part of {name}"
-    return "" if stored else "found none"
 
 
 def _damaged(state: Path, problem: str) -> CheckpointError:

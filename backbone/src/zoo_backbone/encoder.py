@@ -17,10 +17,9 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout
 from zoo_backbone.checkpoint import CLASS, load_model
-from zoo_backbone.codecs import check_codec
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import packed, padded, spans_of
-from zoo_backbone.run import Run, zoo_of
+from zoo_backbone.run import Run, check_handle, zoo_of
 
 LEVELS = 4
 """Default number of maps in a pyramid."""
@@ -113,7 +112,7 @@ class FourMEncoder(nn.Module):
             raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
         for name in values:
             self.layout.check_read(name, "features of")
-            check_codec(self.zoo[name], self.trained_on.get(name), self.layout.spec(name))
+            check_handle(self.zoo[name], self.trained_on.get(name), self.layout.spec(name))
         return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
 
     def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

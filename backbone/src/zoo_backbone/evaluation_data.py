@@ -18,9 +18,10 @@ from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.checkpoint import architecture_for
-from zoo_backbone.codecs import check_codec
+from zoo_backbone.codecs import check_handle
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.model import FourM
+from zoo_backbone.run import check_handle
 
 HELD = 4
 """Sets of true values that are kept in memory."""
@@ -68,7 +69,7 @@ class EvaluationData:
                 if _of_training(zoo, column, trained_on):
                     self.tokens_of.append(name)
                 handle = zoo[name]
-                check_codec(handle, trained_on, spec)
+                check_handle(handle, trained_on, spec)
                 column.check_tokenizer(handle)
                 self.values.folder(TEST, name)
             except ReadError:
@@ -199,7 +200,7 @@ def _of_training(zoo: Zoo, column: TokenColumn, trained_on: str | None) -> bool:
     try:
         handle = zoo[column.modality]
         column.check_tokenizer(handle)
-        check_codec(handle, trained_on)
+        check_handle(handle, trained_on)
     except ZooError:
         return False
     return True
@@ -273,7 +274,7 @@ def default_pairs(specs: Sequence[ModalitySpec], config: ModelConfig | None = No
     Modalities that a model with this configuration cannot read, or cannot predict, are left out.
     """
     config = config or ModelConfig()
-    layout, names = architecture_for(config).layout_class(specs, config), ranked_names(specs)
+    layout, names = layout_for(config, specs), ranked_names(specs)
     inputs = [name for name in names if name in layout.readable]
     targets = [name for name in names if name in layout.discrete]
     pairs: list[Pair] = [((a,), b) for a in inputs for b in targets if a != b]

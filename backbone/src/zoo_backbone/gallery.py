@@ -18,7 +18,7 @@ from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.io import replacing_file, short_name
 from tokenizers_zoo.registry import ModalityHandle
-from zoo_backbone.checkpoint import architecture_for
+from zoo_backbone.checkpoint import layout_for
 from zoo_backbone.config import Dataset, ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import datasets_of
 from zoo_backbone.evaluation_data import default_pairs
@@ -146,7 +146,7 @@ class Previews:
     ) -> None:  # fmt: skip
         self.handles, self.config, self.model = handles, config, model or ModelConfig()
         specs = [handle.spec for handle in handles.values()]
-        self.layout = architecture_for(self.model).layout_class(specs, self.model)
+        self.layout = layout_for(self.model, specs)
         self.stores = datasets_of(tokens, config)
         self._columns: dict[tuple[Path, str], TokenColumn | None] = {}
         self.tokens: dict[Preview, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Growing: train a backbone further with new modalities, and measure its losses before and after."""
+"""Train a backbone with the tokenizers of a zoo, or grow it: train it further with new modalities."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import read_table, write_json
-from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length
-from zoo_backbone.checkpoint import ASKED, CLASS, architecture_for, model_config, stored_specs
-from zoo_backbone.codecs import check_stored
-from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from zoo_backbone.data import datasets_of
+from zoo_backbone.checkpoint import ASKED, CLASS, layout_for, model_config, stored_specs
+from zoo_backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.data import check_tokenizers, datasets_of
 from zoo_backbone.distributed import Ranks, processes
-from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.evaluate import FILE as EVALUATION
 from zoo_backbone.evaluate import FOLDER
+from zoo_backbone.gallery import Previews
 from zoo_backbone.losses import losses_of
 from zoo_backbone.model import uniform_loss
-from zoo_backbone.run import Run
+from zoo_backbone.run import Run, check_stored, training_fingerprints
+from zoo_backbone.train import train
+from zoo_backbone.warm_start import check_meaning, ids_in_use
 
 REPORT = "growth.json"
 PRETRAINED_LR_SCALE = 0.3
@@ -40,6 +41,33 @@ REPLAY, REPLAY_APART = 0.25, 0.5
 second."""
 OLD_TARGETS = 0.5
 """Smallest share of the target budget for old modalities in samples with new and old targets."""
+
+
+def train_run(
+    out: Path,
+    tokens: Path,
+    handles: Mapping[str, ModalityHandle],
+    registry: Path | None,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    *,
+    start: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Train over the modalities of `handles`, whose tokenizers wrote the token store `tokens`; see `train`.
+
+    Previews are drawn if `preview_every` is set. Raises DataError for tokens of other tokenizers.
+    """
+    check_tokenizers(datasets_of(tokens, config), handles.values())
+    if start is not None:
+        check_meaning(start, handles.values())
+    return train(
+        out, tokens, [handle.spec for handle in handles.values()], model_config, config,
+        run=Run(tokens=tokens, data=TokenStore(tokens).data, registry=registry), start=start,
+        ids=None if start is None else ids_in_use(start, handles.values()),
+        show=Previews(handles, tokens, config, model=model_config) if config.preview_every else None,
+        fingerprints=training_fingerprints(out, handles.values()), overwrite=overwrite,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +93,9 @@ class Trained:
             mixtures = tuple(from_mapping(Mixture, mixture) for mixture in stored[ASKED])
             train = dataclasses.replace(train, masking=dataclasses.replace(train.masking, mixtures=mixtures))
         return cls(
-            folder=Path(folder),
-            specs=tuple(stored_specs(stored)),
-            model=model_config(stored),
-            train=train,
-            fingerprints=stored.get("fingerprints", {}),
-            run=Run.load(folder) if (folder / RUN).is_file() else None,
-        )
+            folder=Path(folder), specs=tuple(stored_specs(stored)), model=model_config(stored), train=train,
+            fingerprints=stored.get("fingerprints", {}), run=Run.load(folder) if (folder / RUN).is_file() else None,
+        )  # fmt: skip
 
     @property
     def names(self) -> list[str]:
@@ -94,8 +118,46 @@ class Trained:
         return tuple(dataset for dataset in found if dataset.modalities)
 
 
-def _layout(specs: Sequence[ModalitySpec], model: ModelConfig) -> EmbeddingLayout:
-    return architecture_for(model).layout_class(specs, model)
+def grow(
+    trained: Trained,
+    tokens: Path,
+    out: Path,
+    added: Sequence[str],
+    zoo: Zoo,
+    table: Mapping[str, Any],
+    replay: float | None = None,
+    origin: Origin | None = None,
+    overwrite: bool = False,
+) -> TrainConfig:
+    """Train a backbone further on `tokens` with the modalities `added` of the zoo into `out`; return the settings.
+
+    See `growing_config` for `table`, a table [train] from `origin`, and `replay`. Raises ConfigError, and DataError for
+    tokens of other tokenizers than before.
+    """
+    store = TokenStore(tokens)
+    stored = [name for name in trained.names if name in store.modalities(TRAIN)]
+    handles = {name: zoo[name] for name in [*stored, *added]}
+    specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, added)
+    check_tokenizers([Dataset(tokens=tokens)], handles.values())
+    check_meaning(trained.folder, handles.values())
+    config = growing_config(trained, specs, tokens, table, replay, origin)
+    for dataset in config.datasets:
+        replayed = TokenStore(dataset.tokens)
+        for name in replayed.modalities(TRAIN):
+            if name in trained.names and (not dataset.modalities or name in dataset.modalities):
+                check_stored(replayed.open(TRAIN, name), trained.fingerprints.get(name), zoo, str(trained.folder))
+    show = None
+    if config.preview_every:  # also of modalities that only replayed stores have
+        shown = {name: zoo[name] for name in [*trained.names, *added] if name in zoo}
+        show = Previews(shown, tokens, config, model=trained.model, inherited="previews" not in table)
+    train(
+        out, tokens, specs, trained.model, config, start=trained.folder,
+        fingerprints={**trained.fingerprints, **training_fingerprints(out, handles.values())},
+        ids=ids_in_use(trained.folder, handles.values()),
+        run=Run(tokens=tokens, data=store.data, registry=zoo.path), show=show,
+        asked=asked_from_now(trained, specs, table), overwrite=overwrite,
+    )  # fmt: skip
+    return config
 
 
 def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
@@ -106,7 +168,7 @@ def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mappi
     """
     if "mixtures" in table.get("masking", {}):
         return ()
-    new = tuple(name for name in _layout(specs, trained.model).discrete if name not in trained.names)
+    new = tuple(name for name in layout_for(trained.model, specs).discrete if name not in trained.names)
     return tuple(
         dataclasses.replace(part, targets=(*part.targets, *new) if part.targets else ())
         for part in trained.train.masking.mixtures
@@ -119,10 +181,8 @@ def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequen
     A vocabulary gets the largest size among its modalities. Raises ConfigError for a known modality.
     """
     if there := [name for name in added if name in trained.names]:
-        raise ConfigError(
-            f"{trained.folder}: has {there[0]} already; its modalities are {', '.join(trained.names)}; train on with "
-            "zoo backbone train --from"
-        )
+        advice = f"its modalities are {', '.join(trained.names)}; train on with zoo backbone train --from"
+        raise ConfigError(f"{trained.folder}: has {there[0]} already; {advice}")
     if not added or len(set(added)) != len(added):
         raise ConfigError(f"--add: expected names of new modalities, each once; got {', '.join(added) or 'none'}")
     specs = [now.get(spec.name, spec) for spec in trained.specs] + [now[name] for name in added]
@@ -147,7 +207,7 @@ def growing_mixtures(
     the rest of their target budget goes to the old targets of any component. For each `NEW_TARGETS` of these samples,
     one has new inputs and old targets, and one has any inputs and targets.
     """
-    layout = _layout(specs, model or ModelConfig())
+    layout = layout_for(model or ModelConfig(), specs)
     read = [name for name in old if name in layout.readable]
     parts = [Mixture()]
     new, known = (tuple(name for name in names if name in layout.discrete) for names in (added, old))
@@ -158,11 +218,9 @@ def growing_mixtures(
         for part in ways:
             inputs = tuple(name for name in part.input_names(read) if name in read)
             fallback = () if frozen else targets
-            parts.append(
-                dataclasses.replace(
-                    part, weight=scale * part.weight, inputs=inputs, targets=new, fallback_targets=fallback
-                )
-            )
+            weight = scale * part.weight
+            changed = dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fallback_targets=fallback)
+            parts.append(changed)
     if known:
         parts.append(Mixture(inputs=tuple(added), targets=known))
     return tuple(parts)
@@ -174,9 +232,7 @@ def check_same_model(trained: Trained, table: Mapping[str, Any], origin: Origin)
     wanted = dataclasses.asdict(from_mapping(type(trained.model), {**known, **table}, origin))
     for key, value in known.items():
         if wanted[key] != value:
-            raise ConfigError(
-                f"{origin.at(key)}: {trained.folder} has {value!r}, and growing adds modalities only; leave it out"
-            )
+            raise ConfigError(f"{origin.at(key)}: {trained.folder} has {value!r}, which stays; leave it out")
 
 
 def growing_config(
@@ -195,22 +251,31 @@ def growing_config(
     """
     if replay is not None and not 0 <= replay < 1:
         raise ConfigError(f"--replay: expected a share from 0 to below 1, got {replay:g}")
-    pretrained_lr_scale = 1.0 if table.get("freeze") else PRETRAINED_LR_SCALE
-    base = dataclasses.asdict(
-        dataclasses.replace(trained.train, datasets=(), freeze=False, pretrained_lr_scale=pretrained_lr_scale)
-    )
-    config = from_mapping(TrainConfig, merged(base, table), origin)
+    scale = 1.0 if table.get("freeze") else PRETRAINED_LR_SCALE
+    base = dataclasses.replace(trained.train, datasets=(), freeze=False, pretrained_lr_scale=scale)
+    config = from_mapping(TrainConfig, merged(dataclasses.asdict(base), table), origin)
     added = [spec.name for spec in specs if spec.name not in trained.names]
+    discrete = [spec for spec in specs if not spec.continuous]
     asks_for_old = False
     if "mixtures" in table.get("masking", {}):
-        _check_met(config, added, specs, origin or Origin(table="train"))
+        parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
+        named = [spec.name for spec in discrete]
+        met = {name for part in parts for name in (*part.input_names(added), *part.target_names(named))}
+        if missing := [name for name in added if name not in met]:
+            place = (origin or Origin(table="train")).inner("masking").at("mixtures")
+            raise ConfigError(f"{place}: no mixture has {missing[0]} as an input or a target; name it in one")
     else:
         there = TokenStore(tokens).modalities(TRAIN)
         old = [name for name in trained.names if name in there]
-        asked = config.masking.mixtures
-        mixtures = growing_mixtures(asked, old, added, specs, trained.model, frozen=config.freeze)
-        config = dataclasses.replace(config, masking=dataclasses.replace(config.masking, mixtures=mixtures))
-        asks_for_old = old == trained.names and not config.datasets and _leaves_room(config.masking, specs, added)
+        mixtures = growing_mixtures(config.masking.mixtures, old, added, specs, trained.model, frozen=config.freeze)
+        masking = dataclasses.replace(config.masking, mixtures=mixtures)
+        config = dataclasses.replace(config, masking=masking)
+        # Whether samples with new targets of full length leave enough budget and tokens for old targets, of which only
+        # those of fixed length count.
+        new = sum(spec.layout.length for spec in discrete if spec.name in added)
+        left = sum(spec.layout.length for spec in discrete if spec.name not in added and has_fixed_length(spec.layout))
+        room = min(masking.target_budget - new, left - masking.input_budget)
+        asks_for_old = old == trained.names and not config.datasets and room >= OLD_TARGETS * masking.target_budget
     if replay is None:
         replay = 0.0 if config.freeze else REPLAY if asks_for_old else REPLAY_APART
     if not replay:
@@ -218,10 +283,8 @@ def growing_config(
     stores = trained.stores(tokens)
     if not stores:
         where = " and ".join(str(store) for store in (trained.run and trained.run.tokens, tokens) if store)
-        raise ConfigError(
-            f"--replay {replay:g}: {where} has no tokens of the modalities of {trained.folder}; restore the "
-            "token store of its training, or give --replay 0"
-        )
+        advice = "restore the token store of its training, or give --replay 0"
+        raise ConfigError(f"--replay {replay:g}: {where} has no tokens of the modalities of {trained.folder}; {advice}")
     scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
     replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
     return dataclasses.replace(config, datasets=config.datasets + replayed)
@@ -231,40 +294,6 @@ def share_replayed(config: TrainConfig, further: int) -> float:
     """Return the share of replayed samples; the first `further` datasets are not for replay."""
     weights = [dataset.weight for dataset in config.datasets]
     return sum(weights[further:]) / (1 + sum(weights))
-
-
-def _leaves_room(masking: MaskingConfig, specs: Sequence[ModalitySpec], added: Sequence[str]) -> bool:
-    """Whether samples with `added` targets of full length leave enough budget and enough tokens for old targets.
-
-    Only old modalities of fixed length count.
-    """
-    discrete = [spec for spec in specs if not spec.continuous]
-    new = sum(spec.layout.length for spec in discrete if spec.name in added)
-    old = sum(spec.layout.length for spec in discrete if spec.name not in added and has_fixed_length(spec.layout))
-    room = min(masking.target_budget - new, old - masking.input_budget)
-    return room >= OLD_TARGETS * masking.target_budget
-
-
-def _check_met(config: TrainConfig, added: Sequence[str], specs: Sequence[ModalitySpec], origin: Origin) -> None:
-    """Raise ConfigError for an added modality that no mixture has as an input or a target."""
-    discrete = [spec.name for spec in specs if not spec.continuous]
-    parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
-    met = {name for part in parts for name in (*part.input_names(added), *part.target_names(discrete))}
-    for name in added:
-        if name not in met:
-            raise ConfigError(
-                f"{origin.inner('masking').at('mixtures')}: no mixture has {name} as an input or a target; "
-                "name it in one, or leave the mixtures out"
-            )
-
-
-def check_replayed(trained: Trained, config: TrainConfig, zoo: Zoo) -> None:
-    """Raise DataError if replayed tokens of an old modality were written by another tokenizer than at its training."""
-    for dataset in config.datasets:
-        store = TokenStore(dataset.tokens)
-        for name in store.modalities(TRAIN):
-            if name in trained.names and (not dataset.modalities or name in dataset.modalities):
-                check_stored(store.open(TRAIN, name), trained.fingerprints.get(name), zoo, str(trained.folder))
 
 
 def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]:
@@ -317,23 +346,20 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
     found, identities = [], []
     for folder in (before, after):
         path = folder / FOLDER / EVALUATION
-        table = read_table(path, "pairs", "identity") if path.is_file() else {"pairs": [], "identity": {}}
-        if table["pairs"] and table["identity"].get("weights") != load_config(folder, CLASS).get("weights_sha256"):
-            table = {"pairs": [], "identity": {}}
+        if not path.is_file():
+            return []
+        table = read_table(path, "pairs", "identity")
+        if table["identity"].get("weights") != load_config(folder, CLASS).get("weights_sha256"):
+            return []
         identities.append(table["identity"])
         found.append({(tuple(p["inputs"]), p["target"], p["samples"]): p["skill"] for p in table["pairs"]})
-    old, new = found if _comparable(*identities) else ({}, {})
+    for key in ("decoders", "values"):  # digests; those that only one evaluation has are of no pair of both
+        here, there = (identity.get(key, {}) for identity in identities)
+        if any(here[name] != there[name] for name in here.keys() & there.keys()):
+            return []
+    if identities[0].get("settings") != identities[1].get("settings"):
+        return []
     return [
-        {"inputs": list(pair[0]), "target": pair[1], "before": skill, "after": new[pair]}
-        for pair, skill in old.items() if pair in new
+        {"inputs": list(pair[0]), "target": pair[1], "before": skill, "after": found[1][pair]}
+        for pair, skill in found[0].items() if pair in found[1]
     ]  # fmt: skip
-
-
-def _comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two evaluations had the same settings, and equal digests of the values and decoders that both had."""
-
-    def agree(key: str) -> bool:
-        here, there = one.get(key, {}), other.get(key, {})
-        return all(here[name] == there[name] for name in here.keys() & there.keys())
-
-    return one.get("settings") == other.get("settings") and agree("decoders") and agree("values")

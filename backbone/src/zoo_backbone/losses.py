@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -68,16 +68,6 @@ class LossBalance:
     def state(self) -> dict[str, Tensor]:
         """Return the learned weights and their optimizer state."""
         return {NAME: self.adam.table, **self.adam.state(NAME)} if self.learned else {}
-
-    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors like those of `state`."""
-        return {name: torch.zeros_like(tensor) for name, tensor in self.state().items()}
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
-        if self.learned:
-            self.adam.table = tensors[NAME]
-            self.adam.load_state(NAME, tensors)
 
 
 Compute = Callable[[PackedBatch], Losses]

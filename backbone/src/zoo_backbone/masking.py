@@ -70,17 +70,6 @@ class Draws:
     """`batch*sequences width`: keys for the order in which spans become targets."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Modalities of one fixed length, whose tokens are ordered together."""
-
-    indices: Ints
-    """`group`: in the list of specs."""
-    columns: slice
-    """Their keys in `Draws.orders`."""
-    length: int
-
-
 class Masker:
     """Turns raw batches into packed ones.
 
@@ -108,17 +97,12 @@ class Masker:
         self._sentinel = np.array([sequence.sentinel_start for sequence in sequences], np.int64)
         self._num_sentinels = np.array([sequence.num_sentinels for sequence in sequences], np.int64)
         self._width = max((sequence.max_length for sequence in sequences), default=0)
-        self._groups: list[Group] = []
-        by_length: dict[int, list[int]] = {}
+        self._by_length: dict[int, list[int]] = {}
+        """Modalities (indices of specs) by fixed length; the tokens of a group are ordered together."""
         for index, spec in enumerate(specs):
             if not isinstance(spec.layout, SequenceLayout):
-                by_length.setdefault(spec.layout.length, []).append(index)
-        start = 0
-        for length, indices in by_length.items():
-            end = start + len(indices) * length
-            self._groups.append(Group(indices=np.array(indices), columns=slice(start, end), length=length))
-            start = end
-        self._num_keys = start
+                self._by_length.setdefault(spec.layout.length, []).append(index)
+        self._num_keys = sum(length * len(indices) for length, indices in self._by_length.items())
 
     def _allowed(self, key: str, names: Sequence[str]) -> Bools:
         """Return the modalities that a key of a component allows, `modalities`."""
@@ -147,7 +131,14 @@ class Masker:
         largest = np.where(possible, log_shares[single, 0], -np.inf).argmax(axis=1)
         inputs_allowed[single] &= np.arange(len(self.layout)) == largest[:, None]
         inputs = self._share_inputs(raw, draws, log_shares[:, 0], inputs_allowed, targets_first)
-        spans = self._mask_sequences(raw, draws, inputs)
+        lengths = raw.lengths[:, self._sequences].ravel()
+        longest = max(int(lengths.max(initial=0)), 1)
+        masked = mask_spans(
+            lengths, inputs[:, self._sequences].ravel(), np.tile(self._num_sentinels, len(raw)),
+            self.config.span_length, draws.span_rounding.ravel(), draws.cuts[:, :longest],
+            draws.places[:, : longest + 1],
+        )  # fmt: skip
+        spans = Spans.of(masked)  # a row is `sample * sequences + sequence`
         target_shares = after_others(log_shares[:, 1], self._fallbacks[component])
         targets, selected = self._share_targets(
             raw, draws, target_shares, targets_allowed, targets_first, inputs, spans
@@ -209,8 +200,7 @@ class Masker:
         for possible in (targets, both, first):
             weights = np.where(possible | ~possible.any(axis=1, keepdims=True), weights, 0.0)
         edges = np.cumsum(weights, axis=1)
-        chosen: Ints = np.argmax(edges > draws.component[:, None] * edges[:, -1:], axis=1)
-        return chosen
+        return np.argmax(edges > draws.component[:, None] * edges[:, -1:], axis=1)
 
     def _share_inputs(
         self, raw: RawBatch, draws: Draws, log_shares: Floats, allowed: Bools, targets_allowed: Bools
@@ -229,17 +219,6 @@ class Masker:
         only = ~(allowed & ~targets_allowed & (raw.lengths > 0)).any(axis=1) & (others > 0)
         left = np.where(only, np.minimum(left, np.maximum(shared - 1, 0)), left)
         return fill_with_limit(log_shares, capacity, budget, draws.rounding[:, 0], both, shared - left)
-
-    def _mask_sequences(self, raw: RawBatch, draws: Draws, inputs: Ints) -> Spans:
-        """Return the spans of all sequences of all samples; row `sample * sequences + sequence`."""
-        lengths = raw.lengths[:, self._sequences].ravel()
-        longest = max(int(lengths.max(initial=0)), 1)
-        masked = mask_spans(
-            lengths, inputs[:, self._sequences].ravel(), np.tile(self._num_sentinels, len(raw)),
-            self.config.span_length, draws.span_rounding.ravel(), draws.cuts[:, :longest],
-            draws.places[:, : longest + 1],
-        )  # fmt: skip
-        return Spans.of(masked)
 
     def _share_targets(
         self, raw: RawBatch, draws: Draws, log_shares: Floats, allowed: Bools, first: Bools, inputs: Ints, spans: Spans
@@ -276,8 +255,11 @@ class Masker:
         """Pack the chosen tokens: modalities in the order of the specs, one run each."""
         sides = _Side(inputs, self.config.input_budget), _Side(targets, self.config.target_budget)
         vectors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        for group in self._groups:
-            self._pack_group(raw, group, draws.orders[:, group.columns], *sides, vectors)
+        start = 0
+        for length, indices in self._by_length.items():
+            keys = draws.orders[:, start : start + length * len(indices)].reshape(-1, length)
+            start += length * len(indices)
+            self._pack_group(raw, np.array(indices), length, keys, *sides, vectors)
         if len(self._sequences):
             self._pack_sequences(raw, spans, selected, *sides)
         packed_inputs, packed_targets = (side.tensors() for side in sides)
@@ -287,27 +269,26 @@ class Masker:
         )
 
     def _pack_group(
-        self, raw: RawBatch, group: Group, keys: Keys, inputs: _Side, targets: _Side,
+        self, raw: RawBatch, group: Ints, length: int, keys: Keys, inputs: _Side, targets: _Side,
         vectors: dict[str, tuple[torch.Tensor, torch.Tensor]],
     ) -> None:  # fmt: skip
-        """Pack all modalities except sequences: inputs from the front of a random order, then targets."""
-        size = len(group.indices)
-        tokens = np.zeros((len(raw), size, group.length), np.int64)
-        for column, index in enumerate(group.indices):
+        """Pack modalities of one fixed length: inputs from the front of a random order, then targets."""
+        size = len(group)
+        tokens = np.zeros((len(raw), size, length), np.int64)
+        for column, index in enumerate(group):
             if not self._continuous[index]:
                 tokens[:, column] = raw.tokens[self.layout.names[index]]
-        front, behind = (side.counts[:, group.indices].ravel() for side in (inputs, targets))
+        front, behind = (side.counts[:, group].ravel() for side in (inputs, targets))
         active = np.flatnonzero(front + behind)
-        samples, kinds = active // size, group.indices[active % size]
-        order = sorted_draw(keys.reshape(-1, group.length)[active], raw.lengths[samples, kinds])
+        samples, kinds = active // size, group[active % size]
+        order = sorted_draw(keys[active], raw.lengths[samples, kinds])
         front, behind = front[active], behind[active]
         for side, counts, skipped in ((inputs, front, np.zeros_like(front)), (targets, behind, front)):
             rows, columns = ragged(counts)
             token = order[rows, columns + skipped[rows]]
             sample, kind = samples[rows], kinds[rows]
-            index = side.place(sample, kind, columns)
-            ids = tokens.reshape(-1, group.length)[active[rows], token] + self._token_start[kind]
-            side.put(index, kind, ids, self._position_start[kind] + token)
+            ids = tokens.reshape(-1, length)[active[rows], token] + self._token_start[kind]
+            index = side.put(sample, kind, columns, ids, self._position_start[kind] + token)
             for continuous in np.unique(kind[self._continuous[kind]]) if side is inputs else ():
                 here = kind == continuous
                 name = self.layout.names[continuous]
@@ -335,8 +316,8 @@ class Masker:
             (inputs, kept_rows, kept_rank, kept_ids), (targets, rows, rank, predicted[rows, rank])
         ):  # fmt: skip
             kinds = order[row % size]
-            slots = side.place(row // size, kinds, column)
-            side.put(slots, kinds, ids + self._token_start[kinds], self._position_start[kinds] + column)
+            start = self._position_start[kinds]
+            slots = side.put(row // size, kinds, column, ids + self._token_start[kinds], start + column)
         targets.read.ravel()[slots] = read[rows, rank] + self._token_start[kinds]
 
 
@@ -352,14 +333,13 @@ class _Side:
         self.read = np.full(shape, -1, np.int64)
         self.mask = np.arange(budget) < counts.sum(axis=1)[:, None]
 
-    def place(self, samples: Ints, kinds: Ints, columns: Ints) -> Ints:
-        """Return the flat indices of the tokens number `columns` of modalities `kinds` in `samples`."""
-        return samples * self.budget + self.start[samples, kinds] + columns
-
-    def put(self, index: Ints, kinds: Ints, ids: Ints, positions: Ints) -> None:
+    def put(self, samples: Ints, kinds: Ints, columns: Ints, ids: Ints, positions: Ints) -> Ints:
+        """Store the tokens number `columns` of modalities `kinds` in `samples`; return their flat indices."""
+        index = samples * self.budget + self.start[samples, kinds] + columns
         self.ids.ravel()[index] = ids
         self.positions.ravel()[index] = positions
         self.kinds.ravel()[index] = kinds
+        return index
 
     def tensors(self) -> dict[str, Any]:
         arrays = {"ids": self.ids, "positions": self.positions, "modalities": self.kinds, "mask": self.mask}

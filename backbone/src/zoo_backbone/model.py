@@ -184,10 +184,8 @@ class FourM(nn.Module):
         """Return the decoder's inputs `batch targets dim`: the token read, or the modality's mask token where -1."""
         masked = (read < 0).unsqueeze(-1)
         content = torch.where(masked, self.mask_embedding(modalities), self.token_embedding(read.clamp(min=0)))
-        result: Tensor = content + (
-            self.embed_positions(positions, self.fixed_positions) + self.modality_embedding(modalities)
-        )
-        return result
+        place = self.embed_positions(positions, self.fixed_positions)
+        return content + (place + self.modality_embedding(modalities))
 
     def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Return content, place, rotations and mask of the inputs, registers included."""
@@ -204,8 +202,7 @@ class FourM(nn.Module):
     def _encode(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
         for block in self.encoder:
             x = block(x, rotation, mask)
-        result: Tensor = self.encoder_norm(x)
-        return result
+        return self.encoder_norm(x)
 
     def context(self, inputs: PackedInputs) -> Context:
         """Encode the inputs for the decoder.
@@ -238,15 +235,11 @@ class FourM(nn.Module):
         has the new tokens only, and keys are all tokens so far. Several contexts, of different lengths, are for equal
         shares of the rows of `x`, in this order.
         """
-        several = not isinstance(context, Context)
         contexts = [context] if isinstance(context, Context) else context
-        masks = [part.mask for part in contexts]
         for i, block in enumerate(self.decoder):
-            seen = [part.keys_and_values[i] for part in contexts]
-            cache = None if caches is None else caches[i]
-            x = block(x, rotation, seen if several else seen[0], mask, masks if several else masks[0], cache)
-        result: Tensor = self.decoder_norm(x)
-        return result
+            seen = [(*part.keys_and_values[i], part.mask) for part in contexts]
+            x = block(x, rotation, seen, mask, None if caches is None else caches[i])
+        return self.decoder_norm(x)
 
     def target_mask(self, targets: PackedTargets) -> Tensor:
         """Return the decoder's self-attention mask, bool `batch 1 targets targets`.

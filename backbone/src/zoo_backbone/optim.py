@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.train.optim import learning_rate_at
 from zoo_backbone.config import TrainConfig, least_rate_problem
 from zoo_backbone.model import FourM
@@ -168,10 +168,6 @@ class RowAdam:
         """Return the moments and step counts of the table, under this name."""
         return dict(zip(names_of(name), (self.first, self.second, self.ticks), strict=True))
 
-    def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
-        self.first, self.second, self.ticks = (tensors[part] for part in names_of(name))
-
 
 class Optimizer:
     """AdamW (arXiv 1711.05101) for a FourM: fused for dense parameters, by rows for the token table.
@@ -195,43 +191,41 @@ class Optimizer:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.frozen = {self.parameters[name]: rows_like(self.parameters[name], rows)
                        for name, rows in (frozen or {}).items()}  # fmt: skip
-        slow, self.slow_rows = self._slow(known or {})
+        slow = set[Tensor]()
+        """Parameters that are known as a whole."""
+        self.slow_rows: dict[Tensor, Tensor] = {}
+        """The known rows of the others."""
+        factors, scale = None, config.pretrained_lr_scale
+        for name, rows in (known or {}).items() if scale != 1 else ():
+            if name == TOKEN_TABLE and rows.any():
+                rows = rows_like(self.parameters[name], rows)
+                factors = torch.where(rows, scale, 1.0).unsqueeze(1)
+            elif name in self.parameters and rows.all():
+                slow.add(self.parameters[name])
+            elif name in self.parameters and rows.any():
+                self.slow_rows[self.parameters[name]] = rows_like(self.parameters[name], rows)
         model.token_embedding.sparse = sparse
-        table = model.token_embedding.weight
-        slow_rows = self.slow_rows.pop(table, None)
-        factors = None if slow_rows is None else torch.where(slow_rows, config.pretrained_lr_scale, 1.0).unsqueeze(1)
-        self.rows = RowAdam(table, config.betas, factors)
+        self.rows = RowAdam(model.token_embedding.weight, config.betas, factors)
         blocks = [*model.encoder, *model.decoder]
         muon = config.optimizer == "muon"
         matrices = {p: parts for p, parts in block_matrices(blocks).items() if muon and p.requires_grad}
         # A start backbone has all blocks or none.
         self.muon = Muon(matrices, config.weight_decay)
-        self.muon_factor = config.pretrained_lr_scale if slow.issuperset(matrices) else 1.0
+        self.muon_factor = scale if slow.issuperset(matrices) else 1.0
         others = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
-        # A table with frozen rows has no weight decay, because AdamW decays a whole parameter.
-        decayed = {name for name, p in others.items() if decays(name, p) and p not in self.frozen}
-        groups = [
-            {
-                "params": [p for name, p in others.items() if (name in decayed, p in slow) == (decay, slower)],
-                "weight_decay": config.weight_decay if decay else 0.0,
-                "factor": config.pretrained_lr_scale if slower else 1.0,
-            }
-            for decay in (True, False)
-            for slower in ((False, True) if slow else (False,))
-        ]
+        groups = defaultdict[tuple[float, float], list[Tensor]](list)
+        for name, parameter in others.items():
+            # A table with frozen rows has no weight decay, because AdamW decays a whole parameter.
+            decay = config.weight_decay if decays(name, parameter) and parameter not in self.frozen else 0.0
+            groups[decay, scale if parameter in slow else 1.0].append(parameter)
+        of_groups = [{"params": of, "weight_decay": decay, "factor": factor} for (decay, factor), of in groups.items()]
         # Each step sets the learning rate.
-        self.dense = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
-
-    def _slow(self, known: Mapping[str, Tensor]) -> tuple[set[Tensor], dict[Tensor, Tensor]]:
-        """Return parameters that are known as a whole, and the known rows of the others and of the token table."""
-        all_known, parts = set[Tensor](), dict[Tensor, Tensor]()
-        for name, parameter in self.parameters.items() if self.config.pretrained_lr_scale != 1 else ():
-            rows = known.get(name)
-            if rows is not None and bool(rows.all()) and name != TOKEN_TABLE:
-                all_known.add(parameter)
-            elif rows is not None and bool(rows.any()):
-                parts[parameter] = rows_like(parameter, rows)
-        return all_known, parts
+        self.dense = torch.optim.AdamW(of_groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
+        for parameter in others.values():
+            # The fused kernel reads its steps on the device of the parameter.
+            first, second = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
+            step = torch.zeros((), device=parameter.device)
+            self.dense.state[parameter] = {"exp_avg": first, "exp_avg_sq": second, "step": step}
 
     def step(self, rate: float) -> float:
         """Clip the gradients, update with learning rate `rate`, and return the norm before clipping.
@@ -242,8 +236,10 @@ class Optimizer:
         if table.grad is not None and table.grad.is_sparse:
             table.grad = table.grad.coalesce()
         for parameter, rows in self.frozen.items():
-            if parameter.grad is not None:
-                drop_rows(parameter.grad, rows)
+            if (gradient := parameter.grad) is not None and gradient.is_sparse:
+                gradient.values()[rows[gradient.indices()[0]]] = 0.0
+            elif gradient is not None:
+                local(gradient)[rows] = 0.0
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         parts = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
         norm = float(whole(torch.nn.utils.get_total_norm(parts)))
@@ -278,38 +274,8 @@ class Optimizer:
             if parameter in self.muon.momentum:
                 tensors[names_of(name)[0]] = self.muon.momentum[parameter]
             elif state := self.dense.state.get(parameter):
-                values = state["exp_avg"], state["exp_avg_sq"], state["step"]
-                tensors |= zip(names_of(name), values, strict=True)
+                tensors |= zip(names_of(name), state.values(), strict=True)
         return tensors
-
-    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors like those of `state` for these names. Raises CheckpointError for names of another model."""
-        tensors = {}
-        for name in names:
-            parameter, _, part = name.rpartition(".")
-            if parameter not in self.parameters:
-                raise CheckpointError(f"the optimizer's state is of another model: it has {name}")
-            like = self.parameters[parameter].detach()
-            if part != "ticks":
-                tensors[name] = torch.zeros_like(like)
-            else:
-                # AdamW's fused kernel reads its steps on the device of the parameter.
-                steps = torch.zeros((), device=like.device)
-                tensors[name] = torch.zeros_like(like[:, :1]) if parameter == TOKEN_TABLE else steps
-        return tensors
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
-        for name, parameter in self.parameters.items():
-            first, second, ticks = (tensors.get(part) for part in names_of(name))
-            if first is not None and parameter in self.muon.momentum:
-                self.muon.momentum[parameter] = first
-            if first is None or second is None or ticks is None:
-                continue
-            if name == TOKEN_TABLE:
-                self.rows.load_state(name, tensors)
-            else:
-                self.dense.state[parameter] = {"step": ticks, "exp_avg": first, "exp_avg_sq": second}
 
 
 def names_of(parameter: str) -> tuple[str, str, str]:
@@ -325,21 +291,11 @@ def rows_like(parameter: Tensor, rows: Tensor) -> Tensor:
     return rows
 
 
-def drop_rows(gradient: Tensor, rows: Tensor) -> None:
-    """Set the gradient of marked rows to zero in place; a sparse gradient must be coalesced."""
-    if gradient.is_sparse:
-        gradient.values()[rows[gradient.indices()[0]]] = 0.0
-    else:
-        local(gradient)[rows] = 0.0
-
-
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a sharded tensor; any other tensor unchanged."""
-    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return part
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; return any other unchanged."""
-    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return gathered
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # type: ignore[no-any-return]

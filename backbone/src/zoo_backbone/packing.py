@@ -1,8 +1,8 @@
-"""Packs whole samples as the encoder's inputs: every token of the input modalities, in a fixed order."""
+"""The encoder's inputs from whole samples, and during generation, where they grow and differ between passes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import InvalidValueError, count_of
-from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
+from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens, has_fixed_length
 from zoo_backbone.batch import PackedInputs
 from zoo_backbone.embedding_layout import EmbeddingLayout
@@ -92,24 +92,138 @@ def packed(layout: EmbeddingLayout, tokens: Mapping[str, Tensor], used: Mapping[
     Gradients flow to continuous tokens.
     """
     first = next(iter(tokens.values()))
-    batch, device = len(first), first.device
-    spans = spans_of(tokens)
-    width = max(span.stop for span in spans.values())
-    ids, positions, kinds, masks = [], [], [], []
-    vectors: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, value in tokens.items():
-        count = value.shape[1]
-        places = torch.arange(count, device=device).expand(batch, -1)
-        if layout.spec(name).continuous:
-            flat = width * torch.arange(batch, device=device).unsqueeze(1) + spans[name].start + places
-            vectors[name] = (flat.flatten(), value.flatten(0, 1))
-            ids.append(torch.zeros_like(places))
+    inputs = EncoderInputs(layout, len(first), first.device)
+    for name, content in tokens.items():
+        inputs.add_content(name, content, used.get(name))
+    return inputs.everything()
+
+
+class EncoderInputs:
+    """Tokens of several modalities for a batch of samples; each sample has its own number of tokens.
+
+    A row represents `draws` draws of its sample, until `split_draws` gives each draw a row.
+    """
+
+    def __init__(self, layout: EmbeddingLayout, batch: int, device: torch.device, draws: int = 1) -> None:
+        self.layout = layout
+        self.batch = batch
+        self.draws = draws
+        self.device = device
+        empty = torch.zeros(batch, 0, dtype=torch.int64, device=device)
+        self._ids, self._positions, self._modalities, self._mask = empty, empty, empty, empty.bool()
+        self._vectors: list[tuple[str, int, Tensor]] = []
+        self._names: list[str] = []
+        self._open: dict[str, int] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities with tokens, in the order in which they were added."""
+        return tuple(self._names)
+
+    def add(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor | None = None) -> None:
+        """Append ids of a modality's vocabulary at its positions `ranks`; all are `batch count`."""
+        self._append(name, ids + self.layout.token_rows(name).start, ranks, mask)
+
+    def add_whole(self, name: str, tokens: Any) -> None:
+        """Append all tokens of a modality. Raises InvalidValueError if they do not fit the modality."""
+        spec = self.layout.spec(name)
+        found = accepted(spec, tokens, self.batch, f"the batch has {self.batch}")
+        self.add_content(name, *filled(self.layout, spec, found, self.device))
+
+    def add_content(self, name: str, content: Tensor, mask: Tensor | None = None) -> None:
+        """Append all tokens of a modality, as `filled` returns them."""
+        ranks = torch.arange(content.shape[1], device=self.device).expand(self.batch, -1)
+        if self.layout.spec(name).continuous:
+            self._vectors.append((name, self._ids.shape[1], content))
+            self._append(name, torch.zeros_like(ranks), ranks, mask)
         else:
-            ids.append(value + layout.token_rows(name).start)
-        positions.append(places + layout.positions[name].start)
-        kinds.append(torch.full_like(places, layout.index(name)))
-        masks.append(used[name] if name in used else torch.ones_like(places, dtype=torch.bool))
-    return PackedInputs(
-        ids=torch.cat(ids, 1), positions=torch.cat(positions, 1), modalities=torch.cat(kinds, 1),
-        mask=torch.cat(masks, 1), vectors=vectors,
-    )  # fmt: skip
+            self.add(name, content, ranks, mask)
+
+    def mark_open(self, name: str) -> None:
+        """Represent a sequence without tokens by one sentinel, and embeddings by a zero vector, as 4M's code does.
+
+        Only in models with `EmbeddingLayout.marked_inputs`; in passes that hide the modality only if they are marked.
+        """
+        layout = self.layout.spec(name).layout
+        marked = self.layout.marked_inputs and name not in self.layout.targets_only
+        if not marked or not isinstance(layout, SequenceLayout | EmbeddingsLayout) or name in self._open:
+            return
+        self._open[name] = self._ids.shape[1]
+        names = list(self._names)
+        first = torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device)
+        if isinstance(layout, EmbeddingsLayout):
+            self._vectors.append((name, self._ids.shape[1], torch.zeros(self.batch, 1, layout.dim, device=self.device)))
+            self._append(name, first, first, first > 0)
+        else:
+            self.add(name, first + layout.sentinel_start, first, first > 0)
+        self._names = names
+
+    def _append(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor | None) -> None:
+        if name in self.layout.targets_only:
+            return
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        self._ids = torch.cat([self._ids, ids], 1)
+        self._positions = torch.cat([self._positions, ranks + self.layout.positions[name].start], 1)
+        self._modalities = torch.cat([self._modalities, torch.full_like(ids, self.layout.index(name))], 1)
+        self._mask = torch.cat([self._mask, mask], 1)
+        if name not in self._names:
+            self._names.append(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a modality's tokens."""
+        self._mask = self._mask & (self._modalities != self.layout.index(name))
+        self._names = [other for other in self._names if other != name]
+
+    def split_draws(self) -> None:
+        """Give each draw a row of its own; the draws of a sample are consecutive."""
+        if self.draws == 1:
+            return
+        self._ids, self._positions, self._modalities, self._mask = (
+            x.repeat_interleave(self.draws, 0) for x in (self._ids, self._positions, self._modalities, self._mask)
+        )
+        self._vectors = [(name, at, content.repeat_interleave(self.draws, 0)) for name, at, content in self._vectors]
+        self.batch, self.draws = self.batch * self.draws, 1
+
+    def everything(self) -> PackedInputs:
+        """Return all tokens, `batch inputs`."""
+        rows = self._ids.shape[1] * torch.arange(self.batch, device=self.device).unsqueeze(1)
+        vectors = {
+            name: ((rows + start + torch.arange(content.shape[1], device=self.device)).flatten(), content.flatten(0, 1))
+            for name, start, content in self._vectors
+        }
+        return PackedInputs(
+            ids=self._ids, positions=self._positions, modalities=self._modalities, mask=self._mask, vectors=vectors
+        )
+
+    def packed(self, hidden: Collection[str] = (), marked: bool = False) -> PackedInputs:
+        """Return the inputs of a pass without the `hidden` modalities, `batch inputs`, as wide as the longest sample.
+
+        Used tokens come first. There is at least one slot, and unused slots are zero, as in training.
+        """
+        mask = self._mask.clone()
+        for name in hidden:
+            mask &= self._modalities != self.layout.index(name)
+        for name, column in self._open.items():
+            mask[:, column] = name not in self._names or (marked and name in hidden)
+        if mask.shape[1] == 0:
+            empty = self._ids.new_zeros(self.batch, 1)
+            return PackedInputs(ids=empty, positions=empty, modalities=empty, mask=empty.bool())
+        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+        slots = order.argsort(dim=1)
+        width = max(1, int(mask.sum(1).max()))
+        order = order[:, :width]
+        vectors: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, start, content in self._vectors:
+            block = slice(start, start + content.shape[1])
+            used = mask[:, block]
+            flat = slots[:, block] + width * torch.arange(self.batch, device=self.device).unsqueeze(1)
+            parts = [*vectors.get(name, ()), flat[used], content[used]]
+            vectors[name] = torch.cat(parts[::2]), torch.cat(parts[1::2])
+        used = mask.gather(1, order)
+        return PackedInputs(
+            ids=self._ids.gather(1, order) * used,
+            positions=self._positions.gather(1, order) * used,
+            modalities=self._modalities.gather(1, order) * used,
+            mask=used,
+            vectors=vectors,
+        )

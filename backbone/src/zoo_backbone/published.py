@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizers_zoo.config import check_amounts
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import ModalitySpec, PatchesLayout, SequenceLayout
 from zoo_backbone.batch import PackedInputs
-from zoo_backbone.config import ModelConfig
+from zoo_backbone.config import ModelConfig, expect
 from zoo_backbone.embedding_layout import EmbeddingLayout, Positions, init_ordered_ids
 from zoo_backbone.model import EMBEDDING_STD, FourM
 from zoo_backbone.transformer import initialise
@@ -36,10 +37,8 @@ class PublishedConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         ModelConfig.__post_init__(self)
-        if self.registers < 0:
-            raise ValueError(f"registers: expected 0 or more, got {self.registers}")
-        if min(self.stored_positions.values(), default=1) < 1:
-            raise ValueError(f"stored_positions: expected at least 1 each, got {dict(self.stored_positions)}")
+        check_amounts(self, "registers")
+        expect(self, "stored_positions", min(self.stored_positions.values(), default=1) > 0, "at least 1 each")
 
 
 class PublishedLayout(EmbeddingLayout):
@@ -71,10 +70,8 @@ class PublishedLayout(EmbeddingLayout):
         # Targets of a sequence are its masked tokens, and a sentinel before each span; kept tokens separate spans.
         needed = spec.layout.length + isinstance(spec.layout, SequenceLayout)
         if self.stored[spec.name] < needed:
-            raise ConfigError(
-                f"backbone: {spec.name} needs {needed} positions, and the model stores {self.stored[spec.name]}; give "
-                "it a shorter maximum length or a smaller grid"
-            )
+            stored = f"the model stores {self.stored[spec.name]}; give it a shorter length or a smaller grid"
+            raise ConfigError(f"backbone: {spec.name} needs {needed} positions, and {stored}")
         return self.stored[spec.name]
 
 
@@ -126,8 +123,7 @@ class PublishedFourM(FourM):
         content = torch.where(masked, self.mask_embedding.weight[0], self.read_embedding(read.clamp(min=0)))
         shared = self.config.share_modality_embeddings
         modality = (self.modality_embedding if shared else self.target_modality_embedding)(modalities)
-        result: Tensor = content + (self.embed_positions(positions, self.target_positions) + modality)
-        return result
+        return content + (self.embed_positions(positions, self.target_positions) + modality)
 
     def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         content, place, rotation, mask = super().encoder_inputs(inputs)

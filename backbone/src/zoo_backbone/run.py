@@ -1,24 +1,25 @@
-"""A run folder: the trained backbone, and where its tokens, values and registry are."""
+"""A run folder: the trained backbone, where its tokens, values and registry are, and its tokenizers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.data.tokens import TokenColumn
+from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
 from tokenizers_zoo.io import read_table, write_json
-from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run
+from tokenizers_zoo.spec import ModalitySpec
 
 BACKBONE = RunKind(
     name="backbone",
-    files=(
-        WEIGHTS, CONFIG, CARD, "metrics.jsonl", "tensorboard", "last", "previews", "growth.json", "evaluation",
-        "report",
-    ),
+    files=(WEIGHTS, CONFIG, CARD, "metrics.jsonl", "tensorboard", "last", "previews", "growth.json", "evaluation",
+           "report"),
     state="training_state",
     results=(WEIGHTS, CONFIG),
 )  # fmt: skip
@@ -59,9 +60,7 @@ class Run:
         if self.data is None:
             raise CheckpointError("the run does not know its values; give --data DATA")
         if not self.data.is_dir():
-            raise CheckpointError(
-                f"the run's values were in {self.data}, which is gone; give their folder: --data DATA"
-            )
+            raise CheckpointError(f"the run's values were in {self.data}, which is gone; give --data DATA")
         return self.data
 
 
@@ -74,10 +73,8 @@ def registry_place(registry: Path | None) -> str | None:
 def found_registry(folder: Path, registry: Path | None) -> Path | None:
     """Return the registry that a folder's model was trained with. Raises CheckpointError if it is gone."""
     if registry is not None and not registry.is_file():
-        raise CheckpointError(
-            f"{folder}: its registry was {registry}, which is gone; give another one, as in "
-            "zoo --registry FILE backbone ..., or in Python a zoo"
-        )
+        advice = "give another one, as in zoo --registry FILE backbone ..., or in Python a zoo"
+        raise CheckpointError(f"{folder}: its registry was {registry}, which is gone; {advice}")
     return registry
 
 
@@ -97,3 +94,46 @@ def stored_config(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder}: its training has not come to its end; the command that began it goes on")
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
     return read_table(folder / CONFIG, "specs", "fingerprints", "weights_sha256")
+
+
+# --- tokenizers
+
+
+def check_stored(column: TokenColumn, fingerprint: str | None, zoo: Zoo, owner: str) -> None:
+    """Raise DataError unless the tokenizer `fingerprint`, with which `owner` was trained, wrote these tokens.
+
+    Either of the two may have a vocabulary that grew from the other. None: the tokenizer is unknown.
+    """
+    name = column.modality
+    if fingerprint in (None, column.fingerprint):
+        return
+    if name in zoo:
+        handle, both = zoo[name], {str(fingerprint), column.fingerprint}
+        if all(handle.files.grew_from(one) or (handle.has_tokenizer and handle.fingerprint == one) for one in both):
+            return
+    remedy = "use tokens of the tokenizer of the training, or train again"
+    raise OtherTokenizerError.of(column.folder, name, column.fingerprint, str(fingerprint), owner, remedy)
+
+
+def training_fingerprints(folder: Path, handles: Iterable[ModalityHandle]) -> dict[str, str]:
+    """Return the fingerprints of the handles' tokenizers by name, to train with in `folder`.
+
+    If the training started with a tokenizer whose vocabulary has grown since, return that fingerprint, so that it
+    resumes. Raises CheckpointError where a tokenizer is missing.
+    """
+    modalities = (read_run(folder) or {}).get("identity", {}).get("modalities", {})
+    begun = {name: str(modality["fingerprint"]) for name, modality in modalities.items()}
+    return {
+        handle.name: begun[handle.name] if handle.files.grew_from(begun.get(handle.name, "")) else handle.fingerprint
+        for handle in handles
+    }
+
+
+def check_handle(handle: ModalityHandle, fingerprint: str | None, spec: ModalitySpec | None = None) -> None:
+    """Raise DataError unless a model was trained with the handle's tokenizer, and on the layout of `spec`.
+
+    A vocabulary may have grown since. None: the tokenizer, or the layout, is unknown.
+    """
+    where = f"{handle.name}: the model was trained on"
+    layout = None if spec is None else spec.layout
+    handle.check_tokens_of(where, fingerprint, layout, remedy="use the registry of its training")

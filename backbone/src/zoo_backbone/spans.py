@@ -111,8 +111,7 @@ class Spans:
 
     def cost(self) -> Ints:
         """Return the targets of each row, `rows`: masked tokens, a sentinel before each further span, and the end."""
-        cost: Ints = self.masked.sum(axis=1) + self.starts.sum(axis=1)
-        return cost
+        return self.masked.sum(axis=1) + self.starts.sum(axis=1)
 
     def select(self, budget: Ints, keys: Keys, adjacent: bool = False) -> Bools:
         """Return the spans to predict, `spans`, so that each row costs at most `budget` (`rows`).

@@ -10,7 +10,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +27,9 @@ from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
 from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import ASKED, CLASS, save_state
+from zoo_backbone.checkpoint import ASKED, CLASS, save_model
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
-from zoo_backbone.data import Mix, Source, TokenData, fingerprints_of, open_sources
+from zoo_backbone.data import Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.distributed import StatePart, TrainingState
 from zoo_backbone.losses import GradAccumulation, LossBalance, held_out_losses
 from zoo_backbone.model import FourM, Losses
@@ -96,9 +95,22 @@ def train(
         fingerprints = dict(fingerprints or fingerprints_of(sources))
         trainer = Trainer(folder, sources, held_out, beginning, train_config, ranks, show)
 
-        data = [source.data for source in sources]
-        started_from = record["weights_sha256"] if record else None
-        identity = run_identity(specs, model_config, train_config, fingerprints, data, started_from)
+        # Token stores count by their contents, not by their paths.
+        settings = dataclasses.asdict(train_config)
+        modalities = {
+            spec.name: {
+                "layout": layout_to_json(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
+                "fingerprint": fingerprints.get(spec.name, ""),
+            }
+            for spec in specs
+        }  # fmt: skip
+        identity = as_json({
+            "model": dataclasses.asdict(model_config), "modalities": modalities, "order": list(modalities),
+            "train": settings | {"datasets": [{**dataset, "tokens": None} for dataset in settings["datasets"]]},
+            "start": record["weights_sha256"] if record else None,
+            "samples": [len(source.data) for source in sources],
+            "contents": [source.data.contents() for source in sources],
+        })  # fmt: skip
         places = dataclasses.replace(run or Run(tokens=tokens), start=start)
         run_folder = RunFolder(folder, BACKBONE, identity, places.places())
         if ranks.first:
@@ -112,56 +124,22 @@ def train(
             return folder
 
         seconds = trainer.train()
-        extra = {"train": lasting(train_config), "fingerprints": fingerprints, "training_seconds": seconds}
+        datasets = [{**dataset, "tokens": dataset["tokens"].resolve()} for dataset in settings["datasets"]]
+        extra = {"train": as_json(settings | {"datasets": datasets}), "fingerprints": fingerprints,
+                 "training_seconds": seconds}  # fmt: skip
         extra |= {"start": record, **beginning.published} if record else {}
         extra |= as_json({ASKED: list(map(dataclasses.asdict, asked))}) if asked else {}
-        if trainer.ema is not None:
-            state = ranks.whole_state(trainer.model)
-            if ranks.first:
-                places.save(folder / LAST)
-                save_state(trainer.model, state, folder / LAST, extra, beside=beginning.beside)
-        with trainer.ema_applied():
-            state = ranks.whole_state(trainer.model)
-            if ranks.first:
-                save_state(trainer.model, state, folder, extra, beside=beginning.beside)
+        for place in ([folder / LAST] if trainer.ema is not None else []) + [folder]:
+            with trainer.ema_applied() if place == folder else contextlib.nullcontext():
+                state = ranks.whole_state(trainer.model)
+                if ranks.first:
+                    if place != folder:
+                        places.save(place)
+                    save_model(trainer.model, place, extra, state, beginning.beside)
         ranks.wait()
         if ranks.first:
             run_folder.finish(steps=train_config.steps)
     return folder
-
-
-def run_identity(
-    specs: Sequence[ModalitySpec],
-    model_config: ModelConfig,
-    train_config: TrainConfig,
-    fingerprints: Mapping[str, str],
-    data: Sequence[TokenData],
-    start: str | None,
-) -> dict[str, Any]:
-    """Return the identity of a run, as JSON types; token stores count by their contents, not by their paths.
-
-    `data` are the samples of each token store, `start` is the sha256 of the start backbone's weights.
-    """
-    train = dataclasses.asdict(train_config)
-    train["datasets"] = [{**dataset, "tokens": None} for dataset in train["datasets"]]
-    modalities = {
-        spec.name: {
-            "layout": layout_to_json(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
-            "fingerprint": fingerprints.get(spec.name, ""),
-        }
-        for spec in specs
-    }  # fmt: skip
-    return as_json({
-        "model": dataclasses.asdict(model_config), "train": train, "modalities": modalities,
-        "order": list(modalities), "start": start, "samples": [len(samples) for samples in data],
-        "contents": [samples.contents() for samples in data],
-    })  # fmt: skip
-
-
-def lasting(config: TrainConfig) -> dict[str, Any]:
-    """Return settings as JSON types for config.json, with absolute paths."""
-    datasets = tuple(dataclasses.replace(dataset, tokens=dataset.tokens.resolve()) for dataset in config.datasets)
-    return as_json(dataclasses.asdict(dataclasses.replace(config, datasets=datasets)))
 
 
 class Trainer:
@@ -208,14 +186,16 @@ class Trainer:
         config = self.config
         first, seconds = self.state.load()
         if first > config.steps:
-            raise CheckpointError(
-                f"{self.folder}: holds a state of step {first}, the run has {config.steps}; remove it to start again"
-            )
+            what = f"holds a state of step {first}, the run has {config.steps}; remove it to start again"
+            raise CheckpointError(f"{self.folder}: {what}")
         started = time.perf_counter()
         log = TrainingLog(self.folder, config, first, self.model) if self.ranks.first else None
         with log or contextlib.nullcontext(), self.accumulation, Prefetch(self.batch, first, config.steps) as batches:
-            if config.compile and (problem := self.compile(first)) and log:
-                log.say(f"backbone: torch.compile fails here ({problem}); training goes on without it")
+            if config.compile:
+                problem = compile_blocks(self.model, lambda: self.gradients(self.batch(first)))
+                self.model.zero_grad(set_to_none=True)
+                if problem and log:
+                    log.say(f"backbone: torch.compile fails here ({problem}); training goes on without it")
             for done, batch in enumerate(batches, first + 1):
                 rate = learning_rate(config, done - 1, self.peak)
                 loss, norm, by_modality = self.train_step(batch, rate)
@@ -295,17 +275,6 @@ class Trainer:
     def ema_applied(self) -> contextlib.AbstractContextManager[None]:
         """Give the model its EMA weights within the block, if the run has an EMA."""
         return contextlib.nullcontext() if self.ema is None else self.ema.applied()
-
-    def compile(self, step: int) -> str:
-        """Compile the model's blocks and run the batch of a step; return why that fails, or an empty string."""
-
-        def attempt() -> None:
-            self.gradients(self.batch(step))
-            self.model.zero_grad(set_to_none=True)
-
-        problem = compile_blocks(self.model, attempt)
-        self.model.zero_grad(set_to_none=True)
-        return problem
 
 
 class TrainingLog(StepLog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo_backbone.config import ModelConfig
 
-KeysAndValues = tuple[Tensor, Tensor]
+Seen = tuple[Tensor, Tensor, Tensor | None]
+"""Keys and values of a context, and the mask of used inputs: bool, broadcast to `batch heads targets inputs`."""
 NORM_EPSILON = 1e-6
 ALIGNED = 1.5
 """Initial scale of cross-attention keys over queries: how sharply a target attends to its own position."""
@@ -92,8 +94,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        result: Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
-        return result
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
 
 class CrossAttention(nn.Module):
@@ -123,36 +124,22 @@ class CrossAttention(nn.Module):
         key, value = rearrange(self.kv(context), "b n (two h d) -> two b h n d", two=2, h=self.heads)
         return rotate(self.key_norm(key), rotation), value
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Tensor | None,
-        keys_and_values: KeysAndValues | list[KeysAndValues],
-        mask: Tensor | list[Tensor | None] | None,
-    ) -> Tensor:
-        """Attend from targets `batch targets dim`; `mask` is bool, broadcast to `batch heads targets inputs`.
+    def forward(self, x: Tensor, rotation: Tensor | None, seen: Sequence[Seen]) -> Tensor:
+        """Attend from targets `batch targets dim`.
 
-        Lists hold contexts of different lengths, each for an equal share of the rows of `x`.
+        Several contexts, of different lengths, are for equal shares of the rows of `x`.
         """
         query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
-        query = rotate(query, rotation)
-        if isinstance(keys_and_values, list):
-            assert isinstance(mask, list)
-            parts = zip(query.chunk(len(keys_and_values)), keys_and_values, mask, strict=True)
-            mixed = torch.cat([self._attend(*part) for part in parts])
-        else:
-            assert not isinstance(mask, list)
-            mixed = self._attend(query, keys_and_values, mask)
-        result: Tensor = self.out(mixed)
-        return result
+        parts = rotate(query, rotation).chunk(len(seen))
+        mixed = [self._attend(part, *of_part) for part, of_part in zip(parts, seen, strict=True)]
+        return self.out(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
 
-    def _attend(self, query: Tensor, keys_and_values: KeysAndValues, mask: Tensor | None) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Return `batch targets dim`.
 
         Consecutive rows of the query may share a row of the keys. They are treated as further heads with the same keys
         (grouped-query attention, arXiv 2305.13245), and the mask of a row applies to all its heads.
         """
-        key, value = keys_and_values
         shared = False  # a comparison would be a symbol when compiled for any batch size, which SDPA refuses
         if len(query) > len(key):
             shared = True
@@ -178,8 +165,7 @@ class MLP(nn.Module):
             hidden = self.activation(hidden) * gate
         else:
             hidden = self.activation(hidden)
-        result: Tensor = self.down(hidden)
-        return result
+        return self.down(hidden)
 
 
 class Block(nn.Module):
@@ -189,8 +175,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self.compute, x, *others, use_reentrant=False, preserve_rng_state=False)
-            return result
+            return checkpoint(self.compute, x, *others, use_reentrant=False, preserve_rng_state=False)
         return self.compute(x, *others)
 
     def compute(self, x: Tensor, *others: Any) -> Tensor:
@@ -210,8 +195,7 @@ class EncoderBlock(Block):
     def compute(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
         """Map `batch inputs dim` to the same shape."""
         x = x + self.attention(self.attention_norm(x), rotation, mask)
-        result: Tensor = x + self.mlp(self.mlp_norm(x))
-        return result
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class DecoderBlock(Block):
@@ -235,16 +219,14 @@ class DecoderBlock(Block):
         self,
         x: Tensor,
         rotation: Tensor | None,
-        context: KeysAndValues | list[KeysAndValues],
-        self_mask: Tensor | None,
-        context_mask: Tensor | list[Tensor | None] | None,
+        seen: Sequence[Seen],
+        mask: Tensor | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Map `batch targets dim` to the same shape; `context` is one result of `keys_and_values`, or several."""
-        x = x + self.self_attention(self.self_norm(x), rotation, self_mask, cache)
-        x = x + self.cross_attention(self.query_norm(x), rotation, context, context_mask)
-        result: Tensor = x + self.mlp(self.mlp_norm(x))
-        return result
+        """Map `batch targets dim` to the same shape; `mask` is for the self-attention."""
+        x = x + self.self_attention(self.self_norm(x), rotation, mask, cache)
+        x = x + self.cross_attention(self.query_norm(x), rotation, seen)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 def initialise(module: nn.Module) -> None:

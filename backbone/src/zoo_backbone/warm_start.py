@@ -24,7 +24,7 @@ from zoo_backbone.checkpoint import (
     architecture_for,
     load_model,
     model_tensors,
-    spec_from_json,
+    stored_specs,
 )
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.model import FourM
@@ -87,38 +87,46 @@ def begin(
     config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
     if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
         raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
-    ids, trained = ids or {}, [spec_from_json(spec) for spec in stored["specs"]]
-    used = _counts(model, trained, ids)
-    known = known_rows(start, model, used)
-    set_new_markers(model, known)
-    old = {spec.name for spec in trained}
-    in_use = _counts(model, [*trained, *(spec for spec in specs if spec.name not in old)], ids)
+    ids, trained = ids or {}, stored_specs(stored)
+    old = {spec.name: spec for spec in trained}
+    added = [spec for spec in specs if spec.name not in old]
+    used = _ids_by_table(model, trained, ids)
+    in_use = _ids_by_table(model, [*trained, *added], ids)
+    with safe_open(start / WEIGHTS, "pt") as file:
+        lengths = {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118
+        beside = {name: file.get_tensor(name) for name in lengths if name.startswith(f"{PUBLISHED}.")}
+    state = model.state_dict()
+    known, unused = ({name: torch.zeros(len(x), dtype=torch.bool) for name, x in state.items()} for _ in range(2))
+    for name, rows in model_tensors(model, known).items():  # parts of those, to be written to
+        if name in lengths and name.startswith(GROWING):
+            rows[: min(lengths[name], used[name.partition(".")[2]])] = True
+        elif name in lengths:
+            rows.fill_(True)
+    for name, rows in model_tensors(model, unused).items():
+        if name.startswith(GROWING):
+            rows[in_use[name.partition(".")[2]] :] = True
+    with torch.no_grad():  # new modality embeddings and mask tokens are the mean of the known ones
+        for name, table in model.named_parameters():
+            if name in model.modality_rows and known[name].any():
+                table[~known[name]] = table[known[name]].mean(0)
     record = {
         "folder": str(Path(start).resolve()), "weights_sha256": stored["weights_sha256"],
-        "knows": [spec.name for spec in specs if spec.name in old],
-        "added": [spec.name for spec in specs if spec.name not in old],
+        "knows": [spec.name for spec in specs if spec.name in old], "added": [spec.name for spec in added],
     }  # fmt: skip
     shapes = {spec.name: getattr(spec.layout, "shape", ()) for spec in trained}
-    reshaped = tuple(
-        spec.name for spec in specs if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))
-    )
-    without_rows = tuple(
-        spec for spec in specs
-        if spec.name not in old and spec.name in ids and ids[spec.name] <= used.get(model.layout.table_of(spec), -1)
-    )  # fmt: skip
-    published = {PUBLISHED: stored[PUBLISHED]} if PUBLISHED in stored else {}
-    with safe_open(start / WEIGHTS, "pt") as file:
-        beside = {
-            name: file.get_tensor(name)
-            for name in file.keys() if name.startswith(f"{PUBLISHED}.")  # noqa: SIM118
-        }  # fmt: skip
+    parameters = [name for name, _ in model.named_parameters()]
     return Beginning(
-        model=model, known=known, unused=unused_rows(model, in_use), record=record, published=published, beside=beside,
-        reshaped=reshaped, without_rows=without_rows,
+        model=model, known={name: known[name] for name in parameters}, record=record, beside=beside,
+        unused={name: unused[name] for name in parameters},
+        published={PUBLISHED: stored[PUBLISHED]} if PUBLISHED in stored else {},
+        reshaped=tuple(spec.name for spec in specs
+                       if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))),
+        without_rows=tuple(spec for spec in added
+                           if spec.name in ids and ids[spec.name] <= used.get(model.layout.table_of(spec), -1)),
     )  # fmt: skip
 
 
-def _counts(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str, int]) -> dict[str, int]:
+def _ids_by_table(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str, int]) -> dict[str, int]:
     """Return by token table the number of ids in use: from `ids`, or the vocabulary size."""
     counts: dict[str, int] = {}
     for spec in specs:
@@ -131,12 +139,11 @@ def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
     """Raise DataError where the backbone in `start` was trained on ids that mean something else by now."""
     trained_on = load_config(start, CLASS).get("fingerprints", {})
     for handle in handles:
-        codec = trained_on.get(handle.name, handle.fingerprint)
-        if not handle.speaks(codec):
-            raise DataError(
-                f"{start}: was trained on tokens of {handle.name} by codec {codec[:12]}, and its codec is now "
-                f"{handle.fingerprint[:12]}; use the registry of that training, or give the modality another name"
-            )
+        fingerprint = trained_on.get(handle.name, handle.fingerprint)
+        if not handle.speaks(fingerprint):
+            now = f"tokenizer {fingerprint[:12]}, which is now {handle.fingerprint[:12]}"
+            trained = f"was trained on tokens of {handle.name} by {now}"
+            raise DataError(f"{start}: {trained}; use the registry of that training")
 
 
 def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]:
@@ -158,48 +165,13 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
         if trained_on.get(name) in lengths:
             found[name] = lengths[trained_on[name]]
             by_vocabulary[vocabulary] = max(by_vocabulary.get(vocabulary, 0), found[name])
-    for name, vocabulary in old.items():
-        if name not in found and vocabulary in by_vocabulary:
-            found[name] = by_vocabulary[vocabulary]
+    found = {name: by_vocabulary[vocabulary] for name, vocabulary in old.items() if vocabulary in by_vocabulary} | found
     for handle in texts:
         if handle.name not in old:
             shared = vocabularies[handle.spec.vocabulary]
             own = [Special(token) for token in handle.vocabulary_tokens() if token in shared.all_special_tokens]
             found[handle.name] = max(shared.encode(own), default=-1) + 1
     return found
-
-
-def known_rows(start: Path, model: FourM, used: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the rows (bool `rows`) by parameter that the backbone in `start` has.
-
-    In a token table, these are the first `used` ids.
-    """
-    with safe_open(start / WEIGHTS, "pt") as file:
-        lengths = {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118
-    known = {name: torch.zeros(len(tensor), dtype=torch.bool) for name, tensor in model.state_dict().items()}
-    for name, rows in model_tensors(model, known).items():  # parts of those, to be written to
-        if name in lengths and name.startswith(GROWING):
-            rows[: min(lengths[name], used[name.partition(".")[2]])] = True
-        elif name in lengths:
-            rows.fill_(True)
-    return {name: known[name] for name, _ in model.named_parameters()}
-
-
-def unused_rows(model: FourM, in_use: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the rows (bool `rows`) by parameter of ids after the first `in_use` of a token table."""
-    unused = {name: torch.zeros(len(tensor), dtype=torch.bool) for name, tensor in model.state_dict().items()}
-    for name, rows in model_tensors(model, unused).items():  # parts of those, to be written to
-        if name.startswith(GROWING):
-            rows[in_use[name.partition(".")[2]] :] = True
-    return {name: unused[name] for name, _ in model.named_parameters()}
-
-
-@torch.no_grad()
-def set_new_markers(model: FourM, known: Mapping[str, Tensor]) -> None:
-    """Initialise new modality embeddings and mask tokens by the mean of the known ones."""
-    for name, table in model.named_parameters():
-        if name in model.modality_rows and known[name].any():
-            table[~known[name]] = table[known[name]].mean(0)
 
 
 def freeze(beginning: Beginning) -> dict[str, Tensor]:
@@ -209,23 +181,20 @@ def freeze(beginning: Beginning) -> dict[str, Tensor]:
     modality has no rows of its own, or if a known grid has other positions now.
     """
     if beginning.reshaped:
-        name = beginning.reshaped[0]
-        raise ConfigError(
-            f"freeze: expected {name} to be a grid of the shape that it was trained with, as the positions of another "
-            "shape are others; set that shape, give the modality another name, or leave freeze out"
-        )
+        wanted = f"{beginning.reshaped[0]} to be a grid of the shape that it was trained with"
+        raise ConfigError(f"freeze: expected {wanted}; set that shape, or leave freeze out")
     for spec in beginning.without_rows:
-        raise ConfigError(
-            f"freeze: {spec.name} writes in the vocabulary {spec.vocabulary}, whose rows stay: it has "
-            "nothing to train; leave freeze out"
-        )
+        reason = f"writes in the vocabulary {spec.vocabulary}, whose rows stay: it has nothing to train"
+        raise ConfigError(f"freeze: {spec.name} {reason}; leave freeze out")
     partly, moves = {}, False
     for name, parameter in beginning.model.named_parameters():
         known = beginning.known.get(name, torch.zeros(1, dtype=torch.bool))
-        moves |= not bool(known.all())
-        if bool(known.all()) and name != TOKEN_TABLE:
+        if not known.all():
+            moves = True
+        elif name != TOKEN_TABLE:
             parameter.requires_grad_(False)
-        elif bool(known.any()):
+            continue
+        if known.any():
             partly[name] = known | beginning.unused[name]
     if beginning.record is None or not moves:
         missing = "a backbone to start from" if beginning.record is None else "a modality that it starts without"

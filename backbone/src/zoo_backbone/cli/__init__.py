@@ -1,1 +1,93 @@
-"""zoo backbone ..."""
+"""zoo backbone: the configuration file, options NAME=SOMETHING and the opening of a run, shared by its commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenizers_zoo.cli.options import asked_registry, open_zoo, parse_assignments
+from tokenizers_zoo.config import Origin, load_toml, reject_unknown
+from tokenizers_zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
+    from zoo_backbone.run import Run
+
+CONFIG_OPTION = click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                             help="TOML file with tables [model], [train], [eval].")  # fmt: skip
+TABLES = ("model", "train", "eval")
+
+
+def read_tables(config_file: Path | None, names: Sequence[str] = TABLES) -> dict[str, dict[str, Any]]:
+    """Return the tables of a configuration file; missing tables are empty. Raises ConfigError."""
+    tables = load_toml(config_file) if config_file else {}
+    origin = Origin(path=config_file)
+    reject_unknown(tables, names, origin)
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
+    return {name: dict(tables.get(name, {})) for name in names}
+
+
+def assigned(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `table` updated by `changes`, whose keys may be dotted: `masking.input_budget`. Raises ConfigError."""
+    result = dict(table)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        inner = result
+        for depth, parent in enumerate(parents, 1):
+            within = inner.get(parent, {})
+            if not isinstance(within, Mapping):
+                above = ".".join(parents[:depth])
+                raise ConfigError(f"--set {key}: {above} is set to {within!r}, which has no keys; leave one out")
+            inner[parent] = dict(within)
+            inner = inner[parent]
+        inner[last] = value
+    return result
+
+
+def with_options(table: dict[str, Any], assignments: Iterable[str], seed: int | None, **options: Any) -> dict[str, Any]:
+    """Return `table` updated by `--set` and by options, where they are given. Raises ConfigError."""
+    changes = {key: value for key, value in {"seed": seed, **options}.items() if value is not None}
+    return assigned(table, parse_assignments(assignments) | changes)
+
+
+def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
+    """Parse `NAME=WHAT` options into a table. Raises ConfigError."""
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if not (name and equals and text):
+            raise ConfigError(f"{option} {item}: expected NAME={what}")
+        if name in pairs:
+            raise ConfigError(f"{option} {item}: {name} is there twice")
+        pairs[name] = text
+    return pairs
+
+
+def check_drawn(table: Mapping[str, Any], every: int, origin: Origin) -> None:
+    """Raise ConfigError for a table [train] with previews but without `preview_every`, which is `every` by default."""
+    if table.get("previews") and not every and "preview_every" not in table:
+        raise ConfigError(f"{origin.at('previews')}: nothing is drawn without preview_every, the steps between; set it")
+
+
+def open_run(folder: Path) -> tuple[Run, Zoo]:
+    """Return a run and its zoo (see `zoo_of`). Raises CheckpointError if its training is unfinished."""
+    from zoo_backbone.run import Run, stored_config
+
+    run = Run.load(folder)
+    stored_config(folder)
+    return run, zoo_of(folder, run.registry)
+
+
+def zoo_of(folder: Path, registry: Path | None) -> Zoo:
+    """Return the zoo of --registry, of the run's `registry`, or of ./registry.toml, in this order.
+
+    Raises CheckpointError if the run's registry is missing and --registry is not set.
+    """
+    from zoo_backbone.run import found_registry
+
+    return open_zoo(asked_registry() or found_registry(folder, registry))

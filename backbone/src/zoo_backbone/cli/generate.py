@@ -12,8 +12,7 @@ from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignm
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli.config import assigned, pairs_of
-from zoo_backbone.cli.run import open_run
+from zoo_backbone.cli import assigned, open_run, pairs_of
 
 SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 """Defaults for targets without a plan."""
@@ -76,7 +75,7 @@ def generate_command(
       zoo backbone generate RUN --plan plan.toml --input caption=a.txt --out made
     """
     from zoo_backbone.generate.outputs import generate_to_folder
-    from zoo_backbone.generate.plans import GenerationPlan, read_plan
+    from zoo_backbone.generate.plans import GenerationPlan, inputs_of, read_plan, sources_of
 
     if (targets is None) == (plan_file is None):
         raise ConfigError("zoo backbone generate: expected either --target NAMES or --plan FILE")
@@ -86,7 +85,8 @@ def generate_command(
         for target in table.get("targets", []):
             target.pop("guidance", None)
     table["targets"] = _targets(targets, table, parse_assignments(assignments))
-    table["inputs"] = _inputs(table.get("inputs", []), _items(inputs))
+    sources = sources_of(table.get("inputs", [])) | sources_of(_items(inputs))
+    table["inputs"] = inputs_of(sources)
     table["inpaint"] = {**table.get("inpaint", {}), **pairs_of("--inpaint", inpaint, "REGION")}
     chosen = {"keys": keys, **options}
     for one, other in (("keys", "samples"), ("samples", "keys")):
@@ -135,14 +135,6 @@ def _items(inputs: Iterable[str]) -> list[str]:
             raise ConfigError(f"--input {text}: expected names, or one NAME=VALUE; repeat --input")
         found += [text] if "=" in text else split_names(text, "leave --input out to generate from nothing") or []
     return found
-
-
-def _inputs(planned: Iterable[str], named: Iterable[str]) -> list[str]:
-    """Return the inputs of the plan, overridden by the command's inputs."""
-    from zoo_backbone.generate.plans import sources_of
-
-    sources = {**sources_of(planned), **sources_of(named)}
-    return [f"{name}={source}" if source else name for name, source in sources.items()]
 
 
 def _guidance(text: str) -> dict[str, Any]:

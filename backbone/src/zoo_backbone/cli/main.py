@@ -1,10 +1,10 @@
-"""zoo backbone: train, evaluate, generate."""
+"""zoo backbone: train, grow, evaluate."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,20 +13,16 @@ from tokenizers_zoo.cli.options import (
     PATH,
     names_option,
     open_zoo,
-    parse_assignments,
+    plain_table,
     settings_option,
+    show_table,
     split_names,
 )
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli.config import CONFIG_OPTION, assigned, check_drawn, read_tables
+from zoo_backbone.cli import CONFIG_OPTION, check_drawn, open_run, read_tables, with_options, zoo_of
 from zoo_backbone.cli.generate import generate_command
-from zoo_backbone.cli.grow import grow_command
-from zoo_backbone.cli.run import open_run
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.group()
@@ -42,7 +38,6 @@ def backbone() -> None:
 
 
 backbone.add_command(generate_command)
-backbone.add_command(grow_command)
 
 
 @backbone.command()
@@ -76,70 +71,118 @@ def train(
       zoo backbone train --tokens runs/tokens --out runs/b --set steps=5000
       zoo backbone train --tokens more --out runs/c --from runs/b
     """
-    import dataclasses
-
     from tokenizers_zoo.checkpoint import load_config
-    from tokenizers_zoo.data.tokens import TokenStore
+    from zoo_backbone import config as settings
     from zoo_backbone.checkpoint import CLASS, model_config
-    from zoo_backbone.codecs import codecs_to_train_with
-    from zoo_backbone.config import TrainConfig
-    from zoo_backbone.config import preset as preset_config
-    from zoo_backbone.data import check_tokenizers, datasets_of, names_in
+    from zoo_backbone.data import datasets_of, names_in
     from zoo_backbone.distributed import leave, leave_but_first
-    from zoo_backbone.gallery import Previews
-    from zoo_backbone.run import Run
-    from zoo_backbone.train import train as train_backbone
-    from zoo_backbone.warm_start import check_meaning, ids_in_use
+    from zoo_backbone.grow import train_run
 
-    tables = read_tables(config_file)
-    if start is not None and preset is None:
-        size = model_config(load_config(start, CLASS))
-    else:
-        size = preset_config(preset or "nano")
-    origin = Origin(path=config_file, table="model")
-    model = from_mapping(type(size), dataclasses.asdict(size) | tables["model"], origin)
-    changes = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
-    origin = Origin(path=config_file, table="train")
-    table = assigned(tables["train"], changes)
-    config = from_mapping(TrainConfig, table, origin)
-    check_drawn(table, config.preview_every, origin)
+    model_table, table, _ = read_tables(config_file).values()
+    stored = None if start is None else load_config(start, CLASS)
+    size = model_config(stored) if stored and preset is None else settings.preset(preset or "nano")
+    model = from_mapping(type(size), dataclasses.asdict(size) | model_table, Origin(path=config_file, table="model"))
+    table, origin = with_options(table, assignments, seed), Origin(path=config_file, table="train")
+    config = from_mapping(settings.TrainConfig, table, origin)
+    check_drawn(table, 0, origin)
     zoo = open_zoo()
-    store = TokenStore(tokens)
-    datasets = datasets_of(tokens, config)
-    names = only or names_in(datasets)
+    names = only or names_in(datasets_of(tokens, config))
     try:
-        handles = [zoo[name] for name in names]
+        handles = {name: zoo[name] for name in names}
     except UnknownNameError as error:
         if only:
             raise
-        raise UnknownNameError(
-            f"{error}; {tokens} has tokens of it: enable it, or select modalities by --only"
-        ) from None
-    check_tokenizers(datasets, handles)
-    if start is not None:
-        check_meaning(start, handles)
-        left = [spec["name"] for spec in load_config(start, CLASS)["specs"] if spec["name"] not in names]
-        if left and not only:
-            click.echo(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}", err=True)
-    run = Run(tokens=tokens, data=store.data, registry=zoo.path)
-    by_name = {handle.name: handle for handle in handles}
+        advice = f"{tokens} has tokens of it: enable it, or select modalities by --only"
+        raise UnknownNameError(f"{error}; {advice}") from None
+    left = [spec["name"] for spec in stored["specs"] if spec["name"] not in names] if stored and not only else []
+    if left:
+        click.echo(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}", err=True)
     with disk_errors(out):
-        train_backbone(
-            out,
-            tokens,
-            [handle.spec for handle in handles],
-            model,
-            config,
-            run=run,
-            start=start,
-            ids=None if start is None else ids_in_use(start, handles),
-            show=Previews(by_name, tokens, config, model=model) if config.preview_every else None,
-            fingerprints=codecs_to_train_with(out, handles),
-            overwrite=overwrite,
-        )
+        train_run(out, tokens, handles, zoo.path, model, config, start=start, overwrite=overwrite)
     leave_but_first()
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     leave()
+
+
+@backbone.command("grow")
+@click.argument("folder", metavar="RUN", type=PATH)
+@names_option("--add", help="New modalities.", required=True, advice="name at least one new modality")
+@click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
+@click.option("--out", type=PATH, required=True, help="Folder of the new run.")
+@CONFIG_OPTION
+@click.option(
+    "--replay",
+    type=float,
+    help="Share of replayed old samples, below 1. Default: 0.25 if the other samples train all old modalities, too, "
+    "else 0.5.",
+)
+@click.option("--freeze", is_flag=True, help="Train new rows only, without replay: old outputs do not change.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder --out.")
+@settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
+def grow_command(
+    folder: Path,
+    add: list[str],
+    tokens: Path,
+    out: Path,
+    config_file: Path | None,
+    replay: float | None,
+    freeze: bool,
+    seed: int | None,
+    overwrite: bool,
+    assignments: tuple[str, ...],
+) -> None:
+    """Train a backbone further, with new modalities.
+
+    Settings are those of RUN unless [train] changes them. Shows the losses of old
+    modalities before and after, and writes them to OUT/growth.json. Run again after
+    zoo backbone eval of both runs, it also shows their skill scores.
+
+    \b
+    Examples:
+      zoo backbone grow RUN --add heightmap --tokens tokens --out grown
+      zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
+    """
+    from zoo_backbone.distributed import leave, leave_but_first
+    from zoo_backbone.grow import REPORT, Trained, check_same_model, grow, share_replayed, write_report
+
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"--out {out}: is RUN itself; give another folder")
+    trained = Trained.load(folder)
+    zoo = zoo_of(folder, trained.run.registry if trained.run else None)
+    tables, origin = read_tables(config_file), Origin(path=config_file, table="train")
+    check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
+    table = with_options(tables["train"], assignments, seed) | ({"freeze": True} if freeze else {})
+    if table.get("freeze") and replay is not None:
+        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: frozen weights forget nothing")
+    check_drawn(table, trained.train.preview_every, origin)
+    with disk_errors(out):
+        config = grow(trained, tokens, out, add, zoo, table, replay, origin, overwrite)
+        leave_but_first()
+        report = write_report(out, trained, tokens)
+    losses = {name: _three(row) for name, row in report["losses"].items()}
+    losses |= {f"{name} (new)": [f"uniform {row['uniform']:.3f}", f"{row['after']:.3f}", ""]
+               for name, row in report["new"].items()}  # fmt: skip
+    skills = {f"{' + '.join(row['inputs'])} to {row['target']}": _three(row) for row in report["skills"]}
+    for title, rows in (("held-out loss, nats", losses), ("skill score", skills)):
+        shown = plain_table(title, ">before", ">after", ">change")
+        for name, cells in rows.items():
+            shown.add_row(name, *cells)
+        if rows:
+            show_table(shown)
+    replayed = share_replayed(config, len(table.get("datasets", ())))
+    rate = 0.0 if config.freeze else config.pretrained_lr_scale
+    click.echo(f"{replayed:.0%} of the samples were replayed; pretrained weights had {rate:.0%} of the learning rate")
+    modalities = count_of(len(trained.specs) + len(add), "modality", "modalities")
+    click.echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / REPORT}")
+    leave()
+
+
+def _three(row: dict[str, Any]) -> list[str]:
+    """Return before, after and change; a dash for a missing number."""
+    before, after = row["before"], row["after"]
+    change = "-" if before is None or after is None else f"{after - before:+.3f}"
+    return ["-" if value is None else f"{value:.3f}" for value in (before, after)] + [change]
 
 
 @backbone.command("eval")
@@ -196,15 +239,11 @@ def evaluate_command(
     pairs = from_mapping(Pairs, named, origin)
     input_sets = [tuple(split_names(names) or ()) for names in inputs] or pairs.inputs
     target_names = targets or pairs.targets
-    options = {"samples": samples, "seed": seed}
-    changes = parse_assignments(assignments) | {key: value for key, value in options.items() if value is not None}
-    config = from_mapping(EvaluationConfig, assigned(table, changes), origin)
+    config = from_mapping(EvaluationConfig, with_options(table, assignments, seed, samples=samples), origin)
     run, zoo = open_run(folder)
     if tokens is not None and tokens.resolve() != run.tokens.resolve():
         if out is None:
-            raise ConfigError(
-                f"--tokens {tokens}: {folder / FOLDER} has the scores for {run.tokens}; give --out FOLDER"
-            )
+            raise ConfigError(f"--tokens {tokens}: {folder / FOLDER} has scores for {run.tokens}; give --out FOLDER")
         run = dataclasses.replace(run, tokens=tokens, data=TokenStore(tokens).data)
     with disk_errors(out or folder):
         result = evaluate(

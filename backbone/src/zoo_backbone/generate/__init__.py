@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zoo_backbone.generate.guidance import Guidance
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
+from zoo_backbone.generate.sampling import Guidance
 
 __all__ = ["Guidance", "TargetPlan", "generate"]

@@ -32,14 +32,14 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, by, count_of
 from tokenizers_zoo.families.images import FORMATS
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import array_of, fixed_shape
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.generate.encoder_inputs import EncoderInputs
-from zoo_backbone.packing import accepted, shown_end
+from zoo_backbone.packing import EncoderInputs, accepted, shown_end
 
 UNKNOWN = -1
 
@@ -59,10 +59,9 @@ def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     if isinstance(spec.layout, SequenceLayout):
         return [_partial_sequence(spec.name, row, region) for row in found]
     mask = torch.from_numpy(region_mask(spec.name, spec.places or fixed_shape(spec.layout), region))
-    if not mask.any():
-        raise ConfigError(f"inpaint {spec.name}={region}: no token lies in it; make it larger")
-    if mask.all():
-        raise ConfigError(f"inpaint {spec.name}={region}: covers all tokens; make it smaller, or leave out the input")
+    if mask.all() or not mask.any():
+        problem = "covers all tokens; make it smaller" if mask.all() else "no token lies in it; make it larger"
+        raise ConfigError(f"inpaint {spec.name}={region}: {problem}")
     of_codes = mask.reshape(*mask.shape, *[1] * (found.ndim - 1 - mask.ndim))
     return torch.where(of_codes, UNKNOWN, found.cpu())
 
@@ -118,12 +117,10 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
     factors = [size // cells for size, cells in zip(pixels.shape, grid, strict=False)]
     expected = tuple(factor * cells for factor, cells in zip(factors, grid, strict=False))
     if pixels.ndim != len(grid) or 0 in factors or expected != pixels.shape:
-        raise ConfigError(
-            f"inpaint {name}: mask:{path}: expected the grid's {by(grid)}, or a multiple of it; got {by(pixels.shape)}"
-        )
+        wanted = f"the grid's {by(grid)}, or a multiple of it"
+        raise ConfigError(f"inpaint {name}: mask:{path}: expected {wanted}; got {by(pixels.shape)}")
     parts = [number for pair in zip(grid, factors, strict=True) for number in pair]
-    mask: Mask = (pixels != 0).reshape(parts).any(axis=tuple(range(1, 2 * len(grid), 2)))
-    return mask
+    return (pixels != 0).reshape(parts).any(axis=tuple(range(1, 2 * len(grid), 2)))
 
 
 def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
@@ -175,31 +172,28 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
     """
     spec = layout.spec(name)
     others = f"the batch has {batch}"
+    rows: Any
     if not isinstance(spec.layout, SequenceLayout):
         grid = torch.as_tensor(tokens).cpu()
         accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, others)
-        flat = grid.reshape(batch, -1)
-        complete = (flat != UNKNOWN).all(1).nonzero().flatten().tolist()
-        if complete and is_target:
-            raise InvalidValueError(f"{name}: sample {complete[0]} is complete, so nothing is left to generate")
-        return flat
-    rows = [np.asarray(row) for row in tokens]
-    accepted(spec, [row[row != UNKNOWN] for row in rows], batch, others)
-    rows = [row[~((row == UNKNOWN) & (np.roll(row, 1) == UNKNOWN) & (np.arange(len(row)) > 0))] for row in rows]
+        rows = grid.reshape(batch, -1)
+    else:
+        rows = [np.asarray(row) for row in tokens]
+        accepted(spec, [row[row != UNKNOWN] for row in rows], batch, others)
+        rows = [row[~((row == UNKNOWN) & (np.roll(row, 1) == UNKNOWN) & (np.arange(len(row)) > 0))] for row in rows]
     for number, row in enumerate(rows):
         gaps = int((row == UNKNOWN).sum())
         if gaps == 0 and is_target:
             raise InvalidValueError(f"{name}: sample {number} is complete, so nothing is left to generate")
+        if not isinstance(spec.layout, SequenceLayout):
+            continue
         if gaps > spec.layout.num_sentinels:
-            raise InvalidValueError(
-                f"{name}: sample {number} has {count_of(gaps, 'gap')}, and the modality has sentinels for "
-                f"{spec.layout.num_sentinels}; choose fewer, longer regions"
-            )
+            most = f"the modality has sentinels for {spec.layout.num_sentinels}; choose fewer, longer regions"
+            raise InvalidValueError(f"{name}: sample {number} has {count_of(gaps, 'gap')}, and {most}")
         if len(row) > (room := layout.positions[name].count):
-            raise InvalidValueError(
-                f"{name}: sample {number} keeps {count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
-                f", and the model has {room} positions for both; choose a larger region, or fewer gaps"
-            )
+            kept = f"{count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
+            most = f"the model has {room} positions for both; choose a larger region"
+            raise InvalidValueError(f"{name}: sample {number} keeps {kept}, and {most}")
     return rows
 
 
@@ -221,13 +215,10 @@ def add_partial(inputs: EncoderInputs, spec: ModalitySpec, tokens: Any) -> None:
             continue
         read: Ids = np.where(gaps, spec.layout.sentinel_start + np.cumsum(gaps) - 1, row)
         rows.append(np.append(read, spec.layout.end) if sees_end(inputs.layout, spec.name, row) else read)
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(inputs.batch, width, dtype=torch.int64)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.from_numpy(row)
-    ranks = torch.arange(width, device=inputs.device).expand(inputs.batch, -1)
-    lengths = torch.tensor([len(row) for row in rows], device=inputs.device).unsqueeze(1)
-    inputs.add(spec.name, ids.to(inputs.device), ranks, ranks < lengths)
+    ids = pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True).to(inputs.device)
+    lengths = torch.tensor([[len(row)] for row in rows], device=inputs.device)
+    ranks = torch.arange(ids.shape[1], device=inputs.device).expand(inputs.batch, -1)
+    inputs.add(spec.name, ids, ranks, ranks < lengths)
 
 
 def sees_end(layout: EmbeddingLayout, name: str, row: Ids) -> bool:

@@ -20,14 +20,13 @@ from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, is_token_file, r
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Crop
-from zoo_backbone.codecs import check_codec
-from zoo_backbone.generate.guidance import Guidance
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
-from zoo_backbone.generate.plans import DEFAULT_SPLIT, GenerationPlan, is_written_out, sources_of
+from zoo_backbone.generate.plans import DEFAULT_SPLIT, GenerationPlan, inputs_of, is_written_out, sources_of
 from zoo_backbone.generate.sampler import rows_of
+from zoo_backbone.generate.sampling import Guidance
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import accepted
-from zoo_backbone.run import Run
+from zoo_backbone.run import Run, check_handle
 
 DRAW = 1 << 32
 """Draw d of sample n has the number n + d * DRAW."""
@@ -83,22 +82,15 @@ def with_input_forms(plan: GenerationPlan, model: FourM, zoo: Zoo, tokens: Path)
         if name in forms and forms[name] not in sources and name not in plan.inpaint
         and (forms[name] in stored if not source else not source.endswith(".json") or is_written_out(source))
     }  # fmt: skip
-    inputs = {renamed.get(name, name): source for name, source in sources.items()}
-    targets = {target.name for target in plan.targets}
+    names = {name: form for name, form in renamed.items() if name not in {target.name for target in plan.targets}}
 
     def of_inputs(guidance: Guidance) -> Guidance:
-        names = {name: form for name, form in renamed.items() if name not in targets}
         weights = {names.get(name, name): weight for name, weight in guidance.weights.items()}
         return replace(guidance, weights=weights, always=tuple(names.get(name, name) for name in guidance.always))
 
-    return replace(
-        plan,
-        inputs=tuple(f"{name}={source}" if source else name for name, source in inputs.items()),
-        guidance=of_inputs(plan.guidance),
-        targets=tuple(
-            replace(target, guidance=target.guidance and of_inputs(target.guidance)) for target in plan.targets
-        ),
-    )
+    inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
+    targets = [replace(target, guidance=target.guidance and of_inputs(target.guidance)) for target in plan.targets]
+    return replace(plan, inputs=tuple(inputs), guidance=of_inputs(plan.guidance), targets=tuple(targets))
 
 
 def handles_of(
@@ -116,7 +108,7 @@ def handles_of(
             model.layout.check_read(target.name, f"rank {plan.rank} of")
     handles = {name: zoo[name] for name in names if model.layout.spec(name)}
     for name, handle in handles.items():
-        check_codec(handle, trained_on.get(name), model.layout.spec(name))
+        check_handle(handle, trained_on.get(name), model.layout.spec(name))
     return handles
 
 
@@ -175,9 +167,8 @@ def _stored_samples(
     if not plan.samples or plan.samples.isdecimal():  # a number is an upper bound
         numbers: Sequence[int] = range(len(listed))
     elif last >= len(listed):
-        raise ConfigError(
-            f"samples {plan.samples}: {place} has {len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
-        )
+        there = f"{len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
+        raise ConfigError(f"samples {plan.samples}: {place} has {there}")
     else:
         numbers = plan.numbers()
     return numbers, [listed[number][0] for number in numbers], [listed[number][1] for number in numbers]
@@ -194,10 +185,8 @@ def _samples_without_store(plan: GenerationPlan, has_values: bool) -> tuple[Sequ
             raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
         return [0], ["files"]
     if sum(last - first + 1 for first, last in plan.ranges()) > MOST:
-        raise ConfigError(
-            f"samples {plan.samples}: expected at most {MOST:,} at once without stored inputs; a sample depends on its "
-            f"number only, so generate others by further calls, such as {MOST}-{2 * MOST - 1}"
-        )
+        advice = f"generate others by further calls, such as {MOST}-{2 * MOST - 1}"
+        raise ConfigError(f"samples {plan.samples}: expected at most {MOST:,} at once without stored inputs; {advice}")
     if max(last for _, last in plan.ranges()) >= DRAW:
         raise ConfigError(f"samples {plan.samples}: expected numbers below {DRAW}")
     numbers = plan.numbers()

@@ -2,7 +2,7 @@
 
 OUT/<key>/<draw>/<modality>.<ext>, .png, .tokens.json
 OUT/<key>/ranking.json       with a scorer: {"by", "draws": their numbers, best first, "scores"}
-OUT/done.jsonl               finished samples, until all are finished
+OUT/done.txt                 finished samples, until all are finished
 OUT/plan.toml                written last
 """
 
@@ -12,8 +12,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.tokens import token_text
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.io import replacing_file, write_json
-from tokenizers_zoo.progress import Advance, decoded_samples, progress_bars
+from tokenizers_zoo.progress import decoded_samples, progress_bars
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.validation import describe
@@ -85,12 +84,12 @@ def generate_to_folder(
     if plan.rank:
         if scorer:
             raise ConfigError(f"rank {plan.rank}: expected either rank or a scorer, got both")
-        scorer = Agreement(model, plan.rank, handles[plan.rank].decode)
-        scorer.check(request.inputs, [target.name for target in targets])
+        names = [target.name for target in targets]
+        scorer = Agreement(model, plan.rank, handles[plan.rank].decode, request.inputs, names)
     with RunFolder(out, GENERATION, identity, places={"backbone": str(folder.resolve())}).open(overwrite) as state:
         if state.finished is None:
             done = set((out / DONE).read_text(encoding="utf-8").split("\n")[:-1]) if state.resuming else set()
-            _Generation(model, handles, request, plan, out, scorer).run(done)
+            _generate_rows(model, handles, request, plan, out, scorer, done)
             with replacing_file(out / PLAN) as temporary:
                 temporary.write_text(written, encoding="utf-8")
             state.finish(samples=len(request.names))
@@ -114,97 +113,60 @@ def _digest(handles: Mapping[str, ModalityHandle], request: Request) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Draw:
-    """Tokens and values of the targets for one draw of the sample `row`."""
-
-    row: int
-    tokens: dict[str, Any]
-    values: dict[str, Any]
-
-
-class _Generation:
-    """Draws, decodes, ranks and writes the samples of a request."""
-
-    def __init__(
-        self,
-        model: FourM,
-        handles: Mapping[str, ModalityHandle],
-        request: Request,
-        plan: GenerationPlan,
-        out: Path,
-        scorer: Scorer | None,
-    ) -> None:
-        self.model, self.handles, self.request, self.plan = model, handles, request, plan
-        self.out, self.scorer = out, scorer
-        self.targets = plan.target_plans()
-        self.once = {target.name: handles[target.name].single_ids() for target in self.targets}
-
-    def run(self, done: set[str]) -> None:
-        """Generate the samples that are not done."""
-        plan, names = self.plan, self.request.names
-        todo = [row for row, name in enumerate(names) if name not in done]
-        blocks = _blocks(todo, max(1, BATCH // plan.draws))
-        totals = {"generate": len(blocks) * -(-plan.draws // BATCH) * plan_steps(self.model, self.targets)}
-        totals |= {f"decode {target.name}": len(todo) * plan.draws for target in self.targets}
-        totals["rank"] = len(todo) * plan.draws if self.scorer else 0
-        with progress_bars(totals) as (generated, *decoded, ranked):
-            for rows in blocks:
-                draws = self._draw(rows, generated, decoded)
-                ranking = {}
-                if self.scorer:
-                    ranked(0)
-                    ranking = self._ranked(draws)
-                    ranked(len(draws))
-                for row in rows:
-                    self._write(names[row], [draw for draw in draws if draw.row == row], ranking.get(row))
-                    with open(self.out / DONE, "a", encoding="utf-8") as lines:
-                        lines.write(f"{names[row]}\n")
-
-    def _draw(self, rows: Sequence[int], generated: Advance, decoded: Sequence[Advance]) -> list[_Draw]:
-        """Return all draws of some samples, in order. Several samples fit into a batch."""
-        found = []
-        whole, partial = self.request.rows(rows)
-        for part in _blocks(range(self.plan.draws), BATCH):
-            drawn = [(row, draw) for row in rows for draw in part]
-            numbers = [self.request.numbers[row] + draw * DRAW for row, draw in drawn]
-            tokens = generate(
-                self.model, whole, self.targets, self.plan.seed, numbers, partial=partial, draws=len(part),
-                once=self.once, advance=generated,
-            )  # fmt: skip
-            values = {}
-            for (name, ids), advance in zip(tokens.items(), decoded, strict=True):
-                advance(0)
-                with decoded_samples(advance):
-                    values[name] = self.handles[name].decode(ids, trusted=True)
-            for number, (row, _) in enumerate(drawn):
-                of_draw = ({name: listed[number] for name, listed in table.items()} for table in (tokens, values))
-                found.append(_Draw(row=row, tokens=next(of_draw), values=next(of_draw)))
-        return found
-
-    def _ranked(self, draws: Sequence[_Draw]) -> dict[int, tuple[list[int], list[float]]]:
-        """Return for each sample the numbers of its draws, best first, and their scores. Raises InvalidValueError."""
-        assert self.scorer is not None
-        whole, _ = self.request.rows([draw.row for draw in draws])
-        generated = {name: [draw.tokens[name] for draw in draws] for name in draws[0].tokens}
-        scores = [float(score) for score in self.scorer(whole, generated)]
-        if len(scores) != len(draws) or any(map(math.isnan, scores)):
-            raise InvalidValueError(f"rank: expected a number for each of {len(draws)} draws, got {describe(scores)}")
-        result = {}
-        for number, order in enumerate(best_first(scores, self.plan.draws)):
-            first = number * self.plan.draws
-            result[draws[first].row] = order, [scores[first + draw] for draw in order]
-        return result
-
-    def _write(self, name: str, draws: Sequence[_Draw], ranking: tuple[list[int], list[float]] | None) -> None:
-        if ranking:
-            order, scores = ranking
-            draws = [draws[number] for number in order]
-            table = {"by": self.plan.rank or "scorer", "draws": order, "scores": scores}
-            write_json(self.out / name / RANKING, table)
-        for rank, draw in enumerate(draws):
-            for modality, value in draw.values.items():
-                write_value(self.out / name / str(rank), self.handles[modality], value, draw.tokens[modality])
+def _generate_rows(
+    model: FourM,
+    handles: Mapping[str, ModalityHandle],
+    request: Request,
+    plan: GenerationPlan,
+    out: Path,
+    scorer: Scorer | None,
+    done: set[str],
+) -> None:
+    """Draw, decode, rank and write the samples that are not `done`. Several samples fit into a batch."""
+    targets, draws = plan.target_plans(), plan.draws
+    once = {target.name: handles[target.name].single_ids() for target in targets}
+    todo = [row for row, name in enumerate(request.names) if name not in done]
+    blocks = _blocks(todo, max(1, BATCH // draws))
+    totals = {"generate": len(blocks) * -(-draws // BATCH) * plan_steps(model, targets)}
+    totals |= {f"decode {target.name}": len(todo) * draws for target in targets}
+    totals["rank"] = len(todo) * draws if scorer else 0
+    with progress_bars(totals) as (generated, *decoded, ranked):
+        for rows in blocks:
+            tokens: dict[str, list[Any]] = {target.name: [] for target in targets}
+            values: dict[str, list[Any]] = {target.name: [] for target in targets}
+            whole, partial = request.rows(rows)
+            for part in _blocks(range(draws), BATCH):
+                numbers = [request.numbers[row] + draw * DRAW for row in rows for draw in part]
+                found = generate(
+                    model, whole, targets, plan.seed, numbers, partial=partial, draws=len(part), once=once,
+                    advance=generated,
+                )  # fmt: skip
+                for (name, ids), advance in zip(found.items(), decoded, strict=True):
+                    advance(0)
+                    with decoded_samples(advance):
+                        values[name].extend(handles[name].decode(ids, trusted=True))
+                    tokens[name].extend(ids)
+            scores: list[float] = []
+            if scorer:
+                ranked(0)
+                of_draws, _ = request.rows([row for row in rows for _ in range(draws)])
+                scores = [float(score) for score in scorer(of_draws, tokens)]
+                if len(scores) != len(rows) * draws or any(map(math.isnan, scores)):
+                    wanted = f"a number for each of {len(rows) * draws} draws"
+                    raise InvalidValueError(f"rank: expected {wanted}, got {describe(scores)}")
+                ranked(len(scores))
+            for number, row in enumerate(rows):
+                first, order, place = number * draws, list(range(draws)), out / request.names[row]
+                if scorer:
+                    own = scores[first : first + draws]
+                    order = best_first(own)
+                    table = {"by": plan.rank or "scorer", "draws": order, "scores": [own[draw] for draw in order]}
+                    write_json(place / RANKING, table)
+                for rank, draw in enumerate(order):
+                    for name, listed in values.items():
+                        write_value(place / str(rank), handles[name], listed[first + draw], tokens[name][first + draw])
+                with open(out / DONE, "a", encoding="utf-8") as lines:
+                    lines.write(f"{request.names[row]}\n")
 
 
 def write_value(place: Path, handle: ModalityHandle, value: Any, ids: Any) -> None:
@@ -232,35 +194,42 @@ class Agreement:
 
     The modality `name` is predicted from the targets of a draw alone, by the most likely tokens in one step, and
     compared with the input, or with its prediction from the inputs. Both are decoded; the score is the cosine of the
-    two values as vectors. Details that the model does not see are not scored.
+    two values as vectors. Details that the model does not see are not scored. Raises ConfigError if there is nothing to
+    compare, or nothing numeric.
     """
 
-    def __init__(self, model: FourM, name: str, decode: Callable[[Any], Sequence[Any]]) -> None:
-        self.model = model
-        self.name = name
-        self.decode = decode
+    def __init__(
+        self,
+        model: FourM,
+        name: str,
+        decode: Callable[[Any], Sequence[Any]],
+        inputs: Collection[str],
+        targets: Collection[str],
+    ) -> None:
+        self.model, self.name, self.decode = model, name, decode
         self.plan = [TargetPlan(name=name, temperature=0, steps=1).resolved(model.layout.spec(name))]
         value = model.layout.spec(name).value
         if value.kind != "array" or value.classes or value.dtype.startswith("int"):
             kind = "ids or other whole numbers" if value.kind == "array" else value.kind
-            raise ConfigError(f"rank {name}: draws are compared as vectors, and its values are {kind}; expected "
-                              "a numeric modality, such as a global vector")  # fmt: skip
-
-    def check(self, inputs: Iterable[str], targets: Iterable[str]) -> None:
-        """Raise ConfigError if there is nothing to compare."""
-        if self.name in targets:
-            raise ConfigError(f"rank {self.name}: is a target itself; rank by another modality")
-        if not list(inputs):
-            raise ConfigError(f"rank {self.name}: there is no whole input to compare draws with")
+            wanted = "expected a numeric modality, such as a global vector"
+            raise ConfigError(f"rank {name}: draws are compared as vectors, and its values are {kind}; {wanted}")
+        if name in targets:
+            raise ConfigError(f"rank {name}: is a target itself; rank by another modality")
+        if not inputs:
+            raise ConfigError(f"rank {name}: there is no whole input to compare draws with")
 
     def __call__(self, inputs: Mapping[str, Any], generated: Mapping[str, Any]) -> list[float]:
         """Return the score of each row. Equal neighbouring inputs are predicted from once."""
-        self.check(inputs, generated)
         condition = {self.name: inputs[self.name]} if self.name in inputs else inputs
-        firsts, numbers = equal_neighbours(condition)
+        firsts: list[int] = []
+        groups = []
+        count = len(next(iter(generated.values())))
+        for row in range(count):
+            if not row or not all(np.array_equal(values[row], values[row - 1]) for values in condition.values()):
+                firsts.append(row)
+            groups.append(len(firsts) - 1)
         wanted = list(self._vectors(condition, firsts))
-        seen = self._vectors(generated, range(len(next(iter(generated.values())))))
-        return [cosine(one, wanted[number]) for one, number in zip(seen, numbers, strict=True)]
+        return [cosine(one, wanted[of]) for one, of in zip(self._vectors(generated, range(count)), groups, strict=True)]
 
     def _vectors(self, tokens: Mapping[str, Any], rows: Sequence[int]) -> Iterator[np.ndarray[Any, Any]]:
         """Yield the modality's values in these rows, or their predictions from the other modalities."""
@@ -273,21 +242,9 @@ class Agreement:
                 yield np.asarray(value, np.float64).ravel()
 
 
-def best_first(scores: Sequence[float], draws: int) -> list[list[int]]:
-    """Return the numbers of each sample's draws, best first, where `draws` consecutive scores belong to a sample."""
-    rows = [scores[first : first + draws] for first in range(0, len(scores), draws)]
-    return [sorted(range(draws), key=lambda draw: -row[draw]) for row in rows]
-
-
-def equal_neighbours(tokens: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """Group equal neighbouring rows; return the first row of each group, and the group of each row."""
-    firsts: list[int] = []
-    numbers = []
-    for row in range(len(next(iter(tokens.values())))):
-        if not row or not all(np.array_equal(values[row], values[row - 1]) for values in tokens.values()):
-            firsts.append(row)
-        numbers.append(len(firsts) - 1)
-    return firsts, numbers
+def best_first(scores: Sequence[float]) -> list[int]:
+    """Return the numbers of a sample's draws, best first."""
+    return sorted(range(len(scores)), key=lambda draw: -scores[draw])
 
 
 def cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:

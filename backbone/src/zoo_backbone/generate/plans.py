@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers_zoo.config import Origin, default_of, from_mapping, load_toml
+from tokenizers_zoo.config import Origin, check_amounts, check_counts, default_of, from_mapping, load_toml
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
+from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.generate.guidance import Guidance, Passes
 from zoo_backbone.generate.inpainting import ranges
-from zoo_backbone.generate.sampling import Schedule, TemperatureSchedule
+from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
 
 Scheme = Literal["layout", "maskgit", "roar", "autoregressive"]
 DEFAULT_STEPS = 8
@@ -78,13 +77,10 @@ class TargetPlan:
     """How strongly the inputs steer this target; none: the plan's guidance."""
 
     def __post_init__(self) -> None:
-        for key in ("steps", "temperature", "final_temperature", "top_k", "confidence_noise", "max_length"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"{key}: expected a number from 0 on, got {getattr(self, key)}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}")
-        if self.temperature_schedule == "constant" and self.final_temperature:
-            raise ValueError('final_temperature: only with temperature_schedule "linear" or "inverse"')
+        check_amounts(self, "steps", "temperature", "final_temperature", "top_k", "confidence_noise", "max_length")
+        expect(self, "top_p", 0 < self.top_p <= 1, "a number in (0, 1]")
+        falls = self.temperature_schedule != "constant" or not self.final_temperature
+        expect(self, "final_temperature", falls, 'temperature_schedule "linear" or "inverse" with it')
 
     def resolved(self, spec: ModalitySpec) -> TargetPlan:
         """Return the plan with the defaults of the modality. Raises ConfigError if they do not fit."""
@@ -93,24 +89,17 @@ class TargetPlan:
         sequence = isinstance(spec.layout, SequenceLayout)
         schemes = ("autoregressive",) if sequence else GRID_SCHEMES
         scheme = schemes[0] if self.scheme == "layout" else self.scheme
-        if scheme not in schemes:
-            raise ConfigError(
-                f"generate {spec.name}: scheme {self.scheme!r} is not for a {spec.layout.kind}; "
-                f"expected {' or '.join(schemes)}"
-            )
-        if sequence and self.temperature_schedule != "constant":
-            raise ConfigError(
-                f"generate {spec.name}: temperature_schedule {self.temperature_schedule!r} is not for a sequence; "
-                'expected "constant"'
-            )
+        for key, value, allowed in (
+            ("scheme", scheme, schemes),
+            ("temperature_schedule", self.temperature_schedule, ("constant",) if sequence else ()),
+        ):
+            if allowed and value not in allowed:
+                kind = f"{key} {value!r} is not for a {spec.layout.kind}"
+                raise ConfigError(f"generate {spec.name}: {kind}; expected {' or '.join(allowed)}")
         bound = spec.layout.length
-        return replace(
-            self,
-            scheme=scheme,
-            steps=min(self.steps or (bound if scheme == "autoregressive" else DEFAULT_STEPS), bound),
-            max_length=min(self.max_length or bound, bound),
-            guidance=self.guidance or Guidance(),
-        )
+        steps = min(self.steps or (bound if scheme == "autoregressive" else DEFAULT_STEPS), bound)
+        length = min(self.max_length or bound, bound)
+        return replace(self, scheme=scheme, steps=steps, max_length=length, guidance=self.guidance or Guidance())
 
 
 def resolved_plan(
@@ -125,14 +114,12 @@ def resolved_plan(
     for target in plan:
         layout.check_made(target.name, "generate")
     resolved = [target.resolved(layout.spec(target.name)) for target in plan]
-    names = [target.name for target in plan]
     if not plan:
         raise ConfigError("generate: expected at least one target")
-    everything = [*inputs, *names]
+    everything = [*inputs, *(target.name for target in plan)]
     if twice := sorted({name for name in everything if everything.count(name) > 1}):
-        raise ConfigError(
-            f"generate: {', '.join(twice)}: is input and target, or twice a target; to generate a part, add --inpaint"
-        )
+        advice = "to generate a part, add --inpaint"
+        raise ConfigError(f"generate: {', '.join(twice)}: is input and target, or twice a target; {advice}")
     for name in (*inputs, *partial):
         layout.check_read(name, "generate")
     for name in partial:
@@ -177,14 +164,11 @@ class GenerationPlan:
     """A modality in which draws are compared with their inputs, to sort them; empty: no sorting."""
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws: expected a number from 1 on, got {self.draws}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a number from 0 on, got {self.seed}")
-        if self.samples.isdecimal() and not int(self.samples):
-            raise ValueError(f"samples: expected a number from 1 on or numbers such as 0-7, got {self.samples!r}")
-        if self.keys and self.samples:
-            raise ValueError(f"samples: {self.samples!r} and keys both choose samples; leave one of them out")
+        check_counts(self, "draws")
+        check_amounts(self, "seed")
+        some = not self.samples.isdecimal() or int(self.samples) > 0
+        expect(self, "samples", some, "a number from 1 on or numbers such as 0-7")
+        expect(self, "samples", not (self.keys and self.samples), "either samples or keys")
 
     def target_plans(self) -> list[TargetPlan]:
         """Return the targets, each with its guidance."""
@@ -198,10 +182,8 @@ class GenerationPlan:
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return the first and last number of each range of `samples`. Raises ConfigError."""
-        if not self.samples:
-            return [(0, DEFAULT_SAMPLES - 1)]
-        if self.samples.isdecimal():
-            return [(0, int(self.samples) - 1)]
+        if not self.samples or self.samples.isdecimal():
+            return [(0, int(self.samples or DEFAULT_SAMPLES) - 1)]
         return ranges(self.samples, f"samples {self.samples}")
 
     def numbers(self) -> Sequence[int]:
@@ -226,6 +208,11 @@ def sources_of(inputs: Iterable[str]) -> dict[str, str]:
             raise ConfigError(f"input {item}: {name} is there twice; give one value")
         sources[name] = source
     return sources
+
+
+def inputs_of(sources: Mapping[str, str]) -> list[str]:
+    """Return what `sources_of` parsed."""
+    return [f"{name}={source}" if source else name for name, source in sources.items()]
 
 
 def is_written_out(source: str) -> bool:
@@ -253,7 +240,7 @@ def _placed(inputs: Iterable[str], inpaint: Mapping[str, str], folder: Path) -> 
         before, mask, file = region.partition(MASK)
         is_file = mask and not before.replace("not:", "")
         regions[name] = f"{before}{mask}{folder / file}" if is_file else region
-    return {"inputs": [f"{name}={source}" if source else name for name, source in sources.items()], "inpaint": regions}
+    return {"inputs": inputs_of(sources), "inpaint": regions}
 
 
 def written_plan(plan: GenerationPlan, notes: Mapping[str, str]) -> str:

@@ -13,8 +13,6 @@ from torch import Tensor
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import SequenceLayout
 from tokenizers_zoo.validation import fixed_shape
-from zoo_backbone.generate.encoder_inputs import EncoderInputs
-from zoo_backbone.generate.guidance import Passes
 from zoo_backbone.generate.inpainting import (
     UNKNOWN,
     Ids,
@@ -31,13 +29,14 @@ from zoo_backbone.generate.sampling import (
     IDS,
     ORDER,
     Noise,
+    Passes,
     draw,
     temperatures,
     tempered,
     tokens_per_step,
 )
 from zoo_backbone.model import Context, FourM
-from zoo_backbone.packing import accepted
+from zoo_backbone.packing import EncoderInputs, accepted
 from zoo_backbone.transformer import KeyValueCache
 
 Advance = Callable[[int], None]
@@ -72,65 +71,51 @@ def generate(
     sequences. A draw depends on the seed, its number and its own inputs only, not on the batch. Raises ConfigError for
     a plan that does not fit the model, and InvalidValueError for tokens that do not fit their modality.
     """
-    partial, once = partial or {}, once or {}
-    resolved = resolved_plan(model.layout, plan, inputs, partial)
-    numbers = _numbers({**inputs, **partial}, seed, samples, draws)
+    layout, partial, once = model.layout, partial or {}, once or {}
+    resolved = resolved_plan(layout, plan, inputs, partial)
+    if samples is None and not (inputs or partial):
+        raise ConfigError("generate: samples: expected a number for each sample, as there are no inputs")
+    first = next(iter([*inputs.values(), *partial.values()]), ())
+    numbers = list(range(len(first) * draws) if samples is None else samples)
+    if draws < 1 or not numbers or len(numbers) % draws or min(seed, *numbers) < 0:
+        wanted = "a seed and numbers of samples from 0 on, with `draws` numbers for each of at least one sample"
+        raise ConfigError(f"generate: expected {wanted}; got seed {seed}, draws {draws}, {len(numbers)} numbers")
     count = len(numbers) // draws
     for name, tokens in inputs.items():
-        accepted(model.layout.spec(name), tokens, count, f"the batch has {count}")
+        accepted(layout.spec(name), tokens, count, f"the batch has {count}")
     targets = {target.name for target in resolved}
-    known = {
-        name: checked_partial(model.layout, name, tokens, count, name in targets) for name, tokens in partial.items()
-    }
+    known = {name: checked_partial(layout, name, tokens, count, name in targets) for name, tokens in partial.items()}
     rows: dict[int, dict[str, Any]] = {}
-    for group in alike(known, count):
+    for group in alike(known, count):  # samples that lack equally many cells
         drawn = [row * draws + draw for row in group for draw in range(draws)]
-        found = _generate(
-            model, _rows(inputs, group), _rows(known, group), resolved, seed, [numbers[row] for row in drawn], draws,
-            once, (lambda steps: None) if rows else advance,
-        )  # fmt: skip
+        encoded = EncoderInputs(layout, len(group), model.token_embedding.weight.device, draws)
+        for name in (*inputs, *partial, *(target.name for target in resolved)):
+            encoded.mark_open(name)
+        for name, tokens in inputs.items():
+            encoded.add_whole(name, rows_of(tokens, group))
+        for name, tokens in known.items():
+            add_partial(encoded, layout.spec(name), rows_of(tokens, group))
+        found: dict[str, Any] = {}
+        for target in resolved:
+            assert target.guidance is not None
+            name, spec = target.name, layout.spec(target.name).layout
+            noise = Noise(seed, [numbers[row] for row in drawn], name)
+            passes = Passes.of(target.guidance, name, encoded.names)
+            there = rows_of(known[name], [row // draws for row in drawn]) if name in known else None
+            told = (lambda steps: None) if rows else advance
+            if isinstance(spec, SequenceLayout):
+                there = [np.array([UNKNOWN])] * len(drawn) if there is None else there
+                found[name] = decode_sequence(model, encoded, target, noise, passes, there, told, once.get(name, ()))
+                encoded.remove(name)  # known tokens with their sentinels
+                encoded.add_whole(name, found[name])
+            else:
+                there = torch.full((len(drawn), spec.length), UNKNOWN) if there is None else there
+                found[name] = decode_grid(model, encoded, target, noise, passes, there, told)
         if len(drawn) == len(numbers):
             return found
         rows |= {row: {name: tokens[i] for name, tokens in found.items()} for i, row in enumerate(drawn)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
-    return {name: torch.stack(found) if isinstance(found[0], Tensor) else found for name, found in joined.items()}
-
-
-def _generate(
-    model: FourM,
-    whole: Mapping[str, Any],
-    partial: Mapping[str, Any],
-    plan: Sequence[TargetPlan],
-    seed: int,
-    numbers: Sequence[int],
-    draws: int,
-    once: Mapping[str, Collection[int]],
-    advance: Advance,
-) -> dict[str, Any]:
-    """Generate for a checked plan and samples that lack equally many cells."""
-    inputs = EncoderInputs(model.layout, len(numbers) // draws, model.token_embedding.weight.device, draws)
-    for name in (*whole, *partial, *(target.name for target in plan)):
-        inputs.mark_open(name)
-    for name, tokens in whole.items():
-        inputs.add_whole(name, tokens)
-    for name, tokens in partial.items():
-        add_partial(inputs, model.layout.spec(name), tokens)
-    result: dict[str, Any] = {}
-    for target in plan:
-        name, noise = target.name, Noise(seed, numbers, target.name)
-        layout = model.layout.spec(name).layout
-        assert target.guidance is not None
-        passes = Passes.of(target.guidance, name, inputs.names)
-        known = rows_of(partial[name], [row // draws for row in range(len(numbers))]) if name in partial else None
-        if isinstance(layout, SequenceLayout):
-            known = [np.array([UNKNOWN])] * len(numbers) if known is None else known
-            result[name] = decode_sequence(model, inputs, target, noise, passes, known, advance, once.get(name, ()))
-            inputs.remove(name)  # known tokens with their sentinels
-            inputs.add_whole(name, result[name])
-        else:
-            known = torch.full((len(numbers), layout.length), UNKNOWN) if known is None else known
-            result[name] = decode_grid(model, inputs, target, noise, passes, known, advance)
-    return result
+    return {name: torch.stack(made) if isinstance(made[0], Tensor) else made for name, made in joined.items()}
 
 
 def plan_steps(model: FourM, plan: Sequence[TargetPlan]) -> int:
@@ -145,26 +130,6 @@ def plan_steps(model: FourM, plan: Sequence[TargetPlan]) -> int:
 def rows_of(tokens: Any, rows: Sequence[int]) -> Any:
     """Return the tokens of the samples `rows`, which may repeat."""
     return [tokens[row] for row in rows] if isinstance(tokens, list) else tokens[list(rows)]
-
-
-def _rows(tokens: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    return {name: rows_of(values, rows) for name, values in tokens.items()}
-
-
-def _numbers(known: Mapping[str, Any], seed: int, samples: Sequence[int] | None, draws: int) -> list[int]:
-    if draws < 1:
-        raise ConfigError(f"generate: draws: expected a number from 1 on, got {draws}")
-    if samples is None:
-        if not known:
-            raise ConfigError("generate: samples: expected a number for each sample, as there are no inputs")
-        samples = range(len(next(iter(known.values()))) * draws)
-    if len(samples) == 0:
-        raise ConfigError("generate: expected at least one sample")
-    if len(samples) % draws:
-        raise ConfigError(f"generate: samples: expected a number for each of {draws} draws, got {len(samples)}")
-    if min(seed, *samples) < 0:
-        raise ConfigError(f"generate: expected seed and sample numbers from 0 on, got {min(seed, *samples)}")
-    return list(samples)
 
 
 def contexts_of(model: FourM, inputs: EncoderInputs, passes: Passes) -> list[Context]:
@@ -191,8 +156,7 @@ def target_logits(
     positions = ranks + layout.positions[name].start
     x = model.embed_targets(read, positions, torch.full_like(read, layout.index(name)))
     # No mask: all targets are of one modality, and the next token of a sequence sees all tokens before it.
-    context = contexts if len(contexts) > 1 else contexts[0]
-    hidden = model.decode(x, model.rotations(positions), context, None, caches)
+    hidden = model.decode(x, model.rotations(positions), contexts, None, caches)
     return passes.combined(model.logits(hidden, layout.table_of(layout.spec(name))).float())
 
 
@@ -215,7 +179,11 @@ def decode_grid(
     for step, (count, temperature) in enumerate(zip(counts, heat, strict=True)):
         # MaskGIT compares the confidences of all remaining cells. The other schemes know the next cells beforehand.
         cells = left if plan.scheme == "maskgit" else left[:, :count]
-        logits = cell_logits(model, inputs, plan, cells, passes)
+        # A row of logits per draw, or per sample while its draws share their inputs.
+        asked = cells[:: inputs.draws] if plan.scheme == "maskgit" else cells
+        logits = target_logits(
+            model, plan.name, torch.full_like(asked, -1), asked, contexts_of(model, inputs, passes), passes
+        )
         inputs.split_draws()
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
         uniform = rearrange(uniform, "(rows draws) cells -> rows cells draws", rows=len(logits))
@@ -241,14 +209,6 @@ def decode_grid(
         advance(1)
     advance(plan.steps - len(counts))
     return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
-
-
-def cell_logits(model: FourM, inputs: EncoderInputs, plan: TargetPlan, cells: Tensor, passes: Passes) -> Tensor:
-    """Return float32 logits `rows cells ids`: a row per draw, or per sample while its draws share their inputs."""
-    contexts = contexts_of(model, inputs, passes)
-    if plan.scheme == "maskgit":
-        cells = cells[:: inputs.draws]
-    return target_logits(model, plan.name, torch.full_like(cells, -1), cells, contexts, passes)
 
 
 def shares_keys(device: torch.device) -> bool:
@@ -344,15 +304,19 @@ class _Filling:
 
     def allowed(self, logits: Tensor, alive: Tensor) -> Tensor:
         """Return logits `alive ids` with -inf at ids that may not come next."""
-        gap, gaps = self.gap[alive], self.gaps[alive]
-        onward = self._onward(alive)
-        logits = logits.masked_fill(self.spent[alive], -torch.inf)
-        ends = gap_ends(self.marks, gap, gaps) if self.any_end else self.marks == onward.unsqueeze(1)
-        return restricted(logits, self.marks, ends, onward)
+        onward, _ = self._onward(alive)
+        ends = self.marks == onward.unsqueeze(1)
+        if self.any_end:
+            # Models that do not see ends are trained on some gaps only, so the sentinel of any later gap may follow.
+            numbers = torch.arange(len(self.marks), device=self.marks.device)
+            ends = (numbers > self.gap[alive].unsqueeze(1)) & (numbers < self.gaps[alive].unsqueeze(1))
+            ends[:, -1] = True
+        return restricted(logits.masked_fill(self.spent[alive], -torch.inf), self.marks, ends, onward)
 
     def written(self, drawn: Tensor, alive: Tensor, step: int) -> Tensor:
         """Store the sampled ids; return them, with the end for samples that have ended."""
-        moved, is_last = drawn == self._onward(alive), self._is_last(alive)
+        onward, is_last = self._onward(alive)
+        moved = drawn == onward
         last = torch.where(self.going[alive] & ~(moved & is_last), drawn, self.layout.end)
         self.tokens[alive, step] = last
         self.spent[alive, last] |= self.once[last]
@@ -369,24 +333,10 @@ class _Filling:
             found.append(with_gaps_filled(row, content, self.layout))
         return found
 
-    def _is_last(self, alive: Tensor) -> Tensor:
-        return self.gap[alive] + 1 >= self.gaps[alive]
-
-    def _onward(self, alive: Tensor) -> Tensor:
-        """Return the id that ends the current gap of each sample."""
-        return torch.where(self._is_last(alive), self.closing[alive], self.layout.sentinel_start + self.gap[alive] + 1)
-
-
-def gap_ends(marks: Tensor, gap: Tensor, gaps: Tensor) -> Tensor:
-    """Return a bool `batch marks`: the marks (all sentinels, then the end) that end a gap.
-
-    `gap` and `gaps` (`batch`) are its number and their count. Models that do not see ends are trained on some gaps
-    only, so the sentinel of any later gap or the end may follow.
-    """
-    numbers = torch.arange(len(marks), device=marks.device)
-    ends = (numbers > gap.unsqueeze(1)) & (numbers < gaps.unsqueeze(1))
-    ends[:, -1] = True
-    return ends
+    def _onward(self, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the id that ends the current gap of each sample, and whether that is its last gap."""
+        is_last = self.gap[alive] + 1 >= self.gaps[alive]
+        return torch.where(is_last, self.closing[alive], self.layout.sentinel_start + self.gap[alive] + 1), is_last
 
 
 def restricted(logits: Tensor, marks: Tensor, ends: Tensor, onward: Tensor) -> Tensor:

@@ -1,29 +1,24 @@
-"""Sampling of token ids: number per step, temperature, filters and noise."""
+"""Sampling of token ids: number per step, temperature, filters, noise, and guidance by several forward passes."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tokenizers_zoo.errors import ConfigError
+from zoo_backbone.config import expect
+
 Schedule = Literal["cosine", "linear", "s-curve"]
 TemperatureSchedule = Literal["constant", "linear", "inverse"]
 
-MASKED: Mapping[str, Callable[[float], float]] = MappingProxyType(
-    {
-        "cosine": lambda done: math.cos(math.pi / 2 * done),
-        "linear": lambda done: 1 - done,
-        "s-curve": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    }
-)
-"""Fraction of tokens still masked, as a function of the fraction of finished steps."""
 INVERSE_RANGE = 100
 """The "inverse" curve runs from 1 to this number."""
 IDS, CONFIDENCE, ORDER = range(3)
@@ -41,7 +36,11 @@ def tokens_per_step(count: int, steps: int, schedule: Schedule) -> list[int]:
     steps = min(steps, count)
     masked = [count]
     for step in range(1, steps + 1):
-        share = MASKED[schedule](step / steps)
+        done = step / steps
+        if schedule == "cosine":
+            share = math.cos(math.pi / 2 * done)
+        else:
+            share = 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         # At least one token for this step, and one for each step to come.
         masked.append(min(max(math.floor(count * share + 1e-9), steps - step), masked[-1] - 1))
     return [before - after for before, after in itertools.pairwise(masked)]
@@ -141,3 +140,81 @@ def draw(
     # Below the total even after rounding, so that the id has a share.
     level = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, level.contiguous(), right=True)
+
+
+# --- classifier-free guidance
+
+
+STRONGEST = 1e6
+"""Largest weight of a condition; float32 logits lose their digits beyond it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guidance:
+    """How strongly the inputs steer a target: one scale for all, or a weight for each condition."""
+
+    scale: float = 1.0
+    """For all inputs together (arXiv 2207.12598): 1 is no guidance, 0 ignores them, above 1 follows them more closely,
+    below 0 moves away."""
+    always: tuple[str, ...] = ()
+    """With `scale`: modalities that the unconditional pass sees, too."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Weights of single modalities, each a condition of its own (arXiv 2206.01714; 4M's multimodal guidance). Every
+    pass sees the other inputs. Excludes `scale`."""
+
+    def __post_init__(self) -> None:
+        for key, numbers in (("scale", [self.scale]), ("weights", self.weights.values())):
+            wanted = f"numbers from {-STRONGEST:g} to {STRONGEST:g}"
+            expect(self, key, all(abs(number) <= STRONGEST for number in numbers), wanted)
+        expect(self, "weights", not self.weights or self.scale == 1, "either scale or weights")
+        expect(self, "always", not (self.weights and self.always), "weights or always; every pass sees the others")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """The forward passes of a step: the modalities hidden from each, and the weights of their logits (sum 1)."""
+
+    hidden: tuple[frozenset[str], ...] = (frozenset(),)
+    weights: tuple[float, ...] = (1.0,)
+    marked: bool = False
+    """Whether a hidden sequence is marked as open, in models that mark them (see `EmbeddingLayout.marked_inputs`)."""
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def combined(self, logits: Tensor) -> Tensor:
+        """Add up logits `(passes batch) ... ids`, pass by pass, to `batch ... ids`."""
+        if len(self) == 1:
+            return logits
+        weights = torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)
+        return torch.einsum("p,p...->...", weights, logits.unflatten(0, (len(self), -1)))
+
+    @classmethod
+    def of(cls, guidance: Guidance, target: str, known: Sequence[str]) -> Passes:
+        """Return the passes for `target`, given the modalities `known` so far. Raises ConfigError for unknown names.
+
+        Known tokens of the target are never hidden. With u the logits without any condition and c_i the logits with
+        condition i alone, the result is u + sum_i w_i (c_i - u) = (1 - sum_i w_i) u + sum_i w_i c_i. Passes of weight 0
+        are skipped. With `scale`, all of `known` is one condition. 4M marks hidden sequences as open in the
+        unconditional pass of `scale`, but not with `weights`.
+        """
+        others = [name for name in known if name != target]
+        for key, names in (("weights", guidance.weights), ("always", guidance.always)):
+            for name in names:
+                if name not in others:
+                    wanted = f"neither an input nor an earlier target; expected {', '.join(others) or 'nothing'}"
+                    raise ConfigError(f"generate {target}: guidance {key}: {name} is {wanted}")
+        if guidance.weights:
+            conditions = [frozenset([name]) for name in guidance.weights]
+            weights = list(guidance.weights.values())
+        else:
+            conditions = [frozenset(others) - frozenset(guidance.always)]
+            weights = [guidance.scale]
+            if not conditions[0]:
+                return cls()
+        everything = frozenset[str]().union(*conditions)
+        passes = [(everything, 1 - sum(weights))]
+        passes += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
+        used = [(hidden, weight) for hidden, weight in passes if weight]
+        hidden, weighed = tuple(name for name, _ in used), tuple(weight for _, weight in used)
+        return cls(hidden=hidden, weights=weighed, marked=not guidance.weights)

@@ -86,11 +86,9 @@ class Pair:
         if self.pixels:
             tensor = rearrange(tensor, "d (c p) -> d (p c)", p=self.pixels)
         for name, part in zip(self.theirs, tensor.chunk(len(self.theirs)), strict=True):
-            axes = 2 if name.endswith(".mod_emb") else name.endswith(".pos_emb") or name in SQUEEZED
+            single = name.endswith(".pos_emb") or name in ("mask_token", "register_tokens")
+            axes = 2 if name.endswith(".mod_emb") else int(single)
             yield name, part.reshape(*(1,) * axes, *part.shape)
-
-
-SQUEEZED = ("mask_token", "register_tokens")
 
 
 def pairs_of(
@@ -166,22 +164,17 @@ def config_of(
     if table["act_layer"] not in [*ACTIVATIONS]:
         raise CheckpointError(f"{where}: act_layer {table['act_layer']}: expected {' or '.join(ACTIVATIONS)}")
     tokens = [item for item in modalities if item.kind == "tokens"]
+    same = "encoder_depth", "decoder_depth", "mlp_ratio", "gated_mlp", "qk_norm", "share_modality_embeddings"
+    ours = {
+        **{key: table[key] for key in same}, "dim": table.get("dim", 768), "heads": table["num_heads"],
+        "activation": ACTIVATIONS[table["act_layer"]],
+        "bias": tuple(part for key, part in BIASES.items() if table[key]), "registers": table["num_register_tokens"],
+        "stored_positions": {names[item.published]: item.positions for item in modalities},
+        "inputs_only": tuple(names[item.published] for item in tokens if not item.made),
+        "targets_only": tuple(names[item.published] for item in tokens if not item.read),
+    }  # fmt: skip
     try:
-        return from_mapping(
-            PublishedConfig,
-            {
-                "dim": table.get("dim", 768),
-                "heads": table["num_heads"],
-                **{key: table[key] for key in ("encoder_depth", "decoder_depth", "mlp_ratio", "gated_mlp", "qk_norm",
-                                               "share_modality_embeddings")},
-                "activation": ACTIVATIONS[table["act_layer"]],
-                "bias": tuple(part for key, part in BIASES.items() if table[key]),
-                "registers": table["num_register_tokens"],
-                "stored_positions": {names[item.published]: item.positions for item in modalities},
-                "inputs_only": tuple(names[item.published] for item in tokens if not item.made),
-                "targets_only": tuple(names[item.published] for item in tokens if not item.read),
-            },
-        )  # fmt: skip
+        return from_mapping(PublishedConfig, ours)
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
 
@@ -218,9 +211,8 @@ def import_backbone(
         if name in zeros and tensor.any():
             raise CheckpointError(f"{checkpoint.place}: {name} is not zero, and config.json says norm_bias = false")
         if name not in zeros and not name.endswith(".mod_emb"):
-            raise CheckpointError(
-                f"{checkpoint.place}: unknown tensor {name}: not a 4M backbone, or config.json is of another"
-            )
+            what = f"unknown tensor {name}: not a 4M backbone, or config.json is of another"
+            raise CheckpointError(f"{checkpoint.place}: {what}")
     # Tensors that the file ties are separate here.
     tensors = {pair.ours: pair.join(checkpoint.tensors, shapes[pair.ours]).float().clone() for pair in pairs}
     tensors |= {name: torch.zeros(shape) for name, shape in shapes.items() if name not in tensors}
@@ -229,20 +221,15 @@ def import_backbone(
         for name, tensor in extra.items() if name not in zeros and name not in checkpoint.same_as
     }  # fmt: skip
     absent = sorted(zeros.keys() - checkpoint.tensors.keys())
-    stored = {
-        **stored_config(config, model.layout.specs),
-        "fingerprints": dict(fingerprints or {}),
-        PUBLISHED: {
-            "config": dict(checkpoint.config),
-            "modalities": [dataclasses.asdict(item) for item in modalities],
-            "names": names,
-            "same_as": dict(checkpoint.same_as),
-            **checkpoint.said(),
-            **({ABSENT: absent} if absent else {}),
-            "dtypes": {name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items()
-                       if tensor.dtype != torch.float32},
-        },
+    origin = {
+        "config": dict(checkpoint.config), "modalities": [dataclasses.asdict(item) for item in modalities],
+        "names": names, "same_as": dict(checkpoint.same_as), **checkpoint.said(),
+        **({ABSENT: absent} if absent else {}),
+        "dtypes": {name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items()
+                   if tensor.dtype != torch.float32},
     }  # fmt: skip
+    stored = stored_config(config, model.layout.specs)
+    stored |= {"fingerprints": dict(fingerprints or {}), PUBLISHED: origin}
     return save_checkpoint(folder, tensors, stored, model_card(model))
 
 
@@ -274,25 +261,18 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
     published |= {
         name: torch.zeros(width) for name, width in zero_biases(config).items() if name not in origin.get(ABSENT, ())
     }
-    extra = {name.removeprefix(EXTRA): tensor for name, tensor in tensors.items() if name.startswith(EXTRA)}
-    if "start" in stored and config.share_modality_embeddings:  # trained: the second copy follows the decoder
-        extra = {
-            name: published.get(name.replace("encoder_", "decoder_", 1), tensor).clone()
-            for name, tensor in extra.items()
-        }
-    published |= extra
+    for name in [name.removeprefix(EXTRA) for name in tensors if name.startswith(EXTRA)]:
+        published[name] = tensors[EXTRA + name]
+        if "start" in stored and config.share_modality_embeddings:  # trained: the second copy follows the decoder
+            published[name] = published.get(name.replace("encoder_", "decoder_", 1), published[name]).clone()
     same_as = {
-        name: kept
-        for name, kept in origin["same_as"].items()
+        name: kept for name, kept in origin["same_as"].items()
         if name not in published or torch.equal(published[name], published[kept])  # else training separated them
-    }
+    }  # fmt: skip
     published |= {name: published[kept] for name, kept in same_as.items()}
     for name, dtype in origin["dtypes"].items():
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))
     return PublishedCheckpoint(
-        config=origin["config"],
-        tensors=published,
-        same_as=same_as,
-        metadata=origin.get(SAID, PLAIN_METADATA),
+        config=origin["config"], tensors=published, same_as=same_as, metadata=origin.get(SAID, PLAIN_METADATA),
         place=str(folder),
-    )
+    )  # fmt: skip

@@ -37,16 +37,15 @@ def import_command(source: str, out: Path, name: str | None) -> None:
     """
     from tokenizers_zoo.checkpoint import resolve_folder
     from tokenizers_zoo.errors import CheckpointError
-    from zoo_backbone.ml4m.folders import import_folders, without_tokenizer
+    from tokenizers_zoo.registry import Zoo
+    from zoo_backbone.ml4m.folders import import_folders
 
     told: list[Told] = []
     path = Path(source)
     with disk_errors(out):
         if path.exists():
             registry = import_folders(path, out, name, told.append)
-        elif path.suffix == ".json":
-            raise CheckpointError(f"{path}: no such file; give that of 4M's text tokenizer")
-        elif path.suffix == ".safetensors":
+        elif path.suffix in (".json", ".safetensors"):
             raise CheckpointError(f"{path}: no such file")
         else:
             registry = import_folders(resolve_folder(source), out, name, told.append, called=path.name)
@@ -55,7 +54,7 @@ def import_command(source: str, out: Path, name: str | None) -> None:
     for item in told:
         table.add_row(item.published, item.ours, item.note)
     show_table(table)
-    if lacking := without_tokenizer(registry):
+    if lacking := [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]:
         click.echo(f"no tokenizer yet: {', '.join(lacking)}; import theirs, too, to make and show them")
     click.echo(f"use it by: zoo --registry {registry} ...")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
@@ -17,37 +19,32 @@ from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
 from tokenizers_zoo.io import difference, read_table, replacing_file, write_json
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.ml4m.source import (
-    KNOWN_AS,
-    SUFFIX,
-    known_fingerprint,
-    opened,
-    published_config,
-    weights_digest,
-)
+from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, opened, published_config, weights_digest
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.run_folder import LOCK, RUN, locked
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import (
-    NO_CODEC,
+    NO_TOKENIZER,
     PRESET,
+    SIZES,
     TEXT,
     TOKENIZERS,
     by_published_name,
     published_modalities,
+    shown_size,
+    size_for,
     specs_of,
 )
-from zoo_backbone.ml4m.sizes import SIZES, is_chosen, record_chosen, resized, size_for
 from zoo_backbone.run import Run
 
 BACKBONE, REGISTRY, TOKENS = "backbone", "registry.toml", "tokens"
 SOURCE = "source.json"
 """File in an imported folder with the digest of the published weights, which identifies them."""
+CHOSEN = "size.json"
+"""File of a tokenizer with the size that its import selected, which a backbone may change."""
 HERE = "is there already"
-STAYING = ("colours",)
-"""Settings of a published tokenizer that do not override the registry's settings; see sizes.py for sizes."""
 LEFT = re.compile(
     rf"{re.escape(WEIGHTS)}|{re.escape(LOCK)}|\.(?:{re.escape(WEIGHTS)}|{re.escape(CONFIG)})\.[0-9a-f]+\.tmp(?:\.d)?"
 )
@@ -75,38 +72,22 @@ def sources(source: Path) -> tuple[list[Path], list[Path]]:
     A checkpoint is a folder with a config.json, or a .safetensors file without one.
     """
     if source.is_file() and source.suffix == ".json":
-        if not _is_text_tokenizer(source):
-            raise CheckpointError(
-                f"{source}: not a file of the tokenizers library that can be read; give that of 4M's text tokenizer"
-            )
-        return [], [source]
+        if _is_text_tokenizer(source):
+            return [], [source]
+        raise CheckpointError(f"{source}: not a file of the tokenizers library; give 4M's text tokenizer")
     if source.is_file() and source.suffix == SUFFIX:
-        return [source.parent if _has_config(source) else source], []
+        return [source.parent if (source.parent / CONFIG).is_file() else source], []
     if (source / CONFIG).is_file():
         return [source], []
-    if source.is_file():
-        raise CheckpointError(f"{source}: expected a folder with a {CONFIG}, a {SUFFIX} or a .json file")
     if not source.is_dir():
-        raise CheckpointError(f"{source}: no such folder; give that of a published checkpoint, or one that holds some")
-    folders = [path.parent for path in source.glob(f"*/{CONFIG}")]
+        raise CheckpointError(f"{source}: expected a folder with a {CONFIG}, a {SUFFIX} or a .json file")
     weights = [path for place in ("", "*/") for path in source.glob(f"{place}[!.]*{SUFFIX}")]
-    alone = [path for path in weights if not _has_config(path)]
+    found = [path.parent for path in source.glob(f"*/{CONFIG}")]
+    found += [path for path in weights if not (path.parent / CONFIG).is_file()]
     files = sorted(path for path in source.glob("[!.]*.json") if _is_text_tokenizer(path))
-    if not folders and not alone and not files:
+    if not found and not files:
         raise CheckpointError(f"{source}: no published checkpoint here: neither {CONFIG} nor a {SUFFIX} file")
-    return sorted([*folders, *alone]), files
-
-
-def _has_config(weights: Path) -> bool:
-    """Return whether a .safetensors file is part of a folder's checkpoint."""
-    return (weights.parent / CONFIG).is_file()
-
-
-def _title(source: Path) -> str:
-    """Return the name of a checkpoint: its folder's name, or its file's name if that is not generic."""
-    if source.is_dir():
-        return Path(os.path.abspath(source)).name  # of a link its own name
-    return source.absolute().parent.name if source.name == WEIGHTS else source.stem
+    return sorted(found), files
 
 
 def _is_text_tokenizer(path: Path) -> bool:
@@ -116,6 +97,13 @@ def _is_text_tokenizer(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(table, dict) and {"added_tokens", "model"} <= set(table)
+
+
+def _title(source: Path) -> str:
+    """Return the name of a checkpoint: its folder's name, or its file's name if that is not generic."""
+    if source.is_dir():
+        return Path(os.path.abspath(source)).name  # of a link its own name
+    return source.absolute().parent.name if source.name == WEIGHTS else source.stem
 
 
 def import_folders(
@@ -142,9 +130,7 @@ def import_folders(
     if name is not None and (files or backbones or len(folders) > 1):
         tokenizers, texts = count_of(len(folders) - len(backbones), "tokenizer"), count_of(len(files), "text tokenizer")
         found = f"{tokenizers}, {count_of(len(backbones), 'backbone')}, {texts}"
-        raise ConfigError(
-            f"--as {name}: is for one tokenizer, and {source} holds {found}; give that tokenizer's folder"
-        )
+        raise ConfigError(f"--as {name}: is for one tokenizer, and {source} holds {found}; give the tokenizer's folder")
     owners = {
         folder: name or modality_of(titles[folder], config, installed)
         for folder, config in configs.items() if folder not in backbones
@@ -153,6 +139,7 @@ def import_folders(
         tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
         Zoo.from_tables(tables, registry)  # check it before anything is added
         tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
+        tables.setdefault("modalities", {})
         for path in files:
             tell(import_text(path, out, tables))
             write_registry(registry, tables)
@@ -163,25 +150,16 @@ def import_folders(
         for folder in backbones:
             for told in import_model(folder, titles[folder], out, tables, installed):
                 tell(told)
-        if _is_imported(out / BACKBONE):
-            note_place(out)
-            note_codecs(out / BACKBONE, registry)
+        backbone = out / BACKBONE
+        if all((backbone / file).is_file() for file in (RUN, CONFIG)) and PUBLISHED in load_config(backbone):
+            run = Run.load(backbone)
+            if run.registry is None or run.registry.resolve() != registry.resolve():  # a moved or copied folder
+                dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(backbone)
+            note_fingerprints(backbone, registry)
     return registry
 
 
-def _is_imported(backbone: Path) -> bool:
-    """Return whether a folder contains an imported backbone, not a run trained by the user."""
-    return all((backbone / name).is_file() for name in (RUN, CONFIG)) and PUBLISHED in load_config(backbone)
-
-
-def note_place(out: Path) -> None:
-    """Update the paths of tokens and registry in the backbone of a moved or copied folder."""
-    run, registry = Run.load(out / BACKBONE), out / REGISTRY
-    if run.registry is None or run.registry.resolve() != registry.resolve():
-        dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(out / BACKBONE)
-
-
-def note_codecs(backbone: Path, registry: Path) -> None:
+def note_fingerprints(backbone: Path, registry: Path) -> None:
     """Add the fingerprints of tokenizers imported later to a backbone, so that it refuses tokens of other tokenizers.
 
     Its fingerprint stays, as its weights and their meaning are unchanged.
@@ -191,8 +169,8 @@ def note_codecs(backbone: Path, registry: Path) -> None:
     specs = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in zoo and not spec.continuous]
     found = {spec.name: zoo[spec.name] for spec in specs if spec.name not in known}
     if new := {name: handle.fingerprint for name, handle in found.items() if handle.has_tokenizer}:
-        codecs = {**known, **new}
-        write_json(backbone / CONFIG, {**config, "fingerprints": codecs, KNOWN_AS: known_fingerprint(backbone)})
+        fingerprints = {**known, **new}
+        write_json(backbone / CONFIG, {**config, "fingerprints": fingerprints, KNOWN_AS: known_fingerprint(backbone)})
 
 
 def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
@@ -220,10 +198,9 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
     if config.get("class") == CLASS:
         raise ConfigError(f"{folder}: a run of this program, no published checkpoint; it is used as it is")
     known = by_published_name(installed)
-    domain = str(config.get("domain", ""))
-    if domain in known:
-        return known[domain]
-    found = [alias for alias in known if re.search(rf"(?:^|[_.-]){re.escape(alias)}(?:[_.-]|$)", folder)]
+    found = [str(config.get("domain", ""))]
+    if found[0] not in known:
+        found = [alias for alias in known if re.search(rf"(?:^|[_.-]){re.escape(alias)}(?:[_.-]|$)", folder)]
     if not found:
         raise ConfigError(f"{folder}: its name does not say which modality it is a tokenizer of; add --as NAME")
     return known[max(found, key=len)]
@@ -235,28 +212,35 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     The modality's settings in the registry are kept, unless the tokenizer determines them. A size that the registry
     does not state is recorded with the tokenizer, so that a backbone may change it.
     """
-    target, known = out / TOKENIZERS / name, tables.get("modalities", {}).get(name, {})
-    enabled = {**tables["zoo"], "modalities": [name]}
-    stated = Zoo.from_tables({"zoo": enabled, "modalities": {name: known}}, out / REGISTRY)
-    there = tokenizer_in_use(stated, name) or target
+    target, known = out / TOKENIZERS / name, tables["modalities"].get(name, {})
+
+    def zoo_of(table: Mapping[str, Any], **more: Any) -> Zoo:
+        enabled = {**tables["zoo"], "modalities": [name]}
+        return Zoo.from_tables({"zoo": enabled, "modalities": {name: table}, **more}, out / REGISTRY)
+
+    stated, there = zoo_of(known), target
+    with contextlib.suppress(ZooError):
+        there = stated[name].checkpoint if stated[name].has_tokenizer else target
     if (there / CONFIG).is_file():
         check_same(folder, there, ORIGIN)
         if "sha256" in known:
             return Told(title, name, HERE)
     said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
-    before = {"zoo": enabled, "modalities": {name: said}}
     published = read_published(folder)
-    table = Zoo.from_tables(before, out / REGISTRY)[name].import_published(published, target)
-    kept = {key: value for key, value in said.items() if key in STAYING}
-    own = {**said, **table, **kept, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
-    size = size_for(stated, name, own, [key for key in SIZES if key in table], title, published.config)
+    table = zoo_of(said)[name].import_published(published, target)
+    own = {**said, **table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
+    own |= {key: said[key] for key in ("colours",) if key in said}  # of the registry, not of the tokenizer
+    built = {key: own[key] for key in SIZES if key in table}
+    size = size_for(stated, name, own, built, title, published.config.get("image_size"))
     own |= size.table
-    record_chosen(target, size)
-    record_source(target, folder)
-    tables.setdefault("modalities", {})[name] = own
+    if size.table and not size.stated:
+        write_json(target / CHOSEN, dict(size.table))
+    else:
+        (target / CHOSEN).unlink(missing_ok=True)
+    write_json(target / SOURCE, {"sha256": weights_digest(folder)})
+    tables["modalities"][name] = own
     enable(tables, [name])
-    words = {"zoo": enabled, "vocabularies": {TEXT: {"preset": PRESET}}}
-    if Zoo.from_tables({**words, "modalities": {name: own}}, out / REGISTRY)[name].spec.vocabulary == TEXT:
+    if zoo_of(own, vocabularies={TEXT: {"preset": PRESET}})[name].spec.vocabulary == TEXT:
         tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
     return Told(title, name, size.note)
 
@@ -266,7 +250,7 @@ def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
 
     Published tokenizers work at any size. An instance with a tokenizer, or with other tokens, is not changed.
     """
-    modalities: dict[str, dict[str, Any]] = tables.get("modalities", {})
+    modalities: dict[str, dict[str, Any]] = tables["modalities"]
     for name, table in list(modalities.items()):
         of_plugin = modalities.get(table.get("plugin", name), {})
         if "checkpoint" in table or "checkpoint" not in of_plugin:
@@ -282,34 +266,33 @@ def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
             modalities[name] = shared
 
 
-def tokenizer_in_use(zoo: Zoo, name: str) -> Path | None:
-    """Return the folder of a modality's tokenizer in a registry, or None."""
-    try:
-        handle = zoo[name]
-    except ZooError:
-        return None
-    return handle.checkpoint if handle.has_tokenizer else None
-
-
 def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
     """Import a published backbone as a run, and add its modalities to the registry; run.json is written last.
 
     An existing run is not changed; its modalities without a table in the registry get their tables again.
     """
-    target, known = out / BACKBONE, tables.get("modalities", {})
+    target, known = out / BACKBONE, tables["modalities"]
     lacking: set[str] = set()
     if there := (target / RUN).is_file():
         check_same(folder, target, PUBLISHED)
-        lacking = of_plugins(target) - known.keys()
+        config = load_config(target)
+        names = config[PUBLISHED]["names"].values()
+        own = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in names]
+        lacking = {spec.name for spec in own if spec.value.description != NO_TOKENIZER} - known.keys()
         if not lacking:
             return [Told(title, BACKBONE, HERE)]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
-    free = {name for name, table in known.items() if is_chosen(out / TOKENIZERS / name, table)}
+    free = set()  # modalities whose size is the choice of their tokenizer's import
+    for name, table in known.items():
+        chosen = out / TOKENIZERS / name / CHOSEN
+        if chosen.is_file() and all(table.get(key) == side for key, side in read_table(chosen).items()):
+            free.add(name)
     specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, known, free)
     brought = {name: table for name, table in found["modalities"].items() if name in lacking or not there}
     moved = {name: brought[name] for name in free & brought.keys()}
-    sized = {name: resized(known[name], table) for name, table in moved.items() if table != known[name]}
+    sized = {name: f"{shown_size(table)}, as this backbone has it; it was {shown_size(known[name])}"
+             for name, table in moved.items() if table != known[name]}  # fmt: skip
     enable(tables, brought)
     tables["zoo"] = found["zoo"] | tables["zoo"]
     tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
@@ -319,13 +302,13 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     if not there:
         discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
         handles = [zoo[spec.name] for spec in discrete]
-        codecs = {handle.name: handle.fingerprint for handle in handles if handle.has_tokenizer}
-        import_backbone(checkpoint, specs, target, codecs)
-        record_source(target, folder)
-    for item in (item for item in modalities if item.kind != "tokens"):
+        fingerprints = {handle.name: handle.fingerprint for handle in handles if handle.has_tokenizer}
+        import_backbone(checkpoint, specs, target, fingerprints)
+        write_json(target / SOURCE, {"sha256": weights_digest(folder)})
+    for item in modalities:
         name = specs[item.published].name
-        place = out / TOKENIZERS / name
-        if name in brought:
+        if item.kind != "tokens" and name in brought:
+            place = out / TOKENIZERS / name
             if not (place / CONFIG).is_file():
                 zoo[name].import_published(checkpoint, place)
             tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(place)}
@@ -340,14 +323,6 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
             note = notes.get(item.published, sized.get(name, ""))
             told.append(Told(item.published, name, "; ".join(filter(None, (side, note)))))
     return told
-
-
-def of_plugins(backbone: Path) -> set[str]:
-    """Return the names of an imported backbone's modalities that belong to plugins."""
-    config = load_config(backbone)
-    published = config[PUBLISHED]["names"].values()
-    specs = map(spec_from_json, config["specs"])
-    return {spec.name for spec in specs if spec.name in published and spec.value.description != NO_CODEC}
 
 
 def check_same(folder: Path, there: Path, origin: str) -> None:
@@ -366,26 +341,13 @@ def check_same(folder: Path, there: Path, origin: str) -> None:
         raise CheckpointError(f"{there}: holds another published checkpoint than {folder} ({other}); give another OUT")
 
 
-def record_source(there: Path, folder: Path) -> None:
-    """Write the digest of the published weights into the imported folder."""
-    write_json(there / SOURCE, {"sha256": weights_digest(folder)})
-
-
-def without_tokenizer(registry: Path) -> list[str]:
-    """Return the modalities of a registry that lack a required tokenizer."""
-    return [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]
-
-
 def enable(tables: dict[str, Any], names: Iterable[str]) -> None:
     """Enable these modalities in a registry, in addition to those enabled or, by default, those with a table."""
-    before = tables["zoo"].get("modalities", tables.get("modalities", {}))
-    tables["zoo"]["modalities"] = sorted({*before, *names})
+    tables["zoo"]["modalities"] = sorted({*tables["zoo"].get("modalities", tables["modalities"]), *names})
 
 
 def write_registry(path: Path, tables: dict[str, Any]) -> None:
     """Write a registry.toml, atomically."""
-    import tomli_w
-
     with replacing_file(path) as temporary:
         temporary.write_text(HEADER.format(path=path) + tomli_w.dumps(tables), encoding="utf-8")
 
@@ -400,12 +362,10 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
     if config["class"] == CLASS:
         published = export_backbone(source)
     elif "modality" in config:
-        installed = Zoo.installed()
-        name = config["modality"]
+        installed, name = Zoo.installed(), config["modality"]
         if name not in installed:
-            raise UnknownNameError.of(
-                "modality", name, installed.names(), hint=f"(that of {source}; install its plugin)"
-            )
+            hint = f"(that of {source}; install its plugin)"
+            raise UnknownNameError.of("modality", name, installed.names(), hint=hint)
         published = installed[name].export_published(source)
     else:
         raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
@@ -418,16 +378,12 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
 def check_room(out: Path, published: PublishedCheckpoint | None = None) -> None:
     """Raise CheckpointError if a folder contains anything but the files of a killed export of `published`."""
     free = not out.exists() or (out.is_dir() and all(LEFT.fullmatch(path.name) for path in out.iterdir()))
-    weights = out / WEIGHTS
-    if not free or (published is not None and weights.exists() and not holds(weights, published)):
+    if free and published is not None and (out / WEIGHTS).exists():
+        kept = {name: tensor for name, tensor in published.tensors.items() if name not in published.same_as}
+        with opened(out / WEIGHTS) as file:
+            free = kept.keys() == set(file.keys()) and all(
+                tensor.dtype == (found := file.get_tensor(name)).dtype and torch.equal(found, tensor)
+                for name, tensor in kept.items()
+            )
+    if not free:
         raise CheckpointError(f"{out}: is there already; give a new or empty folder")
-
-
-def holds(weights: Path, published: PublishedCheckpoint) -> bool:
-    """Return whether a .safetensors file has the tensors of a checkpoint. Raises CheckpointError if it is damaged."""
-    kept = {name: tensor for name, tensor in published.tensors.items() if name not in published.same_as}
-    with opened(weights) as file:
-        if kept.keys() != set(file.keys()):
-            return False
-        stored = ((file.get_tensor(name), tensor) for name, tensor in kept.items())
-        return all(found.dtype == tensor.dtype and torch.equal(found, tensor) for found, tensor in stored)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import (
@@ -33,8 +33,11 @@ WORDS = from_mapping(VocabularyConfig, VocabularyConfig.presets[PRESET])
 """That vocabulary's ids."""
 TOKENIZERS = "tokenizers"
 """Folder of imported tokenizers, next to the registry.toml."""
-NO_CODEC = "tokens without a codec: no installed plugin makes them"
+NO_TOKENIZER = "tokens without a tokenizer: no installed plugin makes them"
 """Value description of a modality without a plugin."""
+SIZES = ("image_size", "map_size")
+"""Settings that determine the number of tokens of a grid."""
+Kind = Literal["tokens", "patches", "embeddings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class PublishedModality:
     """Whether the encoder reads it."""
     made: bool
     """Whether the decoder predicts it."""
-    kind: Literal["tokens", "patches", "embeddings"]
+    kind: Kind
     ids: int
     """Number of token ids; 0 for continuous modalities."""
     dim: int
@@ -63,6 +66,10 @@ class PublishedModality:
         return size_in(self.published)
 
 
+KINDS: dict[str, Kind] = {"token_emb.weight": "tokens", "proj.weight": "patches", "emb_proj.weight": "embeddings"}
+"""Tensors of an embedding that tell its kind."""
+
+
 def size_in(published: str) -> int | None:
     """The resolution in a published name, pixels."""
     size = published.partition("@")[2]
@@ -75,59 +82,47 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
     A modality without tensors on one side (inputs, targets) is absent there, even if the configuration lists it. Raises
     CheckpointError for a modality without tensors, invalid sizes, and embeddings of unknown kind or shape.
     """
+    config, tensors = checkpoint.config, checkpoint.tensors
+
+    def problem(text: str) -> CheckpointError:
+        return CheckpointError(f"{checkpoint.place}: {text}")
+
     for key in ("domains_in", "domains_out"):
-        given = checkpoint.config.get(key)
+        given = config.get(key)
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-            raise CheckpointError(f"{checkpoint.place}: config.json: {key} {given!r}: expected a list of names")
+            raise problem(f"config.json: {key} {given!r}: expected a list of names")
     for key in ("image_size", "patch_size"):
-        pixels = checkpoint.config.get(key, 1)
+        pixels = config.get(key, 1)
         if type(pixels) is not int or pixels < 1:
-            raise CheckpointError(f"{checkpoint.place}: config.json: {key} {pixels!r}: expected a number of pixels")
-    names = sorted({*checkpoint.config["domains_in"], *checkpoint.config["domains_out"]})
+            raise problem(f"config.json: {key} {pixels!r}: expected a number of pixels")
     found = []
-    for name in names:
+    for name in sorted({*config["domains_in"], *config["domains_out"]}):
         inputs, targets = f"encoder_embeddings.{name}.", f"decoder_embeddings.{name}."
-        read = name in checkpoint.config["domains_in"] and f"{inputs}pos_emb" in checkpoint.tensors
-        made = name in checkpoint.config["domains_out"] and f"{targets}pos_emb" in checkpoint.tensors
+        read = name in config["domains_in"] and f"{inputs}pos_emb" in tensors
+        made = name in config["domains_out"] and f"{targets}pos_emb" in tensors
         if not read and not made:
-            raise CheckpointError(f"{checkpoint.place}: config.json names {name}, and there is no tensor of it")
+            raise problem(f"config.json names {name}, and there is no tensor of it")
         side = inputs if read else targets
-        kinds = {"tokens": "token_emb.weight", "patches": "proj.weight", "embeddings": "emb_proj.weight"}
-        kind = next((kind for kind, leaf in kinds.items() if side + leaf in checkpoint.tensors), None)
-        if kind is None:
-            raise CheckpointError(
-                f"{checkpoint.place}: {name} has none of {', '.join(kinds.values())}: an embedding of another kind"
-            )
-        weight, table = checkpoint.tensors[side + kinds[kind]], checkpoint.tensors[f"{side}pos_emb"]
+        leaf = next((leaf for leaf in KINDS if side + leaf in tensors), None)
+        if leaf is None:
+            raise problem(f"{name} has none of {', '.join(KINDS)}: an embedding of another kind")
+        kind, weight, table = KINDS[leaf], tensors[side + leaf], tensors[f"{side}pos_emb"]
         if weight.ndim != 2 or table.ndim != 3 or not table.numel():
-            raise CheckpointError(
-                f"{checkpoint.place}: {name} has a table of {list(weight.shape)} and positions of {list(table.shape)};"
-                " copy the folder again"
-            )
-        positions = table.shape[-2]
-        size = size_in(name) or checkpoint.config.get("image_size", 0)
-        if kind == "patches" and not size:
-            raise CheckpointError(
-                f"{checkpoint.place}: config.json: image_size: required, as the name {name} does not say its pixels"
-            )
-        pixels = size**2 // positions if kind == "patches" else 0
-        if pixels and weight.shape[1] % pixels:
-            raise CheckpointError(
-                f"{checkpoint.place}: {name} has {weight.shape[1]} numbers per patch, and {positions} patches of"
-                f" {size} x {size} pixels have {pixels} each"
-            )
-        found.append(
-            PublishedModality(
-                published=name,
-                read=read,
-                made=made,
-                kind=kind,  # type: ignore[arg-type]
-                ids=len(weight) if kind == "tokens" else 0,
-                dim=0 if kind == "tokens" else weight.shape[1],
-                positions=positions,
-                pixels=pixels,
-            )
-        )
+            shapes = f"a table of {list(weight.shape)} and positions of {list(table.shape)}"
+            raise problem(f"{name} has {shapes}; copy the folder again")
+        positions, pixels = table.shape[-2], 0
+        if kind == "patches":
+            size = size_in(name) or config.get("image_size", 0)
+            if not size:
+                raise problem(f"config.json: image_size: required, as the name {name} does not say its pixels")
+            pixels = size**2 // positions
+            if pixels and weight.shape[1] % pixels:
+                grid = f"{positions} patches of {size} x {size} pixels have {pixels} each"
+                raise problem(f"{name} has {weight.shape[1]} numbers per patch, and {grid}")
+        found.append(PublishedModality(
+            published=name, read=read, made=made, kind=kind, ids=len(weight) if kind == "tokens" else 0,
+            dim=0 if kind == "tokens" else weight.shape[1], positions=positions, pixels=pixels,
+        ))  # fmt: skip
     return found
 
 
@@ -136,104 +131,78 @@ def by_published_name(installed: Zoo) -> dict[str, str]:
     return {alias: handle.name for handle in installed.handles() for alias in (*handle.spec.aliases, handle.name)}
 
 
-def registry_tables(
-    config: Mapping[str, Any],
-    modalities: Sequence[PublishedModality],
-    installed: Zoo,
-    known_tables: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return tables of a registry.toml with an instance of each installed plugin whose aliases include a published
-    name.
-
-    Also return the published name of each instance. A second resolution of a plugin is an instance `<plugin>_<size>`.
-    Instances with a table in `known_tables` keep it.
-    """
-    ours = by_published_name(installed)
-    tables: dict[str, dict[str, Any]] = {}
-    published: dict[str, str] = {}
-    for item in modalities:
-        if item.published not in ours:
-            continue
-        handle = installed[ours[item.published]]
-        known = handle.known_settings()
-        table: dict[str, Any] = {"preset": PRESET} if "preset" in known else {}
-        name = handle.name
-        if name in tables:
-            name, table["plugin"] = f"{handle.name}_{item.size}", handle.name
-        if item.size is not None and item.size != config.get("image_size") and "image_size" in known:
-            table["image_size"] = item.size
-        tables[name], published[name] = dict(known_tables.get(name, table)), item.published
-    shared = {key: config[key] for key in ("image_size", "patch_size") if key in config}
-    return {
-        "zoo": {**shared, "checkpoints": TOKENIZERS, "modalities": sorted(tables)},
-        "vocabularies": {TEXT: {"preset": PRESET}},
-        "modalities": tables,
-    }, published
-
-
 def specs_of(
     checkpoint: PublishedCheckpoint,
     modalities: Sequence[PublishedModality],
     installed: Zoo,
     path: Path,
-    known_tables: Mapping[str, Any] | None = None,
+    known: Mapping[str, Any] | None = None,
     free: Collection[str] = (),
 ) -> tuple[dict[str, ModalitySpec], dict[str, Any], dict[str, str]]:
     """Return the spec of each published modality by its published name, tables of a registry.toml for `path`, and
     notes.
 
-    A modality without a plugin, or whose plugin has other tokens, gets a separate spec and a note with the reason. New
-    tables, and tables whose size is `free`, get the published size if only the size differs.
+    A published name is an instance of the installed plugin that has it among its aliases; a second resolution of a
+    plugin is an instance `<plugin>_<size>`. A modality without a plugin, or whose plugin has other tokens, gets a
+    separate spec and a note with the reason. `known` are tables that stay, except for sizes of `free` modalities. Other
+    tables get the published size where only the size differs.
     """
-    tables, published = registry_tables(checkpoint.config, modalities, installed, known_tables or {})
-    zoo = Zoo.from_tables(tables, path)
-    items = {item.published: item for item in modalities}
+    config, known, ours = checkpoint.config, known or {}, by_published_name(installed)
+    tables: dict[str, Any] = {
+        "zoo": {**{key: config[key] for key in ("image_size", "patch_size") if key in config},
+                "checkpoints": TOKENIZERS},
+        "vocabularies": {TEXT: {"preset": PRESET}},
+    }  # fmt: skip
     specs: dict[str, ModalitySpec] = {}
     notes: dict[str, str] = {}
-    fixed = set(known_tables or {}) - set(free)
-    for name, theirs in published.items():
-        spec, problem = fitting(zoo, name, items[theirs])
-        if problem is not None and spec is not None and name not in fixed:
-            table = tables["modalities"][name] | size_of(items[theirs], zoo[name].known_settings())
-            resized = Zoo.from_tables({**tables, "modalities": {**tables["modalities"], name: table}}, path)
-            again = fitting(resized, name, items[theirs])
-            if again[1] is None:
-                tables["modalities"][name], (spec, problem) = table, again
-        if spec is not None and problem is None:
-            specs[theirs] = spec
+    used: dict[str, dict[str, Any]] = {}
+    instances = set[str]()
+
+    def fitting(name: str, table: dict[str, Any], item: PublishedModality) -> tuple[ModalitySpec | None, str]:
+        zoo = Zoo.from_tables({**tables, "modalities": {name: table}}, path)
+        try:
+            return zoo[name].spec, misfit(zoo[name].spec, item)
+        except ZooError as error:
+            return None, str(error)
+
+    for item in modalities:
+        if item.published not in ours:
+            notes[item.published] = "no installed plugin has this name among its aliases"
+            continue
+        handle = installed[ours[item.published]]
+        has = handle.known_settings()
+        name = handle.name
+        table: dict[str, Any] = {"preset": PRESET} if "preset" in has else {}
+        if name in instances:
+            name, table["plugin"] = f"{handle.name}_{item.size}", handle.name
+        instances.add(name)
+        if item.size is not None and item.size != config.get("image_size") and "image_size" in has:
+            table["image_size"] = item.size
+        table = dict(known.get(name, table))
+        spec, problem = fitting(name, table, item)
+        if problem and spec is not None and (name not in known or name in free) and item.kind == "tokens" and item.size:
+            # The size of a grid as a setting of its plugin: vectors by positions, pixels by name.
+            side = math.isqrt(item.positions) if "map_size" in has else item.size
+            key = "map_size" if "map_size" in has else "image_size"
+            if key in has and (key == "image_size" or side * side == item.positions):
+                resized = fitting(name, table | {key: side}, item)
+                if not resized[1]:
+                    table, (spec, problem) = table | {key: side}, resized
+        if spec is not None and not problem:
+            specs[item.published], used[name] = spec, table
         else:
-            notes[theirs] = f"the plugin {name} has other tokens: {problem}"
-            del tables["modalities"][name]
-    tables["zoo"]["modalities"] = sorted(tables["modalities"])
+            notes[item.published] = f"the plugin {name} has other tokens: {problem}"
+    tables["modalities"], tables["zoo"]["modalities"] = used, sorted(used)
     taken = {spec.name for spec in specs.values()} | set(installed.names())
     for item in modalities:
         if item.published not in specs:
-            notes.setdefault(item.published, "no installed plugin has this name among its aliases")
-            specs[item.published] = plain_spec(item, checkpoint.config, taken)
+            specs[item.published] = plain_spec(item, taken)
+            taken.add(specs[item.published].name)
     return specs, tables, notes
 
 
-def fitting(zoo: Zoo, name: str, item: PublishedModality) -> tuple[ModalitySpec | None, str | None]:
-    """Return the spec of a registry's modality, if any, and its mismatch with a published modality, if any."""
-    try:
-        spec = zoo[name].spec
-    except ZooError as error:
-        return None, str(error)
-    return spec, misfit(spec, item)
-
-
-def size_of(item: PublishedModality, known: Mapping[str, Any]) -> dict[str, int]:
-    """Return the size of a published grid as a setting of its plugin: vectors by positions, pixels by name."""
-    if item.kind != "tokens" or item.size is None:
-        return {}
-    if "map_size" in known:
-        side = math.isqrt(item.positions)
-        return {"map_size": side} if side * side == item.positions else {}
-    return {"image_size": item.size} if "image_size" in known else {}
-
-
-def misfit(spec: ModalitySpec, item: PublishedModality) -> str | None:
-    """Return the mismatch of a spec with a published modality, None if it matches."""
+def misfit(spec: ModalitySpec, item: PublishedModality) -> str:
+    """Return the mismatch of a spec with a published modality, empty if it matches."""
     layout = spec.layout
     kind = {PatchesLayout: "patches", EmbeddingsLayout: "embeddings"}.get(type(layout), "tokens")
     if kind != item.kind:
@@ -242,17 +211,18 @@ def misfit(spec: ModalitySpec, item: PublishedModality) -> str | None:
         return f"{spec.vocab_size} ids, and these are {item.ids}"
     if isinstance(layout, PatchesLayout | EmbeddingsLayout) and layout.dim != item.dim:
         return f"{layout.dim} numbers each, and these have {item.dim}"
+    longest = item.positions
     if isinstance(layout, SequenceLayout):
         ids = layout.end, layout.sentinel_start, layout.num_sentinels
         if ids != (WORDS.end, WORDS.sentinel_start, WORDS.sentinels) or spec.vocabulary != TEXT:
             return "ids that are not those of the published text vocabulary"
-        return None if layout.length < item.positions else f"up to {layout.length}, and these have {item.positions}"
-    if isinstance(layout, EmbeddingsLayout):
-        return None if layout.length <= item.positions else f"up to {layout.length}, and these have {item.positions}"
-    return None if layout.length == item.positions else f"{layout.length} tokens, and these have {item.positions}"
+        longest -= 1
+    if isinstance(layout, SequenceLayout | EmbeddingsLayout):
+        return "" if layout.length <= longest else f"up to {layout.length}, and these have {item.positions}"
+    return "" if layout.length == item.positions else f"{layout.length} tokens, and these have {item.positions}"
 
 
-def plain_spec(item: PublishedModality, config: Mapping[str, Any], taken: set[str]) -> ModalitySpec:
+def plain_spec(item: PublishedModality, taken: Collection[str]) -> ModalitySpec:
     """Return a spec for a modality that no plugin fits, by its tensors and by 4M's naming.
 
     Names of grids begin with `tok_`; other tokens are sequences of the text vocabulary.
@@ -261,36 +231,77 @@ def plain_spec(item: PublishedModality, config: Mapping[str, Any], taken: set[st
     name = name if re.match(r"[a-z]", name) else f"m_{name}"
     while name in taken:
         name += "_4m"
-    taken.add(name)
+    side = math.isqrt(item.positions)
+    shape = (side, side) if side * side == item.positions else (item.positions,)
     layout: TokenLayout
     vocabulary = name
     if item.kind == "embeddings":
         layout = EmbeddingsLayout(max_length=item.positions, dim=item.dim)
     elif item.kind == "patches":
-        layout = PatchesLayout(shape=_square(item.positions), dim=item.dim)
+        layout = PatchesLayout(shape=shape, dim=item.dim)
     elif item.published.startswith("tok_"):
-        shape = _square(item.positions)
         layout = GridLayout(shape=shape) if item.size else VectorLayout(length=item.positions)
     else:
         vocabulary = TEXT
-        layout = SequenceLayout(
-            max_length=item.positions - 1,
-            end=WORDS.end,
-            sentinel_start=WORDS.sentinel_start,
-            num_sentinels=WORDS.sentinels,
-        )
+        layout = SequenceLayout(max_length=item.positions - 1, end=WORDS.end, sentinel_start=WORDS.sentinel_start,
+                                num_sentinels=WORDS.sentinels)  # fmt: skip
     return ModalitySpec(
-        name=name,
-        summary=f"tokens of {item.published}, as published",
-        value=ValueSpec(kind="object", description=NO_CODEC),
-        layout=layout,
-        vocab_size=item.ids,
-        vocabulary=vocabulary,
-        aliases=(item.published,),
-    )
+        name=name, summary=f"tokens of {item.published}, as published",
+        value=ValueSpec(kind="object", description=NO_TOKENIZER), layout=layout, vocab_size=item.ids,
+        vocabulary=vocabulary, aliases=(item.published,),
+    )  # fmt: skip
 
 
-def _square(count: int) -> tuple[int, ...]:
-    """Return the sides of a square grid of `count` cells; `(count,)` if it is not a square number."""
-    side = math.isqrt(count)
-    return (side, side) if side * side == count else (count,)
+# --- sizes of tokenizers: as stated in the registry, else from the name, else as built
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The size of a tokenizer, and the reason."""
+
+    table: Mapping[str, Any]
+    """The size, as settings."""
+    stated: bool
+    """Whether the registry or the modality's backbone states the size."""
+    note: str = ""
+    """The decision in words; empty for the size that the tokenizer was built for."""
+
+
+def shown_size(size: Mapping[str, Any]) -> str:
+    """Return the size among settings in the form of registry.toml."""
+    return ", ".join(f"{key} = {size[key]}" for key in SIZES if key in size)
+
+
+def size_for(zoo: Zoo, name: str, own: Mapping[str, Any], built: Mapping[str, Any], title: str, pixels: Any) -> Size:
+    """Return the size for a tokenizer's modality: `own` are its settings, `built` the size that it was built for.
+
+    Published tokenizers were trained at several sizes and built for the largest, `pixels`; the 4M models use the
+    smallest, as in the name `rgb_16k_224-448`. `zoo` is the registry before the import, `title` the tokenizer's name.
+    """
+    said = zoo.tables["modalities"].get(name, {})
+    stated = [key for key in built if key in said or "preset" in said or key in zoo.tables["zoo"]]
+    wanted: dict[str, Any] = {}
+    why = "as the registry says" if stated else "as the 4M models use it"
+    if stated:
+        known = zoo[name].known_settings()
+        wanted = {key: list(known[key]) if isinstance(known[key], tuple) else known[key] for key in stated}
+    else:
+        for smaller, larger in re.findall(r"(?<![^_.-])(\d+)-(\d+)(?![^_.-])", title):
+            low, high = int(smaller), int(larger)
+            whole = all(isinstance(side, int) and side * low % high == 0 for side in built.values())
+            if high == pixels and 0 < low < high and whole:
+                wanted = {key: side * low // high for key, side in built.items()}
+                break
+
+    def sides(size: Any) -> list[int]:
+        return [size, size] if isinstance(size, int) else list(size)
+
+    if all(sides(wanted[key]) == sides(built[key]) for key in wanted):
+        return Size({**built, **wanted}, bool(stated))
+    try:
+        _ = Zoo.from_tables({**zoo.tables, "modalities": {name: {**own, **wanted}}}, zoo.path)[name]
+    except ConfigError as error:
+        problem = str(error).removeprefix(f"{zoo.path}: ")
+        return Size(built, False, f"{shown_size(built)}, its own: {shown_size(wanted)}, {why}, does not do: {problem}")
+    note = f"{shown_size(wanted)}, {why}; it was built for {shown_size(built)}"
+    return Size({**built, **wanted}, bool(stated), note)

@@ -13,8 +13,7 @@ from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, plain_table, 
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli.config import pairs_of
-from zoo_backbone.cli.run import open_run
+from zoo_backbone.cli import open_run, pairs_of
 from zoo_backbone.retrieval import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind
 
 

@@ -19,15 +19,14 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import VectorLayout
 from zoo_backbone.checkpoint import load_model
-from zoo_backbone.codecs import check_codec, stored_samples
-from zoo_backbone.data import TokenData
+from zoo_backbone.data import TokenData, stored_samples
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.inputs import value_of_source
 from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.space import Affine, Vectors, fit, unpaired
-from zoo_backbone.run import Run, stored_config
+from zoo_backbone.run import Run, check_handle, stored_config
 
 BATCH = 32
 
@@ -76,7 +75,7 @@ class Embedder:
         """Return a modality whose tokenizer is the backbone's, on the device. Raises UnknownNameError or DataError."""
         handle = self.zoo[name]
         handle.device = self.device
-        check_codec(handle, self.trained_on.get(name), self.layout.spec(name))
+        check_handle(handle, self.trained_on.get(name), self.layout.spec(name))
         return handle
 
     def tokenizers(self, data: TokenData) -> dict[str, str]:

@@ -22,8 +22,7 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors, short_name
-from zoo_backbone.cli.config import read_tables
-from zoo_backbone.cli.run import open_run
+from zoo_backbone.cli import open_run, read_tables
 from zoo_backbone.transfer.config import As, HeadName, TransferConfig, Tuning, transfer_config
 
 RUN_OPTION = click.option("--run", type=PATH, help="The backbone, if it was moved.")

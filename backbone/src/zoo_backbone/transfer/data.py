@@ -20,8 +20,7 @@ from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import permuted
-from zoo_backbone.codecs import stored_samples
-from zoo_backbone.data import TokenData
+from zoo_backbone.data import TokenData, stored_samples
 from zoo_backbone.transfer.config import MIN_VALIDATION, TransferConfig
 from zoo_backbone.transfer.targets import Target
 from zoo_backbone.transfer.task import Task, is_number

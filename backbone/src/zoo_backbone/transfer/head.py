@@ -92,9 +92,8 @@ class Attentive(Head):
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
         query = self.query.expand(len(features), -1, -1)
-        found = self.attention(
-            query, None, self.attention.keys_and_values(features, None), _attention_mask(mask)
-        )  # fmt: skip
+        seen = *self.attention.keys_and_values(features, None), _attention_mask(mask)
+        found = self.attention(query, None, [seen])
         result: Tensor = self.out(self.norm(found[:, 0]))
         return result
 
@@ -211,7 +210,7 @@ class TokenDecoder(Head):
         x = torch.cat([self.start.expand(len(targets), -1, -1), before], 1) + self.positions
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         for block, context in zip(self.blocks, self._context(features), strict=True):
-            x = block(x, None, context, causal, _attention_mask(mask))
+            x = block(x, None, [(*context, _attention_mask(mask))], causal)
         result: Tensor = self.out(self.norm(x))
         return result
 
@@ -225,7 +224,7 @@ class TokenDecoder(Head):
         for position in range(self.target.length - (self.target.end is not None)):
             x = x + self.positions[position]
             for block, context, cache in zip(self.blocks, contexts, caches, strict=True):
-                x = block(x, None, context, None, _attention_mask(mask), cache)
+                x = block(x, None, [(*context, _attention_mask(mask))], None, cache)
             logits = self.out(self.norm(x[:, 0]))
             logits[:, first : first + count] = -torch.inf  # values contain no sentinels
             ids = logits.argmax(1)

@@ -44,12 +44,11 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked, read_run
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import fixed_shape
-from zoo_backbone.checkpoint import architecture_of, load_model, model_config, stored_specs
-from zoo_backbone.codecs import check_codec
+from zoo_backbone.checkpoint import architecture_for, load_model, model_config, stored_specs
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.packing import shown_end, spans_of
-from zoo_backbone.run import stored_config, zoo_of
+from zoo_backbone.run import check_handle, stored_config, zoo_of
 from zoo_backbone.transfer.config import TransferConfig
 from zoo_backbone.transfer.data import Samples, Stores, check_labels
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
@@ -226,7 +225,7 @@ class Probe(nn.Module):
         """Predict from values of all inputs. Raises DataError if a tokenizer is not the backbone's."""
         values = self._select(values)
         for name in values:
-            check_codec(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name))
+            check_handle(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name))
         return self.predict({name: self.zoo[name].encode(batch) for name, batch in values.items()})
 
     def predict_samples(self, samples: Samples, places: Sequence[int]) -> list[Any]:
@@ -326,7 +325,7 @@ def load(
     task = Task.parse(places["task"], zoo, stored["task"]["wanted"])
     target = target_from_json(stored["target"])
     if isinstance(target, Tokens) and task.handle is not None:
-        check_codec(task.handle, target.fingerprint)
+        check_handle(task.handle, target.fingerprint)
     if task.whole is not None and (problem := target_problem(target, task.whole.spec)):
         raise CheckpointError(
             f"{folder}: the labels of {task.text} have changed: {problem}; use the registry of its training, or train "
@@ -380,8 +379,8 @@ def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfi
     """Return the encoder before its tuned weights are loaded."""
     backbone = stored["backbone"]
     if config.tuning in ("full", "scratch"):
-        unfilled = architecture_of(backbone).unfilled(model_config(backbone), stored_specs(backbone))
-        return FourMEncoder(unfilled).eval()
+        shape = model_config(backbone)
+        return FourMEncoder(architecture_for(shape).unfilled(shape, stored_specs(backbone))).eval()
     if not run.is_dir():
         raise CheckpointError(f"{folder}: its backbone was in {run}, which is gone; give --run RUN")
     if stored_config(run)["weights_sha256"] != backbone["weights_sha256"]:

@@ -27,7 +27,7 @@ from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.train.batches import seeded, to_device
 from tokenizers_zoo.train.loop import Best, identity, train
 from tokenizers_zoo.train.loop import Task as LoopTask
-from zoo_backbone.checkpoint import stored_layout
+from zoo_backbone.checkpoint import layout_for, model_config, stored_specs
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_place, stored_config
@@ -85,7 +85,7 @@ def train_probe(
         raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
     run, record = Path(run), Run.load(run)
     backbone = stored_config(run)
-    layout = stored_layout(backbone)
+    layout = layout_for(model_config(backbone), stored_specs(backbone))
     forms = input_forms(zoo, layout.readable)
     inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
     for name in inputs:
