@@ -17,8 +17,7 @@ from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import permuted
-from zoo_backbone.checkpoint import architecture_for
-from zoo_backbone.codecs import check_handle
+from zoo_backbone.checkpoint import layout_for
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.model import FourM
 from zoo_backbone.run import check_handle
