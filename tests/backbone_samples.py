@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from token_stores import metadata_of, write_tokens
 
@@ -24,6 +30,7 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.optim import Optimizer
+from zoo_backbone.train import Trainer, train
 
 SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
 TRAINING = TrainConfig(
@@ -115,6 +122,45 @@ def trained(sparse: bool, steps: int = 4, dtype: torch.dtype = torch.float32) ->
         model(packed_batch(specs, seed=step)).loss.backward()
         optimizer.step(1e-2)
     return model, optimizer
+
+
+def run(folder: Path, store: Path, specs: list[ModalitySpec] | None = None, **settings: Any) -> Path:
+    """Train SMALL with changed settings; arguments of `train` are passed on."""
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    config = dataclasses.replace(TRAINING, **{key: value for key, value in settings.items() if key in names})
+    others = {key: value for key, value in settings.items() if key not in names}
+    return train(folder, store, specs or all_layouts(), others.pop("model", SMALL), config, **others)
+
+
+def metrics(folder: Path, key: str = "") -> list[Any]:
+    """Return the lines of a run's metrics.jsonl, or the values of one key where a line has it."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line] if key else lines
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """Return the files that a resumed run and an uninterrupted one have alike."""
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl")}
+
+
+class Killed(BaseException):
+    """Simulates SIGKILL: nothing catches it."""
+
+
+@contextlib.contextmanager
+def killed_after(steps: int) -> Iterator[None]:
+    """Kill a training within the block after this many of its steps."""
+    step, taken = Trainer.train_step, []
+
+    def dying(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
+        if len(taken) == steps:
+            raise Killed
+        taken.append(rate)
+        return step(self, batch, rate)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "train_step", dying)
+        yield
 
 
 def write_splits(root: Path, prefix: str = "") -> Path:

@@ -19,10 +19,14 @@ import pytest
 import safetensors
 import torch
 from backbone_samples import (
-    FIRST_WORD,
     SMALL,
     TRAINING,
+    Killed,
     all_layouts,
+    killed_after,
+    metrics,
+    outcome,
+    run,
     sequence,
     spec,
     write_splits,
@@ -41,7 +45,6 @@ from tokenizers_zoo.run_folder import FolderError, RunFolder
 from tokenizers_zoo.spec import GridLayout
 from tokenizers_zoo.train.optim import DivergedError
 from zoo_backbone import distributed
-from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
 from zoo_backbone.data import Mix, open_sources
@@ -50,7 +53,7 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.losses import held_out_losses
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.run import BACKBONE, Run
-from zoo_backbone.train import Trainer, keeping_freed_memory, train
+from zoo_backbone.train import Trainer, keeping_freed_memory
 
 GOLDEN = Path(__file__).parent / "golden" / "backbone_losses.json"
 HERE = Path(__file__).parent
@@ -71,17 +74,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Killed(BaseException):
-    """Simulates SIGKILL: nothing catches it."""
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl")}
-
-
 @pytest.fixture(scope="module")
 def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("run") / "whole", store, all_layouts(), SMALL, TRAINING)
+    return run(tmp_path_factory.mktemp("run") / "whole", store)
 
 
 def test_finished_run_keeps_model_and_metrics_but_no_state(finished: Path, store: Path) -> None:
@@ -89,9 +84,8 @@ def test_finished_run_keeps_model_and_metrics_but_no_state(finished: Path, store
     assert [item["name"] for item in config["specs"]] == [item.name for item in all_layouts()]
     assert config["fingerprints"]["words"] == "codec of text" and config["train"]["steps"] == 12
     assert Run.load(finished).tokens == store.resolve()
-    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 13))
-    held_out = [line for line in lines if "held_out/loss" in line]
+    assert [line["step"] for line in metrics(finished) if "train/loss" in line] == list(range(1, 13))
+    held_out = [line for line in metrics(finished) if "held_out/loss" in line]
     assert [line["step"] for line in held_out] == [5, 10, 12]
     names = {item.name for item in all_layouts() if not item.continuous}
     assert {key.removeprefix("held_out/") for key in held_out[0]} == names | {"loss", "step"}
@@ -105,53 +99,32 @@ def test_finished_run_keeps_model_and_metrics_but_no_state(finished: Path, store
 def test_training_does_not_depend_on_the_callers_default_dtype(finished: Path, store: Path, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        folder = train(tmp_path / "double", store, all_layouts(), SMALL, TRAINING)
+        folder = run(tmp_path / "double", store)
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
-    assert files(folder) == files(finished)
+    assert outcome(folder) == outcome(finished)
 
 
 def test_golden_losses(finished: Path) -> None:
-    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    found = {"train": [line["train/loss"] for line in lines if "train/loss" in line],
-             "held_out": [line["held_out/loss"] for line in lines if "held_out/loss" in line]}  # fmt: skip
+    found = {side: metrics(finished, f"{side}/loss") for side in ("train", "held_out")}
     expected = json.loads(GOLDEN.read_text())
-    assert found["train"] == pytest.approx(expected["train"], rel=1e-4)
-    assert found["held_out"] == pytest.approx(expected["held_out"], rel=1e-4)
+    assert all(found[side] == pytest.approx(expected[side], rel=1e-4) for side in found)
 
 
 def test_gradient_accumulation_changes_only_the_last_bits(finished: Path, store: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TRAINING, grad_accum_steps=3)
-    folder = train(tmp_path / "parts", store, all_layouts(), SMALL, config)
-
-    def losses(run: Path) -> list[float]:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [line["train/loss"] for line in lines if "train/loss" in line]
-
-    assert losses(folder) == pytest.approx(losses(finished), rel=1e-4)
+    folder = run(tmp_path / "parts", store, grad_accum_steps=3)
+    assert metrics(folder, "train/loss") == pytest.approx(metrics(finished, "train/loss"), rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    "killed_after",
-    [step if step in (0, 3, 4, 6, 11) else pytest.param(step, marks=pytest.mark.slow) for step in range(12)],
+    "steps", [step if step in (0, 3, 4, 6, 11) else pytest.param(step, marks=pytest.mark.slow) for step in range(12)]
 )
-def test_killed_run_resumes_to_the_same_result(
-    finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int
-) -> None:
-    step, taken = Trainer.train_step, []
-
-    def dying(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
-        if len(taken) == killed_after:
-            raise Killed
-        taken.append(rate)
-        return step(self, batch, rate)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "train_step", dying)
-        train(tmp_path, store, all_layouts(), SMALL, TRAINING)
-    train(tmp_path, store, all_layouts(), SMALL, TRAINING)
-    assert files(tmp_path) == files(finished)
+def test_killed_run_resumes_to_the_same_result(finished: Path, store: Path, tmp_path: Path, steps: int) -> None:
+    with killed_after(steps):
+        run(tmp_path, store)
+    run(tmp_path, store)
+    assert outcome(tmp_path) == outcome(finished)
 
 
 def test_kill_during_a_state_write_is_harmless(
@@ -160,16 +133,14 @@ def test_kill_during_a_state_write_is_harmless(
     def dying(path: Path, data: Any) -> None:
         if data["step"] == 8:
             raise Killed
+        path.write_text(json.dumps(data))
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(
-            "zoo_backbone.distributed.write_json",
-            lambda path, data: dying(path, data) or path.write_text(json.dumps(data)),
-        )
-        train(tmp_path, store, all_layouts(), SMALL, TRAINING)
+        patch.setattr("zoo_backbone.distributed.write_json", dying)
+        run(tmp_path, store)
     assert len(list((tmp_path / STATE).iterdir())) == 2
-    train(tmp_path, store, all_layouts(), SMALL, TRAINING)
-    assert files(tmp_path) == files(finished)
+    run(tmp_path, store)
+    assert outcome(tmp_path) == outcome(finished)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +149,7 @@ def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "finish", lambda self, **_: None)
-        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+        run(folder, store, steps=4)
     (folder / "config.json").unlink()
     return folder
 
@@ -198,16 +169,10 @@ def halved(path: Path) -> None:
     ("change", "problem"),
     [
         (lambda file: file.write_bytes(file.read_bytes()[:5000]), "its tensors cannot be read: Error while deserial"),
-        (
-            lambda file: file.write_bytes(b""),
-            "its tensors cannot be read: Error while deserializing header: header too",
-        ),
+        (lambda file: file.write_bytes(b""), "its tensors cannot be read: Error while deserializing header"),
         (Path.unlink, "expected the .safetensors files of all processes that wrote it, found none"),
         (halved, "files of all processes that wrote it, found a part of model/context_projection.weight"),
-        (
-            lambda file: save_file({"other": torch.zeros(1)}, file),
-            "cannot be read: Missing key in checkpoint state_dict",
-        ),
+        (lambda file: save_file({"other": torch.zeros(1)}, file), "cannot be read: Missing key in checkpoint"),
     ],
     ids=["cut off", "empty", "missing", "half", "other"],
 )
@@ -217,7 +182,7 @@ def test_a_damaged_state_is_named(
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
     change(next(folder.glob("training_state/step-*/*.safetensors")))
     with pytest.raises(CheckpointError, match=r"step-00000004: damaged: .*; remove it to start again$") as raised:
-        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+        run(folder, store, steps=4)
     assert problem in str(raised.value) and "ranks:" not in str(raised.value)
 
 
@@ -234,7 +199,7 @@ def test_out_of_memory_is_not_reported_as_a_damaged_state(
 
     monkeypatch.setattr(distributed, "load", load)
     with pytest.raises(torch.OutOfMemoryError):
-        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+        run(folder, store, steps=4)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +216,9 @@ def test_invalid_progress_file_is_named(stopped: Path, store: Path, tmp_path: Pa
     if text is not None:
         progress.write_text(text)
     with pytest.raises(CheckpointError, match=r"step-00000004.*progress\.json"):
-        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+        run(folder, store, steps=4)
     shutil.rmtree(progress.parent)
-    train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+    run(folder, store, steps=4)
 
 
 def test_state_beyond_the_last_step_is_not_taken_as_finished(stopped: Path, store: Path, tmp_path: Path) -> None:
@@ -262,30 +227,29 @@ def test_state_beyond_the_last_step_is_not_taken_as_finished(stopped: Path, stor
     progress = state / PROGRESS
     progress.write_text(json.dumps({**json.loads(progress.read_text()), "step": 99}))
     with pytest.raises(CheckpointError, match="holds a state of step 99, the run has 4; remove it to start again"):
-        train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+        run(folder, store, steps=4)
 
 
 def test_finished_run_is_kept_and_another_run_is_refused(
     finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
-    before = files(finished)
-    assert train(finished, store, all_layouts(), SMALL, TRAINING) == finished
+    before = outcome(finished)
+    assert run(finished, store) == finished
     masking = MaskingConfig(input_budget=30, target_budget=24)
-    with pytest.raises(FolderError, match=r"train\.masking\.input_budget was 24, is 30"):
-        train(finished, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, masking=masking))
-    with pytest.raises(FolderError, match=r"model\.heads was 2, is 4"):
-        train(finished, store, all_layouts(), dataclasses.replace(SMALL, heads=4), TRAINING)
-    with pytest.raises(FolderError, match=r"modalities\.picture\.fingerprint was"):
-        train(finished, store, all_layouts(), SMALL, TRAINING, fingerprints={"picture": "another"})
-    with pytest.raises(FolderError, match=r"modalities\.vectors was .*, is null"):
-        train(finished, store, all_layouts()[:-1], SMALL, TRAINING)
-    with pytest.raises(FolderError, match=r"order was \["):
-        train(finished, store, all_layouts()[::-1], SMALL, TRAINING)
-    assert files(finished) == before
+    for message, changed in (
+        (r"train\.masking\.input_budget was 24, is 30", {"masking": masking}),
+        (r"model\.heads was 2, is 4", {"model": dataclasses.replace(SMALL, heads=4)}),
+        (r"modalities\.picture\.fingerprint was", {"fingerprints": {"picture": "another"}}),
+        (r"modalities\.vectors was .*, is null", {"specs": all_layouts()[:-1]}),
+        (r"order was \[", {"specs": all_layouts()[::-1]}),
+    ):
+        with pytest.raises(FolderError, match=message):
+            run(finished, store, **changed)
+    assert outcome(finished) == before
     save_model(FourM(SMALL, all_layouts()), tmp_path)
     with pytest.raises(FolderError, match="not trained here"):
-        train(tmp_path, store, all_layouts(), SMALL, TRAINING)
+        run(tmp_path, store)
 
 
 def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path: Path) -> None:
@@ -295,11 +259,11 @@ def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path:
     reversed_tokens(other, "train", "picture")
     renamed = tmp_path / "renamed"  # the same tokens, in the same order, of other samples
     write_splits(renamed, prefix="other-")
-    before = files(folder)
+    before = outcome(folder)
     for tokens in (other, renamed):
         with pytest.raises(FolderError, match=r"contents(\[0\])? was"):
-            train(folder, tokens, all_layouts(), SMALL, TRAINING, run=Run(tokens=tokens))
-    assert files(folder) == before
+            run(folder, tokens, run=Run(tokens=tokens))
+    assert outcome(folder) == before
 
 
 def test_previews_use_the_weights_that_the_run_will_save(store: Path, tmp_path: Path) -> None:
@@ -309,31 +273,33 @@ def test_previews_use_the_weights_that_the_run_will_save(store: Path, tmp_path: 
         seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
         return {}
 
-    config = dataclasses.replace(TRAINING, ema_decay=0.5, preview_every=TRAINING.steps)
-    folder = train(tmp_path, store, all_layouts(), SMALL, config, show=show)
+    folder = run(tmp_path, store, ema_decay=0.5, preview_every=TRAINING.steps, show=show)
     finished = load_model(folder).state_dict()
     assert len(seen) == 1 and all((finished[name] == weight).all() for name, weight in seen[0].items())
 
 
 def test_moved_run_is_updated_also_in_its_last_weights(store: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TRAINING, steps=1, ema_decay=0.5)
-    train(tmp_path / "run", store, all_layouts(), SMALL, config)
+    run(tmp_path / "run", store, steps=1, ema_decay=0.5)
     moved = Path(shutil.copytree(store, tmp_path / "tokens"))
-    train(tmp_path / "run", moved, all_layouts(), SMALL, config)
+    run(tmp_path / "run", moved, steps=1, ema_decay=0.5)
     for folder in (tmp_path / "run", tmp_path / "run" / "last"):
         assert Run.load(folder).tokens == moved
 
 
 def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store: Path, tmp_path: Path) -> None:
-    specs = [*all_layouts()[3:], *all_layouts()[:2]]
-    config = dataclasses.replace(TRAINING, steps=1, learning_rate=1e-9, eval_samples=10)
-    train(tmp_path / "run", store, specs, SMALL, config, start=finished)
+    settings = {
+        "specs": [*all_layouts()[3:], *all_layouts()[:2]],
+        "steps": 1,
+        "learning_rate": 1e-9,
+        "eval_samples": 10,
+    }
+    run(tmp_path / "run", store, start=finished, **settings)
     old, new = load_model(finished), load_model(tmp_path / "run")
     torch.testing.assert_close(new.output["text"], old.output["text"], rtol=0, atol=1e-6)
     with pytest.raises(FolderError, match=r"start was .*, is null"):
-        train(tmp_path / "run", store, specs, SMALL, config)
+        run(tmp_path / "run", store, **settings)
     with pytest.raises(ConfigError, match=r"another shape: heads was 2, is 4"):
-        train(tmp_path / "other", store, specs, dataclasses.replace(SMALL, heads=4), config, start=finished)
+        run(tmp_path / "other", store, model=dataclasses.replace(SMALL, heads=4), start=finished, **settings)
     assert not (tmp_path / "other").exists()
 
 
@@ -349,9 +315,8 @@ def test_held_out_samples_are_spread_over_the_store(store: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TRAINING, learning_rate=1e18, warmup_steps=0, save_every=1, gradient_clip=0.0)
     with pytest.raises(DivergedError, match=r"backbone: step 2 of .* is not finite"):
-        train(tmp_path, store, all_layouts(), SMALL, config)
+        run(tmp_path, store, learning_rate=1e18, warmup_steps=0, save_every=1, gradient_clip=0.0)
     assert [path.name for path in (tmp_path / STATE).iterdir()] == ["step-00000001"]
 
 
@@ -366,9 +331,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path
 def test_diverged_run_suggests_effective_settings(
     store: Path, tmp_path: Path, own: dict[str, Any], advice: str
 ) -> None:
-    config = dataclasses.replace(TRAINING, learning_rate=1e30, gradient_clip=0.0, **own)
     with pytest.raises(DivergedError, match=f"lower learning_rate .*{advice}$"):
-        train(tmp_path, store, all_layouts(), SMALL, config)
+        run(tmp_path, store, learning_rate=1e30, gradient_clip=0.0, **own)
 
 
 def test_state_that_cannot_be_opened_now_is_not_damaged(
@@ -386,8 +350,8 @@ def test_state_that_cannot_be_opened_now_is_not_damaged(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", failing)
             with pytest.raises(ReadError, match=r"cannot be read: Too many open files; run the same command again"):
-                train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
-    train(folder, store, all_layouts(), SMALL, dataclasses.replace(TRAINING, steps=4))
+                run(folder, store, steps=4)
+    run(folder, store, steps=4)
 
 
 def test_the_runs_own_store_shares_a_modality_with_others(tmp_path: Path) -> None:
@@ -396,9 +360,7 @@ def test_the_runs_own_store_shares_a_modality_with_others(tmp_path: Path) -> Non
         write_store(tmp_path / place, [layouts[name] for name in names])
     config = dataclasses.replace(TRAINING, datasets=tuple(Dataset(tokens=tmp_path / place) for place in "bc"))
     specs = [layouts[name] for name in ("picture", "clip", "code", "words")]
-    with pytest.raises(
-        ConfigError, match="/a has picture, and the others have clip, code, words: no modality is shared"
-    ):
+    with pytest.raises(ConfigError, match="/a has picture, and the others have clip, code, words: no modality is"):
         open_sources(tmp_path / "a", "train", specs, config)
 
 
@@ -414,8 +376,8 @@ def test_the_runs_own_store_shares_a_modality_with_others(tmp_path: Path) -> Non
         ("learning_rate", math.inf, "expected a number above 0, got inf"),
         ("min_learning_rate", math.nan, "expected 0 or more, got nan"),
         ("min_learning_rate", 1.0, r"expected at most the peak, 0\.003, got 1"),
-        ("betas", [1.0, 0.9], r"expected two numbers in \[0, 1\), got \[1\.0, 0\.9\]"),
-        ("betas", [0.9, math.nan], r"expected two numbers in \[0, 1\), got \[0\.9, nan\]"),
+        ("betas", [1.0, 0.9], r"expected two numbers in \[0, 1\), got \(1\.0, 0\.9\)"),
+        ("betas", [0.9, math.nan], r"expected two numbers in \[0, 1\), got \(0\.9, nan\)"),
         ("seed", -1, r"expected 0 or more, below 2\*\*63, got -1"),
         ("seed", 2**63, r"expected 0 or more, below 2\*\*63, got 9"),
         ("loss_weights", {"words": math.nan}, "expected numbers above 0, got {'words': nan}"),
@@ -438,9 +400,8 @@ def test_shares_are_finite(kind: type, key: str) -> None:
 
 
 def test_a_rate_that_ends_above_the_peak_of_its_width_leaves_no_folder(store: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TRAINING, learning_rate=None, min_learning_rate=0.002)
     with pytest.raises(ConfigError, match=r"min_learning_rate: expected at most the peak, 0\.001, got 0\.002"):
-        train(tmp_path / "run", store, all_layouts(), SMALL, config)
+        run(tmp_path / "run", store, learning_rate=None, min_learning_rate=0.002)
     assert not (tmp_path / "run").exists()
 
 
@@ -452,36 +413,31 @@ def test_layers_compute_in_the_precision_of_the_settings(store: Path, tmp_path: 
         if isinstance(layer, nn.Linear):
             found.add(output.dtype)
 
-    config = dataclasses.replace(TRAINING, steps=2, precision=precision, loss="token")
     with register_module_forward_hook(watch):
-        train(tmp_path, store, all_layouts(), SMALL, config)
+        run(tmp_path, store, steps=2, precision=precision, loss="token")
     assert found == {getattr(torch, precision)}
-    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert line["held_out/loss"] == pytest.approx(math.log(60), rel=0.2)
+    assert metrics(tmp_path)[-1]["held_out/loss"] == pytest.approx(math.log(60), rel=0.2)
 
 
 def test_a_store_without_held_out_samples_trains_too(tmp_path: Path) -> None:
     specs = [spec("picture", GridLayout(shape=(4, 4)), 30), spec("words", sequence(12), 100)]
     write_store(tmp_path / "tokens", specs, 12)
-    config = dataclasses.replace(TRAINING, steps=40, batch_size=6, learning_rate=1e-2)
-    train(tmp_path / "run", tmp_path / "tokens", specs, SMALL, config)
-    losses = [json.loads(line)["train/loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    run(tmp_path / "run", tmp_path / "tokens", specs, steps=40, batch_size=6, learning_rate=1e-2)
+    losses = [line["train/loss"] for line in metrics(tmp_path / "run")]
     assert len(losses) == 40
     # Words increase by one and a picture repeats two tokens, so both can be learnt.
     assert np.mean(losses[-5:]) < 0.6 * losses[0]
-    assert FIRST_WORD < 100
 
 
 def test_held_out_samples_need_not_have_all_modalities(tmp_path: Path) -> None:
     specs = [spec("picture", GridLayout(shape=(2, 2)), 30), spec("words", sequence(6), 100)]
     write_store(tmp_path / "tokens", specs, 12)
     write_store(tmp_path / "tokens", specs[:1], 12, "test")
-    train(tmp_path / "run", tmp_path / "tokens", specs, SMALL, dataclasses.replace(TRAINING, steps=2))
-    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
-    assert last.keys() == {"step", "held_out/loss", "held_out/picture"}
+    run(tmp_path / "run", tmp_path / "tokens", specs, steps=2)
+    assert metrics(tmp_path / "run")[-1].keys() == {"step", "held_out/loss", "held_out/picture"}
     write_store(tmp_path / "less", specs[:1], 12)
     with pytest.raises(DataError, match=r"unknown modality in .*train: 'words'"):
-        train(tmp_path / "new", tmp_path / "less", specs, SMALL, TRAINING)
+        run(tmp_path / "new", tmp_path / "less", specs)
 
 
 @pytest.mark.parametrize("loss", ["modality", "token"])
@@ -495,15 +451,9 @@ def test_held_out_samples_without_a_target_are_reported_and_not_logged(
     shutil.rmtree(tmp_path / "tokens/test/picture")
     write_store(tmp_path / "more", specs[:1], 12)
     more = (Dataset(tokens=tmp_path / "more"),)
-    config = dataclasses.replace(TRAINING, steps=2, loss=loss, masking=pictures, datasets=more)
-    train(tmp_path / "run", tmp_path / "tokens", specs, SMALL, config)
+    run(tmp_path / "run", tmp_path / "tokens", specs, steps=2, loss=loss, masking=pictures, datasets=more)
     assert "held_out" not in (tmp_path / "run/metrics.jsonl").read_text()
     assert "no held-out sample has a target" in capsys.readouterr().err
-
-
-def test_freed_memory_is_kept_if_the_library_supports_it() -> None:
-    with keeping_freed_memory() as kept:
-        assert kept == (os.confstr("CS_GNU_LIBC_VERSION") is not None if hasattr(os, "confstr") else False)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="asks Linux for the memory of the process")
@@ -511,7 +461,8 @@ def test_freed_memory_is_returned_at_the_end() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    with keeping_freed_memory():
+    with keeping_freed_memory() as kept:
+        assert kept
         before = resident()
         blocks = [torch.ones(1 << 20) for _ in range(64)]  # 4 MiB each
         assert resident() - before > 200 << 20
@@ -560,8 +511,7 @@ def test_waiting_for_an_ended_process_is_reported(monkeypatch: pytest.MonkeyPatc
 def test_two_processes_train_like_one_and_one_resumes_their_run(
     store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = dataclasses.replace(TRAINING, **changes)
-    finished = train(tmp_path / "whole", store, all_layouts(), SMALL, config)
+    finished = run(tmp_path / "whole", store, **changes)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -576,11 +526,8 @@ def test_two_processes_train_like_one_and_one_resumes_their_run(
     assert len(list(tmp_path.glob("two/training_state/step-00000008/*.safetensors"))) == 2
     work(torchrun, "two", 0)
     work([sys.executable], "one", 0)
-    expected = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     for folder in ("two", "one"):
-        lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
-        assert len(lines) == len(expected)
-        for line, wanted in zip(lines, expected, strict=True):
+        for line, wanted in zip(metrics(tmp_path / folder), metrics(finished), strict=True):
             assert line == pytest.approx(wanted, rel=1e-4)
         loaded, whole = load_model(tmp_path / folder), load_model(finished)
         for name, tensor in whole.state_dict().items():

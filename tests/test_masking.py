@@ -684,32 +684,27 @@ def test_without_inputs_targets_precede_fallback_targets() -> None:
     assert targets.mask.all() and (targets.modalities == 2).all()
 
 
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        ({"fallback_targets": ("code",)}, "fallback_targets"),
-        ({"fallback_targets": ("code", "clip"), "targets": ("clip",)}, "fallback_targets: clip"),
-    ],
-)
-def test_fallback_targets_are_checked(part: dict[str, tuple[str, ...]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Mixture(**part)
-
-
-def test_fallback_targets_are_predictable_modalities() -> None:
+def test_wrong_mixtures_are_refused() -> None:
+    for key, part in (
+        ("fallback_targets", {"fallback_targets": ("code",)}),
+        ("fallback_targets", {"fallback_targets": ("code", "clip"), "targets": ("clip",)}),
+        *(("single_input_prob", {"single_input_prob": share}) for share in (-0.1, 1.1, float("nan"))),
+    ):
+        with pytest.raises(ValueError, match=f"^{key}: expected"):
+            Mixture(**part)
     layout = EmbeddingLayout(all_layouts())
-    for name, error, message in (
-        ("pixels", ConfigError, "masking: mixtures: fallback_targets: pixels: a patches modality"),
-        ("pictures", UnknownNameError, "did you mean picture"),
+    for mixture, error, message in (
+        (Mixture(targets=("clip",), fallback_targets=("pixels",)), ConfigError, "fallback_targets: pixels: a patches"),
+        (Mixture(targets=("clip",), fallback_targets=("pictures",)), UnknownNameError, "did you mean picture"),
+        (Mixture(inputs=("pictures",)), UnknownNameError, "picture"),
+        (Mixture(targets=("pixels", "pictures")), UnknownNameError, "picture"),
+        (Mixture(targets=("pixels",)), ConfigError, "mixtures: targets: pixels: a patches modality is an input only"),
     ):
         with pytest.raises(error, match=message):
-            Masker(layout, MaskingConfig(mixtures=(Mixture(targets=("clip",), fallback_targets=(name,)),)))
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_single_input_prob_is_from_0_to_1(share: float) -> None:
-    with pytest.raises(ValueError, match="single_input_prob"):
-        Mixture(single_input_prob=share)
+            Masker(layout, MaskingConfig(mixtures=(mixture,)))
+    only_inputs = EmbeddingLayout([spec("vectors", EmbeddingsLayout(max_length=3, dim=2))])
+    with pytest.raises(ConfigError, match="nothing to predict"):
+        Masker(only_inputs, MaskingConfig())
 
 
 def test_input_only_and_output_only_modalities_are_respected() -> None:
@@ -725,16 +720,3 @@ def test_input_only_and_output_only_modalities_are_respected() -> None:
     ):
         with pytest.raises(ConfigError, match=f"masking: mixtures: {message}"):
             Masker(layout, MaskingConfig(mixtures=(mixture,)))
-
-
-def test_impossible_mixtures_are_refused() -> None:
-    layout = EmbeddingLayout(all_layouts())
-    with pytest.raises(UnknownNameError, match="picture"):
-        Masker(layout, MaskingConfig(mixtures=(Mixture(inputs=("pictures",)),)))
-    with pytest.raises(UnknownNameError, match="picture"):
-        Masker(layout, MaskingConfig(mixtures=(Mixture(targets=("pixels", "pictures")),)))
-    with pytest.raises(ConfigError, match="masking: mixtures: targets: pixels: a patches modality is an input only"):
-        Masker(layout, MaskingConfig(mixtures=(Mixture(targets=("pixels",)),)))
-    only_inputs = EmbeddingLayout([spec("vectors", EmbeddingsLayout(max_length=3, dim=2))])
-    with pytest.raises(ConfigError, match="nothing to predict"):
-        Masker(only_inputs, MaskingConfig())

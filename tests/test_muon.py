@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbone_samples import SMALL, TRAINING, all_layouts, write_splits
-from test_backbone_train import Killed, files
+from backbone_samples import SMALL, TRAINING, all_layouts, killed_after, outcome, run, write_splits
 from torch import nn
 
-from zoo_backbone.batch import PackedBatch
 from zoo_backbone.model import FourM
 from zoo_backbone.optim import MOMENTUM, Muon, Optimizer, block_matrices, orthogonal
-from zoo_backbone.train import Trainer, train
 from zoo_backbone.transformer import FusedLinear
 
 CONFIG = dataclasses.replace(TRAINING, optimizer="muon")
@@ -84,21 +81,12 @@ def test_it_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
     assert not Optimizer(model, TRAINING).muon.matrices
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     store = write_splits(tmp_path / "tokens")
-    whole = train(tmp_path / "whole", store, all_layouts(), SMALL, CONFIG)
-    step, taken = Trainer.train_step, []
-
-    def dying(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
-        if len(taken) == 7:
-            raise Killed
-        taken.append(rate)
-        return step(self, batch, rate)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "train_step", dying)
-        train(tmp_path / "killed", store, all_layouts(), SMALL, CONFIG)
-    train(tmp_path / "killed", store, all_layouts(), SMALL, CONFIG)
-    assert files(tmp_path / "killed") == files(whole)
-    adam = train(tmp_path / "adam", store, all_layouts(), SMALL, TRAINING)
-    assert files(adam)["model.safetensors"] != files(whole)["model.safetensors"]
+    whole = run(tmp_path / "whole", store, optimizer="muon")
+    with killed_after(7):
+        run(tmp_path / "killed", store, optimizer="muon")
+    run(tmp_path / "killed", store, optimizer="muon")
+    assert outcome(tmp_path / "killed") == outcome(whole)
+    adam = run(tmp_path / "adam", store)
+    assert outcome(adam)["model.safetensors"] != outcome(whole)["model.safetensors"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers_zoo.config import check_amounts, check_counts
+from tokenizers_zoo.config import check_amounts, check_counts, check_interval
 from tokenizers_zoo.errors import UnknownNameError
 
 
@@ -110,9 +110,8 @@ class Mixture:
     """Probability that a sample has a single input modality, however few tokens it has."""
 
     def __post_init__(self) -> None:
-        for name in ("weight", "input_alpha", "target_alpha"):
-            expect(self, name, 0 < getattr(self, name) < math.inf, "a number above 0")
-        expect(self, "single_input_prob", 0 <= self.single_input_prob <= 1, "0 to 1")
+        check_interval(self, "(0, inf)", "weight", "input_alpha", "target_alpha")
+        check_interval(self, "[0, 1]", "single_input_prob")
         alone = bool(self.targets or not self.fallback_targets)
         expect(self, "fallback_targets", alone, "targets as well; by default all modalities are targets")
         apart = not set(self.fallback_targets) & set(self.targets)
@@ -152,7 +151,7 @@ class MaskingConfig:
         check_counts(self, "input_budget", "target_budget")
         expect(self, "min_input", 0 <= (self.min_input or 0) <= self.input_budget, "0 to input_budget")
         expect(self, "mixtures", bool(self.mixtures), "at least one")
-        expect(self, "span_length", 1 <= self.span_length < math.inf, "at least 1 token")
+        check_interval(self, "[1, inf)", "span_length", unit="tokens")
 
     @property
     def least_input(self) -> int:
@@ -176,7 +175,7 @@ class Dataset:
     """Masking mixtures for its samples; empty: the same as for the run's own store."""
 
     def __post_init__(self) -> None:
-        expect(self, "weight", 0 < self.weight < math.inf, "a number above 0")
+        check_interval(self, "(0, inf)", "weight")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,7 +273,7 @@ class TrainConfig:
             raise ValueError(least_rate_problem(self.min_learning_rate, rate))
         expect(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         expect(self, "seed", 0 <= self.seed < 2**63, "0 or more, below 2**63")
-        expect(self, "pretrained_lr_scale", 0 < self.pretrained_lr_scale <= 1, "above 0 (which is freeze) to 1")
-        expect(self, "decay_fraction", 0 <= self.decay_fraction <= 1, "a share from 0 to 1")
-        expect(self, "ema_decay", 0 <= self.ema_decay < 1, "a decay from 0 to below 1, such as 0.999")
+        check_interval(self, "(0, 1]", "pretrained_lr_scale", unit="a factor (0 is freeze)")
+        check_interval(self, "[0, 1]", "decay_fraction", unit="a share")
+        check_interval(self, "[0, 1)", "ema_decay", unit="a decay, such as 0.999,")
         expect(self, "loss_weights", all(0 < weight < math.inf for weight in weights), "numbers above 0")

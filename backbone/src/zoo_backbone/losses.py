@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -94,40 +94,33 @@ class GradAccumulation:
             self._pool = ThreadPoolExecutor(self.threads, "part", initializer=torch.set_num_threads, initargs=(share,))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown()
             torch.set_num_threads(self.cores)
 
     def backward(self, batch: PackedBatch, compute: Compute, scale: float = 1.0) -> Losses:
         """Add the gradient of `scale` times the loss to `.grad`, and return the losses of the whole batch."""
-        parts = batch.split(self.count)
+
+        def with_gradients(part: PackedBatch) -> tuple[Losses, Sequence[Tensor | None]]:
+            losses = compute(part)
+            return losses, torch.autograd.grad(losses.loss * scale, self.parameters, allow_unused=True)
+
+        parts, found = batch.split(self.count), list[Losses]()
         if self._pool is None:
-            losses = []
             for part in parts:
-                losses.append(compute(part))
-                torch.autograd.backward(losses[-1].loss * scale)
-            return _whole(losses)
-        results = list(self._pool.map(lambda part: self._gradients(compute(part), scale), parts))
-        for parameter, *gradients in zip(self.parameters, *(gradients for _, gradients in results), strict=True):
-            for gradient in gradients:
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return _whole([losses for losses, _ in results])
-
-    def _gradients(self, losses: Losses, scale: float) -> tuple[Losses, Sequence[Tensor | None]]:
-        return losses, torch.autograd.grad(losses.loss * scale, self.parameters, allow_unused=True)
-
-
-def _whole(parts: Sequence[Losses]) -> Losses:
-    """Combine the losses of the parts of a batch."""
-    first, *others = parts
-    loss, sums, counts = first.loss.detach(), first.sums, first.counts
-    for part in others:
-        loss, sums, counts = loss + part.loss.detach(), sums + part.sums, counts + part.counts
-    return Losses(loss=loss, sums=sums, counts=counts)
+                found.append(compute(part))
+                torch.autograd.backward(found[-1].loss * scale)
+        else:
+            results = list(self._pool.map(with_gradients, parts))
+            found = [losses for losses, _ in results]
+            for parameter, *gradients in zip(self.parameters, *(gradients for _, gradients in results), strict=True):
+                for gradient in gradients:
+                    if gradient is not None:
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        sides = zip(*((of.loss.detach(), of.sums, of.counts) for of in found), strict=True)
+        loss, sums, counts = (functools.reduce(torch.add, side) for side in sides)
+        return Losses(loss=loss, sums=sums, counts=counts)
 
 
 SEED = 1 << 63

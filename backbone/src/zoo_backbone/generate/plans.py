@@ -23,7 +23,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers_zoo.config import Origin, check_amounts, check_counts, default_of, from_mapping, load_toml
+from tokenizers_zoo.config import (
+    Origin,
+    check_amounts,
+    check_counts,
+    check_interval,
+    default_of,
+    from_mapping,
+    load_toml,
+)
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
@@ -78,7 +86,7 @@ class TargetPlan:
 
     def __post_init__(self) -> None:
         check_amounts(self, "steps", "temperature", "final_temperature", "top_k", "confidence_noise", "max_length")
-        expect(self, "top_p", 0 < self.top_p <= 1, "a number in (0, 1]")
+        check_interval(self, "(0, 1]", "top_p")
         falls = self.temperature_schedule != "constant" or not self.final_temperature
         expect(self, "final_temperature", falls, 'temperature_schedule "linear" or "inverse" with it')
 
