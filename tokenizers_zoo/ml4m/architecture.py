@@ -119,8 +119,6 @@ class PublishedKeys:
             raise ValueError(
                 "undo_std: expected false: encoders here take pictures in [-1, 1], not by ImageNet's colours"
             )
-        if self.patch_size_dec not in (None, self.patch_size):
-            raise ValueError(f"patch_size_dec: expected {self.patch_size}, the patch_size, got {self.patch_size_dec}")
         if self.quant_type == "memcodes" and self.latent_dim % self.num_codebooks:
             raise ValueError(f"num_codebooks: {self.num_codebooks} does not divide latent_dim {self.latent_dim}")
         if self.quant_type == "lucid" and self.num_codebooks != 1:
@@ -191,6 +189,8 @@ def read_architecture(published: PublishedCheckpoint) -> Architecture:
         if diffusion and dec_type not in UNETS:
             raise ValueError(f"dec_type: expected {' or '.join(UNETS)}, got {dec_type!r}")
         (height, width), cut = keys.size(), keys.patch_size
+        if not diffusion and keys.patch_size_dec not in (None, cut):  # a UNet has its own patches
+            raise ValueError(f"patch_size_dec: expected {cut}, the patch_size, got {keys.patch_size_dec}")
         pixels = keys.enc_type.startswith("vit_") and keys.patch_proj
         return Architecture(
             channels=keys.n_channels,
