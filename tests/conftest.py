@@ -73,3 +73,11 @@ def install_example(install: Callable[..., Path]) -> Callable[..., Path]:
         return install(distribution, {"tokenizers_zoo": {name: f"{module}:plugin"}}, {module: source})
 
     return add
+
+
+@pytest.fixture
+def toy(install: Callable[..., Path], install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
+    """Return a function that makes zoos of the toy modalities."""
+    from toy_plugins import install_toy
+
+    return install_toy(install, install_example, tmp_path)

@@ -434,8 +434,7 @@ def test_folder_without_any_readable_file(world: World) -> None:
     assert world("data make folder new2 --set path=split --test 0").code == 0
 
 
-@pytest.mark.parametrize("name", ["depth", "caption"])
-@pytest.mark.parametrize("part", ["value", "header", "end"])
+@pytest.mark.parametrize(("name", "part"), [("depth", "value"), ("caption", "header"), ("depth", "end")])
 def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, part: str) -> None:
     shard = world.folder / "data" / "train" / name / "shard-00000.tar"
     with tarfile.open(shard) as tar:

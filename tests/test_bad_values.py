@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, plain_picture, saved, wav
+from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, plain_picture, wav
 from tokenizers_zoo.testing.probe import Probe, bars, npy
 from tokenizers_zoo.testing.probes import PICTURE, made_up, probed_files, with_one
 
@@ -67,7 +66,7 @@ def test_valid_array_passes_and_round_trips(name: str) -> None:
     assert handle.read(*handle.write(value)).shape == value.shape
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ZOO[name].spec.value.dtype == "float32"])
 def test_one_number_that_is_not_finite(name: str, number: float) -> None:
     handle, value = ZOO[name], with_one(good(name), number)
@@ -111,22 +110,15 @@ def test_other_float_and_integer_widths_are_converted(name: str) -> None:
         np.testing.assert_allclose(found.reshape(value.shape), value, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["clip", "depth", "dinov2", "efficientnet", "imagebind", "imu", "rgb", "t5_caption"])
+@pytest.mark.parametrize("name", ["clip", "depth", "imu", "t5_caption"])
 def test_numbers_beyond_float32_are_refused_without_a_warning(name: str) -> None:
     """A NumPy warning would become an error with another message here."""
     large = np.full(good(name).shape, 1e300)
     refused(name, lambda: ZOO[name].read(npy(large).data, "npy"), "without a finite number; every number has to be")
 
 
-@pytest.mark.parametrize("name", ARRAYS)
-def test_python_objects_are_named_in_the_error(name: str) -> None:
-    file = probes(name)["`.npy`", "Python objects in it"].file
-    words = "the .npy file holds Python objects; save it as numbers (.astype(np.float32))"
-    refused(name, lambda: ZOO[name].read(file.data, "npy"), f"{name}: {words}")
-
-
-@pytest.mark.parametrize("dtype", ["i4,f8", "V4", "<U1", "S1", "datetime64[s]", "complex64"])
-@pytest.mark.parametrize("name", ["canny", "hed", "rgb", "sam_edge"])
+@pytest.mark.parametrize("dtype", ["i4,f8", "<U1", "complex64"])
+@pytest.mark.parametrize("name", ["canny", "rgb"])
 def test_non_numeric_arrays_give_the_same_error(name: str, dtype: str) -> None:
     array = np.zeros(good(name).shape, dtype)
     refused(name, lambda: ZOO[name].read(npy(array).data, "npy"), f"got {array.dtype} (", "; convert it to float32 ")
@@ -248,53 +240,28 @@ def test_empty_values_are_valid(name: str, value: Any) -> None:
     ("name", "kind", "what", "part"),
     [
         ("video", "moving picture", "one frame", "one frame, which is a picture"),
-        ("video", "moving picture", "2 frames", "shown for 0.2 s, which is 2 frames at 8 per second, expected 8"),
         ("video", "`.npy`", "7 instead of 8 along the first axis", "expected at least 8 frames, got 7"),
-        ("audio", "`.wav`", "no sound in it", "it holds no sound"),
         ("audio", "`.wav`", "floats beyond full scale", "got a peak of 2; divide by the peak"),
-        ("boxes", "`.json`", "an edge outside the picture", "fractions of width and height in [0, 1]"),
         ("boxes", "`.json`", "`[x, y, width, height]` in pixels", "fractions of width and height in [0, 1]"),
         ("boxes", "`.json`", "a box without area", "xmin < xmax"),
-        ("boxes", "`.json`", "infinity in it", "Infinity is not a number"),
-        ("boxes", "`.json`", "without `label`", "lacks label"),
         ("boxes_3d", "`.json`", "`yaw` in degrees", "expected radians"),
         ("boxes_3d", "`.json`", "`center` is 1000 times larger", "in metres, up to 1000 along each"),
-        ("boxes_3d", "`.json`", "`size` is 1000 times larger", "in metres, above 0 and up to 100"),
-        ("human_poses", "`.json`", "without `box`", "lacks box"),
-        ("human_poses", "`.json`", "a table without anything", "lacks"),
         ("human_poses", "`.json`", "rotations in degrees", "in radians"),
         ("human_poses", "`.json`", "`joints_camera` is 1000 times larger", "convert to metres"),
-        ("human_poses", "`.json`", "`joints_image` is 1000 times larger", "divide pixels by the size"),
         ("human_poses", "`.json`", "axes of a picture: y down, z forward", "turn y and z around"),
-        ("metadata", "`.json`", "NaN in it", "NaN is not a number"),
         ("metadata", "`.json`", "`camera_height` is 1000 times larger", "outside its range"),
-        ("metadata", "`.json`", "a field of null", "expected a number from 0 to 3 m, got NoneType"),
         ("semseg", "picture", "255 where no class is", "expected class ids 0 to 18, got 1 to 255"),
-        ("semseg", "`.npy`", "a number below 0", "expected class ids 0 to"),
-        ("semseg", "`.npy`", "floats", "expected integer class ids"),
         ("semseg", "picture", "JPEG", "JPEG changes numbers at every border"),
-        ("sam_instance", "picture", "JPEG", "JPEG changes numbers at every border"),
-        ("sam_instance", "`.npy`", "a number below 0", "number them from 1"),
         ("sam_instance", "`.json`", "a polygon instead of a mask", "a polygon is no mask"),
         ("sam_instance", "`.json`", "no annotation", 'give {"image": {"height": ..., "width": ...}}'),
-        ("depth", "`.npy`", "millimetres as floats", "numbers lie outside the range"),
         ("depth", "`.npy`", "zeros everywhere", "expected metres above 0"),
         ("depth", "picture", "a pixel of 0, where nothing was measured", "got 1 of 64 pixels that are 0"),
         ("normal", "`.npy`", "zeros everywhere", "expected unit vectors"),
-        ("flow", "`.npy`", "uint8", "expected floats in pixels per frame, got uint8"),
         ("flow", "`.flo`", "some of the flow unknown", "1 of 16 pixels have no flow"),
         ("heightmap", "picture", "a pixel without data, -32768", "1 of 64 pixels are no height"),
-        ("multispectral", "`.npy`", "uint8", "integers of 16 bits, got uint8"),
-        ("multispectral", "`.npy`", "NaN in it", "every number has to be finite"),
         ("multispectral", "`.npy`", "reflectance times 10000 as floats", "save integers, or divide by 10000"),
         ("imu", "`.csv`", "acceleration in g", "looks like g; multiply by 9.81"),
-        ("imu", "`.csv`", "semicolons instead of commas", "line 1: expected numbers separated by commas"),
-        ("imu", "`.npy`", "int16", "got int16, which are a sensor's counts"),
-        ("clip", "`.npy`", "uint8", "expected floats"),
-        ("palette", "`.npy`", "uint8", "convert it to float32 sRGB"),
-        ("palette", "`.npy`", "twice as long", "the shape is not (5, 3)"),
         ("caption", "`.txt`", "Latin-1 instead of UTF-8", "not UTF-8 at byte 3"),
-        ("caption", "`.txt`", "UTF-16 instead of UTF-8", "not UTF-8 at byte 0"),
         ("scene_class", "`.txt`", "no name of a class", "did you mean"),
     ],
 )
@@ -303,20 +270,11 @@ def test_files_of_the_kit_that_are_refused(name: str, kind: str, what: str, part
     refused(name, lambda: ZOO[name].transform(ZOO[name].read(file.data, file.extension), Crop()), part)
 
 
-def box(*corners: float) -> bytes:
-    return json.dumps([{"label": "chair", "box": list(corners)}]).encode()
-
-
 @pytest.mark.parametrize(
     ("name", "data", "extension", "part"),
     [
-        ("video", saved(Image.new("RGB", (32, 32))).data, "png", "one frame, which is a picture"),
-        ("boxes", box(0, 0, 1.01, 0.5), "json", "fractions of width and height in [0, 1]"),
-        ("boxes", box(0, 0, 640, 480), "json", "fractions of width and height in [0, 1]"),
-        ("heightmap", npy(np.full((1, 8, 8), -32768, np.int16)).data, "npy", "64 of 64 pixels are no height"),
         ("imu", b"", "csv", "it holds no measurement"),
         ("web_text", "\u65e5\u672c".encode("shift-jis"), "txt", "not UTF-8 at byte 0"),
-        ("human_poses", b"[{}]", "json", "lacks"),
     ],
 )
 def test_files_that_are_refused(name: str, data: bytes, extension: str, part: str) -> None:

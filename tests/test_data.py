@@ -22,8 +22,8 @@ from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import read_splits, verify
 from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_shard
 from tokenizers_zoo.data.tar import Dropped, Member, header, read_member, scan_tar, split_name
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
-from tokenizers_zoo.io import disk_errors, disk_problem
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, ReadError
+from tokenizers_zoo.io import disk_errors
 
 BLOCK = 512
 
@@ -512,15 +512,6 @@ def test_files_and_tars_may_be_mixed(tmp_path: Path, ml4m: Path) -> None:
         open_folder(FolderSettings(path=str(tmp_path / "valid")), "train", None, names=named("one"))
 
 
-def test_the_home_of_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine/one").mkdir(parents=True)
-    (tmp_path / "mine/one/a.txt").write_text("")
-    assert len(open_folder(FolderSettings(path="~/mine", test_fraction=0), "train", None)) == 1
-    with pytest.raises(ConfigError, match="path: ~nobody-here: no such folder"):
-        open_folder(FolderSettings(path="~nobody-here"), "train", None)
-
-
 def test_sample_keys_come_from_known_modalities(tmp_path: Path) -> None:
     for name in ("notes/a.txt", "notes/b.txt", "one/c.txt", "one/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -582,9 +573,3 @@ def test_folder_errors(tmp_path: Path) -> None:
         open_folder(FolderSettings(path=str(tmp_path)), "train", None)
     with pytest.raises(ValueError, match="test_fraction"):
         FolderSettings(path="", test_fraction=1.0)
-
-
-def test_machine_error_is_not_reported_as_a_full_disk() -> None:
-    told = "depth: encode ran out of memory: a file of cache (os error 28)"
-    assert disk_problem(MachineError(told)) is None
-    assert "the disk is full" in str(disk_problem(PluginError(told)))

@@ -21,7 +21,7 @@ import torch
 from examples import only
 from PIL import Image
 from stores import write_tar, write_values
-from toy_plugins import derived, install_toy, make_toy, scaled, snapshot
+from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo, pretrained
 from tokenizers_zoo.data.manifest import read_manifest, read_splits
@@ -42,12 +42,6 @@ from tokenizers_zoo.pipeline.stores import describe_data, repair_store, verify_s
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.run_folder import FolderError, locked
-
-
-@pytest.fixture
-def toy(install: Callable[..., Path], install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
-    """Return a function that makes zoos of the toy modalities."""
-    return install_toy(install, install_example, tmp_path)
 
 
 def wait_for(condition: Callable[[], Any], deadline: float) -> None:
@@ -75,7 +69,7 @@ def counts(result: Any, split: str = "train") -> dict[str, tuple[int, int, int]]
 # ---------------------------------------------------------------------- make
 
 
-def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Toy, tmp_path: Path) -> None:
     zoo, out = toy(), tmp_path / "data"
     result = make_toy(zoo, out)
     assert counts(result) == {"field": (23, 2, 0), "words": (21, 0, 0)}
@@ -105,7 +99,7 @@ def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Callable[.
     [(0, KeyboardInterrupt(), 0), (17, KeyboardInterrupt(), 17), (41, OSError(errno.ENOSPC, "No space left"), 35)],
 )
 def test_stopped_at_any_sample_the_same_command_gives_the_same_bytes(
-    stop: int, error: BaseException, kept: int, toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, error: BaseException, kept: int, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, tmp_path / "whole")
@@ -125,7 +119,7 @@ def test_stopped_at_any_sample_the_same_command_gives_the_same_bytes(
     assert snapshot(data) == whole and sum(outcome.kept for outcome in result.outcomes) == kept
 
 
-def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: Path) -> None:
     zoo = toy()
     make_toy(zoo, tmp_path / "one", train=300, shard_size=30)
     script = f"""
@@ -153,9 +147,7 @@ if __name__ == "__main__":
     assert {name: theirs[name] for name in mine} == mine
 
 
-def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(
-    toy: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(toy: Toy, tmp_path: Path) -> None:
     make_toy(toy(enabled=("field",)), tmp_path / "grown", train=13)
     first = snapshot(tmp_path / "grown")
     result = make_toy(toy(), tmp_path / "grown", train=13)
@@ -181,7 +173,7 @@ def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(
     ],
 )
 def test_other_data_are_never_mixed_in(
-    toy: Callable[..., Zoo], tmp_path: Path, changes: dict[str, Any], tables: dict[str, Any], named: str
+    toy: Toy, tmp_path: Path, changes: dict[str, Any], tables: dict[str, Any], named: str
 ) -> None:
     make_toy(toy(), tmp_path / "data")
     before = snapshot(tmp_path / "data")
@@ -190,7 +182,7 @@ def test_other_data_are_never_mixed_in(
     assert snapshot(tmp_path / "data") == before
 
 
-def test_one_command_at_a_time_writes_a_data_folder(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_one_command_at_a_time_writes_a_data_folder(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data, train=10)
     before = snapshot(data)
@@ -201,7 +193,7 @@ def test_one_command_at_a_time_writes_a_data_folder(toy: Callable[..., Zoo], tmp
     assert snapshot(data) == before
 
 
-def test_tar_files_of_others_are_not_touched(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_tar_files_of_others_are_not_touched(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     mine = write_tar(data / "train/field/shard-00000.tar", {"a.npy": b""})
     with pytest.raises(DataError, match=f"{mine}: not written by zoo data"):
@@ -217,7 +209,7 @@ def test_tar_files_of_others_are_not_touched(toy: Callable[..., Zoo], tmp_path: 
         mine.unlink()
 
 
-def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Toy, tmp_path: Path) -> None:
     zoo = toy()
     handle = zoo["field"]
     transform = handle.transform
@@ -234,7 +226,7 @@ def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Callab
 
 
 @pytest.mark.parametrize("damage", ["cut off", "missing", "no manifest", "damaged manifest", "other keys"])
-def test_a_damaged_shard_is_made_again(toy: Callable[..., Zoo], tmp_path: Path, damage: str) -> None:
+def test_a_damaged_shard_is_made_again(toy: Toy, tmp_path: Path, damage: str) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     whole, shard = snapshot(data), data / "train/field/shard-00001.tar"
@@ -254,7 +246,7 @@ def test_a_damaged_shard_is_made_again(toy: Callable[..., Zoo], tmp_path: Path, 
 
 
 def test_classes_of_the_source_are_checked_before_anything_is_written(
-    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+    toy: Toy, install_example: Install, tmp_path: Path
 ) -> None:
     zoo = toy(enabled=("field",))
     object.__setattr__(zoo["field"].spec.value, "classes", ("a", "c"))
@@ -265,7 +257,7 @@ def test_classes_of_the_source_are_checked_before_anything_is_written(
     assert not (tmp_path / "data").exists()
 
 
-def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     (tmp_path / "mine/xray").mkdir(parents=True)
     (tmp_path / "mine/xray/a.npy").write_bytes(b"")
@@ -285,9 +277,7 @@ def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Callable[.
     assert not data.exists()
 
 
-def test_the_recipe_for_samples_that_belong_together(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for patient in range(7):
         own_files(tmp_path / "all", range(3))
         for name in ("field", "words"):
@@ -318,7 +308,7 @@ def own_files(folder: Path, numbers: Iterable[int]) -> None:
                 np.save(path.with_suffix(".npy"), data)
 
 
-def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Toy, tmp_path: Path) -> None:
     own_files(tmp_path / "mine", range(30))
     (tmp_path / "mine/field/f07.npy").write_bytes(b"broken")
     zoo = toy()
@@ -334,9 +324,7 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Callable[
 
 
 @pytest.mark.parametrize("place", ["data", "field/made/data"])
-def test_output_inside_the_input_folder_is_not_read_as_input(
-    place: str, toy: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_output_inside_the_input_folder_is_not_read_as_input(place: str, toy: Toy, tmp_path: Path) -> None:
     zoo, mine = toy(), tmp_path / "mine"
     own_files(mine, range(8))
     options = {"path": str(mine), "test_fraction": 0}
@@ -347,7 +335,7 @@ def test_output_inside_the_input_folder_is_not_read_as_input(
         make_data(zoo, "folder", mine / "field/..", train=None, test=0, options=options, workers=1)
 
 
-def test_a_file_whose_name_a_terminal_would_obey_is_left_out_and_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_file_whose_name_a_terminal_would_obey_is_left_out_and_told(toy: Toy, tmp_path: Path) -> None:
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, range(3))
     (mine / "field/end\u2028of\u0085lines\n.npy").write_bytes(b"broken")
@@ -472,7 +460,7 @@ def number_files(folder: Path, count: int) -> Path:
 
 
 @pytest.fixture
-def units(install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
+def units(install_example: Install, tmp_path: Path) -> Toy:
     """Return a function that makes zoos of `field`, with files in units of `scale`, and `dark`, derived from it."""
     install_example("field", scaled())
     install_example("dark", derived("field"))
@@ -492,7 +480,7 @@ def test_reading_settings_exclude_tokenizer_and_networks() -> None:
     assert reading_settings(zoo["depth"]) == {}  # only used for display
 
 
-def test_a_folder_that_is_no_modality_may_hold_anything(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_folder_that_is_no_modality_may_hold_anything(toy: Toy, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     own_files(mine, range(4))
     for name in ("part-00000.arrow", "part-00000.dropped.jsonl", os.fsdecode(b"caf\xe9.txt")):
@@ -553,7 +541,7 @@ def of_files(zoo: Zoo, mine: Path, data: Path, **changes: Any) -> dict[str, tupl
     return counts(make_data(zoo, "folder", data, options=options, **{**arguments, **changes}))
 
 
-def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path: Path) -> None:
     """ml-4m's layout: other shard names and key order, missing samples, and a truncated file."""
     zoo, mine, data = toy(), tmp_path / "mine/train", tmp_path / "data"
     field = {f"{i:04}": zoo["field"].write(np.full((1, 16, 16), i / 10, np.float32))[0] for i in range(6)}
@@ -577,9 +565,7 @@ def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Callable[...,
         ValueStore(tmp_path / "mine")
 
 
-def test_a_modality_that_bears_another_ones_alias_has_its_own_data(
-    install_example: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_modality_that_bears_another_ones_alias_has_its_own_data(install_example: Install, tmp_path: Path) -> None:
     install_example("light", {"name=settings.name,": 'name=settings.name, aliases=("bright", "dark"),'})
     value = only()["light"].write(np.zeros((1, 16, 16), np.float32))[0]
     for name in ("dark", "bright"):
@@ -597,7 +583,7 @@ def test_a_modality_that_bears_another_ones_alias_has_its_own_data(
     assert made(2) == ["dark", "light"]
 
 
-def test_new_files_between_old_ones_are_made_and_none_twice(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: Path) -> None:
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16])
     (mine / "field/f02.npy").write_bytes(b"broken")
@@ -633,7 +619,7 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Callable[..., Z
     assert {"f13", "f20"} <= set(ValueStore(data).keys("train", "field"))
 
 
-def test_a_file_that_is_replaced_by_another_is_made_again(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_by_another_is_made_again(toy: Toy, tmp_path: Path) -> None:
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, range(12))
     of_files(zoo, mine, data)
@@ -649,7 +635,7 @@ def test_a_file_that_is_replaced_by_another_is_made_again(toy: Callable[..., Zoo
     assert of_files(zoo, mine, data)["field"] == (4, 0, 8)
 
 
-def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Toy, tmp_path: Path) -> None:
     """Samples and splits without its own files get no value for it."""
     mine, data = tmp_path / "mine", tmp_path / "data"
     files = {"train/field/a": 0.25, "train/field/b": 0.25, "train/lamp/a": 0.5, "test/field/c": 0.25}
@@ -665,9 +651,7 @@ def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Callable[..
     assert store.read_key(zoo["lamp"], "train", "a").max() == 0.5 and store.keys("train", "lamp") == ["a"]
 
 
-def test_values_of_files_are_made_again_where_they_are_read_otherwise(
-    units: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy, tmp_path: Path) -> None:
     mine, data = number_files(tmp_path / "mine", 8), tmp_path / "data"
     assert of_files(units(), mine, data) == {"field": (8, 0, 0)}
     other = units(scale=0.5)
@@ -678,7 +662,7 @@ def test_values_of_files_are_made_again_where_they_are_read_otherwise(
 
 @pytest.mark.parametrize("want", ["files", "memory"])
 def test_a_file_that_is_not_read_now_is_read_the_next_time(
-    want: str, toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    want: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, range(8))
@@ -701,7 +685,7 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
 
 
 def test_derive_computes_what_is_absent_and_notes_what_fails(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, out = toy(), tmp_path / "data"
     make_toy(zoo, out)
@@ -725,7 +709,7 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
 
 
 def test_derive_goes_on_after_a_kill_and_follows_what_changes(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
     for name in ("whole", "data"):
@@ -753,7 +737,7 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
     assert counts(derive_data(other, data, workers=1))["dark"][2] == 0
 
 
-def test_values_are_derived_again_when_their_inputs_change(units: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path: Path) -> None:
     data, zoo = tmp_path / "data", units()
 
     def write(**numbers: float) -> None:
@@ -782,7 +766,7 @@ def test_values_are_derived_again_when_their_inputs_change(units: Callable[..., 
 
 
 def test_a_modality_skipped_in_one_split_is_an_input_in_another(
-    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+    toy: Toy, install_example: Install, tmp_path: Path
 ) -> None:
     install_example("alpha", derived("dark"))
     zoo = toy(enabled=("field", "dark", "alpha", "words"))
@@ -801,7 +785,7 @@ def test_a_modality_skipped_in_one_split_is_an_input_in_another(
     "data/train/field/shard-00001.tar", "data/train/dark/shard-00001.index", "data/train/dark/shard-00001.json",
     "data/train/keys/shard-00001.txt", "tokens/train/words/shard-00001.arrow", "tokens/train/words/shard-00001.json",
 ])  # fmt: skip
-def test_repair_makes_again_what_verify_finds(path: str, toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Path) -> None:
     zoo, data, tokens = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=1)
@@ -832,9 +816,7 @@ def test_repair_makes_again_what_verify_finds(path: str, toy: Callable[..., Zoo]
                 list(repair_store(zoo, tokens))
 
 
-def test_no_sample_is_to_blame_where_the_machine_fails(
-    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example: Install, tmp_path: Path) -> None:
     data, room = tmp_path / "data", tmp_path / "room"
     failing = f"        if not Path({str(room)!r}).exists():\n            raise MemoryError('13 GB')\n"
     install_example("shadow", derived("field") | {"        return value\n\n": f"{failing}        return value\n\n"})
@@ -848,7 +830,7 @@ def test_no_sample_is_to_blame_where_the_machine_fails(
 
 
 def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(enabled=("field", "dark")), tmp_path / "data"
     make_toy(zoo, data, test=0)
@@ -865,7 +847,7 @@ def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
 
 
 def test_a_sample_is_not_left_out_where_memory_ran_out_as_it_was_made(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, out = toy(), tmp_path / "data"
 
@@ -881,7 +863,7 @@ def test_a_sample_is_not_left_out_where_memory_ran_out_as_it_was_made(
 
 @pytest.mark.parametrize(("error", "kind"), [(MemoryError(), MachineError), (KeyError("x"), PluginError)])
 def test_errors_in_a_sample_of_a_source(
-    error: Exception, kind: type[Exception], toy: Callable[..., Zoo], monkeypatch: pytest.MonkeyPatch
+    error: Exception, kind: type[Exception], toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = toy().source("toy").samples("train", 3, 0, {})
     monkeypatch.setattr(type(samples._given), "__getitem__", lambda *_: (_ for _ in ()).throw(error))
@@ -889,9 +871,7 @@ def test_errors_in_a_sample_of_a_source(
         samples[1]
 
 
-def test_derivation_follows_shared_settings(
-    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_derivation_follows_shared_settings(toy: Toy, install_example: Install, tmp_path: Path) -> None:
     own_setting = {"    levels: int = 16\n": "    levels: int = 16\n    shade: float = 1.0\n"}
     install_example("shadow", derived("field") | own_setting)
     data = tmp_path / "data"
@@ -909,9 +889,7 @@ def test_derivation_follows_shared_settings(
     assert derive() == [(True, 0)]
 
 
-def test_derive_takes_inputs_first_and_says_what_is_missing(
-    toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_derive_takes_inputs_first_and_says_what_is_missing(toy: Toy, install_example: Install, tmp_path: Path) -> None:
     install_example("alpha", derived("dark"))  # its name sorts before its input's
     install_example("zeta", derived("absent"))
     zoo = toy(enabled=("field", "dark", "alpha", "zeta"))
@@ -929,7 +907,7 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(
 
 @pytest.mark.parametrize("wanted", [None, ["alpha"]])
 def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
-    wanted: list[str] | None, toy: Callable[..., Zoo], install_example: Callable[..., Path], tmp_path: Path
+    wanted: list[str] | None, toy: Toy, install_example: Install, tmp_path: Path
 ) -> None:
     install_example("alpha", derived("dark"))
     zoo, data = toy(enabled=("field", "dark", "alpha", "words")), tmp_path / "data"
@@ -941,7 +919,7 @@ def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
     assert set(ValueStore(data).keys("train", "alpha")) == set(ValueStore(data).keys("train", "dark"))
 
 
-def test_make_does_not_need_torch(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_make_does_not_need_torch(toy: Toy, tmp_path: Path) -> None:
     zoo = toy()
     program = f"""
 import sys

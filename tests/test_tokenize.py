@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 import torch
 from examples import only
 from stores import writing_values
-from toy_plugins import install_toy, make_toy, scaled, snapshot
+from toy_plugins import Install, Toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
@@ -41,13 +40,6 @@ from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import left_behind
 from tokenizers_zoo.spec import Crop
 
-
-@pytest.fixture
-def toy(install: Callable[..., Path], install_example: Callable[..., Path], tmp_path: Path) -> Callable[..., Zoo]:
-    """Return a function that makes zoos of the toy modalities."""
-    return install_toy(install, install_example, tmp_path)
-
-
 # ---------------------------------------------------------------------- tokenizers
 
 
@@ -56,9 +48,7 @@ def trained(zoo: Zoo, data: Path, *names: str) -> None:
         train_tokenizer(zoo, name, data)
 
 
-def test_training_samples_are_the_readable_values_of_all_sharing_modalities(
-    toy: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_training_samples_are_the_readable_values_of_all_sharing_modalities(toy: Toy, tmp_path: Path) -> None:
     zoo = toy({"modalities": {"more": {"plugin": "words"}}})
     data = tmp_path / "data"
     make_toy(zoo, data)
@@ -76,7 +66,7 @@ def test_training_samples_are_the_readable_values_of_all_sharing_modalities(
         train_tokenizer(zoo, "dark", data)
 
 
-def test_hidden_files_of_other_systems_are_ignored(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_hidden_files_of_other_systems_are_ignored(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     trained(zoo, data, "field")
@@ -90,9 +80,7 @@ def test_hidden_files_of_other_systems_are_ignored(toy: Callable[..., Zoo], tmp_
     make_toy(zoo, data)
 
 
-def test_provenance_says_what_the_values_are_and_how_they_are_read(
-    install_example: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_provenance_says_what_the_values_are_and_how_they_are_read(install_example: Install, tmp_path: Path) -> None:
     install_example("field", scaled())
     data = tmp_path / "data"
 
@@ -109,7 +97,7 @@ def test_provenance_says_what_the_values_are_and_how_they_are_read(
     assert difference(first, provenance(b"0.5", scale=0.5)) == "settings.scale was null, is 0.5"
 
 
-def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data, test=40)
     trained(zoo, data, "field", "words")
@@ -150,7 +138,7 @@ TWO_CODEBOOKS = {
 }  # fmt: skip
 
 
-def test_a_dead_codebook_of_several_is_seen(install_example: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: Path) -> None:
     """The terminal, evaluation.json and reports all show it."""
     install_example("field", TWO_CODEBOOKS)
     zoo, data = only({}, zoo={"checkpoints": str(tmp_path / "tokenizers")}), tmp_path / "data"
@@ -178,7 +166,7 @@ def test_a_dead_codebook_of_several_is_seen(install_example: Callable[..., Path]
 
 
 def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
@@ -204,7 +192,7 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
 
 @pytest.mark.parametrize("hook", ["encode", "transform"])
 def test_no_value_is_left_out_where_the_machine_fails(
-    hook: str, toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hook: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
@@ -227,7 +215,7 @@ def test_no_value_is_left_out_where_the_machine_fails(
 
 
 def test_a_value_left_out_as_memory_ran_out_is_encoded_the_next_time(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data, test=0)
@@ -250,9 +238,7 @@ def test_a_value_left_out_as_memory_ran_out_is_encoded_the_next_time(
     assert counts(tokenize(zoo, data, out)) == {"train/field": (0, 23, 0)}
 
 
-def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(
-    toy: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     trained(zoo, data, "field")
@@ -279,7 +265,7 @@ def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(
 
 
 def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, hub = tmp_path / "data", tmp_path / "hub"
     local = toy()
@@ -322,7 +308,7 @@ def tokens_of(zoo: Zoo, out: Path, name: str, split: str = "train") -> dict[str,
     return dict(zip(rows, column.take(rows.values()), strict=True))
 
 
-def test_tokens_are_those_of_the_tokenizer(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=1)
@@ -351,7 +337,7 @@ def test_tokens_are_those_of_the_tokenizer(toy: Callable[..., Zoo], tmp_path: Pa
     assert (zoo["field"].device, zoo["words"].device) == ("cpu:0", "cpu")
 
 
-def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(enabled=("field",)), tmp_path / "data"
     make_toy(zoo, data)
     trained(zoo, data, "field")
@@ -392,7 +378,7 @@ def change_values(zoo: Zoo, data: Path, shard: int) -> None:
         writer.finish(keys=split.keys_digest(shard), inputs="changed", record=record)
 
 
-def test_only_shards_of_other_inputs_are_made_again(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_only_shards_of_other_inputs_are_made_again(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data, test=0)
     trained(zoo, data, "field")
@@ -423,9 +409,7 @@ def test_only_shards_of_other_inputs_are_made_again(toy: Callable[..., Zoo], tmp
         run()
 
 
-def test_a_new_tokenizer_or_other_settings_encode_all_again(
-    install_example: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_new_tokenizer_or_other_settings_encode_all_again(install_example: Install, tmp_path: Path) -> None:
     install_example("field", scaled())
     data, out = tmp_path / "data", tmp_path / "tokens"
     for split in ("train", "test"):
@@ -446,9 +430,7 @@ def test_a_new_tokenizer_or_other_settings_encode_all_again(
     assert run(levels=9) == (8, 0, 0)
 
 
-def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
-    toy: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data, test=0)
     trained(zoo, data, "words")
@@ -466,7 +448,7 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(
     assert not list((tmp_path / "none").rglob("*.arrow")) and TokenStore(tmp_path / "none").splits() == []
 
 
-def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=1)
@@ -479,9 +461,7 @@ def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(toy: Callable[
         assert unfinished(out) == []
 
 
-def test_a_file_that_is_not_read_now_costs_no_sample(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_not_read_now_costs_no_sample(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     trained(zoo, data, "field")
@@ -501,7 +481,7 @@ def test_a_file_that_is_not_read_now_costs_no_sample(
     assert counts(tokenize(zoo, data, out)) == {"test/field": (5, 0, 0), "train/field": (23, 0, 0)}
 
 
-def test_a_modality_may_be_in_one_split_alone(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_modality_may_be_in_one_split_alone(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     trained(zoo, data, "field", "words")
@@ -532,7 +512,7 @@ def data_of_two_seeds(zoo: Zoo, folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_modalities_of_other_samples_are_not_mixed(toy: Callable[..., Zoo], tmp_path: Path, overwrite: bool) -> None:
+def test_modalities_of_other_samples_are_not_mixed(toy: Toy, tmp_path: Path, overwrite: bool) -> None:
     """The keys are equal, so a backbone would pair values of different samples."""
     zoo, out = toy(), tmp_path / "tokens"
     one, two = data_of_two_seeds(zoo, tmp_path)
@@ -558,7 +538,7 @@ def test_modalities_of_other_samples_are_not_mixed(toy: Callable[..., Zoo], tmp_
     assert TokenStore(out).modalities("train") == ["words"] and unfinished(out) == []
 
 
-def test_unrecorded_data_are_known_by_place_or_values(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_unrecorded_data_are_known_by_place_or_values(toy: Toy, tmp_path: Path) -> None:
     zoo, out = toy(enabled=("words",)), tmp_path / "tokens"
     one, two = foreign(tmp_path / "one", "abc"), foreign(tmp_path / "two", "abc", "train and others")
     trained(zoo, one, "words")
@@ -574,7 +554,7 @@ def test_unrecorded_data_are_known_by_place_or_values(toy: Callable[..., Zoo], t
 
 
 def test_a_killed_overwrite_keeps_no_tokens_of_other_data(
-    toy: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, out = toy(), tmp_path / "tokens"
     one, two = data_of_two_seeds(zoo, tmp_path)
@@ -591,7 +571,7 @@ def test_a_killed_overwrite_keeps_no_tokens_of_other_data(
     assert unfinished(out) == []
 
 
-def test_a_folder_of_something_else_is_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     run = train_tokenizer(zoo, "field", data)
@@ -608,7 +588,7 @@ def test_a_folder_of_something_else_is_refused(toy: Callable[..., Zoo], tmp_path
     tokenize(zoo, data, tmp_path / "begun")
 
 
-def test_data_without_any_tokenizer_are_refused(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_data_without_any_tokenizer_are_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     with pytest.raises(DataError, match=rf"^{data}: none of its modalities has a tokenizer \(field, words\)"):
@@ -619,7 +599,7 @@ def test_data_without_any_tokenizer_are_refused(toy: Callable[..., Zoo], tmp_pat
     assert set(result.skipped) == {"field"} and {outcome.modality for outcome in result.outcomes} == {"words"}
 
 
-def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_data_that_are_not_all_made_are_told(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     trained(zoo, data, "field", "words")
@@ -631,7 +611,7 @@ def test_data_that_are_not_all_made_are_told(toy: Callable[..., Zoo], tmp_path: 
     assert tokenize(zoo, data, tmp_path / "others", splits=["test"]).notes == []
 
 
-def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zoo, Path]:
+def with_patches(toy: Toy, tmp_path: Path, keys: str) -> tuple[Zoo, Path]:
     """Make two splits of pictures with four patches and without white pixels, and their tokenizer."""
     pytest.importorskip("zoo_images.rgb")
     tables = {"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb_patches": {"dtype": "float16"}}}
@@ -646,7 +626,7 @@ def with_patches(toy: Callable[..., Zoo], tmp_path: Path, keys: str) -> tuple[Zo
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo], tmp_path: Path, alone: bool) -> None:
+def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Toy, tmp_path: Path, alone: bool) -> None:
     zoo, data = with_patches(toy, tmp_path, "abcd")
     handle = zoo["rgb_patches"]
     with writing_values(data, "train", "rgb_patches", more=True) as writer:
@@ -664,7 +644,7 @@ def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Callable[..., Zoo]
     assert "exceed float16" in outcome.first_dropped and "(sample white)" in outcome.first_dropped
 
 
-def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=1)

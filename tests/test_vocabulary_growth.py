@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from token_stores import write_tokens
-from toy_plugins import snapshot
+from toy_plugins import Install, snapshot
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
@@ -139,7 +138,7 @@ def world(made: World, tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def add_mood(install: Callable[..., Path]) -> None:
+def add_mood(install: Install) -> None:
     """Install the plugin that is added later."""
     install("zoo-mood", {"tokenizers_zoo": {"mood": "zoo_mood:plugin"}}, {"zoo_mood": MOOD})
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from examples import only, values
 from stores import writing_values
+from toy_plugins import Install, Toy
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
@@ -18,7 +19,6 @@ from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, tr
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
 from tokenizers_zoo.text_vocab import TextVocabulary
 
-Install = Callable[..., Path]
 NOTES = '''
 """Texts over the vocabulary `VOCABULARY`."""
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ TABLE = {"size": 900, "sentinels": 8, "coordinate_axes": 0, "reserve": 8}
 
 
 @pytest.fixture
-def make(install: Install, tmp_path: Path) -> Callable[..., Zoo]:
+def make(install: Install, tmp_path: Path) -> Toy:
     """Return a function that makes a zoo of text modalities with named vocabularies and installed modalities."""
 
     def zoo(own: dict[str, str], modalities: dict[str, Any] | None = None) -> Zoo:
@@ -88,9 +88,7 @@ def sentences(colour: str, count: int = 20) -> list[str]:
 
 
 @pytest.mark.parametrize("vocabulary", ["notes", "journal"])
-def test_a_vocabulary_of_one_modality_is_learned_from_its_texts(
-    vocabulary: str, make: Callable[..., Zoo], tmp_path: Path
-) -> None:
+def test_a_vocabulary_of_one_modality_is_learned_from_its_texts(vocabulary: str, make: Toy, tmp_path: Path) -> None:
     """The vocabulary may have the modality's name or another name."""
     zoo = make({"notes": vocabulary})
     data = write(zoo, tmp_path / "data", "notes", sentences("red"))
@@ -102,7 +100,7 @@ def test_a_vocabulary_of_one_modality_is_learned_from_its_texts(
     assert describe_vocabulary(zoo, vocabulary).missing == ()
 
 
-def test_a_vocabulary_learns_the_texts_of_all_its_modalities(make: Callable[..., Zoo], tmp_path: Path) -> None:
+def test_a_vocabulary_learns_the_texts_of_all_its_modalities(make: Toy, tmp_path: Path) -> None:
     """This holds even if one of these modalities has the vocabulary's name."""
     zoo = make({"journal": "journal", "notes": "journal", "other": "elsewhere"})
     for name, colour in (("journal", "red"), ("notes", "blue"), ("other", "green")):
@@ -116,7 +114,7 @@ def test_a_vocabulary_learns_the_texts_of_all_its_modalities(make: Callable[...,
 
 
 def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
-    make: Callable[..., Zoo], install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    make: Toy, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Values of a modality that writes no text are not read for it."""
@@ -150,7 +148,7 @@ def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
 
 
 def test_a_modality_in_place_of_a_text_vocabulary_is_its_own_problem(
-    make: Callable[..., Zoo], install_example: Install, tmp_path: Path
+    make: Toy, install_example: Install, tmp_path: Path
 ) -> None:
     install_example("journal")
     install_example("field")
@@ -181,9 +179,7 @@ def test_a_modality_in_place_of_a_text_vocabulary_is_its_own_problem(
     assert train_tokenizer(other, "field", data, out=tmp_path / "mine") == tmp_path / "mine"
 
 
-def test_a_modality_that_claims_a_text_vocabulary_does_not_disturb_it(
-    make: Callable[..., Zoo], install_example: Install
-) -> None:
+def test_a_modality_that_claims_a_text_vocabulary_does_not_disturb_it(make: Toy, install_example: Install) -> None:
     """The mismatch is reported as a problem of that modality only."""
     install_example("field", {"name=settings.name,": 'name=settings.name, vocabulary="journal",'})
     zoo = make({"album": "journal", "notes": "journal"})
@@ -192,9 +188,7 @@ def test_a_modality_that_claims_a_text_vocabulary_does_not_disturb_it(
     assert zoo.problems() == {"field": problem}
 
 
-def test_a_shared_vocabulary_is_trained_anew_once(
-    make: Callable[..., Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_vocabulary_is_trained_anew_once(make: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = make({"album": "journal", "journal": "journal", "notes": "journal"})
     names = zoo.names()
     for name in names:

@@ -9,6 +9,10 @@ from typing import Any
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.pipeline.make import make_data
 
+Toy = Callable[..., Zoo]
+"""Makes a zoo of toy modalities."""
+Install = Callable[..., Path]
+"""Installs a distribution."""
 SOURCE = '''
 """Samples without an end: `field` 16 x 16 (NaN in every tenth), `words` (every seventh lacks them), `other`."""
 from dataclasses import dataclass
@@ -147,7 +151,7 @@ def scaled() -> dict[str, str]:
     }
 
 
-def install_toy(install: Callable[..., Path], install_example: Callable[..., Path], folder: Path) -> Callable[..., Zoo]:
+def install_toy(install: Install, install_example: Install, folder: Path) -> Toy:
     """Return a function that makes zoos of `field`, `words` and `dark` (derived from field), with the source `toy`."""
     install("zoo-toy", {"tokenizers_zoo.sources": {"toy": "zoo_toy:source"}}, {"zoo_toy": SOURCE})
     install("zoo-words", {"tokenizers_zoo": {"words": "zoo_words:plugin"}}, {"zoo_words": WORDS})
