@@ -21,7 +21,6 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.testing import check_modality
-from zoo_semantics.semseg import PLACES
 
 NAME = "scene_class"
 NOTHING = TrainingSamples(train=[], test=[])
@@ -188,9 +187,3 @@ def test_the_plugin_of_the_docs_keeps_the_contract(install: Callable[..., Path])
     results = check_modality(zoo, "weather")
     assert {r.name for r in results if r.skipped} == {"derive", "crop_geometry", "devices", "long_inputs"}
     assert zoo["weather"].spec.value.classes == ("sun", "cloud", "rain")
-
-
-def test_the_places_of_scenes_are_the_default_classes() -> None:
-    places = pytest.importorskip("zoo_scenes.observe")
-    assert (*places.FURNITURE, places.EMPTY) == PLACES
-    assert handle_of().spec.value.classes == PLACES

@@ -15,7 +15,6 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.continuous import mean_and_deviation
-from tokenizers_zoo.run_folder import FolderError
 from zoo_images import rgb
 
 plugin = rgb.patches
@@ -64,17 +63,6 @@ def test_spec_and_decoding_stay_within_bounds(folder: Path) -> None:
     assert decoded.min() == 0 and decoded.max() == 1
 
 
-def test_tokenizer_folder_is_complete_and_kept(folder: Path) -> None:
-    before = (folder / "model.safetensors").read_bytes()
-    samples = TrainingSamples(train=list(pictures(6)), test=list(pictures(2, 1)), provenance={"source": "noise"})
-    assert plugin.train_tokenizer(SETTINGS, samples, folder, 0) == folder
-    assert (folder / "model.safetensors").read_bytes() == before
-    assert "Zoo.from_toml" in (folder / "README.md").read_text()
-    assert (folder / "samples" / "00.png").is_file()
-    with pytest.raises(FolderError, match="seed was 0, is 1"):
-        plugin.train_tokenizer(SETTINGS, samples, folder, 1)
-
-
 def test_number_of_held_out_values_read_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are evenly spaced, because the first samples of a sorted list may all be alike."""
     monkeypatch.setattr("tokenizers_zoo.train.loop.FINAL_SAMPLES", 3)
@@ -104,8 +92,3 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     with pytest.raises(ConfigError, match="unknown key; did you mean samples"):
         plugin.modality_spec(Settings("rgb_patches", {"tokenizer": {"sample": 3}}))
-
-
-def test_derive_returns_the_picture() -> None:
-    value = pictures(1)[0]
-    np.testing.assert_array_equal(plugin.derive({"rgb": value}, SETTINGS), value)

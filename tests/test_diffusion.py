@@ -17,8 +17,6 @@ from stores import writing_values
 
 from tokenizers_zoo.autoencoder.config import DiffusionConfig
 from tokenizers_zoo.autoencoder.diffusion import (
-    Ddim,
-    Denoiser,
     DiffusionAutoencoder,
     noise_of,
     noise_schedule,
@@ -29,7 +27,7 @@ from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.pipeline.evaluate import compare_decoders, evaluate_tokenizer, figures
+from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer, figures
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.loop import train as loop
@@ -125,20 +123,6 @@ def test_last_time_step_is_pure_noise_only_if_configured(schedule: Any) -> None:
     assert noise_schedule(some).alphas_cumprod[-1] > 0
 
 
-def test_default_noise_schedule_covers_useful_noise_levels() -> None:
-    """For a target with little noise, the error of an untrained network is at most that noise."""
-    config = DiffusionConfig()
-    kept = noise_schedule(config).alphas_cumprod
-    target, noise = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
-    time = int((kept > 0.97).sum()) - 1
-    noisy = kept[time].sqrt() * target + (1 - kept[time]).sqrt() * noise
-    sampler = Ddim(noise_schedule(config), [time], limited=False)  # the only step, so that it gives the clean target
-    clean = sampler.step(torch.zeros_like(target), torch.tensor(time), noisy)[0]
-    assert float((clean - target).square().mean()) < 0.04
-    assert float((kept < 0.05).float().mean()) < 0.2, "few times are nearly all noise"
-    assert 3 * config.patch_size**2 <= config.width, "the numbers of a cell of pictures fit the channels"
-
-
 def test_noise_depends_on_tokens_and_seed_only() -> None:
     tokens = torch.arange(4).reshape(2, 2)
     first = noise_of(tokens, 0, (3, 64, 64))
@@ -158,31 +142,6 @@ def module_of(**diffusion: Any) -> DiffusionAutoencoder:
         module = task.build(samples().train, np.random.default_rng(0))
         torch.nn.init.normal_(module.denoiser.network.conv_out.weight, std=0.05)
     return module.eval().requires_grad_(False)
-
-
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 8), (40, 56)])
-def test_the_network_takes_any_size_that_the_patch_divides(height: int, width: int) -> None:
-    config = DiffusionConfig(width=16, multipliers=(1, 1, 2), attention=1)
-    network = Denoiser(config, channels=2, latent_dim=4, patch_size=8)
-    given, codes = torch.randn(2, 2, height, width), torch.randn(2, 4, height // 8, width // 8)
-    assert network(given, torch.tensor([3, 999]), codes, None).shape == given.shape
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
-def test_one_step_of_x0_is_the_networks_prediction(sampler: Any) -> None:
-    module = module_of(prediction="x0", sampling_steps=1, sampler=sampler)
-    codes, noise = torch.randn(2, 32, 2, 2), torch.randn(2, 3, 16, 16)
-    expected = module.denoiser(noise, torch.tensor([999, 999]), codes, None)
-    assert expected.std() > 0.01
-    torch.testing.assert_close(module.sample(codes, noise), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_one_step_of_v_is_the_negative_prediction() -> None:
-    """At the last time step the target is fully hidden: v = sqrt(0) noise - sqrt(1) target."""
-    module = module_of(prediction="v", sampling_steps=1)
-    codes, noise = torch.randn(2, 32, 2, 2), torch.randn(2, 3, 16, 16)
-    expected = -module.denoiser(noise, torch.tensor([999, 999]), codes, None)
-    torch.testing.assert_close(module.sample(codes, noise), expected)
 
 
 class Oracle(torch.nn.Module):
@@ -379,15 +338,6 @@ def test_sharpness_by_hand() -> None:
     half = (stripes / 2).astype(np.uint8)
     sharp, soft = (figures([Image.fromarray(a)], [Image.fromarray(stripes)])[0] for a in (stripes, half))
     assert (sharp[0], sharp[1], soft[1]) == ("sharpness", 1.0, 0.5)
-
-
-def test_decoders_are_compared_on_evenly_spread_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenizers_zoo.pipeline.evaluate.COMPARED", 2)
-    true = values("rgb", 4)
-    decoded = [value if place in (0, 2) else np.zeros_like(value) for place, value in enumerate(true)]
-    rows = compare_decoders(Zoo.installed()["rgb"], list(reversed(decoded)), decoded, true)
-    found = {name: number for name, number, _, _ in rows}
-    assert found["sharpness"] == 1.0 and found["plain sharpness"] == 0.0
 
 
 def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> None:

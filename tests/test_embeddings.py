@@ -16,10 +16,9 @@ import torch
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.autoencoder.task import moments
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, EmbeddingsSettings, mean_and_deviation
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -170,24 +169,6 @@ letters = Letters()
 SETTINGS = Settings("letters", {"dim": 2, "max_length": 4})
 
 
-def test_a_plugin_of_the_family(tmp_path: Path) -> None:
-    values = [letters.derive({"caption": text}, SETTINGS) for text in ("abc", "a longer one", "", "zoo")]
-    assert [value.shape for value in values] == [(3, 2), (4, 2), (1, 2), (3, 2)]
-    samples = TrainingSamples(train=values, test=values[:2])
-    letters.train_tokenizer(SETTINGS, samples, tmp_path, 0)
-    before = (tmp_path / "config.json").read_bytes()
-    letters.train_tokenizer(SETTINGS, samples, tmp_path, 0)
-    assert (tmp_path / "config.json").read_bytes() == before
-    tokenizer = letters.load_tokenizer(tmp_path, "cpu", SETTINGS)
-    tokens = letters.encode(tokenizer, [*values, np.ones((9, 2), np.float32)])
-    assert [len(item) for item in tokens] == [3, 4, 1, 3, 4] and tokens[0].dtype == np.float32
-    np.testing.assert_allclose(letters.decode(tokenizer, tokens)[1], values[1], rtol=1e-5)
-    with pytest.raises(CheckpointError, match="expected mean and std of 3 numbers"):
-        letters.load_tokenizer(tmp_path, "cpu", Settings("letters", {"dim": 3}))
-    with pytest.raises(DataError, match="training and held-out samples are needed"):
-        letters.train_tokenizer(SETTINGS, TrainingSamples(train=[], test=[]), tmp_path / "none", 0)
-
-
 def test_streamed_channel_statistics_equal_direct_statistics() -> None:
     """Also far from 0, where a sum of squares in single precision would be noise."""
     rng = np.random.default_rng(0)
@@ -223,38 +204,6 @@ def npy(array: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (np.zeros((3, 5), np.float32), r"the shape is not \(vectors, 16\)"),
-        (np.zeros(16, np.float32), "the shape is not"),
-        (np.zeros((0, 16), np.float32), "it is empty"),
-        (np.full((2, 16), np.nan, np.float32), "every number has to be finite"),
-        (np.zeros((2, 16)), "convert it to float32"),
-        ([[0.0] * 16], "give a numpy array"),
-        (None, "give a numpy array"),
-    ],
-)
-def test_invalid_vectors_are_refused(road: tuple[Zoo, Path], value: Any, message: str) -> None:
-    with pytest.raises(InvalidValueError, match=f"^t5_caption: .*{message}"):
-        road[0][NAME].encode([value])
-
-
-@pytest.mark.parametrize(
-    ("data", "extension", "message"),
-    [
-        (npy(np.zeros((2, 5), np.float32)), "npy", "shape"),
-        (npy(np.zeros((2, 16), np.int64)), "npy", "got int64"),
-        (npy(np.full((2, 16), np.inf, np.float32)), "npy", "finite"),
-        (b"text", "npy", "damaged"),
-        (b"text", "txt", "expected a .npy file, got .txt"),
-    ],
-)
-def test_files_that_hold_no_vectors(road: tuple[Zoo, Path], data: bytes, extension: str, message: str) -> None:
-    with pytest.raises(InvalidValueError, match=message):
-        road[0][NAME].read(data, extension)
 
 
 def test_numbers_too_large_for_half_precision(road: tuple[Zoo, Path]) -> None:

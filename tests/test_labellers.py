@@ -12,9 +12,8 @@ import pytest
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.families.images import rgb_image
 from tokenizers_zoo.pretrained import PretrainedError
-from zoo_geometry.depth import DepthLabeller, gives_metres, metres_of_relative
+from zoo_geometry.depth import gives_metres, metres_of_relative
 from zoo_geometry.normal import angle_degrees, normals_of_depth, slopes
 from zoo_semantics.labellers import (
     InstanceLabeller,
@@ -168,12 +167,6 @@ def test_networks_with_metric_depth(config: dict[str, str], metric: bool) -> Non
     assert gives_metres(SimpleNamespace(**config)) is metric
 
 
-def test_configs_with_tables_are_valid_cache_keys() -> None:
-    zoo = zoo_with("semseg", labeller={"model": "a/b", "labels": {"armchair": "chair"}})
-    labeller = zoo["semseg"].known_settings()["labeller"]
-    assert {labeller: 1}[labeller] == 1 and DepthLabeller(model="a/b") == DepthLabeller(model="a/b")
-
-
 # ---- classes
 
 CLASSES = ("void", "floor", "wall", "chair")
@@ -251,8 +244,3 @@ def test_masks_are_filtered() -> None:
     assert len(Answered(model="none", min_stability=0.0).masks(picture)) == 2
     assert len(Answered(model="none", min_quality=0.4).masks(picture)) == 2
     assert Answered(model="none", min_quality=1.0).masks(picture).shape == (0, 8, 8)
-
-
-def test_rgb_values_become_8_bit_pictures() -> None:
-    image = rgb_image(np.stack([np.full((2, 3), level, np.float32) for level in (0.0, 0.5, 1.2)]))
-    assert image.size == (3, 2) and image.getpixel((0, 0)) == (0, 128, 255)

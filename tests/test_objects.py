@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, strategies
-from torch.nn import functional
 
-from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
-from tokenizers_zoo.families.objects import Axis, ObjectGrammar, ObjectModality, box_seen_through
-from tokenizers_zoo.spec import Crop, ValueSpec
+from tokenizers_zoo.families.objects import Axis, ObjectGrammar, box_seen_through
+from tokenizers_zoo.spec import Crop
 
 SMALL = ObjectGrammar(sentinels=2, axes=2, bins=10, positions=2, codebooks=2, codebook_size=5)
 FIRST = [3, 13, 23, 28, 24, 29]  # levels 0 0, codes 0 0 | 1 1
@@ -94,50 +89,3 @@ def test_boxes_through_crops_by_hand() -> None:
     assert box_seen_through(right, [0.0, 0.2, 0.5, 0.6], 0.01) is None
     mirrored = box_seen_through(Crop(left=0.5, width=0.5, flip=True), [0.75, 0.0, 1.0, 0.5], 1.0)
     assert mirrored == [0, 0, 0.5, 0.5]
-
-
-class Rows(ObjectModality):
-    """A modality whose values are tables; each row of four numbers is an object."""
-
-    summary, loss = "rows", "smooth_l1"
-
-    def value_spec(self, options: Any) -> ValueSpec:
-        return ValueSpec(shape=(3, 4))
-
-    def axes(self, options: Any) -> tuple[Axis, ...]:
-        return (Axis(name="first"),)
-
-    def item_shape(self, options: Any) -> tuple[int, ...]:
-        return (4,)
-
-    def max_objects(self, options: Any) -> int:
-        return 3
-
-    def split(self, value: Any, options: Any) -> list[Any]:
-        return list(value)
-
-    def items(self, objects: Any, options: Any) -> np.ndarray:
-        return np.stack(objects).astype(np.float32)
-
-
-class Marks(Rows):
-    """A modality whose rows contain only 0 and 1."""
-
-    loss = "bce"
-
-
-@pytest.mark.parametrize("modality", [Rows(), Marks()], ids=["smooth_l1", "bce"])
-def test_the_loss_is_that_of_items_and_of_the_quantizer(modality: Rows) -> None:
-    table = {"width": 16, "depth": 1, "quantizer": "lfq", "codebook_size": 16, "flip": False}
-    task = modality.task(Settings("rows", {"tokenizer": table}))
-    values = list(np.random.default_rng(0).integers(0, 2, (5, 3, 4)))
-    module, items = task.build(values, np.random.default_rng(0)), task.batch(values, np.random.default_rng(0))
-    outputs, quantizer_loss = module(items)
-    expected = {
-        "smooth_l1": lambda: functional.smooth_l1_loss(outputs, (items - items.mean(dim=0)) / module.std),
-        "bce": lambda: functional.binary_cross_entropy(outputs.sigmoid(), items),
-    }[modality.loss]()
-    losses = task.losses(module, items)
-    torch.testing.assert_close(losses["reconstruction_loss"], expected)
-    torch.testing.assert_close(losses["loss"], expected + quantizer_loss)
-    assert quantizer_loss.abs() > 0.01

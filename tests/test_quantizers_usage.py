@@ -133,24 +133,6 @@ def test_every_further_step_lowers_the_error_of_a_trained_model(kind: str) -> No
     assert errors[1] < 0.97 * errors[0]
 
 
-def test_several_codes_of_fsq_are_no_worse_than_one() -> None:
-    values = toy_values(2000, torch.Generator().manual_seed(2))
-    errors = {}
-    for kind in ("fsq", "residual_fsq"):
-        toy = toy_of(kind).average
-        assert toy is not None
-        errors[kind] = toy.error(toy.quantizer(toy.encoder(values)).codes, values)
-    assert errors["residual_fsq"] < errors["fsq"]
-
-
-def test_the_toy_collapses_with_library_defaults() -> None:
-    """Random initialization without revival, the defaults of vector-quantize-pytorch."""
-    naive = QuantizerConfig(
-        kind="vq", codebook_size=1024, distance="euclidean", decay=0.8, kmeans_iterations=0, revive_below=0.0
-    )
-    assert usage_of(trained(naive, steps=60), tokens_per_code=8).usage < 0.4
-
-
 def test_a_collapsing_run_says_so() -> None:
     toy = Toy(QuantizerConfig(kind="vq", codebook_size=256, kmeans_iterations=0, revive_below=0.0))
     same = torch.ones(8, DIM) + 0.01 * torch.randn(8, DIM, generator=torch.Generator().manual_seed(0))
@@ -226,14 +208,6 @@ def test_usage_by_hand() -> None:
     assert usage.usage == 0.375
     assert usage.entropy_bits == pytest.approx(1.5)
     assert usage.perplexity == pytest.approx(2**1.5)
-
-
-def test_usage_of_several_codebooks_is_their_mean() -> None:
-    usage = CodebookUsage(4, num_codebooks=2)
-    usage.update(torch.tensor([[[0, 0], [0, 1]], [[0, 2], [0, 3]]]))  # first: one code; second: all four
-    assert usage.usage == pytest.approx((0.25 + 1.0) / 2)
-    assert usage.entropy_bits == pytest.approx((0.0 + 2.0) / 2)
-    assert usage.perplexity == pytest.approx((1.0 + 4.0) / 2)
 
 
 def test_each_of_several_codebooks_has_figures_of_its_own() -> None:

@@ -17,21 +17,17 @@ from examples import EVERYTHING_ELSE, only, trained, values, write_registry
 from stores import writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Origin, Settings
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
-    InvalidValueError,
     PluginError,
     UnknownNameError,
-    ZooError,
 )
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
 from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.source import MadeSamples
 
 Install = Callable[..., Path]
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"
@@ -187,12 +183,6 @@ def test_a_broken_plugin_is_named_and_the_others_work(case: str, install_example
     assert [handle.name for handle in zoo.handles()] == ["sound"]
 
 
-def test_all_hook_problems_are_told_at_once(install_example: Install) -> None:
-    install_example("broken", {"def score(": "def scores(", "    @hookimpl\n    def decode(": "    def _decode("})
-    with pytest.raises(PluginError, match=r"there is no hook 'scores'.*; decode is missing"):
-        only()["broken"]
-
-
 # ---------------------------------------------------------------- registry.toml
 
 
@@ -214,11 +204,6 @@ def test_registry_errors_name_file_and_line(text: str, message: str, tmp_path: P
         Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))
 
 
-def test_a_missing_registry_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere.toml: no such file"):
-        Zoo.from_toml(tmp_path / "nowhere.toml")
-
-
 def test_unknown_settings_name_file_and_line(install_example: Install, tmp_path: Path) -> None:
     install_example("strict")
     zoo = Zoo.from_toml(
@@ -231,20 +216,6 @@ def test_unknown_settings_name_file_and_line(install_example: Install, tmp_path:
         zoo["strict"]
 
 
-def test_a_mistyped_key_may_mean_one_that_the_registry_reads(install_example: Install, tmp_path: Path) -> None:
-    install_example("strict")
-
-    def told(key: str) -> str:
-        text = f"[modalities.strict]\n{key} = 'x'\n"
-        return Zoo.from_toml(write_registry(tmp_path / "registry.toml", text)).problems()["strict"]
-
-    assert told("chekpoint").endswith(":2 [modalities.strict] chekpoint: unknown key; did you mean checkpoint?")
-    inner = Settings("x", {"tokenizer": {"chekpoint": 1}}, origin=Origin(beside=frozenset({"checkpoint"})))
-    with pytest.raises(ConfigError, match=r"\[tokenizer\] chekpoint: unknown key; known keys: "):
-        inner.take(SpatialSettings)
-    assert told("zzz").endswith("known keys: checkpoint, enabled, image_size, levels, plugin, sha256")
-
-
 @pytest.mark.parametrize("table", ["[zoo]\ncheckpoints", "[modalities.strict]\ncheckpoint"])
 def test_an_invalid_home_folder_is_a_mistake_of_the_file(table: str, install_example: Install, tmp_path: Path) -> None:
     install_example("strict")
@@ -252,15 +223,6 @@ def test_an_invalid_home_folder_is_a_mistake_of_the_file(table: str, install_exa
     expected = rf"registry.toml:2 {re.escape(table.replace(chr(10), ' '))}: ~nobody-at-all/x: there is no home folder"
     with pytest.raises(ConfigError, match=expected):
         Zoo.from_toml(place)
-
-
-def test_a_vocabulary_of_modalities_that_do_not_load_is_not_called_unused() -> None:
-    """A mistyped key is still reported."""
-    zoo = Zoo.from_tables({"zoo": {"modalities": ["rgb", "caption"]}, "vocabularies": {"text": {"size": "x"}}})
-    assert set(zoo.problems()) == {"caption"}
-    typo = {"modalities": ["rgb", "caption"], "pach_size": 8}
-    zoo = Zoo.from_tables({"zoo": typo, "vocabularies": {"text": {"size": "x"}}})
-    assert set(zoo.problems()) == {"caption", "[zoo] pach_size"}
 
 
 def test_shared_keys_that_nothing_takes_are_a_problem(install_example: Install, tmp_path: Path) -> None:
@@ -645,16 +607,3 @@ def test_the_source_of_the_docs(install: Install) -> None:
     for count, problem in ((None, "has no end; say how many samples to make for 'train'"), (-1, "expected 0 or more")):
         with pytest.raises(ConfigError, match=f"dunes: .*{problem}"):
             source.samples("train", count, 0)
-
-
-def test_made_samples_by_hand() -> None:
-    samples = MadeSamples("made", "test", 3, lambda number: (str(number), {"square": number**2}))
-    assert len(samples) == 3 and samples[-1] == ("2", {"square": 4})
-    assert list(samples[::-2]) == [("2", {"square": 4}), ("0", {"square": 0})] and samples[1:][1:][0][0] == "2"
-    with pytest.raises(IndexError):
-        samples[3]
-
-
-def test_errors_are_zoo_errors() -> None:
-    for error in (CheckpointError, ConfigError, DataError, InvalidValueError, PluginError, UnknownNameError):
-        assert issubclass(error, ZooError)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from spatial_samples import PLUGINS, depth, settings, values
+from spatial_samples import PLUGINS, values
 
-from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings, load_toml
-from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.config import Settings
 
 PUBLISHED_CODES = {"canny": 8192, "depth": 8192, "normal": 8192, "rgb": 16384, "semseg": 4096}
 VIT_BASE = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
@@ -67,32 +64,3 @@ def test_the_published_size_runs_forward_and_back(name: str) -> None:
     tokens = tokenizer.encode(wide)
     assert tokens.shape == (1, 14, 12) and tokens.max() < PUBLISHED_CODES[name]
     assert tokenizer.decode(tokens).shape == wide.shape
-
-
-def test_a_transformer_sees_larger_pictures_than_it_was_trained_on(tmp_path: Path) -> None:
-    """Positions scale with the picture, so flat pictures of twice the size are reconstructed equally well."""
-    flat = lambda size: [np.full((1, size, size), metres, np.float32) for metres in np.geomspace(0.5, 20, 24)]  # noqa: E731
-    table = {
-        "steps": 80, "eval_every": 80, "batch_size": 8, "learning_rate": 2e-3, "warmup_steps": 10, "levels": [8, 6, 5],
-        "blocks": "vit", "width": 64, "depth": 1, "heads": 2,
-    }  # fmt: skip
-    chosen = settings("depth", tokenizer=table)
-    samples = TrainingSamples(train=flat(16), test=flat(16)[1::5])
-    folder = depth.plugin.train_tokenizer(chosen, samples, tmp_path / "run", 0)
-    errors = {}
-    for size in (16, 32):
-        larger = settings("depth", image_size=size, tokenizer=table)
-        tokenizer = depth.plugin.load_tokenizer(folder, "cpu", larger)
-        truth = np.stack(flat(size))
-        back = depth.plugin.decode(tokenizer, depth.plugin.encode(tokenizer, torch.from_numpy(truth))).numpy()
-        errors[size] = depth.plugin.score(list(back), list(truth), larger)["abs_rel"]
-    floor = depth.plugin.score([depth.plugin.constant_baseline(flat(16), chosen)] * 24, flat(16), chosen)["abs_rel"]
-    assert errors[16] < 0.25 * floor and errors[32] < 0.5 * floor
-
-
-def test_the_settings_for_quality_are_read_whole() -> None:
-    path = Path(__file__).parent.parent / "configs" / "quality.toml"
-    zoo = Zoo.from_toml(path)
-    assert zoo.problems() == {} and sorted(load_toml(path)["modalities"]) == sorted(zoo.names())
-    assert zoo["rgb"].spec.layout.shape == (16, 16, 5) and zoo["rgb"].spec.num_codebooks == 5
-    assert zoo["depth"].spec.layout.shape == (16, 16)

@@ -13,12 +13,11 @@ from examples import only
 from stores import writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.autoencoder.model import Autoencoder
 from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.doctor import examine
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.spec import Crop, Metric
@@ -93,42 +92,6 @@ def train(case: str, folder: Path) -> tuple[Any, Settings, list[np.ndarray], Aut
     return modality, settings(own), data, modality.load_tokenizer(path, "cpu", settings(own))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_road_of_a_tokenizer(case: str, tmp_path: Path) -> None:
-    modality, given, data, codec = train(case, tmp_path)
-    spec = modality.modality_spec(given)
-    assert spec.layout.shape == CASES[case][3] and spec.vocab_size == 12
-    batch = torch.from_numpy(np.stack(data))
-    tokens = modality.encode(codec, batch)
-    assert tokens.dtype == torch.int64 and tokens.shape == (5, *spec.layout.shape)
-    assert torch.equal(torch.cat([modality.encode(codec, value[None]) for value in batch]), tokens)
-    decoded = modality.decode(codec, tokens)
-    assert decoded.shape == batch.shape and decoded.dtype == torch.float32 and decoded.abs().max() <= 5
-
-
-def test_a_codec_runs_at_another_length(tmp_path: Path) -> None:
-    modality, _, _, codec = train("one axis", tmp_path)
-    tokens = modality.encode(codec, torch.zeros(2, 2, 40))
-    assert tokens.shape == (2, 10) and modality.decode(codec, tokens).shape == (2, 2, 40)
-    with pytest.raises(InvalidValueError, match="at least one sample"):
-        modality.encode(codec, torch.zeros(1, 2, 16)[:0])
-
-
-@pytest.mark.parametrize(
-    ("changed", "what"),
-    [
-        ({"patch_length": 8}, "patch_size"),
-        ({"length": 32}, "length"),
-        ({"tokenizer": {**TINY, "levels": [3, 4]}}, "quantizer"),
-    ],
-)
-def test_a_codec_of_other_settings_is_refused(changed: dict[str, Any], what: str, tmp_path: Path) -> None:
-    modality, own, _, _ = CASES["one axis"]
-    train("one axis", tmp_path)
-    with pytest.raises(CheckpointError, match=rf"has {what} .* asks for .*; change the settings, or train another"):
-        modality.load_tokenizer(tmp_path, "cpu", settings({**own, **changed}))
-
-
 def test_statistics_by_hand() -> None:
     modality, own, _, _ = CASES["one axis"]
     data = [np.stack([np.full(16, level), np.arange(16.0)]).astype(np.float32) for level in (1.0, 3.0)]
@@ -148,30 +111,6 @@ def test_a_constant_channel_does_not_dominate_standardised_values(second: float,
     data = [np.stack([np.full(16, sign), np.full(16, sign * second)]).astype(np.float32) for sign in (-1, 1)]
     module = modality.task(settings(own)).build(data, np.random.default_rng(0))
     assert module.std.flatten().tolist() == pytest.approx([1, expected])
-
-
-@pytest.mark.parametrize("unit", [1e-13, 1e-9, 1e-3, 1e6])
-def test_statistics_do_not_depend_on_the_unit(unit: float) -> None:
-    """For example, magnetic fields in tesla are tiny numbers, but not to the standardised model."""
-    modality, own, _, _ = CASES["one axis"]
-    data = [(unit * np.stack([np.full(16, sign), np.full(16, 0.1)])).astype(np.float32) for sign in (-1, 1)]
-    module = modality.task(settings(own)).build(data, np.random.default_rng(0))
-    assert (module.std.flatten() / unit).tolist() == pytest.approx([1, 0.005])
-
-
-def test_weighted_losses_by_hand() -> None:
-    modality, own, shape, _ = CASES["one axis"]
-    table = {**TINY, "loss": "l1", "l2_weight": 0.5, "quantizer": "lfq", "levels": None, "codebook_size": 16}
-    task = modality.task(settings({**own, "tokenizer": table}))
-    module = Autoencoder(task.setup.model)
-    batch = task.batch(values(shape, 2), np.random.default_rng(0))
-    outputs, quantizer_loss = module(batch)
-    error = outputs - batch
-    expected = error.abs().mean() + 0.5 * error.square().mean()
-    losses = task.losses(module, batch)
-    torch.testing.assert_close(losses["reconstruction_loss"], expected)
-    torch.testing.assert_close(losses["loss"], expected + quantizer_loss)
-    assert quantizer_loss.abs() > 0.01
 
 
 def test_mirroring_and_cutting() -> None:

@@ -233,10 +233,6 @@ def test_a_codebook_kept_by_averages_resumes_too(tmp_path: Path) -> None:
     assert same(weights(train(VectorTask(quantizer), SAMPLES, CONFIG, tmp_path / "killed", 0)), weights(whole))
 
 
-def test_another_seed_gives_other_weights(uninterrupted: Path, tmp_path: Path) -> None:
-    assert not same(weights(train(VectorTask(), SAMPLES, CONFIG, tmp_path, 1)), weights(uninterrupted))
-
-
 def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted: Path) -> None:
     steps: list[int] = []
     assert train(VectorTask(), SAMPLES, CONFIG, uninterrupted, 0, on_step=steps.append) == uninterrupted
@@ -375,15 +371,6 @@ def test_files_of_a_finished_run(uninterrupted: Path) -> None:
     assert "held_out/mse" in logged(uninterrupted)[0] and "train/loss" in logged(uninterrupted)[-2]
 
 
-def test_training_reduces_the_error(tmp_path: Path, uninterrupted: Path) -> None:
-    longer = TrainConfig(steps=200, batch_size=16, eval_every=200, learning_rate=0.02)
-    folder = train(VectorTask(), SAMPLES, longer, tmp_path, 0)
-    short, long = (
-        json.loads((path / "evaluation.json").read_text())["metrics"]["mse"] for path in (uninterrupted, folder)
-    )
-    assert long < 0.7 * short
-
-
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"vector: step 1 of 12: the loss \(inf\).*tokenizer.learning_rate"):
         train(VectorTask(poison=1.0), SAMPLES, CONFIG, tmp_path, 0)
@@ -398,15 +385,6 @@ def test_a_loss_that_is_not_finite_is_told_with_what_makes_warm_up_longer(
     config = dataclasses.replace(CONFIG, warmup_steps=warmup)
     with pytest.raises(DivergedError, match=rf", raise tokenizer\.{advice}$"):
         train(VectorTask(poison=1.0), SAMPLES, config, tmp_path, 0)
-
-
-def test_a_collapse_is_told_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = TrainConfig(steps=2, eval_every=1, learning_rate=1e-9)
-    constant = TrainingSamples(train=[np.ones(DIM, np.float32)] * 4, test=[np.ones(DIM, np.float32)] * 40)
-    train(VectorTask(), constant, config, tmp_path / "collapsed", 0)
-    assert "codebook collapses" in " ".join(capsys.readouterr().err.split())
-    train(VectorTask(), SAMPLES, CONFIG, tmp_path / "sound", 0)
-    assert "collapses" not in capsys.readouterr().err
 
 
 def test_without_samples(tmp_path: Path) -> None:
@@ -485,11 +463,6 @@ def test_a_killed_run_remembers_how_long_it_waited(tmp_path: Path, step: int) ->
         assert (found["steps"], found["kept_step"]) == (5, 2)
     assert same(weights(again), weights(whole))
     assert (again / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-
-
-def test_patience_is_at_least_1() -> None:
-    with pytest.raises(ConfigError, match="patience: expected"):
-        from_mapping(TrainConfig, {"patience": 0})
 
 
 # ---------------------------------------------------------------- batches, codebooks, settings

@@ -30,8 +30,6 @@ from tokenizers_zoo.validation import (
     checked_tokens,
     commonest_classes,
     describe,
-    expected_tokens,
-    expected_value,
     in_declared_width,
     is_batched,
     text_of,
@@ -42,42 +40,6 @@ FLOAT = ValueSpec(shape=(1, "height", "width"), unit="metres", low=0, high=100)
 IDS = ValueSpec(shape=(4, 4), dtype="int64", classes=("a", "b", "c"))
 OUTSIDE = "numbers lie outside the range: convert or clip them first"
 NOT_FINITE = "every number has to be finite: fill the others first"
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        (FLOAT, "float32 (1, height, width) metres in [0, 100]"),
-        (IDS, "int64 (4, 4) in [0, 2]"),
-        (ValueSpec(shape=(8,), low=0), "float32 (8,) in [0, inf]"),
-        (ValueSpec(shape=(8,), high=1), "float32 (8,) in [-inf, 1]"),
-        (ValueSpec(shape=()), "float32 ()"),
-        (ValueSpec(kind="text", description="one sentence"), "str (one sentence)"),
-        (ValueSpec(kind="object"), "lists and dicts of JSON types"),
-    ],
-)
-def test_descriptions_of_expected_values(spec: ValueSpec, words: str) -> None:
-    assert expected_value(spec) == words
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (np.zeros((2, 3), np.uint8), "uint8 (2, 3) 0..0"),
-        (np.array([1.5, np.nan, -2], np.float32), "float32 (3,) -2..1.5 with 1 not finite"),
-        (np.full(2, np.inf), "float64 (2,) without a finite number"),
-        (np.zeros(0), "float64 (0,)"),
-        (np.array([True]), "bool (1,)"),
-        (np.int64(4), "int64 () 4..4"),
-        (torch.tensor([[1, 2]]), "int64 (1, 2) 1..2"),
-        (torch.zeros(2, dtype=torch.bfloat16), "bfloat16 (2,) 0..0"),
-        ("a cat", "str 'a cat'"),
-        ("x" * 99, "str '" + "x" * 56 + "..."),
-        (None, "NoneType None"),
-    ],
-)
-def test_descriptions_of_received_values(value: Any, words: str) -> None:
-    assert describe(value) == words
 
 
 def test_free_axes_take_any_size() -> None:
@@ -303,11 +265,6 @@ def test_tokens_may_be_views_of_arrays(listed: bool) -> None:
         assert problem is None and given.is_contiguous() and np.array_equal(given.numpy(), array)
 
 
-def test_a_tensor_of_tokens_is_not_copied() -> None:
-    tokens = torch.zeros(7, 2, 3, dtype=torch.int64)
-    assert checked_tokens(GRID, tokens)[0] is tokens
-
-
 @pytest.mark.filterwarnings("error")
 def test_tensors_that_gradients_are_wanted_of_are_taken_without_a_warning() -> None:
     wanted = torch.zeros(2, 4, 5, requires_grad=True)
@@ -362,14 +319,6 @@ def test_want_of_memory_is_nothing_wrong_with_tokens(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "stack", fails)
     with pytest.raises(torch.OutOfMemoryError):
         checked_tokens(GRID, [torch.zeros(2, 3, dtype=torch.int64)])
-
-
-def test_descriptions_of_expected_tokens() -> None:
-    assert expected_tokens(GRID) == "int64 (batch, 2, 3) in [0, 10)"
-    assert expected_tokens(VECTOR) == "int64 (batch, 4) in [0, 10)"
-    assert expected_tokens(PATCHES) == "float32 (batch, 4 tokens, 5)"
-    assert expected_tokens(EMBEDDINGS) == "float32 (batch, up to 3 tokens, 2)"
-    assert expected_tokens(SEQUENCE).startswith("a list of 1-D int64 arrays of up to 3 ids in [0, 10) without end (1)")
 
 
 def test_numbers_from_files_take_the_declared_width_where_they_fit() -> None:
