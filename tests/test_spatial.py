@@ -18,7 +18,6 @@ from spatial_samples import PLUGINS, TINY, canny, depth, normal, rgb, semseg, se
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.shards import value_identity
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.images import (
     FORMATS,

@@ -143,10 +143,11 @@ class ModalityHandle:
         if spec.name != self.name:
             raise self._broken("modality_spec", f"gave the name {spec.name!r}, expected {self.name!r} (settings.name)")
         metrics = "" if spec.metrics == (EXACT,) else ", ".join(metric.name for metric in spec.metrics)
-        declared = {"derive": spec.derived_from or spec.derive_setting, "score": metrics}
-        for hook, about in declared.items():
+        for hook, about, what in (
+            ("derive", spec.derived_from or spec.derive_setting, f"derived_from {spec.derived_from!r}"),
+            ("score", metrics, f"metrics {metrics or 'none'}"),
+        ):
             if bool(about) != self.implements(hook):
-                what = f"derived_from {spec.derived_from!r}" if hook == "derive" else f"metrics {metrics or 'none'}"
                 has = "is implemented" if self.implements(hook) else "is not implemented"
                 raise self._broken("modality_spec", f"declares {what}, but the hook {hook} {has}")
         return spec
@@ -276,8 +277,7 @@ class ModalityHandle:
         Returns the keys that `[modalities.NAME]` needs to load it. Raises CheckpointError, and writes nothing, if it is
         no tokenizer of such values.
         """
-        arguments = {"published": published, "out_dir": Path(out_dir), "settings": self.settings}
-        table = self._call("import_published", **arguments)
+        table = self._call("import_published", published=published, out_dir=Path(out_dir), settings=self.settings)
         if not isinstance(table, Mapping):
             raise self._broken("import_published", f"gave {describe(table)}, expected a table of settings")
         return dict(table)
@@ -510,8 +510,8 @@ class ModalityHandle:
         """Return the one value that scores best as the prediction for all `values`."""
         if not len(values):
             raise InvalidValueError(f"{self.name}: a constant baseline needs at least one value")
-        arguments = {"values": values, "settings": self.settings, "spec": self.spec, "score": self.score}
-        baseline = self._call("constant_baseline", **arguments)
+        settings, spec = self.settings, self.spec
+        baseline = self._call("constant_baseline", values=values, settings=settings, spec=spec, score=self.score)
         self._check_given(baseline, "constant_baseline")
         return baseline
 

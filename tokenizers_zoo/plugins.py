@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 import json
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,13 @@ MODALITIES, SOURCES, WRAPPERS = "tokenizers_zoo", "tokenizers_zoo.sources", "tok
 EXTENSIONS = {"array": "npy", "text": "txt", "object": "json"}
 MOST_CANDIDATES = 32
 BYTE_ORDER_MARK = "\ufeff"
+HOOKS = {
+    name: [argument for argument in inspect.signature(function).parameters if argument != "self"]
+    for owner in (ModalityHooks, SourceHooks)
+    for name, function in vars(owner).items()
+    if not name.startswith("_")
+}
+"""The arguments of each hook."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,11 +107,6 @@ def load_object(claim: Claim) -> Any:
         raise PluginError(f"{claim.name}: {claim} fails to import: {reason(error)}") from error
     if inspect.isclass(plugin):
         raise PluginError(f"{claim.name}: {claim} is a class; point the entry point at an instance of it")
-    try:
-        hash(plugin)
-    except TypeError:
-        problem = "cannot be hashed, which pluggy needs (a dataclass needs frozen=True or eq=False)"
-        raise PluginError(f"{claim.name}: {claim} {problem}") from None
     return plugin
 
 
@@ -117,87 +118,54 @@ class Manager(pluggy.PluginManager):
         return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Implementation:
-    """One hook that a plugin implements, whether as a wrapper, and its problem if any."""
+def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: Iterable[str]) -> frozenset[str]:
+    """Return the hooks that a plugin implements.
 
-    hook: str
-    wrapper: bool
-    problem: str | None
-
-
-def implementations(pm: pluggy.PluginManager, plugin: Any, specs: Iterable[type]) -> list[Implementation]:
-    """Return the hooks that `plugin` marks with hookimpl, each compared with its hookspec in `specs`."""
-    known = {name: function for spec in specs for name, function in vars(spec).items() if not name.startswith("_")}
-    found = []
+    Raises PluginError that lists all missing, misspelt and mismatched ones.
+    """
+    version = getattr(plugin, "contract", 1)
+    if version != CONTRACT:
+        update = "the plugin" if isinstance(version, int) and version < CONTRACT else "tokenizers-zoo"
+        made = f"was made for version {version} of the plugin contract, this is version {CONTRACT}"
+        raise PluginError(f"{claim.name}: {claim} {made}; update {update}")
+    own, wrapped, problems = set[str](), set[str](), list[str]()
     for attribute in dir(plugin):
         options = pm.parse_hookimpl_opts(plugin, attribute)
         if options is None:
             continue
         hook = options.get("specname") or attribute
-        wrapper = bool(options.get("wrapper") or options.get("hookwrapper"))
-        problem: str | None
-        if hook in known and hook != attribute and not wrapper:
-            problem = (
-                f"{attribute} has specname={hook!r}; name the function {hook}"  # callers are restricted by that name
-            )
-        elif hook in known:
-            problem = _signature_problem(getattr(plugin, attribute), hook, known[hook])
-        elif options.get("optionalhook"):
-            continue
-        else:
-            close = difflib.get_close_matches(hook, sorted(known), n=1)
-            offer = f"did you mean {close[0]!r}?" if close else f"known hooks: {', '.join(sorted(known))}"
-            problem = f"there is no hook {hook!r}; {offer}"
-        found.append(Implementation(hook=hook, wrapper=wrapper, problem=problem))
-    return found
-
-
-@functools.cache
-def _parameters(spec: Any) -> list[str]:
-    return [name for name in inspect.signature(spec).parameters if name != "self"]
-
-
-def _signature_problem(method: Any, hook: str, spec: Any) -> str | None:
-    allowed = _parameters(spec)
-    for name, parameter in inspect.signature(method).parameters.items():
-        signature = f"{hook}({', '.join(allowed)})"
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
-            return f"{hook} takes {parameter}, which is never passed; take arguments of {signature} by name"
-        if name not in allowed:
-            return f"{hook} takes {name!r}, which {signature} does not give"
-        if parameter.default is not parameter.empty:
-            return f"{hook} gives {name!r} a default, so it is never passed; remove the default"
-    return None
-
-
-def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: Iterable[str]) -> frozenset[str]:
-    """Return the hooks that a plugin implements. Raises PluginError listing all missing, misspelt and mismatched
-    ones."""
-    try:
-        found = implementations(pm, plugin, (ModalityHooks, SourceHooks))
-    except Exception as error:
-        raise PluginError(f"{claim.name}: {claim} cannot be inspected: {reason(error)}") from error
-    version = getattr(plugin, "contract", 1)
-    if version != CONTRACT:
-        update = "the plugin" if isinstance(version, int) and version < CONTRACT else "tokenizers-zoo"
-        raise PluginError(
-            f"{claim.name}: {claim} was made for version {version} of the plugin contract, this is version {CONTRACT}; "
-            f"update {update}"
-        )
-    problems = [item.problem for item in found if item.problem]
-    own = frozenset(item.hook for item in found if not item.wrapper)
+        wrapper = options.get("wrapper") or options.get("hookwrapper")
+        if hook in HOOKS or not options.get("optionalhook"):
+            (wrapped if wrapper else own).add(hook)
+        if hook in HOOKS and hook != attribute and not wrapper:  # callers are restricted by that name
+            problems.append(f"{attribute} has specname={hook!r}; name the function {hook}")
+        elif hook in HOOKS:
+            problems += _signature_problems(getattr(plugin, attribute), hook)
+        elif not options.get("optionalhook"):
+            close = difflib.get_close_matches(hook, sorted(HOOKS), n=1)
+            offer = f"did you mean {close[0]!r}?" if close else f"known hooks: {', '.join(sorted(HOOKS))}"
+            problems.append(f"there is no hook {hook!r}; {offer}")
     if claim.group == WRAPPERS:
         problems += [f"{hook} has to be a wrapper: @hookimpl(wrapper=True)" for hook in sorted(own)]
-        if not found:
-            problems.append("it wraps no hook")
+        problems += [] if own or wrapped else ["it wraps no hook"]
     for hook in required:
         if hook not in own:
-            unmarked = callable(getattr(plugin, hook, None)) and not any(item.hook == hook for item in found)
+            unmarked = callable(getattr(plugin, hook, None)) and hook not in wrapped
             problems.append(f"{hook} is {'not marked with @tokenizers_zoo.hookimpl' if unmarked else 'missing'}")
     if problems:
         raise PluginError(f"{claim.name}: {claim} breaks the plugin contract: {'; '.join(problems)}")
-    return own
+    return frozenset(own)
+
+
+def _signature_problems(method: Any, hook: str) -> Iterator[str]:
+    signature = f"{hook}({', '.join(HOOKS[hook])})"
+    for name, parameter in inspect.signature(method).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
+            yield f"{hook} takes {parameter}, which is never passed; take arguments of {signature} by name"
+        elif name not in HOOKS[hook]:
+            yield f"{hook} takes {name!r}, which {signature} does not give"
+        elif parameter.default is not parameter.empty:
+            yield f"{hook} gives {name!r} a default, so it is never passed; remove the default"
 
 
 class Defaults:
@@ -288,8 +256,10 @@ class Plugin:
     plugins: Plugins
 
     def call_raw(self, hook: str, **arguments: Any) -> Any:
-        """Call a hook and let every exception pass."""
-        return self.plugins.call(self, hook, arguments)
+        """Call a hook, or the default for it, inside every wrapper, and let every exception pass."""
+        called = self.object if hook in self.hooks else self.plugins.defaults
+        others = self.plugins.exclusive - {called}
+        return self.plugins.pm.subset_hook_caller(hook, remove_plugins=others)(**arguments)
 
     def call(self, name: str, hook: str, **arguments: Any) -> Any:
         """Call a hook for the instance `name`. Our own errors pass; others become PluginError or MachineError."""
@@ -314,14 +284,16 @@ class Plugins:
         self.pm.add_hookspecs(SourceHooks)
         self.defaults = Defaults()
         self.pm.register(self.defaults)
-        self._exclusive: set[Any] = {self.defaults}
+        self.exclusive: set[Any] = {self.defaults}
+        """Plugins of which one call reaches one."""
         self._loaded: dict[tuple[str, str], Plugin | PluginError] = {}
 
     def load(self, group: str, name: str, required: Iterable[str]) -> Plugin:
         """Load an installed plugin. Raises PluginError, the same one each time."""
         if (group, name) not in self._loaded:
             try:
-                self._loaded[group, name] = self._load(group, name, required)
+                claim = the_claim(self.claims[group][name])
+                self._loaded[group, name] = self.add(claim, load_object(claim), required)
             except PluginError as error:
                 self._loaded[group, name] = error
         result = self._loaded[group, name]
@@ -329,22 +301,19 @@ class Plugins:
             raise PluginError(str(result)) from result.__cause__
         return result
 
-    def _load(self, group: str, name: str, required: Iterable[str]) -> Plugin:
-        claim = the_claim(self.claims[group][name])
-        return self.add(claim, load_object(claim), required)
-
     def add(self, claim: Claim, plugin: Any, required: Iterable[str]) -> Plugin:
         """Check a plugin object and register it. Raises PluginError."""
         hooks = check_hooks(self.pm, plugin, claim, required)
-        if not self.pm.is_registered(plugin):  # one object may stand behind two names
-            try:
-                self.pm.register(plugin, name=f"{claim.group}:{claim.name}")
-            except Exception as error:
-                if self.pm.is_registered(plugin):
-                    self.pm.unregister(plugin)
-                raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {reason(error)}") from error
-        if claim.group != WRAPPERS:
-            self._exclusive.add(plugin)
+        name = f"{claim.group}:{claim.name}"
+        try:
+            if claim.group != WRAPPERS:
+                self.exclusive.add(plugin)
+            if not self.pm.is_registered(plugin):  # one object may stand behind two names
+                self.pm.register(plugin, name=name)
+        except Exception as error:
+            if self.pm.has_plugin(name):
+                self.pm.unregister(name=name)
+            raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {reason(error)}") from error
         return Plugin(claim, plugin, hooks, self)
 
     def load_wrappers(self) -> dict[str, PluginError]:
@@ -356,8 +325,3 @@ class Plugins:
             except PluginError as error:
                 errors[name] = error
         return errors
-
-    def call(self, plugin: Plugin, hook: str, arguments: Mapping[str, Any]) -> Any:
-        """Call one plugin's hook, or the default for it, inside every wrapper."""
-        called = plugin.object if hook in plugin.hooks else self.defaults
-        return self.pm.subset_hook_caller(hook, remove_plugins=self._exclusive - {called})(**arguments)

@@ -77,19 +77,18 @@ class SourceHandle:
     def samples(
         self, split: str, count: int | None, seed: int, options: Mapping[str, Any] | None = None
     ) -> CheckedSamples:
-        """Return lazy samples `(key, {modality: value})` with random access. `count` None means all samples of the
-        source.
+        """Return lazy samples `(key, {modality: value})` with random access.
 
-        `options` are the source's settings. Raises ConfigError for unknown ones.
+        `count` None means all samples of the source. `options` are the source's settings. Raises ConfigError for
+        unknown ones.
         """
         settings = self._checked(options)
         given = self._plugin.call(self.name, "samples", split=split, count=count, seed=seed, settings=settings)
-        if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
-            raise PluginError(
-                f"{self.name}: samples of {self._plugin.claim} gave {describe(given)}, expected a sequence"
-            )
-        if count is not None and len(given) > count:
-            raise PluginError(f"{self.name}: samples of {self._plugin.claim} gave {len(given)}, {count} were asked for")
+        wrong = "" if hasattr(given, "__getitem__") and hasattr(given, "__len__") else "expected a sequence"
+        if not wrong and count is not None and len(given) > count:
+            wrong = f"{len(given)} samples where {count} were asked for"
+        if wrong:
+            raise PluginError(f"{self.name}: samples of {self._plugin.claim} gave {describe(given)}: {wrong}")
         return CheckedSamples(self.spec, self._plugin.claim, given)
 
 

@@ -6,20 +6,18 @@ The checkpoint's config.json keeps the published configuration under ORIGIN, inc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig, TokenizerSetup
+from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
 from tokenizers_zoo.autoencoder.model import DENOISER
 from tokenizers_zoo.autoencoder.tokenizer import build_autoencoder
 from tokenizers_zoo.checkpoint import ORIGIN, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import recorded
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.config import Origin, Settings, recorded
+from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import DIFFUSION, PLAIN, Architecture, read_architecture
 from tokenizers_zoo.ml4m.source import PLAIN_METADATA, SAID
@@ -47,19 +45,37 @@ def difference(model: AutoencoderConfig, channels: tuple[int, ...] | None, archi
 
 
 def import_tokenizer(
-    published: PublishedCheckpoint,
-    architecture: Architecture,
-    setup: TokenizerSetup,
-    diffusion: DiffusionConfig | None,
-    scale: tuple[float, float],
-    fitted: Mapping[str, NDArray[np.float64]],
-    out_dir: Path,
-) -> None:
-    """Write the checkpoint of a published tokenizer.
+    modality: Any, published: PublishedCheckpoint, out_dir: Path, settings: Settings
+) -> dict[str, Any]:
+    """Write a published tokenizer as a checkpoint of a `families.base.TrainedModality`; return the settings for it.
 
-    `scale` is the mean and deviation of its inputs, `fitted` the statistics that training would have computed. Raises
-    CheckpointError if tensors and configuration do not fit; nothing is written then.
+    Raises CheckpointError if it is not a tokenizer of such values, or tensors and configuration do not fit; nothing is
+    written then.
     """
+
+    def refused(reason: str) -> NotThisKind:
+        name = settings.name
+        return NotThisKind(f"{published.place}: is no tokenizer of {name}: {reason}; import it as another modality")
+
+    architecture, options = read_architecture(published), modality.options(settings)
+    if reason := difference(modality.model_config(options), None, architecture):
+        raise refused(reason)
+    known = {field.name for field in fields(options.tokenizer)} | {"diffusion"}
+    tokenizer = {key: value for key, value in architecture.tokenizer_table.items() if key in known}
+    chosen = {key: settings[key] for key in modality.published_choices if key in settings}
+    table = {**modality.published_settings(architecture, options), **chosen, "tokenizer": tokenizer}
+    fresh = modality.importing(settings.replaced(**table))
+    fresh.origin = Origin(table=settings.origin.table)
+    try:
+        options = modality.options(fresh)
+        model = modality.model_config(options)
+        reason = difference(model, modality.published_channels or (model.channels,), architecture)
+        if reason := reason or modality.published_difference(architecture, options):
+            raise refused(reason)
+        setup = modality.setup(fresh)
+    except ConfigError as error:
+        raise refused(f"it would need {error}") from None
+    diffusion: DiffusionConfig | None = getattr(setup.table, "diffusion", None)
     encoder, decoder = architecture.encoder, architecture.decoder
     model = replace(
         setup.model,
@@ -68,14 +84,14 @@ def import_tokenizer(
         decoder=decoder if decoder != encoder else None,
         plain_decoder=decoder is not None,
         inputs="published",
+        **({"class_channels": architecture.channels} if architecture.classes else {}),
     )
-    if architecture.classes:
-        model = replace(model, class_channels=architecture.channels)
     with torch.device("meta"):
         module = build_autoencoder(model, diffusion)
     state = module.state_dict()
-    own = {name: torch.full(state[name].shape, number) for name, number in zip(("mean", "std"), scale, strict=True)}
-    own |= {f"fitted_{name}": torch.from_numpy(array) for name, array in fitted.items()}
+    mean, std = modality.published_scale
+    own = {name: torch.full(state[name].shape, number) for name, number in (("mean", mean), ("std", std))}
+    own |= {f"fitted_{name}": torch.from_numpy(array) for name, array in modality.published_fitted(options).items()}
     if model.directions:
         own["length"] = torch.ones(())
     description = {**setup.describe(), "model": recorded(model)}
@@ -92,6 +108,7 @@ def import_tokenizer(
     origin = {"class": cls, "config": dict(published.config), "same_as": dict(published.same_as), **published.said()}
     card = f"# {setup.spec.name}\n\nImported from a published {cls} of 4M (github.com/apple/ml-4m).\n"
     save_checkpoint(out_dir, tensors, {**description, ORIGIN: origin}, card)
+    return table
 
 
 def export_tokenizer(checkpoint: Path, checkpoint_class: str) -> PublishedCheckpoint:

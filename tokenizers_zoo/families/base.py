@@ -11,8 +11,7 @@ import numpy as np
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, TokenizerSetup, ValueKind
-from tokenizers_zoo.config import Origin, Settings
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, TokenLayout, ValueSpec
 
@@ -236,42 +235,16 @@ class TrainedModality:
         """Return the values of a batch of tokens."""
         return tokenizer.decode(tokens)
 
-    def _importing(self, settings: Settings) -> Settings:
+    def importing(self, settings: Settings) -> Settings:
         """Return the settings that a published tokenizer is imported under."""
         return settings
 
     @hookimpl
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
         """Write a published tokenizer as a checkpoint, and return the settings for it. Raises CheckpointError."""
-        from tokenizers_zoo.autoencoder.importer import NotThisKind, difference, import_tokenizer
-        from tokenizers_zoo.ml4m.architecture import read_architecture
+        from tokenizers_zoo.autoencoder.importer import import_tokenizer
 
-        def refused(reason: str) -> NotThisKind:
-            name = settings.name
-            return NotThisKind(f"{published.place}: is no tokenizer of {name}: {reason}; import it as another modality")
-
-        architecture, options = read_architecture(published), self.options(settings)
-        if reason := difference(self.model_config(options), None, architecture):
-            raise refused(reason)
-        known = {field.name for field in dataclasses.fields(options.tokenizer)} | {"diffusion"}
-        tokenizer = {key: value for key, value in architecture.tokenizer_table.items() if key in known}
-        chosen = {key: settings[key] for key in self.published_choices if key in settings}
-        table = {**self.published_settings(architecture, options), **chosen, "tokenizer": tokenizer}
-        fresh = self._importing(settings.replaced(**table))
-        fresh.origin = Origin(table=settings.origin.table)
-        try:
-            options = self.options(fresh)
-            model = self.model_config(options)
-            reason = difference(model, self.published_channels or (model.channels,), architecture)
-            if reason := reason or self.published_difference(architecture, options):
-                raise refused(reason)
-            setup = self.setup(fresh)
-        except ConfigError as error:
-            raise refused(f"it would need {error}") from None
-        diffusion = getattr(setup.table, "diffusion", None)
-        fitted = self.published_fitted(options)
-        import_tokenizer(published, architecture, setup, diffusion, self.published_scale, fitted, out_dir)
-        return table
+        return import_tokenizer(self, published, out_dir, settings)
 
     @hookimpl
     def export_published(self, checkpoint: Path) -> PublishedCheckpoint:

@@ -239,7 +239,7 @@ class ObjectModality(ValueHooks, TrainedModality):
             return f"it is of {' x '.join(map(str, found))} numbers, expected {' x '.join(map(str, shape))}"
         return None
 
-    def _importing(self, settings: Settings) -> Settings:
+    def importing(self, settings: Settings) -> Settings:
         """Return the settings with the published text vocabulary, which may be imported after the tokenizer."""
         vocabularies = settings.vocabularies | {VOCABULARY: {"preset": "4m"}}
         return Settings(

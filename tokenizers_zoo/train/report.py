@@ -54,22 +54,18 @@ class Evaluation:
     `least_used` the number of that codebook, counted from 1."""
 
     @property
-    def collapsed(self) -> bool:
-        """True where far fewer codes are used than the tokens could reach (see COLLAPSED), be it in one codebook."""
-        return bool(self.codebook) and self._least_usage < COLLAPSED * self.codebook["reachable"]
-
-    @property
-    def _least_usage(self) -> float:
-        return self.codebook.get("least_usage", self.codebook["usage"])
-
-    @property
     def collapse(self) -> str:
-        """How much of the codebook is used, or which of several is used least and how much, in words."""
+        """How little of a codebook is used, in words; empty unless usage is far below reach (see COLLAPSED).
+
+        With several codebooks it is about the least used one.
+        """
+        book = self.codebook
+        if not book or (usage := book.get("least_usage", book["usage"])) >= COLLAPSED * book["reachable"]:
+            return ""
         which = "the codebook"
-        if "codebooks" in self.codebook:
-            which = f"codebook {self.codebook['least_used']:.0f} of {self.codebook['codebooks']:.0f}"
-        size = self.codebook["size"]
-        return f"{which} collapses: {self._least_usage:.1%} of {size:.0f} codes are used on held-out samples"
+        if "codebooks" in book:
+            which = f"codebook {book['least_used']:.0f} of {book['codebooks']:.0f}"
+        return f"{which} collapses: {usage:.1%} of {book['size']:.0f} codes are used on held-out samples"
 
 
 class TrainingReport(StepLog):
@@ -114,27 +110,22 @@ class TrainingReport(StepLog):
         scalars = {f"{self.judged}/{name}": value for name, value in evaluation.metrics.items()}
         scalars |= {f"codebook/{name}": value for name, value in codebook.items() if name not in NOT_LOGGED}
         self.write(done, scalars)
-        found = [
-            ("" if self.judged == "held_out" else f"{self.judged} ") + _main_metric(self.spec, evaluation.metrics),
-            best,
-            _used(codebook) if codebook else "",
-        ]
-        self.note = ", ".join(part for part in found if part)
-        if evaluation.collapsed:
-            self.say(f"{self.spec.name}: step {done}: {evaluation.collapse}; {COLLAPSE_ADVICE}", style="bold yellow")
+        main = self.spec.metrics[0]
+        score = f"{main.name} {evaluation.metrics[main.name]:.4g}{f' {main.unit}' if main.unit else ''}"
+        used = ""
+        if codebook:  # with the usage of as many uniform tokens, if that is below 1
+            used, reachable = f"codebook {codebook['usage']:.0%}", codebook["reachable"]
+            used += "" if reachable >= ENOUGH else f" (even: {reachable:.0%})"
+        found = ["" if self.judged == "held_out" else self.judged, score]
+        self.note = ", ".join(part for part in (" ".join(filter(None, found)), best, used) if part)
+        if collapse := evaluation.collapse:
+            self.say(f"{self.spec.name}: step {done}: {collapse}; {COLLAPSE_ADVICE}", style="bold yellow")
         pictures = picture_rows(evaluation.shown)
         if pictures is not None:
             self.board.add_image(
                 f"{self.judged}/input_and_reconstruction", np.asarray(pictures), done, dataformats="HWC"
             )
         self.flush()
-
-
-def _main_metric(spec: ModalitySpec, metrics: Mapping[str, float]) -> str:
-    if not spec.metrics or spec.metrics[0].name not in metrics:
-        return ""
-    main = spec.metrics[0]
-    return f"{main.name} {metrics[main.name]:.4g}{f' {main.unit}' if main.unit else ''}"
 
 
 def picture_rows(shown: Sequence[Sequence[Any]]) -> PIL.Image.Image | None:
@@ -205,12 +196,6 @@ def finish_run(
     run.finish(steps=steps)
 
 
-def _used(codebook: Mapping[str, float]) -> str:
-    """Return a codebook's usage in words, with the usage of as many uniform tokens if that is below 1."""
-    reachable = codebook["reachable"]
-    return f"codebook {codebook['usage']:.0%}" + ("" if reachable >= ENOUGH else f" (even: {reachable:.0%})")
-
-
 def mean_of(codebook: Mapping[str, float]) -> str:
     """Return "; mean of N codebooks", or an empty string for a single one."""
     return f"; mean of {codebook['codebooks']:.0f} codebooks" if "codebooks" in codebook else ""
@@ -224,13 +209,11 @@ def mean_and_least(codebook: Mapping[str, float]) -> str:
 
 def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """Return the README.md of a tokenizer: loading, quality, data and settings."""
-    rows = [
-        card_row(
-            metric.name, _number(result["metrics"][metric.name]), metric.unit or "-",
-            "higher" if metric.higher_is_better else "lower", metric.meaning,
-        )
-        for metric in spec.metrics
-    ]  # fmt: skip
+    rows = []
+    for metric in spec.metrics:
+        value = result["metrics"][metric.name]
+        number, better = "-" if value is None else f"{value:.4g}", "higher" if metric.higher_is_better else "lower"
+        rows.append(card_row(metric.name, number, metric.unit or "-", better, metric.meaning))
     if codebook := result["codebook"]:
         meaning = f"codes of {codebook['size']} used on the held-out samples; perplexity {codebook['perplexity']:.0f}"
         meaning += mean_and_least(codebook)
@@ -282,7 +265,3 @@ On {count_of(result["samples"], "held-out sample")}, after {count_of(result["ste
 {json.dumps({key: value for key, value in identity.items() if key != "data"}, indent=2, ensure_ascii=False)}
 ```
 """
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
