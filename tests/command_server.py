@@ -24,7 +24,7 @@ HEAVY = (
     "jinja2", "matplotlib.figure",
     "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.autoencoder.model",
     "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.pipeline.stores", "tokenizers_zoo.pipeline.tokenize",
-    "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.run",
+    "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.pages",
     "tokenizers_zoo.train.loop", "torch._dynamo", "torch.utils.tensorboard",
     "vector_quantize_pytorch", "zoo_geometry.depth", "zoo_images.rgb", "zoo_language.caption",
     "zoo_images.edges", "zoo_images.palette", "zoo_geometry.normal", "zoo_metadata.metadata", "zoo_photos",

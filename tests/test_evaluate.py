@@ -647,7 +647,7 @@ def test_names_that_cannot_be_evaluated(world: World, tmp_path: Path) -> None:
         world.evaluate(run, inputs=[("light",)], targets=["light"])
     with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
         EvaluationConfig(samples=0)
-    with pytest.raises(ValueError, match="temperature: expected a number above 0, got 0"):
+    with pytest.raises(ValueError, match="temperature: expected"):
         EvaluationConfig(temperature=0)
 
 

@@ -21,6 +21,7 @@ from tokenizers_zoo.checkpoint import AGAIN
 from tokenizers_zoo.data.manifest import Split, write_record
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.report.pages import REASONS, registry_of, write_report, write_zoo_report
 from tokenizers_zoo.report.pictures import (
     Pictures,
     _round_numbers,
@@ -31,9 +32,7 @@ from tokenizers_zoo.report.pictures import (
     png_of,
     signed,
 )
-from tokenizers_zoo.report.run import REASONS, registry_of, write_report
 from tokenizers_zoo.report.samples import AT_ONCE, LONG_TEXT, overview, read_galleries, reconstructions
-from tokenizers_zoo.report.zoo import write_zoo_report
 from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.gallery import CELL, write_sheet
@@ -275,7 +274,7 @@ def test_the_curves_are_of_the_weights_that_the_run_gives(
             file.writelines(json.dumps(line) + "\n" for line in found)
     drawn: list[Any] = []
     monkeypatch.setattr(
-        "tokenizers_zoo.report.run.curve_chart",
+        "tokenizers_zoo.report.pages.curve_chart",
         lambda curves, quantity: drawn.append(curves) or curve_chart(curves, quantity),
     )
     text = write_report(zoo, folder).read_text(encoding="utf-8")

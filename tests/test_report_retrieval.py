@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.ml4m.source import KNOWN_AS
+from tokenizers_zoo.report.pages import write_report
 from tokenizers_zoo.report.pictures import Pictures
-from tokenizers_zoo.report.run import write_report
 from tokenizers_zoo.report.samples import retrieval_section
 from tokenizers_zoo.spec import layout_to_json
 from zoo_backbone.retrieval.query import framed, write_hits

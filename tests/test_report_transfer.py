@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.report.run import write_report
+from tokenizers_zoo.report.pages import write_report
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.spec import layout_to_json
 from zoo_backbone.transfer.cli import transfer as command

@@ -13,7 +13,7 @@ from examples import only, trained
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.report.zoo import differences, flat, variants, write_zoo_report
+from tokenizers_zoo.report.pages import differences, flat, variants, write_zoo_report
 from tokenizers_zoo.train.report import write_pictures
 
 Install = Callable[..., Path]

@@ -38,14 +38,21 @@ from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.ml4m.folders import note_fingerprints
 from zoo_backbone.model import FourM
 from zoo_backbone.published import PublishedConfig, PublishedLayout
-from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig, Search, evaluate
+from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig, Search, query
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
-from zoo_backbone.retrieval.embed import Embedder, check_via
-from zoo_backbone.retrieval.evaluate import chance, evaluate_retrieval
+from zoo_backbone.retrieval.embed import Embedder, check_via, unit
 from zoo_backbone.retrieval.index import Index, build, faiss, new_index
-from zoo_backbone.retrieval.query import CORRECT, framed, query_keys, query_values, weighted_sum, write_hits
-from zoo_backbone.retrieval.space import unit
+from zoo_backbone.retrieval.query import (
+    CORRECT,
+    chance,
+    evaluate_retrieval,
+    framed,
+    query_keys,
+    query_values,
+    weighted_sum,
+    write_hits,
+)
 from zoo_backbone.run import Run
 
 
@@ -751,7 +758,7 @@ def test_no_figures_are_beside_pictures_of_others(
 
     eval_again("centred")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(evaluate, "write_hits", write)
+        patched.setattr(query, "write_hits", write)
         eval_again("plain")
     assert not (tmp_path / "retrieval.json").exists()
     assert json.loads(json.dumps(eval_again("plain"))) == json.loads((tmp_path / "retrieval.json").read_text())

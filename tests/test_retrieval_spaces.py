@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zoo_backbone.retrieval import evaluate
-from zoo_backbone.retrieval.evaluate import AT, SAME, chance, recall
-from zoo_backbone.retrieval.space import RIDGE, Affine, Vectors, fit, unit, unpaired
+from zoo_backbone.retrieval import query
+from zoo_backbone.retrieval.embed import RIDGE, Affine, Vectors, fit, unit, unpaired
+from zoo_backbone.retrieval.query import AT, SAME, chance, recall
 
 
 def test_unit_vectors_and_zero() -> None:
@@ -143,5 +143,5 @@ def test_recall_in_blocks_is_recall_of_all_at_once(monkeypatch: pytest.MonkeyPat
     shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in AT}
     whole = {"recall": shares, "median_rank": float(np.median(closer + (equal + 1) / 2))}
     for rows in (0.1, 1, 7, 100, 101, 1000):  # at least one row per block
-        monkeypatch.setattr(evaluate, "BLOCK_BYTES", int(rows * 8 * len(gallery)))
+        monkeypatch.setattr(query, "BLOCK_BYTES", int(rows * 8 * len(gallery)))
         assert recall(queries, gallery) == whole, rows

@@ -306,8 +306,7 @@ def report_command(run: Path | None, out: Path | None) -> None:
       zoo report runs/backbone
       zoo report
     """
-    from tokenizers_zoo.report.run import registry_of, write_report
-    from tokenizers_zoo.report.zoo import write_zoo_report
+    from tokenizers_zoo.report.pages import registry_of, write_report, write_zoo_report
 
     if run is None:
         zoo = open_zoo(strict=False)

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ import torch
 from rich.table import Table
 
 from tokenizers_zoo.checkpoint import load_config
-from tokenizers_zoo.config import check_amounts, check_counts, from_mapping
+from tokenizers_zoo.config import check_amounts, check_counts, check_interval, from_mapping
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.tokens import samples_digest
 from tokenizers_zoo.errors import DataError, ReadError
@@ -120,8 +119,7 @@ class EvaluationConfig:
         counts = "samples", "baseline_samples", "loss_samples", "batch_size", "draws", "steps"
         check_counts(self, *counts, "gallery_samples", "gallery_draws")
         check_amounts(self, "gallery_pairs", "seed")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: expected a number above 0, got {self.temperature:g}")
+        check_interval(self, "(0, inf)", "temperature")
 
 
 def evaluate(

@@ -20,7 +20,7 @@ class EmbeddingConfig:
     via: str = ""
     """The predicted modality: one vector of numbers per sample."""
     space: SpaceKind = "shared"
-    """How vectors of different modalities are aligned; see `space.py`."""
+    """How vectors of different modalities are aligned; see `embed.py`."""
     fit_samples: int = 4096
     """Maximum number of training samples that the space is fitted to."""
 

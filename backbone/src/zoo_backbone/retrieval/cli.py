@@ -167,7 +167,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
           --out here
     """
     from tokenizers_zoo.data.samples import TRAIN
-    from zoo_backbone.retrieval.evaluate import AT, FILE, default_folder, evaluate_retrieval
+    from zoo_backbone.retrieval.query import AT, FILE, default_folder, evaluate_retrieval
 
     place = out or default_folder(folder, split)
     config = embedding_config(embedding, via, space)

@@ -33,8 +33,7 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
 from zoo_backbone.retrieval import EmbeddingConfig, Search
-from zoo_backbone.retrieval.embed import Embedder, Samples
-from zoo_backbone.retrieval.space import Affine, Vectors, unit
+from zoo_backbone.retrieval.embed import Affine, Embedder, Samples, Vectors, unit
 
 CLASS = "RetrievalIndex"
 KEYS = "keys.json"

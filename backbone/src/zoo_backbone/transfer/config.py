@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.config import Origin, check_counts, check_interval, from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.train.config import TrainConfig
 
@@ -81,16 +81,10 @@ class TransferConfig(TrainConfig):
         most = 1 if isinstance(self.labels, float) else math.inf
         if isinstance(self.labels, bool) or not 0 < self.labels <= most:
             raise ValueError(f"labels: expected a share in (0, 1] or a number of samples, got {self.labels}")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay: expected a number in (0, 1], got {self.layer_decay}")
-        for name in ("neighbours", "lora_rank", "lora_alpha", "head_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: expected a number above 0, got {self.temperature}")
-        for name in ("validation", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")
+        check_interval(self, "(0, 1]", "layer_decay")
+        check_counts(self, "neighbours", "lora_rank", "lora_alpha", "head_blocks")
+        check_interval(self, "(0, inf)", "temperature")
+        check_interval(self, "[0, 1)", "validation", "dropout", unit="a share")
         if self.validation and self.eval_samples < MIN_VALIDATION:
             raise ValueError(
                 f"eval_samples: limits the validation samples, expected at least {MIN_VALIDATION}, got "
