@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
+from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, PluginError
 
 Sample = tuple[str, Mapping[str, Any]]
@@ -39,7 +39,7 @@ class SourceSpec:
             raise PluginError(f"{self.name}: SourceSpec agrees: {', '.join(unknown)}: expected settings of the source")
 
 
-class MadeSamples(Sequence[Sample]):
+class MadeSamples(LazySequence[Sample]):
     """`count` samples of a source without an end; `make(number)` is called on access, in any order.
 
     `make` has to be a pure function that other processes can import: a function of a module, or a `functools.partial`
@@ -52,18 +52,11 @@ class MadeSamples(Sequence[Sample]):
             raise ConfigError(f"{source}: has no end; say how many samples to make for {split!r}, such as {few}")
         if count < 0:
             raise ConfigError(f"{source}: count: expected 0 or more, got {count}")
-        self._make, self._numbers = make, range(count)
+        self._make, self._count = make, count
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> MadeSamples: ...
-    def __getitem__(self, index: int | slice) -> Sample | MadeSamples:
-        if isinstance(index, slice):
-            part = copy.copy(self)
-            part._numbers = self._numbers[index]
-            return part
-        return self._make(self._numbers[index])
+    def item(self, index: int) -> Sample:
+        """Return a sample, made now."""
+        return self._make(index)

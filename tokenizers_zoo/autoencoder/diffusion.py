@@ -164,7 +164,7 @@ class DiffusionAutoencoder(Autoencoder):
 
     def __init__(self, config: AutoencoderConfig, diffusion: DiffusionConfig) -> None:
         super().__init__(config)
-        self.diffusion, self.frozen = diffusion, False
+        self.diffusion, self.frozen, self.has_two_decoders = diffusion, False, config.plain_decoder
         self.denoiser = Denoiser(diffusion, config.channels, config.latent_dim, config.patch[0])
         self.schedule = noise_schedule(diffusion)
 
@@ -248,11 +248,6 @@ class DiffusionAutoencoder(Autoencoder):
         shape = (self.config.channels, *(n * side for n, side in zip(codes.shape[2:], self.config.patch, strict=True)))
         noise = torch.stack([noise_of(one, self.diffusion.seed, shape) for one in tokens.cpu()])
         return self.unstandardise(self.sample(codes, noise.to(tokens.device)))
-
-    @property
-    def has_two_decoders(self) -> bool:
-        """Whether there is a plain decoder, too."""
-        return self.config.plain_decoder
 
     def guided(self, noisy: Tensor, times: Tensor, codes: Tensor, plain: Tensor | None) -> Tensor:
         """Return the prediction with classifier-free guidance (arXiv 2207.12598, eq. 6 with w = scale - 1)."""

@@ -66,6 +66,8 @@ class Autoencoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    has_two_decoders = False
+    """Whether there is a plain decoder besides a diffusion decoder."""
     length: Tensor
     """Mean length of the training vectors; 0 unless `directions`."""
 
@@ -124,11 +126,6 @@ class Autoencoder(nn.Module):
     def decode_plain(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Float[Tensor, "batch channels *axes"]:
         """Return the plain decoder's outputs, even if there is a diffusion decoder."""
         return self.unstandardise(self.decoder(self.codes_of(tokens)))
-
-    @property
-    def has_two_decoders(self) -> bool:
-        """Whether there is a plain decoder besides a diffusion decoder."""
-        return False
 
     def standardise(self, inputs: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch channels *axes"]:
         """Return inputs with mean 0 and standard deviation 1."""

@@ -40,6 +40,8 @@ class AutoencoderTokenizer:
     def __init__(self, codec: ValueCodec, module: Autoencoder, device: str = "cpu") -> None:
         self.codec, self.device = codec, device
         self.module = module.to(device).eval()
+        self.has_plain = module.has_two_decoders
+        """Whether there is a plain decoder besides a diffusion decoder."""
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch *grid_codes"]:
         """Return int64 tokens on the device of `values`."""
@@ -50,11 +52,6 @@ class AutoencoderTokenizer:
     def decode(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
         """Return values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
         return self._decoded(self.module.decode, tokens)
-
-    @property
-    def has_plain(self) -> bool:
-        """Whether there is a plain decoder besides a diffusion decoder."""
-        return self.module.has_two_decoders
 
     def decode_plain(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
         """Return values of the plain decoder, which averages details that the diffusion decoder samples."""
