@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,11 +13,9 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.features import (
     FeatureMapModality,
-    MapSettings,
     agreement,
     central_value,
     main_colours,
-    published_map,
 )
 from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
 from tokenizers_zoo.spec import Crop, VectorLayout
@@ -233,21 +230,6 @@ def test_a_vector_tokenizer_learns_and_keeps_the_length(vector_folder: Path) -> 
     assert torch.equal(alone[0], tokens[65])
 
 
-@pytest.mark.parametrize("unit", [1e-13, 1e-9])
-def test_a_vector_tokenizer_learns_directions_in_any_unit(unit: float) -> None:
-    settings = vector_settings(quantizer="fsq", num_codebooks=None, codebook_size=240)
-    task, data = VECTORS.task(settings), np.stack(vectors(64, 1))
-    found = []
-    for scale in (1, unit):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            module = task.build(list(scale * data), np.random.default_rng(0)).eval()
-        values = task.batch(list((scale * data).astype(np.float32)), np.random.default_rng(0))
-        with torch.no_grad():
-            found.append((task.losses(module, values)["loss"], module.decode(module.encode(values)) / scale))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
-
-
 def test_channels_of_different_units_are_standardised() -> None:
     units = np.where(np.arange(24) % 2, 1e5, 1e-3)
     values = [(units * value).astype(np.float32) for value in vectors(200, 1)]
@@ -290,25 +272,6 @@ def test_a_map_tokenizer_learns(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- published sizes
-
-
-@pytest.mark.slow
-def test_the_published_map_tokenizer_runs_forward_and_back() -> None:
-    class Published(MapSettings):
-        presets: ClassVar = {"4m": published_map(4)}
-
-    class PublishedMap(SmallMap):
-        settings_class = Published
-
-    settings = Settings("published", {"preset": "4m"})
-    task = PublishedMap().task(settings)
-    rng = np.random.default_rng(0)
-    values = list(rng.standard_normal((16, 12, 4, 4)).astype(np.float32))
-    module = task.build(values, rng)
-    assert len(module.encoder.transformer.blocks) == 12 and task.spec.vocab_size == 8192
-    losses = task.losses(module, task.batch(values[:2], rng))
-    losses["loss"].backward()
-    assert module.encoder.embed.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.slow

@@ -128,19 +128,6 @@ def test_commitment_loss_is_the_mean_squared_distance(config: QuantizerConfig, t
     torch.testing.assert_close(losses[1] - losses[0], 2 * times * (compared - codes).square().mean())
 
 
-@pytest.mark.parametrize("kind", ["lfq", "bsq"])
-def test_entropy_loss_is_the_entropy_of_bits(kind: str) -> None:
-    latents = some_latents()[..., :6]
-    losses = []
-    for weight in (0.0, 2.0):
-        config = QuantizerConfig(kind=kind, codebook_size=64, entropy_weight=weight)  # type: ignore[arg-type]
-        losses.append(Quantizer(config, 6)(latents).loss)
-    flat, magnitude = latents.flatten(0, 1), 1.0
-    if kind == "bsq":
-        flat, magnitude = functional.normalize(flat, dim=-1), 6**-0.5
-    torch.testing.assert_close(losses[1] - losses[0], 2 * entropy_loss(flat, magnitude))
-
-
 def test_codes_side_by_side_are_those_of_their_parts() -> None:
     quantizer = trained(QuantizerConfig(kind="product_vq", codebook_size=32, num_codebooks=3)).eval()
     assert isinstance(quantizer.adapter, SideBySide)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from spatial_samples import PLUGINS, TINY, canny, depth, normal, rgb, semseg, settings, values
+from spatial_samples import PLUGINS, canny, depth, normal, rgb, semseg, settings, values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
@@ -29,8 +29,6 @@ from tokenizers_zoo.families.images import (
     psnr,
 )
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
-from tokenizers_zoo.quantizers.usage import CodebookUsage
 from tokenizers_zoo.spec import Crop
 
 
@@ -461,14 +459,6 @@ def test_values_are_the_likeliest_by_hand(trained: dict[str, Path], name: str, e
     assert made.squeeze().tolist() == expected
 
 
-def test_settings_that_only_train_do_not_decide_what_is_loaded(trained: dict[str, Path]) -> None:
-    """For example, `spread_weight` does not change the meaning of ids."""
-    other = settings("depth", tokenizer={**TINY, "spread_weight": 0.3, "steps": 77})
-    first, second = (depth.plugin.load_tokenizer(trained["depth"], "cpu", how) for how in (settings("depth"), other))
-    batch = torch.rand(2, *depth.plugin.modality_spec(other).value.shape) + 1  # type: ignore[arg-type]
-    assert torch.equal(depth.plugin.encode(first, batch), depth.plugin.encode(second, batch))
-
-
 def test_checkpoints_of_others_are_refused(trained: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="has classes"):
         renamed = settings("semseg", classes=["a", *semseg.CLASSES[1:]])
@@ -518,39 +508,6 @@ def test_settings_are_checked(own: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         depth.plugin.modality_spec(Settings("depth", {"image_size": 16, **own}))
     assert message in str(error.value)
-
-
-SEVERAL = [kind for kind, fields in KIND_DEFAULTS.items() if "num_codebooks" in fields]
-QUANTIZERS: list[dict[str, Any]] = [
-    {"quantizer": kind, **({"levels": [5, 3]} if "levels" in fields else {"codebook_size": 16})}
-    | ({"num_codebooks": 2} if kind in SEVERAL else {})
-    for kind, fields in KIND_DEFAULTS.items()
-]
-
-
-@pytest.mark.parametrize(
-    "table",
-    [*QUANTIZERS, {"levels": [5, 3], "blocks": "vit", "width": 16, "depth": 1, "heads": 2}],
-    ids=lambda table: table.get("quantizer", "vit"),
-)
-def test_all_quantizers_and_blocks_train_and_load(tmp_path: Path, table: dict[str, Any]) -> None:
-    samples = TrainingSamples(train=values("rgb", 8), test=values("rgb", 2, seed=1))
-    small = {"steps": 2, "batch_size": 4, "eval_every": 2, "width": 16}
-    chosen = settings("rgb", tokenizer={**small, **({} if "blocks" in table else {"depth": 1}), **table})
-    spec = rgb.plugin.modality_spec(chosen)
-    several = table.get("quantizer") in SEVERAL
-    assert spec.layout.shape == ((2, 2, 2) if several else (2, 2)) and spec.num_codebooks == (2 if several else 1)
-    folder = rgb.plugin.train_tokenizer(chosen, samples, tmp_path / "run", 0)
-    tokenizer = rgb.plugin.load_tokenizer(folder, "cpu", chosen)
-    batch = torch.from_numpy(np.stack(values("rgb", 3)))
-    tokens = rgb.plugin.encode(tokenizer, batch)
-    assert tokens.shape == (3, *spec.layout.shape) and tokens.max() < spec.vocab_size
-    assert torch.equal(tokens, torch.cat([rgb.plugin.encode(tokenizer, value[None]) for value in batch]))
-    assert rgb.plugin.decode(tokenizer, tokens).shape == (3, 3, 16, 16)
-    codebook = json.loads((folder / "evaluation.json").read_text())["codebook"]
-    usage = CodebookUsage(spec.vocab_size, spec.num_codebooks)
-    usage.update(rgb.plugin.encode(tokenizer, torch.from_numpy(np.stack(samples.test))))
-    assert codebook["usage"] == pytest.approx(usage.usage)
 
 
 def test_canny_is_derived_from_rgb() -> None:

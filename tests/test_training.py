@@ -24,7 +24,6 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
-from tokenizers_zoo.io import difference
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 from tokenizers_zoo.run_folder import RUN, TOKENIZER, FolderError
@@ -33,7 +32,6 @@ from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.loop import Task, train
 from tokenizers_zoo.train.optim import DivergedError
-from tokenizers_zoo.train.report import picture_rows
 
 DIM = 6
 
@@ -134,17 +132,6 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(VectorTask(), SAMPLES, CONFIG, tmp_path_factory.mktemp("whole") / "run", 0)
-
-
-def test_seeded_restores_the_callers_generator() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    with seeded(1, 2):
-        first = torch.rand(3)
-    assert torch.equal(torch.rand(3), expected)
-    with seeded(1, 2):
-        assert torch.equal(torch.rand(3), first)
 
 
 def test_the_loop_is_adamw(tmp_path: Path) -> None:
@@ -297,20 +284,6 @@ def test_any_kind_of_value_can_be_hashed(value: Any, other: Any) -> None:
     assert contents({"a": 1, "b": 2}) == contents({"b": 2, "a": 1})
     for unknown in (object(), {1: 2, "a": 3}, {(1, 2): 3}, torch.zeros(2, dtype=torch.bfloat16)):
         assert contents(unknown) == contents(copy.copy(unknown))  # only its type is known
-
-
-def test_few_of_many_values_are_looked_at() -> None:
-    looked = []
-
-    class Watched(list[int]):
-        def __getitem__(self, index: Any) -> Any:
-            looked.append(index)
-            return super().__getitem__(index)
-
-    TrainingSamples(train=Watched(range(1600)), test=[]).record()
-    assert looked == list(range(0, 1600, 100))
-    TrainingSamples(train=Watched(range(1600)), test=[], provenance={"source": "mine"}).record()
-    assert len(looked) == 16
 
 
 def test_a_file_that_the_system_does_not_open_now_is_not_damaged(
@@ -526,18 +499,6 @@ def test_a_collapse_of_one_of_several_codebooks_is_told_by_its_number(
     assert "vector: step 2: codebook 2 of 3 collapses: 6.7% of 15 codes are used on held-out samples; use" in told
 
 
-def test_the_first_place_where_settings_differ_is_named() -> None:
-    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 2}}) == ""
-    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c was 2, is 3"
-    assert difference({"a": 1}, {"a": 1, "b": "x"}) == 'b was null, is "x"'
-    assert difference({"a": 1, "b": "x"}, {"a": 1}) == 'b was "x", is null'
-    assert difference({"a": [1, 2]}, {"a": [1, 3, 4]}) == "a was [1, 2], is [1, 3, 4]"
-    long = [[f"field {number}", "what it is"] for number in range(9)]
-    other = [*long[:4], ["field 4", "what else"], *long[5:]]
-    assert difference({"a": long}, {"a": other}) == 'a[4] was ["field 4", "what it is"], is ["field 4", "what else"]'
-    assert difference({"a": long}, {"a": long[:8]}) == 'a[8] was ["field 8", "what it is"], is null'
-
-
 def test_config_is_checked() -> None:
     origin = Origin(table="modalities.x.tokenizer")
     with pytest.raises(ConfigError, match=r"learning_rat: unknown key; did you mean learning_rate"):
@@ -570,16 +531,6 @@ def test_layers_run_in_the_chosen_precision_and_all_else_is_float32(precision: s
     chosen = getattr(torch, precision)
     assert found == {("down", chosen), ("up", chosen), ("quantizer.project_in", torch.float32)}
     assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
-
-
-def test_pictures_are_side_by_side() -> None:
-    from PIL import Image
-
-    red, blue = Image.new("RGB", (4, 3), "red"), Image.new("RGB", (4, 3), "blue")
-    sheet = picture_rows([(red, blue), (blue, red)])
-    assert sheet is not None and sheet.size == (10, 8)
-    assert sheet.getpixel((0, 0)) == sheet.getpixel((6, 5)) == (255, 0, 0)
-    assert picture_rows([("a", "b")]) is None
 
 
 def test_evaluation_samples_are_spread_over_the_split(tmp_path: Path) -> None:
