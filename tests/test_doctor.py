@@ -139,17 +139,6 @@ def test_error_in_one_modality_is_reported_separately(install_example: Install, 
     assert "test/cut/shard-00000.tar: has 891 bytes" in found["cut"]["values"].figure
 
 
-def test_a_tokenizer_that_cannot_be_trained(install_example: Install, tmp_path: Path) -> None:
-    install_example("field", {"levels = config.take(ExampleSettings).levels": "raise ValueError('no luck')"})
-    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
-    failing(zoo, data, "trained", "train_tokenizer of plugin 'field'", "no luck")
-    found = findings(zoo, data)
-    assert {name for name, finding in found.items() if finding.skipped} == {
-        "floor", "bound", "codebook", "varied", "entropy", "store",
-    }  # fmt: skip
-
-
 ENCODE = "(means * (len(tokenizer) - 1)).round().long()"
 
 

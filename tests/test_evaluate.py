@@ -21,16 +21,14 @@ from stores import of_source, writing_values
 from token_stores import note_source, reversed_tokens, stored_tokens, write_tokens
 from toy_plugins import snapshot
 
-from tokenizers_zoo import Zoo, progress
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.report.pictures import Pictures
-from tokenizers_zoo.report.samples import read_galleries
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
@@ -241,7 +239,6 @@ def test_evaluation_file_is_complete_and_names_its_inputs(world: World, result: 
 
 
 def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, Any]) -> None:
-    from PIL import Image
 
     first, second = result["galleries"]
     assert first["columns"] == ["dark", "light 1", "light 2", "true light"]
@@ -426,24 +423,6 @@ def test_duplicate_pair_is_evaluated_once(world: World, tmp_path: Path) -> None:
     assert len(found["galleries"]) == 1
 
 
-def test_progress_is_updated_within_a_pair(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    run, asked = world.copy(tmp_path / "run"), {"inputs": [("light",)], "targets": ["dark"]}
-    world.evaluate(run, dataclasses.replace(CONFIG, gallery_pairs=1), **asked)
-    lines = capsys.readouterr().err.splitlines()
-    # 16 samples in batches of 10: reconstructions, then 4 answers per sample; last, 2 draws for each of 3 samples.
-    done = (10, 16, *range(26, 80, 10), 80)
-    told = [line.split(",")[0] for line in lines if line.startswith("decode")]
-    assert told[:-1] == [f"decode light to dark: {count} of 86" for count in done] and " 86/86 " in told[-1]
-    assert any(line.startswith("generate light to dark: 2 of ") for line in lines)
-    capsys.readouterr()
-    world.evaluate(run, dataclasses.replace(CONFIG, gallery_pairs=1), **asked)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("evaluate light to dark ") and " 1/1 " in line, "nothing is left to do"
-
-
 def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_path: Path) -> None:
     run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
     card = json.loads((run / "config.json").read_text())
@@ -529,24 +508,6 @@ def test_default_pairs_that_cannot_be_scored_are_skipped(
     words = ["eval", str(run), "--samples", "2", "--set", "draws=1", "--set", "gallery_pairs=0"]
     told = CliRunner().invoke(command, [*words, "--overwrite"]).stderr
     assert "not evaluated: dark to light, " in told and "; first: dark to light: " in told
-
-
-def test_scores_are_not_replaced_by_missing_scores(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, tokens = world.copy(tmp_path / "run"), tmp_path / "tokens"
-    shutil.copytree(world.tokens, tokens)
-    monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=tokens, data=world.data), world.zoo))
-    words = ["eval", str(run), "--set", "draws=1", "--set", "gallery_pairs=0", "--overwrite", "--samples", "3"]
-    assert CliRunner().invoke(command, [*words, "--input", "light"]).exit_code == 0
-    before = (run / "evaluation" / "evaluation.json").read_text()
-    assert len(json.loads(before)["pairs"]) == 2
-    for name in ("dark", "letters"):
-        shutil.rmtree(tokens / "test" / name)
-    bare = CliRunner().invoke(command, words)
-    line = f"{run}: no modality can be predicted from another one; not evaluated: dark, letters; first: dark: "
-    assert str(bare.exception).startswith(line) and "dark: dark:" not in str(bare.exception)
-    assert (run / "evaluation" / "evaluation.json").read_text() == before
 
 
 def test_other_samples_are_scored_in_a_folder_of_their_own(
@@ -691,15 +652,6 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) 
             evaluate(run, again, world.tokens, world.data, targets=["letters"], config=small)
 
 
-def test_no_common_sample_is_an_error(world: World, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(world.data, data)
-    with writing_values(data, "test", "dark") as shard:
-        shard.add("other", *world.zoo["dark"].write(np.zeros((1, 8, 8), np.float32)))
-    with pytest.raises(ZooError, match="no sample has values and tokens of light, dark"):
-        evaluate(world.copy(tmp_path / "run"), world.zoo, world.tokens, data, inputs=[("light",)], targets=["dark"])
-
-
 # --- parts
 
 
@@ -781,7 +733,6 @@ def test_the_table_fits_80_columns() -> None:
 
 
 def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
-    from PIL import Image
 
     small = Image.new("RGB", (2, 2), "red")
     small.putpixel((1, 0), (0, 0, 255))
@@ -804,13 +755,6 @@ def test_sheet_has_a_valid_file_name(tmp_path: Path) -> None:
     assert sheet_name(["a", "b"], "c") == "a-and-b-to-c.png"
     long, other = sheet_name(names, "c"), sheet_name(names[:-1], "c")
     assert long != other and len(long) == len(other) == LONGEST_NAME + len(".png")
-    gallery = tmp_path / "evaluation" / "gallery"
-    columns = [*names, "c", "true c"]
-    assert write_sheet(gallery / long, columns, [[Image.new("RGB", (2, 2))] * len(columns)])
-    rows = [{"key": "a", "cells": [None] * len(columns)}]
-    entry = {"inputs": names, "target": "c", "picture": f"gallery/{long}", "columns": columns, "rows": rows}
-    read_galleries(tmp_path / "evaluation", [entry], Pictures(folder=tmp_path / "pictures"))
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"generated-{long}"]
 
 
 # --- generation to a folder

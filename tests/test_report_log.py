@@ -105,22 +105,6 @@ def test_a_bar_in_a_cell_of_a_card_does_not_end_it(zoo: Zoo) -> None:
     assert "On 1 held-out sample, after 1 step in 2 s:" in card and "3 training and 1 held-out sample." in card
 
 
-def test_a_card_says_what_a_mean_over_codebooks_hides(zoo: Zoo) -> None:
-    spec, data = zoo["depth"].spec, {"train": 3, "test": 1, "provenance": {}}
-    codebook: dict[str, float] = {"size": 256, "usage": 0.75, "perplexity": 150.2, "reachable": 1.0}
-
-    def row(**several: float) -> str:
-        result = {"metrics": {metric.name: 0.5 for metric in spec.metrics}, "codebook": {**codebook, **several},
-                  "samples": 1, "steps": 1, "training_seconds": 2.0}  # fmt: skip
-        card = model_card(spec, {"data": data, "settings": {}}, result)
-        return next(line for line in card.splitlines() if "codebook usage" in line)
-
-    plain = "| codes of 256 used on the held-out samples; perplexity 150"
-    assert plain + " |" in row()
-    said = "; mean of 4 codebooks, the least of them 0.4%"
-    assert plain + said + " |" in row(codebooks=4, least_usage=1 / 256, least_used=2)
-
-
 @pytest.mark.parametrize("title", ["tokenizer a_long_modality_name", "backbone, 21 modalities"])
 def test_progress_fits_80_columns(tmp_path: Path, title: str) -> None:
     log = StepLog(tmp_path, title, steps=120000, done=0, samples_per_step=4)

@@ -21,11 +21,10 @@ from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
 from small_modalities import installed, write
 from token_stores import rewrite_tokens, stored_tokens, write_tokens
 
-from tokenizers_zoo.checkpoint import fingerprint, load_config, save_checkpoint
+from tokenizers_zoo.checkpoint import load_config, save_checkpoint
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import STORE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
-from tokenizers_zoo.io import write_json
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
@@ -35,7 +34,6 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.gallery import CELL
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.ml4m.folders import note_fingerprints
 from zoo_backbone.model import FourM
 from zoo_backbone.published import PublishedConfig, PublishedLayout
 from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig, Search, query
@@ -614,26 +612,6 @@ def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_pa
     assert "has no modality of" in refused(world, *words, tmp_path / "x")
 
 
-def test_tokenizers_that_are_noted_later_do_not_change_the_backbone(world: World, tmp_path: Path) -> None:
-    """For example, tokenizers may be imported after their backbone."""
-    changed, place = copied(world, tmp_path), tmp_path / "index"
-    config = load_config(changed.run)
-    whole = config["fingerprints"]
-    known = {name: codec for name, codec in whole.items() if name not in ("dark", "letters")}
-    write_json(changed.run / "config.json", {**config, "fingerprints": known})
-    index = build(changed.run, changed.zoo, place, config=EmbeddingConfig(space="plain"))
-    assert index.fingerprint == fingerprint(changed.run)
-    for _ in range(2):
-        note_fingerprints(changed.run, tmp_path / "registry.toml")
-        assert load_config(changed.run)["fingerprints"] == whole
-    assert index.fingerprint != fingerprint(changed.run)
-    words = ("query", place, "--keys", "test-000", "--input", "light")
-    assert zoo(changed, *words).exit_code == 0
-    build(changed.run, changed.zoo, place, config=EmbeddingConfig(space="plain"))  # the index is kept
-    change_weights(changed.run)
-    assert "--run" in refused(changed, *words, error=CheckpointError)
-
-
 def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) -> None:
     keys = json.loads((index.folder / "keys.json").read_text())
     assert keys == {"keys": world.keys, "lacks": {name: [3, 7] if name == "letters" else [] for name in NAMES}}
@@ -689,17 +667,6 @@ def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path
     assert light_dark["recall"]["1"] > 0.9 and light_dark["median_rank"] == 1
     mean = np.mean([entry["recall"]["5"] for entry in result["pairs"]])
     assert result["mean"]["recall"]["5"] == pytest.approx(mean, abs=1e-5)
-
-
-def test_the_default_space_is_the_best(world: World, measured: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    quiet = RecallConfig(gallery_pairs=0)
-    shares = {
-        space: evaluate_retrieval(
-            world.run, world.zoo, tmp_path, embedding=EmbeddingConfig(space=space), config=quiet  # type: ignore[arg-type]
-        )["mean"]["recall"]["1"]
-        for space in ("plain", "centred", "whitened")
-    }  # fmt: skip
-    assert measured[1]["mean"]["recall"]["1"] > 2 * max(shares.values()), shares
 
 
 def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[str, Any]]) -> None:

@@ -453,18 +453,6 @@ def test_a_moved_probe_is_not_trained_again(world: World, tmp_path: Path) -> Non
         again(there, "mine.csv")
 
 
-def test_loading_does_not_touch_the_global_state(world: World, frozen: Path) -> None:
-    drawn = torch.random.get_rng_state()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.inference_mode():
-            weights = list(load(frozen).parameters())
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert {weight.dtype for weight in weights} == {torch.float32} and not any(w.is_inference() for w in weights)
-    assert torch.equal(torch.random.get_rng_state(), drawn)
-
-
 def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
     for name, seed in (("data", 0), ("other", 1)):
@@ -527,18 +515,6 @@ def network_and_samples(world: World, inputs: tuple[str, ...]) -> tuple[Network,
     network = Network(encoder, build_head("attentive", target, config, encoder.model.config, None), None)
     task, stores = task_and_stores(world, "facts.total", inputs)
     return network, stores.samples(task, "train")
-
-
-def test_cached_features_are_the_encoders(world: World) -> None:
-    """Compared with a single pass over all samples, up to rounding."""
-    network, samples = network_and_samples(world, ("light", "gist"))
-    with torch.no_grad():
-        wanted, _ = network.features(*network.encoder.prepare(samples.tokens(range(TRAIN))))
-    cache = FeatureCache(network, samples)
-    generator = np.random.default_rng(0)
-    for size in (5, 32, 1, 40, 96):
-        places = generator.permutation(TRAIN)[:size].tolist()
-        torch.testing.assert_close(torch.stack(cache.get(places)), wanted[places])
 
 
 @pytest.mark.parametrize("given", [("light",), ("letters",), ("letters", "light")])

@@ -391,18 +391,6 @@ def test_tokens_of_another_codec_are_refused(world: World, tmp_path: Path) -> No
         train(World(root=world.root, zoo=world.zoo, run=run), tmp_path / "probe", "zones")
 
 
-def test_a_tokenizer_that_a_backbone_gets_later_leaves_probes_as_they_are(world: World, tmp_path: Path) -> None:
-    run, probe = tmp_path / "run", tmp_path / "probe"
-    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
-    config = json.loads((run / "config.json").read_text())
-    there = World(root=world.root, zoo=world.zoo, run=run)
-    light = {"light": config["fingerprints"]["light"]}
-    (run / "config.json").write_text(json.dumps({**config, "fingerprints": light}))
-    found = train(there, probe, "zones", steps=1)
-    (run / "config.json").write_text(json.dumps(config))
-    assert train(there, probe, "zones", steps=1) == found
-
-
 def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,18 +65,16 @@ def png_of(picture: PIL.Image.Image | Figure, *, whole: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def cells_of(sheet: Path) -> list[list[str | None]] | None:
+def cells_of(sheet: Path) -> list[list[str | None]]:
     """Return the images of a gallery's sheet as data URIs, a row per sample, with None for text cells.
 
-    Return None if the sheet does not record its cells. Raises CheckpointError if it is damaged.
+    Raises CheckpointError if it is damaged.
     """
     from PIL import Image
 
     try:
         with Image.open(sheet, formats=("PNG",)) as whole:
-            places = getattr(whole, "text", {}).get("cells")
-            if places is None:
-                return None
+            places = getattr(whole, "text", {})["cells"]
             return [
                 [None if place is None else data_uri(png_of(whole.crop(place))) for place in row]
                 for row in json.loads(places)

@@ -57,8 +57,6 @@ class Gallery:
     target: str
     keys: list[str]
     rows: list[list[Cell]] = field(default_factory=list)
-    sheet: str | None = None
-    """The whole gallery as one image, if it cannot be cut into cells."""
 
     @property
     def texts(self) -> bool:
@@ -94,9 +92,8 @@ def read_galleries(
                 gone.append(name)
                 continue
             prefix = "generated-" if "inputs" in entry else ""
-            uri = pictures.add(f"{prefix}{Path(name).stem}", (folder / name).read_bytes())
-            cut = cells_of(folder / name)
-            gallery.sheet, images = (uri, images) if cut is None else (None, cut)
+            pictures.add(f"{prefix}{Path(name).stem}", (folder / name).read_bytes())
+            images = cells_of(folder / name)
         for row, drawn in zip(entry["rows"], images, strict=True):
             cells = [
                 Cell(role=role, modality=name, label=label, image=image, text=text)
@@ -133,8 +130,7 @@ def overview(galleries: Sequence[Gallery], skills: Mapping[tuple[str, str], floa
     sets: dict[tuple[tuple[str, ...], str], list[tuple[Gallery, list[Cell]]]] = {}
     for gallery in galleries:
         for key, row in zip(gallery.keys, gallery.rows, strict=True):
-            if gallery.sheet is None:
-                sets.setdefault((gallery.inputs, key), []).append((gallery, row))
+            sets.setdefault((gallery.inputs, key), []).append((gallery, row))
     (inputs, key), members = max(sets.items(), key=lambda item: len(item[1]), default=(((), ""), []))
     if len(members) < 2:
         return None
