@@ -121,16 +121,11 @@ def test_missing_files_are_named_with_the_command_that_creates_them(
 
 BROKEN = {
     "no import": ({"from __future__ import annotations": "import nowhere_at_all"}, "No module named 'nowhere_at_all'"),
-    "a missing hook": ({"    @hookimpl\n    def decode(": "    def _decode("}, "decode is missing"),
     "a misspelt hook": ({"def score(": "def scores("}, "there is no hook 'scores'; did you mean 'score'?"),
-    "no spec": ({"return ModalitySpec(": "return dict("}, "gave dict"),
 }
 LATE = {
     "another dtype": ({".round().long()": ".round().int()"}, ("encode", "gave int32 (8, 4, 4)", "declares int64")),
-    "another shape": ({".round().long()": ".round().long()[:, :1]"}, ("gave int64 (8, 1, 4)", "(batch, 4, 4)")),
-    "ids outside": ({".round().long()": ".round().long() + 16"}, ("encode", "outside the vocabulary")),
     "values outside": ({"return repeat(": "return 2 + repeat("}, ("decode", "in [0, 1]", "outside the range")),
-    "another metric": ({'return {"mae"': 'return {"mea"'}, ("score", "mea", "its spec declares mae")),
     "an exception": ({"from einops import reduce": "raise RuntimeError('one\\ntwo')"}, ("RuntimeError: one two",)),
 }
 
@@ -197,7 +192,7 @@ def test_a_plugin_that_gives_another_shape_than_its_spec(world: World, plugin: B
 )
 def test_registry_mistakes_stop_every_command(world: World, old: str, new: str, parts: tuple[str, ...]) -> None:
     (world.folder / "registry.toml").write_text(REGISTRY.replace(old, new))
-    for words in (ROAD["make"], ROAD["tokenize"], "tokenizer train caption --data data", "info rgb"):
+    for words in (ROAD["make"], "tokenizer train caption --data data"):
         world(words).refused("registry.toml", *parts)
     for words in ("list", "check"):  # these commands list all problems
         ended = world(words)
@@ -233,14 +228,16 @@ USES = {
 
 @pytest.mark.parametrize("folder", USES)
 def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) -> None:
-    weights = world.folder / folder / "model.safetensors"
-    for damage, parts in ((altered, SHA), (cut, ("model.safetensors",))):
+    for name, damage, parts in (
+        ("model.safetensors", altered, SHA), ("model.safetensors", cut, ("model.safetensors",)),
+        ("config.json", cut, (f"{folder}/config.json: cannot be read as JSON", "copy it again")),
+    ):  # fmt: skip
         world.put_back()
-        damage(weights)
-        data = weights.read_bytes()
+        damage(file := world.folder / folder / name)
+        data = file.read_bytes()
         for words in USES[folder]:
             world(words).refused(folder, *parts)
-        assert weights.read_bytes() == data and not (world.folder / "new").exists()
+        assert file.read_bytes() == data and not (world.folder / "new").exists()
 
 
 @pytest.mark.parametrize(("file", "words", "remedy"), [
@@ -251,13 +248,6 @@ def test_damaged_progress_record_is_refused_with_advice(world: World, file: str,
     """Without the file a folder would start again or belong to nobody, so it must not be deleted."""
     cut(world.folder / file)
     assert "delete" not in world(words).refused("cannot be read as JSON", remedy)
-
-
-@pytest.mark.parametrize("folder", USES)
-def test_a_damaged_configuration_is_named(world: World, folder: str) -> None:
-    cut(world.folder / folder / "config.json")
-    for words in USES[folder]:
-        world(words).refused(f"{folder}/config.json: cannot be read as JSON", "copy it again")
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.config import default_of
 from tokenizers_zoo.data.folder import FolderSamples, signature
 from tokenizers_zoo.data.manifest import (
     DATASET,
@@ -65,7 +63,6 @@ def make_data(
     """
     source = zoo.source(source_name)
     options = dict(options or {})
-    _check_required(source, options)
     out = Path(out)
     result = RunResult()
     samples_of.cache_clear()  # a source may read files that have changed since the last call in this process
@@ -91,19 +88,6 @@ def make_data(
         for plan in plans:
             result.outcomes += plan.run(zoo, workers)
     return result.check()
-
-
-def _check_required(source: SourceHandle, options: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first setting without a default that neither `options` nor `[zoo]` gives.
-
-    Unknown keys are reported when the settings are taken.
-    """
-    fields = () if source.spec.settings is None else dataclasses.fields(source.spec.settings)
-    if options.keys() <= {field.name for field in fields}:
-        given = options.keys() | source.shared_settings()
-        for field in fields:
-            if field.init and field.name not in given and default_of(field) is dataclasses.MISSING:
-                raise ConfigError(f"[{source.name}] {field.name}: required, and not given; give --set {field.name}=...")
 
 
 def _given(
