@@ -80,6 +80,14 @@ def test_a_tar_of_any_format_is_read(tmp_path: Path) -> None:
             read_member(members["a"])
 
 
+def test_a_size_in_an_extended_header_counts(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.bin")
+    info.pax_headers = {"size": "5"}
+    (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + b"12345".ljust(BLOCK, b"\0") + bytes(2 * BLOCK))
+    members, _ = scan(tmp_path / "s.tar")
+    assert read_member(members["a"]) == b"12345"
+
+
 @pytest.fixture(scope="module")
 def six(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A tar file of six members of 600 bytes: each takes a header and two blocks."""

@@ -43,7 +43,10 @@ from tokenizers_zoo.spec import Crop
 # ---------------------------------------------------------------------- tokenizers
 
 
-def trained(zoo: Zoo, data: Path, *names: str) -> None:
+def trained(zoo: Zoo, data: Path, *names: str, **changes: Any) -> None:
+    """Train tokenizers on toy data, which are made if they are not there."""
+    if not data.exists():
+        make_toy(zoo, data, **changes)
     for name in names:
         train_tokenizer(zoo, name, data)
 
@@ -68,7 +71,6 @@ def test_training_samples_are_the_readable_values_of_all_sharing_modalities(toy:
 
 def test_hidden_files_of_other_systems_are_ignored(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
-    make_toy(zoo, data)
     trained(zoo, data, "field")
     tokenize(zoo, data, out, modalities=["field"])
     before = tokens_of(zoo, out, "field")
@@ -99,8 +101,7 @@ def test_provenance_says_what_the_values_are_and_how_they_are_read(install_examp
 
 def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    make_toy(zoo, data, test=40)
-    trained(zoo, data, "field", "words")
+    trained(zoo, data, "field", "words", test=40)
     result = evaluate_tokenizer(zoo, "field", data)
     store, handle = ValueStore(data), zoo["field"]
     values = [store.read_key(handle, "test", key) for key in store.keys("test", "field")]
@@ -169,7 +170,6 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
-    make_toy(zoo, data)
     trained(zoo, data, "words")
     whole = evaluate_tokenizer(zoo, "words", data, write=False)
     with writing_values(data, "test", "words", more=True) as writer:
@@ -195,7 +195,6 @@ def test_no_value_is_left_out_where_the_machine_fails(
     hook: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
-    make_toy(zoo, data)
     trained(zoo, data, "field")
     plugin = type(zoo["field"]._plugin)
     call = plugin.call_raw
@@ -218,8 +217,7 @@ def test_a_value_left_out_as_memory_ran_out_is_encoded_the_next_time(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
-    make_toy(zoo, data, test=0)
-    trained(zoo, data, "field")
+    trained(zoo, data, "field", test=0)
     read, left = zoo["field"].read, itertools.count()
 
     def failing(value: bytes, extension: str) -> Any:
@@ -240,7 +238,6 @@ def test_a_value_left_out_as_memory_ran_out_is_encoded_the_next_time(
 
 def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    make_toy(zoo, data)
     trained(zoo, data, "field")
     folder = zoo["field"].checkpoint
     training = {"steps": 9, "codebook": {"usage": 0.5, "perplexity": 7.0}, "metrics": {"mae": 5.0}, "samples": 2000}
@@ -339,7 +336,6 @@ def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
 
 def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(enabled=("field",)), tmp_path / "data"
-    make_toy(zoo, data)
     trained(zoo, data, "field")
     tokenize(zoo, data, tmp_path / "whole", batch_size=4)
     whole = snapshot(tmp_path / "whole")
@@ -380,8 +376,7 @@ def change_values(zoo: Zoo, data: Path, shard: int) -> None:
 
 def test_only_shards_of_other_inputs_are_made_again(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
-    make_toy(zoo, data, test=0)
-    trained(zoo, data, "field")
+    trained(zoo, data, "field", test=0)
 
     def run() -> tuple[int, int, int]:
         return counts(tokenize(zoo, data, out))["train/field"]
@@ -432,8 +427,7 @@ def test_a_new_tokenizer_or_other_settings_encode_all_again(install_example: Ins
 
 def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
-    make_toy(zoo, data, test=0)
-    trained(zoo, data, "words")
+    trained(zoo, data, "words", test=0)
     with writing_values(data, "train", "words", more=True) as writer:
         writer.add("odd", b"nothing", "txt")
         writer.add("broken", b"\xff", "txt")
@@ -463,7 +457,6 @@ def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(toy: Toy, tmp_
 
 def test_a_file_that_is_not_read_now_costs_no_sample(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
-    make_toy(zoo, data)
     trained(zoo, data, "field")
     pread = os.pread
 
@@ -483,7 +476,6 @@ def test_a_file_that_is_not_read_now_costs_no_sample(toy: Toy, tmp_path: Path, m
 
 def test_a_modality_may_be_in_one_split_alone(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
-    make_toy(zoo, data)
     trained(zoo, data, "field", "words")
     shutil.rmtree(data / "test/words")
     result = tokenize(zoo, data, out, modalities=["field", "words"])
@@ -601,7 +593,6 @@ def test_data_without_any_tokenizer_are_refused(toy: Toy, tmp_path: Path) -> Non
 
 def test_data_that_are_not_all_made_are_told(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
-    make_toy(zoo, data)
     trained(zoo, data, "field", "words")
     assert tokenize(zoo, data, out).notes == []
     (data / "train/field/shard-00001.json").unlink()

@@ -107,7 +107,7 @@ class World:
                     (place / f"{split}{number:02}.txt").write_text(f"a {colour} chair in the {name.split('_')[0]} room")
         zoo = self.zoo()
         path = {"path": str(self.folder / "files")}
-        make_data(zoo, "folder", self.data, train=None, test=None, options=path, workers=1)
+        make_data(zoo, "folder", self.data, train=None, test=None, options=path, workers=1, shard_size=8)
         train_tokenizer(zoo, "caption", self.data)
         tokenize(zoo, self.data, self.tokens)
         self.train(zoo, self.run)
@@ -251,6 +251,10 @@ def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) ->
         model.token_embedding.weight.detach(), old.token_embedding.weight.detach()
     )  # new tokens use ids that were free
     assert model.layout.names == USED
+    (world.tokens / "train/caption/shard-00001.arrow").unlink()
+    tokenize(zoo, world.data, world.tokens)
+    column = TokenStore(world.tokens).open("train", "caption")
+    assert column.fingerprint == zoo["caption"].fingerprint, "all shards are by one tokenizer"
 
 
 def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mood: None) -> None:

@@ -1,4 +1,4 @@
-"""Work over many shards: what becomes of their samples, a pool of processes, and threads that read ahead."""
+"""Work over many shards: counts of their samples, a pool of processes, and threads that read ahead."""
 
 from __future__ import annotations
 
