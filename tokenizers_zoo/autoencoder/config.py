@@ -236,7 +236,6 @@ class TokenizerConfig(QuantizedTrainConfig):
         return spread if self.codebook_size else {"levels": self.default_levels, **spread}
 
     def block_config(self) -> BlockConfig:
-        """The resolved encoder and decoder settings of the table."""
         return BlockConfig(
             kind=self.blocks, width=self.width, depth=self.depth, heads=self.heads, mlp_ratio=self.mlp_ratio
         )

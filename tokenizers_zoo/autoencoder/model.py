@@ -143,7 +143,6 @@ class NoDecoder(nn.Module):
     """Stands in for the plain decoder of a tokenizer without one."""
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Raise CheckpointError."""
         raise CheckpointError(
             "this tokenizer has a diffusion decoder only; add the table tokenizer.diffusion from its registry.toml"
         )

@@ -25,8 +25,18 @@ if TYPE_CHECKING:
     from tokenizers_zoo.ml4m.architecture import Architecture
 
 
+class PluginBase:
+    """Base of all families: the settings of a plugin."""
+
+    settings_class: ClassVar[Any]
+
+    def options(self, settings: Settings) -> Any:
+        """Return the plugin's settings dataclass."""
+        return settings.take(self.settings_class)
+
+
 def spec_of(
-    modality: Any, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **more: Any
+    modality: PluginBase, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **more: Any
 ) -> ModalitySpec:
     """Return a spec with the attributes of a plugin; `more` replaces them.
 
@@ -60,7 +70,7 @@ def token_grid(options: Any) -> tuple[int, ...]:
     return shape
 
 
-class TrainedModality:
+class TrainedModality(PluginBase):
     """A modality whose tokenizer is a trained autoencoder.
 
     A family gives `family`, `value_spec` and `layout`, and settings with `patch` and `tokenizer`. A plugin sets
@@ -68,7 +78,6 @@ class TrainedModality:
     """
 
     family: ClassVar[str]
-    settings_class: ClassVar[type[Any]]
     summary: ClassVar[str]
     kind: ClassVar[ValueKind] = "continuous"
     channels: ClassVar[int] = 3
@@ -91,10 +100,6 @@ class TrainedModality:
     """Channel counts of published tokenizers of this modality; default: as the network inputs."""
     published_choices: ClassVar[tuple[str, ...]] = ()
     """Settings that an import does not change."""
-
-    def options(self, settings: Settings) -> Any:
-        """Return the plugin's settings dataclass."""
-        return settings.take(self.settings_class)
 
     def value_spec(self, options: Any) -> ValueSpec:
         """Return the spec of values under these settings."""
@@ -203,7 +208,6 @@ class TrainedModality:
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """Return the spec under these settings."""
         options = self.options(settings)
         quantizer = options.tokenizer.quantizer_config()
         codes = quantizer.codes_per_position
@@ -211,7 +215,6 @@ class TrainedModality:
 
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
-        """Train the autoencoder."""
         from tokenizers_zoo.train.loop import train
 
         return train(self.task(config), samples, self.options(config).tokenizer, out_dir, seed)
@@ -227,12 +230,10 @@ class TrainedModality:
 
     @hookimpl
     def encode(self, tokenizer: Any, values: Any) -> Any:
-        """Return the tokens of a batch of values."""
         return tokenizer.encode(values)
 
     @hookimpl
     def decode(self, tokenizer: Any, tokens: Any) -> Any:
-        """Return the values of a batch of tokens."""
         return tokenizer.decode(tokens)
 
     def importing(self, settings: Settings) -> Settings:

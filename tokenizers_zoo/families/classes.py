@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
-from tokenizers_zoo.families.base import spec_of
+from tokenizers_zoo.families.base import PluginBase, spec_of
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.validation import text_of
@@ -49,12 +49,11 @@ class ClassTokenizer:
     device: str
 
 
-class ClassModality(Generic[S]):
+class ClassModality(PluginBase, Generic[S]):
     """The hooks of one modality of classes; `S` is its settings. A subclass gives `summary` and `settings_class`."""
 
     family: ClassVar[str] = "classes"
     summary: ClassVar[str]
-    settings_class: type[S]
     licence: ClassVar[str] = "Apache-2.0"
     aliases: ClassVar[tuple[str, ...]] = ()
     derived_from: ClassVar[tuple[str, ...]] = ()
@@ -67,10 +66,6 @@ class ClassModality(Generic[S]):
         ),
     )
 
-    def options(self, settings: Settings) -> S:
-        """Return the plugin's settings dataclass."""
-        return settings.take(self.settings_class)
-
     @property
     def checkpoint_class(self) -> str:
         """The "class" of this plugin's checkpoints."""
@@ -78,7 +73,6 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """Return the spec under these settings."""
         classes = self.options(settings).classes
         value = ValueSpec(kind="text", classes=classes, description="the name of a class")
         return spec_of(self, settings, value, VectorLayout(length=1), len(classes))
@@ -125,7 +119,6 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def decode(self, tokenizer: ClassTokenizer, tokens: Tensor) -> list[str]:
-        """Return the class of each id."""
         return [tokenizer.classes[index] for index in tokens[:, 0].tolist()]
 
     @hookimpl
@@ -137,7 +130,6 @@ class ClassModality(Generic[S]):
 
     @hookimpl
     def score(self, predicted: Sequence[str], target: Sequence[str]) -> dict[str, float]:
-        """Over all samples."""
         right = Counter(truth for guess, truth in zip(predicted, target, strict=True) if guess == truth)
         occurring = Counter(target)
         shares = [right[name] / count for name, count in occurring.items()]

@@ -19,7 +19,7 @@ from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_confi
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
-from tokenizers_zoo.families.base import spec_of
+from tokenizers_zoo.families.base import PluginBase, spec_of
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -57,13 +57,12 @@ class Standardiser:
     options: Any
 
 
-class StandardisedModality:
+class StandardisedModality(PluginBase):
     """The hooks of an input-only modality, whose values are standardised per channel or per number of a vector.
 
     A family gives the other hooks and the methods below.
     """
 
-    settings_class: ClassVar[type[Any]]
     published_statistics: ClassVar[tuple[Sequence[float], Sequence[float]] | None] = None
     """Mean and standard deviation in the published 4M backbones, if they use these values."""
     modality_spec: Any
@@ -71,10 +70,6 @@ class StandardisedModality:
     decode: Any
     render: Any
     score: Any
-
-    def options(self, settings: Settings) -> Any:
-        """Return the plugin's settings dataclass."""
-        return settings.take(self.settings_class)
 
     def count(self, options: Any) -> int:
         """Return how many means and deviations there are."""
@@ -213,7 +208,6 @@ class PatchesModality(ImageValues, StandardisedModality):
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """Return the spec under these settings."""
         options = self.options(settings)
         dtype = options.dtype
         if dtype == "uint8" and (self.low is None or self.high is None):
@@ -303,7 +297,6 @@ class EmbeddingsModality(StandardisedModality):
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """Return the spec under these settings."""
         options = self.options(settings)
         value = ValueSpec(shape=("vectors", options.dim), description="one vector or more, in order")
         layout = EmbeddingsLayout(max_length=options.max_length, dim=options.dim, dtype=options.dtype)
@@ -328,7 +321,6 @@ class EmbeddingsModality(StandardisedModality):
 
     @hookimpl
     def decode(self, tokenizer: Standardiser, tokens: Sequence[Array]) -> list[Array]:
-        """Return the unstandardised vectors."""
         return [(np.asarray(item) * tokenizer.std + tokenizer.mean).astype(np.float32) for item in tokens]
 
     @hookimpl

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError, is_of_the_machine
+from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.validation import array_bytes, array_of, commonest_classes
@@ -80,14 +81,8 @@ class ImageSettings:
         return self.size[0] // self.patch_size, self.size[1] // self.patch_size
 
 
-class ValueHooks:
+class ValueHooks(PluginBase):
     """The hooks for files, pictures and metrics, as methods that get the plugin's settings dataclass."""
-
-    settings_class: ClassVar[type[Any]]
-
-    def options(self, settings: Settings) -> Any:
-        """Return the plugin's settings dataclass."""
-        return settings.take(self.settings_class)
 
     def read(self, data: bytes, extension: str, options: Any) -> Any:
         """Read one value from a file's bytes, at the file's size. Raises ValueError or InvalidValueError."""
@@ -115,17 +110,14 @@ class ValueHooks:
 
     @hookimpl
     def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
-        """Return a file's bytes and extension."""
         return self.write(value, self.options(settings))
 
     @hookimpl
     def render(self, value: Any, settings: Settings) -> PIL.Image.Image:
-        """Return the value as a picture."""
         return self.picture(value, self.options(settings))
 
     @hookimpl
     def score(self, predicted: Sequence[Any], target: Sequence[Any], settings: Settings) -> Mapping[str, float]:
-        """Return the metrics over aligned lists."""
         return self.measure(list(predicted), list(target), self.options(settings))
 
 
@@ -163,7 +155,6 @@ class ImageValues(ValueHooks):
         return options.size if self.kind == "classes" else (self.channels, *options.size)
 
     def value_spec(self, options: Any) -> ValueSpec:
-        """Return the spec of one value at the configured size."""
         names = self.class_names(options)
         classes = self.kind == "classes"
         return ValueSpec(
@@ -203,7 +194,6 @@ class ImageValues(ValueHooks):
 
     @hookimpl
     def transform(self, value: Array, crop: Crop, settings: Settings) -> Array:
-        """Apply the shared crop, flip and resize."""
         size = self.options(settings).size
         return value if crop.is_whole and value.shape[-2:] == size else self.resized(value, crop, size)
 

@@ -313,7 +313,6 @@ class ObjectModality(ValueHooks, TrainedModality):
 
     @hookimpl
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
-        """Apply the shared crop, flip and resize."""
         return self.seen(value, crop, self.options(settings))
 
     def split_all(self, values: Sequence[Any], options: Any, name: str) -> list[list[Any]]:

@@ -125,7 +125,6 @@ class TemporalModality(ImageValues, TrainedModality):
     """
 
     family = "temporal"
-    settings_class: ClassVar[type[Any]]
     loss: ClassVar[LossName] = "l1"
 
 

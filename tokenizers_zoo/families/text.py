@@ -21,7 +21,7 @@ import numpy as np
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
-from tokenizers_zoo.families.base import spec_of
+from tokenizers_zoo.families.base import PluginBase, spec_of
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Metric, ModalitySpec, SequenceLayout, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
@@ -50,7 +50,7 @@ def sequence_layout(ids: Any, max_length: int) -> SequenceLayout:
     return SequenceLayout(max_length=max_length, end=ids.end, sentinel_start=start, num_sentinels=count)
 
 
-class TextModality(Generic[S]):
+class TextModality(PluginBase, Generic[S]):
     """The hooks of one sequence modality; `S` is its settings, a frozen dataclass.
 
     A subclass sets `summary`, `value`, `metrics` and `settings_class`, and implements `encode_value` and
@@ -62,16 +62,11 @@ class TextModality(Generic[S]):
     summary: ClassVar[str]
     value: ClassVar[ValueSpec]
     metrics: ClassVar[tuple[Metric, ...]] = ()
-    settings_class: type[S]
     derived_from: ClassVar[tuple[str, ...]] = ()
     vocabulary_name: ClassVar[str] = "text"
     aliases: ClassVar[tuple[str, ...]] = ()
     axes: ClassVar[int] = 0
     """Coordinate axes that the modality writes: v0 to v(axes - 1)."""
-
-    def options(self, settings: Settings) -> S:
-        """Return the plugin's settings dataclass."""
-        return settings.take(self.settings_class)
 
     def value_spec(self, options: S) -> ValueSpec:
         """Return the spec of values under these settings; override it if the shape depends on them."""
@@ -153,7 +148,6 @@ class TextModality(Generic[S]):
 
     @hookimpl
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
-        """Return no special tokens."""
         return ()
 
     def _vocabulary_config(self, settings: Settings) -> VocabularyConfig:

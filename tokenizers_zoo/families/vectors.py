@@ -156,7 +156,6 @@ class VectorModality(TrainedModality):
 
     @hookimpl
     def score(self, predicted: Sequence[Array], target: Sequence[Array]) -> Mapping[str, float]:
-        """Return FEATURE_METRICS over aligned lists."""
         return agreement([np.asarray(value) for value in predicted], [np.asarray(value) for value in target])
 
     @hookimpl

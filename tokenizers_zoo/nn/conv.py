@@ -63,7 +63,6 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch channels *axes"]:
-        """Same shape as `x`."""
         return x + self.body(x)
 
 
@@ -81,7 +80,6 @@ class ConvNextBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
 
     def forward(self, x: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch channels *axes"]:
-        """Same shape as `x`."""
         return x + (self.gamma * self.mlp(self.norm(self.depthwise(x).movedim(1, -1)))).movedim(-1, 1)
 
 
