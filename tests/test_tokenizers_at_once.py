@@ -14,9 +14,8 @@ import pytest
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
-from tokenizers_zoo.data import ahead
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.pipeline import tokenizers
+from tokenizers_zoo.pipeline import engines, tokenizers
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
 
@@ -125,7 +124,7 @@ def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
 
 def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
-    monkeypatch.setattr(ahead, "QUOTA", Path("/nowhere"))
+    monkeypatch.setattr(engines, "QUOTA", Path("/nowhere"))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2, lambda _: None)) == {("dumb", "4")}
@@ -135,7 +134,7 @@ def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatc
 def test_remaining_jobs_of_a_killed_run_use_the_same_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread count changes the last bits of a network's output."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(ahead, "QUOTA", Path("/nowhere"))
+    monkeypatch.setattr(engines, "QUOTA", Path("/nowhere"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for left in ([1, 2], [1]):
         found = {threads for _, threads in run_jobs(Zoo.installed(), surroundings, left, None, lambda _: None, of=4)}
@@ -157,10 +156,10 @@ def test_a_container_may_have_less_than_its_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, found: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
-    monkeypatch.setattr(ahead, "QUOTA", tmp_path / "cpu.max")
-    assert ahead.cores() == 9
+    monkeypatch.setattr(engines, "QUOTA", tmp_path / "cpu.max")
+    assert engines.cores() == 9
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert ahead.cores() == found
+    assert engines.cores() == found
 
 
 def test_an_open_zoo_sees_newly_trained_tokenizers(place: Path) -> None:
