@@ -302,16 +302,6 @@ def test_each_instance_has_a_colour(instances: ModalityHandle) -> None:
 PUBLISHED = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
 
 
-def test_the_published_size() -> None:
-    own = PUBLISHED
-    spec, model = plugin.modality_spec(own), plugin.setup(own).model
-    assert model.patch == (16, 16) and plugin.grammar(plugin.options(own)).positions == 16
-    assert (model.quantizer.kind, model.quantizer.codebook_size) == ("vq", 1024)
-    assert (spec.vocabulary, spec.vocab_size, spec.layout.length) == ("text", 30_000, 256)
-    spec = plugin.modality_spec(Settings(NAME, {"preset": "4m", "layout": "codes", "max_instances": 16}))
-    assert spec.vocab_size == 1 + 200 + 4000 + 1024 and spec.layout.length == 16 * 20
-
-
 @pytest.mark.slow
 def test_the_published_size_runs_forward_and_back() -> None:
     import torch

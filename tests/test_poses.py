@@ -17,7 +17,6 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.families.object_tokens import numbers_of
-from tokenizers_zoo.nn.config import MlpConfig
 from tokenizers_zoo.spec import Crop, SequenceLayout
 from zoo_geometry import body
 from zoo_geometry.human_poses import person_problem, plugin
@@ -324,19 +323,6 @@ def test_another_id_space_is_another_tokenizer(poses: ModalityHandle) -> None:
 
 
 PUBLISHED = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
-
-
-def test_the_published_size() -> None:
-    spec, model = plugin.modality_spec(PUBLISHED), plugin.setup(PUBLISHED).model
-    assert (model.channels, model.quantizer.codebook_size, model.quantizer.codes_per_position) == (207, 1024, 8)
-    assert model.encoder == MlpConfig(width=1024, depth=6, expansion=4)
-    assert model.latent_dim == model.quantizer.codes_per_position * model.quantizer.codebook_dim == 1024
-    assert (spec.vocabulary, spec.vocab_size, spec.layout.length) == ("text", 30_000, 256)
-    assert [(ids.start, ids.stop) for ids in spec.ordered_ids] == [(204 + 1000 * v, 1204 + 1000 * v) for v in range(4)]
-    spec = plugin.modality_spec(Settings(NAME, {"preset": "4m", "layout": "codes", "max_people": 4}))
-    assert spec.vocab_size == 1 + 200 + (4 + 7 + 6 + 1 + 10) * 1000 + 8 * 1024
-    assert spec.layout.length == 4 * (28 + 8)
-    assert [ids.start for ids in spec.ordered_ids] == list(range(201, 28_201, 1000))
 
 
 def test_people_of_any_levels_can_be_written() -> None:

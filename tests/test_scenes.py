@@ -268,16 +268,6 @@ def test_a_sample_depends_on_split_seed_and_index_alone() -> None:
 # -- settings and contract --------------------------------------------------------------------------------------------
 
 
-def test_importing_the_plugin_loads_neither_torch_nor_mujoco() -> None:
-    script = (
-        f"import sys; sys.path[:0] = {sys.path!r}\n"
-        "import zoo_scenes; zoo_scenes.scenes.source_spec()\n"
-        "print({'torch', 'mujoco'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
     meanings = field_docstrings(SceneSettings)
     for name in ("image_size", "people", "clutter", "min_fov", "max_boxes", "min_visible"):
