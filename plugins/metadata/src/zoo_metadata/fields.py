@@ -51,34 +51,25 @@ class MetadataField:
     def __post_init__(self) -> None:
         object.__setattr__(self, "low", float(self.low))  # 0 and 0.0 are one declaration, and one special token
         object.__setattr__(self, "high", float(self.high))
-        if (self.kind == "choice") != bool(self.choices):
-            raise ValueError(f"choices: expected for kind 'choice' and only there, got {self.choices!r}")
-        if self.kind == "choice" and (len(self.choices) < 2 or len(set(self.choices)) < len(self.choices)):
-            raise ValueError(f"choices: expected two or more different words, got {self.choices!r}")
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"high: expected a number greater than low, got {self.low:g} to {self.high:g}")
-        if self.kind == "log" and self.low <= 0:
-            raise ValueError(f"low: expected a number above 0 for a log field, got {self.low:g}")
-        if self.kind == "int" and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError(f"low and high of an int field are whole numbers, got {self.low:g} and {self.high:g}")
-        if self.bins is not None and (self.kind not in ("float", "log") or self.bins < 2):
-            raise ValueError(
-                f"bins: expected 2 or more, of a float or log field, got {self.bins} of kind {self.kind!r}"
-            )
-        if self.rounding == "down" and self.kind not in ("float", "log"):
-            raise ValueError(f"rounding: expected 'nearest' for kind {self.kind!r}, got 'down'")
-        if self.clip and self.kind == "choice":
-            raise ValueError("clip: expected false for kind 'choice', got true")
-        if self.thresholds and (
-            len(self.thresholds) != len(self.choices) - 1
-            or not all(map(math.isfinite, self.thresholds))
-            or any(after <= before for before, after in pairwise(self.thresholds))
-        ):
-            raise ValueError(f"thresholds: expected rising numbers, one less than choices, got {self.thresholds!r}")
-        if self.number is not None and self.number < 0:
-            raise ValueError(f"number: expected 0 or more, got {self.number}")
-        if re.search(r"[\s<>]", self.unit):
-            raise ValueError(f"unit: expected one word, got {self.unit!r}")
+        choice, number, steps = self.kind == "choice", self.kind in ("float", "log"), self.thresholds
+        rising = all(map(math.isfinite, steps)) and all(before < after for before, after in pairwise(steps))
+        words = len(self.choices) > 1 and len(set(self.choices)) == len(self.choices)
+        fitting, whole = len(steps) in (0, len(self.choices) - 1), self.low % 1 == self.high % 1 == 0
+        sound = {
+            "choices: expected different words for kind 'choice', else none": words if choice else not self.choices,
+            "high: expected a number greater than low": -math.inf < self.low < self.high < math.inf,
+            "low: expected a number above 0 for a log field": self.kind != "log" or self.low > 0,
+            "low: expected whole numbers low and high for an int field": self.kind != "int" or whole,
+            "bins: expected 2 or more, for a float or log field": self.bins is None or (number and self.bins >= 2),
+            "rounding: expected 'nearest' for an int or choice field": self.rounding == "nearest" or number,
+            "clip: expected false for a choice field": not (self.clip and choice),
+            "thresholds: expected rising numbers, one less than choices": not steps or (rising and fitting),
+            "number: expected 0 or more": self.number is None or self.number >= 0,
+            "unit: expected one word": not re.search(r"[\s<>]", self.unit),
+        }
+        for expected, met in sound.items():
+            if not met:
+                raise ValueError(f"{expected}, got {getattr(self, expected.partition(':')[0])!r}")
 
     def levels(self, bins: int) -> int:
         """How many levels the field has in a vocabulary with `bins` levels per axis."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.config import check_counts, check_interval
 from tokenizers_zoo.errors import and_others
+from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
 
 Array = NDArray[Any]
@@ -187,14 +188,8 @@ def boxes_of_masks(masks: Array) -> Array:
 
 def suppressed(boxes: Array, scores: Array, max_overlap: float) -> list[int]:
     """Greedy non-maximum suppression: which boxes (n, 4) remain, by falling score; equal ones in their order."""
-    left, top, right, bottom = boxes.T
-    areas = (right - left) * (bottom - top)
-    waiting, kept = np.argsort(-scores, kind="stable"), []
-    while len(waiting):
-        best, waiting = waiting[0], waiting[1:]
-        kept.append(int(best))
-        across = np.minimum(right[best], right[waiting]) - np.maximum(left[best], left[waiting])
-        down = np.minimum(bottom[best], bottom[waiting]) - np.maximum(top[best], top[waiting])
-        shared = np.maximum(across, 0) * np.maximum(down, 0)
-        waiting = waiting[shared <= max_overlap * (areas[best] + areas[waiting] - shared)]
+    kept: list[int] = []
+    for place in np.argsort(-scores, kind="stable").tolist():
+        if not (box_overlaps(boxes[place : place + 1].astype(np.float64), boxes[kept]) > max_overlap).any():
+            kept.append(place)
     return kept
