@@ -310,6 +310,10 @@ def test_slanted_planes_have_no_occlusion_edges_and_jumps_have() -> None:
         {},
     )
     assert found["occlusion_score"] == outline.mean()
+    ramp = geometric_metadata.derive(
+        {"depth": np.linspace(1, 2, 101)[None, None]}, settings_of("geometric_metadata", inputs=["depth"]), {}
+    )
+    assert [ramp[f"{name}_depth"] for name in ("nearest", "median", "farthest")] == pytest.approx([1.05, 1.5, 1.95])
     assert found["median_depth"] == pytest.approx(np.median(with_box), rel=1e-6)
     assert found["geometric_complexity"] == 1.0
 

@@ -67,6 +67,12 @@ def test_mirrored_normals_point_the_other_way() -> None:
     np.testing.assert_allclose(np.linalg.norm(cropped, axis=0), 1, atol=1e-6)
 
 
+def test_an_edge_half_way_between_two_pixels_is_in_both() -> None:
+    line = np.zeros((1, 8, 8), np.float32)
+    line[..., 3] = 1
+    assert canny.resized(line, Crop(left=1 / 16, width=7 / 8), (8, 7))[0, 0].tolist() == [0, 0, 1, 1, 0, 0, 0]
+
+
 def test_thin_edges_survive_being_made_smaller() -> None:
     line = np.zeros((1, 64, 64), np.float32)
     line[0, 20] = 1
