@@ -142,26 +142,10 @@ def test_error_in_one_modality_is_reported_separately(install_example: Install, 
 ENCODE = "(means * (len(tokenizer) - 1)).round().long()"
 
 
-def test_uninformative_tokens(install_example: Install, tmp_path: Path) -> None:
-    install_example("field", {ENCODE: "means.long() * 0"})
-    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
-    failing(zoo, data, "floor", "mae 0.", "the best constant 0.2")
-    failing(zoo, data, "bound", "-", "of the way", "expected 50%")
-    failing(zoo, data, "varied", "1 of 24 samples differ; the most frequent id has 100.0%")
-    failing(zoo, data, "entropy", "0.00 bits per token of 4.00 (perplexity 1)")
-
-
-def test_a_collapsed_codebook_and_a_declared_bound(install_example: Install, tmp_path: Path) -> None:
-    install_example("field", {
-        "levels: int = 16": "levels: int = 64",
-        "(means * (len(tokenizer) - 1)).round().long()": "(means * 5).round().long() * 12",
-        'meaning="mean absolute error"': 'meaning="mean absolute error", bound=0.02',
-    })  # fmt: skip
-    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
-    failing(zoo, data, "codebook", "9.4% of 64 codes used", "99.")
-    failing(zoo, data, "bound", "mae 0.0", "bound 0.02")
+METRICS = 'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)'
+MARKS = """return {"mae": float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted, target, strict=True)]))}"""
+SCORE = "np.mean([(np.abs(p - t) < 0.1).mean() for p, t in zip(predicted, target, strict=True)])"
+COARSE = {"levels: int = 16": "levels: int = 4"}
 
 
 def codebooks(columns: str) -> dict[str, str]:
@@ -174,94 +158,81 @@ def codebooks(columns: str) -> dict[str, str]:
     }
 
 
-def test_good_codebooks_do_not_hide_collapsed_codebooks(install_example: Install, tmp_path: Path) -> None:
-    install_example("field", codebooks("[ids] * 2 + [0 * ids] * 6"))
-    install_example("sound", codebooks("[ids] * 8"))
-    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
-    write_data(zoo, data, [blocks(i) for i in range(COUNT)], "sound")
-    shown = "29.7% of 16 codes used, 100.0% where tokens are spread evenly"
-    failing(zoo, data, "codebook", f"{shown}; codebook 3 of 8: 6.2%")
-    failing(zoo, data, "varied", "24 of 24 samples differ", "% of the tokens; codebook 3 of 8: 100.0%")
-    failing(zoo, data, "entropy", " bits per token of 4.00 ", "; codebook 3 of 8: 0.00 bits")
-    found = findings(zoo, data, "sound")
-    assert found["codebook"].figure == "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
-    for gate in ("codebook", "varied", "entropy"):
-        assert found[gate].passed and "of 8" not in found[gate].figure
-
-
-METRICS = 'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)'
-MARKS = """return {"mae": float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted, target, strict=True)]))}"""
-
-
-def two_metrics(mae: float | None, near: float) -> dict[str, str]:
-    """The example plugin with a second metric, the share of pixels within 0.1, and bounds."""
-    share = "np.mean([(np.abs(p - t) < 0.1).mean() for p, t in zip(predicted, target, strict=True)])"
+def two_metrics(mae: float | None) -> dict[str, str]:
+    """The example plugin with bounds for the error and for a second metric, the share of pixels within 0.1."""
     return {
         METRICS: f"""metrics=(Metric(name="mae", higher_is_better=False, meaning="error", bound={mae}),
-            Metric(name="near", higher_is_better=True, meaning="share within 0.1", bound={near}))""",
-        MARKS: f"{MARKS[:-1]}, 'near': float({share})}}",
+            Metric(name="near", higher_is_better=True, meaning="share within 0.1", bound=0.99))""",
+        MARKS: f"{MARKS[:-1]}, 'near': float({SCORE})}}",
     }
 
 
-@pytest.mark.parametrize(("mae", "wrong"), [(0.1, False), (None, False), (0.001, True)])
-def test_every_declared_bound_is_checked(
-    install_example: Install, tmp_path: Path, mae: float | None, wrong: bool
-) -> None:
-    install_example("field", two_metrics(mae, 0.99))
-    install_example("coarse", {**two_metrics(0.1, 0.99), "levels: int = 16": "levels: int = 4"})
-    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
-    write_data(zoo, data, [blocks(i) for i in range(COUNT)], "coarse")
-    if wrong:
-        failing(zoo, data, "bound", "mae 0.01", "bound 0.001")
-        return
-    found = findings(zoo, data)["bound"]
-    assert found.passed and found.figure.endswith("near 1, bound 0.99") and ("mae" in found.figure) == bool(mae)
-    failing(zoo, data, "bound", "near 0.", "bound 0.99", name="coarse")
-    assert "mae" not in findings(zoo, data, "coarse")["bound"].figure  # only worse figures are shown
-
-
-RATIO = {
-    METRICS: 'metrics=(Metric(name="psnr", unit="dB", higher_is_better=True, meaning="signal to noise"),)',
-    MARKS: """errors = [np.mean((p - t) ** 2) for p, t in zip(predicted, target, strict=True)]
+def ratio(bound: str) -> dict[str, str]:
+    """The example plugin judged by a ratio in dB: no tokenizer reaches the middle between constant and perfect."""
+    return {
+        METRICS: f'metrics=(Metric(name="psnr", unit="dB"{bound}, higher_is_better=True, meaning="signal to noise"),)',
+        MARKS: """errors = [np.mean((p - t) ** 2) for p, t in zip(predicted, target, strict=True)]
         return {"psnr": float(np.mean(np.minimum(-10 * np.log10(np.maximum(errors, 1e-30)), 100)))}""",
-}
+    }
 
 
-def test_db_metrics_are_judged_only_by_their_bound(install_example: Install, tmp_path: Path) -> None:
-    """No tokenizer reaches the middle between the constant baseline and the cut-off value."""
-    install_example("field", RATIO)
-    bounded = {METRICS: RATIO[METRICS].replace('"dB",', '"dB", bound=25.0,'), MARKS: RATIO[MARKS]}
-    install_example("bounded", bounded)
-    install_example("coarse", {**bounded, "levels: int = 16": "levels: int = 4"})
+NAN = f"""if all(np.array_equal(p, predicted[0]) for p in predicted):
+            return {{'mae': float('nan')}}
+        {MARKS}"""
+ONE_CODE = {
+    "levels: int = 16": "levels: int = 64", ENCODE: "(means * 5).round().long() * 12",
+    'meaning="mean absolute error"': 'meaning="mean absolute error", bound=0.02',
+}  # fmt: skip
+EVEN = "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
+Expected = dict[str, tuple[str, ...]]
+"""By gate: its result, and parts of its figure."""
+PLUGINS: dict[str, tuple[dict[str, str], Expected]] = {
+    "dull": ({ENCODE: "means.long() * 0"}, {
+        "floor": ("FAIL", "mae 0.", "the best constant 0.2"), "bound": ("FAIL", "-", "of the way", "expected 50%"),
+        "varied": ("FAIL", "1 of 24 samples differ; the most frequent id has 100.0%"),
+        "entropy": ("FAIL", "0.00 bits per token of 4.00 (perplexity 1)"),
+    }),
+    "collapsed": (ONE_CODE, {
+        "codebook": ("FAIL", "9.4% of 64 codes used", "99."), "bound": ("FAIL", "mae 0.0", "bound 0.02"),
+    }),
+    "partly_collapsed": (codebooks("[ids] * 2 + [0 * ids] * 6"), {
+        "codebook": ("FAIL", "29.7% of 16 codes used, 100.0% where tokens are spread evenly; codebook 3 of 8: 6.2%"),
+        "varied": ("FAIL", "24 of 24 samples differ", "% of the tokens; codebook 3 of 8: 100.0%"),
+        "entropy": ("FAIL", " bits per token of 4.00 ", "; codebook 3 of 8: 0.00 bits"),
+    }),
+    "codebooks": (codebooks("[ids] * 8"), {"codebook": ("ok", EVEN), "varied": ("ok",), "entropy": ("ok",)}),
+    "bounded": (two_metrics(0.1), {"bound": ("ok", "mae 0.01", "near 1, bound 0.99")}),
+    "half_bounded": (two_metrics(None), {"bound": ("ok", "near 1, bound 0.99")}),
+    "strict": (two_metrics(0.001), {"bound": ("FAIL", "mae 0.01", "bound 0.001")}),
+    "coarse": (two_metrics(0.1) | COARSE, {"bound": ("FAIL", "near 0.", "bound 0.99")}),
+    "ratio": (ratio(""), {"bound": ("-", "half way to a perfect psnr in dB says nothing: declare a bound")}),
+    "bounded_ratio": (ratio(", bound=25.0"), {"bound": ("ok", "bound 25 dB")}),
+    "coarse_ratio": (ratio(", bound=25.0") | COARSE, {"bound": ("FAIL", "bound 25 dB")}),
+    "nan": ({MARKS: NAN}, {
+        "floor": ("-", "the best constant nan, which is no score"), "bound": ("-", "has no mae from which a way could"),
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_gates_judge_a_tokenizer(kind: str, install_example: Install, tmp_path: Path) -> None:
+    changes, expected = PLUGINS[kind]
+    install_example("field", changes)
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = tmp_path / "data"
-    for name in ("field", "bounded", "coarse"):
-        write_data(zoo, data, [blocks(i) for i in range(COUNT)], name)
-    found = findings(zoo, data)["bound"]
-    assert found.skipped
-    assert found.figure == "half way to a perfect psnr in dB says nothing: declare a bound (Metric.bound)"
-    found = findings(zoo, data, "bounded")["bound"]
-    assert found.passed and not found.skipped and found.figure.endswith("bound 25 dB")
-    failing(zoo, data, "bound", "bound 25 dB", name="coarse")
+    found = findings(zoo, write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)]))
+    for gate, (result, *parts) in expected.items():
+        finding = found[gate]
+        assert result == ("-" if finding.skipped else "ok" if finding.passed else "FAIL"), finding
+        assert all(part in finding.figure for part in parts), finding.figure
+        assert bool(finding.advice) == (result == "FAIL") and "\n" not in finding.figure + finding.advice
+    if kind in ("codebooks", "half_bounded", "coarse"):  # only a worse codebook, or a worse figure, is shown
+        assert "of 8" not in found["codebook"].figure and "mae" not in found["bound"].figure
 
 
 def test_every_main_metric_in_db_has_a_bound() -> None:
     main = {handle.name: handle.spec.metrics[0] for handle in Zoo.installed().handles()}
     ratios = {name: metric.bound for name, metric in main.items() if metric.unit == "dB" and metric.higher_is_better}
     assert {"rgb", "multispectral", "video"} <= set(ratios) and None not in ratios.values(), ratios
-
-
-def test_constant_baseline_without_a_score_is_not_compared(install_example: Install, tmp_path: Path) -> None:
-    alike = "if all(np.array_equal(p, predicted[0]) for p in predicted):"
-    install_example("field", {MARKS: f"{alike}\n            return {{'mae': float('nan')}}\n        {MARKS}"})
-    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
-    found = findings(zoo, data)
-    assert found["floor"].skipped and found["bound"].skipped
-    assert found["floor"].figure.endswith("the best constant nan, which is no score to compare with")
-    assert found["bound"].figure == "the best constant has no mae from which a way could be measured"
 
 
 def test_briefly_trained_tokenizer_must_get_half_way_to_the_bound(tmp_path: Path) -> None:
