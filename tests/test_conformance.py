@@ -27,7 +27,9 @@ from tokenizers_zoo.testing.checks import CHECKS, broken_values
 from tokenizers_zoo.testing.subject import Skipped, Subject, generated_values
 
 ROOT = Path(__file__).parent.parent
-SMALL = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8}})
+SMALL = Zoo.from_tables(
+    {"zoo": {"image_size": 32, "patch_size": 8}, "modalities": {"audio": {"iterations": 4}}}  # of Griffin-Lim, slow
+)
 Install = Callable[..., Path]
 
 
