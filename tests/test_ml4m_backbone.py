@@ -6,8 +6,9 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -259,19 +260,64 @@ def test_an_imported_backbone_computes_what_the_published_one_does(
     assert float(found["loss/mod_mean"]) == pytest.approx(float(torch.stack(losses).mean()), rel=2e-5)
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_import_then_export_gives_every_bit_back(config: dict[str, Any], tmp_path: Path) -> None:
-    checkpoint = published(config)
-    write_published(checkpoint, tmp_path / "published")
-    imported(read_published(tmp_path / "published"), tmp_path)
-    write_published(export_backbone(tmp_path / "backbone"), tmp_path / "again")
-    again = read_published(tmp_path / "again")
-    assert again.config == config
+def round_trip(checkpoint: PublishedCheckpoint, folder: Path) -> PublishedCheckpoint:
+    """Write, import and export a checkpoint; return the export after checking that its files are the same."""
+    write_published(checkpoint, folder / "published")
+    imported(read_published(folder / "published"), folder)
+    again = export_backbone(folder / "backbone")
+    write_published(again, folder / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (folder / "again" / name).read_bytes() == (folder / "published" / name).read_bytes()
+    return again
+
+
+MARKERS = {"encoder_embeddings.caption.mod_emb": "decoder_embeddings.caption.mod_emb"}
+LOGITS, TABLE = (f"decoder_embeddings.caption.{leaf}.weight" for leaf in ("to_logits", "token_emb"))
+METADATA = {**{f"key{number}": f'"{number}" ü\n' for number in (3, 1, 4, 0, 5, 9, 2, 6)}, "format": "pt"}
+"""The safetensors library itself writes and reads metadata in random order."""
+
+
+def gated(
+    change: Callable[[str, Tensor], Tensor | None] = lambda name, tensor: tensor,
+    config: Mapping[str, Any] = MappingProxyType({}),
+    **fields: Any,
+) -> Callable[[], PublishedCheckpoint]:
+    """Return a function that makes a checkpoint with changed tensors (None: left out) and fields."""
+
+    def make() -> PublishedCheckpoint:
+        whole = published({**VARIANTS["gated"], **config})
+        tensors = {name: change(name, tensor) for name, tensor in whole.tensors.items()}
+        held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        tied = {name: held[kept] for name, kept in fields.get("same_as", {}).items()}
+        return dataclasses.replace(whole, tensors=held | tied, **fields)
+
+    return make
+
+
+CASES: dict[str, Callable[[], PublishedCheckpoint]] = {
+    **{name: (lambda config=config: published(config)) for name, config in VARIANTS.items()},
+    "half precision": gated(lambda name, tensor: tensor.bfloat16() if ".mlp." in name else tensor, same_as=MARKERS),
+    "tied tables": gated(same_as={LOGITS: TABLE}),  # the default of ml-4m's decoders
+    "zeros left out": gated(lambda name, tensor: tensor if tensor.any() else None, config={"norm_bias": False}),
+    "metadata": gated(metadata={"dim": "24", "act_layer": "SiLU", "format": "pt"}),
+    "no metadata": gated(metadata={}),
+    "metadata in order": gated(metadata={**METADATA, **MARKERS}, same_as=MARKERS),
+    "empty metadata": gated(metadata={"key": "", **MARKERS, "format": "pt"}, same_as=MARKERS),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_import_then_export_gives_every_bit_back(case: str, tmp_path: Path) -> None:
+    checkpoint = CASES[case]()
+    again = round_trip(checkpoint, tmp_path)
+    assert (again.config, again.same_as) == (checkpoint.config, checkpoint.same_as)
     assert again.tensors.keys() == checkpoint.tensors.keys()
     for name, tensor in checkpoint.tensors.items():
         assert again.tensors[name].dtype == tensor.dtype and torch.equal(again.tensors[name], tensor), name
-    for name in ("config.json", "model.safetensors"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
+    if "metadata" in case:
+        found = read_published(tmp_path / "published")
+        assert {**found.metadata, **found.same_as} == checkpoint.metadata
+        assert list(metadata_of(tmp_path / "published" / "model.safetensors")) == list(checkpoint.metadata)
 
 
 def imported(checkpoint: PublishedCheckpoint, folder: Path) -> dict[str, str]:
@@ -280,46 +326,12 @@ def imported(checkpoint: PublishedCheckpoint, folder: Path) -> dict[str, str]:
     return notes
 
 
-def test_half_precision_and_aliased_names_round_trip(tmp_path: Path) -> None:
-    whole = published(VARIANTS["gated"])
-    tensors = {name: tensor.to(torch.bfloat16 if ".mlp." in name else tensor.dtype) for name, tensor in
-               whole.tensors.items()}  # fmt: skip
-    same_as = {"encoder_embeddings.caption.mod_emb": "decoder_embeddings.caption.mod_emb"}
-    write_published(PublishedCheckpoint(config=whole.config, tensors=tensors, same_as=same_as), tmp_path / "published")
-    found = read_published(tmp_path / "published")
-    assert found.same_as == same_as
-    imported(found, tmp_path)
-    again = export_backbone(tmp_path / "backbone")
-    assert again.same_as == same_as
-    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in tensors.items())
-    assert again.tensors["encoder.0.mlp.fc1.weight"].dtype == torch.bfloat16
-
-
-def test_tied_tables_round_trip_and_may_be_untied(tmp_path: Path) -> None:
-    """ml-4m's decoders tie the embedding and output tables by default."""
-    logits, table = (f"decoder_embeddings.caption.{leaf}.weight" for leaf in ("to_logits", "token_emb"))
-    whole = published(VARIANTS["gated"])
-    tied = dataclasses.replace(whole, tensors={**whole.tensors, logits: whole.tensors[table]}, same_as={logits: table})
-    write_published(tied, tmp_path / "published")
-    imported(read_published(tmp_path / "published"), tmp_path)
-    write_published(export_backbone(tmp_path / "backbone"), tmp_path / "again")
-    for name in ("config.json", "model.safetensors"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
+def test_training_may_untie_tables(tmp_path: Path) -> None:
+    round_trip(CASES["tied tables"](), tmp_path)
     run = trained_on(tmp_path, load_model(tmp_path / "backbone").layout.specs)
     trained, own = export_backbone(run), load_file(run / "model.safetensors")
-    assert trained.same_as == {} and torch.equal(trained.tensors[logits], own["output.caption"])
-    assert not torch.equal(trained.tensors[logits], trained.tensors[table])
-
-
-def test_zeros_that_a_file_leaves_out_are_not_added(tmp_path: Path) -> None:
-    whole = published({**VARIANTS["gated"], "norm_bias": False})
-    less = {name: tensor for name, tensor in whole.tensors.items() if tensor.any()}
-    assert len(less) < len(whole.tensors)
-    write_published(dataclasses.replace(whole, tensors=less), tmp_path / "published")
-    imported(read_published(tmp_path / "published"), tmp_path)
-    write_published(export_backbone(tmp_path / "backbone"), tmp_path / "again")
-    for name in ("config.json", "model.safetensors"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "published" / name).read_bytes()
+    assert trained.same_as == {} and torch.equal(trained.tensors[LOGITS], own["output.caption"])
+    assert not torch.equal(trained.tensors[LOGITS], trained.tensors[TABLE])
 
 
 def test_patches_without_a_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,35 +344,6 @@ def test_patches_without_a_size_are_refused(tmp_path: Path, monkeypatch: pytest.
     assert published_modalities(whole)[-1].pixels == PATCH**2
 
 
-def test_file_metadata_round_trips(tmp_path: Path) -> None:
-    """4M's code also reads its configuration from the file's metadata, which may be empty."""
-    for number, metadata in enumerate(({"dim": "24", "act_layer": "SiLU", "format": "pt"}, {})):
-        folder = tmp_path / str(number)
-        write_published(dataclasses.replace(published(VARIANTS["gated"]), metadata=metadata), folder / "published")
-        found = read_published(folder / "published")
-        assert found.metadata == metadata and not found.same_as
-        imported(found, folder)
-        write_published(export_backbone(folder / "backbone"), folder / "again")
-        assert read_published(folder / "again").metadata == metadata
-
-
-def test_file_metadata_keeps_its_order(tmp_path: Path) -> None:
-    """The safetensors library itself writes and reads metadata in random order."""
-    whole = published(VARIANTS["gated"])
-    metadata = {**{f"key{number}": f'"{number}" ü\n' for number in (3, 1, 4, 0, 5, 9, 2, 6)}, "format": "pt"}
-    same_as = {"encoder_embeddings.caption.mod_emb": "decoder_embeddings.caption.mod_emb"}
-    for number, said in enumerate(({**metadata, **same_as}, {"key": "", **same_as, "format": "pt"})):
-        folder = tmp_path / str(number)
-        write_published(dataclasses.replace(whole, metadata=said, same_as=same_as), folder / "published")
-        assert list(metadata_of(folder / "published" / "model.safetensors")) == list(said)
-        found = read_published(folder / "published")
-        assert found.same_as == same_as
-        imported(found, folder)
-        write_published(export_backbone(folder / "backbone"), folder / "again")
-        files = [folder / place / "model.safetensors" for place in ("published", "again")]
-        assert files[0].read_bytes() == files[1].read_bytes()
-
-
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     write_published(published(VARIANTS["gated"]), tmp_path)
     save_file({"mask_token": torch.zeros(1, 1, DIM)}, tmp_path / "other.safetensors")
@@ -370,7 +353,8 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
 
 def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path) -> None:
     """Sentinels start at [S_1], id 5; a whole input sequence ends with [EOS], id 3."""
-    imported(published(VARIANTS["gated"]), tmp_path)
+    notes = imported(published(VARIANTS["gated"]), tmp_path)
+    assert notes["tok_thing@32"] == "no installed plugin has this name among its aliases"
     model = load_model(tmp_path / "backbone")
     layout = model.layout.spec("caption").layout
     assert isinstance(layout, SequenceLayout)
@@ -442,11 +426,6 @@ def test_a_backbone_trained_with_other_modalities_is_not_exported(tmp_path: Path
     longer = [dataclasses.replace(item, vocab_size=51) if item.name == "tok_thing_32" else item for item in specs]
     with pytest.raises(CheckpointError, match="tok_thing_32 cannot be exported as tok_thing@32: it has 51 ids"):
         export_backbone(trained_on(tmp_path, longer))
-
-
-def test_modalities_without_a_plugin_are_reported(tmp_path: Path) -> None:
-    notes = imported(published(VARIANTS["gated"]), tmp_path)
-    assert notes["tok_thing@32"] == "no installed plugin has this name among its aliases"
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     """Return all files of a folder, with the folder's own path in them replaced."""
     return {
         str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"FOLDER")
-        for path in sorted(folder.rglob("*")) if path.is_file()
+        for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"
     }  # fmt: skip
 
 
