@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbone_samples import (
-    all_layouts,
-    packed_batch,
-    sequence,
-    spec,
-    trained,
-)
+from backbone_samples import all_layouts, packed_batch, sequence, spec, trained
 
 from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError
@@ -157,11 +151,7 @@ def test_a_subset_of_modalities_loads(saved: tuple[FourM, Path]) -> None:
         ("picture", {"vocab_size": 49}, "a vocabulary only grows"),
         ("picture", {"vocabulary": "clip", "vocab_size": 40}, "its vocabulary was picture and is clip"),
         ("words", {"layout": dataclasses.replace(sequence(20), end=9)}, "its end was 0 and is 9"),
-        (
-            "pixels",
-            {"layout": dataclasses.replace(all_layouts()[4].layout, dim=13)},
-            "channels was 12 and is 13",
-        ),
+        ("pixels", {"layout": dataclasses.replace(all_layouts()[4].layout, dim=13)}, "channels was 12 and is 13"),
     ],
 )
 def test_modality_with_another_meaning_is_an_error(

@@ -471,8 +471,7 @@ def test_freed_memory_is_returned_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("processes", "rank", "ends"),
-    [("1", "0", "told\ngone on\nat exit\n"), ("2", "0", "told\n"), ("2", "1", "")],
+    ("processes", "rank", "ends"), [("1", "0", "told\ngone on\nat exit\n"), ("2", "0", "told\n"), ("2", "1", "")]
 )
 def test_one_of_several_processes_exits_without_interpreter_shutdown(processes: str, rank: str, ends: str) -> None:
     """Only the first of several processes prints results."""

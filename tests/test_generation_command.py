@@ -327,10 +327,7 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--input , --target depth", ("leave --input out to generate from nothing",)),
         ("--input caption --target depth --guide caption=nan", ("weights: expected numbers from -1e+06 to 1e+06",)),
         ("--input caption --target depth --guide 1e39", ("scale: expected numbers from -1e+06 to 1e+06, got 1e+39",)),
-        (
-            "--input rgb_patches,caption=text.txt --target depth",
-            ("expected names, or one NAME=VALUE; repeat --input",),
-        ),
+        ("--input rgb_patches,caption=text.txt --target depth", ("expected names, or one NAME=VALUE; repeat --input",)),
         (f"--input caption={'red,ball,' * 40} --target depth", ('expected an existing file, or "TEXT" in quotes',)),
         ("--input depth=short.tokens.json --target caption", ("short.tokens.json: depth: expected int64", "shape")),
         ("--input depth --target depth --inpaint depth=box:0,0,0.05,0.05", ("box:0,0,0.05,0.05: no token lies in it",)),
