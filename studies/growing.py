@@ -23,10 +23,10 @@ from transfer import asked, generalist
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.spec import ModalitySpec
+from zoo_backbone.checkpoint import begin as begin_model
+from zoo_backbone.checkpoint import ids_in_use
 from zoo_backbone.grow import Trained, asked_from_now, growing_config, grown_specs, write_report
 from zoo_backbone.train import train
-from zoo_backbone.warm_start import begin as begin_model
-from zoo_backbone.warm_start import ids_in_use
 
 SHARES = "0.2"
 WORST, SOONEST = -0.01, 0.2

@@ -24,7 +24,7 @@ from generation_samples import (
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
+from zoo_backbone.generate import Guidance, TargetPlan, generate
 from zoo_backbone.generate.inpainting import (
     UNKNOWN,
     add_partial,
@@ -33,7 +33,6 @@ from zoo_backbone.generate.inpainting import (
     region_mask,
     with_gaps_filled,
 )
-from zoo_backbone.generate.sampler import restricted
 from zoo_backbone.generate.sampling import IDS, Noise
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import EncoderInputs, padded
@@ -294,42 +293,6 @@ def test_modality_that_is_no_target_may_be_kept_whole(model: FourM, shown_ends: 
         assert torch.equal(kept, generate(one, whole, [TargetPlan(name="right")], 0)["right"])
         with pytest.raises(InvalidValueError, match="sample 0 is complete"):
             generate(one, {}, [TargetPlan(name="words")], 0, partial=whole)
-
-
-def test_allowed_next_tokens_by_hand() -> None:
-    """The sentinels are 2 to 5, the end token is 1.
-
-    A gap that sentinel 3 closes allows 3 but not the end token; the last gap allows the end token.
-    """
-    logits, marks = torch.arange(20.0).expand(2, -1).clone(), torch.tensor([2, 3, 4, 5, 1])
-    ends = torch.tensor([[False, True, True, False, True], [False, False, False, False, True]])
-    found = restricted(logits, marks, ends, torch.tensor([3, 1]))
-    allowed = [torch.isfinite(row).nonzero().flatten().tolist() for row in found]
-    content = [0, *range(6, 20)]
-    assert allowed == [sorted([*content, 3]), sorted([*content, 1])]
-    assert found[0, 3].item() == pytest.approx(np.log(np.exp([1.0, 3.0, 4.0]).sum()))
-    assert found[1, 1] == 1 and found[0, 19] == 19
-
-
-def test_gap_ends_at_any_later_sentinel_or_the_end_token(
-    model: FourM, shown_ends: FourM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three gaps begin with sentinels 2, 3 and 4. For a model that sees ends, only the next sentinel closes a gap."""
-    seen: list[tuple[int, set[int]]] = []
-
-    def noted(logits: Any, marks: Any, ends: Any, onward: Any) -> Any:
-        seen.extend(
-            (following, set(marks[found].tolist())) for following, found in zip(onward.tolist(), ends, strict=True)
-        )
-        return restricted(logits, marks, ends, onward)
-
-    monkeypatch.setattr(sampler, "restricted", noted)
-    plan, row = [TargetPlan(name="words", temperature=50.0)], np.array([-1, 9, -1, 8, -1])
-    for one, ends in ((model, {3: {3, 4, 1}, 4: {4, 1}, 1: {1}}), (shown_ends, {3: {3}, 4: {4}, 1: {1}})):
-        seen.clear()
-        generate(one, {}, plan, seed=0, samples=range(256), partial={"words": [row] * 256})
-        assert {onward for onward, _ in seen} == {3, 4, 1}
-        assert all(found == ends[onward] for onward, found in seen)
 
 
 def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:

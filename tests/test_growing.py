@@ -38,7 +38,7 @@ from tokenizers_zoo.io import read_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import load_model
+from zoo_backbone.checkpoint import begin, freeze, load_model
 from zoo_backbone.cli.main import grow_command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
 from zoo_backbone.distributed import Ranks
@@ -57,7 +57,6 @@ from zoo_backbone.model import FourM
 from zoo_backbone.published import PublishedConfig, PublishedLayout
 from zoo_backbone.run import Run
 from zoo_backbone.train import Trainer, train
-from zoo_backbone.warm_start import begin, freeze
 
 LONGER = 120
 NEW = [

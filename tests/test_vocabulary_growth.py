@@ -25,7 +25,7 @@ from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
 from tokenizers_zoo.text_vocab import TextVocabulary
-from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.checkpoint import begin, freeze, ids_in_use, load_model, save_model
 from zoo_backbone.config import Dataset, MaskingConfig, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData, check_tokenizers, stored_samples
 from zoo_backbone.evaluate import EvaluationConfig, evaluate
@@ -36,7 +36,6 @@ from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.run import Run
 from zoo_backbone.train import train
-from zoo_backbone.warm_start import begin, freeze, ids_in_use
 
 REGISTRY = """[zoo]
 checkpoints = "tokenizers"

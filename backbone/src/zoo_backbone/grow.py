@@ -18,7 +18,7 @@ from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length
-from zoo_backbone.checkpoint import ASKED, CLASS, layout_for, model_config, stored_specs
+from zoo_backbone.checkpoint import ASKED, CLASS, check_meaning, ids_in_use, layout_for, model_config, stored_specs
 from zoo_backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import check_tokenizers, datasets_of
 from zoo_backbone.distributed import Ranks, processes
@@ -29,7 +29,6 @@ from zoo_backbone.losses import losses_of
 from zoo_backbone.model import uniform_loss
 from zoo_backbone.run import Run, check_stored, training_fingerprints
 from zoo_backbone.train import train
-from zoo_backbone.warm_start import check_meaning, ids_in_use
 
 REPORT = "growth.json"
 PRETRAINED_LR_SCALE = 0.3

@@ -27,7 +27,7 @@ from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
 from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import ASKED, CLASS, save_model
+from zoo_backbone.checkpoint import ASKED, CLASS, Beginning, begin, freeze, save_model
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.distributed import StatePart, TrainingState
@@ -35,7 +35,6 @@ from zoo_backbone.losses import GradAccumulation, LossBalance, held_out_losses
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import Optimizer, learning_rate, peak_rate
 from zoo_backbone.run import BACKBONE, Run
-from zoo_backbone.warm_start import Beginning, begin, freeze
 
 Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
 """Draws previews of held-out samples; returns picture files or texts by title."""
@@ -73,7 +72,7 @@ def train(
         run: Places of the inputs, stored in run.json. Default: the token store only.
         fingerprints: Fingerprints of the tokenizers by modality. Default: those in the store.
         start: A trained backbone to start from, of the same or other modalities.
-        ids: Ids of its vocabularies that the start backbone was trained on; see `warm_start.begin`.
+        ids: Ids of its vocabularies that the start backbone was trained on; see `checkpoint.begin`.
         show: Draws the previews, if `preview_every` is set.
         asked: Mixtures that a later growth uses instead of the training's.
         overwrite: Replace the run in the folder.

@@ -303,7 +303,10 @@ class _Filling:
         self.spent &= self.once
 
     def allowed(self, logits: Tensor, alive: Tensor) -> Tensor:
-        """Return logits `alive ids` with -inf at ids that may not come next."""
+        """Return logits `alive ids` with -inf at ids that may not come next.
+
+        The id that ends a gap gets the summed probability of all sentinels, or the end, that end it.
+        """
         onward, _ = self._onward(alive)
         ends = self.marks == onward.unsqueeze(1)
         if self.any_end:
@@ -311,7 +314,9 @@ class _Filling:
             numbers = torch.arange(len(self.marks), device=self.marks.device)
             ends = (numbers > self.gap[alive].unsqueeze(1)) & (numbers < self.gaps[alive].unsqueeze(1))
             ends[:, -1] = True
-        return restricted(logits.masked_fill(self.spent[alive], -torch.inf), self.marks, ends, onward)
+        logits = logits.masked_fill(self.spent[alive], -torch.inf)
+        ending = logits[:, self.marks].masked_fill(~ends, -torch.inf).logsumexp(1, keepdim=True)
+        return logits.index_fill(1, self.marks, -torch.inf).scatter(1, onward.unsqueeze(1), ending)
 
     def written(self, drawn: Tensor, alive: Tensor, step: int) -> Tensor:
         """Store the sampled ids; return them, with the end for samples that have ended."""
@@ -337,12 +342,3 @@ class _Filling:
         """Return the id that ends the current gap of each sample, and whether that is its last gap."""
         is_last = self.gap[alive] + 1 >= self.gaps[alive]
         return torch.where(is_last, self.closing[alive], self.layout.sentinel_start + self.gap[alive] + 1), is_last
-
-
-def restricted(logits: Tensor, marks: Tensor, ends: Tensor, onward: Tensor) -> Tensor:
-    """Return logits `batch ids` with -inf at all `marks` but `onward` (`batch`), the id that ends the gap.
-
-    It gets the summed probability of the marks that end the gap, `ends` (bool `batch marks`).
-    """
-    ending = logits[:, marks].masked_fill(~ends, -torch.inf).logsumexp(1, keepdim=True)
-    return logits.index_fill(1, marks, -torch.inf).scatter(1, onward.unsqueeze(1), ending)
