@@ -290,7 +290,7 @@ def test_killed_run_resumes_to_the_same_weights(stage: str, base: Path, tmp_path
 
     with pytest.raises(Killed):
         task = rgb.plugin.task(chosen)
-        loop(task, samples(), task.setup.table, tmp_path / "killed", 0, on_step=kill)
+        loop(task, samples(), task.codec.table, tmp_path / "killed", 0, on_step=kill)
     resumed = load_checkpoint(train(tmp_path / "killed", chosen))[0]
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 

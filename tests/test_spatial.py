@@ -528,7 +528,7 @@ def test_canny_is_derived_from_rgb() -> None:
 
 def augmented(plugin: Any, batch: list[Any], generator: np.random.Generator) -> list[Any]:
     chosen = settings("depth")
-    return plugin.codec(chosen, plugin.setup(chosen).model).augmented(batch, generator)
+    return plugin.codec(chosen).augmented(batch, generator)
 
 
 def test_half_of_a_batch_is_mirrored() -> None:

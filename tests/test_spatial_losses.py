@@ -86,8 +86,8 @@ def test_weights_are_those_of_the_table() -> None:
 
 def test_loss_settings_are_part_of_the_run() -> None:
     plain, other = ({**TINY}, {**TINY, "l1_weight": 0.5, "class_balance": 0.0})
-    assert "l1_weight" not in rgb.plugin.setup(settings("rgb", tokenizer=plain)).describe()
-    told = rgb.plugin.setup(settings("rgb", tokenizer=other)).describe()
+    assert "l1_weight" not in rgb.plugin.codec(settings("rgb", tokenizer=plain)).describe()
+    told = rgb.plugin.codec(settings("rgb", tokenizer=other)).describe()
     assert told["l1_weight"] == 0.5 and told["class_balance"] == 0.0 and "ordinal_weight" not in told
 
 

@@ -26,7 +26,7 @@ def test_a_preset_overrides_shared_settings_but_not_given_ones(name: str) -> Non
     spec = plugin.modality_spec(published(name))
     assert spec.vocab_size == PUBLISHED_CODES[name] and spec.layout.shape == (14, 14)
     assert spec.value.shape[-2:] == (224, 224)
-    config = plugin.setup(published(name)).model
+    config = plugin.codec(published(name)).model
     assert (config.encoder.kind, config.encoder.width, config.encoder.depth, config.encoder.heads) == (
         "vit",
         768,

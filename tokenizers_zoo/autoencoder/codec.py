@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.autoencoder.config import AutoencoderConfig
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig, QuantizedTrainConfig
+from tokenizers_zoo.config import Settings, recorded
+from tokenizers_zoo.spec import Crop, ModalitySpec
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +20,35 @@ CHUNK = 16
 
 
 class ValueCodec:
-    """A modality's values under its settings, as an autoencoder of `model` sees them.
+    """A modality's values and settings, as an autoencoder of `model` sees them.
 
-    The autoencoder uses nothing else of a modality, which is a `families.base.TrainedModality`.
+    The autoencoder uses nothing else of a modality, which is a `families.base.TrainedModality`. `table` is its
+    `tokenizer` table, written at `origin`; `losses` are the weights of the reconstruction losses by name.
     """
 
-    def __init__(self, modality: Any, settings: Settings, model: AutoencoderConfig) -> None:
-        self.modality, self.settings, self.model = modality, settings, model
+    def __init__(self, modality: Any, settings: Settings, model: AutoencoderConfig | None = None) -> None:
+        self.modality, self.settings = modality, settings
         self.options = modality.options(settings)
+        self.spec: ModalitySpec = modality.modality_spec(settings)
+        self.model: AutoencoderConfig = model or modality.model_config(self.options)
+        self.table: QuantizedTrainConfig = self.options.tokenizer
+        self.origin = settings.origin.inner("tokenizer")
+        self.losses = self.table.loss_weights(modality.loss)
+        self.diffusion: DiffusionConfig | None = getattr(self.table, "diffusion", None)
+        balance = getattr(self.table, "class_balance", None)
+        self.class_balance: float = modality.class_balance if balance is None else balance
+
+    def describe(self) -> dict[str, Any]:
+        """Return the checkpoint's config as JSON types; it is also part of a training run's identity."""
+        return {
+            "class": self.modality.checkpoint_class,
+            "modality": self.spec.name,
+            "value_shape": list(self.spec.value.shape or ()),
+            "meaning": recorded(self.modality.meaning(self.options)),
+            "losses": dict(self.losses),
+            **self.table.augmentation(),
+            "model": recorded(self.model),
+        }
 
     def to_network(self, items: torch.Tensor) -> torch.Tensor:
         """Return network inputs (batch, channels, *axes), or class ids (batch, *axes).

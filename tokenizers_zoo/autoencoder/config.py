@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from tokenizers_zoo.config import Origin, check_counts, check_interval, recorded
+from tokenizers_zoo.config import check_counts, check_interval, recorded
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerFields, QuantizerKind, unused_fields
-from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.config import TrainConfig
 
 ValueKind = Literal["continuous", "classes", "binary"]
@@ -320,44 +319,3 @@ class AutoencoderConfig:
     """Whether values go through the modality's `to_network` or its `to_published`."""
     fitted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Names and shapes of further statistics of the training values."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerSetup:
-    """Everything that training and loading a modality's tokenizer depend on, besides its values."""
-
-    spec: ModalitySpec
-    checkpoint_class: str
-    """The "class" of its checkpoints."""
-    model: AutoencoderConfig
-    table: QuantizedTrainConfig
-    """The modality's `tokenizer` table."""
-    meaning: Mapping[str, Any] = field(default_factory=dict)
-    """Further settings that decide what tokens mean, as JSON types; a checkpoint with others is refused."""
-    losses: Mapping[str, float]
-    """Weights of the reconstruction losses by name."""
-    class_balance: float = 0.0
-    """Exponent that weights rare classes, see `TokenizerConfig.class_balance`."""
-    standardise: Literal["none", "channel", "common"] = "channel"
-    """Whether inputs are standardised: not at all, each channel by its own deviation, or all by one deviation."""
-    statistics_samples: int = 256
-    """Training values that mean, deviation and class frequencies are computed from."""
-    origin: Origin = field(default_factory=Origin)
-    """Where the modality's settings are written, for error messages."""
-
-    @property
-    def tokenizer_origin(self) -> Origin:
-        """Where the `tokenizer` table is written."""
-        return self.origin.inner("tokenizer")
-
-    def describe(self) -> dict[str, Any]:
-        """Return the checkpoint's config as JSON types; it is also part of a training run's identity."""
-        return {
-            "class": self.checkpoint_class,
-            "modality": self.spec.name,
-            "value_shape": list(self.spec.value.shape or ()),
-            "meaning": recorded(self.meaning),
-            "losses": dict(self.losses),
-            **self.table.augmentation(),
-            "model": recorded(self.model),
-        }

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
+from tokenizers_zoo.autoencoder.config import AutoencoderConfig
 from tokenizers_zoo.autoencoder.model import DENOISER
 from tokenizers_zoo.autoencoder.tokenizer import build_autoencoder
 from tokenizers_zoo.checkpoint import ORIGIN, load_checkpoint, save_checkpoint
@@ -72,13 +72,13 @@ def import_tokenizer(
         reason = difference(model, modality.published_channels or (model.channels,), architecture)
         if reason := reason or modality.published_difference(architecture, options):
             raise refused(reason)
-        setup = modality.setup(fresh)
+        codec = modality.codec(fresh)
     except ConfigError as error:
         raise refused(f"it would need {error}") from None
-    diffusion: DiffusionConfig | None = getattr(setup.table, "diffusion", None)
+    diffusion = codec.diffusion
     encoder, decoder = architecture.encoder, architecture.decoder
     model = replace(
-        setup.model,
+        codec.model,
         channels=architecture.classes or architecture.channels,
         encoder=encoder,
         decoder=decoder if decoder != encoder else None,
@@ -94,7 +94,7 @@ def import_tokenizer(
     own |= {f"fitted_{name}": torch.from_numpy(array) for name, array in modality.published_fitted(options).items()}
     if model.directions:
         own["length"] = torch.ones(())
-    description = {**setup.describe(), "model": recorded(model)}
+    description = {**codec.describe(), "model": recorded(model)}
     if diffusion is not None:
         description["diffusion"] = diffusion.trained()
         own[f"{DENOISER}scale"] = torch.ones(model.channels, 1, 1)
@@ -106,7 +106,7 @@ def import_tokenizer(
     tensors = to_own(published, places(architecture), state, own)
     cls = DIFFUSION if architecture.unet is not None else PLAIN
     origin = {"class": cls, "config": dict(published.config), "same_as": dict(published.same_as), **published.said()}
-    card = f"# {setup.spec.name}\n\nImported from a published {cls} of 4M (github.com/apple/ml-4m).\n"
+    card = f"# {settings.name}\n\nImported from a published {cls} of 4M (github.com/apple/ml-4m).\n"
     save_checkpoint(out_dir, tensors, {**description, ORIGIN: origin}, card)
     return table
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
-from tokenizers_zoo.autoencoder.config import DiffusionConfig, TokenizerSetup
+from tokenizers_zoo.autoencoder.config import DiffusionConfig
 from tokenizers_zoo.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
     REDUCTION,
@@ -48,47 +48,47 @@ class AutoencoderTask(Task):
     adversarial: ClassVar[bool] = True
     """Whether there may be a discriminator."""
 
-    def __init__(self, setup: TokenizerSetup, codec: ValueCodec) -> None:
-        self.setup, self.codec, self.spec = setup, codec, setup.spec
-        quantizer, table, origin = setup.model.quantizer, setup.table, setup.tokenizer_origin
+    def __init__(self, codec: ValueCodec) -> None:
+        self.codec, self.spec = codec, codec.spec
+        quantizer, table, origin = codec.model.quantizer, codec.table, codec.origin
         self.codebook_size = quantizer.codebook_size * (quantizer.codes_per_position // self.spec.num_codebooks)
         self.class_weights: Tensor | None = None
         self.perceptual: PerceptualDistance | None = None
-        self.weighs_classes = bool({"cross_entropy", "bce"} & set(setup.losses))
+        self.weighs_classes = bool({"cross_entropy", "bce"} & set(codec.losses))
         self.adversarial_weight = getattr(table, "adversarial_weight", 0.0) if self.adversarial else 0.0
-        losses = [*setup.losses, "adversarial"] if self.adversarial_weight else setup.losses
-        check_losses(losses, setup.model.kind, table, origin)
+        losses = [*codec.losses, "adversarial"] if self.adversarial_weight else codec.losses
+        check_losses(losses, codec.model.kind, table, origin)
         if self.adversarial_weight:
             self.discriminator_rate = table.adversarial_rate  # type: ignore[attr-defined]
             start = math.ceil(table.adversarial_start * table.steps)  # type: ignore[attr-defined]
             self.discriminator_start = min(start, table.steps - 1)
         if getattr(table, "class_balance", None) is not None and not self.weighs_classes:
             raise ConfigError(f"{origin.at('class_balance')}: works with cross_entropy and bce only; remove it")
-        if "perceptual" in setup.losses:
+        if "perceptual" in codec.losses:
             if self.spec.value.low is None or self.spec.value.high is None:
                 where = origin.at("perceptual_weight")
                 raise ConfigError(f"{where}: needs bounded values, and {self.spec.name} declares no low and high")
             self.perceptual = PerceptualDistance()
 
     def describe(self) -> Mapping[str, Any]:
-        return self.setup.describe()
+        return self.codec.describe()
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> Autoencoder:
         """Return a model with random weights and the statistics of some training values."""
-        setup = self.setup
-        module = Autoencoder(setup.model)
-        batches, fitted = self.codec.fit(train, setup.statistics_samples, rng)
+        codec, modality = self.codec, self.codec.modality
+        module = Autoencoder(codec.model)
+        batches, fitted = codec.fit(train, modality.statistics_samples, rng)
         for name, tensor in fitted.items():
             module.get_buffer(f"fitted_{name}").copy_(tensor)
-        if setup.model.kind != "continuous":
-            if setup.class_balance and self.weighs_classes:
-                self.class_weights = frequency_weights(torch.cat([*batches]), setup.model.channels, setup.class_balance)
-        elif setup.standardise != "none":
-            items = [*batches] if setup.model.directions else batches
-            mean, std = moments(self.codec.to_network(batch) for batch in items)
-            if setup.standardise == "common":
+        if codec.model.kind != "continuous":
+            if codec.class_balance and self.weighs_classes:
+                self.class_weights = frequency_weights(torch.cat([*batches]), codec.model.channels, codec.class_balance)
+        elif modality.standardise != "none":
+            items = [*batches] if codec.model.directions else batches
+            mean, std = moments(codec.to_network(batch) for batch in items)
+            if modality.standardise == "common":
                 std = std.square().mean().sqrt().expand_as(std)
-            if setup.model.directions:  # small components matter little for a direction: do not amplify them
+            if codec.model.directions:  # small components matter little for a direction: do not amplify them
                 std = std.clamp_min(least_deviation(mean, std))
                 module.length.copy_(torch.cat([batch.double().norm(dim=1) for batch in items]).mean())
             module.mean.copy_(mean.view_as(module.mean))
@@ -108,8 +108,8 @@ class AutoencoderTask(Task):
         self, module: Autoencoder, inputs: Tensor, outputs: Tensor, quantizer_loss: Tensor
     ) -> dict[str, Tensor]:
         """Return the losses of the decoder's outputs for network inputs, by name."""
-        parts = {name: self._loss(name, module, inputs, outputs) for name in self.setup.losses}
-        reconstruction = torch.stack([weight * parts[name] for name, weight in self.setup.losses.items()]).sum()
+        parts = {name: self._loss(name, module, inputs, outputs) for name in self.codec.losses}
+        reconstruction = torch.stack([weight * parts[name] for name, weight in self.codec.losses.items()]).sum()
         named = {f"{name}_loss": loss for name, loss in parts.items()} if len(parts) > 1 else {}
         losses = {"loss": reconstruction + quantizer_loss, "reconstruction_loss": reconstruction, **named}
         return losses | {"quantizer_loss": quantizer_loss}
@@ -144,12 +144,12 @@ class AutoencoderTask(Task):
             return None
         height, width = (int(side) for side in (self.spec.value.shape or ())[-2:])
         if min(height, width) < REDUCTION:
-            where = self.setup.tokenizer_origin.at("adversarial_weight")
+            where = self.codec.origin.at("adversarial_weight")
             raise ConfigError(
                 f"{where}: needs values of at least {REDUCTION} x {REDUCTION}, and {self.spec.name} has {height} x"
                 f" {width}; remove it"
             )
-        return PatchDiscriminator(self.setup.model.channels)
+        return PatchDiscriminator(self.codec.model.channels)
 
     def losses_against(
         self, module: nn.Module, discriminator: nn.Module, batch: Tensor, step: int
@@ -185,13 +185,13 @@ class TrainedBase(NamedTuple):
     """The tokenizers whose tokens it decodes, too."""
 
     @classmethod
-    def load(cls, setup: TokenizerSetup, base: str) -> TrainedBase:
+    def load(cls, codec: ValueCodec, base: str) -> TrainedBase:
         """Load the tokenizer in a folder or on the hub. Raises CheckpointError."""
         try:
             folder = resolve_folder(base)
-            module = load_autoencoder(folder, setup)
+            module = load_autoencoder(folder, codec)
         except CheckpointError as error:
-            where = setup.tokenizer_origin.at("diffusion")
+            where = codec.origin.at("diffusion")
             raise CheckpointError(f"{where}: base: {error}") from None
         return cls(module, fingerprint(folder), load_config(folder).get("lineage", []))
 
@@ -204,17 +204,15 @@ class DiffusionTask(AutoencoderTask):
 
     adversarial = False
 
-    def __init__(
-        self, setup: TokenizerSetup, codec: ValueCodec, diffusion: DiffusionConfig, base: TrainedBase | None
-    ) -> None:
-        super().__init__(setup, codec)
+    def __init__(self, codec: ValueCodec, diffusion: DiffusionConfig, base: TrainedBase | None) -> None:
+        super().__init__(codec)
         self.diffusion, self.base = diffusion, base
-        where = setup.tokenizer_origin.at("diffusion")
-        if setup.model.kind == "classes":
+        where = codec.origin.at("diffusion")
+        if codec.model.kind == "classes":
             raise ConfigError(f"{where}: works with continuous and binary values only; remove it")
-        if getattr(setup.table, "adversarial_weight", 0) and base is None:
+        if getattr(codec.table, "adversarial_weight", 0) and base is None:
             raise ConfigError(f"{where}: set adversarial_weight = 0, or train the tokenizer first and set base")
-        cell = setup.model.channels * diffusion.patch_size**2
+        cell = codec.model.channels * diffusion.patch_size**2
         if cell > diffusion.width:
             raise ConfigError(
                 f"{where}: width {diffusion.width} is below the {cell} numbers of a cell of {diffusion.patch_size} x"
@@ -235,7 +233,7 @@ class DiffusionTask(AutoencoderTask):
         plain = self.base.module if self.base is not None else super().build(train, rng)
         module = DiffusionAutoencoder.around(plain, self.diffusion).eval()
         if self.base is not None:
-            items, _ = self.codec.fit(train, self.setup.statistics_samples, rng)
+            items, _ = self.codec.fit(train, self.codec.modality.statistics_samples, rng)
             module.measure_scale(self.codec.to_network(torch.cat([*items])))
         return module
 

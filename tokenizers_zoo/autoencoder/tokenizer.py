@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
-from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig, TokenizerSetup
+from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
 from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder
 from tokenizers_zoo.checkpoint import load_checkpoint
-from tokenizers_zoo.config import Origin, from_mapping, recorded
+from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
 from tokenizers_zoo.io import as_json
 from tokenizers_zoo.progress import tick
@@ -88,18 +88,18 @@ def in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, size: int, de
         yield result
 
 
-def load_autoencoder(folder: Path, setup: TokenizerSetup, diffusion: DiffusionConfig | None = None) -> Autoencoder:
+def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig | None = None) -> Autoencoder:
     """Load a checkpoint folder, with its diffusion decoder where `diffusion` is given.
 
     Encoder and decoder have the checkpoint's sizes. Raises CheckpointError if it is damaged, or if its tokens have
     another meaning than the settings require.
     """
-    tensors, config = load_checkpoint(folder, setup.checkpoint_class)
-    name = setup.spec.name
+    tensors, config = load_checkpoint(folder, codec.modality.checkpoint_class)
+    name, wanted = codec.spec.name, codec.describe()["meaning"]
     if diffusion is not None and "diffusion" not in config:
         raise CheckpointError(
             f"{name}: the tokenizer at {folder} has no diffusion decoder, but"
-            f" {setup.tokenizer_origin.at('diffusion')} asks for one; remove that, or train one (base = {folder})"
+            f" {codec.origin.at('diffusion')} asks for one; remove that, or train one (base = {folder})"
         )
     with fitting(folder):
         model = from_mapping(AutoencoderConfig, config["model"], Origin(table="model"))
@@ -112,12 +112,12 @@ def load_autoencoder(folder: Path, setup: TokenizerSetup, diffusion: DiffusionCo
         module.load_state_dict(dict(tensors))
         stored = {**config["meaning"], **_meaning(model)}
     stored = as_json(stored)
-    for what, there in as_json({**recorded(setup.meaning), **_meaning(setup.model)}).items():
+    for what, there in as_json({**wanted, **_meaning(codec.model)}).items():
         here = stored.get(what)
         if here != there and not (what == "channels" and model.inputs == "published"):
             raise CheckpointError(
-                f"{name}: the tokenizer at {folder} has {what} {here}, but {setup.origin.at(what)} asks for {there};"
-                " change the settings, or train another"
+                f"{name}: the tokenizer at {folder} has {what} {here}, but {codec.settings.origin.at(what)} asks for"
+                f" {there}; change the settings, or train another"
             )
     return module
 

@@ -251,7 +251,7 @@ class ShardFile:
 
     def fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
         """Write rows of a fixed layout as stored into `out`, `(len(rows), width)`."""
-        np.take((self._mapped or self._map())[0], rows, axis=0, out=out, mode="clip")  # the only mode without a copy
+        np.take((self._mapped or self._map())[0], rows, axis=0, out=out, mode="wrap")  # "raise" would copy
 
     def lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
         """Yield the tokens of rows of a layout of variable length, as stored."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
-from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, TokenizerSetup, ValueKind
+from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, ValueKind
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, TokenLayout, ValueSpec
@@ -90,10 +89,11 @@ class TrainedModality(PluginBase):
     loss: ClassVar[LossName]
     """Default reconstruction loss."""
     standardise: ClassVar[Literal["none", "channel", "common"]] = "channel"
-    """See `TokenizerSetup.standardise`."""
+    """Whether inputs are standardised: not at all, each channel by its own deviation, or all by one deviation."""
     class_balance: ClassVar[float] = 0.0
     """Default of `TokenizerConfig.class_balance`."""
     statistics_samples: ClassVar[int] = 256
+    """Training values that mean, deviation and class frequencies are computed from."""
     published_scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Mean and deviation of the result of `to_published` for published tokenizers."""
     published_channels: ClassVar[tuple[int, ...]] = ()
@@ -167,40 +167,21 @@ class TrainedModality(PluginBase):
             encoder=table.block_config(),
         )
 
-    def setup(self, settings: Settings) -> TokenizerSetup:
-        """Return everything that training and loading the tokenizer depend on."""
-        options = self.options(settings)
-        table = options.tokenizer
-        balance = getattr(table, "class_balance", None)
-        return TokenizerSetup(
-            spec=self.modality_spec(settings),
-            checkpoint_class=self.checkpoint_class,
-            model=self.model_config(options),
-            table=table,
-            meaning=self.meaning(options),
-            losses=table.loss_weights(self.loss),
-            class_balance=self.class_balance if balance is None else balance,
-            standardise=self.standardise,
-            statistics_samples=self.statistics_samples,
-            origin=settings.origin,
-        )
-
-    def codec(self, settings: Settings, model: AutoencoderConfig) -> ValueCodec:
-        """Return the view of values that an autoencoder of `model` gets."""
+    def codec(self, settings: Settings, model: AutoencoderConfig | None = None) -> ValueCodec:
+        """Return the view of values and settings that an autoencoder of `model` gets."""
         return ValueCodec(self, settings, model)
 
     def task(self, settings: Settings) -> AutoencoderTask:
         """Return the training task."""
         from tokenizers_zoo.autoencoder.task import AutoencoderTask, DiffusionTask, TrainedBase
 
-        setup = self.setup(settings)
-        diffusion = getattr(setup.table, "diffusion", None)
-        if diffusion is None:
-            return AutoencoderTask(setup, self.codec(settings, setup.model))
-        base = TrainedBase.load(setup, diffusion.base) if diffusion.base is not None else None
+        codec = self.codec(settings)
+        if codec.diffusion is None:
+            return AutoencoderTask(codec)
+        base = None if codec.diffusion.base is None else TrainedBase.load(codec, codec.diffusion.base)
         if base is not None:
-            setup = dataclasses.replace(setup, model=base.module.config)
-        return DiffusionTask(setup, self.codec(settings, setup.model), diffusion, base)
+            codec = self.codec(settings, base.module.config)
+        return DiffusionTask(codec, codec.diffusion, base)  # type: ignore[arg-type]
 
     def spec_of(self, settings: Settings, layout: TokenLayout, vocab_size: int, **more: Any) -> ModalitySpec:
         """Return the spec with these tokens and the plugin's attributes."""
@@ -224,8 +205,8 @@ class TrainedModality(PluginBase):
         """Load the trained autoencoder, checked against the settings. Raises CheckpointError."""
         from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer, load_autoencoder
 
-        setup = self.setup(settings)
-        module = load_autoencoder(checkpoint, setup, getattr(setup.table, "diffusion", None))
+        codec = self.codec(settings)
+        module = load_autoencoder(checkpoint, codec, codec.diffusion)
         return AutoencoderTokenizer(self.codec(settings, module.config), module, device)
 
     @hookimpl

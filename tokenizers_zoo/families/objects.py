@@ -246,7 +246,7 @@ class ObjectModality(ValueHooks, TrainedModality):
             settings.name, settings.own, shared=settings.shared, vocabularies=vocabularies, origin=settings.origin
         )
 
-    def codec(self, settings: Settings, model: AutoencoderConfig) -> ObjectCodec:
+    def codec(self, settings: Settings, model: AutoencoderConfig | None = None) -> ObjectCodec:
         return ObjectCodec(self, settings, model)
 
     @hookimpl
