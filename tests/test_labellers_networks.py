@@ -165,7 +165,7 @@ def test_values_remain_inputs_after_their_labeller_is_removed(pictures: Path, tm
     derive_data(with_labeller, pictures / "data", modalities=["normal"], splits=["test"], workers=1)
     without = zoo_of(pictures, {"depth": {}, "normal": normal})
     again = derive_data(without, pictures / "data", modalities=["normal"], splits=["test"], workers=1)
-    assert [(outcome.modality, outcome.kept_shards) for outcome in again.outcomes] == [("normal", 1)]
+    assert [(outcome.modality, outcome.kept) for outcome in again.outcomes] == [("normal", 1)]
     store = ValueStore(pictures / "data")
     value = store.read_key(without["normal"], "test", store.keys("test", "normal")[0])
     np.testing.assert_allclose(value, np.broadcast_to([[[0]], [[0]], [[1]]], value.shape), atol=0.01)
@@ -185,14 +185,14 @@ def test_a_sample_that_fails_is_recorded_and_the_others_are_derived(tmp_path: Pa
     options = {"path": str(tmp_path / "files")}
     make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
     result = derive_data(zoo, tmp_path / "data", workers=1)
-    assert [(outcome.modality, outcome.written, outcome.failed) for outcome in result.outcomes] == [("normal", 2, 1)]
+    assert [(outcome.modality, outcome.written, outcome.dropped) for outcome in result.outcomes] == [("normal", 2, 1)]
     (reason,) = describe_data(tmp_path / "data").reasons
-    assert reason.endswith("shard-00000.tar: two: normal: the sample's metadata lack camera_fov")
+    assert reason.endswith("shard-00000: two: normal: the sample's metadata lack camera_fov")
 
 
 def test_a_captioner_without_words_fails_in_one_line(pictures: Path, hub: Hub) -> None:
     zoo = zoo_of(pictures, {"caption": {"labeller": {"model": str(hub("blip", word="[SEP]"))}}})
-    with pytest.raises(DataError, match=r"test/caption: all 1 samples failed; .*has no words for this picture"):
+    with pytest.raises(DataError, match=r"test/caption: all 1 samples were dropped; .*has no words for this picture"):
         derive_data(zoo, pictures / "data", modalities=["caption"], splits=["test"], workers=1)
 
 
