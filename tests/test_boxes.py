@@ -344,14 +344,6 @@ def test_any_visible_part_of_a_4m_box_is_kept() -> None:
     assert boxes.transform([person], Crop(left=0.3, width=0.7), at) == []
 
 
-def test_boxes_on_disk() -> None:
-    value = [flat("é", 0.1, 0, 1, 1)]
-    data, extension = boxes.write_value(value)
-    assert extension == "json" and boxes.read_value(data, extension) == value
-    with pytest.raises(InvalidValueError, match="xmin < xmax"):
-        boxes.read_value(json.dumps([flat("a", 1, 0, 1, 1)]).encode(), "json")
-
-
 def test_flat_overlap_by_hand() -> None:
     first = np.array([[0, 0, 0.5, 0.5], [0, 0, 1, 1]])
     second = np.array([[0.25, 0.25, 0.75, 0.75], [0.5, 0.5, 1, 1], [0, 0, 0.5, 0.5], [0, 0.2, 1, 0.6]])

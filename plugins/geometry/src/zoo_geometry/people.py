@@ -66,24 +66,13 @@ def drawn(people: Sequence[Person]) -> PIL.Image.Image:
     return picture
 
 
-DISTANCE = 3.0
-"""Metres to the pelvis."""
-FOCAL = 1.2
-"""Focal length as a fraction of the picture's height and width."""
-BENT = 0.3
-"""Bend of the arm, radians."""
-MARGIN = 0.03
-"""How far the box is beyond the joints, as a fraction of the picture."""
-PIXELS = 640
-
-
 def standing() -> dict[str, Any]:
-    """An adult in the rest pose but for a bent arm, facing the camera, numbers rounded to millimetres."""
+    """An adult in the rest pose but for a bent arm, facing the camera at 3 m, numbers rounded to millimetres."""
     turns = np.zeros((len(body.JOINTS), 3))
-    turns[body.JOINTS.index("left_elbow"), 1] = -BENT
-    joints = body.joints_of(turns[None], body.ADULT[None], np.array([[0.0, 0.0, -DISTANCE]]))[0]
-    image = 0.5 + FOCAL * body.directions(joints) * np.array([1.0, -1.0])
-    box = np.concatenate([image.min(axis=0) - MARGIN, image.max(axis=0) + MARGIN])
+    turns[body.JOINTS.index("left_elbow"), 1] = -0.3
+    joints = body.joints_of(turns[None], body.ADULT[None], np.array([[0.0, 0.0, -3.0]]))[0]
+    image = 0.5 + 1.2 * body.directions(joints) * np.array([1.0, -1.0])
+    box = np.concatenate([image.min(axis=0) - 0.03, image.max(axis=0) + 0.03])
     return {
         "joint_rotations": turns.tolist(),
         "joints_camera": joints.round(3).tolist(),
@@ -103,7 +92,7 @@ def person_files() -> dict[str, tuple[bytes, str]]:
         "rotations as matrices": {"joint_rotations": matrices},
         "rotations in degrees": {"joint_rotations": np.degrees(turns).tolist()},
         "axes of a picture: y down, z forward": {"joints_camera": (joints * (1, -1, -1)).tolist()},
-        "a box in pixels": {"box": [round(PIXELS * edge) for edge in person["box"]]},
+        "a box in pixels": {"box": [round(640 * edge) for edge in person["box"]]},
         "with betas as `shape`": {"shape": [0.5, -1.0]},
     }
     return {what: (json.dumps([{**person, **change}]).encode(), "json") for what, change in changed.items()}

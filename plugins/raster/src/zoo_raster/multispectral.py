@@ -120,8 +120,6 @@ class Multispectral(SpatialModality):
             value = reflectance(value, options)
         elif named != (1.0, 0.0):
             raise ValueError("expected floats that are reflectance, and the file names a scale; save it applied")
-        if not np.isfinite(value).all():
-            raise ValueError("every number has to be finite: fill the others first")
         top = float(np.max(value))
         if top > LARGEST:
             raise ValueError(f"expected reflectance up to {LARGEST:g}, got {top:g}; save integers, or divide by 10000")
