@@ -285,7 +285,7 @@ class Plugins:
         self.defaults = Defaults()
         self.pm.register(self.defaults)
         self.exclusive: set[Any] = {self.defaults}
-        """Plugins of which one call reaches one."""
+        """Plugins whose hooks are called one at a time."""
         self._loaded: dict[tuple[str, str], Plugin | PluginError] = {}
 
     def load(self, group: str, name: str, required: Iterable[str]) -> Plugin:

@@ -268,18 +268,19 @@ class Zoo:
 
     def handles(self) -> list[ModalityHandle]:
         """Return the handles of all usable enabled modalities, sorted by name. Loads all plugins."""
-        loaded = self._loaded()
+        loaded, _ = self._opened()
         apart = _misplaced(loaded)
         return [handle for handle in loaded if handle.name not in apart]
 
-    def _loaded(self) -> list[ModalityHandle]:
-        found = []
+    def _opened(self) -> tuple[list[ModalityHandle], dict[str, ZooError]]:
+        """Return the handles that load, and the errors of the others by name."""
+        loaded, errors = [], {}
         for name in self.names():
             try:
-                found.append(self[name])
-            except ZooError:
-                continue  # reported by problems() and by a lookup by name
-        return found
+                loaded.append(self[name])
+            except ZooError as error:
+                errors[name] = error
+        return loaded, errors
 
     def vocabularies(self) -> dict[str, list[str]]:
         """Return the vocabularies of the usable modalities, each with the names of its modalities, sorted."""
@@ -291,7 +292,7 @@ class Zoo:
 
     def check_place(self, name: str, folder: Path) -> None:
         """Raise ConfigError if a modality's tokenizer in this folder would collide with a text vocabulary."""
-        if problem := _misplaced([self[name], *self._loaded()], name, folder).get(name):
+        if problem := _misplaced([self[name], *self._opened()[0]], name, folder).get(name):
             raise ConfigError(problem)
 
     # ------------------------------------------------------------------ sources
@@ -324,25 +325,20 @@ class Zoo:
 
         An unused shared key is reported only if it resembles a known key, or if all modalities load.
         """
-        found: dict[str, str] = {}
-        for name in self.names():
-            try:
-                _ = self[name]
-            except ZooError as error:
-                found[name] = str(error)
+        loaded, errors = self._opened()
+        found = {name: str(error) for name, error in errors.items()}
         for name in self.source_names():
             try:
                 self.source(name)
             except ZooError as error:
                 found[f"source {name}"] = str(error)
         found.update(self._load_wrappers())
-        found.update(_misplaced(self._loaded()))
+        found.update(_misplaced(loaded))
         for vocabulary, names in self.vocabularies().items():
             for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)
-        all_loaded = len(self._loaded()) == len(self)
-        found.update({key: told for key, (told, resembles) in self._unused().items() if resembles or all_loaded})
-        return found
+        unused = self._unused().items()
+        return found | {key: told for key, (told, resembles) in unused if resembles or not errors}
 
     def check_file(self) -> list[str]:
         """Raise ConfigError for an unknown key or a wrong value in registry.toml.
@@ -350,17 +346,12 @@ class Zoo:
         A shared key that no modality uses is an error if it resembles a known key, or if all installed modalities are
         loaded. Otherwise it is only reported in the returned lines.
         """
-        for name in self.names() if self.path is not None else ():
-            try:
-                _ = self[name]
-            except ConfigError as error:
-                if str(error).startswith(str(self.path)):
-                    raise
-            except ZooError:
-                continue  # an error of the plugin, not of the file: reported on use and by problems()
+        for error in self._opened()[1].values() if self.path is not None else ():
+            if isinstance(error, ConfigError) and str(error).startswith(str(self.path)):
+                raise error  # others are errors of the plugin, reported on use and by problems()
         told = []
         for problem, resembles in self._unused().values():
-            if resembles or len(self._loaded()) == len(self._instances):
+            if resembles or len(self._opened()[0]) == len(self._instances):
                 raise ConfigError(problem)
             told.append(problem)
         return told
@@ -372,7 +363,7 @@ class Zoo:
         if not shared and not self.tables["vocabularies"]:
             return {}  # without loading a plugin
         known = {
-            "zoo": set(CORE_KEYS).union(*(handle.known_settings() for handle in self._loaded())),
+            "zoo": set(CORE_KEYS).union(*(handle.known_settings() for handle in self._opened()[0])),
             "vocabularies": set(self.vocabularies()),
         }
         for table, keys in (("zoo", shared), ("vocabularies", list(self.tables["vocabularies"]))):
