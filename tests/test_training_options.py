@@ -346,13 +346,11 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
 
     with pytest.raises(UnknownNameError, match=r"mroe.*did you mean.*more"):
         opened(Dataset(tokens=other, modalities=("mroe",)))
-    with pytest.raises(
-        DataError, match=r"other.train: has no tokens of words, .* it has more, picture; tokenize it too"
-    ):
+    with pytest.raises(DataError, match=r"other.train: has no tokens of words; it has more, picture; tokenize it too"):
         opened(Dataset(tokens=other, modalities=("picture", "words")))
     with pytest.raises(ConfigError, match=r"datasets: .*other has more, and the others have .*: no modality is shared"):
         opened(Dataset(tokens=other, modalities=("more",)))
-    nothing = r"other.train: has more, picture, and the run has words: nothing to train on; leave that"
+    nothing = r"other.train: has more, picture, and the run words: nothing to train on"
     with pytest.raises(ConfigError, match=nothing):
         opened(Dataset(tokens=other), specs=[item for item in specs if item.name == "words"])
     asked = r"datasets: .*other has picture, more, and its mixtures have only the targets words, tags"
@@ -377,7 +375,7 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
     for bad in ({"ema_decay": 1.0}, {"decay_fraction": 2.0}, {"loss_weights": {"clip": 0.0}}):
         with pytest.raises(ValueError, match="expected"):
             dataclasses.replace(SHORT, **bad)
-    with pytest.raises(ValueError, match="weight: expected a number above 0"):
+    with pytest.raises(ValueError, match="weight: expected a number in"):
         Dataset(tokens=other, weight=0.0)
 
 
