@@ -145,7 +145,7 @@ def test_a_spectrogram_is_not_a_view_of_the_picture(example: Callable[[str], Zoo
             (tmp_path / "files" / name / file).write_bytes(data)
     options = {"path": str(tmp_path / "files"), "test_fraction": 0}
     result = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
-    assert {outcome.modality: (outcome.written, outcome.failed) for outcome in result.outcomes} == {
+    assert {outcome.modality: (outcome.written, outcome.dropped) for outcome in result.outcomes} == {
         "rgb": (2, 0), "spectrogram": (2, 0),
     }  # fmt: skip
     value = ValueStore(tmp_path / "data").read_key(handle, "train", "b")

@@ -73,9 +73,9 @@ def test_files_become_values_and_a_raster_of_holes_is_named(sensor: Zoo, tmp_pat
     written, failed = ({NAME: 0, "rgb": 0} for _ in range(2))
     for outcome in result.outcomes:
         written[outcome.modality] += outcome.written
-        failed[outcome.modality] += outcome.failed
+        failed[outcome.modality] += outcome.dropped
     assert written == {NAME: 46, "rgb": 48} and failed == {NAME: 1, "rgb": 0}
-    (reason,) = (outcome.first_reason for outcome in result.outcomes if outcome.failed)
+    (reason,) = (outcome.first_dropped for outcome in result.outcomes if outcome.dropped)
     assert "50% of a band is without data" in reason and "field-46" in reason
 
 
