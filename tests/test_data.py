@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stores import write_tar, write_values
 
 from tokenizers_zoo.data import shards as shards_module
-from tokenizers_zoo.data.folder import FileBytes, FolderSettings, open_folder
+from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import read_splits, verify
 from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_shard
 from tokenizers_zoo.data.tar import Dropped, Member, header, read_member, scan_tar, split_name
@@ -427,6 +427,17 @@ def test_lazy_values_are_cached_while_they_fit_and_skip_unreadable_values() -> N
 # ---------------------------------------------------------------------- folder source
 
 
+def touch(root: Path, *names: str) -> None:
+    """Write files whose content is their name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+
+
+def opened(root: Path, split: str = "train", names: dict[str, str] | None = None) -> FolderSamples:
+    return open_folder(FolderSettings(path=str(root), test_fraction=0), split, None, names=names)
+
+
 @pytest.fixture
 def ml4m(tmp_path: Path) -> Path:
     """A folder as ml-4m users have it: other shard names, unequal shard lists, keys in another order, some missing."""
@@ -463,70 +474,55 @@ def test_folders_are_split_by_their_keys_and_keep_sides_when_files_are_added(tmp
 
 
 def test_existing_splits_and_shards_are_kept(tmp_path: Path, ml4m: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / "own" / split / "one/sub").mkdir(parents=True)
-        (tmp_path / "own" / split / "one/sub/a.txt").write_text(split)
-    (tmp_path / "own/test/.thumbnails").mkdir()
-    (tmp_path / "own/test/.thumbnails/b.txt").write_text("hidden")
-    config = FolderSettings(path=str(tmp_path / "own"))
-    assert [key for key, _ in open_folder(config, "test", None)[:]] == ["sub/a"]
-    assert open_folder(config, "test", None)[0] == ("sub/a", {"one": FileBytes(data=b"test", extension="txt")})
-    shards = open_folder(FolderSettings(path=str(ml4m)), "train", None)
+    touch(tmp_path / "own", "train/one/sub/a.txt", "test/one/sub/a.txt", "test/.thumbnails/b.txt")
+    found = FileBytes(data=b"test/one/sub/a.txt", extension="txt")
+    assert opened(tmp_path / "own", "test")[:] == [("sub/a", {"one": found})]
+    shards = opened(ml4m)
     assert shards.modalities == ("one", "two@224")
     assert dict(shards[:])["0009"] == {"two@224": FileBytes(data=b"two 9", extension="txt")}
 
 
 def test_a_split_below_the_modalities_is_kept(tmp_path: Path) -> None:
-    names = (
-        "one/train/a.txt", "one/train/north/b.txt", "one/test/c.txt", "one/val/d.txt", "one/e.txt",
+    touch(
+        tmp_path, "one/train/a.txt", "one/train/north/b.txt", "one/test/c.txt", "one/val/d.txt", "one/e.txt",
         "two/train/a.txt", "two/train/f.txt", "three/test/c.txt", "scripts/run.py",
     )  # fmt: skip
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    config, mine = FolderSettings(path=str(tmp_path)), named("one", "two", "three")
-    train, test = (open_folder(config, split, None, names=mine) for split in ("train", "test"))
+    mine = named("one", "two", "three")
+    train, test = (opened(tmp_path, split, mine) for split in ("train", "test"))
     assert [(key, set(files)) for key, files in train] == [("a", {"one", "two"}), ("f", {"two"}), ("north/b", {"one"})]
     assert [(key, set(files)) for key, files in test] == [("c", {"one", "three"})]
     assert train[0][1]["one"] == FileBytes(data=b"one/train/a.txt", extension="txt")
     assert set(train.offered) >= set(mine) and train.modalities == ("one", "scripts", "two")
     with pytest.raises(DataError, match=r"scripts: expected its files in folders train and test, which .*/one has and"):
-        open_folder(config, "train", None)
+        opened(tmp_path)
     for name in ("one/test/c.txt", "three/test/c.txt"):
         (tmp_path / name).unlink()
-    whole = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None, names=mine)
+    whole = opened(tmp_path, names=mine)
     keys = ["e", "train/a", "train/f", "train/north/b", "val/d"]
     assert [key for key, _ in whole] == keys, "`train` alone may be a class"
 
 
 def test_files_and_tars_may_be_mixed(tmp_path: Path, ml4m: Path) -> None:
-    for name in ("three/0001.txt", "four/a.tar/0001.txt", "five/a.tar"):
-        (ml4m / "train" / name).parent.mkdir(parents=True)
-        (ml4m / "train" / name).write_text("own")
-    samples = open_folder(FolderSettings(path=str(ml4m)), "train", None, names=named("one", "three"))
+    touch(ml4m / "train", "three/0001.txt", "four/a.tar/0001.txt", "five/a.tar")
+    samples = opened(ml4m, names=named("one", "three"))
     assert set(dict(samples[:])["0001"]) == {"one", "three"}
     assert samples.modalities == ("five", "four", "one", "three", "two@224")
-    aliased = open_folder(FolderSettings(path=str(ml4m)), "train", None, names={"two@224": "two", "one": "one"})
+    aliased = opened(ml4m, names={"two@224": "two", "one": "one"})
     assert set(dict(aliased[:])["0001"]) == {"one", "two"}
     (ml4m / "train/one/late.tar").symlink_to(tmp_path / "gone.tar")
     with pytest.raises(ReadError, match=r"late\.tar: cannot be read: No such file"):
-        open_folder(FolderSettings(path=str(ml4m)), "train", None, names=named("one"))
+        opened(ml4m, names=named("one"))
     write_tar(tmp_path / "flat/one/north/old.tar", {})
-    (tmp_path / "flat/one/a.txt").write_text("own")
-    flat = FolderSettings(path=str(tmp_path / "flat"), test_fraction=0)
-    assert [key for key, _ in open_folder(flat, "train", None, names=named("one"))] == ["a", "north/old"]
+    touch(tmp_path, "flat/one/a.txt")
+    assert [key for key, _ in opened(tmp_path / "flat", names=named("one"))] == ["a", "north/old"]
     write_tar(tmp_path / "valid/valid/one/a.tar", {})
     with pytest.raises(DataError, match="no split 'train'; splits here: valid"):
-        open_folder(FolderSettings(path=str(tmp_path / "valid")), "train", None, names=named("one"))
+        opened(tmp_path / "valid", names=named("one"))
 
 
 def test_sample_keys_come_from_known_modalities(tmp_path: Path) -> None:
-    for name in ("notes/a.txt", "notes/b.txt", "one/c.txt", "one/d.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    config = FolderSettings(path=str(tmp_path), test_fraction=0)
-    assert [key for key, _ in open_folder(config, "train", 1, names=named("one"))] == ["c"]
-    samples = open_folder(config, "train", None, names=named("one"))
+    touch(tmp_path, "notes/a.txt", "notes/b.txt", "one/c.txt", "one/d.txt")
+    samples = opened(tmp_path, names=named("one"))
     assert [key for key, _ in samples] == ["c", "d"] and samples.modalities == ("notes", "one")
 
 
@@ -534,50 +530,43 @@ def test_dangling_link_is_an_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one/a.txt").symlink_to(tmp_path / "gone.txt")
     (tmp_path / "one/b.txt").symlink_to("/dev/null")
-    ((key, files),) = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None)
+    ((key, files),) = opened(tmp_path)
     assert key == "a" and "a.txt: cannot be read: No such file" in str(files["one"])
 
 
 def test_unrelated_files_are_ignored(tmp_path: Path) -> None:
-    for name in ("a.tif", "a.tif.aux.xml", "a.TFW", "b.tif", ".b.tif", ".ipynb_checkpoints/a-checkpoint.tif", "README"):
-        path = tmp_path / "one" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    samples = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None)
-    assert [key for key, _ in samples[:]] == ["a", "b"]
+    names = ("a.tif", "a.tif.aux.xml", "a.TFW", "b.tif", ".b.tif", ".ipynb_checkpoints/a-checkpoint.tif", "README")
+    touch(tmp_path / "one", *names)
+    assert [key for key, _ in opened(tmp_path)] == ["a", "b"]
 
 
 def test_links_to_folders_are_followed_without_loops(tmp_path: Path) -> None:
     one, far = tmp_path / "mine/one", tmp_path / "far"
-    for path in (one / "a.txt", one / "in/b.txt", far / "c.txt", tmp_path / "mine/two/d.txt"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(path.stem)
+    touch(tmp_path, "mine/one/a.txt", "mine/one/in/b.txt", "far/c.txt", "mine/two/d.txt")
     for link, target in (
         (one / "day1", far), (one / "day2", far), (far / "back", one), (one / "in/up", tmp_path / "mine"),
         (one / "gone", tmp_path / "nowhere"),
     ):  # fmt: skip
         link.symlink_to(target)
-    samples = dict(open_folder(FolderSettings(path=str(tmp_path / "mine"), test_fraction=0), "train", None)[:])
+    samples = dict(opened(tmp_path / "mine")[:])
     assert sorted(key for key in samples if "one" in samples[key]) == ["a", "day1/c", "day2/c", "in/b"]
 
 
 def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
-        open_folder(FolderSettings(path=str(tmp_path / "absent")), "train", None)
+        opened(tmp_path / "absent")
     with pytest.raises(DataError, match="one folder per modality"):
-        open_folder(FolderSettings(path=str(tmp_path)), "train", None)
-    (tmp_path / "one").mkdir()
-    for name in ("a.txt", "a.b.txt"):
-        (tmp_path / "one" / name).write_text("")
+        opened(tmp_path)
+    touch(tmp_path, "one/a.txt", "one/a.b.txt")
     with pytest.raises(DataError, match="second file with the key 'a'"):
-        open_folder(FolderSettings(path=str(tmp_path)), "train", None)
+        opened(tmp_path)
     (tmp_path / "one/a.b.txt").unlink()
-    samples = open_folder(FolderSettings(path=str(tmp_path), test_fraction=0), "train", None)
+    samples = opened(tmp_path)
     (tmp_path / "one/a.txt").unlink()
     (key, files) = samples[0]
     assert key == "a" and isinstance(files["one"], DataError) and "cannot be read" in str(files["one"])
     (tmp_path / "one" / os.fsdecode(b"caf\xe9.txt")).write_text("")
     with pytest.raises(DataError, match=r"one: the name of caf\\xe9.txt is not UTF-8; rename it"):
-        open_folder(FolderSettings(path=str(tmp_path)), "train", None)
+        opened(tmp_path)
     with pytest.raises(ValueError, match="test_fraction"):
         FolderSettings(path="", test_fraction=1.0)
