@@ -65,9 +65,8 @@ class FourMEncoder(nn.Module):
         self.trained_on = dict(trained_on or {})
         depth = len(model.encoder)
         if out_indices is None:
-            out_indices = (
-                [depth * (level + 1) // LEVELS - 1 for level in range(LEVELS)] if depth >= LEVELS else range(depth)
-            )
+            count = min(depth, LEVELS)
+            out_indices = [depth * (level + 1) // count - 1 for level in range(count)]
         self.out_indices = tuple(index % depth if -depth <= index < depth else index for index in out_indices)
         if not self.out_indices or max(self.out_indices) >= depth or min(self.out_indices) < 0:
             raise ConfigError(f"out_indices: expected blocks from {-depth} to {depth - 1}, got {list(out_indices)}")
@@ -91,10 +90,8 @@ class FourMEncoder(nn.Module):
         run = Path(run)
         if zoo is None:
             zoo = zoo_of(run, Run.load(run).registry)
-        trained_on = load_config(run, CLASS).get("fingerprints", {})
-        encoder = cls(
-            load_model(run, device=device), zoo, frozen=frozen, out_indices=out_indices, trained_on=trained_on
-        )
+        trained_on, model = load_config(run, CLASS).get("fingerprints", {}), load_model(run, device=device)
+        encoder = cls(model, zoo, frozen=frozen, out_indices=out_indices, trained_on=trained_on)
         return encoder.eval() if frozen else encoder
 
     @property

@@ -53,7 +53,7 @@ def temperatures(counts: Sequence[int], start: float, end: float, schedule: Temp
     "onex" with power 0.5): `end + (start - end) * left * curve`, where `left` is the share of tokens that is masked
     after the step and `curve` is 1/sqrt(x), scaled to [0, 1]; x takes even steps from 1 to 100, one per token.
     """
-    if schedule == "constant" or start == end:
+    if schedule == "constant":
         return [start] * len(counts)
     if schedule == "linear":
         last = max(len(counts) - 1, 1)
