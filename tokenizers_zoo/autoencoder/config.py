@@ -15,6 +15,7 @@ from tokenizers_zoo.train.config import TrainConfig
 ValueKind = Literal["continuous", "classes", "binary"]
 LossName = Literal["l1", "l2", "smooth_l1", "cosine", "cross_entropy", "ordinal", "bce"]
 """Losses that compare the decoder's output with its target element by element."""
+LOSS_WEIGHTS = tuple(f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial"))
 LOSSES_OF_KIND: dict[ValueKind, tuple[str, ...]] = {
     "continuous": ("l1", "l2", "smooth_l1", "cosine", "perceptual", "adversarial"),
     "classes": ("cross_entropy", "ordinal"),
@@ -218,8 +219,7 @@ class TokenizerConfig(QuantizedTrainConfig):
     def __post_init__(self) -> None:
         QuantizedTrainConfig.__post_init__(self)
         self.block_config()
-        names = [f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial")]
-        check_interval(self, "[0, inf)", *names)
+        check_interval(self, "[0, inf)", *LOSS_WEIGHTS)
         check_interval(self, "[0, 1]", "class_balance")
         check_interval(self, "[0, 1)", "adversarial_start")
         check_interval(self, "(0, inf)", "adversarial_rate")
@@ -241,8 +241,7 @@ class TokenizerConfig(QuantizedTrainConfig):
 
     def loss_settings(self) -> dict[str, float]:
         """Return the loss settings that differ from their defaults, without the main loss."""
-        names = [f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial")]
-        names += ["class_balance", "adversarial_start", "adversarial_rate"]
+        names = (*LOSS_WEIGHTS, "class_balance", "adversarial_start", "adversarial_rate")
         defaults = {f.name: f.default for f in dataclasses.fields(TokenizerConfig)}
         return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
