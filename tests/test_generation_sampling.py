@@ -22,14 +22,11 @@ from zoo_backbone.generate.sampling import (
 )
 
 
-def test_linear_schedule_is_even() -> None:
-    assert tokens_per_step(8, 4, "linear") == [2, 2, 2, 2]
-    assert tokens_per_step(9, 1, "linear") == [9]
-
-
-def test_cosine_schedule_by_hand() -> None:
-    # masked after steps 1-4 of 16: floor(16 cos(22.5, 45, 67.5, 90 degrees)) = 14, 11, 6, 0
-    assert tokens_per_step(16, 4, "cosine") == [2, 3, 5, 6]
+def test_schedules_by_hand() -> None:
+    # masked after steps 1-4 of 16: cosine floor(16 cos(22.5, 45, 67.5, 90 degrees)) = 14, 11, 6, 0;
+    # s-curve floor(8 (1 + cos(45, 90, 135, 180 degrees))) = 13, 8, 2, 0
+    assert tokens_per_step(16, 4, "cosine") == [2, 3, 5, 6] and tokens_per_step(16, 4, "s-curve") == [3, 5, 6, 2]
+    assert tokens_per_step(196, 49, "linear") == [4] * 49
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -134,11 +131,6 @@ def test_gumbel_moments() -> None:
     assert torch.isfinite(gumbel).all()
     assert gumbel.mean().item() == pytest.approx(0.5772, abs=0.02)  # Euler's constant
     assert gumbel.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.02)
-
-
-def test_s_curve_by_hand() -> None:
-    # masked after steps 1-4 of 16: floor(8 (1 + cos(45, 90, 135, 180 degrees))) = 13, 8, 2, 0
-    assert tokens_per_step(16, 4, "s-curve") == [3, 5, 6, 2]
 
 
 def test_temperatures_by_hand() -> None:
