@@ -100,8 +100,8 @@ def test_sides_are_swapped_all_or_none(text: str, other: str) -> None:
 
 
 def test_all_side_words_of_scenes_are_swapped() -> None:
-    captions, layout = pytest.importorskip("zoo_scenes.captions"), pytest.importorskip("zoo_scenes.captions")
-    for sides in (captions._SIDES, layout._ACROSS):
+    captions = pytest.importorskip("zoo_scenes.captions")
+    for sides in (captions._SIDES, captions._ACROSS):
         for name, mirror in zip(sides, reversed(sides), strict=True):
             assert caption.transform(f"a lamp on the {name}", Crop(flip=True)) == f"a lamp on the {mirror}"
             for end, other in zip(sides, reversed(sides), strict=True):

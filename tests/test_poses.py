@@ -28,7 +28,6 @@ LEFT_SHOULDER, LEFT_ELBOW, LEFT_HAND = (
 )
 RIGHT_ELBOW = body.JOINTS.index("right_elbow")
 TINY = {"steps": 3, "batch_size": 8, "eval_every": 3}
-FACING = np.array([0.0, 0.0, 0.0])  # the rest pose has the camera's axes, so it is seen from the front
 SIDE = {"left": 1.0, "right": -1.0}
 
 
@@ -320,9 +319,6 @@ def test_another_id_space_is_another_tokenizer(poses: ModalityHandle) -> None:
     other = Zoo.from_tables({"modalities": {NAME: {"bins": 100}}})[NAME].at(poses.checkpoint)
     with pytest.raises(CheckpointError, match=r"the tokenizer at .* has bins 256, but .*bins asks for 100"):
         other.encode([[person()]])
-
-
-PUBLISHED = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
 
 
 def test_people_of_any_levels_can_be_written() -> None:
