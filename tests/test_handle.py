@@ -33,7 +33,6 @@ from tokenizers_zoo.checkpoint import (
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import (
     CheckpointError,
-    ConfigError,
     DataError,
     InvalidValueError,
     PluginError,
@@ -117,13 +116,6 @@ def test_loading_neither_reads_nor_changes_caller_state(learnt: Path) -> None:
         assert {weight.dtype for weight in module.parameters()} == {torch.float32}
         module.latents(torch.zeros(1, 1, 16, 16)).sum().backward()
         module.load_state_dict(module.state_dict())
-
-
-def test_loading_ignores_the_default_device(learnt: Path) -> None:
-    handle, expected = Zoo.from_toml(learnt)["depth"], Zoo.from_toml(learnt)["depth"].encode(DEPTHS)
-    with torch.device("meta"):
-        _ = handle.tokenizer
-    assert torch.equal(handle.encode(DEPTHS), expected)
 
 
 def test_tokenizer_is_trained_in_float32_in_any_caller_context(learnt: Path, tmp_path: Path) -> None:
@@ -348,12 +340,6 @@ def test_invalid_hub_id_is_reported_in_one_line(name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"^{name}: no such folder, and the hub does not give it: ") as told:
         resolve_folder(name)
     assert "\n" not in str(told.value)
-
-
-def test_overrides_of_the_tokenizer_table_are_checked(install_example: Install, tmp_path: Path) -> None:
-    install_example("a_map")
-    with pytest.raises(ConfigError, match="tokenizer: unknown key"):
-        trained(only(), "a_map", tmp_path / "a", steps=3)
 
 
 def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_path: Path) -> None:

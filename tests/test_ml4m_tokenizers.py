@@ -369,14 +369,6 @@ def test_it_is_evaluated_without_a_plain_decoder(zoo: Zoo, tmp_path: Path) -> No
     assert result.samples == 1 and not any("plain" in name for name in json.dumps(result.to_json()).split('"'))
 
 
-def test_own_keys_that_the_import_does_not_mention_stay(tmp_path: Path) -> None:
-    own = {"preset": "4m", "tokenizer": {"diffusion": {"width": 64}}, "png_scale": 0.5}
-    zoo = Zoo.from_tables({"modalities": {"depth": own}})
-    table = zoo["depth"].import_published(published(**{**VIT, "n_channels": 1}), tmp_path)
-    assert table["tokenizer"]["quantizer"] == "vq" and table["image_size"] == 32
-    assert encoded(registered("depth", table, tmp_path, png_scale=0.5), torch.ones(1, 1, 32, 32)).shape == (1, 4, 4)
-
-
 # ---------------------------------------------------------------------- parts
 
 

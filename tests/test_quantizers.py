@@ -126,16 +126,6 @@ def test_unused_codes_keep_their_direction() -> None:
     torch.testing.assert_close(got.codes, expected.codes)
 
 
-def test_encode_in_training_mode_changes_nothing(config: QuantizerConfig) -> None:
-    quantizer = trained(config)
-    expected = quantizer.eval().encode(some_latents())
-    quantizer.train()
-    before = state_of(quantizer)
-    assert torch.equal(quantizer.encode(some_latents()), expected)
-    assert quantizer.training and quantizer.adapter.training
-    assert_same_state(before, state_of(quantizer))
-
-
 def test_batch_equals_one_by_one(config: QuantizerConfig) -> None:
     quantizer = trained(config).eval()
     latents = some_latents()[:, :8]

@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from loguru import logger
 from torch import nn
 
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig
@@ -146,15 +145,6 @@ def test_a_collapsing_run_says_so() -> None:
     assert (collapse_warning(toy.quantizer) or "").startswith("the codebook of the quantizer collapses")
 
 
-def test_eval_mode_does_not_count_as_training() -> None:
-    quantizer = Quantizer(QuantizerConfig(levels=(5, 5)), DIM)
-    quantizer.eval()(torch.zeros(2, 3, DIM))
-    quantizer.train().encode(torch.zeros(2, 3, DIM))
-    assert quantizer.recent.updates == 0
-    quantizer(torch.zeros(2, 3, DIM))
-    assert quantizer.recent.updates == 1
-
-
 def test_recent_usage_by_hand() -> None:
     recent = RecentUsage(4, num_codebooks=2, batches=2)
     assert (recent.usage, recent.reachable, recent.collapsed()) == (0.0, 0.0, False)
@@ -225,14 +215,3 @@ def test_each_of_several_codebooks_has_figures_of_its_own() -> None:
 def test_usage_rejects_unknown_ids() -> None:
     with pytest.raises(ValueError, match=r"expected ids in \[0, 4\), got 0 to 4"):
         CodebookUsage(4).update(np.array([0, 4]))
-
-
-def test_a_first_batch_of_fewer_latents_than_codes_is_not_warned_of() -> None:
-    told = list[str]()
-    sink = logger.add(told.append)
-    try:
-        quantizer = Quantizer(QuantizerConfig(kind="vq", codebook_size=64), DIM).train()
-        quantizer(torch.randn(1, 8, DIM))
-    finally:
-        logger.remove(sink)
-    assert not told

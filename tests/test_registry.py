@@ -318,15 +318,6 @@ def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_pat
         depth.check_overrides({"quantizer": "lfq"})
 
 
-def test_a_second_instance_of_one_plugin(install_example: Install) -> None:
-    install_example("small")
-    zoo = only({"large": {"plugin": "small", "image_size": 32}})
-    assert zoo.names() == ["large", "small"]
-    assert zoo["large"].spec.name == "large" and zoo["large"].plugin_name == "small"
-    assert zoo["large"].spec.value.shape == (1, 32, 32) and zoo["small"].spec.value.shape == (1, 16, 16)
-    assert zoo["large"].checkpoint == Path("runs/tokenizers/large")
-
-
 def test_checkpoints_may_be_in_the_home_folder(
     install_example: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,17 +170,6 @@ def test_a_photograph_with_an_odd_tag_is_turned(
     assert found.tobytes() == upright.transpose(Image.Transpose.ROTATE_270).tobytes() and found.size == (4, 6)
 
 
-@pytest.mark.parametrize(
-    "exif", [b"Exif\0\0no table", tagged(held(6))[:14], tagged((ORIENTATION, 2, 4, b"up\0\0")), tagged(held(99))]
-)
-def test_a_photograph_whose_orientation_cannot_be_read_is_shown_as_it_is(photograph: Image.Image, exif: bytes) -> None:
-    buffers = io.BytesIO(), io.BytesIO()
-    for buffer, found in zip(buffers, (exif, b""), strict=True):
-        photograph.save(buffer, "JPEG", exif=found)
-    first, second = (open_image(buffer.getvalue(), "jpg") for buffer in buffers)
-    assert first.size == (6, 4) and first.tobytes() == second.tobytes()
-
-
 def test_depth_needs_a_unit() -> None:
     read = lambda data, extension, **own: depth.plugin.read_value(data, extension, settings("depth", **own))  # noqa: E731
     millimetres = np.array([[1500, 2000]], np.uint16)

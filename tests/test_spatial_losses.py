@@ -84,13 +84,6 @@ def test_weights_are_those_of_the_table() -> None:
     assert quantizer_loss > 0.001
 
 
-def test_loss_settings_are_part_of_the_run() -> None:
-    plain, other = ({**TINY}, {**TINY, "l1_weight": 0.5, "class_balance": 0.0})
-    assert "l1_weight" not in rgb.plugin.codec(settings("rgb", tokenizer=plain)).describe()
-    told = rgb.plugin.codec(settings("rgb", tokenizer=other)).describe()
-    assert told["l1_weight"] == 0.5 and told["class_balance"] == 0.0 and "ordinal_weight" not in told
-
-
 def test_the_balance_of_classes_is_a_setting() -> None:
     ids = [np.zeros((16, 16), np.int64) for _ in range(4)]
     for value in ids:

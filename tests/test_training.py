@@ -243,16 +243,6 @@ def test_a_run_killed_before_its_first_save_is_replaced(uninterrupted: Path, tmp
         assert (tmp_path / name).read_text() == (uninterrupted / name).read_text()
 
 
-def test_other_values_of_the_same_number_are_another_run(tmp_path: Path) -> None:
-    def samples(contents: str) -> TrainingSamples:
-        return dataclasses.replace(SAMPLES, provenance={"contents": {"train": contents}})
-
-    with pytest.raises(Killed):
-        train(VectorTask(), samples("a"), CONFIG, tmp_path, 0, on_step=killed_at(7))
-    with pytest.raises(FolderError, match=r'data.provenance.contents.train was "a", is "b"'):
-        train(VectorTask(), samples("b"), CONFIG, tmp_path, 0)
-
-
 def test_without_provenance_runs_are_identified_by_values(tmp_path: Path) -> None:
     own = dataclasses.replace(SAMPLES, provenance={})
     train(VectorTask(), own, CONFIG, tmp_path / "new", 0)
