@@ -37,6 +37,7 @@ from tokenizers_zoo.errors import (
     passing,
 )
 from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.engines import RunResult
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.stores import describe_data, repair_store, verify_store
 from tokenizers_zoo.pipeline.tokenize import tokenize
@@ -297,6 +298,12 @@ def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, m
     assert [len(keys[split]) for split in ("train", "test")] == [15, 6]
 
 
+def imported(zoo: Zoo, mine: Path, data: Path, **changes: Any) -> RunResult:
+    """Import a user's files, all for training."""
+    options = {"path": str(mine), "test_fraction": 0}
+    return make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, **changes)
+
+
 def own_files(folder: Path, numbers: Iterable[int]) -> None:
     for i in numbers:
         for name, data in (("field", np.full((1, 48, 64), i / 30, np.float32)), ("words", f"file {i}")):
@@ -327,12 +334,11 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Toy, tmp_
 def test_output_inside_the_input_folder_is_not_read_as_input(place: str, toy: Toy, tmp_path: Path) -> None:
     zoo, mine = toy(), tmp_path / "mine"
     own_files(mine, range(8))
-    options = {"path": str(mine), "test_fraction": 0}
     for written in (8, 0):
-        made = make_data(zoo, "folder", mine / place, train=None, test=0, options=options, workers=1)
+        made = imported(zoo, mine, mine / place)
         assert [outcome.written for outcome in made.outcomes] == [written] * 2 and not made.skipped
     with pytest.raises(ConfigError, match=f"path: {mine}: what is made of its files cannot go there"):
-        make_data(zoo, "folder", mine / "field/..", train=None, test=0, options=options, workers=1)
+        imported(zoo, mine, mine / "field/..")
 
 
 def test_a_file_whose_name_a_terminal_would_obey_is_left_out_and_told(toy: Toy, tmp_path: Path) -> None:
@@ -340,8 +346,7 @@ def test_a_file_whose_name_a_terminal_would_obey_is_left_out_and_told(toy: Toy, 
     own_files(mine, range(3))
     (mine / "field/end\u2028of\u0085lines\n.npy").write_bytes(b"broken")
     for written, kept in ((3, 0), (0, 3)):
-        options = {"path": str(mine), "test_fraction": 0}
-        made = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1)
+        made = imported(zoo, mine, data)
         assert counts(made) == dict.fromkeys(("field", "words"), (written, 0, kept))
         (note,) = made.notes
         assert "end\u2028of\\x85lines\\x0a: a key has no control character" in note
@@ -380,8 +385,7 @@ def make_pictures(folder: Path, *names: str, modalities: dict[str, Any] | None =
     """Import the files of these modalities from `folder` / mine; `modalities` holds their tables."""
     shared = {"image_size": 16, "patch_size": 8, "modalities": list(names)}
     zoo = Zoo.from_tables({"zoo": shared, "modalities": modalities or {}})
-    options = {"path": str(folder / "mine"), "test_fraction": 0}
-    return make_data(zoo, "folder", folder / "data", train=None, test=0, options=options, workers=1, shard_size=2)
+    return imported(zoo, folder / "mine", folder / "data", shard_size=2)
 
 
 def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path) -> None:
@@ -486,13 +490,12 @@ def test_a_folder_that_is_no_modality_may_hold_anything(toy: Toy, tmp_path: Path
     for name in ("part-00000.arrow", "part-00000.dropped.jsonl", os.fsdecode(b"caf\xe9.txt")):
         (mine / "tokens/train").mkdir(parents=True, exist_ok=True)
         (mine / "tokens/train" / name).write_text("")
-    options = {"path": str(mine), "test_fraction": 0}
-    result = make_data(toy(), "folder", mine / "data", train=None, test=0, options=options, workers=1)
+    result = imported(toy(), mine, mine / "data")
     assert {o.modality: o.written for o in result.outcomes} == {"field": 4, "words": 4}
     assert "no enabled modality" in result.skipped["tokens"]
     (mine / "field/f03.v2.npy").write_bytes(b"")
     with pytest.raises(DataError, match="second file with the key 'f03'"):
-        make_data(toy(), "folder", mine / "data", train=None, test=0, options=options, workers=1)
+        imported(toy(), mine, mine / "data")
 
 
 OUT_OF_MEMORY = [
@@ -534,11 +537,9 @@ def test_errors_that_may_pass_are_recognised_anywhere_in_the_chain(error: Except
                 assert passing(second) == is_passing
 
 
-def of_files(zoo: Zoo, mine: Path, data: Path, **changes: Any) -> dict[str, tuple[int, int, int]]:
-    """Import a user's files, all for training, in shards of four; return `counts`."""
-    arguments: dict[str, Any] = {"train": None, "test": 0, "workers": 1, "shard_size": 4}
-    options = {"path": str(mine), "test_fraction": 0}
-    return counts(make_data(zoo, "folder", data, options=options, **{**arguments, **changes}))
+def of_files(zoo: Zoo, mine: Path, data: Path) -> dict[str, tuple[int, int, int]]:
+    """Import a user's files in shards of four; return `counts`."""
+    return counts(imported(zoo, mine, data, shard_size=4))
 
 
 def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path: Path) -> None:
@@ -551,9 +552,8 @@ def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path
     os.truncate(cut, 2 * 1024 + 512)
     for name in ("b.txt", ".hidden.txt", "LICENSE", "a.aux.xml"):
         (mine / "words" / name).write_text(name)
-    options = {"path": str(tmp_path / "mine")}
     for expected in ({"field": (6, 0, 0), "words": (5, 0, 0)}, {"field": (0, 0, 6), "words": (0, 0, 5)}):
-        made = make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=4)
+        made = imported(zoo, tmp_path / "mine", data, shard_size=4)
         assert counts(made) == expected
         (note,) = made.notes
         assert note.startswith("train/words: not used of what its folder holds: 3 (first: 000001.tar: 0002: a second")
@@ -573,7 +573,7 @@ def test_a_modality_that_bears_another_ones_alias_has_its_own_data(install_examp
 
     def made(number: int, **modalities: Any) -> list[str]:
         zoo, data = only(modalities=modalities), tmp_path / f"data{number}"
-        make_data(zoo, "folder", data, train=None, test=0, options={"path": str(tmp_path / "mine")}, workers=1)
+        imported(zoo, tmp_path / "mine", data)
         return ValueStore(data).modalities("train")
 
     assert made(0) == ["light"]
