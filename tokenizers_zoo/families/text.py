@@ -65,6 +65,7 @@ class TextModality(PluginBase, Generic[S]):
     derived_from: ClassVar[tuple[str, ...]] = ()
     vocabulary_name: ClassVar[str] = "text"
     aliases: ClassVar[tuple[str, ...]] = ()
+    token_space: ClassVar[str] = ""
     axes: ClassVar[int] = 0
     """Coordinate axes that the modality writes: v0 to v(axes - 1)."""
 

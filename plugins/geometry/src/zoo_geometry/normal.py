@@ -81,7 +81,6 @@ class Normal(SpatialModality):
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """The spec under these settings."""
         fov = self.options(settings).camera_fov
         inputs = () if fov is None else ("depth", "metadata")[: 1 + (fov == "metadata")]
         return replace(super().modality_spec(settings), derived_from=inputs, derive_setting="camera_fov")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
-from tokenizers_zoo.spec import Crop, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, Special
 from zoo_semantics.labelled_boxes import Array, Box, LabelledBoxes, are_numbers, key_problem
 from zoo_semantics.oriented_boxes import Span, Spans, draw, numbers_of, shares, wrapped
@@ -96,6 +96,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         ),
     )
     settings_class = Boxes3dSettings
+    token_space = "levels of x, y, z, yaw and of the sides' logarithm"
     axes = 4
     token_axes = (0, 1, 2, 0, 1, 2, 3)  # the centre, the size, and yaw
     enough = FOUND
@@ -115,12 +116,6 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         ),
         Metric(name="label_f1", higher_is_better=True, meaning="as f1, of the labels alone, wherever they are"),
     )
-
-    @hookimpl
-    def modality_spec(self, settings: Settings) -> ModalitySpec:
-        """As for all text modalities."""
-        space = "levels of x, y, z, yaw and of the sides' logarithm"
-        return replace(super().modality_spec(settings), token_space=space)
 
     @hookimpl
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
