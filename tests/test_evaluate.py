@@ -498,6 +498,7 @@ def test_default_pairs_that_cannot_be_scored_are_skipped(
     assert [(pair["inputs"], pair["target"]) for pair in found["pairs"]] == [
         (["letters"], "dark"), (["letters"], "light")
     ]  # fmt: skip
+    assert found["unreadable"] == {}, "a sample without a value is no unreadable one"
     assert [entry["target"] for entry in found["galleries"]] == ["dark"], "the first one that can be"
     assert set(found["skipped"]) == {"dark to light", "light to dark", "dark to letters", "light to letters"}
     assert "no sample has values and tokens of dark, light" in found["skipped"]["dark to light"]

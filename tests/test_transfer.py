@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_modalities import installed, write_values
-from stores import of_source
+from stores import of_source, writing_values
 from token_stores import note_source, reversed_tokens
 from torch import nn
 from transfer_world import SOURCES, STEPS, TEST, TRAIN, World, make_world, read, set_places, train
@@ -562,6 +562,19 @@ def test_weights_depend_neither_on_the_cache_nor_on_a_kill(
         train(world, tmp_path / "killed", "facts.total", given, on_step=die_at(25))
     assert weights("killed") == wanted
     assert (tmp_path / "all" / "metrics.jsonl").read_bytes() == (tmp_path / "killed" / "metrics.jsonl").read_bytes()
+
+
+def test_labels_are_of_their_keys_wherever_the_values_are(world: World, tmp_path: Path) -> None:
+    """The first shard has the same keys in both stores; a key is missing, and the rest is in another order."""
+    keys = world.tokens("light", "train")[0]
+    values = {key: read(world, "facts", key, "train") for key in (*keys[:16], *reversed(keys[17:]))}
+    with writing_values(tmp_path / "data", "train", "facts", shard_size=16) as shard:
+        for key, value in values.items():
+            shard.add(key, *world.zoo["facts"].write(value))
+    task, stores = task_and_stores(world, "facts.total", ("light",), tmp_path / "data")
+    samples = stores.samples(task, "train")
+    found = {samples.key(place): label for place, label in enumerate(samples.labels)}
+    assert found == {key: value["total"] for key, value in values.items()}
 
 
 # ---------------------------------------------------------------- validation

@@ -53,7 +53,7 @@ from zoo_backbone.transfer.targets import (
     target_from_json,
     target_to_json,
 )  # fmt: skip
-from zoo_backbone.transfer.task import kind_of_values
+from zoo_backbone.transfer.task import BASELINE_SAMPLES, Task, kind_of_values
 
 DIM = 8
 ONE = VectorLayout(length=1)
@@ -226,6 +226,11 @@ def test_classes_by_hand() -> None:
     assert kind.constant(["b", "c", "c", "b", "a"]) == "b"
     outputs = torch.tensor([[1.0, 0, 0]])
     assert float(kind.loss(outputs, torch.tensor([0]))) == pytest.approx(-math.log(math.e / (math.e + 2)))
+
+
+def test_the_constant_class_is_the_most_frequent_of_all_labels() -> None:
+    labels = [*["dog", "cat"] * BASELINE_SAMPLES, "cat"]
+    assert Task(text="mine.csv").constant_baseline(Classes(names=("cat", "dog")), labels) == "cat"
 
 
 def test_numbers_by_hand() -> None:
