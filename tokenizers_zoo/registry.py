@@ -229,11 +229,12 @@ class Zoo:
 
     def _files(self, spec: ModalitySpec, instance: InstanceConfig, origin: Origin) -> TokenizerFiles:
         own, usual = instance.checkpoint, self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
+        local = Path(own).parts[:1] == Path(self.config.checkpoints).parts[:1]  # `owner` is our folder of tokenizers
         return TokenizerFiles(
             spec=spec,
             checkpoint=self.folder / Path(own).expanduser() if own else usual,
             locate_vocabulary=self._locate_vocabulary,
-            hub_id=self._hub_id(instance),
+            hub_id=own if re.fullmatch(HUB_ID, own) and not local else None,
             hub_evaluations=self.checkpoints / own,
             sha256=instance.sha256 or None,
             origin=origin,
@@ -252,11 +253,6 @@ class Zoo:
                     if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
                         return CheckpointPlace(handle.checkpoint, handle.files.hub_id)
         return CheckpointPlace(self.checkpoints / spec.vocabulary)
-
-    def _hub_id(self, instance: InstanceConfig) -> str | None:
-        """Return the hub id of a checkpoint `owner/name`, unless `owner` is the local folder of the tokenizers."""
-        local = Path(instance.checkpoint).parts[:1] == Path(self.config.checkpoints).parts[:1]
-        return instance.checkpoint if re.fullmatch(HUB_ID, instance.checkpoint) and not local else None
 
     def forget_tokenizers(self, path: Path) -> None:
         """Make all modalities with their checkpoint or vocabulary in this folder load it again."""

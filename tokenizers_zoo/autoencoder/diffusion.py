@@ -110,12 +110,6 @@ def noise_schedule(config: DiffusionConfig) -> DDIMScheduler:
     )
 
 
-def sampling_times(config: DiffusionConfig) -> list[int]:
-    """Return evenly spaced time steps from the last one down ("trailing", arXiv 2305.08891)."""
-    levels, steps = config.noise_levels, config.sampling_steps
-    return [int(level) - 1 for level in np.round(np.arange(levels, 0, -levels / steps))[:steps]]  # one more by rounding
-
-
 class Ddim:
     """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma 0) over the given time steps.
 
@@ -147,7 +141,9 @@ class Ddim:
 
 def sampler_of(config: DiffusionConfig) -> Ddim | DPMSolverMultistepScheduler:
     """Return the sampler of the settings, ready for one decoding."""
-    schedule, times = noise_schedule(config), sampling_times(config)
+    schedule, levels, steps = noise_schedule(config), config.noise_levels, config.sampling_steps
+    # Evenly spaced time steps from the last one down ("trailing", arXiv 2305.08891); rounding may give one more.
+    times = [int(level) - 1 for level in np.round(np.arange(levels, 0, -levels / steps))[:steps]]
     if config.sampler == "ddim":
         return Ddim(schedule, times, config.limit == "range")
     sampler = DPMSolverMultistepScheduler.from_config(schedule.config)

@@ -64,13 +64,10 @@ class AutoencoderTokenizer:
         return self._chunks(lambda chunk: self.codec.from_network(decode(chunk)), tokens, numbers)
 
     def _chunks(self, function: Callable[[Tensor], Tensor], batch: Tensor, numbers: int) -> Tensor:
-        return torch.cat([*in_chunks(function, batch, chunk_size(self.device, numbers), self.device)])
-
-
-def chunk_size(device: str, numbers: int) -> int:
-    """Return the number of samples with `numbers` elements in one chunk, at least 1."""
-    kind = "cuda" if device.startswith("cuda") else "cpu"
-    return max(1, min(CHUNK_ITEMS[kind], CHUNK_NUMBERS[kind] // max(1, numbers)))
+        """Return the results for chunks; a sample has `numbers` elements."""
+        kind = "cuda" if self.device.startswith("cuda") else "cpu"
+        size = max(1, min(CHUNK_ITEMS[kind], CHUNK_NUMBERS[kind] // max(1, numbers)))
+        return torch.cat([*in_chunks(function, batch, size, self.device)])
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, size: int, device: str) -> Iterator[Tensor]:

@@ -211,7 +211,9 @@ def to_own(
         tensor = published.tensor(place.published, *shape)
         if place.published in published.same_as:  # our files hold no tensor twice
             tensor = tensor.clone()
-        tensors |= zip(place.own, _taken(place, tensor), strict=True)
+        if place.pattern:
+            tensor = rearrange(tensor, place.pattern, **place.sizes)
+        tensors |= zip(place.own, tensor.unbind() if len(place.own) > 1 else [tensor], strict=True)
     assert tensors.keys() == state.keys(), tensors.keys() ^ state.keys()
     return tensors
 
@@ -223,12 +225,6 @@ def to_published(tensors: Mapping[str, Tensor], places: Sequence[Place]) -> dict
             if name not in tensors:
                 raise CheckpointError(f"the weights have no {name}, which becomes {place.published}; import them again")
     return {place.published: _put_back(place, [tensors[name] for name in place.own]) for place in places}
-
-
-def _taken(place: Place, tensor: Tensor) -> list[Tensor]:
-    if place.pattern:
-        tensor = rearrange(tensor, place.pattern, **place.sizes)
-    return [tensor] if len(place.own) == 1 else list(tensor.unbind())
 
 
 def _put_back(place: Place, tensors: Sequence[Tensor]) -> Tensor:

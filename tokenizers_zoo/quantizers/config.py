@@ -141,7 +141,15 @@ class QuantizerConfig(QuantizerFields):
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        self._check_ranges()
+        check_interval(self, "[2, inf)", "num_codebooks")
+        if self.groups is not None and (self.groups < 2 or self.codes_per_position % self.groups):
+            raise ValueError(
+                f"groups: expected at least 2 that divide num_codebooks {self.num_codebooks}, got {self.groups}"
+            )
+        check_interval(self, "[1, inf)", "codebook_dim")
+        check_interval(self, "(0, 1)", "decay")
+        check_interval(self, "[0, 1)", "revive_below")
+        check_interval(self, "[0, inf)", "kmeans_iterations", "commitment_weight", "entropy_weight", "spread_weight")
 
     @property
     def codes_per_position(self) -> int:
@@ -184,14 +192,3 @@ class QuantizerConfig(QuantizerFields):
             raise ValueError(f"levels: at most {MAX_CODES} codes, got the product {math.prod(levels)}")
         object.__setattr__(self, "levels", tuple(levels))
         object.__setattr__(self, "codebook_size", math.prod(levels))
-
-    def _check_ranges(self) -> None:
-        check_interval(self, "[2, inf)", "num_codebooks")
-        if self.groups is not None and (self.groups < 2 or self.codes_per_position % self.groups):
-            raise ValueError(
-                f"groups: expected at least 2 that divide num_codebooks {self.num_codebooks}, got {self.groups}"
-            )
-        check_interval(self, "[1, inf)", "codebook_dim")
-        check_interval(self, "(0, 1)", "decay")
-        check_interval(self, "[0, 1)", "revive_below")
-        check_interval(self, "[0, inf)", "kmeans_iterations", "commitment_weight", "entropy_weight", "spread_weight")
