@@ -456,7 +456,7 @@ def test_input_only_and_output_only_modalities_of_a_published_model(place: Place
         FourMEncoder.from_run(backbone).prepare({"clip_448": np.zeros((1, 28, 28), np.int64)})
     run(command, "--registry", place.registry, "report", backbone)
     page = (backbone / "report/index.html").read_text()
-    assert "One model of 3 modalities that makes any of 2 from any others" in page
+    assert "One model of 3 modalities that generates any of 2 from any others" in page
     run(export_command, backbone, root / "back")
     assert files_in(root / "back") == files_in(source)
 
