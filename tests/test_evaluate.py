@@ -27,8 +27,7 @@ from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, UnknownNameError
-from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
@@ -46,8 +45,8 @@ from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import TokenData
 from zoo_backbone.evaluate import EvaluationConfig, evaluate, skill_score, skill_tables
-from zoo_backbone.evaluation_data import EvaluationData, default_pairs, ranked_names
-from zoo_backbone.gallery import CELL, GAP, HEADER, LONGEST_NAME, TEXT, Previews, sheet_name, write_sheet
+from zoo_backbone.evaluation_data import EvaluationData, default_pairs
+from zoo_backbone.gallery import CELL, GAP, HEADER, TEXT, Previews, write_sheet
 from zoo_backbone.generate import TargetPlan, generate, outputs
 from zoo_backbone.generate.inputs import read_inputs
 from zoo_backbone.generate.plans import GenerationPlan
@@ -164,6 +163,11 @@ def test_learned_mapping_closes_most_of_the_gap(result: dict[str, Any]) -> None:
     assert entry(result, "light", "dark")["skill"] > 0.8
     assert entry(result, "light", "letters")["skill"] > 0.8
     assert entry(result, "dark", "letters")["skill"] < 0.5  # never trained on
+    found = result["cross_entropy"]
+    assert found["samples"] == TEST and set(found["modalities"]) == {"dark", "letters"}
+    assert found["modalities"]["dark"]["uniform"] == pytest.approx(math.log(LEVELS))
+    assert all(loss["nats"] < 0.3 * loss["uniform"] for loss in found["modalities"].values())
+    assert found["modalities"]["letters"]["targets"] == 5 * TEST  # 4 letters and the end
 
 
 @pytest.mark.parametrize("draws", [5, 1])
@@ -204,35 +208,11 @@ def test_floor_and_ceiling_use_the_same_samples(world: World, result: dict[str, 
     assert found["skill"] == pytest.approx(expected)
 
 
-def test_fewer_and_more_keys_equal_a_fresh_query(world: World) -> None:
-    def new() -> EvaluationData:
-        return evaluation_data(world, 0)
-
-    data, names = new(), ["light", "dark"]
-    for count in (5, 3, 9, TEST + 1, TEST + 7, 1):
-        found = data.samples(names, count)
-        assert found == new().samples(names, count) and len(found) == min(count, TEST)
-        found.clear()
-    assert data.samples(names[::-1], 4) == data.samples(names, 4)
-
-
-def test_cross_entropy_is_below_uniform_guessing(result: dict[str, Any]) -> None:
-    found = result["cross_entropy"]
-    assert found["samples"] == TEST
-    assert set(found["modalities"]) == {"dark", "letters"}
-    assert found["modalities"]["dark"]["uniform"] == pytest.approx(math.log(LEVELS))
-    assert found["modalities"]["letters"]["uniform"] == pytest.approx(math.log(9))
-    assert all(loss["nats"] < 0.3 * loss["uniform"] for loss in found["modalities"].values())
-    assert found["modalities"]["letters"]["targets"] == 5 * TEST  # 4 letters and the end
-
-
 def test_evaluation_file_is_complete_and_names_its_inputs(world: World, result: dict[str, Any]) -> None:
     written = json.loads((world.run / "evaluation" / "evaluation.json").read_text())
     assert written == result
     assert written["skipped"] == {}
     assert written["identity"]["settings"] == dataclasses.asdict(CONFIG)
-    assert written["modalities"]["dark"]["metrics"][0]["name"] == "mae"
-    assert written["modalities"]["letters"]["layout"]["kind"] == "sequence"
     pairs = [(pair["inputs"], pair["target"]) for pair in written["pairs"]]
     assert len(pairs) == 6
     assert pairs[0] == (["dark"], "light")  # both are pictures, in the order of the alphabet
@@ -292,17 +272,6 @@ def test_interrupted_evaluation_resumes(
     assert len(calls) == seen
 
 
-def test_gallery_with_a_missing_picture_is_drawn_again(world: World, tmp_path: Path) -> None:
-    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, draws=1, gallery_pairs=3)
-    asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark", "letters"]}
-    first = world.evaluate(run, config, **asked)
-    picture = run / "evaluation" / first["galleries"][0]["picture"]
-    drawn = picture.read_bytes()
-    picture.unlink()
-    assert timeless(world.evaluate(run, config, **asked)) == timeless(first)
-    assert picture.read_bytes() == drawn
-
-
 def test_new_pairs_are_added_and_other_settings_start_over(world: World, tmp_path: Path) -> None:
     run = world.copy(tmp_path / "run")
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
@@ -352,56 +321,38 @@ def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tm
         asked("other")
 
 
-def test_figures_are_recomputed_for_other_values(world: World, tmp_path: Path) -> None:
+def test_figures_are_recomputed_for_other_values_and_another_decoder(world: World, tmp_path: Path) -> None:
+    """A tokenizer may get another decoder for the same tokens."""
     run, data = world.copy(tmp_path / "run"), tmp_path / "data"
     shutil.copytree(world.data, data)
-    config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
-
-    def asked(overwrite: bool = False) -> dict[str, Any]:
-        pair: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"]}
-        return evaluate(run, world.zoo, world.tokens, data, config=config, overwrite=overwrite, **pair)
-
-    def darker(split: str) -> None:
-        store, handle = shards.ValueStore(data), world.zoo["dark"]
-        values = {key: 0.5 * store.read_key(handle, split, key) for key in store.keys(split, "dark")}
-        with writing_values(data, split, "dark") as writer:
-            for key, value in values.items():
-                writer.add(key, *handle.write(value))
-
-    first = asked()
-    assert timeless(asked()) == timeless(first)
-    darker("train")  # the constant baseline is another
-    with pytest.raises(FolderError, match=r"values.train/dark was"):
-        asked()
-    second = asked(overwrite=True)
-    assert second["pairs"][0]["constant_baseline"] != first["pairs"][0]["constant_baseline"]
-    assert second["pairs"][0]["reconstruction"] == first["pairs"][0]["reconstruction"]
-    darker("test")
-    assert asked(overwrite=True)["pairs"][0]["reconstruction"] != first["pairs"][0]["reconstruction"]
-
-
-def test_figures_are_recomputed_for_another_decoder(world: World, tmp_path: Path) -> None:
-    """A tokenizer may get another decoder for the same tokens."""
-    run = world.copy(tmp_path / "run")
     shutil.copytree(world.zoo["dark"].checkpoint.parent, tmp_path / "tokenizers")
-    decoder = tmp_path / "tokenizers" / "dark"
     config = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
 
     def asked(overwrite: bool = False) -> dict[str, Any]:
         zoo = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
         pair: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"]}
-        return evaluate(run, zoo, world.tokens, world.data, config=config, overwrite=overwrite, **pair)
+        found = evaluate(run, zoo, world.tokens, data, config=config, overwrite=overwrite, **pair)
+        return dict(found["pairs"][0])
 
     first = asked()
-    assert timeless(asked()) == timeless(first)
+    assert asked() == first
+    store, handle = shards.ValueStore(data), world.zoo["dark"]
+    values = {key: 0.5 * store.read_key(handle, "train", key) for key in store.keys("train", "dark")}
+    with writing_values(data, "train", "dark") as writer:
+        for key, value in values.items():
+            writer.add(key, *handle.write(value))
+    with pytest.raises(FolderError, match=r"values.train/dark was"):
+        asked()
+    second = asked(overwrite=True)
+    assert second["constant_baseline"] != first["constant_baseline"]
+    assert second["reconstruction"] == first["reconstruction"]
+    decoder = tmp_path / "tokenizers" / "dark"
     weights, card = load_checkpoint(decoder)
-    lineage = [{"fingerprint": world.zoo["dark"].fingerprint, "length": 99}]
+    lineage = [{"fingerprint": handle.fingerprint, "length": 99}]
     save_checkpoint(decoder, {"codes": 0.5 * weights["codes"]}, {**card, "lineage": lineage}, "Another decoder.\n")
     with pytest.raises(FolderError, match=r"decoders.dark was"):
         asked()
-    second = asked(overwrite=True)
-    assert second["pairs"][0]["reconstruction"] != first["pairs"][0]["reconstruction"]
-    assert second["identity"] != first["identity"]
+    assert asked(overwrite=True)["reconstruction"] != second["reconstruction"]
 
 
 def test_incomplete_tokens_are_not_scored(world: World, tmp_path: Path) -> None:
@@ -413,23 +364,6 @@ def test_incomplete_tokens_are_not_scored(world: World, tmp_path: Path) -> None:
         evaluate(run, world.zoo, tokens, world.data, config=config, inputs=[("light",)], targets=["dark"])
     found = evaluate(run, world.zoo, tokens, world.data, config=config, inputs=[("light",)])
     assert [pair["target"] for pair in found["pairs"]] == ["letters"] and "did not finish" in found["skipped"]["dark"]
-
-
-def test_duplicate_pair_is_evaluated_once(world: World, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=1)
-    asked: dict[str, Any] = {"inputs": [("light",), ("light",), ("light", "light")], "targets": ["dark", "dark"]}
-    found = world.evaluate(world.copy(tmp_path / "run"), config, **asked)
-    assert [(pair["inputs"], pair["target"]) for pair in found["pairs"]] == [(["light"], "dark")]
-    assert len(found["galleries"]) == 1
-
-
-def test_an_imported_backbone_is_masked_by_default_settings(world: World, tmp_path: Path) -> None:
-    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
-    card = json.loads((run / "config.json").read_text())
-    del card["train"]
-    (run / "config.json").write_text(json.dumps(card))
-    found = world.evaluate(run, config, inputs=[("light",)], targets=["dark"])
-    assert set(found["cross_entropy"]["modalities"]) == set(NAMES)
 
 
 # --- missing data
@@ -446,9 +380,7 @@ def changed_values(world: World, data: Path, place: str, broken: Collection[str]
                 shard.add(key, b"no value" if key in broken else value, extension)
 
 
-def test_unreadable_values_are_skipped_and_counted(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_values_are_skipped_and_counted(world: World, tmp_path: Path) -> None:
     run, data = world.copy(tmp_path / "run"), tmp_path / "data"
     shutil.copytree(world.data, data)
     whole = evaluation_data(world, CONFIG.seed)
@@ -471,23 +403,13 @@ def test_unreadable_values_are_skipped_and_counted(
     assert found["pairs"][0]["constant_baseline"] == pytest.approx(
         handle.score([constant], whole.truth("dark", chosen[2:]))
     )
-    assert evaluate(run, world.zoo, world.tokens, data, **asked)["unreadable"] == found["unreadable"]
     changed_values(world, data, "train/dark", learned)
     (run / "evaluation" / "evaluation.json").unlink()
-    with pytest.raises(DataError, match=f"data/train/dark: none of {TRAIN} values can be read; {learned[0]}: dark"):
+    with pytest.raises(DataError, match=f"data/train/dark: none of {TRAIN} values can be read"):
         evaluate(run, world.zoo, world.tokens, data, **asked)
 
-    def unread(self: Any, split: str, *place: Any) -> bytes:
-        raise ReadError(f"{split}: cannot be read")
 
-    monkeypatch.setattr(shards.ValueStore, "read_bytes", unread)
-    with pytest.raises(ReadError, match="test: cannot be read"):
-        evaluate(run, world.zoo, world.tokens, data, config=config)
-
-
-def test_default_pairs_that_cannot_be_scored_are_skipped(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_pairs_that_cannot_be_scored_are_skipped(world: World, tmp_path: Path) -> None:
     run, data = world.copy(tmp_path / "run"), tmp_path / "data"
     shutil.copytree(world.data, data)
     changed_values(world, data, "test/dark", kept="02468")
@@ -505,10 +427,6 @@ def test_default_pairs_that_cannot_be_scored_are_skipped(
     assert "unknown modality in " in found["skipped"]["light to letters"]
     with pytest.raises(DataError, match="no sample has values and tokens of light, dark"):
         evaluate(run, world.zoo, world.tokens, data, config=config, inputs=[("light",)], targets=["dark"])
-    monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run(tokens=world.tokens, data=data), world.zoo))
-    words = ["eval", str(run), "--samples", "2", "--set", "draws=1", "--set", "gallery_pairs=0"]
-    told = CliRunner().invoke(command, [*words, "--overwrite"]).stderr
-    assert "not evaluated: dark to light, " in told and "; first: dark to light: " in told
 
 
 def test_other_samples_are_scored_in_a_folder_of_their_own(
@@ -540,16 +458,11 @@ def test_other_samples_are_scored_in_a_folder_of_their_own(
     record = json.loads((out / "evaluation.json").read_text())
     assert [pair["samples"] for pair in record["pairs"]] == [TEST // 2]
     assert (out / record["galleries"][0]["picture"]).is_file() and snapshot(run) == before
-    assert told(*elsewhere, out).exit_code == 0
-    assert json.loads((out / "evaluation.json").read_text())["pairs"] == record["pairs"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     refused = told(*elsewhere, tmp_path / "mine").exception
     assert isinstance(refused, FolderError) and "holds notes.txt" in str(refused)
     assert isinstance(told(*elsewhere, run / "evaluation").exception, FolderError), "the scores of other values"
-    shutil.rmtree(other / "data" / "train")
-    refused = str(told(*elsewhere, out).exception)
-    assert f"{other / 'data'}: no split 'train', which the constant baseline is fitted to" in refused
 
 
 def test_cross_entropy_uses_only_known_tokens(world: World, tmp_path: Path) -> None:
@@ -588,14 +501,10 @@ def test_previews_use_the_store_that_has_the_modality(world: World, tmp_path: Pa
     strange = Preview(inputs=("light",), target="absent")
     with pytest.raises(ConfigError, match="absent is not of this run"):
         drawn(TrainConfig(previews=(strange,)))
-    with pytest.raises(ConfigError, match="previews: letters: expected at least one input"):
-        drawn(TrainConfig(previews=(Preview(inputs=(), target="letters"),)))
     assert drawn(dataclasses.replace(several, previews=(*named, strange)), inherited=True) == ["light to dark"]
-    assert drawn(TrainConfig(previews=named), inherited=True) == ["light to letters", "letters to light"]
     shutil.rmtree(tmp_path / "own" / "test")
     with pytest.raises(DataError, match=r"own has two modalities of this run; leave preview_every out"):
         drawn(TrainConfig())
-    assert drawn(TrainConfig(), inherited=True) == []
 
 
 # --- errors
@@ -658,13 +567,10 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, tmp_path: Path) 
 
 def test_skill_score_by_hand() -> None:
     assert skill_score(0.6, 0.2, 1.0, True) == pytest.approx(0.5)
-    assert skill_score(3.0, 5.0, 1.0, False) == pytest.approx(0.5)
     assert skill_score(6.0, 5.0, 1.0, False) == pytest.approx(-0.25)
     assert skill_score(0.5, 0.5, 0.5, True) is None
     assert skill_score(0.5, 0.6, 0.4, True) is None  # the ceiling is worse than the floor
-    assert skill_score(0.5, 0.4, 0.6, False) is None and skill_score(0.5, 0.5, 0.5, False) is None
     assert skill_score(None, 0.6, 0.9, True) is None
-    assert skill_score(0.0, 0.0, 0.0, True) is None
 
 
 def spec(name: str, layout: TokenLayout, derived_from: tuple[str, ...] = ()) -> ModalitySpec:
@@ -685,10 +591,6 @@ SPECS = [
 ]
 
 
-def test_source_pictures_are_listed_first() -> None:
-    assert ranked_names(SPECS) == ["d_photo", "c_field", "b_edges", "e_pixels", "a_text", "f_vectors"]
-
-
 def test_default_pairs_are_single_inputs_with_informative_pairs_first() -> None:
     pairs = default_pairs(SPECS)
     assert pairs[:3] == [(("d_photo",), "c_field"), (("d_photo",), "b_edges"), (("d_photo",), "a_text")]
@@ -704,33 +606,22 @@ def test_default_pairs_respect_the_models_inputs_and_targets() -> None:
     assert set(found) == {pair for pair in everything if pair[0] != (first,) and pair[1] != second} and found
 
 
-def scores(*pairs: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts of evaluation.json shown in the table."""
-    return {"pairs": pairs, "modalities": {pair["target"]: {"metrics": [{"name": "mae"}]} for pair in pairs}}
-
-
-def shown(result: dict[str, Any], width: int) -> list[str]:
-    console = Console(width=width, no_color=True)
-    with console.capture() as capture:
-        for table in skill_tables(result, width):
-            console.print(table)
-    return capture.get().splitlines()
-
-
 def test_the_table_fits_80_columns() -> None:
     names = [f"modality_number_{i}" for i in range(12)]
     pairs = [
         {"inputs": [a], "target": b, "skill": None if i == 3 else 0.01 * i, "score": {"mae": None}}
         for a in names for i, b in enumerate(names) if a != b
     ]  # fmt: skip
-    lines = shown(scores(*pairs), 80)
-    assert max(map(len, lines)) <= 80
-    text = "\n".join(lines)
-    assert all(f"{name} " in text or text.endswith(name) for name in names)
-    assert "…" not in text  # no name or number is cut
-    rows = [line.split() for line in lines if line.startswith("modality_number_0 ")]
-    skills = [cell for row in rows for cell in row[1:] if cell != "-" or row is rows[0]]
-    assert [cell for row in rows for cell in row[1:]].count("0.07") == 1 and "·" in skills
+    result = {"pairs": pairs, "modalities": {name: {"metrics": [{"name": "mae"}]} for name in names}}
+    console = Console(width=80, no_color=True)
+    with console.capture() as capture:
+        for table in skill_tables(result, 80):
+            console.print(table)
+    text = capture.get()
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"{name} " in text for name in names) and "…" not in text  # no name or number is cut
+    rows = [line.split() for line in text.splitlines() if line.startswith("modality_number_0 ")]
+    assert [cell for row in rows for cell in row[1:]].count("0.07") == 1
 
 
 def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
@@ -749,13 +640,6 @@ def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
         assert sheet.crop((0, HEADER, TEXT, HEADER + CELL)).convert("L").getextrema()[0] < 128  # the text is drawn
     assert not write_sheet(tmp_path / "y.png", ["text"], [["hello"]])
     assert not (tmp_path / "y.png").exists()
-
-
-def test_sheet_has_a_valid_file_name(tmp_path: Path) -> None:
-    names = [f"modality_number_{number}" for number in range(20)]
-    assert sheet_name(["a", "b"], "c") == "a-and-b-to-c.png"
-    long, other = sheet_name(names, "c"), sheet_name(names[:-1], "c")
-    assert long != other and len(long) == len(other) == LONGEST_NAME + len(".png")
 
 
 # --- generation to a folder
@@ -817,27 +701,7 @@ def test_generation_does_not_write_outside_its_folder(
     assert not out.exists()
 
 
-def test_unique_tokens_are_also_unique_in_evaluation(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[list[int]] = []
-
-    def noted(*arguments: Any, **options: Any) -> dict[str, Any]:
-        made = generate(*arguments, **options)
-        drawn.extend(row.tolist() for row in made["letters"])
-        return made
-
-    monkeypatch.setattr(evaluation, "generate", noted)
-    config = dataclasses.replace(CONFIG, temperature=50.0, gallery_pairs=1)
-    world.evaluate(world.copy(tmp_path / "free"), config, inputs=[("light",)], targets=["letters"])
-    assert any(len(set(tokens)) < len(tokens) for tokens in drawn)
-    drawn.clear()
-    monkeypatch.setattr(ModalityHandle, "single_ids", lambda handle: frozenset(range(handle.spec.vocab_size)))
-    world.evaluate(world.copy(tmp_path / "once"), config, inputs=[("light",)], targets=["letters"])
-    assert drawn and all(len(set(tokens)) == len(tokens) for tokens in drawn)
-
-
-@pytest.mark.parametrize("other", ["nothing", "damaged", "seed", "input", "weights", "device", "settings", "scorer"])
+@pytest.mark.parametrize("other", ["nothing", "damaged", "seed", "input", "weights"])
 def test_a_killed_generation_resumes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
     """The folder is refused instead if a dependency has changed."""
     monkeypatch.setattr(outputs, "BATCH", 4)
@@ -855,20 +719,15 @@ def test_a_killed_generation_resumes(world: World, tmp_path: Path, monkeypatch: 
             raise KeyboardInterrupt
         return generate(*arguments, **more)
 
-    def made(out: Path, plan: GenerationPlan = plan, **more: Any) -> dict[str, bytes]:
-        outputs.generate_to_folder(run, world.zoo, plan, out, **more)
+    def made(out: Path, plan: GenerationPlan = plan, overwrite: bool = False) -> dict[str, bytes]:
+        outputs.generate_to_folder(run, world.zoo, plan, out, overwrite=overwrite)
         files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
         return {name: data for name, data in files.items() if not name.startswith("run.json")}
 
-    more: dict[str, Any] = {"scorer": lambda inputs, tokens: [0.0] * len(tokens["dark"])} if other == "scorer" else {}
     monkeypatch.setattr(outputs, "generate", counted)
     with pytest.raises(KeyboardInterrupt):
-        made(out, **more)
+        made(out)
     assert len(list(out.glob("test-*/0/dark.tokens.json"))) == 8 and not (out / "plan.toml").exists()
-    if other == "device":
-        more = {"device": "cpu:0"}
-    if other == "settings":
-        monkeypatch.setattr(ModalityHandle, "known_settings", lambda handle: {"sampling_steps": 7})
     if other == "seed":
         plan = dataclasses.replace(plan, seed=1)
     if other == "input":
@@ -882,12 +741,11 @@ def test_a_killed_generation_resumes(world: World, tmp_path: Path, monkeypatch: 
         (out / "done.txt").write_text("\n".join([*lines[:7], lines[7][:5]]))
     if other not in ("nothing", "damaged"):
         with pytest.raises(FolderError, match="out: holds another generation"):
-            made(out, plan, **more)
+            made(out, plan)
     asked.clear()
     limit[0] = 100
-    ended = made(out, plan, overwrite=other not in ("nothing", "damaged"), **more)
+    ended = made(out, plan, overwrite=other not in ("nothing", "damaged"))
     assert asked == {"nothing": [8, 9], "damaged": [7, 8, 9]}.get(other, list(range(10)))
-    assert ended == made(tmp_path / "whole", plan, **more)
+    assert ended == made(tmp_path / "whole", plan)
     asked.clear()
-    if other != "scorer":
-        assert made(out, plan, **more) == ended and not asked
+    assert made(out, plan) == ended and not asked

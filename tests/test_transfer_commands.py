@@ -9,13 +9,11 @@ import os
 import runpy
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,13 +21,10 @@ from small_modalities import installed, registry_of, write_values
 from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train
 
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
-from tokenizers_zoo.io import read_json, write_json
 from zoo_backbone.run import Run
-from zoo_backbone.transfer import load, probe
-from zoo_backbone.transfer.cli import default_name, settings_of
+from zoo_backbone.transfer import load
 from zoo_backbone.transfer.cli import transfer as command
 from zoo_backbone.transfer.config import transfer_config
 from zoo_backbone.transfer.results import compare
@@ -79,9 +74,7 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     card = (place / "README.md").read_text()
     assert f"| right | {metrics['metrics'][0]['score']:.4g} |" in card
     assert metrics["labels"] == {"requested": 0.5, "train": 38, "validation": 10, "test": 24}
-    assert f"eights of step {metrics['best_step']} of 30" in done.stdout and "38 labels" in card
-    words = ("--task", "zones", "--input", "light", "--head", "linear", "--set", "steps=2")
-    assert "96 labels (all; 500 requested)" in zoo("train", world.run, *words, "--labels", 500).stdout
+    assert "38 labels" in card
 
     again = json.loads(zoo("eval", place, "--json").stdout)
     score = metrics["metrics"][0]["score"]
@@ -98,9 +91,6 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     with Image.open(tmp_path / "predicted" / "predictions.png") as picture:
         places = json.loads(picture.text["cells"])  # type: ignore[attr-defined]
         assert [len(row) for row in places] == [3, 3, 3] and all(box is not None for row in places for box in row)
-        left, top, right, bottom = places[1][1]
-        shown = np.asarray(picture.convert("L"))[top:bottom, left:right]
-    assert np.array_equal(shown[8::16, 8::16], (wanted * 100).astype(np.uint8))
 
 
 def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path: Path) -> None:
@@ -114,7 +104,7 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
     assert not (tmp_path / "none").exists()
 
 
-def test_predictions_replace_earlier_ones(world: World, frozen: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_predictions_replace_earlier_ones(world: World, frozen: Path, tmp_path: Path) -> None:
     train(world, tmp_path / "maps", "zones", steps=1)
     out = tmp_path / "predicted"
 
@@ -128,32 +118,7 @@ def test_predictions_replace_earlier_ones(world: World, frozen: Path, tmp_path: 
     assert predicted(frozen, "test-001") == mine | {"predictions.csv", "predictions.png"}
     maps = {"test-001.npy", "test-002.npy", "predictions.png"}
     assert predicted(tmp_path / "maps", "test-001,test-002") == mine | maps
-    with monkeypatch.context() as patched:
-
-        def killed(*_: Any) -> bool:
-            with ThreadPoolExecutor(1) as pool:
-                errors.append(pool.submit(refused, "predict", frozen, "--keys", "test-001", "--out", out).result())
-            raise KeyboardInterrupt
-
-        errors = list[str]()
-        patched.setattr(probe, "write_sheet", killed)
-        assert zoo("predict", tmp_path / "maps", "--keys", "test-004", "--out", out).exit_code == 1
-    assert len(errors) == 1 and str(out) in errors[0], "one process at a time"
-    assert all((out / name).is_file() for name in (*maps, "test-004.npy")), "earlier files are removed at the end"
-    files = read_json(out / ".predictions.json")
-    write_json(out / ".predictions.json", [*files, "../maps/model.safetensors"])
-    assert predicted(tmp_path / "maps", "test-002,test-006") == mine | {
-        "test-002.npy", "test-006.npy", "predictions.png"
-    }  # fmt: skip
-    assert (tmp_path / "maps" / "model.safetensors").is_file() and (out / "test-009.npy").read_text() == "mine"
     assert predicted(frozen, "test-001") == mine | {"predictions.csv", "predictions.png"}
-
-
-def test_the_name_of_a_probe_fits_a_folder() -> None:
-    config = transfer_config({"labels": 0.01})
-    assert default_name("facts.total", ["light", "dark"], config, 1) == "facts.total-from-light-dark-frozen-0.01-1"
-    long = [default_name(f"{'é' * 200}.csv", ["light"], config, seed) for seed in (0, 1)]
-    assert long[0] != long[1] and all(name[:50] == "é" * 50 and len(name.encode()) <= 240 for name in long)
 
 
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
@@ -165,15 +130,10 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     done = zoo("eval", probe, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["metrics"][0]["score"] == pytest.approx(score)
-    (tmp_path / "predicted").mkdir()
-    (tmp_path / "predicted" / "predictions.png").write_bytes(b"of an earlier one")
     done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "predicted")
     assert done.exit_code == 0
     assert [path.name for path in (tmp_path / "predicted").glob("[!.]*")] == ["predictions.csv"]
     assert "elsewhere" in refused("eval", probe, "--data", tmp_path / "elsewhere")
-    shutil.copytree(world.root / "data" / "train", tmp_path / "half" / "train")
-    half = refused("predict", probe, "--data", tmp_path / "half", "--out", tmp_path / "none")
-    assert str(tmp_path / "half") in half and not (tmp_path / "none").exists()
 
 
 def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
@@ -205,46 +165,26 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     assert cells == [[["0"]] * 2] * 7 + [[["0"], None]] * 2, "letters are not predicted from letters"
     assert "constant baseline" in capsys.readouterr().out
 
-    asked[4:] = ["--tasks", "letters", "--inputs", "letters", "--out", tmp_path / "none"]
-    monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
-    with pytest.raises(SystemExit, match="--inputs"):
-        runpy.run_path(str(study), run_name="__main__")
-
 
 # ---------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize(("text", "found"), [("transfer = 3", "3"), ("[[transfer]]\nsteps = 5", r"\[{'steps': 5}\]")])
-def test_settings_that_are_no_table_are_refused(text: str, found: str, tmp_path: Path) -> None:
-    (tmp_path / "wrong.toml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"wrong\.toml.* transfer.*{found}"):
-        settings_of(tmp_path / "wrong.toml", {}, ())
 
 
 BAD = [
     ("zone light", UnknownNameError, "zones"),
     ("zones lights", UnknownNameError, "light"),
-    ("zones zones", UnknownNameError, "zones"),
     ("facts.totals light", UnknownNameError, "total"),
     ("zones.low light", ConfigError, "--task zones.low"),
-    ("dark light,dark", ConfigError, "--task dark"),
     ("zones light,light", ConfigError, "--input light,light"),
     (f"zones light --seed {2**63}", ConfigError, "--seed"),
     ("facts.rare light", DataError, "--task facts.rare"),
     ("facts.same light", DataError, "--task facts.same"),
-    ("facts.list light", ConfigError, "--task facts.list"),
     ("facts.first light --as numbers", ConfigError, "--as numbers"),
-    ("facts.total light --as tokens", ConfigError, "--as tokens"),
     ("zones light --head knn", ConfigError, "--head knn"),
-    ("facts.total light --head convnext", ConfigError, "--head convnext"),
     ("zones letters", ConfigError, "--input letters"),
     ("facts light", CheckpointError, "zoo tokenizer train facts"),
     ("nowhere.csv light", DataError, "nowhere.csv"),
-    ("zones light --labels some", ConfigError, "--labels some"),
     ("zones light --labels 2.0", ConfigError, "labels"),
     ("zones light --set scale=log", ConfigError, "scale log"),
-    ("dark light --set scale=log", ConfigError, "scale log"),
-    ("zones light --set patience=2 --set validation=0", ConfigError, "patience"),
     ("zones light --set patience=2 --labels 9", ConfigError, "patience"),
     ("zones light --data nowhere", DataError, "nowhere"),
     ("facts.total light --head linear --set batch_size=1", ConfigError, "batch_size"),
@@ -263,15 +203,10 @@ def test_bad_options_are_refused_before_anything_is_written(
 
 TABLES = {
     "name,label\na,b\n": "no column key",
-    "key;label\na;b\n": "no column key",
     "\n".join(["key,label", *(f"k{n},{n}" for n in range(19)), "test-000,n/a"]): "'test-000'",
-    "key,label\n": "no labels",
     "key,label\nnobody,1\nnowhere,2\n": "'nobody'",
     "key,label\ntest-000,a\ntest-000,b\n": "'test-000' has a second label",
     "key,label\ntest-000,1\ntest-001,nan\n": "'test-001'",
-    "key,label\ntest-000,1e999\ntest-001,1\n": "'test-000'",
-    "key,label\ntest-000,1\ntest-001,-1.7976931348623157e+308\n": "'test-001'",
-    "key,label,label\ntest-000,1,2\n": "several columns label",
     "key,label\ntrain-000,a\ntrain-001,b\n": "test",
     "key,label\ntest-000,a\ntrain-001,\n": "train",
 }
@@ -287,12 +222,8 @@ def test_a_bad_table_is_refused(world: World, tmp_path: Path, text: str) -> None
 LABELS = {
     ("1", "-2.5", "+.5", "3.", "1e-05", "2E3"): (1.0, -2.5, 0.5, 3.0, 1e-05, 2000.0),
     ("2023_01", "2023_02"): None,
-    ("1_000", "2"): None,
     ("\u0661", "2"): None,  # Arabic digits, which Python's float() accepts
-    ("0x10", "2"): None,
-    ("\u0131nf", "cat"): None,  # a dotless i; its capital is I
     ("nan", "cat"): None,
-    ("nan", "inf"): None,
 }
 
 
@@ -302,19 +233,6 @@ def test_labels_are_numbers_where_all_are_decimal_ones(tmp_path: Path, labels: t
     (tmp_path / "mine.csv").write_text("\n".join(["key,label", *rows]), encoding="utf-8")
     assert tuple(read_csv(tmp_path / "mine.csv", None).values()) == (LABELS[labels] or labels)
     assert tuple(read_csv(tmp_path / "mine.csv", "classes").values()) == labels
-
-
-def test_a_field_that_is_no_text_or_number_is_learned_as_the_line_says(world: World, tmp_path: Path) -> None:
-    facts = {split: {key: {**read(world, "facts", key, split), "list": [number % 2]}
-                     for number, key in enumerate(ValueStore(world.root / "data").keys(split, "facts"))}
-             for split in ("train", "test")}  # fmt: skip
-    for split, values in facts.items():
-        write_values(tmp_path, world.zoo, split, "facts", values)
-    words = ["--task", "facts.list", "--input", "light", "--data", tmp_path / "data", "--head", "knn", "--out"]
-    assert "--as classes" in refused("train", world.run, *words, tmp_path / "none")
-    done = zoo("train", world.run, *words, tmp_path / "probe", "--as", "classes")
-    assert done.exit_code == 0, (done.output, done.exception)
-    assert load(tmp_path / "probe").config["train_classes"] == ["[0]", "[1]"]
 
 
 def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None:
@@ -365,32 +283,6 @@ def test_the_network_runs_on_the_device(frozen: Path, tmp_path: Path, monkeypatc
     assert asked == [(frozen, "cuda")] * 2
 
 
-def test_a_damaged_probe_is_refused(world: World, frozen: Path, tmp_path: Path) -> None:
-    tensors, config = load_checkpoint(frozen)
-    full = tmp_path / "full"
-    train(world, full, "facts.total", tuning="full", steps=1)
-    whole, stored = load_checkpoint(full)
-    for number, (found, about) in enumerate((
-        ({name: tensor for name, tensor in tensors.items() if "query" not in name}, config),
-        ({name: tensor for name, tensor in whole.items() if "encoder.encoder_norm" not in name}, stored),
-        (whole | {"encoder.strange": torch.zeros(1)}, stored),
-    )):  # fmt: skip
-        shutil.copytree(frozen, tmp_path / str(number))
-        save_checkpoint(tmp_path / str(number), found, about, "A card.")
-        with pytest.raises(CheckpointError, match="its tensors do not fit its config"):
-            load(tmp_path / str(number))
-
-
-def test_tokens_of_another_codec_are_refused(world: World, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
-    config = json.loads((run / "config.json").read_text())
-    config["fingerprints"]["light"] = "0" * 64
-    (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="light"):
-        train(World(root=world.root, zoo=world.zoo, run=run), tmp_path / "probe", "zones")
-
-
 def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,11 +305,7 @@ def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_
     moved, gone = tmp_path / "moved", tmp_path / "gone.toml"
     shutil.copytree(frozen, moved)
     set_places(moved, registry=str(gone))
-    for words in (("eval", moved), ("predict", moved, "--out", tmp_path / "predicted")):
-        assert str(gone) in refused(*words, error=CheckpointError)
-    with pytest.raises(CheckpointError, match="which is gone"):
-        load(moved)
-    assert load(moved, world.zoo).zoo is world.zoo
+    assert str(gone) in refused("eval", moved, error=CheckpointError)
     asked = {"registry": world.root / "registry.toml", "debug": False}
     assert CliRunner().invoke(command, ["eval", str(moved)], obj=asked).exit_code == 0
 
@@ -468,9 +356,6 @@ def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> N
         assert "--tokens TOKENS" in refused(*refusal, error=DataError)
     assert not (tmp_path / "predicted").exists()
     assert "of 8 samples" in zoo(*words, "--tokens", tmp_path / "tokens").stdout
-    note_source(tmp_path / "tokens", tmp_path / "data", {})
-    stores = load(tmp_path / "probe").stores("test", tmp_path / "tokens")
-    assert stores.tokens == tmp_path / "tokens" and stores.values and stores.values.root == tmp_path / "data"
 
 
 def test_a_held_out_label_that_is_not_a_number_is_refused(world: World, tmp_path: Path) -> None:
@@ -502,9 +387,6 @@ def test_classes_without_a_training_label_are_counted(world: World, tmp_path: Pa
     assert metrics["unseen_classes"] == {"bird": 1} and metrics["labels"]["test"] == 24, "it counts as wrong"
     assert "'bird' (1)" in (out / "README.md").read_text() and "'bird' (1)" in zoo("eval", out).stdout
     assert json.loads(zoo("eval", out, "--json").stdout)["unseen_classes"] == {"bird": 1}
-    (tmp_path / "animals.csv").write_text(text)
-    assert "bird" not in zoo("train", world.run, *words, "--overwrite").stdout
-    assert json.loads((out / "metrics.json").read_text())["unseen_classes"] == {}
 
 
 # ---------------------------------------------------------------- comparison
@@ -551,12 +433,10 @@ def test_a_comparison_by_hand(tmp_path: Path) -> None:
     assert json.loads(zoo("compare", *folders, "--json").output) == result
     with pytest.raises(ConfigError, match="again"):
         compare([folders[0], finished(tmp_path / "again", 9.0)])
-    with pytest.raises(CheckpointError, match="no finished probe"):
-        compare([tmp_path])
 
 
-@pytest.mark.parametrize("inputs", [5 * ["depth"], 8 * ["rgb_patches"]])
-def test_wide_comparisons_fit_the_terminal(tmp_path: Path, inputs: list[str]) -> None:
+def test_wide_comparisons_fit_the_terminal(tmp_path: Path) -> None:
+    inputs = 8 * ["rgb_patches"]
     names = ("kinds", "metadata.num_objects", "semseg")
     tasks = {name: {"name": name, "text": name, "kind": "numbers"} for name in (*names, "things", "others")}
     folders = [finished(tmp_path / f"{name}{seed}", task=tasks[name], inputs=["rgb_patches"], seed=seed)
@@ -566,13 +446,3 @@ def test_wide_comparisons_fit_the_terminal(tmp_path: Path, inputs: list[str]) ->
     shown = table_of(folders)
     assert sum(line.count("0.512") for line in shown) == 2
     assert sum(line.count("1.000 ± 0.000") for line in shown) == 3
-
-
-def test_requested_and_used_labels_are_shown(tmp_path: Path) -> None:
-    counts = {"train": 9, "validation": 0, "test": 4}
-    one = finished(tmp_path / "one", labels={**counts, "requested": 1, "train": 1})
-    everything = finished(tmp_path / "all", labels={**counts, "requested": 1.0})
-    assert [row["labels"] for row in compare([one, everything])["rows"]] == [1, 1.0]
-    assert [line.split()[2:4] for line in table_of([one, everything])[2:4]] == [["1", "1.000"], ["100", "%"]]
-    more = [finished(tmp_path / f"three{n}", labels={**counts, "requested": 3}, seed=n) for n in (0, 1)]
-    assert table_of(more)[2].split()[2:4] == ["3", "9"], "nine, as each class has one"
