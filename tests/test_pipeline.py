@@ -11,21 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from examples import only
-from PIL import Image
 from stores import write_tar, write_values
 from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo, pretrained
 from tokenizers_zoo.data.manifest import read_manifest, read_splits
-from tokenizers_zoo.data.shards import ShardWriter, ValueStore, reading_settings
+from tokenizers_zoo.data.shards import ShardWriter, ValueStore
 from tokenizers_zoo.errors import (
     ConfigError,
     DataError,
@@ -42,7 +39,6 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.stores import describe_data, repair_store, verify_store
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-from tokenizers_zoo.run_folder import FolderError, locked
 
 
 def wait_for(condition: Callable[[], Any], deadline: float) -> None:
@@ -166,8 +162,6 @@ def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(toy: T
     [
         ({"seed": 4}, {}, "seed"),
         ({"options": {"brightness": 0.5}}, {}, "brightness"),
-        ({}, {"zoo": {"brightness": 0.5}}, "brightness"),
-        ({"options": {"brightness": 0.5}}, {"zoo": {"brightness": 0.1}}, "brightness"),
         ({"train": 7}, {}, "25 samples"),
         ({"shard_size": 5}, {}, "shard_size"),
         ({}, {"zoo": {"image_size": 32}}, "image_size"),
@@ -181,17 +175,6 @@ def test_other_data_are_never_mixed_in(
     with pytest.raises(DataError, match=named):
         make_toy(toy(tables), tmp_path / "data", **changes)
     assert snapshot(tmp_path / "data") == before
-
-
-def test_one_command_at_a_time_writes_a_data_folder(toy: Toy, tmp_path: Path) -> None:
-    zoo, data = toy(), tmp_path / "data"
-    make_toy(zoo, data, train=10)
-    before = snapshot(data)
-    with locked(data), ThreadPoolExecutor() as other:
-        for command in (lambda: make_toy(zoo, data), lambda: derive_data(zoo, data, workers=1)):
-            with pytest.raises(FolderError, match="data: another process writes it right now"):
-                other.submit(command).result()
-    assert snapshot(data) == before
 
 
 def test_tar_files_of_others_are_not_touched(toy: Toy, tmp_path: Path) -> None:
@@ -226,19 +209,15 @@ def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Toy, t
     assert counts(make_toy(zoo, tmp_path / "data")) == {"field": (23, 2, 0), "words": (0, 0, 21)}
 
 
-@pytest.mark.parametrize("damage", ["cut off", "missing", "no manifest", "damaged manifest", "other keys"])
+@pytest.mark.parametrize("damage", ["cut off", "no manifest", "other keys"])
 def test_a_damaged_shard_is_made_again(toy: Toy, tmp_path: Path, damage: str) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     whole, shard = snapshot(data), data / "train/field/shard-00001.tar"
     if damage == "cut off":
         os.truncate(shard, 1000)
-    elif damage == "missing":
-        shard.with_suffix(".index").unlink()
     elif damage == "no manifest":
         shard.with_suffix(".json").unlink()
-    elif damage == "damaged manifest":
-        shard.with_suffix(".json").write_text("{}")
     else:
         (data / "train/keys/shard-00001.txt").write_text("a\nb\n")
     words = (9, 0, 12) if damage == "other keys" else (0, 0, 21)
@@ -260,30 +239,19 @@ def test_classes_of_the_source_are_checked_before_anything_is_written(
 
 def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    (tmp_path / "mine/xray").mkdir(parents=True)
-    (tmp_path / "mine/xray/a.npy").write_bytes(b"")
     with pytest.raises(ConfigError, match="gives field, other, words, none of which is enabled; enabled: none"):
         make_toy(toy(enabled=()), data)
     with pytest.raises(ConfigError, match="say how many"):
         make_toy(zoo, data, train=None)
-    for count in (None, 400):
-        with pytest.raises(ConfigError, match=r"^folder gives xray, none of which is enabled; enabled: .*field"):
-            make_data(zoo, "folder", data, train=None, test=count, options={"path": str(tmp_path / "mine")})
-    for options, told in (
-        ({"test_fraction": 0}, r"^\[folder\] path: required, and not given"),
-        ({"pth": "mine"}, r"pth: unknown key; did you mean path\?"),
-    ):
-        with pytest.raises(ConfigError, match=told):
-            make_data(zoo, "folder", data, train=None, test=None, options=options)
+    with pytest.raises(ConfigError, match=r"^\[folder\] path: required, and not given"):
+        make_data(zoo, "folder", data, train=None, test=None, options={"test_fraction": 0})
     assert not data.exists()
 
 
 def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for patient in range(7):
-        own_files(tmp_path / "all", range(3))
-        for name in ("field", "words"):
-            (tmp_path / "files" / name).mkdir(parents=True, exist_ok=True)
-            (tmp_path / "all" / name).rename(tmp_path / "files" / name / f"p{patient:03}")
+    own_files(tmp_path / "all", range(3))
+    for name, patient in ((name, patient) for name in ("field", "words") for patient in range(7)):
+        shutil.copytree(tmp_path / "all" / name, tmp_path / "files" / name / f"p{patient:03}")
     page = (Path(__file__).parent.parent / "docs/data.md").read_text(encoding="utf-8")
     recipe = page.partition("### Samples that belong together\n")[2].split("```")[1].removeprefix("python")
     assert len(recipe.strip().splitlines()) <= 10
@@ -298,10 +266,14 @@ def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, m
     assert [len(keys[split]) for split in ("train", "test")] == [15, 6]
 
 
-def imported(zoo: Zoo, mine: Path, data: Path, **changes: Any) -> RunResult:
+def imported(zoo: Zoo, mine: Path, data: Path, shard_size: int = 4) -> RunResult:
     """Import a user's files, all for training."""
     options = {"path": str(mine), "test_fraction": 0}
-    return make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, **changes)
+    return make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=shard_size)
+
+
+def of_files(zoo: Zoo, mine: Path, data: Path) -> dict[str, tuple[int, int, int]]:
+    return counts(imported(zoo, mine, data))
 
 
 def own_files(folder: Path, numbers: Iterable[int]) -> None:
@@ -371,20 +343,13 @@ def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None
     for name, files in sizes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for key, size in files.items():
-            value: Any = np.full((1, *size), 2, np.float32)
-            if name == "rgb":
-                value = np.zeros((3, *size), np.float32)
-            elif name == "sam_instance":
-                value = np.ones(size, np.int32)
-            elif name == "video":
-                value = np.zeros((8, 3, *size), np.float32)
-            np.save(folder / name / f"{key}.npy", value)
+            axes = {"rgb": (3,), "video": (8, 3)}.get(name, (1,))
+            np.save(folder / name / f"{key}.npy", np.ones((*axes, *size), np.float32))
 
 
-def make_pictures(folder: Path, *names: str, modalities: dict[str, Any] | None = None) -> Any:
-    """Import the files of these modalities from `folder` / mine; `modalities` holds their tables."""
-    shared = {"image_size": 16, "patch_size": 8, "modalities": list(names)}
-    zoo = Zoo.from_tables({"zoo": shared, "modalities": modalities or {}})
+def make_pictures(folder: Path, *names: str) -> Any:
+    """Import the files of these modalities from `folder` / mine."""
+    zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": list(names)}})
     return imported(zoo, folder / "mine", folder / "data", shard_size=2)
 
 
@@ -403,38 +368,14 @@ def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path)
     assert ValueStore(tmp_path / "data").keys("train", "rgb") == list("abcd")
 
 
-def test_a_sample_refused_for_its_shape_is_made_when_settings_change(tmp_path: Path) -> None:
-    """Once depth can be read, it agrees with rgb, so only the mask with the other shape is refused."""
-    pytest.importorskip("zoo_geometry")
-    pytest.importorskip("zoo_semantics")
-    square = dict.fromkeys("abcd", (16, 16))
-    pictures(tmp_path / "mine", {"rgb": square, "sam_instance": {**square, "b": (16, 11)}})
-    (tmp_path / "mine" / "depth").mkdir()
-    for key in square:
-        Image.fromarray(np.full((16, 16), 2000 if key == "b" else 50, np.uint16)).save(
-            tmp_path / "mine" / "depth" / f"{key}.png"
-        )
-
-    def failed(png_scale: float) -> dict[str, int]:
-        settings = {"depth": {"png_scale": png_scale}}
-        made = make_pictures(tmp_path, "rgb", "depth", "sam_instance", modalities=settings)
-        return {o.modality: o.dropped for o in made.outcomes}
-
-    assert failed(png_scale=1.0) == {"rgb": 1, "depth": 1, "sam_instance": 1}, "2000 m is none"
-    assert failed(png_scale=0.001) == {"rgb": 0, "depth": 0, "sam_instance": 1}
-    assert ValueStore(tmp_path / "data").keys("train", "rgb") == list("abcd")
-
-
-@pytest.mark.parametrize("name", ["sam_instance", "video"])
-def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: str, tmp_path: Path) -> None:
-    """This holds for tokens in a sequence and in a grid of three axes."""
-    pytest.importorskip("zoo_semantics" if name == "sam_instance" else "zoo_motion")
+def test_frames_show_what_the_picture_shows_in_its_proportions(tmp_path: Path) -> None:
+    pytest.importorskip("zoo_motion")
     upright = dict.fromkeys("abc", (48, 32))
-    pictures(tmp_path / "mine", {"rgb": upright, name: {"a": (24, 16), "b": (32, 48), "c": (48, 32)}})
-    made = make_pictures(tmp_path, "rgb", name)
-    assert {o.modality: (o.written, o.dropped) for o in made.outcomes} == {"rgb": (2, 1), name: (2, 1)}
-    refused = next(o.first_dropped for o in made.outcomes if o.modality == name)
-    assert refused.startswith(f"{name}: 32 x 48 pixels, where rgb has 48 x 32") and refused.endswith("(sample b)")
+    pictures(tmp_path / "mine", {"rgb": upright, "video": {"a": (24, 16), "b": (32, 48), "c": (48, 32)}})
+    made = make_pictures(tmp_path, "rgb", "video")
+    assert {o.modality: (o.written, o.dropped) for o in made.outcomes} == {"rgb": (2, 1), "video": (2, 1)}
+    refused = next(o.first_dropped for o in made.outcomes if o.modality == "video")
+    assert refused.startswith("video: 32 x 48 pixels, where rgb has 48 x 32") and refused.endswith("(sample b)")
 
 
 def test_modalities_that_never_meet_in_a_sample_are_told(tmp_path: Path) -> None:
@@ -445,22 +386,8 @@ def test_modalities_that_never_meet_in_a_sample_are_told(tmp_path: Path) -> None
     made = make_pictures(tmp_path, "rgb", "depth")
     assert [note.partition(":")[0] for note in made.notes] == ["depth", "rgb"]
     assert "keys such as 0_depth, and 0_rgb of rgb" in made.notes[0]
-    shutil.rmtree(tmp_path / "data")
-    assert not make_pictures(tmp_path, "rgb").notes, "one alone, whatever else lies there"
-    pictures(tmp_path / "mine", {"normal": {"0_rgb": size}})
-    made = make_pictures(tmp_path, "rgb", "depth")
-    assert len(made.notes) == 2 and "normal" in made.skipped
     pictures(tmp_path / "mine", {"depth": {"1_rgb": size}})
     assert not make_pictures(tmp_path, "rgb", "depth").notes, "one sample in which they meet is enough"
-
-
-def number_files(folder: Path, count: int) -> Path:
-    """Write files of one number each; the settings define the unit."""
-    for split in ("train", "test"):
-        (folder / split / "field").mkdir(parents=True)
-        for i in range(count):
-            (folder / split / "field" / f"{split}{i}.num").write_text(str((i + 1) / 10))
-    return folder
 
 
 @pytest.fixture
@@ -475,71 +402,23 @@ def units(install_example: Install, tmp_path: Path) -> Toy:
     return make
 
 
-def test_reading_settings_exclude_tokenizer_and_networks() -> None:
-    pytest.importorskip("zoo_geometry")
-    own = {"png_scale": 0.1, "tokenizer": {"steps": 3}, "labeller": {"model": "somebody/depth"}}
-    zoo = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8, "max_length": 9}, "modalities": {"depth": own}})
-    assert reading_settings(zoo["depth"]) == {"image_size": 32, "png_scale": 0.1}
-    zoo = Zoo.from_tables({"modalities": {"depth": {"shown": [1.0, 4.0]}}})
-    assert reading_settings(zoo["depth"]) == {}  # only used for display
-
-
-def test_a_folder_that_is_no_modality_may_hold_anything(toy: Toy, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    own_files(mine, range(4))
-    for name in ("part-00000.arrow", "part-00000.dropped.jsonl", os.fsdecode(b"caf\xe9.txt")):
-        (mine / "tokens/train").mkdir(parents=True, exist_ok=True)
-        (mine / "tokens/train" / name).write_text("")
-    result = imported(toy(), mine, mine / "data")
-    assert {o.modality: o.written for o in result.outcomes} == {"field": 4, "words": 4}
-    assert "no enabled modality" in result.skipped["tokens"]
-    (mine / "field/f03.v2.npy").write_bytes(b"")
-    with pytest.raises(DataError, match="second file with the key 'f03'"):
-        imported(toy(), mine, mine / "data")
-
-
-OUT_OF_MEMORY = [
-    MemoryError("13 GB"),
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    type("AcceleratorError", (RuntimeError,), {})("CUDA error: unspecified launch failure"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate"),
-]
-
-
-def refuse_for_memory(monkeypatch: pytest.MonkeyPatch, handle: Any, refused: Callable[[Any], bool]) -> None:
-    """Let reading raise a memory error for the values that `refused` selects."""
-    read = handle.read
-
-    def failing(data: bytes, extension: str) -> Any:
-        if not refused(value := read(data, extension)):
-            return value
-        try:
-            raise MemoryError
-        except MemoryError as error:
-            raise InvalidValueError(f"{handle.name}: cannot be read: MemoryError") from error
-
-    monkeypatch.setattr(handle, "read", failing)
-
-
-@pytest.mark.parametrize("error", [*OUT_OF_MEMORY, ReadError("x"), DataError("x"), ValueError("x")], ids=repr)
-def test_errors_that_may_pass_are_recognised_anywhere_in_the_chain(error: Exception) -> None:
-    is_passing = is_of_the_machine(error) or isinstance(error, ReadError)
-    assert is_of_the_machine(error) == (error in OUT_OF_MEMORY) and passing(error) == is_passing
-    if not isinstance(error, ReadError):
-        for hidden in (True, False):
-            try:
-                try:
-                    raise error
-                except Exception as first:
-                    raise InvalidValueError("x") from (None if hidden else first)
-            except InvalidValueError as second:
-                assert passing(second) == is_passing
-
-
-def of_files(zoo: Zoo, mine: Path, data: Path) -> dict[str, tuple[int, int, int]]:
-    """Import a user's files in shards of four; return `counts`."""
-    return counts(imported(zoo, mine, data, shard_size=4))
+@pytest.mark.parametrize(
+    ("error", "machine", "may_pass"),
+    [
+        (MemoryError("13 GB"), True, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True, True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate"), True, True),
+        (ReadError("x"), False, True),
+        (ValueError("x"), False, False),
+    ],
+    ids=repr,
+)
+def test_errors_that_may_pass_are_recognised_as_causes_too(error: Exception, machine: bool, may_pass: bool) -> None:
+    assert is_of_the_machine(error) == machine and passing(error) == may_pass
+    if machine or not may_pass:
+        with pytest.raises(InvalidValueError) as caught:
+            raise InvalidValueError("x") from error
+        assert passing(caught.value) == may_pass
 
 
 def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path: Path) -> None:
@@ -553,7 +432,7 @@ def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path
     for name in ("b.txt", ".hidden.txt", "LICENSE", "a.aux.xml"):
         (mine / "words" / name).write_text(name)
     for expected in ({"field": (6, 0, 0), "words": (5, 0, 0)}, {"field": (0, 0, 6), "words": (0, 0, 5)}):
-        made = imported(zoo, tmp_path / "mine", data, shard_size=4)
+        made = imported(zoo, tmp_path / "mine", data)
         assert counts(made) == expected
         (note,) = made.notes
         assert note.startswith("train/words: not used of what its folder holds: 3 (first: 000001.tar: 0002: a second")
@@ -563,24 +442,6 @@ def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path
     assert store.read_key(zoo["field"], "train", "0003").max() == np.float32(0.3)
     with pytest.raises(DataError, match=f"`zoo data make folder DATA --set path={tmp_path / 'mine'}` imports them"):
         ValueStore(tmp_path / "mine")
-
-
-def test_a_modality_that_bears_another_ones_alias_has_its_own_data(install_example: Install, tmp_path: Path) -> None:
-    install_example("light", {"name=settings.name,": 'name=settings.name, aliases=("bright", "dark"),'})
-    value = only()["light"].write(np.zeros((1, 16, 16), np.float32))[0]
-    for name in ("dark", "bright"):
-        write_tar(tmp_path / f"mine/train/{name}/0.tar", {"a.npy": value})
-
-    def made(number: int, **modalities: Any) -> list[str]:
-        zoo, data = only(modalities=modalities), tmp_path / f"data{number}"
-        imported(zoo, tmp_path / "mine", data)
-        return ValueStore(data).modalities("train")
-
-    assert made(0) == ["light"]
-    instances = {"a_light": {"plugin": "light"}, "z_light": {"plugin": "light"}, "light": {"enabled": False}}
-    assert made(1, **instances) == ["a_light"]
-    install_example("dark")
-    assert made(2) == ["dark", "light"]
 
 
 def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: Path) -> None:
@@ -652,12 +513,13 @@ def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Toy, tmp_pa
 
 
 def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy, tmp_path: Path) -> None:
-    mine, data = number_files(tmp_path / "mine", 8), tmp_path / "data"
-    assert of_files(units(), mine, data) == {"field": (8, 0, 0)}
+    mine, data = tmp_path / "mine", tmp_path / "data"
+    (mine / "field").mkdir(parents=True)
+    (mine / "field/a.num").write_text("0.2")
+    assert of_files(units(), mine, data) == {"field": (1, 0, 0)}
     other = units(scale=0.5)
-    assert of_files(other, mine, data) == {"field": (8, 0, 0)}
-    assert ValueStore(data).read_key(other["field"], "train", "train1").max() == np.float32(0.1)
-    assert ValueStore(data).record("train", "field")["settings"] == {"scale": 0.5}
+    assert of_files(other, mine, data) == {"field": (1, 0, 0)}
+    assert ValueStore(data).read_key(other["field"], "train", "a").max() == np.float32(0.1)
 
 
 @pytest.mark.parametrize("want", ["files", "memory"])
@@ -671,7 +533,14 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
             (mine / "field/f05.npy").rename(tmp_path / "aside")
             (mine / "field/f05.npy").symlink_to(tmp_path / "f05.npy")  # as on a disk that is not mounted
         else:
-            refuse_for_memory(patch, zoo["field"], lambda value: value[0, 0, 0] == np.float32(5 / 30))
+            read = zoo["field"].read
+
+            def failing(data: bytes, extension: str) -> Any:
+                if (value := read(data, extension))[0, 0, 0] != np.float32(5 / 30):
+                    return value
+                raise InvalidValueError("field: cannot be read: MemoryError") from MemoryError()
+
+            patch.setattr(zoo["field"], "read", failing)
         assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
         reasons = str(describe_data(data).reasons)
         assert "f05: " in reasons and {"files": "No such file", "memory": "MemoryError"}[want] in reasons
@@ -765,22 +634,6 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
     assert ValueStore(data).keys("train", "dark") == ["a", "b"]
 
 
-def test_a_modality_skipped_in_one_split_is_an_input_in_another(
-    toy: Toy, install_example: Install, tmp_path: Path
-) -> None:
-    install_example("alpha", derived("dark"))
-    zoo = toy(enabled=("field", "dark", "alpha", "words"))
-    make_toy(zoo, tmp_path / "data", train=5)
-    shutil.rmtree(tmp_path / "data/test/field")
-    result = derive_data(zoo, tmp_path / "data", workers=1)
-    assert [(o.split, o.modality) for o in result.outcomes] == [("train", "dark"), ("train", "alpha")]
-    assert result.skipped["dark"] == f"derived from field, which {tmp_path / 'data/test'} lacks"
-    write_values(tmp_path / "given", "train", {"dark": {"a": zoo["dark"].write(np.zeros((1, 16, 16), np.float32))}})
-    result = derive_data(zoo, tmp_path / "given", modalities=["dark", "alpha"], workers=1)
-    assert result.skipped == {"dark": "is there, and was not derived"}
-    assert [outcome.modality for outcome in result.outcomes] == ["alpha"]
-
-
 @pytest.mark.parametrize("path", [
     "data/train/field/shard-00001.tar", "data/train/dark/shard-00001.index", "data/train/dark/shard-00001.json",
     "data/train/keys/shard-00001.txt", "tokens/train/words/shard-00001.arrow", "tokens/train/words/shard-00001.json",
@@ -807,13 +660,6 @@ def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Pat
     assert any(str(damaged.parent) in line for line in lines) or name == "keys"
     assert snapshot(root) == whole
     assert list(repair_store(zoo, root, workers=1)) == [f"{root}: all files agree with their manifests"]
-    if root == tokens:
-        damaged.unlink()
-        data.rename(tmp_path / "moved")
-        assert list(verify_store(tokens)) or damaged.suffix == ".json"
-        if damaged.suffix == ".arrow":
-            with pytest.raises(DataError, match="its values were in"):
-                list(repair_store(zoo, tokens))
 
 
 def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example: Install, tmp_path: Path) -> None:
@@ -827,38 +673,6 @@ def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example
     assert not list(data.rglob("shadow/*"))
     room.touch()
     assert [(o.written, o.dropped) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
-
-
-def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zoo, data = toy(enabled=("field", "dark")), tmp_path / "data"
-    make_toy(zoo, data, test=0)
-    store = ValueStore(data)
-    bad = store.read_key(zoo["field"], "train", store.keys("train", "field")[0])
-    with monkeypatch.context() as patch:
-        refuse_for_memory(patch, zoo["field"], lambda value: np.array_equal(value, bad))
-        (first,) = derive_data(zoo, data, workers=1).outcomes
-    (second,) = derive_data(zoo, data, workers=1).outcomes
-    assert second.kept == 13 and second.written
-    assert len(ValueStore(data).keys("train", "dark")) == first.written + 1
-    (third,) = derive_data(zoo, data, workers=1).outcomes
-    assert (third.written, third.kept) == (0, second.written + second.kept)
-
-
-def test_a_sample_is_not_left_out_where_memory_ran_out_as_it_was_made(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zoo, out = toy(), tmp_path / "data"
-
-    def fails(*_: Any, **__: Any) -> Any:
-        raise MachineError("no memory")
-
-    with monkeypatch.context() as patch, pytest.raises(MachineError, match="no memory"):
-        patch.setattr(zoo["field"], "transform", fails)
-        make_toy(zoo, out, test=0)
-    assert not list(out.rglob("*.tar"))
-    assert {outcome.written for outcome in make_toy(zoo, out, test=0).outcomes} == {23, 21}
 
 
 @pytest.mark.parametrize(("error", "kind"), [(MemoryError(), MachineError), (KeyError("x"), PluginError)])
@@ -917,24 +731,3 @@ def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
     result = derive_data(zoo, data, modalities=wanted, workers=1)
     assert [(o.modality, o.dropped == 0) for o in result.outcomes] == [("alpha", True)]
     assert set(ValueStore(data).keys("train", "alpha")) == set(ValueStore(data).keys("train", "dark"))
-
-
-def test_make_does_not_need_torch(toy: Toy, tmp_path: Path) -> None:
-    zoo = toy()
-    program = f"""
-import sys
-sys.path[:0] = {[p for p in sys.path if str(tmp_path) in p]!r}
-from pathlib import Path
-from tokenizers_zoo import Zoo
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenizers import training_samples
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.stores import describe_data
-zoo = Zoo.from_tables({zoo.tables!r}, Path({str(zoo.path)!r}))
-make_data(zoo, "toy", Path({str(tmp_path / "d")!r}), train=3, test=0, workers=1)
-derive_data(zoo, Path({str(tmp_path / "d")!r}), workers=1)
-describe_data(Path({str(tmp_path / "d")!r}))
-assert "torch" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.PIPE)
-    assert ValueStore(tmp_path / "d").record("train", "dark")["derived_from"] == ["field"]

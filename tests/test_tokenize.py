@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +21,17 @@ from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import (
     CheckpointError,
-    ConfigError,
     DataError,
-    InvalidValueError,
     MachineError,
     ReadError,
 )
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.engines import RunResult, read_ahead
+from tokenizers_zoo.pipeline.engines import RunResult
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.stores import describe_data
 from tokenizers_zoo.pipeline.tokenize import random_crop, tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
-from tokenizers_zoo.report.pictures import Pictures
-from tokenizers_zoo.report.samples import left_behind
 from tokenizers_zoo.spec import Crop
 
 # ---------------------------------------------------------------------- tokenizers
@@ -112,8 +106,7 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path:
     shares = counts[counts > 0] / counts.sum()
     assert result.usage == pytest.approx((counts > 0).mean())
     assert result.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-    meanings = {name: meaning for name, _, _, meaning in result.codebook_rows()}
-    assert meanings["usage"] == "share of the codes that occurred" and result.several == {}
+    assert result.several == {}
     written = json.loads((handle.checkpoint / "evaluation.json").read_text())
     assert written["metrics"] == result.metrics and written["samples"] == 36
     assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
@@ -140,7 +133,6 @@ TWO_CODEBOOKS = {
 
 
 def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: Path) -> None:
-    """The terminal, evaluation.json and reports all show it."""
     install_example("field", TWO_CODEBOOKS)
     zoo, data = only({}, zoo={"checkpoints": str(tmp_path / "tokenizers")}), tmp_path / "data"
     shades = np.linspace(0, 1, 16, dtype=np.float32).repeat(16).reshape(16, 1, 16, 1)
@@ -153,22 +145,11 @@ def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: 
     assert (result.usage, result.several) == (
         pytest.approx((1 + 1 / 16) / 2), {"codebooks": 2, "least_usage": 1 / 16, "least_used": 2},
     )  # fmt: skip
-    meanings = {name: meaning for name, _, _, meaning in result.codebook_rows()}
-    assert meanings["usage"] == "share of the codes that occurred; mean of 2 codebooks, the least of them 6.2%"
-    assert meanings["perplexity"].endswith("; mean of 2 codebooks")
-    handle = zoo["field"]
-    written = json.loads((handle.checkpoint / "evaluation.json").read_text())
+    written = json.loads((zoo["field"].checkpoint / "evaluation.json").read_text())
     assert {key: written[key] for key in result.several} == result.several
-    found = left_behind(handle, handle.checkpoint, Pictures(folder=tmp_path / "pictures"), "field", 1)
-    assert [code["meaning"] for code in found.codes] == [
-        "of 16, on held-out samples; mean of 2 codebooks, the least of them 6.2%",
-        "as varied as this many codes that are equally frequent; mean of 2 codebooks",
-    ]
 
 
-def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     trained(zoo, data, "words")
     whole = evaluate_tokenizer(zoo, "words", data, write=False)
@@ -178,21 +159,14 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(
     result = evaluate_tokenizer(zoo, "words", data, write=False)
     assert (result.samples, result.metrics, set(result.dropped)) == (whole.samples, whole.metrics, {"odd", "broken"})
     assert result.usage == whole.usage and "odd words" in result.dropped["odd"]
-    with writing_values(data, "test", "words", more=True) as writer:
-        for key in ("zz-1", "zz-2"):
-            writer.add(key, b"nothing", "txt")
-    monkeypatch.setattr("tokenizers_zoo.pipeline.evaluate.BATCH", whole.samples + 2)
-    result = evaluate_tokenizer(zoo, "words", data, write=False)  # a batch in which every sample is refused
-    assert (result.samples, set(result.dropped)) == (whole.samples, {"odd", "broken", "zz-1", "zz-2"})
     with writing_values(data, "test", "words") as writer:
         writer.add("odd", b"nothing", "txt")
     with pytest.raises(DataError, match=r"nothing to evaluate; odd: .*odd words"):
         evaluate_tokenizer(zoo, "words", data, write=False)
 
 
-@pytest.mark.parametrize("hook", ["encode", "transform"])
 def test_no_value_is_left_out_where_the_machine_fails(
-    hook: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     trained(zoo, data, "field")
@@ -200,40 +174,27 @@ def test_no_value_is_left_out_where_the_machine_fails(
     call = plugin.call_raw
 
     def failing(self: Any, name: str, **arguments: Any) -> Any:
-        if name == hook:
+        if name == "encode":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return call(self, name, **arguments)
 
     monkeypatch.setattr(plugin, "call_raw", failing)
     for command in (lambda: evaluate_tokenizer(zoo, "field", data), lambda: tokenize(zoo, data, out)):
-        with pytest.raises(MachineError, match=rf"^field: {hook} of .* ran out of memory.*: CUDA out of memory"):
+        with pytest.raises(MachineError, match=r"^field: encode of .* ran out of memory.*: CUDA out of memory"):
             command()
     assert not list(out.rglob("*.arrow"))
     monkeypatch.undo()
-    assert counts(tokenize(zoo, data, out)) == {"test/field": (5, 0, 0), "train/field": (23, 0, 0)}
-
-
-def test_a_value_left_out_as_memory_ran_out_is_encoded_the_next_time(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
-    trained(zoo, data, "field", test=0)
     read, left = zoo["field"].read, itertools.count()
 
-    def failing(value: bytes, extension: str) -> Any:
+    def failing_once(value: bytes, extension: str) -> Any:
         if next(left) != 3:
             return read(value, extension)
-        try:
-            raise MemoryError
-        except MemoryError as error:
-            raise InvalidValueError("field: cannot be read: MemoryError") from error
+        raise InvalidValueError("field: cannot be read: MemoryError") from MemoryError()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(zoo["field"], "read", failing)
-        assert counts(tokenize(zoo, data, out)) == {"train/field": (22, 0, 1)}
-    written, kept, _ = counts(tokenize(zoo, data, out))["train/field"]
-    assert written + kept == 23 and written
-    assert counts(tokenize(zoo, data, out)) == {"train/field": (0, 23, 0)}
+    monkeypatch.setattr(zoo["field"], "read", failing_once)
+    assert counts(tokenize(zoo, data, out))["test/field"] == (4, 0, 1)
+    written, kept, _ = counts(tokenize(zoo, data, out))["test/field"]
+    assert written + kept == 5 and written, "a value that was left out for want of memory is tried again"
 
 
 def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: Toy, tmp_path: Path) -> None:
@@ -270,7 +231,6 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
     for name in ("field", "words"):
         train_tokenizer(local, name, data, out=hub / name)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, revision=None: str(hub / id.split("/")[1]))
-    (tmp_path / "somebody/field").mkdir(parents=True)  # is not a checkpoint
     table = {name: {"checkpoint": f"somebody/{name}"} for name in ("field", "words")}
     before = snapshot(hub)
     for _ in range(2):
@@ -281,8 +241,6 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
     kept = tmp_path / "runs/tokenizers/somebody"
     assert (kept / "field/evaluation.json").is_file() and (kept / "words/words/evaluation.json").is_file()
     assert tokenize(zoo, data, tmp_path / "tokens").outcomes
-    trained(zoo, data, "field")
-    assert toy({"modalities": table})["field"].files.folder() == tmp_path / "somebody/field", "a checkpoint is here now"
 
 
 # ---------------------------------------------------------------------- tokenize
@@ -311,8 +269,7 @@ def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
     derive_data(zoo, data, workers=1)
     trained(zoo, data, "field", "words")
     result = tokenize(zoo, data, out, batch_size=7)
-    assert "no tokenizer at" in result.skipped["dark"] and "spent in the tokenizers" in result.summary()
-    assert "train/field: 23 written" in result.summary()
+    assert "no tokenizer at" in result.skipped["dark"]
     values = ValueStore(data)
     for name in ("field", "words"):
         stored = tokens_of(zoo, out, name)
@@ -320,18 +277,12 @@ def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
         expected = zoo[name].encode([values.read_key(zoo[name], "train", key) for key in stored])
         for got, want in zip(stored.values(), expected, strict=True):
             np.testing.assert_array_equal(got, np.asarray(want))
-    assert [(row.split, row.modality, row.samples) for row in describe_data(out).rows] == [
-        ("test", "field", 5), ("test", "words", 4), ("train", "field", 23), ("train", "words", 21),
-    ]  # fmt: skip
+    assert [row.samples for row in describe_data(out).rows] == [5, 4, 23, 21]
     before = snapshot(out)
     again = tokenize(zoo, data, out, batch_size=5)
     assert all(outcome.written == 0 and outcome.kept for outcome in again.outcomes) and snapshot(out) == before
     with pytest.raises(CheckpointError, match="dark: no tokenizer"):
         tokenize(zoo, data, out, modalities=["dark"])
-    with pytest.raises(ConfigError, match="at least 1"):
-        tokenize(zoo, data, out, batch_size=0)
-    tokenize(zoo, data, tmp_path / "elsewhere", modalities=["field"], device="cpu:0")  # the CPU by another name
-    assert (zoo["field"].device, zoo["words"].device) == ("cpu:0", "cpu")
 
 
 def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
@@ -352,10 +303,7 @@ def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Toy, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
     handle.encode = encode  # type: ignore[method-assign]
-    assert 0 < len(list((tmp_path / "tokens").rglob("*.arrow"))) < 4
     assert unfinished(tmp_path / "tokens") == ["train/field"]
-    with pytest.raises(DataError, match="did not finish"):
-        TokenStore(tmp_path / "tokens").open("train", "field")
     tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
     assert snapshot(tmp_path / "tokens") == whole and unfinished(tmp_path / "tokens") == []
 
@@ -481,9 +429,8 @@ def test_a_modality_may_be_in_one_split_alone(toy: Toy, tmp_path: Path) -> None:
     result = tokenize(zoo, data, out, modalities=["field", "words"])
     assert list(counts(result)) == ["test/field", "train/field", "train/words"]
     assert list(result.skipped) == ["words"]
-    for arguments in ({"modalities": ["words"], "splits": ["test"]}, {"modalities": ["field", "wrods"]}):
-        with pytest.raises(DataError, match=f"unknown modality in {data / 'test'}: '{arguments['modalities'][-1]}'"):
-            tokenize(zoo, data, out, **arguments)
+    with pytest.raises(DataError, match=f"unknown modality in {data / 'test'}: 'words'"):
+        tokenize(zoo, data, out, modalities=["words"], splits=["test"])
 
 
 def foreign(folder: Path, keys: str, of: str = "train") -> Path:
@@ -503,15 +450,14 @@ def data_of_two_seeds(zoo: Zoo, folder: Path) -> tuple[Path, Path]:
     return one, two
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_modalities_of_other_samples_are_not_mixed(toy: Toy, tmp_path: Path, overwrite: bool) -> None:
+def test_modalities_of_other_samples_are_not_mixed(toy: Toy, tmp_path: Path) -> None:
     """The keys are equal, so a backbone would pair values of different samples."""
     zoo, out = toy(), tmp_path / "tokens"
     one, two = data_of_two_seeds(zoo, tmp_path)
     foreign(tmp_path / "three", "abc")
     tokenize(zoo, one, out, modalities=["field"])
     before = snapshot(out)
-    for other in (two, tmp_path / "three"):
+    for other, overwrite in ((two, False), (tmp_path / "three", True)):
         with pytest.raises(DataError, match=f"field: holds tokens made of {one}, which are other samples"):
             tokenize(zoo, other, out, modalities=["words"], overwrite=overwrite)
         assert snapshot(out) == before
@@ -520,14 +466,6 @@ def test_modalities_of_other_samples_are_not_mixed(toy: Toy, tmp_path: Path, ove
         tokenize(zoo, two, out)
     tokenize(zoo, two, out, overwrite=True)
     assert TokenStore(out).data == two
-    for split in ("test", "train"):
-        shutil.rmtree(one / split / "field")
-    for splits in (["test"], ["train"]):
-        with pytest.raises(DataError, match=f"give another folder, or delete {out / splits[0] / 'field'}"):
-            tokenize(zoo, one, out, splits=splits, overwrite=True)
-        shutil.rmtree(out / splits[0] / "field")
-        tokenize(zoo, one, out, splits=splits, overwrite=True)
-    assert TokenStore(out).modalities("train") == ["words"] and unfinished(out) == []
 
 
 def test_unrecorded_data_are_known_by_place_or_values(toy: Toy, tmp_path: Path) -> None:
@@ -568,16 +506,11 @@ def test_a_folder_of_something_else_is_refused(toy: Toy, tmp_path: Path) -> None
     make_toy(zoo, data)
     run = train_tokenizer(zoo, "field", data)
     (tmp_path / "deep/one/two/three").mkdir(parents=True)
-    (tmp_path / "begun/train").mkdir(parents=True)
-    for killed in ("begun/.store.json.0a.tmp", "begun/.DS_Store"):
-        (tmp_path / killed).touch()
     before = snapshot(tmp_path)
     for out in (data, run, data / "train", tmp_path / "deep"):
-        for overwrite in (False, True):
-            with pytest.raises(DataError, match=f"^{out}: holds .*; give another --out$"):
-                tokenize(zoo, data, out, modalities=["field"], overwrite=overwrite)
+        with pytest.raises(DataError, match=f"^{out}: holds .*; give another --out$"):
+            tokenize(zoo, data, out, modalities=["field"], overwrite=True)
     assert snapshot(tmp_path) == before
-    tokenize(zoo, data, tmp_path / "begun")
 
 
 def test_data_without_any_tokenizer_are_refused(toy: Toy, tmp_path: Path) -> None:
@@ -596,42 +529,27 @@ def test_data_that_are_not_all_made_are_told(toy: Toy, tmp_path: Path) -> None:
     trained(zoo, data, "field", "words")
     assert tokenize(zoo, data, out).notes == []
     (data / "train/field/shard-00001.json").unlink()
-    result = tokenize(zoo, data, tmp_path / "others")
-    assert "train/field: 2 of 3 shards are there" in result.notes[0]
-    assert "`zoo data make` did not finish" in result.summary()
-    assert tokenize(zoo, data, tmp_path / "others", splits=["test"]).notes == []
+    assert "train/field: 2 of 3 shards are there" in tokenize(zoo, data, tmp_path / "others").notes[0]
 
 
-def with_patches(toy: Toy, tmp_path: Path, keys: str) -> tuple[Zoo, Path]:
-    """Make two splits of pictures with four patches and without white pixels, and their tokenizer."""
+def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Toy, tmp_path: Path) -> None:
     pytest.importorskip("zoo_images.rgb")
     tables = {"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb_patches": {"dtype": "float16"}}}
     zoo, data = toy(tables, enabled=("rgb_patches",)), tmp_path / "data"
-    rng = np.random.default_rng(0)
+    handle = zoo["rgb_patches"]
     for split in ("train", "test"):
         with writing_values(data, split, "rgb_patches") as writer:
-            for key in keys:
-                writer.add(key, *zoo["rgb_patches"].write(rng.uniform(0, 0.9, (3, 16, 16)).astype(np.float32)))
+            for key, level in {"a": 0.2, "b": 0.7, "white": 1}.items():
+                writer.add(key, *handle.write(np.full((3, 16, 16), level, np.float32)))
     trained(zoo, data, "rgb_patches")
-    return zoo, data
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Toy, tmp_path: Path, alone: bool) -> None:
-    zoo, data = with_patches(toy, tmp_path, "abcd")
-    handle = zoo["rgb_patches"]
-    with writing_values(data, "train", "rgb_patches", more=True) as writer:
-        writer.add("white", *handle.write(np.ones((3, 16, 16), np.float32)))
     encode = handle.encode
 
     def huge(values: Any, **options: Any) -> Any:
-        if alone and len(values) > 1:
-            raise DataError("one by one")
         return [row * (1e6 if value.min() == 1 else 1) for row, value in zip(encode(values), values, strict=True)]
 
     handle.encode = huge  # type: ignore[method-assign]
     (outcome,) = tokenize(zoo, data, tmp_path / "tokens", splits=["train"]).outcomes
-    assert (outcome.written, outcome.dropped) == (4, 1)
+    assert (outcome.written, outcome.dropped) == (2, 1)
     assert "exceed float16" in outcome.first_dropped and "(sample white)" in outcome.first_dropped
 
 
@@ -648,13 +566,9 @@ def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Toy, tmp_
         for key, row in list(whole_samples([column]))[:6]:
             crops = [values.read_key(handle, "train", key, random_crop(5, key, number)) for number in range(3)]
             np.testing.assert_array_equal(column.take(range(row, row + 3)), np.asarray(handle.encode(crops)))
-    for options in ({"crops": 2, "seed": 5}, {"crops": 3, "seed": 6}, {"crops": 3, "seed": 5, "overwrite": True}):
-        if "overwrite" in options:
-            tokenize(zoo, data, out, modalities=["field"], **options)
-            continue
-        for overwrite in (False, True):
-            with pytest.raises(DataError, match="holds tokens made with --crops 3 --seed 5"):
-                tokenize(zoo, data, out, modalities=["field"], overwrite=overwrite, **options)
+    for crops, seed in ((2, 5), (3, 6)):
+        with pytest.raises(DataError, match="holds tokens made with --crops 3 --seed 5"):
+            tokenize(zoo, data, out, modalities=["field"], overwrite=True, crops=crops, seed=seed)
 
 
 def test_random_crops_stay_inside_and_depend_on_seed_key_and_number() -> None:
@@ -663,12 +577,3 @@ def test_random_crops_stay_inside_and_depend_on_seed_key_and_number() -> None:
     assert len(set(crops)) == 400 and not any(crop.flip for crop in crops)
     assert 0.5 <= min(crop.height for crop in crops) < 0.52 and 0.98 < max(crop.width for crop in crops) <= 1
     assert random_crop(0, "a", 1) == random_crop(0, "a", 1) != random_crop(1, "a", 1) != random_crop(0, "a", 2)
-
-
-def test_batches_are_read_ahead_in_order() -> None:
-    def slow(item: int) -> int:
-        time.sleep(0.001 * (item % 3))
-        return item * 10
-
-    ahead = read_ahead(slow, [[0, 1, 2], [3], [], [4, 5]], threads=3, depth=2)
-    assert list(ahead) == [([0, 1, 2], [0, 10, 20]), ([3], [30]), ([], []), ([4, 5], [40, 50])]
