@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import tarfile
@@ -21,9 +20,8 @@ from tokenizers_zoo.data import shards as shards_module
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import read_splits, verify
 from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_shard
-from tokenizers_zoo.data.tar import Dropped, Member, header, read_member, scan_tar, split_name
+from tokenizers_zoo.data.tar import Dropped, Member, header, read_member, scan_tar
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, ReadError
-from tokenizers_zoo.io import disk_errors
 
 BLOCK = 512
 
@@ -48,22 +46,6 @@ def scan(path: Path) -> tuple[dict[str, Member], list[Dropped]]:
 # ---------------------------------------------------------------------- foreign tar files
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "extension"),
-    [
-        ("000001.png", "000001", "png"),
-        ("a/b.c.PNG", "a/b", "png"),
-        ("./x/y.json", "x/y", "json"),
-        ("v1.2/img.npy", "v1.2/img", "npy"),
-        ("noext", "noext", ""),
-        (".DS_Store", "", "ds_store"),
-        ("a/.hidden.png", "", "png"),
-    ],
-)
-def test_key_is_everything_before_the_first_dot_of_the_basename(name: str, key: str, extension: str) -> None:
-    assert split_name(name) == (key, extension)
-
-
 def test_a_tar_of_any_format_is_read(tmp_path: Path) -> None:
     values = {"a": b"1", "b/c": b"", "z" * 150: b"x" * 1500, "caf\xe9" * 40: b"y", "p" * 90 + "/" + "q" * 90: b"z"}
     for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
@@ -80,14 +62,6 @@ def test_a_tar_of_any_format_is_read(tmp_path: Path) -> None:
             read_member(members["a"])
 
 
-def test_a_size_in_an_extended_header_counts(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("a.bin")
-    info.pax_headers = {"size": "5"}
-    (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT) + b"12345".ljust(BLOCK, b"\0") + bytes(2 * BLOCK))
-    members, _ = scan(tmp_path / "s.tar")
-    assert read_member(members["a"]) == b"12345"
-
-
 @pytest.fixture(scope="module")
 def six(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A tar file of six members of 600 bytes: each takes a header and two blocks."""
@@ -101,8 +75,6 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     [
         (110, b"\xff", "damaged header"),
         (0, bytes(BLOCK), "zeros in place of a header"),
-        (124, b"\xff" * 12, "damaged header"),
-        (124, b"77777777777", "damaged header"),
     ],
 )
 def test_damaged_header_loses_only_one_member(six: bytes, tmp_path: Path, at: int, block: bytes, reason: str) -> None:
@@ -114,30 +86,10 @@ def test_damaged_header_loses_only_one_member(six: bytes, tmp_path: Path, at: in
     assert [reason in item.reason and f"byte {2 * 3 * BLOCK}" in item.reason for item in dropped] == [True]
 
 
-@pytest.mark.parametrize("size", [b"77777777777\0", b"\xff" * 12, b"\x80" + b"\x7f" * 11])
-def test_sizes_are_checked_against_the_file(six: bytes, tmp_path: Path, size: bytes) -> None:
-    """Too large, negative, and larger than any file, with a checksum that is right."""
-    block = bytearray(six[:BLOCK])
-    block[124:136], block[148:156] = size, b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    path = tmp_path / "s.tar"
-    path.write_bytes(bytes(block) + six[BLOCK:])
-    members, dropped = scan(path)
-    assert list(members) == ["1", "2", "3", "4", "5"] and len(dropped) == 1
-
-
-def test_trailing_zeros_are_not_damage(six: bytes, tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(six + bytes(40 * BLOCK))
-    members, dropped = scan(tmp_path / "s.tar")
-    assert len(members) == 6 and not dropped
-
-
 @pytest.mark.parametrize(
     ("cut", "members", "reason"),
     [
-        (3 * BLOCK * 2, 2, "end mark"),
         (3 * BLOCK * 2 + 100, 2, "end mark"),
-        (3 * BLOCK * 2 + BLOCK, 2, "cut off"),
         (3 * BLOCK * 2 + BLOCK + 599, 2, "cut off"),
         (3 * BLOCK * 2 + BLOCK + 700, 3, "end mark"),
     ],
@@ -173,14 +125,6 @@ def test_file_that_is_no_tar_is_named_in_the_error(tmp_path: Path, data: bytes) 
         scan(tmp_path / "s.tar")
 
 
-def test_only_regular_files_are_opened(tmp_path: Path) -> None:
-    (tmp_path / "gone.tar").symlink_to(tmp_path / "moved.tar")
-    os.mkfifo(tmp_path / "pipe.tar")
-    for name, reason in (("gone", "No such file"), ("pipe", "expected a regular file")):
-        with pytest.raises(ReadError, match=rf"{name}\.tar: .*{reason}"):
-            scan(tmp_path / f"{name}.tar")
-
-
 def test_links_and_nameless_members_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as tar:
@@ -204,30 +148,14 @@ def test_member_with_a_key_outside_the_folder_is_skipped(tmp_path: Path, name: s
     assert [repr(name) in item.reason and "no backslash" in item.reason for item in dropped] == [True]
 
 
-@pytest.mark.parametrize("character", ["\n", "\x1b", "\x7f", "\x9b"])
-def test_member_with_a_control_character_in_its_key_is_skipped(tmp_path: Path, character: str) -> None:
-    name, shown = f"a{character}[2J", rf"a\x{ord(character):02x}[2J"
-    write_tar(tmp_path / "s.tar", {f"{name}.x": b"", f".{name}": b"", "caf\xe9.x": b""})
-    members, dropped = scan(tmp_path / "s.tar")
-    assert list(members) == ["caf\xe9"]
-    assert [item.key for item in dropped] == [shown, f".{shown}"]
-    assert not any(character in item.reason for item in dropped)
-
-
-def test_member_with_a_non_utf8_name_is_skipped(tmp_path: Path) -> None:
+def test_members_with_unreadable_names_are_skipped(tmp_path: Path) -> None:
+    names = (b"caf\xe9.x", "caf\xe9.x".encode(), b".\xff", b"a\x1b[2J.x")
     with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
-        for name in (b"caf\xe9.x", "caf\xe9.x".encode(), b".\xff", b"a.\xff"):
+        for name in names:
             tar.addfile(tarfile.TarInfo(os.fsdecode(name)))
     members, dropped = scan(tmp_path / "s.tar")
     assert list(members) == ["caf\xe9"]
-    assert [item.key for item in dropped] == [r"caf\xe9", r".\xff", "a"]
-
-
-def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"disk is full.*same command"), disk_errors(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError, match="odd"), disk_errors(tmp_path):
-        raise OSError(errno.EIO, "odd")
+    assert [item.key for item in dropped] == [r"caf\xe9", r".\xff", r"a\x1b[2J"]
 
 
 # ---------------------------------------------------------------------- value store
@@ -321,34 +249,26 @@ def test_values_are_read_by_shard_and_row_and_by_key(store: ValueStore) -> None:
 
 def test_store_errors_list_existing_names(store: ValueStore) -> None:
     root = store.root
-    with pytest.raises(DataError, match="no split 'valid'; splits here: train"):
-        store.modalities("valid")
-    with pytest.raises(DataError, match=r"unknown modality .*'on'; did you mean one.*zoo data derive"):
-        store.rows("train", ["on"])
-    with pytest.raises(DataError, match="no value for key '0002'"):
-        store.read_key(text_handle("two"), "train", "0002")
-    with pytest.raises(DataError, match="no sample with key '0009'"):
-        store.find("train", "0009")
-    with pytest.raises(DataError, match="no such folder; `zoo data make"):
-        ValueStore(root / "absent")
-    with pytest.raises(DataError, match=f"this is a split, not a data folder; give {root}$"):
-        ValueStore(root / "train")
     (root.parent / "empty").mkdir()
-    with pytest.raises(DataError, match="no values here; `zoo data make`"):
-        ValueStore(root.parent / "empty")
+    for act, told in (
+        (lambda: store.modalities("valid"), "no split 'valid'; splits here: train"),
+        (lambda: store.rows("train", ["on"]), r"unknown modality .*'on'; did you mean one.*zoo data derive"),
+        (lambda: store.read_key(text_handle("two"), "train", "0002"), "no value for key '0002'"),
+        (lambda: store.find("train", "0009"), "no sample with key '0009'"),
+        (lambda: ValueStore(root / "absent"), "no such folder; `zoo data make"),
+        (lambda: ValueStore(root / "train"), f"this is a split, not a data folder; give {root}$"),
+        (lambda: ValueStore(root.parent / "empty"), "no values here; `zoo data make`"),
+    ):
+        with pytest.raises(DataError, match=told):
+            act()
 
 
-@pytest.mark.parametrize("name", ["shard-00001.tar", "shard-00001.index"])
-def test_a_shard_is_checked_once_when_it_is_first_read(store: ValueStore, name: str) -> None:
-    store.read_bytes("train", "one", 0, 0)
-    path = store.root / "train/one" / name
+def test_a_shard_is_checked_when_it_is_first_read(store: ValueStore) -> None:
+    path = store.root / "train/one/shard-00001.tar"
     content = bytearray(path.read_bytes())
     content[20] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"{path}: has another checksum than its manifest says; .*repair"):
-        store.read_bytes("train", "one", 1, 0)
-    path.write_bytes(content[:-1])
-    with pytest.raises(DataError, match=f"{path}: has .* bytes"):
         store.read_bytes("train", "one", 1, 0)
     assert [wrong.path for wrong in verify(store.split("train"))] == [path]
     path.unlink()
@@ -394,13 +314,6 @@ def test_value_returned_in_several_reads_is_complete(store: ValueStore, monkeypa
     assert store.read_bytes("train", "one", 1, 1) == (b"one 4", "txt")
     monkeypatch.setattr(os, "pread", lambda file, size, offset: b"")
     with pytest.raises(DataError, match="was cut off"):
-        store.read_bytes("train", "one", 1, 1)
-
-    def failing(file: int, size: int, offset: int) -> bytes:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "pread", failing)
-    with pytest.raises(ReadError, match=r"shard-00001\.tar: cannot be read: Input/output error"):
         store.read_bytes("train", "one", 1, 1)
 
 
@@ -493,45 +406,18 @@ def test_a_split_below_the_modalities_is_kept(tmp_path: Path) -> None:
     assert [(key, set(files)) for key, files in test] == [("c", {"one", "three"})]
     assert train[0][1]["one"] == FileBytes(data=b"one/train/a.txt", extension="txt")
     assert set(train.offered) >= set(mine) and train.modalities == ("one", "scripts", "two")
-    with pytest.raises(DataError, match=r"scripts: expected its files in folders train and test, which .*/one has and"):
-        opened(tmp_path)
-    for name in ("one/test/c.txt", "three/test/c.txt"):
-        (tmp_path / name).unlink()
-    whole = opened(tmp_path, names=mine)
-    keys = ["e", "train/a", "train/f", "train/north/b", "val/d"]
-    assert [key for key, _ in whole] == keys, "`train` alone may be a class"
 
 
 def test_files_and_tars_may_be_mixed(tmp_path: Path, ml4m: Path) -> None:
-    touch(ml4m / "train", "three/0001.txt", "four/a.tar/0001.txt", "five/a.tar")
-    samples = opened(ml4m, names=named("one", "three"))
-    assert set(dict(samples[:])["0001"]) == {"one", "three"}
-    assert samples.modalities == ("five", "four", "one", "three", "two@224")
-    aliased = opened(ml4m, names={"two@224": "two", "one": "one"})
-    assert set(dict(aliased[:])["0001"]) == {"one", "two"}
+    touch(ml4m / "train", "three/0001.txt")
+    aliased = opened(ml4m, names={"two@224": "two", "one": "one", "three": "three"})
+    assert set(dict(aliased[:])["0001"]) == {"one", "two", "three"}
     (ml4m / "train/one/late.tar").symlink_to(tmp_path / "gone.tar")
     with pytest.raises(ReadError, match=r"late\.tar: cannot be read: No such file"):
         opened(ml4m, names=named("one"))
-    write_tar(tmp_path / "flat/one/north/old.tar", {})
-    touch(tmp_path, "flat/one/a.txt")
-    assert [key for key, _ in opened(tmp_path / "flat", names=named("one"))] == ["a", "north/old"]
     write_tar(tmp_path / "valid/valid/one/a.tar", {})
     with pytest.raises(DataError, match="no split 'train'; splits here: valid"):
         opened(tmp_path / "valid", names=named("one"))
-
-
-def test_sample_keys_come_from_known_modalities(tmp_path: Path) -> None:
-    touch(tmp_path, "notes/a.txt", "notes/b.txt", "one/c.txt", "one/d.txt")
-    samples = opened(tmp_path, names=named("one"))
-    assert [key for key, _ in samples] == ["c", "d"] and samples.modalities == ("notes", "one")
-
-
-def test_dangling_link_is_an_unreadable_file(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one/a.txt").symlink_to(tmp_path / "gone.txt")
-    (tmp_path / "one/b.txt").symlink_to("/dev/null")
-    ((key, files),) = opened(tmp_path)
-    assert key == "a" and "a.txt: cannot be read: No such file" in str(files["one"])
 
 
 def test_unrelated_files_are_ignored(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,8 @@ from small_modalities import defaults
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import (
     fingerprint,
-    float32_by_default,
     is_complete,
     load_checkpoint,
-    resolve_folder,
     save_checkpoint,
 )  # fmt: skip
 from tokenizers_zoo.data.samples import TrainingSamples
@@ -101,57 +97,22 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_loading_neither_reads_nor_changes_caller_state(learnt: Path) -> None:
+def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(learnt: Path, tmp_path: Path) -> None:
     expected = Zoo.from_toml(learnt)["depth"].encode(DEPTHS)
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    samples = TrainingSamples(train=list(DEPTHS), test=list(DEPTHS))
+    for dtype in (torch.float64, torch.bfloat16):
         handle, state = Zoo.from_toml(learnt)["depth"], torch.random.get_rng_state()
         torch.set_default_dtype(dtype)
         try:
             assert torch.equal(handle.encode(DEPTHS), expected)  # loads, within inference mode
             assert torch.equal(torch.random.get_rng_state(), state) and torch.get_default_dtype() == dtype
             assert handle.decode(expected)[0].dtype == np.float32
+            handle.train_tokenizer(samples, tmp_path / str(dtype), 0, steps=1)
         finally:
             torch.set_default_dtype(torch.float32)
-        module = handle.tokenizer.module
-        assert {weight.dtype for weight in module.parameters()} == {torch.float32}
-        module.latents(torch.zeros(1, 1, 16, 16)).sum().backward()
-        module.load_state_dict(module.state_dict())
-
-
-def test_tokenizer_is_trained_in_float32_in_any_caller_context(learnt: Path, tmp_path: Path) -> None:
-    handle = Zoo.from_toml(learnt)["depth"]
-    samples = TrainingSamples(train=list(DEPTHS), test=list(DEPTHS))
-    torch.set_default_dtype(torch.float64)
-    try:
-        handle.train_tokenizer(samples, tmp_path / "double", 0, steps=1)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    weights = (handle.checkpoint / "model.safetensors").read_bytes()
-    assert (tmp_path / "double" / "model.safetensors").read_bytes() == weights
-
-
-def test_threads_see_one_default_dtype() -> None:
-    """A thread that changes the dtype for a while does not change it for others."""
-    inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()
-
-    def other() -> None:
-        inside.wait()
-        with float32_by_default():
-            seen.append(torch.get_default_dtype())
-            time.sleep(0.05)
-            seen.append(torch.get_default_dtype())
-
-    torch.set_default_dtype(torch.bfloat16)
-    thread = threading.Thread(target=other)
-    try:
-        thread.start()
-        with float32_by_default():
-            inside.wait()
-            time.sleep(0.02)
-        thread.join()
-        assert seen == [torch.float32] * 2 and torch.get_default_dtype() == torch.bfloat16
-    finally:
-        torch.set_default_dtype(torch.float32)
+        assert {weight.dtype for weight in handle.tokenizer.module.parameters()} == {torch.float32}
+        weights = (handle.checkpoint / "model.safetensors").read_bytes()
+        assert (tmp_path / str(dtype) / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
@@ -200,23 +161,9 @@ def test_a_handle_of_a_relative_registry_is_the_same_in_another_folder(
         assert torch.equal(there.encode(DEPTHS), tokens)
 
 
-def test_another_device_reads_weights_and_fingerprint_together(install_example: Install, tmp_path: Path) -> None:
-    install_example("a_map")
-    first, other = (only({"a_map": {"checkpoint": str(tmp_path / "a"), "levels": levels}}) for levels in (16, 4))
-    trained(first, "a_map", tmp_path / "a")
-    handle, before = first["a_map"], first["a_map"].fingerprint
-    assert len(handle.tokenizer) == 16
-    trained(other, "a_map", tmp_path / "a")
-    handle.device = "cpu:0"
-    assert handle.fingerprint == other["a_map"].fingerprint != before and len(handle.tokenizer) == 4
-
-
-@pytest.mark.parametrize("given", ["whole", "list(whole)", "whole.numpy()"], ids=["batch", "list", "arrays"])
-def test_values_are_copied_if_a_plugin_reuses_its_buffer(given: str, ready: Callable[..., Any]) -> None:
+def test_values_are_copied_if_a_plugin_reuses_its_buffer(ready: Callable[..., Any]) -> None:
     decoded = 'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)'
-    again = (
-        f"whole = self.kept = getattr(self, 'kept', {decoded})\n        whole[:] = {decoded}\n        return {given}"
-    )
+    again = f"whole = self.kept = getattr(self, 'kept', {decoded})\n        whole[:] = {decoded}\n        return whole"
     handle = ready({f"return {decoded}": again})
     tokens = handle.encode(values())
     first = handle.decode(tokens)
@@ -271,9 +218,8 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_file_modes_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
-    before = os.umask(umask)
+def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
+    before, mode = os.umask(0o027), 0o640
     try:
         save_checkpoint(tmp_path / "checkpoint", {"codes": torch.zeros(3)}, {"class": "Example"}, "An example.\n")
         assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "checkpoint").iterdir()} == {mode}
@@ -324,8 +270,7 @@ def test_hub_id_is_not_reported_as_a_missing_folder(
     hub = only({"a_map": {"checkpoint": "somebody/a-tokenizer"}})["a_map"]
     assert hub.has_tokenizer
     assert only({"a_map": {"checkpoint": "somebody/a"}}, zoo={"checkpoints": "."})["a_map"].has_tokenizer
-    no_ids = "some/my--a", "so..me/a", "some-/a", "some/a.", "some/a.git"
-    for local in ("runs/a", "some/where/a", "./a", "./some/a", str(tmp_path / "a"), *no_ids):
+    for local in ("runs/a", "some/where/a", "./some/a", str(tmp_path / "a"), "some/my--a", "some/a.git"):
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
     made = dataclasses.replace(hub.files, checkpoint=tmp_path / "made")
     (tmp_path / "made/samples").mkdir(parents=True)
@@ -333,19 +278,6 @@ def test_hub_id_is_not_reported_as_a_missing_folder(
     assert made.folder() == Path("/cache/somebody/a-tokenizer")
     trained(only(), "a_map", tmp_path / "made")
     assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
-
-
-@pytest.mark.parametrize("name", ["some/my--a", "some/a.", "some/" + 97 * "a"])
-def test_invalid_hub_id_is_reported_in_one_line(name: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"^{name}: no such folder, and the hub does not give it: ") as told:
-        resolve_folder(name)
-    assert "\n" not in str(told.value)
-
-
-def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_path: Path) -> None:
-    install_example("a_map", {"        save_checkpoint(": "        (lambda *_: None)("})
-    with pytest.raises(PluginError, match="train_tokenizer of plugin 'a_map'"):
-        trained(only(), "a_map", tmp_path / "a")
 
 
 # ---------------------------------------------------------------- input and output validation
@@ -372,11 +304,8 @@ def ready(install_example: Install, tmp_path: Path) -> Callable[..., Any]:
             r"a_map: expected float32 \(1, 16, 16\) brightness in \[0, 1\], got uint8 \(1, 16, 16\) 255..255; convert",
         ),
         (np.zeros((16, 16), np.float32), r"got float32 \(16, 16\) 0..0; the shape is not \(1, 16, 16\)"),
-        (np.zeros((1, 8, 8), np.float32), r"the shape is not \(1, 16, 16\)"),
         (np.full((1, 16, 16), np.nan, np.float32), r"without a finite number; every number has to be finite: fill"),
         (np.full((1, 16, 16), 2, np.float32), r"2..2; numbers lie outside the range: convert or clip them first$"),
-        (np.full((1, 16, 16), -0.001, np.float32), r"numbers lie outside the range"),
-        ("text", r"got str 'text'; give a numpy array"),
         (None, r"got NoneType None; give a numpy array"),
     ],
 )
@@ -388,31 +317,21 @@ def test_bad_values_are_refused(value: Any, message: str, ready: Callable[..., A
         handle.encode([values()[0], value])
 
 
-def test_batches_may_be_views_of_arrays(ready: Callable[..., Any]) -> None:
-    """Mirrored, read-only and broadcast arrays."""
+def test_batches_may_be_views_of_arrays_and_bad_ones_are_refused(ready: Callable[..., Any]) -> None:
     handle = ready()
-    batch = np.stack(values())
-    mirrored, still = batch[..., ::-1], batch.copy()
-    still.flags.writeable = False
+    mirrored = np.stack(values())[..., ::-1]
     assert torch.equal(handle.encode(mirrored), handle.encode(mirrored.copy()))
-    assert torch.equal(handle.encode(still), handle.encode(batch))
-    assert handle.encode(np.broadcast_to(np.float32(0.5), batch.shape)).unique().numel() == 1
-
-
-def test_bad_batches_are_refused(ready: Callable[..., Any]) -> None:
-    handle = ready()
-    for batch in ([], "text", {}, None, torch.zeros(2, 1, 16, 16, dtype=torch.float64), torch.zeros(0, 1, 16, 16)):
+    assert handle.encode(np.broadcast_to(np.float32(0.5), mirrored.shape)).unique().numel() == 1
+    for batch in ([], "text", torch.zeros(2, 1, 16, 16, dtype=torch.float64), torch.full((2, 1, 16, 16), torch.nan)):
         with pytest.raises(InvalidValueError, match="a_map: expected"):
             handle.encode(batch)
-    with pytest.raises(InvalidValueError, match="finite"):
-        handle.encode(torch.full((2, 1, 16, 16), torch.nan))
 
 
 def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
     handle = ready()
     good = torch.zeros(2, 4, 4, dtype=torch.int64)
     expected = r"a_map: expected int64 \(batch, 4, 4\) in \[0, 16\), got"
-    for bad in (good + 16, good - 1, good.int(), good.float(), good[0], good[:, :3], good[:0], "tokens", [good[0], 3]):
+    for bad in (good + 16, good.float(), good[:, :3], "tokens"):
         with pytest.raises(InvalidValueError, match=expected):
             handle.decode(bad)
     assert len(handle.decode([good[0], good[1]])) == 2
@@ -423,16 +342,11 @@ def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
     [
         (".round().long()", ".round().int()", r"encode of plugin 'a_map' of zoo-a_map 1.0 .* gave int32 \(3, 4, 4\)"),
         (".round().long()", ".round().long() + 99", r"gave int64 \(3, 4, 4\) .*ids lie outside the vocabulary"),
-        (".round().long()", ".round().long()[:, :2]", r"gave int64 \(3, 2, 4\).* declares int64 \(batch, 4, 4\) in"),
         (".round().long()", ".round().long()[:2]", r"expected tokens of 3 values"),
         ("means = reduce(", "means = reduse(", r"encode .* failed: NameError: name 'reduse' is not defined \(.*zoo_a"),
         ("return repeat(", "raise NotImplementedError  # (", r"decode .* failed: .*: decode is to be written"),
-        ("return (means", "return None and (means", r"encode .* gave None"),
         ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* gave float32 .*outside the range"),
-        ("p=4, q=4)\n\n    @hookimpl\n    def tr", "p=4, q=2)\n\n    @hookimpl\n    def tr", r"decode .* \(1, 16, 8\)"),
         ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* gave 2 values for 3 samples"),
-        ("return repeat(", "return 3 or repeat(", r"decode .* gave int 3, its spec declares a batch of float32"),
-        ("(tokenizer[tokens]", "(tokenizer[tokens].bfloat16()", r"decode .* gave bfloat16 \(3, 1, 16, 16\)"),
     ],
 )
 def test_plugin_return_values_are_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:
@@ -519,22 +433,6 @@ def test_default_files_of_text_and_objects(kind: Any, value: Any, data: bytes, e
     with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0; save the text as UTF-8"):
         defaults(spec).read_value(b"\xff", extension)
     assert isinstance(defaults(spec).render(value), str)
-
-
-def test_default_score_render_and_metric(install_example: Install) -> None:
-    install_example(
-        "plain",
-        {
-            'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)': "metrics=()",
-            "    @hookimpl\n    def score(": "    def _score(",
-            "    @hookimpl\n    def render(": "    def _render(",
-        },
-    )
-    handle = only()["plain"]
-    assert [metric.name for metric in handle.spec.metrics] == ["exact"]
-    first, second = values(2)
-    assert handle.score([first, first], [first, second]) == {"exact": 0.5}
-    assert handle.render(np.zeros((1, 16, 16), np.float32)) == "float32 (1, 16, 16) 0..0"
 
 
 def test_damaged_files_are_invalid_values_whatever_the_plugin_raises(ready: Callable[..., Any]) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,27 +26,15 @@ from tokenizers_zoo.errors import (
 )
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
-from tokenizers_zoo.quantizers.config import QuantizerKind
 
 Install = Callable[..., Path]
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"
 # ---------------------------------------------------------------- discovery
 
 
-def test_names_import_nothing(install_example: Install) -> None:
-    install_example("lazy_one")
-    zoo = only()
-    assert zoo.names() == ["lazy_one"] and list(zoo) == ["lazy_one"] and "lazy_one" in zoo and len(zoo) == 1
-    assert "zoo_lazy_one" not in sys.modules
-    handle = zoo["lazy_one"]
-    assert "zoo_lazy_one" in sys.modules
-    assert handle.spec.layout.shape == (4, 4)
-    assert handle.distribution == "zoo-lazy_one 1.0" and handle.plugin_name == "lazy_one"
-    assert zoo["lazy_one"] is handle
-
-
 def test_a_disabled_plugin_is_never_imported(install_example: Install) -> None:
     install_example("explosive", {"from __future__ import annotations": "raise RuntimeError('boom')"})
+    assert only().names() == ["explosive"], "names are listed without an import"
     zoo = only({"explosive": {"enabled": False}})
     assert "explosive" not in zoo and not any("explosive" in key for key in zoo.problems())
     assert "zoo_explosive" not in sys.modules
@@ -89,14 +76,9 @@ def test_a_mistake_in_shared_settings_is_located(install_example: Install, tmp_p
         return str(caught.value).removeprefix(f"{tmp_path}/")
 
     wrong = "expected int, got str 'x'"
-    assert told('[zoo]\nlevels = "x"\n[modalities.light]\nimage_size = 16\n').startswith(
-        f"registry.toml:2 [zoo] levels: {wrong}"
-    )
     assert told('[zoo]\nlevels = "x"\n').startswith(f"registry.toml:2 [zoo] levels: {wrong}")
     assert told('[zoo]\ninner = { depth = "x" }\n').startswith(f"registry.toml:2 [zoo.inner] depth: {wrong}")
     assert told("[zoo]\n[zoo.inner]\ndepth = -1\n").startswith("registry.toml:3 [zoo.inner] depth: below 0")
-    own = told('[zoo]\nlevels = 3\n[modalities.light]\nlevels = "x"\ninner.depth = 2\n')
-    assert own.startswith(f"registry.toml:4 [modalities.light] levels: {wrong}")
 
 
 INNER = """@dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,11 +100,7 @@ BROKEN = {
         {"from __future__ import annotations": "import no_such_module_anywhere"},
         r"fails to import: ModuleNotFoundError: No module named 'no_such_module_anywhere' \(.*zoo_broken.py:\d+\)",
     ),
-    "any exception": ({"plugin = Example()": "1 / 0"}, r"fails to import: ZeroDivisionError"),
-    "exit": ({"plugin = Example()": "raise SystemExit(3)"}, r"fails to import: SystemExit: 3"),
-    "no object": ({"plugin = Example()": ""}, r"fails to import: AttributeError"),
     "a class": ({"plugin = Example()": "plugin = Example"}, r"is a class; point the entry point at an instance"),
-    "not hashable": ({"plugin = Example()": "Example.__hash__ = None\nplugin = Example()"}, r"unhashable type"),
     "missing hook": (
         {"    @hookimpl\n    def decode(": "    def decode("},
         r"decode is not marked with @tokenizers_zoo.hookimpl",
@@ -137,30 +115,20 @@ BROKEN = {
         {"def render(self, value)": "def render(self, value=None)"},
         r"render gives 'value' a default, so it is never passed",
     ),
-    "kwargs": ({"def score(self, predicted, target)": "def score(self, **lists)"}, r"score takes \*\*lists"),
     "specname": (
         {"@hookimpl\n    def render(": '@hookimpl(specname="render")\n    def show('},
         r"show has specname='render'; name the function render",
     ),
     "another name": ({"name=settings.name": 'name="other"'}, r"gave the name 'other', expected 'broken'"),
-    "no spec": ({"return ModalitySpec(": "return dict("}, r"modality_spec .* gave dict .*, expected a ModalitySpec"),
     "unsound spec": ({"vocab_size=config.levels": "vocab_size=0"}, r"vocab_size 0: .*; declared by plugin 'broken'"),
     "spec fails": ({"side = config.image_size": "side = config.size"}, r"modality_spec .* failed: AttributeError"),
     "derive without inputs": (
         {"    @hookimpl\n    def render(": "    @hookimpl\n    def derive(self): ...\n    @hookimpl\n    def render("},
         r"derived_from \(\), but the hook derive is implemented",
     ),
-    "inputs without derive": (
-        {'summary="brightness"': 'summary="brightness", derived_from=("sound",)'},
-        r"derived_from \('sound',\), but the hook derive is not implemented",
-    ),
     "metrics without score": (
         {"    @hookimpl\n    def score(": "    def mark("},
         r"declares metrics mae, but the hook score is not implemented",
-    ),
-    "score without metrics": (
-        {'metrics=(Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)': "metrics=()"},
-        r"declares metrics none, but the hook score is implemented",
     ),
     "another contract": (
         {"class Example:\n": "class Example:\n    contract = 2\n"},
@@ -193,8 +161,6 @@ def test_a_broken_plugin_is_named_and_the_others_work(case: str, install_example
         ("[modalities.x]\n\nenabled = 'no'", r"registry.toml:3 \[modalities.x\] enabled: expected bool, got str"),
         ("[modalities.x]\nsha256 = 'abc'", r"registry.toml:2 \[modalities.x\] sha256: sha256 'abc': expected 64"),
         ("[modalities]\nx = 3", r"registry.toml:2 \[modalities\] x: expected a table, got int 3"),
-        ("[vocabularies]\ntext = 3", r"registry.toml:2 \[vocabularies\] text: expected a table, got int 3"),
-        ("[zoo]\nimage_size = 'big'", r"registry.toml:2 \[zoo\] image_size: expected"),
         ("\ufeff[zoo]\nimage_size = 'big'", r"registry.toml:2 \[zoo\] image_size: expected"),
         ("[zoo", r"registry.toml: not valid TOML"),
     ],
@@ -209,20 +175,8 @@ def test_unknown_settings_name_file_and_line(install_example: Install, tmp_path:
     zoo = Zoo.from_toml(
         write_registry(tmp_path / "registry.toml", "[modalities.strict]\nimage_size = 32\nlevles = 3\n")
     )
-    expected = r"registry.toml:3 \[modalities.strict\] levles: unknown key; did you mean levels\?"
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(ConfigError, match=r"registry.toml:3 \[modalities.strict\] levles: .* did you mean levels\?"):
         zoo["strict"]
-    with pytest.raises(ConfigError, match=expected):  # the same error each time
-        zoo["strict"]
-
-
-@pytest.mark.parametrize("table", ["[zoo]\ncheckpoints", "[modalities.strict]\ncheckpoint"])
-def test_an_invalid_home_folder_is_a_mistake_of_the_file(table: str, install_example: Install, tmp_path: Path) -> None:
-    install_example("strict")
-    place = write_registry(tmp_path / "registry.toml", f"{table} = '~nobody-at-all/x'\n")
-    expected = rf"registry.toml:2 {re.escape(table.replace(chr(10), ' '))}: ~nobody-at-all/x: there is no home folder"
-    with pytest.raises(ConfigError, match=expected):
-        Zoo.from_toml(place)
 
 
 def test_shared_keys_that_nothing_takes_are_a_problem(install_example: Install, tmp_path: Path) -> None:
@@ -268,23 +222,11 @@ def test_a_table_replaces_only_its_own_keys_of_plugin_defaults() -> None:
         Settings("x", {"tokenizer": {"lr": 1}}).take(InstanceDefaults)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Residual(TokenizerConfig):
-    quantizer: QuantizerKind = "residual_vq"
-    num_codebooks: int | None = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassDefaults(SpatialSettings):
-    tokenizer: TokenizerConfig = Residual()
-
-
-@pytest.mark.parametrize("cls", [InstanceDefaults, ClassDefaults])
-def test_another_quantizer_in_a_table_drops_plugin_settings_of_the_first(cls: type[SpatialSettings]) -> None:
+def test_another_quantizer_in_a_table_drops_plugin_settings_of_the_first() -> None:
     """The same holds for a preset's quantizer, and for a table's quantizer on top of a preset."""
 
     def kind(**own: object) -> tuple[str, int | None]:
-        tokenizer = Settings("x", own).take(cls).tokenizer
+        tokenizer = Settings("x", own).take(InstanceDefaults).tokenizer
         return tokenizer.quantizer, tokenizer.num_codebooks
 
     assert kind() == kind(tokenizer={"quantizer": "residual_vq"}) == ("residual_vq", 2)
@@ -305,13 +247,8 @@ def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_pat
     path = tmp_path / "registry.toml"
     path.write_text("[modalities.depth.tokenizer]\nlevels = [8, 6, 5]\ndiffusion = { sampling_steps = 3 }\n")
     depth = Zoo.from_toml(path)["depth"]
-    for given, message in (
-        ({"codebook_size": 500}, r"^\[modalities.depth.tokenizer\] codebook_size: 500 is not the product of"),
-        ({"learning_rate": 10**400}, r"^\[modalities.depth.tokenizer\] learning_rate: expected a float, got a whole"),
-        ({"diffusion": {"sampling_steps": 0}}, r"^\[modalities.depth.tokenizer.diffusion\] sampling_steps: expected"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            depth.check_overrides(given)
+    with pytest.raises(ConfigError, match=r"^\[modalities.depth.tokenizer\] codebook_size: 500 is not the product of"):
+        depth.check_overrides({"codebook_size": 500})
     path.write_text("[modalities.depth.tokenizer]\nquantizer = 'vq'\ndecay = 0.9\ncodebook_size = 500\n")
     depth = Zoo.from_toml(path)["depth"]
     with pytest.raises(ConfigError, match=r"registry.toml:4 \[modalities.depth.tokenizer\] codebook_size: lfq needs"):
@@ -351,9 +288,6 @@ def test_an_entry_without_a_plugin_offers_close_names(install_example: Install, 
     problems = zoo.problems()
     assert "registry.toml" in problems["brihtness"] and "did you mean brightness?" in problems["brihtness"]
     assert "registry.toml:4 [modalities.big] plugin: unknown plugin 'britness'" in problems["big"]
-    advice = '(install it, say plugin = "..." where it is an instance of another plugin, or set enabled = false)'
-    assert problems["brihtness"].endswith(advice)
-    assert problems["big"].endswith("(install it, or set enabled = false)"), "which says so already"
     with pytest.raises(UnknownNameError, match="did you mean brightness"):
         zoo["big"]
     assert zoo["brightness"].name == "brightness"
@@ -377,25 +311,13 @@ def test_two_that_share_no_vocabulary_are_not_trained_into_one_folder(tmp_path: 
     zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": [*tables]}, "modalities": tables})
     pictures = [np.repeat(value, 3, axis=0) for value in values()]
     before = zoo["left"].train_tokenizer(TrainingSamples(train=pictures, test=pictures), folder, 0)
-    for overwrite in (False, True):
-        with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left; give it a checkpoint"):
-            train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=overwrite)  # raised before any value is read
-    spare = shutil.copytree(folder, tmp_path / "spare")  # belongs to no modality
-    with pytest.raises(DataError, match="absent"):
-        train_tokenizer(zoo, "right", tmp_path / "absent", out=spare, overwrite=True)
+    with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left; give it a checkpoint"):
+        train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=True)  # raised before any value is read
     (before / "config.json").unlink()  # as during training
     with pytest.raises(ConfigError, match=r"^right: .*mine holds the tokenizer of left"):
         train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=True)
     with pytest.raises(DataError, match="absent"):
         train_tokenizer(zoo, "left", tmp_path / "absent")
-
-
-def test_one_tokenizer_may_serve_two_instances_of_a_plugin(install_example: Install, tmp_path: Path) -> None:
-    install_example("left")
-    zoo = only({"left": {"checkpoint": str(tmp_path)}, "right": {"plugin": "left", "checkpoint": str(tmp_path)}})
-    trained(zoo, "left", tmp_path)
-    assert not {"left", "right"} & zoo.problems().keys()
-    assert (zoo["left"].encode(values()) == zoo["right"].encode(values())).all()
 
 
 HANDS = '''
@@ -436,13 +358,10 @@ def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install
     assert run(*both) == [("left_hand", False), ("right_hand", False)]
     assert run(*both) == run(*both) == [("left_hand", True), ("right_hand", True)]
     assert (zoo["left_hand"].encode(list(angles)) == zoo["right_hand"].encode(list(angles))).all()
-    assert run(*both, seed=1, overwrite=True) == [("left_hand", False), ("right_hand", False)]
     assert run("right_hand", overwrite=True) == [("right_hand", False)]
-    assert run(*both) == [("left_hand", True), ("right_hand", True)]
     (tmp_path / "tokenizers" / "hands" / "config.json").unlink()  # as during training
     with pytest.raises(ConfigError, match=r"^left_hand: .*hands holds the half-trained tokenizer of right_hand, .*"):
         run("left_hand")
-    assert run("right_hand", "left_hand") == [("right_hand", False), ("left_hand", False)]
 
 
 # ---------------------------------------------------------------- derive, wrappers, sources
@@ -527,11 +446,9 @@ source = Source()
 """
 
 
-def source_zoo(install: Install, changes: Mapping[str, str] | None = None) -> Zoo:
-    text = SOURCE
-    for old, new in (changes or {}).items():
-        assert old in text
-        text = text.replace(old, new)
+def source_zoo(install: Install, old: str = "", new: str = "") -> Zoo:
+    assert old in SOURCE
+    text = SOURCE.replace(old, new) if old else SOURCE
     install("zoo-flat", {"tokenizers_zoo.sources": {"flat": "zoo_flat:source"}}, {"zoo_flat": text})
     return only()
 
@@ -566,17 +483,14 @@ def test_a_shared_setting_that_a_source_refuses_may_be_set_for_it_alone() -> Non
     ("old", "new", "message"),
     [
         ('name="flat"', 'name="steep"', r"source_spec .* gave the name 'steep', expected a SourceSpec named 'flat'"),
-        ("return SourceSpec(", "return dict(", r"gave dict .*, expected a SourceSpec"),
         ("def samples(", "def sample(", r"there is no hook 'sample'; did you mean 'samples'\?; samples is missing"),
         ("range(count)", "range(count + 1)", r"4 samples where 3 were asked for"),
-        ("for i in range(count)]", "for i in range(count)].__iter__()", r"expected a sequence"),
         ('{"one":', '{"two":', r"sample 0 .* has two, which its spec does not declare"),
         ('f"{split}-{i}"', 'f"{split}.{i}"', r"sample 0 .* has the key 'train.0', expected a str without dots"),
-        ("level = settings.take(Options).level", "level = 1 / 0", r"samples .* failed: ZeroDivisionError"),
     ],
 )
 def test_a_broken_source(old: str, new: str, message: str, install: Install) -> None:
-    zoo = source_zoo(install, {old: new})
+    zoo = source_zoo(install, old, new)
     with pytest.raises(PluginError, match=message) as caught:
         zoo.source("flat").samples("train", 3, 0)[0]
     assert str(caught.value).startswith("flat: ") and "zoo-flat 1.0" in str(caught.value)
@@ -592,9 +506,7 @@ def test_the_source_of_the_docs(install: Install) -> None:
     assert [key for key, _ in samples] == [f"train-00000{number}" for number in range(4)]
     key, again = pickle.loads(pickle.dumps(samples[1:][1:]))[0]
     assert key == "train-000002" and (again["heightmap"] == samples[2][1]["heightmap"]).all()
-    for split, seed, options in (("test", 0, {"crests": 3}), ("train", 1, {"crests": 3}), ("train", 0, {})):
-        other = source.samples(split, 4, seed, options)[2][1]["heightmap"]
-        assert other.shape == (1, 64, 64) and (other != again["heightmap"]).any()
-    for count, problem in ((None, "has no end; say how many samples to make for 'train'"), (-1, "expected 0 or more")):
-        with pytest.raises(ConfigError, match=f"dunes: .*{problem}"):
-            source.samples("train", count, 0)
+    other = source.samples("test", 4, 0, {"crests": 3})[2][1]["heightmap"]
+    assert other.shape == (1, 64, 64) and (other != again["heightmap"]).any()
+    with pytest.raises(ConfigError, match=r"dunes: .*say how many samples"):
+        source.samples("train", None, 0)

@@ -35,7 +35,6 @@ from zoo_scenes.things import (
     Thing,
     Vector,
     about_z,
-    capsule,
 )
 from zoo_semantics.boxes_3d import plugin
 
@@ -122,34 +121,8 @@ def test_floor_is_at_height_zero_by_depth_and_metadata_alone(made: list[tuple[st
         assert height.min() > -0.02 and height.max() < numbers["room_height"] + 1e-4
 
 
-def test_normals_are_those_of_the_back_projected_depth_where_it_is_flat(made: list[tuple[str, Any]]) -> None:
-    checked = 0
-    for _, sample in made[:15]:
-        depth, normal = sample["depth"][0].astype(np.float64), sample["normal"]
-        size = depth.shape[0]
-        scale = math.tan(math.radians(sample["metadata"]["camera_fov"]) / 2)
-        steps = (2 * (np.arange(size) + 0.5) / size - 1) * scale
-        points = np.stack([depth * steps[None], -depth * steps[:, None], -depth])
-        across, along = points[:, 1:-1, 2:] - points[:, 1:-1, :-2], points[:, :-2, 1:-1] - points[:, 2:, 1:-1]
-        cross = np.cross(across, along, axis=0)
-        cross /= np.linalg.norm(cross, axis=0)
-        middle = normal[:, 1:-1, 1:-1]
-        flat = np.ones(middle.shape[1:], bool)
-        for dy in range(3):
-            for dx in range(3):
-                shifted = np.s_[dy : size - 2 + dy, dx : size - 2 + dx]
-                flat &= np.abs(normal[:, *shifted] - middle).max(0) < 1e-6
-                for name in ("semseg", "sam_instance"):
-                    flat &= sample[name][shifted] == sample[name][1:-1, 1:-1]
-        room = np.isin(sample["semseg"][1:-1, 1:-1], [CLASSES.index(name) for name in ("floor", "ceiling", "rug")])
-        cosine = (cross * middle).sum(0)[flat & room]
-        assert cosine.min() > 0.9999
-        checked += cosine.size
-    assert checked > 10_000
-
-
-@pytest.mark.parametrize("size", [32, 37, 50])
-def test_low_and_high_resolution_meet_at_shared_pixel_centres(size: int) -> None:
+def test_low_and_high_resolution_meet_at_shared_pixel_centres() -> None:
+    size = 37
     low, high = samples(count=2, image_size=size)[1][1], samples(count=2, image_size=3 * size)[1][1]
     assert low["rgb"].shape == (3, size, size)
     shared = np.s_[..., 1::3, 1::3]
@@ -224,7 +197,8 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
     down = np.array([[0.0], [0.0], [1.0]])
     for origin, directions in ((scene.camera.position, rays), (scene.lamp, rays - down)):
         for bundles in (1, 32):
-            reach, geoms, normals = cast(stage, origin, directions, bundles)
+            met = casting.meets(stage.furnishings, origin, directions, bundles)
+            reach, geoms, normals = stage.cast(origin, directions, met)
             expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions.T.copy())
             same = np.array(stage.owners)[geoms] == np.array(owners)[twin_geoms]
             assert same.mean() > 0.995  # rounding may change a few pixels at silhouettes
@@ -234,34 +208,7 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
             np.testing.assert_allclose(normals[:, still], twin_normals[still].T, atol=1e-7)
 
 
-def cast(stage: Stage, origin: Any, rays: np.ndarray, bundles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return stage.cast(origin, rays, casting.meets(stage.furnishings, origin, rays, bundles))
-
-
-def square(stage: Stage, edge: int) -> np.ndarray:
-    """Return the camera's rays (3, edge * edge), row by row."""
-    steps = np.linspace(-1, 1, edge)
-    return stage.scene.camera.rays(np.stack([np.tile(steps, edge), np.repeat(-steps, edge), np.ones(edge * edge)]))
-
-
-def test_bundles_and_slots_change_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(3):
-        stage = build(compose(random.Random(f"bundles {number}"), SceneSettings()))
-        rays, lamp = square(stage, 40), stage.scene.lamp
-        all_met = np.ones((1, len(stage.furnishings)), bool)
-        whole = stage.cast(stage.scene.camera.position, rays, all_met)
-        ends = np.array(stage.scene.camera.position)[:, None] + whole[0] * rays - np.array(lamp)[:, None]
-        shade = stage.blocked(lamp, ends, 1)
-        assert 0 < shade.sum() < 1600
-        for slots in (256, 4):
-            monkeypatch.setattr(casting, "_SLOTS", slots)
-            for bundles in (1, 40, 400):
-                for expected, value in zip(whole, cast(stage, stage.scene.camera.position, rays, bundles), strict=True):
-                    np.testing.assert_array_equal(value, expected)
-                np.testing.assert_array_equal(stage.blocked(lamp, ends, bundles), shade)
-
-
-@pytest.mark.parametrize("size", [16, 37, 64, 96])
+@pytest.mark.parametrize("size", [16, 37, 96])
 def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def everything(solids: Any, origin: Any, normals: np.ndarray) -> np.ndarray:
         return np.ones((len(solids), len(normals)), bool)
@@ -321,21 +268,6 @@ def test_forward_kinematics_is_that_of_mujoco() -> None:
     mujoco.mj_kinematics(model, data)
     expected = np.array([data.body(name).xpos for name in people.JOINTS])
     np.testing.assert_allclose(people.joint_positions(rotations, 1.05), expected - expected[0], atol=1e-9)
-
-
-def test_axis_angle_inverts_rotation_matrices() -> None:
-    for vector in ([0.3, -0.2, 0.9], [0.0, 0.0, 0.0], [3.0, 0.5, 0.1], [0.0, -1.5, 0.0]):
-        back = people.axis_angle(people.rotation_matrices(np.array([vector]))[0])
-        np.testing.assert_allclose(back, vector, atol=1e-7)
-
-
-def test_a_capsule_spans_its_ends() -> None:
-    for start, stop in (((0.0, 0, 0), (0.0, 0, -2.0)), ((1.0, 2, 3), (1.5, 1, 2.5)), ((0.0, 0, 1), (0.0, 0, 3))):
-        part = capsule(0.1, start, stop, plain(COLOURS["red"]))
-        matrix = np.empty(9)
-        mujoco.mju_quat2Mat(matrix, np.array(part.turn))
-        tip = np.array(part.at) + matrix.reshape(3, 3)[:, 2] * part.size[1]
-        np.testing.assert_allclose(tip, stop, atol=1e-12)
 
 
 def test_poses_agree_with_each_other_and_with_the_picture() -> None:
@@ -532,11 +464,7 @@ def test_boxes_contain_the_visible_pixels_of_things() -> None:
         stage = build(compose(random.Random(f"upright {number}"), settings))
         view = render(stage, 48, False)
         observation = observe.observe(stage, view, settings)
-        steps = 2 * (np.arange(48) + 0.5) / 48 - 1
-        up, right = np.meshgrid(-steps, steps, indexing="ij")
-        camera = stage.scene.camera
-        rays = camera.rays(np.stack([right, up, np.ones_like(up)]).reshape(3, -1)).T.reshape(48, 48, 3)
-        points = view.depth[..., None] * rays  # the room's axes in camera coordinates
+        camera, points = stage.scene.camera, view.depth[..., None] * _rays(stage, 48)
         back = np.array([math.cos(camera.yaw), math.sin(camera.yaw), 0.0])
         axes = np.array([[math.sin(camera.yaw), -math.cos(camera.yaw), 0.0], [0.0, 0.0, 1.0], -back])
         found = observe.boxes_3d(stage, observation.seen, 64)
@@ -559,8 +487,6 @@ def test_boxes_3d_are_those_of_the_boxes() -> None:
         assert [box["label"] for box in sample["boxes_3d"]] == [box["label"] for box in sample["boxes"]]
         assert len(sample["boxes_3d"]) <= 5
         for box in sample["boxes_3d"]:
-            assert -math.pi <= box["yaw"] <= math.pi and min(box["size"]) >= observe.THINNEST
-            assert all(type(number) is float for number in (*box["center"], *box["size"], box["yaw"]))
             low = box["center"][1] - box["size"][1] / 2
             if box["label"] in ("table", "chair", "shelf", "plant"):
                 assert low == pytest.approx(-sample["metadata"]["camera_height"], abs=1e-6)

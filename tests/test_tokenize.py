@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import (
     CheckpointError,
     DataError,
+    InvalidValueError,
     MachineError,
     ReadError,
 )
