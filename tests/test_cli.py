@@ -24,7 +24,6 @@ from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.config import tables_of
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import MachineError
 from zoo_backbone.run import Run as Run_
 
 ROOT = Path(__file__).parent.parent
@@ -119,30 +118,23 @@ def test_info_shows_every_setting_with_default_and_value_in_use(bare: Run) -> No
     """Also show the value in use if it differs: set by the modality's table, by [zoo] or by a preset."""
     text = REGISTRY + '[modalities.depth]\ntokenizer = { steps = 7 }\n[modalities.semseg]\npreset = "4m"\n'
     Path("own.toml").write_text(text)
-    for name, described in (("depth", True), ("depth", False), ("boxes", False), ("semseg", False), ("rgb", False)):
-        code, shown, _ = bare("--registry", "own.toml", "info", name, *["--settings"] * described)
-        lines = shown.splitlines()
-        assert code == 0 and max(map(len, lines)) <= 80
-        handle = Zoo.from_toml(Path("own.toml"))[name]
-        tables = [(f"modalities.{name}", config) for config in handle.taken_settings()]
-        for table in [table for key, config in tables for table in tables_of(config, key)]:
-            start = next(number for number, line in enumerate(lines) if line.startswith(table.header))
-            end = next((start + n for n, line in enumerate(lines[start:]) if not line), len(lines))
-            block = " ".join(" ".join(lines[start:end]).split())
-            for key in table.keys:
-                if described:
-                    assert f"{key.name} {key.type}; default {key.default}" in block or key.default == "required", key
-                    assert key.meaning in block
-                elif not key.elsewhere and len(key.used) <= 60:
-                    assert f"{key.name} {key.used}" in block, key
-    shown = " ".join(bare("--registry", "own.toml", "info", "depth")[1].split())
+    lines = bare("--registry", "own.toml", "info", "depth", "--settings")[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = " ".join(" ".join(lines).split())
+    handle = Zoo.from_toml(Path("own.toml"))["depth"]
+    for table in [table for config in handle.taken_settings() for table in tables_of(config, "modalities.depth")]:
+        assert table.header in shown
+        for key in table.keys:
+            assert f"{key.name} {key.type}; default {key.default}" in shown or key.default == "required", key
+            assert key.meaning in shown
+
+    def info(name: str) -> str:
+        return " ".join(bare("--registry", "own.toml", "info", name)[1].split())
+
+    shown = info("depth")
     assert "image_size 32 (default 64)" in shown and "steps 7 (default 800)" in shown and "batch_size 16 " in shown
     assert "[modalities.depth.tokenizer.diffusion] (absent unless given)" in shown
-    assert "other names tok_depth@224, tok_depth@448" in shown
-    shown = " ".join(bare("--registry", "own.toml", "info", "semseg")[1].split())
-    assert "image_size 224 (default 64)" in shown and "codebook_size 4096 (default 0)" in shown
-    shown = " ".join(bare("--registry", "own.toml", "info", "caption")[1].split())
-    assert "[vocabularies.text]" in shown and "size 1024 (default 4096)" in shown
+    assert "image_size 224 (default 64)" in info("semseg") and "size 1024 (default 4096)" in info("caption")
 
 
 def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
@@ -155,7 +147,6 @@ def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
     assert "path  str; required\n" in bare("source", "info", "folder")[1]
     refused(bare("info", "scenes"), "scenes is a source", "zoo source info scenes")
     refused(bare("source", "info", "rgb"), "rgb is a modality", "zoo info rgb")
-    refused(bare("source", "info", "scnes"), "scenes")
 
 
 def test_list_counts_installed_but_disabled_modalities(bare: Run) -> None:
@@ -215,14 +206,6 @@ def test_every_help_fits_a_screen_and_shows_an_example() -> None:
             assert re.search(rf"Examples?:\n\s+{path}\b", "\n".join(lines)), path
 
 
-def test_optional_arguments_are_in_brackets() -> None:
-    for path, command in commands(group):
-        usage = " ".join(command.collect_usage_pieces(click.Context(command)))
-        for argument in command.params:
-            if isinstance(argument, click.Argument) and not argument.required:
-                assert f"[{(argument.name or '').upper()}]" in usage, path
-
-
 def test_examples_use_existing_options_and_all_required_ones() -> None:
     """In the help of each command, and on all pages."""
     known = dict(commands(group))
@@ -253,45 +236,23 @@ def test_encode_decode_round_trip(zoo: Run, workplace: Path) -> None:
     code, shown, _ = zoo("decode", "depth", "one.json", "--out", "back", "--picture", "back.png")
     assert code == 0 and "back.npy" in shown
     assert np.load(workplace / "back.npy").shape == (1, 32, 32) and (workplace / "back.png").stat().st_size > 0
-    (workplace / "words.txt").write_text("A red ball — naïve 木 \U0001f3e0 on the floor.", encoding="utf-8")
-    assert zoo("encode", "caption", "words.txt", "--out", "words.json")[0] == 0
-    assert zoo("decode", "caption", "words.json", "--out", "words_back")[0] == 0
-    assert (workplace / "words_back.txt").read_text(
-        encoding="utf-8"
-    ).strip() == "A red ball — naïve 木 \U0001f3e0 on the floor."
 
 
-def test_decoded_value_does_not_overwrite_files_unasked(zoo: Run, workplace: Path) -> None:
-    (workplace / "cat.txt").write_text("A cat.\n")
+def test_encode_and_decode_overwrite_no_file_unasked(zoo: Run, workplace: Path) -> None:
+    text = "A cat — naïve 木 \U0001f3e0 on the floor."
+    (workplace / "cat.txt").write_text(f"{text}\n", encoding="utf-8")
+    refused(zoo("encode", "caption", "cat.txt", "--out", "./cat.txt"), "cat.txt: is the file that is read")
     assert zoo("encode", "caption", "cat.txt", "--out", "cat.json")[0] == 0
     code, shown, _ = zoo("decode", "caption", "cat.json")
-    assert code == 0 and "cat_decoded.txt" in shown and (workplace / "cat_decoded.txt").read_text().strip() == "A cat."
-    for name in ("cat.txt", "cat_decoded.txt"):
-        (workplace / name).write_text("mine")
+    assert code == 0 and "cat_decoded.txt" in shown
+    assert (workplace / "cat_decoded.txt").read_text(encoding="utf-8").strip() == text
+    (workplace / "cat.txt").write_text("mine")
     refused(zoo("decode", "caption", "cat.json"), "cat_decoded.txt: is there already", "--out")
     assert zoo("decode", "caption", "cat.json", "--out", "cat")[0] == 0, "asked for by name"
-    assert (workplace / "cat.txt").read_text().strip() == "A cat."
-    assert (workplace / "cat_decoded.txt").read_text() == "mine"
-
-
-def test_input_file_is_not_overwritten(zoo: Run, workplace: Path) -> None:
-    value, tokens, link = (workplace / name for name in ("dog.txt", "dog.json", "link.png"))
-    value.write_text("A dog.\n")
-    assert zoo("encode", "caption", "dog.txt", "--out", "dog.json")[0] == 0
-    kept = tokens.read_text()
-    link.symlink_to(tokens)
-    refused(zoo("encode", "caption", "dog.txt", "--out", "./dog.txt"), "dog.txt: is the file that is read")
-    refused(zoo("decode", "caption", "dog.json", "--out", "new", "--picture", "link.png"), "link.png: is the file")
-    assert value.read_text() == "A dog.\n" and tokens.read_text() == kept and not (workplace / "new.txt").exists()
-
-
-def test_unknown_names_offer_close_ones(zoo: Run) -> None:
-    refused(zoo("info", "dept"), "dept", "depth")
-    refused(zoo("lits"), "list")
-    refused(zoo("data", "make", "scnes", "new", "--train", "1", "--test", "1"), "scenes")
-    refused(zoo("tokenizer", "train", "dept", "--data", "data"), "depth")
-    refused(zoo("backbone", "train", "--tokens", "tokens", "--out", "b", "--preset", "nanno"), "nano")
-    refused(zoo("tokenize", "data", "--out", "tokens2", "--only", "capton"), "caption")
+    assert (workplace / "cat.txt").read_text(encoding="utf-8").strip() == text
+    (workplace / "link.png").symlink_to(workplace / "cat.json")
+    refused(zoo("decode", "caption", "cat.json", "--out", "new", "--picture", "link.png"), "link.png: is the file")
+    assert not (workplace / "new.txt").exists()
 
 
 def test_missing_registry(zoo: Run, workplace: Path, tmp_path: Path) -> None:
@@ -319,83 +280,19 @@ def test_different_tokenizer_is_not_overwritten_by_training(zoo: Run, tmp_path: 
     shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
     (imported / "run.json").unlink()
     refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", "--overwrite")
-    config = json.loads((imported / "config.json").read_text())
-    (imported / "config.json").write_text(json.dumps({**config, "published": {}}))
-    (imported / "source.json").write_text("{}")
-    refused(zoo(*other, "--out", str(imported), "--overwrite"), "source.json, which is not part of a tokenizer run")
-    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here")
 
 
-def test_registry_mistakes_name_file_line_and_key(zoo: Run, workplace: Path) -> None:
-    for text, parts in {
-        REGISTRY + "[modalities.depth]\nimage_sise = 3\n": ("bad.toml:10", "image_sise", "image_size"),
-        REGISTRY + '[modalities.depth]\nimage_size = "big"\n': ("bad.toml:10", "image_size", "'big'"),
-        REGISTRY + "[modalities.depth]\ntokenizer = { stepz = 3 }\n": ("bad.toml:10", "stepz", "steps"),
-        REGISTRY + "[modalitys.depth]\n": ("modalitys", "modalities"),
-        "[zoo\n": ("bad.toml", "not valid TOML"),
-    }.items():
-        (workplace / "bad.toml").write_text(text)
-        refused(zoo("--registry", "bad.toml", "info", "depth"), *parts)
-    refused(zoo("--registry", "nowhere.toml", "list"), "nowhere.toml", "no such file")
-
-
-def test_checkpoints_missing_and_altered(zoo: Run, workplace: Path) -> None:
-    (workplace / "m.toml").write_text(REGISTRY + '[modalities.depth]\ncheckpoint = "nothing"\n')
-    refused(
-        zoo("--registry", "m.toml", "tokenizer", "eval", "depth", "--data", "data"), "nothing", "zoo tokenizer train"
-    )
-    (workplace / "m.toml").write_text(REGISTRY + f'[modalities.depth]\nsha256 = "{"0" * 64}"\n')
-    refused(zoo("--registry", "m.toml", "tokenizer", "eval", "depth", "--data", "data"), "0" * 12, "sha256")
-
-
-def test_unreadable_values(zoo: Run, workplace: Path) -> None:
-    cases = {
-        "nan.npy": np.full((1, 32, 32), np.nan, np.float32),
-        "negative.npy": np.full((1, 32, 32), -1.0, np.float32),
-        "channels.npy": np.ones((3, 32, 32), np.float32),
-    }
-    for name, value in cases.items():
-        np.save(workplace / name, value)
-        refused(zoo("encode", "depth", name), "depth", "expected")
-    (workplace / "long.txt").write_text("x" * 10_000_000)
-    refused(zoo("encode", "caption", "long.txt"), "caption", "2000")
-    (workplace / "control.txt").write_text("a\x07b")
-    refused(zoo("encode", "caption", "control.txt"), "caption", "control")
-    (workplace / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    refused(zoo("encode", "caption", "latin.txt"), "caption", "UTF-8")
-    (workplace / "text.npy").write_bytes(b"not an array")
-    refused(zoo("encode", "depth", "text.npy"), "depth")
-
-
-def test_tokens_of_another_codec(zoo: Run, workplace: Path) -> None:
-    np.save(workplace / "one.npy", np.full((1, 32, 32), 3.0, np.float32))
-    zoo("encode", "depth", "one.npy", "--out", "other.json")
-    stored = json.loads((workplace / "other.json").read_text())
-    ours = stored["fingerprint"][:12]
-    (workplace / "other.json").write_text(json.dumps(stored | {"fingerprint": "ab" * 32}))
-    refused(zoo("decode", "depth", "other.json"), "ab" * 6, ours)
-    refused(zoo("decode", "caption", "other.json"), "depth", "caption")
+def test_a_token_file_of_another_kind(zoo: Run, workplace: Path) -> None:
     (workplace / "other.json").write_text("[1, 2]")
     refused(zoo("decode", "depth", "other.json"), "zoo encode")
-
-
-def test_data_without_the_modality(zoo: Run, workplace: Path) -> None:
-    refused(zoo("tokenizer", "train", "canny", "--data", "data"), "canny", "zoo data derive")
-    refused(zoo("tokenizer", "train", "depth", "--data", "absent"), "absent")
-    refused(zoo("backbone", "train", "--tokens", "absent", "--out", "b"), "absent", "zoo tokenize")
-    refused(zoo("backbone", "eval", "absent"), "absent", "zoo backbone train")
-    refused(zoo("report", "absent"), "absent")
 
 
 def test_invalid_backbone_options(zoo: Run) -> None:
     train = ("backbone", "train", "--tokens", "tokens", "--out", "refused")
     refused(zoo(*train, "--set", "stepz=3"), "stepz", "steps")
-    refused(zoo(*train, "--set", "steps=0"), "steps")
     refused(zoo(*train, "--set", "masking.input_budgit=3"), "input_budget")
     twice = ("--set", "masking=3", "--set", "masking.input_budget=4")
     refused(zoo(*train, *twice), "--set masking.input_budget: masking is set to 3, which has no keys")
-    Path("wrong.toml").write_text("[train]\nsteps = 4\n")
-    refused(zoo(*train, "--config", "wrong.toml", "--set", "steps.x=1"), "--set steps.x: steps is set to 4")
     Path("wrong.toml").write_text("train = 3\n")
     refused(zoo(*train, "--config", "wrong.toml"), "wrong.toml:1 train: expected a table [train], got 3")
     refused(zoo(*train, "--only", "rgb_patches"), "discrete")
@@ -423,9 +320,7 @@ def test_a_date_on_the_command_line_is_text() -> None:
 def test_evaluation_inputs_and_targets_are_checked(bare: Run) -> None:
     for text, parts in {
         "[eval]\nsamples = 4\ninputs = ['rgb']\n": ("asks.toml:3 [eval] inputs", "'rgb'"),
-        "[eval]\ntargets = 3\n": ("asks.toml:2 [eval] targets", "int 3"),
         "[eval]\ninputs = []\n": ("asks.toml:2 [eval] inputs: expected at least one set of modalities",),
-        "[eval]\ntargets = []\n": ("asks.toml:2 [eval] targets: expected at least one modality",),
     }.items():
         Path("asks.toml").write_text(text)
         refused(bare("backbone", "eval", "run", "--config", "asks.toml"), *parts)
@@ -434,9 +329,6 @@ def test_evaluation_inputs_and_targets_are_checked(bare: Run) -> None:
 def test_the_backbone_from_the_command_line(zoo: Run, workplace: Path) -> None:
     train = ("backbone", "train", "--tokens", "tokens", "--out", "run", "--set", "steps=3", "--set", "batch_size=4")
     assert zoo(*train)[0] == 0
-    weights = (workplace / "run" / "model.safetensors").read_bytes()
-    assert zoo(*train)[0] == 0 and (workplace / "run" / "model.safetensors").read_bytes() == weights
-    refused(zoo(*train, "--set", "learning_rate=0.5"), "learning_rate", "another folder")
     code, shown, _ = zoo("backbone", "eval", "run", "--input", "rgb_patches", "--samples", "4", "--set", "draws=1")
     assert code == 0 and "depth" in shown and "caption" in shown
     code, shown, _ = zoo("report", "run")
@@ -462,7 +354,6 @@ def _raising(error: BaseException) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (MachineError("depth: encode ran out of memory"), "error: depth: encode ran out of memory"),
         (MemoryError(), "error: the command ran out of memory, or its device failed: MemoryError ("),
         (torch.OutOfMemoryError("CUDA out of memory."), "OutOfMemoryError: CUDA out of memory. ("),
     ],
@@ -513,8 +404,6 @@ def test_interrupted_command_says_how_to_resume(zoo: Run, monkeypatch: pytest.Mo
         ("0.00 0.00 0.00 1/80 4711", {}, None),  # this command alone
         ("1.20 0.70 0.30 3/80 4711", {}, cli.SPINS),
         ("1.20 0.70 0.30 3/80 4711", {"GOMP_SPINCOUNT": "7"}, "7"),
-        ("1.20 0.70 0.30 3/80 4711", {"OMP_WAIT_POLICY": "active"}, None),
-        ("not as expected", {}, None),
         (None, {}, None),  # where there is no such file
     ],
 )
