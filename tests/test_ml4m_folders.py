@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -27,7 +25,7 @@ from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tokenizers_zoo.cli.main import zoo as command
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
@@ -38,7 +36,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation_data import default_pairs
 from zoo_backbone.ml4m import folders
 from zoo_backbone.ml4m.commands import export_command, import_command
-from zoo_backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers
+from zoo_backbone.ml4m.folders import Told, import_folders, modality_of
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
 
@@ -146,7 +144,7 @@ def text_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_file(tmp_path_factory.mktemp("text") / "text.json")
 
 
-def test_the_published_text_vocabulary_gives_the_published_ids(text_json: Path, tmp_path: Path) -> None:
+def test_the_published_text_vocabulary_gives_the_published_ids(text_json: Path) -> None:
     vocabulary = TextVocabulary(CONFIG, published=text_json.read_text())
     theirs = Tokenizer.from_file(str(text_json))
     for text in ("A red dog, sitting", "hot dogs", "a hot dog on it", "RED"):
@@ -159,13 +157,6 @@ def test_the_published_text_vocabulary_gives_the_published_ids(text_json: Path, 
     for text in ("[S_0]", "v0=5", "[EOS]", "[PAD]", "a v0=5 dog"):  # never a sentinel or a coordinate
         ids = vocabulary.encode_text(text)
         assert ids and all(index == 1 or index >= 4204 for index in ids)
-    # Lengths that the file states are left to the modality.
-    ids = theirs.encode("red dogs on it").ids
-    theirs.enable_truncation(3)
-    theirs.enable_padding(length=9)
-    theirs.save(str(tmp_path / "limited.json"))
-    limited = TextVocabulary(CONFIG, published=(tmp_path / "limited.json").read_text())
-    assert limited.encode_text("red dogs on it") == ids
 
 
 def test_a_limit_cuts_between_words_and_all_is_restored(text_json: Path, tmp_path: Path) -> None:
@@ -173,9 +164,7 @@ def test_a_limit_cuts_between_words_and_all_is_restored(text_json: Path, tmp_pat
     for text in ("red dogs sitting", "RED Dogs sitting"):
         assert vocabulary.decode_text(vocabulary.encode_text(text, limit=4)) == "red dogs"
     ids = vocabulary.encode_text("red dogs")
-    for before in (" " * 17_000, "\u0301" * 17_000):  # characters without an id do not count
-        assert vocabulary.encode_text(f"{before}red dogs", limit=10) == ids
-    assert vocabulary.encode_text(f"{'x' * 17_000} red dogs", limit=10) == [1, *ids], "a word that it lacks"
+    assert vocabulary.encode_text(f"{' ' * 17_000}red dogs", limit=10) == ids, "spaces do not count"
     vocabulary.save(tmp_path / "text")
     again = TextVocabulary.load(tmp_path / "text", CONFIG)
     assert again.encode_text("red dogs") == ids and again.longest_pieces(1) == ["hot dog"]
@@ -220,9 +209,6 @@ def test_plugins_write_sequences_as_4m_does(text_json: Path, tmp_path: Path) -> 
     colours[3:] = colours[2]  # three colours; the last is repeated to fill up the palette
     fewer = theirs.encode("v1=3 v0=0 v0=128 v0=255 v0=255 v0=128 v0=0 v0=0 v0=128 v0=255").ids
     assert written("palette", colours) == fewer
-    file = io.BytesIO()
-    np.save(file, colours[:3])
-    assert written("palette", zoo["palette"].read(file.getvalue(), "npy")) == fewer
     table = {"original_width": 650.0, "n_humans": 3, "brightness": 103, "walkability": 0.99, "aesthetic_score": 5.0}
     assert written("metadata", table) == theirs.encode("v1=0 v0=20 v1=5 v0=3 v1=10 v0=19 v1=14 v0=48 v1=20 v0=1").ids
 
@@ -233,16 +219,12 @@ def test_plugins_write_sequences_as_4m_does(text_json: Path, tmp_path: Path) -> 
 def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(place: Place) -> None:
     source = place.put("4M_B", published(VARIANTS["gated"]))
     text_file(place.source / "words.json")
-    output = run(import_command, place.source, place.out)
-    assert "tok_thing_32" in output and "use it by: zoo --registry" in output
-    assert all(len(line) <= 80 for line in output.splitlines()[:-1])
+    assert "tok_thing_32" in place.imported()
     zoo, made = place.zoo, place.root / "made"
     assert zoo["caption"].spec.vocab_size == 30_000
     assert zoo["caption"].decode([zoo["caption"].encode(["a red dog"])[0]]) == ["a red dog"]
     assert read_table(place.backbone / "config.json")["fingerprints"] == {"caption": zoo["caption"].fingerprint}
     generate = ("--registry", zoo.path, "backbone", "generate", place.backbone, "--target", "caption", "--out", made)
-    with pytest.raises(ZooError, match="caption: is input and target"):
-        run(command, *generate, "--input", 'caption="a red dog"')
     run(command, *generate, "--samples", 2, "--set", "max_length=3")
     assert len(list(made.rglob("caption.txt"))) == 2
     before = (place.backbone / "model.safetensors").stat().st_mtime_ns
@@ -307,17 +289,12 @@ def test_checkpoints_with_equal_configurations_are_told_apart_by_weights(tmp_pat
         backbones.put(name, published(small, seed=name))
     for seed, name in enumerate(("one", "two")):
         tokenizers.put(name, published_tokenizer(seed=seed, **MEMCODES, n_channels=768))
-    tokenizers.put("three", published_tokenizer(**{**MEMCODES, "codebook_size": 64}, n_channels=768))
-    for place, first, more, others in (
-        (backbones, "CC12M", (), {"COYO": "the weights differ"}),
-        (tokenizers, "one", ("--as", "dinov2_global"), {
-            "two": "the weights differ", "three": r"config\.json\.codebook_size was 32, is 64"}),
-    ):  # fmt: skip
+    named = ("--as", "dinov2_global")
+    for place, first, other, more in ((backbones, "CC12M", "COYO", ()), (tokenizers, "one", "two", named)):
         place.imported(first, more=more)
         before = files_in(place.out)
-        for other, difference in others.items():
-            with pytest.raises(CheckpointError, match=rf"another published checkpoint than .* \({difference}\)"):
-                place.imported(other, more=more)
+        with pytest.raises(CheckpointError, match=r"another published checkpoint than .*the weights differ"):
+            place.imported(other, more=more)
         assert "is there already" in place.imported(first, more=more)
         assert files_in(place.out) == before
 
@@ -419,9 +396,6 @@ def test_a_killed_export_resumes_and_leaves_foreign_files(place: Place) -> None:
         assert files_in(back) == before
 
     refused()
-    (back / "config.json").rename(back / "notes.json")
-    refused()
-    (back / "notes.json").unlink()
     other = {name: tensor + 1 for name, tensor in checkpoint.tensors.items()}
     write_published(dataclasses.replace(checkpoint, tensors=other), back)
     (back / "config.json").unlink()  # a checkpoint may consist of the weights file alone
@@ -444,7 +418,6 @@ def test_input_only_and_output_only_modalities_of_a_published_model(place: Place
     generate = ("generate", backbone, "--samples", 1, "--out", root / "made", "--target")
     for message, *words in (
         ("clip: it is only an input of this model, which predicts clip_448, semseg$", "backbone", *generate, "clip"),
-        ("rank clip: it is only an input of this model", "backbone", *generate, "semseg", "--rank", "clip"),
         ("rank semseg of clip_448: it is only a target", "backbone", *generate, "clip_448", "--rank", "semseg"),
         ("--input clip_448: it is only a target of this model", "transfer", "train", backbone, "--task",
          root / "labels.csv", "--input", "semseg,clip_448"),
@@ -454,9 +427,6 @@ def test_input_only_and_output_only_modalities_of_a_published_model(place: Place
     assert not (root / "made").exists()
     with pytest.raises(ConfigError, match="features of clip_448: it is only a target"):
         FourMEncoder.from_run(backbone).prepare({"clip_448": np.zeros((1, 28, 28), np.int64)})
-    run(command, "--registry", place.registry, "report", backbone)
-    page = (backbone / "report/index.html").read_text()
-    assert "One model of 3 modalities that generates any of 2 from any others" in page
     run(export_command, backbone, root / "back")
     assert files_in(root / "back") == files_in(source)
 
@@ -471,14 +441,11 @@ def test_a_repeated_import_restores_lost_registry_entries(place: Place) -> None:
     place.imported()
     Run(tokens=place.root / "mine", registry=place.registry).save(place.backbone)  # a user's edit
     weights = place.backbone / "model.safetensors"
-    before, written, names = files_in(place.out), weights.stat().st_mtime_ns, place.zoo.names()
+    before, written = files_in(place.out), weights.stat().st_mtime_ns
     place.registry.unlink()
     said = place.imported()
     assert files_in(place.out) == before and weights.stat().st_mtime_ns == written
     assert "4M_B" in said and "tok_depth@224" in said and said.count("is there already") == 2
-    place.registry.unlink()
-    place.imported("4M_B")
-    assert place.zoo.names() == [name for name in names if name != "dinov2_global"]
     # Only modalities without a table are added back; the user's list and settings are unchanged.
     lists = '[zoo]\ncheckpoints = "tokenizers"\nmodalities = ["heightmap"]\n[modalities.caption]\nmax_length = 20\n'
     place.registry.write_text(lists)
@@ -487,25 +454,11 @@ def test_a_repeated_import_restores_lost_registry_entries(place: Place) -> None:
     assert place.tables["modalities"]["caption"] == {"max_length": 20}
 
 
-def test_a_later_import_enables_only_its_own_modalities(place: Place) -> None:
-    place.put("4M_B", published(PLUGGED))
-    place.put(DINOV2)
-    place.imported("4M_B")
-    assert place.zoo.names() == ["caption", "depth", "rgb_patches", "t5_caption"]
-    text = place.registry.read_text()
-    assert text.count('    "t5_caption",\n') == 1
-    # Replace one modality with another, which has no table.
-    place.registry.write_text(text.replace('    "t5_caption",\n', '    "heightmap",\n'))
-    place.imported("4M_B", DINOV2, DINOV2)
-    assert place.zoo.names() == ["caption", "depth", "dinov2_global", "heightmap", "rgb_patches"]
-
-
 @pytest.mark.parametrize(
     ("said", "folder", "names"),
     [
         ('[zoo]\ncheckpoints = "elsewhere"\n', "elsewhere", ["caption"]),
         ("[modalities.caption]\nmax_length = 20\n", CHECKPOINTS, ["caption"]),
-        ("[modalities.heightmap]\n", CHECKPOINTS, ["caption", "heightmap"]),
     ],
 )
 def test_settings_in_an_existing_registry_stay(said: str, folder: str, names: list[str], place: Place) -> None:
@@ -518,16 +471,6 @@ def test_settings_in_an_existing_registry_stay(said: str, folder: str, names: li
     assert place.zoo.names() == names and not (place.out / "tokenizers").exists()
     if "max_length" in said:
         assert place.tables["modalities"]["caption"] == {"max_length": 20}
-
-
-def test_settings_of_a_modality_stay_when_its_tokenizer_is_imported(place: Place) -> None:
-    place.put("4M_tokenizers_human-poses_1k_8", published_tokenizer(**MEMCODES, n_channels=207))
-    place.state('[zoo]\ncheckpoints = "tokenizers"\n[modalities.human_poses]\nlayout = "codes"\nbins = 500\n')
-    place.imported()
-    said = place.tables["modalities"]["human_poses"]
-    assert (said["layout"], said["bins"]) == ("codes", 500) and "vocabularies" not in place.tables
-    handle = place.zoo["human_poses"]
-    assert handle.spec.vocabulary == "human_poses" and handle.has_tokenizer
 
 
 @pytest.mark.parametrize("copied", [True, False])
@@ -551,11 +494,9 @@ def test_a_user_run_in_place_of_the_backbone_stays(place: Place) -> None:
     before = files_in(place.backbone)
     place.imported()
     assert files_in(place.backbone) == before
-    (place.backbone / "config.json").unlink()  # as in a training run that has not saved a model yet
-    place.imported()
 
 
-@pytest.mark.parametrize("text", ["zoo = 3", "modalities = 3", "[modalities]\ndepth = 3", "[zoo]\nmodalities = 3"])
+@pytest.mark.parametrize("text", ["zoo = 3", "[modalities]\ndepth = 3"])
 def test_an_invalid_registry_is_refused_before_anything_is_written(text: str, place: Place) -> None:
     place.put("dinov2_global")
     place.state(text)
@@ -625,30 +566,16 @@ def test_a_file_alone_has_its_configuration_in_its_metadata(written: Callable[[A
     for place in ("backbone", "tokenizers/dinov2_global"):
         weights = [(tmp_path / out / place / "model.safetensors").read_bytes() for out in ("out", "same")]
         assert weights[0] == weights[1]
-    assert run(import_command, downloads / f"{names[0]}.safetensors", tmp_path / "out").count("is there already") == 1
     run(export_command, tmp_path / "out" / "backbone", tmp_path / "back")
     assert read_published(tmp_path / "back" / "model.safetensors").config == backbone.config
-    # A file named model.safetensors takes its folder's name, with or without a config.json next to it.
-    alone = downloads / names[1] / "model.safetensors"
-    alone.parent.mkdir()
-    (downloads / f"{names[1]}.safetensors").rename(alone)
-    assert names[1] in run(import_command, alone, tmp_path / "one")
-    beside = tmp_path / "folders" / names[1] / "model.safetensors"
-    assert names[1] in run(import_command, beside, tmp_path / "beside")
 
 
 def test_files_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for name in ("model.safetensors", "model.pth"):
-        (tmp_path / name).touch()
+    (tmp_path / "model.safetensors").touch()
     save_file({"mask_token": torch.zeros(1)}, tmp_path / "bare.safetensors", {"format": "pt"})
-    text_file(tmp_path / "text.json")
-    (tmp_path / "bad.json").write_text("{}")
-    unigram = {"added_tokens": [], "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}}
-    (tmp_path / "unigram.json").write_text(json.dumps(unigram))
-    configs = {"strange": "{}", "endless": '{"domains_in": [], "lr": Infinity}', "several/a": "{}", "several/b": "{}"}
-    for name, config in configs.items():
-        (tmp_path / name).mkdir(parents=True)
+    for name, config in {"strange": "{}", "endless": '{"domains_in": [], "lr": Infinity}'}.items():
+        (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(config)
     for name in ("one", "two"):
         write_published(published(VARIANTS["gated"]), tmp_path / "two" / name)
@@ -657,22 +584,15 @@ def test_files_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
         (CheckpointError, "no such folder, and not a hub id", "nowhere"),
         (CheckpointError, r"model\.safetensors: damaged", "model.safetensors"),
         (CheckpointError, r"bare\.safetensors: has no configuration in its metadata", "bare.safetensors"),
-        (CheckpointError, r"gone\.safetensors: no such file", "gone.safetensors"),
-        (CheckpointError, r"model\.pth: expected a folder with a config\.json", "model.pth"),
-        (CheckpointError, r"nowhere\.json: no such file", "nowhere.json"),
         (ConfigError, r"holds 2 backbones \(one, two\)", "two"),
         (ConfigError, "strange: its name does not say which modality", "strange"),
-        (CheckpointError, r"bad\.json: not a file of the tokenizers library", "bad.json"),
         (CheckpointError, "endless: config.json has a number that is not finite", "endless"),
     ):
         with pytest.raises(error, match=message):
             run(import_command, tmp_path / source, tmp_path / "out")
-    for source, holds in (("several", "2 tokenizers, 0 b"), ("two/one", "1 backbone"), ("text.json", "1 text")):
-        with pytest.raises(ConfigError, match=f"--as depth: is for one tokenizer, .* holds .*{holds}"):
-            run(import_command, "--as", "depth", tmp_path / source, tmp_path / "out")
+    with pytest.raises(ConfigError, match="--as depth: is for one tokenizer"):
+        run(import_command, "--as", "depth", tmp_path / "two/one", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(CheckpointError, match="another vocabulary"):
-        run(import_command, tmp_path / "unigram.json", tmp_path / "out")
 
 
 # --- image sizes of tokenizers
@@ -744,35 +664,11 @@ def test_a_backbone_changes_a_size_that_an_import_chose(pixels: int, sized: Plac
 
 @orders
 def test_a_size_that_the_registry_states_stays(order: tuple[str, ...], sized: Place) -> None:
-    sized.state(
-        '[zoo]\ncheckpoints = "tokenizers"\n[modalities.clip]\nmap_size = 28\ncolours = "clip"\n'
-        "[modalities.semseg]\nimage_size = [448, 224]\n"
-    )
+    sized.state("[modalities.clip]\nmap_size = 28\n[modalities.semseg]\nimage_size = [448, 224]\n")
     said = sized.imported(*order)
     assert grids(sized, as_in_backbone=False) == {"clip": (28, 28), "semseg": (28, 14)}
     assert "it was built for image_size = 448" in said and "the plugin clip has other tokens" in said
     assert {"tok_clip_224", "tok_semseg_224"} == {spec.name for spec in load_model(sized.backbone).layout.specs}
-    assert sized.zoo["clip"].known_settings()["colours"] == "clip"
-
-
-def test_an_impossible_size_in_the_registry_is_reported(sized: Place) -> None:
-    sized.state('[zoo]\ncheckpoints = "tokenizers"\nimage_size = 100\npatch_size = 4\n')
-    said = sized.imported(GRIDS[1])
-    assert "image_size = 448, its own: image_size = 100" in said and "16 does not divide the image size" in said
-    assert sized.zoo["semseg"].spec.layout.shape == (28, 28)
-
-
-def test_no_instance_gets_a_tokenizer_that_was_trained_here(tmp_path: Path) -> None:
-    tables = {
-        "zoo": {"modalities": ["clip", "clip_448"]},
-        "modalities": {
-            "clip": {"checkpoint": "mine/clip", "map_size": 14}, "clip_448": {"plugin": "clip", "map_size": 28}
-        },
-    }  # fmt: skip
-    assert not Zoo.from_tables(tables, tmp_path / "registry.toml")["clip_448"].has_tokenizer
-    before = copy.deepcopy(tables)
-    share_tokenizers(tables, tmp_path / "registry.toml")
-    assert tables == before
 
 
 @orders
