@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
 import os
@@ -35,23 +34,19 @@ from backbone_samples import (
 from safetensors.torch import save_file
 from token_stores import reversed_tokens
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.module import register_module_forward_hook
 
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.run_folder import FolderError, RunFolder
 from tokenizers_zoo.spec import GridLayout
 from tokenizers_zoo.train.optim import DivergedError
 from zoo_backbone import distributed
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
-from zoo_backbone.data import Mix, open_sources
 from zoo_backbone.distributed import PROGRESS
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.losses import held_out_losses
-from zoo_backbone.model import FourM, Losses
+from zoo_backbone.model import FourM
 from zoo_backbone.run import BACKBONE, Run
 from zoo_backbone.train import Trainer, keeping_freed_memory
 
@@ -94,16 +89,6 @@ def test_finished_run_keeps_model_and_metrics_but_no_state(finished: Path, store
     assert held_out[0]["held_out/loss"] == pytest.approx(np.mean(by_modality))
     assert any((finished / "tensorboard").iterdir())
     assert not (finished / STATE).exists()
-
-
-def test_training_does_not_depend_on_the_callers_default_dtype(finished: Path, store: Path, tmp_path: Path) -> None:
-    torch.set_default_dtype(torch.float64)
-    try:
-        folder = run(tmp_path / "double", store)
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert outcome(folder) == outcome(finished)
 
 
 def test_golden_losses(finished: Path) -> None:
@@ -169,12 +154,11 @@ def halved(path: Path) -> None:
     ("change", "problem"),
     [
         (lambda file: file.write_bytes(file.read_bytes()[:5000]), "its tensors cannot be read: Error while deserial"),
-        (lambda file: file.write_bytes(b""), "its tensors cannot be read: Error while deserializing header"),
         (Path.unlink, "expected the .safetensors files of all processes that wrote it, found none"),
         (halved, "files of all processes that wrote it, found a part of model/context_projection.weight"),
         (lambda file: save_file({"other": torch.zeros(1)}, file), "cannot be read: Missing key in checkpoint"),
     ],
-    ids=["cut off", "empty", "missing", "half", "other"],
+    ids=["cut off", "missing", "half", "other"],
 )
 def test_a_damaged_state_is_named(
     stopped: Path, store: Path, tmp_path: Path, change: Callable[[Path], object], problem: str
@@ -186,29 +170,7 @@ def test_a_damaged_state_is_named(
     assert problem in str(raised.value) and "ranks:" not in str(raised.value)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_out_of_memory_is_not_reported_as_a_damaged_state(
-    stopped: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
-) -> None:
-    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
-    error: BaseException = torch.OutOfMemoryError("CUDA out of memory.")
-    error = CheckpointException("load", {0: (error, None)}) if wrapped else error  # type: ignore[dict-item]
-
-    def load(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(distributed, "load", load)
-    with pytest.raises(torch.OutOfMemoryError):
-        run(folder, store, steps=4)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[]", '{"step": null, "seconds": 1}', '{"step": 99, "seconds": 1}', '{"step": 4.0, "seconds": 1}',
-        '{"step": 4}', '{"step": 4, "seconds": NaN}', '{"step": 4,', None,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", ["[]", '{"step": 99, "seconds": 1}', '{"step": 4, "seconds": NaN}', None])
 def test_invalid_progress_file_is_named(stopped: Path, store: Path, tmp_path: Path, text: str | None) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
     progress = folder / STATE / "step-00000004" / PROGRESS
@@ -219,15 +181,6 @@ def test_invalid_progress_file_is_named(stopped: Path, store: Path, tmp_path: Pa
         run(folder, store, steps=4)
     shutil.rmtree(progress.parent)
     run(folder, store, steps=4)
-
-
-def test_state_beyond_the_last_step_is_not_taken_as_finished(stopped: Path, store: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
-    state = (folder / STATE / "step-00000004").rename(folder / STATE / "step-00000099")
-    progress = state / PROGRESS
-    progress.write_text(json.dumps({**json.loads(progress.read_text()), "step": 99}))
-    with pytest.raises(CheckpointError, match="holds a state of step 99, the run has 4; remove it to start again"):
-        run(folder, store, steps=4)
 
 
 def test_finished_run_is_kept_and_another_run_is_refused(
@@ -241,7 +194,6 @@ def test_finished_run_is_kept_and_another_run_is_refused(
         (r"train\.masking\.input_budget was 24, is 30", {"masking": masking}),
         (r"model\.heads was 2, is 4", {"model": dataclasses.replace(SMALL, heads=4)}),
         (r"modalities\.picture\.fingerprint was", {"fingerprints": {"picture": "another"}}),
-        (r"modalities\.vectors was .*, is null", {"specs": all_layouts()[:-1]}),
         (r"order was \[", {"specs": all_layouts()[::-1]}),
     ):
         with pytest.raises(FolderError, match=message):
@@ -287,12 +239,8 @@ def test_moved_run_is_updated_also_in_its_last_weights(store: Path, tmp_path: Pa
 
 
 def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store: Path, tmp_path: Path) -> None:
-    settings = {
-        "specs": [*all_layouts()[3:], *all_layouts()[:2]],
-        "steps": 1,
-        "learning_rate": 1e-9,
-        "eval_samples": 10,
-    }
+    specs = [*all_layouts()[3:], *all_layouts()[:2]]
+    settings = {"specs": specs, "steps": 1, "learning_rate": 1e-9, "eval_samples": 10}
     run(tmp_path / "run", store, start=finished, **settings)
     old, new = load_model(finished), load_model(tmp_path / "run")
     torch.testing.assert_close(new.output["text"], old.output["text"], rtol=0, atol=1e-6)
@@ -301,17 +249,6 @@ def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store:
     with pytest.raises(ConfigError, match=r"another shape: heads was 2, is 4"):
         run(tmp_path / "other", store, model=dataclasses.replace(SMALL, heads=4), start=finished, **settings)
     assert not (tmp_path / "other").exists()
-
-
-def test_held_out_samples_are_spread_over_the_store(store: Path) -> None:
-    config = dataclasses.replace(TRAINING, eval_samples=3, batch_size=2)
-    mix = Mix(open_sources(store, "test", all_layouts(), config, ()), EmbeddingLayout(all_layouts()), config)
-    data, read = mix.sources[0].data, []
-    batch = data.batch
-    data.batch = lambda samples: (read.extend(samples), batch(samples))[1]  # type: ignore[method-assign]
-    nothing = Losses(loss=torch.zeros(()), sums=torch.zeros(7), counts=torch.zeros(7))
-    held_out_losses(lambda packed: nothing, mix, config)
-    assert read == [0, 3, 6], "of ten: the first may all be of one kind"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(store: Path, tmp_path: Path) -> None:
@@ -335,50 +272,14 @@ def test_diverged_run_suggests_effective_settings(
         run(tmp_path, store, learning_rate=1e30, gradient_clip=0.0, **own)
 
 
-def test_state_that_cannot_be_opened_now_is_not_damaged(
-    stopped: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
-    opened = Path.open
-    for ending in (".safetensors", PROGRESS):
-
-        def failing(path: Path, *args: Any, ending: str = ending, **options: Any) -> Any:
-            if path.name.endswith(ending):
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            return opened(path, *args, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", failing)
-            with pytest.raises(ReadError, match=r"cannot be read: Too many open files; run the same command again"):
-                run(folder, store, steps=4)
-    run(folder, store, steps=4)
-
-
-def test_the_runs_own_store_shares_a_modality_with_others(tmp_path: Path) -> None:
-    layouts = {item.name: item for item in all_layouts()}
-    for place, names in (("a", ["picture"]), ("b", ["clip", "code"]), ("c", ["code", "words"])):
-        write_store(tmp_path / place, [layouts[name] for name in names])
-    config = dataclasses.replace(TRAINING, datasets=tuple(Dataset(tokens=tmp_path / place) for place in "bc"))
-    specs = [layouts[name] for name in ("picture", "clip", "code", "words")]
-    with pytest.raises(ConfigError, match="/a has picture, and the others have clip, code, words: no modality is"):
-        open_sources(tmp_path / "a", "train", specs, config)
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("steps", 0, "expected at least 1, got 0"),
         ("gradient_clip", -1.0, r"expected 0 or more, got -1\.0"),
-        ("weight_decay", -0.1, r"expected 0 or more, got -0\.1"),
-        ("warmup_steps", -5, "expected 0 or more, got -5"),
-        ("preview_every", -1, "expected 0 or more, got -1"),
         ("learning_rate", math.nan, "expected a number above 0, got nan"),
-        ("learning_rate", math.inf, "expected a number above 0, got inf"),
-        ("min_learning_rate", math.nan, "expected 0 or more, got nan"),
         ("min_learning_rate", 1.0, r"expected at most the peak, 0\.003, got 1"),
         ("betas", [1.0, 0.9], r"expected two numbers in \[0, 1\), got \(1\.0, 0\.9\)"),
-        ("betas", [0.9, math.nan], r"expected two numbers in \[0, 1\), got \(0\.9, nan\)"),
-        ("seed", -1, r"expected 0 or more, below 2\*\*63, got -1"),
         ("seed", 2**63, r"expected 0 or more, below 2\*\*63, got 9"),
         ("loss_weights", {"words": math.nan}, "expected numbers above 0, got {'words': nan}"),
     ],
@@ -386,17 +287,6 @@ def test_the_runs_own_store_shares_a_modality_with_others(tmp_path: Path) -> Non
 def test_invalid_settings_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^\[train\] {key}: {message}"):
         from_mapping(TrainConfig, {"learning_rate": 3e-3, key: value}, Origin(table="train"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "key"),
-    [(Dataset, "weight"), (Mixture, "weight"), (Mixture, "input_alpha"), (MaskingConfig, "span_length")],
-)
-def test_shares_are_finite(kind: type, key: str) -> None:
-    tokens = {"tokens": "more"} if kind is Dataset else {}
-    for value in (0.0, math.nan, math.inf):
-        with pytest.raises(ConfigError, match=f"^{key}: expected .*got {value}"):
-            from_mapping(kind, {**tokens, key: value})
 
 
 def test_a_rate_that_ends_above_the_peak_of_its_width_leaves_no_folder(store: Path, tmp_path: Path) -> None:
