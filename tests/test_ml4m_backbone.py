@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from backbone_samples import TRAINING, spec, write_store
+from backbone_samples import SMALL, TRAINING, all_layouts, spec, write_store
 from parity import drawn
 from parity_backbone import backbone_results
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenizers_zoo.errors import CheckpointError
@@ -26,9 +26,10 @@ from tokenizers_zoo.io import metadata_of
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout
-from zoo_backbone.checkpoint import load_model
+from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import published_modalities, specs_of
+from zoo_backbone.model import FourM
 from zoo_backbone.packing import padded
 from zoo_backbone.train import train
 
@@ -273,8 +274,6 @@ def round_trip(checkpoint: PublishedCheckpoint, folder: Path) -> PublishedCheckp
 
 MARKERS = {"encoder_embeddings.caption.mod_emb": "decoder_embeddings.caption.mod_emb"}
 LOGITS, TABLE = (f"decoder_embeddings.caption.{leaf}.weight" for leaf in ("to_logits", "token_emb"))
-METADATA = {**{f"key{number}": f'"{number}" ü\n' for number in (3, 1, 4, 0, 5, 9, 2, 6)}, "format": "pt"}
-"""The safetensors library itself writes and reads metadata in random order."""
 
 
 def gated(
@@ -299,10 +298,11 @@ CASES: dict[str, Callable[[], PublishedCheckpoint]] = {
     "half precision": gated(lambda name, tensor: tensor.bfloat16() if ".mlp." in name else tensor, same_as=MARKERS),
     "tied tables": gated(same_as={LOGITS: TABLE}),  # the default of ml-4m's decoders
     "zeros left out": gated(lambda name, tensor: tensor if tensor.any() else None, config={"norm_bias": False}),
-    "metadata": gated(metadata={"dim": "24", "act_layer": "SiLU", "format": "pt"}),
     "no metadata": gated(metadata={}),
-    "metadata in order": gated(metadata={**METADATA, **MARKERS}, same_as=MARKERS),
-    "empty metadata": gated(metadata={"key": "", **MARKERS, "format": "pt"}, same_as=MARKERS),
+    "metadata in order": gated(
+        metadata={**{f"key{n}": f'"{n}" ü\n' for n in (3, 1, 4, 0)}, "key": "", **MARKERS, "format": "pt"},
+        same_as=MARKERS,
+    ),
 }
 
 
@@ -332,23 +332,6 @@ def test_training_may_untie_tables(tmp_path: Path) -> None:
     trained, own = export_backbone(run), load_file(run / "model.safetensors")
     assert trained.same_as == {} and torch.equal(trained.tensors[LOGITS], own["output.caption"])
     assert not torch.equal(trained.tensors[LOGITS], trained.tensors[TABLE])
-
-
-def test_patches_without_a_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "rgb", SIZES["rgb@32"])
-    monkeypatch.setitem(PROJECTED, "rgb", PROJECTED["rgb@32"])
-    whole = published({**VARIANTS["gated"], "domains_in": ["caption", "rgb"], "domains_out": ["caption"]})
-    config = {key: value for key, value in whole.config.items() if key != "image_size"}
-    with pytest.raises(CheckpointError, match=r"image_size: required, as the name rgb does not say its pixels"):
-        published_modalities(dataclasses.replace(whole, config=config))
-    assert published_modalities(whole)[-1].pixels == PATCH**2
-
-
-def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
-    write_published(published(VARIANTS["gated"]), tmp_path)
-    save_file({"mask_token": torch.zeros(1, 1, DIM)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match=r"other\.safetensors: has mask_token, as another file|model\.safe.* has"):
-        read_published(tmp_path)
 
 
 def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path) -> None:
@@ -398,10 +381,6 @@ def test_a_trained_backbone_is_exported(tmp_path: Path) -> None:
         moved = {name for name, tensor in again.tensors.items() if not torch.equal(tensor, checkpoint.tensors[name])}
         assert moved >= {"encoder.0.mlp.fc1.weight", "decoder_embeddings.tok_thing@32.to_logits.weight"}
         assert not any(name.endswith("pos_emb") for name in moved)
-        write_published(again, tmp_path / "written" / folder.name)
-        written = read_published(tmp_path / "written" / folder.name).tensors
-        assert written.keys() == again.tensors.keys()
-        assert all(torch.equal(written[name], tensor) for name, tensor in again.tensors.items())
         markers = [f"{side}_embeddings.tok_thing@32.mod_emb" for side in ("encoder", "decoder")]
         assert moved >= set(markers) and torch.equal(*map(again.tensors.get, markers))  # type: ignore[arg-type]
         back = tmp_path / "again" / folder.name
@@ -437,26 +416,12 @@ def test_a_backbone_trained_with_other_modalities_is_not_exported(tmp_path: Path
             lambda config, tensors: tensors.update({"decoder_norm.weight": torch.ones(3)}),
             r"decoder_norm\.weight is \[3\], and its config\.json asks for \[24\]",
         ),
-        (
-            lambda config, tensors: tensors.update(
-                {"encoder.0.mlp.fc1.weight": torch.ones(60, DIM), "encoder.0.mlp.fc3.weight": torch.ones(68, DIM)}
-            ),
-            r"encoder\.0\.mlp\.fc1\.weight is \[60, 24\], and its config\.json asks for \[64, 24\]",
-        ),
-        (lambda config, tensors: tensors.update(mask_token=torch.ones(DIM)), r"mask_token is \[24\], and its"),
-        (
-            lambda config, tensors: tensors.update({"encoder_embeddings.caption.pos_emb": torch.ones(3)}),
-            r"here: caption has a table of \[30000, 24\] and positions of \[3\]",
-        ),
         (lambda config, tensors: config.pop("domains_out"), "domains_out None: expected a list of names"),
-        (lambda config, tensors: config.update(domains_in="caption"), "domains_in 'caption': expected a list of names"),
-        (lambda config, tensors: config.update(act_layer=["SiLU"]), r"act_layer \['SiLU'\]: expected SiLU or GELU"),
         (lambda config, tensors: config.update(depth=3), "unknown key depth"),
         (lambda config, tensors: config.update(act_layer="ReLU"), "act_layer ReLU: expected SiLU or GELU"),
         (lambda config, tensors: config.update(decoder_causal_mask=True), "decoder_causal_mask = True"),
         (lambda config, tensors: config.update(num_heads=5), "multiple of 4 and of heads"),
         (lambda config, tensors: config.update(norm_bias="no"), "norm_bias 'no': expected true or false"),
-        (lambda config, tensors: config.update(image_size=None), "image_size None: expected a number of pixels"),
         (lambda config, tensors: config.update(patch_size=0), "patch_size 0: expected a number of pixels"),
         (
             lambda config, tensors: tensors.update(mask_token=tensors["mask_token"].double()),
@@ -482,23 +447,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     write_published(published(VARIANTS["gated"]), tmp_path)
     path = tmp_path / "model.safetensors"
     whole = path.read_bytes()
-    path.write_bytes((2**40).to_bytes(8, "little") + whole[8:])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
-        read_published(tmp_path)
-    path.write_bytes(whole[:-100])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
-        read_published(tmp_path)
+    for damaged in ((2**40).to_bytes(8, "little") + whole[8:], whole[:-100]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+            read_published(tmp_path)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
         read_published(tmp_path)
 
 
 def test_only_imported_backbones_are_exported(tmp_path: Path) -> None:
-    from backbone_samples import SMALL, all_layouts
-
-    from zoo_backbone.checkpoint import save_model
-    from zoo_backbone.model import FourM
-
     save_model(FourM.seeded(SMALL, all_layouts(), 0), tmp_path)
     with pytest.raises(CheckpointError, match="was not imported"):
         export_backbone(tmp_path)
