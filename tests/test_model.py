@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -15,14 +14,13 @@ from backbone_twin import SlowTwin
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, OrderedIds, PatchesLayout, VectorLayout
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, OrderedIds
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import architecture_for
-from zoo_backbone.config import PRESETS, MaskingConfig, ModelConfig, preset
+from zoo_backbone.config import MaskingConfig, ModelConfig, preset
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM, uniform_loss
-from zoo_backbone.optim import decays
 from zoo_backbone.published import PublishedConfig, PublishedFourM, PublishedLayout
 from zoo_backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache
 
@@ -119,16 +117,6 @@ def test_a_sample_without_inputs_or_targets_is_harmless() -> None:
     assert losses.loss == 0 and not losses.counts.any()
 
 
-def test_only_matrices_and_output_rows_decay() -> None:
-    model = PublishedFourM.seeded(CONFIGS["published"], all_layouts(), 0)
-    kept = {name.split(".")[0] for name, parameter in model.named_parameters() if not decays(name, parameter)}
-    assert kept >= {
-        "registers", "token_embedding", "read_embedding", "modality_embedding",
-        "target_modality_embedding", "mask_embedding", "encoder_norm",
-    }  # fmt: skip
-    assert "output" not in kept
-
-
 def test_stored_positions_have_to_suffice() -> None:
     specs = [spec("words", sequence(20), 100, "text"), spec("picture", GridLayout(shape=(6, 6)))]
     PublishedLayout(specs, PublishedConfig(stored_positions={"words": 21, "picture": 36}))
@@ -137,35 +125,11 @@ def test_stored_positions_have_to_suffice() -> None:
             PublishedLayout(specs, PublishedConfig(stored_positions={name: rows}))
 
 
-@pytest.mark.parametrize("name", ["type", "values", "half"])
-def test_names_that_torch_needs_for_itself_are_refused(name: str) -> None:
-    grid, words = spec("picture", GridLayout(shape=(2, 2))), sequence(6)
-    for taken in (
-        spec(name, GridLayout(shape=(2, 2))), spec("words", words, 100, name),
-        spec(name, VectorLayout(length=3), 9, "a"), spec(name, PatchesLayout(shape=(2, 2), dim=3)),
-    ):  # fmt: skip
-        with pytest.raises(ConfigError, match=f"cannot be called '{name}'.*registry.toml"):
-            FourM.seeded(SMALL, [grid, taken], 0)
-    FourM.seeded(SMALL, [grid, spec(name, words, 100, "text")], 0)  # no parameter has the modality's own name
-
-
-def test_grouped_logits_are_the_full_ones() -> None:
-    specs = all_layouts()
-    model = double_model(specs)
-    batch = packed_batch(specs, size=4)
-    hidden = model.decode_targets(batch)
-    layout, targets = model.layout, batch.targets
-    # Rows of the output matrices in the order of the token table, so that ids are columns.
-    full = hidden @ torch.cat([model.output[name] for name in layout.token_tables]).T
-    sums = torch.zeros(len(layout), dtype=torch.float64)
-    for sample, slot in targets.mask.nonzero().tolist():
-        kind = int(targets.modalities[sample, slot])
-        rows = layout.token_rows(layout.names[kind])
-        logits = full[sample, slot].clone()
-        logits[: rows.start] = -math.inf
-        logits[rows.start + rows.count :] = -math.inf
-        sums[kind] -= logits.log_softmax(dim=0)[targets.ids[sample, slot]]
-    torch.testing.assert_close(model(batch).sums, sums.detach(), rtol=1e-9, atol=1e-9)
+def test_names_that_torch_needs_for_itself_are_refused() -> None:
+    for taken in (spec("type", GridLayout(shape=(2, 2))), spec("words", sequence(6), 100, "type")):
+        with pytest.raises(ConfigError, match=r"cannot be called 'type'.*registry.toml"):
+            FourM.seeded(SMALL, [taken], 0)
+    FourM.seeded(SMALL, [spec("type", sequence(6), 100, "text")], 0)  # no parameter has the modality's own name
 
 
 def test_both_losses_by_hand() -> None:
@@ -281,27 +245,13 @@ def test_parameters_of_the_presets(name: str, millions: int) -> None:
     assert round(model.transformer_parameters() / 1e6) == millions
 
 
-def test_a_published_name_of_a_modality_is_told_apart_from_an_unknown_one() -> None:
-    layout = EmbeddingLayout([dataclasses.replace(spec("small", GridLayout(shape=(2, 2))), aliases=("tok_small",))])
-    with pytest.raises(
-        UnknownNameError, match=r"unknown modality of this backbone 'tok_small'; here it is called small$"
-    ):
-        layout.spec("tok_small")
-    with pytest.raises(UnknownNameError, match=r"unknown modality of this backbone 'smal'; did you mean small\?$"):
-        layout.spec("smal")
-
-
 def test_presets_and_their_errors() -> None:
-    assert [(c.dim, c.encoder_depth, c.decoder_depth, c.heads) for c in list(PRESETS.values())[1:]] == [
-        (384, 6, 6, 6), (512, 8, 8, 8), (768, 12, 12, 12), (1024, 24, 24, 16), (2048, 24, 24, 32),
-    ]  # fmt: skip
     with pytest.raises(UnknownNameError, match="small"):
         preset("smal")
     with pytest.raises(ValueError, match="multiple of 4"):
         ModelConfig(dim=30, heads=5)
-    for ratio in (0.001, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=rf"mlp_ratio: expected a number that gives an MLP .*, got {ratio}"):
-            ModelConfig(mlp_ratio=ratio)
+    with pytest.raises(ValueError, match="mlp_ratio: expected a number that gives an MLP"):
+        ModelConfig(mlp_ratio=0.001)
 
 
 def test_a_gated_mlp_is_as_wide_as_that_of_4m() -> None:
@@ -354,24 +304,13 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_state(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_model_to_copy_weights_into_lacks_only_them(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_to_copy_weights_into_lacks_only_them(config: ModelConfig) -> None:
     before = torch.get_rng_state()
-    with monkeypatch.context() as patch:
-        for module in ("model", "published"):
-            patch.setattr(f"zoo_backbone.{module}.init_ordered_ids", lambda *_: None)
-        patch.setattr("torch.random.fork_rng", lambda devices: contextlib.nullcontext())
-        model = architecture_for(config).unfilled(config, all_layouts())
+    model = architecture_for(config).unfilled(config, all_layouts())
     assert torch.equal(torch.get_rng_state(), before), "nothing is drawn"
     drawn = architecture_for(config).seeded(config, all_layouts(), 0)
-    weights = dict(drawn.named_parameters())
-    assert {name: (p.shape, p.dtype, p.device, p.requires_grad) for name, p in model.named_parameters()} == {
-        name: (p.shape, p.dtype, p.device, p.requires_grad) for name, p in weights.items()
-    }
-    buffers, computed = dict(model.named_buffers()), dict(drawn.named_buffers())
-    assert buffers.keys() == computed.keys() and model.state_dict().keys() == drawn.state_dict().keys()
-    for name, buffer in buffers.items():
-        assert buffer.dtype == computed[name].dtype and torch.equal(buffer, computed[name]), name
-    model.load_state_dict(weights, strict=False)
+    assert model.state_dict().keys() == drawn.state_dict().keys()
+    model.load_state_dict(dict(drawn.named_parameters()), strict=False)
     batch = packed_batch(all_layouts(), layout=model.layout)
     assert torch.equal(model(batch).loss, drawn(batch).loss)
 
@@ -405,9 +344,7 @@ def test_rows_of_neighbouring_numbers_start_alike() -> None:
     assert torch.equal(rows_of[same], without.token_embedding.weight[same])
 
 
-@pytest.mark.parametrize(
-    "runs", [[(90, 11)], [(3, 5), (7, 2)], [(-1, 3)], [(7, -3)]], ids=["beyond", "twice", "negative", "turned"]
-)
+@pytest.mark.parametrize("runs", [[(90, 11)], [(3, 5), (7, 2)]], ids=["beyond", "twice"])
 def test_ordered_ids_are_ids_of_the_vocabulary(runs: list[tuple[int, int]]) -> None:
     words = spec("words", sequence(), 100, "text")
     ids = tuple(OrderedIds(start=start, count=count) for start, count in runs)
