@@ -10,7 +10,7 @@ import torch
 
 from tests.backbone_samples import all_layouts, spec
 from tokenizers_zoo.spec import GridLayout
-from zoo_backbone.config import PRESETS, ModelConfig
+from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout, grid_angles, rotation_table, sincos_grid
 from zoo_backbone.model import FourM
 from zoo_backbone.published import PublishedConfig, PublishedLayout
@@ -24,10 +24,7 @@ def test_sincos_by_hand() -> None:
     expected = [math.sin(math.pi), math.sin(math.pi / 6), math.cos(math.pi), math.cos(math.pi / 6)]
     assert line[2].tolist() == pytest.approx(expected, abs=1e-6)
     grid = sincos_grid((2, 3), 8)
-    row, column = (
-        [1, math.sin(math.pi / 8), 0, math.cos(math.pi / 8)],
-        [1, math.sin(math.pi / 12), 0, math.cos(math.pi / 12)],
-    )
+    row, column = ([1, math.sin(math.pi / n), 0, math.cos(math.pi / n)] for n in (8, 12))
     assert grid[3].tolist() == pytest.approx([*row, 0, 0, 1, 1], abs=1e-6)
     assert grid[1].tolist() == pytest.approx([0, 0, 1, 1, *column], abs=1e-6)
     # Three axes have a third each; channels that do not divide are zero.
@@ -78,20 +75,12 @@ def test_only_grids_use_rotary_positions() -> None:
     assert torch.equal(rotate(x, still.expand(1, 5, -1)), x) and rotate(x, None) is x
 
 
-def test_rotations_keep_dtype_and_length() -> None:
-    turns = rotation_table(EmbeddingLayout([spec("picture", GridLayout(shape=(3, 3)))]), 8).unsqueeze(0)
-    x = torch.randn(1, 2, 9, 8)
-    assert rotate(x.bfloat16(), turns).dtype == torch.bfloat16
-    torch.testing.assert_close(rotate(x, turns).norm(dim=-1), x.norm(dim=-1))
-
-
-def test_presets_use_rotary_positions_and_older_models_do_not() -> None:
-    assert all(config.rotary for config in PRESETS.values()) and not ModelConfig().rotary
+def test_turns_are_computed_and_not_stored() -> None:
     with pytest.raises(ValueError, match="rotary: expected an even head size"):
         ModelConfig(dim=12, heads=4, rotary=True)
     plain, rotary = (
         FourM.seeded(ModelConfig(dim=32, encoder_depth=1, decoder_depth=1, heads=2, rotary=on), all_layouts(), 0)
         for on in (False, True)
     )
-    assert plain.state_dict().keys() == rotary.state_dict().keys()  # turns are computed, not stored
+    assert plain.state_dict().keys() == rotary.state_dict().keys()
     assert plain.rotations(torch.zeros(1, 1, dtype=torch.int64)) is None
