@@ -28,25 +28,26 @@ def test_plan_defaults_follow_the_layout() -> None:
 
 
 def test_plan_errors_name_the_problem(model: FourM) -> None:
-    given = given_tokens(1)
-    with pytest.raises(ConfigError, match="words: scheme 'maskgit' is not for a sequence; expected autoregressive"):
-        generate(model, {"left": given["left"]}, [TargetPlan(name="words", scheme="maskgit")], 0)
-    with pytest.raises(ConfigError, match="pixels: a patches modality is an input only"):
-        generate(model, {"left": given["left"]}, [TargetPlan(name="pixels")], 0)
-    with pytest.raises(ConfigError, match="left: is input and target"):
-        generate(model, given, [TargetPlan(name="left")], 0)
-    with pytest.raises(ConfigError, match="at least one target"):
-        generate(model, given, [], 0)
-    with pytest.raises(ConfigError, match="samples: expected a number for each sample"):
-        generate(model, {}, [TargetPlan(name="left")], 0)
-    with pytest.raises(ConfigError, match="seed -1"):
-        generate(model, given, [TargetPlan(name="right")], -1)
+    left, vectors = ({name: given_tokens(1)[name]} for name in ("left", "vectors"))
+    part = torch.full((1, 2, 3), -1)
+    for message, given, plan, kept in (
+        ("words: scheme 'maskgit' is not for a sequence", left, [TargetPlan(name="words", scheme="maskgit")], {}),
+        ("words: temperature_schedule 'linear' is not for a sequence", left,
+         [TargetPlan(name="words", temperature_schedule="linear")], {}),
+        ("pixels: a patches modality is an input only", left, [TargetPlan(name="pixels")], {}),
+        ("left: is input and target", left, [TargetPlan(name="left")], {"left": part}),
+        ("left: is an input whole and in part", left, [TargetPlan(name="right")], {"left": part}),
+        ("vectors: .* modality cannot be inpainted", left, [TargetPlan(name="right")], vectors),
+        ("at least one target", left, [], {}),
+        ("samples: expected a number for each sample", {}, [TargetPlan(name="left")], {}),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            generate(model, given, plan, 0, partial=kept)
     with pytest.raises(UnknownNameError, match=r"rihgt.*did you mean right"):
-        generate(model, given, [TargetPlan(name="rihgt")], 0)
-    with pytest.raises(ValueError, match="top_p"):
-        TargetPlan(name="left", top_p=0)
-    with pytest.raises(ValueError, match="temperature"):
-        TargetPlan(name="left", temperature=-1)
+        generate(model, left, [TargetPlan(name="rihgt")], 0)
+    for key, value in (("top_p", 0.0), ("temperature", float("nan"))):
+        with pytest.raises(ValueError, match=key):
+            TargetPlan(name="left", **{key: value})
 
 
 def test_input_only_and_output_only_modalities_are_respected() -> None:
@@ -72,8 +73,6 @@ def test_given_tokens_are_checked(model: FourM) -> None:
     plan = [TargetPlan(name="right")]
     with pytest.raises(InvalidValueError, match="left: expected int64"):
         generate(model, {"left": torch.full((1, 2, 3), 7)}, plan, 0)
-    with pytest.raises(InvalidValueError, match="left: expected int64"):
-        generate(model, {"left": torch.zeros((1, 3, 2), dtype=torch.int64)}, plan, 0)
     with pytest.raises(InvalidValueError, match=r"words: .*item 0 .*sentinel"):
         generate(model, {"words": [np.array([3])]}, plan, 0)
     with pytest.raises(InvalidValueError, match="2 samples, and the batch has 1"):
@@ -92,30 +91,5 @@ def test_guidance_by_unknown_condition_is_refused(model: FourM) -> None:
         generate(model, given, [TargetPlan(name="right", guidance=Guidance(scale=2, always=("words",)))], 0)
     with pytest.raises(ValueError, match="weights: expected either scale or weights"):
         Guidance(scale=2, weights={"left": 1.0})
-    with pytest.raises(ValueError, match="always: expected weights or always"):
-        Guidance(always=("left",), weights={"left": 1.0})
     with pytest.raises(ValueError, match="scale: expected numbers from -1e"):
         Guidance(scale=float("nan"))
-
-
-def test_invalid_temperature_settings_are_refused(model: FourM) -> None:
-    with pytest.raises(ValueError, match="final_temperature: expected temperature_schedule"):
-        TargetPlan(name="left", final_temperature=0.5)
-    with pytest.raises(ConfigError, match="words: temperature_schedule 'linear' is not for a sequence"):
-        generate(model, {}, [TargetPlan(name="words", temperature_schedule="linear")], 0, [0])
-    with pytest.raises(ValueError, match="temperature"):
-        TargetPlan(name="left", temperature=float("nan"))
-
-
-def test_input_cannot_also_be_kept_or_a_target(model: FourM) -> None:
-    part = {"left": torch.full((1, 2, 3), -1)}
-    with pytest.raises(ConfigError, match="left: is input and target"):
-        generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="left")], 0, partial=part)
-    with pytest.raises(ConfigError, match="generate left: is an input whole and in part"):
-        generate(model, {"left": given_tokens(1)["left"]}, [TargetPlan(name="right")], 0, partial=part)
-
-
-@pytest.mark.parametrize("name", ["pixels", "vectors"])
-def test_continuous_modality_cannot_be_partial(model: FourM, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"generate {name}: .* modality cannot be inpainted"):
-        generate(model, {}, [TargetPlan(name="right")], 0, partial={name: given_tokens(1)[name]})
