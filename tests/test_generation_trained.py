@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from generation_samples import spec
 
-from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import GridLayout, SequenceLayout, ValueSpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.generate import TargetPlan, generate, outputs
+from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.outputs import Agreement, best_first, cosine
 from zoo_backbone.model import FourM
 
@@ -32,9 +30,7 @@ def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
     places = [layout.positions[name].start + torch.arange(n) for name, n in (("b", 4), ("c", 5))]
     return PackedBatch(
         inputs=PackedInputs(
-            ids=a,
-            positions=torch.arange(4).expand(batch, -1),
-            modalities=torch.zeros_like(a),
+            ids=a, positions=torch.arange(4).expand(batch, -1), modalities=torch.zeros_like(a),
             mask=torch.ones_like(a, dtype=torch.bool),
         ),
         targets=PackedTargets(
@@ -44,7 +40,7 @@ def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
             modalities=torch.tensor([1] * 4 + [2] * 5).expand(batch, -1),
             mask=torch.ones(batch, 9, dtype=torch.bool),
         ),
-    )
+    )  # fmt: skip
 
 
 def test_a_trained_model_generates_the_mapping_it_saw() -> None:
@@ -64,66 +60,6 @@ def test_a_trained_model_generates_the_mapping_it_saw() -> None:
     words = generate(model, {"a": a}, [TargetPlan(name="c", temperature=0)], seed=0)["c"]
     wanted = (a.flatten(1) + 4).tolist()
     assert np.mean([row.tolist() == want for row, want in zip(words, wanted, strict=True)]) > 0.9
-
-
-# --- super-resolution: a second instance of a plugin, defined only in the registry
-
-
-@pytest.mark.slow
-def test_second_instance_of_twice_the_size_is_generated_from_the_first() -> None:
-    """Each low-resolution cell determines its four high-resolution cells; another grid selects one of two variants."""
-    tables = {
-        "zoo": {"image_size": 16, "patch_size": 8, "modalities": ["low", "high", "depth"]},
-        "modalities": {
-            name: {"plugin": "rgb", "image_size": size, "tokenizer": {"levels": [4, 4]}}
-            for name, size in (("low", 16), ("high", 32))
-        } | {"depth": {"tokenizer": {"levels": [4, 4]}}},
-    }  # fmt: skip
-    second = Zoo.from_tables(tables)
-    specs = [second[name].spec for name in ("low", "depth", "high")]
-    assert [item.layout for item in specs] == [
-        GridLayout(shape=(2, 2)),
-        GridLayout(shape=(2, 2)),
-        GridLayout(shape=(4, 4)),
-    ]
-    torch.manual_seed(0)
-    model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs)
-    with torch.no_grad():
-        model.token_embedding.weight.normal_()
-    tables_of = model.layout
-    low_at, depth_at, high_at = (tables_of.positions[name].start for name in ("low", "depth", "high"))
-    starts = [tables_of.token_rows(name).start for name in ("low", "depth", "high")]
-
-    def high_of(low: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        whole = (low + 8 * (depth >= 8)) % 16
-        return whole.repeat_interleave(2, 1).repeat_interleave(2, 2)
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    batch = 48
-    for _ in range(250):
-        low, depth = torch.randint(0, 16, (batch, 2, 2)), torch.randint(0, 16, (batch, 2, 2))
-        inputs = PackedInputs(
-            ids=torch.cat([low.flatten(1) + starts[0], depth.flatten(1) + starts[1]], 1),
-            positions=torch.cat([low_at + torch.arange(4), depth_at + torch.arange(4)]).expand(batch, -1),
-            modalities=torch.tensor([0] * 4 + [1] * 4).expand(batch, -1),
-            mask=torch.ones(batch, 8, dtype=torch.bool),
-        )
-        targets = PackedTargets(
-            ids=high_of(low, depth).flatten(1) + starts[2],
-            read=torch.full((batch, 16), -1),
-            positions=(high_at + torch.arange(16)).expand(batch, -1),
-            modalities=torch.full((batch, 16), 2),
-            mask=torch.ones(batch, 16, dtype=torch.bool),
-        )
-        optimizer.zero_grad()
-        model(PackedBatch(inputs=inputs, targets=targets)).loss.backward()
-        optimizer.step()
-    low, depth = torch.randint(0, 16, (32, 2, 2)), torch.randint(0, 16, (32, 2, 2))
-    plan = [TargetPlan(name="high", steps=1, temperature=0)]
-    made = generate(model, {"low": low, "depth": depth}, plan, seed=0)["high"]
-    right = (made == high_of(low, depth)).float().mean()
-    alone = (generate(model, {"low": low}, plan, seed=0)["high"] == high_of(low, depth)).float().mean()
-    assert right > 0.9 and alone < 0.75
 
 
 # --- draws ranked by how well they agree
@@ -181,23 +117,15 @@ def test_draws_are_not_ranked_by_ids(values: ValueSpec) -> None:
 
 
 @pytest.mark.parametrize("whole", ["a", "c"])
-@pytest.mark.parametrize("listed", [False, True])
-def test_draws_are_scored_in_blocks_and_shared_context_once(
-    monkeypatch: pytest.MonkeyPatch, whole: str, listed: bool
-) -> None:
+def test_scores_in_blocks_equal_those_of_one_batch(whole: str) -> None:
     """Score two samples with 35 draws each. The slow reference is one batch that predicts each row separately."""
-    model, draws, seen = FourM.seeded(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), RANKED, 0), 35, []
+    model, draws = FourM.seeded(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), RANKED, 0), 35
     with torch.no_grad():  # makes predictions depend on the inputs
         for weights in model.parameters():
             weights.normal_(generator=torch.Generator().manual_seed(weights.numel()))
 
     def decode(tokens: torch.Tensor) -> list[np.ndarray]:
-        seen.append(("decoded", len(tokens)))
         return [np.eye(6)[np.asarray(row).ravel()] for row in tokens]
-
-    def counted(model: FourM, given: dict[str, torch.Tensor], *rest: Any, **options: Any) -> dict[str, Any]:
-        seen.append((next(iter(given)), len(next(iter(given.values())))))
-        return generate(model, given, *rest, **options)
 
     random = torch.Generator().manual_seed(0)
     given = torch.randint(0, 6, (2, 2, 2), generator=random).repeat_interleave(draws, 0)
@@ -207,12 +135,8 @@ def test_draws_are_scored_in_blocks_and_shared_context_once(
     pairs = zip(decode(generate(model, {"b": made}, plan, 0)["c"]), decode(wanted), strict=True)
     expected = [cosine(one.ravel(), other.ravel()) for one, other in pairs]
     assert len(set(expected)) > 3
-    seen.clear()
-    monkeypatch.setattr(outputs, "generate", counted)
-    found = Agreement(model, "c", decode, [whole], ["b"])({whole: list(given) if listed else given}, {"b": list(made)})
+    found = Agreement(model, "c", decode, [whole], ["b"])({whole: list(given)}, {"b": list(made)})
     assert found == pytest.approx(expected, abs=1e-12)
-    blocks = [("b", 32), ("decoded", 32), ("b", 32), ("decoded", 32), ("b", 6), ("decoded", 6)]
-    assert seen == [*([("a", 2)] if whole == "a" else []), ("decoded", 2), *blocks]
 
 
 def test_ranks_and_cosines_by_hand() -> None:
