@@ -1,4 +1,4 @@
-"""Several draws of a sample: shared parts are computed once, and each draw equals a single draw."""
+"""Several draws of a sample: each equals a single draw, whether or not draws share their context."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from generation_samples import given_tokens, sharp_model
 
 from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler, sampling
+from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
 from zoo_backbone.generate.sampler import rows_of
-from zoo_backbone.model import Context, FourM
+from zoo_backbone.model import FourM
 from zoo_backbone.transformer import CrossAttention
 
 DRAWS = 3
@@ -61,25 +61,6 @@ def test_draws_equal_repeated_samples(model: FourM, plan: list[TargetPlan]) -> N
         assert all(len({tuple(row) for row in rows[at : at + DRAWS]}) > 1 for at in range(0, len(rows), DRAWS))
 
 
-def test_draws_keep_to_their_sample_when_the_batch_is_cut(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples have room for 1 to 6 tokens, so the batch is halved twice."""
-    tokens, select = given(6), Context.select
-    cuts: list[int] = []
-
-    def counted(context: Context, rows: torch.Tensor) -> Context:
-        cuts.append(len(rows))
-        return select(context, rows)
-
-    monkeypatch.setattr(Context, "select", counted)
-    plan = [TargetPlan(name="words", temperature=8.0)]
-    kept = [np.array([*range(10, 10 + length), -1]) for length in (5, 2, 4, 1, 3, 0)]
-    made = listed(generate(model, tokens, plan, 5, partial={"words": kept}, draws=DRAWS))
-    assert len(cuts) == 2
-    rows = [row // DRAWS for row in range(6 * DRAWS)]
-    repeated = {name: rows_of(values, rows) for name, values in tokens.items()}
-    assert made == listed(generate(model, repeated, plan, 5, partial={"words": rows_of(kept, rows)}))
-
-
 def test_partial_targets_of_different_sizes_have_several_draws(model: FourM) -> None:
     right = torch.arange(36).reshape(4, 3, 3) % 11
     right[:, 1] = -1
@@ -95,60 +76,6 @@ def test_partial_targets_of_different_sizes_have_several_draws(model: FourM) -> 
     assert (made["right"][:, 0] == right[rows, 0]).all()
 
 
-def test_partial_targets_of_one_size_may_keep_different_cells(model: FourM) -> None:
-    right = torch.arange(36).reshape(4, 3, 3) % 11
-    right[:2, 1] = -1
-    right[2:, :, 2] = -1
-    plan = [TargetPlan(name="right", steps=2, temperature=4.0)]
-    made = generate(model, given(4), plan, 5, partial={"right": right}, draws=DRAWS)
-    rows = [row // DRAWS for row in range(4 * DRAWS)]
-    repeated = {name: rows_of(tokens, rows) for name, tokens in given(4).items()}
-    assert listed(made) == listed(generate(model, repeated, plan, 5, partial={"right": right[rows]}))
-
-
-@pytest.mark.parametrize(
-    ("plan", "encoded"),
-    [
-        (PLANS["one step"], [4]),
-        (PLANS["maskgit"], [*[4] * 3, *[4 * DRAWS] * 9]),
-        (PLANS["sequence"], [4] * 3),
-        (PLANS["grid, then sequence"], [4, 4 * DRAWS, 4 * DRAWS]),
-    ],
-    ids=["one step", "maskgit", "sequence", "chain"],
-)
-def test_shared_context_of_draws_is_encoded_once(
-    model: FourM, plan: list[TargetPlan], encoded: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batches: list[int] = []
-    decoded: list[int] = []
-    seen: list[int] = []
-    divided: list[int] = []
-    context, decode, tempered = model.context, model.decode, sampling.tempered
-
-    def counted(inputs: Any) -> Context:
-        batches.append(len(inputs.ids))
-        return context(inputs)
-
-    def counted_decode(x: torch.Tensor, turns: torch.Tensor, shown: Any, *rest: Any) -> torch.Tensor:
-        decoded.append(len(x))
-        seen.extend(len(part.keys_and_values[0][0]) for part in ([shown] if isinstance(shown, Context) else shown))
-        return decode(x, turns, shown, *rest)
-
-    def counted_tempered(logits: torch.Tensor, *rest: Any) -> torch.Tensor:
-        divided.append(len(logits))
-        return tempered(logits, *rest)
-
-    monkeypatch.setattr(model, "context", counted)
-    monkeypatch.setattr(model, "decode", counted_decode)
-    monkeypatch.setattr(sampling, "tempered", counted_tempered)
-    generate(model, given(4), plan, 5, draws=DRAWS)
-    assert batches == encoded
-    assert seen[0] == encoded[0]
-    if plan[0].name != "words":  # all draws share the logits of a grid's first step
-        assert decoded[0] == encoded[0] * (3 if plan[0].guidance else 1)
-        assert divided[0] == 4
-
-
 @pytest.mark.parametrize("used", [None, 0.5])
 def test_shared_context_equals_copied_context(used: float | None) -> None:
     torch.manual_seed(0)
@@ -159,12 +86,6 @@ def test_shared_context_equals_copied_context(used: float | None) -> None:
         x = torch.randn(4 * DRAWS, targets, 48)
         copies = [None if part is None else part.repeat_interleave(DRAWS, 0) for part in (*keys_and_values, mask)]
         assert torch.equal(attention(x, None, [(*keys_and_values, mask)]), attention(x, None, [copies]))
-
-
-def test_several_draws_without_inputs(model: FourM) -> None:
-    plan = [TargetPlan(name="right", steps=2)]
-    made = generate(model, {}, plan, 5, range(6), draws=DRAWS)
-    assert listed(made) == listed(generate(model, {}, plan, 5, range(6)))
 
 
 def test_draws_need_a_number_each(model: FourM) -> None:
