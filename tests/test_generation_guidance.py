@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from generation_samples import WORDS, contents, draw_one, full_logits, given_tok
 from zoo_backbone.generate import Guidance, TargetPlan, generate
 from zoo_backbone.generate.sampler import contexts_of, target_logits
 from zoo_backbone.generate.sampling import IDS, Noise, Passes
-from zoo_backbone.model import Context, FourM
+from zoo_backbone.model import FourM
 
 KNOWN = ("left", "vectors", "bag")
 
@@ -129,23 +128,3 @@ def test_guided_sequence_equals_its_slow_twin(model: FourM) -> None:
                 break
         assert made[i].tolist() == slow
     assert len({len(row) for row in made}) >= 2
-
-
-def test_no_pass_is_padded_to_the_length_of_another(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths: list[int] = []
-    context = model.context
-
-    def counted(inputs: Any) -> Context:
-        assert inputs.mask.all()
-        widths.append(inputs.mask.shape[1])
-        return context(inputs)
-
-    monkeypatch.setattr(model, "context", counted)
-    given = {"left": given_tokens(2)["left"], "pixels": given_tokens(2)["pixels"]}
-    plan = [TargetPlan(name="words"), TargetPlan(name="right", scheme="roar", steps=3, schedule="linear")]
-    guided = [dataclasses.replace(target, guidance=Guidance(weights={"left": 2.0})) for target in plan]
-    generate(model, given, guided[:1], seed=0)
-    assert widths == [4, 10]  # a sequence is encoded once
-    widths.clear()
-    generate(model, given, guided[1:], seed=0)
-    assert widths == [4, 10, 7, 13, 10, 16]  # a grid at each step

@@ -27,12 +27,8 @@ def test_inputs_are_packed_without_holes() -> None:
     inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
     inputs.add("left", torch.tensor([[3], [4]]), torch.tensor([[5], [0]]))
     packed = inputs.packed()
-    text, words, left = (
-        layout.token_rows("words").start,
-        layout.positions["words"].start,
-        layout.positions["left"].start,
-    )
-    vectors = layout.positions["vectors"].start
+    text = layout.token_rows("words").start
+    words, left, vectors = (layout.positions[name].start for name in ("words", "left", "vectors"))
     assert packed.ids.tolist() == [[text + 9, text + 8, 0, 0, 3], [text + 7, text + 6, text + 10, 0, 4]]
     assert packed.positions.tolist() == [
         [words, words + 1, vectors, vectors + 1, left + 5], [words, words + 1, words + 2, vectors, left]
@@ -42,12 +38,6 @@ def test_inputs_are_packed_without_holes() -> None:
     slots, values = packed.vectors["vectors"]
     assert slots.tolist() == [2, 3, 5 + 3]
     assert values[:, 0].tolist() == [0.5, 0.5, 2.0]
-
-
-def test_no_inputs_become_one_unused_slot() -> None:
-    packed = EncoderInputs(FourM(CONFIG, SPECS).layout, 3, torch.device("cpu")).packed()
-    assert packed.ids.shape == (3, 1)
-    assert not packed.mask.any()
 
 
 def test_unknown_sequence_becomes_a_sentinel_if_the_model_marks_it() -> None:
@@ -98,9 +88,8 @@ def test_generation_marks_open_and_hidden_sequences(guidance: Guidance, monkeypa
     assert seen == [[[2] if guidance.weights == {} else []], [[9, 8, 1]]]
     seen.clear()
     words = TargetPlan(name="words", temperature=0.0)
-    made = generate(
-        model, {"left": torch.zeros(1, 2, 3, dtype=torch.int64)}, [right, words, TargetPlan(name="bag", steps=1)], 0
-    )
+    left, bag = torch.zeros(1, 2, 3, dtype=torch.int64), TargetPlan(name="bag", steps=1)
+    made = generate(model, {"left": left}, [right, words, bag], 0)
     assert seen == [[[2]], [[2]], [[*made["words"][0], *([1] if len(made["words"][0]) < 6 else [])]]]
     seen.clear()
     generate(model, {}, [right], 0, partial={"words": [np.array([-1]), np.array([-1, 9])]})
@@ -120,17 +109,6 @@ def test_hidden_embeddings_become_a_zero_vector_if_the_model_marks_them() -> Non
         assert (hidden.positions == first).all() and (hidden.modalities == 5).all() and inputs.names == ("vectors",)
         inputs.draws = 2
         inputs.split_draws()
-
-
-def test_output_only_modality_is_no_input() -> None:
-    config = dataclasses.replace(PUBLISHED, targets_only=("words", "right"))
-    inputs = EncoderInputs(PublishedLayout(SPECS, config), 1, torch.device("cpu"))
-    inputs.mark_open("words")
-    inputs.add_whole("words", [np.array([9, 8])])
-    inputs.add("right", torch.tensor([[3]]), torch.tensor([[5]]))
-    assert inputs.names == () and not inputs.packed().mask.any()
-    inputs.add("left", torch.tensor([[3]]), torch.tensor([[5]]))
-    assert inputs.names == ("left",) and inputs.packed().mask.sum() == 1
 
 
 def test_whole_inputs_are_packed_as_in_training() -> None:
