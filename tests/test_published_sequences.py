@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,17 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m import PublishedCheckpoint, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
-from tokenizers_zoo.spec import Crop, SequenceLayout
+from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.text_vocab import TextVocabulary
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.ml4m.commands import export_command, import_command
 from zoo_geometry import body
 from zoo_geometry.human_poses import plugin as poses
-from zoo_geometry.published_people import crops
 from zoo_semantics.instance_maps import Instance, point_within
 from zoo_semantics.sam_instance import plugin as instances
 
 POSES, MASKS = "human_poses", "sam_instance"
-TEXT = {"text": {"preset": "4m"}}
 SPOKEN = ("human", "pose", "global", "camera", "shape", "none", "point", "polygon")
 FIRST_WORD = 4204 + 1 + len(WORDS)
 POSE_TOKENIZER: dict[str, Any] = {
@@ -199,8 +195,6 @@ def test_people_come_back(world: World) -> None:
         first, second = (body.matrices_of(np.array(p["joint_rotations"][0])) for p in (found, one))
         assert np.allclose(first, second, atol=0.003)
         assert np.allclose(found["joints_image"][0], one["joints_image"][0], atol=0.006)
-        scales = [p["joints_image"][0][0] - p["joints_image"][15][0] for p in (found, one)]
-        assert abs(scales[0] - scales[1]) < 0.5  # an untrained tokenizer changes the body's pose
     # joints in the picture, computed from the coordinates and the true rotations
     options, fitted = poses.options(handle.settings), {"skeleton": body.ADULT}
     numbers = poses.coordinates(people, fitted, options)
@@ -210,7 +204,6 @@ def test_people_come_back(world: World) -> None:
         assert errors.max() < 0.03 and errors[0] < 1e-9  # another focal length slightly bends the body
     assert again[0]["joints_camera"][0][2] == pytest.approx(-4.0, rel=1e-6)  # computed with the assumed focal length
     assert poses.measure([again], [people], options)["found_joint_error"] < 150  # the child is decoded as an adult
-    assert np.allclose(poses.coordinates(again, fitted, options)[:, :16], numbers[:, :16], atol=1e-6)
 
 
 def test_box_and_position_of_a_cut_off_person_agree(world: World) -> None:
@@ -220,11 +213,6 @@ def test_box_and_position_of_a_cut_off_person_agree(world: World) -> None:
     (back,) = world.zoo[POSES].decode(world.zoo[POSES].encode([[seen]]))[0]
     assert np.allclose(back["box"], seen["box"], atol=0.0006)
     assert np.allclose(back["joints_image"][0], seen["joints_image"][0], atol=0.02)
-
-
-def test_a_crop_is_as_high_as_a_box_of_three_to_four() -> None:
-    centre, side = crops(np.array([[0.0, 0.0, 0.3, 0.8], [0.1, 0.2, 0.7, 0.4]]))
-    assert np.allclose(centre, [[0.15, 0.4], [0.4, 0.3]]) and np.allclose(side, [0.8, 0.8])
 
 
 def test_rectangles_come_back_where_codes_do(world: World) -> None:
@@ -261,9 +249,8 @@ def read(world: World, name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
 def test_blocks_may_come_in_any_order(world: World, rest: dict[str, str]) -> None:
     wanted = read(world, POSES, " ".join((REST_BOX, *rest.values())))
     assert wanted[0].shape == (1, 26) and wanted[1].shape == (1, 8)
-    for order in itertools.permutations(rest.values()):
-        for mine, theirs in zip(read(world, POSES, " ".join((REST_BOX, *order))), wanted, strict=True):
-            assert np.array_equal(mine, theirs)
+    mixed = read(world, POSES, " ".join((REST_BOX, *reversed(rest.values()))))
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(mixed, wanted, strict=True))
 
 
 def test_complete_people_among_damaged_ones_are_read(world: World, rest: dict[str, str]) -> None:
@@ -279,18 +266,14 @@ def test_complete_people_among_damaged_ones_are_read(world: World, rest: dict[st
     assert people(f"{whole} {whole}") == 2
     assert people(" ".join(whole.split()[:-1])) == 0  # cut off
     assert people(f"{REST_BOX} {blocks[0]} {whole}") == 1  # the first person is incomplete
-    assert people(f"{whole} {' '.join(blocks)}") == 1  # blocks without a person
     halves = " ".join((REST_BOX, *blocks[:2])), " ".join((REST_BOX, *blocks[2:]))
     assert people(" ".join(halves)) == 0  # the halves belong to two people
     assert people(f"v0=3 dog {whole} none") == 1
-    assert people(whole.replace("human v0=200", "human v1=200")) == 0
     assert people(whole.replace("global v0=999", "global v2=999")) == 0
     assert people(whole.replace("camera", "camera v0=3")) == 0  # one number too many
     first = rest["pose"].split()[1]
     assert people(whole.replace(f"pose {first}", "pose v0=512", 1)) == 0  # not a code: code 512 is v1=0
-    assert people(whole.replace(f"pose {first}", "pose v3=0", 1)) == 0  # code 1536
     assert people(whole.replace(f"pose {first}", "pose v1=511", 1)) == 1
-    assert people("dog") == people("none none") == 0
 
 
 def test_complete_instances_among_damaged_ones_are_read(world: World) -> None:
@@ -306,15 +289,11 @@ def test_complete_instances_among_damaged_ones_are_read(world: World) -> None:
         return levels[:, [0, 1, 2]].tolist()
 
     assert boxes(f"point v0=30 v1=40 {polygon(1)} {polygon(2)} point v0=9 v1=9 none") == [[30, 40, 1], [30, 40, 2]]
-    assert boxes(f"point v0=3 v1=4 {polygon(1)} point v0=5 v1=6 {polygon(1)}") == [
-        [3, 4, 1]
-    ]  # the same instance, listed twice
-    asked = f"point v0=3 v1=4 {polygon(1)} {polygon(2)} point v0=5 v1=6 {polygon(1)}"
-    assert boxes(asked) == [[3, 4, 1], [3, 4, 2]], "in the order in which they came first"
+    twice = f"point v0=3 v1=4 {polygon(1)} {polygon(2)} point v0=5 v1=6 {polygon(1)}"
+    assert boxes(twice) == [[3, 4, 1], [3, 4, 2]], "in the order in which they came first"
     assert boxes(f"point v0=3 v1=4 polygon v0=1 v0=5 {polygon(2)}") == [[3, 4, 2]]
     assert boxes(f"{polygon(1)} point v0=3 {polygon(2)} point v0=3 v1=4 {polygon(3)}") == [[3, 4, 3]]
     assert boxes(f"point v0=3 v1=4 {polygon(1)[:-7]}") == []
-    assert boxes("point v0=3 v1=4 none") == []
 
 
 def test_boxes_outside_of_the_picture_and_inside_out_hold_nothing(world: World) -> None:
@@ -334,25 +313,6 @@ def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
             handle.write(handle.decode([ids])[0])
 
 
-def extremes(rest: dict[str, str]) -> Sequence[str]:
-    """Return people with all numbers at the minimum or maximum."""
-    found = []
-    for box, level in itertools.product(("0 0 999 999", "500 500 500 500", "999 999 0 0"), (0, 999)):
-        edges = " ".join(f"v{axis}={edge}" for axis, edge in enumerate(box.split()))
-        blocks = (f"global{f' v0={level}' * 9}", f"camera{f' v0={level}' * 3}", f"shape{f' v0={level}' * 10}")
-        found.append(" ".join((f"human {edges}", rest["pose"], *blocks)))
-    return found
-
-
-def test_extreme_people_are_still_people(world: World, rest: dict[str, str]) -> None:
-    handle = world.zoo[POSES]
-    for text in extremes(rest):
-        (value,) = handle.decode([world.ids(text)])
-        handle.write(value)
-        handle.encode([value])
-        assert len(value) == 1 and np.isfinite(value[0]["joints_camera"]).all()
-
-
 # ---------------------------------------------------------------------- imported, trained, checked
 
 
@@ -368,14 +328,9 @@ def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest
     arguments = ("--input", f"{POSES}={tmp_path / 'people.json'}", "--target", MASKS, "--set", "max_length=30")
     run(command, *generate, *arguments, "--out", tmp_path / "masks")
     assert len(list((tmp_path / "masks").rglob(f"{MASKS}.png"))) == 1
-    run(command, *generate, "--target", POSES, "--samples", 1, "--set", "max_length=45", "--out", tmp_path / "people")
-    assert len(list((tmp_path / "people").rglob(f"{POSES}.json"))) == 1
     run(export_command, world.folder / "out" / "backbone", tmp_path / "back")
     theirs = world.folder / "in" / "4M-21_B" / "model.safetensors"
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == theirs.read_bytes()
-    run(export_command, world.folder / "out" / "tokenizers" / POSES, tmp_path / "tokenizer")
-    theirs = world.folder / "in" / "4M_tokenizers_human-poses_1k_8" / "model.safetensors"
-    assert (tmp_path / "tokenizer" / "model.safetensors").read_bytes() == theirs.read_bytes()
 
 
 def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: Path) -> None:
@@ -417,29 +372,11 @@ def test_another_vocabulary_is_another_codec_and_a_grown_one_is_not(world: World
         mine.at(mine.checkpoint, tmp_path / "few").encode([[]])
 
 
-def test_a_vocabulary_on_the_hub_is_read_from_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = world.folder / "out" / "tokenizers" / "text"
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(source))
-    tables = world.zoo.tables
-    caption = {**tables["modalities"].get("caption", {}), "checkpoint": "somebody/text"}
-    zoo = Zoo.from_tables({**tables, "modalities": {**tables["modalities"], "caption": caption}}, world.zoo.path)
-    assert zoo[POSES].has_tokenizer and zoo[POSES].files.vocabulary != source
-    assert zoo[POSES].fingerprint == world.zoo[POSES].fingerprint
-    assert np.array_equal(zoo[POSES].encode([[AT_REST]])[0], world.zoo[POSES].encode([[AT_REST]])[0])
-
-
 @pytest.mark.parametrize("name", [POSES, MASKS])
 def test_a_vocabulary_that_is_too_small_is_told(name: str) -> None:
     plugin = {POSES: poses, MASKS: instances}[name]
-    few_axes = {"preset": "4m", "coordinate_axes": 2}
-    for table, words in (
-        ({}, "coordinate_bins has to be 1000 .*, and is 256"),
-        (few_axes, "coordinate_axes has to be"),
-    ):
-        with pytest.raises(ConfigError, match=rf'{name}: with layout = "4m" \[vocabularies.text\] {words}'):
-            plugin.modality_spec(Settings(name, {"layout": "4m"}, vocabularies={"text": table}))
-    with pytest.raises(ConfigError, match="max_length: expected at least 1, got 0"):
-        plugin.modality_spec(Settings(name, {"layout": "4m", "max_length": 0}, vocabularies=TEXT))
+    with pytest.raises(ConfigError, match=rf"{name}: .*coordinate_bins has to be 1000 .*, and is 256"):
+        plugin.modality_spec(Settings(name, {"layout": "4m"}, vocabularies={"text": {}}))
 
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -449,8 +386,9 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def small(folder: Path, *names: str) -> Zoo:
-    tables = {"zoo": {"checkpoints": "tokenizers", "image_size": 32}, "vocabularies": TEXT, "modalities": SMALL}
-    return Zoo.from_tables({**tables, "zoo": {**tables["zoo"], "modalities": list(names)}}, folder / "registry.toml")
+    zoo = {"checkpoints": "tokenizers", "image_size": 32, "modalities": list(names)}
+    tables = {"zoo": zoo, "modalities": SMALL, "vocabularies": {"text": {"preset": "4m"}}}
+    return Zoo.from_tables(tables, folder / "registry.toml")
 
 
 @pytest.mark.parametrize("name", [POSES, MASKS])
@@ -464,10 +402,8 @@ def test_one_sequence_modality_from_training_to_stored_tokens(tmp_path: Path) ->
     """Training also makes the vocabulary; stored tokens stay valid after the vocabulary has grown."""
     from stores import writing_values
 
-    from tokenizers_zoo.data.shards import ValueStore
     from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
     from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-    from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, text_vocabularies
 
     zoo = small(tmp_path, MASKS, "caption")
     value = rectangles((4, 4, 20, 20), size=32)
@@ -479,13 +415,8 @@ def test_one_sequence_modality_from_training_to_stored_tokens(tmp_path: Path) ->
     folder = train_tokenizer(zoo, MASKS, tmp_path / "data", overrides={"steps": 2, "batch_size": 2, "eval_every": 2})
     assert folder == tmp_path / "tokenizers" / MASKS
     assert (tmp_path / "tokenizers" / "text" / "config.json").is_file()
-    found = text_vocabularies(zoo)
-    assert [handle.name for handle in found["text"]] == ["caption", MASKS]
-    assert describe_vocabulary(zoo, "text").folder == tmp_path / "tokenizers" / "text"
     handle = zoo[MASKS]
     (ids,) = handle.encode([value])
-    layout = handle.spec.layout
-    assert isinstance(layout, SequenceLayout) and 0 < len(ids) <= layout.max_length
     handle.check(handle.decode([ids])[0])
     old, identity = handle.tokenizer, handle.fingerprint
     words = TrainingSamples(train=["a dog"], test=[], special_tokens=("<more>",))
@@ -493,8 +424,6 @@ def test_one_sequence_modality_from_training_to_stored_tokens(tmp_path: Path) ->
     assert handle.tokenizer is not old and handle.tokenizer.grammar.vocabulary.used > old.grammar.vocabulary.used
     assert handle.fingerprint == identity and np.array_equal(handle.encode([value])[0], ids)
     assert evaluate_tokenizer(zoo, MASKS, tmp_path / "data", write=True).samples == 3
-    assert (folder / "evaluation.json").is_file() and ValueStore(tmp_path / "data")
-    assert zoo.problems() == {}
 
 
 def test_training_needs_no_vocabulary(tmp_path: Path) -> None:
