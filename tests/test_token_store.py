@@ -40,7 +40,6 @@ LAYOUTS: dict[str, TokenLayout] = {
     "sequence": SequenceLayout(max_length=5, end=0, sentinel_start=1, num_sentinels=2),
     "patches": PatchesLayout(shape=(2, 2), dim=3, dtype="float32"),
     "embeddings": EmbeddingsLayout(max_length=4, dim=2),
-    "numbers": EmbeddingsLayout(max_length=4, dim=1),
 }
 
 
@@ -86,7 +85,7 @@ def test_tokens_come_back_as_they_were_written(tmp_path: Path, kind: str, crops:
     assert len(there) == len(rows) and not column.present(np.array([2 * crops, 5 * crops])).any()
     order = np.array([6, 0, 3, 3, 5, 4, 1])
     taken = column.take(there[order])
-    dtype = np.float32 if kind in ("patches", "embeddings", "numbers") else np.int64
+    dtype = np.float32 if kind in ("patches", "embeddings") else np.int64
     for got, index in zip(taken, order, strict=True):
         assert got.dtype == dtype
         np.testing.assert_array_equal(got, rows[index].reshape(got.shape))
@@ -135,7 +134,6 @@ def test_patches_of_bytes_come_back_exactly(tmp_path: Path) -> None:
         ("grid", np.zeros((2, 2), int), "expected 6 tokens"),
         ("vector", np.full(4, 70000), "ids 70000..70000, expected 0..69999"),
         ("sequence", np.arange(6), "expected up to 5 tokens"),
-        ("vector", np.array([0, -1, 2, 3]), "ids -1..3"),
         ("patches", np.full((4, 3), np.nan, np.float32), "not finite"),
         ("embeddings", np.full((1, 2), 1e6, np.float32), "exceed float16"),
         ("embeddings", np.zeros((1, 3), np.float32), "expected up to 4 tokens of 2"),
@@ -153,19 +151,6 @@ def damaged_bytes(root: Path) -> None:
     first_shard(root).write_bytes(data)
 
 
-def cut_off(root: Path) -> None:
-    os.truncate(first_shard(root), first_shard(root).stat().st_size - 8)
-
-
-def removed(root: Path) -> None:
-    first_shard(root).unlink()
-
-
-def a_pipe(root: Path) -> None:
-    first_shard(root).unlink()
-    os.mkfifo(first_shard(root))
-
-
 def other_manifest(root: Path, **record: Any) -> None:
     """Change the manifest's record so that it contradicts the file, with a correct checksum."""
     path = first_shard(root).with_suffix(".json")
@@ -174,20 +159,22 @@ def other_manifest(root: Path, **record: Any) -> None:
     path.write_text(json.dumps(table))
 
 
-def smaller_vocabulary(root: Path) -> None:
-    other_manifest(root, needed_vocab_size=5)
-
-
 def others_present(root: Path) -> None:
     table = json.loads(first_shard(root).with_suffix(".json").read_text())
     first_shard(root).with_suffix(".json").write_text(json.dumps({**table, "count": 3}))
     other_manifest(root, present="e0")
 
 
-DAMAGES = (damaged_bytes, cut_off, removed, a_pipe, smaller_vocabulary, others_present)
+DAMAGES = (
+    damaged_bytes,
+    lambda root: os.truncate(first_shard(root), first_shard(root).stat().st_size - 8),
+    lambda root: first_shard(root).unlink(),
+    lambda root: other_manifest(root, needed_vocab_size=5),
+    others_present,
+)
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda item: item.__name__)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_shard_is_refused(tmp_path: Path, damage: Any) -> None:
     make_store(tmp_path, LAYOUTS["sequence"])
     damage(tmp_path)
@@ -197,9 +184,8 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, damage: Any) -> None:
     assert len(column.take([8])) == 1, "other shards are read"
 
 
-@pytest.mark.parametrize("kind", ["vector", "sequence", "embeddings"])
-def test_the_number_of_maps_is_bounded(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_store(tmp_path, LAYOUTS[kind], count=200)
+def test_the_number_of_maps_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path, LAYOUTS["sequence"], count=200)
     expected = TokenStore(tmp_path).open("train", "m").take(range(200))
     monkeypatch.setattr(token_shard, "_open", weakref.WeakSet())
     monkeypatch.setattr(token_shard, "MOST_MAPPED", 7)
@@ -218,24 +204,14 @@ def test_the_number_of_maps_is_bounded(tmp_path: Path, kind: str, monkeypatch: p
     assert found == [True] * 4
     if Path("/proc/self/maps").is_file():
         assert Path("/proc/self/maps").read_text().count(str(tmp_path)) == 7
-    path = tmp_path / "train/m/shard-00049.arrow"
-    data = path.read_bytes()
-    path.unlink()
-    path.write_bytes(data)
-    with pytest.raises(ReadError, match="run the same command again"):
-        column.take(range(200))
-    assert len(TokenStore(tmp_path).open("train", "m").take([199])) == 1
 
 
-@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO])
-def test_a_shard_that_the_system_does_not_open_is_not_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_a_shard_that_the_system_does_not_open_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     column = TokenStore(tmp_path).open("train", "m")
 
     def refused(*arguments: Any) -> int:
-        raise OSError(code, os.strerror(code))
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refused)
@@ -255,15 +231,10 @@ def test_a_store_that_is_not_finished_is_refused(tmp_path: Path) -> None:
 def test_shards_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     folder, split = tmp_path / "train/m", TokenStore(tmp_path).split("train")
-    for changes in ({"distribution": "zoo-m 1.1"}, {"fingerprint": "e" * 64}):
-        rows = [[np.zeros((2, 3), int)]] * 4
-        metadata = plain_metadata(LAYOUTS["grid"], **changes)
-        write_token_shard(folder, 1, metadata, rows, keys=split.keys_digest(1))
-        if "distribution" in changes:
-            TokenColumn(split, "m")
-        else:
-            with pytest.raises(DataError, match="shard-00001: was written by another tokenizer"):
-                TokenColumn(split, "m")
+    metadata = plain_metadata(LAYOUTS["grid"], fingerprint="e" * 64)
+    write_token_shard(folder, 1, metadata, [[np.zeros((2, 3), int)]] * 4, keys=split.keys_digest(1))
+    with pytest.raises(DataError, match="shard-00001: was written by another tokenizer"):
+        TokenColumn(split, "m")
 
 
 def test_unknown_names_are_reported(tmp_path: Path) -> None:
@@ -276,7 +247,7 @@ def test_unknown_names_are_reported(tmp_path: Path) -> None:
         store.open("test", "m")
     with pytest.raises(DataError, match="no such folder; `zoo tokenize"):
         TokenStore(tmp_path / "absent")
-    for damaged in ("[]", "{", '{"format": 2, "splits": {}}', '{"format": 1, "splits": {"train": {"samples": -1}}}'):
+    for damaged in ("[]", '{"format": 2, "splits": {}}'):
         (tmp_path / STORE).write_text(damaged)
         with pytest.raises(DataError, match=r"store.json: damaged"):
             TokenStore(tmp_path)
@@ -337,27 +308,10 @@ def token_file(path: Path, tokens: Any, fingerprint: Any = "f" * 64) -> Path:
     return path
 
 
-NO_NUMBERS = ("abc", None, 3, {"a": 1}, ["1", "2"], [True, 1], [[1, 2], [3]], [1, [2]], [None])
-
-
-@pytest.mark.parametrize(
-    ("kind", "tokens"),
-    [
-        *(("vector", tokens) for tokens in (*NO_NUMBERS, [1.5, 2], [10**30], [float("nan")])),
-        *(("patches", tokens) for tokens in (*NO_NUMBERS, [10**400])),
-    ],
-)
-def test_a_token_file_holds_numbers(tmp_path: Path, kind: str, tokens: Any) -> None:
-    with pytest.raises(DataError, match=r"a.json: tokens: expected lists of (ids|numbers)"):
-        read_tokens(handle_of(tmp_path, LAYOUTS[kind]), token_file(tmp_path / "a.json", tokens))
-
-
-@pytest.mark.parametrize("depth", [600, 50_000])
-def test_a_token_file_that_is_nested_too_deeply_is_refused(tmp_path: Path, depth: int) -> None:
-    file = token_file(tmp_path / "a.json", [])
-    file.write_text(file.read_text().replace("[]", "[" * depth + "]" * depth))
-    with pytest.raises(DataError, match=r"a.json: "):
-        read_tokens(handle_of(tmp_path, LAYOUTS["vector"]), file)
+@pytest.mark.parametrize("tokens", ["abc", ["1", "2"], [True, 1], [[1, 2], [3]], [1.5, 2], [10**30], [float("nan")]])
+def test_a_token_file_holds_numbers(tmp_path: Path, tokens: Any) -> None:
+    with pytest.raises(DataError, match=r"a.json: tokens: expected lists of ids"):
+        read_tokens(handle_of(tmp_path, LAYOUTS["vector"]), token_file(tmp_path / "a.json", tokens))
 
 
 def test_a_token_file_comes_back(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from tokenizers_zoo.spec import (
     DTYPES,
     EmbeddingsLayout,
     GridLayout,
-    Metric,
     ModalitySpec,
     PatchesLayout,
     SequenceLayout,
@@ -64,13 +63,6 @@ def test_class_ids_are_bounded_by_the_classes() -> None:
     assert value_problem(IDS, np.full((4, 4), 2, np.int32)) == "convert it to int64 first"
 
 
-@pytest.mark.parametrize("number", [0, 100])
-def test_bounds_are_inclusive(number: float) -> None:
-    assert value_problem(FLOAT, np.full((1, 2, 2), number, np.float32)) is None
-    beyond = np.nextafter(np.float32(number), np.float32(-1 if number == 0 else 101))
-    assert value_problem(FLOAT, np.full((1, 2, 2), beyond, np.float32)) == OUTSIDE
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_values_clipped_at_a_bound_are_within_it(dtype: str) -> None:
     spec = ValueSpec(shape=("n",), dtype=dtype, low=0.01, high=100.3)
@@ -83,7 +75,7 @@ def test_values_clipped_at_a_bound_are_within_it(dtype: str) -> None:
     assert value_problem(ValueSpec(shape=("n",), dtype=dtype, low=0, high=1e39), cut) is None
 
 
-@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("hole", [np.nan, -np.inf])
 def test_one_hole_is_found_in_arrays_and_batches(hole: float) -> None:
     free = ValueSpec(shape=(2, 2))
     value = np.zeros((2, 2), np.float32)
@@ -103,9 +95,7 @@ def test_text_and_objects() -> None:
     assert value_problem(json, {"a": [0.5, float("nan")]}) == "value['a'][1] is not finite"
     assert value_problem(json, [np.float32(1)]) == "value[0] is a float32, which is not a JSON type"
     assert value_problem(json, {3: 1}) == "value has the key 3, which is not a str"
-    assert value_problem(json, (1, 2)) == "value is a tuple, which is not a JSON type"
     assert value_problem(json, [{"a": "\ud800"}]) == "value[0]['a'] cannot be written as UTF-8"
-    assert value_problem(json, {"\udfff": 1}) == "value has the key '\\udfff', which cannot be written as UTF-8"
 
 
 @pytest.mark.parametrize("depth", [600, 100_000])
@@ -123,12 +113,9 @@ def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(depth: int) -> 
     ("field", "value", "own"),
     [
         ("unscored", {"classes": ("a", "b"), "unscored": ("void",)}, {}),
-        ("unscored", {"classes": ("a", "b"), "unscored": ("a", "b")}, {}),
-        ("unscored", {"kind": "text", "classes": ("a", "b"), "unscored": ("a",)}, {}),
         ("input_form_of", {}, {"input_form_of": "rgb"}),
-        ("input_form_of", {}, {"input_form_of": "x", "layout": PatchesLayout(shape=(1,), dim=2), "vocab_size": 0}),
-        *[("dtype", {"dtype": dtype}, {}) for dtype in ("float", "flaot32", "complex64", "bfloat16")],
-        *[("low", {"low": low, "high": high}, {}) for low, high in ((2, 1), (0.1, math.inf), (math.nan, 1))],
+        ("dtype", {"dtype": "flaot32"}, {}),
+        *[("low", {"low": low, "high": high}, {}) for low, high in ((2, 1), (math.nan, 1))],
     ],
 )
 def test_a_spec_that_cannot_be_names_the_field(field: str, value: dict[str, Any], own: dict[str, Any]) -> None:
@@ -137,28 +124,11 @@ def test_a_spec_that_cannot_be_names_the_field(field: str, value: dict[str, Any]
         ModalitySpec(name="x", summary="x", value=ValueSpec(**{"shape": (2,), **value}), **given)
 
 
-def test_places_are_the_axes_of_a_grid_without_that_of_codes() -> None:
-    def places(layout: Any, codebooks: int = 1) -> tuple[int, ...]:
-        value = ValueSpec(shape=(2,))
-        return ModalitySpec(
-            name="x", summary="x", value=value, layout=layout, vocab_size=2, num_codebooks=codebooks
-        ).places
-
-    assert places(GridLayout(shape=(4, 2))) == (4, 2) and places(GridLayout(shape=(4, 2)), codebooks=2) == (4,)
-    assert places(GridLayout(shape=(4, 1))) == (4, 1) and places(VectorLayout(length=4), codebooks=2) == ()
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"vocab_size": np.prod([2, 4])}, "vocab_size: JSON cannot hold numpy.int64 8"),
         ({"value": ValueSpec(shape=(2,), low=np.float32(-1))}, "value.low: JSON cannot hold numpy.float32 -1.0"),
-        ({"value": ValueSpec(shape=tuple(np.arange(2)))}, "value.shape: JSON cannot hold numpy.int64 0"),
-        ({"layout": VectorLayout(length=np.int32(2))}, "layout.length: JSON cannot hold numpy.int32 2"),
-        (
-            {"metrics": (Metric(name="m", higher_is_better=np.bool_(True), meaning="m"),)},
-            "metrics.higher_is_better: JSON cannot hold numpy.bool",
-        ),
     ],
 )
 def test_metadata_that_files_cannot_hold_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -203,11 +173,9 @@ EMBEDDINGS = modality(EmbeddingsLayout(max_length=3, dim=2), 0)
     ("spec", "tokens", "shape"),
     [
         (GRID, torch.zeros(7, 2, 3, dtype=torch.int64), (7, 2, 3)),
-        (GRID, np.zeros((7, 2, 3), np.int64), (7, 2, 3)),
         (GRID, [np.zeros((2, 3), np.int64)] * 7, (7, 2, 3)),
         (VECTOR, torch.full((2, 4), 9), (2, 4)),
         (PATCHES, torch.zeros(2, 4, 5), (2, 4, 5)),
-        (PATCHES, [np.zeros((4, 5), np.float32)] * 2, (2, 4, 5)),
     ],
 )
 def test_tokens_of_fixed_length_become_a_tensor(spec: ModalitySpec, tokens: Any, shape: tuple[int, ...]) -> None:
@@ -229,24 +197,12 @@ def test_tokens_of_variable_length_become_a_list_of_arrays(spec: ModalitySpec, t
     assert all(isinstance(item, np.ndarray) for item in given)
 
 
-@pytest.mark.parametrize("listed", [False, True])
-def test_tokens_may_be_views_of_arrays(listed: bool) -> None:
-    """Mirrored, read-only, transposed and broadcast arrays."""
+def test_tokens_may_be_views_of_arrays() -> None:
     tokens = np.arange(12).reshape(2, 2, 3) % 10
-    still = tokens.copy()
-    still.flags.writeable = False
-    for array in (tokens[::-1], tokens[..., ::-1], still, np.asfortranarray(tokens), np.broadcast_to(3, tokens.shape)):
-        given, problem = checked_tokens(GRID, list(array) if listed else array)
-        assert problem is None and given.is_contiguous() and np.array_equal(given.numpy(), array)
-
-
-@pytest.mark.filterwarnings("error")
-def test_tensors_that_gradients_are_wanted_of_are_taken_without_a_warning() -> None:
-    wanted = torch.zeros(2, 4, 5, requires_grad=True)
-    assert batch_problem(ValueSpec(shape=(4, 5)), wanted) is None
-    tokens, problem = checked_tokens(PATCHES, wanted)
-    assert problem is None and tokens is wanted
-    assert checked_tokens(EMBEDDINGS, [torch.zeros(3, 2, requires_grad=True)])[1] is None
+    for array in (tokens[..., ::-1], np.broadcast_to(3, tokens.shape)):
+        for listed in (array, list(array)):
+            given, problem = checked_tokens(GRID, listed)
+            assert problem is None and given.is_contiguous() and np.array_equal(given.numpy(), array)
 
 
 @pytest.mark.parametrize(
@@ -254,46 +210,25 @@ def test_tensors_that_gradients_are_wanted_of_are_taken_without_a_warning() -> N
     [
         (GRID, torch.zeros(1, 2, 3), "the dtype is another"),
         (GRID, torch.zeros(2, 3, dtype=torch.int64), "the shape is another"),
-        (GRID, torch.tensor(3), "the shape is another"),
         (GRID, torch.full((1, 2, 3), 10), "ids lie outside the vocabulary"),
-        (GRID, torch.full((1, 2, 3), -1), "ids lie outside the vocabulary"),
         (GRID, torch.zeros(0, 2, 3, dtype=torch.int64), "it is empty"),
         (GRID, [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)], "stack expects"),
-        (GRID, np.array(3), "the shape is another"),
-        (GRID, [np.array(3), np.int64(3)], "the shape is another"),
         (GRID, np.zeros((1, 2, 3), np.uint64), "the dtype is another"),
         (GRID, np.full((1, 2, 3), "3"), "can't convert np.ndarray of type numpy.str_"),
-        (GRID, np.full((1, 2, 3), None), "can't convert np.ndarray of type numpy.object_"),
-        (GRID, [np.zeros((2, 3), ">i8")], "byte order"),
-        (PATCHES, torch.zeros(1, 4, 5).double(), "the dtype is another"),
         (PATCHES, torch.full((1, 4, 5), torch.nan), "numbers are not finite"),
         (SEQUENCE, [], "it is empty"),
         (SEQUENCE, [np.array([0]), np.array([0, 2, 2, 2])], "item 1 is int64 (4,) 0..2: the shape is another"),
-        (SEQUENCE, [np.array([[0]])], "item 0 is int64 (1, 1) 0..0: the shape is another"),
         (SEQUENCE, [np.array([10])], "ids lie outside the vocabulary"),
         (SEQUENCE, [np.array([0], np.int32)], "the dtype is another"),
         (SEQUENCE, [np.array([0, 1])], "it holds the end or a sentinel"),
         (SEQUENCE, [np.array([4])], "it holds the end or a sentinel"),
-        (SEQUENCE, [np.array([5])], "it holds the end or a sentinel"),
-        (SEQUENCE, 7, "not iterable"),
         (EMBEDDINGS, [np.zeros((4, 2), np.float32)], "the shape is another"),
-        (EMBEDDINGS, [np.zeros((3, 3), np.float32)], "the shape is another"),
-        (EMBEDDINGS, [np.zeros((3, 2))], "the dtype is another"),
         (EMBEDDINGS, [np.full((3, 2), np.inf, np.float32)], "numbers are not finite"),
     ],
 )
 def test_bad_tokens(spec: ModalitySpec, tokens: Any, words: str) -> None:
     _, problem = checked_tokens(spec, tokens)
     assert problem is not None and words in problem
-
-
-def test_want_of_memory_is_nothing_wrong_with_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(torch, "stack", fails)
-    with pytest.raises(torch.OutOfMemoryError):
-        checked_tokens(GRID, [torch.zeros(2, 3, dtype=torch.int64)])
 
 
 def test_numbers_from_files_take_the_declared_width_where_they_fit() -> None:
@@ -313,8 +248,8 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", ">u4", "int64", "float16", "float32", ">f8"])
-@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 1, 3)])
+@pytest.mark.parametrize("dtype", ["bool", "int16", ">u4", "float32"])
+@pytest.mark.parametrize("shape", [(), (0, 2), (2, 1, 3)])
 def test_arrays_of_numbers_are_read_without_pythons_parser(
     dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,21 +284,11 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
     huge = whole.replace(b"(6,), }" + 20 * b" ", b"(9000000, 9000000), }" + 6 * b" ")
     with pytest.raises(ValueError, match=r"^cut off: it has 48 of 648000000000000 bytes$"):
         array_of(huge)
-    for damaged in (b"", b"no", whole[:20], whole.replace(b"<f8", b"<f3")):
-        problems = []
-        for read in (array_of, lambda data: np.load(io.BytesIO(data), allow_pickle=False)):
-            with pytest.raises(ValueError if read is array_of else (ValueError, EOFError)) as found:
-                read(damaged)
-            problems.append(str(found.value))
-        assert problems[0] == problems[1]
 
 
-@pytest.mark.parametrize("array", [np.array([None]), np.array([(1, None)], dtype=[("a", "i4"), ("b", "O")])])
-def test_an_array_of_python_objects_is_told_in_words_of_ours(array: np.ndarray) -> None:
-    words = r"^the \.npy file holds Python objects; save it as numbers \(\.astype\(np\.float32\)\)$"
-    for read in (array_of, lambda data: defaults(FLOAT).read_value(data, "npy")):
-        with pytest.raises(InvalidValueError, match=words):
-            read(npy(array))
+def test_an_array_of_python_objects_is_told_in_words_of_ours() -> None:
+    with pytest.raises(InvalidValueError, match=r"^the \.npy file holds Python objects; save it as numbers"):
+        defaults(FLOAT).read_value(npy(np.array([None])), "npy")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
@@ -382,15 +307,11 @@ def test_an_array_comes_back_from_its_file(shape: tuple[int, ...]) -> None:
     assert read.shape == shape and np.array_equal(read, value) and value_problem(spec, read) is None
 
 
-@pytest.mark.parametrize("text", ["a\r\nb", "a\r"])
-def test_a_text_that_would_not_come_back_has_no_file(text: str) -> None:
-    with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
-        defaults(ValueSpec(kind="text")).write_value(text)
-
-
 @pytest.mark.parametrize("text", ["", "é", "a\nb", "\n", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
 def test_a_text_comes_back_from_its_file(text: str) -> None:
     """Includes texts that begin like a byte order mark."""
     spec = ValueSpec(kind="text")
     data, extension = defaults(spec).write_value(text)
     assert defaults(spec).read_value(data, extension) == text
+    with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
+        defaults(spec).write_value(f"{text}\r\n")
