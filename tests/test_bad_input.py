@@ -31,15 +31,14 @@ def world() -> Iterator[World]:
 def plugin(tmp_path: Path) -> Break:
     """Install the example plugin under a name, parts of its source replaced; gives the folder for sys.path."""
 
-    def add(name: str, changes: Mapping[str, str] | None = None, distribution: str = "") -> str:
-        source, distribution = EXAMPLE_PLUGIN, distribution or f"zoo-{name}"
-        for old, new in (changes or {}).items():
+    def add(name: str, changes: Mapping[str, str]) -> str:
+        source, module = EXAMPLE_PLUGIN, f"zoo_{name}"
+        for old, new in changes.items():
             assert old in source
             source = source.replace(old, new)
-        module = distribution.replace("-", "_")
         metadata = tmp_path / f"{module}-1.0.dist-info"
         metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: zoo-{name}\nVersion: 1.0\n")
         (metadata / "entry_points.txt").write_text(f"[tokenizers_zoo]\n{name} = {module}:plugin\n")
         (tmp_path / f"{module}.py").write_text(source)
         return str(tmp_path)
@@ -60,16 +59,12 @@ def unchanged(world: World) -> bool:
     ("words", "parts"),
     [
         ("info dept", ("unknown modality 'dept'", "did you mean depth?")),
-        ("encode dept one.json", ("dept", "depth")),
         ("data make foldr new", ("unknown source 'foldr'", "folder")),
         ("data derive data --only rgb_patch", ("rgb_patch", "rgb_patches")),
         ("tokenizer train dept --data data", ("dept", "depth")),
         ("tokenizer eval depth --data data --split tset", ("no split 'tset'", "test, train")),
-        ("tokenize data --out new --only dept", ("dept", "depth")),
-        ("backbone train --tokens tokens --out new --only dept", ("dept", "depth")),
         ("backbone train --tokens tokens --out new --preset nanno", ("nanno", "nano")),
         ("backbone eval run --input depth --target captoin", ("captoin", "caption")),
-        ("backbone generate run --input dept --target caption --out new", ("dept", "depth")),
         ("backbone generate run --input caption --target depth --out new --keys tset00", ("tset00", "test00")),
         ("tokenizer trian depth", ("trian", "train")),
         ("list --jsn", ("--jsn", "--json")),
@@ -77,17 +72,11 @@ def unchanged(world: World) -> bool:
         ("encode depth absent.npy", ("absent.npy",)),
         ("tokenize data --out new --only ,", ("expected names", "leave the option out")),
         ("backbone grow run --add , --tokens tokens --out new", ("expected names", "at least one new modality")),
-        ("tokenizer train depth --data data --seed -1", ("--seed",)),
     ],
 )  # fmt: skip
 def test_unknown_names_offer_close_ones_in_every_command(world: World, words: str, parts: tuple[str, ...]) -> None:
     world(words).refused(*parts)
     assert unchanged(world) and not (world.folder / "new").exists()
-
-
-def test_check_names_the_unknown_modality(world: World) -> None:
-    ended = world("check dept")
-    assert ended.code == 1 and "unknown modality 'dept'; did you mean depth?" in ended.printed
 
 
 @pytest.mark.parametrize(
@@ -96,15 +85,11 @@ def test_check_names_the_unknown_modality(world: World) -> None:
         ("data info absent", ("absent: no such folder", "zoo data make SOURCE absent")),
         ("data make folder new --set path=absent", ("absent", "no such folder")),
         ("tokenizer train normal --data data", ("data/train", "normal", "zoo data derive data")),
-        ("tokenize data --out new --only normal", ("data/test", "normal", "zoo data derive data")),
         ("tokenize data --out new --only rgb", ("rgb", "zoo tokenizer train")),
-        ("tokenizer eval rgb --data data", ("rgb", "zoo tokenizer train")),
         ("data derive data --only normal", ("normal", "does not derive")),
         ("backbone train --tokens tokens --out new --only rgb", ("tokens/train", "rgb", "known: caption")),
-        ("backbone train --tokens absent --out new", ("absent", "zoo tokenize DATA --out absent")),
         ("backbone eval absent", ("absent", "zoo backbone train")),
         ("backbone eval run --target rgb", ("rgb", "known: caption, depth, rgb_patches")),
-        ("backbone eval run --data absent", ("absent", "zoo data make")),
         ("report absent", ("absent", "no trained backbone here")),
         ("tokenize data --out registry.toml --only depth", ("registry.toml", "a file is where a folder should be")),
         ("encode depth files/test/depth/test00.npy --out data", ("error: data: a folder is where a file should be",)),
@@ -119,10 +104,6 @@ def test_missing_files_are_named_with_the_command_that_creates_them(
 
 # ---------------------------------------------------------------- plugins
 
-BROKEN = {
-    "no import": ({"from __future__ import annotations": "import nowhere_at_all"}, "No module named 'nowhere_at_all'"),
-    "a misspelt hook": ({"def score(": "def scores("}, "there is no hook 'scores'; did you mean 'score'?"),
-}
 LATE = {
     "another dtype": ({".round().long()": ".round().int()"}, ("encode", "gave int32 (8, 4, 4)", "declares int64")),
     "values outside": ({"return repeat(": "return 2 + repeat("}, ("decode", "in [0, 1]", "outside the range")),
@@ -140,9 +121,8 @@ def bright_shards(world: World, name: str) -> None:
         write_values(world.folder / "data", split, {name: values})
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_plugin_that_cannot_be_loaded(world: World, plugin: Break, case: str) -> None:
-    changes, message = BROKEN[case]
+def test_plugin_that_cannot_be_loaded(world: World, plugin: Break) -> None:
+    changes, message = {"def score(": "def scores("}, "there is no hook 'scores'; did you mean 'score'?"
     path = [plugin("broken", changes)]
     bright_shards(world, "broken")
     data = "--data data"
@@ -153,16 +133,6 @@ def test_plugin_that_cannot_be_loaded(world: World, plugin: Break, case: str) ->
     assert world("check", path=path).code == 1
     skipped = world("tokenize data --out tokens", path=path)  # the others work
     assert skipped.code == 0 and "broken: skipped: broken: " in skipped.printed
-    assert "problem: broken: " in world(f"tokenizer train --all {data} --set steps=0", path=path).complaint
-
-
-def test_two_distributions_with_one_name(world: World, plugin: Break) -> None:
-    plugin("twice", distribution="zoo-first")
-    path = [plugin("twice", distribution="zoo-second")]
-    bright_shards(world, "twice")
-    for words in ("info twice", "tokenizer train twice --data data"):
-        world(words, path=path).refused("twice: claimed by zoo-first 1.0", "zoo-second 1.0", "uninstall one")
-    assert world("info depth", path=path).code == 0
 
 
 @pytest.mark.parametrize("case", LATE)
@@ -182,9 +152,7 @@ def test_a_plugin_that_gives_another_shape_than_its_spec(world: World, plugin: B
     ("old", "new", "parts"),
     [
         ("image_size = 16", "image_sise = 16", (":2 [zoo] image_sise", "did you mean image_size")),
-        ("size = 1600", "siez = 1600", (":6 [vocabularies.text] siez: unknown key", "did you mean size?")),
         ("[vocabularies.text]", "[vocabularies.txet]", ("[vocabularies] txet", "did you mean text?")),
-        ("steps = 6", "stepz = 6", (":11 [modalities.depth.tokenizer] stepz: unknown key", "steps")),
         ("steps = 6", "steps = '6'", (":11 [modalities.depth.tokenizer] steps", "expected int, got str '6'")),
         ("[modalities.depth]", "[modalities.depth]\nchekpoint = 'x'", (":11 [modalities.depth] chekpoint: unknown",)),
         ("[zoo]", "[zoo", ("not valid TOML", "line 1")),
@@ -212,15 +180,10 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-SHA = ("sha256", "expected", "copy this folder again, or make it anew in another")
 USES = {
-    "tokenizers/depth": (
-        "tokenizer train depth --data data", "tokenizer eval depth --data data",
-        "tokenize data --out new --only depth", "encode depth files/test/depth/test00.npy",
-    ),
+    "tokenizers/depth": ("tokenizer train depth --data data", "tokenize data --out new --only depth"),
     "tokenizers/text": (
-        "tokenizer train caption --data data", "tokenizer eval caption --data data",
-        "tokenize data --out new --only caption", "encode caption files/test/caption/test00.txt",
+        "tokenizer eval caption --data data", "encode caption files/test/caption/test00.txt",
     ),
     "run": (ROAD["backbone"], ROAD["eval"], ROAD["generate"]),
 }  # fmt: skip
@@ -229,9 +192,9 @@ USES = {
 @pytest.mark.parametrize("folder", USES)
 def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) -> None:
     for name, damage, parts in (
-        ("model.safetensors", altered, SHA), ("model.safetensors", cut, ("model.safetensors",)),
+        ("model.safetensors", altered, ("sha256", "expected", "copy this folder again, or make it anew in another")),
         ("config.json", cut, (f"{folder}/config.json: cannot be read as JSON", "copy it again")),
-    ):  # fmt: skip
+    ):
         world.put_back()
         damage(file := world.folder / folder / name)
         data = file.read_bytes()
@@ -240,14 +203,10 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
         assert file.read_bytes() == data and not (world.folder / "new").exists()
 
 
-@pytest.mark.parametrize(("file", "words", "remedy"), [
-    ("tokenizers/depth/run.json", "tokenizer train depth --data data", "copy it again"),
-    ("run/run.json", ROAD["backbone"], "copy it again"),
-])  # fmt: skip
-def test_damaged_progress_record_is_refused_with_advice(world: World, file: str, words: str, remedy: str) -> None:
+def test_damaged_progress_record_is_refused_with_advice(world: World) -> None:
     """Without the file a folder would start again or belong to nobody, so it must not be deleted."""
-    cut(world.folder / file)
-    assert "delete" not in world(words).refused("cannot be read as JSON", remedy)
+    cut(world.folder / "run/run.json")
+    assert "delete" not in world(ROAD["backbone"]).refused("cannot be read as JSON", "copy it again")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +214,6 @@ def test_damaged_progress_record_is_refused_with_advice(world: World, file: str,
     [
         ("tokenizers/depth/run.json", "[]", ("tokenizer train depth --data data",)),
         ("run/run.json", "[]", (ROAD["backbone"], ROAD["eval"], ROAD["generate"], ROAD["report"])),
-        ("run/config.json", '{"class": "FourM"}', (ROAD["report"],)),
         ("run/evaluation/evaluation.json", "[]", (ROAD["eval"], ROAD["report"])),
         ("run/metrics.jsonl", '{"step": 1}\n{"step" 2}\n', (ROAD["report"],)),
     ],
@@ -283,16 +241,11 @@ def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:
     assert (world.folder / "tokens/train/depth/shard-00000.arrow").exists()
 
 
-@pytest.mark.parametrize("name", ["depth", "rgb_patches"])
-def test_tokenizer_is_replaced_only_by_a_new_tokenizer(world: World, name: str) -> None:
-    before, train = world.files(), f"tokenizer train {name} --data data"
+def test_tokenizer_is_replaced_only_by_a_new_tokenizer(world: World) -> None:
     shutil.rmtree(world.folder / "data/test")
-    world(f"{train} --overwrite").refused(f"{name}: ", "held-out samples")
-    world(f"{train} --out new").refused(f"{name}: ", "held-out samples")
-    world.put_back(world.files() | {path: data for path, data in before.items() if path.startswith("data/test/")})
+    before = world.files()
+    world("tokenizer train depth --data data --overwrite").refused("depth: ", "held-out samples")
     assert world.files() == before
-    done = world(f"{train} --out new")
-    assert done.code == 0, done.complaint
 
 
 def test_setting_for_all_applies_to_modalities_that_have_it(world: World) -> None:
@@ -301,10 +254,7 @@ def test_setting_for_all_applies_to_modalities_that_have_it(world: World) -> Non
     done = world(f"{train} steps=6")
     assert done.code == 0 and "depth: tokenizer in" in done.printed
     assert "caption: its tokenizer table has no steps" in done.complaint
-    again = world(f"{train} steps=6")
-    for line in ("depth: tokenizer in tokenizers/depth, as it was", "caption: tokenizer in tokenizers/text, as it was"):
-        assert line in again.printed
-        assert line.removesuffix(", as it was") in done.printed
+    assert "depth: tokenizer in tokenizers/depth, as it was" in world(f"{train} steps=6").printed
     world(f"{train} steps=7").refused("tokenizers/depth: holds another tokenizer", "steps was 6, is 7")
 
 
@@ -337,8 +287,6 @@ def test_tokens_of_another_tokenizer(world: World) -> None:
 
 
 def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None:
-    from PIL import Image
-
     files = world.folder / "files" / "train"
     depth = np.full((1, 16, 16), 2, np.float32)
     for key, number in (("train00", np.nan), ("train01", -1)):
@@ -350,11 +298,6 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     (files / "caption" / "train05.txt").write_text("a\x07b")
     (files / "caption" / "train06.txt").write_bytes(b"na\xefve")
     cut(files / "rgb" / "train07.png")
-    (files / "semseg").mkdir()
-    for number in range(8, 24):
-        side = 10 if number == 8 else 16
-        mask = Image.fromarray(np.full((side, 16), 77 if number == 9 else 3, np.uint8))
-        mask.save(files / "semseg" / f"train{number:02}.png")
     made = world("data make folder new --set path=files --workers 1")
     assert made.code == 0
     dropped = {}
@@ -374,15 +317,11 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
         ("caption", "train05"): "control character U+0007 at character 1",
         ("caption", "train06"): "not UTF-8 at byte 2",
         ("rgb", "train07"): "cannot be read as a picture",
-        ("semseg", "train08"): "10 x 16 pixels, where depth has 16 x 16",
-        ("semseg", "train09"): "expected class ids 0 to 18, got 77 to 77",
     }
     assert dropped.keys() == reasons.keys()
     for place, words in reasons.items():
         assert words in dropped[place]
     assert "train/depth: 20 written, 4 dropped (first: depth: " in made.printed and "(sample train00)" in made.printed
-    info = world("data info new").printed
-    assert all(f"train/{name}/" in info or name in info for name, _ in reasons)
 
 
 def test_folder_without_any_readable_file(world: World) -> None:
@@ -395,19 +334,10 @@ def test_folder_without_any_readable_file(world: World) -> None:
         path.write_bytes(b"")
     both = "test/depth: all 8 samples were", "so were all of test/rgb (8)"
     world("data make folder newer --set path=files --workers 1").refused(*both)
-    info = world("data info newer").printed
-    assert "train: 24 samples have every modality" in info and "test: 0 samples have every modality" in info
-    assert info.count("dropped: test/depth/") == 5 and "dropped: test/depth: 3 more" in info
     (world.folder / "files/train/depth").rename(world.folder / "files/train/Depths")
     (world.folder / "files/test/depth").rename(world.folder / "files/test/Depths")
-    meant = "Depths: skipped: no enabled modality of this name: install its plugin, or enable it; did you mean depth?"
-    (world.folder / "files/train/rgb_patch").mkdir()
-    (world.folder / "files/train/captured").mkdir()
-    for name in ("rgb_patch", "captured"):
-        (world.folder / f"files/train/{name}/train00.npy").touch()
     printed = " ".join(world("data make folder newest --set path=files --test 0 --workers 1").printed.split())
-    assert meant in printed and "or enable it; did you mean rgb_patches?" in printed
-    assert "captured: skipped" in printed and "did you mean caption" not in printed, "which is another word"
+    assert "Depths: skipped: no enabled modality of this name" in printed and "did you mean depth?" in printed
     mine = world.folder / "mine" / "depth"
     mine.mkdir(parents=True)
     (mine / "a.npy").write_bytes((world.folder / "files/train/Depths/train00.npy").read_bytes())
@@ -417,14 +347,11 @@ def test_folder_without_any_readable_file(world: World) -> None:
     mine.rename(world.folder / "split/train/depth")
     advice = "no split 'test'; splits here: train; give --test 0, or make a folder test"
     world("data make folder new2 --set path=split").refused(advice)
-    (world.folder / "split/test/depth").mkdir(parents=True)
-    (world.folder / "split/test/depth/b").touch()
-    world("data make folder new2 --set path=split").refused("split/test: no <modality>/<key>.<extension>", "--test 0")
     assert not (world.folder / "new2").exists()
     assert world("data make folder new2 --set path=split --test 0").code == 0
 
 
-@pytest.mark.parametrize(("name", "part"), [("depth", "value"), ("caption", "header"), ("depth", "end")])
+@pytest.mark.parametrize(("name", "part"), [("caption", "header"), ("depth", "end")])
 def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, part: str) -> None:
     shard = world.folder / "data" / "train" / name / "shard-00000.tar"
     with tarfile.open(shard) as tar:
@@ -433,8 +360,7 @@ def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, part: st
     if part == "end":
         del data[len(data) // 2 :]
     else:
-        start = first.offset_data if part == "value" else first.offset
-        data[start : start + 8] = b"\xff" * 8
+        data[first.offset : first.offset + 8] = b"\xff" * 8
     shard.write_bytes(data)
     for words in ("tokenize data --out new", "tokenizer train --data data --out new_tokenizer", "data verify data"):
         words = words.replace("tokenize ", f"tokenize --only {name} ").replace("train ", f"train {name} ")
@@ -445,10 +371,7 @@ def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, part: st
     assert world.files()[place] == world.after["score"][place]
 
 
-def test_invalid_shards_and_parts(world: World) -> None:
-    (world.folder / "data/test/depth/shard-00000.tar").write_bytes(b"junk" * 5000)
-    for words in ("tokenizer eval depth --data data", "tokenize data --out new --only depth", "data verify data"):
-        world(words).refused("data/test/depth/shard-00000.tar", "zoo data repair")
+def test_damaged_tokens_and_data_sets(world: World) -> None:
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new_run --config backbone.toml"
     world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo tokenize` again")

@@ -24,7 +24,6 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry import body
 from zoo_geometry.body import half_sizes, looking_at, offset_of
-from zoo_geometry.people import matched
 from zoo_geometry.pose_labeller import PoseLabeller, distinct, person_of
 from zoo_geometry.pose_networks import Detection, Region, anchors, detections, landmarks_of, merged, refined, sampled
 
@@ -38,12 +37,6 @@ def handle(model: Path | str, **own: Any) -> Any:
 
 
 # ---- regions of a picture
-
-
-def test_regions_by_hand() -> None:
-    region = Region(x=10, y=20, side=4, angle=math.pi / 2)  # its top points to the right
-    np.testing.assert_allclose(region.to_picture(np.array([[0.5, 0], [1, 0.5]])), [[12, 20], [10, 22]], atol=1e-12)
-    assert Region.whole(np.zeros((3, 30, 50))) == Region(x=25, y=15, side=50)
 
 
 def test_what_a_region_shows() -> None:
@@ -219,17 +212,12 @@ def test_networks_are_found_in_wheels_and_folders_and_recorded(tmp_path: Path) -
         "model": str(package), "revision": "0.10.21", "landmarks": "full", "camera_fov": 50.0, "threshold": 0.5,
         "presence": 0.5, "sha256": digests,
     }  # fmt: skip
-    flat, unpacked = tmp_path / "flat", tmp_path / "unpacked/mediapipe/modules"
-    for folder in (flat, unpacked / "pose_detection", unpacked / "pose_landmark"):
-        folder.mkdir(parents=True)
-    for name, content in (("pose_detection", b"detector"), ("pose_landmark", b"landmarks")):
-        file = "pose_detection.tflite" if name == "pose_detection" else "pose_landmark_full.tflite"
-        (flat / file).write_bytes(content)
-        (unpacked / name / file).write_bytes(content)
-    for folder in (flat, tmp_path / "unpacked", unpacked.parent):
-        found = PoseLabeller(model=str(folder)).record()
-        assert found["sha256"] == digests and found["revision"] is None
-    (flat / "pose_landmark_heavy.tflite").write_bytes(b"heavy")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name, content in (("detection", b"detector"), ("landmark_full", b"landmarks"), ("landmark_heavy", b"heavy")):
+        (flat / f"pose_{name}.tflite").write_bytes(content)
+    found = PoseLabeller(model=str(flat)).record()
+    assert found["sha256"] == digests and found["revision"] is None
     heavy = PoseLabeller(model=str(flat), landmarks="heavy").record()["sha256"]
     assert heavy["pose_landmark_heavy.tflite"] == hashlib.sha256(b"heavy").hexdigest() and len(heavy) == 2
 
@@ -243,18 +231,13 @@ def test_missing_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.M
         assert "\n" not in str(caught.value)
 
     refused(rf"absent: no such folder or wheel; {get}", tmp_path / "absent")
-    refused(rf"~nobody-here/x: no such folder or wheel; {get}", "~nobody-here/x")
     refused(rf"there is no pose_detection.tflite and no pose_landmark_full.tflite in it; {get}", tmp_path)
     refused(rf"zoo-no-such-wheel: is not installed; {get}", "pip:zoo-no-such-wheel")
-    (tmp_path / "text").write_text("no wheel")
-    refused(rf"text: is neither a folder nor a wheel; {get}", tmp_path / "text")
     package = wheel(tmp_path / "mediapipe.whl")
     refused(rf"mediapipe.whl: there is no pose_landmark_heavy.tflite in it; {get}", package, landmarks="heavy")
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     refused(r'its networks need ai-edge-litert; pip install "zoo-geometry\[poses\]"', package)
     answer_by_hand(monkeypatch)
-    broken = wheel(tmp_path / "broken.whl", detector=b"text")
-    refused("pose_detection.tflite: cannot be read as a network of LiteRT: Could not open model", broken)
     swapped = wheel(tmp_path / "swapped.whl", detector=b"landmarks")
     expected = r"expected a network of \(1, 224, 224, 3\) to \(1, 2254, 12\), \(1, 2254, 1\)"
     refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take the file of mediapipe 0.10.21", swapped)
@@ -295,19 +278,14 @@ def test_the_networks_of_mediapipe_find_people_in_photographs() -> None:
     import skimage
     from PIL import Image
 
-    def people(name: str) -> tuple[Any, list[dict[str, Any]]]:
+    def people(name: str) -> list[dict[str, Any]]:
         with Image.open(Path(skimage.__file__).parent / f"data/{name}.png") as image:
             pixels = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
-        return pixels, handle(PLACE).derive({"rgb": pixels})
+        return handle(PLACE).derive({"rgb": pixels})  # type: ignore[no-any-return]
 
-    pixels, (person,) = people("astronaut")
+    (person,) = people("astronaut")
     places = dict(zip(body.JOINTS, np.array(person["joints_image"]) * 512, strict=True))
     for name, place in {"left_shoulder": (300, 250), "right_shoulder": (100, 240), "head": (215, 160)}.items():
         assert np.linalg.norm(places[name] - place) < 40, (name, places[name])
     assert 0.5 < -person["joints_camera"][0][2] < 3 and person["joints_camera"][16][0] > person["joints_camera"][17][0]
-    (other,) = handle(PLACE).derive({"rgb": np.ascontiguousarray(pixels[..., ::-1])})
-    flipped = [[1 - box for box in (other["box"][2], other["box"][0])]]
-    np.testing.assert_allclose(flipped[0], [person["box"][0], person["box"][2]], atol=0.05)
-    assert len(people("camera")[1]) == 1
-    assert people("coffee")[1] == [] and people("chelsea")[1] == []
-    assert matched([person], [person]) == [0.0]
+    assert len(people("camera")) == 1 and people("coffee") == []
