@@ -227,11 +227,6 @@ def test_run_file_with_unexpected_content_is_named(
         world(words).refused(file, "damaged line" if "jsonl" in file else "expected a table", *told)
 
 
-def test_pinned_checkpoint_must_match(world: World) -> None:
-    (world.folder / "registry.toml").write_text(f'{REGISTRY}sha256 = "{"0" * 64}"\n')
-    world("tokenizer eval depth --data data").refused("registry.toml:12 [modalities.depth] sha256", "0" * 64)
-
-
 def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:
     train = "tokenizer train depth --data data --overwrite --set"
     world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz: unknown key", "did you mean steps?")

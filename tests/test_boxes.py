@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -66,15 +65,6 @@ def test_boxes_are_a_levels_token_then_seven_coordinates_and_a_label() -> None:
     # sqrt(0.2) is in the middle of 0.05 and 4, between the levels 31 and 32
     assert pieces[1:6] == ["v0=0", "v1=63", "v2=32", "v0=0", "v1=63"] and pieces[6] in ("v2=31", "v2=32")
     assert pieces[7:] == ["v3=48", " chair"]
-
-
-def test_float32_pi_is_accepted_as_half_a_turn() -> None:
-    half = float(np.arctan2(np.float32(0), np.float32(-1)))
-    assert half > math.pi
-    value = plugin.read_value(json.dumps([box("a", yaw=half), box("a", yaw=-half)]).encode(), "json")
-    assert {plugin.decode(load(NAME), plugin.encode(load(NAME), [value]))[0][n]["yaw"] for n in (0, 1)} == {-math.pi}
-    with pytest.raises(InvalidValueError, match="yaw: expected radians"):
-        plugin.read_value(json.dumps([box("a", yaw=3.15)]).encode(), "json")
 
 
 def test_last_boxes_are_dropped_and_the_rest_is_sorted() -> None:

@@ -313,31 +313,6 @@ def test_output_inside_the_input_folder_is_not_read_as_input(place: str, toy: To
         imported(zoo, mine, mine / "field/..")
 
 
-def test_a_file_whose_name_a_terminal_would_obey_is_left_out_and_told(toy: Toy, tmp_path: Path) -> None:
-    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
-    own_files(mine, range(3))
-    (mine / "field/end\u2028of\u0085lines\n.npy").write_bytes(b"broken")
-    for written, kept in ((3, 0), (0, 3)):
-        made = imported(zoo, mine, data)
-        assert counts(made) == dict.fromkeys(("field", "words"), (written, 0, kept))
-        (note,) = made.notes
-        assert "end\u2028of\\x85lines\\x0a: a key has no control character" in note
-
-
-def test_pictures_that_are_larger_than_the_source_draws_are_told(tmp_path: Path) -> None:
-    tables = {
-        "zoo": {"image_size": 16, "patch_size": 8, "modalities": ["rgb", "rgb_32", "scene_class"]},
-        "modalities": {"rgb_32": {"plugin": "rgb", "image_size": 32}},
-    }
-    zoo = Zoo.from_tables(tables)
-    made = make_data(zoo, "scenes", tmp_path / "small", train=1, test=1, workers=1)
-    assert made.notes == [
-        "rgb_32: enlarged, as scenes draws 16 pixels and image_size is 32; --set image_size=32 draws as many"
-    ]
-    made = make_data(zoo, "scenes", tmp_path / "large", train=1, test=1, options={"image_size": 32}, workers=1)
-    assert not made.notes
-
-
 def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None:
     """Write files of these sizes (height, width), given by modality and key."""
     for name, files in sizes.items():
@@ -472,12 +447,6 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: 
     assert ValueStore(data).keys("train", "words") == [key for key in keys if key != "f05"]
     of_files(zoo, mine, tmp_path / "fresh")
     assert snapshot(data).items() - snapshot(tmp_path / "fresh").items() == set()
-    for name in ("field/f12.npy", "words/f12.txt"):
-        (mine / name).rename(mine / name.replace("f12", "f13"))
-    assert of_files(zoo, mine, data) == {"field": (4, 1, 10), "words": (4, 0, 10)}, "as many samples, but others"
-    own_files(mine, [20])
-    assert of_files(zoo, mine, data) == {"field": (4, 1, 11), "words": (4, 0, 11)}, "the last has room for one more"
-    assert {"f13", "f20"} <= set(ValueStore(data).keys("train", "field"))
 
 
 def test_a_file_that_is_replaced_by_another_is_made_again(toy: Toy, tmp_path: Path) -> None:
@@ -717,17 +686,3 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(toy: Toy, install_ex
     result = derive_data(zoo, tmp_path / "data", workers=1)
     assert result.skipped["zeta"].startswith("derived from absent")
     assert {(o.split, o.modality) for o in result.outcomes if o.written} == {("test", "dark"), ("test", "alpha")}
-
-
-@pytest.mark.parametrize("wanted", [None, ["alpha"]])
-def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
-    wanted: list[str] | None, toy: Toy, install_example: Install, tmp_path: Path
-) -> None:
-    install_example("alpha", derived("dark"))
-    zoo, data = toy(enabled=("field", "dark", "alpha", "words")), tmp_path / "data"
-    make_toy(zoo, data, train=5, test=0)
-    derive_data(zoo, data, modalities=["dark"], workers=1)
-    shutil.rmtree(data / "train/field")
-    result = derive_data(zoo, data, modalities=wanted, workers=1)
-    assert [(o.modality, o.dropped == 0) for o in result.outcomes] == [("alpha", True)]
-    assert set(ValueStore(data).keys("train", "alpha")) == set(ValueStore(data).keys("train", "dark"))

@@ -482,17 +482,6 @@ def test_boxes_contain_the_visible_pixels_of_things() -> None:
     assert len(touched) > 80 and np.mean(touched) > 0.85
 
 
-def test_boxes_3d_are_those_of_the_boxes() -> None:
-    for _, sample in samples(count=30, max_boxes=5):
-        assert [box["label"] for box in sample["boxes_3d"]] == [box["label"] for box in sample["boxes"]]
-        assert len(sample["boxes_3d"]) <= 5
-        for box in sample["boxes_3d"]:
-            low = box["center"][1] - box["size"][1] / 2
-            if box["label"] in ("table", "chair", "shelf", "plant"):
-                assert low == pytest.approx(-sample["metadata"]["camera_height"], abs=1e-6)
-    assert samples(count=1, min_visible=1.0)[0][1]["boxes_3d"] == []
-
-
 # -- place labels ------------------------------------------------------------------------------------------------------
 
 

@@ -65,19 +65,6 @@ def test_training_samples_are_the_readable_values_of_all_sharing_modalities(toy:
         train_tokenizer(zoo, "dark", data)
 
 
-def test_hidden_files_of_other_systems_are_ignored(toy: Toy, tmp_path: Path) -> None:
-    zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
-    trained(zoo, data, "field")
-    tokenize(zoo, data, out, modalities=["field"])
-    before = tokens_of(zoo, out, "field")
-    for path in (*data.rglob("*.tar"), *out.rglob("*.arrow"), *out.rglob("*.json")):
-        path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
-    assert tokens_of(zoo, out, "field").keys() == before.keys()
-    assert ValueStore(data).keys("train", "field") == list(before)
-    assert not any(outcome.written for outcome in tokenize(zoo, data, out, modalities=["field"]).outcomes)
-    make_toy(zoo, data)
-
-
 def test_provenance_says_what_the_values_are_and_how_they_are_read(install_example: Install, tmp_path: Path) -> None:
     install_example("field", scaled())
     data = tmp_path / "data"

@@ -143,15 +143,6 @@ def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
     assert text.startswith(VOCABULARY.decode_text(ids))
 
 
-@pytest.mark.parametrize("text", ["a red chair " * 300, "日本語" * 900], ids=len)
-def test_text_far_beyond_the_limit_has_no_effect(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = (0, 1, 5, 19, 40)
-    cut = [VOCABULARY.encode_text(text, limit) for limit in limits]
-    monkeypatch.setattr("tokenizers_zoo.wordpieces.PieceMatcher.longest", None)  # matches the whole text
-    assert [VOCABULARY.encode_text(text, limit) for limit in limits] == cut
-    assert any(cut)
-
-
 def test_text_is_cut_before_a_word() -> None:
     plain = TextVocabulary(CONFIG)  # bytes only: " chair" takes six ids
     assert plain.decode_text(plain.encode_text("a red chair", 9)) == "a red"

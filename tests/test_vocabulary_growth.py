@@ -171,28 +171,6 @@ def test_a_new_plugin_s_tokens_are_added_at_the_end_only(world: World, add_mood:
     assert new is old and snapshot(world.vocabulary) == grown
 
 
-def test_a_vocabulary_on_the_hub_is_read_and_does_not_grow_there(
-    world: World, add_mood: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    older = shutil.copytree(world.vocabulary, world.folder / "older")
-    grow_vocabulary(world.zoo(), "text")
-    hub = world.vocabulary.rename(world.folder / "hub")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(hub))
-    world.zoo()
-    table = "".join(f'[modalities.{name}]\ncheckpoint = "somebody/text"\n' for name in USED)
-    text = (world.folder / "registry.toml").read_text()
-    (world.folder / "registry.toml").write_text(text + table)
-    zoo, before = Zoo.from_toml(world.folder / "registry.toml"), snapshot(hub)
-    assert describe_vocabulary(zoo, "text").missing == () and not zoo.problems()
-    TokenStore(world.tokens).open("train", "caption").check_tokenizer(zoo["caption"])  # written before the growth
-    shutil.rmtree(hub)
-    shutil.copytree(older, hub)
-    told = rf"vocabulary text: is on the hub.*; copy .*hub to a folder .*, and set .* in {world.folder}/registry.toml$"
-    with pytest.raises(CheckpointError, match=told):
-        grow_vocabulary(zoo, "text")
-    assert snapshot(hub) == snapshot(older) and before.keys() == snapshot(hub).keys()
-
-
 def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None, tmp_path: Path) -> None:
     old = world.zoo()["caption"]
     old_tokens = old.encode(["a red chair in the room"])[0].tolist()
