@@ -282,7 +282,7 @@ def test_a_tokenizer_is_imported_once_and_runs(place: Place) -> None:
 
 
 def test_checkpoints_with_equal_configurations_are_told_apart_by_weights(tmp_path: Path) -> None:
-    """Published variants (CC12M, COYO, text to image) share a configuration; only their weights differ."""
+    """Published variants (CC12M, COYO) share a configuration."""
     small = {**VARIANTS["gated"], "domains_in": ["caption"], "domains_out": ["caption"]}
     backbones, tokenizers = Place(tmp_path / "a"), Place(tmp_path / "b")
     for name in ("CC12M", "COYO"):
@@ -517,7 +517,7 @@ def test_a_folder_its_configuration_or_a_link_says_whose_tokenizer_it_is(place: 
     assert "dinov2_global" in place.imported()
 
 
-def test_a_published_name_says_whose_tokenizer_it_is(place: Place) -> None:
+def test_an_option_says_whose_tokenizer_it_is(place: Place) -> None:
     place.put("", published_tokenizer(**MEMCODES, n_channels=207))
     assert "human_poses" in place.imported(more=("--as", "human-poses"))
     with pytest.raises(UnknownNameError, match="human-pose'"):
