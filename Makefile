@@ -79,7 +79,7 @@ test: $(TEST_READY)
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -m "not slow" --numprocesses auto --dist loadfile
+	pytest -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(TEST_READY)
 	pytest -m slow

@@ -19,6 +19,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # two processes of a test can
 EXAMPLE_PLUGIN = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 
 
+LONGEST = ("test_out_of_tree", "test_tokenizers_at_once", "test_growing", "test_commands", "test_wide_road")
+"""Test files that start first, so that no process waits for them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def zoo() -> Zoo:
     """A zoo of all installed modalities, with default settings."""
