@@ -244,23 +244,6 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
     assert found.shape == (6, 8) and not found.any()
 
 
-PUBLISHED = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
-
-
-@pytest.mark.slow
-def test_the_published_size_runs_forward_and_back() -> None:
-    import torch
-
-    task = plugin.task(PUBLISHED)
-    values = [np.kron(ROOM, np.ones((2, 2), np.int32))]
-    rng = np.random.default_rng(0)
-    module = task.build(values, rng).train()
-    losses = task.losses(module, task.batch(values, rng))
-    losses["loss"].backward()
-    assert torch.isfinite(losses["loss"]) and sum(p.numel() for p in module.parameters()) > 170e6
-    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in module.encoder.parameters())
-
-
 # ---------------------------------------------------------------- edges
 
 

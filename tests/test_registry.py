@@ -8,12 +8,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from examples import EVERYTHING_ELSE, only, trained, values, write_registry
-from stores import writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
@@ -25,7 +23,7 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
 )
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
-from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
+from tokenizers_zoo.pipeline.tokenizers import overrides_of_each, train_tokenizer
 
 Install = Callable[..., Path]
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"
@@ -65,10 +63,7 @@ def test_one_name_of_two_distributions_names_both_and_others_work(install_exampl
 
 
 def test_a_mistake_in_shared_settings_is_located(install_example: Install, tmp_path: Path) -> None:
-    inner = {"    levels: int = 16\n": "    levels: int = 16\n    inner: Inner = Inner()\n"}
-    install_example(
-        "light", inner | {"@dataclass(frozen=True, kw_only=True, slots=True)\nclass ExampleSettings": INNER}
-    )
+    install_example("light")
 
     def told(text: str) -> str:
         with pytest.raises(ConfigError) as caught:
@@ -77,21 +72,9 @@ def test_a_mistake_in_shared_settings_is_located(install_example: Install, tmp_p
 
     wrong = "expected int, got str 'x'"
     assert told('[zoo]\nlevels = "x"\n').startswith(f"registry.toml:2 [zoo] levels: {wrong}")
-    assert told('[zoo]\ninner = { depth = "x" }\n').startswith(f"registry.toml:2 [zoo.inner] depth: {wrong}")
-    assert told("[zoo]\n[zoo.inner]\ndepth = -1\n").startswith("registry.toml:3 [zoo.inner] depth: below 0")
+    own = told('[zoo]\nlevels = 3\n[modalities.light]\nlevels = "x"\n')
+    assert own.startswith(f"registry.toml:4 [modalities.light] levels: {wrong}")
 
-
-INNER = """@dataclass(frozen=True, kw_only=True, slots=True)
-class Inner:
-    depth: int = 0
-
-    def __post_init__(self) -> None:
-        if self.depth < 0:
-            raise ValueError("depth: below 0")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExampleSettings"""
 
 # ---------------------------------------------------------------- plugins that break the contract
 
@@ -308,50 +291,6 @@ def test_two_that_share_no_vocabulary_are_not_trained_into_one_folder(tmp_path: 
         train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=True)
     with pytest.raises(DataError, match="absent"):
         train_tokenizer(zoo, "left", tmp_path / "absent")
-
-
-HANDS = '''
-from tokenizers_zoo import hookimpl
-from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
-
-class Hand(VectorModality):
-    """float32 (4,): angles of a hand."""
-    summary, dim, loss, metrics = "angles", 4, "smooth_l1", NUMBER_METRICS
-
-    def spec_of(self, settings, *layout, **more):
-        import dataclasses
-        return dataclasses.replace(super().spec_of(settings, *layout, **more), vocabulary="hands")
-
-left, right = Hand(), Hand()
-'''
-
-
-def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install, tmp_path: Path) -> None:
-    """It is trained once, whether the names are given together or one after the other."""
-    points = {"left_hand": "zoo_hands:left", "right_hand": "zoo_hands:right"}
-    install("zoo-hands", {"tokenizers_zoo": points}, {"zoo_hands": HANDS})
-    small = {"steps": 2, "batch_size": 4, "width": 8, "depth": 1, "num_codebooks": 2, "codebook_size": 4}
-    zoo = only({name: {"tokenizer": small} for name in points}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    angles, data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), tmp_path / "data"
-    for split, name in ((split, name) for split in ("train", "test") for name in points):
-        with writing_values(data, split, name) as shard:
-            for number, value in enumerate(angles):
-                shard.add(f"{split}-{number}", *zoo[name].write(value))
-
-    def run(*names: str, **options: Any) -> list[tuple[str, bool]]:
-        done = list(train_tokenizers(zoo, [TokenizerJob(name=name, data=data, **options) for name in names]))
-        assert {one.folder for one in done} == {tmp_path / "tokenizers" / "hands"}
-        return [(one.name, one.as_it_was) for one in done]
-
-    both = ("left_hand", "right_hand")
-    assert zoo.problems() == {}
-    assert run(*both) == [("left_hand", False), ("right_hand", False)]
-    assert run(*both) == run(*both) == [("left_hand", True), ("right_hand", True)]
-    assert (zoo["left_hand"].encode(list(angles)) == zoo["right_hand"].encode(list(angles))).all()
-    assert run("right_hand", overwrite=True) == [("right_hand", False)]
-    (tmp_path / "tokenizers" / "hands" / "config.json").unlink()  # as during training
-    with pytest.raises(ConfigError, match=r"^left_hand: .*hands holds the half-trained tokenizer of right_hand, .*"):
-        run("left_hand")
 
 
 # ---------------------------------------------------------------- derive, wrappers, sources
