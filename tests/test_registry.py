@@ -94,17 +94,8 @@ BROKEN = {
         {"def encode(self, tokenizer, values)": "def encode(self, tokenizer, values, batch_size)"},
         r"encode takes 'batch_size', which encode\(tokenizer, values, settings\) does not give",
     ),
-    "default": (
-        {"def render(self, value)": "def render(self, value=None)"},
-        r"render gives 'value' a default, so it is never passed",
-    ),
-    "specname": (
-        {"@hookimpl\n    def render(": '@hookimpl(specname="render")\n    def show('},
-        r"show has specname='render'; name the function render",
-    ),
     "another name": ({"name=settings.name": 'name="other"'}, r"gave the name 'other', expected 'broken'"),
     "unsound spec": ({"vocab_size=config.levels": "vocab_size=0"}, r"vocab_size 0: .*; declared by plugin 'broken'"),
-    "spec fails": ({"side = config.image_size": "side = config.size"}, r"modality_spec .* failed: AttributeError"),
     "derive without inputs": (
         {"    @hookimpl\n    def render(": "    @hookimpl\n    def derive(self): ...\n    @hookimpl\n    def render("},
         r"derived_from \(\), but the hook derive is implemented",
