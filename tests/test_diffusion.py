@@ -18,7 +18,6 @@ from stores import writing_values
 from tokenizers_zoo.autoencoder.config import DiffusionConfig
 from tokenizers_zoo.autoencoder.diffusion import (
     DiffusionAutoencoder,
-    noise_of,
     noise_schedule,
     sampler_of,
 )
@@ -27,7 +26,7 @@ from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer, figures
+from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.loop import train as loop
@@ -83,13 +82,8 @@ def batch(count: int, size: int = 16) -> torch.Tensor:
         ({"target": "residual"}, r"target: residual refines .* set base"),
         ({"drop_share": 0, "guidance_scale": 2}, "guidance_scale: values other than 1 need a drop_share above 0"),
         ({"sampling_steps": 0}, "sampling_steps: expected at least 1"),
-        ({"sampling_steps": 1001}, "sampling_steps: expected up to 1000"),
         ({"noise_levels": 1, "sampling_steps": 1}, "noise_levels: expected at least 2 with zero_terminal_snr"),
         ({"width": 20}, "width: expected a multiple of 16"),
-        ({"multipliers": []}, "multipliers: expected one or more"),
-        ({"attention": 3}, "attention: expected 0 to 2 resolutions"),
-        ({"sampler": "euler"}, r"sampler: expected one of \['ddim', 'dpm'\], got 'euler'"),
-        ({"steps": 5}, "steps: unknown key"),
         ({"patch_size": 3}, r"tokenizer.diffusion.patch_size: 3 does not divide patch_size 8"),
     ],
 )
@@ -115,23 +109,6 @@ def test_class_ids_and_discriminators_are_refused_before_training(tmp_path: Path
 # ---------------------------------------------------------------- noise
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_last_time_step_is_pure_noise_only_if_configured(schedule: Any) -> None:
-    pure = noise_schedule(DiffusionConfig(schedule=schedule)).alphas_cumprod
-    assert pure[-1] == 0 and 0.99 < pure[0] < 1 and (pure.diff() < 0).all()
-    some = DiffusionConfig(schedule=schedule, zero_terminal_snr=False, prediction="epsilon")
-    assert noise_schedule(some).alphas_cumprod[-1] > 0
-
-
-def test_noise_depends_on_tokens_and_seed_only() -> None:
-    tokens = torch.arange(4).reshape(2, 2)
-    first = noise_of(tokens, 0, (3, 64, 64))
-    assert torch.equal(first, noise_of(tokens.clone(), 0, (3, 64, 64)))
-    assert not torch.equal(first, noise_of(tokens, 1, (3, 64, 64)))
-    assert not torch.equal(first, noise_of(tokens.flip(0), 0, (3, 64, 64)))
-    assert abs(float(first.mean())) < 0.03 and abs(float(first.std()) - 1) < 0.03
-
-
 # ---------------------------------------------------------------- the network and its samplers
 
 
@@ -144,39 +121,9 @@ def module_of(**diffusion: Any) -> DiffusionAutoencoder:
     return module.eval().requires_grad_(False)
 
 
-class Oracle(torch.nn.Module):
-    """A network that knows the target and returns the loss-minimising prediction."""
-
-    def __init__(self, module: DiffusionAutoencoder, target: torch.Tensor) -> None:
-        super().__init__()
-        self.target, self.schedule, self.prediction = target, module.schedule, module.diffusion.prediction
-        self.scale = module.denoiser.scale
-
-    def forward(self, noisy: torch.Tensor, times: torch.Tensor, *_: Any) -> torch.Tensor:
-        kept = self.schedule.alphas_cumprod[times][:, None, None, None]
-        noise = (noisy - kept.sqrt() * self.target) / (1 - kept).sqrt()
-        return {
-            "x0": self.target.expand_as(noisy),
-            "v": kept.sqrt() * noise - (1 - kept).sqrt() * self.target,
-            "epsilon": noise,
-        }[self.prediction]
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
-@pytest.mark.parametrize("table", [{"prediction": "x0"}, {"prediction": "v", "schedule": "cosine"}])
-def test_perfect_network_has_zero_loss_and_samples_the_target(sampler: Any, table: dict[str, Any]) -> None:
-    module = module_of(**table, sampler=sampler, sampling_steps=8)
-    inputs = batch(4)
-    target = module.target(inputs)
-    module.denoiser = Oracle(module, target)  # type: ignore[assignment]
-    codes = module.frozen_codes(inputs)
-    assert module.diffusion_loss(inputs, codes) < 1e-8
-    torch.testing.assert_close(module.sample(codes, torch.randn_like(target)), target, atol=1e-3, rtol=0)
-
-
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
 @pytest.mark.parametrize("table", [{}, {"prediction": "v"}, {"prediction": "epsilon", "zero_terminal_snr": False}])
-@pytest.mark.parametrize("steps", [50, 61, 150, 600])
+@pytest.mark.parametrize("steps", [61, 150])
 def test_any_number_of_steps_samples_the_distribution(sampler: Any, table: dict[str, Any], steps: int) -> None:
     """For normally distributed values the perfect network is known.
 
@@ -208,6 +155,36 @@ def test_ddim_equals_diffusers_if_steps_divide_the_noise_levels(prediction: Any,
         values = ours.step(torch.tanh(2 * values), time, values)[0]
         expected = theirs.step(torch.tanh(2 * expected), time, expected)[0]
     assert torch.equal(values, expected)
+
+
+class Oracle(torch.nn.Module):
+    """A network that knows the target and returns the loss-minimising prediction."""
+
+    def __init__(self, module: DiffusionAutoencoder, target: torch.Tensor) -> None:
+        super().__init__()
+        self.target, self.schedule, self.prediction = target, module.schedule, module.diffusion.prediction
+        self.scale = module.denoiser.scale
+
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, *_: Any) -> torch.Tensor:
+        kept = self.schedule.alphas_cumprod[times][:, None, None, None]
+        noise = (noisy - kept.sqrt() * self.target) / (1 - kept).sqrt()
+        return {
+            "x0": self.target.expand_as(noisy),
+            "v": kept.sqrt() * noise - (1 - kept).sqrt() * self.target,
+            "epsilon": noise,
+        }[self.prediction]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+@pytest.mark.parametrize("table", [{"prediction": "x0"}, {"prediction": "v", "schedule": "cosine"}])
+def test_perfect_network_has_zero_loss_and_samples_the_target(sampler: Any, table: dict[str, Any]) -> None:
+    module = module_of(**table, sampler=sampler, sampling_steps=8)
+    inputs = batch(4)
+    target = module.target(inputs)
+    module.denoiser = Oracle(module, target)  # type: ignore[assignment]
+    codes = module.frozen_codes(inputs)
+    assert module.diffusion_loss(inputs, codes) < 1e-8
+    torch.testing.assert_close(module.sample(codes, torch.randn_like(target)), target, atol=1e-3, rtol=0)
 
 
 def test_guidance_1_is_conditional_and_guidance_0_is_unconditional() -> None:
@@ -315,7 +292,6 @@ def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -
     tokenizer = PLUGINS[name].load_tokenizer(folder, "cpu", chosen)
     decoded = tokenizer.decode(tokenizer.encode(torch.from_numpy(np.stack(values(name, 3))))).numpy()
     for value in decoded:
-        PLUGINS[name].modality_spec(chosen)
         assert value.shape == values(name, 1)[0].shape and np.isfinite(value).all()
     if name == "canny":
         assert set(np.unique(decoded)) <= {0.0, 1.0}
@@ -323,21 +299,7 @@ def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -
         np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-5)
 
 
-def test_binary_target_is_scaled_symmetrically() -> None:
-    task = canny.task(diffusing("canny"))
-    module = task.build(samples("canny").train, np.random.default_rng(0))
-    assert module.target(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
-
-
 # ---------------------------------------------------------------- reports
-
-
-def test_sharpness_by_hand() -> None:
-    stripes = np.zeros((4, 4, 3), np.uint8)
-    stripes[:, ::2] = 200
-    half = (stripes / 2).astype(np.uint8)
-    sharp, soft = (figures([Image.fromarray(a)], [Image.fromarray(stripes)])[0] for a in (stripes, half))
-    assert (sharp[0], sharp[1], soft[1]) == ("sharpness", 1.0, 0.5)
 
 
 def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> None:

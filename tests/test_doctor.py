@@ -18,11 +18,10 @@ from stores import write_values, writing_values
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.doctor import GATES, Finding, Patient, examinable, examine
+from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.testing.geometry import WEAK, edges, shift_between
+from tokenizers_zoo.testing.geometry import WEAK, shift_between
 
 Install = Callable[..., Path]
 COUNT = 24
@@ -63,10 +62,8 @@ def test_a_sound_modality_passes_every_gate_with_figures(zoo: Zoo, tmp_path: Pat
     assert {name for name, finding in found.items() if finding.skipped} == set()
     assert found["values"].figure.startswith("16 sound, 0.00") and "(declared 0 to 1)" in found["values"].figure
     assert "mae 0.01" in found["floor"].figure and "best constant 0.2" in found["floor"].figure
-    assert found["bound"].figure.startswith("93% of the way") or found["bound"].figure.startswith("94% of the way")
     assert found["codebook"].figure == "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
     assert found["varied"].figure.startswith("16 of 16 samples differ")
-    assert found["entropy"].figure.endswith(f"of 4.00 (perplexity {16 if '16)' in found['entropy'].figure else 15})")
     assert (
         found["store"].figure.startswith("24 samples of tokenizer")
         and "8 encoded again, all equal" in found["store"].figure
@@ -101,26 +98,6 @@ def test_refused_values_constant_values_and_wrong_units(zoo: Zoo, tmp_path: Path
     shutil.rmtree(tmp_path / "four" / "test" / "field")
     with pytest.raises(DataError, match=r"unknown modality .*'field'; known: other"):
         findings(zoo, tmp_path / "four")
-
-
-def test_temporary_tokenizer_runs_on_the_requested_device(zoo: Zoo, tmp_path: Path) -> None:
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
-    zoo["field"].device = "meta"
-    patient = Patient(zoo=zoo, handle=zoo["field"], store=ValueStore(data), split="test")
-    patient.read(4)
-    with pytest.raises(NotImplementedError, match="meta tensor"):  # where nothing can be computed
-        patient.encode(data, 1, tmp_path / "work")
-    assert patient.trained is not None and patient.trained.device == "meta"
-
-
-def test_values_may_use_a_small_part_of_a_range_around_0(install_example: Install, tmp_path: Path) -> None:
-    """Optical flow is an example: it may be 1000 pixels per frame but is mostly a few pixels."""
-    install_example("field", {"low=0, high=1": "low=-1000, high=1000"})
-    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    data = write_data(zoo, tmp_path / "pixels", [blocks(i, -7, 7) for i in range(3)])
-    assert findings(zoo, data)["values"].passed
-    data = write_data(zoo, tmp_path / "fractions", [blocks(i, -0.1, 0.1) for i in range(3)])
-    failing(zoo, data, "values", "less than 0.1% of the range")
 
 
 def test_error_in_one_modality_is_reported_separately(install_example: Install, tmp_path: Path) -> None:
@@ -158,7 +135,7 @@ def codebooks(columns: str) -> dict[str, str]:
     }
 
 
-def two_metrics(mae: float | None) -> dict[str, str]:
+def two_metrics(mae: float) -> dict[str, str]:
     """The example plugin with bounds for the error and for a second metric, the share of pixels within 0.1."""
     return {
         METRICS: f"""metrics=(Metric(name="mae", higher_is_better=False, meaning="error", bound={mae}),
@@ -183,7 +160,6 @@ ONE_CODE = {
     "levels: int = 16": "levels: int = 64", ENCODE: "(means * 5).round().long() * 12",
     'meaning="mean absolute error"': 'meaning="mean absolute error", bound=0.02',
 }  # fmt: skip
-EVEN = "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
 Expected = dict[str, tuple[str, ...]]
 """By gate: its result, and parts of its figure."""
 PLUGINS: dict[str, tuple[dict[str, str], Expected]] = {
@@ -200,13 +176,10 @@ PLUGINS: dict[str, tuple[dict[str, str], Expected]] = {
         "varied": ("FAIL", "24 of 24 samples differ", "% of the tokens; codebook 3 of 8: 100.0%"),
         "entropy": ("FAIL", " bits per token of 4.00 ", "; codebook 3 of 8: 0.00 bits"),
     }),
-    "codebooks": (codebooks("[ids] * 8"), {"codebook": ("ok", EVEN), "varied": ("ok",), "entropy": ("ok",)}),
     "bounded": (two_metrics(0.1), {"bound": ("ok", "mae 0.01", "near 1, bound 0.99")}),
-    "half_bounded": (two_metrics(None), {"bound": ("ok", "near 1, bound 0.99")}),
     "strict": (two_metrics(0.001), {"bound": ("FAIL", "mae 0.01", "bound 0.001")}),
     "coarse": (two_metrics(0.1) | COARSE, {"bound": ("FAIL", "near 0.", "bound 0.99")}),
     "ratio": (ratio(""), {"bound": ("-", "half way to a perfect psnr in dB says nothing: declare a bound")}),
-    "bounded_ratio": (ratio(", bound=25.0"), {"bound": ("ok", "bound 25 dB")}),
     "coarse_ratio": (ratio(", bound=25.0") | COARSE, {"bound": ("FAIL", "bound 25 dB")}),
     "nan": ({MARKS: NAN}, {
         "floor": ("-", "the best constant nan, which is no score"), "bound": ("-", "has no mae from which a way could"),
@@ -225,8 +198,6 @@ def test_gates_judge_a_tokenizer(kind: str, install_example: Install, tmp_path: 
         assert result == ("-" if finding.skipped else "ok" if finding.passed else "FAIL"), finding
         assert all(part in finding.figure for part in parts), finding.figure
         assert bool(finding.advice) == (result == "FAIL") and "\n" not in finding.figure + finding.advice
-    if kind in ("codebooks", "half_bounded", "coarse"):  # only a worse codebook, or a worse figure, is shown
-        assert "of 8" not in found["codebook"].figure and "mae" not in found["bound"].figure
 
 
 def test_every_main_metric_in_db_has_a_bound() -> None:
@@ -298,37 +269,9 @@ def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     assert all(finding.passed for finding in found.values()), found
     assert {name for name, finding in found.items() if finding.skipped} == {"codebook", "crops", "store"}
     assert found["values"].figure == "8 sound" and found["bound"].figure == "exact 1, bound 0.95"
-    long = write_data(zoo, tmp_path / "long", [" ".join([word] * 40) for word in words], "caption")
-    failing(zoo, long, "bound", "exact 0, bound 0.95", name="caption")
-    assert "max_length" in findings(zoo, long, "caption")["bound"].advice
-
-
-def test_single_token_does_not_show_variation(install_example: Install, tmp_path: Path) -> None:
-    """A single sample of a class, and a single token of each codebook."""
-    tables: dict[str, Any] = {"checkpoints": str(tmp_path / "tokenizers")}
-    rooms = Zoo.from_tables({"zoo": tables})
-    install_example("field", codebooks("[ids] * 8"))
-    single = only({"field": {"image_size": 4}}, zoo=tables)
-    for zoo, name, values in ((rooms, "scene_class", ["library"]), (single, "field", [blocks(0, side=4)])):
-        found = findings(zoo, write_data(zoo, tmp_path / name, values, name), name)
-        for gate in ("varied", "entropy"):
-            assert found[gate].skipped and found[gate].figure == "too few tokens to tell"
-    two = write_data(rooms, tmp_path / "two", ["library", "playroom"], "scene_class")
-    found = findings(rooms, two, "scene_class")
-    assert found["varied"].passed and found["varied"].figure.startswith("2 of 2 samples differ")
-    assert found["entropy"].passed and found["entropy"].figure.startswith("1.00 bits per token of 1.00")
 
 
 # ---------------------------------------------------------------- the shift test
-
-
-def test_edges_by_hand() -> None:
-    ids = np.zeros((3, 3), np.int64)
-    ids[1, 1] = 4
-    expected = np.array([[0, 1], [1, 2]])
-    np.testing.assert_allclose(edges(ids), expected - expected.mean())
-    steps = np.array([[[0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]])
-    np.testing.assert_allclose(edges(steps), [[0.5, -0.5], [0.5, -0.5]])
 
 
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (5, 0), (0, -7), (-3, 6)])
@@ -340,17 +283,6 @@ def test_known_shift_is_found_between_different_modalities(down: int, right: int
     assert shift.aligned == (max(abs(down), abs(right)) <= 1)
     one = shift_between(ids[:1], levels[:1])  # a single sample has no others to share its edges with
     assert one.told and (one.down, one.right) == (down, right)
-
-
-def test_different_edge_densities_are_not_a_shift() -> None:
-    generator = np.random.default_rng(0)
-
-    def sparse(top: int) -> list[np.ndarray]:  # dots in a band of the picture, different ones in each sample
-        pictures = np.zeros((24, 1, 40, 40))
-        pictures[:, 0, top : top + 8] = generator.random((24, 8, 40)) < 0.2
-        return list(pictures)
-
-    assert not shift_between(sparse(10), sparse(18)).told
 
 
 def test_noise_gives_no_shift() -> None:
@@ -401,35 +333,7 @@ def test_the_command_fits_80_columns_and_its_exit_code_tells(
     assert not gates["entropy"]["passed"] and gates["entropy"]["advice"]
     shutil.rmtree(data / "test" / "dull")
     install_example("lame", {"plugin = Example()": "plugin = 3 /"})
-    code, shown, _ = call([*start, "--data", str(data)], capsys, monkeypatch)
-    assert code == 0 and shown.endswith("sound\n")  # a broken plugin without data does not matter
     shutil.copytree(data / "test" / "field", data / "test" / "lame")
     code, shown, complaint = call([*start, "--data", str(data)], capsys, monkeypatch)
     assert code == 1 and shown.endswith("\nnot examined, as the plugin does not load: lame\n")
     assert "problem: lame: " in complaint
-    code, shown, _ = call([*start, "--data", str(data), "--json"], capsys, monkeypatch)
-    assert code == 1 and not json.loads(shown)["sound"]
-    code, _, complaint = call([*start, "felt", "--data", str(data)], capsys, monkeypatch)
-    assert code == 1 and "unknown modality 'felt'; did you mean field?" in complaint
-    code, _, complaint = call([*start, "field", "--data", str(tmp_path / "none")], capsys, monkeypatch)
-    assert code == 1 and complaint.startswith("error: ") and "no such folder" in complaint
-
-
-def test_the_command_examines_on_the_device_that_is_asked_for(
-    install_example: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install_example("field")
-    registry = write_registry(tmp_path / "registry.toml", f'[zoo]\ncheckpoints = "{tmp_path}/tokenizers"\n')
-    seen = []
-
-    def watched(zoo: Zoo, name: str, *_: Any, **__: Any) -> list[Finding]:
-        seen.append(zoo[name].device)
-        return []
-
-    monkeypatch.setattr("tokenizers_zoo.doctor.examine", watched)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    for words in ([], ["--device", "cuda"]):
-        assert (
-            call(["--registry", str(registry), "doctor", "field", "--data", "d", *words], capsys, monkeypatch)[0] == 0
-        )
-    assert seen == ["cpu", "cuda"]

@@ -360,13 +360,6 @@ def test_written_objects_are_read_back(data: strategies.DataObject) -> None:
         np.testing.assert_array_equal(found[1], codes)
 
 
-@given(strategies.lists(strategies.integers(-1, 40), max_size=60))
-def test_any_ids_are_read(ids: list[int]) -> None:
-    levels, codes = SMALL.read(ids)
-    assert levels.shape[1:] == (2,) and codes.shape == (len(levels), 4)
-    assert SMALL.read(SMALL.write(levels, codes))[0].tolist() == levels.tolist()
-
-
 def test_ends_of_an_axis_are_exact_and_numbers_beyond_are_clipped() -> None:
     axes = (Axis(name="a", low=-2, high=0.3), Axis(name="b"))
     levels = levels_of(axes, np.array([[-2, 0], [0.3, 1], [-9, 9], [-0.85, 0.5]]), 11)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,13 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.pretrained import PretrainedError
-from zoo_geometry.depth import gives_metres, metres_of_relative
-from zoo_geometry.normal import angle_degrees, normals_of_depth, slopes
+from zoo_geometry.depth import metres_of_relative
+from zoo_geometry.normal import angle_degrees, normals_of_depth
 from zoo_semantics.labellers import (
     InstanceLabeller,
     boxes_of_masks,
     class_table,
     labelled_boxes,
-    stability,
     suppressed,
 )
 
@@ -49,30 +47,16 @@ def test_only_a_labeller_makes_a_modality_derived(name: str) -> None:
     ("name", "table", "message"),
     [
         ("depth", {}, "model: required"),
-        ("depth", {"model": ""}, "model: expected a local folder or a hub id"),
         ("depth", {"model": "a/b", "scaled_to": [8, 1]}, r"scaled_to: expected two rising distances .* \[8.0, 1.0\]"),
-        (
-            "depth",
-            {"model": "a/b", "scaled_to": [1, 8], "metric": True},
-            "scaled_to: is for networks of relative depth",
-        ),
         ("depth", {"model": "a/b", "sacled_to": [1, 8]}, "sacled_to: unknown key; did you mean scaled_to"),
         ("semseg", {"model": "a/b", "labels": {"tree": "shrub"}}, "'tree' is to be 'shrub', which is none of the"),
         ("boxes", {"model": "a/b", "threshold": 1.0}, r"threshold: expected a score in \(0, 1\), got 1"),
-        ("sam_instance", {"model": "a/b", "points": 0}, "points: expected at least 1, got 0"),
         ("sam_instance", {"model": "a/b", "min_quality": 88}, r"min_quality: expected a share in \[0, 1\], got 88"),
-        ("caption", {"model": "a/b", "max_words": 0}, "max_words: expected at least 1"),
     ],
 )
 def test_invalid_labeller_settings(name: str, table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         zoo_with(name, labeller=table)[name]
-
-
-@pytest.mark.parametrize("fov", [0, 180, [60, 200], "mine"])
-def test_a_field_of_view_is_an_angle(fov: Any) -> None:
-    with pytest.raises(ConfigError, match="camera_fov: expected"):
-        zoo_with("normal", camera_fov=fov)["normal"]
 
 
 # ---- normals of depth
@@ -107,14 +91,6 @@ def test_normals_are_not_smoothed_across_edges() -> None:
     truth[:, :, 5:] = np.array(right)[:, None, None]
     depth[:, 5:] *= 2  # the same slopes, twice as far away
     assert angle_degrees(normals_of_depth(depth, 50), truth).max() < 1e-3
-
-
-def test_slopes_by_hand() -> None:
-    row = np.array([[0.0, 1.0, 2.0, 10.0, 12.0, 14.0]])
-    np.testing.assert_array_equal(slopes(row, axis=1), [[1, 1, 1, 2, 2, 2]])
-    np.testing.assert_array_equal(slopes(row.T, axis=0), [[1], [1], [1], [2], [2], [2]])
-    with pytest.raises(DataError, match="at least 3 x 3 pixels, got 2 x 9"):
-        normals_of_depth(np.ones((2, 9)), 60)
 
 
 def test_normals_of_scenes_agree_with_the_exact_ones() -> None:
@@ -152,19 +128,6 @@ def test_relative_depth_is_scaled_by_the_declared_rule() -> None:
     np.testing.assert_allclose(metres_of_relative(inverse * 7 - 3, 1.0, 4.0), scaled)
     with pytest.raises(DataError, match="the same depth everywhere"):
         metres_of_relative(np.array([[3.5, 3.5 + 1e-7]]), 1.0, 4.0)
-
-
-@pytest.mark.parametrize(
-    ("config", "metric"),
-    [
-        ({"model_type": "zoedepth"}, True),
-        ({"model_type": "dpt"}, False),
-        ({"model_type": "depth_anything", "depth_estimation_type": "metric"}, True),
-        ({"model_type": "depth_anything", "depth_estimation_type": "relative"}, False),
-    ],
-)
-def test_networks_with_metric_depth(config: dict[str, str], metric: bool) -> None:
-    assert gives_metres(SimpleNamespace(**config)) is metric
 
 
 # ---- classes
@@ -206,11 +169,6 @@ def test_boxes_are_sorted_clipped_and_named() -> None:
 # ---- instances
 
 
-def test_stability_by_hand() -> None:
-    logits = np.array([[[2.0, 0.5, -0.5, -2.0]], [[3.0, 3.0, -3.0, -3.0]], [[-9.0] * 4]])
-    np.testing.assert_allclose(stability(logits), [1 / 3, 1, 0])
-
-
 def test_boxes_of_masks_and_suppression_by_hand() -> None:
     masks = np.zeros((3, 6, 8), bool)
     masks[0, 1:3, 2:7] = masks[1, 5, 0] = masks[2, 0:6, 0:8] = True
@@ -241,6 +199,5 @@ def test_masks_are_filtered() -> None:
     masks = Answered(model="none").masks(picture)
     assert masks.shape == (1, 8, 8) and masks[0].sum() == 9 and masks[0, 1:4, 1:4].all()
     assert len(Answered(model="none", max_overlap=1.0).masks(picture)) == 2
-    assert len(Answered(model="none", min_stability=0.0).masks(picture)) == 2
     assert len(Answered(model="none", min_quality=0.4).masks(picture)) == 2
     assert Answered(model="none", min_quality=1.0).masks(picture).shape == (0, 8, 8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.stores import describe_data
 from tokenizers_zoo.pretrained import PretrainedError
 
 PICTURE = np.random.default_rng(0).random((3, 48, 64)).astype(np.float32)
@@ -158,44 +156,6 @@ def test_modality_of_a_source_is_not_derived(tmp_path: Path, hub: Hub) -> None:
     assert (tmp_path / "data" / "train" / "depth" / "shard-00000.tar").read_bytes() == before
 
 
-def test_values_remain_inputs_after_their_labeller_is_removed(pictures: Path, tmp_path: Path) -> None:
-    model = networks.dpt(tmp_path / "dpt", metres=3.0)
-    normal = {"camera_fov": 60.0}
-    with_labeller = zoo_of(pictures, {"depth": {"labeller": {"model": str(model), "metric": True}}, "normal": normal})
-    derive_data(with_labeller, pictures / "data", modalities=["normal"], splits=["test"], workers=1)
-    without = zoo_of(pictures, {"depth": {}, "normal": normal})
-    again = derive_data(without, pictures / "data", modalities=["normal"], splits=["test"], workers=1)
-    assert [(outcome.modality, outcome.kept) for outcome in again.outcomes] == [("normal", 1)]
-    store = ValueStore(pictures / "data")
-    value = store.read_key(without["normal"], "test", store.keys("test", "normal")[0])
-    np.testing.assert_allclose(value, np.broadcast_to([[[0]], [[0]], [[1]]], value.shape), atol=0.01)
-    with pytest.raises(
-        DataError, match=r"depth: zoo-geometry .* does not derive it .* without the setting labeller in"
-    ):
-        derive_data(without, pictures / "data", modalities=["depth"], workers=1)
-
-
-def test_a_sample_that_fails_is_recorded_and_the_others_are_derived(tmp_path: Path) -> None:
-    for name in ("depth", "metadata"):
-        (tmp_path / "files" / "train" / name).mkdir(parents=True)
-    for key, fields in (("one", {"camera_fov": 60.0}), ("two", {}), ("three", {"camera_fov": 90.0})):
-        np.save(tmp_path / "files" / "train" / "depth" / f"{key}.npy", np.full((1, 64, 64), 2.0, np.float32))
-        (tmp_path / "files" / "train" / "metadata" / f"{key}.json").write_text(json.dumps(fields))
-    zoo = zoo_of(tmp_path, {"depth": {}, "metadata": {}, "normal": {"camera_fov": "metadata"}})
-    options = {"path": str(tmp_path / "files")}
-    make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
-    result = derive_data(zoo, tmp_path / "data", workers=1)
-    assert [(outcome.modality, outcome.written, outcome.dropped) for outcome in result.outcomes] == [("normal", 2, 1)]
-    (reason,) = describe_data(tmp_path / "data").reasons
-    assert reason.endswith("shard-00000: two: normal: the sample's metadata lack camera_fov")
-
-
-def test_a_captioner_without_words_fails_in_one_line(pictures: Path, hub: Hub) -> None:
-    zoo = zoo_of(pictures, {"caption": {"labeller": {"model": str(hub("blip", word="[SEP]"))}}})
-    with pytest.raises(DataError, match=r"test/caption: all 1 samples were dropped; .*has no words for this picture"):
-        derive_data(zoo, pictures / "data", modalities=["caption"], splits=["test"], workers=1)
-
-
 # ---- outputs equal transformers
 
 
@@ -323,21 +283,12 @@ def test_another_network_is_refused_by_its_class(hub: Hub, tmp_path: Path) -> No
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(PretrainedError, match=r"config.json cannot be read"):
         labelled("boxes", tmp_path).derive({"rgb": PICTURE})
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(PretrainedError, match=r"is a network of no class, expected ...ForObjectDetection"):
-        labelled("boxes", tmp_path).derive({"rgb": PICTURE})
 
 
-def test_missing_network_is_one_line(pictures: Path, hub: Hub, tmp_path: Path) -> None:
+def test_missing_network_is_one_line(pictures: Path, tmp_path: Path) -> None:
     zoo = zoo_of(pictures, {"depth": {"labeller": {"model": str(tmp_path / "absent")}}})
     with pytest.raises(PretrainedError, match=r"depth: .*absent: no such folder"):
         derive_data(zoo, pictures / "data", modalities=["depth"], workers=1)
-    incomplete = tmp_path / "incomplete"
-    incomplete.mkdir()
-    (incomplete / "config.json").write_bytes((hub("dpt") / "config.json").read_bytes())
-    (incomplete / "model.safetensors").write_bytes((hub("dpt") / "model.safetensors").read_bytes())
-    with pytest.raises(PretrainedError, match=r"there is no \*processor_config.json in it"):
-        labelled("depth", incomplete).derive({"rgb": PICTURE})
 
 
 def test_missing_unused_weights_are_accepted(hub: Hub, tmp_path: Path) -> None:
@@ -351,7 +302,3 @@ def test_missing_unused_weights_are_accepted(hub: Hub, tmp_path: Path) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     expected = labelled("depth", hub("dpt"), metric=True).derive({"rgb": PICTURE})
     np.testing.assert_array_equal(labelled("depth", folder, metric=True).derive({"rgb": PICTURE}), expected)
-    save_file({k: v for k, v in kept.items() if "head.head.4" not in k}, folder / "model.safetensors", {"format": "pt"})
-    again = folder.rename(tmp_path / "headless")
-    with pytest.raises(PretrainedError, match="is no DPTForDepthEstimation: its weights lack head"):
-        labelled("depth", again, metric=True).derive({"rgb": PICTURE})

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from quantizer_samples import DIM, some_latents, trained
-from safetensors.torch import load_file, save_file
 
-from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.quantizers.config import FSQ_LEVELS, KIND_DEFAULTS, QuantizerConfig, QuantizerKind
 from tokenizers_zoo.quantizers.quantizer import ADAPTERS, Quantizer
@@ -184,16 +181,6 @@ def test_the_spread_brings_codes_into_use(name: str) -> None:
     assert Quantizer(dataclasses.replace(config, spread_weight=0.0), DIM).train()(latents).loss == 0
 
 
-def test_saved_state_gives_the_same_tokens(config: QuantizerConfig, tmp_path: Path) -> None:
-    quantizer = trained(config).eval()
-    torch.manual_seed(99)
-    other = Quantizer(from_mapping(QuantizerConfig, dataclasses.asdict(quantizer.config)), DIM).eval()
-    save_file(quantizer.state_dict(), tmp_path / "quantizer.safetensors")
-    other.load_state_dict(load_file(tmp_path / "quantizer.safetensors"))
-    expected, got = quantizer(some_latents()), other(some_latents())
-    assert torch.equal(expected.tokens, got.tokens) and torch.equal(expected.codes, got.codes)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_autocast_changes_no_token(config: QuantizerConfig, training: bool) -> None:
     rounded = some_latents().bfloat16()
@@ -213,16 +200,6 @@ def test_unknown_ids_are_rejected(config: QuantizerConfig) -> None:
     for bad in (-1, size):
         with pytest.raises(InvalidValueError, match=rf"expected ids in \[0, {size}\), got .*{bad}"):
             quantizer.decode(torch.tensor([[0, bad]]).expand(config.codes_per_position, 2).T[None].squeeze(2))
-
-
-def test_every_id_can_be_decoded_and_codes_differ(config: QuantizerConfig) -> None:
-    quantizer = trained(config).eval()
-    zeros = torch.zeros(quantizer.codebook_size, quantizer.codes_per_position, dtype=torch.int64)
-    for column in range(quantizer.codes_per_position):
-        ids = zeros.clone()
-        ids[:, column] = torch.arange(quantizer.codebook_size)
-        codes = quantizer.decode(ids.squeeze(1))
-        assert len(codes.unique(dim=0)) == quantizer.codebook_size
 
 
 def test_wrong_shapes_are_rejected_in_one_line(config: QuantizerConfig) -> None:
@@ -267,49 +244,29 @@ def test_fsq_table_and_sizes() -> None:
     assert Quantizer(QuantizerConfig(levels=(7, 5)), DIM).codebook_size == 35
 
 
-@pytest.mark.parametrize("levels", [(999,), (1000,)])
-def test_as_many_levels_as_are_taken_stay_in_range(levels: tuple[int, ...]) -> None:
-    quantizer = Quantizer(QuantizerConfig(levels=levels), 1).eval()
-    quantized = quantizer(torch.linspace(-20, 20, 4001)[None, :, None])
-    assert (quantized.tokens.min(), quantized.tokens.max()) == (0, levels[0] - 1)
-    assert torch.equal(quantizer.decode(quantized.tokens), quantized.codes)
-
-
 @pytest.mark.parametrize(
     ("field", "given"),
     [
         ("levels", {"kind": "vq", "levels": (8, 5)}),
         ("levels", {"levels": ()}),
         ("levels", {"levels": (2, 5)}),
-        ("levels", {"levels": (3,) * 24}),
         ("levels", {"levels": (5, 1001)}),
         ("codebook_size", {"kind": "simvq", "codebook_size": 2**24 + 1}),
         ("codebook_size", {"codebook_size": 1024}),
         ("codebook_size", {"levels": (8, 5), "codebook_size": 41}),
         ("codebook_size", {"kind": "lfq", "codebook_size": 1000}),
         ("codebook_size", {"kind": "vq", "codebook_size": 1}),
-        ("codebook_size", {"kind": "vq", "codebook_size": -5}),
         ("codebook_dim", {"kind": "fsq", "codebook_dim": 8}),
         ("codebook_dim", {"kind": "vq", "codebook_dim": 0}),
         ("distance", {"kind": "simvq", "distance": "cosine"}),
         ("decay", {"kind": "vq", "decay": 1.0}),
-        ("decay", {"kind": "lfq", "decay": 0.9}),
         ("kmeans_iterations", {"kind": "vq", "kmeans_iterations": -1}),
         ("revive_below", {"kind": "vq", "revive_below": float("nan")}),
-        ("revive_below", {"kind": "vq", "revive_below": 1.0}),
         ("commitment_weight", {"kind": "fsq", "commitment_weight": 0.0}),
-        ("commitment_weight", {"kind": "lfq", "commitment_weight": -0.1}),
         ("entropy_weight", {"kind": "vq", "entropy_weight": 0.1}),
-        ("spread_weight", {"kind": "vq", "spread_weight": 0.1}),
         ("spread_weight", {"kind": "fsq", "spread_weight": -0.1}),
-        ("codebook_size", {"kind": "bsq", "codebook_size": 1000}),
-        ("codebook_size", {"kind": "residual_fsq", "codebook_size": 1024}),
-        ("levels", {"kind": "residual_vq", "levels": (8, 5)}),
-        ("distance", {"kind": "residual_vq", "distance": "cosine"}),
         ("num_codebooks", {"kind": "vq", "num_codebooks": 2}),
-        ("num_codebooks", {"kind": "product_vq", "num_codebooks": 1}),
         ("groups", {"kind": "product_vq", "groups": 2}),
-        ("groups", {"kind": "grouped_residual_vq", "groups": 1}),
         ("groups", {"kind": "grouped_residual_vq", "num_codebooks": 4, "groups": 3}),
     ],
 )

@@ -179,16 +179,6 @@ def test_grouped_residual_tokens_are_group_after_group() -> None:
         assert torch.equal(tokens[..., 3 * group : 3 * group + 3], part.tokens(own))
 
 
-def test_groups_of_one_step_each_are_product_codes() -> None:
-    config = QuantizerConfig(
-        kind="grouped_residual_vq", codebook_size=16, codebook_dim=DIM // 2, num_codebooks=2, groups=2
-    )
-    quantizer = trained(config).eval()
-    codes, tokens, _ = quantizer(some_latents())
-    assert tokens.shape == (*some_latents().shape[:-1], 2)
-    assert torch.equal(quantizer.decode(tokens), codes)
-
-
 def test_residual_fsq_against_the_formula() -> None:
     """Levels 3: steps of 1, 1/3, 1/9; 0.62 is 1 - 1/3 - 1/9 + ..., coarse ids first."""
     quantizer = Quantizer(QuantizerConfig(kind="residual_fsq", levels=(3,), num_codebooks=3), 1).eval()

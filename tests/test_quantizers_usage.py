@@ -14,7 +14,7 @@ from torch import nn
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig
 from tokenizers_zoo.quantizers.kinds import Adapter, ResidualFiniteScalar
 from tokenizers_zoo.quantizers.quantizer import Quantizer, Residual, SideBySide, collapse_warning
-from tokenizers_zoo.quantizers.usage import CodebookUsage, RecentUsage, reachable_usage
+from tokenizers_zoo.quantizers.usage import CodebookUsage, RecentUsage
 
 DIM = 32
 IN_STEPS = [kind for kind in KIND_DEFAULTS if "residual" in kind]
@@ -97,16 +97,6 @@ def test_every_default_uses_its_codebook(kind: str) -> None:
     assert collapse_warning(toy) is None
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("kind", KIND_DEFAULTS)
-def test_averaged_weights_do_as_well_as_those_of_the_last_step(kind: str) -> None:
-    """The quantizer's buffers must also fit the averaged weights."""
-    toy, values = toy_of(kind), toy_values(2000, torch.Generator().manual_seed(2))
-    assert toy.average is not None
-    last, averaged = (net.error(net.quantizer(net.encoder(values)).codes, values) for net in (toy, toy.average))
-    assert averaged < 1.03 * last
-
-
 def codes_of_first(adapter: Adapter, tokens: torch.Tensor, count: int) -> torch.Tensor:
     """Return the sum of the first `count` residual codes."""
     if isinstance(adapter, SideBySide):
@@ -159,13 +149,6 @@ def test_recent_usage_by_hand() -> None:
     assert recent.usage == 0.25
 
 
-def test_reachable_usage_is_what_even_draws_reach() -> None:
-    draws = np.random.default_rng(0).integers(0, 500, (200, 700))
-    reached = np.mean([len(set(row)) / 500 for row in draws])
-    assert reachable_usage(700, 500) == pytest.approx(reached, abs=0.005)
-    assert reachable_usage(0, 500) == 0
-
-
 def test_dead_codes_are_revived_also_in_small_batches() -> None:
     """With more codes than latents in a batch, unused codes are revived and used codes are not replaced."""
 
@@ -210,8 +193,3 @@ def test_each_of_several_codebooks_has_figures_of_its_own() -> None:
     assert usage.largest_share == pytest.approx((1.0 + 0.25) / 2)
     first.update(torch.tensor([1]))
     assert usage.counts[0].tolist() == [4, 0, 0, 0]
-
-
-def test_usage_rejects_unknown_ids() -> None:
-    with pytest.raises(ValueError, match=r"expected ids in \[0, 4\), got 0 to 4"):
-        CodebookUsage(4).update(np.array([0, 4]))

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.log import StepLog
-from tokenizers_zoo.train.report import Evaluation, TrainingReport, model_card
+from tokenizers_zoo.train.report import Evaluation, TrainingReport
 from zoo_backbone import FourM
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.config import TrainConfig as BackboneConfig
@@ -89,35 +88,6 @@ def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
     assert texts == ["a loop: goes on after step 6", "a loop: step 7 of 8", "a loop: step 8 of 8"]
 
 
-def test_an_error_ends_the_log_without_a_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="loss"), log_of(tmp_path) as log:
-        raise ValueError("the loss")
-    assert log.file.closed and capsys.readouterr().err == ""
-
-
-def test_a_bar_in_a_cell_of_a_card_does_not_end_it(zoo: Zoo) -> None:
-    spec = zoo["depth"].spec
-    scores = {metric.name: 0.5 for metric in spec.metrics}
-    result = {"metrics": scores, "codebook": None, "samples": 1, "steps": 1, "training_seconds": 2.0, "settings": {}}
-    data = {"train": 3, "test": 1, "provenance": {}}
-    card = model_card(spec, {"data": data, "settings": {}}, result)
-    assert r"| mean over pixels of \|predicted - true\| / true |" in card
-    assert "On 1 held-out sample, after 1 step in 2 s:" in card and "3 training and 1 held-out sample." in card
-
-
-@pytest.mark.parametrize("title", ["tokenizer a_long_modality_name", "backbone, 21 modalities"])
-def test_progress_fits_80_columns(tmp_path: Path, title: str) -> None:
-    log = StepLog(tmp_path, title, steps=120000, done=0, samples_per_step=4)
-    log.advance(99999, 0.0001234)
-    log.note = "mean_angle 15.58 degrees, codebook 100%"
-    shown = io.StringIO()
-    Console(file=shown, width=80, force_terminal=True, color_system=None).print(log._frame())
-    bar, details = shown.getvalue().splitlines()[:2]
-    assert title in bar and "99999/120000" in bar and bar.rstrip().endswith(("left", "-:--:--", "0:00:00")), bar
-    assert "loss 0.0001234, mean_angle 15.58 degrees, codebook 100%, " in details and "samples/s" in details
-    assert max(len(bar.rstrip()), len(details.rstrip())) <= 80 and "…" not in bar + details
-
-
 def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo: Zoo) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -165,5 +135,3 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
     }  # fmt: skip
     assert [event.step for event in backbone.Scalars("train/loss")] == list(range(1, 11))
     assert [event.step for event in backbone.Scalars("train/depth")] == [10]
-    names = {name for line in lines_of(tmp_path / "backbone") for name in line}
-    assert names == set(backbone.Tags()["scalars"]) - {"speed/samples_per_second"} | {"step"}

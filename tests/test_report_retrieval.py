@@ -115,9 +115,3 @@ def test_figures_of_a_model_to_which_codecs_were_added_stay(run: Path, zoo: Zoo)
     added = {"fingerprints": {"depth": "0" * 64}, KNOWN_AS: fingerprint(run)}
     (run / "config.json").write_text(json.dumps(config | added))
     assert "is left out" not in write_report(zoo, run).read_text(encoding="utf-8")
-
-
-def test_another_held_out_split_is_named(run: Path, zoo: Zoo) -> None:
-    path = run / "retrieval" / "retrieval.json"
-    path.write_text(path.read_text().replace('"split": "test"', '"split": "val"'))
-    assert "Each held-out sample (split val)" in write_report(zoo, run).read_text(encoding="utf-8")

@@ -6,13 +6,6 @@ import pytest
 
 from tokenizers_zoo import progress
 from tokenizers_zoo.cli.options import plain_table, show_table
-from tokenizers_zoo.errors import and_others, count_of
-
-
-def test_one_of_a_kind_is_not_called_many() -> None:
-    assert [count_of(number, "sample") for number in (0, 1, 2)] == ["0 samples", "1 sample", "2 samples"]
-    assert [count_of(number, "class", "classes") for number in (1, 3)] == ["1 class", "3 classes"]
-    assert [and_others(number) for number in (0, 1, 2)] == ["", " and 1 other", " and 2 others"]
 
 
 def test_tables_show_brackets_and_have_no_blanks_at_the_end(
@@ -68,52 +61,6 @@ def test_without_a_terminal_progress_is_printed_now_and_then(
     first, second, last = printed()
     assert first == "evaluate a to b: 1 of 4, 0:00:00 left" and second == "evaluate [a] to b: 3 of 4, 0:00:00 left"
     assert "━ 4/4 " in last
-
-
-def test_kinds_of_work_that_take_turns_have_their_own_time_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
-    with progress.progress_bars({"generate": 10, "decode": 5, "rank": 0}) as (generated, decoded, _):
-        for _ in range(10):
-            now += 3
-            generated(1)
-        decoded(0)
-        for _ in range(5):
-            now += 60
-            decoded(1)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "generate: 7 of 10, 0:00:09 left", "once in 20 s"
-    assert lines[1:5] == [f"decode: {done} of 5, 0:0{5 - done}:00 left" for done in range(1, 5)]
-    assert [line.split(" ")[0] for line in lines[5:]] == ["generate", "decode"], "nothing to rank"
-
-
-def test_samples_are_counted_while_a_batch_is_decoded() -> None:
-    told: list[int] = []
-    progress.tick(0.5)  # no listener
-    with progress.decoded_samples(told.append):
-        progress.tick(0.5)  # nothing is being decoded
-        with progress.decoding(5):
-            for share in (0.3, 0.5, 1.0):
-                progress.tick(share)
-        with progress.decoding(3):  # a tokenizer that reports no progress
-            pass
-        with pytest.raises(ValueError, match="broken"), progress.decoding(3):
-            raise ValueError("broken")
-    with progress.decoding(2):
-        progress.tick(1.0)
-    assert told == [1, 1, 3, 3]
-
-
-def test_a_part_counts_as_much_as_was_said() -> None:
-    told: list[tuple[int, str]] = []
-    with progress.part_of(lambda count, title="": told.append((count, title)), 5, "a part") as advance:
-        advance(3)
-        advance(4)
-    with progress.part_of(lambda count, title="": told.append((count, title)), 5, "less") as advance:
-        advance(1)
-    assert told == [(0, "a part"), (3, ""), (2, ""), (0, ""), (0, "less"), (1, ""), (4, "")]
 
 
 def test_in_a_terminal_no_line_is_printed_beside_the_live_one(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from spatial_samples import PLUGINS, canny, depth, normal, rgb, semseg, settings
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.images import (
     FORMATS,
@@ -95,23 +92,6 @@ def test_rgb_reads_what_cameras_and_programs_write() -> None:
     assert (read(png(np.uint8([[0, 1]]), "P"), "png").shape) == (3, 1, 2)
     cmyk = read(png(np.full((8, 8, 3), 128, np.uint8), "CMYK", format="JPEG"), "jpg")
     np.testing.assert_allclose(cmyk, 0.5, atol=0.02)
-    turned = Image.new("RGB", (6, 4))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    turned.save(buffer, format="JPEG", exif=exif)
-    assert read(buffer.getvalue(), "jpeg").shape == (3, 6, 4)
-
-
-def tagged(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """Return EXIF data with tags given as in a file: number, type, count, and four bytes."""
-    table = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
-    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + b"\0\0\0\0"
-
-
-def held(orientation: int) -> tuple[int, int, int, bytes]:
-    """Return an EXIF orientation tag."""
-    return (ORIENTATION, 3, 1, struct.pack("<HH", orientation, 0))
 
 
 @pytest.fixture(scope="module")
@@ -131,15 +111,6 @@ def test_pictures_are_turned_as_pillow_turns_them(photograph: Image.Image, orien
     assert (found.mode, found.size) == (expected.mode, expected.size) and found.tobytes() == expected.tobytes()
     assert found.size == ((4, 6) if 5 <= orientation <= 8 else (6, 4))
     assert ImageOps.exif_transpose(found).tobytes() == found.tobytes()  # not turned twice
-
-
-def test_a_photograph_with_an_odd_tag_is_turned(photograph: Image.Image) -> None:
-    """It is turned without a warning; pytest treats warnings as errors."""
-    buffers = io.BytesIO(), io.BytesIO()
-    for buffer, exif in zip(buffers, (tagged(held(6), (0x011A, 2, 4, b"72\0\0")), b""), strict=True):
-        photograph.save(buffer, "JPEG", exif=exif)
-    found, upright = (open_image(buffer.getvalue(), "jpg") for buffer in buffers)
-    assert found.tobytes() == upright.transpose(Image.Transpose.ROTATE_270).tobytes() and found.size == (4, 6)
 
 
 def test_depth_needs_a_unit() -> None:
@@ -175,17 +146,10 @@ def test_edges_are_0_or_1() -> None:
     for value in (0.3, np.nan):
         with pytest.raises(InvalidValueError, match=r"expected 1 on an edge, else 0, got (0.3|nan); compare"):
             canny.read_value(npy(np.float32([[[0, 1, value]]])), "npy", settings("canny"))
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_picture_that_numbers_edges_is_not_taken_for_one_without(dtype: type) -> None:
-    numbers = np.eye(4, dtype=dtype)
+    numbers = np.eye(4, dtype=np.uint8)
     with pytest.raises(InvalidValueError, match="got numbers 0 and 1, all of them black; save 1 as 255"):
         canny.read_value(png(numbers), "png", settings("canny"))
-    white = numbers * np.iinfo(dtype).max
-    for sound in (white, np.zeros_like(white), numbers + numbers):
-        value = canny.read_value(png(sound), "png", settings("canny"))
-        np.testing.assert_array_equal(value[0], sound > 2)
+    np.testing.assert_array_equal(canny.read_value(png(255 * numbers), "png", settings("canny"))[0], numbers)
 
 
 def test_class_ids_of_16_bits_are_read_in_either_order_of_the_bytes() -> None:
@@ -304,8 +268,6 @@ def test_a_constant_baseline_is_never_void() -> None:
     assert answer.dtype == np.int64
     assert semseg.plugin.score([answer] * 4, ids, chosen) == {"miou": 1, "pixel_accuracy": 1}
     np.testing.assert_array_equal(semseg.plugin.constant_baseline([np.ones((1, 2), np.int64)], chosen), [[0, 0]])
-    every = settings("semseg", classes=["a", "c", "b"])  # without a void class, all classes are scored
-    np.testing.assert_array_equal(semseg.plugin.constant_baseline(ids, every), [[1, 1, 1]])
 
 
 def test_the_constant_baseline_of_edges_is_not_blank() -> None:
@@ -324,20 +286,10 @@ def test_the_constant_baseline_of_edges_is_not_blank() -> None:
 # ---------------------------------------------------------------- tokenizers
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for name, plugin in PLUGINS.items():
-        samples = TrainingSamples(train=values(name, 8), test=values(name, 3, seed=1), provenance={"source": "blobs"})
-        folders[name] = plugin.train_tokenizer(settings(name), samples, tmp_path_factory.mktemp(name) / "run", 0)
-    return folders
-
-
 @pytest.mark.parametrize(("name", "expected"), [("semseg", [[1, 2], [0, 1]]), ("canny", [[0, 1], [1, 0]])])
-def test_values_are_the_likeliest_by_hand(trained: dict[str, Path], name: str, expected: list[list[int]]) -> None:
-    tokenizer = PLUGINS[name].load_tokenizer(trained[name], "cpu", settings(name))
+def test_values_are_the_likeliest_by_hand(name: str, expected: list[list[int]]) -> None:
     outputs = [[[-1.0, 0.0], [3.0, -9.0]], [[2.0, 1.0], [0.0, -1.0]], [[-9.0, 7.0], [1.0, -8.0]]]
-    made = tokenizer.codec.from_network(torch.tensor(outputs)[None])
+    made = PLUGINS[name].codec(settings(name)).from_network(torch.tensor(outputs)[None])
     assert made.squeeze().tolist() == expected
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -29,7 +28,7 @@ from zoo_backbone.grow import Trained
 from zoo_backbone.losses import LossBalance
 from zoo_backbone.model import FourM
 from zoo_backbone.optim import learning_rate
-from zoo_backbone.train import Trainer, compile_blocks, train
+from zoo_backbone.train import Trainer, train
 
 SHORT = dataclasses.replace(TRAINING, steps=6, save_every=2, eval_every=3)
 
@@ -199,37 +198,6 @@ def test_a_compiler_that_fails_is_told_and_training_goes_on(
     other = train(tmp_path / "other", store, all_layouts(), SMALL, dataclasses.replace(config, compile=True))
     assert "torch.compile fails here (no compiler here); training goes on without it" in capsys.readouterr().err
     assert (plain / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_blocks_are_compiled_for_all_that_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    torch.compiler.reset()
-    specs = [spec("picture", GridLayout(shape=(6, 6)))]
-    model = FourM.seeded(dataclasses.replace(SMALL, encoder_depth=1, decoder_depth=1), specs, 0)
-
-    def compiled(size: int, budget: int, absent: float = 0.0) -> int:
-        """Count the graphs compiled for a batch, in forward passes with and without gradient."""
-        before = len(graphs)
-        batch = packed_batch(specs, size, budget, absent=absent)
-        assert bool(batch.inputs.mask.all()) == (not absent)
-        model(batch)
-        with torch.no_grad():
-            model(batch)
-        return len(graphs) - before
-
-    assert not compile_blocks(model, lambda: model(packed_batch(specs, 4, 8)))
-    kinds = [(4, 8), (3, 12), (4, 16, 0.5), (1, 8)]
-    made = [compiled(*kind) for kind in kinds]
-    assert sum(made) + 2 > 8 and made[-1] == 4, "an encoder's and a decoder's graph, twice"
-    assert [compiled(*kind) for kind in kinds] == [0, 0, 0, 0]
 
 
 @pytest.mark.slow

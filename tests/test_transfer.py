@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -174,18 +173,6 @@ def die_at(last: int) -> Any:
     return die
 
 
-def test_another_setting_is_refused_unless_it_is_to_replace(world: World, tmp_path: Path) -> None:
-    out = tmp_path / "probe"
-    train(world, out, "facts.total", steps=2)
-    with pytest.raises(FolderError, match="steps"):
-        train(world, out, "facts.total", steps=3)
-    assert train(world, out, "facts.total", steps=3, overwrite=True)["steps"] == 3
-    for overwrite in (True, False):
-        with pytest.raises(FolderError, match="run: holds"):
-            train(world, world.run, "facts.total", steps=3, overwrite=overwrite)
-    assert (world.run / "model.safetensors").is_file()
-
-
 # ---------------------------------------------------------------- tasks
 
 
@@ -252,36 +239,6 @@ def test_a_table_of_the_users_own(world: World, tmp_path: Path) -> None:
     assert set(load(tmp_path / "mine").predict({name: world.tokens(name)[1][:4] for name in ("gist", "letters")})) <= {
         "up", "down"
     }  # fmt: skip
-
-
-def test_knn_votes_with_the_training_labels(world: World, tmp_path: Path) -> None:
-    """Compared with brute force over the pooled features."""
-    metrics = train(world, tmp_path / "votes", str(world.table), head="knn", neighbours=5)
-    encoder = FourMEncoder.from_run(world.run)
-    features = {}
-    for split in ("train", "test"):
-        keys, tokens = world.tokens("light", split)
-        features[split] = dict(zip(keys, encoder(*encoder.prepare({"light": tokens})).numpy(), strict=True))
-    with open(world.table, encoding="utf-8") as file:
-        labels = {row["key"]: row["label"] for row in csv.DictReader(file)}
-    center = np.mean(list(features["train"].values()), 0)
-    right, votes = [], []
-    for key, asked in features["test"].items():
-        given = (asked - center) / np.linalg.norm(asked - center)
-        cosines = {
-            other: float(np.dot(found - center, given) / np.linalg.norm(found - center))
-            for other, found in features["train"].items()
-        }
-        nearest = sorted(cosines, key=cosines.__getitem__)[-5:]
-        weights = {name: np.exp(cosines[name] / 0.07) for name in nearest}
-        votes.append(max(("up", "down"), key=lambda a: sum(w for n, w in weights.items() if labels[n] == a)))
-        right.append(votes[-1] == labels[key])
-    assert metrics["metrics"][0]["score"] == pytest.approx(np.mean(right))
-    tokens = {"light": world.tokens("light")[1]}
-    assert load(tmp_path / "votes").predict(tokens) == votes
-    stamp = (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns
-    train(world, tmp_path / "votes", str(world.table), head="knn", neighbours=5)
-    assert (tmp_path / "votes" / "metrics.json").stat().st_mtime_ns == stamp
 
 
 def test_labels_belong_to_whole_samples_not_crops(world: World, tmp_path: Path) -> None:
@@ -506,19 +463,6 @@ def test_the_weights_of_the_best_evaluation_are_kept(
         heads = [name for name in weights if tuning == "frozen" or name.startswith("head.")]
         same = all(torch.equal(found[prefix + name], weights[name]) for name in heads)
         assert same == (number == 2), number
-
-
-def test_patience_stops(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Watch(monkeypatch, [5.0, 4.0, 4.5, 4.1, 1.0])
-    metrics = train(world, tmp_path, "facts.total", steps=10, eval_every=2, patience=2)
-    assert (metrics["steps"], metrics["best_step"], metrics["validation"]["score"]) == (8, 4, 4.0)
-    told = capsys.readouterr().err
-    assert "total: stops after step 8 of 10: no better mae in 2 evaluations; keeps step 4" in told
-    assert "step 8 of 10" in told and "validation mae 4.1, best 4 at step 4" in told
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["validation/mae"] for line in lines if "validation/mae" in line] == [5.0, 4.0, 4.5, 4.1]
 
 
 @pytest.mark.parametrize(("tuning", "step"), [("frozen", 7), ("frozen", 10), ("full", 7)])

@@ -17,11 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
-from small_modalities import installed, registry_of, write_values
+from small_modalities import installed, registry_of
 from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train
 
-from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load
@@ -269,20 +268,6 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
     assert "damaged" in refused("eval", probe)
 
 
-def test_the_network_runs_on_the_device(frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def loaded(folder: Path, zoo: Any, *, run: Path | None, device: str) -> None:
-        asked.append((folder, device))
-        raise CheckpointError("seen")
-
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("zoo_backbone.transfer.probe.load", loaded)
-    for words in (("eval", frozen), ("predict", frozen, "--out", tmp_path / "predicted")):
-        assert refused(*words, "--device", "cuda") == "seen"
-    assert asked == [(frozen, "cuda")] * 2
-
-
 def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,20 +293,6 @@ def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_
     assert str(gone) in refused("eval", moved, error=CheckpointError)
     asked = {"registry": world.root / "registry.toml", "debug": False}
     assert CliRunner().invoke(command, ["eval", str(moved)], obj=asked).exit_code == 0
-
-
-def test_values_that_are_gone_are_to_be_given(world: World, frozen: Path, tmp_path: Path) -> None:
-    run, gone = tmp_path / "run", tmp_path / "gone"
-    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
-    dataclasses.replace(Run.load(world.run), data=gone).save(run)
-    words = ("--task", "zones", "--input", "light", "--set", "steps=2")
-    assert "--data DATA" in refused("train", run, *words) and not (run / "transfer").exists()
-
-    moved = tmp_path / "moved"
-    shutil.copytree(frozen, moved)
-    set_places(moved, data=str(gone))
-    assert "--data DATA" in refused("eval", moved, error=CheckpointError)
-    assert zoo("eval", moved, "--data", Run.load(world.run).data).exit_code == 0
 
 
 # ---------------------------------------------------------------- evaluation on other data
@@ -356,21 +327,6 @@ def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> N
         assert "--tokens TOKENS" in refused(*refusal, error=DataError)
     assert not (tmp_path / "predicted").exists()
     assert "of 8 samples" in zoo(*words, "--tokens", tmp_path / "tokens").stdout
-
-
-def test_a_held_out_label_that_is_not_a_number_is_refused(world: World, tmp_path: Path) -> None:
-    """Refused before training, and by a finished probe."""
-    probe = tmp_path / "probe"
-    train(world, probe, "facts.total", steps=1)
-    facts = {key: read(world, "facts", key) for key in ("test-000", "test-001")}
-    facts["test-001"]["total"] = "n/a"
-    write_values(tmp_path, world.zoo, "test", "facts", facts)
-    keys = ValueStore(world.root / "data").keys("train", "facts")
-    write_values(tmp_path, world.zoo, "train", "facts", {key: read(world, "facts", key, "train") for key in keys})
-    with pytest.raises(DataError, match="'test-001'"):
-        train(world, tmp_path / "out", "facts.total", data=tmp_path / "data")
-    assert "'test-001'" in refused("eval", probe, "--data", tmp_path / "data", error=DataError)
-    assert not (tmp_path / "out").exists()
 
 
 def test_classes_without_a_training_label_are_counted(world: World, tmp_path: Path) -> None:
@@ -433,16 +389,3 @@ def test_a_comparison_by_hand(tmp_path: Path) -> None:
     assert json.loads(zoo("compare", *folders, "--json").output) == result
     with pytest.raises(ConfigError, match="again"):
         compare([folders[0], finished(tmp_path / "again", 9.0)])
-
-
-def test_wide_comparisons_fit_the_terminal(tmp_path: Path) -> None:
-    inputs = 8 * ["rgb_patches"]
-    names = ("kinds", "metadata.num_objects", "semseg")
-    tasks = {name: {"name": name, "text": name, "kind": "numbers"} for name in (*names, "things", "others")}
-    folders = [finished(tmp_path / f"{name}{seed}", task=tasks[name], inputs=["rgb_patches"], seed=seed)
-               for name in names for seed in (0, 1)]  # fmt: skip
-    folders += [finished(tmp_path / name, 0.5125, task=tasks[name], inputs=inputs, settings={"steps": 7})
-                for name in ("things", "others")]  # fmt: skip
-    shown = table_of(folders)
-    assert sum(line.count("0.512") for line in shown) == 2
-    assert sum(line.count("1.000 ± 0.000") for line in shown) == 3

@@ -29,7 +29,7 @@ from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.model import FourM
-from zoo_backbone.transfer.config import HEADS, TransferConfig, transfer_config
+from zoo_backbone.transfer.config import TransferConfig, transfer_config
 from zoo_backbone.transfer.data import select_labels, select_validation
 from zoo_backbone.transfer.head import (
     Attentive,
@@ -43,7 +43,6 @@ from zoo_backbone.transfer.head import (
 from zoo_backbone.transfer.probe import Network
 from zoo_backbone.transfer.targets import (
     IGNORED,
-    TARGETS,
     Classes,
     ClassMap,
     Numbers,
@@ -286,16 +285,6 @@ def test_tokens_end_where_they_end() -> None:
     assert [row.tolist() for row in kind.decode(targets[:2, :3])] == [[5, 6], [7, 8, 3]]
     grid = Tokens.fit([np.zeros((2, 3))], spec(ValueSpec(shape=(4, 4)), GridLayout(shape=(2, 3))), "codec")
     assert grid.decode(torch.arange(12).reshape(2, 6))[1].tolist() == [[6, 7, 8], [9, 10, 11]]
-
-
-def test_kinds_come_back_from_json() -> None:
-    kinds = [
-        Classes(names=("a", "b")), Numbers(mean=(1.0, 2.0), std=(3.0, 4.0), shape=(2,), dtype="float32", low=0.0),
-        ClassMap(names=("a",), size=(4, 4)), VOID, KIND,
-        Numbers(mean=(1.0,), std=(2.0,), shape=(1, 4, 4), dtype="float32", scale="log"),
-    ]  # fmt: skip
-    assert {kind.kind for kind in kinds} == set(TARGETS) == set(HEADS)
-    assert [target_from_json(target_to_json(kind)) for kind in kinds] == kinds
 
 
 def test_scores_equal_scikit_learn() -> None:
