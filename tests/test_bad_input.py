@@ -5,45 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_world import REGISTRY, ROAD, World, results, the_world
-from conftest import EXAMPLE_PLUGIN
 from stores import write_values
 
 from tokenizers_zoo.data.manifest import read_manifest
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.validation import array_bytes
 
-Break = Callable[..., str]
+Install = Callable[..., Path]
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
     """The finished pipeline; a refused command leaves all its files unchanged."""
     yield the_world().put_back()
-
-
-@pytest.fixture
-def plugin(tmp_path: Path) -> Break:
-    """Install the example plugin under a name, parts of its source replaced; gives the folder for sys.path."""
-
-    def add(name: str, changes: Mapping[str, str]) -> str:
-        source, module = EXAMPLE_PLUGIN, f"zoo_{name}"
-        for old, new in changes.items():
-            assert old in source
-            source = source.replace(old, new)
-        metadata = tmp_path / f"{module}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: zoo-{name}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[tokenizers_zoo]\n{name} = {module}:plugin\n")
-        (tmp_path / f"{module}.py").write_text(source)
-        return str(tmp_path)
-
-    return add
 
 
 def unchanged(world: World) -> bool:
@@ -121,9 +101,9 @@ def bright_shards(world: World, name: str) -> None:
         write_values(world.folder / "data", split, {name: values})
 
 
-def test_plugin_that_cannot_be_loaded(world: World, plugin: Break) -> None:
+def test_plugin_that_cannot_be_loaded(world: World, install_example: Install) -> None:
     changes, message = {"def score(": "def scores("}, "there is no hook 'scores'; did you mean 'score'?"
-    path = [plugin("broken", changes)]
+    path = [str(install_example("broken", changes))]
     bright_shards(world, "broken")
     data = "--data data"
     for words in ("info broken", f"tokenizer train broken {data}", "tokenize data --out new --only broken"):
@@ -136,9 +116,9 @@ def test_plugin_that_cannot_be_loaded(world: World, plugin: Break) -> None:
 
 
 @pytest.mark.parametrize("case", LATE)
-def test_a_plugin_that_gives_another_shape_than_its_spec(world: World, plugin: Break, case: str) -> None:
+def test_a_plugin_that_gives_another_shape_than_its_spec(world: World, install_example: Install, case: str) -> None:
     changes, parts = LATE[case]
-    path = [plugin("broken", changes)]
+    path = [str(install_example("broken", changes))]
     bright_shards(world, "broken")
     assert world("tokenizer train broken --data data", path=path).code == 0
     world("tokenizer eval broken --data data", path=path).refused("broken: ", "zoo-broken 1.0", *parts)
