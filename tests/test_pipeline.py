@@ -475,6 +475,18 @@ def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy
     assert ValueStore(data).read_key(other["field"], "train", "a").max() == np.float32(0.1)
 
 
+def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int) -> None:
+    """Let reading one of the values run out of memory."""
+    read, calls = handle.read, iter(range(100))
+
+    def failing(data: bytes, extension: str) -> Any:
+        if next(calls) != number:
+            return read(data, extension)
+        raise InvalidValueError(f"{handle.name}: cannot be read: MemoryError") from MemoryError()
+
+    patch.setattr(handle, "read", failing)
+
+
 @pytest.mark.parametrize("want", ["files", "memory"])
 def test_a_file_that_is_not_read_now_is_read_the_next_time(
     want: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -486,14 +498,7 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
             (mine / "field/f05.npy").rename(tmp_path / "aside")
             (mine / "field/f05.npy").symlink_to(tmp_path / "f05.npy")  # as on a disk that is not mounted
         else:
-            read = zoo["field"].read
-
-            def failing(data: bytes, extension: str) -> Any:
-                if (value := read(data, extension))[0, 0, 0] != np.float32(5 / 30):
-                    return value
-                raise InvalidValueError("field: cannot be read: MemoryError") from MemoryError()
-
-            patch.setattr(zoo["field"], "read", failing)
+            refuse_for_memory(patch, zoo["field"], 5)
         assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
         reasons = str(describe_data(data).reasons)
         assert "f05: " in reasons and {"files": "No such file", "memory": "MemoryError"}[want] in reasons
@@ -626,6 +631,18 @@ def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example
     assert not list(data.rglob("shadow/*"))
     room.touch()
     assert [(o.written, o.dropped) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
+
+
+def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, data = toy(enabled=("field", "dark")), tmp_path / "data"
+    make_toy(zoo, data, test=0)
+    with monkeypatch.context() as patch:
+        refuse_for_memory(patch, zoo["field"], 0)
+        (first,) = derive_data(zoo, data, workers=1).outcomes
+    (second,) = derive_data(zoo, data, workers=1).outcomes
+    assert second.written + second.kept == first.written + 1 and second.kept
 
 
 @pytest.mark.parametrize(("error", "kind"), [(MemoryError(), MachineError), (KeyError("x"), PluginError)])
