@@ -386,6 +386,16 @@ def test_published_layout_keeps_the_end_token_and_closes_with_a_sentinel() -> No
     assert Unpacked(layout, Masker(layout, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
 
 
+def test_published_layout_closes_with_the_end_token_if_no_sentinel_is_left() -> None:
+    specs = [spec("words", sequence(8, 1), 100)]
+    raw = raw_batch(specs, 50)
+    raw.lengths[:, 0] = 4
+    config = MaskingConfig(input_budget=3, target_budget=20, min_input=3, span_length=1, mixtures=(Mixture(),))
+    targets = Masker(PublishedLayout(specs, PublishedConfig()), config)(raw, seed=0, step=0).targets
+    last = targets.mask.sum(dim=1) - 1
+    assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
+
+
 def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:
     inputs, targets = batch.inputs, batch.targets
     tensors = [inputs.ids, inputs.positions, inputs.modalities, inputs.mask]
