@@ -450,6 +450,10 @@ def test_mixtures_are_drawn_by_weight_among_the_usable_ones() -> None:
     raw.present[:, layout.index("clip")] = False
     raw.lengths[:, layout.index("clip")] = 0
     assert (masker(raw, seed=0, step=0).targets.modalities == layout.index("code")).all()
+    inputs = (Mixture(weight=9, inputs=("clip",), targets=("code",)), Mixture(inputs=("picture",), targets=("code",)))
+    masker = Masker(layout, MaskingConfig(input_budget=4, target_budget=4, min_input=1, mixtures=inputs))
+    given = masker(raw, seed=0, step=0).inputs
+    assert given.mask.any(dim=1).all(), "not asked from nothing"
 
 
 def test_input_budgets_are_drawn_from_min_input_upwards() -> None:
@@ -525,6 +529,26 @@ def test_fallback_targets_change_neither_inputs_nor_other_targets() -> None:
             assert not given_too & {place for _, place, *_ in run}
             overlapping += bool(given_too)
     assert overlapping > 20
+    raw.present[:, kinds], raw.lengths[:, kinds] = False, 0
+    left = Masker(layout, MaskingConfig(mixtures=(filling,), **budgets))(raw, seed=0, step=0)
+    assert left.targets.mask[torch.from_numpy(raw.present.any(axis=1))].any(dim=1).all(), "only what fills"
+    other = Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",))
+    left = Masker(layout, MaskingConfig(mixtures=(filling, other), **budgets))(raw, seed=0, step=0)
+    both = torch.from_numpy(raw.present[:, 1] & raw.present[:, 2])
+    assert (left.targets.modalities[both][left.targets.mask[both]] == 2).all(), "where no other part has its targets"
+
+
+def test_the_single_input_is_never_an_empty_sequence() -> None:
+    specs = [
+        spec("picture", GridLayout(shape=(4, 4))),
+        spec("words", sequence(12), 100),
+        spec("code", VectorLayout(length=5)),
+    ]
+    raw = raw_batch(specs, 50, seed=2)
+    raw.lengths[:, 1] = 0
+    mixture = Mixture(inputs=("picture", "words"), targets=("code",), single_input_prob=1.0)
+    config = MaskingConfig(input_budget=24, target_budget=8, min_input=0, mixtures=(mixture,))
+    assert (Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0).inputs.mask.sum(dim=1) == 16).all()
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 4, 8])
