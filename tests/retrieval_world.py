@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def make_world(root: Path) -> World:
             if name == "letters":
                 values = {key: value for key, value in values.items() if key not in ("test-003", "test-007")}
             write(root, zoo, split, name, values)
-    train(zoo, root)
+    mixtures = tuple(Mixture(inputs=(name,), targets=("gist",)) for name in ("light", "dark", "letters", "raw"))
+    masking = MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=mixtures)
+    train(zoo, root, NAMES, masking, 150)
+    Run(tokens=root / "tokens", data=root / "data", registry=root / "registry.toml").save(root / "run")
     return World(root=root, zoo=zoo, run=root / "run", keys=[f"test-{i:03}" for i in range(TEST)])
 
 
@@ -67,23 +71,20 @@ def all_five(generator: np.random.Generator) -> dict[str, Any]:
     return {**found, "gist": numbers, "raw": numbers}
 
 
-def train(zoo: Zoo, root: Path) -> None:
-    """Train the backbone to predict gist from the other modalities."""
+def train(zoo: Zoo, root: Path, names: Sequence[str], masking: MaskingConfig, steps: int) -> None:
+    """Train a small backbone on `root/tokens` into `root/run`."""
     torch.manual_seed(0)
-    specs = [zoo[name].spec for name in NAMES]
+    specs = [zoo[name].spec for name in names]
     model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs)
     with torch.no_grad():
         model.token_embedding.weight.normal_()  # as large as the positions: learns in seconds
-    mixtures = tuple(Mixture(inputs=(name,), targets=("gist",)) for name in ("light", "dark", "letters", "raw"))
-    masking = MaskingConfig(input_budget=4, target_budget=4, min_input=0, mixtures=mixtures)
     data = TokenData(root / "tokens", "train", specs)
     masker, order = Masker(model.layout, masking), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(150):
+    for step in range(steps):
         batch = masker(data.batch(order.choice(len(data), 48)), 0, step)
         optimizer.zero_grad()
         model(batch).loss.backward()
         optimizer.step()
     extra = {"train": dataclasses.asdict(TrainConfig(masking=masking)), "fingerprints": data.fingerprints}
     save_model(model, root / "run", extra)
-    Run(tokens=root / "tokens", data=root / "data", registry=root / "registry.toml").save(root / "run")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from retrieval_world import train
 from rich.console import Console
 from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
 from stores import writing_values
@@ -41,15 +42,13 @@ from tokenizers_zoo.train.batches import permuted
 from zoo_backbone import evaluate as evaluation
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.cli.main import backbone as command
-from zoo_backbone.config import Dataset, MaskingConfig, Mixture, ModelConfig, Preview, TrainConfig
-from zoo_backbone.data import TokenData
+from zoo_backbone.config import Dataset, MaskingConfig, Mixture, Preview, TrainConfig
 from zoo_backbone.evaluate import EvaluationConfig, evaluate, skill_score, skill_tables
 from zoo_backbone.evaluation_data import EvaluationData, default_pairs
 from zoo_backbone.gallery import CELL, GAP, HEADER, TEXT, Previews, write_sheet
 from zoo_backbone.generate import TargetPlan, generate, outputs
 from zoo_backbone.generate.inputs import read_inputs
 from zoo_backbone.generate.plans import GenerationPlan
-from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.published import PublishedConfig
 from zoo_backbone.run import Run
@@ -111,29 +110,9 @@ def world(site: None, tmp_path_factory: pytest.TempPathFactory) -> World:
             tokens = list(zoo[name].encode([values[name] for values in samples.values()]))
             rows = dict(zip(samples, tokens, strict=True))
             write_tokens(root / "tokens", split, TokenMetadata.of(zoo[name], {}), rows)
-    train(zoo, root / "tokens", root / "run")
+    mixtures = (Mixture(inputs=("light",), targets=("dark", "letters")),)
+    train(zoo, root, NAMES, MaskingConfig(input_budget=4, target_budget=9, mixtures=mixtures), 120)
     return World(zoo=zoo, run=root / "run", tokens=root / "tokens", data=root / "data")
-
-
-def train(zoo: Zoo, tokens: Path, run: Path) -> None:
-    torch.manual_seed(0)
-    specs = [zoo[name].spec for name in NAMES]
-    model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs)
-    with torch.no_grad():
-        model.token_embedding.weight.normal_()  # as large as the positions: learns in seconds
-    masking = MaskingConfig(
-        input_budget=4, target_budget=9, mixtures=(Mixture(inputs=("light",), targets=("dark", "letters")),)
-    )
-    data = TokenData(tokens, "train", specs)
-    masker, order = Masker(model.layout, masking), np.random.default_rng(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for step in range(120):
-        batch = masker(data.batch(order.choice(len(data), 48)), 0, step)
-        optimizer.zero_grad()
-        model(batch).loss.backward()
-        optimizer.step()
-    config = TrainConfig(masking=masking)
-    save_model(model, run, {"train": dataclasses.asdict(config), "fingerprints": data.fingerprints})
 
 
 @pytest.fixture(scope="module")

@@ -127,25 +127,6 @@ def test_everything_is_derived_from_rgb_by_the_command(
     assert code == 0 and all(f"train/{name}: 0 written, " in again for name in names), again
 
 
-def test_values_are_derived_again_after_settings_or_weights_change(pictures: Path, tmp_path: Path) -> None:
-    data, model = pictures / "data", networks.dpt(tmp_path / "dpt")
-
-    def derive(**own: Any) -> tuple[int, np.ndarray]:
-        zoo = zoo_of(pictures, {"depth": {"labeller": {"model": str(model), **own}}})
-        outcome = derive_data(zoo, data, modalities=["depth"], splits=["test"], workers=1).outcomes[0]
-        store = ValueStore(data)
-        return outcome.written, store.read_key(zoo["depth"], "test", store.keys("test", "depth")[0])
-
-    assert derive(scaled_to=[1.0, 4.0])[0] == 1
-    written, first = derive(scaled_to=[1.0, 4.0])
-    assert written == 0
-    written, other = derive(scaled_to=[1.0, 5.0])
-    assert written == 1 and other.max() > first.max()
-    networks.dpt(model, metres=2.5)
-    written, constant = derive(metric=True)
-    assert written == 1 and np.allclose(constant, 2.5)
-
-
 def test_modality_of_a_source_is_not_derived(tmp_path: Path, hub: Hub) -> None:
     zoo = zoo_of(tmp_path, {"depth": {"labeller": {"model": str(hub("dpt")), "metric": True}}})
     make_data(zoo, "scenes", tmp_path / "data", train=1, test=0, workers=1)

@@ -11,7 +11,7 @@ import torch
 from quantizer_samples import DIM, some_latents, trained
 
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
-from tokenizers_zoo.quantizers.config import FSQ_LEVELS, KIND_DEFAULTS, QuantizerConfig, QuantizerKind
+from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig, QuantizerKind
 from tokenizers_zoo.quantizers.quantizer import ADAPTERS, Quantizer
 from tokenizers_zoo.quantizers.usage import CodebookUsage
 
@@ -233,15 +233,6 @@ def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> Non
 
 
 # Configuration
-
-
-def test_fsq_table_and_sizes() -> None:
-    assert list(FSQ_LEVELS) == [240, 1000, 4375, 15360, 64000]
-    for size, levels in FSQ_LEVELS.items():
-        assert math.prod(levels) == size
-        assert QuantizerConfig(codebook_size=size).levels == levels
-    assert QuantizerConfig(levels=(7, 5)).codebook_size == 35
-    assert Quantizer(QuantizerConfig(levels=(7, 5)), DIM).codebook_size == 35
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,8 @@ from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import (
     Pictures,
     cells_of,
-    curve_chart,
     legend_of,
     matrix_chart,
-    png_of,
 )
 from tokenizers_zoo.report.samples import overview, read_galleries
 from tokenizers_zoo.spec import layout_to_json
@@ -149,20 +147,6 @@ def margins(png: bytes) -> list[bool]:
 )
 def test_no_word_of_the_matrix_is_cut_off(rows: list[str], columns: list[str]) -> None:
     assert margins(matrix_chart(rows, columns, {(rows[0], columns[0]): 0.5})) == [True] * 4
-
-
-@pytest.mark.parametrize("names", [["depth", "a" * 120], [f"modality {number}" for number in range(22)]])
-def test_no_name_of_a_curve_is_cut_off(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-
-    def watched(figure: Any) -> bytes:
-        drawn.append(figure)
-        return png_of(figure)
-
-    monkeypatch.setattr("tokenizers_zoo.report.pictures.png_of", watched)
-    assert margins(curve_chart({name: [(0, 2.0), (9, 1.0)] for name in names}, "loss")) == [True] * 4
-    place = drawn[0].axes[0].get_window_extent()
-    assert min(place.width, place.height) > 2 * drawn[0].dpi  # inches left for the curves
 
 
 def test_colours_of_classes_are_those_of_the_pictures(zoo: Zoo) -> None:

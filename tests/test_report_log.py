@@ -81,11 +81,6 @@ def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
     assert first.startswith("a loop: step 1 of 8, loss 0.25, ") and first.endswith(" left")
     assert second.startswith("a loop: step 2 of 8, ") and "samples/s" in second
     assert last.startswith("a loop: step 2 of 8, loss 0.25, [error] 3 m, ") and "took 0:00:" in last
-    with log_of(tmp_path, done=6) as log:
-        for step in (7, 8):
-            log.advance(step, 0.25)
-    texts = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
-    assert texts == ["a loop: goes on after step 6", "a loop: step 7 of 8", "a loop: step 8 of 8"]
 
 
 def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo: Zoo) -> None:
@@ -133,5 +128,4 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
         "train/loss", "train/gradient_norm", "train/learning_rate", "train/depth", "held_out/loss", "held_out/depth",
         "speed/samples_per_second",
     }  # fmt: skip
-    assert [event.step for event in backbone.Scalars("train/loss")] == list(range(1, 11))
     assert [event.step for event in backbone.Scalars("train/depth")] == [10]

@@ -65,7 +65,7 @@ class Facts:
     @hookimpl
     def modality_spec(self, settings):
         fields = (("total", "sum of the levels"), ("first", "letter of the first level"), ("rare", "seldom there"),
-                  ("same", "always the same"), ("list", "no number and no word"))
+                  ("same", "always the same"))
         value = ValueSpec(kind="object", description="facts", fields=fields)
         return ModalitySpec(name=settings.name, summary="facts", value=value, layout=VectorLayout(length=1),
                             vocab_size=9)
@@ -139,7 +139,7 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
     """Return a sample with the values of the unseen modalities."""
     levels = np.array([ord(letter) - ord("a") for letter in values["letters"]]).reshape(2, 2)
     facts = {
-        "total": int(levels.sum()), "first": values["letters"][0], "same": 4, "list": [1],
+        "total": int(levels.sum()), "first": values["letters"][0], "same": 4,
         "rare": "yes" if number % 3 == 0 else None,
     }  # fmt: skip
     zones = (levels // 2).repeat(4, 0).repeat(4, 1).astype(np.int64)
