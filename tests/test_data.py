@@ -125,6 +125,12 @@ def test_file_that_is_no_tar_is_named_in_the_error(tmp_path: Path, data: bytes) 
         scan(tmp_path / "s.tar")
 
 
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(ReadError, match=r"pipe\.tar: .*expected a regular file"):
+        scan(tmp_path / "pipe.tar")
+
+
 def test_links_and_nameless_members_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as tar:
