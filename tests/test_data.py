@@ -86,6 +86,17 @@ def test_damaged_header_loses_only_one_member(six: bytes, tmp_path: Path, at: in
     assert [reason in item.reason and f"byte {2 * 3 * BLOCK}" in item.reason for item in dropped] == [True]
 
 
+@pytest.mark.parametrize("size", [b"77777777777\0", b"\xff" * 12])
+def test_sizes_are_checked_against_the_file(six: bytes, tmp_path: Path, size: bytes) -> None:
+    """Too large and negative, with a checksum that is right."""
+    block = bytearray(six[:BLOCK])
+    block[124:136], block[148:156] = size, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "s.tar").write_bytes(bytes(block) + six[BLOCK:])
+    members, dropped = scan(tmp_path / "s.tar")
+    assert list(members) == ["1", "2", "3", "4", "5"] and len(dropped) == 1
+
+
 @pytest.mark.parametrize(
     ("cut", "members", "reason"),
     [

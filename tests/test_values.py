@@ -75,7 +75,7 @@ def test_values_clipped_at_a_bound_are_within_it(dtype: str) -> None:
     assert value_problem(ValueSpec(shape=("n",), dtype=dtype, low=0, high=1e39), cut) is None
 
 
-@pytest.mark.parametrize("hole", [np.nan, -np.inf])
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
 def test_one_hole_is_found_in_arrays_and_batches(hole: float) -> None:
     free = ValueSpec(shape=(2, 2))
     value = np.zeros((2, 2), np.float32)
