@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -34,11 +35,12 @@ from backbone_samples import (
 from safetensors.torch import save_file
 from token_stores import reversed_tokens
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.module import register_module_forward_hook
 
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.run_folder import FolderError, RunFolder
 from tokenizers_zoo.spec import GridLayout
 from tokenizers_zoo.train.optim import DivergedError
@@ -180,6 +182,30 @@ def test_invalid_progress_file_is_named(stopped: Path, store: Path, tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"step-00000004.*progress\.json"):
         run(folder, store, steps=4)
     shutil.rmtree(progress.parent)
+    run(folder, store, steps=4)
+
+
+def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
+    stopped: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice of a damaged state is to remove it."""
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    opened = Path.open
+
+    def load(*_: object, **__: object) -> None:
+        raise CheckpointException("load", {0: (torch.OutOfMemoryError("CUDA out of memory."), None)})  # type: ignore[dict-item]
+
+    def opening(path: Path, *args: Any, **options: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *args, **options)
+
+    for owner, name, failing, raised in (
+        (distributed, "load", load, torch.OutOfMemoryError), (Path, "open", opening, ReadError),
+    ):  # fmt: skip
+        with monkeypatch.context() as patch, pytest.raises(raised):
+            patch.setattr(owner, name, failing)
+            run(folder, store, steps=4)
     run(folder, store, steps=4)
 
 
