@@ -17,7 +17,7 @@ from small_modalities import VECTORS_ALONE
 from stores import writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.errors import DataError, InvalidValueError
+from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
@@ -170,7 +170,6 @@ MISTAKES = {
         {"    @hookimpl\n    def score(": READ + "        return np.zeros((1, 16, 16), np.float32)\n\n"
          + "    @hookimpl\n    def score("},
     ),
-    "a crop that moves": ("crop_geometry", {"(crop.left + (": "(0.8 * crop.left + ("}),
     "height and width swapped": (
         "crop_geometry",
         {"rows = (crop.top + (np.arange(side) + 0.5) / side * crop.height)":
@@ -183,7 +182,6 @@ MISTAKES = {
          "        if crop.flip:\n            value[:] = value[..., ::-1].copy()\n",
          "if crop.flip else": "if False else"},
     ),
-    "encodes in place": ("encode", {"        means = reduce(values,": "        means = reduce(values.mul_(0.5),"}),
     "a score that tells nothing": (
         "score", {"float(np.mean([np.abs(p - t).mean() for p, t in zip(predicted, target, strict=True)]))": "0.0"},
     ),
@@ -260,21 +258,6 @@ def test_arrays_of_free_length_are_made_far_too_long(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("tokenizers_zoo.testing.checks.LONG_BASE", 0)
     monkeypatch.setattr("tokenizers_zoo.testing.checks.LONG_FACTOR", 0)
     assert re.search(r"\d+ bytes take \d+ MB to encode, at most 0", results("sound")["long_inputs"].message)
-
-
-def test_stored_values_that_cannot_be_read_are_left_out(install_example: Install, tmp_path: Path) -> None:
-    install_example("stored_map")
-    zoo = Zoo.installed()
-    for number, split in enumerate(("test", "train")):
-        with writing_values(tmp_path / "data", split, "stored_map") as shard:
-            shard.add("damaged", b"no array", "npy")
-            if number:
-                shard.add("sound", *zoo["stored_map"].write(np.full((1, 16, 16), 0.5, np.float32)))
-    subject = Subject(zoo=zoo, name="stored_map", workdir=tmp_path, data_dir=tmp_path / "data")
-    assert len(subject.samples_with(("stored_map",))) == 1
-    (tmp_path / "data/train/stored_map/shard-00000.tar").unlink()
-    with pytest.raises(InvalidValueError, match=r"stored_map: damaged \.npy file"):
-        subject.samples_with(("stored_map",))
 
 
 def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, PatchesModality
 from tokenizers_zoo.families.features import FeatureMapModality
 from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
@@ -242,21 +242,6 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_empty_batches_and_splits_are_refused(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
-    modality, settings, _ = CASES[name]
-    with pytest.raises(DataError, match="held-out"):
-        modality.train_tokenizer(settings, TrainingSamples(train=values(name, 2), test=[]), tmp_path / "x", 0)
-    assert not (tmp_path / "x").exists()
-    if name not in ("objects", "patches", "embeddings"):
-        tokenizer = load(modality, folders[name], settings)
-        batch = torch.from_numpy(np.stack(values(name, 2)))
-        with pytest.raises(InvalidValueError, match="at least one"):
-            modality.encode(tokenizer, batch[:0])
-        with pytest.raises(InvalidValueError, match="expected ids"):
-            modality.decode(tokenizer, modality.encode(tokenizer, batch) + 1000)
-
-
-@pytest.mark.parametrize("name", CASES)
 def test_equal_values_score_best_and_the_constant_baseline_no_better(name: str) -> None:
     modality, settings, _ = CASES[name]
     truth = values(name, 4)
@@ -358,6 +343,12 @@ def test_written_objects_are_read_back(data: strategies.DataObject) -> None:
         found = grammar.read([*noise, *ids.tolist()])
         np.testing.assert_array_equal(found[0], levels)
         np.testing.assert_array_equal(found[1], codes)
+
+
+@given(strategies.lists(strategies.integers(-1, 40), max_size=60))
+def test_any_ids_are_read(ids: list[int]) -> None:
+    levels, codes = SMALL.read(ids)
+    assert levels.shape[1:] == (2,) and codes.shape == (len(levels), 4)
 
 
 def test_ends_of_an_axis_are_exact_and_numbers_beyond_are_clipped() -> None:

@@ -61,16 +61,3 @@ def test_without_a_terminal_progress_is_printed_now_and_then(
     first, second, last = printed()
     assert first == "evaluate a to b: 1 of 4, 0:00:00 left" and second == "evaluate [a] to b: 3 of 4, 0:00:00 left"
     assert "━ 4/4 " in last
-
-
-def test_in_a_terminal_no_line_is_printed_beside_the_live_one(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    for terminal, lines in (("xterm", 0), ("dumb", 1)):
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TERM", terminal)
-        with progress.progress_bar("make things", 2) as advance:
-            advance(1)
-            advance(1)
-        assert capsys.readouterr().err.count("make things: 1 of 2") == lines

@@ -98,19 +98,3 @@ def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Instal
     assert "<p>Problem: odd: " in text and "odd/evaluation.json: cannot be read as JSON" in text
     assert "; zoo tokenizer eval writes it anew" in text
     assert "<p>Problem: pinned: the tokenizer at " in text
-
-
-@pytest.mark.parametrize(
-    ("figures", "told"),
-    [
-        ({"metrics": None}, "expected a table as metrics, got null; zoo tokenizer eval writes it anew"),
-        ({"metrics": {"mae": "low"}}, "expected a number as metrics mae, got &#34;low&#34;"),
-        ({"metrics": {}, "codebook": 5}, "expected a table as codebook, got 5"),
-    ],
-)
-def test_invalid_figures_are_a_problem_on_the_page(zoo: Zoo, figures: dict[str, Any], told: str) -> None:
-    path = zoo["light_32"].checkpoint / "evaluation.json"
-    path.write_text(json.dumps(figures))
-    text = write_zoo_report(zoo).read_text(encoding="utf-8")
-    assert f"<p>Problem: light_32: {path}: {told}" in text and 'href="dusk.html"' in text
-    assert 'href="light_32.html"' not in text

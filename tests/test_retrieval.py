@@ -18,11 +18,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
 from small_modalities import installed, write
-from token_stores import reversed_tokens, stored_tokens, write_tokens
+from token_stores import reversed_tokens, stored_tokens
 
 from tokenizers_zoo.checkpoint import load_config
-from tokenizers_zoo.data.token_shard import TokenMetadata
-from tokenizers_zoo.data.tokens import STORE
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
@@ -41,7 +39,6 @@ from zoo_backbone.retrieval.query import (
     query_keys,
     weighted_sum,
 )
-from zoo_backbone.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -224,41 +221,6 @@ def test_a_run_that_was_moved(world: World, index: Index, tmp_path: Path) -> Non
     moved = zoo(world, *words, "--run", new, "--out", tmp_path / "found")
     assert moved.exception is None and moved.output.startswith(expected.output)
     assert (tmp_path / "found" / "hits.png").is_file()
-
-
-def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Path) -> None:
-    """The space, index, queries and recall use whole samples with plain keys, as if there were no crops."""
-    other, plain = copied(world, tmp_path / "world"), tmp_path / "plain"
-    data, tokens = world.root / "data", other.root / "tokens"
-    Run(tokens=tokens, data=data, registry=other.root / "registry.toml").save(other.run)
-    words = ("--split", "train", "--modalities", "light,letters,dark")
-    assert zoo(world, "build", other.run, "--out", plain, *words).exception is None
-    asked = ("--keys", "train-003,train-150", "--input", "letters", "--find", "light", "--exclude-self", "--out")
-    expected = zoo(world, "query", plain, *asked, tmp_path / "found")
-    measured = [evaluated(world, other.run, tmp_path / "eval", *words)]
-    whole = {name: stored_tokens(tokens, "train", name) for name in NAMES}
-    shutil.rmtree(tokens / "train")
-    (tokens / STORE).unlink()
-    for name, samples in whole.items():
-        rows = list(samples.values())
-        views = {key: [rows[(n + 7 * view) % len(rows)] for view in range(3)] for n, key in enumerate(samples)}
-        write_tokens(tokens, "train", TokenMetadata.of(other.zoo[name], {}), views, crops=3)
-    place = tmp_path / "index"
-    assert zoo(world, "build", other.run, "--out", place, *words).exception is None
-    cropped, uncropped = bytes_of(place), bytes_of(plain)
-    assert cropped.pop("config.json") != uncropped.pop("config.json"), "the digest of all tokens"
-    assert cropped == uncropped
-    result = zoo(world, "query", place, *asked, tmp_path / "found-again")
-    assert result.exception is None and result.output.replace("found-again", "found") == expected.output
-    measured.append(evaluated(world, other.run, tmp_path / "eval-again", *words))
-    assert measured[0]["pairs"] == measured[1]["pairs"] and measured[0]["galleries"] == measured[1]["galleries"]
-    assert [pair["samples"] for pair in measured[1]["pairs"]] == [160] * 6
-
-
-def evaluated(world: World, run: Path, out: Path, *words: str) -> dict[str, Any]:
-    """Run `zoo retrieve eval` and return its results."""
-    assert zoo(world, "eval", run, "--out", out, "--galleries", 2, *words).exception is None
-    return dict(json.loads((out / "retrieval.json").read_text()))
 
 
 def test_an_approximate_index_finds_nearly_what_the_exact_one_does(

@@ -303,16 +303,6 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
             dataclasses.replace(SHORT, **bad)
 
 
-def test_held_out_splits_of_stores_need_nothing_in_common(store: Path, tmp_path: Path) -> None:
-    added = spec("more", GridLayout(shape=(2, 4)), 17)
-    write_store(tmp_path, [all_layouts()[0], added], 12, seed=8)
-    write_store(tmp_path, [added], 6, "test", seed=9)
-    config = dataclasses.replace(SHORT, datasets=(Dataset(tokens=tmp_path),))
-    assert len(open_sources(store, "train", [*all_layouts(), added], config)) == 2
-    own, other = open_sources(store, "test", [*all_layouts(), added], config)
-    assert "more" not in own.data.columns and list(other.data.columns) == ["more"] and len(other.data) == 6
-
-
 def test_further_stores_are_found_from_any_folder(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = other_store(tmp_path / "other")
     specs = [*all_layouts(), spec("more", GridLayout(shape=(2, 4)), 17)]

@@ -14,7 +14,6 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
 from torch.nn import functional as F
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.intervals import interval
 from tokenizers_zoo.spec import (
     GridLayout,
     ModalitySpec,
@@ -326,17 +325,6 @@ def chosen(count: int, amount: int | float, seed: int, classes: list[str] | None
     return select_labels(permuted(np.arange(count), count, seed), amount, classes).tolist()
 
 
-def test_classes_keep_their_shares_and_none_is_lost() -> None:
-    classes = ["rare" if number == 17 else "some" if number % 4 == 0 else "most" for number in range(200)]
-    before: list[int] = []
-    for share in (0.005, 0.05, 0.2, 0.5):
-        found = chosen(200, share, 3, classes)
-        assert {classes[place] for place in found} == {"rare", "some", "most"}
-        assert found[: len(before)] == before
-        before = found
-    assert abs(sum(classes[place] == "some" for place in before) - 25) <= 1
-
-
 @pytest.mark.parametrize("share", [0.2, 0.25, 0.5])
 @pytest.mark.parametrize("period", [0, 5])
 def test_training_and_validation_samples_of_fewer_labels_are_among_those_of_more(share: float, period: int) -> None:
@@ -371,9 +359,3 @@ def test_training_and_validation_samples_of_fewer_labels_are_among_those_of_more
 def test_bad_settings_are_refused(table: dict[str, object], field: str) -> None:
     with pytest.raises(ConfigError, match=rf"\b{field}:"):
         transfer_config(table)
-
-
-def test_an_interval_by_hand() -> None:
-    # Student's t with two degrees of freedom: 4.303 (any table); the standard deviation of 1, 2, 3 is 1.
-    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.303 / math.sqrt(3), rel=1e-3))
-    assert interval([5.0]) == (5.0, None)
