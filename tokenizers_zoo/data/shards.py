@@ -36,9 +36,9 @@ from tokenizers_zoo.data.manifest import (
     shards_of,
     write_manifest,
 )
-from tokenizers_zoo.data.samples import OWN_FILES, LazySequence
+from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.data.tar import END, TARS, header, key_problem, open_regular, padding, read_at, split_name
-from tokenizers_zoo.errors import DataError, UnknownNameError, and_others
+from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others
 from tokenizers_zoo.io import as_json, not_read, replacing_file
 from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.spec import Crop
@@ -300,6 +300,26 @@ class ValueStore:
     def read_key(self, handle: ModalityHandle, split: str, key: str, crop: Crop = WHOLE) -> Any:
         """Return the value of the sample with a key; see `read`."""
         return self.read(handle, split, *self.find(split, key), crop)
+
+    def values(
+        self, handle: ModalityHandle, split: str, limit: int | None = None, cache_bytes: int = CACHE_BYTES
+    ) -> LazyValues:
+        """Return the values of a modality in stored order; with `limit` at most so many, spread over the split.
+
+        Reading one raises InvalidValueError, with the sample's key, if the present settings refuse it.
+        """
+
+        def read(place: Place) -> Any:
+            try:
+                return self.read(handle, split, *place)
+            except InvalidValueError as error:
+                key = self.split(split).keys(place.shard)[place.row]
+                advice = f"if a setting has changed since it was written, make {self.root} again"
+                raise InvalidValueError(f"{self.root / split / handle.name}: {key}: {error}; {advice}") from error
+
+        rows: Sequence[Place] = self.rows(split, [handle.name])
+        chosen = rows if limit is None else [rows[number] for number in spread(len(rows), limit)]
+        return LazyValues(chosen, read, cache_bytes)
 
     def _open(self, split: str, modality: str, shard: int) -> _OpenShard:
         folder = self.root / split / modality

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, is_complete
 from tokenizers_zoo.config import Origin, reject_unknown
-from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
-from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, reading_settings
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples
+from tokenizers_zoo.data.shards import ValueStore, reading_settings
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import disk_errors, read_table
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.progress import say
@@ -202,42 +202,24 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit:
     """
     sharing = [zoo[other] for other in zoo.vocabularies().get(handle.spec.vocabulary, [])]
     special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
-    places = {TRAIN: _places(store, TRAIN, handle.name, limit)}
-    if TEST in store.splits():
-        places[TEST] = _places(store, TEST, handle.name, limit)
-    if not len(places[TRAIN]):
+    values = {split: store.values(handle, split, limit) for split in (TRAIN, TEST) if split in {TRAIN, *store.splits()}}
+    if not len(values[TRAIN]):
         raise DataError(f"{store.root / TRAIN / handle.name}: holds no values")
     provenance = {
         "data": store.record(TRAIN, handle.name) or {"folder": store.root.name},
         "contents": {
-            split: store.contents(split, handle.name)[:16] if split in places and limit is None else ""
+            split: store.contents(split, handle.name)[:16] if split in values and limit is None else ""
             for split in (TRAIN, TEST)
         },
         "settings": reading_settings(handle),
     }
     return TrainingSamples(
-        train=LazyValues(places[TRAIN], lambda place: _value(store, handle, TRAIN, place)),
-        test=LazyValues(places.get(TEST, ()), lambda place: _value(store, handle, TEST, place)),
+        train=values[TRAIN],
+        test=values.get(TEST, ()),
         texts=lambda: _texts(store, sharing, limit),
         special_tokens=tuple(special),
         provenance=provenance,
     )
-
-
-def _places(store: ValueStore, split: str, modality: str, limit: int | None) -> Sequence[Place]:
-    """Return the places of a modality's values; with `limit` at most so many, spread over the split."""
-    rows = store.rows(split, [modality])
-    return rows if limit is None else [rows[number] for number in spread(len(rows), limit)]
-
-
-def _value(store: ValueStore, handle: ModalityHandle, split: str, place: Place) -> Any:
-    """Return a value. Raises InvalidValueError that names it if it cannot be read with the present settings."""
-    try:
-        return store.read(handle, split, *place)
-    except InvalidValueError as error:
-        key = store.split(split).keys(place.shard)[place.row]
-        advice = f"if a setting has changed since it was written, make {store.root} again"
-        raise InvalidValueError(f"{store.root / split / handle.name}: {key}: {error}; {advice}") from error
 
 
 def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | None) -> Iterator[str]:
@@ -248,11 +230,9 @@ def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | No
     present, found = store.modalities(TRAIN), False
     writers = [handle for handle in sharing if handle.implements("vocabulary_texts")]
     for handle in writers:
-        places = _places(store, TRAIN, handle.name, limit) if handle.name in present else ()
-        for start in range(0, len(places), TEXT_BATCH):
-            texts = handle.vocabulary_texts(
-                [_value(store, handle, TRAIN, place) for place in places[start : start + TEXT_BATCH]]
-            )
+        values = store.values(handle, TRAIN, limit, cache_bytes=0) if handle.name in present else ()
+        for start in range(0, len(values), TEXT_BATCH):
+            texts = handle.vocabulary_texts(values[start : start + TEXT_BATCH])
             found = found or any(map(str.strip, texts))
             yield from texts
     if writers and not found:
