@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -158,6 +160,28 @@ def test_class_ids_of_16_bits_are_read_in_either_order_of_the_bytes() -> None:
     for data in (tiff.getvalue(), png(ids.astype(np.uint16))):
         read = semseg.plugin.read_value(data, "tif", settings("semseg"))
         assert read.dtype == np.int64 and read.tolist() == ids.tolist()
+
+
+def grey_of_few_bits(ids: np.ndarray, bits: int) -> bytes:
+    """Return a grey PNG file with 2 or 4 bits per pixel, which Pillow cannot write."""
+    spread = (ids[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = np.packbits(spread.reshape(len(ids), -1).astype(bool), axis=1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_class_ids_of_few_bits_are_the_numbers_of_the_file(bits: int) -> None:
+    ids = np.arange(32).reshape(4, 8) % 2**bits
+    data = grey_of_few_bits(ids, bits)
+    assert semseg.plugin.read_value(data, "png", settings("semseg")).tolist() == ids.tolist()
+    white = rgb.plugin.read_value(data, "png", settings("rgb"))  # as a picture, the largest number is white
+    np.testing.assert_allclose(white[0], ids / (2**bits - 1), atol=1e-6)
 
 
 def test_greys_of_which_0_is_white_are_turned_around() -> None:
