@@ -200,7 +200,7 @@ def examine(
 
 
 def examinable(zoo: Zoo, data: Path, split: str) -> tuple[list[str], list[str]]:
-    """Return the enabled modalities of a split, sorted: those to examine, and those whose plugins do not load.
+    """Return two sorted lists of a split's enabled modalities: plugins that load, and plugins that fail to load.
 
     Raises DataError if there are none to examine.
     """

@@ -21,7 +21,7 @@ LOOKED_AT = 16
 
 
 class LazySequence(Sequence[Item]):
-    """A sequence that makes its items when they are asked for. Subclasses define `__len__` and `item`."""
+    """A sequence that computes its items on access. Subclasses define `__len__` and `item`."""
 
     def item(self, index: int) -> Item:
         """Return the item at an index in [0, len(self))."""

@@ -41,7 +41,7 @@ class ProcessEndedError(ZooError):
 
 
 class Ranks:
-    """The processes that train together: those that torchrun started (see `ranks`), or this one alone."""
+    """The processes that train together: torchrun's (see `ranks`), or only this process."""
 
     def __init__(self) -> None:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

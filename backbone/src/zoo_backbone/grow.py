@@ -269,8 +269,7 @@ def growing_config(
         mixtures = growing_mixtures(config.masking.mixtures, old, added, specs, trained.model, frozen=config.freeze)
         masking = dataclasses.replace(config.masking, mixtures=mixtures)
         config = dataclasses.replace(config, masking=masking)
-        # Whether samples with new targets of full length leave enough budget and tokens for old targets, of which only
-        # those of fixed length count.
+        # Whether new targets of full length leave enough budget and tokens for the old targets of fixed length.
         new = sum(spec.layout.length for spec in discrete if spec.name in added)
         left = sum(spec.layout.length for spec in discrete if spec.name not in added and has_fixed_length(spec.layout))
         room = min(masking.target_budget - new, left - masking.input_budget)
@@ -352,7 +351,7 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
             return []
         identities.append(table["identity"])
         found.append({(tuple(p["inputs"]), p["target"], p["samples"]): p["skill"] for p in table["pairs"]})
-    for key in ("decoders", "values"):  # digests; those that only one evaluation has are of no pair of both
+    for key in ("decoders", "values"):  # digests; a name in only one evaluation belongs to no shared pair
         here, there = (identity.get(key, {}) for identity in identities)
         if any(here[name] != there[name] for name in here.keys() & there.keys()):
             return []

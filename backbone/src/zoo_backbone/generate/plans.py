@@ -64,7 +64,7 @@ class TargetPlan:
     """How many tokens each step decides: few first ("cosine"), equally many ("linear"), few first and last
     ("s-curve")."""
     temperature: float = 1.0
-    """Sampling temperature, by which logits are divided; 0 selects the most likely id."""
+    """Sampling temperature: the divisor of the logits; 0 selects the most likely id."""
     temperature_schedule: TemperatureSchedule = "constant"
     """Schedule of the temperature of a grid or vector, down to `final_temperature`: constant, "linear", or "inverse"
     (fast at first, as in 4M's published settings)."""

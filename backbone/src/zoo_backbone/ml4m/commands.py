@@ -24,8 +24,8 @@ def import_command(source: str, out: Path, name: str | None) -> None:
 
     SRC is the folder, hub id or .safetensors file of a backbone or of a
     tokenizer, 4M's text tokenizer (a .json file), or a folder that holds
-    several of them. OUT gets tokenizers/, backbone/ and a registry.toml under
-    which they run.
+    several of them. OUT gets tokenizers/, backbone/ and their
+    registry.toml.
 
     \b
     Examples:

@@ -104,8 +104,8 @@ class RgbPatches(RgbValues, PatchesModality):
     aliases = ("rgb@224", "rgb@448")
     derived_from = ("rgb",)
     input_form_of = "rgb"
-    metrics = (replace(RgbValues.metrics[0], bound=60.0), *RgbValues.metrics[1:])  # float16 is all that is lost
-    published_statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # those of ImageNet
+    metrics = (replace(RgbValues.metrics[0], bound=60.0), *RgbValues.metrics[1:])  # the only loss is float16
+    published_statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's mean and deviation
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:

@@ -235,7 +235,7 @@ def of_classes(
 ) -> Mapping[str, float]:
     """Shares of class ids (height, width), of groups that have a class; nothing where every pixel is void.
 
-    The classes are those of the spec. Raises InvalidValueError for ids beyond them.
+    Class names come from the spec. Raises InvalidValueError for ids beyond them.
     """
     classes = spec.value.classes if spec else ()
     counts = np.bincount(semseg.ravel(), minlength=len(classes)).tolist()

@@ -43,7 +43,7 @@ class LabelledBoxes(TextModality[S]):
     token_axes: ClassVar[tuple[int, ...]]
     """The axis of each coordinate token of a box."""
     enough: ClassVar[float]
-    """Overlap from which on a box counts as found."""
+    """Least overlap at which a box counts as found."""
 
     def problem(self, box: Any) -> str | None:
         """Describe the first problem of a box, or return None."""

@@ -202,9 +202,9 @@ class SceneClassSettings(ClassSettings):
     """Settings of scene_class."""
 
     classes: tuple[str, ...] = PLACES
-    """Names of the ids 0, 1, ...; more may be added at the end. By default those of the source `scenes`: the furniture
-    that covers most of the picture decides, all tables and chairs for a dining room, sofas for a living room, shelves
-    and books for a library, boxes, balls and cylinders for a playroom; below 4 % of the picture it is an empty room."""
+    """Names of the ids 0, 1, ...; more may be added at the end. The defaults are the classes of the source `scenes`. It
+    decides by the furniture that covers most of the picture: tables and chairs make a dining room, sofas a living room,
+    shelves and books a library, boxes, balls and cylinders a playroom. Below 4 % of the picture it is an empty room."""
 
 
 class SceneClass(ClassModality[SceneClassSettings]):
