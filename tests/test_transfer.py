@@ -20,14 +20,16 @@ from token_stores import note_source, reversed_tokens
 from torch import nn
 from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, set_places, train
 
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import file_digest
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError
-from zoo_backbone.checkpoint import load_model
+from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.published import PublishedConfig, PublishedFourM
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load, probe
 from zoo_backbone.transfer.config import transfer_config
@@ -81,6 +83,15 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_head_learns(world: World, froze
     assert metrics["dropped"]["train"] == {"no_input": 0, "no_label": 0}
     assert metrics["dropped"]["test"] == {"no_input": 0, "no_label": 2}
     assert metrics["labels"] == {"requested": 1.0, "train": TRAIN - 19, "validation": 19, "test": TEST - 2}
+
+
+def test_values_of_another_size_are_refused(world: World, frozen: Path, tmp_path: Path) -> None:
+    text, maps = (world.root / "registry.toml").read_text(), "[modalities.light]\nimage_size = "
+    (tmp_path / "registry.toml").write_text(text.replace(f"{maps}8", f"{maps}16"))
+    shutil.copytree(world.root / "tokenizers", tmp_path / "tokenizers")
+    probe = load(frozen, Zoo.from_toml(tmp_path / "registry.toml"))
+    with pytest.raises(DataError, match="light"):
+        probe.predict_values({"light": [np.zeros((1, 16, 16), np.float32)]})
 
 
 def test_a_probe_predicts_what_it_was_scored_on(world: World, frozen: Path) -> None:
@@ -158,6 +169,32 @@ def test_scratch_begins_from_other_weights_and_each_seed_from_its_own(world: Wor
     for first, second in ((found[0], found[1]), (found[0], own), (found[1], own)):
         assert not torch.allclose(first, second, atol=1e-3)
         assert float(first.std()) == pytest.approx(float(second.std()), rel=0.05)
+
+
+def test_scratch_keeps_the_positions_that_a_published_model_stored(world: World, tmp_path: Path) -> None:
+    trained = load_model(world.run)
+    shape = {**dataclasses.asdict(trained.config), "stored_positions": dict.fromkeys(trained.layout.names, 64)}
+    model = PublishedFourM.seeded(PublishedConfig(**shape), trained.layout.specs, 0)
+    torch.nn.init.normal_(model.fixed_positions)
+    save_model(model, tmp_path, {"fingerprints": {}})
+    scratch = probe.build_encoder(tmp_path, transfer_config({"tuning": "scratch"}), 3).model
+    assert torch.equal(scratch.fixed_positions, model.fixed_positions)
+    assert not torch.equal(scratch.encoder[0].mlp.up.weight, model.encoder[0].mlp.up.weight)
+
+
+def test_the_global_state_neither_matters_nor_changes(world: World, frozen: Path, tmp_path: Path) -> None:
+    train(world, tmp_path / "single", "zones", steps=2)
+    drawn = torch.random.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        train(world, tmp_path / "double", "zones", steps=2)
+        with torch.inference_mode():
+            weights = list(load(frozen).parameters())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    single, double = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("single", "double"))
+    assert single == double and torch.equal(torch.random.get_rng_state(), drawn)
+    assert {weight.dtype for weight in weights} == {torch.float32} and not any(w.is_inference() for w in weights)
 
 
 # ---------------------------------------------------------------- the loop
@@ -368,6 +405,14 @@ def test_weights_depend_neither_on_the_cache_nor_on_a_kill(
         train(world, tmp_path / name, "facts.total", "letters,light")
         return (tmp_path / name / "model.safetensors").read_bytes()
 
+    get = probe.FeatureCache.get
+
+    def bounded(cache: probe.FeatureCache, places: Sequence[int]) -> Any:
+        found = get(cache, places)
+        assert sum(row.untyped_storage().nbytes() for row in cache.cached.values()) <= probe.CACHE_BYTES
+        return found
+
+    monkeypatch.setattr(probe.FeatureCache, "get", bounded)
     wanted = weights("all")
     for name, room in (("some", 9_000), ("none", 0)):
         monkeypatch.setattr(probe, "CACHE_BYTES", room)
@@ -445,6 +490,20 @@ def test_no_sample_both_trains_and_validates(world: World, tmp_path: Path, monke
     there = [key for key in world.tokens("light")[0] if key not in ("test-005", "test-006")]
     errors = [abs(np.median(totals) - read(world, "facts", key)["total"]) for key in there]
     assert baseline == pytest.approx(np.mean(errors)), "that of all labels"
+
+
+@pytest.mark.parametrize("text", ["zones", "facts.first"])
+def test_training_and_validation_labels_are_disjoint(world: World, text: str) -> None:
+    """Those of fewer labels are among those of more, and another seed chooses others."""
+    few, other, more = (used_by(world, text, seed, labels=labels) for labels, seed in ((60, 1), (60, 2), (96, 1)))
+    parts = [[set(map(used.samples.key, places)) for places in (used.training, used.validation)]
+             for used in (few, other, more)]  # fmt: skip
+    for used, (learned, judged) in zip((few, other, more), parts, strict=True):
+        assert sorted([*used.training, *used.validation]) == list(range(len(used.samples)))
+        assert not learned & judged and abs(len(judged) - 0.2 * len(used.samples)) <= 3
+    assert all(small < large for small, large in zip(parts[0], parts[2], strict=True))
+    assert all(one != two for one, two in zip(parts[0], parts[1], strict=True))
+    assert used_by(world, text, head="knn").validation == [], "knn learns from all labels"
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full"])

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import runpy
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,6 +23,7 @@ from small_modalities import installed, registry_of
 from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train
 
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load
@@ -266,6 +269,45 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
     assert stored["head.bank"].shape == (TRAIN, 32)
     (probe / "model.safetensors").write_bytes(b"x" * 100)
     assert "damaged" in refused("eval", probe)
+
+
+def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    train(world, full, "facts.total", tuning="full", steps=1)
+    for number, (folder, lost, more) in enumerate((
+        (frozen, "head.query", {}), (full, "encoder.encoder_norm.weight", {}), (full, "", {"encoder.x": torch.ones(1)})
+    )):  # fmt: skip
+        tensors, config = load_checkpoint(folder)
+        place = shutil.copytree(folder, tmp_path / str(number))
+        save_checkpoint(place, {name: t for name, t in tensors.items() if name != lost} | more, config, "A card.")
+        with pytest.raises(CheckpointError, match=f"{place}: its tensors do not fit"):
+            load(place)
+
+
+def test_tokens_of_another_tokenizer_are_refused_where_they_are_inputs(world: World, tmp_path: Path) -> None:
+    """The fingerprints of other modalities decide neither inputs nor a finished probe."""
+    run, out = tmp_path / "run", tmp_path / "probe"
+    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
+    there, config = World(root=world.root, zoo=world.zoo, run=run), json.loads((run / "config.json").read_text())
+
+    def trained(**fingerprints: str) -> dict[str, Any]:
+        (run / "config.json").write_text(json.dumps({**config, "fingerprints": fingerprints}))
+        return train(there, out, "zones", steps=1)
+
+    found = trained(light=config["fingerprints"]["light"])
+    assert trained(**config["fingerprints"]) == trained(**config["fingerprints"] | {"dark": "0" * 64}) == found
+    shutil.rmtree(out)
+    with pytest.raises(DataError, match="light"):
+        trained(light="0" * 64)
+    assert not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("words", ["eval", "predict --out predicted"])
+def test_the_network_runs_on_the_device(frozen: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    action, *more = words.split()
+    assert re.search("CUDA|NVIDIA", str(zoo(action, frozen, *more, "--device", "cuda").exception))
 
 
 def test_a_probe_opens_by_the_registry_that_it_was_trained_with(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from zoo_backbone.transfer.head import (
     Neighbours,
     PooledLinear,
     TokenDecoder,
+    build_head,
 )  # fmt: skip
 from zoo_backbone.transfer.probe import Network
 from zoo_backbone.transfer.targets import (
@@ -49,7 +51,7 @@ from zoo_backbone.transfer.targets import (
     target_from_json,
     target_to_json,
 )  # fmt: skip
-from zoo_backbone.transfer.task import kind_of_values
+from zoo_backbone.transfer.task import Task, kind_of_values
 
 DIM = 8
 ONE = VectorLayout(length=1)
@@ -109,6 +111,13 @@ def test_a_linear_map_paints_each_patch_from_its_own_token() -> None:
     assert pixels.shape == (1, 2, 6, 4)
     token = features[0, :, 1, 0] @ head.out.weight.T + head.out.bias
     assert torch.allclose(pixels[0, :, 3:, :2], token.reshape(2, 3, 2), atol=1e-6)
+
+
+def test_patches_lie_on_the_rows_and_columns_of_the_grid() -> None:
+    kind, grid = ClassMap(names=("a", "b"), size=(4, 9)), Grid(names=("wide",), shape=(2, 3))
+    for name, given in (("linear", "patch"), ("convnext", "kernel_size")):
+        head = build_head(name, kind, TransferConfig(), CONFIG, grid)  # type: ignore[arg-type]
+        assert getattr(head if name == "linear" else head.layers[-1], given) == (2, 3)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("patch", "size"), [((4, 4), (8, 8)), ((3, 3), (6, 6)), ((4, 4), (7, 8))])
@@ -232,6 +241,14 @@ def test_unscored_pixels_are_neither_learned_nor_answered() -> None:
     assert float(loss.detach()) == pytest.approx(expected)
     assert outputs.grad is not None and outputs.grad[..., 1].abs().max() == 0 < outputs.grad[..., 0].abs().max()
     assert VOID.decode(torch.tensor([[[[0.0, 1, -3]], [[9, 9, 9]], [[1, 0, -2]]]]))[0].tolist() == [[2, 0, 2]]
+    nothing = VOID.loss(outputs, VOID.encode([np.ones((1, 3), np.uint8)]))
+    assert float(nothing.detach()) == 0 and not torch.autograd.grad(nothing, outputs)[0].any()
+
+
+def test_a_class_map_leaves_out_what_its_modality_does_not_score() -> None:
+    value = ValueSpec(shape=(1, 3), dtype="uint8", classes=VOID.names, unscored=("void",))
+    task = Task(text="asked", handle=SimpleNamespace(spec=spec(value)))  # type: ignore[arg-type]
+    assert task.fit([np.zeros((1, 3), np.uint8)], "auto")[0] == VOID
 
 
 def test_the_constant_map_and_the_score_leave_unscored_pixels_out() -> None:
@@ -298,6 +315,10 @@ def test_scores_equal_scikit_learn() -> None:
     assert maps.score(list(guess.reshape(5, 5, 2)), list(truth.reshape(5, 5, 2))) == wanted
     numbers = Numbers(mean=(0.0,), std=(1.0,))
     assert numbers.score(list(guess), list(truth))["r2"] == pytest.approx(r2_score(truth, guess))
+    pairs = np.stack([truth, 9 * guess], 1).reshape(25, 2, 2)  # the variance is around the mean of each number
+    total = np.square(pairs[1:] - pairs[1:].mean(0)).sum()
+    residual, error = np.square(pairs[1:] - pairs[:-1]).sum(), np.abs(pairs[1:] - pairs[:-1]).mean()
+    assert numbers.score(list(pairs[:-1]), list(pairs[1:])) == pytest.approx({"mae": error, "r2": 1 - residual / total})
     assert numbers.score([1, 5], [2, 3]) == {"mae": 1.5, "r2": pytest.approx(1 - 5 / 0.5)}
     assert math.isnan(numbers.score([1, 2], [3, 3])["r2"])
 
