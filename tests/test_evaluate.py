@@ -18,8 +18,8 @@ from PIL import Image
 from retrieval_world import train
 from rich.console import Console
 from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample
-from stores import writing_values
-from token_stores import reversed_tokens, write_tokens
+from stores import of_source, writing_values
+from token_stores import note_source, reversed_tokens, write_tokens
 from toy_plugins import snapshot
 
 from tokenizers_zoo import Zoo
@@ -28,6 +28,7 @@ from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
@@ -213,6 +214,43 @@ def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, An
     assert len({text for row in rows for text in row["cells"][1:]}) > 6, "of 9"
 
 
+def test_ids_that_values_have_once_are_drawn_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In evaluation and in generation."""
+    run, drawn = world.copy(tmp_path / "run"), list[list[int]]()
+    Run(tokens=world.tokens, data=world.data).save(run)
+    config = dataclasses.replace(CONFIG, temperature=50.0, samples=4, gallery_pairs=0)
+    plan = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="letters", temperature=50.0),), samples="10")
+
+    def noted(*arguments: Any, **options: Any) -> dict[str, Any]:
+        found = generate(*arguments, **options)
+        drawn.extend(row.tolist() for row in found["letters"])
+        return found
+
+    for place in (evaluation, outputs):
+        monkeypatch.setattr(place, "generate", noted)
+    for ids in (frozenset[int](), frozenset(range(9))):
+        monkeypatch.setattr(ModalityHandle, "single_ids", lambda handle, ids=ids: ids)
+        for number in range(2):
+            drawn.clear()
+            if number:
+                outputs.generate_to_folder(run, world.zoo, plan, tmp_path / f"out{len(ids)}")
+            else:
+                world.evaluate(run, config, inputs=[("light",)], targets=["letters"], overwrite=bool(ids))
+            assert drawn and all(len(set(tokens)) == len(tokens) for tokens in drawn) == bool(ids)
+
+
+def test_tokenizers_run_on_the_device_of_the_evaluation(world: World, tmp_path: Path) -> None:
+    zoo = Zoo.from_tables(world.zoo.tables, world.zoo.path)
+    for name in NAMES:
+        zoo[name].device = "meta"
+    config = dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    run = world.copy(tmp_path / "run")
+    evaluate(run, zoo, world.tokens, world.data, inputs=[("light",)], targets=["dark"], config=config)
+    assert {zoo[name].device for name in NAMES} == {"cpu"}
+
+
 # --- resuming
 
 
@@ -322,6 +360,36 @@ def test_incomplete_tokens_are_not_scored(world: World, tmp_path: Path) -> None:
         evaluate(run, world.zoo, tokens, world.data, config=config, inputs=[("light",)], targets=["dark"])
     found = evaluate(run, world.zoo, tokens, world.data, config=config, inputs=[("light",)])
     assert [pair["target"] for pair in found["pairs"]] == ["letters"] and "did not finish" in found["skipped"]["dark"]
+
+
+def test_values_of_other_samples_with_the_same_keys_are_refused(world: World, tmp_path: Path) -> None:
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, gallery_pairs=0)
+    shutil.copytree(world.tokens, tmp_path / "tokens")
+    for name, seed in (("data", 0), ("other", 1)):
+        shutil.copytree(world.data, tmp_path / name)
+        of_source(tmp_path / name, "test", seed)
+    note_source(tmp_path / "tokens", tmp_path / "data", {"test": shards.ValueStore(tmp_path / "data").source("test")})
+    asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"], "config": config}
+    evaluate(run, world.zoo, tmp_path / "tokens", tmp_path / "data", **asked)
+    with pytest.raises(DataError, match="split test"):
+        evaluate(run, world.zoo, tmp_path / "tokens", tmp_path / "other", **asked)
+
+
+def test_a_missing_gallery_is_drawn_again_and_scores_are_not_replaced_by_none(world: World, tmp_path: Path) -> None:
+    run, config = world.copy(tmp_path / "run"), dataclasses.replace(CONFIG, samples=2, draws=1, gallery_pairs=1)
+    shutil.copytree(world.tokens, tmp_path / "tokens")
+    asked: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"]}
+    first = world.evaluate(run, config, **asked)
+    picture = run / "evaluation" / first["galleries"][0]["picture"]
+    drawn = picture.read_bytes()
+    picture.unlink()
+    assert timeless(world.evaluate(run, config, **asked)) == timeless(first) and picture.read_bytes() == drawn
+    for name in ("dark", "letters"):
+        shutil.rmtree(tmp_path / "tokens" / "test" / name)
+    before = snapshot(run)
+    with pytest.raises(DataError, match="not evaluated: dark, letters"):
+        evaluate(run, world.zoo, tmp_path / "tokens", world.data, config=config, overwrite=True)
+    assert snapshot(run) == before
 
 
 # --- missing data

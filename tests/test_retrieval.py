@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,19 +20,23 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
 from small_modalities import installed, write
-from token_stores import reversed_tokens, stored_tokens
+from token_stores import reversed_tokens, stored_tokens, write_tokens
 
-from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.checkpoint import load_config, save_checkpoint
+from tokenizers_zoo.data.token_shard import TokenMetadata
+from tokenizers_zoo.data.tokens import STORE, TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
-from zoo_backbone.checkpoint import load_model
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
+from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig, Search, query
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
-from zoo_backbone.retrieval.embed import Embedder, unit
+from zoo_backbone.retrieval.embed import Embedder, check_via, unit
 from zoo_backbone.retrieval.index import Index, build, new_index
 from zoo_backbone.retrieval.query import (
     CORRECT,
@@ -173,6 +179,60 @@ def test_an_equal_index_is_kept_and_another_one_replaced_on_request(world: World
     assert Index(place).embedding.space == "centred"
 
 
+def test_an_index_is_of_its_backbone_and_of_the_tokenizer_of_its_vectors(world: World, tmp_path: Path) -> None:
+    other, place, numbers = copied(world, tmp_path / "world"), tmp_path / "index", tmp_path / "numbers"
+    words = ("build", other.run, "--modalities", "light,dark", "--space", "centred", "--out")
+    predicted = (*words, numbers, "--embedding", "predicted", "--via", "gist")
+    for command in ((*words, place), predicted):
+        assert zoo(world, *command).exception is None
+    model, config = load_model(other.run), load_config(other.run)
+    with torch.no_grad():
+        model.encoder_norm.weight.mul_(1.01)
+    save_model(model, other.run, {key: config[key] for key in ("train", "fingerprints")})
+    query = ("query", place, "--keys", "test-000", "--input", "light")
+    assert Index(place).fingerprint[:12] in refused(world, *query, error=CheckpointError)
+    assert "fingerprint" in refused(world, *words, place, error=FolderError)
+    save_checkpoint(other.zoo["gist"].checkpoint, {"x": torch.ones(1)}, {"class": "Numbers"}, "Numbers.")
+    for command in (predicted, ("eval", *predicted[1:])):
+        assert "gist" in refused(world, *command, error=DataError)
+
+
+def test_an_index_of_samples_with_other_keys_or_fewer_of_them_is_not_kept(world: World, tmp_path: Path) -> None:
+    other, words = copied(world, tmp_path / "world"), ("--modalities", "light", "--space", "plain")
+    build_words = ("build", other.run, "--out", tmp_path / "index", *words)
+    assert zoo(world, *build_words).exception is None
+    column = TokenStore(other.root / "tokens").open("test", "light").metadata
+    rows = list(stored_tokens(other.root / "tokens", "test", "light").values())
+    for keys in ([f"new-{key}" for key in world.keys], world.keys[:-1]):
+        shutil.rmtree(other.root / "tokens" / "test")
+        write_tokens(other.root / "tokens", "test", column, dict(zip(keys, rows, strict=False)), keys=keys)
+        assert "samples was" in refused(world, *build_words, error=FolderError)
+
+
+def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Path) -> None:
+    """The space, the index, queries and recall are the same as without crops."""
+    other, found = copied(world, tmp_path / "world"), list[Any]()
+    tokens, words = other.root / "tokens", ("--split", "train", "--modalities", "light,letters,dark")
+    whole = {name: stored_tokens(tokens, "train", name) for name in NAMES}
+    for crops in (1, 3):
+        shutil.rmtree(tokens / "train")
+        (tokens / STORE).unlink()
+        for name, samples in whole.items():
+            rows = list(samples.values())
+            views = {key: [rows[(n + 7 * view) % len(rows)] for view in range(3)] for n, key in enumerate(samples)}
+            write_tokens(tokens, "train", TokenMetadata.of(other.zoo[name], {}), views if crops > 1 else samples,
+                         crops=crops, keys=list(whole["light"]) if name == "light" else None)  # fmt: skip
+        place, out = tmp_path / f"index{crops}", tmp_path / f"eval{crops}"
+        assert zoo(world, "build", other.run, "--out", place, *words).exception is None
+        asked = ("--keys", "train-003,train-150", "--input", "letters", "--find", "light", "--exclude-self")
+        answer = zoo(world, "query", place, *asked)
+        assert answer.exception is None
+        assert zoo(world, "eval", other.run, "--out", out, "--galleries", 0, *words).exception is None
+        pairs = json.loads((out / "retrieval.json").read_text())["pairs"]
+        found.append(({**bytes_of(place), "config.json": b""}, answer.output, pairs))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("search", ["exact", "approximate"])
 def test_a_killed_build_resumes_to_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: Search
@@ -266,6 +326,20 @@ def test_one_modality_finds_the_same_sample_by_another(world: World, index: Inde
     assert len(without[0].hits) == 4
 
 
+def test_a_sample_of_another_split_is_not_itself(world: World, tmp_path: Path) -> None:
+    """Another split may use the same key for another sample; it is not excluded."""
+    other = copied(world, tmp_path / "world")
+    keys, tokens = stored(other, "light", 30)
+    shutil.rmtree(other.root / "tokens/train")
+    metadata = TokenMetadata.of(other.zoo["light"], {})
+    write_tokens(other.root / "tokens", "train", metadata, dict(zip(keys, tokens[::-1], strict=True)), keys=keys)
+    config = EmbeddingConfig(space="plain")
+    index = build(other.run, other.zoo, tmp_path / "index", config=config, modalities=["light"])
+    for split, without in ((None, 1), ("test", 1), ("train", 0)):
+        (result,) = query_keys(index, other.zoo, keys[:1], ["light"], {}, 30, split=split, exclude_self=True)
+        assert len(result.hits) == 30 - without and (keys[0] in {hit.key for hit in result.hits}) == (not without)
+
+
 def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     (tmp_path / "word.txt").write_text("fade")
     out = tmp_path / "found"
@@ -328,6 +402,27 @@ def test_a_bad_query_is_refused(
     parts = words.replace("FILE", str(tmp_path / "word.txt")).split()
     assert named in refused(world, "query", index.folder, *parts, "--out", tmp_path / "out", error=error)
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_not_vectors_of_numbers() -> None:
+    mood = ModalitySpec(name="mood", summary="a mood", value=ValueSpec(kind="text", classes=("calm", "wild")),
+                        layout=VectorLayout(length=1), vocab_size=2)  # fmt: skip
+    gist = dataclasses.replace(mood, name="gist", value=ValueSpec(shape=(4,)))
+    check_via(EmbeddingLayout([mood, gist]), "gist")
+    with pytest.raises(ConfigError, match="--via mood"):
+        check_via(EmbeddingLayout([mood, gist]), "mood")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("command", ["build", "query", "query --keys", "eval"])
+def test_the_networks_run_on_the_device(
+    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    name, *keys = command.split()
+    words = (index.folder, *(("--keys", "test-000") if keys else ("--input", "letters='fade'")))
+    result = zoo(world, name, *(words if name == "query" else (world.run, "--out", tmp_path)), "--device", "cuda")
+    assert re.search("CUDA|NVIDIA", str(result.exception))
 
 
 @pytest.mark.parametrize(
@@ -412,6 +507,17 @@ def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path
     assert light_dark["recall"]["1"] > 0.9 and light_dark["median_rank"] == 1
     mean = np.mean([entry["recall"]["5"] for entry in result["pairs"]])
     assert result["mean"]["recall"]["5"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_figures_of_another_split_have_their_own_place(world: World, tmp_path: Path) -> None:
+    other = copied(world, tmp_path / "world")
+    words = ("eval", other.run, "--modalities", "light,dark", "--galleries", 0)
+    assert zoo(world, *words).exception is None
+    kept = (other.run / "retrieval" / "retrieval.json").read_bytes()
+    assert "not held-out" in zoo(world, *words, "--split", "train").output
+    found = json.loads((other.run / "retrieval-train" / "retrieval.json").read_text())
+    assert found["identity"]["split"] == "train" and found["pairs"][0]["samples"] == 160
+    assert (other.run / "retrieval" / "retrieval.json").read_bytes() == kept
 
 
 def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[str, Any]]) -> None:
