@@ -74,6 +74,15 @@ def test_installed_modality(name: str, check: str, subjects: Callable[[str], Sub
 # ---------------------------------------------------------------- the kit itself
 
 
+@pytest.mark.parametrize(("count", "expected"), [(8, (6, 2)), (3, (1, 2)), (2, (1, 1))])
+def test_no_value_is_both_trained_on_and_held_out(count: int, expected: tuple[int, int]) -> None:
+    subject = Subject(zoo=Zoo.installed(), name="depth", workdir=Path(), given=[])
+    subject.values = list(range(count))
+    samples = subject.training_samples
+    assert (len(samples.train), len(samples.test)) == expected
+    assert [*samples.train, *samples.test] == subject.values
+
+
 def results(name: str) -> dict[str, CheckResult]:
     return {result.name: result for result in conformance_results(Zoo.installed(), name)}
 

@@ -18,6 +18,7 @@ from stores import writing_values
 from tokenizers_zoo.autoencoder.config import DiffusionConfig
 from tokenizers_zoo.autoencoder.diffusion import (
     DiffusionAutoencoder,
+    noise_of,
     noise_schedule,
     sampler_of,
 )
@@ -102,7 +103,21 @@ def test_class_ids_and_discriminators_are_refused_before_training(tmp_path: Path
     assert not any(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------- noise
+# ---------------------------------------------------------------- noise and targets
+
+
+def test_noise_depends_on_tokens_and_seed_only() -> None:
+    tokens = torch.arange(4).reshape(2, 2)
+    first = noise_of(tokens, 0, (3, 64, 64))
+    assert torch.equal(first, noise_of(tokens.clone(), 0, (3, 64, 64)))
+    assert not torch.equal(first, noise_of(tokens, 1, (3, 64, 64)))
+    assert not torch.equal(first, noise_of(tokens.flip(0), 0, (3, 64, 64)))
+    assert abs(float(first.mean())) < 0.03 and abs(float(first.std()) - 1) < 0.03
+
+
+def test_edges_are_targets_of_either_sign() -> None:
+    module = PLUGINS["canny"].task(diffusing("canny")).build(samples("canny").train, np.random.default_rng(0))
+    assert module.target(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
 
 
 # ---------------------------------------------------------------- the network and its samplers

@@ -18,7 +18,8 @@ from stores import write_values, writing_values
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.doctor import GATES, Finding, Patient, examinable, examine
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.testing.geometry import WEAK, shift_between
@@ -268,6 +269,44 @@ def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     assert found["values"].figure == "8 sound" and found["bound"].figure == "exact 1, bound 0.95"
 
 
+def test_values_may_use_a_small_part_of_a_range_around_0(install_example: Install, tmp_path: Path) -> None:
+    """Optical flow is an example: it may be 1000 pixels per frame but is mostly a few pixels."""
+    install_example("field", {"low=0, high=1": "low=-1000, high=1000"})
+    zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    data = write_data(zoo, tmp_path / "pixels", [blocks(i, -7, 7) for i in range(3)])
+    assert findings(zoo, data)["values"].passed
+    data = write_data(zoo, tmp_path / "fractions", [blocks(i, -0.1, 0.1) for i in range(3)])
+    failing(zoo, data, "values", "less than 0.1% of the range")
+
+
+def test_a_single_token_does_not_show_variation(tmp_path: Path) -> None:
+    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
+    for values, skipped in ((["library"], True), (["library", "playroom"], False)):
+        data = write_data(zoo, tmp_path / str(len(values)), values, "scene_class")
+        found = findings(zoo, data, "scene_class")
+        assert all(found[gate].passed and found[gate].skipped == skipped for gate in ("varied", "entropy"))
+
+
+def test_the_device_is_the_one_that_is_asked_for(
+    zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a temporary tokenizer; on the device meta nothing can be computed."""
+    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
+    zoo["field"].device = "meta"
+    patient = Patient(zoo=zoo, handle=zoo["field"], store=ValueStore(data), split="test")
+    patient.read(4)
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        patient.encode(data, 1, tmp_path / "work")
+    registry = write_registry(tmp_path / "registry.toml", f'[zoo]\ncheckpoints = "{tmp_path}/tokenizers"\n')
+    seen = []
+    monkeypatch.setattr(
+        "tokenizers_zoo.doctor.examine", lambda zoo, name, *_, **__: seen.append(zoo[name].device) or ()
+    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    words = ["--registry", str(registry), "doctor", "field", "--data", str(data), "--device", "cuda"]
+    assert call(words, capsys, monkeypatch)[0] == 0 and seen == ["cuda"]
+
+
 # ---------------------------------------------------------------- the shift test
 
 
@@ -280,6 +319,14 @@ def test_known_shift_is_found_between_different_modalities(down: int, right: int
     assert shift.aligned == (max(abs(down), abs(right)) <= 1)
     one = shift_between(ids[:1], levels[:1])  # a single sample has no others to share its edges with
     assert one.told and (one.down, one.right) == (down, right)
+
+
+def test_other_densities_of_edges_are_no_shift() -> None:
+    generator = np.random.default_rng(0)
+    bands = [np.zeros((24, 1, 40, 40)) for _ in range(2)]
+    for band, top in zip(bands, (10, 18), strict=True):  # dots in a band of the picture, different ones in each sample
+        band[:, 0, top : top + 8] = generator.random((24, 8, 40)) < 0.2
+    assert not shift_between(*map(list, bands)).told
 
 
 def test_noise_gives_no_shift() -> None:

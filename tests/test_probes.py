@@ -7,13 +7,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.errors import DataError, PluginError
+from tokenizers_zoo.errors import DataError, MachineError, PluginError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.testing.media import picture_probes, tone, wav
@@ -92,6 +93,20 @@ FAULTS = {
 def test_a_fault_is_noticed(message: str, install_example: Install) -> None:
     install_example("mistaken_map", FAULTS[message])
     assert message in checked("mistaken_map")
+
+
+def test_want_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise MachineError("no memory")
+
+    handle = Zoo.installed()["rgb"]
+    probe = next(probe for _, probe in probed_files(handle).probes)
+    monkeypatch.setattr(handle, "transform", fails)
+    with pytest.raises(MachineError):
+        outcome_of(handle, probe)
+    monkeypatch.setattr(handle, "write", fails)
+    with pytest.raises(MachineError):
+        made_up(handle)
 
 
 def test_pictures_are_met_where_they_are_read(install_example: Install) -> None:

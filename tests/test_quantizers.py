@@ -78,6 +78,11 @@ def test_eval_round_trip_is_exact_and_deterministic(config: QuantizerConfig) -> 
     assert torch.equal(first.codes, quantizer.decode(first.tokens))
     assert torch.equal(first.tokens, quantizer.encode(some_latents()))
     assert all(len(column.unique()) > 8 for column in first.tokens.view(200, -1).T)
+    quantizer.train()
+    assert torch.equal(first.tokens, quantizer.encode(some_latents()))
+    assert quantizer.training and quantizer.adapter.training and quantizer.recent.updates == 2, (
+        "the two of its training"
+    )
     assert_same_state(before, state_of(quantizer))
 
 
@@ -138,6 +143,13 @@ def test_gradient_reaches_the_latents(config: QuantizerConfig) -> None:
     assert (latents.grad.abs().amax(dim=2) > 0).float().mean() > 0.99
     for name, parameter in quantizer.named_parameters():
         assert name.startswith(("adapter.", "project_in.bias")) or parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "fsq"])
+def test_the_loss_reaches_the_latents(name: str) -> None:
+    latents = some_latents().requires_grad_()
+    trained(CONFIGS[name])(latents).loss.backward()
+    assert latents.grad is not None and latents.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(

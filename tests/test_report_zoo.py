@@ -49,6 +49,14 @@ def zoo(install_example: Install, tmp_path: Path) -> Zoo:
     return zoo
 
 
+def test_no_page_of_a_modality_is_written_over_that_of_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
+    page = write_zoo_report(zoo, tmp_path / "pages" / "dusk.html")
+    assert {path.name for path in page.parent.glob("*.html")} == {
+        "dusk.html", "dusk-.html", "light.html", "light_32.html"
+    }  # fmt: skip
+    assert 'href="dusk-.html"' in page.read_text(encoding="utf-8")
+
+
 def test_the_checkpoints_of_a_modality(zoo: Zoo, tmp_path: Path) -> None:
     folder = tmp_path / "tokenizers"
     assert variants(zoo, zoo["light"]) == {

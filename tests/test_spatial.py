@@ -115,6 +115,16 @@ def test_pictures_are_turned_as_pillow_turns_them(photograph: Image.Image, orien
     assert ImageOps.exif_transpose(found).tobytes() == found.tobytes()  # not turned twice
 
 
+def test_an_orientation_that_cannot_be_read_is_none_unless_the_machine_failed(
+    photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph.save(odd := io.BytesIO(), "PNG", exif=b"Exif\0\0no table")
+    assert open_image(odd.getvalue(), "png").tobytes() == photograph.tobytes()
+    monkeypatch.setattr(Image.Exif, "get", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        open_image(png(np.zeros((2, 2), np.uint8)), "png")
+
+
 def test_depth_needs_a_unit() -> None:
     read = lambda data, extension, **own: depth.plugin.read_value(data, extension, settings("depth", **own))  # noqa: E731
     millimetres = np.array([[1500, 2000]], np.uint16)

@@ -53,6 +53,17 @@ def test_rare_classes_weigh_more() -> None:
     assert float(frequency_weights(torch.tensor([1.0, 0, 0, 0, 0]), 1, 0.5)) == pytest.approx(2)
 
 
+def test_the_balance_of_classes_is_a_setting() -> None:
+    ids = [np.zeros((16, 16), np.int64) for _ in range(4)]
+    for value in ids:
+        value[:4, :4] = 1  # one pixel of sixteen
+    for balance, ratio in ((0.5, 15**0.5), (1.0, 15.0)):
+        table = {**TINY, "class_balance": balance}
+        task = semseg.plugin.task(settings("semseg", classes=["a", "b"], tokenizer=table))
+        task.build(ids, np.random.default_rng(0))
+        assert float(task.class_weights[1] / task.class_weights[0]) == pytest.approx(ratio)
+
+
 def test_a_loss_has_to_fit_the_values(tmp_path: Path) -> None:
     samples = TrainingSamples(train=values("semseg", 2), test=values("semseg", 1))
     with pytest.raises(ConfigError, match=r"\] loss: l1 does not fit classes values; choose cross_entropy or ordinal"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from labeller_networks import new, save
 from safetensors.torch import save_file
 from stores import writing_values
 
@@ -177,6 +178,26 @@ def test_dinov2(tmp_path: Path) -> None:
     np.testing.assert_allclose(value[:, 1, 2], out.last_hidden_state[0, 1 + 16 + 2].numpy(), rtol=2e-3, atol=2e-3)
 
 
+def test_another_network_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    """A DINOv2 with registers would load into the class without them, and give other features."""
+    transformers = pytest.importorskip("transformers")
+    small = transformers.CLIPModel.from_pretrained(clip_folder)
+    small.visual_projection, small.text_projection = (torch.nn.Linear(16, 8, bias=False) for _ in range(2))
+    small.config.projection_dim = small.config.vision_config.projection_dim = 8
+    small.save_pretrained(tmp_path / "small")
+    config = transformers.Dinov2WithRegistersConfig(
+        hidden_size=768, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=28, patch_size=2
+    )
+    save(tmp_path / "registers", new("Dinov2WithRegistersModel", config))
+    for name, folder, told in (
+        ("clip", tmp_path / "small", "gives vectors of 8 numbers"), ("dinov2", clip_folder, "Dinov2Model"),
+        ("dinov2_global", tmp_path / "registers", "is a dinov2_with_registers"),
+    ):  # fmt: skip
+        zoo = zoo_of(**{name: {"network": {"model": str(folder), "device": "cpu"}}})
+        with pytest.raises(PretrainedError, match=f"{folder}: .*{told}"):
+            zoo[name].derive({"rgb": picture()})
+
+
 # ---------------------------------------------------------------- ImageBind: the published names
 
 
@@ -222,6 +243,16 @@ def test_imagebind(colours: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(value.reshape(1280, -1).T, patches.numpy(), rtol=2e-3, atol=2e-3)
     again = zoo_of(imagebind={**where, "map_size": [8, 4]})  # positions are interpolated
     assert again["imagebind"].derive({"rgb": picture()}).shape == (1280, 8, 4)
+
+
+@pytest.mark.parametrize("lost", ["heads.vision.2.weight", "trunks.vision.blocks.1.norm_1.bias", ""])
+def test_other_tensors_are_not_taken_for_imagebind(lost: str, tmp_path: Path) -> None:
+    tensors = networks.imagebind_tensors(dim=80)
+    kept = {name: t for name, t in tensors.items() if lost and name != f"modality_{lost}"}
+    save_file(kept or {"x": torch.zeros(1)}, tmp_path / "imagebind.safetensors")
+    zoo = zoo_of(imagebind={"network": {"model": str(tmp_path), "device": "cpu"}})
+    with pytest.raises(PretrainedError, match="is not the vision trunk of ImageBind"):
+        zoo["imagebind"].derive({"rgb": picture()})
 
 
 # ---------------------------------------------------------------- networks from wheels, where they are installed
