@@ -19,7 +19,7 @@ from tokenizers_zoo.cli.inspect import describe_layout
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers, trainable
+from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers, usable_modalities
 from tokenizers_zoo.train.report import EVALUATION
 
 SOURCES = "scenes", "bouncing", "terrain"
@@ -29,7 +29,9 @@ SOURCES = "scenes", "bouncing", "terrain"
 def jobs_of(zoo: Zoo, data: Path, seed: int) -> list[TokenizerJob]:
     """One for each modality of the data that learns a codebook."""
     learns = [
-        name for name in trainable(zoo, data) if hasattr(zoo[name].known_settings().get("tokenizer"), "quantizer")
+        name
+        for name in usable_modalities(zoo, data)
+        if hasattr(zoo[name].known_settings().get("tokenizer"), "quantizer")
     ]
     return [TokenizerJob(name=name, data=data, seed=seed) for name in learns]
 

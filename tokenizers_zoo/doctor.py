@@ -16,8 +16,8 @@ import numpy as np
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import DataError, ZooError, count_of
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.errors import ZooError, count_of
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, usable_modalities
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
@@ -204,10 +204,7 @@ def examinable(zoo: Zoo, data: Path, split: str) -> tuple[list[str], list[str]]:
 
     Raises DataError if there are none to examine.
     """
-    present = ValueStore(data).modalities(split)
-    names = [handle.name for handle in zoo.handles() if handle.name in present]
-    if not names:
-        raise DataError(f"{data / split}: holds {', '.join(present)}, and no modality of it can be used")
+    names, present = usable_modalities(zoo, data, split), ValueStore(data).modalities(split)
     return names, sorted(name for name in zoo.problems() if name in zoo and name in present)
 
 

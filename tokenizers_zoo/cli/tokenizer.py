@@ -60,12 +60,12 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
       zoo tokenizer train depth --data data --set quantizer=vq --out depth_vq
       zoo tokenizer train --all --data data/scenes --workers 2
     """
-    from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizers, trainable
+    from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizers, usable_modalities
 
     zoo = open_zoo()
     if bool(names) == everything:
         raise ConfigError("zoo tokenizer train: expected the names of modalities, or --all")
-    chosen = trainable(zoo, data_dir) if everything else [zoo[name].name for name in names]
+    chosen = usable_modalities(zoo, data_dir) if everything else [zoo[name].name for name in names]
     if everything:
         show_problems(zoo)
     if out is not None and len(chosen) > 1:

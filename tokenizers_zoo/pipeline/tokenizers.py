@@ -171,13 +171,13 @@ def train_vocabulary(handle: ModalityHandle, samples: TrainingSamples, folder: P
     TextVocabulary.train_folder(folder, config, samples.texts, samples.special_tokens, samples.provenance)
 
 
-def trainable(zoo: Zoo, data: Path) -> list[str]:
-    """Return the enabled modalities in the training split, sorted by name. Raises DataError if there are none."""
+def usable_modalities(zoo: Zoo, data: Path, split: str = TRAIN) -> list[str]:
+    """Return the enabled modalities in a split, sorted by name. Raises DataError if there are none."""
     store = ValueStore(data)
-    present = store.modalities(TRAIN)
+    present = store.modalities(split)
     names = [handle.name for handle in zoo.handles() if handle.name in present]
     if not names:
-        raise DataError(f"{store.root / TRAIN}: holds {', '.join(present)}, and no modality of it can be used")
+        raise DataError(f"{store.root / split}: holds {', '.join(present)}, and no modality of it can be used")
     return names
 
 
