@@ -17,7 +17,7 @@ from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes import plugin as boxes
 from zoo_semantics.boxes_3d import NONE_FOUND, plugin
-from zoo_semantics.oriented_boxes import corners, numbers_of, wrapped
+from zoo_semantics.oriented_boxes import Spans, corners, numbers_of, wrapped
 
 NAME = "boxes_3d"
 Box = dict[str, Any]
@@ -108,6 +108,24 @@ def test_tokens_decode_the_same_under_other_settings(tmp_path: Path) -> None:
     assert abs(plugin.decode(near, ids)[0][0]["center"][0] - 9) < 20 / 62
     with pytest.raises(InvalidValueError, match=r"no special token '<boxes_3d x -1.0 .*zoo vocabulary grow"):
         plugin.encode(load(NAME, x=[-1, 1]), [[box("chair")]])
+
+
+def test_numbers_that_are_outside_by_rounding_are_accepted() -> None:
+    """Single precision has pi above half a turn, and x / width + w / width may be above 1."""
+    tokens = [
+        boxes.encode(load("boxes"), [[{"label": "a", "box": edges}]])[0].tolist()
+        for edges in ([0, 0, 1, 1], [-1e-9, 0, 1.0000001, math.nextafter(1, 2)])
+    ]
+    assert tokens[0] == tokens[1]
+    half = float(np.float32(math.pi))
+    value = plugin.read_value(*plugin.write_value([box("a", yaw=half), box("a", yaw=-half)]))
+    assert half > math.pi and {found["yaw"] for found in round_trip(load(NAME), value)} == {-math.pi}
+
+
+def test_the_longest_side_decodes_to_a_value() -> None:
+    for least in (0.15, 0.17, 0.3, 0.34, 0.6):  # least * (100 / least) may be above 100
+        levels = Spans((-4, 4), (-2, 2), (-8, 0), (least, 100))
+        assert max(levels.numbers(levels.levels((0, 0, -3), (100, 1, 1), 0.0, 256), 256)[1]) == 100
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -21,7 +22,8 @@ from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings,
 from tokenizers_zoo.data.manifest import read_splits, verify
 from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_shard
 from tokenizers_zoo.data.tar import Dropped, Member, header, read_member, scan_tar
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, ReadError
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
+from tokenizers_zoo.io import disk_problem
 
 BLOCK = 512
 
@@ -187,6 +189,11 @@ def write(folder: Path, values: dict[str, bytes | None], **finish: Any) -> None:
             else:
                 writer.add(key, data, "bin")
         writer.finish(**{"keys": "k", "inputs": "i", "record": {}, **finish})
+
+
+def test_an_error_of_memory_is_not_reported_as_a_full_disk() -> None:
+    told = "depth: encode ran out of memory: a file of cache (os error 28)"
+    assert disk_problem(MachineError(told)) is None and "the disk is full" in str(disk_problem(PluginError(told)))
 
 
 def test_written_shards_have_the_same_bytes_and_other_programs_read_them(tmp_path: Path) -> None:
@@ -453,6 +460,27 @@ def test_links_to_folders_are_followed_without_loops(tmp_path: Path) -> None:
         link.symlink_to(target)
     samples = dict(opened(tmp_path / "mine")[:])
     assert sorted(key for key in samples if "one" in samples[key]) == ["a", "day1/c", "day2/c", "in/b"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "one/a.txt", "two/a.txt", "two/b.txt")
+    scandir = os.scandir
+
+    def failing(path: Any) -> Any:
+        if Path(path).name == "two":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(ReadError, match=f"^{tmp_path}/two: cannot be read: Permission denied"):
+        opened(tmp_path)
+
+
+def test_samples_are_those_of_known_modalities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    touch(tmp_path, "mine/notes/a.txt", "mine/one/c.txt", "mine/one/d.txt")
+    samples = open_folder(FolderSettings(path="~/mine", test_fraction=0), "train", 1, names=named("one"))
+    assert [key for key, _ in samples] == ["c"] and samples.modalities == ("notes", "one")
 
 
 def test_folder_errors(tmp_path: Path) -> None:

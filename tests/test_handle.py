@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pickle
 import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,15 @@ import numpy as np
 import pytest
 import torch
 from examples import only, trained, values, write_registry
-from small_modalities import defaults
+from small_modalities import LETTERS, defaults, installed
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import (
     fingerprint,
+    float32_by_default,
     is_complete,
     load_checkpoint,
+    resolve_folder,
     save_checkpoint,
 )  # fmt: skip
 from tokenizers_zoo.data.samples import TrainingSamples
@@ -98,7 +103,10 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(learnt: Path, tmp_path: Path) -> None:
-    expected = Zoo.from_toml(learnt)["depth"].encode(DEPTHS)
+    expected, handle = Zoo.from_toml(learnt)["depth"].encode(DEPTHS), Zoo.from_toml(learnt)["depth"]
+    with torch.device("meta"):
+        _ = handle.tokenizer
+    assert torch.equal(handle.encode(DEPTHS), expected)
     samples = TrainingSamples(train=list(DEPTHS), test=list(DEPTHS))
     for dtype in (torch.float64, torch.bfloat16):
         handle, state = Zoo.from_toml(learnt)["depth"], torch.random.get_rng_state()
@@ -115,6 +123,41 @@ def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(learnt: Path, tmp_
         assert (tmp_path / str(dtype) / "model.safetensors").read_bytes() == weights
 
 
+def test_threads_see_one_default_dtype() -> None:
+    """A thread that changes the dtype for a while does not change it for others."""
+    inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()
+
+    def other() -> None:
+        inside.wait()
+        with float32_by_default():
+            seen.append(torch.get_default_dtype())
+            time.sleep(0.05)
+            seen.append(torch.get_default_dtype())
+
+    torch.set_default_dtype(torch.bfloat16)
+    thread = threading.Thread(target=other)
+    try:
+        thread.start()
+        with float32_by_default():
+            inside.wait()
+            time.sleep(0.02)
+        thread.join()
+        assert seen == [torch.float32] * 2 and torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_another_device_reads_weights_and_fingerprint_together(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map")
+    first, other = (only({"a_map": {"checkpoint": str(tmp_path / "a"), "levels": levels}}) for levels in (16, 4))
+    trained(first, "a_map", tmp_path / "a")
+    handle, before = first["a_map"], first["a_map"].fingerprint
+    assert len(handle.tokenizer) == 16
+    trained(other, "a_map", tmp_path / "a")
+    handle.device = "cpu:0"
+    assert handle.fingerprint == other["a_map"].fingerprint != before and len(handle.tokenizer) == 4
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
     script = (
@@ -128,6 +171,17 @@ def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
         "raise SystemExit(os.waitstatus_to_exitcode(status))"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", script]).returncode == 7
+
+
+def test_a_handle_of_a_relative_registry_is_the_same_in_another_folder(
+    learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(learnt.parent)
+    handle = Zoo.from_toml(learnt.name)["depth"]
+    tokens, sent = handle.encode(DEPTHS), pickle.dumps((handle, handle.at(Path("codecs/depth"))))
+    monkeypatch.chdir(tmp_path)
+    for there in pickle.loads(sent):
+        assert torch.equal(there.encode(DEPTHS), tokens)
 
 
 def test_handle_is_pickled_by_its_registry(learnt: Path, tmp_path: Path) -> None:
@@ -151,6 +205,23 @@ def test_values_are_copied_if_a_plugin_reuses_its_buffer(ready: Callable[..., An
     before = [value.copy() for value in first]
     handle.decode(0 * tokens)
     assert all(np.array_equal(a, b) for a, b in zip(first, before, strict=True)) and first[0].any()
+
+
+def test_sequences_and_objects_are_copied_if_a_plugin_reuses_them(tmp_path: Path) -> None:
+    source = LETTERS.replace('kind="text"', 'kind="object"')
+    for hook, again in {
+        "return [np.array(": "self.row[:] = values[0]\n        return [self.row]\n    row, kept = np.zeros(2, int), [[]]",
+        'return ["".join(': "self.kept[0][:] = tokens[0].tolist()\n        return self.kept",
+    }.items():
+        source = source.replace(source[source.index(hook) :].partition("\n")[0], again)
+    with installed(tmp_path, "again", {"letters": source}):
+        zoo = only({"letters": {"checkpoint": str(tmp_path / "letters")}})
+        trained(zoo, "letters", tmp_path / "letters")
+        tokens = zoo["letters"].encode([[3, 4]])
+        zoo["letters"].encode([[5, 5]])
+        found = zoo["letters"].decode(tokens)
+        zoo["letters"].decode([np.array([5, 5])])
+        assert tokens[0].tolist() == [3, 4] and found == [[3, 4]]
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -212,6 +283,36 @@ def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_disk_on_which_only_root_changes_modes_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    with replacing_file(tmp_path / "file") as temporary:
+        temporary.write_text("written")
+    assert (tmp_path / "file").read_text() == "written"
+
+
+def test_interrupted_download_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TransportError(Exception):
+        """Not an OSError, like the errors of the hub's transport."""
+
+    def broken_off(hub_id: str) -> str:
+        raise TransportError("peer closed the connection\nwithout a word")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
+    with pytest.raises(CheckpointError, match=r"^some/a: .* hub does not give it: peer closed the connection$"):
+        resolve_folder("some/a")
+
+
+def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_path: Path) -> None:
+    install_example("a_map", {"        save_checkpoint(": "        (lambda *_: None)("})
+    with pytest.raises(PluginError, match="train_tokenizer of plugin 'a_map'"):
+        trained(only(), "a_map", tmp_path / "a")
 
 
 def test_tokenizer_other_than_the_pinned_one_is_refused(install_example: Install, tmp_path: Path) -> None:

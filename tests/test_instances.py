@@ -149,6 +149,19 @@ def test_rectangles_are_exact() -> None:
     np.testing.assert_array_equal(found, np.vectorize(lambda index: order.get(index, 0))(ROOM))
 
 
+def test_a_map_that_is_no_square_comes_back() -> None:
+    size = (24, 40)
+    options, value = InstanceSettings(image_size=size, mask_size=16), picture((2, 30, 20, 39), size=size)
+    objects = plugin.split(value, options)
+    places = plugin.coordinates(objects, {}, options)
+    np.testing.assert_allclose(places, [[30 / 40, 2 / 24, 39 / 40, 20 / 24]])
+    found = plugin.join(places, 2.0 * plugin.items(objects, options) - 1, {}, options)
+    np.testing.assert_array_equal(found, value > 0)
+    published = plugin.coordinates(objects, {}, InstanceSettings(image_size=size, layout="4m"))
+    np.testing.assert_allclose(published[0, 2:], places[0])
+    assert 2 / 24 < published[0, 0] < 20 / 24 and 30 / 40 < published[0, 1] < 39 / 40, "a point, y then x"
+
+
 # ---------------------------------------------------------------- crops and mirrors
 
 
@@ -174,6 +187,12 @@ def test_tokens_are_box_and_codes_largest_first(instances: ModalityHandle) -> No
     floor = [round(edge * 255) for edge in (0, 25 / 32, 1, 1)]  # the largest: across the bottom
     assert (tokens[:4] - 65 - 256 * np.arange(4)).tolist() == floor
     assert (tokens.reshape(3, 8)[:, 4:] >= 1 + 64 + 4 * 256).all()
+
+
+def test_the_smallest_are_left_out(instances: ModalityHandle) -> None:
+    crowd = picture(*((k, k, k + 3, k + 3) for k in range(0, 20, 4)), (25, 0, 32, 32))
+    (tokens,) = instances.encode([crowd])
+    assert len(instances_of(crowd)) == 6 and len(tokens) == 4 * (4 + 4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -242,6 +261,9 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         np.testing.assert_array_equal(instances.read(data, extension), np.where(value == 8, 2, value > 0))
     found = instances.read(npy(np.zeros((0, 6, 8), bool)), "npy")  # as SAM says that there is nothing
     assert found.shape == (6, 8) and not found.any()
+    nothing = {"image": {"height": 5, "width": 9}, "annotations": []}
+    found = instances.read(json.dumps(nothing).encode(), "json")
+    assert found.shape == (5, 9) and not found.any()
 
 
 # ---------------------------------------------------------------- edges

@@ -226,6 +226,13 @@ def test_coordinates_are_exact_to_half_a_level(poses: ModalityHandle) -> None:
             assert turned(after["joint_rotations"][0], before["joint_rotations"][0]) < 1
 
 
+def test_the_smallest_people_are_left_out(tmp_path: Path) -> None:
+    handle = trained(tmp_path / "tokenizer", max_people=1)
+    small, large = person(at=(0, 0, -8)), person(at=(0, 0, -3))
+    ((found,),) = handle.decode(handle.encode([[small, large]]))
+    np.testing.assert_allclose(found["box"], large["box"], atol=1 / 255)
+
+
 @settings(max_examples=40, deadline=None)
 @given(strategies.data())
 def test_any_ids_decode_to_people(poses: ModalityHandle, data: strategies.DataObject) -> None:
