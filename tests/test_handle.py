@@ -210,7 +210,7 @@ def test_values_are_copied_if_a_plugin_reuses_its_buffer(ready: Callable[..., An
 def test_sequences_and_objects_are_copied_if_a_plugin_reuses_them(tmp_path: Path) -> None:
     source = LETTERS.replace('kind="text"', 'kind="object"')
     for hook, again in {
-        "return [np.array(": "self.row[:] = values[0]\n        return [self.row]\n    row, kept = np.zeros(2, int), [[]]",
+        "return [np.array(": "self.row[:] = values[0]; return [self.row]\n    row, kept = np.zeros(2, int), [[]]",
         'return ["".join(': "self.kept[0][:] = tokens[0].tolist()\n        return self.kept",
     }.items():
         source = source.replace(source[source.index(hook) :].partition("\n")[0], again)

@@ -15,9 +15,10 @@ from hypothesis import given, settings, strategies
 from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.families.object_tokens import numbers_of
 from tokenizers_zoo.spec import Crop, SequenceLayout
 from zoo_geometry import body
-from zoo_geometry.human_poses import plugin
+from zoo_geometry.human_poses import person_problem, plugin
 from zoo_geometry.people import MISSED
 
 NAME = "human_poses"
@@ -162,6 +163,15 @@ def test_a_crop_by_hand() -> None:
     assert len(plugin.transform([value], Crop(left=0.75, width=0.25), Settings(NAME, {"min_visible": 0.1}))) == 1
 
 
+def test_4m_people_keep_any_visible_part() -> None:
+    value, crop = person(box=[0, 0.1, 0.3, 0.9]), Crop(left=0.29, width=0.71)
+    published = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
+    assert plugin.transform([value], crop, Settings(NAME)) == []
+    (seen,) = plugin.transform([value], crop, published)
+    np.testing.assert_allclose(seen["box"], [0, 0.1, 0.01 / 0.71, 0.9])
+    assert plugin.transform([value], Crop(left=0.3, width=0.7), published) == []
+
+
 def test_a_mirror_swaps_left_and_right() -> None:
     value = person({LEFT_ELBOW: (0.2, 0.3, 0.4)}, at=(0.3, 0, -4), box=[0.1, 0.2, 0.4, 0.9], shape=[1.0])
     (seen,) = plugin.transform([value], Crop(flip=True), Settings(NAME))
@@ -246,6 +256,17 @@ def test_any_ids_decode_to_people(poses: ModalityHandle, data: strategies.DataOb
     assert plugin.split([found], plugin.options(poses.settings)) == [found]
     again = poses.decode(poses.encode([[found]]))[0][0]
     np.testing.assert_allclose(again["joints_image"][0], found["joints_image"][0], atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", [{}, {"preset": "4m"}], ids=["codes", "4m"])
+def test_people_of_any_levels_can_be_written(preset: dict[str, str]) -> None:
+    options = plugin.options(Settings(NAME, preset, vocabularies={"text": {"preset": "4m"}}))
+    rng, axes = np.random.default_rng(0), plugin.axes(options)
+    turns = body.matrices_of(rng.normal(0, 0.4, (300, 23, 3))).reshape(300, -1)
+    levels = rng.integers(0, options.bins, (300, len(axes)))
+    levels[::2] = (options.bins - 1) * rng.integers(0, 2, (150, len(axes)))  # the ends of the axes
+    people = plugin.join(numbers_of(axes, levels, options.bins), turns, {"skeleton": body.ADULT}, options)
+    assert {problem for one in people if (problem := person_problem(one))} == set()
 
 
 # ---------------------------------------------------------------- bad values

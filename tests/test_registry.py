@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from examples import EVERYTHING_ELSE, only, trained, values, write_registry
+from stores import writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
@@ -23,7 +25,7 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
 )
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
-from tokenizers_zoo.pipeline.tokenizers import overrides_of_each, train_tokenizer
+from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
 
 Install = Callable[..., Path]
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"
@@ -282,6 +284,47 @@ def test_two_that_share_no_vocabulary_are_not_trained_into_one_folder(tmp_path: 
         train_tokenizer(zoo, "right", tmp_path / "absent", overwrite=True)
     with pytest.raises(DataError, match="absent"):
         train_tokenizer(zoo, "left", tmp_path / "absent")
+
+
+HANDS = """
+import dataclasses
+from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
+
+class Hand(VectorModality):
+    summary, dim, loss, metrics = "angles", 4, "smooth_l1", NUMBER_METRICS
+
+    def spec_of(self, settings, *layout, **more):
+        return dataclasses.replace(super().spec_of(settings, *layout, **more), vocabulary="hands")
+
+plugin = Hand()
+"""
+
+
+def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install, tmp_path: Path) -> None:
+    """It is trained once, whether the names are given together or one after the other."""
+    both = ("left_hand", "right_hand")
+    install("zoo-hands", {"tokenizers_zoo": dict.fromkeys(both, "zoo_hands:plugin")}, {"zoo_hands": HANDS})
+    small = {"steps": 2, "batch_size": 4, "width": 8, "depth": 1, "num_codebooks": 2, "codebook_size": 4}
+    zoo = only({name: {"tokenizer": small} for name in both}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    angles, data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), tmp_path / "data"
+    for split, name in ((split, name) for split in ("train", "test") for name in both):
+        with writing_values(data, split, name) as shard:
+            for number, value in enumerate(angles):
+                shard.add(f"{split}-{number}", *zoo[name].write(value))
+
+    def run(*names: str, **options: Any) -> list[bool]:
+        done = list(train_tokenizers(zoo, [TokenizerJob(name=name, data=data, **options) for name in names]))
+        assert {one.folder for one in done} == {tmp_path / "tokenizers/hands"}
+        return [one.as_it_was for one in done]
+
+    assert run(*both) == [False, False] and run(*both) == [True, True]
+    assert (zoo["left_hand"].encode(list(angles)) == zoo["right_hand"].encode(list(angles))).all()
+    assert run(*both, seed=1, overwrite=True) == [False, False]
+    assert run("right_hand", overwrite=True) == [False] and run(*both) == [True, True]
+    (tmp_path / "tokenizers/hands/config.json").unlink()  # as during training
+    with pytest.raises(ConfigError, match=r"^left_hand: .*hands holds the half-trained tokenizer of right_hand, .*"):
+        run("left_hand")
+    assert run("right_hand", "left_hand") == [False, False]
 
 
 # ---------------------------------------------------------------- derive, wrappers, sources
