@@ -383,6 +383,7 @@ def ml4m(tmp_path: Path) -> Path:
     write_tar(root / "train/one/000001.tar", {f"{i:04}.txt": f"one {i}".encode() for i in range(4, 8)})
     write_tar(root / "train/two@224/all.tar", {f"./{i:04}.txt": f"two {i}".encode() for i in (7, 6, 5, 3, 1, 0, 9)})
     (root / "train/one/notes.md").write_text("no value")
+    (root / "train/one/._000000.tar").write_bytes(b"Mac OS X")
     (root / "train/empty").mkdir()
     return root
 
@@ -436,6 +437,8 @@ def test_files_and_tars_may_be_mixed(tmp_path: Path, ml4m: Path) -> None:
     touch(ml4m / "train", "three/0001.txt")
     aliased = opened(ml4m, names={"two@224": "two", "one": "one", "three": "three"})
     assert set(dict(aliased[:])["0001"]) == {"one", "two", "three"}
+    named_so = opened(ml4m, names={"one": "two@224", "two@224": "two@224"})  # an alias, and its own name
+    assert named_so[0][1]["two@224"] == FileBytes(data=b"two 0", extension="txt")
     (ml4m / "train/one/late.tar").symlink_to(tmp_path / "gone.tar")
     with pytest.raises(ReadError, match=r"late\.tar: cannot be read: No such file"):
         opened(ml4m, names=named("one"))

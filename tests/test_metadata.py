@@ -226,6 +226,17 @@ def test_the_look_of_made_pictures() -> None:
     assert image_metadata.derive({"rgb": halves}, at, {}) == pytest.approx(expected)
 
 
+def test_the_look_against_libraries() -> None:
+    from PIL import Image
+    from skimage.color import rgb2hsv
+
+    rgb = np.random.default_rng(0).random((3, 16, 16)).astype(np.float32)
+    found = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"), {})
+    assert found["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
+    levels = (np.tensordot([0.2126, 0.7152, 0.0722], rgb.astype(np.float64), 1) * 256).astype(np.uint8)
+    assert found["entropy"] == pytest.approx(Image.fromarray(levels).entropy())
+
+
 def plane(normal: tuple[float, float, float], distance: float, size: int = 32) -> np.ndarray[Any, Any]:
     """Depth (size, size) of the plane n . x = d seen by a camera with 90 degrees."""
     u = (np.arange(size) + 0.5) / size * 2 - 1

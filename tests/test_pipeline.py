@@ -313,7 +313,10 @@ def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None
     for name, files in sizes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for key, size in files.items():
-            np.save(folder / name / f"{key}.npy", np.ones((3 if name == "rgb" else 1, *size), np.float32))
+            before, kind = {"rgb": ((3,), "f4"), "video": ((8, 3), "f4"), "sam_instance": ((), "i4")}.get(
+                name, ((1,), "f4")
+            )
+            np.save(folder / name / f"{key}.npy", np.ones((*before, *size), kind))
 
 
 def make_pictures(folder: Path, *names: str) -> Any:
@@ -335,6 +338,15 @@ def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path)
     pictures(tmp_path / "mine", {"depth": {"b": (16, 16)}})
     assert make() == {"rgb": (2, 0, 2), "depth": (2, 0, 2)}
     assert ValueStore(tmp_path / "data").keys("train", "rgb") == list("abcd")
+
+
+@pytest.mark.parametrize("name", ["sam_instance", "video"])
+def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: str, tmp_path: Path) -> None:
+    """This holds for tokens in a sequence and in a grid of three axes."""
+    pytest.importorskip("zoo_semantics" if name == "sam_instance" else "zoo_motion")
+    sizes = {"a": (24, 16), "b": (32, 48), "c": (48, 32)}
+    pictures(tmp_path / "mine", {"rgb": dict.fromkeys(sizes, (48, 32)), name: sizes})
+    assert counts(make_pictures(tmp_path, "rgb", name)) == {"rgb": (2, 1, 0), name: (2, 1, 0)}
 
 
 def test_modalities_that_never_meet_in_a_sample_are_told(tmp_path: Path) -> None:
@@ -463,6 +475,24 @@ def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Toy, tmp_pa
     assert counts(result, "test") == {"field": (1, 0, 0), "torch": (1, 0, 0)}
     store = ValueStore(data)
     assert store.read_key(zoo["lamp"], "train", "a").max() == 0.5 and store.keys("train", "lamp") == ["a"]
+
+
+def test_a_modality_that_bears_another_ones_alias_has_its_own_data(install_example: Install, tmp_path: Path) -> None:
+    install_example("light", {"name=settings.name,": 'name=settings.name, aliases=("bright", "dark"),'})
+    for name in ("dark", "bright"):
+        value = only()["light"].write(np.zeros((1, 16, 16), np.float32))[0]
+        write_tar(tmp_path / f"mine/train/{name}/0.tar", {"a.npy": value})
+
+    def made(number: int, **modalities: Any) -> list[str]:
+        result = make_data(only(modalities), "folder", tmp_path / f"data{number}", train=None, test=0, workers=1,
+                           options={"path": str(tmp_path / "mine")})  # fmt: skip
+        return sorted(counts(result))
+
+    assert made(0) == ["light"]
+    instances = {"a_light": {"plugin": "light"}, "z_light": {"plugin": "light"}, "light": {"enabled": False}}
+    assert made(1, **instances) == ["a_light"]
+    install_example("dark")
+    assert made(2) == ["dark", "light"]
 
 
 def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy, tmp_path: Path) -> None:
@@ -687,3 +717,16 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(toy: Toy, install_ex
     result = derive_data(zoo, tmp_path / "data", workers=1)
     assert result.skipped["zeta"].startswith("derived from absent")
     assert {(o.split, o.modality) for o in result.outcomes if o.written} == {("test", "dark"), ("test", "alpha")}
+
+
+def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
+    toy: Toy, install_example: Install, tmp_path: Path
+) -> None:
+    install_example("alpha", derived("dark"))
+    zoo, data = toy(enabled=("field", "dark", "alpha")), tmp_path / "data"
+    make_toy(zoo, data, train=5, test=0)
+    derive_data(zoo, data, modalities=["dark"], workers=1)
+    shutil.rmtree(data / "train/field")
+    for wanted in (None, ["alpha"]):
+        assert list(counts(derive_data(zoo, data, modalities=wanted, workers=1))) == ["alpha"]
+    assert ValueStore(data).keys("train", "alpha") == ValueStore(data).keys("train", "dark")
