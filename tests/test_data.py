@@ -449,8 +449,11 @@ def test_files_and_tars_may_be_mixed(tmp_path: Path, ml4m: Path) -> None:
 
 def test_unrelated_files_are_ignored(tmp_path: Path) -> None:
     names = ("a.tif", "a.tif.aux.xml", "a.TFW", "b.tif", ".b.tif", ".ipynb_checkpoints/a-checkpoint.tif", "README")
-    touch(tmp_path / "one", *names)
-    assert [key for key, _ in opened(tmp_path)] == ["a", "b"]
+    touch(tmp_path / "one", *names, "end\x1bof\nlines.tif")
+    samples = opened(tmp_path)
+    assert [key for key, _ in samples] == ["a", "b"]
+    count, first = samples.dropped["one"]
+    assert count == 1 and r"end\x1bof\x0alines: a key has no control character" in first
 
 
 def test_links_to_folders_are_followed_without_loops(tmp_path: Path) -> None:

@@ -56,6 +56,17 @@ def test_a_field_name_is_written_once() -> None:
     tokens = metadata.encode(tokenizer, [{"brightness": 0.5, "num_objects": 3}])[0].tolist()
     assert [token in ids for token in tokens] == [True, False, True, False]
     assert len(set(ids)) == len(ids) >= len(FIELDS)
+    twice = metadata.encode(tokenizer, [{"num_objects": 3}, {"num_objects": 4}])
+    assert metadata.decode(tokenizer, [np.concatenate(twice)]) == [{"num_objects": 3}]
+
+
+def test_the_number_of_a_field_is_written_once_and_its_level_as_often_as_it_comes(tmp_path: Path) -> None:
+    numbered = {"speed": {"high": 5, "number": 2}, "height": {"high": 5, "number": 0}}
+    at = settings_of("metadata", fields=numbered, default_fields=False)
+    metadata.train_tokenizer(at, samples(), tmp_path)
+    tokenizer = metadata.load_tokenizer(tmp_path, at)
+    tokens, ids = metadata.encode(tokenizer, [{"speed": 1, "height": 1}])[0].tolist(), metadata.single_ids(tokenizer)
+    assert tokens[1] == tokens[3] and [token in ids for token in tokens] == [True, False, True, False]
 
 
 def own_fields(**more: Any) -> dict[str, Any]:

@@ -253,6 +253,9 @@ def test_a_sample_depends_on_split_seed_and_index_alone() -> None:
     forward = [(key, digest(sample)) for key, sample in samples(count=6)]
     lazy = samples(count=100)
     assert [(lazy[i][0], digest(lazy[i][1])) for i in (5, 0, 3)] == [forward[i] for i in (5, 0, 3)]
+    places = [(split, seed) for split in ("train", "val", "test") for seed in (0, 1)]
+    apart = [sample for split, seed in places for sample in samples(split, 2, seed, image_size=16)]
+    assert len({key for key, _ in apart}) == len({digest(sample["depth"]) for _, sample in apart}) == 12
     script = (
         "import sys; sys.path[:0] = {path!r}\n"
         "from test_scenes import digest, samples\n"

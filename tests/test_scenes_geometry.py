@@ -121,6 +121,11 @@ def test_floor_is_at_height_zero_by_depth_and_metadata_alone(made: list[tuple[st
         assert height.min() > -0.02 and height.max() < numbers["room_height"] + 1e-4
 
 
+def test_components_of_normals_are_within_one() -> None:
+    _, sample = samples(count=5208)[5207]  # a wall that faces the camera: 1.0000001 as it was turned
+    assert sample["normal"].max() <= 1 <= sample["normal"].max() + 1e-6
+
+
 def test_low_and_high_resolution_meet_at_shared_pixel_centres() -> None:
     size = 37
     low, high = samples(count=2, image_size=size)[1][1], samples(count=2, image_size=3 * size)[1][1]
