@@ -319,10 +319,13 @@ def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None
             np.save(folder / name / f"{key}.npy", np.ones((*before, *size), kind))
 
 
+def zoo_of_pictures(*names: str) -> Zoo:
+    return Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": list(names)}})
+
+
 def make_pictures(folder: Path, *names: str) -> Any:
     """Import the files of these modalities from `folder` / mine."""
-    zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": list(names)}})
-    return imported(zoo, folder / "mine", folder / "data", shard_size=2)
+    return imported(zoo_of_pictures(*names), folder / "mine", folder / "data", shard_size=2)
 
 
 def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path) -> None:
@@ -536,6 +539,23 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
         (tmp_path / "aside").rename(tmp_path / "f05.npy")
     assert of_files(zoo, mine, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
     assert of_files(zoo, mine, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
+
+
+def test_a_picture_refused_beside_one_that_was_not_read_is_made_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once depth can be read, it agrees with rgb, so only the mask with the other shape is refused."""
+    pytest.importorskip("zoo_geometry")
+    pytest.importorskip("zoo_semantics")
+    square = dict.fromkeys("abcd", (16, 16))
+    pictures(tmp_path / "mine", {"rgb": square, "depth": square, "sam_instance": {**square, "b": (16, 11)}})
+    zoo = zoo_of_pictures("rgb", "depth", "sam_instance")
+    with monkeypatch.context() as patch:
+        refuse_for_memory(patch, zoo["depth"], 1)
+        first = counts(imported(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
+    assert first == dict.fromkeys(("depth", "rgb", "sam_instance"), (3, 1, 0))
+    again = counts(imported(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
+    assert again == {"depth": (2, 0, 2), "rgb": (2, 0, 2), "sam_instance": (1, 1, 2)}
 
 
 # ---------------------------------------------------------------------- derive

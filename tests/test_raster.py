@@ -83,6 +83,15 @@ def test_a_mask_in_a_file_says_which_pixels_have_data() -> None:
         heightmap.plugin.read_value(of_two_pages(whole), "tif", settings("heightmap"))
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_masked_pixel_has_no_data_in_any_band(last: bool) -> None:
+    masked = np.zeros((4, 5), bool)
+    masked[1, 2] = True
+    numbers = np.ones((4, 5, 3) if last else (3, 4, 5))
+    found = multispectral.Raster(numbers=numbers, masked=masked).missing()
+    assert found.sum() == 3 and (found[1, 2] if last else found[:, 1, 2]).all()
+
+
 def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
     def described(*items: str) -> bytes:
         words = "".join(f'<Item name="X" sample="{n}" role="{item}' for n, item in enumerate(items))
