@@ -59,6 +59,16 @@ def test_checkpoints_are_relative_to_the_registry(install_example: Install, tmp_
         _ = zoo["b_map"].tokenizer
 
 
+def test_checkpoints_may_be_in_the_home_folder(
+    install_example: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_example("small")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "[zoo]\ncheckpoints = '~/trained'\n[modalities.large]\nplugin = 'small'\ncheckpoint = '~/large'\n"
+    zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))
+    assert zoo["small"].checkpoint == tmp_path / "trained/small" and zoo["large"].checkpoint == tmp_path / "large"
+
+
 def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map")
     zoo = only({"a_map": {"checkpoint": str(tmp_path / "a")}})
