@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import (
     Pictures,
@@ -184,6 +185,24 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
         "generated-rgb_patches-to-caption.png",
     }  # fmt: skip
     assert text.count('class="cell input') == 1 + 4  # the overview, and a row per sample of both galleries
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_curves_are_of_the_weights_that_the_run_gives(
+    run: Run, zoo: Zoo, monkeypatch: pytest.MonkeyPatch, averaged: bool
+) -> None:
+    folder, _ = run
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in (20, 30) if averaged else ():
+            line = {"step": step, "held_out_average/loss": 5.0, "held_out_average/depth": 4.5}
+            file.write(json.dumps(line) + "\n")
+    drawn, chart = list[Any](), pages.curve_chart
+    monkeypatch.setattr(pages, "curve_chart", lambda curves, *rest: drawn.append(curves) or chart(curves, *rest))
+    write_report(zoo, folder)
+    whole, by_modality = drawn
+    average = {"held-out, averaged weights": [(20, 5.0), (30, 5.0)]} if averaged else {}
+    assert {"held-out": [(30, 5.5)], **average} == {name: line for name, line in whole.items() if name != "training"}
+    assert by_modality == {"depth": [(20, 4.5), (30, 4.5)] if averaged else [(30, 5.0)]}
 
 
 def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: Path) -> None:

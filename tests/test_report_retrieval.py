@@ -90,18 +90,6 @@ def test_the_page_shows_it_and_does_without(run: Path, zoo: Zoo, tmp_path: Path)
     assert "<h2>Retrieval" not in write_report(zoo, run).read_text(encoding="utf-8")
 
 
-def test_no_sheet_of_another_folder_is_shown_and_no_picture_goes_elsewhere(run: Path, tmp_path: Path) -> None:
-    path = run / "retrieval" / "retrieval.json"
-    found = json.loads(path.read_text())
-    (run / "retrieval/gallery/caption-finds-depth.png").rename(tmp_path / "secret.png")
-    for sheet in ("../../secret.png", str(tmp_path / "secret.png")):
-        found["galleries"][0]["picture"] = sheet
-        path.write_text(json.dumps(found))
-        section = retrieval_section(run, Pictures(folder=tmp_path / "pictures"))
-        assert section is not None and section["gone"] == [sheet] and len(section["galleries"]) == 1
-    assert not (tmp_path / "pictures").exists()
-
-
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [

@@ -34,6 +34,7 @@ from zoo_backbone.run import Run
 from zoo_backbone.transfer import load, probe
 from zoo_backbone.transfer.config import transfer_config
 from zoo_backbone.transfer.data import LabelSplit, Stores, split_labels
+from zoo_backbone.transfer.head import Attentive
 from zoo_backbone.transfer.task import Task
 from zoo_backbone.transfer.train import ProbeTask
 
@@ -501,8 +502,12 @@ def test_training_and_validation_labels_are_disjoint(world: World, text: str) ->
     for used, (learned, judged) in zip((few, other, more), parts, strict=True):
         assert sorted([*used.training, *used.validation]) == list(range(len(used.samples)))
         assert not learned & judged and abs(len(judged) - 0.2 * len(used.samples)) <= 3
+        labels = list(used.samples.labels)
+        for name in set(labels) if text == "facts.first" else ():  # each class keeps its share
+            found = sum(labels[place] == name for place in used.validation)
+            assert abs(found - 0.2 * labels.count(name)) < 1
     assert all(small < large for small, large in zip(parts[0], parts[2], strict=True))
-    assert all(one != two for one, two in zip(parts[0], parts[1], strict=True))
+    assert parts[0][0] | parts[0][1] != parts[1][0] | parts[1][1]
     assert used_by(world, text, head="knn").validation == [], "knn learns from all labels"
 
 
@@ -522,6 +527,20 @@ def test_the_weights_of_the_best_evaluation_are_kept(
         heads = [name for name in weights if tuning == "frozen" or name.startswith("head.")]
         same = all(torch.equal(found[prefix + name], weights[name]) for name in heads)
         assert same == (number == 2), number
+
+
+def test_dropout_is_of_the_features_in_training_alone(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, dropped = Attentive.forward, {True: list[float](), False: list[float]()}
+
+    def noted(head: Attentive, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        dropped[head.training].append(float((features == 0).float().mean()))
+        return forward(head, features, mask)
+
+    monkeypatch.setattr(Attentive, "forward", noted)
+    train(world, tmp_path, "facts.total", steps=2, dropout=0.25)
+    assert all(0.2 < share < 0.3 for share in dropped[True]) and not any(dropped[False]) and all(dropped.values())
 
 
 @pytest.mark.parametrize(("tuning", "step"), [("frozen", 7), ("frozen", 10), ("full", 7)])
