@@ -301,7 +301,9 @@ class Zoo:
         """Return an installed source. Raises UnknownNameError; PluginError if it fails to load or is invalid."""
         if name not in self._sources:
             if name not in self._plugins.claims[SOURCES]:
-                raise UnknownNameError.of("source", name, self.source_names(), hint="(install it like a plugin)")
+                raise UnknownNameError.of(
+                    "source", name, self.source_names(), hint="(zoo source list shows what is installed)"
+                )
             self._load_wrappers()
             plugin = self._plugins.load(SOURCES, name, SOURCE_REQUIRED)
             self._sources[name] = SourceHandle(plugin, self.tables["zoo"])
