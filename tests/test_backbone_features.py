@@ -26,7 +26,7 @@ from zoo_backbone.checkpoint import architecture_for, save_model
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.published import PublishedConfig
-from zoo_backbone.run import Run
+from zoo_backbone.run import Run, zoo_of
 
 SPECS = all_layouts()
 BATCH = 3
@@ -111,6 +111,19 @@ def test_missing_registry_must_be_given(tmp_path: Path) -> None:
         FourMEncoder.from_run(tmp_path)
     zoo: Any = {}
     assert FourMEncoder.from_run(tmp_path, zoo).zoo is zoo
+
+
+def test_a_linked_registry_resolves_paths_from_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizers are looked up in the link's folder, not in the folder of the linked file."""
+    for folder in ("shared", "mine"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "shared" / "registry.toml").write_text('[zoo]\ncheckpoints = "tokenizers"\n')
+    (tmp_path / "mine" / "registry.toml").symlink_to(tmp_path / "shared" / "registry.toml")
+    monkeypatch.chdir(tmp_path / "mine")
+    Run(tokens=Path("tokens"), registry=Path("registry.toml")).save(tmp_path)
+    run = Run.load(tmp_path)
+    assert run == Run(tokens=tmp_path / "mine/tokens", registry=tmp_path / "mine/registry.toml")
+    assert zoo_of(tmp_path, run.registry).checkpoints == tmp_path / "mine/tokenizers"
 
 
 def test_values_are_encoded_by_the_training_tokenizers(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from generation_samples import WORDS, contents, draw_one, full_logits, given_tokens, only, sharp_model, whole_inputs
 
+from zoo_backbone.batch import PackedInputs
 from zoo_backbone.generate import Guidance, TargetPlan, generate
 from zoo_backbone.generate.sampler import contexts_of, target_logits
 from zoo_backbone.generate.sampling import IDS, Noise, Passes
-from zoo_backbone.model import FourM
+from zoo_backbone.model import Context, FourM
 
 KNOWN = ("left", "vectors", "bag")
 
@@ -83,6 +84,26 @@ def test_guided_logits_by_hand(model: FourM, guidance: Guidance) -> None:
             u = seeing("pixels")
             wanted = u + 2.5 * (seeing("left", "pixels") - u) - 1.0 * (seeing("vectors", "pixels") - u)
         torch.testing.assert_close(logits[i], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_passes_are_not_padded_and_draws_share_their_context(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    context = model.context
+
+    def counted(inputs: PackedInputs) -> Context:
+        assert inputs.mask.all()
+        shapes.append(tuple(inputs.mask.shape))
+        return context(inputs)
+
+    monkeypatch.setattr(model, "context", counted)
+    given, guidance = given_tokens(2), Guidance(weights={"left": 2.0})
+    given = {name: given[name] for name in ("left", "pixels")}
+    generate(model, given, [TargetPlan(name="words", guidance=guidance)], seed=0, draws=3)
+    assert shapes == [(2, 4), (2, 10)], "a sequence is encoded once"
+    shapes.clear()
+    plan = TargetPlan(name="right", scheme="roar", steps=3, schedule="linear", guidance=guidance)
+    generate(model, given, [plan], seed=0, draws=3)
+    assert shapes == [(2, 4), (2, 10), (6, 7), (6, 13), (6, 10), (6, 16)], "a grid at each step"
 
 
 def test_no_guidance_is_scale_one_and_full_weight(model: FourM) -> None:

@@ -303,6 +303,13 @@ def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
     pixels[:2, :3] = 255  # the first cell whole, the second half
     Image.fromarray(pixels).save(tmp_path / "pixels.png")
     assert mask(f"mask:{tmp_path}/pixels.png") == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    half = (np.arange(16) < 8) * np.ones((4, 1))
+    for file, values in (  # 2 x 4 pixels per cell; 16 bits, fractions and dark colours are not 0
+        ("words.png", half.astype(np.uint16)), ("shares.tif", (half / 4).astype(np.float32)),
+        ("dark.png", np.stack([0 * half, 0 * half, 3 * half], 2).astype(np.uint8)),
+    ):  # fmt: skip
+        Image.fromarray(values).save(tmp_path / file)
+        assert mask(f"mask:{tmp_path}/{file}") == [[1, 1, 0, 0], [1, 1, 0, 0]], file
     for region, parts in (
         ("box:0,0,1", "starts, then ends"), ("box:0,0,1,2", "<= 1"), ("box:0.5,0,0.5,1", "start < end"),
         ("cells:0,0,1.5,2", "whole numbers"), ("bax:0,0,1,1", "box:TOP"), ("mask:absent.npy", "cannot be read"),

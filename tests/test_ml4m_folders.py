@@ -465,6 +465,15 @@ def test_settings_in_an_existing_registry_stay(place: Place) -> None:
     assert place.tables["modalities"]["caption"] == {"max_length": 20}
 
 
+def test_settings_of_a_modality_stay_when_its_tokenizer_is_imported(place: Place) -> None:
+    place.put("4M_tokenizers_human-poses_1k_8", published_tokenizer(**MEMCODES, n_channels=207))
+    place.state('[zoo]\ncheckpoints = "tokenizers"\n[modalities.human_poses]\nlayout = "codes"\nbins = 500\n')
+    place.imported()
+    said, handle = place.tables["modalities"]["human_poses"], place.zoo["human_poses"]
+    assert (said["layout"], said["bins"]) == ("codes", 500) and "vocabularies" not in place.tables
+    assert handle.spec.vocabulary == "human_poses" and handle.has_tokenizer
+
+
 @pytest.mark.parametrize("copied", [True, False])
 def test_the_next_import_updates_paths_of_a_moved_or_copied_folder(copied: bool, place: Place) -> None:
     place.put("", published(VARIANTS["gated"]))

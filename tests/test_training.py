@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -18,7 +21,7 @@ from torch import nn
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 from tokenizers_zoo.run_folder import RUN, TOKENIZER, FolderError
@@ -202,6 +205,14 @@ def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp
     assert [line["step"] for line in logged(tmp_path)] == [line["step"] for line in logged(uninterrupted)]
 
 
+def test_a_codebook_of_averages_resumes_too(tmp_path: Path) -> None:
+    quantizer = QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=4)
+    whole = train(VectorTask(quantizer), SAMPLES, CONFIG, tmp_path / "whole", 0)
+    with pytest.raises(Killed):
+        train(VectorTask(quantizer), SAMPLES, CONFIG, tmp_path / "killed", 0, on_step=killed_at(7))
+    assert same(weights(train(VectorTask(quantizer), SAMPLES, CONFIG, tmp_path / "killed", 0)), weights(whole))
+
+
 def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted: Path) -> None:
     steps: list[int] = []
     assert train(VectorTask(), SAMPLES, CONFIG, uninterrupted, 0, on_step=steps.append) == uninterrupted
@@ -241,6 +252,29 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / STATE).write_bytes(b"rubbish")
     with pytest.raises(CheckpointError, match="damaged"):
         train(VectorTask(), SAMPLES, CONFIG, tmp_path / "run", 0)
+
+
+def test_a_file_that_the_system_does_not_open_now_is_not_damaged(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed):
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=killed_at(6))
+
+    def failing(path: Path, *_: Any, opened: Any = Path.open, **options: Any) -> Any:
+        if path.name.endswith(".safetensors"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *_, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        with pytest.raises(ReadError, match=r"state.safetensors: cannot be read: Too many open files; run"):
+            train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+        # The library reports a missing file instead.
+        patch.setattr(safetensors.torch, "load_file", lambda path: path.with_name("gone").stat())
+        with pytest.raises(ReadError, match=r"model.safetensors: cannot be read: Too many open files"):
+            load_checkpoint(uninterrupted)
+    train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
+    assert same(weights(tmp_path), weights(uninterrupted))
 
 
 def test_files_of_a_finished_run(uninterrupted: Path) -> None:

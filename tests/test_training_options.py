@@ -200,6 +200,13 @@ def test_a_compiler_that_fails_is_told_and_training_goes_on(
     assert (plain / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
+def test_compiled_blocks_are_used(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda block: lambda *inputs: calls.append(1) or block(*inputs))
+    train(tmp_path, store, all_layouts(), SMALL, dataclasses.replace(SHORT, steps=2, compile=True))
+    assert len(calls) >= 3 * 4, "four blocks, in the attempt and in both steps"
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_learns_the_same(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
