@@ -76,6 +76,10 @@ def test_sample_does_not_depend_on_other_samples(world: World) -> None:
                 assert made(world, out)[f"test02/{draw}/{name}"] == every[f"test02/{draw}/{name}"]
     assert len({every[f"test0{i}/{draw}/caption.tokens.json"] for i in range(4) for draw in range(2)}) >= 4
     assert all(len(tokens(world, f"all/test0{i}/0", "caption")) <= 5 for i in range(4))
+    # Without inputs, only the numbers of sample and draw make draws differ.
+    went(world, f"{MAKE} --target depth --samples 0-1 --draws 2 --set temperature=3")
+    found = [data for name, data in made(world, "new").items() if name.endswith("depth.tokens.json")]
+    assert len(found) == len(set(found)) == 4
 
 
 def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:

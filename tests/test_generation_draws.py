@@ -13,7 +13,7 @@ from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
 from zoo_backbone.generate.sampler import rows_of
-from zoo_backbone.model import FourM
+from zoo_backbone.model import Context, FourM
 from zoo_backbone.transformer import CrossAttention
 
 DRAWS = 3
@@ -74,6 +74,32 @@ def test_partial_targets_of_different_sizes_have_several_draws(model: FourM) -> 
     alone = generate(model, repeated, plan, 5, partial={name: rows_of(part, rows) for name, part in kept.items()})
     assert listed(made) == listed(alone)
     assert (made["right"][:, 0] == right[rows, 0]).all()
+
+
+def test_draws_keep_to_their_sample_when_the_batch_is_cut(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples have room for 1 to 6 tokens, so the batch is halved twice."""
+    tokens, select, cuts = given(6), Context.select, list[int]()
+    monkeypatch.setattr(Context, "select", lambda self, rows: cuts.append(len(rows)) or select(self, rows))
+    plan = [TargetPlan(name="words", temperature=8.0)]
+    kept = [np.array([*range(10, 10 + length), -1]) for length in (5, 2, 4, 1, 3, 0)]
+    made = listed(generate(model, tokens, plan, 5, partial={"words": kept}, draws=DRAWS))
+    assert len(cuts) == 2
+    rows = [row // DRAWS for row in range(6 * DRAWS)]
+    repeated = {name: rows_of(values, rows) for name, values in tokens.items()}
+    assert made == listed(generate(model, repeated, plan, 5, partial={"words": rows_of(kept, rows)}))
+
+
+def test_partial_targets_of_one_size_may_keep_different_cells(model: FourM) -> None:
+    right = torch.arange(36).reshape(4, 3, 3) % 11
+    right[:2, 1] = -1
+    right[2:, :, 2] = -1
+    plan = [TargetPlan(name="right", steps=2, temperature=4.0)]
+    made = generate(model, given(4), plan, 5, partial={"right": right})["right"]
+    for i in range(4):
+        alone = {name: rows[i : i + 1] for name, rows in given(4).items()}
+        assert torch.equal(
+            made[i], generate(model, alone, plan, 5, [i], partial={"right": right[i : i + 1]})["right"][0]
+        )
 
 
 @pytest.mark.parametrize("used", [None, 0.5])

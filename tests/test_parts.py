@@ -150,3 +150,8 @@ def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> N
     assert sizes == [8, 2, 4, 4, 1, 1]
     assert torch.equal(halves.counts, whole.counts)
     torch.testing.assert_close(halves.sums, whole.sums)
+    data, read = mix.sources[0].data, list[int]()
+    stored = data.batch
+    data.batch = lambda samples: (read.extend(samples), stored(samples))[1]  # type: ignore[method-assign]
+    held_out_losses(forward, mix, dataclasses.replace(config, eval_samples=3))
+    assert read == [0, 3, 6], "of ten: the first may all be of one kind"

@@ -213,6 +213,42 @@ def test_a_codebook_of_averages_resumes_too(tmp_path: Path) -> None:
     assert same(weights(train(VectorTask(quantizer), SAMPLES, CONFIG, tmp_path / "killed", 0)), weights(whole))
 
 
+class Drawing(VectorTask):
+    """A task that notes a random number of each generator of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.batches, self.forward = list[float](), list[float](), list[float]()
+
+    def build(self, train: Any, rng: np.random.Generator) -> nn.Module:
+        self.begun += [float(torch.rand(())), rng.random()]
+        return super().build(train, rng)
+
+    def batch(self, values: list[Any], rng: np.random.Generator) -> torch.Tensor:
+        self.batches.append(rng.random())
+        return super().batch(values, rng)
+
+    def losses(self, module: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.forward.append(float(torch.rand(())))
+        return super().losses(module, batch)
+
+
+def test_every_random_number_is_of_its_seed_and_batch_and_the_callers_generator_stays(tmp_path: Path) -> None:
+    config, before = dataclasses.replace(CONFIG, steps=2), torch.get_rng_state()
+
+    def drawn(seed: int, name: str) -> list[float]:
+        task = Drawing()
+        train(task, SAMPLES, config, tmp_path / name, seed)
+        assert (len(task.begun), len(task.batches), len(task.forward)) == (2, 4, 4)
+        return task.begun + task.batches + task.forward
+
+    first, other = drawn(0, "first"), drawn(1, "other")
+    assert drawn(0, "again") == first and len({*first, *other}) == 20
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(FolderError, match="seed was 0, is 1"):
+        train(VectorTask(), SAMPLES, config, tmp_path / "first", 1)
+
+
 def test_a_finished_run_is_returned_at_once_and_another_is_refused(uninterrupted: Path) -> None:
     steps: list[int] = []
     assert train(VectorTask(), SAMPLES, CONFIG, uninterrupted, 0, on_step=steps.append) == uninterrupted
@@ -383,6 +419,20 @@ def test_a_codebook_that_dies_in_training_is_told_once(tmp_path: Path, capsys: p
     train(VectorTask(quantizer, noise=0), samples, config, tmp_path, 0)
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("step 50: the codebook of quantizer collapses") == 1 and "step 100: the codebook" not in told
+
+
+def test_usage_of_several_codebooks_is_counted_apart(tmp_path: Path) -> None:
+    quantizer = QuantizerConfig(kind="residual_fsq", levels=(5, 3), num_codebooks=3)
+    folder = train(VectorTask(quantizer), SAMPLES, dataclasses.replace(CONFIG, steps=2), tmp_path, 0)
+    module = Autoencoder(quantizer)
+    module.load_state_dict(weights(folder))
+    with torch.inference_mode():
+        _, tokens = VectorTask(quantizer).reconstruct(module.eval(), SAMPLES.test)  # type: ignore[arg-type]
+    each = [len(tokens[..., column].unique()) / 15 for column in range(3)]
+    codebook = result_of(folder)["codebook"]
+    assert codebook["usage"] == pytest.approx(np.mean(each))
+    assert codebook["reachable"] == pytest.approx(1 - math.exp(-20 / 15))
+    assert (codebook["codebooks"], codebook["least_usage"]) == (3, pytest.approx(min(each)))
 
 
 def test_config_is_checked() -> None:
