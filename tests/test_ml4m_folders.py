@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
 from tokenizers_zoo.io import read_table
-from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
 from tokenizers_zoo.ml4m.architecture import VITS
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
@@ -36,7 +38,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation_data import default_pairs
 from zoo_backbone.ml4m import folders
 from zoo_backbone.ml4m.commands import export_command, import_command
-from zoo_backbone.ml4m.folders import Told, import_folders, modality_of
+from zoo_backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
 
@@ -171,6 +173,19 @@ def test_a_limit_cuts_between_words_and_all_is_restored(text_json: Path, tmp_pat
     grown = again.grow(["<new>"])
     assert grown.all_special_tokens == ("<new>",) and grown.used == again.used + 1
     assert grown.encode_text("red dogs") == ids
+
+
+def test_lengths_that_a_vocabulary_file_states_do_not_count_and_want_of_memory_is_not_its_fault(
+    text_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.from_file(str(text_json))
+    ids = tokenizer.encode("red dogs on it").ids
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=9)
+    assert TextVocabulary(CONFIG, published=tokenizer.to_str()).encode_text("red dogs on it") == ids
+    monkeypatch.setattr(words, "json", SimpleNamespace(loads=lambda file: bytes(2**62)))
+    with pytest.raises(MemoryError):
+        words.WordMatcher("{}", 0, {})
 
 
 def test_another_vocabulary_file_is_refused(place: Place) -> None:
@@ -465,6 +480,25 @@ def test_settings_in_an_existing_registry_stay(place: Place) -> None:
     assert place.tables["modalities"]["caption"] == {"max_length": 20}
 
 
+def test_a_later_import_enables_only_its_own_modalities(place: Place) -> None:
+    place.put("4M_B", published(PLUGGED))
+    place.put(DINOV2)
+    place.imported("4M_B")
+    # Replace one modality with another, which has no table.
+    place.registry.write_text(place.registry.read_text().replace('    "t5_caption",\n', '    "heightmap",\n'))
+    place.imported("4M_B", DINOV2, DINOV2)
+    assert place.zoo.names() == ["caption", "depth", "dinov2_global", "heightmap", "rgb_patches"]
+
+
+def test_no_instance_gets_a_tokenizer_that_was_trained_here(tmp_path: Path) -> None:
+    clip = {"checkpoint": "mine/clip", "map_size": 14}
+    other = {"plugin": "clip", "map_size": 28}
+    tables = {"zoo": {"modalities": ["clip", "clip_448"]}, "modalities": {"clip": clip, "clip_448": other}}
+    before = copy.deepcopy(tables)
+    share_tokenizers(tables, tmp_path / "registry.toml")
+    assert tables == before
+
+
 def test_settings_of_a_modality_stay_when_its_tokenizer_is_imported(place: Place) -> None:
     place.put("4M_tokenizers_human-poses_1k_8", published_tokenizer(**MEMCODES, n_channels=207))
     place.state('[zoo]\ncheckpoints = "tokenizers"\n[modalities.human_poses]\nlayout = "codes"\nbins = 500\n')
@@ -668,6 +702,13 @@ def test_a_size_that_the_registry_states_stays(sized: Place) -> None:
     assert grids(sized, as_in_backbone=False) == {"clip": (28, 28), "semseg": (28, 14)}
     assert "it was built for image_size = 448" in said and "the plugin clip has other tokens" in said
     assert {"tok_clip_224", "tok_semseg_224"} == {spec.name for spec in load_model(sized.backbone).layout.specs}
+
+
+def test_a_size_in_the_registry_that_the_tokenizer_cannot_have_is_told(sized: Place) -> None:
+    sized.state('[zoo]\ncheckpoints = "tokenizers"\nimage_size = 100\npatch_size = 4\n')
+    said = sized.imported(GRIDS[1])
+    assert "image_size = 448, its own: image_size = 100" in said and "16 does not divide the image size" in said
+    assert sized.zoo["semseg"].spec.layout.shape == (28, 28)
 
 
 @orders
