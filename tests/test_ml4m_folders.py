@@ -431,14 +431,14 @@ def test_input_only_and_output_only_modalities_of_a_published_model(place: Place
     ]  # fmt: skip
     (root / "labels.csv").write_text("key,label\n")
     generate = ("generate", backbone, "--samples", 1, "--out", root / "made", "--target")
-    for message, *words in (
+    for message, *rest in (
         ("clip: it is only an input of this model, which predicts clip_448, semseg$", "backbone", *generate, "clip"),
         ("rank semseg of clip_448: it is only a target", "backbone", *generate, "clip_448", "--rank", "semseg"),
         ("--input clip_448: it is only a target of this model", "transfer", "train", backbone, "--task",
          root / "labels.csv", "--input", "semseg,clip_448"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
-            run(command, "--registry", place.registry, *words)
+            run(command, "--registry", place.registry, *rest)
     assert not (root / "made").exists()
     with pytest.raises(ConfigError, match="features of clip_448: it is only a target"):
         FourMEncoder.from_run(backbone).prepare({"clip_448": np.zeros((1, 28, 28), np.int64)})
