@@ -15,11 +15,12 @@ import pytest
 import zoo_scenes
 from tokenizers_zoo.config import Settings
 from zoo_scenes import casting, observe, people, textures
+from zoo_scenes.casting import STEP_SECONDS
 from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain, walls
 from zoo_scenes.observe import EMPTY, FURNITURE, LEAST, Seen, scene_class
 from zoo_scenes.render import render
-from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
+from zoo_scenes.stage import STEPS, Stage, build
 from zoo_scenes.things import (
     BOX,
     CAPSULE,
@@ -159,8 +160,7 @@ def compiled(scene: Scene) -> tuple[Any, Any, list[int]]:
             body.add_joint(type=mujoco.mjtJoint.mjJNT_FREE, damping=[0.3, 0, 0])
             dynamics = {"mass": 1.0, "friction": [0.9, 0.01, 0.002], "condim": 3 if thing.label == "box" else 6}
         for part in thing.parts:
-            kind = getattr(mujoco.mjtGeom, f"mjGEOM_{part.shape.upper()}")
-            body.add_geom(type=kind, size=part.size, pos=part.at, quat=part.turn, **dynamics)
+            body.add_geom(type=mujoco.mjtGeom(part.shape), size=part.size, pos=part.at, quat=part.turn, **dynamics)
             owners.append(index)
     model = spec.compile()
     data = mujoco.MjData(model)
@@ -202,8 +202,7 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
     down = np.array([[0.0], [0.0], [1.0]])
     for origin, directions in ((scene.camera.position, rays), (scene.lamp, rays - down)):
         for bundles in (1, 32):
-            met = casting.meets(stage.furnishings, origin, directions, bundles)
-            reach, geoms, normals = stage.cast(origin, directions, met)
+            reach, geoms, normals = stage.cast(origin, directions, bundles)
             expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions.T.copy())
             same = np.array(stage.owners)[geoms] == np.array(owners)[twin_geoms]
             assert same.mean() > 0.995  # rounding may change a few pixels at silhouettes
@@ -215,15 +214,14 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
 
 @pytest.mark.parametrize("size", [16, 37, 96])
 def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def everything(solids: Any, origin: Any, normals: np.ndarray) -> np.ndarray:
-        return np.ones((len(solids), len(normals)), bool)
+    def everything(solids: Any, origin: Any, rays: np.ndarray, bundles: int) -> np.ndarray:
+        return np.ones((bundles, len(solids)), bool)
 
     for number in range(3):
         stage = build(compose(random.Random(f"pictures {number}"), SceneSettings()))
         view = render(stage, size, shadows=True)
         with monkeypatch.context() as patch:
-            patch.setattr(casting, "reached", everything)
-            patch.setattr(zoo_scenes.render, "reached", everything)
+            patch.setattr(casting, "meets", everything)
             expected = render(stage, size, shadows=True)
         for name in ("rgb", "depth", "normals", "geoms"):
             np.testing.assert_array_equal(getattr(view, name), getattr(expected, name))
@@ -436,7 +434,7 @@ def test_a_cylinder_lies_or_stands() -> None:
         (CAPSULE, (0.2, 0.5, 0)),
     ],
 )  # fmt: skip
-def test_extents_of_solids(shape: str, size: Vector) -> None:
+def test_extents_of_solids(shape: int, size: Vector) -> None:
     """Compared with many surface points that follow MuJoCo's definitions of sizes."""
     draw = np.random.default_rng(0)
     unit = draw.normal(size=(40_000, 3))

@@ -1,8 +1,7 @@
 """Casts rays at solids: MuJoCo finds the hits. Rays are cast in bundles, each tested only against geoms it could hit.
 
 MuJoCo's own bounding volumes are compile-time results, and a model per scene would cost more than all of its rays. So
-the solids that bundles may meet are written, bundle by bundle, into the geoms of one compiled model, and each bundle is
-shown its stretch of geoms.
+the solids that a bundle may meet are written into the geoms of one compiled model.
 """
 
 from __future__ import annotations
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.things import BOX, CAPSULE, CYLINDER, ELLIPSOID, PLANE, SPHERE, Part, Vector
+from zoo_scenes.things import CAPSULE, Array, Part, Vector
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+Rows = NDArray[np.intp]
+STEP_SECONDS = 0.02
 
 # By MuJoCo's shape number (plane, height field, sphere, capsule, ellipsoid, cylinder, box): the indices of the sizes
 # that are half extents along x, y and z, and the extents that lead together to the farthest point.
@@ -40,7 +40,7 @@ class Solids:
     A plane's extents and radius are 0: MuJoCo's mark of something without bounds.
     """
 
-    kinds: Ids
+    kinds: NDArray[np.int32]
     sizes: Array
     halves: Array
     radii: Array
@@ -67,13 +67,12 @@ class Solids:
 
 def solids(parts: Sequence[Part], outer: Array) -> Solids:
     """The parts as solids, each in an outer frame (g, 7: place and unit quaternion) of the room."""
-    shapes = shape_ids()
-    kinds = np.fromiter((shapes[part.shape] for part in parts), np.int32, len(parts))
+    kinds = np.array([part.shape for part in parts], np.int32)
     numbers = chain.from_iterable(part.size + part.at + part.turn for part in parts)
     table = np.fromiter(numbers, np.float64, 10 * len(parts)).reshape(-1, 10)
     sizes = table[:, :3]
     halves = table.reshape(-1).take(_AXES.take(kinds, axis=0) + 10 * np.arange(len(parts))[:, None])
-    halves[:, 2] += sizes[:, 0] * (kinds == shapes[CAPSULE])
+    halves[:, 2] += sizes[:, 0] * (kinds == CAPSULE)
     corners = np.sqrt((halves * halves * _CORNERS.take(kinds, axis=0)).sum(1))
     frames = _chained(outer, table[:, 3:])
     return Solids(
@@ -85,15 +84,6 @@ def solids(parts: Sequence[Part], outer: Array) -> Solids:
         turns=frames[:, 3:],
         frames=matrices(frames[:, 3:]),
     )
-
-
-@lru_cache(maxsize=1)
-def shape_ids() -> dict[str, int]:
-    """MuJoCo's number of each shape."""
-    import mujoco
-
-    names = (PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX)
-    return {name: int(getattr(mujoco.mjtGeom, f"mjGEOM_{name.upper()}")) for name in names}
 
 
 def matrices(turns: Array) -> Array:
@@ -119,32 +109,49 @@ def _chained(outer: Array, inner: Array) -> Array:
     return np.concatenate([outer[:, :3] + turned[:, :, 0], np.stack(turns, axis=1)], axis=1)
 
 
-Field = NDArray[np.float32]
-
 FARTHEST = 100.0
 
-_SLOTS = 256  # more cost time in every call, fewer must be rewritten more often
-_MARGIN = 1e-3  # metres, against rounding to single precision
-_WIDEST = 20.0  # a bundle with steeper sides counts as unbounded
-_UNITS = np.eye(3, dtype=np.float32)[:, None]
+_SLOTS = 48
+_MARGIN = 1e-3  # radians, against rounding
 
 
 @lru_cache(maxsize=64)
-def _target(slots: int, thread: int) -> tuple[Any, Any]:
-    """A compiled model of `slots` fixed geoms, and its data, which threads do not share. Rays meet their arrays."""
+def compiled(fixed: int, loose: int, thread: int) -> tuple[Any, Any]:
+    """A model of `fixed` or more geoms that stand, then one geom on a free body per loose thing, and its data.
+
+    All sizes are placeholders. Threads do not share data.
+    """
     import mujoco
 
     spec = mujoco.MjSpec()
-    spec.memory = 1 << 20
-    for _ in range(slots):
-        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=[1, 1, 1])
+    spec.memory = 1 << 22
+    spec.option.timestep = STEP_SECONDS
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    spec.option.iterations = 15
+    # bounding volumes are compile-time results
+    spec.option.disableflags = mujoco.mjtDisableBit.mjDSBL_MIDPHASE
+    box = mujoco.mjtGeom.mjGEOM_BOX
+    for _ in range(fixed):
+        # a place off the world's frame keeps MuJoCo from taking the geom's frame for the world's
+        spec.worldbody.add_geom(type=box, size=[1, 1, 1], pos=[1, 1, 1], quat=[0.5, 0.5, 0.5, 0.5])
+    for _ in range(loose):
+        body = spec.worldbody.add_body()
+        body.add_joint(type=mujoco.mjtJoint.mjJNT_FREE, damping=[0.3, 0, 0])
+        body.add_geom(type=box, size=[1, 1, 1], mass=1.0, friction=[0.9, 0.01, 0.002])
     model = spec.compile()
     model.body_bvhadr[:] = -1
     return model, mujoco.MjData(model)
 
 
+def reusable(fixed: int, loose: int) -> tuple[Any, Any]:
+    """A compiled model of this thread with room for that many geoms, of which the world holds the fixed ones."""
+    model, data = compiled(-(-fixed // _SLOTS) * _SLOTS, loose, threading.get_ident())
+    model.body_geomnum[0] = fixed
+    return model, data
+
+
 def cast(
-    solids: Solids, origin: Vector, rays: Array, met: NDArray[np.bool_], normals: bool
+    solids: Solids, origin: Vector, rays: Array, met: Mask, normals: bool
 ) -> tuple[Array, NDArray[np.intp], Array]:
     """First hits of rays (3, n) from one point: t, with hit = origin + t * ray, rows of `solids`, and normals (n, 3).
 
@@ -153,82 +160,40 @@ def cast(
     """
     import mujoco
 
-    bundle, row = np.nonzero(met)
-    sizes = np.bincount(bundle, minlength=len(met)).tolist()
-    slots = max(_SLOTS, 1 << (max(sizes) - 1).bit_length())
-    model, data = _target(slots, threading.get_ident())
-    table = (
-        (model.geom_type, solids.kinds), (model.geom_size, solids.sizes), (data.geom_xpos, solids.places),
-        (data.geom_xmat, solids.frames),
-    )  # fmt: skip
-    firsts, numbers, start, count = model.body_geomadr, model.body_geomnum, np.array(origin), rays.shape[1]
-    directions, facing = np.array(rays.T, order="C"), np.empty((count, 3))
-    reach, found = np.full(count, -1.0), np.zeros(count, np.int32)
-    views = (array.reshape(len(met), -1, 1) for array in (directions, facing, found, reach))
-    stop = written = offset = 0
-    for size, ray, normal, geoms, ends in zip(sizes, *views, strict=True):
-        if not size:
-            continue
-        first, stop = stop, stop + size
-        if stop > written:
-            offset, written = first, first + slots
-            rows = row[first:written]
-            for geom_values, values in table:
-                geom_values[: len(rows)] = values.take(rows, axis=0)
-        firsts[0], numbers[0] = first - offset, size
-        mujoco.mj_multiRay(
-            model, data, start, ray, None, True, -1, geoms, ends, normal if normals else None, len(ends), FARTHEST
-        )
-        if offset:
-            geoms += offset
-    return reach, row.take(found, mode="clip") if len(row) else found.astype(np.intp), facing
+    model, data = reusable(len(solids), 0)
+    geoms = model.geom_type, model.geom_size, data.geom_xpos, data.geom_xmat
+    values: tuple[NDArray[Any], ...] = solids.kinds, solids.sizes, solids.places, solids.frames
+    count, bundle = rays.shape[1], rays.shape[1] // len(met)
+    directions, facing = rays.T.reshape(-1), np.empty(3 * count)
+    reach, hits, rows = np.full(count, -1.0), np.zeros(count, np.int32), np.zeros(count, np.intp)
+    start, sizes = np.array(origin), model.body_geomnum
+    for first, seen in zip(range(0, count, bundle), met, strict=True):
+        near, part = np.flatnonzero(seen), slice(first, first + bundle)
+        if near.size:
+            for slots, own in zip(geoms, values, strict=True):
+                slots[: near.size] = own.take(near, axis=0)
+            sizes[0] = near.size
+            ahead = slice(3 * first, 3 * (first + bundle))
+            mujoco.mj_multiRay(
+                model, data, start, directions[ahead], None, True, -1, hits[part], reach[part],
+                facing[ahead] if normals else None, bundle, FARTHEST,
+            )  # fmt: skip
+            rows[part] = near.take(hits[part], mode="clip")
+    return reach, rows, facing.reshape(count, 3)
 
 
-def meets(solids: Solids, origin: Vector, rays: Array, bundles: int) -> NDArray[np.bool_]:
+def meets(solids: Solids, origin: Vector, rays: Array, bundles: int) -> Mask:
     """Which solids each of b equal stretches of rays (3, n) from `origin` may meet (b, g): never wrongly false.
 
-    Rays of one bundle should have close directions: a bundle too wide may meet all.
+    A cone around each bundle is compared with the sphere around each solid.
     """
-    sides = reached(solids, origin, _cones(rays, bundles).reshape(-1, 3))
-    inside: NDArray[np.bool_] = np.logical_and.reduce(sides.reshape(len(solids), 6, bundles), axis=1)
-    return np.array(inside.T, order="C")
-
-
-def _cones(rays: Array, bundles: int) -> Field:
-    """Inward normals (6, b, 3) of planes around each of b equal stretches of rays (3, n); 0 where they are too wide.
-
-    With the bundle's axis a, each coordinate of r / (r . a) has a least and a greatest value among the rays r. Each
-    side is a plane through the origin.
-    """
-    turned = np.array(rays.reshape(3, bundles, -1).swapaxes(0, 1), np.float32, order="C")
-    axis = turned[:, :, 0] + turned[:, :, -1]
-    ahead = axis[:, None] @ turned
-    slopes = turned / np.maximum(ahead, np.float32(1e-6))
-    low, high = slopes.min(2), slopes.max(2)
-    planes = np.empty((2, 3, bundles, 3), np.float32)
-    np.multiply(low.T[:, :, None], -axis, out=planes[0])
-    np.multiply(high.T[:, :, None], axis, out=planes[1])
-    planes[0] += _UNITS
-    planes[1] -= _UNITS
-    planes[:, :, ((high - low).max(1) > _WIDEST) | (ahead.min(2)[:, 0] <= 0)] = 0
-    return planes.reshape(6, bundles, 3)
-
-
-def reached(solids: Solids, origin: Vector, normals: Field) -> NDArray[np.bool_]:
-    """Whether some part of each solid lies on the inner side of planes through `origin` (g, m): never wrongly false.
-
-    The planes are given by their inward normals (m, 3). The solids have bounds. Single precision will do, as they are
-    taken for their boxes, and those a little larger.
-    """
-    count = len(solids)
-    vectors = np.empty((4, count, 3), np.float32)
-    vectors[0] = np.array(origin) - solids.places
-    # the columns of a solid's frame are its axes
-    np.multiply(solids.frames.reshape(-1, 3, 3).transpose(2, 0, 1), solids.halves.T[:, :, None], out=vectors[1:])
-    products = (vectors.reshape(-1, 3) @ normals.T).reshape(4, count, -1)
-    spreads = np.abs(products[1:], out=products[1:])
-    nearest = products[0]
-    nearest -= spreads[0]
-    nearest -= spreads[1]
-    nearest -= spreads[2]
-    return nearest <= np.float32(_MARGIN)
+    directions = (rays / np.sqrt((rays * rays).sum(0))).reshape(3, bundles, -1)
+    axes = directions[:, :, directions.shape[2] // 2]
+    width = np.arccos(np.clip((directions * axes[:, :, None]).sum(0), -1, 1).min(1))
+    away = solids.places - np.array(origin)
+    distance = np.sqrt((away * away).sum(1))
+    inside = distance <= solids.radii
+    around = np.where(inside, np.pi, np.arcsin(np.where(inside, 0, solids.radii) / np.maximum(distance, 1e-9)))
+    apart = np.arccos(np.clip(axes.T @ (away.T / np.maximum(distance, 1e-9)), -1, 1))
+    met: Mask = apart <= width[:, None] + around + _MARGIN
+    return met

@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.casting import Array, reached, shape_ids
 from zoo_scenes.stage import Stage
 from zoo_scenes.textures import EDGE, TEXTURES, look_up
-from zoo_scenes.things import BOX, PLANE, Scene
-
-Field = NDArray[np.float32]
+from zoo_scenes.things import BOX, PLANE, Array, Field, Scene
 
 LAMP = 1.15
 DAYLIGHT = 0.9
@@ -93,8 +90,7 @@ def _surface_table(stage: Stage) -> Field:
     table[_SCALE] = np.where(stretched, 0.5 / half, dense)
     table[_OFFSET] = np.where(stretched, 0.5, np.array(stage.owners) * np.array([[0.37], [0.61], [0.29]]))
     around = np.where(stretched, 1, np.maximum(np.round(2 * np.pi * half[0] / np.maximum(tile, 1e-6)), 1))
-    shapes = shape_ids()
-    table[_TURNS] = np.where((solids.kinds == shapes[BOX]) | (solids.kinds == shapes[PLANE]), 0, around)
+    table[_TURNS] = np.where((solids.kinds == BOX) | (solids.kinds == PLANE), 0, around)
     return table
 
 
@@ -187,7 +183,7 @@ def _occlusion(scene: Scene, hits: Hits) -> Field:
 _TILE = 16
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class View:
     """A square picture: rgb (3, h, w) in [0, 1], planar depth (h, w) in metres, normals (3, h, w) in camera axes
     (x right, y up, z towards the viewer), and geom ids (h, w)."""
@@ -198,77 +194,31 @@ class View:
     geoms: NDArray[np.intp]
 
 
-@dataclass(slots=True, kw_only=True)
-class _Tiling:
-    """How a picture of `size` pixels is cut into tiles whose rays are cast together.
-
-    `centres` (3, n) are the pixel centres, right and up in [-1, 1] and 1, tile by tile. `edges` (m, 3) are lines
-    through the first and last centres of the columns of tiles, then of the rows. A point's product with a line is
-    negative outside. The last line is the half space ahead. `pixels` (size, size) tells where each pixel is, tile by
-    tile.
-    """
-
-    size: int
-    high: int
-    wide: int
-    centres: Array
-    edges: Array
-    pixels: NDArray[np.intp]
-
-    @property
-    def rows(self) -> int:
-        """How many tiles are above each other."""
-        return self.size // self.high
-
-    @property
-    def columns(self) -> int:
-        """How many tiles are side by side."""
-        return self.size // self.wide
-
-    def met(self, stage: Stage) -> NDArray[np.bool_]:
-        """Return which furnishings the rays of each tile may meet: bool (tiles, g)."""
-        camera, ends = stage.scene.camera, 2 * self.columns
-        inside = reached(stage.furnishings, camera.position, camera.planes(self.edges))
-        columns = inside[:, : self.columns] & inside[:, self.columns : ends]
-        rows = inside[:, ends : ends + self.rows] & inside[:, ends + self.rows : -1] & inside[:, -1:]
-        return (rows.T[:, None] & columns.T).reshape(-1, len(inside))
-
-    def picture(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Values (..., n) tile by tile as a picture (..., size, size)."""
-        return values.take(self.pixels, axis=-1)
-
-
 @lru_cache(maxsize=8)
-def _tiling(size: int) -> _Tiling:
-    """Square tiles of up to 16 pixels, some 8 x 8 of them up to 128; rows where no divisor of the size is 4 or more."""
+def _tiling(size: int) -> tuple[Array, NDArray[np.intp], int]:
+    """Pixel centres (3, n), right and up in [-1, 1] and 1, tile by tile; each pixel's place among them; and the tiles.
+
+    Tiles are squares of up to 16 pixels, some 8 x 8 of them up to 128; rows where no divisor of the size is 4 or more.
+    """
     most = min(_TILE, max(size // 8, 8))
     edge = max(part for part in range(1, most + 1) if size % part == 0)
     high, wide = (edge, edge) if edge >= 4 else (1, size)
     steps = (np.arange(size) + 0.5) / size * 2 - 1
     up, right = np.meshgrid(-steps, steps, indexing="ij")
     tiled = np.arange(size * size).reshape(size // high, high, size // wide, wide).swapaxes(1, 2).reshape(-1)
-    picture = np.stack([right, up, np.ones_like(up)]).reshape(3, -1)
-    lines = [(1.0, 0.0, -x) for x in steps[::wide]] + [(-1.0, 0.0, x) for x in steps[wide - 1 :: wide]]
-    lines += [(0.0, -1.0, -y) for y in steps[::high]] + [(0.0, 1.0, y) for y in steps[high - 1 :: high]]
-    return _Tiling(
-        size=size,
-        high=high,
-        wide=wide,
-        centres=picture.take(tiled, axis=1),
-        edges=np.array([*lines, (0.0, 0.0, 1.0)]),
-        pixels=np.argsort(tiled).reshape(size, size),
-    )
+    centres = np.stack([right, up, np.ones_like(up)]).reshape(3, -1).take(tiled, axis=1)
+    return centres, np.argsort(tiled).reshape(size, size), size * size // (high * wide)
 
 
 def render(stage: Stage, size: int, shadows: bool) -> View:
     """Cast one ray per pixel of a `size` x `size` picture and shade the hits."""
     camera = stage.scene.camera
-    tiling = _tiling(size)
-    rays = camera.rays(tiling.centres)
-    depth, geoms, normals = stage.cast(camera.position, rays, tiling.met(stage))
+    centres, pixels, tiles = _tiling(size)
+    rays = camera.rays(centres)
+    depth, geoms, normals = stage.cast(camera.position, rays, tiles)
     points = np.array(camera.position)[:, None] + depth * rays
     to_points = points - np.array(stage.scene.lamp)[:, None]
-    lit = ~stage.blocked(stage.scene.lamp, to_points, tiling.rows * tiling.columns) if shadows else None
+    lit = ~stage.blocked(stage.scene.lamp, to_points, tiles) if shadows else None
     views = rays.astype(np.float32)
     views /= -np.sqrt(dot(views, views))
     hits = Hits(
@@ -281,9 +231,5 @@ def render(stage: Stage, size: int, shadows: bool) -> View:
     )
     # After rotation in single precision, an axis-aligned vector may be one unit in the last place too long.
     facing = np.clip(camera.axes.astype(np.float32) @ hits.normals, -1, 1)
-    return View(
-        rgb=tiling.picture(shade(stage, hits, lit)),
-        depth=tiling.picture(hits.depth),
-        normals=tiling.picture(facing),
-        geoms=tiling.picture(hits.geoms),
-    )
+    found: tuple[NDArray[Any], ...] = shade(stage, hits, lit), hits.depth, facing, hits.geoms
+    return View(*(values.take(pixels, axis=-1) for values in found))

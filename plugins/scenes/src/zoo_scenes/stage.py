@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zoo_scenes import casting
-from zoo_scenes.casting import Array, Field, Solids, shape_ids, solids
+from zoo_scenes.casting import Mask, Solids, reusable, solids
 from zoo_scenes.furniture import walls
-from zoo_scenes.things import BOX, CYLINDER, NO_TURN, PLANE, SPHERE, Part, Scene, Vector
+from zoo_scenes.things import BOX, CYLINDER, NO_TURN, PLANE, SPHERE, Array, Field, Part, Scene, Vector
 
-STEP_SECONDS = 0.02
 STEPS = 20
-
-_SLOTS = 48
-_MASS = 1.0
-
-
-@lru_cache(maxsize=64)
-def _compiled(slots: int, loose: int, thread: int) -> tuple[Any, Any]:
-    """A model with `slots` fixed geoms, then one geom on a free body per loose thing, and its data.
-
-    All sizes are placeholders. Threads do not share data.
-    """
-    import mujoco
-
-    spec = mujoco.MjSpec()
-    spec.memory = 1 << 22
-    spec.option.timestep = STEP_SECONDS
-    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-    spec.option.iterations = 15
-    # bounding volumes are compile-time results
-    spec.option.disableflags = mujoco.mjtDisableBit.mjDSBL_MIDPHASE
-    box = mujoco.mjtGeom.mjGEOM_BOX
-    for _ in range(slots):
-        # a place off the world's frame keeps MuJoCo from taking the geom's frame for the world's
-        spec.worldbody.add_geom(type=box, size=[1, 1, 1], pos=[1, 1, 1], quat=[0.5, 0.5, 0.5, 0.5])
-    for _ in range(loose):
-        body = spec.worldbody.add_body()
-        body.add_joint(type=mujoco.mjtJoint.mjJNT_FREE, damping=[0.3, 0, 0])
-        body.add_geom(type=box, size=[1, 1, 1], mass=_MASS, friction=[0.9, 0.01, 0.002])
-    model = spec.compile()
-    model.body_bvhadr[:] = -1
-    return model, mujoco.MjData(model)
 
 
 def settle(solids: Solids, loose: int) -> None:
@@ -56,8 +21,7 @@ def settle(solids: Solids, loose: int) -> None:
     import mujoco
 
     fixed = len(solids) - loose
-    model, data = _compiled(-(-fixed // _SLOTS) * _SLOTS, loose, threading.get_ident())
-    model.body_geomnum[0] = fixed
+    model, data = reusable(fixed, loose)
     model.geom_pos[:fixed], model.geom_quat[:fixed] = solids.places[:fixed], solids.turns[:fixed]
     for slots, values in (
         (model.geom_type, solids.kinds),
@@ -67,7 +31,7 @@ def settle(solids: Solids, loose: int) -> None:
         slots[:fixed], slots[-loose:] = values[:fixed], values[fixed:]
     kinds, halves = solids.kinds[fixed:].tolist(), solids.halves[fixed:].tolist()
     # only what rolls needs rolling friction
-    model.geom_condim[-loose:] = [3 if kind == shape_ids()[BOX] else 6 for kind in kinds]
+    model.geom_condim[-loose:] = [3 if kind == BOX else 6 for kind in kinds]
     model.body_inertia[1:] = [_inertia(kind, *half) for kind, half in zip(kinds, halves, strict=True)]
     start = model.qpos0.reshape(-1, 7)
     start[:, :3], start[:, 3:] = solids.places[fixed:], solids.turns[fixed:]
@@ -83,10 +47,9 @@ def settle(solids: Solids, loose: int) -> None:
 
 def _inertia(kind: int, a: float, b: float, c: float) -> Vector:
     """Principal moments, in the own axes, of a sphere, cylinder or box of mass 1 with these half extents."""
-    shapes = shape_ids()
-    if kind == shapes[SPHERE]:
+    if kind == SPHERE:
         return (0.4 * a * a, 0.4 * a * a, 0.4 * a * a)
-    if kind == shapes[CYLINDER]:
+    if kind == CYLINDER:
         across = (3 * a * a + 4 * c * c) / 12
         return (across, across, a * a / 2)
     return ((b * b + c * c) / 3, (a * a + c * c) / 3, (a * a + b * b) / 3)
@@ -109,18 +72,19 @@ class Stage:
     solids: Solids
     owners: list[int]
     parts: list[Part]
-    casters: NDArray[np.bool_]
+    casters: Mask
 
     @property
     def furnishings(self) -> Solids:
         """All but the room's planes."""
         return self.solids.after(_ROOM_PARTS)
 
-    def cast(self, origin: Vector, rays: Array, met: NDArray[np.bool_]) -> tuple[Array, NDArray[np.intp], Field]:
+    def cast(self, origin: Vector, rays: Array, bundles: int) -> tuple[Array, NDArray[np.intp], Field]:
         """First hits of rays (3, n) from a point in the room: t, with hit = origin + t * ray, solids, normals (3, n).
 
-        `met` tells which `furnishings` equal stretches of the rays may meet, see `casting.cast`.
+        Rays of each of b equal stretches should have close directions.
         """
+        met = casting.meets(self.furnishings, origin, rays, bundles)
         reach, rows, facing = casting.cast(self.furnishings, origin, rays, met, True)
         wall, sides = self._room(origin, rays)
         normals = self.solids.frames[:_ROOM_PARTS, 2::3].T.astype(np.float32).take(sides, axis=1)
@@ -143,10 +107,10 @@ class Stage:
         np.copyto(sides, above, where=z == wall)
         return wall, sides
 
-    def blocked(self, origin: Vector, rays: Array, bundles: int, slack: float = 0.005) -> NDArray[np.bool_]:
+    def blocked(self, origin: Vector, rays: Array, bundles: int, slack: float = 0.005) -> Mask:
         """Return which rays (3, n) are blocked by a shadow caster more than `slack` metres before their end at t = 1.
 
-        Rays of each of b equal stretches should have close directions.
+        Bundles are those of `cast`.
         """
         met = casting.meets(self.furnishings, origin, rays, bundles) & self.casters
         reach, _, _ = casting.cast(self.furnishings, origin, rays, met, False)

@@ -73,6 +73,7 @@ def darker(colour: Colour, factor: float) -> Colour:
 
 
 Array = NDArray[np.float64]
+Field = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,15 +152,6 @@ class Camera:
         axes = self.axes
         return np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]], axis=1) @ picture
 
-    def planes(self, lines: Array) -> NDArray[np.float32]:
-        """World normals (n, 3) of the planes through the camera that are seen as lines (n, 3) of the picture.
-
-        The dot product of a normal and a ray equals the product of the line and the image point (right, up, 1).
-        """
-        axes = self.axes
-        normals: Array = lines @ np.stack([axes[0] / self.scale, axes[1] / self.scale, -axes[2]])
-        return normals.astype(np.float32)
-
     def to_camera(self, points: Array) -> Array:
         """World points (..., 3) in camera axes (..., 3)."""
         return (points - np.asarray(self.position)) @ self.axes.T
@@ -170,7 +162,8 @@ class Camera:
         return np.stack([0.5 - 0.5 * points[..., 0] / z, 0.5 + 0.5 * points[..., 1] / z], axis=-1)
 
 
-PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX = "plane", "sphere", "capsule", "ellipsoid", "cylinder", "box"
+PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX = 0, 2, 3, 4, 5, 6
+"""MuJoCo's numbers of shapes."""
 
 Vector = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
@@ -204,7 +197,7 @@ class Surface(NamedTuple):
 class Part(NamedTuple):
     """One geom in the frame of its thing; `size` in metres as MuJoCo defines it for the shape (radii, half lengths)."""
 
-    shape: str
+    shape: int
     size: Vector
     at: Vector
     surface: Surface
