@@ -59,7 +59,7 @@ COMMANDS = (
     ("", f"tokenizer train d --data data {TRAIN}"),
     ("tokenize", "tokenize data --out tokens --only a,b,c,d --batch-size 512"),
     ("tokenize again", "tokenize data --out tokens --only a,b,c,d --batch-size 512"),
-    ("backbone to the first step", "backbone train --tokens tokens --out run --set preset=nano --set steps=1"),
+    ("backbone to the first step", "backbone train --tokens tokens --out run --preset nano --set steps=1"),
 )
 
 

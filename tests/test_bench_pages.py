@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,3 +97,11 @@ def test_the_bench_of_generation_prints_its_figures_as_json(
     table, brace, figures = capsys.readouterr().out.partition("{")
     assert "a grid" in table
     assert json.loads(brace + figures)["wall and processor seconds"] == {"nano": {"a grid": [0.5, 0.25]}}
+
+
+@pytest.mark.slow
+def test_every_command_of_the_bench_of_scale_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "bench/scale.py", "--samples", "1000", "--json", str(tmp_path / "found.json")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+    commands = json.loads((tmp_path / "found.json").read_text())["commands"]
+    assert len(commands) == 7 and all(one["at"]["1000"]["MiB"] > 0 for one in commands.values())
