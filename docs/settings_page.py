@@ -11,8 +11,7 @@ from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, plain, tabl
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
 from zoo_backbone.cli.generate import SAMPLING
-from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
-from zoo_backbone.evaluate import EvaluationConfig, Pairs
+from zoo_backbone.config import PRESETS, EvaluationConfig, ModelConfig, Pairs, TrainConfig
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer.config import TUNING, TransferConfig

@@ -23,8 +23,8 @@ from tokenizers_zoo.errors import DataError, OneLineError
 from tokenizers_zoo.intervals import interval as mean_and_half
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.pipeline.engines import cores, run_jobs
-from zoo_backbone.config import PRESETS, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from zoo_backbone.evaluate import EvaluationConfig, evaluate
+from zoo_backbone.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.evaluate import evaluate
 from zoo_backbone.losses import losses_of
 from zoo_backbone.model import FourM
 from zoo_backbone.train import train

@@ -25,9 +25,8 @@ from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.text_vocab import VocabularyConfig
 from tokenizers_zoo.train.config import TrainConfig
 from zoo_backbone.cli import TABLES
-from zoo_backbone.config import PRESETS, Dataset, MaskingConfig, Mixture, ModelConfig, Preview
+from zoo_backbone.config import PRESETS, Dataset, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, Pairs, Preview
 from zoo_backbone.config import TrainConfig as BackboneTrainConfig
-from zoo_backbone.evaluate import EvaluationConfig, Pairs
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.optim import peak_rate

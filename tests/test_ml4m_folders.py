@@ -426,7 +426,7 @@ def test_input_only_and_output_only_modalities_of_a_published_model(place: Place
     assert "an input only" in said and "made only, no input" in said
     model, root, backbone = load_model(place.backbone), place.root, place.backbone
     assert model.layout.discrete == ("clip_448", "semseg") and model.layout.readable == ("clip", "semseg")
-    assert sorted(default_pairs(model.layout.specs, model.config)) == [
+    assert sorted(default_pairs(model.layout.specs, model.layout)) == [
         (("clip",), "clip_448"), (("clip",), "semseg"), (("semseg",), "clip_448")
     ]  # fmt: skip
     (root / "labels.csv").write_text("key,label\n")

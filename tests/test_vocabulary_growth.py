@@ -25,9 +25,9 @@ from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
 from tokenizers_zoo.text_vocab import TextVocabulary
 from zoo_backbone.checkpoint import begin, freeze, ids_in_use, load_model, save_model
-from zoo_backbone.config import Dataset, MaskingConfig, ModelConfig, TrainConfig
+from zoo_backbone.config import Dataset, EvaluationConfig, MaskingConfig, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData, check_tokenizers, stored_samples
-from zoo_backbone.evaluate import EvaluationConfig, evaluate
+from zoo_backbone.evaluate import evaluate
 from zoo_backbone.generate.outputs import generate_to_folder
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan
 from zoo_backbone.model import FourM

@@ -173,6 +173,7 @@ def load_model(
                 if source.shape[grows:] != target.shape[grows:] or (grows and len(source) > len(target)):
                     raise CheckpointError(f"{folder}: {name} is {tuple(source.shape)}, expected {tuple(target.shape)}")
                 (target[: len(source)] if grows else target).copy_(source)
+        model.record = config
         return model.to(device)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the backbone: model, masking, training; and presets by size."""
+"""Settings of the backbone: model, masking, training, evaluation; and presets by size."""
 
 from __future__ import annotations
 
@@ -277,3 +277,53 @@ class TrainConfig:
         check_interval(self, "[0, 1]", "decay_fraction", unit="a share")
         check_interval(self, "[0, 1)", "ema_decay", unit="a decay, such as 0.999,")
         expect(self, "loss_weights", all(0 < weight < math.inf for weight in weights), "numbers above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """The table [eval]: pairs of inputs and target that `zoo backbone eval` scores."""
+
+    inputs: tuple[tuple[str, ...], ...] | None = None
+    """Sets of input modalities; absent: each modality alone. `--input` overrides it."""
+    targets: tuple[str, ...] | None = None
+    """Modalities predicted from each set; absent: all discrete ones. `--target` overrides it."""
+
+    def __post_init__(self) -> None:
+        for key, what in (("inputs", "set of modalities"), ("targets", "modality")):
+            if getattr(self, key) == ():
+                raise ValueError(f"{key}: expected at least one {what}; leave the key out for the default")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Settings of an evaluation."""
+
+    samples: int = 32
+    """Held-out samples per pair."""
+    baseline_samples: int = 256
+    """Training values that the constant baseline is fitted to."""
+    loss_samples: int = 256
+    """Held-out samples for the cross-entropy."""
+    batch_size: int = 32
+    """Samples generated and decoded at a time."""
+    draws: int = 16
+    """Draws per sample. The scored prediction is the best single value for all draws (minimum expected error); 1: the
+    most likely tokens, without sampling."""
+    temperature: float = 0.7
+    """Sampling temperature of the scored draws. Below 1, fewer draws are enough."""
+    steps: int = 1
+    """Decoding steps of scored grids and vectors. More steps make the tokens of a draw more consistent."""
+    gallery_pairs: int = 24
+    """Number of pairs with a gallery: the first ones."""
+    gallery_samples: int = 4
+    """Samples in a gallery."""
+    gallery_draws: int = 3
+    """Draws per sample in a gallery."""
+    seed: int = 0
+    """Seed of the choice of samples, of masks and of draws."""
+
+    def __post_init__(self) -> None:
+        counts = "samples", "baseline_samples", "loss_samples", "batch_size", "draws", "steps"
+        check_counts(self, *counts, "gallery_samples", "gallery_draws")
+        check_amounts(self, "gallery_pairs", "seed")
+        check_interval(self, "(0, inf)", "temperature")

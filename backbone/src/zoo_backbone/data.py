@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,11 @@ class TokenData:
             lengths[here, number] = list(map(len, taken)) if variable else spec.layout.length
             tokens[spec.name] = array
         return RawBatch(tokens=tokens, lengths=lengths, present=present)
+
+    def batches(self, samples: npt.NDArray[np.int64], size: int, masker: Masker, seed: int) -> Iterator[PackedBatch]:
+        """Yield the samples numbered `samples` in masked batches of `size` samples."""
+        for step, first in enumerate(range(0, len(samples), size)):
+            yield masker(self.batch(samples[first : first + size]), seed, step).trimmed()
 
 
 def stored_samples(

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout
-from zoo_backbone.checkpoint import CLASS, load_model
+from zoo_backbone.checkpoint import load_model
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import packed, padded, spans_of
-from zoo_backbone.run import Run, check_handle, zoo_of
+from zoo_backbone.run import Run, zoo_of
 
 LEVELS = 4
 """Default number of maps in a pyramid."""
@@ -38,8 +37,8 @@ class FourMEncoder(nn.Module):
 
     The modules of the decoder are removed from `model`. `frozen` weights have no gradients; gradients still reach
     continuous inputs. `out_indices` are the blocks that `forward_intermediates` and `pyramid` return, counted from the
-    end where negative; default: four, evenly spaced, including the last, or all of fewer. `trained_on` has the
-    fingerprints of the tokenizers at the backbone's training, by modality; the tokenizers of `zoo` must match them.
+    end where negative; default: four, evenly spaced, including the last, or all of fewer. The
+    tokenizers of `zoo` must match those of the backbone's training.
 
     Methods take the plain dictionaries of tensors that `prepare` returns, so that the module can be compiled and
     exported. The order of modalities does not matter.
@@ -52,7 +51,6 @@ class FourMEncoder(nn.Module):
         *,
         frozen: bool = True,
         out_indices: Sequence[int] | None = None,
-        trained_on: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         for name in DECODER_ONLY:
@@ -62,7 +60,6 @@ class FourMEncoder(nn.Module):
         self.layout = model.layout
         self.dim = model.config.dim
         self.zoo = zoo
-        self.trained_on = dict(trained_on or {})
         depth = len(model.encoder)
         if out_indices is None:
             count = min(depth, LEVELS)
@@ -90,8 +87,7 @@ class FourMEncoder(nn.Module):
         run = Path(run)
         if zoo is None:
             zoo = zoo_of(run, Run.load(run).registry)
-        trained_on, model = load_config(run, CLASS).get("fingerprints", {}), load_model(run, device=device)
-        encoder = cls(model, zoo, frozen=frozen, out_indices=out_indices, trained_on=trained_on)
+        encoder = cls(load_model(run, device=device), zoo, frozen=frozen, out_indices=out_indices)
         return encoder.eval() if frozen else encoder
 
     @property
@@ -109,7 +105,7 @@ class FourMEncoder(nn.Module):
             raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
         for name in values:
             self.layout.check_read(name, "features of")
-            check_handle(self.zoo[name], self.trained_on.get(name), self.layout.spec(name))
+            self.model.check_tokenizer(self.zoo[name])
         return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
 
     def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -144,9 +144,9 @@ class Previews:
         self, handles: Mapping[str, ModalityHandle], tokens: Path, config: TrainConfig, *,
         model: ModelConfig | None = None, inherited: bool = False,
     ) -> None:  # fmt: skip
-        self.handles, self.config, self.model = handles, config, model or ModelConfig()
+        self.handles, self.config = handles, config
         specs = [handle.spec for handle in handles.values()]
-        self.layout = layout_for(self.model, specs)
+        self.layout = layout_for(model or ModelConfig(), specs)
         self.stores = datasets_of(tokens, config)
         self._columns: dict[tuple[Path, str], TokenColumn | None] = {}
         self.tokens: dict[Preview, dict[str, Any]] = {}
@@ -159,7 +159,7 @@ class Previews:
             elif not inherited:
                 names = ", ".join((*preview.inputs, preview.target))
                 raise DataError(f"previews: no held-out sample has all of {names}; leave that preview out")
-        pairs = [] if self.tokens else default_pairs(specs, self.model)
+        pairs = [] if self.tokens else default_pairs(specs, self.layout)
         for inputs, target in pairs:
             preview = Preview(inputs=inputs, target=target)
             if len(self.tokens) < PAIRS and (found := self._held_out(preview)):

@@ -135,13 +135,10 @@ def held_out_losses(
     Each batch is computed in `pieces`, by default the settings' `grad_accum_steps`, as in training. The `loss` that is
     returned is the sum over all tokens.
     """
-    size = config.batch_size
     found = []
     for source, masker in zip(mix.sources, mix.maskers, strict=True):
         chosen = np.asarray(spread(len(source.data), config.eval_samples))
-        for step, first in enumerate(range(0, len(chosen), size)):
-            samples = chosen[first : first + size]
-            packed = masker(source.data.batch(samples), config.seed ^ SEED, step).trimmed()
+        for packed in source.data.batches(chosen, config.batch_size, masker, config.seed ^ SEED):
             found += [forward(piece) for piece in packed.split(pieces or config.grad_accum_steps)]
     sums, counts = (sum(getattr(losses, side) for losses in found) for side in ("sums", "counts"))
     return Losses(loss=sums.sum(), sums=sums, counts=counts)

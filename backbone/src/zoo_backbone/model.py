@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
@@ -24,6 +25,7 @@ from zoo_backbone.embedding_layout import (
     position_table,
     rotation_table,
 )
+from zoo_backbone.run import check_handle
 from zoo_backbone.transformer import DecoderBlock, EncoderBlock, KeyValueCache, initialise, layer_norm
 
 OUTPUT_STD = 0.02
@@ -84,6 +86,8 @@ class FourM(nn.Module):
     """Entries with one row per stored position."""
     num_registers: int = 0
     """Learned tokens that precede the inputs."""
+    record: Mapping[str, Any] = {}
+    """The config.json that the model was loaded with; empty for a new model."""
 
     fixed_positions: Tensor
     rotation_rows: Tensor
@@ -141,6 +145,17 @@ class FourM(nn.Module):
         """Return a model with uninitialised weights, to be loaded."""
         with torch.random.fork_rng(devices=[]), _NoInit():
             return cls(config, specs)
+
+    @property
+    def trained_on(self) -> Mapping[str, str]:
+        """Fingerprints of the tokenizers at its training, by modality; empty if they are unknown."""
+        return self.record.get("fingerprints", {})
+
+    def check_tokenizer(self, handle: ModalityHandle) -> None:
+        """Raise DataError unless the model was trained on tokens and the layout of this tokenizer, which may have grown
+        since."""
+        layout = self.layout.spec(handle.name).layout
+        check_handle(handle, self.trained_on.get(handle.name), layout)
 
     def transformer_parameters(self) -> int:
         """Return the number of parameters of the blocks, without embeddings, projections and output rows."""

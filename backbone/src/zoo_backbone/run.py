@@ -14,7 +14,7 @@ from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
 from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run
-from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.spec import TokenLayout
 
 BACKBONE = RunKind(
     name="backbone",
@@ -129,11 +129,10 @@ def training_fingerprints(folder: Path, handles: Iterable[ModalityHandle]) -> di
     }
 
 
-def check_handle(handle: ModalityHandle, fingerprint: str | None, spec: ModalitySpec | None = None) -> None:
-    """Raise DataError unless a model was trained with the handle's tokenizer, and on the layout of `spec`.
+def check_handle(handle: ModalityHandle, fingerprint: str | None, layout: TokenLayout | None = None) -> None:
+    """Raise DataError unless a model was trained with the handle's tokenizer, and on this layout.
 
     A vocabulary may have grown since. None: the tokenizer, or the layout, is unknown.
     """
     where = f"{handle.name}: the model was trained on"
-    layout = None if spec is None else spec.layout
     handle.check_tokens_of(where, fingerprint, layout, remedy="use the registry of its training")

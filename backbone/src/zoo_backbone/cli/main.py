@@ -231,7 +231,8 @@ def evaluate_command(
     from rich.console import Console
 
     from tokenizers_zoo.data.tokens import TokenStore
-    from zoo_backbone.evaluate import FILE, FOLDER, EvaluationConfig, Pairs, evaluate, skill_tables
+    from zoo_backbone.config import EvaluationConfig, Pairs
+    from zoo_backbone.evaluate import FILE, FOLDER, evaluate, skill_tables
     from zoo_backbone.evaluation_data import left_out_text
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")

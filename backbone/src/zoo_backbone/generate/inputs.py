@@ -26,7 +26,7 @@ from zoo_backbone.generate.sampler import rows_of
 from zoo_backbone.generate.sampling import Guidance
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import accepted
-from zoo_backbone.run import Run, check_handle
+from zoo_backbone.run import Run
 
 DRAW = 1 << 32
 """Draw d of sample n has the number n + d * DRAW."""
@@ -107,8 +107,8 @@ def handles_of(
         for target in plan.targets:
             model.layout.check_read(target.name, f"rank {plan.rank} of")
     handles = {name: zoo[name] for name in names if model.layout.spec(name)}
-    for name, handle in handles.items():
-        check_handle(handle, trained_on.get(name), model.layout.spec(name))
+    for handle in handles.values():
+        model.check_tokenizer(handle)
     return handles
 
 

@@ -183,7 +183,7 @@ class Embedder:
         """Return a modality whose tokenizer is the backbone's, on the device. Raises UnknownNameError or DataError."""
         handle = self.zoo[name]
         handle.device = self.device
-        check_handle(handle, self.trained_on.get(name), self.layout.spec(name))
+        check_handle(handle, self.trained_on.get(name), self.layout.spec(name).layout)
         return handle
 
     def tokenizers(self, data: TokenData) -> dict[str, str]:

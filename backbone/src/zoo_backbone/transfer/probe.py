@@ -225,7 +225,7 @@ class Probe(nn.Module):
         """Predict from values of all inputs. Raises DataError if a tokenizer is not the backbone's."""
         values = self._select(values)
         for name in values:
-            check_handle(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name))
+            check_handle(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name).layout)
         return self.predict({name: self.zoo[name].encode(batch) for name, batch in values.items()})
 
     def predict_samples(self, samples: Samples, places: Sequence[int]) -> list[Any]:
