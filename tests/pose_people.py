@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def seen(points: np.ndarray, region: Region, size: tuple[int, int], half: np.nda
     steps = np.linspace(0, 1, 50)[:, None, None]
     drawn = image[LINES[:, 0]] * (1 - steps) + image[LINES[:, 1]] * steps
     return Landmarks(
-        presence=1.0,
         image=np.concatenate([image, level], axis=1),
         world=(points - hips) @ view,
         visible=np.ones(33),
@@ -94,8 +92,7 @@ def answers_of_landmarks(pixels: np.ndarray) -> list[np.ndarray]:
     raw[:, :3] = points * METRES + (128, 128, 0)
     mask = np.full((1, 256, 256, 1), -5.0)
     mask[0, 64:192, 96:160] = 5
-    heat = np.full((1, 64, 64, 39), -9.0)
-    outputs = (raw.reshape(1, -1), [[0.9]], mask, heat, points.reshape(1, -1))
+    outputs = (raw.reshape(1, -1), [[0.9]], mask, points.reshape(1, -1))
     return [np.asarray(output, np.float32) for output in outputs]
 
 
@@ -139,11 +136,9 @@ def answer_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", module)
 
 
-def wheel(path: Path, **files: bytes) -> Path:
-    """Return a wheel with the two networks and other files by name."""
-    modules = "mediapipe/modules"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{modules}/pose_detection/pose_detection.tflite", files.get("detector", b"detector"))
-        archive.writestr(f"{modules}/pose_landmark/pose_landmark_full.tflite", files.get("landmarks", b"landmarks"))
-        archive.writestr("mediapipe-0.10.21.dist-info/METADATA", "Metadata-Version: 2.1\nVersion: 0.10.21\n\nText")
-    return path
+def network_files(folder: Path, detector: bytes = b"detector") -> Path:
+    """Write the files of the two networks into a folder and return it."""
+    folder.mkdir(exist_ok=True)
+    for name, content in (("detection", detector), ("landmark_full", b"landmarks")):
+        (folder / f"pose_{name}.tflite").write_bytes(content)
+    return folder

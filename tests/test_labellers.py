@@ -76,7 +76,7 @@ def test_normals_of_a_plane_are_exact(normal: tuple[float, float, float]) -> Non
     truth = np.broadcast_to(np.array(normal)[:, None, None], (3, 12, 12))
     square = normals_of_depth(plane(normal, (12, 12), (50, 50)), 50)
     assert square.dtype == np.float32 and angle_degrees(square, truth).max() < 1e-3
-    wide = normals_of_depth(plane(normal, (12, 12), (40, 60)), 40, 60)  # a wide picture, squeezed to a square
+    wide = normals_of_depth(plane(normal, (12, 12), (40, 60)), (40, 60))  # a wide picture, squeezed to a square
     assert angle_degrees(wide, truth).max() < 1e-3
     across = 2 * np.degrees(np.arctan(np.tan(np.radians(20)) * 20 / 12))
     long = normals_of_depth(plane(normal, (12, 20), (40, across)), 40)

@@ -1,7 +1,7 @@
 """People in photographs: detector, regions, landmarks, camera, files, and `zoo data derive`.
 
 The networks' outputs are written by hand. MediaPipe's real networks run if ai-edge-litert is installed and
-ZOO_POSE_NETWORKS names MediaPipe's wheel or a folder of its .tflite files.
+ZOO_POSE_NETWORKS names a folder of its .tflite files.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
-from pose_people import METRES, answer_by_hand, landmarks_around, seen, standing, wheel
+from pose_people import METRES, answer_by_hand, landmarks_around, network_files, seen, standing
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry import body
 from zoo_geometry.body import half_sizes, looking_at, offset_of
 from zoo_geometry.pose_labeller import PoseLabeller, distinct, person_of
-from zoo_geometry.pose_networks import Detection, Region, anchors, detections, landmarks_of, merged, refined, sampled
+from zoo_geometry.pose_networks import Region, anchors, detections, landmarks_of, region_of, sampled
 
 NAME = "human_poses"
 DARK, LIGHT = np.zeros((3, 60, 80), np.float32), np.zeros((3, 60, 80), np.float32)
@@ -68,33 +68,33 @@ def test_anchors_are_those_of_the_network() -> None:
     np.testing.assert_allclose(places[[1960, 1965, 1966, -1]] * 7, [[0.5, 0.5], [0.5, 0.5], [1.5, 0.5], [6.5, 6.5]])
 
 
-def test_answers_become_boxes_and_points() -> None:
+def test_answers_become_points() -> None:
     numbers, logits = np.zeros((2254, 12)), np.full(2254, -200.0)
     numbers[1568] = [8, -8, 20, 40, 0, 10, 20, 30, 40, 50, 60, 70]  # the anchor at (8, 8) pixels
     logits[1568] = math.log(3)
     (found,) = detections(numbers, logits, 0.7)
-    assert found.score == pytest.approx(0.75)
-    np.testing.assert_allclose(found.box * 224, [6, -20, 26, 20])
-    np.testing.assert_allclose(found.points * 224, [[8, 18], [28, 38], [48, 58], [68, 78]])
+    np.testing.assert_allclose(found * 224, [[8, 18], [28, 38], [48, 58], [68, 78]])
     assert detections(numbers, logits, 0.8) == []
 
 
-def test_overlapping_boxes_are_averaged_by_score() -> None:
-    boxes = np.array([[0.1, 0, 1.1, 1], [5, 5, 6, 6], [0, 0, 1, 1], [0.8, 0, 1.8, 1]])
-    points = boxes[:, None, :2].repeat(4, axis=1)
-    first, second, third = merged(np.array([0.3, 0.7, 0.9, 0.5]), boxes, points)  # overlaps: 0.82, 0, 1, 0.11
-    assert (first.score, second.score, third.score) == (0.9, 0.7, 0.5)
-    np.testing.assert_allclose(first.box, [0.025, 0, 1.025, 1])
-    np.testing.assert_allclose(first.points, np.tile([0.025, 0], (4, 1)))
-    np.testing.assert_allclose(second.box, boxes[1])
-    assert merged(np.zeros(0), np.zeros((0, 4)), np.zeros((0, 4, 2))) == []
+def test_points_of_overlapping_boxes_are_averaged_by_score() -> None:
+    numbers, logits = np.zeros((2254, 12)), np.full(2254, -200.0)
+    # boxes at (0, 0) and, in units of their side, at (0.1, 0), (0.8, 0) and far away; overlaps 0.82, 0.11 and 0
+    for anchor, right, score in ((0, 3, 0.3), (1, 0, 0.9), (2, 24, 0.5), (3, 150, 0.7)):
+        corner = np.array([right, 0]) - anchors()[anchor] * 224
+        numbers[anchor] = [*(corner + 15), 30, 30, *np.tile(corner, 4)]
+        logits[anchor] = math.log(score / (1 - score))
+    first, second, third = detections(numbers, logits, 0.2)
+    np.testing.assert_allclose(first * 224, np.tile([0.75, 0], (4, 1)), atol=1e-9)
+    np.testing.assert_allclose(second * 224, np.tile([150, 0], (4, 1)), atol=1e-9)
+    np.testing.assert_allclose(third * 224, np.tile([24, 0], (4, 1)), atol=1e-9)
 
 
 @pytest.mark.parametrize(("rim", "angle"), [((0, -8), 0), ((8, 0), 90), ((-8, 0), -90), ((0, 8), 180)])
 def test_the_region_of_a_body_is_upright_for_it(rim: tuple[int, int], angle: float) -> None:
     whole = Region(x=50, y=50, side=100)
     points = np.array([(0.4, 0.6), (0.4 + rim[0] / 100, 0.6 + rim[1] / 100), (0, 0), (0, 0)])
-    region = Detection(0.9, np.zeros(4), points).region(whole)
+    region = region_of(whole.to_picture(points))
     assert (region.x, region.y, region.side) == pytest.approx((40, 60, 2 * 8 * 1.25))
     head = region.to_picture(np.array([0.5, 0.1])) - (40, 60)
     np.testing.assert_allclose(head, np.array(rim), atol=1e-9)
@@ -104,29 +104,18 @@ def test_the_region_of_a_body_is_upright_for_it(rim: tuple[int, int], angle: flo
 # ---- landmarks
 
 
-def test_heat_maps_move_landmarks_that_they_are_sure_of() -> None:
-    heat = np.full((64, 64, 3), -30.0)
-    heat[20, 30:32, :] = [[0.0, -1, 9], [0.0, -1, 9]]
-    places = np.array([[30.5, 20.5], [30.5, 20.5], [40, 20.5]]) / 64
-    moved = refined(places, heat) * 64
-    np.testing.assert_allclose(moved[0], [30.5, 20], atol=1e-6)
-    np.testing.assert_allclose(moved[1:], places[1:] * 64)  # too uncertain; too far away
-    outside = np.array([[1.2, 0.5], [-0.1, 2.0], [0.0, 0.0]])
-    np.testing.assert_allclose(refined(outside, np.full((64, 64, 3), -30.0)), outside)
-
-
 def test_landmarks_are_in_the_picture_and_in_camera_axes() -> None:
     raw, world = np.zeros((39, 5)), np.zeros((39, 3))
     raw[0], world[0] = [128, 64, -32, 0, 9], [0.1, -0.3, -0.2]
     mask = np.full((256, 256), -1.0)
     mask[63, 127] = 1
     region = Region(x=100, y=200, side=512, angle=math.pi / 2)
-    found = landmarks_of(raw.reshape(1, -1), world.reshape(1, -1), 0.7, mask, np.full((64, 64, 39), -9.0), region)
+    found = landmarks_of(raw.reshape(1, -1), world.reshape(1, -1), mask, region)
     np.testing.assert_allclose(found.image[0], [228, -200, 64], atol=1e-9)  # the region's up is the picture's right
     np.testing.assert_allclose(found.world[0], [0.3, -0.1, 0.2], atol=1e-9)
     np.testing.assert_allclose(found.outline, [[229, 199]], atol=1e-9)
     assert found.image.shape == found.world.shape == (33, 3)
-    assert (found.presence, found.visible[0]) == (0.7, 0.5)
+    assert found.visible[0] == 0.5
 
 
 # ---- the camera
@@ -201,46 +190,33 @@ def test_people_outside_the_picture_or_behind_the_camera_are_left_out() -> None:
 # ---- files
 
 
-def test_networks_are_found_in_wheels_and_folders_and_recorded(tmp_path: Path) -> None:
-    package = wheel(tmp_path / "mediapipe.whl")
+def test_networks_of_a_folder_are_recorded(tmp_path: Path) -> None:
     digests = {
         "pose_detection.tflite": hashlib.sha256(b"detector").hexdigest(),
         "pose_landmark_full.tflite": hashlib.sha256(b"landmarks").hexdigest(),
     }
-    record = PoseLabeller(model=str(package), camera_fov=50.0).record()
-    assert record == {
-        "model": str(package), "revision": "0.10.21", "landmarks": "full", "camera_fov": 50.0, "threshold": 0.5,
-        "presence": 0.5, "sha256": digests,
+    folder = network_files(tmp_path)
+    assert PoseLabeller(model=str(folder), camera_fov=50.0).record() == {
+        "model": str(folder), "revision": None, "camera_fov": 50.0, "threshold": 0.5, "presence": 0.5,
+        "sha256": digests,
     }  # fmt: skip
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for name, content in (("detection", b"detector"), ("landmark_full", b"landmarks"), ("landmark_heavy", b"heavy")):
-        (flat / f"pose_{name}.tflite").write_bytes(content)
-    found = PoseLabeller(model=str(flat)).record()
-    assert found["sha256"] == digests and found["revision"] is None
-    heavy = PoseLabeller(model=str(flat), landmarks="heavy").record()["sha256"]
-    assert heavy["pose_landmark_heavy.tflite"] == hashlib.sha256(b"heavy").hexdigest() and len(heavy) == 2
 
 
 def test_missing_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    get = r"pip download mediapipe==0.10.21 --no-deps"
-
     def refused(message: str, model: Path | str, **own: Any) -> None:
         with pytest.raises(PretrainedError, match=message) as caught:
             handle(model, **own).derive({"rgb": DARK})
         assert "\n" not in str(caught.value)
 
-    refused(rf"absent: no such folder or wheel; {get}", tmp_path / "absent")
-    refused(rf"there is no pose_detection.tflite and no pose_landmark_full.tflite in it; {get}", tmp_path)
-    refused(rf"zoo-no-such-wheel: is not installed; {get}", "pip:zoo-no-such-wheel")
-    package = wheel(tmp_path / "mediapipe.whl")
-    refused(rf"mediapipe.whl: there is no pose_landmark_heavy.tflite in it; {get}", package, landmarks="heavy")
+    refused(r"absent: no such folder, .*; pip download mediapipe==0.10.21 --no-deps; unzip", tmp_path / "absent")
+    refused(r"there is no pose_detection.tflite in it", tmp_path)
+    folder = network_files(tmp_path / "networks")
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
-    refused(r'its networks need ai-edge-litert; pip install "zoo-geometry\[poses\]"', package)
+    refused(r'its networks need ai-edge-litert; pip install "zoo-geometry\[poses\]"', folder)
     answer_by_hand(monkeypatch)
-    swapped = wheel(tmp_path / "swapped.whl", detector=b"landmarks")
+    swapped = network_files(tmp_path / "swapped", detector=b"landmarks")
     expected = r"expected a network of \(1, 224, 224, 3\) to \(1, 2254, 12\), \(1, 2254, 1\)"
-    refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take the file of mediapipe 0.10.21", swapped)
+    refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take mediapipe 0.10.21's file", swapped)
 
 
 # ---- values
@@ -248,11 +224,11 @@ def test_missing_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.M
 
 def test_pictures_become_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_by_hand(monkeypatch)
-    package = wheel(tmp_path / "mediapipe.whl")
-    poses = handle(package)
+    folder = network_files(tmp_path)
+    poses = handle(folder)
     assert poses.derive({"rgb": DARK}) == []
-    assert handle(package, threshold=0.99).derive({"rgb": LIGHT}) == []  # the detector's score is 0.95
-    assert handle(package, presence=0.95).derive({"rgb": LIGHT}) == []  # the landmark network's score is 0.9
+    assert handle(folder, threshold=0.99).derive({"rgb": LIGHT}) == []  # the detector's score is 0.95
+    assert handle(folder, presence=0.95).derive({"rgb": LIGHT}) == []  # the landmark network's score is 0.9
     (person,) = poses.derive({"rgb": LIGHT})
     # 40 of the detector's 224 pixels are 40 * 80 / 224 of the picture: the region is 2.5 times as large.
     pixels = 2.5 * 40 * 80 / 224 / 256 * METRES  # per metre

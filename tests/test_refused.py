@@ -234,7 +234,6 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
         ({}, "model"), ({"model": ""}, "model"), ({"model": "a", "threshold": 0}, "threshold"),
         ({"model": "a", "presence": 1.5}, "presence"), ({"model": "a", "camera_fov": 180}, "camera_fov"),
         ({"model": "a", "camera_fov": [50, 0]}, "camera_fov"), ({"model": "a", "landmarks": "huge"}, "landmarks"),
-        ({"model": "a", "device": "cuda"}, "device"), ({"model": "a", "revision": "main"}, "revision"),
     )),
     *(("boxes_3d", own, next(iter(own))) for own in (
         {"max_boxes": 0}, {"max_length": 0}, {"x": [1, 1]}, {"z": [0, -8]}, {"y": [0, math.inf]}, {"size": [0, 4]},

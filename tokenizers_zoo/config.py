@@ -252,15 +252,16 @@ def check_amounts(config: object, *names: str) -> None:
 
 
 def check_interval(config: object, interval: str, *names: str, unit: str = "a number") -> None:
-    """Raise ValueError for a field outside an interval as mathematics writes it, such as "(0, 1]"; None is allowed."""
+    """Raise ValueError for a field outside an interval as mathematics writes it, such as "(0, 1]".
+
+    None is allowed. Of a tuple, every number has to be inside.
+    """
     low, high = map(float, interval[1:-1].split(","))
     for name in names:
         value = getattr(config, name)
-        if value is None:
-            continue
-        inside = low <= value <= high and (interval[0] == "[" or value > low) and (interval[-1] == "]" or value < high)
-        if not inside:
-            raise ValueError(f"{name}: expected {unit} in {interval}, got {value}")
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            if not low <= one <= high or (interval[0] == "(" and one == low) or (interval[-1] == ")" and one == high):
+                raise ValueError(f"{name}: expected {unit} in {interval}, got {value}")
 
 
 def recorded(config: Any) -> Any:

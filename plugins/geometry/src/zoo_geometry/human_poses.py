@@ -286,9 +286,8 @@ class HumanPoses(ObjectModality):
                 off = float(np.abs(body.nearest(turns) - turns).max())
                 if off > ROUNDED:
                     raise InvalidValueError(
-                        f"person {index}: joint_rotations: expected rotation matrices (rows at right angles and of"
-                        f" length 1, determinant 1), got numbers that are up to {off:.2g} off; a mirror image, or what"
-                        " is not known, is no rotation"
+                        f"person {index}: joint_rotations: expected rotation matrices (orthogonal, determinant 1), got"
+                        f" numbers that are up to {off:.2g} off"
                     )
                 person["joint_rotations"] = body.vectors_of(turns).tolist()
         return checked_people(value)
@@ -338,35 +337,29 @@ def person_problem(person: Any) -> str | None:
         return f"lacks {', '.join(missing)}; of a person only shape may be missing"
     if unknown := [str(name) for name in person if name not in (*REQUIRED, "shape")]:
         return f"unknown keys {', '.join(unknown):.80}; expected {', '.join(REQUIRED)} and maybe shape"
+    arrays = {name: numbers(value) for name, value in person.items()}
     for name, shape in ROWS.items():
-        rows = numbers(person[name])
-        if rows is None or rows.shape != shape:
+        if (rows := arrays[name]) is None or rows.shape != shape:
             got = "something else" if rows is None else " x ".join(map(str, rows.shape)) or "one number"
             return f"{name}: expected {shape[0]} x {shape[1]} finite numbers (one row per joint), got {got}"
-    box = numbers(person["box"])
-    if box is None or box.shape != (4,) or box.min() < 0 or box.max() > 1:
-        got = f"{person['box']!r:.80}"
-        return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {got}"
-    if box[2] <= box[0] or box[3] <= box[1]:
-        return f"box: expected xmin < xmax and ymin < ymax, got {person['box']!r}"
-    if "shape" in person:
-        shape_numbers = numbers(person["shape"])
-        if shape_numbers is None or shape_numbers.ndim != 1 or len(shape_numbers) > LONGEST_SHAPE:
-            return f"shape: expected a list of up to {LONGEST_SHAPE} finite numbers, got {person['shape']!r:.60}"
-    far = float(np.median(np.abs(np.asarray(person["joints_image"]))))
-    if far > MOST_PICTURES:
-        return f"joints_image: expected fractions of width and height, got {far:.4g} mostly; divide pixels by the size"
-    turns = np.linalg.norm(np.asarray(person["joint_rotations"]), axis=-1)
-    if turns.max() > 2 * np.pi + 1e-3:
-        return f"joint_rotations: expected axis-angle vectors in radians, got an angle of {turns.max():.4g}"
-    depth = -float(person["joints_camera"][0][2])
-    if depth <= 0:
+    box, betas = arrays["box"], arrays.get("shape", np.zeros(0))
+    if box is None or box.shape != (4,) or not (box >= 0).all() or not (box[:2] < box[2:]).all() or box.max() > 1:
         return (
-            f"joints_camera: expected the pelvis at z < 0 (axes: x right, y up, z towards the viewer), got {-depth:.4g}"
-            "; turn y and z around where yours point down and forward"
+            "box: expected [xmin, ymin, xmax, ymax] with xmin < xmax and ymin < ymax, fractions of width and height in"
+            f" [0, 1], got {person['box']!r:.80}"
         )
-    if depth > body.FARTHEST:
-        return f"joints_camera: expected metres, got a pelvis {depth:.4g} away; convert to metres"
+    if betas is None or betas.ndim != 1 or len(betas) > LONGEST_SHAPE:
+        return f"shape: expected a list of up to {LONGEST_SHAPE} finite numbers, got {person['shape']!r:.60}"
+    turns, joints, image = (np.asarray(arrays[name]) for name in ROWS)
+    if (far := float(np.median(np.abs(image)))) > MOST_PICTURES:
+        return f"joints_image: expected fractions of width and height, got {far:.4g} mostly; divide pixels by the size"
+    if (turn := float(np.linalg.norm(turns, axis=-1).max())) > 2 * np.pi + 1e-3:
+        return f"joint_rotations: expected axis-angle vectors in radians, got an angle of {turn:.4g}"
+    if not -body.FARTHEST <= joints[0, 2] < 0:
+        return (
+            f"joints_camera: expected the pelvis at z < 0 and no more than {body.FARTHEST:g} metres away (axes: x"
+            f" right, y up, z towards the viewer), got z = {joints[0, 2]:.4g}"
+        )
     return None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.images import (
     crop_and_resize,
@@ -20,6 +20,7 @@ from tokenizers_zoo.families.images import (
 )
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
+from zoo_geometry.body import FieldOfView, half_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +41,8 @@ class NormalSettings(SpatialSettings):
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
-        if self.camera_fov is not None and not isinstance(self.camera_fov, str):
-            given = self.camera_fov if isinstance(self.camera_fov, tuple) else (self.camera_fov,)
-            if not all(0 < fov < 180 for fov in given):
-                raise ValueError(f"camera_fov: expected degrees in (0, 180), got {self.camera_fov}")
+        if self.camera_fov != "metadata":
+            check_interval(self, "(0, 180)", "camera_fov", unit="degrees")
 
 
 class Normal(SpatialModality):
@@ -93,7 +92,7 @@ class Normal(SpatialModality):
             fov = sample["metadata"].get("camera_fov")
             if fov is None:
                 raise DataError(f"{settings.name}: the sample's metadata lack camera_fov")
-        return normals_of_depth(sample["depth"][0], *(fov if isinstance(fov, tuple) else (fov,)))
+        return normals_of_depth(sample["depth"][0], fov)
 
     def to_network(self, values: torch.Tensor, options: Any) -> torch.Tensor:
         return values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -158,19 +157,18 @@ plugin = Normal()
 Array = NDArray[Any]
 
 
-def normals_of_depth(depth: Array, fov: float, fov_across: float | None = None) -> Array:
+def normals_of_depth(depth: Array, fov: FieldOfView) -> Array:
     """Unit normals float32 (3, height, width), x right, y up, z towards the viewer, of planar depth (height, width).
 
-    `fov` is the camera's vertical field of view, `fov_across` the horizontal one, degrees; absent, pixels are square.
-    A pixel looks along the ray (x, y, 1). On a plane n . (x, y, 1) z = c inverse depth q = 1 / z is linear in x and y,
-    so that n ~ (-q_x, -q_y, q - x q_x - y q_y) holds exactly there ("Three-Filters-to-Normal", arXiv 2005.08165).
+    `fov` is the camera's field of view, as `half_sizes` takes it. A pixel looks along the ray (x, y, 1). On a plane
+    n . (x, y, 1) z = c inverse depth q = 1 / z is linear in x and y, so that n ~ (-q_x, -q_y, q - x q_x - y q_y) holds
+    exactly there ("Three-Filters-to-Normal", arXiv 2005.08165).
     Raises DataError for maps of fewer than 3 pixels along a side.
     """
     height, width = depth.shape
     if min(height, width) < 3:
         raise DataError(f"normals need depth of at least 3 x 3 pixels, got {height} x {width}")
-    top = np.tan(np.radians(fov) / 2)
-    side = top * width / height if fov_across is None else np.tan(np.radians(fov_across) / 2)
+    side, top = half_sizes(fov, height, width)
     x = ((np.arange(width) + 0.5) / width * 2 - 1) * side
     y = (1 - (np.arange(height) + 0.5) / height * 2)[:, None] * top
     inverse = 1 / depth.astype(np.float64)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +12,11 @@ from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.pretrained import PretrainedConfig
 from zoo_geometry import body
 from zoo_geometry.body import direction, half_sizes, looking_at, offset_of, rotations_of
-from zoo_geometry.pose_networks import Landmarks, builder, contents, place_of, version_of
+from zoo_geometry.pose_networks import FILES, Landmarks, PoseNetworks
 
 Array = NDArray[Any]
 Person = dict[str, Any]
 NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR = 0, 2, 5, 7, 8
-LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP = 11, 12, 23, 24
 SAME = {
     "left_shoulder": 11, "right_shoulder": 12, "left_elbow": 13, "right_elbow": 14, "left_wrist": 15,
     "right_wrist": 16, "left_hip": 23, "right_hip": 24, "left_knee": 25, "right_knee": 26, "left_ankle": 27,
@@ -34,6 +31,7 @@ HEAD = 0.55
 """How far the base of the skull is on the way from the base of the neck to the middle of the ears."""
 TORSO = ("pelvis", "spine1", "spine2", "spine3", "neck", "left_collar", "right_collar")
 """Joints inside the body, placed between hips and shoulders as in the rest pose."""
+CORNERS = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
 
 
 WEIGHED = (0, 7, 8, *range(11, 17), *range(23, 29))
@@ -46,20 +44,18 @@ DUPLICATE = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoseLabeller(PretrainedConfig):
-    """The pose networks of MediaPipe (Apache-2.0), from its wheel or a folder of their .tflite files, on the CPU.
+    """The pose networks of MediaPipe (Apache-2.0): a folder of the .tflite files of its wheel, run on the CPU.
 
     Sizes and distances in metres are estimates: the landmark network supposes people of usual size, and the distance
     follows from how large they are seen and from `camera_fov`.
     """
 
-    model: str
-    """A mediapipe wheel, a folder of its .tflite files, or pip:DISTRIBUTION for an installed wheel."""
-    revision: str | None = None
-    """Not taken: these networks are in files, not on the hub."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto or cpu: they run on the CPU, and cuda is refused."""
-    landmarks: Literal["lite", "full", "heavy"] = "full"
-    """Size of the landmark network; the wheel carries full."""
+    files: ClassVar[tuple[str, ...]] = FILES
+    advice: ClassVar[str] = (
+        "pip download mediapipe==0.10.21 --no-deps; unzip -j mediapipe-*.whl '*/pose_*.tflite' -d FOLDER; set"
+        " labeller.model to FOLDER"
+    )
+
     camera_fov: float | tuple[float, float] | None = None
     """The camera's field of view, degrees: the vertical one, of pixels that are square at the size of the settings of
     rgb, or [vertical, horizontal]. Absent supposes a focal length of the picture's diagonal."""
@@ -70,30 +66,13 @@ class PoseLabeller(PretrainedConfig):
 
     def __post_init__(self) -> None:
         PretrainedConfig.__post_init__(self)
-        if self.revision is not None or self.device == "cuda":
-            raise ValueError("revision and device: are for networks of the hub; these are in files, and run on the CPU")
-        given = self.camera_fov if isinstance(self.camera_fov, tuple) else (self.camera_fov,)
-        if not all(fov is None or 0 < fov < 180 for fov in given):
-            raise ValueError(f"camera_fov: expected degrees in (0, 180), got {self.camera_fov}")
+        check_interval(self, "(0, 180)", "camera_fov", unit="degrees")
         check_interval(self, "(0, 1)", "threshold", unit="a score")
         check_interval(self, "[0, 1]", "presence", unit="a score")
 
-    def locate(self, *, download: bool = True) -> Path:
-        """The folder or wheel. Raises PretrainedError where there is none, or it lacks the networks."""
-        place = place_of(self.model)
-        contents(place, self.landmarks)
-        return place
-
-    def record(self, *, download: bool = True) -> dict[str, Any]:
-        """Model, version of the wheel, these settings, and the sha256 of both networks."""
-        place = place_of(self.model)
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents(place, self.landmarks).items()}
-        return {"model": self.model, "revision": version_of(self.model, place), **self.own(), "sha256": digests}
-
     def people(self, picture: Array) -> list[Person]:
         """The people of a picture, float (3, height, width) in [0, 1]; an empty list where there are none."""
-        networks = self.load(builder(self.landmarks))
-        found = distinct(networks.people(picture, self.threshold, self.presence))
+        found = distinct(self.load(PoseNetworks).people(picture, self.threshold, self.presence))
         people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in found)
         return [person for person in people if person is not None]
 
@@ -162,7 +141,7 @@ def joints_of_landmarks(points: Array) -> Array:
     for name, (start, end, share) in BETWEEN.items():
         joints[body.JOINTS.index(name)] = (1 - share) * points[start] + share * points[end]
     inside = [body.JOINTS.index(name) for name in TORSO]
-    joints[inside] = torso_of(points[[LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP]])
+    joints[inside] = torso_of(points[[SAME[name] for name in CORNERS]])
     neck = joints[body.JOINTS.index("neck")]
     joints[body.JOINTS.index("head")] = neck + HEAD * (points[[LEFT_EAR, RIGHT_EAR]].mean(axis=0) - neck)
     return joints
@@ -176,25 +155,22 @@ def torso_of(corners: Array) -> Array:
     shoulders.
     """
     rest = body.joints_of(np.zeros((1, len(body.JOINTS), 3)), body.ADULT[None], np.zeros((1, 3)))[0]
-    names = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
-    shoulders, hips = corners[:2].mean(axis=0), corners[2:].mean(axis=0)
-    own = rest[[body.JOINTS.index(name) for name in names]]
-    own_hips = own[2:].mean(axis=0)
-    own_up, up = own[:2].mean(axis=0) - own_hips, shoulders - hips
-    lines = direction(np.stack([corners[2] - corners[3], corners[0] - corners[1]]))
-    scale = np.linalg.norm(up) / np.linalg.norm(own_up)
-    wide = np.linalg.norm(corners[0] - corners[1]) / np.linalg.norm(own[0] - own[1])
-    side = np.array([1.0, 0.0, 0.0])
-    joints = []
-    for name in TORSO:
-        place = rest[body.JOINTS.index(name)] - own_hips
-        share = float(place @ own_up / (own_up @ own_up))
-        across = float(place @ side)
-        front = float((place - share * own_up) @ direction(np.cross(side, own_up)))
-        turned = float(np.clip(share, 0, 1))
-        left = direction((1 - turned) * lines[0] + turned * lines[1])
-        joints.append(hips + share * up + across * wide * left + front * scale * direction(np.cross(left, up)))
-    return np.array(joints)
+    own, places = (rest[[body.JOINTS.index(name) for name in names]] for names in (CORNERS, TORSO))
+    (hips, up, across), (own_hips, own_up, own_across) = map(axes_of, (corners, own))
+    places = places - own_hips
+    share = places @ own_up / (own_up @ own_up)
+    ahead = direction(np.cross((1.0, 0.0, 0.0), own_up))
+    front = (places - share[:, None] * own_up) @ ahead * np.linalg.norm(up) / np.linalg.norm(own_up)
+    aside = places[:, 0] * np.linalg.norm(across) / np.linalg.norm(own_across)
+    turned = np.clip(share, 0, 1)[:, None]
+    left = direction((1 - turned) * direction(corners[2] - corners[3]) + turned * direction(across))
+    return hips + share[:, None] * up + aside[:, None] * left + front[:, None] * direction(np.cross(left, up))
+
+
+def axes_of(corners: Array) -> tuple[Array, Array, Array]:
+    """The middle of the hips, and the ways from there to the middle of the shoulders and from shoulder to shoulder."""
+    hips = corners[2:].mean(axis=0)
+    return hips, corners[:2].mean(axis=0) - hips, corners[0] - corners[1]
 
 
 def head_of_landmarks(points: Array) -> Array:

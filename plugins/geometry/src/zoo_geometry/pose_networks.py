@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import math
-import os
 import threading
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,61 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.families.object_tokens import box_overlaps
-from tokenizers_zoo.pretrained import PIP, PretrainedError, one_line
+from tokenizers_zoo.pretrained import PretrainedError, files_of, one_line
 
 Array = NDArray[Any]
-ADVICE = (
-    "pip download mediapipe==0.10.21 --no-deps -d FOLDER, and set labeller.model to the wheel, or to a folder of its"
-    " .tflite"
-)
-DETECTOR = "pose_detection.tflite"
-
-
-def place_of(model: str) -> Path:
-    """The folder or the wheel that `model` names: a path, or pip:DISTRIBUTION. Raises PretrainedError."""
-    if model.startswith(PIP):
-        name = model.removeprefix(PIP)
-        try:
-            return Path(str(importlib.metadata.distribution(name).locate_file(name.replace("-", "_"))))
-        except importlib.metadata.PackageNotFoundError:
-            raise PretrainedError(f"{model}: is not installed; {ADVICE}") from None
-    place = Path(os.path.expanduser(model))  # as it is where there is no such home
-    if not place.exists():
-        raise PretrainedError(f"{model}: no such folder or wheel; {ADVICE}")
-    if place.is_file() and not zipfile.is_zipfile(place):
-        raise PretrainedError(f"{model}: is neither a folder nor a wheel; {ADVICE}")
-    return place
-
-
-def contents(place: Path, size: str) -> dict[str, bytes]:
-    """The bytes of the detector and of the landmark network of this size, by name. Raises PretrainedError.
-
-    They are in the folder itself, as in the package, or as in a wheel.
-    """
-    found: dict[str, bytes] = {}
-    folders = {DETECTOR: "modules/pose_detection", f"pose_landmark_{size}.tflite": "modules/pose_landmark"}
-    try:
-        root = zipfile.Path(place) if place.is_file() else place
-        for name, folder in folders.items():
-            for way in (name, f"{folder}/{name}", f"mediapipe/{folder}/{name}"):
-                if (file := root.joinpath(way)).is_file():
-                    found[name] = file.read_bytes()
-                    break
-    except (OSError, zipfile.BadZipFile) as error:
-        raise PretrainedError(f"{place}: cannot be read: {error}") from None
-    if absent := [name for name in folders if name not in found]:
-        raise PretrainedError(f"{place}: there is no {' and no '.join(absent)} in it; {ADVICE}")
-    return found
-
-
-def version_of(model: str, place: Path) -> str | None:
-    """The version of an installed distribution or of a wheel; None for a folder."""
-    if model.startswith(PIP):
-        return importlib.metadata.version(model.removeprefix(PIP))
-    known = importlib.metadata.distributions(path=[str(place)]) if place.is_file() else ()
-    return next((wheel.version for wheel in known), None)
-
-
+FILES = ("pose_detection.tflite", "pose_landmark_*.tflite")
+"""The detector and the landmark network; of several the first is taken."""
 MOST_SAMPLES = 4
 """Samples along each side of a pixel that a larger region is averaged from, at most."""
 
@@ -88,12 +33,6 @@ class Region:
     """Above 0."""
     angle: float = 0.0
     """Radians, clockwise as it is seen."""
-
-    @classmethod
-    def whole(cls, picture: Array) -> Region:
-        """The smallest upright square around a picture (channels, height, width), both with one centre."""
-        height, width = picture.shape[-2:]
-        return cls(x=width / 2, y=height / 2, side=float(max(width, height)))
 
     @property
     def turn(self) -> Array:
@@ -137,23 +76,11 @@ MARGIN = 1.25
 """Side of the region that the landmark network is shown, over the diameter of the circle around the body."""
 
 
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """Somebody: how likely, in (0, 1), the face's box (4) as xmin, ymin, xmax, ymax, and four points (4, 2)."""
-
-    score: float
-    box: Array
-    points: Array
-
-    def region(self, whole: Region) -> Region:
-        """The square of the picture around this body, upright for the body: hips in the middle, head up.
-
-        Box and points are fractions of `whole`.
-        """
-        hips, rim = whole.to_picture(self.points[:2])
-        right, down = (rim - hips).tolist()
-        side = 2 * MARGIN * max(math.hypot(right, down), 1.0)
-        return Region(x=float(hips[0]), y=float(hips[1]), side=side, angle=math.atan2(right, -down))
+def region_of(points: Array) -> Region:
+    """The square around a body, upright for the body: hips in the middle, head up. The points are hips and rim."""
+    right, down = (points[1] - points[0]).tolist()
+    side = 2 * MARGIN * max(math.hypot(right, down), 1.0)
+    return Region(x=float(points[0, 0]), y=float(points[0, 1]), side=side, angle=math.atan2(right, -down))
 
 
 def anchors() -> Array:
@@ -165,35 +92,22 @@ def anchors() -> Array:
     return np.concatenate(places)
 
 
-def detections(numbers: Array, logits: Array, threshold: float) -> list[Detection]:
-    """Decode the network's outputs (2254, 12) and logits (2254) into detections, most confident first.
+def detections(numbers: Array, logits: Array, threshold: float) -> list[Array]:
+    """Four points (4, 2), fractions of the input, of each person in the network's outputs (2254, 12) and (2254).
 
-    `threshold` is the least score, in (0, 1).
+    The most confident person comes first; `threshold` is the least score, in (0, 1). Boxes of one person are averaged,
+    weighted by score (BlazeFace, arXiv 1907.05047, post-processing).
     """
     scores = sigmoid(logits.astype(np.float64))
-    used = scores >= threshold
-    places, found = anchors()[used], numbers[used].astype(np.float64) / DETECTOR_SIZE
+    left = np.argsort(-scores, kind="stable")[: int((scores >= threshold).sum())]
+    scores, places, found = scores[left], anchors()[left], numbers[left].astype(np.float64) / DETECTOR_SIZE
     centre, half = places + found[:, :2], found[:, 2:4] / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1)
     points = places[:, None] + found[:, 4:].reshape(-1, 4, 2)
-    return merged(scores[used], boxes, points)
-
-
-def merged(scores: Array, boxes: Array, points: Array) -> list[Detection]:
-    """One detection of each group of boxes (n, 4) that overlap its best one: their mean, weighted by score.
-
-    The weighted non-maximum suppression of BlazeFace (arXiv 1907.05047, post-processing); points (n, 4, 2) go with the
-    boxes.
-    """
-    people = []
-    left = np.argsort(-scores, kind="stable")
-    table = box_overlaps(boxes, boxes)
+    people, overlaps, left = list[Array](), box_overlaps(boxes, boxes), np.arange(len(scores))
     while len(left):
-        same = (table[left[0], left] > SAME_PERSON) | (left == left[0])
-        group = left[same]
-        weights = scores[group] / scores[group].sum()
-        box, four = (np.tensordot(weights, values[group], axes=1) for values in (boxes, points))
-        people.append(Detection(float(scores[left[0]]), box, four))
+        same = (overlaps[left[0], left] > SAME_PERSON) | (left == left[0])
+        people.append(np.average(points[left[same]], axis=0, weights=scores[left[same]]))
         left = left[~same]
     return people
 
@@ -203,20 +117,12 @@ SIZE = 256
 LANDMARKS = 33
 POINTS = 39
 """Landmarks, and six that only say where to look in the next picture of a film."""
-HEAT_MAP = 64
-"""Cells of each landmark's heat map along each side."""
-WINDOW = 3
-"""Cells of the heat map to each side of a landmark that are asked where it is."""
-SURE = 0.5
-"""Likelihood that a cell there must reach for its heat map to be believed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Landmarks:
     """Landmarks of one person."""
 
-    presence: float
-    """How likely there is somebody, in [0, 1]."""
     image: Array
     """(33, 3): x right and y up in pixels from the picture's top left corner, so that y is negative in the picture, and
     z by the same scale from the middle of the hips."""
@@ -230,47 +136,26 @@ class Landmarks:
     """Where it was looked for."""
 
 
-def landmarks_of(raw: Array, world: Array, presence: float, mask: Array, heat: Array, region: Region) -> Landmarks:
+def landmarks_of(raw: Array, world: Array, mask: Array, region: Region) -> Landmarks:
     """The network's answers in the picture.
 
     `raw` is 39 times x, y, z in pixels of the input and two logits, of being visible and of being in the picture;
-    `world` 39 times x, y, z in metres, y down and z away; `mask` logits (256, 256) of showing the person; `heat` logits
-    (64, 64, 39) of showing each point.
+    `world` 39 times x, y, z in metres, y down and z away; `mask` logits (256, 256) of showing the person.
     """
     numbers = raw.reshape(POINTS, 5).astype(np.float64)[:LANDMARKS]
-    places = refined(numbers[:, :2] / SIZE, heat.astype(np.float64)[:, :, :LANDMARKS])
-    pixels = region.to_picture(places)
+    pixels = region.to_picture(numbers[:, :2] / SIZE)
     image = np.stack([pixels[:, 0], -pixels[:, 1], -numbers[:, 2] / SIZE * region.side], axis=1)
     metres = world.reshape(POINTS, 3).astype(np.float64)[:LANDMARKS]
     turned = metres[:, :2] @ region.turn.T
     rows, columns = np.nonzero(mask > 0)
     cells = np.stack([columns + 0.5, rows + 0.5], axis=1) / SIZE
     return Landmarks(
-        presence=presence,
         image=image,
         world=np.stack([turned[:, 0], -turned[:, 1], -metres[:, 2]], axis=1),
         visible=sigmoid(numbers[:, 3]),
         outline=region.to_picture(cells),
         region=region,
     )
-
-
-def refined(places: Array, heat: Array) -> Array:
-    """Landmarks (n, 2), fractions of the region, moved to the middle of the likelihood that their heat maps
-    (cells, cells, n), logits, show around them, where that is `SURE` somewhere."""
-    cells, moved = len(heat), places.copy()
-    for point, place in enumerate(places):
-        column, row = (int(number) for number in np.floor(place * cells))
-        if not (0 <= column < cells and 0 <= row < cells):
-            continue
-        top, left = max(row - WINDOW, 0), max(column - WINDOW, 0)
-        likely = sigmoid(heat[top : row + WINDOW + 1, left : column + WINDOW + 1, point])
-        if likely.max() >= SURE:
-            rows, columns = np.indices(likely.shape)
-            moved[point] = (
-                np.array([(left + columns) * likely, (top + rows) * likely]).sum((1, 2)) / likely.sum() / cells
-            )
-    return moved
 
 
 def sigmoid(logits: Array) -> Array:
@@ -284,23 +169,22 @@ class TfliteNetwork:
     Raises PretrainedError if the library or an expected output is missing.
     """
 
-    def __init__(self, name: str, content: bytes, size: int, *shapes: tuple[int, ...]) -> None:
+    def __init__(self, file: Path, size: int, *shapes: tuple[int, ...]) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise PretrainedError('its networks need ai-edge-litert; pip install "zoo-geometry[poses]"') from None
-        with one_line(f"{name}: cannot be read as a network of LiteRT"):
-            self.interpreter = Interpreter(model_content=content, num_threads=1)
+        with one_line(f"{file}: cannot be read as a network of LiteRT"):
+            self.interpreter = Interpreter(model_content=file.read_bytes(), num_threads=1)
             self.interpreter.allocate_tensors()
-        inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        (given, *_), outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         places = {tuple(map(int, output["shape"])): int(output["index"]) for output in outputs}
-        taken = [tuple(map(int, entry["shape"])) for entry in inputs]
-        if taken != [(1, size, size, 3)] or any(shape not in places for shape in shapes):
+        if tuple(given["shape"]) != (1, size, size, 3) or any(shape not in places for shape in shapes):
             raise PretrainedError(
-                f"{name}: expected a network of {(1, size, size, 3)} to {', '.join(map(str, shapes))}, got one of"
-                f" {', '.join(map(str, taken))} to {', '.join(map(str, places))}; take the file of mediapipe 0.10.21"
+                f"{file}: expected a network of {(1, size, size, 3)} to {', '.join(map(str, shapes))}, got one of"
+                f" {tuple(map(int, given['shape']))} to {', '.join(map(str, places))}; take mediapipe 0.10.21's file"
             )
-        self.input, self.outputs = int(inputs[0]["index"]), [places[shape] for shape in shapes]
+        self.input, self.outputs = int(given["index"]), [places[shape] for shape in shapes]
 
     def answers(self, pixels: Array) -> list[Array]:
         """The outputs, in the order of their shapes, for pixels (size, size, 3)."""
@@ -312,29 +196,22 @@ class TfliteNetwork:
 class PoseNetworks:
     """Both networks; one picture at a time, on one thread, so that answers are the same anywhere."""
 
-    def __init__(self, files: dict[str, bytes]) -> None:
-        (detector, boxes), (landmarks, points) = files.items()
-        self.detector = TfliteNetwork(detector, boxes, DETECTOR_SIZE, (1, 2254, NUMBERS), (1, 2254, 1))
-        heat = (1, HEAT_MAP, HEAT_MAP, POINTS)
-        self.landmarks = TfliteNetwork(
-            landmarks, points, SIZE, (1, POINTS * 5), (1, 1), (1, SIZE, SIZE, 1), heat, (1, POINTS * 3)
-        )
+    def __init__(self, folder: Path, device: str) -> None:
+        detector, landmarks = (files_of(folder, pattern)[0] for pattern in FILES)
+        self.detector = TfliteNetwork(detector, DETECTOR_SIZE, (1, 2254, NUMBERS), (1, 2254, 1))
+        shapes = (1, POINTS * 5), (1, 1), (1, SIZE, SIZE, 1), (1, POINTS * 3)
+        self.landmarks = TfliteNetwork(landmarks, SIZE, *shapes)
         self.lock = threading.Lock()
 
     def people(self, picture: Array, threshold: float, presence: float) -> list[Landmarks]:
         """Detect people with at least these scores in a picture, float (3, height, width), most confident first."""
-        whole, found = Region.whole(picture), []
+        height, width = picture.shape[-2:]
+        whole, found = Region(x=width / 2, y=height / 2, side=float(max(width, height))), []
         with self.lock:
             numbers, logits = self.detector.answers(2 * whole.shown(picture, DETECTOR_SIZE, "black") - 1)
-            for detection in detections(numbers[0], logits[0, :, 0], threshold):
-                region = detection.region(whole)
-                raw, sure, mask, heat, world = self.landmarks.answers(region.shown(picture, SIZE, "edge"))
+            for points in detections(numbers[0], logits[0, :, 0], threshold):
+                region = region_of(whole.to_picture(points))
+                raw, sure, mask, world = self.landmarks.answers(region.shown(picture, SIZE, "edge"))
                 if sure[0, 0] >= presence:
-                    found.append(landmarks_of(raw, world, float(sure[0, 0]), mask[0, :, :, 0], heat[0], region))
+                    found.append(landmarks_of(raw, world, mask[0, :, :, 0], region))
         return found
-
-
-@functools.cache
-def builder(size: str) -> Callable[[Path, str], PoseNetworks]:
-    """The function that builds the networks with the landmark network of this size, always the same one."""
-    return lambda place, device: PoseNetworks(contents(place, size))
