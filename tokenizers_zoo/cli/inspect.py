@@ -297,9 +297,8 @@ def doctor_command(
 def report_command(run: Path | None, out: Path | None) -> None:
     """Write an HTML page about a backbone, or about the whole zoo.
 
-    Pages are self-contained. The page of a backbone includes its tokenizers and data. The page of the zoo links to a
-    page for each tokenizer: held-out samples and metrics, compared with other checkpoints of the same modality in the
-    folder of the tokenizers.
+    Pages are self-contained. The page of a backbone includes its tokenizers and data. The page of the zoo shows all
+    modalities, with held-out samples and metrics of their tokenizers.
 
     \b
     Examples:

@@ -14,17 +14,10 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import read_lines, read_table, replacing_file
 from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, matrix_chart, range_text, signed
-from tokenizers_zoo.report.samples import (
-    SHOWN,
-    left_behind,
-    overview,
-    read_galleries,
-    reconstructions,
-    retrieval_section,
-)
+from tokenizers_zoo.report.samples import overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN
-from tokenizers_zoo.spec import ModalitySpec, TokenLayout, layout_from_json
+from tokenizers_zoo.spec import TokenLayout, layout_from_json
 from tokenizers_zoo.train.log import METRICS
 
 if TYPE_CHECKING:
@@ -39,8 +32,6 @@ KEPT = "ml4m."
 """How tensors begin that an imported backbone keeps for its export, and that are no parameters of the model."""
 REASONS = 20
 """Reasons of dropped samples that are listed; the rest is counted."""
-SAMPLES = 8
-"""Held-out samples on a tokenizer's page."""
 DEFAULTS = "none: every installed modality with its default settings"
 """Text in place of a registry."""
 
@@ -106,9 +97,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
             if name in zoo:
                 handle = handles[name] = zoo[name]
                 _check_codec(handle, config["fingerprints"].get(name))
-                found = reconstructions(handle, data, pictures)
-                tokenizers.append({"spec": handle.spec, "shown": found, "facts": token_facts(handle),
-                                   "metrics": metric_rows(handle.spec, found.metrics) + found.codes})  # fmt: skip
+                tokenizers.append(tokenizer_card(handle, pictures))
         except ZooError as error:
             problems.append(about(name, error))
     pairs = {(" + ".join(pair["inputs"]), pair["target"]): pair for pair in evaluation.get("pairs", [])}
@@ -135,7 +124,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "best": max((p for p in pairs.values() if (p["skill"] or 0) > 0), key=lambda p: p["skill"], default=None),
         "tiles": _tiles(run, config, len(pairs)),
         "overview": overview(galleries, skills),
-        "legends": [legend for handle in handles.values() if (legend := legend_card(handle))["swatches"]],
+        "legends": [(handle, swatches) for handle in handles.values() if (swatches := legend_of(handle))],
         "galleries": galleries,
         "gone": gone,
         "left_out": left_out,
@@ -204,10 +193,15 @@ def tile(number: int, one: str, many: str) -> dict[str, str]:
     return {"value": str(number), "label": one if number == 1 else many}
 
 
-def legend_card(handle: ModalityHandle) -> dict[str, Any]:
-    """Return the colour legend of a modality."""
-    value = handle.spec.value
-    return {"name": handle.name, "meaning": value.description or handle.spec.summary, "swatches": legend_of(handle)}
+def tokenizer_card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
+    """Return the template's card of a tokenizer: reconstructions, metrics, and its tokens in words."""
+    found = reconstructions(handle, pictures)
+    rows = [
+        {"name": m.name, "value": digits(found.metrics.get(m.name)), "unit": m.unit,
+         "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
+        for m in handle.spec.metrics
+    ]  # fmt: skip
+    return {"spec": handle.spec, "shown": found, "facts": token_facts(handle), "metrics": rows + found.codes}
 
 
 def _start(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -240,15 +234,6 @@ def digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def metric_rows(spec: ModalitySpec, metrics: Mapping[str, float | None]) -> list[dict[str, str]]:
-    """Return rows for the metrics that have a value."""
-    return [
-        {"name": m.name, "value": digits(metrics[m.name]), "unit": m.unit,
-         "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
-        for m in spec.metrics if m.name in metrics
-    ]  # fmt: skip
-
-
 def token_facts(handle: ModalityHandle) -> str:
     """Describe a modality's tokens in one line."""
     spec = handle.spec
@@ -268,11 +253,6 @@ def layout_in_words(layout: TokenLayout) -> str:
     return layout.kind if shape is None else f"{layout.kind} {' x '.join(map(str, shape))}"
 
 
-def curve_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    """Return steps and values of a logged quantity."""
-    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-
-
 def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: Pictures) -> list[dict[str, str]]:
     """Return the training curves in metrics.jsonl: the losses, and the held-out losses per modality.
 
@@ -286,8 +266,9 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
         ("training-loss", "Loss on training and on held-out samples", whole),
         ("loss-per-modality", f"Held-out loss by modality{suffix}", {f"{given}/{name}": name for name in names}),
     ):
-        curves = {label: points for key, label in keys.items() if (points := curve_of(lines, key))}
-        if curves:
+        points = {label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+                  for key, label in keys.items()}  # fmt: skip
+        if curves := {label: found for label, found in points.items() if found}:
             image = pictures.add(file, curve_chart(curves, "loss (nats per token)"))
             shown.append({"image": image, "title": title})
     return shown
@@ -315,135 +296,32 @@ def _data(data: Path | None) -> dict[str, Any]:
 
 
 def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
-    """Write the page of all enabled modalities and a page NAME.html for each, and return the first page's path.
+    """Write the page of all enabled modalities and return its path.
 
-    Reads the checkpoint folders only; a modality with damaged files gets a problem instead of a page. Default:
-    `report/index.html` next to the folder of the tokenizers. Pictures go to the folder `pictures` next to the page.
-    Raises ConfigError if `out` is a folder.
+    Reads the checkpoint folders only; damaged files are a problem on the page. Default: `report/index.html` next to the
+    folder of the tokenizers. Pictures go to the folder `pictures` next to the page. Raises ConfigError if `out` is a
+    folder.
     """
     page = no_folder(out or zoo.checkpoints.parent / "report" / "index.html")
     pictures = Pictures(folder=page.parent / "pictures")
     problems = list(zoo.problems().values())
-    shown = []
+    rows, families = [], dict[str, list[dict[str, Any]]]()
     for handle in zoo.handles():
         try:
-            shown.append(_tokenizer(zoo, handle, pictures))
+            trained = handle.has_tokenizer
+            fingerprint = handle.fingerprint if trained and handle.checkpoint.is_dir() else ""
+            more = {"trained": trained, "fingerprint": fingerprint, "distribution": handle.distribution}
+            rows.append({**tokenizer_card(handle, pictures), "layout": layout_in_words(handle.spec.layout), **more})
+            families.setdefault(handle.spec.family or "of its own", []).append(rows[-1])
         except ZooError as error:
             problems.append(about(handle.name, error))
-    common = {"index": page.name, "pictures_folder": pictures.folder.name}
-    families: dict[str, list[dict[str, Any]]] = {}
-    for item in shown:
-        name = item["spec"].name
-        item["page"] = f"{name}.html" if f"{name}.html" != page.name else f"{name}-.html"
-        families.setdefault(item["family"], []).append(item)
-        write_page(page.parent / item["page"], "tokenizer.html.j2", {**common, **item})
     tiles = [
-        tile(len(shown), "modality", "modalities"),
-        {"value": str(sum(item["trained"] for item in shown)), "label": "with a tokenizer"},
+        tile(len(rows), "modality", "modalities"),
+        {"value": str(sum(item["trained"] for item in rows)), "label": "with a tokenizer"},
         tile(len(families), "family", "families"),
-        tile(len({item["distribution"] for item in shown}), "distribution", "distributions"),
+        tile(len({item["distribution"] for item in rows}), "distribution", "distributions"),
     ]
-    content = {"families": dict(sorted(families.items())), "rows": shown, "tiles": tiles, "problems": problems,
-               "registry": str(zoo.path) if zoo.path else DEFAULTS}  # fmt: skip
-    write_page(page, "zoo.html.j2", common | content)
+    content = {"families": dict(sorted(families.items())), "rows": rows, "tiles": tiles, "problems": problems,
+               "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": "pictures"}  # fmt: skip
+    write_page(page, "zoo.html.j2", content)
     return page
-
-
-def _tokenizer(zoo: Zoo, handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
-    """Return the contents of a modality's card and of its page."""
-    spec = handle.spec
-    own = left_behind(handle, handle.files.evaluations, pictures, f"tokenizer-{handle.name}", SHOWN)
-    rows = metric_rows(spec, own.metrics)
-    checkpoints = variants(zoo, handle)
-    settings = []
-    shown = []
-    for name, folder in checkpoints.items():
-        most = SAMPLES if len(checkpoints) == 1 else SHOWN
-        found = left_behind(handle, folder, pictures, f"{handle.name}-{name}", most)
-        config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-        apart = "class", "modality", "weights_sha256"
-        settings.append(flat({key: value for key, value in config.items() if key not in apart}))
-        shown.append({"name": name, "shown": found, "metrics": metric_rows(spec, found.metrics) + found.codes,
-                      "text": json.dumps(config, indent=2, ensure_ascii=False)})  # fmt: skip
-    for item, differing in zip(shown, differences(settings), strict=True):
-        item["differs"] = differing
-    return {
-        "spec": spec,
-        "family": spec.family or "of its own",
-        "distribution": handle.distribution,
-        "layout": layout_in_words(spec.layout),
-        "trained": handle.has_tokenizer,
-        "main": rows[0] if rows else None,
-        "usage": next((row for row in own.codes if row["name"] == "codes in use"), None),
-        "shown": own,
-        "facts": token_facts(handle),
-        "legend": legend_card(handle),
-        "variants": shown,
-        "curves": curves(handle, checkpoints, pictures),
-        "checkpoint": str(handle.checkpoint),
-        "fingerprint": handle.fingerprint if handle.checkpoint.is_dir() and handle.has_tokenizer else "",
-    }
-
-
-def variants(zoo: Zoo, handle: ModalityHandle) -> dict[str, Path]:
-    """Return the checkpoints of this modality: its own, other instances, and other settings in neighbouring folders.
-
-    Neighbouring folders count if their config.json names the modality (`zoo tokenizer train NAME --out FOLDER`).
-    """
-    found = {handle.name: handle.files.evaluations} if handle.has_tokenizer else {}
-    if handle.spec.shares_checkpoint:
-        return found
-    for other in zoo.handles():
-        if other.plugin_name == handle.plugin_name and other.has_tokenizer:
-            found.setdefault(other.name, other.files.evaluations)
-    taken = {path.resolve() for path in found.values()}
-    for path in sorted(handle.checkpoint.parent.glob(f"[!.]*/{CONFIG}")):
-        folder = path.parent
-        if folder.resolve() not in taken and (folder / WEIGHTS).is_file() and modality_of(path) == handle.name:
-            found.setdefault(folder.name, folder)
-    return found
-
-
-def modality_of(config: Path) -> str | None:
-    """Return the modality named in a checkpoint's config.json, or None."""
-    try:
-        name: str | None = read_table(config).get("modality")
-    except CheckpointError:
-        return None
-    return name
-
-
-def flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested tables as one, keys joined by dots."""
-    result: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            result |= {f"{key}.{inner}": item for inner, item in flat(value).items()}
-        else:
-            result[key] = value
-    return result
-
-
-def differences(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for each table, the keys whose values differ between tables."""
-    keys = dict.fromkeys(key for table in tables for key in table)
-    unlike = [key for key in keys if any(table.get(key) != tables[0].get(key) for table in tables)]
-    return [{key: table[key] for key in unlike if table.get(key) is not None} for table in tables]
-
-
-def curves(handle: ModalityHandle, checkpoints: Mapping[str, Path], pictures: Pictures) -> list[dict[str, str]]:
-    """Return charts of the logged loss, and of main metric and codebook usage on held-out samples."""
-    logs = {name: read_lines(folder / METRICS) for name, folder in checkpoints.items()}
-    main = handle.spec.metrics[0]
-    quantity = f"{main.name} ({main.unit})" if main.unit else main.name
-    shown = []
-    for key, title, label in (
-        ("train/loss", "Training loss", "loss"),
-        (f"held_out/{main.name}", f"Held-out samples: {main.name}", quantity),
-        ("codebook/usage", "Held-out samples: codes in use", "share of the codes"),
-    ):
-        drawn = {name: points for name, lines in logs.items() if len(points := curve_of(lines, key)) > 1}
-        if drawn:
-            image = pictures.add(f"{handle.name}-{key}", curve_chart(drawn, label))
-            shown.append({"image": image, "title": title})
-    return shown

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TEST, TRAIN, spread
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.tar import key_problem
-from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.ml4m.source import known_fingerprint
-from tokenizers_zoo.report.pictures import Pictures, cells_of, png_of, range_text
-from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of, picture_rows
+from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
+from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
@@ -27,14 +24,6 @@ Role = Literal["input", "generated", "truth"]
 RECALL = "retrieval/retrieval.json"
 SHOWN = 3
 """Reconstructions per tokenizer."""
-SCORED = 100
-"""Held-out values that are encoded and decoded to judge a tokenizer without a checkpoint of its own."""
-CODEBOOK = ("usage", "perplexity", "size", "codebooks", "least_usage")
-"""Figures about a codebook that are shown."""
-LONG_TEXT = 300
-"""With longer texts, only some samples of a gallery are shown at once."""
-AT_ONCE = 2
-"""Samples of a gallery with long texts that are shown at once."""
 ANEW = "zoo tokenizer eval writes it anew"
 
 
@@ -67,12 +56,6 @@ class Gallery:
     def wide(self) -> bool:
         """True if the target is text."""
         return any(cell.text is not None for row in self.rows for cell in row if cell.role != "input")
-
-    @property
-    def at_once(self) -> int:
-        """Rows that are shown at once; the others on request."""
-        longest = max((len(cell.text or "") for row in self.rows for cell in row), default=0)
-        return AT_ONCE if longest > LONG_TEXT else len(self.rows)
 
 
 def read_galleries(
@@ -180,82 +163,42 @@ class Reconstructions:
 
     images: list[str] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     codes: list[dict[str, str]] = field(default_factory=list)
     samples: int | None = None
     judged: str = "held-out"
     """Samples of the metrics and codes."""
 
 
-def reconstructions(handle: ModalityHandle, data: Path | None, pictures: Pictures) -> Reconstructions:
-    """Return the reconstructions stored in the checkpoint; if modalities share it, compute them from `data`.
-
-    They are empty if neither exists.
-    """
-    name = f"tokenizer-{handle.name}"
-    if not (handle.spec.shares_checkpoint and data):
-        return left_behind(handle, handle.files.evaluations, pictures, name, SHOWN)
-    values = []
-    try:
-        store = ValueStore(data)
-        rows = store.rows(TEST, [handle.name])
-        for place in (rows[number] for number in spread(len(rows), SCORED)):
-            with contextlib.suppress(ZooError):  # a damaged value is left out
-                values.append(store.read(handle, TEST, *place))
-        tokens = handle.encode(values)
-        back = handle.decode(tokens)
-        result = Reconstructions(metrics=handle.score(back, values), samples=len(values))
-    except ZooError:
-        return Reconstructions()
-    used = np.unique(np.concatenate([np.asarray(row).ravel() for row in tokens])).size
-    result.codes = [{"name": "ids in use", "value": f"{used}", "unit": "", "meaning": f"of {handle.spec.vocab_size}"}]
-    for number, pair in enumerate(zip(values[:SHOWN], back[:SHOWN], strict=True)):
-        shown = handle.render(pair[0]), handle.render(pair[1])
-        picture = picture_rows([shown])
-        if picture is not None:
-            result.images.append(pictures.add(f"{name}-{number}", png_of(picture)))
-        else:
-            result.texts.append((str(shown[0]), str(shown[1])))
-    return result
-
-
-def left_behind(handle: ModalityHandle, checkpoint: Path, pictures: Pictures, name: str, shown: int) -> Reconstructions:
-    """Return results stored in a checkpoint of the modality: up to `shown` samples, metrics, codes in use.
+def reconstructions(handle: ModalityHandle, pictures: Pictures) -> Reconstructions:
+    """Return the results stored in the checkpoint: up to SHOWN samples, metrics, codes in use.
 
     Modalities that share a checkpoint store them in subfolders by name. Raises CheckpointError if evaluation.json is
     damaged.
     """
-    folder = checkpoint / handle.name if handle.spec.shares_checkpoint else checkpoint
+    folder = handle.files.evaluations
+    folder = folder / handle.name if handle.spec.shares_checkpoint else folder
     figures = read_table(folder / EVALUATION, remedy=ANEW) if (folder / EVALUATION).is_file() else {}
-    metrics = figures.get("metrics", {})
+    metrics, split = figures.get("metrics", {}), figures.get("split", TEST)
     codebook = figures if "usage" in figures else figures.get("codebook") or {}
-    for table, what, keys in (
-        (figures, "", ["samples"]), (metrics, "metrics", [m.name for m in handle.spec.metrics]),
-        (codebook, "codebook", CODEBOOK),
-    ):  # fmt: skip
-        wrong = [("a table", what, table)] if not isinstance(table, dict) else [
-            ("a number", f"{what} {key}".strip(), table[key])
-            for key in keys if not isinstance(table.get(key), int | float | None)
-        ]  # fmt: skip
-        for wanted, where, value in wrong:
-            told = f"expected {wanted} as {where}, got {json.dumps(value):.40}; {ANEW}"
-            raise CheckpointError(f"{folder / EVALUATION}: {told}")
-    usage, perplexity = codebook.get("usage"), codebook.get("perplexity")
-    split = figures.get("split", TEST)
     judged = "held-out" if split == TEST else split
     codes = []
-    if usage is not None and perplexity is not None:
-        size = int(codebook.get("size") or handle.spec.vocab_size)
-        codes = [
-            {"name": "codes in use", "value": f"{100 * usage:.0f}", "unit": "%",
-             "meaning": f"of {size}, on {judged} samples{mean_and_least(codebook)}"},
-            {"name": "perplexity", "value": f"{perplexity:.0f}", "unit": "",
-             "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
-        ]  # fmt: skip
+    try:
+        metrics = {m.name: None if metrics.get(m.name) is None else float(metrics[m.name]) for m in handle.spec.metrics}
+        if codebook.get("usage") is not None and codebook.get("perplexity") is not None:
+            size = int(codebook.get("size") or handle.spec.vocab_size)
+            codes = [
+                {"name": "codes in use", "value": f"{100 * codebook['usage']:.0f}", "unit": "%",
+                 "meaning": f"of {size}, on {judged} samples{mean_and_least(codebook)}"},
+                {"name": "perplexity", "value": f"{codebook['perplexity']:.0f}", "unit": "",
+                 "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
+            ]  # fmt: skip
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise CheckpointError(f"{folder / EVALUATION}: damaged: expected numbers by metric; {ANEW}") from None
     # Pairs of input and reconstruction are numbered, other sheets are not.
-    images, texts = (sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:shown] for end in ("png", "txt"))
+    images, texts = (sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:SHOWN] for end in ("png", "txt"))
     return Reconstructions(
-        images=[pictures.add(f"{name}-{number}", path.read_bytes()) for number, path in enumerate(images)],
+        images=[pictures.add(f"tokenizer-{handle.name}-{n}", path.read_bytes()) for n, path in enumerate(images)],
         texts=[pair_of_texts(path.read_text(encoding="utf-8", errors="replace")) for path in texts],
         metrics=metrics, codes=codes, samples=figures.get("samples"), judged=judged,
     )  # fmt: skip
