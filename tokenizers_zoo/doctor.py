@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
 from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, Shift, check_crop_geometry, is_picture, shift_between
-from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.testing.subject import Skipped, Subject, per_sample
 from tokenizers_zoo.validation import bounds, same
 
 if TYPE_CHECKING:
@@ -42,16 +42,12 @@ LEAST_SIGNED_SPAN = 0.001
 HALF_WAY = 0.5
 """Least share of the way from the constant baseline to perfect, or to the main metric's bound after a short
 training."""
-MOST_FREQUENT = 0.95
-"""Maximal share of one id among the tokens."""
 LEAST_ENTROPY = 0.2
 """Least share of the maximal bits per token."""
 SHIFTED = 16
 """Samples of the shift test."""
 REREAD = 8
 """Stored samples that are encoded again and compared."""
-OTHER_TOKENS = "use the registry that they were written with, or tokenize into another folder"
-"""Default advice for tokens that cannot be compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +61,6 @@ class Finding:
     skipped: bool = False
 
 
-class NotApplicable(Exception):
-    """The gate does not apply; the text says why."""
-
-
 class Failed(Exception):
     """A gate failed: its figures and advice."""
 
@@ -79,18 +71,18 @@ class Failed(Exception):
 
 @dataclass(kw_only=True)
 class Patient:
-    """One modality under examination: held-out values, their tokens, and the reconstructions."""
+    """One modality under examination: up to `samples` held-out values, their tokens, and the reconstructions."""
 
     zoo: Zoo
     handle: ModalityHandle
     store: ValueStore
     split: str
+    token_store: Path | None = None
     values: list[Any] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     unread: str = ""
     """Why no value can be read."""
-    trained: ModalityHandle | None = None
     how_trained: str = ""
     trained_fully: bool = True
     """False if the tokenizer was trained for fewer steps than its settings say."""
@@ -99,7 +91,6 @@ class Patient:
     rows: list[np.ndarray[Any, Any]] = field(default_factory=list)
     """The tokens of each value."""
     decoded: list[Any] | None = None
-    token_store: Path | None = None
 
     def read(self, limit: int) -> None:
         """Read up to `limit` held-out values; note the reasons of refused ones.
@@ -132,44 +123,36 @@ class Patient:
             self.problem = "no value can be read"
             return
         try:
-            if steps is None and self.handle.has_tokenizer:
-                self.trained, self.how_trained = self.handle, f"the one in {self.handle.checkpoint}"
+            trained = self.handle
+            if steps is None and trained.has_tokenizer:
+                self.how_trained = f"the one in {trained.checkpoint}"
             else:
-                self._train(data, steps or STEPS, workdir)
-            assert self.trained is not None
-            tokens = self.trained.encode(self.values)
-            self.rows = [row if isinstance(row, np.ndarray) else row.cpu().numpy() for row in tokens]
-            self.decoded = self.trained.decode_if_able(tokens)
+                trained = self._trained(data, steps or STEPS, workdir / "tokenizer")
+            tokens = trained.encode(self.values)
+            self.rows, self.decoded = per_sample(tokens), trained.decode_if_able(tokens)
         except ZooError as error:
             self.problem = str(error)
 
-    def _train(self, data: Path, steps: int, workdir: Path) -> None:
-        table = self.handle.known_settings().get("tokenizer")
-        counted = dataclasses.is_dataclass(table) and any(item.name == "steps" for item in dataclasses.fields(table))
-        overrides = {"steps": steps} if counted else {}
-        out = workdir / "tokenizer"
-        folder = train_tokenizer(self.zoo, self.handle.name, data, out=out, overrides=overrides, limit=MOST)
-        self.trained = self.handle.at(folder)
-        self.trained.device = self.handle.device
-        self.trained_fully = not counted or steps >= table.steps  # type: ignore[union-attr]
-        self.how_trained = f"trained for {count_of(steps, 'step')}" if counted else "trained"
+    def _trained(self, data: Path, steps: int, out: Path) -> ModalityHandle:
+        planned = getattr(self.handle.known_settings().get("tokenizer"), "steps", None)
+        overrides = {} if planned is None else {"steps": steps}
+        trained = self.handle.at(
+            train_tokenizer(self.zoo, self.handle.name, data, out=out, overrides=overrides, limit=MOST)
+        )
+        trained.device = self.handle.device
+        self.trained_fully = planned is None or steps >= planned
+        self.how_trained = "trained" if planned is None else f"trained for {count_of(steps, 'step')}"
+        return trained
 
-    def usage(self, *, several: bool = False) -> CodebookUsage:
-        """Return the counts of the ids of all values. Raises NotApplicable, also for one token with `several`."""
-        if self.problem:
-            raise NotApplicable("no tokens")
-        spec = self.handle.spec
-        if spec.continuous:
-            raise NotApplicable("continuous, no ids")
-        if not several and isinstance(spec.layout, SequenceLayout):
-            raise NotApplicable("ids of a sequence, not a codebook")
-        usage = CodebookUsage(spec.vocab_size, spec.num_codebooks)
+    def usage(self) -> CodebookUsage:
+        """Return the counts of the ids of all values. Raises Skipped without ids."""
+        if self.problem or self.handle.spec.continuous:
+            raise Skipped("no tokens" if self.problem else "continuous, no ids")
+        usage = CodebookUsage(self.handle.spec.vocab_size, self.handle.spec.num_codebooks)
         for row in self.rows:
             usage.update(row)
-        if not usage.counts.sum():
-            raise NotApplicable("no value has a token")
-        if several and usage.counts.sum() <= usage.num_codebooks:
-            raise NotApplicable("too few tokens to tell")
+        if usage.counts.sum() <= usage.num_codebooks:
+            raise Skipped("too few tokens to tell")
         return usage
 
 
@@ -185,18 +168,18 @@ def examine(
     """
     patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore(data), split=split, token_store=tokens)
     patient.read(samples)
+    more = f"`zoo check {name}` says more about the plugin"
     with tempfile.TemporaryDirectory(prefix="zoo-doctor-") as workdir:
         patient.encode(data, steps, Path(workdir))
         for gate_name, function in GATES.items():
             try:
                 yield Finding(gate=gate_name, passed=True, figure=function(patient))
-            except NotApplicable as reason:
+            except Skipped as reason:
                 yield Finding(gate=gate_name, passed=True, figure=str(reason), skipped=True)
             except Failed as failure:
                 yield Finding(gate=gate_name, passed=False, figure=failure.figure, advice=failure.advice)
             except ZooError as error:
-                advice = f"`zoo check {name}` says more about the plugin"
-                yield Finding(gate=gate_name, passed=False, figure=str(error), advice=advice)
+                yield Finding(gate=gate_name, passed=False, figure=str(error), advice=more)
 
 
 def examinable(zoo: Zoo, data: Path, split: str) -> tuple[list[str], list[str]]:
@@ -209,7 +192,7 @@ def examinable(zoo: Zoo, data: Path, split: str) -> tuple[list[str], list[str]]:
 
 
 GATES: dict[str, Callable[[Patient], str]] = {}
-"""Each returns its figures, or raises Failed or NotApplicable."""
+"""Each returns its figures, or raises Failed, Skipped, or the ZooError of a plugin."""
 
 
 def gate(function: Callable[[Patient], str]) -> Callable[[Patient], str]:
@@ -255,16 +238,16 @@ def values(patient: Patient) -> str:
 def trained(patient: Patient) -> str:
     """A tokenizer exists or can be trained, and encodes the values."""
     if patient.problem:
-        raise Failed(patient.problem, f"`zoo check {patient.handle.name}` says more about the plugin")
+        raise ZooError(patient.problem)
     return patient.how_trained
 
 
 def main_scores(patient: Patient) -> tuple[Metric, float, float, float]:
     """Return the main metric and the scores of the reconstruction, the constant baseline, and the values themselves."""
     if patient.problem:
-        raise NotApplicable("no tokens")
+        raise Skipped("no tokens")
     if patient.decoded is None:
-        raise NotApplicable("an input only, not decoded")
+        raise Skipped("an input only, not decoded")
     handle, metric = patient.handle, patient.handle.spec.metrics[0]
     constant = [handle.constant_baseline(patient.values)] * len(patient.values)
     scores = [handle.score(side, patient.values)[metric.name] for side in (patient.decoded, constant, patient.values)]
@@ -284,11 +267,9 @@ def floor(patient: Patient) -> str:
     """decode(encode) scores better than the constant baseline."""
     metric, score, constant, perfect = main_scores(patient)
     figure = f"{metric.name} {_number(metric, score)}, the best constant {_number(metric, constant)}"
-    if math.isnan(constant):
-        raise NotApplicable(f"{figure}, which is no score to compare with")
-    if constant == perfect:
-        raise NotApplicable(f"{figure}, which is perfect already")
-    if not (score > constant if metric.higher_is_better else score < constant):
+    if math.isnan(constant) or constant == perfect:
+        raise Skipped(f"{figure}, which {'is perfect already' if constant == perfect else 'is no score'}")
+    if score == constant or not _within(metric, score, constant):
         advice = "train longer (--steps), lower the learning rate, or use more codes: nothing is learnt yet"
         raise Failed(figure, advice)
     return figure
@@ -302,26 +283,22 @@ def bound(patient: Patient) -> str:
     needs a bound.
     """
     metric, score, constant, perfect = main_scores(patient)
-    assert patient.decoded is not None
+    advice = "train longer, use more codes (levels, codebook_size) or more tokens (a smaller patch_size)"
     if isinstance(patient.handle.spec.layout, SequenceLayout):
         advice = "use a longer max_length, or more coordinate_bins: what does not fit is cut or rounded"
-    else:
-        advice = "train longer, use more codes (levels, codebook_size) or more tokens (a smaller patch_size)"
     declared = [(m, m.bound) for m in patient.handle.spec.metrics if m.bound is not None]
     if declared and patient.trained_fully:
+        assert patient.decoded is not None
         scores = patient.handle.score(patient.decoded, patient.values)
         told = {m.name: f"{m.name} {_number(m, scores[m.name])}, bound {_number(m, least)}" for m, least in declared}
-        worse = [told[m.name] for m, least in declared if not _within(m, scores[m.name], least)]
-        if worse:
+        if worse := [told[m.name] for m, least in declared if not _within(m, scores[m.name], least)]:
             raise Failed("; ".join(worse), advice)
         return "; ".join(told.values())
-    if math.isnan(constant):
-        raise NotApplicable(f"the best constant has no {metric.name} from which a way could be measured")
     if metric.bound is None and metric.unit == "dB" and metric.higher_is_better:
-        raise NotApplicable(f"half way to a perfect {metric.name} in dB says nothing: declare a bound (Metric.bound)")
+        raise Skipped(f"half way to a perfect {metric.name} in dB says nothing: declare a bound (Metric.bound)")
     goal, name = (perfect, "perfect") if metric.bound is None else (metric.bound, f"the bound {metric.bound:g}")
-    if _within(metric, constant, goal):
-        raise NotApplicable(f"the best constant is {'perfect' if metric.bound is None else 'within the bound'} already")
+    if math.isnan(constant) or _within(metric, constant, goal):
+        raise Skipped(f"there is no way from the best constant, {_number(metric, constant)}, to {name}")
     share = (score - constant) / (goal - constant)
     figure = f"{share:.0%} of the way from the best constant to {name}"
     if not share >= HALF_WAY:
@@ -339,6 +316,8 @@ def _worst(usage: CodebookUsage, key: Callable[[CodebookUsage], float]) -> tuple
 @gate
 def codebook(patient: Patient) -> str:
     """Most reachable codes are used, in the worst codebook too."""
+    if isinstance(patient.handle.spec.layout, SequenceLayout):
+        raise Skipped("ids of a sequence, not a codebook")
     usage = patient.usage()
     reachable = reachable_usage(int(usage.counts.sum()) // usage.num_codebooks, usage.codebook_size)
     figure = f"{usage.usage:.1%} of {usage.codebook_size} codes used, {reachable:.1%} where tokens are spread evenly"
@@ -351,28 +330,14 @@ def codebook(patient: Patient) -> str:
 
 @gate
 def varied(patient: Patient) -> str:
-    """Tokens differ between samples, and no id dominates any codebook."""
-    usage = patient.usage(several=True)
-    counts = usage.counts.sum(axis=0)
-    share = counts.max() / counts.sum()
-    distinct = len({row.tobytes() for row in patient.rows})
-    figure = f"{distinct} of {len(patient.rows)} samples differ; the most frequent id has {share:.1%} of the tokens"
-    worst, which = _worst(usage, lambda one: -one.largest_share)
-    if worst.largest_share > MOST_FREQUENT or (distinct == 1 and len(patient.rows) > 1):
-        advice = "the values hardly differ for the tokenizer: check its input, train longer, or use more codes"
-        raise Failed(figure + (f"{which}{worst.largest_share:.1%}" if which else ""), advice)
-    return figure
-
-
-@gate
-def entropy(patient: Patient) -> str:
-    """Tokens carry a fair share of the maximal bits, in the worst codebook too."""
-    usage = patient.usage(several=True)
+    """Tokens differ between samples and carry a fair share of the maximal bits, in the worst codebook too."""
+    usage = patient.usage()
     most = math.log2(min(usage.codebook_size, usage.counts.sum() / usage.num_codebooks))
-    figure = f"{usage.entropy_bits:.2f} bits per token of {most:.2f} (perplexity {usage.perplexity:.0f})"
+    distinct = len({row.tobytes() for row in patient.rows})
+    figure = f"{distinct} of {len(patient.rows)} samples differ; {usage.entropy_bits:.2f} bits per token of {most:.2f}"
     worst, which = _worst(usage, lambda one: one.entropy_bits)
-    if worst.entropy_bits < LEAST_ENTROPY * most:
-        advice = "the vocabulary is larger than the values need: fewer codes, or a smaller patch_size"
+    if worst.entropy_bits < LEAST_ENTROPY * most or (distinct == 1 and len(patient.rows) > 1):
+        advice = "the values hardly differ for the tokenizer: check its input, train longer, or use other codes"
         raise Failed(figure + (f"{which}{worst.entropy_bits:.2f} bits" if which else ""), advice)
     return figure
 
@@ -381,25 +346,26 @@ def entropy(patient: Patient) -> str:
 def crops(patient: Patient) -> str:
     """Crops are exact, and the edges of a sample's pictures align, whole and cropped."""
     if not patient.values:
-        raise NotApplicable("no values")
+        raise Skipped("no values")
     subject = Subject(zoo=patient.zoo, name=patient.handle.name, workdir=Path(), given=[])
     subject.values = patient.values[:REREAD]
     try:
         if reason := check_crop_geometry(subject):
-            raise NotApplicable(reason)
+            raise Skipped(reason)
     except (AssertionError, ZooError) as error:
         advice = "let the hook transform cut crop.top, left, height, width (fractions), then flip"
         raise Failed(str(error), advice) from None
     found = []
     for other in patient.store.modalities(patient.split):
-        if other != patient.handle.name and other in patient.zoo and (shift := edge_shift(patient, other)) is not None:
-            if not shift.aligned:
-                name = patient.handle.name
-                raise Failed(
-                    f"edges of {other} lie {shift} (correlation {shift.correlation:.2f})",
-                    f"the pictures of a sample have to show the same view: compare what made {name} and {other}",
-                )
-            found.append(other)
+        if other == patient.handle.name or other not in patient.zoo or (shift := edge_shift(patient, other)) is None:
+            continue
+        if not shift.aligned:
+            raise Failed(
+                f"edges of {other} lie {shift}",
+                f"the pictures of a sample have to show the same view: compare what made {patient.handle.name} and"
+                f" {other}",
+            )
+        found.append(other)
     told = f"; edges lie on those of {', '.join(found)}" if found else "; no other modality here has its edges"
     return f"{len(CROPS)} crops as computed{told}"
 
@@ -410,7 +376,7 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
     None if the other modality has no pictures of the same size, or there are few common edges.
     """
     size = patient.values[0].shape[-2:]
-    shifts = []
+    found = []
     try:
         handles = patient.handle, patient.zoo[other]
         if not is_picture(handles[1]) or handles[1].spec.value.shape[-2:] != size or min(size) < SMALLEST:
@@ -421,29 +387,21 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
     for crop in (Crop(), CROPS[2]):
         pairs = []
         for place in places:
-            try:
+            with contextlib.suppress(ZooError):  # the gate of values reports refused values
                 pairs.append([patient.store.read(handle, patient.split, *place, crop) for handle in handles])
-            except ZooError:
-                continue  # the gate of values reports refused values
-        if pairs:
-            shifts.append(shift_between(*map(list, zip(*pairs, strict=True))))
-    told = [shift for shift in shifts if shift.told]
-    return next((shift for shift in told if not shift.aligned), told[0] if told else None)
+        if pairs and (shift := shift_between(*map(list, zip(*pairs, strict=True)))) is not None:
+            found.append(shift)
+    return next((shift for shift in found if not shift.aligned), found[0] if found else None)
 
 
 @gate
 def store(patient: Patient) -> str:
     """The token store was written by this tokenizer, and encoding again gives the same tokens."""
-    if patient.token_store is None:
-        raise NotApplicable("no token store given (--tokens)")
-    if not patient.values:
-        raise NotApplicable("no values")
+    if patient.token_store is None or not patient.values:
+        raise Skipped("no values" if patient.token_store else "no token store given (--tokens)")
     handle = patient.handle
     try:
         column = TokenStore(patient.token_store).open(patient.split, handle.name)
-    except ZooError as error:
-        raise Failed(str(error), f"tokenize {handle.name} of these data, or give the token store that has it") from None
-    try:
         column.check_tokenizer(handle)
         kept: list[tuple[str, Any, int]] = []
         for key, value in zip(patient.keys, patient.values, strict=True):
@@ -456,7 +414,7 @@ def store(patient: Patient) -> str:
         stored = column.take([row for _, _, row in kept]) if kept else []
     except ZooError as error:
         figure, _, advice = str(error).rpartition("; ")
-        raise Failed(figure or advice, advice if figure else OTHER_TOKENS) from None
+        raise Failed(figure or advice, advice if figure else "tokenize these data into another folder") from None
     samples = count_of(column.count, "sample")
     if not kept:
         raise Failed(
@@ -475,8 +433,6 @@ def store(patient: Patient) -> str:
 def _equal(stored: Any, now: Any) -> bool:
     """True if stored tokens equal the new ones, up to rounding and ties of a few ids."""
     first, second = np.asarray(stored).ravel(), np.asarray(now).ravel()
-    if first.size != second.size:
-        return False
-    if first.dtype.kind == "f":
-        return bool(np.allclose(first, second, rtol=2e-3, atol=2e-3))
-    return int((first != second).sum()) <= first.size // 50
+    if first.size != second.size or first.dtype.kind != "f":
+        return first.size == second.size and int((first != second).sum()) <= first.size // 50
+    return bool(np.allclose(first, second, rtol=2e-3, atol=2e-3))

@@ -235,8 +235,7 @@ def doctor_command(
     floor     better than the constant baseline
     bound     meets the metrics' bounds
     codebook  codes are in use
-    varied    tokens differ between samples
-    entropy   enough bits per token
+    varied    tokens differ, with enough bits
     crops     modalities are aligned
     store     the token store fits
 

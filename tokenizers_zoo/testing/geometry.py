@@ -24,20 +24,14 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shift:
-    """Shift of the second modality against the first, in pixels of the result, and its correlation."""
+    """Shift of the second modality against the first, in pixels of the result."""
 
     down: int
     right: int
-    correlation: float
 
     def __str__(self) -> str:
         down, right = ("lower" if self.down >= 0 else "higher"), ("right" if self.right >= 0 else "left")
         return f"{abs(self.down)} pixels {down} and {abs(self.right)} further {right}"
-
-    @property
-    def told(self) -> bool:
-        """True if there are enough common edges."""
-        return self.correlation >= WEAK
 
     @property
     def aligned(self) -> bool:
@@ -63,8 +57,10 @@ def edges(value: Array) -> Array:
     return strength - strength.mean()
 
 
-def shift_between(first: Sequence[Array], second: Sequence[Array]) -> Shift:
+def shift_between(first: Sequence[Array], second: Sequence[Array]) -> Shift | None:
     """Return the shift of `second` against `first`, aligned lists of values of one height and width.
+
+    None if there are too few common edges to tell.
 
     It is the peak of the circular cross-correlation of their edges, summed over all samples, up to a quarter of the
     picture in each direction. With several samples the mean edges are subtracted, because their position says nothing
@@ -75,19 +71,13 @@ def shift_between(first: Sequence[Array], second: Sequence[Array]) -> Shift:
         mine, theirs = mine - mine.mean(axis=0), theirs - theirs.mean(axis=0)
     spectrum = np.conj(np.fft.rfft2(mine)) * np.fft.rfft2(theirs)
     correlation = np.fft.irfft2(spectrum.sum(axis=0), s=mine.shape[-2:])
-    energy = float(np.sqrt((mine**2).sum() * (theirs**2).sum()))
-    if energy == 0:
-        return Shift(down=0, right=0, correlation=0.0)
-    height, width = correlation.shape
-    rows, columns = (np.r_[0 : size // 4 + 1, size - size // 4 : size] for size in (height, width))
+    rows, columns = (np.r_[0 : size // 4 + 1, -(size // 4) : 0] for size in correlation.shape)
     near = correlation[np.ix_(rows, columns)]
+    energy = float(np.sqrt((mine**2).sum() * (theirs**2).sum()))
+    if not near.max() >= WEAK * energy > 0:
+        return None
     row, column = np.unravel_index(near.argmax(), near.shape)
-    down, right = (int(place) for place in (rows[row], columns[column]))
-    return Shift(
-        down=down - height if down > height // 2 else down,
-        right=right - width if right > width // 2 else right,
-        correlation=float(near.max()) / energy,
-    )
+    return Shift(down=int(rows[row]), right=int(columns[column]))
 
 
 RECTANGLE = (0.35, 0.35, 0.55, 0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,11 +159,8 @@ class Subject:
         """Train a small tokenizer into `folder`, and its vocabulary first if that is missing."""
         if self.handle.files.lacks_vocabulary:
             train_vocabulary(self.handle, self.training_samples, self.handle.files.vocabulary)
-        overrides = {}
         table = self.handle.known_settings().get("tokenizer")
-        if dataclasses.is_dataclass(table):
-            known = {field.name for field in dataclasses.fields(table)}
-            overrides = {key: value for key, value in TINY.items() if key in known}
+        overrides = {key: value for key, value in TINY.items() if hasattr(table, key)}
         return self.handle.train_tokenizer(self.training_samples, folder, self.seed, **overrides)
 
     @property
