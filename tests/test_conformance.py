@@ -196,7 +196,7 @@ MISTAKES = {
     ),
     "nothing to see": ("render", {"return Image.fromarray((value[0] * 255).astype(np.uint8))": "return ''"}),
     "a batch of three that is not one": (
-        "odd_batches",
+        "batches",
         {".round().long()": ".round().long()[: 2 if len(values) == 3 else None]"},
     ),
     "threads that share a place": (
@@ -256,7 +256,7 @@ def test_devices_are_compared(install_example: Install, monkeypatch: pytest.Monk
     assert "tokens differ between cpu and cpu:0" in results("moody")["devices"].message
 
 
-def test_arrays_of_free_length_are_made_far_too_long(monkeypatch: pytest.MonkeyPatch, install: Install) -> None:
+def test_arrays_of_free_length_are_made_far_too_long(install: Install) -> None:
     page = (Path(__file__).parent.parent / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
     (module,) = (text for text in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "Landmarks()" in text)
     install("zoo-sound", {"tokenizers_zoo": {"sound": "zoo_sound:plugin"}}, {"zoo_sound": module})
@@ -264,9 +264,6 @@ def test_arrays_of_free_length_are_made_far_too_long(monkeypatch: pytest.MonkeyP
     install("zoo-uncut", {"tokenizers_zoo": {"uncut": "zoo_uncut:plugin"}}, {"zoo_uncut": uncut})
     assert all(result.passed for result in results("sound").values())
     assert "of up to 96" in results("uncut")["long_inputs"].message
-    monkeypatch.setattr("tokenizers_zoo.testing.checks.LONG_BASE", 0)
-    monkeypatch.setattr("tokenizers_zoo.testing.checks.LONG_FACTOR", 0)
-    assert re.search(r"\d+ bytes take \d+ MB to encode, at most 0", results("sound")["long_inputs"].message)
 
 
 def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_path: Path) -> None:
