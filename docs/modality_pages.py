@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from settings_page import preset_sections, settings_tables, table
@@ -15,7 +16,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.inspect import describe_layout
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.testing.probe import Array, Outcome, Probe, outcome_of
+from tokenizers_zoo.testing.probe import Probe, outcome_of
 from tokenizers_zoo.testing.probes import OTHER, probed_files
 from tokenizers_zoo.text_vocab import VocabularyConfig
 from tokenizers_zoo.validation import expected_value
@@ -60,7 +61,7 @@ def merged(handle: ModalityHandle, probes: Sequence[Probe]) -> list[tuple[str, s
         if outcome.fault:
             sys.exit(f"{handle.name}: {probe.what}: {outcome.fault}")
         if outcome.read:
-            read.setdefault(outcome.how or in_words(handle, probe, outcome), []).append(probe.what)
+            read.setdefault(outcome.how or in_words(outcome.value), []).append(probe.what)
         elif probe.damaged:
             damaged.append(probe.what)
         else:
@@ -70,33 +71,10 @@ def merged(handle: ModalityHandle, probes: Sequence[Probe]) -> list[tuple[str, s
     return rows + ([("; ".join(damaged), "refused")] if damaged else [])
 
 
-def in_words(handle: ModalityHandle, probe: Probe, outcome: Outcome) -> str:
-    """Describe how a value follows from the file's numbers, or the value itself if it is short."""
-    value, numbers = outcome.as_read, probe.numbers
-    if numbers is not None and isinstance(value, np.ndarray) and value.size == numbers.size:
-        both = value.ravel().astype(np.float64), numbers.ravel().astype(np.float64)
-        return multiple(*both, handle.spec.value.unit)
-    if isinstance(value, str | list | dict):
-        text = json.dumps(value, ensure_ascii=False)
-        return f"as `{text}`" if len(text) <= 60 and "`" not in text else ""
-    return ""
-
-
-def multiple(value: Array, numbers: Array, unit: str) -> str:
-    """Return `metres = number x 0.001` if a value is a linear function of the numbers, else ""."""
-    low, high = int(numbers.argmin()), int(numbers.argmax())
-    if numbers[low] == numbers[high]:
-        return ""
-    scale = (value[high] - value[low]) / (numbers[high] - numbers[low])
-    offset = value[low] - scale * numbers[low]
-    span = float(np.ptp(value))
-    if not span or not np.allclose(value, scale * numbers + offset, rtol=0, atol=1e-3 * span):
-        return ""
-    parts = round(1 / abs(scale))
-    factor = f" / {parts}" if scale < 0.5 and np.isclose(scale * parts, 1, rtol=1e-4) else f" x {scale:.3g}"
-    shift = f" {'+' if offset > 0 else '-'} {abs(offset):.3g}" if abs(offset) > 1e-3 * span else ""
-    same = np.isclose(scale, 1) and not shift
-    return "" if same else f"{unit or 'value'} = number{factor}{shift}"
+def in_words(value: Any) -> str:
+    """Return the value itself if it is short and no array."""
+    text = "" if isinstance(value, np.ndarray) else json.dumps(value, ensure_ascii=False)
+    return f"as `{text}`" if text and len(text) <= 60 and "`" not in text else ""
 
 
 def shortened(handle: ModalityHandle, line: str, longest: int = 200) -> str:

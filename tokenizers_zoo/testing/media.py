@@ -9,34 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenizers_zoo.families.images import IMAGE_EXTENSIONS, ORIENTATION
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing.probe import Array, File, Probe, bars, plainly_read
 
 if TYPE_CHECKING:
     import PIL.Image
 
-
-FORMATS = {
-    "png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "bmp": "BMP", "tif": "TIFF", "tiff": "TIFF",
-}  # fmt: skip
-"""Pillow's names of picture files, by extension."""
 WORDS = {
     "RGB": "8-bit RGB", "L": "8-bit grey", "P": "8-bit indexed colours", "1": "1-bit black and white",
     "I;16": "16-bit grey", "F": "grey of floats",
 }  # fmt: skip
+NUMERIC = ("I;16", "F")
+"""Modes of pictures that may hold numbers without a range."""
 GREY = (51, 204)
 """A fifth and four fifths of white."""
 NUMBERS = (2000, 5000)
 """Numbers of pictures without a range."""
-ORIENTATION = 0x0112
-"""The EXIF tag for orientation."""
 SIZE = (24, 16)
 
 
 def saved(image: PIL.Image.Image, extension: str = "png", **options: Any) -> File:
     """Return a picture as a file."""
+    from PIL import Image
+
     buffer = io.BytesIO()
-    image.save(buffer, format=FORMATS[extension.lower()], **options)
+    image.save(buffer, format=Image.registered_extensions()[f".{extension}"], **options)
     return File(buffer.getvalue(), extension)
 
 
@@ -50,7 +48,7 @@ def plain_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None
     from PIL import Image
 
     data, extension = handle.write(good)
-    if extension in FORMATS:
+    if extension in IMAGE_EXTENSIONS:
         return Image.open(io.BytesIO(data))
     grey, numbers = Image.fromarray(bars(SIZE, GREY, "uint8")), bars(SIZE, NUMBERS)
     candidates = grey.convert("RGB"), grey, Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(numbers)
@@ -58,19 +56,18 @@ def plain_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None
     return next(read, None)
 
 
-def picture_extensions(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[str]:
-    """The extensions of picture files that the modality reads."""
+def picture_extensions(handle: ModalityHandle, plain: PIL.Image.Image) -> list[str]:
+    """Return the extensions of picture files that the modality reads."""
     corner = plain.crop((0, 0, 1, 1)).resize(plain.size)  # of one colour, which JPEG keeps
-    images = [corner, corner.convert("RGB"), corner.convert("L")] if plain.mode not in ("I;16", "F") else [corner]
-    for extension in FORMATS:
-        for image in images:
-            try:
-                file = saved(image, extension)
-            except (OSError, KeyError):  # a kind of file that cannot hold such pictures
-                continue
-            if plainly_read(handle, file) is not None:
-                yield extension
-                break
+    images = [corner] if plain.mode in NUMERIC else [corner, corner.convert("RGB"), corner.convert("L")]
+
+    def read(image: PIL.Image.Image, extension: str) -> bool:
+        try:
+            return plainly_read(handle, saved(image, extension)) is not None
+        except (OSError, KeyError):  # a kind of file that cannot hold such pictures
+            return False
+
+    return [extension for extension in IMAGE_EXTENSIONS if any(read(image, extension) for image in images)]
 
 
 def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[Probe]:
@@ -79,25 +76,33 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
 
     file = plainly_saved(plain)
     same = (("the same as " + WORDS.get(plain.mode, plain.mode), file),)
-    versions = versions_of(plain, handle)
+    versions, ids = versions_of(plain, handle), holds_ids(handle)
     colours = versions["RGB"]
     for mode, image in versions.items():
-        numeric = mode in ("I;16", "F") and not holds_ids(handle)
-        if mode == plain.mode and not numeric:
-            continue
         readings: tuple[tuple[str, File], ...] = same
-        if numeric:  # brightness, unless it is a plain number
+        if mode in NUMERIC and not ids:  # brightness, unless it is a plain number
             grey = saved(versions["L"].convert("RGB")), saved(versions["L"])
             readings = tuple(("brightness, white is 65535", reading) for reading in grey if mode == "I;16")
+        elif mode == plain.mode:
+            continue
         elif mode == "L" and plain.mode == "RGB":
             readings = (("as grey RGB", saved(image.convert("RGB"))),)
-        yield Probe(WORDS[mode], plainly_saved(image), readings, numbers=np.asarray(image) if numeric else None)
+        yield Probe(WORDS[mode], plainly_saved(image), readings)
     opaque = colours.convert("RGBA")
     yield Probe("RGBA without transparency", saved(opaque), same)
-    yield half_transparent(opaque)
+    mask = Image.new("L", opaque.size, 255)
+    mask.paste(0, (0, 0, opaque.width // 2, opaque.height))
+    opaque.putalpha(mask)
+    blended = [
+        (f"the transparent half is {ground}", Image.composite(colours, Image.new("RGB", mask.size, ground), mask))
+        for ground in ("white", "black")
+    ]
+    blended.append(("the colours under what is transparent", colours))
+    readings = tuple((how, saved(image)) for how, image in blended)
+    yield Probe("RGBA half transparent", saved(opaque), readings)
     printed = saved(colours.convert("CMYK"), "jpg", quality=100)
     yield Probe("CMYK", printed, (("the same as 8-bit RGB", saved(colours)), *same))
-    if holds_ids(handle):
+    if ids:
         yield Probe("JPEG", saved(versions["L"], "jpg", quality=75))
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # to be turned by a quarter to the right
@@ -116,23 +121,22 @@ def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, 
     """
     from PIL import Image
 
-    if holds_ids(handle) and np.asarray(plain).ndim == 2:
-        numbers = np.asarray(plain).astype(np.uint8)
-        colours = plain if plain.mode == "P" else with_palette(numbers)
-        return {
-            "RGB": colours.convert("RGB"), "L": Image.fromarray(numbers), "P": colours,
-            "I;16": Image.fromarray(numbers.astype(np.uint16)), "F": Image.fromarray(numbers.astype(np.float32)),
-        }  # fmt: skip
-    if plain.mode in ("I;16", "F"):  # numbers without a range have no colours
-        grey = Image.fromarray(bars(SIZE, GREY, "uint8"))
-        numbers = np.asarray(plain)
-        deep, floats = Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(numbers.astype(np.float32))
+    numbers = np.asarray(plain)
+    floats = numbers
+    if holds_ids(handle) and numbers.ndim == 2:
+        grey = Image.fromarray(numbers.astype(np.uint8))
+        indexed = plain if plain.mode == "P" else grey.convert("P")
+        colours = indexed.convert("RGB")
     else:
-        grey = plain.convert("L")
-        deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-        floats = Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
-    colours = plain if plain.mode == "RGB" else grey.convert("RGB")
-    return {"RGB": colours, "L": grey, "P": few_colours(colours), "I;16": deep, "F": floats}
+        if plain.mode in NUMERIC:  # numbers without a range have no colours
+            grey = Image.fromarray(bars(SIZE, GREY, "uint8"))
+        else:
+            grey = plain.convert("L")
+            numbers, floats = np.asarray(grey).astype(np.uint16) * 257, np.asarray(grey) / 255
+        colours = plain if plain.mode == "RGB" else grey.convert("RGB")
+        indexed = colours.convert("P", palette=Image.Palette.ADAPTIVE)
+    deep, exact = Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(floats.astype(np.float32))
+    return {"RGB": colours, "L": grey, "P": indexed, "I;16": deep, "F": exact}
 
 
 def holds_ids(handle: ModalityHandle) -> bool:
@@ -140,57 +144,13 @@ def holds_ids(handle: ModalityHandle) -> bool:
     return np.dtype(handle.spec.value.dtype).kind in "iu"
 
 
-def with_palette(numbers: Array) -> PIL.Image.Image:
-    """Return ids in arbitrary colours: shades of red."""
-    from PIL import Image
-
-    image = Image.fromarray(numbers)
-    image.putpalette([level if channel == 0 else 60 for level in range(256) for channel in range(3)])
-    return image
-
-
-def few_colours(colours: PIL.Image.Image) -> PIL.Image.Image:
-    """Return an RGB picture of up to 256 colours as a palette picture."""
-    from PIL import Image
-
-    table, numbers = np.unique(np.asarray(colours).reshape(-1, 3), axis=0, return_inverse=True)
-    image = Image.fromarray(numbers.reshape(colours.size[::-1]).astype(np.uint8))
-    image.putpalette(table.astype(np.uint8).tobytes())
-    return image
-
-
-def half_transparent(opaque: PIL.Image.Image) -> Probe:
-    """Return a picture with a transparent left half, composited on white or black, or read with the hidden colours."""
-    from PIL import Image
-
-    pixels = np.array(opaque)
-    pixels[:, : pixels.shape[1] // 2, 3] = 0
-    image = Image.fromarray(pixels)
-
-    def over(ground: str) -> File:
-        laid = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
-        return saved(laid.convert("RGB"))
-
-    return Probe(
-        "RGBA half transparent",
-        saved(image),
-        (
-            ("the transparent half is white", over("white")), ("the transparent half is black", over("black")),
-            ("the colours under what is transparent", saved(opaque.convert("RGB"))),
-        ),
-    )  # fmt: skip
-
-
 def animation(frames: int, extension: str = "gif") -> File:
     """Return an animation of 0.1 s per frame."""
     from PIL import Image
 
-    tones = [GREY, (GREY[1], GREY[0])]
+    tones = [GREY, GREY[::-1]]
     images = [Image.fromarray(bars((32, 32), tones[number % 2], "uint8")).convert("RGB") for number in range(frames)]
-    buffer = io.BytesIO()
-    formats = {"gif": "GIF", "webp": "WEBP", "png": "PNG", "apng": "PNG"}
-    images[0].save(buffer, format=formats[extension], save_all=True, append_images=images[1:], duration=100, loop=0)
-    return File(buffer.getvalue(), extension)
+    return saved(images[0], extension, save_all=True, append_images=images[1:], duration=100, loop=0)
 
 
 def moving_extensions(handle: ModalityHandle, frames: int) -> list[str]:
@@ -223,60 +183,40 @@ def wav(samples: Array, rate: int, width: int = 2) -> File:
         wavfile.write(buffer, rate, samples.astype(np.float32))
         return File(buffer.getvalue(), "wav")
     with wave.open(buffer, "wb") as file:
-        file.setnchannels(samples.shape[1])
-        file.setsampwidth(width)
-        file.setframerate(rate)
-        numbers = np.round(samples * 2 ** (8 * width - 1)).astype("<i4")
-        if width == 1:
-            numbers = numbers + 128  # 8-bit files are unsigned
+        file.setparams((samples.shape[1], width, rate, 0, "NONE", ""))
+        numbers = np.round(samples * 2 ** (8 * width - 1)).astype("<i4") + (
+            128 if width == 1 else 0
+        )  # 8 bits: unsigned
         file.writeframes(numbers.view(np.uint8).reshape(-1, 4)[:, :width].tobytes())
     return File(buffer.getvalue(), "wav")
 
 
-def tone(rate: int, seconds: float, loud: float = LOUD) -> Array:
+def tone(rate: int, seconds: float) -> Array:
     """float64 (time, 1)."""
-    return loud * np.sin(2 * np.pi * PITCH * np.arange(round(rate * seconds)) / rate)[:, None]
+    return LOUD * np.sin(2 * np.pi * PITCH * np.arange(round(rate * seconds)) / rate)[:, None]
 
 
 def sound_probes(written: File) -> Iterator[Probe]:
     """Yield WAV files that differ from the modality's own file, which gives rate, channels and length."""
     with wave.open(io.BytesIO(written.data)) as file:
         rate, channels, seconds = file.getframerate(), file.getnchannels(), file.getnframes() / file.getframerate()
-
-    def sound(rate: int, seconds: float) -> Array:
-        return tone(rate, seconds).repeat(channels, axis=1)
-
-    samples = sound(rate, seconds)
+    samples = tone(rate, seconds).repeat(channels, axis=1)
     plain = wav(samples, rate)
     if channels == 1:
-        yield Probe(
-            "two channels", wav(np.hstack([samples, 0 * samples]), rate),
-            (("mixed down", wav(samples / 2, rate)), ("the first channel", plain)), must_match=True,
-        )  # fmt: skip
+        mixed = (("mixed down", wav(samples / 2, rate)), ("the first channel", plain))
+        yield Probe("two channels", wav(np.hstack([samples, 0 * samples]), rate), mixed, must_match=True)
     else:
         yield Probe("one channel", wav(samples[:, :1], rate), (("the same in each", plain),))
-    for other in RATES:
-        if other != rate:
-            yield Probe(
-                f"{other} Hz", wav(sound(other, seconds), other), (("resampled", plain),),
-                must_match=True,
-            )  # fmt: skip
+    for other in (other for other in RATES if other != rate):
+        resampled = wav(tone(other, seconds).repeat(channels, axis=1), other)
+        yield Probe(f"{other} Hz", resampled, (("resampled", plain),), must_match=True)
     for width, what in ((1, "8 bits"), (3, "24 bits"), (0, "floats")):
         yield Probe(what, wav(samples, rate, width), (("", plain),), must_match=True)
     yield Probe("floats beyond full scale", wav(4 * samples, rate, 0))
-    yield Probe("twice as long", wav(sound(rate, 2 * seconds), rate), (("cut at the end", plain),))
-    half = samples[: len(samples) // 2]
+    longer, half = np.concatenate([samples, samples]), samples[: len(samples) // 2]
+    yield Probe("twice as long", wav(longer, rate), (("cut at the end", plain),))
     filled = wav(np.concatenate([half, np.zeros_like(samples)[len(half) :]]), rate)
     yield Probe("half as long", wav(half, rate), (("silence after it", filled),))
     yield Probe("no sound in it", wav(np.zeros((0, channels)), rate))
     yield Probe("cut off", File(plain.data[:-100], "wav"), damaged=True)
     yield Probe("no WAV file", File(b"no sound", "wav"), damaged=True)
-
-
-def is_wav(file: File) -> bool:
-    """True if the module `wave` opens the file."""
-    try:
-        wave.open(io.BytesIO(file.data)).close()
-    except (wave.Error, EOFError):
-        return False
-    return file.extension in ("wav", "wave")

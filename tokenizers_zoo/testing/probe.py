@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tokenizers_zoo.errors import InvalidValueError, MachineError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.testing.subject import alike
 from tokenizers_zoo.validation import array_bytes, bounds, describe
 
 LONGEST_LINE = 500
@@ -23,8 +24,7 @@ BLOCK = 8
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file's bytes, and its extension without a dot."""
 
     data: bytes
@@ -42,8 +42,6 @@ class Probe:
     file: File
     readings: tuple[tuple[str, File], ...] = ()
     _: KW_ONLY
-    numbers: Array | None = None
-    """The numbers in the file, if a value may be a multiple of them; for the documentation."""
     damaged: bool = False
     """True if the library that opens such files gives the reason of the refusal."""
     must_match: bool = False
@@ -57,8 +55,6 @@ class Outcome:
     value: Any = None
     how: str = ""
     """Description of the reading that gives the same value."""
-    as_read: Any = None
-    """The value before `transform`, if no reading gives it."""
     line: str = ""
     fault: str = ""
 
@@ -80,14 +76,13 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
     MachineError.
     """
     try:
-        as_read = handle.read(probe.file.data, probe.file.extension)
+        as_read = handle.read(*probe.file)
         value = handle.transform(as_read, Crop())
     except InvalidValueError as error:
         line = str(error)
-        if not line.startswith(f"{handle.name}: "):
-            return Outcome(fault=f"it is refused by a line that does not begin with the modality: {line[:200]!r}")
-        if "\n" in line or len(line) >= LONGEST_LINE:
-            return Outcome(fault=f"it is refused in {len(line)} characters, expected one line below {LONGEST_LINE}")
+        if not line.startswith(f"{handle.name}: ") or "\n" in line or len(line) >= LONGEST_LINE:
+            told = f"one line below {LONGEST_LINE} that begins with the modality"
+            return Outcome(fault=f"it is refused in {len(line)} characters, expected {told}: {line[:200]!r}")
         if isinstance(error.__cause__, STUMBLES):
             return Outcome(fault=f"read_value stumbles over it, and cannot say what is wrong: {line[:200]!r}")
         return Outcome(line=line)
@@ -100,31 +95,21 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
         handle.write(as_read)
     except ZooError as error:
         return Outcome(fault=f"it is read as {describe(as_read)}, which is no value: {error}")
-    for how, file in probe.readings:
-        if alike(value, plainly_read(handle, file)):
+    plain = [(how, plainly_read(handle, file)) for how, file in probe.readings]
+    for how, expected in plain:
+        if alike(value, expected, CLOSE):
             return Outcome(value=value, how=how)
-    if probe.must_match and any(plainly_read(handle, file) is not None for _, file in probe.readings):
-        hows = " or ".join(how for how, _ in probe.readings)
-        return Outcome(fault=f"it is read, but not as it should be: {hows}")
-    return Outcome(value=value, as_read=as_read)
+    if probe.must_match and any(expected is not None for _, expected in plain):
+        return Outcome(fault=f"it is read, but not as it should be: {' or '.join(how for how, _ in plain)}")
+    return Outcome(value=value)
 
 
 def plainly_read(handle: ModalityHandle, file: File) -> Any:
     """Return the value of a file, or None."""
     try:
-        return handle.transform(handle.read(file.data, file.extension), Crop())
+        return handle.transform(handle.read(*file), Crop())
     except ZooError:
         return None
-
-
-def alike(first: Any, second: Any) -> bool:
-    """True if two values are equal, arrays up to compression."""
-    if not (isinstance(first, np.ndarray) and isinstance(second, np.ndarray)):
-        return type(first) is type(second) and bool(first == second)
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    return float(np.abs(a - b).mean()) <= CLOSE * (float(np.ptp(b)) or 1.0)
 
 
 def span_of(handle: ModalityHandle) -> tuple[float, float]:
@@ -134,12 +119,9 @@ def span_of(handle: ModalityHandle) -> tuple[float, float]:
     if np.dtype(spec.dtype).kind in "iub":
         first = 0 if low is None else int(low)
         return (first, first + 1) if high is not None and high - first < 2 else (first + 1, first + 2)
-    if low is None and high is None:
-        return -1.0, 1.0
-    if low is None:
-        return (high or 0) - 2, (high or 0) - 1
-    if high is None:
-        return low + 1, low + 2
+    if low is None or high is None:
+        middle = 0.0 if low is high else low + 1.5 if low is not None else (high or 0) - 1.5
+        return middle - 0.5, middle + 0.5
     return low + (high - low) / 4, high - (high - low) / 4
 
 
@@ -152,7 +134,7 @@ def bars(shape: tuple[int, ...], tones: tuple[float, float], dtype: str = "float
     if not shape:
         return np.asarray(tones[0], dtype)
     if len(shape) < 2:
-        numbers = np.array(tones)[pattern[:, 0]].repeat(-(-shape[-1] // 3))[: shape[-1]]
+        numbers = np.array(tones)[pattern[_bar(shape[-1], 3), 0]]
     else:
         numbers = np.array(tones)[pattern[_bar(shape[-2], 3)][:, _bar(shape[-1], 2)]]
     return np.ascontiguousarray(np.broadcast_to(numbers, shape).astype(dtype))

@@ -6,9 +6,9 @@ in other encodings; incomplete objects; and the plugin's `example_files`.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.errors import DataError, MachineError
+from tokenizers_zoo.families.images import IMAGE_EXTENSIONS
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.media import (
-    FORMATS,
-    is_wav,
     moving_extensions,
     moving_probes,
     picture_extensions,
@@ -90,14 +89,14 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
             groups.append((PICTURE, tuple(picture_extensions(handle, plain)), tuple(picture_probes(handle, plain))))
         if len(shape) >= 4 and isinstance(shape[0], int) and (moving := moving_extensions(handle, shape[0])):
             groups.append(("moving picture", moving, tuple(moving_probes(shape[0]))))
-        if is_wav(written):
+        if written.extension == "wav":
             names = [File(written.data, name) for name in ("wav", "wave")]
             groups.append(("`.wav`", readable(handle, *names), tuple(sound_probes(written))))
         if arrays := readable(handle, npy(value)):
             groups.append(("`.npy`", arrays, tuple(array_probes(handle, value))))
     pictures = any(kind == PICTURE for kind, _, _ in groups)
     for number, (what, file) in enumerate(examples.items()):
-        of_file = PICTURE if pictures and file.extension in FORMATS else f"`.{file.extension}`"
+        of_file = PICTURE if pictures and file.extension in IMAGE_EXTENSIONS else f"`.{file.extension}`"
         base = kind == "object" and number == 0
         groups.append((of_file, readable(handle, file), () if base else (Probe(what, file),)))
     return ProbedFiles(
@@ -156,21 +155,18 @@ def array_probes(handle: ModalityHandle, good: Array) -> Iterator[Probe]:
     if good.ndim == 3 and good.shape[0] == 1:
         yield Probe("no axis of channels", npy(good[0]), asis)
     if good.ndim >= 4:
-        fewer, more = good[:-1], np.concatenate([good, good])
-        yield Probe(f"{len(fewer)} instead of {len(good)} along the first axis", npy(fewer))
-        yield Probe(
-            f"{len(more)} instead of {len(good)} along the first axis", npy(more),
-            ((f"the first {len(good)}", plain),),
-        )  # fmt: skip
+        count, first = len(good), f"the first {len(good)}"
+        yield Probe(f"{count - 1} instead of {count} along the first axis", npy(good[:-1]))
+        twice = npy(np.concatenate([good, good]))
+        yield Probe(f"{2 * count} instead of {count} along the first axis", twice, ((first, plain),))
     if good.ndim >= 3 or (good.ndim == 2 and good.dtype.kind in "iu"):
         larger = good.repeat(2, axis=-1).repeat(2, axis=-2)
         yield Probe("twice as high and wide", npy(larger), (("resized", plain),))
     elif good.ndim:
-        half = good[..., : good.shape[-1] // 2]
-        filled = np.concatenate([half, np.zeros_like(good)[..., half.shape[-1] :]], axis=-1)
-        twice = np.concatenate([good, good], axis=-1)
+        half, filled = good[..., : good.shape[-1] // 2], good.copy()
+        filled[..., half.shape[-1] :] = 0
         yield Probe("half as long", npy(half), (("zeros after it", npy(filled)),))
-        yield Probe("twice as long", npy(twice), (("cut at the end", plain),))
+        yield Probe("twice as long", npy(np.concatenate([good, good], axis=-1)), (("cut at the end", plain),))
     yield Probe("an axis too many", npy(good[None]))
     yield Probe("an empty array", npy(good[..., :0] if good.ndim else good[None][:0]))
     yield Probe("cut off", File(plain.data[:-4], "npy"), damaged=True)
@@ -185,8 +181,7 @@ def other_types(good: Array, tones: tuple[float, float]) -> Iterator[Probe]:
         for name in ("float64", "float16"):
             yield Probe(name, npy(good.astype(name)), asis)
         for name, low, high in (("uint8", 64, 192), ("int16", 1000, 3000)):
-            numbers = np.where(good > np.mean(tones), high, low).astype(name)
-            yield Probe(name, npy(numbers), numbers=numbers)
+            yield Probe(name, npy(np.where(good > np.mean(tones), high, low).astype(name)))
         if 0 <= tones[0] < tones[1] <= 1:
             yield Probe("0 to 255 as floats", npy(good * 255))
     elif good.dtype.kind in "iu":
@@ -282,8 +277,8 @@ def object_probes(example: Any) -> Iterator[Probe]:
             if isinstance(item[key], list):
                 yield Probe(f"`{key}` lacks its last", of({**item, key: item[key][:-1]}))
         for key in numeric[:1]:
-            for what, number in (("NaN", float("nan")), ("infinity", float("inf"))):
-                yield Probe(f"{what} in it", of({**item, key: replaced(item[key], number)}))
+            for what, factor in (("NaN", math.nan), ("infinity", math.inf)):
+                yield Probe(f"{what} in it", of({**item, key: scaled(item[key], factor)}))
     marked = File(b"\xef\xbb\xbf" + as_json(example).data, "json")
     yield Probe("a byte order mark before it", marked, (("without it", as_json(example)),))
     yield Probe("cut off", File(as_json(example).data[:-1], "json"), damaged=True)
@@ -303,15 +298,3 @@ def scaled(part: Any, factor: float) -> Any:
     if isinstance(part, list):
         return [scaled(item, factor) for item in part]
     return part if first_number(part) is None else part * factor
-
-
-def replaced(part: Any, number: float) -> Any:
-    """Return nested lists with another first number."""
-    if not isinstance(part, list):
-        return number
-    changed = copy.deepcopy(part)
-    inner = changed
-    while isinstance(inner[0], list):
-        inner = inner[0]
-    inner[0] = number
-    return changed
