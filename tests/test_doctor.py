@@ -20,7 +20,6 @@ from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.testing.geometry import shift_between
 
 Install = Callable[..., Path]
@@ -55,24 +54,15 @@ def zoo(install_example: Install, tmp_path: Path) -> Zoo:
 
 def test_a_sound_modality_passes_every_gate_with_figures(zoo: Zoo, tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
-    zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)
-    tokenize(zoo, data, tmp_path / "tokens")
-    found = findings(zoo, data, tokens=tmp_path / "tokens", samples=16)
+    zoo["field"].train_tokenizer(TrainingSamples(train=[blocks(0)], test=[blocks(0)]), zoo["field"].checkpoint, 0)
+    found = findings(zoo, data, samples=16)
     assert list(found) == list(GATES) and all(finding.passed for finding in found.values()), found
     assert {name for name, finding in found.items() if finding.skipped} == set()
     assert found["values"].figure.startswith("16 sound, 0.00") and "(declared 0 to 1)" in found["values"].figure
     assert "mae 0.01" in found["floor"].figure and "best constant 0.2" in found["floor"].figure
     assert found["codebook"].figure == "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
     assert found["varied"].figure.startswith("16 of 16 samples differ")
-    assert (
-        found["store"].figure.startswith("24 samples of tokenizer")
-        and "8 encoded again, all equal" in found["store"].figure
-    )
     assert examinable(zoo, data, "test") == (["field"], [])
-
-
-def _samples(values: Sequence[Any]) -> Any:
-    return TrainingSamples(train=values, test=values)
 
 
 def failing(zoo: Zoo, data: Path, gate: str, *parts: str, **options: Any) -> None:
@@ -229,33 +219,6 @@ def test_inconsistent_crops_and_shifted_pictures(install_example: Install, zoo: 
     failing(zoo, tmp_path / "other", "crops", "edges of moved lie 3 pixels lower and 2 further left")
 
 
-def test_tokens_of_another_codec_and_of_other_values(zoo: Zoo, tmp_path: Path) -> None:
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
-    zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)
-    tokenize(zoo, data, tmp_path / "tokens")
-    write_data(zoo, data, [blocks(i + 50) for i in range(3)])
-    failing(zoo, data, "store", "3 of 3 samples have other tokens", tokens=tmp_path / "tokens")
-    config = zoo["field"].checkpoint / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "note": "another"}))
-    zoo["field"].forget_tokenizer()
-    failing(zoo, data, "store", "by tokenizer", tokens=tmp_path / "tokens")
-    store = findings(zoo, data, tokens=tmp_path / "tokens")["store"]
-    assert "tokenize again" in store.advice and "overwrite" not in store.figure
-
-
-def test_tokens_of_several_views_and_of_missing_samples(zoo: Zoo, tmp_path: Path) -> None:
-    data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(3)])
-    zoo["field"].train_tokenizer(_samples([blocks(0)]), zoo["field"].checkpoint, 0)
-    tokenize(zoo, data, tmp_path / "views", crops=3)
-    figure = findings(zoo, data, tokens=tmp_path / "views", split="train")["store"].figure
-    assert figure.startswith("9 samples of tokenizer") and figure.endswith("; 3 encoded again, all equal")
-    with writing_values(tmp_path / "other", "test", "field") as shard:
-        shard.add("elsewhere", *zoo["field"].write(blocks(0)))
-    tokenize(zoo, tmp_path / "other", tmp_path / "tokens")
-    told = "has 1 sample, and none of the 3 examined, such as test-000"
-    failing(zoo, data, "store", told, tokens=tmp_path / "tokens")
-
-
 def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     tables = {"zoo": {"checkpoints": str(tmp_path / "tokenizers")}, "vocabularies": {"text": {"size": 2048}}}
     zoo = Zoo.from_tables(tables)
@@ -263,7 +226,7 @@ def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "data", words, "caption")
     found = findings(zoo, data, "caption")
     assert all(finding.passed for finding in found.values()), found
-    assert {name for name, finding in found.items() if finding.skipped} == {"codebook", "crops", "store"}
+    assert {name for name, finding in found.items() if finding.skipped} == {"codebook", "crops"}
     assert found["values"].figure == "8 sound" and found["bound"].figure == "exact 1, bound 0.95"
 
 

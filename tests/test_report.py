@@ -18,12 +18,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import registry_of, write_report
-from tokenizers_zoo.report.pictures import (
-    Pictures,
-    cells_of,
-    legend_of,
-    matrix_chart,
-)
+from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
 from tokenizers_zoo.report.samples import overview, read_galleries
 from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
@@ -136,20 +131,6 @@ def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: 
     assert [[cell.label for cell in card["cells"]] for card in shown["cards"]] == [["generated", "truth"]] * 3
 
 
-def margins(png: bytes) -> list[bool]:
-    """Whether the left, right, upper and lower edges of a picture are white."""
-    grey = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
-    return [bool((edge > 250).all()) for edge in (grey[:, :3], grey[:, -3:], grey[:3], grey[-3:])]
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns"),
-    [(["ct"], ["organs"]), (["a"], list("abcdefghi")), (["a" * 60], ["b" * 60])],
-)
-def test_no_word_of_the_matrix_is_cut_off(rows: list[str], columns: list[str]) -> None:
-    assert margins(matrix_chart(rows, columns, {(rows[0], columns[0]): 0.5})) == [True] * 4
-
-
 def test_colours_of_classes_are_those_of_the_pictures(zoo: Zoo) -> None:
     handle = zoo["semseg"]
     swatches = legend_of(handle)
@@ -181,7 +162,7 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
     assert set(re.findall(r"<th>([^<]*)</th>", text)) >= {"depth", "caption", "rgb_patches", "input ↓ target →"}
     names = {path.name for path in (folder / "report" / "pictures").iterdir()}
     assert names == {
-        "skill-scores.png", "training-loss.png", "loss-per-modality.png", "generated-rgb_patches-to-depth.png",
+        "training-loss.png", "loss-per-modality.png", "generated-rgb_patches-to-depth.png",
         "generated-rgb_patches-to-caption.png",
     }  # fmt: skip
     assert text.count('class="cell input') == 1 + 4  # the overview, and a row per sample of both galleries
@@ -213,57 +194,20 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
     text = page.read_text(encoding="utf-8")
     assert "The tokenizers" in text and "Skill scores" not in text and "How training went" not in text
     assert "shown here at work" not in text and f"not evaluated yet: <code>zoo backbone eval {folder}</code>" in text
-    assert "table of skill scores" not in text
-
-
-def start_of(folder: Path, added: list[str]) -> dict[str, Any]:
-    """Record that the run in `folder` started from another run."""
-    start = {"folder": "/runs/first", "weights_sha256": "c" * 64, "knows": ["rgb_patches", "depth"], "added": added}
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "start": start}))
-    return start
 
 
 def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
     folder, _ = run
-    growth = {
-        "start": start_of(folder, ["caption"]),
-        "losses": {
-            "depth": {"before": 2.3119, "after": 2.1893, "targets": 9},
-            "rgb_patches": {"before": None, "after": None, "targets": 0},
-        },
-        "new": {"caption": {"after": 1.0012, "uniform": 8.3177, "targets": 4}},
-        "skills": [],
+    start = {
+        "folder": "/runs/first",
+        "weights_sha256": "c" * 64,
+        "knows": ["rgb_patches", "depth"],
+        "added": ["caption"],
     }
-    (folder / "growth.json").write_text(json.dumps(growth))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "start": start}))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert re.search(r"goes on from <code>/runs/first</code>, with caption\s+added\.", text)
-    section = text.partition("<h2>What it goes on from</h2>")[2].partition("<h2>")[0]
-    rows = [re.findall("<td[^>]*>([^<]*)</td>", row) for row in re.findall("<tr><td>.*</tr>", section)]
-    assert rows == [
-        ["depth", "2.312", "2.189", "−0.123", ""],
-        ["rgb_patches", "–", "–", "–", ""],
-        ["caption (new)", "", "1.001", "", "8.318"],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        (None, "growth.json: cannot be read as JSON"),
-        ({"new": []}, "growth.json: damaged: expected losses by modality"),
-        ({"start": {"weights_sha256": "d" * 64, "added": ["caption"]}}, "its figures are those of another growing; "),
-    ],
-)
-def test_a_growth_that_is_not_sound_is_left_out(
-    run: Run, zoo: Zoo, changed: dict[str, Any] | None, reason: str
-) -> None:
-    folder, _ = run
-    losses = {"depth": {"before": 2.0, "after": 1.5, "targets": 9}}
-    growth = {"start": start_of(folder, ["caption"]), "losses": losses, "new": {}}
-    (folder / "growth.json").write_text("{" if changed is None else json.dumps({**growth, **changed}))
-    text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "<p>growth.json is left out: " in text and reason in text and "masked alike" not in text
 
 
 def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ZooError, count_of
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, usable_modalities
 from tokenizers_zoo.progress import progress_bar
@@ -46,8 +45,6 @@ LEAST_ENTROPY = 0.2
 """Least share of the maximal bits per token."""
 SHIFTED = 16
 """Samples of the shift test."""
-REREAD = 8
-"""Stored samples that are encoded again and compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +74,6 @@ class Patient:
     handle: ModalityHandle
     store: ValueStore
     split: str
-    token_store: Path | None = None
     values: list[Any] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -157,16 +153,15 @@ class Patient:
 
 
 def examine(
-    zoo: Zoo, name: str, data: Path, *, split: str = TEST, samples: int = SAMPLES, steps: int | None = None,
-    tokens: Path | None = None,
-) -> Iterator[Finding]:  # fmt: skip
+    zoo: Zoo, name: str, data: Path, *, split: str = TEST, samples: int = SAMPLES, steps: int | None = None
+) -> Iterator[Finding]:
     """Run every gate on a modality and yield the findings.
 
     Reads up to `samples` values of `split`. With `steps` a temporary tokenizer is trained; otherwise the modality's own
-    is used, or a temporary one of 100 steps if it has none. `tokens` is a token store to compare with. Raises ZooError
-    if the plugin does not load or the data lack the modality; every other failure is a finding.
+    is used, or a temporary one of 100 steps if it has none. Raises ZooError if the plugin does not load or the data
+    lack the modality; every other failure is a finding.
     """
-    patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore(data), split=split, token_store=tokens)
+    patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore(data), split=split)
     patient.read(samples)
     more = f"`zoo check {name}` says more about the plugin"
     with tempfile.TemporaryDirectory(prefix="zoo-doctor-") as workdir:
@@ -348,7 +343,7 @@ def crops(patient: Patient) -> str:
     if not patient.values:
         raise Skipped("no values")
     subject = Subject(zoo=patient.zoo, name=patient.handle.name, workdir=Path(), given=[])
-    subject.values = patient.values[:REREAD]
+    subject.values = patient.values[:8]
     try:
         if reason := check_crop_geometry(subject):
             raise Skipped(reason)
@@ -392,47 +387,3 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
         if pairs and (shift := shift_between(*map(list, zip(*pairs, strict=True)))) is not None:
             found.append(shift)
     return next((shift for shift in found if not shift.aligned), found[0] if found else None)
-
-
-@gate
-def store(patient: Patient) -> str:
-    """The token store was written by this tokenizer, and encoding again gives the same tokens."""
-    if patient.token_store is None or not patient.values:
-        raise Skipped("no values" if patient.token_store else "no token store given (--tokens)")
-    handle = patient.handle
-    try:
-        column = TokenStore(patient.token_store).open(patient.split, handle.name)
-        column.check_tokenizer(handle)
-        kept: list[tuple[str, Any, int]] = []
-        for key, value in zip(patient.keys, patient.values, strict=True):
-            number = column.split.find(key)
-            row = np.array([] if number is None else [number * column.split.crops], np.int64)
-            if column.present(row).any() and len(kept) < REREAD:
-                kept.append((key, value, int(row[0])))
-        encoded = handle.encode([value for _, value, _ in kept], trusted=True) if kept else []
-        now = [column.metadata.from_stored(column.metadata.to_stored(np.asarray(item))) for item in encoded]
-        stored = column.take([row for _, _, row in kept]) if kept else []
-    except ZooError as error:
-        figure, _, advice = str(error).rpartition("; ")
-        raise Failed(figure or advice, advice if figure else "tokenize these data into another folder") from None
-    samples = count_of(column.count, "sample")
-    if not kept:
-        raise Failed(
-            f"has {samples}, and none of the {len(patient.keys)} examined, such as {patient.keys[0]}",
-            "give the token store of these data, or tokenize them",
-        )
-    other = [key for (key, _, _), old, new in zip(kept, stored, now, strict=True) if not _equal(old, new)]
-    if other:
-        raise Failed(
-            f"{len(other)} of {len(kept)} samples have other tokens than the tokenizer gives now, first {other[0]}",
-            "the values have changed since: tokenize with --overwrite",
-        )
-    return f"{samples} of tokenizer {handle.fingerprint[:12]}; {len(kept)} encoded again, all equal"
-
-
-def _equal(stored: Any, now: Any) -> bool:
-    """True if stored tokens equal the new ones, up to rounding and ties of a few ids."""
-    first, second = np.asarray(stored).ravel(), np.asarray(now).ravel()
-    if first.size != second.size or first.dtype.kind != "f":
-        return first.size == second.size and int((first != second).sum()) <= first.size // 50
-    return bool(np.allclose(first, second, rtol=2e-3, atol=2e-3))

@@ -213,7 +213,6 @@ def check(names: tuple[str, ...], data_dir: Path | None) -> None:
 @click.command("doctor")
 @click.argument("names", nargs=-1)
 @click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
-@click.option("--tokens", type=PATH, help="A token store that has to fit the tokenizers.")
 @click.option("--split", default="test", show_default=True, help="Split to examine.")
 @click.option("--samples", type=click.IntRange(min=2), default=64, show_default=True, help="Values at most.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a temporary tokenizer. Default: use the existing "
@@ -221,9 +220,8 @@ def check(names: tuple[str, ...], data_dir: Path | None) -> None:
 @DEVICE
 @click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
 def doctor_command(
-    names: tuple[str, ...], data_dir: Path, tokens: Path | None, split: str, samples: int, steps: int | None,
-    device: str, as_json_text: bool,
-) -> None:  # fmt: skip
+    names: tuple[str, ...], data_dir: Path, split: str, samples: int, steps: int | None, device: str, as_json_text: bool
+) -> None:
     """Check whether modalities can be learnt. The exit code is 1 if one fails.
 
     Runs gates over held-out values, the tokenizer and the tokens, each with figures and advice. Without NAMES: every
@@ -237,12 +235,11 @@ def doctor_command(
     codebook  codes are in use
     varied    tokens differ, with enough bits
     crops     modalities are aligned
-    store     the token store fits
 
     \b
     Examples:
       zoo doctor depth --data data/scenes
-      zoo doctor --data data/scenes --tokens runs/tokens --json
+      zoo doctor --data data/scenes --json
     """
     from tokenizers_zoo.doctor import GATES, examinable, examine
 
@@ -254,7 +251,7 @@ def doctor_command(
     found: dict[str, list[Finding]] = {}
     for name in chosen:
         zoo[name].device = device
-        found[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps, tokens=tokens))
+        found[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps))
     failed = sum(not finding.passed for findings in found.values() for finding in findings)
     if as_json_text:
         report = {name: [dataclasses.asdict(finding) for finding in findings] for name, findings in found.items()}

@@ -13,7 +13,7 @@ from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import read_lines, read_table, replacing_file
-from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, matrix_chart, range_text, signed
+from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, range_text, signed
 from tokenizers_zoo.report.samples import overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 FOLDER = "evaluation"
 """Folder of the evaluation in a run."""
-GROWTH = "growth.json"
-"""What `zoo backbone grow` measured of a run: the losses before and after."""
 KEPT = "ml4m."
 """How tensors begin that an imported backbone keeps for its export, and that are no parameters of the model."""
 REASONS = 20
@@ -52,7 +50,7 @@ def registry_of(run: Path) -> Path | None:
 def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` next to it.
 
-    Reads run.json, config.json, metrics.jsonl, growth.json, evaluation/, retrieval/ and transfer/ of the run, its data,
+    Reads run.json, config.json, metrics.jsonl, evaluation/, retrieval/ and transfer/ of the run, its data,
     and the checkpoints of the zoo. Raises CheckpointError if `run` is not a run, and ConfigError where `out` is a
     folder.
     """
@@ -105,7 +103,6 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     matrix = None
     if pairs:
         rows, columns = (list(dict.fromkeys(key[place] for key in pairs)) for place in (0, 1))
-        pictures.add("skill-scores", matrix_chart(rows, columns, skills))
         samples = range_text([pair["samples"] for pair in pairs.values()])
         metrics = {name: evaluation["modalities"][name]["metrics"][0] for name in columns}
         matrix = {"rows": rows, "columns": columns, "samples": samples, "metrics": metrics}
@@ -132,7 +129,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "retrieval": retrieval_section(run, pictures),
         "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
         "matrix": matrix,
-        "start": _start(run, config),
+        "start": config.get("start"),
         "tokenizers": tokenizers,
         "problems": problems,
         "curves": _curves(read_lines(run / METRICS), names, pictures),
@@ -202,31 +199,6 @@ def tokenizer_card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]
         for m in handle.spec.metrics
     ]  # fmt: skip
     return {"spec": handle.spec, "shown": found, "facts": token_facts(handle), "metrics": rows + found.codes}
-
-
-def _start(run: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the backbone that a run started from, with the losses of growth.json; None for a new model."""
-    if not (start := config.get("start")):
-        return None
-    rows, left_out, path = [], "", run / GROWTH
-    if path.is_file():
-        again = "the same zoo backbone grow measures it again"
-        try:
-            found = read_table(path, "start", "losses", "new")
-            if any(found["start"][key] != start[key] for key in ("weights_sha256", "added")):
-                raise CheckpointError(f"its figures are those of another growing; {again}")
-            for name, row in found["losses"].items():
-                losses = row["before"], row["after"]
-                change = None if None in losses else losses[1] - losses[0]
-                rows.append([name, *(signed(loss, ".3f") for loss in losses), signed(change, "+.3f"), ""])
-            for name, row in found["new"].items():
-                rows.append([f"{name} (new)", "", signed(row["after"], ".3f"), "", signed(row["uniform"], ".3f")])
-        except CheckpointError as error:
-            left_out = f"{GROWTH} is left out: {error}"
-        except (AttributeError, LookupError, TypeError, ValueError):
-            damaged = f"{path}: damaged: expected losses by modality; delete it, and {again}"
-            rows, left_out = [], f"{GROWTH} is left out: {damaged}"
-    return {"folder": start["folder"], "added": start["added"], "rows": rows, "left_out": left_out}
 
 
 def digits(value: float | None) -> str:

@@ -31,10 +31,6 @@ DECADES_OF_A_LOGARITHM = 2.0
 LEGEND_NUMBERS = 8
 NOISY = 300
 """Curves with more points are drawn as thin lines."""
-CELL_SIZE = 0.84, 0.43
-"""Width and height of a cell of the matrix, in inches."""
-ONE_LINE = 5.8
-"""A matrix of this width, in inches, has its title on one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +51,11 @@ def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def png_of(picture: PIL.Image.Image | Figure, *, whole: bool = False) -> bytes:
-    """Return a picture or chart as a PNG; with `whole`, including everything around the chart's axes."""
+def png_of(picture: PIL.Image.Image | Figure) -> bytes:
+    """Return a picture or chart as a PNG."""
     buffer = io.BytesIO()
     if hasattr(picture, "savefig"):
-        picture.savefig(buffer, format="png", dpi=150, bbox_inches="tight" if whole else None, pad_inches=0.05)
+        picture.savefig(buffer, format="png", dpi=150)
     else:
         picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -84,29 +80,6 @@ def cells_of(sheet: Path) -> list[list[str | None]]:
         raise CheckpointError(
             f"{sheet}: damaged: {reason}; delete it: the page goes without it, and what drew it draws it again"
         ) from None
-
-
-def matrix_chart(rows: Sequence[str], columns: Sequence[str], skills: Mapping[tuple[str, str], float | None]) -> bytes:
-    """Draw the skill scores as a coloured table: inputs in rows, targets in columns."""
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
-
-    width, height = CELL_SIZE[0] * len(columns), CELL_SIZE[1] * len(rows)
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1))
-    numbers = [[math.nan if (skill := skills.get((row, c))) is None else skill for c in columns] for row in rows]
-    colours = LinearSegmentedColormap.from_list("skill", ["#f0ad6b", "#ffffff", "#79aee8"])
-    axes.imshow(numbers, cmap=colours, vmin=-1, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_ylabel("input")
-    axes.set_xlabel("target")
-    ends = ("skill score: 0 = best constant prediction,", "1 = tokenizer reconstruction")
-    axes.set_title((" " if width >= ONE_LINE else "\n").join(ends), fontsize=10)
-    for (y, row), (x, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        text = signed(skills[row, column]) if (row, column) in skills else ""
-        axes.text(x, y, text, ha="center", va="center", fontsize=10)
-    return png_of(figure, whole=True)
 
 
 def range_text(numbers: Sequence[int]) -> str:
