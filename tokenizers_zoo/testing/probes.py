@@ -277,8 +277,7 @@ def object_probes(example: Any) -> Iterator[Probe]:
             if isinstance(item[key], list):
                 yield Probe(f"`{key}` lacks its last", of({**item, key: item[key][:-1]}))
         for key in numeric[:1]:
-            for what, factor in (("NaN", math.nan), ("infinity", math.inf)):
-                yield Probe(f"{what} in it", of({**item, key: scaled(item[key], factor)}))
+            yield Probe("NaN in it", of({**item, key: scaled(item[key], math.nan)}))
     marked = File(b"\xef\xbb\xbf" + as_json(example).data, "json")
     yield Probe("a byte order mark before it", marked, (("without it", as_json(example)),))
     yield Probe("cut off", File(as_json(example).data[:-1], "json"), damaged=True)
