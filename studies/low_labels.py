@@ -24,7 +24,7 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.pipeline.engines import cores, run_jobs
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
-from zoo_backbone.transfer.results import compare, comparison_tables
+from zoo_backbone.transfer.results import compare, comparison_table
 from zoo_backbone.transfer.train import train_probe
 
 TUNINGS = "frozen", "full", "scratch"
@@ -101,10 +101,9 @@ def main() -> None:
     console = Console(width=None if Console().is_terminal else 120)
     for number, _ in enumerate(run_jobs(zoo, Probe.train, probes, arguments.workers, lambda _: None), 1):
         console.print(f"low_labels: trained {number} of {len(probes)}", highlight=False)
-    result = compare([probe.out for probe in probes])
-    write_json(arguments.out / "results.json", {"study": "low_labels", **result})
-    for table in comparison_tables(result, console):
-        console.print(table)
+    rows = compare([probe.out for probe in probes])
+    write_json(arguments.out / "results.json", {"study": "low_labels", "rows": rows})
+    console.print(comparison_table(rows))
     console.print(f"every figure: {arguments.out / 'results.json'}", highlight=False, soft_wrap=True)
 
 

@@ -247,7 +247,7 @@ def test_maps_and_vectors_of_numbers_in_their_own_unit(
 def test_classes_that_have_other_numbers_by_now_are_refused(world: World, tmp_path: Path) -> None:
     train(world, tmp_path, "zones", head="linear", steps=1)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["target"]["names"] = ("high", "middle", "low")
+    config["value"]["classes"] = ("high", "middle", "low")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="zones"):
         load(tmp_path)

@@ -25,6 +25,7 @@ from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_pl
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.run_folder import FolderError
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load
 from zoo_backbone.transfer.cli import transfer as command
@@ -106,21 +107,13 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
     assert not (tmp_path / "none").exists()
 
 
-def test_predictions_replace_earlier_ones(world: World, frozen: Path, tmp_path: Path) -> None:
-    train(world, tmp_path / "maps", "zones", steps=1)
-    out = tmp_path / "predicted"
-
-    def predicted(probe: Path, keys: str) -> set[str]:
-        assert zoo("predict", probe, "--keys", keys, "--out", out).exception is None
-        return {path.relative_to(out).as_posix() for path in out.rglob("[!.]*")}
-
-    out.mkdir()
-    (out / "test-009.npy").write_text("mine")
-    mine = {"test-009.npy"}
-    assert predicted(frozen, "test-001") == mine | {"predictions.csv", "predictions.png"}
-    maps = {"test-001.npy", "test-002.npy", "predictions.png"}
-    assert predicted(tmp_path / "maps", "test-001,test-002") == mine | maps
-    assert predicted(frozen, "test-001") == mine | {"predictions.csv", "predictions.png"}
+def test_predictions_need_an_empty_folder(frozen: Path, tmp_path: Path) -> None:
+    words = ("predict", frozen, "--keys", "test-001", "--out", tmp_path / "predicted")
+    assert zoo(*words).exception is None
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "predicted").iterdir()}
+    assert before.keys() == {"predictions.csv", "predictions.png"}
+    assert str(tmp_path) in refused(*words, error=FolderError)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "predicted").iterdir()} == before
 
 
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
@@ -155,16 +148,17 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
         written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
         found.append((json.loads((tmp_path / "results.json").read_text()), written))
     assert found[0] == found[1], "finished probes are left alone"
-    rows = found[0][0]["rows"]
-    settings = [(row["inputs"], row["tuning"], row["labels"]) for row in rows]
+    rows = [row for row in found[0][0]["rows"] if row["task"] == "zones"]
+    settings = [(", ".join(row["inputs"]), row["tuning"], row["labels"]) for row in rows]
     assert settings == [
-        *(("light", tuning, share) for share in (0.1, 1.0) for tuning in ("frozen", "full", "scratch")),
-        ("light", "scratch", 1.0),
-        *(("light, letters", "frozen", share) for share in (0.1, 1.0)),
+        *(("light", tuning, count) for count in (10, TRAIN) for tuning in ("frozen", "full", "scratch")),
+        ("light", "scratch", TRAIN),
+        *(("light, letters", "frozen", count) for count in (10, TRAIN)),
     ]
     assert ["steps=9" in row["settings"] for row in rows] == [False] * 6 + [True] + [False] * 2, "three times as many"
-    cells = [[cell and sorted(cell["seeds"]) for cell in row["cells"]] for row in rows]
-    assert cells == [[["0"]] * 2] * 7 + [[["0"], None]] * 2, "letters are not predicted from letters"
+    of_letters = [row for row in found[0][0]["rows"] if row["task"] == "letters"]
+    assert [row["inputs"] for row in of_letters] == [["light"]] * 7, "letters are not predicted from letters"
+    assert all(list(row["seeds"]) == ["0"] for row in (*rows, *of_letters))
     assert "constant baseline" in capsys.readouterr().out
 
 
@@ -405,29 +399,24 @@ def finished(folder: Path, score: float = 1.0, **changes: Any) -> Path:
     return folder
 
 
-def table_of(folders: list[Path]) -> list[str]:
-    """Return the lines printed by `zoo transfer compare`."""
-    lines = zoo("compare", *folders).output.splitlines()
-    assert max(map(len, lines)) <= 80
-    return lines
-
-
 def test_a_comparison_by_hand(tmp_path: Path) -> None:
     folders = [finished(tmp_path / f"seed{seed}", seed + 1.0, seed=seed) for seed in range(3)]
     folders += [finished(tmp_path / "other", 0.5, tuning="full"), finished(tmp_path / "short", settings={"steps": 7})]
     maps = {"name": "map", "text": "map", "kind": "class map"}
     folders += [finished(tmp_path / "map", task=maps, head="convnext")]
     result = compare(folders)
-    assert [column["task"] for column in result["columns"]] == ["thing", "map"]
-    rows = {(row["tuning"], row["settings"]): row for row in result["rows"]}
-    assert set(rows) == {("frozen", ""), ("full", ""), ("frozen", "steps=7")}
-    cell, of_map = rows["frozen", ""]["cells"]
-    assert cell["mean"] == 2.0 and cell["half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3) and cell["baseline"] == 4.0
-    assert cell["seeds"] == {"0": 1.0, "1": 2.0, "2": 3.0}
-    assert of_map["half"] is None and rows["full", ""]["cells"][1] is None
-    shown = table_of(folders)
-    assert "2.000 ± 2.484" in shown[1] + shown[2] and shown[-1] == "mean over seeds ± 95 %"
-    assert any("constant baseline" in line and "4.000" in line for line in shown)
+    rows = {(row["task"], row["tuning"], row["settings"]): row for row in result}
+    assert set(rows) == {
+        ("thing", "frozen", "steps=1000"), ("thing", "full", ""), ("thing", "frozen", "steps=7"),
+        ("map", "frozen", "steps=1000"),
+    }  # fmt: skip
+    row = rows["thing", "frozen", "steps=1000"]
+    assert row["mean"] == 2.0 and row["half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3) and row["baseline"] == 4.0
+    assert row["seeds"] == {"0": 1.0, "1": 2.0, "2": 3.0} and row["labels"] == 9
+    assert rows["map", "frozen", "steps=1000"]["half"] is None
+    shown = zoo("compare", *folders).output.splitlines()
+    assert max(map(len, shown)) <= 80 and shown[-1] == "mean over seeds ± 95 %"
+    assert "2 ± 2.5" in " ".join(shown) and "constant" in shown[0] + shown[1]
     assert json.loads(zoo("compare", *folders, "--json").output) == result
     with pytest.raises(ConfigError, match="again"):
         compare([folders[0], finished(tmp_path / "again", 9.0)])

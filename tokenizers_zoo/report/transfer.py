@@ -1,11 +1,10 @@
-"""The report's table of probes, and the grouping of probes that it shares with `zoo transfer compare`."""
+"""The comparison of probes, for the report and `zoo transfer compare`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers_zoo.intervals import SPREAD, interval
 from tokenizers_zoo.io import read_table
@@ -15,38 +14,8 @@ METRICS = "metrics.json"
 PROBES = f"transfer/*/{METRICS}"
 REQUIRED = "task", "inputs", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
 """Keys of a probe's metrics.json."""
-
-
-class Question(NamedTuple):
-    """A task with its main metric. Only scores of one question are comparable."""
-
-    name: str
-    text: str
-    """The task as given, a table with its path."""
-    kind: str
-    """The kind of target."""
-    metric: str
-
-
-class Samples(NamedTuple):
-    """Numbers of samples of a probe: labels used (training and validation), and held-out samples."""
-
-    trained: int
-    held_out: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeGroup:
-    """Probes that differ in the seed only."""
-
-    question: Question
-    samples: Samples
-    first: Mapping[str, Any]
-    """metrics.json of the first probe."""
-    seeds: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    """Main metric by seed."""
-    duplicates: list[Path] = field(default_factory=list)
-    """Folders of probes whose seed is there already."""
+ORDER = "task", "inputs", "labels", "tuning", "head"
+"""Keys that rows are sorted by."""
 
 
 def read_probe(folder: Path) -> dict[str, Any]:
@@ -57,43 +26,66 @@ def read_probe(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def group_probes(probes: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[ProbeGroup]:
-    """Group probes, given as folders and metrics.json, that differ in the seed only."""
-    groups: dict[tuple[Any, ...], ProbeGroup] = {}
-    for folder, metrics in probes:
-        task, main, labels = metrics["task"], metrics["metrics"][0], metrics["labels"]
-        question = Question(task["name"], task["text"], task["kind"], main["name"])
-        samples = Samples(labels["train"] + labels["validation"], labels["test"])
-        settings = sorted((key, repr(value)) for key, value in used_settings(metrics).items())
-        key = (question, samples, tuple(metrics["inputs"]), metrics["head"], metrics["tuning"], tuple(settings),
-               metrics["backbone"]["weights_sha256"])  # fmt: skip
-        group = groups.setdefault(key, ProbeGroup(question=question, samples=samples, first=metrics))
-        if metrics["seed"] in group.seeds:
-            group.duplicates.append(folder)
-        else:
-            group.seeds[metrics["seed"]] = main
-    return list(groups.values())
+def compared(probes: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return a row per setting and task, for probes given as folders and metrics.json. Seeds share a row.
+
+    {"task", "kind", "metric", "unit", "higher_is_better", "inputs", "tuning", "head", "backbone",
+     "labels", "held_out": numbers of samples, "settings": those that differ between probes of the same tuning,
+     "mean", "half", "baseline", "seeds": {seed: score}, "folders"}
+
+    Scores are of the main metric; "half" is half of the 95 % interval (Student's t) over seeds, None for one seed.
+    """
+    found = list(probes)
+    groups: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
+    for folder, probe in found:
+        key = [probe[name] for name in ("task", "inputs", "tuning", "head", "backbone")]
+        key += [_counts(probe), probe["metrics"][0]["name"], used_settings(probe)]
+        groups.setdefault(repr(key), []).append((folder, probe))
+    rows = [_row(group, [probe for _, probe in found]) for group in groups.values()]
+    return sorted(rows, key=lambda row: [row[key] for key in ORDER])
+
+
+def _counts(probe: Mapping[str, Any]) -> dict[str, int]:
+    labels = probe["labels"]
+    return {"labels": labels["train"] + labels["validation"], "held_out": labels["test"]}
+
+
+def _row(group: Sequence[tuple[Path, Mapping[str, Any]]], every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the row of probes that differ in the seed only, among `every` probe."""
+    first = group[0][1]
+    task, main = first["task"], first["metrics"][0]
+    alike = [
+        probe["task"] for probe in every
+        if (probe["task"]["name"], probe["metrics"][0]["name"]) == (task["name"], main["name"])
+    ]  # fmt: skip
+    title = task["text"] if len({other["text"] for other in alike}) > 1 else task["name"]
+    title += f" as {task['kind']}" if len({other["kind"] for other in alike}) > 1 else ""
+    others = [used_settings(probe) for probe in every if probe["tuning"] == first["tuning"]]
+    differing = [
+        f"{key}={value}" for key, value in used_settings(first).items()
+        if any(other.get(key) != value for other in others)
+    ]  # fmt: skip
+    scores = {probe["seed"]: probe["metrics"][0] for _, probe in group}
+    mean, half = known_interval([score["score"] for score in scores.values()])
+    return {
+        "task": title, "kind": task["kind"], "metric": main["name"],
+        **{key: main[key] for key in ("unit", "higher_is_better")},
+        **{key: first[key] for key in ("inputs", "tuning", "head")}, **_counts(first),
+        "settings": ", ".join(differing), "backbone": first["backbone"]["weights_sha256"], "mean": mean, "half": half,
+        "baseline": known_interval([score["baseline"] for score in scores.values()])[0],
+        "seeds": {str(seed): score["score"] for seed, score in sorted(scores.items())},
+        "folders": [str(folder) for folder, _ in group],
+    }  # fmt: skip
 
 
 def used_settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that influenced a probe, without the head, which metrics.json names."""
-    unused = {"head"}
+    """Return the settings that influenced a probe, without head and labels, which metrics.json names."""
+    unused = {"head", "labels"}
     if metrics["head"] == "knn" or not metrics["settings"]["validation"]:
         unused |= {"eval_every", "eval_samples"}  # evaluations select nothing
     if metrics["head"] == "knn":
         unused.add("validation")
     return {key: value for key, value in metrics["settings"].items() if key not in unused}
-
-
-def titles(questions: Iterable[Question]) -> dict[Question, str]:
-    """Return a title for each question: its name, with its text or kind if another question has the same name."""
-    known = dict.fromkeys(questions)
-    found = {}
-    for question in known:
-        alike = [other for other in known if (other.name, other.metric) == (question.name, question.metric)]
-        title = question.text if len({other.text for other in alike}) > 1 else question.name
-        found[question] = f"{title} as {question.kind}" if len({other.kind for other in alike}) > 1 else title
-    return found
 
 
 def known_interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -105,30 +97,21 @@ def known_interval(numbers: Sequence[float | None]) -> tuple[float | None, float
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     """Return the template's table of the probes in a run's folder that were trained on its `weights`, or None."""
     found = [(path.parent, read_probe(path.parent)) for path in sorted(run.glob(PROBES))]
-    groups = group_probes(probe for probe in found if probe[1]["backbone"]["weights_sha256"] == weights)
-    if not groups:
+    rows = compared(probe for probe in found if probe[1]["backbone"]["weights_sha256"] == weights)
+    if not rows:
         return None
-    names = titles(group.question for group in groups)
-    rows = []
-    for group in groups:
-        probe, main = group.first, group.first["metrics"][0]
-        arrow = "↑" if main["higher_is_better"] else "↓"
-        order = (names[group.question], probe["inputs"], group.samples.trained, probe["tuning"], probe["head"])
-        shown = {
-            "task": names[group.question],
-            "inputs": " + ".join(probe["inputs"]),
-            "tuning": probe["tuning"],
-            "head": probe["head"],
-            "labels": f"{group.samples.trained:,}",
-            "held_out": f"{group.samples.held_out:,}",
-            "metric": f"{main['name']}{' in ' + main['unit'] if main['unit'] else ''} {arrow}",
-            "seeds": len(group.seeds),
-        }
-        for key in ("score", "baseline"):
-            mean, half = known_interval([entry[key] for entry in group.seeds.values()])
-            spread = f" ± {half:.2g}" if half is not None and key == "score" else ""
-            shown[key] = "-" if mean is None else f"{mean:.3g}{spread}"
-        rows.append((order, shown))
-    most = max(len(group.seeds) for group in groups)
-    ordered = [shown for _, shown in sorted(rows, key=lambda row: row[0])]
-    return {"rows": ordered, "seeds": most, "spread": f" {SPREAD}" if most > 1 else ""}
+    most = max(len(row["seeds"]) for row in rows)
+    return {"rows": [shown_row(row) for row in rows], "seeds": most, "spread": f" {SPREAD}" if most > 1 else ""}
+
+
+def shown_row(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row of `compared` as texts."""
+    unit, arrow = f" in {row['unit']}" if row["unit"] else "", "↑" if row["higher_is_better"] else "↓"
+    spread = "" if row["half"] is None else f" ± {row['half']:.2g}"
+    return {
+        **{key: row[key] for key in ("task", "tuning", "head", "settings")}, "inputs": " + ".join(row["inputs"]),
+        "labels": f"{row['labels']:,}", "held_out": f"{row['held_out']:,}", "seeds": str(len(row["seeds"])),
+        "metric": f"{row['metric']}{unit} {arrow}", "backbone": row["backbone"][:8],
+        "score": "-" if row["mean"] is None else f"{row['mean']:.3g}{spread}",
+        "baseline": "-" if row["baseline"] is None else f"{row['baseline']:.3g}",
+    }  # fmt: skip

@@ -167,7 +167,7 @@ def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | Non
 @click.argument("folders", metavar="PROBE...", type=PATH, nargs=-1, required=True)
 @JSON_OPTION
 def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
-    """Compare finished probes: a row per setting, a column per task.
+    """Compare finished probes: a row per setting and task.
 
     Shows the main metric as the mean over seeds ± half of its 95 % interval
     (Student's t).
@@ -176,19 +176,13 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     Example:
       zoo transfer compare RUN/transfer/*
     """
-    from rich.console import Console
+    from zoo_backbone.transfer.results import compare, comparison_table
 
-    from zoo_backbone.transfer.results import compare, comparison_tables
-
-    result = compare(folders)
+    rows = compare(folders)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    for table in comparison_tables(result, Console()):
-        show_table(table)
-    shared = {row["settings"] for row in result["rows"]}
-    if len(shared) == 1 and any(shared):
-        click.echo(f"all with {shared.pop()}")
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        show_table(comparison_table(rows))
 
 
 def settings_of(config_file: Path | None, options: dict[str, Any], assignments: tuple[str, ...]) -> TransferConfig:

@@ -6,16 +6,16 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.manifest import Split
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore
-from tokenizers_zoo.data.tokens import TokenStore, whole_samples
+from tokenizers_zoo.data.shards import LazyValues, ValueStore
+from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import ModalitySpec
@@ -43,6 +43,14 @@ class Samples:
     def key(self, place: int) -> str:
         """Return the key of the sample at a place."""
         return self.inputs.split.key(int(self.numbers[place]))
+
+    def find(self, key: str) -> int:
+        """Return the place of a sample. Raises DataError if it lacks inputs or a label."""
+        number = self.inputs.split.find(key)
+        places = np.flatnonzero(self.numbers == number)
+        if number is None or not len(places):
+            raise DataError(f"--keys {key}: no such sample with inputs and a label; keys look like {self.key(0)!r}")
+        return int(places[0])
 
     def tokens(self, places: Sequence[int]) -> dict[str, Any]:
         """Return the input tokens of the samples at these places, by modality."""
@@ -91,7 +99,7 @@ class Stores:
             assert self.values is not None
             handle, values = task.handle, self.values
             there = values.rows(split, [handle.name])
-            place = place_among(inputs, values.split(split))
+            place = partial(inputs.split.place_in, values.split(split))
             numbers = _numbers(inputs, lambda number: (at := place(number)) is not None and at in there)
             no_input = len(there) - len(numbers)
             labels = LazyValues(numbers, lambda number: values.read(handle, split, *(place(int(number)) or ())))
@@ -124,15 +132,11 @@ class Stores:
         Raises DataError if no key is known, and for a key of both the training and the test split.
         """
         store = TokenStore(self.tokens)
-        known: dict[str, set[str]] = {}
-        example = ""
-        for split in store.splits() if task.table else ():
-            names = {spec.name for spec in self.specs} & set(store.modalities(split))
-            for column in (store.open(split, name) for name in names):
-                for key, _ in whole_samples([column]):
-                    example = example or key
-                    if key in task.table:
-                        known.setdefault(split, set()).add(key)
+        splits = {name: store.split(name) for name in store.splits()} if task.table else {}
+        known = {
+            name: {key for shard in range(split.shards) for key in split.keys(shard) if key in task.table}
+            for name, split in splits.items()
+        }
         if both := known.get(TRAIN, set()) & known.get(TEST, set()):
             raise DataError(
                 f"--task {task.text}: the key {min(both)!r} is in both splits {TRAIN} and {TEST} of {self.tokens}; "
@@ -140,6 +144,7 @@ class Stores:
             )
         missing = task.table.keys() - set().union(*known.values())
         if missing and len(missing) == len(task.table):
+            example = next((split.key(0) for split in splits.values()), "")
             raise DataError(
                 f"--task {task.text}: none of its {len(missing)} keys (such as {min(missing)!r}) is in {self.tokens}, "
                 f"whose keys look like {example!r}"
@@ -158,25 +163,6 @@ def check_labels(task: Task, target: Target, samples: Samples) -> None:
                 )
 
 
-def place_among(inputs: TokenData, values: Split) -> Callable[[int], Place | None]:
-    """Return the function from a sample's number in the token store to its place among the values.
-
-    Shards with equal keys in both stores have equal rows; other samples are found by their keys.
-    """
-    ours = inputs.split
-    shards = range(min(ours.shards, values.shards)) if ours.shard_size == values.shard_size else ()
-    aligned = {shard for shard in shards if ours.keys_digest(shard) == values.keys_digest(shard)}
-
-    def place(number: int) -> Place | None:
-        shard, row = ours.locate(number)
-        if shard in aligned:
-            return Place(shard, row)
-        found = ours.place_in(values, number)
-        return None if found is None else Place(*found)
-
-    return place
-
-
 def _numbers(inputs: TokenData, labelled: Callable[[int], bool]) -> npt.NDArray[np.int64]:
     """Return the numbers of the samples that have all inputs and a label."""
     split = inputs.split
@@ -192,13 +178,11 @@ def _of_field(task: Task, values: LazyValues, folder: Path) -> list[Any]:
     labels, fields = [], set[str]()
     for key in values.keys:
         value = values.read(key)  # not cached: only the field stays in memory
-        label = value.get(task.field) if isinstance(value, dict) else None
-        fields |= value.keys() if isinstance(value, dict) else set()
+        label = value.get(task.field)
+        fields |= value.keys()
         labels.append(str(label) if label is not None and task.wanted == "classes" else label)
     if labels and all(label is None for label in labels):
-        if task.field in fields:
-            raise DataError(f"--task {task.text}: no value of {folder} has that field")
-        raise UnknownNameError.of(f"field of {folder.name}", task.field, sorted(fields))
+        raise UnknownNameError.of(f"field of {folder.name}", task.field, sorted(fields - {task.field}))
     return labels
 
 

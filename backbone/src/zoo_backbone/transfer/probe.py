@@ -3,8 +3,8 @@
 A probe's folder holds
 
     model.safetensors   `head.*`; `encoder.*`: all weights (full, scratch), the adapters (lora), or none (frozen)
-    config.json         "task", "target", "inputs", "head", "settings", "seed", "backbone", "constant_baseline",
-                        "train_classes"
+    config.json         "task", "target", "value" (the shape and classes of labels that are whole values), "inputs",
+                        "head", "settings", "seed", "backbone", "constant_baseline", "train_classes"
     metrics.json        see results.py
     run.json            see `RunFolder`; "places" has the task as given, "run", "tokens", "data" and "registry"
 
@@ -13,10 +13,8 @@ Frozen and LoRA probes load the encoder from the run, whose weights must not hav
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import importlib.util
-import io
 import math
 import threading
 from collections import Counter
@@ -34,16 +32,14 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import spread
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.shards import ValueStore, value_identity
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import read_json, replacing_file, write_json
+from tokenizers_zoo.io import difference, replacing_file
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.run_folder import locked, read_run
-from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.validation import fixed_shape
+from tokenizers_zoo.run_folder import FolderError, entries, read_run
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config, stored_specs
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
@@ -52,12 +48,14 @@ from zoo_backbone.run import check_handle, stored_config, zoo_of
 from zoo_backbone.transfer.config import TransferConfig
 from zoo_backbone.transfer.data import Samples, Stores, check_labels
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
-from zoo_backbone.transfer.targets import ClassMap, Numbers, Target, Tokens, target_from_json
+from zoo_backbone.transfer.targets import Target, Tokens, target_from_json
 from zoo_backbone.transfer.task import Task
 
 CLASS = "Probe"
 HEAD, ENCODER, ADAPTER = "head.", "encoder.", "lora_"
 """Prefixes of tensor names, and a part of the names of LoRA adapters."""
+BASELINE = "constant_baseline"
+"""Tensor of a constant baseline that is an array."""
 LORA_LAYERS = r"encoder\.\d+\.(attention\.(qkv|out)|mlp\.(up|down))"
 """Layers that get LoRA adapters: all linear layers of the encoder's attention and MLP."""
 CACHE_BYTES = 4 << 30
@@ -65,7 +63,7 @@ CACHE_BYTES = 4 << 30
 CACHE_BATCH = 16
 """Samples per forward pass of cached features."""
 BATCH = 32
-TABLE, PICTURE, WRITTEN = "predictions.csv", "predictions.png", ".predictions.json"
+TABLE, PICTURE = "predictions.csv", "predictions.png"
 SHOWN = 100
 """Maximum number of samples in the picture."""
 
@@ -266,45 +264,36 @@ class Probe(nn.Module):
         `tokens` alone implies the values that were encoded to these tokens. Raises CheckpointError if the labels are
         not found, DataError if `data` alone may hold other samples than the tokens of the training.
         """
-        given, trained_tokens = data is not None, Path(self.places["tokens"])
-        if tokens is not None and data is None:
-            data = TokenStore(tokens).data
-        elif tokens is None and data is not None:
-            store = TokenStore(trained_tokens)
+        store = TokenStore(tokens or Path(self.places["tokens"]))
+        recorded = self.places["data"] if tokens is None else store.data
+        place = data or (Path(recorded) if recorded else None)
+        if data is None and not (place and place.is_dir()):
+            if self.task.handle is not None:
+                raise CheckpointError(f"{self.task.text}: its labels were in {place}, which is gone; give --data DATA")
+            place = None
+        elif data is not None and tokens is None:
             known = split in store.splits() and store.split(split).source and ValueStore(data).source(split)
             if not known and store.data not in (None, data.resolve()):
                 raise DataError(
-                    f"{data}: the probe's tokens {trained_tokens} were made of {store.data}, other samples; "
+                    f"{data}: the probe's tokens {store.root} were made of {store.data}, other samples; "
                     "give the tokens of these values with --tokens TOKENS"
                 )
-        elif data is None and self.places["data"]:
-            data = Path(self.places["data"])
-        there = given or (data is not None and data.is_dir())
-        if self.task.handle is not None and not there:
-            raise CheckpointError(f"{self.task.text}: its labels were in {data}, which is not there; give --data DATA")
         return Stores(
-            tokens=tokens or trained_tokens, values=ValueStore(data) if data is not None and there else None,
-            zoo=self.zoo, owner=f"the probe of {self.task.text}", trained_on=self.trained_on,
+            tokens=store.root, values=ValueStore(place) if place else None, zoo=self.zoo,
+            owner=f"the probe of {self.task.text}", trained_on=self.trained_on,
             specs=[self.network.encoder.layout.spec(name) for name in self.inputs],
         )  # fmt: skip
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors of model.safetensors, and the entry of the constant baseline in config.json."""
+    def tensors(self) -> tuple[dict[str, Tensor], Any]:
+        """Return the tensors of model.safetensors, and the constant baseline in config.json; arrays are tensors."""
         tensors = {HEAD + name: tensor for name, tensor in self.network.head.state_dict().items()}
         tuning = self.config["settings"]["tuning"]
         for name, tensor in self.network.encoder.model.state_dict().items() if tuning != "frozen" else ():
             if tuning != "lora" or ADAPTER in name:
                 tensors[ENCODER + name] = tensor
-        value = self.constant_baseline
-        if isinstance(value, str | int | float):
-            return tensors, {"value": value}
-        if isinstance(value, np.ndarray):
-            return {**tensors, "constant_baseline": torch.from_numpy(np.array(value, order="C"))}, {}
-        assert self.task.whole is not None
-        data, extension = self.task.whole.write(value)
-        return {**tensors, "constant_baseline": torch.frombuffer(bytearray(data), dtype=torch.uint8)}, {
-            "extension": extension
-        }
+        if isinstance(self.constant_baseline, np.ndarray):
+            return {**tensors, BASELINE: torch.from_numpy(np.array(self.constant_baseline, order="C"))}, None
+        return tensors, self.constant_baseline
 
 
 def load(
@@ -326,13 +315,13 @@ def load(
     target = target_from_json(stored["target"])
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)
-    if task.whole is not None and (problem := target_problem(target, task.whole.spec)):
-        raise CheckpointError(
-            f"{folder}: the labels of {task.text} have changed: {problem}; use the registry of its training, or train "
-            "again"
-        )
-    head_tensors = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
-    tuned = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    if task.whole is not None and (problem := difference(stored["value"], value_identity(task.whole))):
+        advice = "use the registry of its training, or train again"
+        raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {problem}; {advice}")
+    head_tensors, tuned = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in (HEAD, ENCODER)
+    )
     with loading():
         encoder = _load_encoder(folder, stored, config, run or Path(places["run"]))
         grid = Grid.of(encoder.layout, stored["inputs"]) if target.kind.endswith("map") else None
@@ -350,29 +339,8 @@ def load(
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: its tensors do not fit its config.json: {reason}") from None
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
-    baseline = stored["constant_baseline"]
-    constant = baseline["value"] if "value" in baseline else tensors["constant_baseline"].numpy()
-    if "extension" in baseline:
-        assert task.whole is not None
-        constant = task.whole.read(constant.tobytes(), baseline["extension"])
+    constant = tensors[BASELINE].numpy() if BASELINE in tensors else stored["constant_baseline"]
     return Probe(network, task, target, zoo, stored, places, constant)
-
-
-def target_problem(target: Any, spec: ModalitySpec) -> str:
-    """Return the change of a modality since the training, or "". Further classes are no difference."""
-    before: tuple[int, ...]
-    now: tuple[int | str, ...] = spec.value.shape
-    if isinstance(target, ClassMap):
-        before = target.size
-        names = spec.value.classes[: len(target.names)]
-        if before == now and target.names != names:
-            return f"the classes were {', '.join(target.names)} and are {', '.join(names)}"
-    elif isinstance(target, Tokens):
-        before, now = target.shape, target.shape if target.end is not None else fixed_shape(spec.layout)
-    else:
-        before = target.shape if isinstance(target, Numbers) else ()
-        now = now if isinstance(target, Numbers) else ()
-    return f"the shape was {before} and is {now}" if before != now else ""
 
 
 def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path) -> FourMEncoder:
@@ -396,21 +364,13 @@ def predict_to_folder(
     """Predict samples of a split (`keys`, or `samples` evenly spread ones), write files, and return the keys.
 
     Writes OUT/<key>.<ext> for values of a modality, else OUT/predictions.csv; and OUT/predictions.png with inputs,
-    prediction and label. Files of an earlier prediction in OUT are removed at the end. Raises DataError for a key
-    without inputs or label, FolderError if another process writes OUT.
+    prediction and label. Raises DataError for a key without inputs or label, FolderError if OUT is not empty.
     """
-    task, target = probe.task, probe.target
+    task, target, values = probe.task, probe.target, stores.values
+    if entries(out):
+        raise FolderError(f"{out}: is not empty; give a new folder")
     found = stores.samples(task, split)
-    places = spread(len(found), samples)
-    if keys is not None:
-        numbers = [found.inputs.split.find(key) for key in keys]
-        places = [-1 if n is None else int(np.searchsorted(found.numbers, n)) for n in numbers]
-        for key, number, place in zip(keys, numbers, places, strict=True):
-            if number not in found.numbers[place : place + 1]:
-                raise DataError(
-                    f"--keys {key}: no such sample with inputs and label in the split {split}; keys look like "
-                    f"{found.key(0)!r}"
-                )
+    places = spread(len(found), samples) if keys is None else [found.find(key) for key in keys]
     chosen = [found.key(place) for place in places]
     whole = None if target.kind == "classes" else task.whole
     for key in chosen if whole is not None else ():
@@ -418,36 +378,18 @@ def predict_to_folder(
             raise DataError(f"{stores.tokens / split}: sample {key!r}: {problem}; cannot be a file name")
     predicted = probe.predict_samples(found, places)
     truth = [task.truth(target, found.labels[place]) for place in places]
-    files: dict[str, bytes] = {}
     if whole is not None:
         for key, value in zip(chosen, predicted, strict=True):
             data, extension = whole.write(value)
-            files[f"{key}.{extension}"] = data
+            with replacing_file(out / f"{key}.{extension}") as temporary:
+                temporary.write_bytes(data)
     else:
-        table = io.StringIO()
-        csv.writer(table).writerows([("key", "predicted", "true"), *zip(chosen, predicted, truth, strict=True)])
-        files[TABLE] = table.getvalue().encode()
-    values = stores.values
-    stored = () if values is None else values.modalities(split)
-    shown_inputs = [name for name in probe.inputs if name in stored]
+        with replacing_file(out / TABLE) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("key", "predicted", "true"), *zip(chosen, predicted, truth, strict=True)])
+    inputs = [name for name in probe.inputs if values is not None and name in values.modalities(split)]
     rows = []
     for place in spread(len(chosen), SHOWN):
-        cells = [shown(values, probe.zoo[name], split, chosen[place]) for name in shown_inputs if values is not None]
+        cells = [shown(values, probe.zoo[name], split, chosen[place]) for name in inputs if values is not None]
         rows.append([*cells, task.render(target, predicted[place]), task.render(target, truth[place])])
-    with locked(out):
-        earlier = set(read_json(out / WRITTEN)) if (out / WRITTEN).is_file() else set()
-        write_json(out / WRITTEN, sorted(earlier | files.keys() | {PICTURE}))  # complete even after a kill
-        for name, data in files.items():
-            with replacing_file(out / name) as temporary:
-                temporary.write_bytes(data)
-        written = set(files)
-        if write_sheet(out / PICTURE, [*shown_inputs, f"{task.title} predicted", f"true {task.title}"], rows):
-            written.add(PICTURE)
-        for name in sorted((earlier | {PICTURE}) - written):
-            if key_problem(name) is None:
-                (out / name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # not empty
-                    for folder in list(Path(name).parents)[:-1]:
-                        (out / folder).rmdir()
-        write_json(out / WRITTEN, sorted(written))
+    write_sheet(out / PICTURE, [*inputs, f"{task.title} predicted", f"true {task.title}"], rows)
     return chosen

@@ -17,14 +17,10 @@ metrics.json:
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tokenizers_zoo.checkpoint import card_row
@@ -32,14 +28,11 @@ from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, and_others
 from tokenizers_zoo.intervals import SPREAD
-from tokenizers_zoo.report.transfer import METRICS, group_probes, known_interval, read_probe, titles, used_settings
-from zoo_backbone.transfer.config import HEADS, TUNING, TransferConfig
+from tokenizers_zoo.report.transfer import METRICS, compared, read_probe, shown_row
 
 CLASSES_SHOWN = 5
-COUNTS = {"trained": "trained on", "held_out": "held-out"}
-"""Numbers of samples in a comparison, with their column titles."""
-SETTING = "inputs", "tuning", "head", "settings", "backbone"
-"""Keys of a row of a comparison, besides the labels."""
+ALWAYS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"
+"""Columns of every comparison."""
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -150,118 +143,32 @@ On {labels["test"]} held-out samples:
 # ---------------------------------------------------------------- several probes
 
 
-def compare(folders: Sequence[Path]) -> dict[str, Any]:
-    """Return the scores of finished probes, as JSON types.
+def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the rows of `compared` for folders of finished probes.
 
-    {"columns": [{"task", "kind", "metric", "unit", "higher_is_better"}],
-     "rows": [{"inputs", "tuning", "head", "labels", "settings", "backbone",
-               "cells": [{"trained", "held_out", "mean", "half", "baseline", "seeds": {seed: score}} or null]}]}
-
-    "head" is "default" if it is the default for the kind of target; "settings" are those that differ from the defaults
-    of the tuning. "half" is half of the 95 % interval (Student's t) over seeds, null for one seed. If probes of one
-    setting and task have other numbers of samples, each number has its own row. Raises CheckpointError for a folder
-    that is not a finished probe, ConfigError for two probes that differ in nothing.
+    Raises CheckpointError for a folder that is not a finished probe, ConfigError for two probes that differ in nothing.
     """
-    groups = group_probes((folder, read_metrics(folder)) for folder in folders)
-    if twice := next((folder for group in groups for folder in group.duplicates), None):
-        raise ConfigError(f"{twice}: another probe has the same settings and seed; compare one of them")
-    mains = {group.question: group.first["metrics"][0] for group in groups}
-    settings = [_setting(group.first) for group in groups]
-    # By their text: 1 label and 1.0, all labels, are equal numbers.
-    counts = Counter((repr(setting), group.question) for setting, group in zip(settings, groups, strict=True))
-    several = {setting for (setting, _), count in counts.items() if count > 1}
-    rows: dict[Any, dict[str, Any]] = {}
-    for setting, group in zip(settings, groups, strict=True):
-        key = repr(setting), group.samples if repr(setting) in several else None
-        row = rows.setdefault(key, {**setting, "cells": dict.fromkeys(mains)})
-        mean, half = known_interval([main["score"] for main in group.seeds.values()])
-        row["cells"][group.question] = {
-            **group.samples._asdict(), "mean": mean, "half": half,
-            "baseline": known_interval([main["baseline"] for main in group.seeds.values()])[0],
-            "seeds": {str(seed): main["score"] for seed, main in sorted(group.seeds.items())},
-        }  # fmt: skip
-    columns = [
-        {"task": title, "kind": question.kind, "metric": question.metric,
-         **{key: mains[question][key] for key in ("unit", "higher_is_better")}}
-        for question, title in titles(mains).items()
-    ]  # fmt: skip
-    return {"columns": columns, "rows": [{**row, "cells": list(row["cells"].values())} for row in rows.values()]}
-
-
-def _setting(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a row of `compare`: everything except seed, task and samples."""
-    defaults: dict[str, Any] = {option.name: option.default for option in dataclasses.fields(TransferConfig)}
-    defaults |= TUNING[metrics["tuning"]]
-    others = [
-        f"{name}={value}"
-        for name, value in used_settings(metrics).items()
-        if name not in ("tuning", "labels") and value != defaults.get(name, value)
-    ]
-    default_head = HEADS[metrics["task"]["kind"]][0]
-    return {
-        "inputs": ", ".join(metrics["inputs"]),
-        "tuning": metrics["tuning"],
-        "head": "default" if metrics["head"] == default_head else metrics["head"],
-        "labels": metrics["labels"]["requested"],
-        "settings": ", ".join(others),
-        "backbone": metrics["backbone"]["weights_sha256"],
-    }
-
-
-def comparison_tables(result: Mapping[str, Any], console: Console) -> list[Table]:
-    """Return the tables of `compare` for a terminal, with as many tasks per table as fit."""
-    endless = console.options.update(max_width=sys.maxsize)
-    tables: list[Table] = []
-    start, count = 0, len(result["columns"])
-    while start < count:
-        for stop in range(count, start, -1):
-            table = _table(result, slice(start, stop))
-            if console.measure(table, options=endless).minimum <= console.width:
-                break
-        tables.append(table)
-        start = stop
-    return tables
-
-
-def _table(result: Mapping[str, Any], tasks: slice) -> Table:
-    """Return the table of some tasks; its last row has the mean constant baselines."""
-    every, columns = result["rows"], result["columns"][tasks]
-    rows = [{**row, "cells": row["cells"][tasks]} for row in every if any(row["cells"][tasks])]
-    names = ["inputs", "tuning", "labels"]
-    names += ["head"] if any(row["head"] != "default" for row in every) else []
-    names += [name for name in ("settings", "backbone") if len({row[name] for row in every}) > 1]
-    # Numbers of samples that distinguish rows, or differ from the requested labels.
-    entries = [(row["labels"], entry) for row in rows for entry in row["cells"] if entry]
-    settings = {repr([row[name] for name in ("labels", *SETTING)]) for row in rows}
-    by_task = zip(*(row["cells"] for row in rows), strict=True)
-    counts = ["held_out"] if any(len({e["held_out"] for e in column if e}) > 1 for column in by_task) else []
-    if len(settings) < len(rows) or any(isinstance(asked, int) and asked != e["trained"] for asked, e in entries):
-        counts.insert(0, "trained")
-    headers = [
-        f">{column['task']}\n{column['metric']} {'↑' if column['higher_is_better'] else '↓'}" for column in columns
-    ]
-    table = plain_table(*names, *(f">{COUNTS[count]}" for count in counts), *headers)
-    if any(entry["half"] is not None for _, entry in entries):
-        table.caption, table.caption_justify = f"mean over seeds {SPREAD}", "left"
+    rows = compared((folder, read_metrics(folder)) for folder in folders)
     for row in rows:
-        labels = f"{100 * row['labels']:g} %" if isinstance(row["labels"], float) else str(row["labels"])
-        shown = {**row, "labels": labels, "backbone": row["backbone"][:8]}
-        numbers = [", ".join(dict.fromkeys(f"{entry[count]:,}" for entry in row["cells"] if entry)) for count in counts]
-        table.add_row(*(shown[name] for name in names), *numbers, *map(_cell_text, row["cells"]))
-    baselines = []
-    for place in range(len(columns)):
-        found = [row["cells"][place]["baseline"] for row in rows if row["cells"][place]]
-        baselines.append(_cell_text({"mean": known_interval(found)[0], "half": None}))
-    table.add_row("constant baseline", *[""] * (len(names) + len(counts) - 1), *baselines)
-    for place, column in enumerate(table.columns):
-        breaks = names[place : place + 1] in (["inputs"], ["settings"])  # lists may be wrapped between their items
-        texts = map(str, [column.header, *column.cells])
-        column.min_width = max(len(part) for text in texts for part in text.split(" " if breaks else "\n"))
+        if len(row["folders"]) > len(row["seeds"]):
+            raise ConfigError(
+                f"{row['folders'][-1]}: another probe has the same settings and seed; compare one of them"
+            )
+    return rows
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the rows of `compare` as a table for a terminal, without columns that are equal in all rows."""
+    texts = [shown_row(row) for row in rows]
+    columns = {
+        "task": "task", "inputs": "inputs", "tuning": "tuning", "head": "head", "settings": "settings",
+        "backbone": "backbone", "labels": ">labels", "held_out": ">held-out", "metric": "metric", "score": ">score",
+        "baseline": ">constant baseline",
+    }  # fmt: skip
+    kept = [key for key in columns if key in ALWAYS or len({text[key] for text in texts}) > 1]
+    table = plain_table(*(columns[key] for key in kept))
+    for text in texts:
+        table.add_row(*(text[key] for key in kept))
+    if any(row["half"] is not None for row in rows):
+        table.caption, table.caption_justify = f"mean over seeds {SPREAD}", "left"
     return table
-
-
-def _cell_text(entry: Mapping[str, Any] | None) -> str:
-    """Return `0.512 ± 0.010`, or a dash."""
-    if entry is None or entry["mean"] is None:
-        return "-"
-    return f"{entry['mean']:.3f}" + ("" if entry["half"] is None else f" ± {entry['half']:.3f}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.shards import ValueStore, value_identity
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.progress import say
@@ -125,6 +125,7 @@ def train_probe(
         dropped={TRAIN: dict(known.dropped), TEST: dict(test.dropped), "unknown_keys": unknown_keys},
         probe_config={
             "class": CLASS, "task": {"name": parsed.title, "wanted": wanted}, "target": target_to_json(target),
+            "value": None if parsed.whole is None else value_identity(parsed.whole),
             "inputs": inputs, "head": head, "settings": dataclasses.asdict(config), "seed": seed,
             "backbone": {key: backbone[key] for key in kept},
         },
