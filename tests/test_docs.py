@@ -30,7 +30,7 @@ from zoo_backbone.config import TrainConfig as BackboneTrainConfig
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.optim import peak_rate
-from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig
+from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.transfer.config import TransferConfig
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ PAGES = [
 ]
 CONFIGS = [
     BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, InstanceConfig,
-    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, Pairs, GenerationPlan, RecallConfig, SpatialSettings,
+    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, Pairs, GenerationPlan, SpatialSettings,
     TargetPlan, TokenizerConfig, TrainConfig, TransferConfig, VocabularyConfig, ZooConfig,
 ]  # fmt: skip
 

@@ -43,7 +43,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Path:
     ]
     pairs = [entry("caption", "depth", 0.4), entry("depth", "caption", 0.05)]
     found: dict[str, Any] = {
-        "identity": {"embedding": {"embedding": "predicted", "via": "minilm", "space": "centred"}}, "pairs": pairs,
+        "identity": {"embedding": {"via": "minilm", "space": "centred"}}, "pairs": pairs,
         "mean": entry("", "", 0.225), "galleries": [
             {"query": "caption", "target": "depth", "picture": "gallery/caption-finds-depth.png", "rows": rows,
              "columns": ["query: caption", "1", "2", "3"]},

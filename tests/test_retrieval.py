@@ -33,7 +33,7 @@ from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig, Search, query
+from zoo_backbone.retrieval import EmbeddingConfig, Search, query
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
 from zoo_backbone.retrieval.embed import Embedder, check_via, unit
@@ -97,7 +97,7 @@ def test_vectors_of_the_encoder_are_the_mean_of_its_features(world: World) -> No
 
 
 def test_predicted_vectors_are_the_decoded_values_of_what_is_generated(world: World) -> None:
-    embedder = Embedder(world.run, world.zoo, EmbeddingConfig(embedding="predicted", via="gist", space="plain"))
+    embedder = Embedder(world.run, world.zoo, EmbeddingConfig(via="gist", space="plain"))
     _, tokens = stored(world, "light")
     plan = TargetPlan(name="gist", temperature=0, steps=1)
     predicted = generate(load_model(world.run).eval(), {"light": tokens}, [plan], 0)["gist"]
@@ -182,7 +182,7 @@ def test_an_equal_index_is_kept_and_another_one_replaced_on_request(world: World
 def test_an_index_is_of_its_backbone_and_of_the_tokenizer_of_its_vectors(world: World, tmp_path: Path) -> None:
     other, place, numbers = copied(world, tmp_path / "world"), tmp_path / "index", tmp_path / "numbers"
     words = ("build", other.run, "--modalities", "light,dark", "--space", "centred", "--out")
-    predicted = (*words, numbers, "--embedding", "predicted", "--via", "gist")
+    predicted = (*words, numbers, "--via", "gist")
     for command in ((*words, place), predicted):
         assert zoo(world, *command).exception is None
     model, config = load_model(other.run), load_config(other.run)
@@ -428,8 +428,7 @@ def test_the_networks_run_on_the_device(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("--embedding predicted --via light", "--via light"), ("--embedding predicted", "--via"),
-        ("--via gist", "--via"), ("--modalities lihgt", "light"), ("--split tset", "tset"),
+        ("--via light", "--via light"), ("--modalities lihgt", "light"), ("--split tset", "tset"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["build", "eval"])
@@ -488,8 +487,7 @@ def test_without_faiss_the_extra_is_named(
 @pytest.fixture(scope="module")
 def measured(world: World) -> tuple[Path, dict[str, Any]]:
     out = world.root / "recall"
-    config = RecallConfig(gallery_pairs=8, gallery_samples=3)
-    return out, evaluate_retrieval(world.run, world.zoo, out, embedding=EmbeddingConfig(), config=config)
+    return out, evaluate_retrieval(world.run, world.zoo, out, embedding=EmbeddingConfig())
 
 
 def of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
@@ -526,7 +524,7 @@ def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[
         ("light", "dark"), ("dark", "light"), ("raw", "dark"),
     ]  # fmt: skip
     gallery = result["galleries"][0]
-    assert gallery["columns"] == ["query: light", "1", "2", "3", "4", "5"] and len(gallery["rows"]) == 3
+    assert gallery["columns"] == ["query: light", "1", "2", "3", "4", "5"] and len(gallery["rows"]) == 4
     with Image.open(out / gallery["picture"]) as sheet:
         boxes = json.loads(sheet.text["cells"])  # type: ignore[attr-defined]
         for row, places in zip(gallery["rows"], boxes, strict=True):
@@ -545,7 +543,7 @@ def test_no_figures_are_beside_pictures_of_others(
     def eval_again(space: str) -> dict[str, Any]:
         return evaluate_retrieval(
             world.run, world.zoo, tmp_path, embedding=EmbeddingConfig(space=space),  # type: ignore[arg-type]
-            config=RecallConfig(samples=8, gallery_pairs=1, gallery_samples=1), modalities=["light", "dark"],
+            samples=8, galleries=1, modalities=["light", "dark"],
         )  # fmt: skip
 
     def write(path: Path, *given: Any) -> bool:

@@ -10,11 +10,10 @@ from typing import Any, get_args
 import click
 
 from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, plain_table, show_table, split_names
-from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
 from zoo_backbone.cli import open_run, pairs_of
-from zoo_backbone.retrieval import Embedding, EmbeddingConfig, RecallConfig, Search, SpaceKind
+from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
 
 
 def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,9 +21,8 @@ def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--space", type=click.Choice(get_args(SpaceKind)), default="shared", show_default=True,
                      help="How modalities are aligned, fitted to training samples."),
-        click.option("--via", default="", metavar="NAME", help="The vector modality that is predicted."),
-        click.option("--embedding", type=click.Choice(get_args(Embedding)), default="encoder", show_default=True,
-                     help="Encoder features, or vectors of a predicted modality (--via)."),
+        click.option("--via", default="", metavar="NAME", help="A vector modality that is predicted and compared. "
+                     "Default: encoder features are compared."),
         names_option("--modalities", help="Default: all of the run that its tokens have."),
         click.option("--split", default="test", show_default=True, help="Split of the run's tokens."),
     ):  # fmt: skip
@@ -51,8 +49,8 @@ def retrieve() -> None:
               "Default: exact up to 100,000 samples.")  # fmt: skip
 @DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace another index. Not needed to resume.")
-def build_command(folder: Path, out: Path, split: str, modalities: list[str] | None, embedding: str, via: str,
-                  space: str, exact: bool | None, device: str, overwrite: bool) -> None:  # fmt: skip
+def build_command(folder: Path, out: Path, split: str, modalities: list[str] | None, via: str, space: Any,
+                  exact: bool | None, device: str, overwrite: bool) -> None:  # fmt: skip
     """Embed the stored samples of a run and write an index.
 
     If killed, run the same command again to resume.
@@ -60,11 +58,11 @@ def build_command(folder: Path, out: Path, split: str, modalities: list[str] | N
     \b
     Examples:
       zoo retrieve build runs/backbone --out runs/index
-      zoo retrieve build RUN --out INDEX --embedding predicted --via dinov2_global
+      zoo retrieve build RUN --out INDEX --via dinov2_global
     """
     from zoo_backbone.retrieval.index import build
 
-    config = embedding_config(embedding, via, space)
+    config = EmbeddingConfig(via=via, space=space)
     _, zoo = open_run(folder)
     search: Search | None = None if exact is None else "exact" if exact else "approximate"
     with disk_errors(out):
@@ -112,8 +110,6 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     if keys is None and (exclude_self or split):
         raise ConfigError("--exclude-self and --split: apply to stored samples; give --keys")
     index = Index(folder, run)
-    if run is None:
-        index.check_run()
     _, zoo = open_run(index.run)
     forms = input_forms(zoo, index.names)
     names = [forms.get(name, name) for name in names]
@@ -153,8 +149,8 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
               help="Maximum number of samples.")  # fmt: skip
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs with a picture.")
 @DEVICE
-def eval_command(folder: Path, out: Path | None, split: str, modalities: list[str] | None, embedding: str, via: str,
-                 space: str, samples: int, galleries: int, device: str) -> None:  # fmt: skip
+def eval_command(folder: Path, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
+                 samples: int, galleries: int, device: str) -> None:  # fmt: skip
     """Measure recall from every modality to every other.
 
     Each sample is searched by one modality among another modality of all samples.
@@ -170,12 +166,12 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
     from zoo_backbone.retrieval.query import AT, FILE, default_folder, evaluate_retrieval
 
     place = out or default_folder(folder, split)
-    config = embedding_config(embedding, via, space)
+    config = EmbeddingConfig(via=via, space=space)
     _, zoo = open_run(folder)
     with disk_errors(place):
         result = evaluate_retrieval(
-            folder, zoo, place, embedding=config, config=RecallConfig(samples=samples, gallery_pairs=galleries),
-            split=split, modalities=modalities, device=device,
+            folder, zoo, place, embedding=config, samples=samples, galleries=galleries, split=split,
+            modalities=modalities, device=device,
         )  # fmt: skip
     click.echo("R@k: % found among the first k hits / by chance")
     table = plain_table("query", "target", *(f">R@{k}" for k in AT), ">median", ">of")
@@ -188,13 +184,6 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
     if split == TRAIN:
         click.echo("these are training samples of the backbone: not held-out figures")
     click.echo(f"written to {place / FILE}")
-
-
-def embedding_config(embedding: str, via: str, space: str) -> EmbeddingConfig:
-    """Return the settings of vectors. Raises ConfigError if options contradict each other."""
-    if (embedding == "predicted") != bool(via):
-        raise ConfigError("--via NAME: is required with --embedding predicted, and only allowed there")
-    return from_mapping(EmbeddingConfig, {"embedding": embedding, "via": via, "space": space})
 
 
 def parse_weights(weights: Sequence[str]) -> dict[str, float]:

@@ -43,6 +43,8 @@ Floats = npt.NDArray[np.float64]
 Advance = Callable[[int], None]
 """Called with the number of samples embedded since the last call."""
 BATCH = 32
+FIT_SAMPLES = 4096
+"""Maximum number of training samples that a space is fitted to."""
 RIDGE = 0.1
 """Added to all variances before whitening, as a multiple of the modality's mean variance."""
 DIRECTIONS = 128
@@ -261,7 +263,7 @@ class Embedder:
             self.spaces = {name: Affine(mean=np.zeros(1, np.float32)) for name in names}
             return
         samples = self.stored(TRAIN, names)
-        places = np.array(spread(len(samples), self.config.fit_samples), np.int64)
+        places = np.array(spread(len(samples), FIT_SAMPLES), np.int64)
         present = samples.present[places]
         for name, has in zip(names, present.T, strict=True):
             if not has.any():
@@ -291,5 +293,5 @@ def check_via(layout: EmbeddingLayout, via: str) -> None:
     if spec.name not in vectors:
         raise ConfigError(
             f"--via {via}: expected a vector modality that the backbone predicts, got {spec.value} as {spec.layout}; "
-            f"this run has {', '.join(vectors) or 'none: use --embedding encoder'}"
+            f"this run has {', '.join(vectors) or 'none: leave --via out'}"
         )

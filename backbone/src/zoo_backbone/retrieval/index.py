@@ -11,10 +11,8 @@ together.faiss      a vector for each sample: the normalised sum over its modali
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +26,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, sa
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.io import DISK_ERRORS, read_table, replacing_file, write_json
+from tokenizers_zoo.io import read_table, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
@@ -50,8 +48,6 @@ LARGE = 100_000
 """Indexes of more samples are approximate by default."""
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
 """HNSW (arXiv 1603.09320): links per vector, candidates while building, and least candidates while searching."""
-LINK_BATCH = 1000
-"""Vectors linked between two updates of the progress bar."""
 DAMAGED = "build it again with --overwrite"
 
 
@@ -111,31 +107,27 @@ def build(
 
 def _write_vectors(out: Path, embedder: Embedder, samples: Samples, names: Sequence[str], kind: Search) -> None:
     """Write keys and vectors, one modality after the other; complete files are kept."""
-    count, passes = int(samples.present.sum()), 1 if kind == "exact" else 2  # embedded, and linked
     together = np.zeros(0, np.float32)
-    with progress_bar(f"embed {max(names, key=len)}", count * passes + (passes - 1) * len(samples)) as advance:
+    with progress_bar(f"embed {max(names, key=len)}", int(samples.present.sum())) as advance:
         for name, has in zip(names, samples.present.T, strict=True):
             path, places = out / file_of(name), np.flatnonzero(has)
-            vectors = _complete_vectors(path, len(places))
-            if vectors is None:
+            try:
+                vectors = np.asarray(read_vectors(path, len(places)).reconstruct_n(0, len(places)), np.float32)
+                advance(len(places))
+            except CheckpointError:
                 vectors = embedder.embed_stored(samples, name, places, partial(advance, title=f"embed {name}"))
-                write_vectors(path, vectors, kind, partial(advance, title=f"link {name}"))
-            else:
-                advance(len(places) * passes)
+                write_vectors(path, vectors, kind)
             if not len(together):
                 together = np.zeros((len(samples), vectors.shape[1]), np.float32)
             together[places] += vectors
             del vectors  # before the next modality is embedded
-        write_vectors(out / file_of(TOGETHER), unit(together), kind, partial(advance, title="link all"))
+    write_vectors(out / file_of(TOGETHER), unit(together), kind)
     lacks = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, samples.present.T, strict=True)}
     write_json(out / KEYS, {"keys": list(samples.keys), "lacks": lacks})
 
 
-def new_index(vectors: Vectors, kind: Search, advance: Callable[[int], None] = lambda count: None) -> Any:
-    """Return a FAISS index of unit vectors by inner product. Equal vectors give an equal index.
-
-    `advance` is called with numbers of vectors that were linked (approximate).
-    """
+def new_index(vectors: Vectors, kind: Search) -> Any:
+    """Return a FAISS index of unit vectors by inner product. Equal vectors give an equal index."""
     library, dims = faiss(), vectors.shape[1]
     if kind == "exact":
         index = library.IndexFlatIP(dims)
@@ -146,39 +138,32 @@ def new_index(vectors: Vectors, kind: Search, advance: Callable[[int], None] = l
     threads = library.omp_get_max_threads()
     library.omp_set_num_threads(1)  # several threads link in random order
     try:
-        for start in range(0, len(vectors), LINK_BATCH):
-            batch = vectors[start : start + LINK_BATCH]
-            index.add(batch)
-            advance(len(batch))
+        index.add(vectors)
     finally:
         library.omp_set_num_threads(threads)
     return index
 
 
-def write_vectors(path: Path, vectors: Vectors, kind: Search, advance: Callable[[int], None]) -> None:
-    """Write a FAISS index atomically. Raises OSError if the disk is full."""
-    index = new_index(vectors, kind, advance)
+def write_vectors(path: Path, vectors: Vectors, kind: Search) -> None:
+    """Write a FAISS index atomically."""
     with replacing_file(path) as temporary:
-        try:
-            faiss().write_index(index, str(temporary))
-        except RuntimeError as error:  # has the system's message, but not its number
-            number = next((number for number in DISK_ERRORS if os.strerror(number) in str(error)), None)
-            raise error if number is None else OSError(number, os.strerror(number)) from error
+        faiss().serialize_index(new_index(vectors, kind)).tofile(temporary)
 
 
-def _complete_vectors(path: Path, count: int) -> Vectors | None:
-    """Return the vectors of a complete file, or None."""
-    if path.is_file():
-        with contextlib.suppress(RuntimeError):
-            index = faiss().read_index(str(path))
-            if index.ntotal == count:
-                return np.asarray(index.reconstruct_n(0, count), np.float32)
-    return None
+def read_vectors(path: Path, count: int) -> Any:
+    """Read a FAISS index of `count` vectors. Raises CheckpointError if the file is missing or damaged."""
+    try:
+        index = faiss().read_index(str(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: damaged ({str(error).splitlines()[0]}); {DAMAGED}") from None
+    if index.ntotal != count:
+        raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {count}; {DAMAGED}")
+    return index
 
 
 def _card(identity: Mapping[str, Any], samples: int) -> str:
     rows = [f"| {name} | {count} |" for name, count in identity["modalities"].items()]
-    embedding = ", ".join(f"{key} {value}" for key, value in identity["embedding"].items() if value != "")
+    embedding = ", ".join(f"{key} {value}" for key, value in identity["embedding"].items() if value)
     return f"""# An index of {samples} samples
 
 Built from the split `{identity["split"]}` of the run's tokens ({embedding}), {identity["search"]} search.
@@ -203,7 +188,7 @@ class Hit:
 
 
 class Index:
-    """An opened index. Raises CheckpointError if there is none, or if it is damaged.
+    """An opened index. Raises CheckpointError if there is none, if it is damaged, or if its backbone is gone.
 
     `run` is the folder of its backbone, if it was moved.
     """
@@ -216,6 +201,8 @@ class Index:
         tensors, config = load_checkpoint(self.folder, CLASS)
         self.keys, self._lacks = _read_keys(self.folder / KEYS)
         self.run = run or Path(record["places"]["run"])
+        if not self.run.is_dir():
+            raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
         self.embedding = from_mapping(EmbeddingConfig, config["embedding"])
         self.fingerprint, self.split, self.search_kind = config["fingerprint"], config["split"], config["search"]
         self.tokenizers: Mapping[str, str] = config["tokenizers"]
@@ -227,11 +214,7 @@ class Index:
         self._opened: dict[str, Any] = {}
 
     def embedder(self, zoo: Zoo, device: str = "cpu") -> Embedder:
-        """Return the embedder for queries.
-
-        Raises CheckpointError if the backbone is gone, or the backbone or the `via` tokenizer has changed.
-        """
-        self.check_run()
+        """Return the embedder for queries. Raises CheckpointError if backbone or `via` tokenizer have changed."""
         embedder = Embedder(self.run, zoo, self.embedding, device)
         if embedder.fingerprint != self.fingerprint:
             raise CheckpointError(
@@ -242,11 +225,6 @@ class Index:
             raise CheckpointError(f"{self.folder}: built with another tokenizer of {via}; {DAMAGED}")
         embedder.spaces = dict(self._spaces)
         return embedder
-
-    def check_run(self) -> None:
-        """Raise CheckpointError if its backbone was moved."""
-        if not self.run.is_dir():
-            raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
 
     def check(self, names: Sequence[str]) -> None:
         """Raise UnknownNameError for a modality that the index does not have."""
@@ -283,14 +261,7 @@ class Index:
     def open(self, find: str) -> Any:
         """Return the FAISS index of a modality. Raises CheckpointError if its file is damaged."""
         if find not in self._opened:
-            path = self.folder / file_of(find)
-            try:
-                index = faiss().read_index(str(path))
-            except RuntimeError as error:
-                raise CheckpointError(f"{path}: damaged ({str(error).splitlines()[0]}); {DAMAGED}") from None
-            if index.ntotal != self.size(find):
-                raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {self.size(find)}; {DAMAGED}")
-            self._opened[find] = index
+            self._opened[find] = read_vectors(self.folder / file_of(find), self.size(find))
         return self._opened[find]
 
 

@@ -40,7 +40,7 @@ from tokenizers_zoo.run_folder import locked
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import CELL, Shown, shown, text_of, write_sheet
 from zoo_backbone.generate.inputs import value_of_source
-from zoo_backbone.retrieval import EmbeddingConfig, RecallConfig
+from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
 from zoo_backbone.run import Run
@@ -52,8 +52,8 @@ HITS_SHOWN, QUERIES_SHOWN = 10, 100
 FRAME = 6
 """Width of the frame around a correct hit, in pixels of a cell."""
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
-NEAREST = 5
-"""Hits in a gallery of an evaluation."""
+QUERIES, NEAREST = 4, 5
+"""Queries in a gallery of an evaluation, and their hits."""
 AT = (1, 5, 10)
 SAME = 1e-6
 """Cosines that differ by less are ties."""
@@ -215,22 +215,23 @@ def default_folder(run: Path, split: str) -> Path:
 
 
 def evaluate_retrieval(
-    run: Path, zoo: Zoo, out: Path, *, embedding: EmbeddingConfig, config: RecallConfig | None = None,
-    split: str = TEST, modalities: Sequence[str] | None = None, data_root: Path | None = None, device: str = "cpu",
+    run: Path, zoo: Zoo, out: Path, *, embedding: EmbeddingConfig, samples: int = 1000, galleries: int = 8,
+    split: str = TEST, modalities: Sequence[str] | None = None, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
     """Measure recall between all pairs of modalities; write OUT/retrieval.json and galleries; return the former.
 
-    Galleries show the values in `data_root` (default: the run's). Raises ConfigError for fewer than two modalities,
-    DataError if no two samples have a pair of them, FolderError if another process writes OUT.
+    Up to `samples` samples of the split are evenly spread; `galleries` pairs get a picture. Raises ConfigError for
+    fewer than two modalities, DataError if no two samples have a pair of them, FolderError if another process writes
+    OUT.
     """
-    started, config = time.perf_counter(), config or RecallConfig()
+    started = time.perf_counter()
     embedder = Embedder(run, zoo, embedding, device)
     names = embedder.names(modalities, split)
     if len(names) < 2:
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")
-    samples = embedder.stored(split, names)
-    chosen = np.array(spread(len(samples), config.samples), np.int64)
-    has = dict(zip(names, samples.present[chosen].T, strict=True))
+    stored = embedder.stored(split, names)
+    chosen = np.array(spread(len(stored), samples), np.int64)
+    has = dict(zip(names, stored.present[chosen].T, strict=True))
     both = {pair: np.flatnonzero(has[pair[0]] & has[pair[1]]) for pair in itertools.permutations(names, 2)}
     both = {pair: found for pair, found in both.items() if len(found) > 1}
     if not both:
@@ -238,9 +239,9 @@ def evaluate_retrieval(
     embedder.fit(names)
     with locked(out):
         vectors: dict[str, Vectors] = {}  # unit vectors of each modality; zero where a sample lacks it
-        with progress_bar("embed", int(samples.present[chosen].sum())) as advance:
+        with progress_bar("embed", int(stored.present[chosen].sum())) as advance:
             for name in (name for name in names if has[name].any()):
-                found = embedder.embed_stored(samples, name, chosen[has[name]], advance)
+                found = embedder.embed_stored(stored, name, chosen[has[name]], advance)
                 vectors[name] = np.zeros((len(chosen), found.shape[1]), np.float32)
                 vectors[name][has[name]] = found
         pairs = [
@@ -248,11 +249,10 @@ def evaluate_retrieval(
              **recall(vectors[query][rows], vectors[target][rows]), "chance": chance(len(rows))}
             for (query, target), rows in both.items()
         ]  # fmt: skip
-        keys = [samples.keys[sample] for sample in chosen]
-        values = data_root or embedder.run.data
-        galleries = []
-        if values is not None and values.is_dir():
-            store = ValueStore(values)
+        keys = [stored.keys[sample] for sample in chosen]
+        drawn = []
+        if embedder.run.data is not None and embedder.run.data.is_dir():
+            store = ValueStore(embedder.run.data)
 
             def show(name: str, sample: int) -> Shown:
                 return shown(store, zoo[name], split, keys[sample])
@@ -262,15 +262,17 @@ def evaluate_retrieval(
             first, *others = ranked_names([embedder.layout.spec(name) for name in names])
             ordered = [pair for other in others for pair in ((other, first), (first, other))]
             ordered += itertools.permutations(others, 2)
-            for pair in [pair for pair in ordered if pair in both][: config.gallery_pairs]:
-                galleries.append(_gallery(out, pair, vectors, both[pair], keys, show, config.gallery_samples))
+            drawn = [
+                _gallery(out, pair, vectors, both[pair], keys, show)
+                for pair in [pair for pair in ordered if pair in both][:galleries]
+            ]
         result = {
             "identity": {
                 "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
-                "tokenizers": embedder.tokenizers(samples.data), "settings": dataclasses.asdict(config),
+                "tokenizers": embedder.tokenizers(stored.data), "settings": {"samples": samples},
             },
             "pairs": pairs, "mean": {**_mean(pairs), "chance": _mean([pair["chance"] for pair in pairs])},
-            "galleries": galleries, "seconds": round(time.perf_counter() - started, 3),
+            "galleries": drawn, "seconds": round(time.perf_counter() - started, 3),
         }  # fmt: skip
         write_json(out / FILE, result)
     return result
@@ -307,11 +309,11 @@ def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _gallery(
     out: Path, pair: tuple[str, str], vectors: Mapping[str, Vectors], both: Any, keys: Sequence[str],
-    show: Callable[[str, int], Shown], count: int,
+    show: Callable[[str, int], Shown],
 ) -> dict[str, Any]:  # fmt: skip
-    """Write a picture of `count` queries and their hits; return its entry of "galleries"."""
+    """Write a picture of queries and their hits; return its entry of "galleries"."""
     query, target = pair
-    chosen = both[spread(len(both), count)]
+    chosen = both[spread(len(both), QUERIES)]
     cosines = vectors[query][chosen] @ vectors[target][both].T
     nearest = both[np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]]
     queries = [[show(query, own)] for own in chosen]
