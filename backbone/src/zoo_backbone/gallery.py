@@ -136,8 +136,8 @@ class Previews:
     """Draws RUN/previews/step-N/<inputs>-to-<target>.png; the truth is decoded from the true tokens.
 
     The samples come from the first token store that has all modalities of a preview. Without previews in the settings,
-    the first default pairs are drawn. Raises ConfigError for modalities that are not in the run, and DataError if no
-    held-out sample has all modalities; `inherited` previews are left out instead.
+    the first default pairs are drawn. Raises ConfigError for modalities that the model cannot read or predict, and
+    DataError if no held-out sample has all modalities; `inherited` previews are left out instead.
     """
 
     def __init__(
@@ -151,18 +151,12 @@ class Previews:
         self._columns: dict[tuple[Path, str], TokenColumn | None] = {}
         self.tokens: dict[Preview, dict[str, Any]] = {}
         for preview in config.previews:
-            problem = self._problem(preview)
-            if problem and not inherited:
-                raise ConfigError(problem)
-            if found := None if problem else self._held_out(preview):
+            if found := self._held_out(preview, inherited):
                 self.tokens[preview] = found
-            elif not inherited:
-                names = ", ".join((*preview.inputs, preview.target))
-                raise DataError(f"previews: no held-out sample has all of {names}; leave that preview out")
         pairs = [] if self.tokens else default_pairs(specs, self.layout)
         for inputs, target in pairs:
             preview = Preview(inputs=inputs, target=target)
-            if len(self.tokens) < PAIRS and (found := self._held_out(preview)):
+            if len(self.tokens) < PAIRS and (found := self._held_out(preview, True)):
                 self.tokens[preview] = found
         if pairs and not self.tokens and not inherited:
             raise DataError(
@@ -170,32 +164,27 @@ class Previews:
                 "modalities of this run; leave preview_every out, or tokenize a split test"
             )
 
-    def _problem(self, preview: Preview) -> str:
-        """Return the problem of a preview's names, or an empty string."""
-        for name in (*preview.inputs, preview.target):
-            if name not in self.handles:
-                return f"previews: {name} is not of this run; its modalities are {', '.join(self.handles)}"
-        if not preview.inputs:
-            return f"previews: {preview.target}: expected at least one input"
-        if preview.target in self.layout.inputs_only:
-            return f"previews: {preview.target}: it is only an input of this model"
-        if made := set(preview.inputs) & set(self.layout.targets_only):
-            return f"previews: {min(made)}: it is only a target of this model"
-        if self.handles[preview.target].spec.continuous or preview.target in preview.inputs:
-            return f"previews: {preview.target}: expected a discrete modality that is not an input"
-        return ""
-
-    def _held_out(self, preview: Preview) -> dict[str, Any]:
-        """Return tokens of the first held-out samples with all modalities of a preview; empty without any."""
-        names = (*preview.inputs, preview.target)
-        for store in self.stores:
-            columns = {name: column for name in names if (column := self._column(store, name)) is not None}
-            if any(name not in columns for name in names):
-                continue
-            samples = islice(whole_samples(list(columns.values())), self.config.preview_samples)
-            if rows := [row for _, row in samples]:
-                return {name: column.take(rows) for name, column in columns.items()}
-        return {}
+    def _held_out(self, preview: Preview, optional: bool) -> dict[str, Any]:
+        """Return tokens of the first held-out samples with all modalities of a preview; see the class for errors."""
+        names, inputs, targets = (*preview.inputs, preview.target), self.layout.readable, self.layout.discrete
+        fits = preview.inputs and set(preview.inputs) <= set(inputs) and preview.target in targets
+        if fits and preview.target not in preview.inputs:
+            for store in self.stores:
+                columns = {name: column for name in names if (column := self._column(store, name)) is not None}
+                if len(columns) < len(names):
+                    continue
+                samples = islice(whole_samples(list(columns.values())), self.config.preview_samples)
+                if rows := [row for _, row in samples]:
+                    return {name: column.take(rows) for name, column in columns.items()}
+            problem: ZooError = DataError(
+                f"previews: no held-out sample has all of {', '.join(names)}; leave that preview out"
+            )
+        else:
+            wanted = f"inputs among {', '.join(inputs)}, and a target that is no input, among {', '.join(targets)}"
+            problem = ConfigError.expected("previews", wanted, f"{' + '.join(preview.inputs)} to {preview.target}")
+        if optional:
+            return {}
+        raise problem
 
     def _column(self, store: Dataset, name: str) -> TokenColumn | None:
         """Return a store's held-out tokens that the tokenizer can decode, or None."""
