@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
 from zoo_audio import audio, mel
 
 RATE = 8000
@@ -167,13 +168,16 @@ def test_memory_beyond_the_file_does_not_grow_with_its_length() -> None:
     assert peak < 2.5 * len(data)
 
 
-@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF024, 0x80000024])
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF024, 0x80000024])
 def test_wav_from_a_pipe_has_no_known_size(size: int) -> None:
     data = bytearray(wav_file((tone(300.0) * 32767).astype(np.int16)))
     data[4:8] = data[40:44] = size.to_bytes(4, "little")
     assert data[36:40] == b"data"
     data[36:36] = b"LIST\x03\x00\x00\x00abc\x00"  # chunks of odd size are followed by a padding byte
     np.testing.assert_allclose(audio.plugin.read_value(bytes(data), "wav", settings()), tone(300.0), atol=1e-4)
+    data[4:8] = data[52:56] = bytes(4)
+    with pytest.raises(InvalidValueError, match="0 bytes"):
+        audio.plugin.read_value(bytes(data), "wav", settings())
 
 
 def test_written_files_round_trip() -> None:

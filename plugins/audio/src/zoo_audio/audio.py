@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.families.base import token_grid
 from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 UNKNOWN_FROM = 0x7FFFF000
-"""Where a file's size belongs, programs that write to a pipe put 0, or from here on to 0xFFFFFFFF."""
+"""Programs that write to a pipe state a size from here on to 0xFFFFFFFF."""
 TAPS = 10
 """Samples of the slower rate that the filter of `resampled` reaches to each side."""
 FASTEST = 1_000_000
@@ -45,9 +45,9 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
     if data[:4] not in (b"RIFF", b"RIFX", b"RF64") or data[8:12] != b"WAVE":
         raise ValueError("this is not a WAV file")
     declared = int.from_bytes(data[4:8], "big" if data[:4] == b"RIFX" else "little")
-    if not 0 < declared < UNKNOWN_FROM:
-        data = _up_to_the_end(data)
-    elif declared + 8 > len(data):
+    if not declared:
+        raise ValueError("its header says 0 bytes, as a pipe may leave it; convert it (ffmpeg -i FILE OTHER.wav)")
+    if len(data) < declared + 8 < UNKNOWN_FROM:
         raise ValueError(f"cut off: {len(data)} of {declared + 8} bytes")
     try:
         with warnings.catch_warnings():
@@ -60,22 +60,6 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
     if rate > FASTEST:
         raise ValueError(f"sample rate {rate} Hz: expected up to {FASTEST:,}; resample it first")
     return rate, samples.reshape(len(samples), -1)
-
-
-def _up_to_the_end(data: bytes) -> bytes:
-    """Replace sizes of 0 in the headers by 0xFFFFFFFF, so that scipy reads all samples that follow."""
-    order: Literal["big", "little"] = "big" if data[:4] == b"RIFX" else "little"
-    place = 12
-    while place + 8 <= len(data):
-        size = int.from_bytes(data[place + 4 : place + 8], order)
-        if data[place : place + 4] == b"data":
-            whole = bytearray(data)
-            for start in (4, place + 4):
-                if not any(data[start : start + 4]):
-                    whole[start : start + 4] = b"\xff" * 4
-            return bytes(whole)
-        place += 8 + size + size % 2
-    return data
 
 
 def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
@@ -101,20 +85,8 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
         return samples
     from scipy.signal import resample_poly
 
-    return np.clip(resample_poly(samples, *_ratio(rate, wanted)), -1, 1).astype(np.float32)
-
-
-def _ratio(rate: int, wanted: int) -> tuple[int, int]:
-    """Samples at `wanted` and at `rate` that take equally long, see FINEST."""
-    low, high = sorted((rate, wanted))
-    ratio = Fraction(low, high).limit_denominator(max(FINEST, math.ceil(high / low)))
-    return ratio.as_integer_ratio() if wanted < rate else (ratio.denominator, ratio.numerator)
-
-
-def heard(length: int, rate: int, wanted: int) -> int:
-    """Samples at `rate` that the first `length` at the rate `wanted` are made of by `resampled`."""
-    up, down = _ratio(rate, wanted)
-    return length if rate == wanted else math.ceil((length * down + TAPS * max(up, down)) / up) + 1
+    ratio = Fraction(wanted, rate).limit_denominator(FINEST)
+    return np.clip(resample_poly(samples, *ratio.as_integer_ratio()), -1, 1).astype(np.float32)
 
 
 def fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
@@ -171,6 +143,7 @@ class AudioSettings:
 
     def __post_init__(self) -> None:
         check_counts(self, "sample_rate", "hop", "mels", "iterations")
+        check_interval(self, f"[100, {FASTEST}]", "sample_rate", unit="Hz")
         if self.window < 2 * self.hop:
             raise ValueError(f"window: expected at least two hops ({2 * self.hop}), got {self.window}")
         if self.window % 2:
@@ -263,7 +236,8 @@ class Audio(TemporalModality):
                 raise ValueError(f"expected one channel (time,), got {samples.shape}; mix it down, or save a .wav")
         elif extension in ("wav", "wave"):
             rate, channels = read_wav(data)
-            used = to_float(channels[: heard(options.length, rate, options.sample_rate)])
+            seconds = options.length / options.sample_rate + 1  # the filter of `resampled` reaches less than a second
+            used = to_float(channels[: math.ceil(seconds * rate) + 2 * TAPS])
             samples = resampled(used.mean(axis=1), rate, options.sample_rate)
         else:
             raise ValueError("expected .wav or .npy; convert it first (ffmpeg -i FILE FILE.wav)")

@@ -7,7 +7,6 @@ import math
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -153,19 +152,12 @@ class MetadataField:
         return (value - self.low) / (self.high - self.low)
 
     def fitted(self, value: Number) -> Number | None:
-        """Return the field's value nearest to a computed value, or to a value of another declaration; None without
-        one."""
+        """Return the field's value nearest to a computed value; None without one."""
         if self.kind == "choice" or isinstance(value, str):
             value = self.meant(value)
             return value if value in self.choices else None
         value = min(max(value, self.low), self.high)
         return round(value) if self.kind == "int" else float(value)
-
-    def translated(self, other: MetadataField, level: int, bins: int) -> Number | None:
-        """Return the field's value nearest to a level of another declaration; None where units differ."""
-        if self.unit and other.unit and self.unit != other.unit:
-            return None
-        return self.fitted(other.value(level, bins))
 
     def error(self, predicted: Any, target: Number) -> float:
         """How far a prediction is off as a share of the range, at most 1; a wrong choice, or none, is 1."""
@@ -191,9 +183,9 @@ class MetadataField:
         return f"{meaning}{self}, in {self.levels(bins)}{steps}{down}"
 
     def token(self, name: str, bins: int) -> str:
-        """The field's special token. It holds the declaration, so that another range is another token.
+        """The field's special token.
 
-        What stored tokens mean thus never changes with registry.toml, and is known without it.
+        It holds the declaration: another range is another token, so stored tokens never change their meaning.
         """
         numbers: list[Number] = [self.low, self.high, self.levels(bins)]
         numbers = list(self.choices) if self.kind == "choice" else numbers
@@ -204,25 +196,3 @@ class MetadataField:
 def is_number(value: Any) -> bool:
     """True for an int or a float; a bool is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-@lru_cache(maxsize=1024)
-def parse_token(token: str) -> tuple[str, MetadataField] | None:
-    """The name and the declaration that `MetadataField.token` wrote; None for other special tokens."""
-    match = re.fullmatch(r"<field:(\w+) (float|log|int|choice) (\[.*\]) (\S*)>", token, flags=re.DOTALL)
-    if match is None:
-        return None
-    name, kind, numbers, unit = match.groups()
-    try:
-        given = json.loads(numbers)
-        if kind == "choice":
-            return name, MetadataField(kind="choice", choices=tuple(given), unit=unit)
-        low, high, bins, *down = given
-        if kind == "int":
-            return name, MetadataField(kind="int", low=low, high=high, unit=unit)
-        return name, MetadataField(
-            kind="log" if kind == "log" else "float", low=low, high=high, bins=bins, unit=unit,
-            rounding="down" if down == ["down"] else "nearest",
-        )  # fmt: skip
-    except (ValueError, TypeError):
-        return None

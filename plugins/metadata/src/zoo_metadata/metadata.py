@@ -16,7 +16,7 @@ from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, read_json
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, Special, VocabularyConfig
-from zoo_metadata.fields import MetadataField, Number, parse_token
+from zoo_metadata.fields import MetadataField, Number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,43 +105,40 @@ class MetadataModality(TextModality[S]):
         table, bins = self.table(settings.take(self.settings_class)), self.bins(settings)
         return [declared.token(name, bins) for name, declared in table.items() if declared.number is None]
 
+    def names(self, tokenizer: TextTokenizer[S]) -> dict[Piece, str]:
+        """Map the piece that names each field, a special token or the field's number on axis v1, to the field."""
+        return {
+            Special(declared.token(name, tokenizer.bins)) if declared.number is None
+            else Coordinate(1, declared.number): name
+            for name, declared in self.table(tokenizer.settings).items()
+        }  # fmt: skip
+
     @hookimpl
     def single_ids(self, tokenizer: TextTokenizer[S]) -> Sequence[int]:
         """Tokens that name a field. Only the first of two values of a field would count."""
-        named = [Special(token) for token in tokenizer.vocabulary.all_special_tokens if parse_token(token)]
-        numbers = [declared.number for declared in self.table(tokenizer.settings).values()]
-        numbered = [Coordinate(1, number) for number in numbers if number is not None]
-        return tokenizer.vocabulary.encode([*named, *numbered])
+        known = set(tokenizer.vocabulary.all_special_tokens)
+        return tokenizer.vocabulary.encode(
+            piece for piece in self.names(tokenizer) if not isinstance(piece, Special) or piece.name in known
+        )
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
-        known, bins = self.checked(value, tokenizer.settings), tokenizer.bins
+        known, table = self.checked(value, tokenizer.settings), self.table(tokenizer.settings)
         pieces: list[Piece] = []
-        for name, declared in self.table(tokenizer.settings).items():
+        for piece, name in self.names(tokenizer).items():
             if name in known:
-                level = level_of(name, declared, known[name], bins)
-                own = declared.number is None
-                pieces += [Special(declared.token(name, bins)) if own else Coordinate(1, declared.number or 0)]
-                pieces += [Coordinate(0, level)]
+                pieces += [piece, Coordinate(0, level_of(name, table[name], known[name], tokenizer.bins))]
         return tokenizer.vocabulary.encode(pieces)
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> dict[str, Number]:
         """Each declared field's token that a level follows, the first of a name; numbers are the centres of levels.
 
-        A token is read by the declaration it was written with, then moved to the nearest value of the current field. A
-        level of another unit has no value of this one, and is left out.
+        Fields of other declarations are left out.
         """
-        table, found = self.table(tokenizer.settings), dict[str, Number]()
-        numbered = {declared.number: (name, declared) for name, declared in table.items()}
-        for token, level in pairwise(pieces):
-            if isinstance(level, Coordinate) and level.axis == 0:
-                name, declared = "", None
-                if isinstance(token, Special):
-                    name, declared = parse_token(token.name) or ("", None)
-                elif isinstance(token, Coordinate) and token.axis == 1:
-                    name, declared = numbered.get(token.level, ("", None))
-                if declared is not None and name in table and name not in found:
-                    value = table[name].translated(declared, level.level, tokenizer.bins)
-                    found |= {} if value is None else {name: value}
+        table, names, found = self.table(tokenizer.settings), self.names(tokenizer), dict[str, Number]()
+        for piece, level in pairwise(pieces):
+            if isinstance(level, Coordinate) and level.axis == 0 and piece in names:
+                name = names[piece]
+                found.setdefault(name, table[name].value(level.level, tokenizer.bins))
         return found
 
     def checked(self, value: Any, options: S) -> dict[str, Number]:
