@@ -20,7 +20,7 @@ from tokenizers_zoo.validation import text_of
 NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
 MIRRORED_SIGNS = np.array([[-1], [1], [1], [1], [-1], [-1]], np.float32)
 """Left and right exchanged: a vector turns its x around, an axis of rotation its y and z."""
-NUMBER = re.compile(r"\s*[+-]?(nan|inf|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)\s*", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(nan|inf|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)")
 GRAVITY = 9.81
 """m/s2."""
 COLOURS = ((200, 60, 50), (50, 140, 60), (50, 90, 200))
@@ -156,24 +156,18 @@ class Imu(SeriesModality):
 def read_csv(data: bytes) -> NDArray[np.float64]:
     """(columns, lines) of a file of numbers separated by commas, in the order of NAMES where its first line has these.
 
-    Quotes and capitals of names do not matter. Raises ValueError, naming the line, also where a name of NAMES is of
+    Quotes and capitals of names do not matter. Raises ValueError, also where a name of NAMES is of
     another column than there and not all are given.
     """
-    lines = text_of(data).splitlines()
-    words = lines[0].split(",") if lines else []
-    first = 1 if any(map(str.isalpha, "".join(words))) and not any(map(NUMBER.fullmatch, words)) else 0
-    rows: list[list[float]] = []
-    for place, line in enumerate(lines[first:], first + 1):
-        try:
-            row = [float(number) for number in line.split(",")] if line.strip() else []
-        except ValueError:
-            raise ValueError(f"line {place}: expected numbers separated by commas, got {line!r:.60}") from None
-        if rows and row and len(row) != len(rows[0]):
-            raise ValueError(f"line {place}: expected {len(rows[0])} numbers as in the lines before, got {len(row)}")
-        rows += [row] if row else []
-    if not rows:
+    lines = [line for line in text_of(data).splitlines() if line.strip()]
+    names = [word.strip(" \t\"'").lower() for word in lines[0].split(",")] if lines else []
+    named = any(map(str.isalpha, "".join(names))) and not any(map(NUMBER.fullmatch, names))
+    if len(lines) == named:
         raise ValueError("it holds no measurement")
-    columns, names = np.array(rows).T, [word.strip().strip("\"'").strip().lower() for word in words]
+    try:
+        columns = np.loadtxt(lines[named:], delimiter=",", comments=None, ndmin=2).T
+    except ValueError as error:
+        raise ValueError(f"expected lines of as many numbers, separated by commas: {error}") from None
     if len(columns) == len(names) == len(NAMES):
         if sorted(names) == sorted(NAMES):
             columns = columns[[names.index(name) for name in NAMES]]
