@@ -16,8 +16,8 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes import plugin as boxes
-from zoo_semantics.boxes_3d import NONE_FOUND, plugin
-from zoo_semantics.oriented_boxes import Spans, corners, numbers_of, wrapped
+from zoo_semantics.boxes_3d import NONE_FOUND, Boxes3dSettings, plugin
+from zoo_semantics.oriented_boxes import corners, numbers_of, wrapped
 
 NAME = "boxes_3d"
 Box = dict[str, Any]
@@ -67,14 +67,11 @@ def test_boxes_are_a_levels_token_then_seven_coordinates_and_a_label() -> None:
     assert pieces[7:] == ["v3=48", " chair"]
 
 
-def test_last_boxes_are_dropped_and_the_rest_is_sorted() -> None:
+def test_last_boxes_are_dropped() -> None:
     value = [box("a", (0, 0, -3), (1, 1, 1)), box("b", (0, 0, -1), (2, 1, 1)), box("c", (3, 0, -3), (3, 1, 1))]
-    orders = {"given": "abc", "near": "bac", "volume": "cba"}
-    for order, labels in orders.items():
-        assert "".join(b["label"] for b in round_trip(load(NAME, order=order), value)) == labels
-    assert "".join(b["label"] for b in round_trip(load(NAME, order="volume", max_boxes=2), value)) == "ba"
+    assert "".join(b["label"] for b in round_trip(load(NAME, max_boxes=2), value)) == "ab"
     # 1 token for the levels, 8 for each box
-    assert "".join(b["label"] for b in round_trip(load(NAME, order="near", max_length=17), value)) == "ba"
+    assert "".join(b["label"] for b in round_trip(load(NAME, max_length=17), value)) == "ab"
     assert len(plugin.encode(load(NAME, max_length=17), [value])[0]) == 17
     assert plugin.encode(load(NAME, max_length=8), [value])[0].size == 0
     assert round_trip(load(NAME), []) == []
@@ -124,7 +121,7 @@ def test_numbers_that_are_outside_by_rounding_are_accepted() -> None:
 
 def test_the_longest_side_decodes_to_a_value() -> None:
     for least in (0.15, 0.17, 0.3, 0.34, 0.6):  # least * (100 / least) may be above 100
-        levels = Spans((-4, 4), (-2, 2), (-8, 0), (least, 100))
+        levels = Boxes3dSettings(size=(least, 100.0))
         assert max(levels.numbers(levels.levels((0, 0, -3), (100, 1, 1), 0.0, 256), 256)[1]) == 100
 
 

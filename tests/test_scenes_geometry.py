@@ -339,7 +339,7 @@ def _rays(stage: Stage, size: int) -> np.ndarray:
 def test_texture_levels_are_means() -> None:
     edge = textures.EDGE
     for name in ("planks", "checker", "door"):
-        index = np.full(1, textures.TEXTURES.index(name), np.int32)
+        index = np.full(1, textures.pyramids()[0][name], np.int32)
         centres = ((np.arange(edge) + 0.5) / edge).astype(np.float32)
         u, v = (axis.reshape(-1) for axis in np.meshgrid(centres, centres))
         finest = textures.look_up(np.repeat(index, edge * edge), u, v, np.ones(edge * edge, np.float32))

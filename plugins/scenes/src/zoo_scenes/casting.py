@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -59,10 +59,6 @@ class Solids:
         half_axes, swept = (sizes.reshape(-1).take(table) for table in tables)
         along = np.abs(directions @ self.frames.take(rows, axis=0).reshape(-1, 3, 3))  # of the own axes: the columns
         return (along @ swept[:, :, None] + np.sqrt((along**2) @ (half_axes**2)[:, :, None]))[:, :, 0]
-
-    def after(self, first: int) -> Solids:
-        """The solids from row `first` on."""
-        return Solids(**{field.name: getattr(self, field.name)[first:] for field in fields(self)})
 
 
 def solids(parts: Sequence[Part], outer: Array) -> Solids:
@@ -150,36 +146,33 @@ def reusable(fixed: int, loose: int) -> tuple[Any, Any]:
     return model, data
 
 
-def cast(
-    solids: Solids, origin: Vector, rays: Array, met: Mask, normals: bool
-) -> tuple[Array, NDArray[np.intp], Array]:
-    """First hits of rays (3, n) from one point: t, with hit = origin + t * ray, rows of `solids`, and normals (n, 3).
+def cast(solids: Solids, origin: Vector, rays: Array, bundles: int, shown: Mask) -> tuple[Array, Rows, Array]:
+    """First hits of rays (3, n) from one point: t, with hit = origin + t * ray, rows of `solids`, and normals (3, n).
 
-    A ray that hits nothing has t = -1, and neither row nor normal; without `normals` there are none at all. `met`
-    (b, g) tells which solids each of b equal stretches of the rays may meet.
+    A ray that hits nothing has t = -1, and neither row nor normal. Only the solids `shown` (g,) are met. Rays of each
+    of b equal stretches should have close directions.
     """
     import mujoco
 
     model, data = reusable(len(solids), 0)
     geoms = model.geom_type, model.geom_size, data.geom_xpos, data.geom_xmat
     values: tuple[NDArray[Any], ...] = solids.kinds, solids.sizes, solids.places, solids.frames
-    count, bundle = rays.shape[1], rays.shape[1] // len(met)
+    count, bundle = rays.shape[1], rays.shape[1] // bundles
     directions, facing = rays.T.reshape(-1), np.empty(3 * count)
     reach, hits, rows = np.full(count, -1.0), np.zeros(count, np.int32), np.zeros(count, np.intp)
     start, sizes = np.array(origin), model.body_geomnum
-    for first, seen in zip(range(0, count, bundle), met, strict=True):
-        near, part = np.flatnonzero(seen), slice(first, first + bundle)
+    for first, seen in zip(range(0, count, bundle), meets(solids, origin, rays, bundles) & shown, strict=True):
+        near, part, three = np.flatnonzero(seen), slice(first, first + bundle), slice(3 * first, 3 * (first + bundle))
         if near.size:
             for slots, own in zip(geoms, values, strict=True):
                 slots[: near.size] = own.take(near, axis=0)
             sizes[0] = near.size
-            ahead = slice(3 * first, 3 * (first + bundle))
             mujoco.mj_multiRay(
-                model, data, start, directions[ahead], None, True, -1, hits[part], reach[part],
-                facing[ahead] if normals else None, bundle, FARTHEST,
+                model, data, start, directions[three], None, True, -1, hits[part], reach[part], facing[three], bundle,
+                FARTHEST,
             )  # fmt: skip
             rows[part] = near.take(hits[part], mode="clip")
-    return reach, rows, facing.reshape(count, 3)
+    return reach, rows, facing.reshape(count, 3).T
 
 
 def meets(solids: Solids, origin: Vector, rays: Array, bundles: int) -> Mask:

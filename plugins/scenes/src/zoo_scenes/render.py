@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo_scenes.stage import Stage
-from zoo_scenes.textures import EDGE, TEXTURES, look_up
+from zoo_scenes.textures import EDGE, look_up, pyramids
 from zoo_scenes.things import BOX, PLANE, Array, Field, Scene
 
 LAMP = 1.15
@@ -71,8 +71,9 @@ def _surface_table(stage: Stage) -> Field:
     """Per geom: place, frame, texture scale and offset per axis, linear colours, shine, glow, texture, turns around."""
     keys = [id(part.surface) for part in stage.parts]
     surfaces = dict(zip(keys, (part.surface for part in stage.parts), strict=True))
+    textures, *_ = pyramids()
     looks = [
-        (*first, *second, *third, shine, glow, TEXTURES.index(texture), tile)
+        (*first, *second, *third, shine, glow, textures[texture], tile)
         for texture, (first, second, third), tile, shine, glow in surfaces.values()
     ]
     numbers = dict(zip(surfaces, range(len(looks)), strict=True))

@@ -65,7 +65,7 @@ _BELOW, _ABOVE, _BACK, _LEFT, _RIGHT, _FRONT = range(_ROOM_PARTS)
 class Stage:
     """A settled scene: its solids, and for each the index of its thing (or FLOOR, WALL, CEILING) and its part.
 
-    The order is: planes of the room, fixed parts, loose parts. `casters` marks the furnishings that cast shadows.
+    The order is: planes of the room, fixed parts, loose parts. `casters` marks the solids that cast shadows.
     """
 
     scene: Scene
@@ -74,24 +74,14 @@ class Stage:
     parts: list[Part]
     casters: Mask
 
-    @property
-    def furnishings(self) -> Solids:
-        """All but the room's planes."""
-        return self.solids.after(_ROOM_PARTS)
-
     def cast(self, origin: Vector, rays: Array, bundles: int) -> tuple[Array, NDArray[np.intp], Field]:
-        """First hits of rays (3, n) from a point in the room: t, with hit = origin + t * ray, solids, normals (3, n).
-
-        Rays of each of b equal stretches should have close directions.
-        """
-        met = casting.meets(self.furnishings, origin, rays, bundles)
-        reach, rows, facing = casting.cast(self.furnishings, origin, rays, met, True)
+        """First hits of rays (3, n) from a point in the room: t, in lengths of the ray, solids, and normals (3, n)."""
+        reach, rows, facing = casting.cast(self.solids, origin, rays, bundles, self.solids.radii > 0)
         wall, sides = self._room(origin, rays)
         normals = self.solids.frames[:_ROOM_PARTS, 2::3].T.astype(np.float32).take(sides, axis=1)
         inside = (reach >= 0) & (reach < wall)
-        np.copyto(normals, facing.T, where=inside, casting="same_kind")
-        np.copyto(wall, reach, where=inside)
-        np.copyto(sides, rows + _ROOM_PARTS, where=inside)
+        for far, near in ((normals, facing), (wall, reach), (sides, rows)):
+            np.copyto(far, near, where=inside, casting="same_kind")
         return wall, sides, normals
 
     def _room(self, origin: Vector, rays: Array) -> tuple[Array, NDArray[np.intp]]:
@@ -108,12 +98,8 @@ class Stage:
         return wall, sides
 
     def blocked(self, origin: Vector, rays: Array, bundles: int, slack: float = 0.005) -> Mask:
-        """Return which rays (3, n) are blocked by a shadow caster more than `slack` metres before their end at t = 1.
-
-        Bundles are those of `cast`.
-        """
-        met = casting.meets(self.furnishings, origin, rays, bundles) & self.casters
-        reach, _, _ = casting.cast(self.furnishings, origin, rays, met, False)
+        """Return which rays (3, n) a shadow caster blocks more than `slack` metres before their end at t = 1."""
+        reach, _, _ = casting.cast(self.solids, origin, rays, bundles, self.casters)
         hits = np.flatnonzero((reach >= 0) & (reach < 1))
         ends = rays.take(hits, axis=1)
         stopped = np.zeros(reach.size, bool)
@@ -151,5 +137,5 @@ def build(scene: Scene) -> Stage:
                 away = math.hypot(thing.at[0] - carrier.at[0], thing.at[1] - carrier.at[1])
                 if abs(thing.at[2] - thing.reach_down() - top) > 0.03 or away > math.hypot(*carrier.half[:2]):
                     thing.on = None
-    casters = np.array([scene.things[owner].label not in ("lamp", "window") for owner in owners[_ROOM_PARTS:]], bool)
+    casters = np.array([owner >= 0 and scene.things[owner].label not in ("lamp", "window") for owner in owners])
     return Stage(scene=scene, solids=all_parts, owners=owners, parts=parts, casters=casters)

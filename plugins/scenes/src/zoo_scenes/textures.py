@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+from zoo_scenes.things import Field
 
 EDGE = 256
 LEVELS = 9
@@ -134,28 +134,22 @@ def _books() -> Field:
     return _blend((kind == 1)[None], (kind == 2)[None], gain)
 
 
-TEXTURES = (
-    "plain", "plaster", "carpet", "fabric", "grain", "planks", "parquet", "checker", "tiles", "bricks", "stripes",
-    "bands", "dots", "ribbon", "rug_border", "rug_stripes", "rug_rings", "landscape", "abstract", "flower", "window",
-    "door", "books", "leaves",
-)  # fmt: skip
-
 # Texels of one texture before level k, and all texels of one texture.
 _BEFORE = np.cumsum([0] + [(EDGE >> level) ** 2 for level in range(LEVELS)]).astype(np.int32)
 
 
 @lru_cache(maxsize=1)
-def _pyramids() -> tuple[Field, Field, Field]:
-    """The weights of all textures and levels, one flat array per colour."""
+def pyramids() -> tuple[dict[str, int], Field, Field, Field]:
+    """The number of each texture, and the weights of all textures and levels, one flat array per colour."""
     texels = []
     drawn = _drawn()
-    for level in (drawn[name] for name in TEXTURES):
+    for level in drawn.values():
         for _ in range(LEVELS):
             texels.append(level.reshape(-1, 3))
             edge = max(level.shape[0] // 2, 1)
             level = level.reshape(edge, -1, edge, level.shape[1] // edge, 3).mean((1, 3))
     first, second, third = np.ascontiguousarray(np.concatenate(texels).T)
-    return first, second, third
+    return dict(zip(drawn, range(len(drawn)), strict=True)), first, second, third
 
 
 def look_up(texture: NDArray[np.int32], u: Field, v: Field, texels: Field) -> tuple[Field, Field, Field]:
@@ -172,5 +166,5 @@ def look_up(texture: NDArray[np.int32], u: Field, v: Field, texels: Field) -> tu
     index += row << (LEVELS - 1 - level)
     index += column
     places = index.astype(np.intp)
-    first, second, third = _pyramids()
+    _, first, second, third = pyramids()
     return first.take(places), second.take(places), third.take(places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -130,8 +130,12 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
         return sorted(boxes, key=rank)
 
-    def order_key(self, options: BoxesSettings) -> Callable[[Box], float] | None:
-        return None if options.order == "area" else lambda box: box["box"][0] ** 2 + box["box"][1] ** 2
+    def arranged(self, kept: list[tuple[Box, list[int]]], options: BoxesSettings) -> list[tuple[Box, list[int]]]:
+        def from_corner(pair: tuple[Box, list[int]]) -> float:
+            left, top, *_ = pair[0]["box"]
+            return left**2 + top**2
+
+        return sorted(kept, key=from_corner) if options.order == "corner" else kept
 
     def levels(self, box: Box, options: BoxesSettings, bins: int) -> list[int]:
         return [coordinate_level(edge, bins) for edge in box["box"]]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
-from tokenizers_zoo.text_vocab import Piece, Special
+from tokenizers_zoo.text_vocab import Piece, Special, coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import Array, Box, LabelledBoxes, are_numbers, key_problem
-from zoo_semantics.oriented_boxes import Span, Spans, draw, numbers_of, shares, wrapped
+from zoo_semantics.oriented_boxes import draw, numbers_of, shares, wrapped
 
 if TYPE_CHECKING:
     import PIL.Image
 
 KEYS = ("label", "center", "size", "yaw")
+TOKEN = "<boxes_3d"
 FOUND = 0.25
 """Least overlap (IoU) of a box that counts as found."""
 NONE_FOUND = 1.0
@@ -33,16 +34,21 @@ ROUNDED = 1e-6
 """Radians that a yaw may be beyond half a turn: in single precision pi is 9e-8 more than it is."""
 
 
+Span = tuple[float, float]
+SPANS = ("x", "y", "z", "size")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Boxes3dSettings:
-    """Settings of `boxes_3d`. Raises ValueError, naming the field, for a value out of range."""
+    """Settings of `boxes_3d`. Raises ValueError, naming the field, for a value out of range.
+
+    Numbers outside their range are clipped. The levels of yaw go once around, so that no two of them mean the same.
+    """
 
     max_length: int = 144
     """Most tokens of one picture; the last boxes of the list that do not fit are dropped."""
     max_boxes: int = 16
     """Most boxes of one picture; the end of the list is dropped."""
-    order: Literal["given", "near", "volume"] = "given"
-    """Order of the boxes that are kept: as the list has them, nearest to the camera first, or by falling volume."""
     x: Span = (-4.0, 4.0)
     """Range in metres to the right of the camera, divided into the levels of axis v0: the vocabulary's
     `coordinate_bins` (1000 in 4M)."""
@@ -55,21 +61,49 @@ class Boxes3dSettings:
 
     def __post_init__(self) -> None:
         check_counts(self, "max_length", "max_boxes")
-        for name in ("x", "y", "z", "size"):
+        check_interval(self, f"[-{FARTHEST}, {FARTHEST}]", "x", "y", "z", unit="metres")
+        check_interval(self, f"(0, {LONGEST}]", "size", unit="metres")
+        for name in SPANS:
             low, high = getattr(self, name)
-            most = LONGEST if name == "size" else FARTHEST
-            if not -most <= low < high <= most or (name == "size" and low <= 0):
-                bounds = f"above 0, up to {most:g}" if name == "size" else "finite"
-                raise ValueError(f"{name}: expected [from, to] in metres, {bounds}, from below to; got [{low}, {high}]")
+            if low >= high:
+                raise ValueError(f"{name}: expected [from, to] in metres, from below to; got [{low}, {high}]")
 
     @property
-    def spans(self) -> Spans:
-        """From where to where the numbers of a box have levels."""
-        return Spans(self.x, self.y, self.z, self.size)
+    def token(self) -> str:
+        """The special token before boxes with these levels, so that they always mean the same."""
+        ends = ((name, *getattr(self, name)) for name in SPANS)
+        return f"{TOKEN} {' '.join(f'{name} {low!r} {high!r}' for name, low, high in ends)} m>"
+
+    def declared(self, token: str) -> Boxes3dSettings:
+        """These settings with the ranges that a token declares; other special tokens declare none."""
+        if not token.startswith(TOKEN):
+            return self
+        _, *words, _ = token.split()
+        ends = zip(words[::3], words[1::3], words[2::3], strict=True)
+        ranges: dict[str, Any] = {name: (float(low), float(high)) for name, low, high in ends}
+        return replace(self, **ranges)
+
+    def levels(self, centre: Sequence[float], size: Sequence[float], yaw: float, bins: int) -> list[int]:
+        """The nearest level of each number, centre, size and yaw."""
+        spans = zip(centre, (self.x, self.y, self.z), strict=True)
+        fractions = [(number - low) / (high - low) for number, (low, high) in spans]
+        low, high = self.size
+        fractions += [math.log(side / low) / math.log(high / low) for side in size]
+        around = round((yaw + math.pi) / (2 * math.pi) * bins) % bins
+        return [*(coordinate_level(fraction, bins) for fraction in fractions), around]
+
+    def numbers(self, levels: Sequence[int], bins: int) -> tuple[list[float], list[float], float]:
+        """Return centre, size and yaw in [-pi, pi) of levels."""
+        shares = [coordinate_fraction(level, bins) for level in levels[:6]]
+        spans = zip(shares[:3], (self.x, self.y, self.z), strict=True)
+        centre = [low + share * (high - low) for share, (low, high) in spans]
+        low, high = self.size
+        size = [min(low * (high / low) ** share, high) for share in shares[3:]]
+        return centre, size, -math.pi + 2 * math.pi * (levels[6] % bins) / bins
 
 
 class Boxes3d(LabelledBoxes[Boxes3dSettings]):
-    """Oriented boxes, each as `v0=x v1=y v2=z v0=length v1=height v2=width v3=yaw label`, in the order of `order`.
+    """Oriented boxes, each as `v0=x v1=y v2=z v0=length v1=height v2=width v3=yaw label`, in the list's order.
 
     Axes are the camera's without its pitch and roll: the origin is the camera, x points right, y up against gravity,
     and z towards the viewer. With the pitch removed, whatever stands upright is upright: one angle says how it is
@@ -120,7 +154,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     @hookimpl
     def vocabulary_tokens(self, settings: Settings) -> Sequence[str]:
         """The token that declares the ranges of the levels."""
-        return (settings.take(Boxes3dSettings).spans.token,)
+        return (settings.take(Boxes3dSettings).token,)
 
     def problem(self, box: Any) -> str | None:
         if problem := key_problem(box, KEYS):
@@ -143,21 +177,15 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         }  # fmt: skip
         return {what: (json.dumps([{**chair, **change}]).encode(), "json") for what, change in changed.items()}
 
-    def order_key(self, options: Boxes3dSettings) -> Callable[[Box], float] | None:
-        if options.order == "given":
-            return None
-        near = options.order == "near"
-        return lambda box: math.hypot(*box["center"]) if near else -math.prod(box["size"])
-
     def prefix(self, options: Boxes3dSettings) -> list[Piece]:
-        return [Special(options.spans.token)]
+        return [Special(options.token)]
 
     def levels(self, box: Box, options: Boxes3dSettings, bins: int) -> list[int]:
-        return options.spans.levels(box["center"], box["size"], box["yaw"], bins)
+        return options.levels(box["center"], box["size"], box["yaw"], bins)
 
     def box_of(self, levels: Sequence[int], prefix: str, options: Boxes3dSettings, bins: int) -> Box | None:
         """The box of levels that `prefix` declares, or the settings."""
-        centre, size, yaw = (Spans.of_token(prefix) or options.spans).numbers(levels, bins)
+        centre, size, yaw = options.declared(prefix).numbers(levels, bins)
         return {"center": centre, "size": size, "yaw": yaw}
 
     def overlaps(self, first: Sequence[Box], second: Sequence[Box]) -> Array:
@@ -177,11 +205,9 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         boxes = self.checked(value)
         if not crop.flip:
             return boxes
-        flipped = []
-        for box in boxes:
-            x, y, z = box["center"]
-            flipped.append({**box, "center": [-x, y, z], "yaw": wrapped(math.pi - box["yaw"])})
-        return flipped
+        centres = ([-x, y, z] for x, y, z in (box["center"] for box in boxes))
+        yaws = (wrapped(math.pi - box["yaw"]) for box in boxes)
+        return [{**box, "center": at, "yaw": yaw} for box, at, yaw in zip(boxes, centres, yaws, strict=True)]
 
     @hookimpl
     def render(self, value: list[Box], settings: Settings) -> PIL.Image.Image:

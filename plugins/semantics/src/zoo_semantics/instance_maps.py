@@ -114,23 +114,18 @@ def map_of_annotations(data: bytes) -> Array:
     """
     try:
         found = json.loads(text_of(data))
-        entries = found["annotations"] if isinstance(found, dict) else found
-        runs = [entry["segmentation"] for entry in entries]
-        if any(isinstance(run, list) for run in runs):
-            raise ValueError("a polygon is no mask; save masks as COCO's run lengths (pycocotools.mask.encode)")
-        sizes = {(int(run["size"][0]), int(run["size"][1])) for run in runs}
-        if not runs and isinstance(found, dict) and "image" in found:
-            sizes = {(int(found["image"]["height"]), int(found["image"]["width"]))}
-        masks = [mask_of_runs(run["counts"], (int(run["size"][0]), int(run["size"][1]))) for run in runs]
-    except (KeyError, TypeError, IndexError, RecursionError) as error:
+        table = found if isinstance(found, dict) else {"annotations": found}
+        runs = [entry["segmentation"] for entry in table["annotations"]]
+        tables = [run["size"] for run in runs] or [[table["image"]["height"], table["image"]["width"]]]
+        ((height, width),) = {(int(high), int(wide)) for high, wide in tables}
+        counts = [run["counts"] for run in runs]
+    except (KeyError, TypeError, RecursionError, ValueError) as error:
         raise ValueError(
-            'expected {"annotations": [{"segmentation": {"size": [height, width], "counts": ...}}, ...]}, which lacks'
-            f" or mistakes {error}"
+            'expected masks of one size, {"annotations": [{"segmentation": {"size": [height, width], "counts": ...}},'
+            ' ...]}, and for no mask {"image": {"height": ..., "width": ...}} beside them; polygons have to be made'
+            f" masks (pycocotools.mask.encode); got {type(error).__name__}: {error}"
         ) from None
-    if len(sizes) != 1:
-        hint = "" if runs else '; where there is none, give {"image": {"height": ..., "width": ...}}'
-        raise ValueError(f"expected one or more masks of one size, got {len(runs)} of {len(sizes)} sizes{hint}")
-    return map_of_masks(masks, sizes.pop())
+    return map_of_masks([mask_of_runs(count, (height, width)) for count in counts], (height, width))
 
 
 def resized_mask(mask: Array, size: tuple[int, int]) -> Array:

@@ -6,7 +6,7 @@ import colorsys
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,7 +21,6 @@ from tokenizers_zoo.families.text import (
     control_character,
     printable,
     read_json,
-    whole_groups,
 )
 from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
 
@@ -53,9 +52,9 @@ class LabelledBoxes(TextModality[S]):
         """The boxes, most important first; the last ones are dropped."""
         return boxes
 
-    def order_key(self, options: S) -> Callable[[Box], float] | None:
-        """How the boxes that are kept are sorted; None leaves their order."""
-        raise NotImplementedError
+    def arranged(self, kept: list[tuple[Box, list[int]]], options: S) -> list[tuple[Box, list[int]]]:
+        """The boxes that are kept, with their tokens, in the order of the sequence."""
+        return kept
 
     def prefix(self, options: S) -> list[Piece]:
         """The pieces before the first box."""
@@ -91,20 +90,17 @@ class LabelledBoxes(TextModality[S]):
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
         options: Any = tokenizer.settings
         boxes, words = self.ranked(self.checked(value))[: options.max_boxes], tokenizer.vocabulary
-        groups = []
+        start, kept = words.encode(self.prefix(options)), list[tuple[Box, list[int]]]()
+        left = options.max_length - len(start)
         for box in boxes:
             levels = zip(self.token_axes, self.levels(box, options, tokenizer.bins), strict=True)
-            groups.append(words.encode([*(Coordinate(*level) for level in levels), label_text(box)]))
-        start = words.encode(self.prefix(options))
-        kept, left = list[int](), options.max_length - len(start)
-        for number, group in enumerate(groups):
+            group = words.encode([*(Coordinate(*level) for level in levels), label_text(box)])
             left -= len(group)
             if left < 0:
                 break
-            kept.append(number)
-        if key := self.order_key(options):
-            kept.sort(key=lambda number: key(boxes[number]))
-        return whole_groups([start, *(groups[number] for number in kept)], options.max_length) if kept else []
+            kept.append((box, group))
+        ids = [index for _, group in self.arranged(kept, options) for index in group]
+        return [*start, *ids] if kept else []
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> list[Box]:
         """Every run of coordinates in order that a label follows and that is a box."""

@@ -7,73 +7,16 @@ counter-clockwise. `size` is along the box's front, up, and across.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenizers_zoo.families.object_tokens import shares_of_union
-from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import GROUND, Array, Box, draw_label, label_colour
 
 if TYPE_CHECKING:
     import PIL.Image
-
-
-Span = tuple[float, float]
-NUMBER = r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
-TOKEN = re.compile(rf"<boxes_3d x {NUMBER} {NUMBER} y {NUMBER} {NUMBER} z {NUMBER} {NUMBER} size {NUMBER} {NUMBER} m>")
-
-
-@dataclass(frozen=True, slots=True)
-class Spans:
-    """From where to where centres and sizes have levels, in metres; sizes have levels even in their logarithm.
-
-    Values outside are clipped. The levels of yaw go once around, so that no two of them mean the same.
-    """
-
-    x: Span
-    y: Span
-    z: Span
-    size: Span
-
-    @property
-    def token(self) -> str:
-        """The special token that stands before boxes with these levels, so that they mean the same ever after."""
-        ends = (f"{name} {low!r} {high!r}" for name, (low, high) in zip("xyz", self.centres, strict=True))
-        return f"<boxes_3d {' '.join(ends)} size {self.size[0]!r} {self.size[1]!r} m>"
-
-    @classmethod
-    def of_token(cls, token: str) -> Spans | None:
-        """What `token` wrote; None for other special tokens."""
-        found = TOKEN.fullmatch(token)
-        if found is None:
-            return None
-        ends = [float(number) for number in found.groups()]
-        return cls(*zip(ends[::2], ends[1::2], strict=True))
-
-    @property
-    def centres(self) -> tuple[Span, Span, Span]:
-        """Ranges of the three numbers of a centre."""
-        return self.x, self.y, self.z
-
-    def levels(self, centre: Sequence[float], size: Sequence[float], yaw: float, bins: int) -> list[int]:
-        """The nearest level of each number, centre, size and yaw."""
-        fractions = [(number - low) / (high - low) for number, (low, high) in zip(centre, self.centres, strict=True)]
-        low, high = self.size
-        fractions += [math.log(side / low) / math.log(high / low) for side in size]
-        around = round((yaw + math.pi) / (2 * math.pi) * bins) % bins
-        return [*(coordinate_level(fraction, bins) for fraction in fractions), around]
-
-    def numbers(self, levels: Sequence[int], bins: int) -> tuple[list[float], list[float], float]:
-        """Return centre, size and yaw in [-pi, pi) of levels."""
-        shares = [coordinate_fraction(level, bins) for level in levels[:6]]
-        centre = [low + share * (high - low) for share, (low, high) in zip(shares[:3], self.centres, strict=True)]
-        low, high = self.size
-        size = [min(low * (high / low) ** share, high) for share in shares[3:]]
-        return centre, size, -math.pi + 2 * math.pi * (levels[6] % bins) / bins
 
 
 CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2  # counter-clockwise; of the sides along and across
@@ -136,9 +79,8 @@ def shares(first: Array, second: Array) -> Array:
 SIZE = 256  # pixels, height and width
 FINER = 4  # lines are drawn so many times larger, and then made small
 BEHIND = 0.45  # metres that are shown behind the camera
-GRID, EACH_FIFTH, CAMERA = (48, 51, 60), (74, 78, 90), (235, 235, 235)
+GRID, CAMERA = (48, 51, 60), (235, 235, 235)
 SHADE = 0.3
-WEDGE = math.radians(30)  # half the angle that the camera's lines open to; the value does not say how much it sees
 
 
 def draw(boxes: Sequence[Box], x: tuple[float, float], z: tuple[float, float]) -> PIL.Image.Image:
@@ -160,11 +102,9 @@ def draw(boxes: Sequence[Box], x: tuple[float, float], z: tuple[float, float]) -
     picture = Image.new("RGB", (SIZE * FINER, SIZE * FINER), GROUND)
     pen = ImageDraw.Draw(picture)
     for metre in range(math.ceil(left), math.floor(left + width) + 1):
-        pen.line((*place(metre, -BEHIND), *place(metre, far)), fill=GRID if metre % 5 else EACH_FIFTH, width=FINER)
+        pen.line((*place(metre, -BEHIND), *place(metre, far)), fill=GRID, width=FINER)
     for metre in range(math.floor(far) + 1):
-        pen.line(
-            (*place(left, metre), *place(left + width, metre)), fill=GRID if metre % 5 else EACH_FIFTH, width=FINER
-        )
+        pen.line((*place(left, metre), *place(left + width, metre)), fill=GRID, width=FINER)
     table = numbers_of(boxes)
     drawn = sorted(range(len(boxes)), key=lambda n: (table[n, 1] + table[n, 4] / 2, n))
     outlines = [[place(*corner) for corner in box] for box in corners(table).tolist()]
@@ -175,10 +115,7 @@ def draw(boxes: Sequence[Box], x: tuple[float, float], z: tuple[float, float]) -
         front = np.mean([outlines[n][0], outlines[n][3]], axis=0)
         beyond = 0.12 * scale * np.array([math.cos(table[n, 6]), -math.sin(table[n, 6])])
         pen.line((*place(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=6)
-    tip = place(0.0, 0.0)
-    for side in (-1, 1):
-        pen.line((*tip, *place(0.9 * side * math.sin(WEDGE), 0.9 * math.cos(WEDGE))), fill=CAMERA, width=5)
-    pen.ellipse((tip[0] - 14, tip[1] - 14, tip[0] + 14, tip[1] + 14), fill=CAMERA)
+    pen.polygon([place(0.0, 0.0), place(-0.3, 0.5), place(0.3, 0.5)], outline=CAMERA, width=5)
     picture = picture.resize((SIZE, SIZE), Image.Resampling.BOX)
     pen = ImageDraw.Draw(picture)
     for n in drawn:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.images import crop_and_resize, png_bytes
 from tokenizers_zoo.families.object_tokens import BINS
@@ -108,9 +108,7 @@ class InstanceSettings(SpelledSettings):
 
     def __post_init__(self) -> None:
         SpelledSettings.__post_init__(self)
-        for name, number in (("image_size", min(self.size)), ("mask_size", self.mask_size)):
-            if number < 1:
-                raise ValueError(f"{name}: expected at least 1 pixel, got {number}")
+        check_interval(self, "[1, inf)", "image_size", "mask_size", unit="pixels")
         check_counts(self, "max_instances")
 
     @property
