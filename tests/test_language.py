@@ -10,7 +10,7 @@ from text_tokenizers import caption, load, round_trip, settings_of, web_text
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import Crop
-from zoo_language.plain import best_words, bleu_2, word_f1, word_start, words
+from zoo_language.plain import best_words, bleu_2, word_f1, words
 
 
 @settings(max_examples=100, deadline=None)
@@ -143,25 +143,6 @@ def test_beginning_of_a_long_document_is_kept() -> None:
     assert DOCUMENT.startswith(kept) and DOCUMENT[len(kept)] in " ." and len(kept) > 256
     assert len(web_text.encode(tokenizer, [DOCUMENT])[0]) <= 256
     assert round_trip(tokenizer, "") == ""
-
-
-def test_views_are_segments_of_a_document() -> None:
-    first = web_text.transform(DOCUMENT, Crop(height=0.5, width=0.5))
-    second = web_text.transform(DOCUMENT, Crop(top=0.5, height=0.5, left=0.2, width=0.5, flip=True))
-    assert first + second == DOCUMENT and first.endswith(" ") and second.startswith("word") and len(second) > 20_000
-    assert web_text.transform(DOCUMENT, Crop()) == web_text.transform(DOCUMENT, Crop(flip=True)) == DOCUMENT
-    assert web_text.transform("", Crop(top=0.5, height=0.5)) == ""
-    assert web_text.transform("a red chair", Crop(height=0.9)) == "a red chair", "no view ends inside a word"
-    assert web_text.transform("a red chair", Crop(top=0.9, height=0.1)) == "", "nor begins there"
-
-
-@pytest.mark.parametrize(
-    ("text", "place", "start"),
-    [("one two", 0, 0), ("one two", 1, 4), ("one two", 4, 4), ("one two", 5, 7), ("one two", 7, 7),
-     ("日本語の文", 2, 2), ("a \n\n b", 1, 5), ("x" * 200 + " y", 50, 50), ("x" * 60 + " y", 50, 61)],
-)  # fmt: skip
-def test_where_a_word_starts(text: str, place: int, start: int) -> None:
-    assert word_start(text, place) == start
 
 
 def test_settings_out_of_range_are_refused_and_the_published_length_is_a_preset() -> None:

@@ -28,7 +28,7 @@ from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from zoo_geometry import body, published_people
-from zoo_geometry.people import MISSED, drawn, matched, person_files
+from zoo_geometry.people import MISSED, drawn, matched, standing
 from zoo_geometry.pose_labeller import PoseLabeller
 
 if TYPE_CHECKING:
@@ -294,8 +294,15 @@ class HumanPoses(ObjectModality):
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
-        """Somebody who stands, and people of other conventions."""
-        return person_files()
+        """Somebody who stands, in our conventions and in others."""
+        person = standing()
+        turns, joints = (np.array(person[name]) for name in ("joint_rotations", "joints_camera"))
+        changed: dict[str, dict[str, Any]] = {
+            "somebody who stands": {},
+            "rotations in degrees": {"joint_rotations": np.degrees(turns).tolist()},
+            "axes of a picture: y down, z forward": {"joints_camera": (joints * (1, -1, -1)).tolist()},
+        }
+        return {what: (json.dumps([person | change]).encode(), "json") for what, change in changed.items()}
 
     def write(self, value: Any, options: PoseSettings) -> tuple[bytes, str]:
         """The list as JSON."""
@@ -357,8 +364,8 @@ def person_problem(person: Any) -> str | None:
         return f"joint_rotations: expected axis-angle vectors in radians, got an angle of {turn:.4g}"
     if not -body.FARTHEST <= joints[0, 2] < 0:
         return (
-            f"joints_camera: expected the pelvis at z < 0 and no more than {body.FARTHEST:g} metres away (axes: x"
-            f" right, y up, z towards the viewer), got z = {joints[0, 2]:.4g}"
+            f"joints_camera: expected the pelvis at z < 0, up to {body.FARTHEST:g} metres away, got {joints[0, 2]:.4g};"
+            " convert to metres, and to axes x right, y up, z towards the viewer"
         )
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,33 +65,11 @@ def drawn(people: Sequence[Person]) -> PIL.Image.Image:
     return picture
 
 
-def standing() -> dict[str, Any]:
-    """An adult in the rest pose but for a bent arm, facing the camera at 3 m, numbers rounded to millimetres."""
-    turns = np.zeros((len(body.JOINTS), 3))
-    turns[body.JOINTS.index("left_elbow"), 1] = -0.3
+def standing() -> Person:
+    """An adult in the rest pose but for the left arm who faces the camera at 3 m, rounded to millimetres."""
+    turns = np.zeros((len(JOINTS), 3))
+    turns[JOINTS.index("left_elbow"), 1] = -0.3
     joints = body.joints_of(turns[None], body.ADULT[None], np.array([[0.0, 0.0, -3.0]]))[0]
     image = 0.5 + 1.2 * body.directions(joints) * np.array([1.0, -1.0])
-    box = np.concatenate([image.min(axis=0) - 0.03, image.max(axis=0) + 0.03])
-    return {
-        "joint_rotations": turns.tolist(),
-        "joints_camera": joints.round(3).tolist(),
-        "joints_image": image.round(3).tolist(),
-        "box": box.round(3).tolist(),
-    }
-
-
-def person_files() -> dict[str, tuple[bytes, str]]:
-    """Return example files by description, as (bytes, extension); the first is valid."""
-    person = standing()
-    turns = np.array(person["joint_rotations"])
-    matrices = body.matrices_of(turns).tolist()
-    joints = np.array(person["joints_camera"])
-    changed: dict[str, dict[str, Any]] = {
-        "somebody who stands": {},
-        "rotations as matrices": {"joint_rotations": matrices},
-        "rotations in degrees": {"joint_rotations": np.degrees(turns).tolist()},
-        "axes of a picture: y down, z forward": {"joints_camera": (joints * (1, -1, -1)).tolist()},
-        "a box in pixels": {"box": [round(640 * edge) for edge in person["box"]]},
-        "with betas as `shape`": {"shape": [0.5, -1.0]},
-    }
-    return {what: (json.dumps([{**person, **change}]).encode(), "json") for what, change in changed.items()}
+    entries = {"joint_rotations": turns, "joints_camera": joints, "joints_image": image}
+    return {name: rows.round(3).tolist() for name, rows in entries.items()} | {"box": [0.1, 0.1, 0.9, 0.9]}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -97,26 +96,6 @@ def counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
     return sum(int(p.sum()) for p, _ in pairs), sum(int(t.sum()) for _, t in pairs)
 
 
-def remembered(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """Let a function of a bool map remember its last results, which are to be read only.
-
-    A search for the constant baseline sees the same maps again and again.
-    """
-
-    @lru_cache(maxsize=128)
-    def of_bytes(shape: tuple[int, ...], edges: bytes) -> np.ndarray:
-        result = function(np.frombuffer(bytearray(edges), bool).reshape(shape))
-        result.flags.writeable = False
-        return result
-
-    @wraps(function)
-    def of_map(edges: np.ndarray) -> np.ndarray:
-        return of_bytes(edges.shape, edges.tobytes())
-
-    return of_map
-
-
-@remembered
 def thinned(edges: np.ndarray) -> np.ndarray:
     """Edges as lines one pixel wide (Zhang and Suen, CACM 27(3), 1984)."""
     from skimage.morphology import skeletonize
@@ -124,7 +103,6 @@ def thinned(edges: np.ndarray) -> np.ndarray:
     return skeletonize(edges)
 
 
-@remembered
 def widened(edges: np.ndarray) -> np.ndarray:
     """True within one pixel (8 neighbours) of a True."""
     padded = np.pad(edges, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json, words_of
-from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.spec import Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Piece
 from tokenizers_zoo.validation import text_of
 
@@ -85,6 +84,7 @@ def best_words(texts: Sequence[list[str]]) -> str:
 
 
 ALLOWED = "\n\t"
+WINDOWS = "\r\n", "\n"  # ends of lines
 MARK = "\ufeff"  # at the start of a file, says that it is UTF-8
 
 
@@ -133,9 +133,9 @@ class PlainText(TextModality[S]):
             value = read_json(data, extension)
             if isinstance(value, list) and value:
                 value = value[0]
-            value = unix_lines(value) if isinstance(value, str) else value
+            value = value.replace(*WINDOWS) if isinstance(value, str) else value
         elif extension == "txt":
-            value = unix_lines(text_of(data)).removesuffix("\n")
+            value = text_of(data).replace(*WINDOWS).removesuffix("\n")
         else:
             raise InvalidValueError(f"expected a .txt or .json file, got .{extension}")
         return checked_text(value, options)
@@ -171,11 +171,6 @@ class PlainText(TextModality[S]):
         return best_words([words(value) for value in values])
 
 
-def unix_lines(text: str) -> str:
-    """The text with a line feed alone where lines end as on Windows."""
-    return text.replace("\r\n", "\n")
-
-
 def checked_text(value: Any, options: PlainTextSettings) -> str:
     """The text itself. Raises InvalidValueError where it is no text, too long, or has control characters."""
     if not isinstance(value, str):
@@ -189,11 +184,6 @@ def checked_text(value: Any, options: PlainTextSettings) -> str:
     return value
 
 
-WORD_START = re.compile(r"(?<=\s)\S")
-NEAR = 64
-"""Characters that are searched for the start of a word."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WebTextSettings(PlainTextSettings):
     """Settings of `web_text`."""
@@ -205,33 +195,11 @@ class WebTextSettings(PlainTextSettings):
 
 
 class WebText(PlainText[WebTextSettings]):
-    """One document.
-
-    Text longer than `max_length` tokens is cut in two steps, each before a word. A crop of the sample (`zoo tokenize
-    --crops`) takes the same fraction of the document as the crop's rows take of the picture, so that crops see
-    different parts. From there, as many tokens as fit are kept.
-    """
+    """One document."""
 
     summary = "A plain text document"
     settings_class = WebTextSettings
     metrics = (WORD_F1, BLEU_2)
-
-    @hookimpl
-    def transform(self, value: str, crop: Crop) -> str:
-        """The words that begin in the stretch from `top` to `top + height` of the text."""
-        first, last = round(crop.top * len(value)), round((crop.top + crop.height) * len(value))
-        return value[word_start(value, first) : word_start(value, last)]
-
-
-def word_start(text: str, place: int) -> int:
-    """Where the next word begins or the text ends, at `place` or soon after; `place` in a text without spaces."""
-    if not 0 < place < len(text):
-        return place
-    found = WORD_START.search(text, place, place + NEAR)
-    if found:
-        return found.start()
-    in_last_word = len(text) - place <= NEAR and WORD_START.search(text)
-    return len(text) if in_last_word else place
 
 
 web_text = WebText()

@@ -111,14 +111,8 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
-        """A chair, and boxes of other conventions."""
-        edges = {
-            "a chair": (0.1, 0.2, 0.5, 0.9),
-            "`[x, y, width, height]` in pixels": (64, 48, 320, 240),
-            "an edge outside the picture": (-0.1, 0.2, 0.5, 0.9),
-            "xmin and xmax exchanged": (0.5, 0.2, 0.1, 0.9),
-            "a box without area": (0.1, 0.2, 0.1, 0.9),
-        }
+        """A chair, and a box of another convention."""
+        edges = {"a chair": (0.1, 0.2, 0.5, 0.9), "`[x, y, width, height]` in pixels": (64, 48, 320, 240)}
         return {what: (json.dumps([{"label": "chair", "box": box}]).encode(), "json") for what, box in edges.items()}
 
     def ranked(self, boxes: list[Box]) -> list[Box]:

@@ -170,12 +170,10 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
-        """A chair in front of the camera, and boxes of other conventions."""
-        chair = {"label": "chair", "center": [0.5, -0.6, -2.5], "size": [0.5, 0.9, 0.5], "yaw": 1.57}
-        changed: dict[str, dict[str, Any]] = {
-            "a chair": {}, "`yaw` in degrees": {"yaw": 90}, "a side of 0 metres": {"size": [0.5, 0, 0.5]},
-        }  # fmt: skip
-        return {what: (json.dumps([{**chair, **change}]).encode(), "json") for what, change in changed.items()}
+        """A chair in front of the camera, and one with its yaw in degrees."""
+        chair = {"label": "chair", "center": [0.5, -0.6, -2.5], "size": [0.5, 0.9, 0.5]}
+        yaws = {"a chair": 1.57, "`yaw` in degrees": 90}
+        return {what: (json.dumps([{**chair, "yaw": yaw}]).encode(), "json") for what, yaw in yaws.items()}
 
     def prefix(self, options: Boxes3dSettings) -> list[Piece]:
         return [Special(options.token)]

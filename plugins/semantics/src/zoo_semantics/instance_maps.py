@@ -122,8 +122,8 @@ def map_of_annotations(data: bytes) -> Array:
     except (KeyError, TypeError, RecursionError, ValueError) as error:
         raise ValueError(
             'expected masks of one size, {"annotations": [{"segmentation": {"size": [height, width], "counts": ...}},'
-            ' ...]}, and for no mask {"image": {"height": ..., "width": ...}} beside them; polygons have to be made'
-            f" masks (pycocotools.mask.encode); got {type(error).__name__}: {error}"
+            ' ...]}, or for no mask {"annotations": [], "image": {"height": ..., "width": ...}}; a polygon is no mask:'
+            f" save run lengths (pycocotools.mask.encode); got {type(error).__name__}: {error}"
         ) from None
     return map_of_masks([mask_of_runs(count, (height, width)) for count in counts], (height, width))
 

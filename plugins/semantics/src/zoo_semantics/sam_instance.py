@@ -247,18 +247,13 @@ class SamInstances(ObjectModality):
         """Masks as SAM gives them, which may overlap, and its files."""
         masks = np.zeros((2, 8, 8), bool)
         masks[0, :6], masks[1, 4:] = True, True
-        run = {"size": [8, 8], "counts": [0, 16, 48]}
-        entry, image = {"segmentation": run}, {"height": 8, "width": 8}
-        polygon = {"segmentation": [[0, 0, 4, 0, 4, 4]]}
-        tables = {
-            "SAM's annotations": {"image": image, "annotations": [entry]},
-            "no annotation, the picture's size given": {"image": image, "annotations": []},
-            "no annotation": {"annotations": []},
-            "a polygon instead of a mask": {"annotations": [polygon]},
-            "runs that do not fill the size": [{"segmentation": {**run, "counts": [0, 16]}}],
+        segmentations = {
+            "SAM's annotations": {"size": [8, 8], "counts": [0, 16, 48]},
+            "a polygon instead of a mask": [[0, 0, 4, 0, 4, 4]],
         }
-        files = {what: (json.dumps(table).encode(), "json") for what, table in tables.items()}
-        return {"masks that overlap, bool (masks, height, width)": (array_bytes(masks), "npy"), **files}
+        files = {what: json.dumps([{"segmentation": found}]).encode() for what, found in segmentations.items()}
+        overlapping = {"masks that overlap, bool (masks, height, width)": (array_bytes(masks), "npy")}
+        return overlapping | {what: (data, "json") for what, data in files.items()}
 
     def write(self, value: Array, options: InstanceSettings) -> tuple[bytes, str]:
         """A 16-bit PNG of the ids."""
