@@ -26,7 +26,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tokens import whole_samples
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.spec import GridLayout, PatchesLayout, VectorLayout
-from tokenizers_zoo.train.batches import Prefetch, sample_order
+from tokenizers_zoo.train.batches import prefetched, sample_order
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import TrainConfig
 from zoo_backbone.data import TokenData
@@ -147,13 +147,13 @@ def test_the_loader_keeps_order_and_passes_errors_on() -> None:
             raise DataError("step 7 is damaged")
         return dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, ids=torch.tensor(step)))
 
-    with Prefetch(make, 3, 20) as loader:
+    with prefetched(make, 3, 20) as loader:
         seen = iter(loader)
         assert [int(next(seen).inputs.ids) for _ in range(4)] == [3, 4, 5, 6]
         with pytest.raises(DataError, match="step 7"):
             next(seen)
-    assert made == [3, 4, 5, 6, 7]
-    with Prefetch(make, 8, 10_000, depth=2) as loader:
+    assert made[:5] == [3, 4, 5, 6, 7] and len(made) <= 8
+    with prefetched(make, 8, 10_000, depth=2) as loader:
         next(iter(loader))
     assert len(made) < 20
 

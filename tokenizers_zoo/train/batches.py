@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -81,52 +80,28 @@ def _feistel(values: npt.NDArray[Any], half: np.uint64, seeds: npt.NDArray[Any])
     return (left << half) | right
 
 
-class Prefetch(Generic[Batch]):
-    """Prefetches the batches `make(number)` for numbers `first` to `last - 1` in a thread, at most `depth` in advance.
+@contextlib.contextmanager
+def prefetched(make: Callable[[int], Batch], first: int, last: int, depth: int = 3) -> Iterator[Iterator[Batch]]:
+    """Yield an iterator over the batches `make(number)` for numbers `first` to `last - 1`.
 
-    Use it in a `with` block, which ends the thread. An error in `make` is raised in place of its batch.
+    A thread makes them, at most `depth` in advance. An error in `make` is raised in place of its batch.
     """
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        ahead = deque(thread.submit(make, number) for number in range(first, min(first + depth, last)))
 
-    def __init__(self, make: Callable[[int], Batch], first: int, last: int, depth: int = 3) -> None:
-        self._make = make
-        self._numbers = range(first, last)
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        def batches() -> Iterator[Batch]:
+            following = first + depth
+            while ahead:
+                batch = ahead.popleft().result()
+                if following < last:
+                    ahead.append(thread.submit(make, following))
+                following += 1
+                yield batch
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopped.set()
-        while not self._ready.empty():
-            self._ready.get_nowait()
-        self._thread.join()
-
-    def _work(self) -> None:
-        for number in self._numbers:
-            try:
-                item: Batch | BaseException = self._make(number)
-            except BaseException as error:
-                item = error
-            while not self._stopped.is_set():
-                try:
-                    self._ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if self._stopped.is_set() or isinstance(item, BaseException):
-                return
-
-    def __iter__(self) -> Iterator[Batch]:
-        for _ in self._numbers:
-            item = self._ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        try:
+            yield batches()
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 def to_device(batch: Any, device: str) -> Any:

@@ -24,7 +24,7 @@ from tokenizers_zoo.quantizers.quantizer import collapse_warning
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.train.batches import Prefetch, sample_order, seeded, to_device
+from tokenizers_zoo.train.batches import prefetched, sample_order, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.optim import EMA, check_finite
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, finish_run
@@ -205,8 +205,7 @@ class Trainer:
         """Run the remaining steps, with an evaluation and a saved state every `eval_every`."""
         config, task = self.config, self.task
         first, last = (steps * config.grad_accum_steps for steps in (self.done, config.steps))
-        with Prefetch(self.batch, first, last) as prefetch:
-            batches = iter(prefetch)
+        with prefetched(self.batch, first, last) as batches:
             while self.done < config.steps and not self.out_of_patience:
                 started = time.perf_counter()
                 losses = self.train_step(batches)

@@ -22,7 +22,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
 from tokenizers_zoo.io import as_json
 from tokenizers_zoo.run_folder import RunFolder, read_run
 from tokenizers_zoo.spec import ModalitySpec, layout_to_json
-from tokenizers_zoo.train.batches import Prefetch
+from tokenizers_zoo.train.batches import prefetched
 from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
@@ -189,7 +189,7 @@ class Trainer:
             raise CheckpointError(f"{self.folder}: {what}")
         started = time.perf_counter()
         log = TrainingLog(self.folder, config, first, self.model) if self.ranks.first else None
-        with log or contextlib.nullcontext(), self.accumulation, Prefetch(self.batch, first, config.steps) as batches:
+        with log or contextlib.nullcontext(), self.accumulation, prefetched(self.batch, first, config.steps) as batches:
             if config.compile:
                 problem = compile_blocks(self.model, lambda: self.gradients(self.batch(first)))
                 self.model.zero_grad(set_to_none=True)
