@@ -179,7 +179,7 @@ def test_where_no_spaces_part_words_the_longest_beginning_is_kept(text: str, sta
 def test_bytes_that_cross_characters_leave_something() -> None:
     """The only piece holds a character's last bytes and the next character's first byte."""
     first, *others = (byte_characters()[byte] for byte in "日".encode())
-    crossing = TextVocabulary(CONFIG, pieces=[CONTINUES + "".join([*others, first])])
+    crossing = TextVocabulary(CONFIG, pieces=(CONTINUES + "".join([*others, first]),))
     text = "日" * 100
     assert [len(crossing.decode_text(crossing.encode_text(text, limit))) for limit in (2, 3, 4, 10)] == [0, 1, 2, 8]
     assert len(crossing.decode_text(crossing.encode_text(text, 64))) > 50

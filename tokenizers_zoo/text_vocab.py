@@ -8,8 +8,8 @@ configuration alone, and growing keeps every old id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -117,6 +117,7 @@ def coordinate_fraction(level: int, bins: int) -> float:
     return min(level, bins - 1) / (bins - 1)
 
 
+@dataclass(eq=False)
 class TextVocabulary:
     """One shared vocabulary. Text round-trips exactly, and any sequence of ids decodes to something.
 
@@ -126,32 +127,24 @@ class TextVocabulary:
     capitals and the spaces around punctuation.
     """
 
-    def __init__(
-        self,
-        config: VocabularyConfig,
-        special_tokens: Sequence[str] = (),
-        pieces: Sequence[str] = (),
-        grown_tokens: Sequence[str] = (),
-        lineage: Sequence[tuple[str, int]] = (),
-        trained_on: Mapping[str, Any] | None = None,
-        own_fingerprint: str | None = None,
-        published: str = "",
-    ) -> None:
-        self.config = config
-        self.special_tokens = tuple(special_tokens)
-        self.pieces = tuple(pieces)
-        self.grown_tokens = tuple(grown_tokens)
-        self.lineage = tuple(lineage)
-        self.trained_on = dict(trained_on or {})
-        self.fingerprint = own_fingerprint
-        """Fingerprint of the loaded or saved checkpoint; None before saving."""
-        self.published = published
+    config: VocabularyConfig
+    special_tokens: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()
+    grown_tokens: tuple[str, ...] = ()
+    lineage: tuple[tuple[str, int], ...] = ()
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
+    """Fingerprint of the loaded or saved checkpoint; None before saving."""
+    published: str = ""
+
+    def __post_init__(self) -> None:
+        config, published = self.config, self.published
         self._text_start = config.special_start + len(self.special_tokens)
         self._matcher = (
             WordMatcher(published, self._text_start, _fixed(config)) if published else PieceMatcher(self.pieces)
         )
         self._grown_start = self._text_start + self._matcher.count
-        names = (*self.special_tokens, *self.grown_tokens)
+        names = self.all_special_tokens
         if len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
             raise CheckpointError("vocabulary: special tokens must be distinct, non-empty strings")
         if self.used > self.config.size:
@@ -218,8 +211,8 @@ class TextVocabulary:
         """
         empty = cls(config, tuple(dict.fromkeys(special_tokens)))
         room = config.size - config.reserve - empty.used
-        pieces = learn_pieces(texts, room) if room > 0 else ()
-        return cls(config, empty.special_tokens, pieces, trained_on=provenance)
+        pieces = tuple(learn_pieces(texts, room)) if room > 0 else ()
+        return cls(config, empty.special_tokens, pieces, trained_on=dict(provenance or {}))
 
     def grow(self, special_tokens: Iterable[str], size: int | None = None) -> TextVocabulary:
         """Return the vocabulary with missing special tokens added at its end, and its capacity raised to `size`.
@@ -232,9 +225,7 @@ class TextVocabulary:
             return self
         lineage = tuple(self.compatible_fingerprints.items())
         grown = (*self.grown_tokens, *missing)
-        return TextVocabulary(
-            config, self.special_tokens, self.pieces, grown, lineage, self.trained_on, published=self.published
-        )
+        return replace(self, config=config, grown_tokens=grown, lineage=lineage, fingerprint=None)
 
     # ---- tokens
 
@@ -374,12 +365,11 @@ class TextVocabulary:
         try:
             table = {**stored["vocabulary"], "preset": None}  # it has the preset's keys
             own = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
-            if set(tensors) not in ({"pieces"}, {"file"}):
-                raise CheckpointError(f"expected one tensor, pieces or file, got {sorted(tensors)}")
-            text = next(iter(tensors.values())).numpy().tobytes().decode("utf-8")
-            pieces = text.split("\n") if text and "pieces" in tensors else []
-            published = text if "file" in tensors else ""
-            lineage = [(str(entry["fingerprint"]), int(entry["length"])) for entry in stored["lineage"]]
+            ((kind, tensor),) = tensors.items()
+            text = tensor.numpy().tobytes().decode("utf-8")
+            content: dict[str, Any] = {"published": text} if kind == "file" else {}
+            if kind == "pieces" and text:
+                content["pieces"] = tuple(text.split("\n"))
             for name in FIXED if config else ():
                 old, new = getattr(own, name), getattr(config, name)
                 if old != new:
@@ -387,9 +377,15 @@ class TextVocabulary:
                         f"the vocabulary was trained with {name} = {old}, registry.toml says {new}: "
                         "set it back, or train the vocabulary again elsewhere"
                     )
-            effective = replace(own, size=config.size, reserve=config.reserve) if config else own
-            names, grown, trained_on = stored["special_tokens"], stored["grown_tokens"], stored["trained_on"]
-            return cls(effective, names, pieces, grown, lineage, trained_on, fingerprint(folder), published)
+            return cls(
+                replace(own, size=config.size, reserve=config.reserve) if config else own,
+                tuple(stored["special_tokens"]),
+                grown_tokens=tuple(stored["grown_tokens"]),
+                lineage=tuple((str(entry["fingerprint"]), int(entry["length"])) for entry in stored["lineage"]),
+                trained_on=stored["trained_on"],
+                fingerprint=fingerprint(folder),
+                **content,
+            )
         except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"{folder}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -407,18 +403,8 @@ def _fixed(config: VocabularyConfig) -> dict[str, int]:
 
 
 def _card(vocabulary: TextVocabulary) -> str:
-    config, parts = vocabulary.config, vocabulary.parts
-    bytes_, learned = parts["bytes"][1], parts["learned pieces"][1]
-    rows = {
-        "capacity": config.size,
-        "ids used": vocabulary.used,
-        "sentinels": config.sentinels,
-        "coordinates": f"{config.coordinate_axes} axes of {config.coordinate_bins} levels",
-        "special tokens": f"{len(vocabulary.all_special_tokens)}, {len(vocabulary.grown_tokens)} of them grown later",
-        "text pieces": f"{bytes_} for bytes and {learned} learned",
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    rows = "\n".join(f"| {name} | {count} |" for name, (_, count) in vocabulary.parts.items())
     kind = "Byte-level WordPiece; text round-trips exactly."
     if vocabulary.published:
         kind = "The lower-case WordPiece vocabulary of 4M (github.com/apple/ml-4m)."
-    return f"# Text vocabulary\n\n{kind}\n\n| | |\n|---|---|\n{table}\n"
+    return f"# Text vocabulary\n\n{kind}\n\n| part | ids |\n|---|---|\n{rows}\n"
