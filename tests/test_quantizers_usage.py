@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
+from collections import deque
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from torch import nn
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig
 from tokenizers_zoo.quantizers.kinds import Adapter, ResidualFiniteScalar
 from tokenizers_zoo.quantizers.quantizer import Quantizer, Residual, SideBySide, collapse_warning
-from tokenizers_zoo.quantizers.usage import CodebookUsage, RecentUsage
+from tokenizers_zoo.quantizers.usage import CodebookUsage
 
 DIM = 32
 IN_STEPS = [kind for kind in KIND_DEFAULTS if "residual" in kind]
@@ -135,18 +135,19 @@ def test_a_collapsing_run_says_so() -> None:
     assert (collapse_warning(toy.quantizer) or "").startswith("the codebook of the quantizer collapses")
 
 
-def test_recent_usage_by_hand() -> None:
-    recent = RecentUsage(4, num_codebooks=2, batches=2)
-    assert (recent.usage, recent.reachable, recent.collapsed()) == (0.0, 0.0, False)
-    recent.update(torch.tensor([[[0, 0], [1, 0]]]))  # first codebook: 0, 1; second: 0
-    assert recent.usage == 0.25
-    assert not recent.collapsed(1.0)
-    recent.update(torch.tensor([[[2, 1], [2, 1]]]))  # first: 0, 1, 2; second: 0, 1
-    assert recent.usage == 0.5
-    assert recent.reachable == pytest.approx(1 - math.exp(-4 / 4))
-    assert recent.collapsed(0.8) and not recent.collapsed(0.7)  # 0.5 / 0.632 = 0.79
-    recent.update(torch.tensor([[[3, 1], [3, 1]]]))  # the first batch is dropped: 2, 3 and 1
-    assert recent.usage == 0.25
+def test_collapse_is_judged_by_the_worst_codebook_of_the_last_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenizers_zoo.quantizers.quantizer.RECENT_BATCHES", 2)
+    quantizer = Quantizer(QuantizerConfig(kind="memcodes", codebook_size=4, num_codebooks=2, codebook_dim=4), 8)
+    quantizer.recent = deque(maxlen=2)
+    quantizer.recent.append(torch.tensor([[[0, 0], [1, 0]]]))  # first codebook: 0, 1; second: 0
+    assert collapse_warning(quantizer, 1.0) is None  # too few batches
+    quantizer.recent.append(torch.tensor([[[2, 1], [2, 1]]]))  # first: 0, 1, 2; second: 0, 1
+    assert "50.0% of 4 codes are used by the last 2 batches, which could reach 63%" in str(
+        collapse_warning(quantizer, 0.8)
+    )
+    assert collapse_warning(quantizer, 0.7) is None  # 0.5 / 0.632 = 0.79
+    quantizer.recent.append(torch.tensor([[[3, 1], [3, 1]]]))  # the first batch is dropped: 2, 3 and 1
+    assert "25.0% of 4 codes" in str(collapse_warning(quantizer, 0.7))
 
 
 def test_dead_codes_are_revived_also_in_small_batches() -> None:
@@ -185,11 +186,9 @@ def test_usage_by_hand() -> None:
 
 def test_each_of_several_codebooks_has_figures_of_its_own() -> None:
     usage = CodebookUsage(4, num_codebooks=2)
-    assert [one.largest_share for one in usage.apart()] == [0.0, 0.0]
     usage.update(torch.tensor([[[0, 0], [0, 1]], [[0, 2], [0, 3]]]))
     first, second = usage.apart()
-    assert (first.usage, first.entropy_bits, first.largest_share) == (0.25, 0.0, 1.0)
-    assert (second.usage, second.entropy_bits, second.largest_share) == (1.0, 2.0, 0.25)
-    assert usage.largest_share == pytest.approx((1.0 + 0.25) / 2)
+    assert (first.usage, first.entropy_bits) == (0.25, 0.0)
+    assert (second.usage, second.entropy_bits) == (1.0, 2.0)
     first.update(torch.tensor([1]))
     assert usage.counts[0].tolist() == [4, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""All kinds of quantizers, and the sums over processes that keep their codebooks equal.
+"""All kinds of quantizers.
 
 FSQ and residual FSQ round numbers, LFQ and BSQ take their signs. The tokens of VQ-EMA, SimVQ and memory codes are rows
 of a learned table.
@@ -10,8 +10,6 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import vector_quantize_pytorch as vqp
 from einops import rearrange
 from loguru import logger
@@ -48,48 +46,6 @@ Smaller probabilities would change no result in float32, but numbers below 1e-38
 """
 UNIT = 1e-6
 """Tolerance within which a code's length counts as 1; rounding leaves it within 2e-7."""
-
-
-def world_size() -> int:
-    """Return the number of training processes, queried at each call. The library caches it for the process's life."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def add_up(tensor: Tensor) -> None:
-    """Replace `tensor` by its sum over the processes."""
-    if world_size() > 1:
-        dist.all_reduce(tensor)
-
-
-def mean_with_gradient(tensor: Tensor) -> Tensor:
-    """Return the mean over the processes; gradients flow back to every process."""
-    count = world_size()
-    return dist_nn.all_reduce(tensor) / count if count > 1 else tensor
-
-
-def take_first_process(module: nn.Module) -> None:
-    """Broadcast the buffers of `module` (codebooks without gradients) from the first process."""
-    if world_size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
-
-
-def sample_over_processes(local: Float[Tensor, "1 n dim"], count: int) -> Float[Tensor, "1 count dim"]:
-    """Draw `count` random vectors from all processes, the same vectors in each.
-
-    The library's own version may read buffers before its asynchronous broadcasts have written them (gloo).
-    """
-    vectors = local[0]
-    if len(vectors) >= count:
-        chosen = torch.randperm(len(vectors), device=vectors.device)[:count]
-    else:
-        chosen = torch.randint(len(vectors), (count,), device=vectors.device)
-    own = vectors[chosen].contiguous()
-    offered = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(offered, own)
-    owner = torch.randint(world_size(), (count,), device=vectors.device)
-    dist.broadcast(owner, src=0)
-    return torch.stack(offered)[owner, torch.arange(count, device=vectors.device)][None]
 
 
 class Adapter(nn.Module):
@@ -144,7 +100,7 @@ class Binary(Adapter):
     """LFQ (arXiv 2310.05737), or BSQ (arXiv 2406.07548), which first puts latents on the unit sphere.
 
     The signs of log2(codebook size) numbers are the token's bits, the first one highest. The losses are made here:
-    the library's compare every latent with every code, and do not add up over processes.
+    the library's compare every latent with every code.
     """
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -191,7 +147,7 @@ def entropy_loss(latents: Float[Tensor, "n bits"], magnitude: float) -> Float[Te
     per_latent = entropy(bits).sum(dim=-1).mean()
     middle = latents.shape[1] // 2
     high, low = _joint(bits[:, :middle]), _joint(bits[:, middle:])
-    shares = mean_with_gradient(high.T @ low / len(latents))
+    shares = high.T @ low / len(latents)
     return per_latent - DIVERSITY * entropy(shares.flatten())
 
 
@@ -263,12 +219,12 @@ class ResidualFiniteScalar(Adapter):
 
 
 def spread_loss(latents: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
-    """Return the distance of all processes' latents from mean 0, standard deviation SPREAD and no correlation.
+    """Return the distance of latents from mean 0, standard deviation SPREAD and no correlation.
 
     It is the sum of squared differences of the mean and of the covariance / SPREAD ** 2, per dimension.
     """
-    mean = mean_with_gradient(latents.mean(dim=0))
-    covariance = mean_with_gradient(latents.T @ latents / len(latents)) - torch.outer(mean, mean)
+    mean = latents.mean(dim=0)
+    covariance = latents.T @ latents / len(latents) - torch.outer(mean, mean)
     apart = covariance / SPREAD**2 - torch.eye(latents.shape[1], device=latents.device)
     return (apart.square().sum() + mean.square().sum()) / latents.shape[1]
 
@@ -305,20 +261,13 @@ class MovingAverage(Adapter):
             rotation_trick=False,
             sync_codebook=False,
         )
-        # The library decides when it is built whether it has to sum over processes; these ask at each call.
-        book = self.vq._codebook
-        book.all_reduce_fn = book.kmeans_all_reduce_fn = add_up
-        self._sample_alone = book.sample_fn
 
     def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
         book = self.vq._codebook
         # The library wants a count of latents per batch; a fixed one would call most codes dead in small batches.
-        count = latents.new_tensor(latents.shape[0] * latents.shape[1])
-        add_up(count)
-        mean_count = float(count) / self.vq.codebook_size
+        mean_count = latents.shape[0] * latents.shape[1] / self.vq.codebook_size
         book.threshold_ema_dead_code = self.revive_below * mean_count
         book.reset_cluster_size = mean_count
-        book.sample_fn = book.replace_sample_fn = sample_over_processes if world_size() > 1 else self._sample_alone
         before = book.embed.clone() if self.cosine else None
         codes, tokens, loss = self.vq(latents)
         if before is not None:
@@ -402,7 +351,7 @@ class MemoryCodes(Adapter):
         tokens = soft.argmax(dim=2)
         hard = functional.one_hot(tokens, soft.shape[2]).to(soft.dtype)
         codes = straight_through(soft, hard) @ self.values
-        spread = entropy(mean_with_gradient(soft.mean(dim=1)))
+        spread = entropy(soft.mean(dim=1))
         loss = self.entropy_weight * (entropy(soft).mean() - DIVERSITY * spread.mean())
         return (
             rearrange(codes, "h (b n) d -> b n (h d)", b=len(latents)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,14 +20,17 @@ from tokenizers_zoo.quantizers.kinds import (
     ResidualFiniteScalar,
     SimpleVector,
     straight_through,
-    take_first_process,
 )
-from tokenizers_zoo.quantizers.usage import COLLAPSED, RecentUsage
+from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from tokenizers_zoo.quantizers.kinds import Codes, Tokens
+
+
+RECENT_BATCHES = 50
+"""Training batches over which `collapse_warning` looks back."""
 
 
 class SideBySide(Adapter):
@@ -143,8 +147,7 @@ class Quantizer(nn.Module):
     """Map latents of `dim` numbers, on a grid of any number of axes, to tokens and codes.
 
     Everything runs in float32, also under autocast: bfloat16 latents near a border would otherwise change their token.
-    In eval mode it is deterministic, changes no state, and `forward(x).codes` equals `decode(encode(x))` exactly. In
-    distributed training all processes hold the same codebooks if gradients are averaged (DDP).
+    In eval mode it is deterministic, changes no state, and `forward(x).codes` equals `decode(encode(x))` exactly.
 
     The weights do not determine the meaning of ids (no tensor holds the levels of fsq): keep the configuration with
     them, as checkpoints do.
@@ -161,9 +164,8 @@ class Quantizer(nn.Module):
         code_dim = self.adapter.code_dim
         self.project_in = nn.Linear(dim, code_dim) if code_dim != dim else nn.Identity()
         self.project_out = nn.Linear(code_dim, dim) if code_dim != dim else nn.Identity()
-        self.recent = RecentUsage(config.codebook_size, config.codes_per_position)
-        """Which codes the last training batches of this process used."""
-        self._agreed = False
+        self.recent: deque[Tensor] = deque(maxlen=RECENT_BATCHES)
+        """Tokens of the last training batches."""
 
     def forward(self, latents: Float[Tensor, "batch *grid dim"]) -> Quantized:
         """Quantise. Raises CheckpointError in eval mode if the codebook was never trained."""
@@ -175,11 +177,8 @@ class Quantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             flat = self.project_in(latents.float().reshape(1, -1, self.dim))  # one long row: some kernels loop over it
             if self.training:
-                if not self._agreed:
-                    take_first_process(self)
-                    self._agreed = True
                 codes, tokens, loss = self.adapter.quantize(flat)
-                self.recent.update(tokens)
+                self.recent.append(tokens)
             else:
                 tokens = self.adapter.tokens(flat)
                 codes, loss = self.adapter.lookup(tokens), flat.new_zeros(())
@@ -212,15 +211,20 @@ class Quantizer(nn.Module):
 
 
 def collapse_warning(module: nn.Module, threshold: float = COLLAPSED) -> str | None:
-    """Return a line about the first quantizer in `module` whose codebook collapses in training, or None.
+    """Return a line about the first quantizer in `module` whose worst codebook collapses in training, or None.
 
-    See `RecentUsage.collapsed`.
+    It collapses if its usage over the last RECENT_BATCHES is below `threshold` times that of random tokens.
     """
     for name, part in module.named_modules():
-        if isinstance(part, Quantizer) and part.recent.collapsed(threshold):
-            recent = part.recent
-            return (
-                f"the codebook of {name or 'the quantizer'} collapses: {recent.usage:.1%} of {part.codebook_size} codes"
-                f" are used by the last {len(recent.counts)} batches, which could reach {recent.reachable:.0%}"
-            )
+        if isinstance(part, Quantizer) and len(part.recent) == RECENT_BATCHES:
+            usage = CodebookUsage(part.codebook_size, part.codes_per_position)
+            for tokens in part.recent:
+                usage.update(tokens)
+            worst = min(one.usage for one in usage.apart())
+            reachable = reachable_usage(int(usage.counts[0].sum()), part.codebook_size)
+            if worst < threshold * reachable:
+                return (
+                    f"the codebook of {name or 'the quantizer'} collapses: {worst:.1%} of {part.codebook_size} codes"
+                    f" are used by the last {RECENT_BATCHES} batches, which could reach {reachable:.0%}"
+                )
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
 
 COLLAPSED = 0.2
 """Usage, as a share of what as many evenly spread tokens would reach, below which a codebook has collapsed."""
-RECENT_BATCHES = 50
-"""Training batches over which `RecentUsage` looks back."""
 
 
 def reachable_usage(tokens: int, codebook_size: int) -> float:
@@ -60,11 +57,6 @@ class CodebookUsage:
         return least if len(each) > 1 else {}
 
     @property
-    def largest_share(self) -> float:
-        """Share of the most frequent code in the tokens, in [0, 1]; 0 before any token."""
-        return float(np.mean([counts.max() / max(1, counts.sum()) for counts in self.counts]))
-
-    @property
     def usage(self) -> float:
         """Fraction of the codes that occurred at least once, in [0, 1]."""
         return float((self.counts > 0).mean())
@@ -78,47 +70,6 @@ class CodebookUsage:
     def perplexity(self) -> float:
         """exp(entropy): how many equally frequent codes would be as varied, in [1, codebook size]."""
         return float(np.mean([math.exp(_entropy(counts)) for counts in self.counts]))
-
-
-class RecentUsage:
-    """Codes used in the last `batches` updates. Stores one number per code and never waits for the GPU."""
-
-    def __init__(self, codebook_size: int, num_codebooks: int = 1, batches: int = RECENT_BATCHES) -> None:
-        self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
-        self.updates = 0
-        self.counts: deque[int] = deque(maxlen=batches)
-        """Number of tokens per codebook in each recent update."""
-        self.last_update: torch.Tensor | None = None
-        """Per codebook and code, the number of the update that last used it."""
-
-    def update(self, tokens: torch.Tensor) -> None:
-        """Record a batch of integer tokens of any shape (with several codebooks the last axis is the codebooks)."""
-        import torch
-
-        columns = tokens.detach().reshape(-1, self.num_codebooks)
-        if self.last_update is None or self.last_update.device != tokens.device:
-            shape = (self.num_codebooks, self.codebook_size)
-            self.last_update = torch.full(shape, -1, dtype=torch.int64, device=tokens.device)
-        self.last_update[torch.arange(self.num_codebooks, device=tokens.device), columns] = self.updates
-        self.updates += 1
-        self.counts.append(len(columns))
-
-    @property
-    def usage(self) -> float:
-        """Share of the codes used, in [0, 1]; with several codebooks the lowest share; 0 before any update."""
-        if self.last_update is None:
-            return 0.0
-        used = self.last_update >= self.updates - len(self.counts)
-        return float(used.float().mean(dim=1).min())
-
-    @property
-    def reachable(self) -> float:
-        """Usage that the same number of uniformly random tokens would reach."""
-        return reachable_usage(sum(self.counts), self.codebook_size)
-
-    def collapsed(self, threshold: float = COLLAPSED) -> bool:
-        """Return whether usage is below `threshold` times `reachable`; always False before `batches` updates."""
-        return len(self.counts) == self.counts.maxlen and self.usage < threshold * self.reachable
 
 
 def _entropy(counts: np.ndarray[Any, Any]) -> float:
