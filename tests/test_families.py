@@ -20,8 +20,8 @@ from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, PatchesModality
 from tokenizers_zoo.families.features import FeatureMapModality
-from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
-from tokenizers_zoo.families.objects import Axis, ObjectGrammar, ObjectModality, box_seen_through
+from tokenizers_zoo.families.object_tokens import Axis, ObjectGrammar, box_seen_through, levels_of, numbers_of
+from tokenizers_zoo.families.objects import ObjectModality
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.families.vectors import VectorModality
 from tokenizers_zoo.run_folder import FolderError

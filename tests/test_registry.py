@@ -293,8 +293,8 @@ from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
 class Hand(VectorModality):
     summary, dim, loss, metrics = "angles", 4, "smooth_l1", NUMBER_METRICS
 
-    def spec_of(self, settings, *layout, **more):
-        return dataclasses.replace(super().spec_of(settings, *layout, **more), vocabulary="hands")
+    def spec_of(self, settings, *spec, **more):
+        return dataclasses.replace(super().spec_of(settings, *spec, **more), vocabulary="hands")
 
 plugin = Hand()
 """

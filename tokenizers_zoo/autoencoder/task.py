@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
-from tokenizers_zoo.autoencoder.config import DiffusionConfig
 from tokenizers_zoo.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
     REDUCTION,
@@ -176,26 +175,6 @@ def target_of(module: Autoencoder, inputs: Tensor) -> Tensor:
     return inputs if module.config.kind == "classes" else module.standardise(inputs)
 
 
-class TrainedBase(NamedTuple):
-    """A trained tokenizer that a diffusion decoder is trained on."""
-
-    module: Autoencoder
-    fingerprint: str
-    lineage: Sequence[Mapping[str, Any]]
-    """The tokenizers whose tokens it decodes, too."""
-
-    @classmethod
-    def load(cls, codec: ValueCodec, base: str) -> TrainedBase:
-        """Load the tokenizer in a folder or on the hub. Raises CheckpointError."""
-        try:
-            folder = resolve_folder(base)
-            module = load_autoencoder(folder, codec)
-        except CheckpointError as error:
-            where = codec.origin.at("diffusion")
-            raise CheckpointError(f"{where}: base: {error}") from None
-        return cls(module, fingerprint(folder), load_config(folder).get("lineage", []))
-
-
 class DiffusionTask(AutoencoderTask):
     """Train a DiffusionAutoencoder: on a frozen `base`, or everything together.
 
@@ -204,13 +183,24 @@ class DiffusionTask(AutoencoderTask):
 
     adversarial = False
 
-    def __init__(self, codec: ValueCodec, diffusion: DiffusionConfig, base: TrainedBase | None) -> None:
+    def __init__(self, codec: ValueCodec) -> None:
+        diffusion, where = codec.diffusion, codec.origin.at("diffusion")
+        assert diffusion is not None
+        self.base: Autoencoder | None = None
+        self.diffusion, self.lineage = diffusion, list[dict[str, Any]]()
+        if diffusion.base is not None:
+            try:
+                folder = resolve_folder(diffusion.base)
+                self.base = load_autoencoder(folder, codec)
+            except CheckpointError as error:
+                raise CheckpointError(f"{where}: base: {error}") from None
+            length, former = codec.model.quantizer.codebook_size, load_config(folder).get("lineage", [])
+            self.lineage = [*former, {"fingerprint": fingerprint(folder), "length": length}]
+            codec = codec.modality.codec(codec.settings, self.base.config)
         super().__init__(codec)
-        self.diffusion, self.base = diffusion, base
-        where = codec.origin.at("diffusion")
         if codec.model.kind == "classes":
             raise ConfigError(f"{where}: works with continuous and binary values only; remove it")
-        if getattr(codec.table, "adversarial_weight", 0) and base is None:
+        if getattr(codec.table, "adversarial_weight", 0) and self.base is None:
             raise ConfigError(f"{where}: set adversarial_weight = 0, or train the tokenizer first and set base")
         cell = codec.model.channels * diffusion.patch_size**2
         if cell > diffusion.width:
@@ -221,16 +211,13 @@ class DiffusionTask(AutoencoderTask):
 
     def describe(self) -> Mapping[str, Any]:
         config = {**super().describe(), "diffusion": self.diffusion.trained()}
-        if self.base is None:
-            return config
-        lineage = [*self.base.lineage, {"fingerprint": self.base.fingerprint, "length": self.codebook_size}]
-        return {**config, "base": self.base.fingerprint, "lineage": lineage}
+        return {**config, "base": self.lineage[-1]["fingerprint"], "lineage": self.lineage} if self.base else config
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> Autoencoder:
         """Return the base, or a new autoencoder, with a new denoiser and the deviation of its targets."""
         from tokenizers_zoo.autoencoder.diffusion import DiffusionAutoencoder  # diffusers takes seconds to import
 
-        plain = self.base.module if self.base is not None else super().build(train, rng)
+        plain = self.base if self.base is not None else super().build(train, rng)
         module = DiffusionAutoencoder.around(plain, self.diffusion).eval()
         if self.base is not None:
             items, _ = self.codec.fit(train, self.codec.modality.statistics_samples, rng)

@@ -25,31 +25,44 @@ if TYPE_CHECKING:
 
 
 class PluginBase:
-    """Base of all families: the settings of a plugin."""
+    """Base of all families: attributes and settings of a plugin."""
 
+    family: ClassVar[str]
+    summary: ClassVar[str]
     settings_class: ClassVar[Any]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    derived_from: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str] = "Apache-2.0"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    token_space: ClassVar[str] = ""
+    """What is tokenized, in words, if it is not the value itself."""
+    input_form_of: ClassVar[str | None] = None
+    """The discrete modality that this one is the input form of, see `ModalitySpec`."""
 
     def options(self, settings: Settings) -> Any:
         """Return the plugin's settings dataclass."""
         return settings.take(self.settings_class)
 
+    @property
+    def checkpoint_class(self) -> str:
+        """The "class" of this plugin's checkpoints."""
+        return f"{self.family}/{type(self).__name__}"
 
-def spec_of(
-    modality: PluginBase, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **more: Any
-) -> ModalitySpec:
-    """Return a spec with the attributes of a plugin; `more` replaces them.
+    def spec_of(
+        self, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **more: Any
+    ) -> ModalitySpec:
+        """Return a spec with the plugin's attributes; `more` replaces them.
 
-    If the settings have a `labeller` that names a network, the modality is derived from rgb.
-    """
-    names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "token_space", "input_form_of")
-    own = {name: getattr(modality, name) for name in names if hasattr(modality, name)}
-    options, given = modality.options(settings), own | more
-    if hasattr(options, "labeller"):
-        given["derive_setting"] = "labeller"
-        if options.labeller is not None:
-            labels = f"labels by {options.labeller.model}, under that network's licence"
-            given |= {"derived_from": ("rgb",), "licence": f"{given.get('licence', 'Apache-2.0')}; {labels}"}
-    return ModalitySpec(name=settings.name, value=value, layout=layout, vocab_size=vocab_size, **given)
+        If the settings have a `labeller` that names a network, the modality is derived from rgb.
+        """
+        names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "token_space", "input_form_of")
+        options, given = self.options(settings), {name: getattr(self, name) for name in names} | more
+        if hasattr(options, "labeller"):
+            given["derive_setting"] = "labeller"
+            if options.labeller is not None:
+                labels = f"labels by {options.labeller.model}, under that network's licence"
+                given |= {"derived_from": ("rgb",), "licence": f"{given['licence']}; {labels}"}
+        return ModalitySpec(name=settings.name, value=value, layout=layout, vocab_size=vocab_size, **given)
 
 
 def token_grid(options: Any) -> tuple[int, ...]:
@@ -76,16 +89,8 @@ class TrainedModality(PluginBase):
     attributes. It overrides `to_network` and `from_network` if the network's inputs differ from the values.
     """
 
-    family: ClassVar[str]
-    summary: ClassVar[str]
     kind: ClassVar[ValueKind] = "continuous"
     channels: ClassVar[int] = 3
-    metrics: ClassVar[tuple[Metric, ...]] = ()
-    derived_from: ClassVar[tuple[str, ...]] = ()
-    licence: ClassVar[str] = "Apache-2.0"
-    aliases: ClassVar[tuple[str, ...]] = ()
-    token_space: ClassVar[str] = ""
-    """The result of `to_network` in words."""
     loss: ClassVar[LossName]
     """Default reconstruction loss."""
     standardise: ClassVar[Literal["none", "channel", "common"]] = "channel"
@@ -150,11 +155,6 @@ class TrainedModality(PluginBase):
 
     # ------------------------------------------------------------------ derived methods
 
-    @property
-    def checkpoint_class(self) -> str:
-        """The "class" of this plugin's checkpoints."""
-        return f"{self.family}/{type(self).__name__}"
-
     def model_config(self, options: Any) -> AutoencoderConfig:
         """Return the architecture of the autoencoder."""
         table = options.tokenizer
@@ -173,26 +173,17 @@ class TrainedModality(PluginBase):
 
     def task(self, settings: Settings) -> AutoencoderTask:
         """Return the training task."""
-        from tokenizers_zoo.autoencoder.task import AutoencoderTask, DiffusionTask, TrainedBase
+        from tokenizers_zoo.autoencoder.task import AutoencoderTask, DiffusionTask
 
         codec = self.codec(settings)
-        if codec.diffusion is None:
-            return AutoencoderTask(codec)
-        base = None if codec.diffusion.base is None else TrainedBase.load(codec, codec.diffusion.base)
-        if base is not None:
-            codec = self.codec(settings, base.module.config)
-        return DiffusionTask(codec, codec.diffusion, base)  # type: ignore[arg-type]
-
-    def spec_of(self, settings: Settings, layout: TokenLayout, vocab_size: int, **more: Any) -> ModalitySpec:
-        """Return the spec with these tokens and the plugin's attributes."""
-        return spec_of(self, settings, self.value_spec(self.options(settings)), layout, vocab_size, **more)
+        return AutoencoderTask(codec) if codec.diffusion is None else DiffusionTask(codec)
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         options = self.options(settings)
-        quantizer = options.tokenizer.quantizer_config()
+        quantizer, value = options.tokenizer.quantizer_config(), self.value_spec(options)
         codes = quantizer.codes_per_position
-        return self.spec_of(settings, self.layout(options), quantizer.codebook_size, num_codebooks=codes)
+        return self.spec_of(settings, value, self.layout(options), quantizer.codebook_size, num_codebooks=codes)
 
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:

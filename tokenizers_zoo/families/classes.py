@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
-from tokenizers_zoo.families.base import PluginBase, spec_of
+from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.validation import text_of
@@ -52,11 +52,7 @@ class ClassTokenizer:
 class ClassModality(PluginBase, Generic[S]):
     """The hooks of one modality of classes; `S` is its settings. A subclass gives `summary` and `settings_class`."""
 
-    family: ClassVar[str] = "classes"
-    summary: ClassVar[str]
-    licence: ClassVar[str] = "Apache-2.0"
-    aliases: ClassVar[tuple[str, ...]] = ()
-    derived_from: ClassVar[tuple[str, ...]] = ()
+    family = "classes"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(name="accuracy", higher_is_better=True, meaning="share of the samples with the right class"),
         Metric(
@@ -75,7 +71,7 @@ class ClassModality(PluginBase, Generic[S]):
     def modality_spec(self, settings: Settings) -> ModalitySpec:
         classes = self.options(settings).classes
         value = ValueSpec(kind="text", classes=classes, description="the name of a class")
-        return spec_of(self, settings, value, VectorLayout(length=1), len(classes))
+        return self.spec_of(settings, value, VectorLayout(length=1), len(classes))
 
     @hookimpl
     def train_tokenizer(self, config: Settings, out_dir: Path) -> Path:

@@ -19,7 +19,7 @@ from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_confi
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
-from tokenizers_zoo.families.base import PluginBase, spec_of
+from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -191,11 +191,9 @@ class PatchesModality(ImageValues, StandardisedModality):
     Numbers of a patch go channel by channel, then row by row.
     """
 
-    family: ClassVar[str] = "continuous"
-    token_space: ClassVar[str] = "values at mean 0 and deviation 1 per channel"
-    settings_class: ClassVar[type[PatchesSettings]] = PatchesSettings
-    input_form_of: ClassVar[str | None] = None
-    """The discrete modality that these patches are the input form of, see `ModalitySpec`."""
+    family = "continuous"
+    token_space = "values at mean 0 and deviation 1 per channel"
+    settings_class = PatchesSettings
 
     def count(self, options: Any) -> int:
         return self.channels
@@ -213,7 +211,7 @@ class PatchesModality(ImageValues, StandardisedModality):
         if dtype == "uint8" and (self.low is None or self.high is None):
             dtype = "float16"
         layout = PatchesLayout(shape=options.grid, dim=self.channels * options.patch_size**2, dtype=dtype)
-        return spec_of(self, settings, self.value_spec(options), layout, 0)
+        return self.spec_of(settings, self.value_spec(options), layout, 0)
 
     @hookimpl
     def encode(self, tokenizer: Standardiser, values: torch.Tensor) -> torch.Tensor:
@@ -265,13 +263,11 @@ class EmbeddingsModality(StandardisedModality):
     and `embed`. The shared crop does not change the vectors.
     """
 
-    family: ClassVar[str] = "embeddings"
-    token_space: ClassVar[str] = "vectors at mean 0 and deviation 1 per number"
-    summary: ClassVar[str]
-    settings_class: ClassVar[type[Any]] = EmbeddingsSettings
+    family = "embeddings"
+    token_space = "vectors at mean 0 and deviation 1 per number"
+    settings_class = EmbeddingsSettings
     source: ClassVar[str]
     """The modality that the vectors are derived from."""
-    licence: ClassVar[str] = "Apache-2.0"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             name="cosine",
@@ -300,7 +296,7 @@ class EmbeddingsModality(StandardisedModality):
         options = self.options(settings)
         value = ValueSpec(shape=("vectors", options.dim), description="one vector or more, in order")
         layout = EmbeddingsLayout(max_length=options.max_length, dim=options.dim, dtype=options.dtype)
-        return spec_of(self, settings, value, layout, 0, derived_from=(self.source,))
+        return self.spec_of(settings, value, layout, 0, derived_from=(self.source,))
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Array:

@@ -16,7 +16,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError, is_of_the_machine
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.spec import Crop, ValueSpec
 from tokenizers_zoo.validation import array_bytes, array_of, commonest_classes
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ class ImageValues(ValueHooks):
     """
 
     settings_class: ClassVar[type[Any]] = ImageSettings
-    summary: ClassVar[str]
     kind: ClassVar[Literal["continuous", "classes", "binary"]] = "continuous"
     """continuous: float32 (c, h, w); classes: int64 ids (h, w); binary: float32 (1, h, w) of 0 and 1."""
     channels: ClassVar[int] = 3
@@ -137,10 +136,6 @@ class ImageValues(ValueHooks):
     low: ClassVar[float | None] = None
     high: ClassVar[float | None] = None
     description: ClassVar[str] = ""
-    metrics: ClassVar[tuple[Metric, ...]] = ()
-    derived_from: ClassVar[tuple[str, ...]] = ()
-    licence: ClassVar[str] = "Apache-2.0"
-    aliases: ClassVar[tuple[str, ...]] = ()
     written_as: ClassVar[Literal["npy", "png"]] = "npy"
     """Kind of files: arrays, or the result of `picture` where it loses nothing."""
     unscored: ClassVar[tuple[str, ...]] = ()

@@ -20,10 +20,8 @@ from tokenizers_zoo.families.object_tokens import (
     BINS,
     Axis,
     ObjectGrammar,
-    Part,
     SpelledGrammar,
     Spelling,
-    box_seen_through,
     levels_of,
     numbers_of,
 )
@@ -38,18 +36,6 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
     from tokenizers_zoo.ml4m.architecture import Architecture
-
-__all__ = [
-    "Axis",
-    "ObjectGrammar",
-    "ObjectModality",
-    "ObjectSettings",
-    "ObjectTokenizerConfig",
-    "Part",
-    "SpelledSettings",
-    "Spelling",
-    "box_seen_through",
-]
 
 Array = NDArray[Any]
 Fitted = Mapping[str, Array]
@@ -254,17 +240,18 @@ class ObjectModality(ValueHooks, TrainedModality):
         """Return the spec under these settings. Raises ConfigError for settings that do not fit items or vocabulary."""
         self._check_items(settings)
         options = self.options(settings)
-        grammar, spelling = self.grammar(options), self.spelling(options)
+        grammar, spelling, value = self.grammar(options), self.spelling(options), self.value_spec(options)
         contents = f"{grammar.axes} coordinates and {grammar.codes} codes per object"
         if spelling is None:
             layout = sequence_layout(grammar, self.max_objects(options) * grammar.object_length)
             own = {"ordered_ids": grammar.ordered_ids, "token_space": contents}
-            return self.spec_of(settings, layout, grammar.vocab_size, **own)
+            return self.spec_of(settings, value, layout, grammar.vocab_size, **own)
         config = self.vocabulary_config(settings)
         spelling.check(config, grammar.codebook_size, settings.name, VOCABULARY)
         shared = {"vocabulary": VOCABULARY, "own_tokenizer": True, "ordered_ids": config.ordered_ids}
         layout = sequence_layout(config, options.max_length)
-        return self.spec_of(settings, layout, config.size, **shared, token_space=f"{contents}, spelled as text")
+        contents += ", spelled as text"
+        return self.spec_of(settings, value, layout, config.size, **shared, token_space=contents)
 
     def _check_items(self, settings: Settings) -> None:
         """Raise ConfigError if blocks or patch size do not fit the items."""

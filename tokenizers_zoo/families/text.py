@@ -21,9 +21,9 @@ from tokenizers_zoo.autoencoder.codec import called
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
-from tokenizers_zoo.families.base import PluginBase, spec_of
+from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.spec import Metric, ModalitySpec, SequenceLayout, ValueSpec
+from tokenizers_zoo.spec import ModalitySpec, SequenceLayout, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
 from tokenizers_zoo.validation import text_of
 
@@ -58,14 +58,9 @@ class TextModality(PluginBase, Generic[S]):
     `vocabulary_texts`.
     """
 
-    family: ClassVar[str] = "text"
-    summary: ClassVar[str]
+    family = "text"
     value: ClassVar[ValueSpec]
-    metrics: ClassVar[tuple[Metric, ...]] = ()
-    derived_from: ClassVar[tuple[str, ...]] = ()
     vocabulary_name: ClassVar[str] = "text"
-    aliases: ClassVar[tuple[str, ...]] = ()
-    token_space: ClassVar[str] = ""
     axes: ClassVar[int] = 0
     """Coordinate axes that the modality writes: v0 to v(axes - 1)."""
 
@@ -93,7 +88,7 @@ class TextModality(PluginBase, Generic[S]):
         options = self.options(settings)
         layout = sequence_layout(config, self.max_length(options))
         shared = {"vocabulary": self.vocabulary_name, "ordered_ids": config.ordered_ids}
-        return spec_of(self, settings, self.value_spec(options), layout, config.size, **shared)
+        return self.spec_of(settings, self.value_spec(options), layout, config.size, **shared)
 
     @hookimpl
     def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path) -> Path:

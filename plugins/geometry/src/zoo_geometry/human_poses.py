@@ -15,15 +15,8 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING
 from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.object_tokens import BINS
-from tokenizers_zoo.families.objects import (
-    Axis,
-    ObjectModality,
-    ObjectTokenizerConfig,
-    SpelledSettings,
-    Spelling,
-    box_seen_through,
-)
+from tokenizers_zoo.families.object_tokens import BINS, Axis, Spelling, box_seen_through
+from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec

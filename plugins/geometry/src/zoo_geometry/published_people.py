@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.families.objects import Axis, Part, Spelling
+from tokenizers_zoo.families.object_tokens import Axis, Part, Spelling
 from zoo_geometry import body
 
 Array = NDArray[Any]
