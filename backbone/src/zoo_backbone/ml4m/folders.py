@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import torch
 
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
 from tokenizers_zoo.io import difference, read_table, replacing_file, write_json
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, opened, published_config, weights_digest
+from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, published_config, weights_digest
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
-from tokenizers_zoo.run_folder import LOCK, RUN, locked
+from tokenizers_zoo.run_folder import RUN, locked
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
@@ -45,10 +44,6 @@ SOURCE = "source.json"
 CHOSEN = "size.json"
 """File of a tokenizer with the size that its import selected, which a backbone may change."""
 HERE = "is there already"
-LEFT = re.compile(
-    rf"{re.escape(WEIGHTS)}|{re.escape(LOCK)}|\.(?:{re.escape(WEIGHTS)}|{re.escape(CONFIG)})\.[0-9a-f]+\.tmp(?:\.d)?"
-)
-"""Files that a killed export may leave; config.json is written last."""
 HEADER = """\
 # Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
 #   zoo --registry {path} ...
@@ -353,11 +348,12 @@ def write_registry(path: Path, tables: dict[str, Any]) -> None:
 
 
 def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
-    """Write a checkpoint, backbone or tokenizer, in its published format. Resumes a killed export.
+    """Write a checkpoint, backbone or tokenizer, in its published format into a new or empty folder.
 
     Raises CheckpointError.
     """
-    check_room(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: is there already; give a new or empty folder")
     config = load_config(source)
     if config["class"] == CLASS:
         published = export_backbone(source)
@@ -369,21 +365,7 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
         published = installed[name].export_published(source)
     else:
         raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
-    with locked(out):
-        check_room(out, published)
-        write_published(published, out)
+    unfinished = out.absolute().with_name(f".{out.absolute().name}.tmp")  # after a kill, the next export replaces it
+    write_published(published, unfinished)
+    os.replace(unfinished, out)
     return published
-
-
-def check_room(out: Path, published: PublishedCheckpoint | None = None) -> None:
-    """Raise CheckpointError if a folder contains anything but the files of a killed export of `published`."""
-    free = not out.exists() or (out.is_dir() and all(LEFT.fullmatch(path.name) for path in out.iterdir()))
-    if free and published is not None and (out / WEIGHTS).exists():
-        kept = {name: tensor for name, tensor in published.tensors.items() if name not in published.same_as}
-        with opened(out / WEIGHTS) as file:
-            free = kept.keys() == set(file.keys()) and all(
-                tensor.dtype == (found := file.get_tensor(name)).dtype and torch.equal(found, tensor)
-                for name, tensor in kept.items()
-            )
-    if not free:
-        raise CheckpointError(f"{out}: is there already; give a new or empty folder")
