@@ -512,7 +512,7 @@ def test_previews_use_the_store_that_has_the_modality(world: World, tmp_path: Pa
         shutil.copytree(world.tokens, tmp_path / store)
         shutil.rmtree(tmp_path / store / "test" / lacks)
     handles = {name: world.zoo[name] for name in NAMES}
-    several = TrainConfig(datasets=(Dataset(tokens=tmp_path / "other"),))
+    several = TrainConfig(datasets=(Dataset(tokens=tmp_path / "other"),), preview_every=1)
 
     def drawn(config: TrainConfig, **options: Any) -> list[str]:
         previews = Previews(handles, tmp_path / "own", config, **options)
@@ -527,7 +527,7 @@ def test_previews_use_the_store_that_has_the_modality(world: World, tmp_path: Pa
         drawn(dataclasses.replace(several, previews=named))
     strange = Preview(inputs=("light",), target="absent")
     with pytest.raises(ConfigError, match="light to absent"):
-        drawn(TrainConfig(previews=(strange,)))
+        drawn(TrainConfig(previews=(strange,), preview_every=1))
     assert drawn(dataclasses.replace(several, previews=(*named, strange)), inherited=True) == ["light to dark"]
     shutil.rmtree(tmp_path / "own" / "test")
     with pytest.raises(DataError, match=r"own has two modalities of this run; leave preview_every out"):

@@ -50,7 +50,8 @@ def drawn(zoo: Zoo, folder: Path, preview: Preview) -> Path | str:
         ModelConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2), [handle.spec for handle in handles.values()], 0
     )
     tokens = zoo["light"].checkpoint.parent.parent / "tokens"
-    (found,) = Previews(handles, tokens, TrainConfig(previews=(preview,)))(model, folder, 1).values()
+    config = TrainConfig(previews=(preview,), preview_every=1)
+    (found,) = Previews(handles, tokens, config)(model, folder, 1).values()
     return found
 
 

@@ -174,13 +174,11 @@ BAD = [
     (f"zones light --seed {2**63}", ConfigError, "--seed"),
     ("facts.rare light", DataError, "--task facts.rare"),
     ("facts.same light", DataError, "--task facts.same"),
-    ("facts.first light --as numbers", ConfigError, "--as numbers"),
     ("zones light --head knn", ConfigError, "--head knn"),
     ("zones letters", ConfigError, "--input letters"),
     ("facts light", CheckpointError, "zoo tokenizer train facts"),
     ("nowhere.csv light", DataError, "nowhere.csv"),
     ("zones light --labels 2.0", ConfigError, "labels"),
-    ("zones light --set scale=log", ConfigError, "scale log"),
     ("zones light --set patience=2 --labels 9", ConfigError, "patience"),
     ("zones light --data nowhere", DataError, "nowhere"),
     ("facts.total light --head linear --set batch_size=1", ConfigError, "batch_size"),
@@ -198,7 +196,7 @@ def test_bad_options_are_refused_before_anything_is_written(
 
 
 TABLES = {
-    "name,label\na,b\n": "no column key",
+    "name,label\na,b\n": "expected the header key,label",
     "\n".join(["key,label", *(f"k{n},{n}" for n in range(19)), "test-000,n/a"]): "'test-000'",
     "key,label\nnobody,1\nnowhere,2\n": "'nobody'",
     "key,label\ntest-000,a\ntest-000,b\n": "'test-000' has a second label",

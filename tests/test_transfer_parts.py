@@ -208,7 +208,7 @@ def test_classes_by_hand() -> None:
     kind = Classes(names=("a", "b", "c"))
     assert kind.encode(["c", "a"]).tolist() == [2, 0]
     assert kind.decode(torch.tensor([[0.0, 2, 1], [3, 2, 1]])) == ["b", "a"]
-    assert kind.constant(["b", "c", "c", "b", "a"]) == "b"
+    assert kind.constant_baseline(["b", "c", "c", "b", "a"]) == "b"
     outputs = torch.tensor([[1.0, 0, 0]])
     assert float(kind.loss(outputs, torch.tensor([0]))) == pytest.approx(-math.log(math.e / (math.e + 2)))
 
@@ -217,14 +217,14 @@ def test_numbers_by_hand() -> None:
     kind = Numbers.fit([1, 3, 8])
     assert kind.mean == (4.0,) and kind.std == (pytest.approx(np.std([1, 3, 8])),)
     assert kind.decode(kind.encode([1, 8])) == [pytest.approx(1), pytest.approx(8)]
-    assert kind.constant([1, 3, 8, 9]) == 5.5
+    assert kind.constant_baseline([1, 3, 8, 9]) == 5.5
     # Smooth L1: half the square up to 1, the absolute error less a half above.
     assert float(kind.loss(torch.tensor([[0.5], [-2]]), torch.zeros(2, 1))) == (0.125 + 1.5) / 2
     value = ValueSpec(shape=(2,), low=0, high=1)
     vectors = Numbers.fit([np.array([0, 0.5], np.float32), np.array([1, 0.5], np.float32)], spec(value))
     answer = vectors.decode(torch.tensor([[9.0, 0.0]]))[0]
     assert answer.dtype == np.float32 and answer.tolist() == [1.0, 0.5]  # within the bounds, also for a constant number
-    assert vectors.constant([np.zeros(2), np.ones(2), np.ones(2)]).tolist() == [1, 1]
+    assert vectors.constant_baseline([np.zeros(2), np.ones(2), np.ones(2)]).tolist() == [1, 1]
 
 
 VOID = ClassMap(names=("a", "void", "b"), size=(1, 3), dtype="uint8", unscored=("void",))
@@ -248,39 +248,35 @@ def test_unscored_pixels_are_neither_learned_nor_answered() -> None:
 def test_a_class_map_leaves_out_what_its_modality_does_not_score() -> None:
     value = ValueSpec(shape=(1, 3), dtype="uint8", classes=VOID.names, unscored=("void",))
     task = Task(text="asked", handle=SimpleNamespace(spec=spec(value)))  # type: ignore[arg-type]
-    assert task.fit([np.zeros((1, 3), np.uint8)], "auto")[0] == VOID
+    assert task.fit([np.zeros((1, 3), np.uint8)])[0] == VOID
 
 
 def test_the_constant_map_and_the_score_leave_unscored_pixels_out() -> None:
     maps = [np.array([row], np.uint8) for row in ([1, 1, 0], [1, 1, 2], [2, 1, 2])]
-    assert VOID.constant(maps).tolist() == [[2, 2, 2]]  # b is the most frequent scored class
+    assert VOID.constant_baseline(maps).tolist() == [[2, 2, 2]]  # b is the most frequent scored class
     guess = [np.array([[0, 0, 0]], np.uint8)]
     assert VOID.score(guess, [np.array([[0, 1, 2]], np.uint8)]) == {"accuracy": 0.5, "balanced_accuracy": 0.5}
     nothing = VOID.score(guess, [np.array([[1, 1, 1]], np.uint8)])
     assert list(nothing) == ["accuracy", "balanced_accuracy"] and all(map(math.isnan, nothing.values()))
 
 
-@pytest.mark.parametrize(
-    ("low", "scale", "chosen"), [(0.1, "auto", "log"), (0.1, "linear", "linear"), (0, "auto", "linear")]
-)
-def test_maps_of_numbers_are_learned_on_the_scale_that_fits(low: float, scale: str, chosen: str) -> None:
+@pytest.mark.parametrize(("low", "chosen"), [(0.1, "log"), (0, "linear")])
+def test_maps_of_numbers_are_learned_on_the_scale_that_fits(low: float, chosen: str) -> None:
     metres = spec(ValueSpec(shape=(1, 2, 2), low=low, high=50))
     maps = [np.array([[[1, 2], [3, 4]]], np.float32), np.array([[[5, 6], [7, 8]]], np.float32)]
-    kind = Numbers.fit(maps, metres, scale)  # type: ignore[arg-type]
+    kind = Numbers.fit(maps, metres)
     assert kind.scale == chosen
     numbers = np.log(np.arange(1, 9)) if chosen == "log" else np.arange(1, 9)
     assert (kind.mean[0], kind.std[0]) == (pytest.approx(numbers.mean()), pytest.approx(numbers.std()))
     assert np.allclose(kind.decode(kind.encode(maps))[1], maps[1], rtol=1e-5)
     assert kind.decode(torch.full((1, 1, 2, 2), 1e6))[0].max() == 50
-    assert kind.constant([*maps, maps[1]]).tolist() == maps[1].tolist()
-    with pytest.raises(ValueError, match="scale log"):
-        Numbers.fit(maps, spec(ValueSpec(shape=(1, 2, 2), low=0)), "log")
+    assert kind.constant_baseline([*maps, maps[1]]).tolist() == maps[1].tolist()
 
 
 def test_maps_of_numbers_are_standardised_by_channel() -> None:
     signs = np.array([[1, -1, 1], [-1, 1, -1]], np.float32)
     maps = [np.stack([signs, 100 + 4 * signs]), np.stack([-signs, 100 - 4 * signs])]
-    kind = Numbers.fit(maps, spec(ValueSpec(shape=(2, 2, 3))), "linear")
+    kind = Numbers.fit(maps, spec(ValueSpec(shape=(2, 2, 3))))
     assert (kind.mean, kind.std, kind.size, kind.outputs) == ((0, 100), (1, 4), (2, 3), 2)
     nothing = torch.zeros(1, 2, 2, 3)
     assert kind.decode(nothing)[0].tolist() == [[[0] * 3] * 2, [[100] * 3] * 2]

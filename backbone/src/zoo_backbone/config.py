@@ -267,6 +267,7 @@ class TrainConfig:
         counts = ("steps", "batch_size", "grad_accum_steps", "eval_every", "eval_samples", "save_every")
         check_counts(self, *counts, "preview_samples")
         check_amounts(self, "min_learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "preview_every")
+        expect(self, "preview_every", self.preview_every > 0 or not self.previews, "the steps between previews")
         rate, weights = self.learning_rate, self.loss_weights.values()
         expect(self, "learning_rate", rate is None or 0 < rate < math.inf, "a number above 0")
         if rate is not None and self.min_learning_rate > rate:

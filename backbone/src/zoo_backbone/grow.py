@@ -127,8 +127,8 @@ def grow(
     replay: float | None = None,
     origin: Origin | None = None,
     overwrite: bool = False,
-) -> TrainConfig:
-    """Train a backbone further on `tokens` with the modalities `added` of the zoo into `out`; return the settings.
+) -> None:
+    """Train a backbone further on `tokens` with the modalities `added` of the zoo into `out`.
 
     See `growing_config` for `table`, a table [train] from `origin`, and `replay`. Raises ConfigError, and DataError for
     tokens of other tokenizers than before.
@@ -156,7 +156,6 @@ def grow(
         run=Run(tokens=tokens, data=store.data, registry=zoo.path), show=show,
         asked=asked_from_now(trained, specs, table), overwrite=overwrite,
     )  # fmt: skip
-    return config
 
 
 def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
@@ -286,12 +285,6 @@ def growing_config(
     scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
     replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
     return dataclasses.replace(config, datasets=config.datasets + replayed)
-
-
-def share_replayed(config: TrainConfig, further: int) -> float:
-    """Return the share of replayed samples; the first `further` datasets are not for replay."""
-    weights = [dataset.weight for dataset in config.datasets]
-    return sum(weights[further:]) / (1 + sum(weights))
 
 
 def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]:

@@ -68,12 +68,6 @@ def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
     return pairs
 
 
-def check_drawn(table: Mapping[str, Any], every: int, origin: Origin) -> None:
-    """Raise ConfigError for a table [train] with previews but without `preview_every`, which is `every` by default."""
-    if table.get("previews") and not every and "preview_every" not in table:
-        raise ConfigError(f"{origin.at('previews')}: nothing is drawn without preview_every, the steps between; set it")
-
-
 def open_run(folder: Path) -> tuple[Run, Zoo]:
     """Return a run and its zoo (see `zoo_of`). Raises CheckpointError if its training is unfinished."""
     from zoo_backbone.run import Run, stored_config

@@ -21,7 +21,7 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli import CONFIG_OPTION, check_drawn, open_run, read_tables, with_options, zoo_of
+from zoo_backbone.cli import CONFIG_OPTION, open_run, read_tables, with_options, zoo_of
 from zoo_backbone.cli.generate import generate_command
 
 
@@ -84,7 +84,6 @@ def train(
     model = from_mapping(type(size), dataclasses.asdict(size) | model_table, Origin(path=config_file, table="model"))
     table, origin = with_options(table, assignments, seed), Origin(path=config_file, table="train")
     config = from_mapping(settings.TrainConfig, table, origin)
-    check_drawn(table, 0, origin)
     zoo = open_zoo()
     names = only or names_in(datasets_of(tokens, config))
     try:
@@ -144,7 +143,7 @@ def grow_command(
       zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
     """
     from zoo_backbone.distributed import leave, leave_but_first
-    from zoo_backbone.grow import REPORT, Trained, check_same_model, grow, share_replayed, write_report
+    from zoo_backbone.grow import REPORT, Trained, check_same_model, grow, write_report
 
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out}: is RUN itself; give another folder")
@@ -155,9 +154,8 @@ def grow_command(
     table = with_options(tables["train"], assignments, seed) | ({"freeze": True} if freeze else {})
     if table.get("freeze") and replay is not None:
         raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: frozen weights forget nothing")
-    check_drawn(table, trained.train.preview_every, origin)
     with disk_errors(out):
-        config = grow(trained, tokens, out, add, zoo, table, replay, origin, overwrite)
+        grow(trained, tokens, out, add, zoo, table, replay, origin, overwrite)
         leave_but_first()
         report = write_report(out, trained, tokens)
     losses = {name: _three(row) for name, row in report["losses"].items()}
@@ -170,9 +168,6 @@ def grow_command(
             shown.add_row(name, *cells)
         if rows:
             show_table(shown)
-    replayed = share_replayed(config, len(table.get("datasets", ())))
-    rate = 0.0 if config.freeze else config.pretrained_lr_scale
-    click.echo(f"{replayed:.0%} of the samples were replayed; pretrained weights had {rate:.0%} of the learning rate")
     modalities = count_of(len(trained.specs) + len(add), "modality", "modalities")
     click.echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / REPORT}")
     leave()

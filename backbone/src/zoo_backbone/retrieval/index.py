@@ -162,17 +162,11 @@ def read_vectors(path: Path, count: int) -> Any:
 
 
 def _card(identity: Mapping[str, Any], samples: int) -> str:
-    rows = [f"| {name} | {count} |" for name, count in identity["modalities"].items()]
-    embedding = ", ".join(f"{key} {value}" for key, value in identity["embedding"].items() if value)
     return f"""# An index of {samples} samples
 
-Built from the split `{identity["split"]}` of the run's tokens ({embedding}), {identity["search"]} search.
+Modalities: {", ".join(identity["modalities"])}. Built from the split `{identity["split"]}` of a run's tokens.
 
     zoo retrieve query THIS_FOLDER --keys KEY --input NAME
-
-| modality | vectors |
-|---|---|
-{chr(10).join(rows)}
 """
 
 

@@ -80,8 +80,7 @@ def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -
     for name in weights:
         if name not in vectors:
             raise ConfigError(f"--weights {name}: is not an input; inputs: {', '.join(vectors)}")
-    largest = max(abs(weights.get(name, 1.0)) for name in vectors) or 1.0  # avoids overflow
-    total = np.sum([weights.get(name, 1.0) / largest * rows for name, rows in vectors.items()], axis=0)
+    total = np.sum([weights.get(name, 1.0) * rows for name, rows in vectors.items()], axis=0)
     if bool((np.linalg.norm(total, axis=1) < SHORTEST).any()):
         raise ConfigError("--weights: the weighted sum of the inputs is zero; change the weights")
     return unit(total.astype(np.float32))

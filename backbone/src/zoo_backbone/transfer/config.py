@@ -13,8 +13,7 @@ from tokenizers_zoo.train.config import TrainConfig
 
 Tuning = Literal["frozen", "full", "lora", "scratch"]
 HeadName = Literal["linear", "attentive", "convnext", "knn", "tokens"]
-Scale = Literal["auto", "linear", "log"]
-As = Literal["classes", "numbers", "tokens"]
+As = Literal["classes", "tokens"]
 
 HEADS: Mapping[str, tuple[HeadName, ...]] = {
     "classes": ("attentive", "linear", "knn"),
@@ -46,8 +45,6 @@ class TransferConfig(TrainConfig):
     """The head on top of the features. Default: the first that fits the kind of target."""
     labels: int | float = 1.0
     """Training labels used: a float in (0, 1] is a share, an integer is a number of samples."""
-    scale: Scale = "auto"
-    """Scale on which maps of numbers are learned. auto: logarithmic if the modality declares positive numbers."""
     layer_decay: float = 0.75
     """Ratio of the learning rates of consecutive encoder layers (BEiT, arXiv 2106.08254)."""
     neighbours: int = 20

@@ -82,25 +82,20 @@ def best_step_text(metrics: Mapping[str, Any]) -> str:
 
 def summary(metrics: Mapping[str, Any]) -> list[str]:
     """Return lines about dropped samples, unseen classes, the kept step and the setup."""
-    dropped = []
-    for split in (TRAIN, TEST):
-        for reason, count in metrics["dropped"][split].items():
-            if count:
-                words = {"no_input": "without all inputs", "no_label": "without a label"}
-                dropped.append(f"{count} of {split} {words[reason]}")
-    if metrics["dropped"]["unknown_keys"]:
-        dropped.append(f"{metrics['dropped']['unknown_keys']} keys of the table that are in no split")
+    words = {"no_input": "without all inputs", "no_label": "without a label"}
+    counts = {
+        f"of {split} {words[reason]}": count
+        for split in (TRAIN, TEST) for reason, count in metrics["dropped"][split].items()
+    }  # fmt: skip
+    counts["keys of the table that are in no split"] = metrics["dropped"]["unknown_keys"]
+    dropped = [f"{count} {what}" for what, count in counts.items() if count]
     labels = metrics["labels"]
-    used = labels["train"] + labels["validation"]
-    requested = labels["requested"]
-    note = f" (all; {requested} requested)" if isinstance(requested, int) and requested > used else ""
     lines = [
         f"dropped samples: {', '.join(dropped)}" if dropped else "",
         unseen_text(metrics["unseen_classes"]),
         best_step_text(metrics),
         f"probe: {metrics['task']['kind']} from {' + '.join(metrics['inputs'])}, head {metrics['head']}, "
-        f"{metrics['tuning']}, {used} labels{note}, "
-        f"{labels['test']} held-out samples",
+        f"{metrics['tuning']}, {labels['train'] + labels['validation']} labels, {labels['test']} held-out samples",
     ]
     return [line for line in lines if line]
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, OrderedIds, SequenceLayout, VectorLayout, ids_of
 from tokenizers_zoo.validation import commonest_classes
-from zoo_backbone.transfer.config import Scale
 
 IGNORED = -100
 """Target of positions without a label."""
@@ -58,7 +57,7 @@ class Classes:
     def decode(self, outputs: Tensor) -> list[Any]:
         return [self.names[index] for index in outputs.argmax(1).tolist()]
 
-    def constant(self, labels: Sequence[Any]) -> Any:
+    def constant_baseline(self, labels: Sequence[Any]) -> Any:
         """Return the most frequent class, the first by name among equals."""
         return min(Counter(labels).items(), key=lambda item: (-item[1], item[0]))[0]
 
@@ -106,7 +105,7 @@ class ClassMap:
         likeliest = outputs.max(dim=1).indices  # equals argmax, four times faster on CPU
         return list(likeliest.cpu().numpy().astype(self.dtype))
 
-    def constant(self, labels: Sequence[Any]) -> Any:
+    def constant_baseline(self, labels: Sequence[Any]) -> Any:
         """Return the most frequent class of each pixel, see `commonest_classes`."""
         return commonest_classes(np.stack(labels), self.unscored_ids).astype(self.dtype)
 
@@ -136,17 +135,13 @@ class Numbers:
     """"log": the logarithm is learned."""
 
     @classmethod
-    def fit(cls, labels: Iterable[Any], spec: ModalitySpec | None = None, scale: Scale = "auto") -> Numbers:
-        """Standardise by labels: plain numbers, or values of `spec`. Raises ValueError if `scale` does not fit."""
+    def fit(cls, labels: Iterable[Any], spec: ModalitySpec | None = None) -> Numbers:
+        """Standardise by labels: plain numbers, or values of `spec`. Maps of positive numbers become logarithms."""
         fields: dict[str, Any] = {}
         if spec is not None:
             value = spec.value
             fields = {"shape": value.shape, "dtype": value.dtype, "low": value.low, "high": value.high}
-            positive = value.low is not None and value.low > 0
-            if scale == "log" and not positive:
-                raise ValueError(f"scale log: needs a modality that declares numbers above 0; {spec.name} has {value}")
-            if len(value.shape) == 3 and positive and scale != "linear":
-                fields["scale"] = "log"
+            fields["scale"] = "log" if len(value.shape) == 3 and value.low is not None and value.low > 0 else "linear"
         table = np.stack([np.asarray(label, np.float64) for label in labels])
         table = table.reshape(*table.shape[:2], -1) if table.ndim > 1 else table[:, None, None]
         table = np.log(table) if fields.get("scale") == "log" else table
@@ -190,7 +185,7 @@ class Numbers:
             return [float(number) for number in table[:, 0]]
         return [np.asarray(row, self.dtype) for row in table.reshape(len(table), *self.shape)]
 
-    def constant(self, labels: Sequence[Any]) -> Any:
+    def constant_baseline(self, labels: Sequence[Any]) -> Any:
         """Return the median of each number."""
         median = np.median(np.stack([np.asarray(label, np.float64) for label in labels]), axis=0)
         return float(median) if self.dtype is None else np.asarray(median, self.dtype)

@@ -16,7 +16,7 @@ from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
-from zoo_backbone.transfer.config import As, Scale
+from zoo_backbone.transfer.config import As
 from zoo_backbone.transfer.targets import Classes, ClassMap, Numbers, Target, Tokens
 
 COLUMNS = ("key", "label")
@@ -92,20 +92,15 @@ class Task:
                 f"--task {self.text}: expected texts or numbers, got {str(odd)[:40]!r}; use another field, a table "
                 "(--task FILE.csv), or --as classes, where each distinct value is a class"
             )
-        if self.wanted == "numbers":
-            word = next(label for label in labels if isinstance(label, str | bool))
-            raise ConfigError(f"--as numbers: {self.text} has the label {word!r}; leave --as out")
         return "classes"
 
-    def fit(self, labels: Sequence[Any], scale: Scale) -> tuple[Target, Sequence[Any]]:
+    def fit(self, labels: Sequence[Any]) -> tuple[Target, Sequence[Any]]:
         """Return the target for these training labels, and the labels as `Target.encode` expects them.
 
         Raises ConfigError or DataError if nothing can be learned from the labels.
         """
         kind = self.kind([] if self.whole is not None else labels)
         spec = self.whole.spec if self.whole is not None else None
-        if scale != "auto" and kind != "number map":
-            raise ConfigError(f"scale {scale}: applies to maps of numbers, and {self.text} has {kind}")
         if kind == "tokens":
             assert self.handle is not None
             try:
@@ -134,10 +129,7 @@ class Task:
         if kind == "numbers" and all(np.array_equal(label, labels[0]) for label in labels):
             raise DataError(f"--task {self.text}: all {len(labels)} labels are equal; nothing to learn")
         chosen = spread(len(labels), STATISTICS_SAMPLES if kind == "number map" else len(labels))
-        try:
-            return Numbers.fit((labels[index] for index in chosen), spec, scale), labels
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        return Numbers.fit((labels[index] for index in chosen), spec), labels
 
     def predictions(self, target: Target, outputs: Any) -> list[Any]:
         """Return a head's outputs as values of the task."""
@@ -151,31 +143,29 @@ class Task:
         """Return a label in the form of predictions."""
         return str(label) if target.kind == "classes" else label
 
-    def _judge(self, target: Target) -> ModalityHandle | None:
-        """The modality if its own metrics apply, else None."""
+    def _judge(self, target: Any) -> Any:
+        """The modality if its own metrics apply, else the target."""
         whole = self.whole
-        if whole is None or target.kind == "classes":
-            return None
-        return whole if target.kind == "tokens" or whole.implements("score") else None
+        if whole is not None and (target.kind == "tokens" or (target.kind != "classes" and whole.implements("score"))):
+            return whole
+        return target
 
     def metrics(self, target: Any) -> tuple[Metric, ...]:
         """Return the metrics, the main metric first."""
         judge = self._judge(target)
-        return judge.spec.metrics if judge is not None else target.metrics
+        found: tuple[Metric, ...] = target.metrics if judge is target else judge.spec.metrics
+        return found
 
     def score(self, target: Any, predicted: Sequence[Any], labels: Sequence[Any]) -> dict[str, float]:
         """Return the metrics of predictions."""
-        truth = [self.truth(target, label) for label in labels]
-        judge = self._judge(target)
-        return judge.score(predicted, truth) if judge is not None else target.score(predicted, truth)
+        return dict(self._judge(target).score(predicted, [self.truth(target, label) for label in labels]))
 
     def constant_baseline(self, target: Any, labels: Sequence[Any]) -> Any:
         """Return the best constant prediction for the labels, or for BASELINE_SAMPLES of them."""
         judge = self._judge(target)
-        few = judge is None and target.kind in ("classes", "numbers")
+        few = judge is target and target.kind in ("classes", "numbers")
         places = spread(len(labels), len(labels) if few else BASELINE_SAMPLES)
-        truth = [self.truth(target, labels[place]) for place in places]
-        return judge.constant_baseline(truth) if judge is not None else target.constant(truth)
+        return judge.constant_baseline([self.truth(target, labels[place]) for place in places])
 
     def render(self, target: Target, value: Any) -> Any:
         """Return a prediction as an image or a text."""
@@ -229,13 +219,8 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             header = list(reader.fieldnames or ())
-            for column in COLUMNS:
-                if header.count(column) != 1:
-                    problem = "no column" if column not in header else "several columns"
-                    raise DataError(
-                        f"{path}: has {problem} {column}; expected the header {','.join(COLUMNS)}, got "
-                        f"{','.join(header)!r}"
-                    )
+            if any(header.count(column) != 1 for column in COLUMNS):
+                raise DataError.expected(path, f"the header {','.join(COLUMNS)}", repr(",".join(header)))
             rows = [(row["key"], (row["label"] or "").strip(), reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table: {getattr(error, 'strerror', None) or error}") from None

@@ -108,7 +108,7 @@ def train_probe(
     split = split_labels(parsed, known, config, seed)
     if split.problem and config.patience is not None:
         raise ConfigError(f"patience: {split.problem}; use more labels, a larger validation, or leave patience out")
-    target, targets = parsed.fit(split.samples.labels, config.scale)
+    target, targets = parsed.fit(split.samples.labels)
     check_labels(parsed, target, test)
     head = head_for(target.kind, config)
     grid = Grid.of(layout, inputs) if target.kind.endswith("map") else None
@@ -211,12 +211,9 @@ class ProbeTask(LoopTask):
         if self.frozen:
             for part in (self.split.samples, self.test):
                 self.features[id(part)] = FeatureCache(self.network, part, self.config.batch_size)
-            if self.head == "knn":
-                self.features[id(self.split.samples)].fill(range(len(self.split.samples)))
-            elif self.validates:
-                self.features[id(self.split.samples)].fill(self.split.validation)
-            else:
-                self.features[id(self.test)].fill(spread(len(self.test), self.config.eval_samples))
+            places = self.split.validation or spread(len(self.test), self.config.eval_samples)
+            part, places = (self.split.samples, self.split.training) if self.head == "knn" else (self.held_out, places)
+            self.features[id(part)].fill(places)
         return module
 
     def _inputs(self, samples: Samples, places: Sequence[int]) -> Any:
