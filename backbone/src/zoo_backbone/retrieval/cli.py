@@ -103,7 +103,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     """
     from zoo_backbone.evaluation_data import input_forms
     from zoo_backbone.retrieval.index import Index
-    from zoo_backbone.retrieval.query import formula, query_keys, query_values, write_results
+    from zoo_backbone.retrieval.query import query_keys, query_values, write_results
 
     scale = parse_weights(weights)
     names, sources = _inputs(inputs, stored=keys is not None)
@@ -128,7 +128,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
         table = plain_table(">rank", "sample", ">cosine")
         for rank, hit in enumerate(result.hits, 1):
             table.add_row(str(rank), hit.key, f"{hit.cosine:.3f}")
-        click.echo(f"query: {formula(result.inputs, scale)} of {result.key or 'files'}")
+        click.echo(f"query: {' + '.join(result.inputs)} of {result.key or 'files'}")
         show_table(table)
     if out is not None:
         with disk_errors(out):

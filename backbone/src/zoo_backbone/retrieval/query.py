@@ -32,7 +32,7 @@ from PIL import Image, ImageDraw
 
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
@@ -84,16 +84,6 @@ def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -
     if bool((np.linalg.norm(total, axis=1) < SHORTEST).any()):
         raise ConfigError("--weights: the weighted sum of the inputs is zero; change the weights")
     return unit(total.astype(np.float32))
-
-
-def formula(inputs: Sequence[str], weights: Mapping[str, float]) -> str:
-    """Return a weighted sum as text: `caption + 0.5 depth - semseg`."""
-    terms = []
-    for name in inputs:
-        weight = weights.get(name, 1.0)
-        size = "" if abs(weight) == 1 else f"{abs(weight):g} "
-        terms.append(f"{'-' if weight < 0 else '+'} {size}{name}")
-    return " ".join(terms).removeprefix("+ ")
 
 
 def query_values(
@@ -153,15 +143,11 @@ def write_results(
     """
     by = find or ranked_names([zoo[name].spec for name in index.names])[0]
     data = Run.load(index.run).data
-    try:
-        if data is None:
-            raise DataError(f"{index.run}: its values are not known")
-        store = ValueStore(data)
-        store.folder(index.split, by)
-        problem = ""
-    except ZooError as error:
-        problem = str(error)
-    if not problem:
+    store = ValueStore(data) if data is not None and data.is_dir() else None
+    problem = ""
+    if store is None or by not in store.modalities(index.split):
+        problem = f"there are no values of {by} in {data}"
+    else:
         queries: list[list[Shown]] = []
         hits: list[list[Shown]] = []
         for result in (results[place] for place in spread(len(results), QUERIES_SHOWN)):
@@ -172,8 +158,7 @@ def write_results(
             cells = [(hit.key, shown(store, zoo[by], index.split, hit.key)) for hit in result.hits[:HITS_SHOWN]]
             own = result.key if split == index.split else None
             hits.append([framed(cell) if key == own else cell for key, cell in cells])
-        headers = [f"query: {formula([name], weights)}" for name in results[0].inputs]
-        if not write_hits(out / PICTURE, headers, queries, hits):
+        if not write_hits(out / PICTURE, [f"query: {name}" for name in results[0].inputs], queries, hits):
             problem = "queries and hits are texts"
     if problem:
         (out / PICTURE).unlink(missing_ok=True)  # of an earlier query

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +31,7 @@ from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_place, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
-from zoo_backbone.transfer.data import LabelSplit, Samples, Stores, check_labels, split_labels
+from zoo_backbone.transfer.data import Samples, Stores, check_labels, split_labels
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
 from zoo_backbone.transfer.probe import (
     CLASS,
@@ -44,7 +43,7 @@ from zoo_backbone.transfer.probe import (
     require_peft,
 )  # fmt: skip
 from zoo_backbone.transfer.results import probe_card
-from zoo_backbone.transfer.targets import Target, target_to_json
+from zoo_backbone.transfer.targets import target_to_json
 from zoo_backbone.transfer.task import Task
 
 FOLDER = "transfer"
@@ -56,126 +55,101 @@ PROBE = RunKind(
     state=TOKENIZER.state,
     results=(WEIGHTS, CONFIG, METRICS),
 )
+BACKBONE = ("weights_sha256", "fingerprints", "architecture", "model", "specs")
+"""Keys of the backbone's config.json that a probe keeps."""
 EVAL_BATCH = 64
 
 
 @float32_by_default()
 def train_probe(
-    run: Path,
-    zoo: Zoo,
-    task: str,
-    inputs: Sequence[str],
-    out: Path,
-    config: TransferConfig,
-    *,
-    seed: int = 0,
-    wanted: Any = None,
-    data: Path | None = None,
-    overwrite: bool = False,
-    on_step: Callable[[int], None] | None = None,
-) -> Path:
+    run: Path, zoo: Zoo, task: str, inputs: Sequence[str], out: Path, config: TransferConfig, *, seed: int = 0,
+    wanted: Any = None, data: Path | None = None, overwrite: bool = False, on_step: Callable[[int], None] | None = None,
+) -> Path:  # fmt: skip
     """Train a probe on the run's stored tokens of `inputs`, write it to `out`, and return `out`.
 
     Labels are values in `data` (default: the run's), or a table. An input that the run reads in another form, such as
     `rgb` as `rgb_patches`, stands for that form. Resumes a killed training, to the same weights. A finished probe is
     kept, with its places updated. Errors are raised before anything is written.
     """
-    started = time.perf_counter()
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
-    run, record = Path(run), Run.load(run)
-    backbone = stored_config(run)
-    layout = layout_for(model_config(backbone), stored_specs(backbone))
-    forms = input_forms(zoo, layout.readable)
-    inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
-    for name in inputs:
-        layout.check_read(name, "--input")
-    if len(set(inputs)) != len(inputs):
-        raise ConfigError(f"--input {','.join(inputs)}: expected each modality once")
-    parsed = Task.parse(task, zoo, wanted)
-    if parsed.handle is not None and parsed.handle.name in inputs:
-        raise ConfigError(f"--task {task}: {parsed.handle.name} is also an input; leave one out")
-    if config.tuning == "lora":
-        require_peft()
-    if data is None:
-        data = record.values() if parsed.handle is not None else record.data
-    stores = Stores(
-        tokens=record.tokens, values=ValueStore(data) if data and parsed.handle else None, zoo=zoo,
-        owner=str(run), specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
-    )  # fmt: skip
-    unknown_keys = stores.unknown_keys(parsed)
-    known, test = stores.samples(parsed, TRAIN), stores.samples(parsed, TEST)
-    split = split_labels(parsed, known, config, seed)
-    if split.problem and config.patience is not None:
-        raise ConfigError(f"patience: {split.problem}; use more labels, a larger validation, or leave patience out")
-    target, targets = parsed.fit(split.samples.labels)
-    check_labels(parsed, target, test)
-    head = head_for(target.kind, config)
-    grid = Grid.of(layout, inputs) if target.kind.endswith("map") else None
-    if head == "linear" and grid is None and config.batch_size < 2:
-        raise ConfigError("batch_size 1: head linear normalises over the batch; expected at least 2")
-    provenance: dict[str, str] = {}
-    for name, part in ((TRAIN, split.samples), (TEST, test)):
-        of_inputs, of_labels = stores.digest(parsed, name, part)
-        provenance |= {f"{name} inputs": of_inputs[:DIGEST], f"{name} labels": of_labels[:DIGEST]}
-    kept = "weights_sha256", "fingerprints", "architecture", "model", "specs"
-    training = ProbeTask(
-        run=run, task=parsed, target=target, targets=targets, grid=grid, config=config, seed=seed, zoo=zoo, split=split,
-        test=test, started=started,
-        dropped={TRAIN: dict(known.dropped), TEST: dict(test.dropped), "unknown_keys": unknown_keys},
-        probe_config={
-            "class": CLASS, "task": {"name": parsed.title, "wanted": wanted}, "target": target_to_json(target),
-            "value": None if parsed.whole is None else value_identity(parsed.whole),
-            "inputs": inputs, "head": head, "settings": dataclasses.asdict(config), "seed": seed,
-            "backbone": {key: backbone[key] for key in kept},
-        },
-        places={
-            "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
-            "data": None if data is None else str(data.resolve()), "registry": registry_place(zoo.path),
-        },
-    )  # fmt: skip
-    held_out = split.validation or range(len(test))
-    samples = TrainingSamples(train=split.training, test=held_out, provenance=provenance)
-    if head == "knn":
-        training.without_steps(samples, out, overwrite)
+    training = ProbeTask(Path(run), zoo, task, inputs, config, seed, wanted, data)
+    if training.head == "knn":
+        training.without_steps(out, overwrite)
     else:
-        train(training, samples, config, out, seed, on_step, overwrite)
+        train(training, training.samples, config, out, seed, on_step, overwrite)
     return out
 
 
-@dataclass(kw_only=True)
 class ProbeTask(LoopTask):
     """The probe as the training loop sees it; see `Task` in tokenizers_zoo.train.loop.
 
     The loop's training samples are places in `split.samples`, its held-out samples places in `held_out`.
     """
 
-    run: Path
-    task: Task
-    target: Target
-    targets: Sequence[Any]
-    """Labels of `split.samples`, as `target.encode` expects them."""
-    grid: Grid | None
-    config: TransferConfig
-    seed: int
-    zoo: Zoo
-    split: LabelSplit
-    test: Samples
-    probe_config: dict[str, Any]
-    places: Mapping[str, Any]
-    dropped: Mapping[str, Any]
-    started: float
-
     kind_of_run = PROBE
     codebook_size = 0
 
-    def __post_init__(self) -> None:
-        self.validates = bool(self.split.validation)
+    def __init__(
+        self, run: Path, zoo: Zoo, task: str, inputs: Sequence[str], config: TransferConfig, seed: int,
+        wanted: Any, data: Path | None,
+    ) -> None:  # fmt: skip
+        self.started = time.perf_counter()
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
+        self.run, self.zoo, self.config, self.seed = run, zoo, config, seed
+        record, backbone = Run.load(run), stored_config(run)
+        layout = layout_for(model_config(backbone), stored_specs(backbone))
+        forms = input_forms(zoo, layout.readable)
+        inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
+        for name in inputs:
+            layout.check_read(name, "--input")
+        if len(set(inputs)) != len(inputs):
+            raise ConfigError(f"--input {','.join(inputs)}: expected each modality once")
+        self.task = parsed = Task.parse(task, zoo, wanted)
+        if parsed.handle is not None and parsed.handle.name in inputs:
+            raise ConfigError(f"--task {task}: {parsed.handle.name} is also an input; leave one out")
+        if config.tuning == "lora":
+            require_peft()
+        if data is None:
+            data = record.values() if parsed.handle is not None else record.data
+        stores = Stores(
+            tokens=record.tokens, values=ValueStore(data) if data and parsed.handle else None, zoo=zoo,
+            owner=str(run), specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
+        )  # fmt: skip
+        unknown_keys = stores.unknown_keys(parsed)
+        known, self.test = stores.samples(parsed, TRAIN), stores.samples(parsed, TEST)
+        self.dropped = {TRAIN: dict(known.dropped), TEST: dict(self.test.dropped), "unknown_keys": unknown_keys}
+        self.split = split_labels(parsed, known, config, seed)
+        if self.split.problem and config.patience is not None:
+            advice = "use more labels, a larger validation, or leave patience out"
+            raise ConfigError(f"patience: {self.split.problem}; {advice}")
+        self.target, self.targets = parsed.fit(self.split.samples.labels)
+        """The kind of target, and the labels of `split.samples` as `target.encode` expects them."""
+        check_labels(parsed, self.target, self.test)
+        self.head = head_for(self.target.kind, config)
+        self.grid = Grid.of(layout, inputs) if self.target.kind.endswith("map") else None
+        if self.head == "linear" and self.grid is None and config.batch_size < 2:
+            raise ConfigError("batch_size 1: head linear normalises over the batch; expected at least 2")
+        self.spec, self.validates = parsed.spec(self.target), bool(self.split.validation)
         self.held_out = self.split.samples if self.validates else self.test
-        self.spec = self.task.spec(self.target)
-        self.head = self.probe_config["head"]
+        provenance: dict[str, str] = {}
+        for name, part in ((TRAIN, self.split.samples), (TEST, self.test)):
+            of_inputs, of_labels = stores.digest(parsed, name, part)
+            provenance |= {f"{name} inputs": of_inputs[:DIGEST], f"{name} labels": of_labels[:DIGEST]}
+        self.samples = TrainingSamples(
+            train=self.split.training, test=self.split.validation or range(len(self.test)), provenance=provenance
+        )
+        self.probe_config: dict[str, Any] = {
+            "class": CLASS, "task": {"name": parsed.title, "wanted": wanted}, "target": target_to_json(self.target),
+            "value": None if parsed.whole is None else value_identity(parsed.whole),
+            "inputs": inputs, "head": self.head, "settings": dataclasses.asdict(config), "seed": seed,
+            "backbone": {key: backbone[key] for key in BACKBONE},
+        }  # fmt: skip
+        self.places: Mapping[str, Any] = {
+            "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
+            "data": None if data is None else str(data.resolve()), "registry": registry_place(zoo.path),
+        }  # fmt: skip
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.frozen = self.config.tuning == "frozen"
+        self.frozen = config.tuning == "frozen"
         self.features: dict[int, FeatureCache] = {}  # by id of Samples
         self.network: Network
         self.trained_parameters = 0
@@ -267,14 +241,14 @@ class ProbeTask(LoopTask):
 
     # ------------------------------------------------------------------ the end
 
-    def without_steps(self, samples: TrainingSamples, out: Path, overwrite: bool) -> None:
+    def without_steps(self, out: Path, overwrite: bool) -> None:
         """Write a knn probe, which stores features and labels."""
-        identity_of_run = identity(self, samples, self.config, self.seed)
-        with RunFolder(out, PROBE, identity_of_run, self.places).open(overwrite) as run:
+        known = identity(self, self.samples, self.config, self.seed)
+        with RunFolder(out, PROBE, known, self.places).open(overwrite) as run:
             if run.finished is not None:
                 return
             with seeded(self.seed):
-                self.build(samples.train, np.random.default_rng(0))
+                self.build(self.samples.train, np.random.default_rng(0))
             bank = torch.stack(self.features[id(self.split.samples)].get(range(len(self.split.samples))))
             answers = self.target.encode(list(self.targets))
             head = Neighbours(bank, answers, self.config, self.target.outputs).to(self.device)
