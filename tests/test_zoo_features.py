@@ -190,7 +190,7 @@ def test_another_network_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     )
     save(tmp_path / "registers", new("Dinov2WithRegistersModel", config))
     for name, folder, told in (
-        ("clip", tmp_path / "small", "gives vectors of 8 numbers"), ("dinov2", clip_folder, "Dinov2Model"),
+        ("clip", tmp_path / "small", "gives vectors 196 x 8"), ("dinov2", clip_folder, "Dinov2Model"),
         ("dinov2_global", tmp_path / "registers", "is a dinov2_with_registers"),
     ):  # fmt: skip
         zoo = zoo_of(**{name: {"network": {"model": str(folder), "device": "cpu"}}})

@@ -32,20 +32,13 @@ def read_tables(config_file: Path | None, names: Sequence[str] = TABLES) -> dict
     return {name: dict(tables.get(name, {})) for name in names}
 
 
-def assigned(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `table` updated by `changes`, whose keys may be dotted: `masking.input_budget`. Raises ConfigError."""
+def assigned(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `table` updated by `changes`, whose keys may be dotted: `masking.input_budget`. The last one counts."""
     result = dict(table)
     for key, value in changes.items():
-        *parents, last = key.split(".")
-        inner = result
-        for depth, parent in enumerate(parents, 1):
-            within = inner.get(parent, {})
-            if not isinstance(within, Mapping):
-                above = ".".join(parents[:depth])
-                raise ConfigError(f"--set {key}: {above} is set to {within!r}, which has no keys; leave one out")
-            inner[parent] = dict(within)
-            inner = inner[parent]
-        inner[last] = value
+        first, _, rest = key.partition(".")
+        inner = result.get(first)
+        result[first] = assigned(inner if isinstance(inner, Mapping) else {}, {rest: value}) if rest else value
     return result
 
 

@@ -68,7 +68,7 @@ class Minilm(VectorModality):
         """Compute the embedding of the sample's caption."""
         import torch
 
-        from zoo_features.networks import as_vector
+        from zoo_features.networks import as_array
 
         config = self.options(settings).network
         network = config.transformers("BertModel")
@@ -76,7 +76,7 @@ class Minilm(VectorModality):
         with torch.inference_mode():
             hidden = network(input_ids=torch.tensor([pieces], device=network.device)).last_hidden_state
             vector = torch.nn.functional.normalize(hidden.mean(dim=1), dim=1)
-        return as_vector(vector, self.dim, config.model)
+        return as_array(vector, self.dim, (), config.model)
 
 
 plugin = Minilm()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tokenizers_zoo.errors import by
 from tokenizers_zoo.pretrained import PretrainedError, files_of, one_line
 
 if TYPE_CHECKING:
@@ -57,26 +58,16 @@ def normalised(
     return (pixels - shift) / scale
 
 
-def as_map(vectors: Float[Tensor, "1 n dim"], size: tuple[int, int], channels: int, model: str) -> np.ndarray[Any, Any]:
-    """Vectors, row by row, as float32 (channels, rows, columns). Raises PretrainedError where they are not so many."""
-    check_dim(vectors, channels, model)
-    if vectors.shape[1] != size[0] * size[1]:
-        raise PretrainedError(f"{model}: gives {vectors.shape[1]} vectors, expected {size[0]} x {size[1]}")
-    return rearrange(vectors[0], "(h w) d -> d h w", h=size[0]).float().cpu().contiguous().numpy()
+def as_array(vectors: Tensor, channels: int, size: tuple[int, ...], model: str) -> np.ndarray[Any, Any]:
+    """Vectors (1, n, dim) of a picture, row by row, as float32 (channels, *size); one vector (1, dim) for the size ().
 
-
-def as_vector(vectors: Float[Tensor, "1 dim"], channels: int, model: str) -> np.ndarray[Any, Any]:
-    """One vector as float32 (channels,). Raises PretrainedError for another length."""
-    check_dim(vectors, channels, model)
-    return vectors[0].float().cpu().contiguous().numpy()
-
-
-def check_dim(vectors: Tensor, channels: int, model: str) -> None:
-    """Raise PretrainedError where vectors do not have `channels` numbers."""
-    if vectors.shape[-1] != channels:
-        raise PretrainedError(
-            f"{model}: gives vectors of {vectors.shape[-1]} numbers, expected {channels}; take a network of that size"
-        )
+    Raises PretrainedError where they are of another length or number.
+    """
+    found = vectors.movedim(-1, 1)[0]
+    if found.shape != (channels, *([math.prod(size)] if size else [])):
+        shape = by(reversed(found.shape))
+        raise PretrainedError(f"{model}: gives vectors {shape}, expected {by((*size, channels))}; take another network")
+    return found.float().cpu().contiguous().numpy().reshape(channels, *size)
 
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -46,11 +46,11 @@ class PictureMap(FeatureMapModality):
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
         """Compute the feature map of the sample's rgb picture."""
-        from zoo_features.networks import as_map
+        from zoo_features.networks import as_array
 
         options = self.options(settings)
         patches = options.network.see(sample["rgb"], options.size, options).patches
-        return as_map(patches, options.size, self.channels, options.network.model)
+        return as_array(patches, self.channels, options.size, options.network.model)
 
     def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
         """The size of the map, and the colours of the published tokenizers where there is a choice."""
@@ -73,11 +73,11 @@ class PictureVector(VectorModality):
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
         """Compute the global feature of the sample's rgb picture."""
-        from zoo_features.networks import as_vector
+        from zoo_features.networks import as_array
 
         options = self.options(settings)
         seen = options.network.see(sample["rgb"], self.patches, options)
-        return as_vector(self.vector(seen, options), self.numbers(options), options.network.model)
+        return as_array(self.vector(seen, options), self.numbers(options), (), options.network.model)
 
 
 # ---- CLIP
