@@ -49,7 +49,7 @@ from zoo_backbone.evaluate import evaluate, skill_score, skill_tables
 from zoo_backbone.evaluation_data import EvaluationData, default_pairs
 from zoo_backbone.gallery import CELL, GAP, HEADER, TEXT, Previews, write_sheet
 from zoo_backbone.generate import TargetPlan, generate, outputs
-from zoo_backbone.generate.inputs import read_inputs
+from zoo_backbone.generate.inputs import Request
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.published import PublishedConfig
@@ -695,9 +695,11 @@ def test_generation_does_not_write_outside_its_folder(
     recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="2")
 
     def led_out(*arguments: Any) -> Any:
-        return dataclasses.replace(read_inputs(*arguments), names=("test-000", "../kept"))
+        request = Request(*arguments)
+        request.names[1] = "../kept"
+        return request
 
-    monkeypatch.setattr(outputs, "read_inputs", led_out)
+    monkeypatch.setattr(outputs, "Request", led_out)
     with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
         outputs.generate_to_folder(run, world.zoo, recipe, out)
     assert not out.exists()

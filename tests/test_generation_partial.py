@@ -361,7 +361,5 @@ def test_regions_of_sequences_by_hand() -> None:
             part(region)
     with pytest.raises(ConfigError, match="tokens from 0 to 1: a sample has 2 tokens"):
         partial_of(TEXT, [np.array([6, 7, 8]), np.array([6, 7])], "tokens:2")
-    with pytest.raises(ConfigError, match="pixels: a patches modality cannot be inpainted"):
-        partial_of(SPECS[4], torch.zeros(1, 4, 3), "box:0,0,1,1")
     assert partial_of(BAG, torch.tensor([[1, 2, 3, 4]]), "cells:1,3").tolist() == [[1, -1, -1, 4]]
     assert partial_of(LEFT, torch.zeros(1, 2, 3, dtype=torch.int64), "cells:0,0,2,1").tolist() == [[[-1, 0, 0]] * 2]

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout
+from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout, TokenLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import (
@@ -25,7 +25,6 @@ from zoo_backbone.embedding_layout import (
     position_table,
     rotation_table,
 )
-from zoo_backbone.run import check_handle
 from zoo_backbone.transformer import DecoderBlock, EncoderBlock, KeyValueCache, initialise, layer_norm
 
 OUTPUT_STD = 0.02
@@ -372,6 +371,15 @@ def _key_mask(mask: Tensor) -> Tensor | None:
     empty = ~mask.any(dim=1, keepdim=True)
     first = torch.arange(mask.shape[1], device=mask.device) == 0
     return rearrange(mask | (empty & first), "b n -> b 1 1 n")
+
+
+def check_handle(handle: ModalityHandle, fingerprint: str | None, layout: TokenLayout | None = None) -> None:
+    """Raise DataError unless a model was trained with the handle's tokenizer, and on this layout.
+
+    A vocabulary may have grown since. None: the tokenizer, or the layout, is unknown.
+    """
+    where = f"{handle.name}: the model was trained on"
+    handle.check_tokens_of(where, fingerprint, layout, remedy="use the registry of its training")
 
 
 def uniform_loss(vocab_size: int) -> float:

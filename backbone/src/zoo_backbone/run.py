@@ -14,7 +14,6 @@ from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
 from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run
-from tokenizers_zoo.spec import TokenLayout
 
 BACKBONE = RunKind(
     name="backbone",
@@ -127,12 +126,3 @@ def training_fingerprints(folder: Path, handles: Iterable[ModalityHandle]) -> di
         handle.name: begun[handle.name] if handle.files.grew_from(begun.get(handle.name, "")) else handle.fingerprint
         for handle in handles
     }
-
-
-def check_handle(handle: ModalityHandle, fingerprint: str | None, layout: TokenLayout | None = None) -> None:
-    """Raise DataError unless a model was trained with the handle's tokenizer, and on this layout.
-
-    A vocabulary may have grown since. None: the tokenizer, or the layout, is unknown.
-    """
-    where = f"{handle.name}: the model was trained on"
-    handle.check_tokens_of(where, fingerprint, layout, remedy="use the registry of its training")

@@ -37,8 +37,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, by, count_of
 from tokenizers_zoo.families.images import FORMATS
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
-from tokenizers_zoo.validation import array_of, fixed_shape
+from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.generate.plans import ranges
 from zoo_backbone.packing import EncoderInputs, accepted, shown_end
 
 UNKNOWN = -1
@@ -50,20 +51,16 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     """Return partial tokens: -1 in the region. All codes of a place of a grid go together.
 
-    Raises ConfigError for a wrong, empty or complete region, and InvalidValueError for tokens that do not fit the
-    modality.
+    Raises ConfigError for a wrong, empty or complete region.
     """
-    if spec.continuous:
-        raise ConfigError(f"inpaint {spec.name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")
-    found = accepted(spec, tokens, None, "")
     if isinstance(spec.layout, SequenceLayout):
-        return [_partial_sequence(spec.name, row, region) for row in found]
-    mask = torch.from_numpy(region_mask(spec.name, spec.places or fixed_shape(spec.layout), region))
+        return [_partial_sequence(spec.name, row, region) for row in tokens]
+    whole = torch.as_tensor(tokens).cpu()
+    mask = torch.from_numpy(region_mask(spec.name, spec.places or whole.shape[1:], region))
     if mask.all() or not mask.any():
         problem = "covers all tokens; make it smaller" if mask.all() else "no token lies in it; make it larger"
         raise ConfigError(f"inpaint {spec.name}={region}: {problem}")
-    of_codes = mask.reshape(*mask.shape, *[1] * (found.ndim - 1 - mask.ndim))
-    return torch.where(of_codes, UNKNOWN, found.cpu())
+    return torch.where(mask.reshape(*mask.shape, *[1] * (whole.ndim - 1 - mask.ndim)), UNKNOWN, whole)
 
 
 def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
@@ -143,17 +140,6 @@ def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
             raise _wrong(name, region, f"{there}: a sample has {len(row)} tokens")
         chosen[first : last + 1] = True
     return np.where(chosen != inverted, UNKNOWN, row)
-
-
-def ranges(text: str, where: str) -> list[tuple[int, int]]:
-    """Return `0-3,8` as pairs of first and last. Raises ConfigError."""
-    found = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise ConfigError(f"{where}: expected numbers and ranges such as 0-3,8; got {part!r}")
-        found.append((int(first), int(last or first)))
-    return found
 
 
 def _wrong(name: str, region: str, expected: str) -> ConfigError:

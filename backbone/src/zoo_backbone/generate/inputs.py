@@ -8,74 +8,122 @@ NAME={...}, [...]     JSON, for values that are stored as JSON
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, is_token_file, read_tokens, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Crop
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
-from zoo_backbone.generate.plans import DEFAULT_SPLIT, GenerationPlan, inputs_of, is_written_out, sources_of
+from zoo_backbone.generate.plans import (
+    DEFAULT_SPLIT,
+    GenerationPlan,
+    inputs_of,
+    is_written_out,
+    resolved_plan,
+    sources_of,
+)
 from zoo_backbone.generate.sampler import rows_of
 from zoo_backbone.generate.sampling import Guidance
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import accepted
-from zoo_backbone.run import Run
 
-DRAW = 1 << 32
-"""Draw d of sample n has the number n + d * DRAW."""
-MOST = 1_000_000
-"""Samples without any input at once; their names are in memory."""
 SUGGESTED = 1000
 """Keys among which a misspelt key is looked for."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """The samples of a generation with their names, numbers and input tokens.
+    """A plan applied to a model and a token store: tokenizers, targets, and samples with their input tokens.
 
-    Tokens of stored samples are read when `rows` asks for them.
+    `plan` has input forms and absolute paths. `names` and `numbers` are those of the samples. `values` are tokens of
+    one sample, which are inputs of all samples; tokens of stored samples are read when `rows` asks for them.
     """
 
-    names: tuple[str, ...]
-    numbers: tuple[int, ...]
-    stored: Mapping[str, TokenColumn]
-    stored_rows: tuple[int, ...]
-    """Rows of the stored samples."""
-    values: Mapping[str, Any]
-    """Tokens of one sample, which are inputs of all samples."""
-    partial: Mapping[str, Any]
+    def __init__(self, plan: GenerationPlan, model: FourM, zoo: Zoo, tokens: Path, device: str) -> None:
+        """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
+        stored = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
+        self.plan = plan = with_input_forms(plan, model, zoo, stored).placed(Path.cwd())
+        sources, self.targets, numbers = sources_of(plan.inputs), plan.target_plans(), plan.numbers()
+        for name in plan.inpaint:
+            if name not in sources:
+                raise ConfigError(f"inpaint {name}: is not among the inputs; add --input {name}")
+        self.inputs = [name for name in sources if name not in plan.inpaint]
+        resolved_plan(model.layout, self.targets, self.inputs, plan.inpaint)
+        targets = [target.name for target in self.targets]
+        self.handles = {name: zoo[name] for name in (*sources, *targets, *([plan.rank] if plan.rank else []))}
+        for handle in self.handles.values():
+            model.check_tokenizer(handle)
+            handle.device = device
+        self.values = {name: tokens_of_source(self.handles[name], source) for name, source in sources.items() if source}
+        self.stored: dict[str, TokenColumn] = {}
+        self._rows: list[int] = []
+        if plan.reads_store:
+            store = TokenStore(tokens)
+            self.stored = {name: store.open(plan.split, name) for name in sources if name not in self.values}
+            for name, column in self.stored.items():
+                column.check_tokenizer(self.handles[name])
+            samples, place = whole_samples(list(self.stored.values())), tokens / plan.split
+            if plan.keys:
+                chosen = _of_keys(plan.keys, samples, place)
+            else:
+                chosen = _of_numbers(numbers, plan.samples, samples, place)
+            self.numbers, self.names, self._rows = map(list, zip(*chosen, strict=True))
+        elif plan.keys or plan.split != DEFAULT_SPLIT:
+            wanted = f"keys {', '.join(plan.keys)}" if plan.keys else f"split {plan.split}"
+            raise ConfigError(f"{wanted}: no modality of stored samples is an input; leave it out")
+        elif self.values:
+            if plan.samples not in ("", "1"):
+                raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
+            self.numbers, self.names = [0], ["files"]
+        else:
+            self.numbers, self.names = numbers, [f"sample-{number:03}" for number in numbers]
+        self.partial: dict[str, Any] = {}
+        for name, region in plan.inpaint.items():
+            whole, _ = self.rows(range(len(self.names)), [name])
+            self.partial[name] = partial_of(model.layout.spec(name), whole[name], region)
+            checked_partial(model.layout, name, self.partial[name], len(self.names), name in targets)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The modalities that are inputs as a whole."""
-        return (*self.stored, *self.values)
+    def rows(self, rows: Sequence[int], names: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return whole and partial tokens of the samples `rows`; `names` are the modalities, by default all inputs."""
+        names = self.inputs if names is None else names
+        stored = [self._rows[row] for row in rows] if self.stored else []
+        whole = {name: column.take(stored) for name, column in self.stored.items() if name in names}
+        whole |= {name: rows_of(found, [0] * len(rows)) for name, found in self.values.items() if name in names}
+        return whole, {name: rows_of(found, rows) for name, found in self.partial.items()}
 
-    def rows(self, rows: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return whole and partial tokens of the samples `rows`."""
-        stored = [self.stored_rows[row] for row in rows] if self.stored else []
-        whole = {name: column.take(stored) for name, column in self.stored.items()}
-        whole |= {name: rows_of(tokens, [0] * len(rows)) for name, tokens in self.values.items()}
-        return whole, {name: rows_of(tokens, rows) for name, tokens in self.partial.items()}
+    def digest(self, at_once: int) -> str:
+        """Return a sha256 prefix (hex) of tokenizers, samples and input tokens, of which `at_once` rows are read."""
+        digest = hashlib.sha256()
+        for handle in self.handles.values():
+            digest.update(repr((handle.name, handle.fingerprint, handle.known_settings())).encode())
+        digest.update(repr((self.names, self.numbers)).encode())
+        for start in range(0, len(self.names), at_once):
+            for tokens in self.rows(range(start, min(start + at_once, len(self.names)))):
+                for name, whole in tokens.items():
+                    for item in [whole] if hasattr(whole, "shape") else whole:
+                        array = item.numpy(force=True) if isinstance(item, torch.Tensor) else np.asarray(item)
+                        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                        digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
 
-def with_input_forms(plan: GenerationPlan, model: FourM, zoo: Zoo, tokens: Path) -> GenerationPlan:
+def with_input_forms(plan: GenerationPlan, model: FourM, zoo: Zoo, stored: Collection[str]) -> GenerationPlan:
     """Replace inputs by their input forms, such as `rgb` by `rgb_patches`, if the model was trained on them.
 
-    Token files, inpainted inputs, and stored samples that have no such form stay as they are.
+    Token files, inpainted inputs, and samples in whose store such a form is not `stored` stay as they are.
     """
     sources = sources_of(plan.inputs)
     forms = {zoo[name].spec.input_form_of: name for name in model.layout.readable if name in zoo}
-    stored: list[str] = []
-    if any(not source and forms.get(name) for name, source in sources.items()) and tokens.is_dir():
-        store = TokenStore(tokens)
-        stored = store.modalities(plan.split) if plan.split in store.splits() else []
     renamed = {
         name: forms[name]
         for name, source in sources.items()
@@ -93,104 +141,37 @@ def with_input_forms(plan: GenerationPlan, model: FourM, zoo: Zoo, tokens: Path)
     return replace(plan, inputs=tuple(inputs), guidance=of_inputs(plan.guidance), targets=tuple(targets))
 
 
-def handles_of(
-    zoo: Zoo, model: FourM, plan: GenerationPlan, trained_on: Mapping[str, str]
-) -> dict[str, ModalityHandle]:
-    """Return the handles of all modalities in a plan.
-
-    Raises UnknownNameError, DataError for another tokenizer or shape, and ConfigError if the model cannot rank draws.
-    """
-    names = [*sources_of(plan.inputs), *plan.inpaint, *(target.name for target in plan.targets)]
-    if plan.rank:
-        names.append(plan.rank)
-        model.layout.check_made(plan.rank, "rank")
-        for target in plan.targets:
-            model.layout.check_read(target.name, f"rank {plan.rank} of")
-    handles = {name: zoo[name] for name in names if model.layout.spec(name)}
-    for handle in handles.values():
-        model.check_tokenizer(handle)
-    return handles
+Sample = tuple[int, str, int]
+"""Number among the samples with all inputs, key, and row in the store."""
 
 
-def read_inputs(run: Run, model: FourM, handles: Mapping[str, ModalityHandle], plan: GenerationPlan) -> Request:
-    """Choose the samples and open their inputs. Raises ZooErrors."""
-    sources = sources_of(plan.inputs)
-    for name in plan.inpaint:
-        if name not in sources:
-            raise ConfigError(f"inpaint {name}: is not among the inputs; add --input {name}")
-    values = {name: tokens_of_source(handles[name], source) for name, source in sources.items() if source}
-    columns: dict[str, TokenColumn] = {}
-    rows: list[int] = []
-    if any(not source for source in sources.values()):
-        store = TokenStore(run.tokens)
-        for name in (name for name, source in sources.items() if not source):
-            columns[name] = store.open(plan.split, name)
-            columns[name].check_tokenizer(handles[name])
-        numbers, names, rows = _stored_samples(plan, columns, run.tokens / plan.split)
-    else:
-        numbers, names = _samples_without_store(plan, bool(values))
-    partial = {}
-    targets = {target.name for target in plan.targets}
-    for name, region in plan.inpaint.items():
-        tokens = columns.pop(name).take(rows) if name in columns else rows_of(values.pop(name), [0] * len(names))
-        partial[name] = partial_of(model.layout.spec(name), tokens, region)
-        checked_partial(model.layout, name, partial[name], len(names), name in targets)
-    return Request(
-        names=tuple(names), numbers=tuple(numbers), stored=columns, stored_rows=tuple(rows), values=values,
-        partial=partial,
-    )  # fmt: skip
+def _of_keys(keys: Sequence[str], samples: Iterable[tuple[str, int]], place: Path) -> list[Sample]:
+    """Return the samples with these keys. Raises UnknownNameError."""
+    found, seen = dict[str, Sample](), list[str]()
+    for number, (key, row) in enumerate(samples):
+        if key in keys:
+            found[key] = number, key, row
+        if len(seen) < SUGGESTED:
+            seen.append(key)
+        if len(found) == len(set(keys)):
+            break
+    for key in keys:
+        if key not in found:
+            raise UnknownNameError.of("sample", key, seen, f"(in {place}; --split chooses another split)")
+    return [found[key] for key in keys]
 
 
-def _stored_samples(
-    plan: GenerationPlan, columns: Mapping[str, TokenColumn], place: Path
-) -> tuple[Sequence[int], list[str], list[int]]:
-    """Return numbers, keys and rows of the chosen samples; the numbers count samples with all inputs."""
-    samples = whole_samples(list(columns.values()))
-    if plan.keys:
-        wanted, seen = set(plan.keys), list[str]()
-        found: dict[str, tuple[int, int]] = {}
-        for number, (key, row) in enumerate(samples):
-            if key in wanted:
-                found[key] = number, row
-            if len(seen) < SUGGESTED:
-                seen.append(key)
-            if len(found) == len(wanted):
-                break
-        for key in plan.keys:
-            if key not in found:
-                raise UnknownNameError.of("sample", key, seen, f"(in {place}; --split chooses another split)")
-        return [found[key][0] for key in plan.keys], list(plan.keys), [found[key][1] for key in plan.keys]
-    last = max(last for _, last in plan.ranges())
-    listed = list(islice(samples, last + 1))
+def _of_numbers(numbers: Sequence[int], text: str, samples: Iterable[tuple[str, int]], place: Path) -> list[Sample]:
+    """Return the samples with these numbers, which `text` says. Raises DataError or ConfigError."""
+    listed = [(number, key, row) for number, (key, row) in enumerate(islice(samples, max(numbers) + 1))]
     if not listed:
-        raise DataError(f"{place}: no sample has tokens of {', '.join(columns)}")
-    if not plan.samples or plan.samples.isdecimal():  # a number is an upper bound
-        numbers: Sequence[int] = range(len(listed))
-    elif last >= len(listed):
+        raise DataError(f"{place}: no sample has tokens of all inputs")
+    if not text or text.isdecimal():  # a number is an upper bound
+        return listed
+    if max(numbers) >= len(listed):
         there = f"{len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
-        raise ConfigError(f"samples {plan.samples}: {place} has {there}")
-    else:
-        numbers = plan.numbers()
-    return numbers, [listed[number][0] for number in numbers], [listed[number][1] for number in numbers]
-
-
-def _samples_without_store(plan: GenerationPlan, has_values: bool) -> tuple[Sequence[int], list[str]]:
-    """Return numbers and names of samples without stored inputs. Raises ConfigError."""
-    split = plan.split if plan.split != DEFAULT_SPLIT else ""
-    for key, wanted in (("keys", ", ".join(plan.keys)), ("split", split)):
-        if wanted:
-            raise ConfigError(f"{key} {wanted}: no modality of stored samples is an input; leave it out")
-    if has_values:
-        if plan.samples not in ("", "1"):
-            raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
-        return [0], ["files"]
-    if sum(last - first + 1 for first, last in plan.ranges()) > MOST:
-        advice = f"generate others by further calls, such as {MOST}-{2 * MOST - 1}"
-        raise ConfigError(f"samples {plan.samples}: expected at most {MOST:,} at once without stored inputs; {advice}")
-    if max(last for _, last in plan.ranges()) >= DRAW:
-        raise ConfigError(f"samples {plan.samples}: expected numbers below {DRAW}")
-    numbers = plan.numbers()
-    return numbers, [f"sample-{number:03}" for number in numbers]
+        raise ConfigError(f"samples {text}: {place} has {there}")
+    return [listed[number] for number in numbers]
 
 
 def data_of_source(name: str, source: str) -> tuple[bytes, str]:
@@ -220,11 +201,11 @@ def value_of_source(handle: ModalityHandle, source: str) -> Any:
 def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
     """Return the tokens of one sample as a batch. Raises ConfigError, DataError, InvalidValueError."""
     data, extension = data_of_source(handle.name, source)
-    if extension == "json" and not is_written_out(source) and is_token_file(data):
-        tokens = [read_tokens(handle, Path(source))]
-        try:
-            accepted(handle.spec, tokens, None, "")
-        except InvalidValueError as error:
-            raise DataError(f"{source}: {error}") from None
-        return tokens
-    return handle.encode([value_of_source(handle, source)])
+    if extension != "json" or is_written_out(source) or not is_token_file(data):
+        return handle.encode([handle.transform(handle.read(data, extension), Crop())])
+    tokens = [read_tokens(handle, Path(source))]
+    try:
+        accepted(handle.spec, tokens, None, "")
+    except InvalidValueError as error:
+        raise DataError(f"{source}: {error}") from None
+    return tokens

@@ -17,11 +17,12 @@ Paths in a file are relative to its folder.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import tomli_w
 
 from tokenizers_zoo.config import (
     Origin,
@@ -37,7 +38,6 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.generate.inpainting import ranges
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
 
 Scheme = Literal["layout", "maskgit", "roar", "autoregressive"]
@@ -45,6 +45,10 @@ DEFAULT_STEPS = 8
 GRID_SCHEMES: tuple[Scheme, ...] = ("maskgit", "roar", "autoregressive")
 MASK = "mask:"
 DEFAULT_SAMPLES, DEFAULT_SPLIT = 4, TEST
+MOST = 1_000_000
+"""Samples at once; their names are in memory."""
+DRAW = 1 << 32
+"""Draw d of sample n has the number n + d * DRAW."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +96,6 @@ class TargetPlan:
 
     def resolved(self, spec: ModalitySpec) -> TargetPlan:
         """Return the plan with the defaults of the modality. Raises ConfigError if they do not fit."""
-        if spec.continuous:
-            raise ConfigError(f"generate {spec.name}: a {spec.layout.kind} modality is an input only")
         sequence = isinstance(spec.layout, SequenceLayout)
         schemes = ("autoregressive",) if sequence else GRID_SCHEMES
         scheme = schemes[0] if self.scheme == "layout" else self.scheme
@@ -111,31 +113,30 @@ class TargetPlan:
 
 
 def resolved_plan(
-    layout: EmbeddingLayout, plan: Sequence[TargetPlan], inputs: Iterable[str], partial: Iterable[str] = ()
+    layout: EmbeddingLayout, plan: Sequence[TargetPlan], inputs: Collection[str], partial: Collection[str] = ()
 ) -> list[TargetPlan]:
     """Return the targets with the defaults of the model; `partial` are modalities with some of their tokens.
 
     Raises ConfigError or UnknownNameError for a plan without targets, a modality that is there twice, an input or
     target that the model does not support, or guidance by a modality that is not known yet.
     """
-    inputs, partial = list(inputs), list(partial)
+    known = [*inputs, *partial]
     for target in plan:
         layout.check_made(target.name, "generate")
-    resolved = [target.resolved(layout.spec(target.name)) for target in plan]
+    for name in known:
+        layout.check_read(name, "generate")
     if not plan:
         raise ConfigError("generate: expected at least one target")
-    everything = [*inputs, *(target.name for target in plan)]
-    if twice := sorted({name for name in everything if everything.count(name) > 1}):
+    names = [*inputs, *(target.name for target in plan)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         advice = "to generate a part, add --inpaint"
         raise ConfigError(f"generate: {', '.join(twice)}: is input and target, or twice a target; {advice}")
-    for name in (*inputs, *partial):
-        layout.check_read(name, "generate")
     for name in partial:
         if (spec := layout.spec(name)).continuous:
             raise ConfigError(f"generate {name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")
         if name in inputs:
             raise ConfigError(f"generate {name}: is an input whole and in part; expected one of the two")
-    known = [*inputs, *partial]
+    resolved = [target.resolved(layout.spec(target.name)) for target in plan]
     for target in resolved:
         assert target.guidance is not None
         Passes.of(target.guidance, target.name, known)  # raises for names that are not known yet
@@ -178,6 +179,11 @@ class GenerationPlan:
         expect(self, "samples", some, "a number from 1 on or numbers such as 0-7")
         expect(self, "samples", not (self.keys and self.samples), "either samples or keys")
 
+    @property
+    def reads_store(self) -> bool:
+        """Whether stored samples are an input."""
+        return "" in sources_of(self.inputs).values()
+
     def target_plans(self) -> list[TargetPlan]:
         """Return the targets, each with its guidance."""
         return [replace(target, guidance=target.guidance or self.guidance) for target in self.targets]
@@ -188,21 +194,42 @@ class GenerationPlan:
         masks = [region.partition(MASK)[2] for region in self.inpaint.values()]
         return {Path(file).resolve() for file in (*files, *masks) if file}
 
-    def ranges(self) -> list[tuple[int, int]]:
-        """Return the first and last number of each range of `samples`. Raises ConfigError."""
-        if not self.samples or self.samples.isdecimal():
-            return [(0, int(self.samples or DEFAULT_SAMPLES) - 1)]
-        return ranges(self.samples, f"samples {self.samples}")
+    def placed(self, folder: Path) -> GenerationPlan:
+        """Return the plan with absolute paths instead of paths relative to `folder`."""
+        sources = {
+            name: source if not source or is_written_out(source) else str(folder / source)
+            for name, source in sources_of(self.inputs).items()
+        }
+        regions = {}
+        for name, region in self.inpaint.items():
+            before, mask, file = region.partition(MASK)
+            is_file = mask and not before.replace("not:", "")
+            regions[name] = f"{before}{mask}{folder / file}" if is_file else region
+        return replace(self, inputs=tuple(inputs_of(sources)), inpaint=regions)
 
-    def numbers(self) -> Sequence[int]:
+    def numbers(self) -> list[int]:
         """Return the numbers of the samples. Raises ConfigError."""
-        found = self.ranges()
-        if len(found) == 1:
-            return range(found[0][0], found[0][1] + 1)
+        is_count = not self.samples or self.samples.isdecimal()
+        count = int(self.samples or DEFAULT_SAMPLES) if is_count else 0
+        found = [(0, count - 1)] if is_count else ranges(self.samples, f"samples {self.samples}")
+        if sum(last - first + 1 for first, last in found) > MOST or max(last for _, last in found) >= DRAW:
+            advice = f"at most {MOST:,} at once, such as {MOST}-{2 * MOST - 1}, with numbers below {DRAW}"
+            raise ConfigError(f"samples {self.samples}: expected {advice}")
         numbers = [number for first, last in found for number in range(first, last + 1)]
         if len(set(numbers)) < len(numbers):
             raise ConfigError(f"samples {self.samples}: a number is there twice")
         return numbers
+
+
+def ranges(text: str, where: str) -> list[tuple[int, int]]:
+    """Return `0-3,8` as pairs of first and last. Raises ConfigError."""
+    found = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise ConfigError(f"{where}: expected numbers and ranges such as 0-3,8; got {part!r}")
+        found.append((int(first), int(last or first)))
+    return found
 
 
 def sources_of(inputs: Iterable[str]) -> dict[str, str]:
@@ -233,32 +260,14 @@ def read_plan(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such plan; expected a TOML file with tables [[targets]]")
     table = load_toml(path)
-    from_mapping(GenerationPlan, table, Origin(path=path))
-    return table | _placed(table.get("inputs", ()), table.get("inpaint", {}), path.parent.resolve())
-
-
-def _placed(inputs: Iterable[str], inpaint: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """Return inputs and regions with absolute paths."""
-    sources = {
-        name: source if not source or is_written_out(source) else str(folder / source)
-        for name, source in sources_of(inputs).items()
-    }
-    regions = {}
-    for name, region in inpaint.items():
-        before, mask, file = region.partition(MASK)
-        is_file = mask and not before.replace("not:", "")
-        regions[name] = f"{before}{mask}{folder / file}" if is_file else region
-    return {"inputs": inputs_of(sources), "inpaint": regions}
+    plan = from_mapping(GenerationPlan, table, Origin(path=path)).placed(path.parent.resolve())
+    return table | {"inputs": list(plan.inputs), "inpaint": plan.inpaint}
 
 
 def written_plan(plan: GenerationPlan, notes: Mapping[str, str]) -> str:
     """Return the TOML of a plan without its defaults, with `notes` as comments."""
-    lines = [f"# {key}: {note}" for key, note in notes.items()]
-    placed = _placed(plan.inputs, plan.inpaint, Path.cwd())
-    lines += _lines(_changes(replace(plan, targets=(), inputs=tuple(placed["inputs"]), inpaint=placed["inpaint"])))
-    for target in plan.targets:
-        lines += ["", "[[targets]]", *_lines(_changes(target))]
-    return "\n".join(lines) + "\n"
+    lines = [f"# {key}: {note}\n" for key, note in notes.items()]
+    return "".join(lines) + tomli_w.dumps(_changes(plan))
 
 
 def _changes(item: Any) -> dict[str, Any]:
@@ -270,14 +279,5 @@ def _changes(item: Any) -> dict[str, Any]:
             if isinstance(value, Guidance):
                 # Guidance that says "none" replaces the plan's guidance, so its defaults are written.
                 value = _changes(value) or {key: part for key, part in asdict(value).items() if part not in ((), {})}
-            changes[declared.name] = value
+            changes[declared.name] = list(map(_changes, value)) if declared.name == "targets" else value
     return changes
-
-
-def _lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _lines(value, f"{prefix}{key}.")
-        else:
-            # JSON values are TOML values, except for this character.
-            yield f"{prefix}{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,6 @@ from zoo_backbone.model import Context, FourM
 from zoo_backbone.packing import EncoderInputs, accepted
 from zoo_backbone.transformer import KeyValueCache
 
-Advance = Callable[[int], None]
-
 
 @torch.no_grad()
 def generate(
@@ -53,7 +51,6 @@ def generate(
     partial: Mapping[str, Any] | None = None,
     draws: int = 1,
     once: Mapping[str, Collection[int]] | None = None,
-    advance: Advance = lambda steps: None,
 ) -> dict[str, Any]:
     """Generate the targets of `plan`, in this order, for a batch of samples.
 
@@ -65,7 +62,6 @@ def generate(
             generated, the rest of other modalities stays unknown. Known tokens are inputs of all targets.
         draws: draws per sample, which are consecutive in the result; shared work is done once.
         once: ids that no sequence of a modality contains twice (`ModalityHandle.single_ids`).
-        advance: called with the number of finished decoding steps; they sum to `plan_steps`.
 
     Returns int64 tensors `(draws, *shape)` on the CPU, and lists of 1-D int64 arrays, without end and sentinels, for
     sequences. A draw depends on the seed, its number and its own inputs only, not on the batch. Raises ConfigError for
@@ -102,29 +98,19 @@ def generate(
             noise = Noise(seed, [numbers[row] for row in drawn], name)
             passes = Passes.of(target.guidance, name, encoded.names)
             there = rows_of(known[name], [row // draws for row in drawn]) if name in known else None
-            told = (lambda steps: None) if rows else advance
             if isinstance(spec, SequenceLayout):
                 there = [np.array([UNKNOWN])] * len(drawn) if there is None else there
-                found[name] = decode_sequence(model, encoded, target, noise, passes, there, told, once.get(name, ()))
+                found[name] = decode_sequence(model, encoded, target, noise, passes, there, once.get(name, ()))
                 encoded.remove(name)  # known tokens with their sentinels
                 encoded.add_whole(name, found[name])
             else:
                 there = torch.full((len(drawn), spec.length), UNKNOWN) if there is None else there
-                found[name] = decode_grid(model, encoded, target, noise, passes, there, told)
+                found[name] = decode_grid(model, encoded, target, noise, passes, there)
         if len(drawn) == len(numbers):
             return found
         rows |= {row: {name: tokens[i] for name, tokens in found.items()} for i, row in enumerate(drawn)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
     return {name: torch.stack(made) if isinstance(made[0], Tensor) else made for name, made in joined.items()}
-
-
-def plan_steps(model: FourM, plan: Sequence[TargetPlan]) -> int:
-    """Return the number of decoding steps of a batch; a sequence has one for each token at its longest."""
-    resolved = [target.resolved(model.layout.spec(target.name)) for target in plan]
-    return sum(
-        target.max_length if model.layout.causal[model.layout.index(target.name)] else target.steps
-        for target in resolved
-    )
 
 
 def rows_of(tokens: Any, rows: Sequence[int]) -> Any:
@@ -161,7 +147,7 @@ def target_logits(
 
 
 def decode_grid(
-    model: FourM, inputs: EncoderInputs, plan: TargetPlan, noise: Noise, passes: Passes, known: Tensor, advance: Advance
+    model: FourM, inputs: EncoderInputs, plan: TargetPlan, noise: Noise, passes: Passes, known: Tensor
 ) -> Tensor:
     """Decode the unknown cells of `known` (`draws length`) in steps; decided cells are inputs of the next step.
 
@@ -206,8 +192,6 @@ def decode_grid(
             left = left[:, count:]
         tokens.scatter_(1, cells, ids)
         inputs.add(plan.name, ids, cells)
-        advance(1)
-    advance(plan.steps - len(counts))
     return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
 
 
@@ -223,7 +207,6 @@ def decode_sequence(
     noise: Noise,
     passes: Passes,
     known: Sequence[Ids],
-    advance: Advance,
     once: Collection[int] = (),
 ) -> list[Ids]:
     """Fill the gaps of the partial sequences `known` from left to right; each sample stops at its own end.
@@ -261,8 +244,6 @@ def decode_sequence(
         ).squeeze(1)  # fmt: skip
         last = filling.written(drawn, alive, done)
         done += 1
-        advance(1)
-    advance(plan.max_length - done)
     return filling.filled()
 
 

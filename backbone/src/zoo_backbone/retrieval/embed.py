@@ -35,8 +35,9 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.inputs import value_of_source
+from zoo_backbone.model import check_handle
 from zoo_backbone.retrieval import EmbeddingConfig, SpaceKind
-from zoo_backbone.run import Run, check_handle, stored_config
+from zoo_backbone.run import Run, stored_config
 
 Vectors = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]

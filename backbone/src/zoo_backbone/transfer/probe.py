@@ -43,8 +43,9 @@ from tokenizers_zoo.run_folder import FolderError, entries, read_run
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config, stored_specs
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
+from zoo_backbone.model import check_handle
 from zoo_backbone.packing import shown_end, spans_of
-from zoo_backbone.run import check_handle, stored_config, zoo_of
+from zoo_backbone.run import stored_config, zoo_of
 from zoo_backbone.transfer.config import TransferConfig
 from zoo_backbone.transfer.data import Samples, Stores, check_labels
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
