@@ -14,13 +14,13 @@ import pytest
 
 import zoo_scenes
 from tokenizers_zoo.config import Settings
-from zoo_scenes import casting, observe, people, textures
-from zoo_scenes.casting import STEP_SECONDS
+from zoo_scenes import observe, people, textures
+from zoo_scenes import stage as stages
 from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain, walls
 from zoo_scenes.observe import EMPTY, FURNITURE, LEAST, Seen, scene_class
 from zoo_scenes.render import render
-from zoo_scenes.stage import STEPS, Stage, build
+from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
 from zoo_scenes.things import (
     BOX,
     CAPSULE,
@@ -221,7 +221,7 @@ def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch:
         stage = build(compose(random.Random(f"pictures {number}"), SceneSettings()))
         view = render(stage, size, shadows=True)
         with monkeypatch.context() as patch:
-            patch.setattr(casting, "meets", everything)
+            patch.setattr(stages, "meets", everything)
             expected = render(stage, size, shadows=True)
         for name in ("rgb", "depth", "normals", "geoms"):
             np.testing.assert_array_equal(getattr(view, name), getattr(expected, name))

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.casting import matrices
 from zoo_scenes.people import TO_THING, axis_angle
 from zoo_scenes.render import View
-from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage
+from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage, matrices
 from zoo_scenes.things import CLASS_IDS, CLASSES, COLOURS, Array, Scene, SceneSettings, Thing, yaw_of
 
 _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
