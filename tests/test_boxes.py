@@ -16,8 +16,7 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes import plugin as boxes
-from zoo_semantics.boxes_3d import NONE_FOUND, Boxes3dSettings, plugin
-from zoo_semantics.oriented_boxes import corners, numbers_of, wrapped
+from zoo_semantics.boxes_3d import NONE_FOUND, Boxes3dSettings, corners, numbers_of, plugin, wrapped
 
 NAME = "boxes_3d"
 Box = dict[str, Any]

@@ -205,14 +205,15 @@ def test_boxes_equal_transformers(hub: Hub) -> None:
         labelled("boxes", hub("yolos"), labels={"tree": "shrub"}).derive({"rgb": PICTURE})
 
 
-def test_sam_is_queried_at_the_grid_points(hub: Hub) -> None:
+def test_sam_is_queried_at_the_grid_points(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """The logits equal one query per point, given in picture pixels through the processor."""
     from transformers import SamModel, SamProcessor
 
     from tokenizers_zoo.families.images import rgb_image
 
     folder = hub("sam")
-    labeller = labelled("sam_instance", folder, points=2, batch=3, min_quality=0.0).known_settings()["labeller"]
+    monkeypatch.setattr("zoo_semantics.labellers.POINTS_AT_ONCE", 3)
+    labeller = labelled("sam_instance", folder, points=2, min_quality=0.0).known_settings()["labeller"]
     answers = list(labeller._answers(PICTURE))
     assert len(answers) == 2  # three points, and one
     logits, quality = (np.concatenate(parts) for parts in zip(*answers, strict=True))

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_modalities import defaults
 from text_tokenizers import BINS, load, settings_of
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError
-from zoo_images.palette import Palette, PaletteSettings, central_palette, lab, main_colours, paired
+from zoo_images.palette import Palette, central_palette, lab, main_colours, paired
 from zoo_images.palette import plugin as palette
 
 
@@ -50,19 +49,6 @@ def test_a_palette_as_4m_has_it_leaves_room_for_the_end() -> None:
     layout = palette.modality_spec(AS_4M).layout
     assert layout.length == 1 + 7 * 3 + 1
     assert palette.modality_spec(settings_of("palette", colours=7)).layout.length == 7 * 3
-
-
-def test_a_file_of_fewer_colours_is_a_palette_as_4m_has_it() -> None:
-    two = np.array([[1, 0, 0], [0, 0.5, 1]], np.float32)
-    data, extension = defaults(palette.value_spec(PaletteSettings())).write_value(two)
-    read = palette.read_value(data, extension, AS_4M, palette.modality_spec(AS_4M))
-    assert read.tolist() == [*two.tolist(), *[two[1].tolist()] * 5]
-    assert palette.read_value(
-        data, extension, settings_of("palette"), palette.modality_spec(settings_of("palette"))
-    ).shape == (2, 3)
-    for wrong in (np.ones((8, 3), np.float32), np.ones((0, 3), np.float32), np.ones((2, 4), np.float32)):
-        data, extension = defaults(palette.value_spec(PaletteSettings())).write_value(wrong)
-        assert palette.read_value(data, extension, AS_4M, palette.modality_spec(AS_4M)).shape == wrong.shape
 
 
 def test_main_colours_of_a_made_picture() -> None:

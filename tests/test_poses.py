@@ -214,11 +214,11 @@ def test_split_and_join_are_inverse(crop: Crop) -> None:
 
 
 def test_shape_numbers_are_cut_and_filled_up() -> None:
-    options = plugin.options(Settings(NAME, {"shape_size": 3}))
-    people = [person(shape=[1.0, -2.0]), person(), person(shape=[0.5] * 10)]
+    options = plugin.options(Settings(NAME, {"preset": "4m"}))
+    people = [person(shape=[1.0, -2.0]), person(), person(shape=[0.5] * 12)]
     fitted = plugin.fit(people, options)
     found = plugin.join(plugin.coordinates(people, fitted, options), plugin.items(people, options), fitted, options)
-    assert [value["shape"] for value in found] == [[1.0, -2.0, 0.0], [0.0] * 3, [0.5] * 3]
+    assert [value["shape"] for value in found] == [[1.0, -2.0, *[0.0] * 8], [0.0] * 10, [0.5] * 10]
     assert "shape" not in exact([person(), person()], Crop())[0]
 
 

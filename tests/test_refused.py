@@ -228,7 +228,7 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("human_poses", {"tokenizer": {"latent_dim": 0}}, "latent_dim"),
     ("human_poses", {"tokenizer": {"depth": -1}}, "depth"),
     ("human_poses", {"tokenizer": {"levels": [8, 8]}}, "levels"), ("human_poses", {"bins": 1}, "bins"),
-    ("human_poses", {"max_people": 0}, "max_people"), ("human_poses", {"shape_size": 301}, "shape_size"),
+    ("human_poses", {"max_people": 0}, "max_people"),
     ("human_poses", {"min_visible": 0.0}, "min_visible"), ("human_poses", {"preset": "5m"}, "preset"),
     *(("human_poses", {"labeller": table}, word) for table, word in (
         ({}, "model"), ({"model": ""}, "model"), ({"model": "a", "threshold": 0}, "threshold"),

@@ -301,6 +301,16 @@ def box_overlaps(first: Array, second: Array) -> Array:
     return shares_of_union(shared, *areas)
 
 
+def best_pairs(table: Array, least: float) -> list[tuple[int, int, float]]:
+    """Return row, column and number of the highest numbers from `least` on; each row and column is in one at most."""
+    left, pairs = table.copy(), list[tuple[int, int, float]]()
+    while left.size and float(left.max()) >= least:
+        row, column = map(int, np.unravel_index(left.argmax(), left.shape))
+        pairs.append((row, column, float(left[row, column])))
+        left[row, :] = left[:, column] = -1.0
+    return pairs
+
+
 def shares_of_union(shared: Array, first: Array, second: Array) -> Array:
     """Return intersection over union of intersections (n, m) and sizes (n,) and (m,); 0 where there is no union."""
     union = first[:, None] + second[None, :] - shared

@@ -38,7 +38,6 @@ REQUIRED = ("box", *ROWS)
 LONGEST_SHAPE = 300
 MOST_PICTURES = 10.0
 """Largest joint position in widths and heights of the picture. Larger numbers are taken for pixels."""
-SHAPE_SPAN = 5.0  # shape numbers are in deviations from the mean body
 ROUNDED = 0.1
 """Largest error of a rotation matrix's entries in a file, as after rounding to tenths."""
 
@@ -82,7 +81,6 @@ class PoseSettings(SpelledSettings):
             "layout": "4m",
             "bins": 1000,
             "sentinels": 200,
-            "shape_size": 10,
             "max_people": published_people.MOST,
             "min_visible": 1e-6,
             "tokenizer": {
@@ -105,8 +103,6 @@ class PoseSettings(SpelledSettings):
     10 betas, spelled in the vocabulary `text`; a person stays whatever a crop leaves of the box."""
     max_people: int = 4
     """Most people of one picture; those with the smallest boxes are dropped."""
-    shape_size: int = 0
-    """Number of shape parameters (SMPL's betas) that become tokens; missing ones are 0. Always 10 with layout 4m."""
     min_visible: float = 0.25
     """Share of a person's box that a crop must leave for the person to stay, in (0, 1]."""
     labeller: PoseLabeller | None = None
@@ -116,7 +112,6 @@ class PoseSettings(SpelledSettings):
     def __post_init__(self) -> None:
         SpelledSettings.__post_init__(self)
         check_counts(self, "max_people")
-        check_interval(self, f"[0, {LONGEST_SHAPE}]", "shape_size")
         check_interval(self, "(0, 1]", "min_visible")
 
 
@@ -132,8 +127,8 @@ class HumanPoses(ObjectModality):
     - `box`: [xmin, ymin, xmax, ymax] of the visible part, fractions in [0, 1].
     - `shape`: SMPL's betas, optional.
 
-    The codes hold the 23 rotations below the first as 207 numbers, 9 per matrix. The rest is 18 coordinates and the
-    shape. Decoding computes joints from the rotations, the mean skeleton of the training values, and the person's size.
+    The codes hold the 23 rotations below the first as 207 numbers, 9 per matrix. The rest is 18 coordinates. Decoding
+    computes joints from the rotations, the mean skeleton of the training values, and the person's size.
     With `layout = "4m"`, people are written as in 4M-21 (see `published_people`).
 
     If derived from photographs (setting `labeller`), joints come from networks and distances are estimates.
@@ -180,8 +175,7 @@ class HumanPoses(ObjectModality):
     def axes(self, options: PoseSettings) -> tuple[Axis, ...]:
         if options.layout == "4m":
             return published_people.AXES
-        shape = (Axis(name=f"shape {k}", low=-SHAPE_SPAN, high=SHAPE_SPAN) for k in range(options.shape_size))
-        return (*BOX, *CAMERA, *ORIENTATION, *SIZE, *shape)
+        return (*BOX, *CAMERA, *ORIENTATION, *SIZE)
 
     def spelling(self, options: PoseSettings) -> Spelling | None:
         return published_people.SPELLING if options.layout == "4m" else None
@@ -209,7 +203,7 @@ class HumanPoses(ObjectModality):
         turns, joints, image = (column(objects, name) for name in ROWS)
         boxes = column(objects, "box")
         if options.layout == "4m":
-            shapes = shapes_of(objects, published_people.SHAPE_SIZE)
+            shapes = shapes_of(objects)
             return published_people.numbers_of(boxes, turns, joints, image, shapes, fitted["skeleton"])
         sizes = body.total_length(body.bones_of(turns, joints)) / body.total_length(fitted["skeleton"])
         pelvis = joints[:, 0]
@@ -224,7 +218,6 @@ class HumanPoses(ObjectModality):
                 np.log(np.maximum(focal, 1e-3)),
                 body.six_numbers_of(turns[:, 0]),
                 np.log(np.maximum(sizes, 1e-3))[:, None],
-                shapes_of(objects, options.shape_size),
             ],
             axis=1,
         )
@@ -237,14 +230,14 @@ class HumanPoses(ObjectModality):
             boxes = opened_boxes(coordinates[:, :4], 1 / (BINS - 1))
             turns, joints, image, shapes = published_people.joined(boxes, coordinates[:, 4:], below, fitted["skeleton"])
             return people_of(boxes, turns, joints, np.clip(image, -MOST_PICTURES, MOST_PICTURES), shapes)
-        ends = np.cumsum([4, 2, 1, 2, 2, 6, 1])
-        edges, direction, depth, seen, focal, orientation, size, shapes = np.split(coordinates, ends, axis=1)
+        ends = np.cumsum([4, 2, 1, 2, 2, 6])
+        edges, direction, depth, seen, focal, orientation, size = np.split(coordinates, ends, axis=1)
         turns = np.concatenate([body.vectors_of_six(orientation)[:, None], below], axis=1)
         ahead = np.exp(depth).clip(max=body.FARTHEST)  # exp(log(100)) is more by rounding
         pelvis = ahead * np.concatenate([direction, -np.ones_like(depth)], axis=1)
         joints = body.joints_of(turns, np.exp(size)[:, :, None] * fitted["skeleton"], pelvis)
         image = np.clip(body.image_of(joints, seen, np.exp(focal)), -MOST_PICTURES, MOST_PICTURES)
-        return people_of(opened_boxes(edges, 1 / (options.bins - 1)), turns, joints, image, shapes)
+        return people_of(opened_boxes(edges, 1 / (options.bins - 1)), turns, joints, image)
 
     def fitted_shapes(self, options: PoseSettings) -> dict[str, tuple[int, ...]]:
         return {"skeleton": (JOINTS, 3)}
@@ -378,19 +371,19 @@ def column(people: Sequence[Person], name: str) -> Array:
     return np.array([person[name] for person in people], dtype=np.float64)
 
 
-def shapes_of(people: Sequence[Person], size: int) -> Array:
-    """Stack the first `size` shape numbers of all people, (people, size); missing ones are 0."""
-    shapes = np.zeros((len(people), size))
+def shapes_of(people: Sequence[Person]) -> Array:
+    """Stack the published number of shape parameters of all people; missing ones are 0."""
+    shapes = np.zeros((len(people), published_people.SHAPE_SIZE))
     for row, person in zip(shapes, people, strict=True):
-        given = person.get("shape", [])[:size]
+        given = person.get("shape", [])[: len(row)]
         row[: len(given)] = given
     return shapes
 
 
-def people_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: Array) -> list[Person]:
+def people_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: Array | None = None) -> list[Person]:
     """The people of rows; without shape numbers they have no `shape`."""
     rows = {"joint_rotations": turns, "joints_camera": joints, "joints_image": image, "box": boxes}
-    rows |= {"shape": shapes} if shapes.shape[1] else {}
+    rows |= {} if shapes is None else {"shape": shapes}
     return [{name: row[k].tolist() for name, row in rows.items()} for k in range(len(boxes))]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.families.object_tokens import box_overlaps
+from tokenizers_zoo.families.object_tokens import best_pairs, box_overlaps
 from zoo_geometry import body
 from zoo_geometry.body import JOINTS, PARENTS
 
@@ -29,15 +29,9 @@ MIDDLE = (235, 235, 235)
 
 def matched(predicted: Sequence[Person], target: Sequence[Person]) -> list[float]:
     """Joint errors in mm of the pairs that overlap enough, the best overlap first, each person in one pair at most."""
-    if not predicted or not target:
-        return []
-    table = box_overlaps(*(np.array([person["box"] for person in people]) for people in (predicted, target)))
-    errors = []
-    while float(table.max()) >= ENOUGH:
-        row, place = np.unravel_index(int(table.argmax()), table.shape)
-        errors.append(joint_error(predicted[int(row)], target[int(place)]))
-        table[row, :] = table[:, place] = -1.0
-    return errors
+    boxes = (np.array([person["box"] for person in people]).reshape(-1, 4) for people in (predicted, target))
+    pairs = best_pairs(box_overlaps(*boxes), ENOUGH)
+    return [joint_error(predicted[row], target[column]) for row, column, _ in pairs]
 
 
 def joint_error(predicted: Person, target: Person) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,11 +36,6 @@ class EdgeMap(SpatialModality):
             higher_is_better=True,
             meaning="harmonic mean of precision and recall of edges thinned to lines, over all pictures; 1 pixel off is"
             " right",
-        ),
-        Metric(
-            name="f1_exact",
-            higher_is_better=True,
-            meaning="the same of all edge pixels, counting only those that agree exactly",
         ),
     )
 
@@ -79,21 +74,15 @@ class EdgeMap(SpatialModality):
         return [*usual, *(found * comb for found in usual)]
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
-        pairs = [(p[0] > 0.5, t[0] > 0.5) for p, t in zip(predicted, target, strict=True)]
-        exact = sum(int((p & t).sum()) for p, t in pairs)
-        return {"f1": self.measure_main(predicted, target, options), "f1_exact": f1(exact, exact, *counts(pairs))}
-
-    def measure_main(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> float:
         # Both maps are thinned first. Otherwise broad lines would score higher, since pixels next to a line are within
         # one pixel.
         lines = [(thinned(p[0] > 0.5), thinned(t[0] > 0.5)) for p, t in zip(predicted, target, strict=True)]
-        hits = sum(int((p & widened(t)).sum()) for p, t in lines), sum(int((t & widened(p)).sum()) for p, t in lines)
-        return f1(*hits, *counts(lines))
-
-
-def counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
-    """Edge pixels of all predictions, and of all targets."""
-    return sum(int(p.sum()) for p, _ in pairs), sum(int(t.sum()) for _, t in pairs)
+        guessed, true = (sum(int(side.sum()) for side in sides) for sides in zip(*lines, strict=True))
+        if not guessed and not true:
+            return {"f1": 1.0}
+        precision = sum(int((p & widened(t)).sum()) for p, t in lines) / max(guessed, 1)
+        recall = sum(int((t & widened(p)).sum()) for p, t in lines) / max(true, 1)
+        return {"f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0}
 
 
 def thinned(edges: np.ndarray) -> np.ndarray:
@@ -109,14 +98,6 @@ def widened(edges: np.ndarray) -> np.ndarray:
     height, width = edges.shape
     shifts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
     return np.logical_or.reduce(shifts)
-
-
-def f1(predicted_hits: int, target_hits: int, predicted: int, target: int) -> float:
-    """Harmonic mean of precision and recall; 1 where neither side has an edge."""
-    if not predicted and not target:
-        return 1.0
-    precision, recall = predicted_hits / max(predicted, 1), target_hits / max(target, 1)
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +119,7 @@ class Canny(EdgeMap):
     summary = "Canny edges of the RGB picture as a grid of tokens"
     derived_from = ("rgb",)
     aliases = ("tok_canny_edge@224", "tok_canny_edge@448", "canny_edge", "edge")
-    metrics = (replace(EdgeMap.metrics[0], bound=0.85), *EdgeMap.metrics[1:])
+    metrics = (replace(EdgeMap.metrics[0], bound=0.85),)
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:

@@ -15,7 +15,6 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
-from tokenizers_zoo.plugins import Defaults
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
 
@@ -43,8 +42,8 @@ class PaletteSettings:
     """Colours of a palette, 1 to 16."""
     layout: Literal["axes", "4m"] = "axes"
     """axes: red, green and blue on axes v0, v1 and v2. 4m: the number of colours on v1, then every red, green and blue
-    on v0, its level the number from 0 to 255. There a palette may have fewer colours. Reading repeats the last colour,
-    and writing drops repetitions. One token more than the colours take is left for the end of the sequence."""
+    on v0, its level the number from 0 to 255. There repetitions of the last colour are dropped. One token more than the
+    colours take is left for the end of the sequence."""
 
     def __post_init__(self) -> None:
         check_interval(self, "[1, 16]", "colours")
@@ -132,15 +131,6 @@ class Palette(TextModality[PaletteSettings]):
         import torch
 
         return torch.from_numpy(np.stack(super().decode(tokenizer, tokens)))
-
-    @hookimpl
-    def read_value(self, data: bytes, extension: str, settings: Settings, spec: ModalitySpec) -> Any:
-        """Read a `.npy` file. With layout 4m it may have fewer colours; the last is repeated."""
-        options = settings.take(PaletteSettings)
-        value = Defaults().read_value(data, extension, spec)
-        if options.layout == "4m" and value.shape[1:] == (3,) and 0 < len(value) < options.colours:
-            value = np.concatenate([value, np.repeat(value[-1:], options.colours - len(value), axis=0)])
-        return value
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> Colours:

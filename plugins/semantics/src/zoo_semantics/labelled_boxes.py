@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.object_tokens import best_pairs
 from tokenizers_zoo.families.text import (
     TextModality,
     TextTokenizer,
@@ -142,12 +143,8 @@ class LabelledBoxes(TextModality[S]):
 
     def matched(self, predicted: Sequence[Box], target: Sequence[Box]) -> list[tuple[Box, Box, float]]:
         """Pairs of boxes of one label that overlap enough, the best pair first, each box in one pair at most."""
-        table, found = self.labelled_overlaps(predicted, target), list[tuple[Box, Box, float]]()
-        while table.size and float(table.max()) >= self.enough:
-            row, column = np.unravel_index(int(table.argmax()), table.shape)
-            found.append((predicted[int(row)], target[int(column)], float(table[row, column])))
-            table[row, :] = table[:, column] = -1.0
-        return found
+        pairs = best_pairs(self.labelled_overlaps(predicted, target), self.enough)
+        return [(predicted[row], target[column], overlap) for row, column, overlap in pairs]
 
     @hookimpl
     def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
