@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections import deque
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig
 from tokenizers_zoo.quantizers.kinds import Adapter, ResidualFiniteScalar
-from tokenizers_zoo.quantizers.quantizer import Quantizer, Residual, SideBySide, collapse_warning
+from tokenizers_zoo.quantizers.quantizer import Quantizer, Residual, SideBySide
 from tokenizers_zoo.quantizers.usage import CodebookUsage
 
 DIM = 32
@@ -94,7 +93,6 @@ def test_every_default_uses_its_codebook(kind: str) -> None:
     assert usage.usage >= 0.9
     assert (usage.counts > 0).mean(axis=1).min() >= 0.85
     assert usage.perplexity > 0.4 * toy.quantizer.codebook_size
-    assert collapse_warning(toy) is None
 
 
 def codes_of_first(adapter: Adapter, tokens: torch.Tensor, count: int) -> torch.Tensor:
@@ -120,34 +118,6 @@ def test_every_further_step_lowers_the_error_of_a_trained_model(kind: str) -> No
     assert errors == sorted(errors, reverse=True) and len(set(errors)) == steps >= 2
     assert errors[-1] == pytest.approx(toy.error(quantizer.decode(tokens)[0], values), rel=1e-4)
     assert errors[1] < 0.97 * errors[0]
-
-
-def test_a_collapsing_run_says_so() -> None:
-    toy = Toy(QuantizerConfig(kind="vq", codebook_size=256, kmeans_iterations=0, revive_below=0.0))
-    same = torch.ones(8, DIM) + 0.01 * torch.randn(8, DIM, generator=torch.Generator().manual_seed(0))
-    for batch in range(50):
-        assert collapse_warning(toy) is None, batch  # only once the look-back is full
-        toy.quantizer(same.repeat(8, 1))
-    warning = collapse_warning(toy)
-    assert warning is not None and "\n" not in warning
-    assert warning.startswith("the codebook of quantizer collapses: 0.4% of 256 codes are used by the last 50 batches")
-    assert collapse_warning(toy, threshold=0.001) is None
-    assert (collapse_warning(toy.quantizer) or "").startswith("the codebook of the quantizer collapses")
-
-
-def test_collapse_is_judged_by_the_worst_codebook_of_the_last_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenizers_zoo.quantizers.quantizer.RECENT_BATCHES", 2)
-    quantizer = Quantizer(QuantizerConfig(kind="memcodes", codebook_size=4, num_codebooks=2, codebook_dim=4), 8)
-    quantizer.recent = deque(maxlen=2)
-    quantizer.recent.append(torch.tensor([[[0, 0], [1, 0]]]))  # first codebook: 0, 1; second: 0
-    assert collapse_warning(quantizer, 1.0) is None  # too few batches
-    quantizer.recent.append(torch.tensor([[[2, 1], [2, 1]]]))  # first: 0, 1, 2; second: 0, 1
-    assert "50.0% of 4 codes are used by the last 2 batches, which could reach 63%" in str(
-        collapse_warning(quantizer, 0.8)
-    )
-    assert collapse_warning(quantizer, 0.7) is None  # 0.5 / 0.632 = 0.79
-    quantizer.recent.append(torch.tensor([[[3, 1], [3, 1]]]))  # the first batch is dropped: 2, 3 and 1
-    assert "25.0% of 4 codes" in str(collapse_warning(quantizer, 0.7))
 
 
 def test_dead_codes_are_revived_also_in_small_batches() -> None:

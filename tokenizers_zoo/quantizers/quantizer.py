@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,16 +20,11 @@ from tokenizers_zoo.quantizers.kinds import (
     SimpleVector,
     straight_through,
 )
-from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from tokenizers_zoo.quantizers.kinds import Codes, Tokens
-
-
-RECENT_BATCHES = 50
-"""Training batches over which `collapse_warning` looks back."""
 
 
 class SideBySide(Adapter):
@@ -164,8 +158,6 @@ class Quantizer(nn.Module):
         code_dim = self.adapter.code_dim
         self.project_in = nn.Linear(dim, code_dim) if code_dim != dim else nn.Identity()
         self.project_out = nn.Linear(code_dim, dim) if code_dim != dim else nn.Identity()
-        self.recent: deque[Tensor] = deque(maxlen=RECENT_BATCHES)
-        """Tokens of the last training batches."""
 
     def forward(self, latents: Float[Tensor, "batch *grid dim"]) -> Quantized:
         """Quantise. Raises CheckpointError in eval mode if the codebook was never trained."""
@@ -178,7 +170,6 @@ class Quantizer(nn.Module):
             flat = self.project_in(latents.float().reshape(1, -1, self.dim))  # one long row: some kernels loop over it
             if self.training:
                 codes, tokens, loss = self.adapter.quantize(flat)
-                self.recent.append(tokens)
             else:
                 tokens = self.adapter.tokens(flat)
                 codes, loss = self.adapter.lookup(tokens), flat.new_zeros(())
@@ -208,23 +199,3 @@ class Quantizer(nn.Module):
         flat = tokens.reshape(1, -1, *tokens.shape[len(places) :])
         with torch.autocast(tokens.device.type, enabled=False):
             return self.project_out(self.adapter.lookup(flat)).view(*places, self.dim)
-
-
-def collapse_warning(module: nn.Module, threshold: float = COLLAPSED) -> str | None:
-    """Return a line about the first quantizer in `module` whose worst codebook collapses in training, or None.
-
-    It collapses if its usage over the last RECENT_BATCHES is below `threshold` times that of random tokens.
-    """
-    for name, part in module.named_modules():
-        if isinstance(part, Quantizer) and len(part.recent) == RECENT_BATCHES:
-            usage = CodebookUsage(part.codebook_size, part.codes_per_position)
-            for tokens in part.recent:
-                usage.update(tokens)
-            worst = min(one.usage for one in usage.apart())
-            reachable = reachable_usage(int(usage.counts[0].sum()), part.codebook_size)
-            if worst < threshold * reachable:
-                return (
-                    f"the codebook of {name or 'the quantizer'} collapses: {worst:.1%} of {part.codebook_size} codes"
-                    f" are used by the last {RECENT_BATCHES} batches, which could reach {reachable:.0%}"
-                )
-    return None

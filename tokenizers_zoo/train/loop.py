@@ -20,7 +20,6 @@ from tokenizers_zoo.checkpoint import check_weights, load_config
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.io import check_opens, replacing_file, write_tensors
-from tokenizers_zoo.quantizers.quantizer import collapse_warning
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.spec import ModalitySpec
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 FINAL_SAMPLES = 2000
 """Largest number of held-out samples of the final evaluation."""
-WATCH_EVERY = 50
-"""Steps between two checks for a collapsing codebook."""
 
 
 @dataclass(kw_only=True)
@@ -211,8 +208,6 @@ class Trainer:
                 losses = self.train_step(batches)
                 self.seconds += time.perf_counter() - started
                 report.step(self.done, losses, config.learning_rate_at(self.done - 1))
-                if self.done % WATCH_EVERY == 0:
-                    report.watch(self.done, collapse_warning(self.module))
                 if self.done % config.eval_every == 0 or self.done == config.steps:
                     with self.ema.applied():
                         evaluation = evaluate(task, self.module, self.held_out)

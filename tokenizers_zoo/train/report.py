@@ -78,7 +78,6 @@ class TrainingReport(StepLog):
         super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
         self.spec, self.judged = spec, "validation" if validates else "held_out"
         self.window: list[dict[str, float]] = []
-        self.collapsing = False
 
     def step(self, done: int, losses: Mapping[str, float], learning_rate: float) -> None:
         """Count a finished step; every LOG_EVERY steps write the means since the last line."""
@@ -93,12 +92,6 @@ class TrainingReport(StepLog):
             self.write(done, means | {"train/learning_rate": learning_rate})
             self.write_speed()
             self.window.clear()
-
-    def watch(self, done: int, warning: str | None) -> None:
-        """Print a warning about the codebook once, until it is sound again."""
-        if warning is not None and not self.collapsing:
-            self.say(f"{self.spec.name}: step {done}: {warning}; {COLLAPSE_ADVICE}", style="bold yellow")
-        self.collapsing = warning is not None
 
     def stopped(self, done: int, reason: str, kept_step: int) -> None:
         """Print that the run stops early, and which weights it keeps."""
