@@ -80,7 +80,7 @@ def test_resolutions_of_conv() -> None:
     assert all(math.prod(scale_factors(side)) == side for side in range(1, 65))
     found = stages(BlockConfig(width=32, depth=3), (32, 32))
     assert found == [((4, 4), 32, 1), ((2, 2), 64, 1), ((2, 2), 128, 1), ((2, 2), 128, 3)]
-    late = [stage.factors for stage in stages(BlockConfig(width=16, depth=1), (2, 8, 8))]
+    late = [factors for factors, _, _ in stages(BlockConfig(width=16, depth=1), (2, 8, 8))]
     assert late == [(1, 4, 4), (2, 2, 2)]
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(ResidualBlock(16)(x), x)  # starts as the identity

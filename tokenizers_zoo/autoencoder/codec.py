@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,16 +98,6 @@ class ValueCodec:
         """Return the values after encode and decode, and the codes (None without any)."""
         tokens = tokenizer.encode(stacked(values))
         return list(tokenizer.decode(tokens).numpy()), tokens
-
-    def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        """Return the metrics of the spec."""
-        hook = self.modality.score
-        scores: Mapping[str, float] = called(hook, predicted=predicted, target=target, settings=self.settings)
-        return scores
-
-    def render(self, value: Any) -> Any:
-        """Return a value as a picture or a text."""
-        return called(self.modality.render, value=value, settings=self.settings)
 
 
 def called(hook: Callable[..., Any], **arguments: Any) -> Any:

@@ -125,23 +125,20 @@ class DiffusionConfig:
             raise ValueError("prediction: epsilon needs zero_terminal_snr = false; or choose x0 or v")
         if self.target == "residual" and self.base is None:
             raise ValueError("target: residual refines a trained tokenizer; set base")
-        check_counts(self, "patch_size", "depth", "noise_levels", "sampling_steps")
-        if self.zero_terminal_snr and self.noise_levels < 2:
-            raise ValueError(f"noise_levels: expected at least 2 with zero_terminal_snr, got {self.noise_levels}")
-        if self.sampling_steps > self.noise_levels:
-            raise ValueError(f"sampling_steps: expected up to {self.noise_levels}, got {self.sampling_steps}")
         if self.width < 16 or self.width % 16:
             raise ValueError(f"width: expected a multiple of 16, got {self.width}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers: expected one or more numbers of at least 1, got {list(self.multipliers)}")
-        if not 0 <= self.attention <= len(self.multipliers):
-            raise ValueError(f"attention: expected 0 to {len(self.multipliers)} resolutions, got {self.attention}")
+        if not self.multipliers:
+            raise ValueError("multipliers: expected one or more numbers")
+        check_counts(self, "patch_size", "depth")
+        check_interval(self, "[2, inf)" if self.zero_terminal_snr else "[1, inf)", "noise_levels")
+        check_interval(self, f"[1, {self.noise_levels}]", "sampling_steps")
+        check_interval(self, "[1, inf)", "multipliers")
+        check_interval(self, f"[0, {len(self.multipliers)}]", "attention")
         check_interval(self, "[0, 1)", "drop_share")
         check_interval(self, "[0, inf)", "guidance_scale")
+        check_interval(self, f"[0, {2**63})", "seed")
         if self.guidance_scale != 1 and not self.drop_share:
             raise ValueError("guidance_scale: values other than 1 need a drop_share above 0 in training")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
 
     def trained(self) -> dict[str, Any]:
         """Return the fields that the weights depend on, as JSON types, without the path `base`."""

