@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ import numpy as np
 
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.spec import ValueSpec
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -55,7 +54,7 @@ def png_of(picture: PIL.Image.Image | Figure) -> bytes:
     """Return a picture or chart as a PNG."""
     buffer = io.BytesIO()
     if hasattr(picture, "savefig"):
-        picture.savefig(buffer, format="png", dpi=150)
+        picture.savefig(buffer, format="png", dpi=150, bbox_inches="tight")  # with a legend beside the axes
     else:
         picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -96,12 +95,11 @@ def signed(number: float | None, form: str = ".2f") -> str:
 def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str) -> bytes:
     """Draw curves over training steps, distinguished by colour and dashes; labels are in the order of the last values.
 
-    A single point is a dot, and noisy curves lie below the others, which they would hide. Long names and many make the
-    chart larger.
+    A single point is a dot, and noisy curves lie below the others, which they would hide.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 3.5), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.5))
     axes = figure.add_subplot()
     styles = itertools.cycle(["-", "--", ":", "-."])
     lines = {}
@@ -115,72 +113,45 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
-        legend = axes.legend(
-            lines.values(), lines, fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False
-        )
+        legend = axes.legend(lines.values(), lines, fontsize=10, frameon=False, loc=(1.02, 0.0))
         for text in legend.get_texts():
             text.set_parse_math(False)  # they are names, of folders, too
-        names = legend.get_window_extent()
-        (width, height), dpi = figure.get_size_inches(), figure.dpi
-        figure.set_size_inches(max(width, names.width / dpi + 3.1), max(height, names.height / dpi + 0.1))
     return png_of(figure)
 
 
 def legend_of(handle: ModalityHandle) -> list[dict[str, str]]:
     """Return the colour legend of the modality's images, for classes, quantities with a unit, and unit vectors.
 
-    The unit of a quantity is given once, at the end.
+    A quantity is a one-channel map with a unit and a range greater than 1. Its unit is given once, at the end.
     """
+    values = handle.spec.value
+    low, high, channels = values.low, values.high, values.shape[:1] if len(values.shape) == 3 else ()
+    bounded, quantity = low is not None and high is not None, False
+    examples: dict[str, Any] = {}
+    if values.kind == "array" and values.classes:
+        examples = {name: number for number, name in enumerate(values.classes)}
+    elif values.kind == "array" and bounded and channels == (1,) and values.unit and high - low > 1:  # type: ignore
+        quantity, examples = True, {f"{number:g}": number for number in _round_numbers(low, high)}  # type: ignore
+    elif values.kind == "array" and channels == (3,) and (low, high) == (-1, 1):
+        vectors = np.kron(np.eye(3), [[1], [-1]]) + 0.0  # + 0.0 makes -0 to 0
+        examples = {f"({', '.join(f'{x:g}' for x in vector)})": vector[:, None, None] for vector in vectors}
+    shape = tuple(side if isinstance(side, int) else FREE_SIDE for side in values.shape)
     swatches: list[dict[str, str]] = []
-    previous = ""
-    for label, value in _examples(handle.spec.value):
-        picture = handle.render(value)
+    for label, example in examples.items():
+        picture = handle.render(np.broadcast_to(example, shape).astype(values.dtype))
         if isinstance(picture, str):
             return []
         middle = picture.convert("RGB").getpixel((picture.width // 2, picture.height // 2))
         colour = "#{:02x}{:02x}{:02x}".format(*middle)  # type: ignore[misc]
-        if colour == previous and not handle.spec.value.classes:
+        if quantity and swatches and colour == swatches[-1]["colour"]:
             # Beyond the ends of a scale all numbers have one colour.
             first = swatches[-1]["label"].removeprefix("≥ ")
             swatches[-1]["label"] = f"≤ {label}" if len(swatches) == 1 else f"≥ {first}"
-            continue
-        swatches.append({"colour": colour, "label": label})
-        previous = colour
-    if len(swatches) < 2:
-        return []
-    if _is_quantity(handle.spec.value):
-        swatches[-1]["label"] += f" {handle.spec.value.unit}"
-    return swatches
-
-
-def _examples(values: ValueSpec) -> Iterator[tuple[str, Any]]:
-    """Yield labels and values of uniform colour; none if colours need no legend."""
-    if values.kind != "array" or not values.shape:
-        return
-    shape = tuple(side if isinstance(side, int) else FREE_SIDE for side in values.shape)
-    dtype = np.dtype(values.dtype)
-    low, high = values.low, values.high
-    if values.classes:
-        for number, name in enumerate(values.classes):
-            yield name, np.full(shape, number, dtype)
-    elif len(shape) != 3 or low is None or high is None:
-        return
-    elif _is_quantity(values):
-        for quantity in _round_numbers(low, high):
-            yield f"{quantity:g}", np.full(shape, quantity, dtype)
-    elif shape[0] == 3 and (low, high) == (-1, 1):
-        for axis, sign in itertools.product(range(3), (1, -1)):
-            vector = np.zeros(3, dtype)
-            vector[axis] = sign
-            direction = f"({', '.join(f'{x:g}' for x in vector)})"
-            yield direction, np.broadcast_to(vector[:, None, None], shape).copy()
-
-
-def _is_quantity(values: ValueSpec) -> bool:
-    """Return whether values are one-channel maps with a unit and a range greater than 1."""
-    if values.classes or len(values.shape) != 3 or values.low is None or values.high is None:
-        return False
-    return values.shape[0] == 1 and bool(values.unit) and values.high - values.low > 1
+        else:
+            swatches.append({"colour": colour, "label": label})
+    if quantity and swatches:
+        swatches[-1]["label"] += f" {values.unit}"
+    return swatches if len(swatches) > 1 else []
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
