@@ -271,14 +271,11 @@ def angle_around(axis: Array, start: Array, end: Array) -> float:
 
 def shortest(start: Array, end: Array) -> Array:
     """Return the smallest rotation (3, 3) from one direction to another; the identity if either has no length."""
-    first, last = direction(start), direction(end)
-    if not first.any() or not last.any():
+    from scipy.spatial.transform import Rotation
+
+    if not start.any() or not end.any():
         return np.eye(3)
-    axis, cosine = np.cross(first, last), float(first @ last)
-    sine = float(np.linalg.norm(axis))
-    if sine < 1e-9 and cosine < 0:  # opposite: any axis across
-        axis, sine = np.cross(first, np.eye(3)[int(np.abs(first).argmin())]), 0.0
-    return matrices_of(direction(axis) * math.atan2(sine, cosine))
+    return Rotation.align_vectors(end, start)[0].as_matrix()
 
 
 FieldOfView = float | tuple[float, float] | None

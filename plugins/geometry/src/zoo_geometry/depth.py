@@ -58,7 +58,9 @@ class DepthLabeller(LabellerConfig):
 
         Raises PretrainedError where the network gives no metres and no rule is declared, or the other way round.
         """
-        metric = gives_metres(self.network.config) if self.metric is None else self.metric
+        metric, config = self.metric, self.network.config
+        if metric is None:
+            metric = config.model_type in IN_METRES or getattr(config, "depth_estimation_type", None) == "metric"
         if metric and self.scaled_to is not None:
             raise PretrainedError(f"{self.model}: gives metres; remove labeller.scaled_to, which would replace them")
         if not metric and self.scaled_to is None:
@@ -74,11 +76,6 @@ class DepthLabeller(LabellerConfig):
         if not np.isfinite(depth).all():
             raise DataError(f"{self.model}: gives depth that is no number for this picture")
         return (depth if self.scaled_to is None else metres_of_relative(depth, *self.scaled_to)).astype(np.float32)
-
-
-def gives_metres(config: Any) -> bool:
-    """True where a transformers config says that the network gives metres."""
-    return config.model_type in IN_METRES or getattr(config, "depth_estimation_type", None) == "metric"
 
 
 def metres_of_relative(inverse: Array, near: float, far: float) -> Array:

@@ -38,8 +38,6 @@ WEIGHED = (0, 7, 8, *range(11, 17), *range(23, 29))
 """Landmarks that say where a person is: nose, ears, shoulders, elbows, wrists, hips, knees, ankles."""
 SEEN = 0.5
 """Least visibility of a landmark that counts for the person's box."""
-DUPLICATE = 0.1
-"""Mean distance of two people's landmarks, over the side of their region, below which they are one person."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,19 +70,9 @@ class PoseLabeller(PretrainedConfig):
 
     def people(self, picture: Array) -> list[Person]:
         """The people of a picture, float (3, height, width) in [0, 1]; an empty list where there are none."""
-        found = distinct(self.load(PoseNetworks).people(picture, self.threshold, self.presence))
+        found = self.load(PoseNetworks).people(picture, self.threshold, self.presence)
         people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in found)
         return [person for person in people if person is not None]
-
-
-def distinct(people: list[Landmarks]) -> list[Landmarks]:
-    """Drop people whose landmarks match those of an earlier detection."""
-    kept: list[Landmarks] = []
-    for person in people:
-        nearest = (np.linalg.norm((person.image - other.image)[:, :2], axis=1).mean() for other in kept)
-        if all(distance > DUPLICATE * person.region.side for distance in nearest):
-            kept.append(person)
-    return kept
 
 
 def person_of(

@@ -68,12 +68,6 @@ class Palette(TextModality[PaletteSettings]):
             meaning="mean colour difference (CIE 1976) of the colours, paired with the target's so that it is least",
             bound=1.5,
         ),
-        Metric(
-            name="first_delta_e",
-            unit="CIELAB units",
-            higher_is_better=False,
-            meaning="mean colour difference (CIE 1976) of the most frequent colour",
-        ),
     )
 
     @hookimpl
@@ -148,11 +142,7 @@ class Palette(TextModality[PaletteSettings]):
     @hookimpl
     def score(self, predicted: Sequence[Colours], target: Sequence[Colours]) -> dict[str, float]:
         """Over all palettes."""
-        pairs = [(lab(p), lab(t)) for p, t in zip(predicted, target, strict=True)]
-        return {
-            "delta_e": float(np.mean([paired(p, t)[1] for p, t in pairs])),
-            "first_delta_e": float(np.mean([np.linalg.norm(p[0] - t[0]) for p, t in pairs])),
-        }
+        return {"delta_e": float(np.mean([paired(lab(p), lab(t))[1] for p, t in zip(predicted, target, strict=True)]))}
 
     @hookimpl
     def constant_baseline(self, values: Sequence[Colours]) -> Colours:

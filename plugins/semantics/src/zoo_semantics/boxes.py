@@ -89,7 +89,6 @@ class Boxes(LabelledBoxes[BoxesSettings]):
         Metric(
             name="mean_iou", higher_is_better=True, meaning="mean overlap (IoU) of the boxes that are right", bound=0.85
         ),
-        Metric(name="label_f1", higher_is_better=True, meaning="as f1, of the labels alone, wherever they are"),
     )
 
     @hookimpl

@@ -157,7 +157,6 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
             meaning="mean distance of the centres of the boxes that are right; "
             f"{NONE_FOUND:g} m where there are boxes and none is",
         ),
-        Metric(name="label_f1", higher_is_better=True, meaning="as f1, of the labels alone, wherever they are"),
     )
 
     @hookimpl

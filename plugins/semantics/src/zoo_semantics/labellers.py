@@ -140,7 +140,8 @@ class InstanceLabeller(LabellerConfig):
         """Masks, bool (masks, height, width), of a picture float (3, height, width) in [0, 1], best first."""
         masks, qualities = [np.zeros((0, *picture.shape[-2:]), bool)], [np.zeros(0)]
         for logits, quality in self._answers(picture):
-            good = (quality > self.min_quality) & (stability(logits) >= self.min_stability)
+            smaller, larger = ((logits > threshold).sum(axis=(1, 2)) for threshold in (1.0, -1.0))
+            good = (quality > self.min_quality) & (smaller >= self.min_stability * np.maximum(larger, 1))
             masks.append(logits[good] > 0)
             qualities.append(quality[good])
         found, quality = np.concatenate(masks), np.concatenate(qualities)
@@ -167,15 +168,6 @@ class InstanceLabeller(LabellerConfig):
                 if len(small):
                     logits = self.processor.post_process_masks([small[None]], *sizes, binarize=False)
                     yield logits[0][0].cpu().numpy(), quality[likely].cpu().numpy()
-
-
-def stability(logits: Array, offset: float = 1.0) -> Array:
-    """Overlap (IoU) of each mask at the thresholds `offset` and `-offset`, of logits (masks, height, width).
-
-    0 where the larger one is empty. Source: arXiv 2304.02643, appendix B.
-    """
-    smaller, larger = ((logits > threshold).sum(axis=(1, 2)) for threshold in (offset, -offset))
-    return smaller / np.maximum(larger, 1)
 
 
 def boxes_of_masks(masks: Array) -> Array:
