@@ -27,7 +27,6 @@ from zoo_backbone.config import PRESETS, MaskingConfig, Mixture, TrainConfig, pr
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.optim import EPSILON, Optimizer
-from zoo_backbone.train import keeping_freed_memory
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
@@ -169,5 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with keeping_freed_memory():
-        main()
+    main()

@@ -139,11 +139,11 @@ def test_a_subset_of_modalities_loads(saved: tuple[FourM, Path]) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("picture", {"layout": VectorLayout(length=36)}, "its layout was grid and is vector"),
-        ("code", {"layout": VectorLayout(length=6)}, "number of tokens was 5 and is 6"),
+        ("picture", {"layout": VectorLayout(length=36)}, 'its layout was "grid", is "vector"'),
+        ("code", {"layout": VectorLayout(length=6)}, "its length was 5, is 6"),
         ("picture", {"vocab_size": 49}, "a vocabulary only grows"),
-        ("words", {"layout": dataclasses.replace(sequence(20), end=9)}, "its end was 0 and is 9"),
-        ("pixels", {"layout": dataclasses.replace(all_layouts()[4].layout, dim=13)}, "channels was 12 and is 13"),
+        ("words", {"layout": dataclasses.replace(sequence(20), end=9)}, "its end was 0, is 9"),
+        ("pixels", {"layout": dataclasses.replace(all_layouts()[4].layout, dim=13)}, "its dim was 12, is 13"),
     ],
 )
 def test_modality_with_another_meaning_is_an_error(

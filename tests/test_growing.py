@@ -452,7 +452,7 @@ def test_the_command(world: World) -> None:
     config = json.loads((world.folder / "old/config.json").read_text())
     config["fingerprints"]["depth"] = "0" * 64
     (world.folder / "old/config.json").write_text(json.dumps(config))
-    other = "old: was trained on tokens of depth by tokenizer 000000000000, which is now"
+    other = "depth: the model was trained on: tokens of depth by tokenizer 000000000000, the tokenizer in"
     world("backbone grow old --add caption --tokens tokens --out x").refused(other)
     world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(other)
     assert not (world.folder / "x").exists()

@@ -303,18 +303,6 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_state(monkeypatch: pytes
     assert not torch.equal(first.token_embedding.weight, other.token_embedding.weight)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_model_to_copy_weights_into_lacks_only_them(config: ModelConfig) -> None:
-    before = torch.get_rng_state()
-    model = architecture_for(config).unfilled(config, all_layouts())
-    assert torch.equal(torch.get_rng_state(), before), "nothing is drawn"
-    drawn = architecture_for(config).seeded(config, all_layouts(), 0)
-    assert model.state_dict().keys() == drawn.state_dict().keys()
-    model.load_state_dict(dict(drawn.named_parameters()), strict=False)
-    batch = packed_batch(all_layouts(), layout=model.layout)
-    assert torch.equal(model(batch).loss, drawn(batch).loss)
-
-
 def test_rows_of_neighbouring_numbers_start_alike() -> None:
     config = dataclasses.replace(SMALL, dim=256)
     words = spec("words", sequence(), 300, "text")

@@ -34,7 +34,6 @@ from tokenizers_zoo.errors import (
     count_of,
 )
 from tokenizers_zoo.plugins import Plugin, reason
-from tokenizers_zoo.progress import decoding
 from tokenizers_zoo.spec import EXACT, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
 from tokenizers_zoo.validation import (
     batch_problem,
@@ -352,7 +351,7 @@ class ModalityHandle:
             raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(tokens)}: {problem}")
         if isinstance(batch, torch.Tensor):
             batch = batch.to(self._device)
-        with self._inference(), decoding(len(batch)):
+        with self._inference():
             given = self._call("decode", tokenizer=self.tokenizer, tokens=batch, settings=self.settings)
             try:
                 values = given.cpu().numpy() if isinstance(given, torch.Tensor) else given

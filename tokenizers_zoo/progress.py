@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,9 +20,6 @@ SECONDS_BETWEEN_LINES = 20.0
 """Seconds between printed lines without a terminal."""
 SECONDS_OF_SPEED = 3600.0
 """Maximum age of steps used to estimate the speed; longer than slow steps and turns of other tasks."""
-
-_told: ContextVar[Callable[[int], None]] = ContextVar("_told", default=lambda count: None)
-_share: ContextVar[Callable[[float], None]] = ContextVar("_share", default=lambda share: None)
 
 
 def progress_of(title: str, total: int, console: Console) -> Progress:
@@ -75,92 +71,22 @@ class Advance(Protocol):
 @contextlib.contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
     """Show progress on stderr towards `total`. `title` is the first title; later ones may not be longer."""
-    with progress_bars({title: total}) as (advance,):
-        yield advance
-
-
-@contextlib.contextmanager
-def progress_bars(totals: Mapping[str, int]) -> Iterator[list[Advance]]:
-    """Like `progress_bar` for several interleaved tasks; yields one `Advance` per task, in the order of `totals`.
-
-    Each task has its own line and remaining time, because steps of different tasks take different times. Calling
-    `advance(0)` before the first step starts the task's clock. A task with total 0 is not shown.
-    """
     from rich.console import Console
 
     console = Console(stderr=True)
-    clocks: dict[str, Lines] = {}
-    with progress_of(max(totals, key=len), max(totals.values()), console) as progress:
+    lines = Lines(console, total)
+    with progress_of(title, total, console) as progress:
+        task = progress.add_task(title, total=total, visible=total > 0)
+        done, shown = 0, title
 
-        def bar(first: str, total: int) -> Advance:
-            task = progress.add_task(first, total=total, visible=total > 0)
-            clocks[first] = Lines(console, total)
-            done, shown = 0, first
+        def advance(count: int, title: str = "") -> None:
+            nonlocal done, shown
+            done, shown = done + count, title or shown
+            progress.update(task, completed=done, description=shown)
+            if left := lines.due(done):
+                say(console, f"{shown}: {done} of {total}, {left}")
 
-            def advance(count: int, title: str = "") -> None:
-                nonlocal done, shown
-                if done == count == 0:
-                    clocks[first].started = time.perf_counter()
-                done, shown = done + count, title or shown
-                progress.update(task, completed=done, description=shown)
-                if left := clocks[first].due(done):
-                    say(console, f"{shown}: {done} of {total}, {left}")
-                    for clock_of_all in clocks.values():
-                        clock_of_all.printed = clocks[first].printed
-
-            return advance
-
-        yield [bar(title, total) for title, total in totals.items()]
-
-
-@contextlib.contextmanager
-def part_of(advance: Advance, total: int, title: str) -> Iterator[Advance]:
-    """Report a subtask that counts as `total` steps: surplus steps are ignored, missing ones are added at the end."""
-    done = 0
-    advance(0, title)
-
-    def within(count: int, title: str = "") -> None:
-        nonlocal done
-        now = min(total, done + count)
-        advance(now - done, title)
-        done = now
-
-    yield within
-    advance(total - done)
-
-
-@contextlib.contextmanager
-def decoded_samples(advance: Callable[[int], None]) -> Iterator[None]:
-    """Within this context, call `advance` with the number of newly decoded samples of any modality."""
-    before = _told.set(advance)
-    try:
-        yield
-    finally:
-        _told.reset(before)
-
-
-@contextlib.contextmanager
-def decoding(count: int) -> Iterator[None]:
-    """Report the decoding of `count` samples: `tick` reports the share done, and all are done at the end."""
-    advance, done = _told.get(), 0
-
-    def to(share: float) -> None:
-        nonlocal done
-        if (now := int(share * count)) > done:
-            advance(now - done)
-            done = now
-
-    before = _share.set(to)
-    try:
-        yield
-    finally:
-        _share.reset(before)
-    to(1.0)
-
-
-def tick(share: float) -> None:
-    """Report that this share (0 to 1) of a batch is done; see `decoding`."""
-    _share.get()(share)
+        yield advance
 
 
 def say(console: Console, line: str, style: str = "") -> None:

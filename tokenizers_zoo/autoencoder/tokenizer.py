@@ -17,7 +17,6 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
 from tokenizers_zoo.io import as_json
-from tokenizers_zoo.progress import tick
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -77,11 +76,10 @@ def in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, size: int, de
     """
     if not len(batch):
         raise InvalidValueError("encode and decode need at least one sample")
-    for number, chunk in enumerate(batch.split(size), 1):
+    for chunk in batch.split(size):
         padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
         with torch.inference_mode():
             result = function(padded.to(device))[: len(chunk)].to(batch.device)
-        tick(min(1.0, number * size / len(batch)))
         yield result
 
 

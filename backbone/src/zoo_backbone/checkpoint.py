@@ -21,13 +21,12 @@ from torch import Tensor
 
 from tokenizers_zoo.checkpoint import WEIGHTS, card_row, load_checkpoint, load_config, loading, save_checkpoint
 from tokenizers_zoo.config import from_mapping, recorded
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     ModalitySpec,
-    PatchesLayout,
     SequenceLayout,
     VectorLayout,
     layout_from_json,
@@ -36,7 +35,7 @@ from tokenizers_zoo.spec import (
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.model import FourM
+from zoo_backbone.model import FourM, check_handle
 from zoo_backbone.optim import TOKEN_TABLE
 from zoo_backbone.published import PublishedFourM
 
@@ -148,7 +147,7 @@ def load_model(
         raise CheckpointError(f"{folder}: config.json does not describe a backbone: {error}") from None
     with loading():
         if specs is None:
-            model = architecture_for(shape).unfilled(shape, stored)
+            model = architecture_for(shape).seeded(shape, stored, seed)
         else:
             old = {spec.name: spec for spec in stored}
             for spec in specs:
@@ -180,23 +179,17 @@ def load_model(
 def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:
     """Raise CheckpointError unless the ids of a modality still mean the same; its size may change."""
 
-    def meaning(spec: ModalitySpec) -> dict[str, object]:
-        found: dict[str, object] = {"layout": spec.layout.kind, "vocabulary": spec.vocabulary}
-        if isinstance(spec.layout, VectorLayout):
-            found["number of tokens"] = spec.layout.length
-        elif isinstance(spec.layout, SequenceLayout):
-            found |= {"end": spec.layout.end, "first sentinel": spec.layout.sentinel_start}
-        elif isinstance(spec.layout, PatchesLayout | EmbeddingsLayout):
-            found["number of channels"] = spec.layout.dim
-        return found
+    def meaning(spec: ModalitySpec) -> dict[str, Any]:
+        keys = ["end", "sentinel_start", "dim"] + ["length"] * isinstance(spec.layout, VectorLayout)
+        found = {key: getattr(spec.layout, key) for key in keys if hasattr(spec.layout, key)}
+        return {"layout": spec.layout.kind, "vocabulary": spec.vocabulary, **found}
 
-    before, now = meaning(old), meaning(new)
-    problems = [f"its {key} was {was} and is {now[key]}" for key, was in before.items() if now.get(key, was) != was]
-    if old.vocab_size > new.vocab_size:
-        problems.append(f"its vocabulary had {old.vocab_size} ids and has {new.vocab_size}; a vocabulary only grows")
-    if problems:
+    problem = difference(meaning(old), meaning(new))
+    if not problem and old.vocab_size > new.vocab_size:
+        problem = f"vocabulary had {old.vocab_size} ids and has {new.vocab_size}; a vocabulary only grows"
+    if problem:
         remedy = "give it another name, or use the registry of the backbone's training"
-        raise CheckpointError(f"{folder}: {old.name} is not the modality of its training: {problems[0]}; {remedy}")
+        raise CheckpointError(f"{folder}: {old.name} is not the modality of its training: its {problem}; {remedy}")
 
 
 def model_card(model: FourM) -> str:
@@ -239,8 +232,6 @@ class Beginning:
     """Rows (bool `rows`) by parameter of vocabulary ids that have no meaning yet."""
     record: Mapping[str, Any] | None = None
     """Record of the start backbone for config.json; None for a new model."""
-    published: Mapping[str, Any] = field(default_factory=dict)
-    """The entry of an imported backbone in config.json; empty for others."""
     beside: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of an imported backbone that are not part of the model."""
     reshaped: tuple[str, ...] = ()
@@ -276,8 +267,8 @@ def begin(
     """
     if start is None:
         return Beginning(model=architecture_for(config).seeded(config, specs, seed))
-    stored = load_config(start, CLASS)
     model = load_model(start, specs, seed=seed)
+    stored = model.record
     config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
     if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
         raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
@@ -312,7 +303,6 @@ def begin(
     return Beginning(
         model=model, known={name: known[name] for name in parameters}, record=record, beside=beside,
         unused={name: unused[name] for name in parameters},
-        published={PUBLISHED: stored[PUBLISHED]} if PUBLISHED in stored else {},
         reshaped=tuple(spec.name for spec in specs
                        if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))),
         without_rows=tuple(spec for spec in added
@@ -333,11 +323,7 @@ def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
     """Raise DataError where the backbone in `start` was trained on ids that mean something else by now."""
     trained_on = load_config(start, CLASS).get("fingerprints", {})
     for handle in handles:
-        fingerprint = trained_on.get(handle.name, handle.fingerprint)
-        if not handle.speaks(fingerprint):
-            now = f"tokenizer {fingerprint[:12]}, which is now {handle.fingerprint[:12]}"
-            trained = f"was trained on tokens of {handle.name} by {now}"
-            raise DataError(f"{start}: {trained}; use the registry of that training")
+        check_handle(handle, trained_on.get(handle.name))
 
 
 def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]:

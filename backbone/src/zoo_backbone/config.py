@@ -188,11 +188,6 @@ class Preview:
     """The predicted modality."""
 
 
-def least_rate_problem(least: float, peak: float) -> str:
-    """Return the error message for a minimum learning rate above the peak."""
-    return f"min_learning_rate: expected at most the peak, {peak:.3g}, got {least:g}"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Settings of the backbone's training loop."""
@@ -270,8 +265,6 @@ class TrainConfig:
         expect(self, "preview_every", self.preview_every > 0 or not self.previews, "the steps between previews")
         rate, weights = self.learning_rate, self.loss_weights.values()
         expect(self, "learning_rate", rate is None or 0 < rate < math.inf, "a number above 0")
-        if rate is not None and self.min_learning_rate > rate:
-            raise ValueError(least_rate_problem(self.min_learning_rate, rate))
         expect(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         expect(self, "seed", 0 <= self.seed < 2**63, "0 or more, below 2**63")
         check_interval(self, "(0, 1]", "pretrained_lr_scale", unit="a factor (0 is freeze)")

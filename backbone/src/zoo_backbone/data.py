@@ -263,20 +263,14 @@ def _check_connected(sources: Sequence[Source], config: TrainConfig, layout: Emb
     """Raise ConfigError for a store that shares no modality with the others, or has no targets or inputs in its
     mixtures."""
     for source in (*sources[1:], sources[0]):
-        has, parts = set(source.data.columns), masking_of(source, config).mixtures
-        where = f"datasets: {source.dataset.tokens} has {', '.join(source.data.columns)}"
+        has = source.data.columns
+        where = f"datasets: {source.dataset.tokens} has {', '.join(has)}"
         others = {name for other in sources if other is not source for name in other.data.columns}
-        if not others & has:
+        if not others & has.keys():
             raise ConfigError(f"{where}, and the others have {', '.join(sorted(others))}: no modality is shared")
-        advice = "give it mixtures of its own, or leave it out"
-        asked = [name for part in parts for name in part.target_names(layout.discrete)]
-        if set(asked) <= set(layout.discrete) and not set(asked) & has:  # the masker refuses other names
-            named = ", ".join(dict.fromkeys(asked))
-            raise ConfigError(f"{where}, and its mixtures have only the targets {named}: {advice}")
-        ways = [part.input_names(layout.readable) for part in parts if has & set(part.target_names(layout.discrete))]
-        given = dict.fromkeys(name for inputs in ways for name in inputs)
-        if ways and given.keys() <= set(layout.readable) and not given.keys() & has:
-            raise ConfigError(f"{where}, and its mixtures have only the inputs {', '.join(given)}: {advice}")
+        if side := Masker(layout, masking_of(source, config)).lacks(has):
+            advice = "give it mixtures of its own, or leave it out"
+            raise ConfigError(f"{where}, and none of them are {side} in its mixtures: {advice}")
 
 
 def fingerprints_of(sources: Sequence[Source]) -> dict[str, str]:

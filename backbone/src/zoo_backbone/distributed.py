@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import sys
@@ -26,14 +25,13 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from tokenizers_zoo.errors import CheckpointError, ZooError, is_of_the_machine
-from tokenizers_zoo.io import check_opens, read_table, remove_folder, write_json
+from tokenizers_zoo.io import check_opens, remove_folder
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import local
 from zoo_backbone.run import BACKBONE
 
 TIMEOUT = timedelta(hours=2)
 """Processes wait this long for the first one, which reads and hashes inputs and writes results alone."""
-PROGRESS = "progress.json"
 
 
 class ProcessEndedError(ZooError):
@@ -158,10 +156,12 @@ class TrainingState:
     def __init__(self, folder: Path, model: FourM, parts: Mapping[str, StatePart], ranks: Ranks) -> None:
         self.folder = folder / BACKBONE.state
         self.model, self.parts, self.ranks = model, parts, ranks
+        self.seconds = torch.zeros((), dtype=torch.float64)
 
     def _tensors(self) -> dict[str, Tensor]:
         states = {"model": self.model.state_dict(), **{name: part.state() for name, part in self.parts.items()}}
-        return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
+        tensors = {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
+        return tensors | {"seconds": self.seconds}
 
     def save(self, step: int, seconds: float) -> None:
         """Write the state after `step` steps with one rename, and remove the previous one."""
@@ -170,11 +170,11 @@ class TrainingState:
             remove_folder(temporary)
             temporary.mkdir(parents=True)
         self.ranks.wait()
+        self.seconds.fill_(seconds)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         with _without_warnings():
             save(self._tensors(), storage_writer=writer, no_dist=self.ranks.size == 1)
         if self.ranks.first:
-            write_json(temporary / PROGRESS, {"step": step, "seconds": seconds})
             remove_folder(path)
             os.replace(temporary, path)
             for old in self.folder.iterdir():
@@ -184,13 +184,12 @@ class TrainingState:
 
     def load(self) -> tuple[int, float]:
         """Load the last state; return its step and the seconds that all steps took. Raises CheckpointError."""
-        found = sorted(self.folder.glob("step-*"))
+        found = sorted(self.folder.glob("step-" + 8 * "[0-9]"))
         if not found:
             return 0, 0.0
         path = found[-1]
         for file in sorted(path.iterdir()):
             check_opens(file)
-        step, seconds = _read_progress(path)
         reader = HuggingFaceStorageReader(str(path))
         try:
             stored: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
@@ -211,7 +210,7 @@ class TrainingState:
                 raise cause from None  # the state is sound
             reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise _damaged(path, f"its tensors cannot be read: {reason}") from None
-        return step, seconds
+        return int(path.name.removeprefix("step-")), float(self.seconds)
 
 
 @contextlib.contextmanager
@@ -220,17 +219,6 @@ def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield
-
-
-def _read_progress(state: Path) -> tuple[int, float]:
-    progress = read_table(state / PROGRESS, "step", "seconds", remedy=f"remove {state} to start again")
-    match progress:
-        case {"step": int(step), "seconds": int(seconds) | float(seconds)} if (
-            state.name == f"step-{step:08}" and 0 <= seconds < math.inf
-        ):
-            return step, float(seconds)
-    expected = 'the step in the name of its folder and a time, such as {"step": 4, "seconds": 1.5}'
-    raise _damaged(state, f"{PROGRESS}: expected {expected}, got {json.dumps(progress)[:80]}")
 
 
 def _damaged(state: Path, problem: str) -> CheckpointError:

@@ -24,7 +24,7 @@ seed and counted by step and slot, so the mask of a sample does not depend on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,14 @@ class Masker:
         if key == "targets" and not names:
             raise ConfigError("masking: no modality has tokens, so there is nothing to predict; add a discrete one")
         return allowed
+
+    def lacks(self, names: Collection[str]) -> str:
+        """Return "targets" or "inputs" where samples with only these modalities never have any; else ""."""
+        here = np.isin(self.layout.names, list(names))
+        useful = (self._may_be_target & here).any(axis=1)
+        if not useful.any():
+            return "targets"
+        return "" if (self._may_be_input[useful] & here).any() else "inputs"
 
     def __call__(self, raw: RawBatch, seed: int, step: int, first_slot: int = 0) -> PackedBatch:
         """Choose and pack. `first_slot` is the slot of the first sample where this is a part of a larger batch."""

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import ModalityHandle
@@ -137,12 +136,6 @@ class FourM(nn.Module):
         """Return a new model with weights drawn from `seed`, leaving the global random state as it is."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the CPU's only, which draws all weights
-            return cls(config, specs)
-
-    @classmethod
-    def unfilled(cls, config: ModelConfig, specs: Sequence[ModalitySpec]) -> Self:
-        """Return a model with uninitialised weights, to be loaded."""
-        with torch.random.fork_rng(devices=[]), _NoInit():
             return cls(config, specs)
 
     @property
@@ -332,33 +325,15 @@ class FourM(nn.Module):
         return Losses(loss=mean, sums=sums.detach(), counts=counts)
 
 
-class _NoInit(TorchFunctionMode):
-    """Leave tensors that would be filled with random numbers as they are."""
-
-    DRAWS = nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in self.DRAWS:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
 def _check_names(layout: EmbeddingLayout) -> None:
     """Raise ConfigError for a vocabulary or modality that PyTorch cannot hold under its name, such as `type`."""
+    taken = {*dir(nn.ParameterDict()), *dir(nn.ModuleDict())}
     projected = [spec.name for spec in layout.specs if spec.continuous]
-    parameters = [*layout.token_tables, *layout.positions_of("learned")]
-    held = (nn.ParameterDict(), parameters), (nn.ModuleDict(), projected)
-    for container, names in held:
-        for name in names:
-            if hasattr(container, name):
-                raise ConfigError(
-                    f"backbone: a modality or vocabulary cannot be called {name!r}, which is an attribute of PyTorch "
-                    f'modules; give it another name, such as [modalities.{name}_tokens] plugin = "{name}" in '
-                    "registry.toml"
-                )
+    for name in (*layout.token_tables, *layout.positions_of("learned"), *projected):
+        if name in taken:
+            advice = f'such as [modalities.{name}_tokens] plugin = "{name}" in registry.toml'
+            problem = f"cannot be called {name!r}, which is an attribute of PyTorch modules"
+            raise ConfigError(f"backbone: a modality or vocabulary {problem}; give it another name, {advice}")
 
 
 def _key_mask(mask: Tensor) -> Tensor | None:

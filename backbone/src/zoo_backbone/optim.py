@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.train.optim import learning_rate_at
-from zoo_backbone.config import TrainConfig, least_rate_problem
+from zoo_backbone.config import TrainConfig
 from zoo_backbone.model import FourM
 from zoo_backbone.transformer import FusedLinear
 
@@ -104,11 +104,10 @@ def peak_rate(config: TrainConfig, width: int) -> float:
 
     Raises ConfigError if `min_learning_rate` is above it.
     """
-    if config.learning_rate is not None:
-        return config.learning_rate
-    peak = for_width(5e-3, width) if config.optimizer == "muon" else 1e-3
+    peak = config.learning_rate or (for_width(5e-3, width) if config.optimizer == "muon" else 1e-3)
     if config.min_learning_rate > peak:
-        raise ConfigError(least_rate_problem(config.min_learning_rate, peak))
+        wanted = f"expected at most the peak, {peak:.3g}"
+        raise ConfigError(f"min_learning_rate: {wanted}, got {config.min_learning_rate:g}")
     return peak
 
 

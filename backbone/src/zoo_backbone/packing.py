@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens, has_fixed_length
-from zoo_backbone.batch import PackedInputs
+from zoo_backbone.batch import Packed, PackedInputs
 from zoo_backbone.embedding_layout import EmbeddingLayout
 
 Tokens = dict[str, Tensor]
@@ -98,6 +100,14 @@ def packed(layout: EmbeddingLayout, tokens: Mapping[str, Tensor], used: Mapping[
     return inputs.everything()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Block(Packed):
+    """Tokens of one modality, `batch count`; `vectors` are those of a continuous modality, `batch count dim`."""
+
+    name: str
+    vectors: Tensor | None = None
+
+
 class EncoderInputs:
     """Tokens of several modalities for a batch of samples; each sample has its own number of tokens.
 
@@ -105,24 +115,20 @@ class EncoderInputs:
     """
 
     def __init__(self, layout: EmbeddingLayout, batch: int, device: torch.device, draws: int = 1) -> None:
-        self.layout = layout
-        self.batch = batch
-        self.draws = draws
-        self.device = device
-        empty = torch.zeros(batch, 0, dtype=torch.int64, device=device)
-        self._ids, self._positions, self._modalities, self._mask = empty, empty, empty, empty.bool()
-        self._vectors: list[tuple[str, int, Tensor]] = []
-        self._names: list[str] = []
-        self._open: dict[str, int] = {}
+        self.layout, self.batch, self.device, self.draws = layout, batch, device, draws
+        self._blocks: list[_Block] = []
+        self._open: list[_Block] = []
+        """Blocks of `mark_open`."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The modalities with tokens, in the order in which they were added."""
-        return tuple(self._names)
+        return tuple(dict.fromkeys(block.name for block in self._blocks))
 
     def add(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor | None = None) -> None:
         """Append ids of a modality's vocabulary at its positions `ranks`; all are `batch count`."""
-        self._append(name, ids + self.layout.token_rows(name).start, ranks, mask)
+        if name not in self.layout.targets_only:
+            self._blocks.append(self._block(name, ids, ranks, mask))
 
     def add_whole(self, name: str, tokens: Any) -> None:
         """Append all tokens of a modality. Raises InvalidValueError if they do not fit the modality."""
@@ -132,98 +138,86 @@ class EncoderInputs:
 
     def add_content(self, name: str, content: Tensor, mask: Tensor | None = None) -> None:
         """Append all tokens of a modality, as `filled` returns them."""
-        ranks = torch.arange(content.shape[1], device=self.device).expand(self.batch, -1)
-        if self.layout.spec(name).continuous:
-            self._vectors.append((name, self._ids.shape[1], content))
-            self._append(name, torch.zeros_like(ranks), ranks, mask)
-        else:
-            self.add(name, content, ranks, mask)
+        self.add(name, content, torch.arange(content.shape[1], device=self.device).expand(self.batch, -1), mask)
 
     def mark_open(self, name: str) -> None:
         """Represent a sequence without tokens by one sentinel, and embeddings by a zero vector, as 4M's code does.
 
         Only in models with `EmbeddingLayout.marked_inputs`; in passes that hide the modality only if they are marked.
         """
-        layout = self.layout.spec(name).layout
-        marked = self.layout.marked_inputs and name not in self.layout.targets_only
-        if not marked or not isinstance(layout, SequenceLayout | EmbeddingsLayout) or name in self._open:
+        layout, marked = self.layout.spec(name).layout, self.layout.marked_inputs
+        if not marked or name in self.layout.targets_only or name in [block.name for block in self._open]:
             return
-        self._open[name] = self._ids.shape[1]
-        names = list(self._names)
         first = torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device)
         if isinstance(layout, EmbeddingsLayout):
-            self._vectors.append((name, self._ids.shape[1], torch.zeros(self.batch, 1, layout.dim, device=self.device)))
-            self._append(name, first, first, first > 0)
-        else:
-            self.add(name, first + layout.sentinel_start, first, first > 0)
-        self._names = names
+            zeros = torch.zeros(self.batch, 1, layout.dim, device=self.device)
+            self._open.append(self._block(name, zeros, first))
+        elif isinstance(layout, SequenceLayout):
+            self._open.append(self._block(name, first + layout.sentinel_start, first))
 
-    def _append(self, name: str, ids: Tensor, ranks: Tensor, mask: Tensor | None) -> None:
-        if name in self.layout.targets_only:
-            return
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        self._ids = torch.cat([self._ids, ids], 1)
-        self._positions = torch.cat([self._positions, ranks + self.layout.positions[name].start], 1)
-        self._modalities = torch.cat([self._modalities, torch.full_like(ids, self.layout.index(name))], 1)
-        self._mask = torch.cat([self._mask, mask], 1)
-        if name not in self._names:
-            self._names.append(name)
+    def _block(self, name: str, content: Tensor, ranks: Tensor, mask: Tensor | None = None) -> _Block:
+        continuous = self.layout.spec(name).continuous
+        return _Block(
+            name=name, ids=torch.zeros_like(ranks) if continuous else content + self.layout.token_rows(name).start,
+            positions=ranks + self.layout.positions[name].start,
+            modalities=torch.full_like(ranks, self.layout.index(name)),
+            mask=torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask,
+            vectors=content if continuous else None,
+        )  # fmt: skip
 
     def remove(self, name: str) -> None:
         """Remove a modality's tokens."""
-        self._mask = self._mask & (self._modalities != self.layout.index(name))
-        self._names = [other for other in self._names if other != name]
+        self._blocks = [block for block in self._blocks if block.name != name]
 
     def split_draws(self) -> None:
         """Give each draw a row of its own; the draws of a sample are consecutive."""
-        if self.draws == 1:
-            return
-        self._ids, self._positions, self._modalities, self._mask = (
-            x.repeat_interleave(self.draws, 0) for x in (self._ids, self._positions, self._modalities, self._mask)
-        )
-        self._vectors = [(name, at, content.repeat_interleave(self.draws, 0)) for name, at, content in self._vectors]
-        self.batch, self.draws = self.batch * self.draws, 1
+        if self.draws > 1:
+            for blocks in (self._blocks, self._open):
+                blocks[:] = [block.changed(lambda rows: rows.repeat_interleave(self.draws, 0)) for block in blocks]
+            self.batch, self.draws = self.batch * self.draws, 1
 
     def everything(self) -> PackedInputs:
         """Return all tokens, `batch inputs`."""
-        rows = self._ids.shape[1] * torch.arange(self.batch, device=self.device).unsqueeze(1)
+        joined, starts = _joined(self._blocks)
+        rows = joined["ids"].shape[1] * torch.arange(self.batch, device=self.device).unsqueeze(1)
         vectors = {
-            name: ((rows + start + torch.arange(content.shape[1], device=self.device)).flatten(), content.flatten(0, 1))
-            for name, start, content in self._vectors
-        }
-        return PackedInputs(
-            ids=self._ids, positions=self._positions, modalities=self._modalities, mask=self._mask, vectors=vectors
-        )
+            block.name: ((rows + columns.start + torch.arange(block.ids.shape[1], device=self.device)).flatten(),
+                         block.vectors.flatten(0, 1))
+            for block, columns in zip(self._blocks, starts, strict=True) if block.vectors is not None
+        }  # fmt: skip
+        return PackedInputs(**joined, vectors=vectors)
 
     def packed(self, hidden: Collection[str] = (), marked: bool = False) -> PackedInputs:
         """Return the inputs of a pass without the `hidden` modalities, `batch inputs`, as wide as the longest sample.
 
         Used tokens come first. There is at least one slot, and unused slots are zero, as in training.
         """
-        mask = self._mask.clone()
-        for name in hidden:
-            mask &= self._modalities != self.layout.index(name)
-        for name, column in self._open.items():
-            mask[:, column] = name not in self._names or (marked and name in hidden)
-        if mask.shape[1] == 0:
-            empty = self._ids.new_zeros(self.batch, 1)
+        blocks = [block for block in self._open if block.name not in self.names or (marked and block.name in hidden)]
+        blocks += [block for block in self._blocks if block.name not in hidden]
+        if not blocks:
+            empty = torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device)
             return PackedInputs(ids=empty, positions=empty, modalities=empty, mask=empty.bool())
+        joined, places = _joined(blocks)
+        mask = joined["mask"]
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
         slots = order.argsort(dim=1)
         width = max(1, int(mask.sum(1).max()))
         order = order[:, :width]
         vectors: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, start, content in self._vectors:
-            block = slice(start, start + content.shape[1])
-            used = mask[:, block]
-            flat = slots[:, block] + width * torch.arange(self.batch, device=self.device).unsqueeze(1)
-            parts = [*vectors.get(name, ()), flat[used], content[used]]
-            vectors[name] = torch.cat(parts[::2]), torch.cat(parts[1::2])
+        for block, columns in zip(blocks, places, strict=True):
+            if block.vectors is not None:
+                flat = slots[:, columns] + width * torch.arange(self.batch, device=self.device).unsqueeze(1)
+                parts = [*vectors.get(block.name, ()), flat[block.mask], block.vectors[block.mask]]
+                vectors[block.name] = torch.cat(parts[::2]), torch.cat(parts[1::2])
         used = mask.gather(1, order)
-        return PackedInputs(
-            ids=self._ids.gather(1, order) * used,
-            positions=self._positions.gather(1, order) * used,
-            modalities=self._modalities.gather(1, order) * used,
-            mask=used,
-            vectors=vectors,
-        )
+        return PackedInputs(**{name: x.gather(1, order) * used for name, x in joined.items()}, vectors=vectors)
+
+
+def _joined(blocks: Sequence[_Block]) -> tuple[dict[str, Tensor], list[slice]]:
+    """Return the tokens of all blocks, and the columns of each."""
+    ends = list(itertools.accumulate(block.ids.shape[1] for block in blocks))
+    joined = {
+        name: torch.cat([getattr(block, name) for block in blocks], 1)
+        for name in ("ids", "positions", "modalities", "mask")
+    }
+    return joined, [slice(end - block.ids.shape[1], end) for block, end in zip(blocks, ends, strict=True)]

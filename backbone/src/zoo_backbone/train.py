@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import math
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
 from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import ASKED, CLASS, Beginning, begin, freeze, save_model
+from zoo_backbone.checkpoint import ASKED, CLASS, PUBLISHED, Beginning, begin, freeze, save_model
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.distributed import StatePart, TrainingState
@@ -83,7 +81,6 @@ def train(
     folder, tokens = Path(folder), Path(tokens)
     with (
         float32_by_default(),
-        keeping_freed_memory(),
         distributed.ranks() as ranks,
         contextlib.ExitStack() as stack,
     ):
@@ -126,7 +123,8 @@ def train(
         datasets = [{**dataset, "tokens": dataset["tokens"].resolve()} for dataset in settings["datasets"]]
         extra = {"train": as_json(settings | {"datasets": datasets}), "fingerprints": fingerprints,
                  "training_seconds": seconds}  # fmt: skip
-        extra |= {"start": record, **beginning.published} if record else {}
+        extra |= {"start": record} if record else {}
+        extra |= {key: value for key, value in beginning.model.record.items() if key == PUBLISHED}
         extra |= as_json({ASKED: list(map(dataclasses.asdict, asked))}) if asked else {}
         for place in ([folder / LAST] if trainer.ema is not None else []) + [folder]:
             with trainer.ema_applied() if place == folder else contextlib.nullcontext():
@@ -340,25 +338,3 @@ def compile_blocks(model: FourM, attempt: Callable[[], object]) -> str:
             del block.forward
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return ""
-
-
-@contextlib.contextmanager
-def keeping_freed_memory() -> Iterator[bool]:
-    """Let glibc keep freed memory within the block, and yield whether that is possible.
-
-    Activations and gradients are freed and allocated again in every step. By default, large ones come from the
-    operating system each time, page by page.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield False
-        return
-    libc = ctypes.CDLL(None)
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
-    kept = bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))
-    try:
-        yield kept
-    finally:
-        libc.mallopt(mmap_max, 65536)  # the default
-        libc.mallopt(mmap_threshold, 32 << 20)
-        libc.mallopt(trim_threshold, 64 << 20)
-        libc.malloc_trim(0)

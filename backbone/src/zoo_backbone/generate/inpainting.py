@@ -23,19 +23,17 @@ A box may have two numbers per axis, for the last axes of a grid: all starts, th
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, by, count_of
-from tokenizers_zoo.families.images import FORMATS
+from tokenizers_zoo.families.images import open_image
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout
@@ -94,21 +92,19 @@ def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
 
 
 def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
+    extension = path.suffix.removeprefix(".").lower()
     try:
         data = path.read_bytes()
-        if path.suffix == ".npy":
+        if extension == "npy":
             pixels = array_of(data)
         else:
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            picture = open_image(data, extension)
             grey = len(picture.getbands()) == 1 and picture.mode != "P"
             # Not mode L, which rounds dark colours and fractions to 0.
-            pixels = np.asarray(picture if grey else picture.convert("RGB"))
-            pixels = pixels if grey else pixels.max(axis=2)
+            pixels = np.asarray(picture) if grey else np.asarray(picture.convert("RGB")).max(axis=2)
         if pixels.dtype.kind not in "biuf" or np.isnan(pixels).any():
             raise ValueError(f"expected numbers, and none of them NaN; got {pixels.dtype}")
-    except UnidentifiedImageError:
-        raise ConfigError(f"inpaint {name}: mask:{path}: cannot be read: expected .npy or a picture") from None
-    except (Image.DecompressionBombError, EOFError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, ValueError, InvalidValueError) as error:
         raise ConfigError(f"inpaint {name}: mask:{path}: cannot be read as .npy or a picture: {error}") from None
     grid = tuple(shape)
     factors = [size // cells for size, cells in zip(pixels.shape, grid, strict=False)]

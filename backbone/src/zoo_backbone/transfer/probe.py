@@ -349,7 +349,7 @@ def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfi
     backbone = stored["backbone"]
     if config.tuning in ("full", "scratch"):
         shape = model_config(backbone)
-        return FourMEncoder(architecture_for(shape).unfilled(shape, stored_specs(backbone))).eval()
+        return FourMEncoder(architecture_for(shape).seeded(shape, stored_specs(backbone), 0)).eval()
     if not run.is_dir():
         raise CheckpointError(f"{folder}: its backbone was in {run}, which is gone; give --run RUN")
     if stored_config(run)["weights_sha256"] != backbone["weights_sha256"]:
