@@ -118,9 +118,7 @@ def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
         found = multispectral.plugin.read_value(data.getvalue(), "tif", settings("multispectral"))
         np.testing.assert_allclose(found, 0.3, rtol=1e-6)
     other = tiff_bytes(numbers, scale=0.00010002)
-    with pytest.raises(
-        InvalidValueError, match=r"names scale 0.00010002 and offset 0, and the settings have 0.0001 and 0"
-    ):
+    with pytest.raises(InvalidValueError, match=r"names scale 0.00010002 and offset 0, expected 0.0001 and 0"):
         multispectral.plugin.read_value(other, "tif", settings("multispectral"))
 
 

@@ -580,7 +580,7 @@ def test_without_validation_all_labels_are_learned_from_and_the_last_step_is_kep
     watch = Watch(monkeypatch, [1.0, 9.0])
     metrics = train(world, tmp_path, "facts.total", **settings)
     told = " ".join(capsys.readouterr().err.split())
-    assert ("20 labels are too few" in told) == (labels == 20) and "best_step" not in metrics
+    assert ("of 20 labels are too few" in told) == (labels == 20) and "best_step" not in metrics
     assert metrics["labels"]["train"] == len(watch.learned) == labels and metrics["labels"]["validation"] == 0
     assert watch.judged[0] <= set(world.tokens("light")[0]), "on the way it looks at test samples and chooses nothing"
     assert '"held_out/mae"' in (tmp_path / "metrics.jsonl").read_text()

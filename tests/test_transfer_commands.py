@@ -180,6 +180,7 @@ BAD = [
     ("nowhere.csv light", DataError, "nowhere.csv"),
     ("zones light --labels 2.0", ConfigError, "labels"),
     ("zones light --set patience=2 --labels 9", ConfigError, "patience"),
+    ("zones light --set patience=2 --set validation=0", ConfigError, "patience"),
     ("zones light --data nowhere", DataError, "nowhere"),
     ("facts.total light --head linear --set batch_size=1", ConfigError, "batch_size"),
 ]
@@ -198,7 +199,7 @@ def test_bad_options_are_refused_before_anything_is_written(
 TABLES = {
     "name,label\na,b\n": "expected the header key,label",
     "\n".join(["key,label", *(f"k{n},{n}" for n in range(19)), "test-000,n/a"]): "'test-000'",
-    "key,label\nnobody,1\nnowhere,2\n": "'nobody'",
+    "key,label\nnobody,1\nnowhere,2\n": "keys look like 'train-000'",
     "key,label\ntest-000,a\ntest-000,b\n": "'test-000' has a second label",
     "key,label\ntest-000,1\ntest-001,nan\n": "'test-001'",
     "key,label\ntrain-000,a\ntrain-001,b\n": "test",

@@ -368,7 +368,6 @@ def test_training_and_validation_samples_of_fewer_labels_are_among_those_of_more
     [
         ({"labels": 1.5}, "labels"), ({"labels": 0}, "labels"), ({"labels": math.nan}, "labels"),
         ({"tuning": "half"}, "tuning"), ({"validation": 1.0}, "validation"),
-        ({"patience": 3, "validation": 0.0}, "patience"), ({"eval_samples": 7}, "eval_samples"),
         ({"head": "knn", "tuning": "full"}, "head"), ({"layer_decay": 0.0}, "layer_decay"),
         ({"temperature": math.nan}, "temperature"), ({"step": 3}, "step"),
     ],

@@ -82,15 +82,6 @@ class TransferConfig(TrainConfig):
         check_counts(self, "neighbours", "lora_rank", "lora_alpha", "head_blocks")
         check_interval(self, "(0, inf)", "temperature")
         check_interval(self, "[0, 1)", "validation", "dropout", unit="a share")
-        if self.validation and self.eval_samples < MIN_VALIDATION:
-            raise ValueError(
-                f"eval_samples: limits the validation samples, expected at least {MIN_VALIDATION}, got "
-                f"{self.eval_samples}; raise it, or set validation to 0"
-            )
-        if self.patience is not None and not self.validation:
-            raise ValueError("patience: needs validation samples, and validation is 0; change one of them")
-        if self.head == "knn" and self.patience is not None:
-            raise ValueError("patience: has no effect with head knn, which is not trained; leave it out")
         if self.head == "knn" and self.tuning != "frozen":
             raise ValueError(f"head: knn needs tuning frozen, got {self.tuning}")
 

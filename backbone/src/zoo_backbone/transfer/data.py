@@ -109,7 +109,7 @@ class Stores:
         if not len(labels):
             raise DataError(
                 f"--task {task.text}: no sample of {self.tokens / split} has a label and all inputs "
-                f"({', '.join(spec.name for spec in self.specs)})"
+                f"({', '.join(spec.name for spec in self.specs)}); keys look like {inputs.split.key(0)!r}"
             )
         dropped = {"no_input": no_input, "no_label": len(inputs) - len(labels)}
         return Samples(inputs=inputs, numbers=numbers, labels=labels, dropped=dropped)
@@ -127,10 +127,7 @@ class Stores:
         return first, second
 
     def unknown_keys(self, task: Task) -> int:
-        """Return the number of keys of a table that no split has.
-
-        Raises DataError if no key is known, and for a key of both the training and the test split.
-        """
+        """Return how many keys of a table no split has. Raises DataError for a key of both training and test."""
         store = TokenStore(self.tokens)
         splits = {name: store.split(name) for name in store.splits()} if task.table else {}
         known = {
@@ -142,14 +139,7 @@ class Stores:
                 f"--task {task.text}: the key {min(both)!r} is in both splits {TRAIN} and {TEST} of {self.tokens}; "
                 "rename the samples"
             )
-        missing = task.table.keys() - set().union(*known.values())
-        if missing and len(missing) == len(task.table):
-            example = next((split.key(0) for split in splits.values()), "")
-            raise DataError(
-                f"--task {task.text}: none of its {len(missing)} keys (such as {min(missing)!r}) is in {self.tokens}, "
-                f"whose keys look like {example!r}"
-            )
-        return len(missing)
+        return len(task.table.keys() - set().union(*known.values()))
 
 
 def check_labels(task: Task, target: Target, samples: Samples) -> None:
@@ -255,10 +245,7 @@ def split_labels(task: Task, known: Samples, config: TransferConfig, seed: int) 
     apart = select_validation(len(order), share, config.eval_samples, seed, of)
     problem = ""
     if share and apart.sum() < MIN_VALIDATION:
-        problem = (
-            f"{len(order)} labels are too few for validation {share:g}: {apart.sum()} validation samples, at least "
-            f"{MIN_VALIDATION} are needed"
-        )
+        problem = f"{apart.sum()} validation samples of {len(order)} labels are too few, {MIN_VALIDATION} are needed"
         apart[:] = False
     places = np.argsort(order)
     training, validation = (np.flatnonzero(mask[places]).tolist() for mask in (~apart, apart))

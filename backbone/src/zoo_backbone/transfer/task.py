@@ -101,6 +101,8 @@ class Task:
         """
         kind = self.kind([] if self.whole is not None else labels)
         spec = self.whole.spec if self.whole is not None else None
+        if kind in ("classes", "numbers") and all(np.array_equal(label, labels[0]) for label in labels):
+            raise DataError(f"--task {self.text}: all {len(labels)} labels are {labels[0]}; nothing to learn")
         if kind == "tokens":
             assert self.handle is not None
             try:
@@ -115,10 +117,6 @@ class Task:
         if kind == "classes":
             names = list(map(str, labels))
             declared = spec.value.classes if spec is not None else ()
-            if unknown := set(names) - set(declared) if declared else set():
-                raise DataError(f"--task {self.text}: the label {min(unknown)!r} is not a declared class")
-            if len(set(names)) < 2:
-                raise DataError(f"--task {self.text}: all {len(names)} labels are {names[0]!r}; nothing to learn")
             return Classes(names=declared or tuple(sorted(set(names)))), names
         if kind == "class map":
             assert spec is not None
@@ -126,8 +124,6 @@ class Task:
             height, width = map(int, spec.value.shape)
             classes, unscored = spec.value.classes, spec.value.unscored
             return ClassMap(names=classes, size=(height, width), dtype=spec.value.dtype, unscored=unscored), labels
-        if kind == "numbers" and all(np.array_equal(label, labels[0]) for label in labels):
-            raise DataError(f"--task {self.text}: all {len(labels)} labels are equal; nothing to learn")
         chosen = spread(len(labels), STATISTICS_SAMPLES if kind == "number map" else len(labels))
         return Numbers.fit((labels[index] for index in chosen), spec), labels
 

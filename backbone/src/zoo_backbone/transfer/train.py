@@ -119,9 +119,8 @@ class ProbeTask(LoopTask):
         known, self.test = stores.samples(parsed, TRAIN), stores.samples(parsed, TEST)
         self.dropped = {TRAIN: dict(known.dropped), TEST: dict(self.test.dropped), "unknown_keys": unknown_keys}
         self.split = split_labels(parsed, known, config, seed)
-        if self.split.problem and config.patience is not None:
-            advice = "use more labels, a larger validation, or leave patience out"
-            raise ConfigError(f"patience: {self.split.problem}; {advice}")
+        if config.patience is not None and not self.split.validation:
+            raise ConfigError(f"patience: needs validation samples; {self.split.problem or 'leave patience out'}")
         self.target, self.targets = parsed.fit(self.split.samples.labels)
         """The kind of target, and the labels of `split.samples` as `target.encode` expects them."""
         check_labels(parsed, self.target, self.test)

@@ -81,15 +81,11 @@ class MetadataModality(TextModality[S]):
         if len(set(numbers)) < len(numbers):
             raise ConfigError(f"{settings.name}: fields: two of them have one number")
         for name, declared in table.items():
-            if declared.levels(bins) > bins:
+            needed = max(declared.levels(bins), (declared.number or 0) + 1)
+            if needed > bins:
                 raise ConfigError(
-                    f"{settings.name}: field {name} has {declared.levels(bins)} levels, [vocabularies."
-                    f"{self.vocabulary_name}] coordinate_bins is {bins}: raise it, or give the field fewer"
-                )
-            if declared.number is not None and declared.number >= bins:
-                raise ConfigError(
-                    f"{settings.name}: field {name} has the number {declared.number}, [vocabularies."
-                    f"{self.vocabulary_name}] coordinate_bins is {bins}: raise it, or give the field a lower one"
+                    f"{settings.name}: field {name} needs {needed} levels, [vocabularies.{self.vocabulary_name}] "
+                    f"coordinate_bins is {bins}: raise it, or give the field fewer"
                 )
         spec: ModalitySpec = super().modality_spec(settings)
         shown = tuple((name, declared.declaration(bins)) for name, declared in table.items())

@@ -96,36 +96,26 @@ class Multispectral(SpatialModality):
             raise ValueError("expected .tif or .npy")
         raster = Raster(numbers=read_array(data, extension)) if extension == "npy" else read_tiff(data)
         value = bands_first(raster.numbers, self.channels)
-        if value.dtype.kind == "c":
-            raise ValueError(f"expected reflectance as floats or integers, got {value.dtype}; leave phases out")
-        if value.dtype.itemsize == 1:
+        integers = value.dtype.kind in "iu"
+        if value.dtype.kind not in "iuf" or value.dtype.itemsize == 1:
             raise ValueError(
-                f"expected reflectance as floats, or as integers of 16 bits, got {value.dtype}, which is a picture for"
-                " the eye; save the product's own numbers"
+                f"expected reflectance as floats, or as integers of 16 bits, got {value.dtype}; save the product's own"
+                " numbers, not a picture for the eye, and leave phases out"
             )
-        missing = (options.nodata,) if value.dtype.kind in "iu" else ()
+        missing = (options.nodata,) if integers else ()
         if (holes := bands_first(raster.missing(*missing), self.channels).all(axis=0)).any():
             why = raster.why(*missing)
             raise ValueError(
                 f"{int(holes.sum())} of {holes.size} pixels have no data, which {why} in all bands stands for"
             )
+        scale, offset = (options.scale, options.offset) if integers else (1.0, 0.0)
         named = raster.scale, raster.offset
-        if value.dtype.kind in "iu":
-            own = options.scale, options.offset
-            if named != (1.0, 0.0) and not np.allclose(named, own, rtol=SINGLE, atol=1e-12):
-                raise ValueError(
-                    f"the file names scale {named[0]:.9g} and offset {named[1]:.9g}, and the settings have"
-                    f" {own[0]:.9g} and {own[1]:.9g}; set scale and offset to those of the file"
-                )
-            value = reflectance(value, options)
-        elif named != (1.0, 0.0):
-            raise ValueError("expected floats that are reflectance, and the file names a scale; save it applied")
-        top = float(np.max(value))
-        if top > LARGEST:
-            raise ValueError(f"expected reflectance up to {LARGEST:g}, got {top:g}; save integers, or divide by 10000")
-        if (low := float(np.min(value))) < -NOISE:
-            raise ValueError(f"expected reflectance, got {low:g}, as where there is no data; leave such rasters out")
-        return np.maximum(value, 0, dtype=np.float32)
+        if named != (1.0, 0.0) and not np.allclose(named, (scale, offset), rtol=SINGLE, atol=1e-12):
+            raise ValueError(
+                f"the file names scale {named[0]:.9g} and offset {named[1]:.9g}, expected {scale:.9g} and {offset:.9g};"
+                " set scale and offset to those of the file, or save reflectance as floats without a scale"
+            )
+        return reflectance(value, scale, offset)
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
@@ -154,20 +144,20 @@ class Multispectral(SpatialModality):
         return {"psnr": psnr(predicted, target), "spectral_angle": float(np.mean(angles))}
 
 
-def reflectance(numbers: NDArray[Any], options: MultispectralSettings) -> NDArray[np.float32]:
-    """Reflectance in [0, LARGEST] of a product's integers; noise below 0 and glints above LARGEST are cut off.
+def reflectance(numbers: NDArray[Any], scale: float, offset: float) -> NDArray[np.float32]:
+    """Reflectance in [0, LARGEST] of a product's numbers; noise below 0 and glints above LARGEST are cut off.
 
     Raises ValueError where more than these can explain lies outside.
     """
     value = numbers.astype(np.float32)  # and from here on in place: a whole scene is large
-    value *= options.scale
-    value += options.offset
-    advice = f"set scale and offset to those of the product (now {options.scale:g} and {options.offset:g})"
-    low, high = float(np.min(value)), float(np.max(value))
-    if low < min(options.offset, -NOISE) - 1e-6:
-        raise ValueError(f"expected reflectance, got {low:g}, as where there is no data; {advice}")
-    if (share := float(np.mean(value > LARGEST))) > GLINTS:
-        raise ValueError(f"expected reflectance up to {LARGEST:g}, got {high:g}, and {share:.0%} above it; {advice}")
+    value *= scale
+    value += offset
+    low, high, share = float(np.min(value)), float(np.max(value)), float(np.mean(value > LARGEST))
+    if low < min(offset, -NOISE) - 1e-6 or share > GLINTS:
+        raise ValueError(
+            f"expected reflectance from 0 to {LARGEST:g}, got {low:g} to {high:g}, and {share:.0%} above; set scale and"
+            f" offset to those of the product (now {scale:g} and {offset:g}), or leave rasters without data out"
+        )
     return np.clip(value, 0, LARGEST, out=value)
 
 
