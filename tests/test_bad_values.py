@@ -226,7 +226,7 @@ def test_empty_values_are_valid(name: str, value: Any) -> None:
         ("semseg", "picture", "JPEG", "JPEG changes numbers at every border"),
         ("sam_instance", "`.json`", "a polygon instead of a mask", "a polygon is no mask"),
         ("depth", "picture", "a pixel of 0, where nothing was measured", "got 1 of 64 pixels that are 0"),
-        ("multispectral", "`.npy`", "reflectance times 10000 as floats", "save integers, or divide by 10000"),
+        ("multispectral", "`.npy`", "reflectance times 10000 as floats", "divide floats by 10000"),
         ("imu", "`.csv`", "acceleration in g", "looks like g; multiply by 9.81"),
         ("caption", "`.txt`", "Latin-1 instead of UTF-8", "not UTF-8 at byte 3"),
     ],

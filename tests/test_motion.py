@@ -157,7 +157,7 @@ def test_derived_flow_goes_where_the_picture_goes() -> None:
 def test_the_wheel_shows_right_as_red_and_rest_as_white() -> None:
     value = np.zeros((2, 1, 2), np.float32)
     value[0, 0, 1] = 6
-    pixels = np.asarray(flow.plugin.render(value, settings("flow", shown=6.0)))
+    pixels = np.asarray(flow.plugin.render(value, settings("flow")))
     assert pixels.tolist() == [[[255, 255, 255], [255, 0, 0]]]
 
 

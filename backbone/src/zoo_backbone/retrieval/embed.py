@@ -145,21 +145,6 @@ def _shared(centred: Mapping[str, Floats], present: Mapping[str, npt.NDArray[np.
     return projections
 
 
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Stored samples of a split, as uncropped views."""
-
-    data: TokenData
-    keys: Sequence[str]
-    rows: npt.NDArray[np.int64]
-    """Stored row of each sample."""
-    present: npt.NDArray[np.bool_]
-    """`(samples, modalities)`: which modalities a sample has."""
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
 class Embedder:
     """Embeds modalities of samples with a trained run.
 
@@ -213,12 +198,10 @@ class Embedder:
             raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(needed)}")
         return names
 
-    def stored(self, split: str, names: Sequence[str]) -> Samples:
+    def stored(self, split: str, names: Sequence[str]) -> TokenData:
         """Return the stored samples of a split. Raises DataError if the tokens are of other tokenizers."""
         specs = [self.layout.spec(name) for name in names]
-        data = stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
-        rows = data.rows(np.arange(len(data)))
-        return Samples(data=data, keys=data.sample_keys(), rows=rows, present=data.present(rows))
+        return stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
 
     @torch.inference_mode()
     def raw(self, name: str, tokens: Any) -> Vectors:
@@ -238,14 +221,14 @@ class Embedder:
         return self.spaces[name](self.raw(name, tokens))
 
     def embed_stored(
-        self, samples: Samples, name: str, places: npt.NDArray[np.int64], advance: Advance, *, raw: bool = False
+        self, samples: TokenData, name: str, places: npt.NDArray[np.int64], advance: Advance, *, raw: bool = False
     ) -> Vectors:
         """Return the vectors of the samples at these places."""
         embed = self.raw if raw else self.embed
         parts = []
         for start in range(0, len(places), BATCH):
-            rows = samples.rows[places[start : start + BATCH]]
-            parts.append(embed(name, samples.data.columns[name].take(rows)))
+            rows = samples.rows(places[start : start + BATCH])
+            parts.append(embed(name, samples.columns[name].take(rows)))
             advance(len(rows))
         return np.concatenate(parts)
 
@@ -265,7 +248,7 @@ class Embedder:
             return
         samples = self.stored(TRAIN, names)
         places = np.array(spread(len(samples), FIT_SAMPLES), np.int64)
-        present = samples.present[places]
+        present = samples.present(samples.rows(places))
         for name, has in zip(names, present.T, strict=True):
             if not has.any():
                 raise ConfigError(f"{name}: no training sample has it, and no space can be fitted; leave it out")

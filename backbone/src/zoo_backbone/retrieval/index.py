@@ -30,8 +30,9 @@ from tokenizers_zoo.io import read_table, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
+from zoo_backbone.data import TokenData
 from zoo_backbone.retrieval import EmbeddingConfig, Search
-from zoo_backbone.retrieval.embed import Affine, Embedder, Samples, Vectors, unit
+from zoo_backbone.retrieval.embed import Affine, Embedder, Vectors, unit
 
 CLASS = "RetrievalIndex"
 KEYS = "keys.json"
@@ -76,13 +77,14 @@ def build(
     embedder = Embedder(run, zoo, config, device)
     names = embedder.names(modalities, split)
     samples = embedder.stored(split, names)
-    counts = dict(zip(names, samples.present.sum(0).tolist(), strict=True))
+    present = samples.present(samples.rows(np.arange(len(samples))))
+    counts = dict(zip(names, present.sum(0).tolist(), strict=True))
     if empty := [name for name, count in counts.items() if not count]:
         raise ConfigError(f"{empty[0]}: no sample of the split {split} has it; leave it out of --modalities")
     kind: Search = search or ("approximate" if len(samples) > LARGE else "exact")
     identity = {
         "fingerprint": embedder.fingerprint, "split": split, "embedding": dataclasses.asdict(config), "search": kind,
-        "modalities": counts, "tokenizers": embedder.tokenizers(samples.data), "samples": samples.data.contents(),
+        "modalities": counts, "tokenizers": embedder.tokenizers(samples), "samples": samples.contents(),
     }  # fmt: skip
     with RunFolder(out, INDEX, identity, {"run": str(run.resolve())}).open(overwrite) as folder:
         if folder.finished is None:
@@ -97,7 +99,7 @@ def build(
                 tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
                 save_checkpoint(out, tensors, {"class": CLASS, **identity}, _card(identity, len(samples)))
                 write_json(out / INDEX.state, {})
-            _write_vectors(out, embedder, samples, names, kind)
+            _write_vectors(out, embedder, samples, present, names, kind)
             folder.finish(samples=len(samples))
     index = Index(out)
     for name in (TOGETHER, *index.names):
@@ -105,11 +107,14 @@ def build(
     return index
 
 
-def _write_vectors(out: Path, embedder: Embedder, samples: Samples, names: Sequence[str], kind: Search) -> None:
+def _write_vectors(
+    out: Path, embedder: Embedder, samples: TokenData, present: npt.NDArray[np.bool_], names: Sequence[str],
+    kind: Search,
+) -> None:  # fmt: skip
     """Write keys and vectors, one modality after the other; complete files are kept."""
     together = np.zeros(0, np.float32)
-    with progress_bar(f"embed {max(names, key=len)}", int(samples.present.sum())) as advance:
-        for name, has in zip(names, samples.present.T, strict=True):
+    with progress_bar(f"embed {max(names, key=len)}", int(present.sum())) as advance:
+        for name, has in zip(names, present.T, strict=True):
             path, places = out / file_of(name), np.flatnonzero(has)
             try:
                 vectors = np.asarray(read_vectors(path, len(places)).reconstruct_n(0, len(places)), np.float32)
@@ -122,8 +127,8 @@ def _write_vectors(out: Path, embedder: Embedder, samples: Samples, names: Seque
             together[places] += vectors
             del vectors  # before the next modality is embedded
     write_vectors(out / file_of(TOGETHER), unit(together), kind)
-    lacks = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, samples.present.T, strict=True)}
-    write_json(out / KEYS, {"keys": list(samples.keys), "lacks": lacks})
+    lacks = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, present.T, strict=True)}
+    write_json(out / KEYS, {"keys": samples.sample_keys(), "lacks": lacks})
 
 
 def new_index(vectors: Vectors, kind: Search) -> Any:

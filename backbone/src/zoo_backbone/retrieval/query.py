@@ -113,17 +113,17 @@ def query_keys(
     samples = embedder.stored(split, inputs)
     rows = []
     for key in keys:
-        number = samples.data.split.find(key)
+        number = samples.split.find(key)
         if number is None:
-            known = [samples.data.split.key(row) for row in spread(samples.data.split.samples, 1000)]
+            known = [samples.split.key(row) for row in spread(samples.split.samples, 1000)]
             raise UnknownNameError.of("sample", key, known, f"(in {where}; see --split)")
-        rows.append(number * samples.data.split.crops)
+        rows.append(number * samples.split.crops)
     vectors = {}
-    present = samples.data.present(np.array(rows, np.int64))
+    present = samples.present(np.array(rows, np.int64))
     for name, has in zip(inputs, present.T, strict=True):
         if not has.all():
             raise DataError(f"{where}: sample {keys[int(has.argmin())]!r} has no {name}")
-        vectors[name] = embedder.embed(name, samples.data.columns[name].take(rows))
+        vectors[name] = embedder.embed(name, samples.columns[name].take(rows))
     own = keys if exclude_self and split == index.split else None
     hits = index.search(weighted_sum(vectors, weights), k, find, own)
     return [Result(key=key, inputs=tuple(inputs), hits=found) for key, found in zip(keys, hits, strict=True)]
@@ -215,7 +215,8 @@ def evaluate_retrieval(
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")
     stored = embedder.stored(split, names)
     chosen = np.array(spread(len(stored), samples), np.int64)
-    has = dict(zip(names, stored.present[chosen].T, strict=True))
+    present = stored.present(stored.rows(chosen))
+    has = dict(zip(names, present.T, strict=True))
     both = {pair: np.flatnonzero(has[pair[0]] & has[pair[1]]) for pair in itertools.permutations(names, 2)}
     both = {pair: found for pair, found in both.items() if len(found) > 1}
     if not both:
@@ -223,7 +224,7 @@ def evaluate_retrieval(
     embedder.fit(names)
     with locked(out):
         vectors: dict[str, Vectors] = {}  # unit vectors of each modality; zero where a sample lacks it
-        with progress_bar("embed", int(stored.present[chosen].sum())) as advance:
+        with progress_bar("embed", int(present.sum())) as advance:
             for name in (name for name in names if has[name].any()):
                 found = embedder.embed_stored(stored, name, chosen[has[name]], advance)
                 vectors[name] = np.zeros((len(chosen), found.shape[1]), np.float32)
@@ -233,7 +234,8 @@ def evaluate_retrieval(
              **recall(vectors[query][rows], vectors[target][rows]), "chance": chance(len(rows))}
             for (query, target), rows in both.items()
         ]  # fmt: skip
-        keys = [stored.keys[sample] for sample in chosen]
+        every = stored.sample_keys()
+        keys = [every[sample] for sample in chosen]
         drawn = []
         if embedder.run.data is not None and embedder.run.data.is_dir():
             store = ValueStore(embedder.run.data)
@@ -253,7 +255,7 @@ def evaluate_retrieval(
         result = {
             "identity": {
                 "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
-                "tokenizers": embedder.tokenizers(stored.data), "settings": {"samples": samples},
+                "tokenizers": embedder.tokenizers(stored), "settings": {"samples": samples},
             },
             "pairs": pairs, "mean": {**_mean(pairs), "chance": _mean([pair["chance"] for pair in pairs])},
             "galleries": drawn, "seconds": round(time.perf_counter() - started, 3),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.text import words_of
 from tokenizers_zoo.spec import ModalitySpec
@@ -66,6 +66,8 @@ class DerivedMetadata(MetadataModality[D]):
 
 # ---- geometric_metadata
 
+OCCLUSION = 0.1
+"""Least deviation from the plane through the neighbours, as a fraction of the inverse depth, of a pixel at an edge."""
 GEOMETRIC_FIELDS = {
     "geometric_complexity": MetadataField(meaning="spherical variance of the normals, 0 for one plane"),
     "occlusion_score": MetadataField(meaning="share of pixels at an edge where one thing hides another"),
@@ -77,17 +79,10 @@ GEOMETRIC_FIELDS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeometricMetadataSettings(DerivedSettings):
-    """Settings of `geometric_metadata`. Raises ValueError, naming the field, for a value out of range."""
+    """Settings of `geometric_metadata`."""
 
     inputs: tuple[str, ...] = ("normal", "depth")
     """The modalities to compute from: normal, depth, or both."""
-    occlusion_threshold: float = 0.1
-    """Least deviation from the plane through the neighbours, as a fraction of the inverse depth, of a pixel at an
-    edge."""
-
-    def __post_init__(self) -> None:
-        DerivedSettings.__post_init__(self)
-        check_interval(self, "(0, 1)", "occlusion_threshold")
 
 
 def of_normals(normal: npt.NDArray[Any], options: Any, spec: Any) -> Mapping[str, float]:
@@ -99,10 +94,10 @@ def of_normals(normal: npt.NDArray[Any], options: Any, spec: Any) -> Mapping[str
     return {"geometric_complexity": float(1 - np.linalg.norm(mean))}
 
 
-def of_depth(depth: npt.NDArray[Any], options: GeometricMetadataSettings, spec: Any) -> Mapping[str, float]:
+def of_depth(depth: npt.NDArray[Any], options: Any, spec: Any) -> Mapping[str, float]:
     """How far planar depth (1, height, width), metres, reaches, and how much of it are occlusion edges."""
     near, middle, far = np.percentile(depth, (5, 50, 95)).tolist()
-    score = float(occlusion_edges(depth[0], options.occlusion_threshold).mean())
+    score = float(occlusion_edges(depth[0], OCCLUSION).mean())
     return {"occlusion_score": score, "nearest_depth": near, "median_depth": middle, "farthest_depth": far}
 
 

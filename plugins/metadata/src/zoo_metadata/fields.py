@@ -87,8 +87,7 @@ class MetadataField:
             return self.choices.index(value)
         if not is_number(value):
             raise InvalidValueError(f"expected {self}, got {type(value).__name__} {value!r:.60}")
-        low, high = self.allowed
-        if not low <= value <= high:
+        if not -SLACK <= self.fraction(value) <= 1 + SLACK:
             raise InvalidValueError(f"{value!r:.30} is outside its range, {self}")
         if self.kind == "int":
             if value != round(value):
@@ -96,16 +95,7 @@ class MetadataField:
             return round(value - self.low)
         if self.rounding == "down":
             return self.level_below(value, self.levels(bins))
-        return coordinate_level(self.fraction(value), self.levels(bins))
-
-    @property
-    def allowed(self) -> tuple[float, float]:
-        """Least and greatest number that is not refused: SLACK outside the range, of a log field in its logarithm."""
-        if self.kind == "log":
-            factor = (self.high / self.low) ** SLACK
-            return self.low / factor, self.high * factor
-        slack = SLACK * (self.high - self.low)
-        return self.low - slack, self.high + slack
+        return coordinate_level(self.clipped(value), self.levels(bins))
 
     def level_below(self, value: float, levels: int) -> int:
         """The highest level that is not above a value, as 4M computes it.
@@ -116,7 +106,7 @@ class MetadataField:
         apart = (self.high - self.low) / (levels - 1)
         if self.kind == "float" and apart.is_integer():
             return int((min(max(value, self.low), self.high) - self.low) // apart)
-        return int(self.fraction(value) * (levels - 1))
+        return int(self.clipped(value) * (levels - 1))
 
     def meant(self, value: Any) -> Any:
         """A number outside the range as its end, with `clip`; one of `thresholds` as its choice; all else as it is."""
@@ -145,11 +135,14 @@ class MetadataField:
         return self.low + fraction * (self.high - self.low)
 
     def fraction(self, value: float) -> float:
-        """Where in the range a number is, 0 at `low` and 1 at `high`; clipped into it."""
-        value = min(max(value, self.low), self.high)
+        """Where in the range a number is, 0 at `low` and 1 at `high`."""
         if self.kind == "log":
-            return math.log(value / self.low) / math.log(self.high / self.low)
+            return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else -math.inf
         return (value - self.low) / (self.high - self.low)
+
+    def clipped(self, value: float) -> float:
+        """The fraction of the nearest number of the range."""
+        return min(max(self.fraction(value), 0.0), 1.0)
 
     def fitted(self, value: Number) -> Number | None:
         """Return the field's value nearest to a computed value; None without one."""
@@ -165,7 +158,7 @@ class MetadataField:
             return float(self.meant(predicted) != self.meant(target))
         if not is_number(predicted):
             return 1.0
-        return abs(self.fraction(predicted) - self.fraction(float(target)))
+        return abs(self.clipped(predicted) - self.clipped(float(target)))
 
     def __str__(self) -> str:
         if self.kind == "choice":

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import SHOWN, check_interval
 from tokenizers_zoo.families.images import crop_and_resize, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric
@@ -19,26 +17,15 @@ MAGIC = b"PIEH"
 """How .flo files begin: 202021.25 as float32."""
 LARGEST = 1000.0
 """Pixels per frame; Middlebury marks unknown flow by numbers above 1e9."""
+SHOWN = 6.0
+"""Pixels per frame that are shown in full colour."""
 OUTLIER = 3.0
 """Pixels of error beyond which a vector counts as wrong, as in the KITTI benchmark."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlowSettings(SpatialSettings):
-    """Settings of optical flow."""
-
-    shown: float = field(default=6.0, metadata=SHOWN)
-    """Pixels per frame that are shown in full colour."""
-
-    def __post_init__(self) -> None:
-        SpatialSettings.__post_init__(self)
-        check_interval(self, "(0, inf)", "shown", unit="pixels per frame")
 
 
 class Flow(SpatialModality):
     """float32 (2, height, width): how far each pixel of the first frame moves to the right and down, in pixels."""
 
-    settings_class = FlowSettings
     summary = "optical flow as a grid of tokens"
     channels = 2
     unit = "pixels per frame"
@@ -76,7 +63,7 @@ class Flow(SpatialModality):
         down, right = optical_flow_tvl1(first, second, attachment=30)
         return np.stack([right, down]).astype(np.float32).clip(self.low, self.high)
 
-    def read(self, data: bytes, extension: str, options: FlowSettings) -> NDArray[np.float32]:
+    def read(self, data: bytes, extension: str, options: SpatialSettings) -> NDArray[np.float32]:
         """A Middlebury .flo file, or an .npy (2, height, width). Raises ValueError."""
         if extension == "npy":
             value = read_array(data, extension)
@@ -100,16 +87,16 @@ class Flow(SpatialModality):
             "no `.flo` file": (b"no flow", "flo"),
         }
 
-    def write(self, value: NDArray[np.float32], options: FlowSettings) -> tuple[bytes, str]:
+    def write(self, value: NDArray[np.float32], options: SpatialSettings) -> tuple[bytes, str]:
         return flo_bytes(value), "flo"
 
-    def picture(self, value: NDArray[np.float32], options: FlowSettings) -> Any:
+    def picture(self, value: NDArray[np.float32], options: SpatialSettings) -> Any:
         """The direction as hue (red to the right, then yellow down), the length as saturation."""
         from matplotlib.colors import hsv_to_rgb
         from PIL import Image
 
         hue = np.arctan2(value[1], value[0]) / (2 * np.pi) % 1
-        length = np.minimum(np.hypot(*value) / options.shown, 1)
+        length = np.minimum(np.hypot(*value) / SHOWN, 1)
         colours = hsv_to_rgb(np.stack([hue, length, np.ones_like(hue)], axis=-1))
         return Image.fromarray((colours * 255).round().astype(np.uint8))
 

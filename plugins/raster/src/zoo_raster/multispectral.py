@@ -145,18 +145,18 @@ class Multispectral(SpatialModality):
 
 
 def reflectance(numbers: NDArray[Any], scale: float, offset: float) -> NDArray[np.float32]:
-    """Reflectance in [0, LARGEST] of a product's numbers; noise below 0 and glints above LARGEST are cut off.
+    """Reflectance in [0, LARGEST] of a product's numbers.
 
-    Raises ValueError where more than these can explain lies outside.
+    Noise below 0 is cut off, and so are glints above LARGEST in integers. Raises ValueError where more than these can explain lies outside.
     """
     value = numbers.astype(np.float32)  # and from here on in place: a whole scene is large
     value *= scale
     value += offset
     low, high, share = float(np.min(value)), float(np.max(value)), float(np.mean(value > LARGEST))
-    if low < min(offset, -NOISE) - 1e-6 or share > GLINTS:
+    if low < min(offset, -NOISE) - 1e-6 or share > (GLINTS if numbers.dtype.kind in "iu" else 0):
         raise ValueError(
             f"expected reflectance from 0 to {LARGEST:g}, got {low:g} to {high:g}, and {share:.0%} above; set scale and"
-            f" offset to those of the product (now {scale:g} and {offset:g}), or leave rasters without data out"
+            f" offset of integers (now {scale:g} and {offset:g}), divide floats by 10000, or leave out what has no data"
         )
     return np.clip(value, 0, LARGEST, out=value)
 
