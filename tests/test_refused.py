@@ -250,7 +250,6 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     )),
     ("metadata", {"fields": {"X y": {}}}, "fields"), ("metadata", {"default_fields": False}, "at least one"),
     *(("semantic_metadata", {"inputs": inputs}, "inputs") for inputs in ([], ["rgb"], ["boxes", "boxes"])),
-    ("geometric_metadata", {"occlusion_threshold": 2.0}, "occlusion_threshold"),
     ("caption", {"max_length": 0}, "max_length"),
     ("palette", {"colours": 17}, "colours"),
 ]  # fmt: skip

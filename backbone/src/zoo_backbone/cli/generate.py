@@ -111,18 +111,11 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
         return "." in key and key.partition(".")[0] in known
 
     for key in sorted(settings, key=is_of_one):  # settings for all targets first
-        value, of_one = settings[key], is_of_one(key)
-        name, dot, inner = key.partition(".")
-        if dot and not of_one and name != "guidance":
-            raise ConfigError(f"--set {key}: {name} is not a target; expected a key for all targets, or one of "
-                              f"{', '.join([*known, 'guidance'])} before the dot")  # fmt: skip
-        inside = inner if of_one else key
-        if ("." in inside and not inside.startswith("guidance.")) or "" in inside.split("."):
-            raise ConfigError(f"--set {key}: expected a key of a target, such as steps, or guidance.scale")
-        change = {inside: value}
-        shared = {"guidance": plan["guidance"]} if "guidance" in plan and "guidance." in key else {}
+        name, _, inner = key.partition(".") if is_of_one(key) else ("", "", key)
+        shared = {"guidance": plan["guidance"]} if "guidance" in plan and inner.startswith("guidance.") else {}
         tables = [
-            table if of_one and table["name"] != name else assigned({**shared, **table}, change) for table in tables
+            table if name and table["name"] != name else assigned({**shared, **table}, {inner: settings[key]})
+            for table in tables
         ]
     return [dict(table) for table in tables]
 

@@ -226,18 +226,17 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     own = {**said, **table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
     own |= {key: said[key] for key in ("colours",) if key in said}  # of the registry, not of the tokenizer
     built = {key: own[key] for key in SIZES if key in table}
-    size = size_for(stated, name, own, built, title, published.config.get("image_size"))
-    own |= size.table
-    if size.table and not size.stated:
-        write_json(target / CHOSEN, dict(size.table))
-    else:
-        (target / CHOSEN).unlink(missing_ok=True)
+    size, is_stated, note = size_for(stated, name, own, built, title, published.config.get("image_size"))
+    own |= size
+    (target / CHOSEN).unlink(missing_ok=True)
+    if size and not is_stated:
+        write_json(target / CHOSEN, size)
     write_json(target / SOURCE, {"sha256": weights_digest(folder)})
     tables["modalities"][name] = own
     enable(tables, [name])
     if zoo_of(own, vocabularies={TEXT: {"preset": PRESET}})[name].spec.vocabulary == TEXT:
         tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
-    return Told(title, name, size.note)
+    return Told(title, name, note)
 
 
 def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:

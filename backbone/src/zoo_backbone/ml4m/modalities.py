@@ -255,53 +255,40 @@ def plain_spec(item: PublishedModality, taken: Collection[str]) -> ModalitySpec:
 # --- sizes of tokenizers: as stated in the registry, else from the name, else as built
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """The size of a tokenizer, and the reason."""
-
-    table: Mapping[str, Any]
-    """The size, as settings."""
-    stated: bool
-    """Whether the registry or the modality's backbone states the size."""
-    note: str = ""
-    """The decision in words; empty for the size that the tokenizer was built for."""
-
-
 def shown_size(size: Mapping[str, Any]) -> str:
     """Return the size among settings in the form of registry.toml."""
     return ", ".join(f"{key} = {size[key]}" for key in SIZES if key in size)
 
 
-def size_for(zoo: Zoo, name: str, own: Mapping[str, Any], built: Mapping[str, Any], title: str, pixels: Any) -> Size:
-    """Return the size for a tokenizer's modality: `own` are its settings, `built` the size that it was built for.
+def size_for(
+    zoo: Zoo, name: str, own: Mapping[str, Any], built: Mapping[str, Any], title: str, pixels: Any
+) -> tuple[dict[str, Any], bool, str]:
+    """Return the size for a tokenizer's modality as settings, whether the registry states it, and a note about it.
 
-    Published tokenizers were trained at several sizes and built for the largest, `pixels`; the 4M models use the
-    smallest, as in the name `rgb_16k_224-448`. `zoo` is the registry before the import, `title` the tokenizer's name.
+    `own` are the modality's settings, `built` the size that the tokenizer was built for. Published tokenizers were
+    trained at several sizes and built for the largest, `pixels`; the 4M models use the smallest, as in the name
+    `rgb_16k_224-448`. `zoo` is the registry before the import, `title` the tokenizer's name.
     """
     said = zoo.tables["modalities"].get(name, {})
     stated = [key for key in built if key in said or "preset" in said or key in zoo.tables["zoo"]]
     wanted: dict[str, Any] = {}
-    why = "as the registry says" if stated else "as the 4M models use it"
     if stated:
         known = zoo[name].known_settings()
         wanted = {key: list(known[key]) if isinstance(known[key], tuple) else known[key] for key in stated}
-    else:
-        for smaller, larger in re.findall(r"(?<![^_.-])(\d+)-(\d+)(?![^_.-])", title):
-            low, high = int(smaller), int(larger)
-            whole = all(isinstance(side, int) and side * low % high == 0 for side in built.values())
-            if high == pixels and 0 < low < high and whole:
-                wanted = {key: side * low // high for key, side in built.items()}
-                break
-
-    def sides(size: Any) -> list[int]:
-        return [size, size] if isinstance(size, int) else list(size)
-
-    if all(sides(wanted[key]) == sides(built[key]) for key in wanted):
-        return Size({**built, **wanted}, bool(stated))
+    for smaller, larger in [] if stated else re.findall(r"(?<![^_.-])(\d+)-(\d+)(?![^_.-])", title):
+        low, high = int(smaller), int(larger)
+        whole = all(isinstance(side, int) and side * low % high == 0 for side in built.values())
+        if high == pixels and 0 < low < high and whole:
+            wanted = {key: side * low // high for key, side in built.items()}
+            break
+    size = {**built, **wanted}
+    if all(size[key] in (built[key], [built[key]] * 2) for key in wanted):
+        return size, bool(stated), ""
+    why = "as the registry says" if stated else "as the 4M models use it"
     try:
         _ = Zoo.from_tables({**zoo.tables, "modalities": {name: {**own, **wanted}}}, zoo.path)[name]
     except ConfigError as error:
         problem = str(error).removeprefix(f"{zoo.path}: ")
-        return Size(built, False, f"{shown_size(built)}, its own: {shown_size(wanted)}, {why}, does not do: {problem}")
-    note = f"{shown_size(wanted)}, {why}; it was built for {shown_size(built)}"
-    return Size({**built, **wanted}, bool(stated), note)
+        note = f"{shown_size(built)}, its own: {shown_size(wanted)}, {why}, does not do: {problem}"
+        return dict(built), False, note
+    return size, bool(stated), f"{shown_size(wanted)}, {why}; it was built for {shown_size(built)}"

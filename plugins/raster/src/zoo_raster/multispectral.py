@@ -147,7 +147,8 @@ class Multispectral(SpatialModality):
 def reflectance(numbers: NDArray[Any], scale: float, offset: float) -> NDArray[np.float32]:
     """Reflectance in [0, LARGEST] of a product's numbers.
 
-    Noise below 0 is cut off, and so are glints above LARGEST in integers. Raises ValueError where more than these can explain lies outside.
+    Noise below 0 is cut off, and so are glints above LARGEST in integers. Raises ValueError where more than these can
+    explain lies outside.
     """
     value = numbers.astype(np.float32)  # and from here on in place: a whole scene is large
     value *= scale
