@@ -176,7 +176,7 @@ BAD = [
     ("facts.same light", DataError, "--task facts.same"),
     ("zones light --head knn", ConfigError, "--head knn"),
     ("zones letters", ConfigError, "--input letters"),
-    ("facts light", CheckpointError, "zoo tokenizer train facts"),
+    ("facts light", CheckpointError, "facts: no tokenizer"),
     ("nowhere.csv light", DataError, "nowhere.csv"),
     ("zones light --labels 2.0", ConfigError, "labels"),
     ("zones light --set patience=2 --labels 9", ConfigError, "patience"),

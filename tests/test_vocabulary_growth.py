@@ -199,7 +199,7 @@ def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(
         embedder = Embedder(run, zoo, settings)
         assert len(embedder.stored("test", ["caption"])) == 4
     specs = [zoo["caption"].spec]
-    for trained_on in (embedder.trained_on, Embedder(world.run, zoo, settings).trained_on):
+    for trained_on in (embedder.model.trained_on, Embedder(world.run, zoo, settings).model.trained_on):
         codec = dataclasses.replace(TokenMetadata.of(zoo["caption"], {}), fingerprint="0" * 64)
         write_tokens(world.folder / "other", "test", codec, {"a": np.arange(40, 43)})
         with pytest.raises(DataError, match="tokens of caption by tokenizer 000000000000"):

@@ -35,9 +35,8 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.inputs import value_of_source
-from zoo_backbone.model import check_handle
 from zoo_backbone.retrieval import EmbeddingConfig, SpaceKind
-from zoo_backbone.run import Run, stored_config
+from zoo_backbone.run import Run
 
 Vectors = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -155,23 +154,21 @@ class Embedder:
     def __init__(self, folder: Path, zoo: Zoo, config: EmbeddingConfig, device: str = "cpu") -> None:
         self.folder, self.zoo, self.config, self.device = Path(folder), zoo, config, device
         self.run = Run.load(self.folder)
-        self.trained_on: Mapping[str, str] = stored_config(self.folder)["fingerprints"]
         self.fingerprint = known_fingerprint(self.folder)
         self.spaces: dict[str, Affine] = {}
-        model = load_model(self.folder, device=device).eval()
-        self.layout: EmbeddingLayout = model.layout
+        self.model = load_model(self.folder, device=device).eval()
+        self.layout: EmbeddingLayout = self.model.layout
         if config.via:
             check_via(self.layout, config.via)
             self.via = self._handle(config.via)
-            self.model = model
         else:
-            self.encoder = FourMEncoder(model)
+            self.encoder = FourMEncoder(self.model)
 
     def _handle(self, name: str) -> ModalityHandle:
         """Return a modality whose tokenizer is the backbone's, on the device. Raises UnknownNameError or DataError."""
         handle = self.zoo[name]
         handle.device = self.device
-        check_handle(handle, self.trained_on.get(name), self.layout.spec(name).layout)
+        self.model.check_tokenizer(handle)
         return handle
 
     def tokenizers(self, data: TokenData) -> dict[str, str]:
@@ -201,7 +198,7 @@ class Embedder:
     def stored(self, split: str, names: Sequence[str]) -> TokenData:
         """Return the stored samples of a split. Raises DataError if the tokens are of other tokenizers."""
         specs = [self.layout.spec(name) for name in names]
-        return stored_samples(self.run.tokens, split, specs, self.trained_on, self.zoo, str(self.folder))
+        return stored_samples(self.run.tokens, split, specs, self.model.trained_on, self.zoo, str(self.folder))
 
     @torch.inference_mode()
     def raw(self, name: str, tokens: Any) -> Vectors:

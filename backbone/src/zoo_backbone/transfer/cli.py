@@ -82,7 +82,8 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
           --tuning full --labels 0.1 --seed 1
       zoo transfer train RUN --task mine.csv --input caption --head knn
     """
-    from zoo_backbone.transfer.results import read_metrics, score_table, summary
+    from tokenizers_zoo.report.transfer import read_probe
+    from zoo_backbone.transfer.results import score_table, summary
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
     options = {"tuning": tuning, "head": head, "labels": None if labels is None else parse_labels(labels)}
@@ -91,7 +92,7 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
     place = out or folder / FOLDER / default_name(task, inputs, config, seed)
     with disk_errors(place):
         train_probe(folder, zoo, task, inputs, place, config, seed=seed, wanted=wanted, data=data, overwrite=overwrite)
-    metrics = read_metrics(place)
+    metrics = read_probe(place)
     show_table(score_table(metrics["metrics"]))
     for line in summary(metrics):
         click.echo(line)

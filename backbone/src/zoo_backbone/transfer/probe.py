@@ -202,7 +202,7 @@ class Probe(nn.Module):
         self.network, self.task, self.target, self.zoo = network, task, target, zoo
         self.config, self.places, self.constant_baseline = config, places, constant_baseline
         self.inputs: tuple[str, ...] = tuple(config["inputs"])
-        self.trained_on: Mapping[str, str] = config["backbone"]["fingerprints"]
+        network.encoder.zoo, network.encoder.model.record = zoo, config["backbone"]
         self.eval()
 
     def _select(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,10 +222,7 @@ class Probe(nn.Module):
 
     def predict_values(self, values: Mapping[str, Any]) -> list[Any]:
         """Predict from values of all inputs. Raises DataError if a tokenizer is not the backbone's."""
-        values = self._select(values)
-        for name in values:
-            check_handle(self.zoo[name], self.trained_on.get(name), self.network.encoder.layout.spec(name).layout)
-        return self.predict({name: self.zoo[name].encode(batch) for name, batch in values.items()})
+        return self.predict(self.network.encoder.tokenize(self._select(values)))
 
     def predict_samples(self, samples: Samples, places: Sequence[int]) -> list[Any]:
         """Return the predictions for the samples at these places, with a progress bar."""
@@ -281,7 +278,7 @@ class Probe(nn.Module):
                 )
         return Stores(
             tokens=store.root, values=ValueStore(place) if place else None, zoo=self.zoo,
-            owner=f"the probe of {self.task.text}", trained_on=self.trained_on,
+            owner=f"the probe of {self.task.text}", trained_on=self.network.encoder.model.trained_on,
             specs=[self.network.encoder.layout.spec(name) for name in self.inputs],
         )  # fmt: skip
 

@@ -26,20 +26,13 @@ from rich.table import Table
 from tokenizers_zoo.checkpoint import card_row
 from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.errors import CheckpointError, ConfigError, and_others
+from tokenizers_zoo.errors import ConfigError, and_others
 from tokenizers_zoo.intervals import SPREAD
-from tokenizers_zoo.report.transfer import METRICS, compared, read_probe, shown_row
+from tokenizers_zoo.report.transfer import compared, read_probe, shown_row
 
 CLASSES_SHOWN = 5
 ALWAYS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"
 """Columns of every comparison."""
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return the metrics.json of a finished probe. Raises CheckpointError."""
-    if not (folder / METRICS).is_file():
-        raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
-    return read_probe(folder)
 
 
 # ---------------------------------------------------------------- one probe
@@ -143,7 +136,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
     Raises CheckpointError for a folder that is not a finished probe, ConfigError for two probes that differ in nothing.
     """
-    rows = compared((folder, read_metrics(folder)) for folder in folders)
+    rows = compared((folder, read_probe(folder)) for folder in folders)
     for row in rows:
         if len(row["folders"]) > len(row["seeds"]):
             raise ConfigError(

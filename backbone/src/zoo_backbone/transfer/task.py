@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.samples import spread
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from zoo_backbone.transfer.config import As
@@ -105,11 +105,6 @@ class Task:
             raise DataError(f"--task {self.text}: all {len(labels)} labels are {labels[0]}; nothing to learn")
         if kind == "tokens":
             assert self.handle is not None
-            try:
-                _ = self.handle.tokenizer
-            except CheckpointError as error:
-                advice = f"predicting tokens needs a trained tokenizer (zoo tokenizer train {self.handle.name})"
-                raise CheckpointError(f"--task {self.text}: {advice}: {error}") from None
             starts = range(0, len(labels), BATCH)
             batches = (self.handle.encode(labels[start : start + BATCH]) for start in starts)
             tokens = [np.asarray(row) for batch in batches for row in batch]
@@ -185,20 +180,15 @@ def is_number(label: Any) -> bool:
 
 def kind_of_values(spec: ModalitySpec, wanted: As | None, text: str) -> str:
     """Return the kind of target for whole values of a modality. Raises ConfigError if it contradicts `wanted`."""
-    value, shape = spec.value, spec.value.shape
-    fixed = value.kind == "array" and all(isinstance(size, int) for size in shape)
-    real = fixed and np.dtype(value.dtype).kind == "f"
-    kind = "tokens"
-    if wanted == "tokens":
-        pass
-    elif value.kind == "text" and (value.classes or wanted == "classes"):
+    value, axes, kind = spec.value, len(spec.value.shape), "tokens"
+    fixed = value.kind == "array" and all(isinstance(size, int) for size in value.shape)
+    numbers = np.dtype(value.dtype).kind if fixed else ""
+    if wanted != "tokens" and value.kind == "text" and (value.classes or wanted == "classes"):
         kind = "classes"
-    elif fixed and len(shape) == 2 and value.classes and np.dtype(value.dtype).kind in "iu":
+    elif wanted != "tokens" and numbers in ("i", "u") and axes == 2 and value.classes:
         kind = "class map"
-    elif real and len(shape) == 3:
-        kind = "number map"
-    elif real and len(shape) < 2:
-        kind = "numbers"
+    elif wanted != "tokens" and numbers == "f" and axes != 2 and axes < 4:
+        kind = "number map" if axes == 3 else "numbers"
     if wanted not in (None, kind):
         raise ConfigError(f"--as {wanted}: {text} is {value} and is predicted as {kind}; leave --as out")
     if kind == "tokens" and spec.continuous:
@@ -226,8 +216,6 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
             raise DataError(f"{path}:{line}: the key {key!r} has a second label, {label!r} after {labels[key]!r}")
         if label:
             labels[key] = label
-    if not labels:
-        raise DataError(f"{path}: has no labels")
     numbers = {key: float(label) for key, label in labels.items() if NUMBER.fullmatch(label)}
     finite = {key: number for key, number in numbers.items() if abs(number) < LARGEST}
     if wanted == "classes" or not finite or len(numbers) < (1 - MISTAKES) * len(labels):
