@@ -113,7 +113,12 @@ class AudioTokenizer(TemporalTokenizer):
     width: int = 128
     """Channels of encoder and decoder: a patch has as many numbers as bands times frames."""
     flip: bool = False
-    """One channel has no left and right."""
+    """Always false: one channel has no left and right."""
+
+    def __post_init__(self) -> None:
+        TemporalTokenizer.__post_init__(self)
+        if self.flip:
+            raise ValueError("flip: expected false; a recording of one channel has no left and right")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
