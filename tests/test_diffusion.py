@@ -32,7 +32,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.loop import train as loop
 
-SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 3}
+SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 4}
 
 
 def diffusing(name: str = "rgb", table: dict[str, Any] | None = None, **diffusion: Any) -> Settings:
@@ -82,7 +82,8 @@ def batch(count: int, size: int = 16) -> torch.Tensor:
         ({"prediction": "epsilon"}, r"prediction: epsilon needs zero_terminal_snr = false"),
         ({"target": "residual"}, r"target: residual refines .* set base"),
         ({"drop_share": 0, "guidance_scale": 2}, "guidance_scale: values other than 1 need a drop_share above 0"),
-        ({"sampling_steps": 0}, r"sampling_steps: expected a number in \[1, 1000\], got 0"),
+        ({"sampling_steps": 0}, "sampling_steps: expected at least 1"),
+        ({"sampling_steps": 30}, "sampling_steps: expected a divisor of 1000, got 30"),
         ({"noise_levels": 1, "sampling_steps": 1}, r"noise_levels: expected a number in \[2, inf\), got 1"),
         ({"width": 20}, "width: expected a multiple of 16"),
         ({"patch_size": 3}, r"tokenizer.diffusion.patch_size: 3 does not divide patch_size 8"),
@@ -134,12 +135,9 @@ def module_of(**diffusion: Any) -> DiffusionAutoencoder:
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
 @pytest.mark.parametrize("table", [{}, {"prediction": "v"}, {"prediction": "epsilon", "zero_terminal_snr": False}])
-@pytest.mark.parametrize("steps", [61, 150])
-def test_any_number_of_steps_samples_the_distribution(sampler: Any, table: dict[str, Any], steps: int) -> None:
-    """For normally distributed values the perfect network is known.
-
-    Few of these step counts divide the 1,000 noise levels.
-    """
+@pytest.mark.parametrize("steps", [50, 125])
+def test_both_samplers_sample_the_distribution(sampler: Any, table: dict[str, Any], steps: int) -> None:
+    """For normally distributed values the perfect network is known."""
     config = DiffusionConfig(**table, sampler=sampler, sampling_steps=steps)
     mean, variance, levels = 0.7, 0.25, noise_schedule(config).alphas_cumprod
     drawer = sampler_of(config)
@@ -154,18 +152,6 @@ def test_any_number_of_steps_samples_the_distribution(sampler: Any, table: dict[
         predicted = {"x0": expected, "v": velocity, "epsilon": noise}[config.prediction]
         values = drawer.step(predicted, time, values)[0]
     assert abs(float(values.mean()) - mean) < 0.02 and abs(float(values.std()) - 0.5) < 0.04
-
-
-@pytest.mark.parametrize(("prediction", "limit"), [("x0", "none"), ("v", "none"), ("v", "range")])
-def test_ddim_equals_diffusers_if_steps_divide_the_noise_levels(prediction: Any, limit: Any) -> None:
-    config = DiffusionConfig(prediction=prediction, limit=limit, sampling_steps=10)
-    ours, theirs = sampler_of(config), noise_schedule(config)
-    theirs.set_timesteps(10)
-    values = expected = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for time in theirs.timesteps:
-        values = ours.step(torch.tanh(2 * values), time, values)[0]
-        expected = theirs.step(torch.tanh(2 * expected), time, expected)[0]
-    assert torch.equal(values, expected)
 
 
 class Oracle(torch.nn.Module):

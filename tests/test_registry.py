@@ -221,7 +221,7 @@ def test_another_quantizer_in_a_table_drops_plugin_settings_of_the_first() -> No
 
 def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "registry.toml"
-    path.write_text("[modalities.depth.tokenizer]\nlevels = [8, 6, 5]\ndiffusion = { sampling_steps = 3 }\n")
+    path.write_text("[modalities.depth.tokenizer]\nlevels = [8, 6, 5]\ndiffusion = { sampling_steps = 4 }\n")
     depth = Zoo.from_toml(path)["depth"]
     with pytest.raises(ConfigError, match=r"^\[modalities.depth.tokenizer\] codebook_size: 500 is not the product of"):
         depth.check_overrides({"codebook_size": 500})

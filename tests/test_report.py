@@ -152,7 +152,7 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
     assert page == folder / "report" / "index.html"
     for part in (
         "One model of 3 modalities that generates any of 2 from any others",
-        "<b>depth</b>", "0.62", "skill −0.25", "1.2 million", ">120<", ">−0.25</td>",
+        "<b>depth</b>", "0.62", "skill −0.25", "<b>1.2</b>", "million parameters", ">120<", ">−0.25</td>",
         "&lt;script&gt;", "normal was not evaluated: no test tokens", "0.25", "3.21", "metres", "ffffffffffffffff",
         "main (lower is better)", zoo["depth"].distribution,
     ):  # fmt: skip

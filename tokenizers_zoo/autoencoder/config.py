@@ -112,7 +112,7 @@ class DiffusionConfig:
     sampler: Literal["ddim", "dpm"] = "ddim"
     """Deterministic DDIM (arXiv 2010.02502), or second-order DPM-Solver++ (arXiv 2211.01095)."""
     sampling_steps: int = 10
-    """Network evaluations per decoding; guidance doubles them."""
+    """Network evaluations per decoding, a divisor of `noise_levels`; guidance doubles them."""
     guidance_scale: float = 1.0
     """1: no guidance. Larger values move away from the unconditional prediction."""
     limit: Literal["none", "range"] = "none"
@@ -129,9 +129,10 @@ class DiffusionConfig:
             raise ValueError(f"width: expected a multiple of 16, got {self.width}")
         if not self.multipliers:
             raise ValueError("multipliers: expected one or more numbers")
-        check_counts(self, "patch_size", "depth")
+        check_counts(self, "patch_size", "depth", "sampling_steps")
         check_interval(self, "[2, inf)" if self.zero_terminal_snr else "[1, inf)", "noise_levels")
-        check_interval(self, f"[1, {self.noise_levels}]", "sampling_steps")
+        if self.noise_levels % self.sampling_steps:
+            raise ValueError(f"sampling_steps: expected a divisor of {self.noise_levels}, got {self.sampling_steps}")
         check_interval(self, "[1, inf)", "multipliers")
         check_interval(self, f"[0, {len(self.multipliers)}]", "attention")
         check_interval(self, "[0, 1)", "drop_share")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -26,8 +24,6 @@ HEAD_DIM, NORM_GROUPS = 64, 32
 """Largest attention head and largest number of norm groups; reduced to divisors of the width."""
 PREDICTIONS = {"x0": "sample", "v": "v_prediction", "epsilon": "epsilon"}
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-CLEAN = -1
-"""The time step after the last one, without noise."""
 
 
 class Denoiser(nn.Module):
@@ -110,45 +106,16 @@ def noise_schedule(config: DiffusionConfig) -> DDIMScheduler:
     )
 
 
-class Ddim:
-    """Deterministic DDIM (arXiv 2010.02502, eq. 12 with sigma 0) over the given time steps.
+def sampler_of(config: DiffusionConfig) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """Return the sampler of the settings, ready for one decoding.
 
-    diffusers' sampler always steps back by `noise_levels // sampling_steps`. If the division has a remainder, this
-    misses the next time step, and noise would remain.
+    Time steps are evenly spaced from the last one down ("trailing", arXiv 2305.08891).
     """
-
-    def __init__(self, schedule: DDIMScheduler, times: list[int], limited: bool) -> None:
-        self.signal, self.limited = schedule.alphas_cumprod, limited
-        self.timesteps = torch.tensor(times)
-        self.prediction = schedule.config["prediction_type"]
-        self.next = dict(itertools.pairwise([*times, CLEAN]))
-
-    def step(self, predicted: Tensor, time: Tensor, noisy: Tensor) -> tuple[Tensor]:
-        """Return the sample at the next time step."""
-        signal, following = self.signal[time], self.next[int(time)]
-        then = self.signal[following] if following != CLEAN else torch.tensor(1.0)
-        if self.prediction == "sample":
-            clean, noise = predicted, (noisy - signal**0.5 * predicted) / (1 - signal) ** 0.5
-        elif self.prediction == "epsilon":
-            clean, noise = (noisy - (1 - signal) ** 0.5 * predicted) / signal**0.5, predicted
-        else:
-            clean = signal**0.5 * noisy - (1 - signal) ** 0.5 * predicted
-            noise = signal**0.5 * predicted + (1 - signal) ** 0.5 * noisy
-        if self.limited:
-            clean = clean.clamp(-1, 1)
-        return (then**0.5 * clean + (1 - then) ** 0.5 * noise,)
-
-
-def sampler_of(config: DiffusionConfig) -> Ddim | DPMSolverMultistepScheduler:
-    """Return the sampler of the settings, ready for one decoding."""
-    schedule, levels, steps = noise_schedule(config), config.noise_levels, config.sampling_steps
-    # Evenly spaced time steps from the last one down ("trailing", arXiv 2305.08891); rounding may give one more.
-    times = [int(level) - 1 for level in np.round(np.arange(levels, 0, -levels / steps))[:steps]]
-    if config.sampler == "ddim":
-        return Ddim(schedule, times, config.limit == "range")
-    sampler = DPMSolverMultistepScheduler.from_config(schedule.config)
-    sampler.alphas_cumprod = sampler.alphas_cumprod.numpy()  # its own conversion warns with numpy 2
-    sampler.set_timesteps(timesteps=times)
+    sampler = noise_schedule(config)
+    if config.sampler == "dpm":
+        sampler = DPMSolverMultistepScheduler.from_config(sampler.config)
+        sampler.alphas_cumprod = sampler.alphas_cumprod.numpy()  # its own conversion warns with numpy 2
+    sampler.set_timesteps(config.sampling_steps)
     return sampler
 
 

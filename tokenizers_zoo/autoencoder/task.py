@@ -100,13 +100,13 @@ class AutoencoderTask(Task):
     def losses(self, module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         """Return the weighted reconstruction losses plus the quantizer's loss."""
         assert isinstance(module, Autoencoder)
-        outputs, quantizer_loss = module(batch)
-        return self.compare(module, batch, outputs.float(), quantizer_loss)
+        return self.compare(module, batch, *module(batch))
 
     def compare(
         self, module: Autoencoder, inputs: Tensor, outputs: Tensor, quantizer_loss: Tensor
     ) -> dict[str, Tensor]:
         """Return the losses of the decoder's outputs for network inputs, by name."""
+        outputs = outputs.float()
         parts = {name: self._loss(name, module, inputs, outputs) for name in self.codec.losses}
         reconstruction = torch.stack([weight * parts[name] for name, weight in self.codec.losses.items()]).sum()
         named = {f"{name}_loss": loss for name, loss in parts.items()} if len(parts) > 1 else {}
@@ -158,11 +158,10 @@ class AutoencoderTask(Task):
         """Return `losses`, and from `discriminator_start` on the adversarial loss and the discriminator's."""
         assert isinstance(module, Autoencoder)
         outputs, quantizer_loss = module(batch)
-        outputs = outputs.float()
         losses = self.compare(module, batch, outputs, quantizer_loss)
         if step < self.discriminator_start:
             return losses
-        adversarial, discriminator_loss = adversarial_losses(discriminator, outputs, target_of(module, batch))
+        adversarial, discriminator_loss = adversarial_losses(discriminator, outputs.float(), target_of(module, batch))
         weight = adaptive_weight(losses["reconstruction_loss"], adversarial, module.decoder)
         return losses | {
             "loss": losses["loss"] + self.adversarial_weight * weight * adversarial,
@@ -232,7 +231,7 @@ class DiffusionTask(AutoencoderTask):
             loss = module.diffusion_loss(batch, module.frozen_codes(batch))
             return {"loss": loss, "diffusion_loss": loss}
         codes, quantizer_loss = module.codes(batch)
-        losses = self.compare(module, batch, module.decoder(codes).float(), quantizer_loss)
+        losses = self.compare(module, batch, module.decoder(codes), quantizer_loss)
         diffusion_loss = module.diffusion_loss(batch, codes)
         return losses | {"loss": losses["loss"] + diffusion_loss, "diffusion_loss": diffusion_loss}
 

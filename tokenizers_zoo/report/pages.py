@@ -165,7 +165,7 @@ def about(name: str, error: ZooError) -> str:
     return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
 
-def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[dict[str, str]]:
+def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
     """Return numbers with their labels. Raises CheckpointError if the weights are damaged."""
     from safetensors import SafetensorError, safe_open
 
@@ -175,19 +175,13 @@ def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[dict[str, s
             parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{run / WEIGHTS}: damaged: {' '.join(str(error).split())}; {AGAIN}") from None
-    tiles = [tile(len(config["specs"]), "modality", "modalities")]
-    tiles.append({"value": f"{parameters / 1e6:.1f} million", "label": "parameters learnt"})
+    tiles = [count_of(len(config["specs"]), "modality", "modalities"), f"{parameters / 1e6:.1f} million parameters"]
     training = config.get("train", {})
     if "steps" in training and "batch_size" in training:
-        tiles.append({"value": f"{training['steps'] * training['batch_size']:,}", "label": "samples seen in training"})
+        tiles.append(f"{training['steps'] * training['batch_size']:,} samples seen in training")
     if "training_seconds" in config:
-        tiles.append({"value": f"{config['training_seconds'] / 60:.1f} min", "label": "of training"})
-    return [*tiles, tile(pairs, "input → target pair scored", "input → target pairs scored")] if pairs else tiles
-
-
-def tile(number: int, one: str, many: str) -> dict[str, str]:
-    """Return a number with its label."""
-    return {"value": str(number), "label": one if number == 1 else many}
+        tiles.append(f"{config['training_seconds'] / 60:.1f} min of training")
+    return [*tiles, count_of(pairs, "input → target pair scored", "input → target pairs scored")] if pairs else tiles
 
 
 def tokenizer_card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
@@ -288,10 +282,10 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
         except ZooError as error:
             problems.append(about(handle.name, error))
     tiles = [
-        tile(len(rows), "modality", "modalities"),
-        {"value": str(sum(item["trained"] for item in rows)), "label": "with a tokenizer"},
-        tile(len(families), "family", "families"),
-        tile(len({item["distribution"] for item in rows}), "distribution", "distributions"),
+        count_of(len(rows), "modality", "modalities"),
+        f"{sum(item['trained'] for item in rows)} with a tokenizer",
+        count_of(len(families), "family", "families"),
+        count_of(len({item["distribution"] for item in rows}), "distribution"),
     ]
     content = {"families": dict(sorted(families.items())), "rows": rows, "tiles": tiles, "problems": problems,
                "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": "pictures"}  # fmt: skip
