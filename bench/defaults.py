@@ -15,7 +15,6 @@ from typing import Any
 from pages import publish
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.cli.inspect import describe_layout
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -44,7 +43,7 @@ def row(zoo: Zoo, name: str, source: str) -> dict[str, Any]:
     return {
         "modality": f"`{name}`",
         "source": source,
-        "tokens": describe_layout(handle.spec.layout),
+        "tokens": str(handle.spec.layout),
         "codes": codebook["size"],
         "main metric": f"{metric.name} {found['metrics'][metric.name]:.3g} {metric.unit}".rstrip(),
         "usage": f"{codebook['usage']:.1%}",

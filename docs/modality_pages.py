@@ -13,7 +13,6 @@ import numpy as np
 from settings_page import preset_sections, settings_tables, table
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.cli.inspect import describe_layout
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing.probe import Probe, outcome_of
@@ -143,7 +142,7 @@ def declared(zoo: Zoo) -> list[str]:
 def index(handles: list[ModalityHandle]) -> str:
     """Return a table of all modalities, and the settings of shared vocabularies."""
     rows = [
-        (f"[{h.name}]({h.name}.md)", h.spec.summary, h.spec.family, describe_layout(h.spec.layout),
+        (f"[{h.name}]({h.name}.md)", h.spec.summary, h.spec.family, str(h.spec.layout),
          str(h.spec.vocab_size or "-"), ", ".join(h.spec.derived_from))
         for h in handles
     ]  # fmt: skip
@@ -157,7 +156,7 @@ def index(handles: list[ModalityHandle]) -> str:
 def page(handle: ModalityHandle) -> str:
     """One modality."""
     spec = handle.spec
-    tokens = describe_layout(spec.layout) + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input")
+    tokens = str(spec.layout) + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input")
     shared = ", shared ([its settings](README.md#shared-vocabularies))"
     facts = {
         "value": f"{spec.value}"

@@ -168,7 +168,7 @@ class Study:
         """
         placed = [Placed(function=function, arguments=self.arguments, job=job, at=at) for at, job in enumerate(jobs)]
         found: dict[int, Result] = {}
-        for at, result in run_jobs(self.zoo, Placed.do, placed, self.arguments.workers, lambda _: None):
+        for at, result in run_jobs(self.zoo, Placed.do, placed, self.arguments.workers):
             found[at] = result
             self.console.print(f"{self.name}: {done} {len(found)} of {len(jobs)}", highlight=False)
         return [found[at] for at in range(len(jobs))]

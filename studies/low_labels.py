@@ -99,7 +99,7 @@ def main() -> None:
     if not probes:
         raise ConfigError("--tasks, --inputs: every task is also an input; nothing is left to predict")
     console = Console(width=None if Console().is_terminal else 120)
-    for number, _ in enumerate(run_jobs(zoo, Probe.train, probes, arguments.workers, lambda _: None), 1):
+    for number, _ in enumerate(run_jobs(zoo, Probe.train, probes, arguments.workers), 1):
         console.print(f"low_labels: trained {number} of {len(probes)}", highlight=False)
     rows = compare([probe.out for probe in probes])
     write_json(arguments.out / "results.json", {"study": "low_labels", "rows": rows})

@@ -98,8 +98,8 @@ def test_shards_of_other_samples_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout": GridLayout(shape=(6, 7))}, "a grid of 6 x 7"),
-        ({"layout": VectorLayout(length=36)}, "a vector of 36"),
+        ({"layout": GridLayout(shape=(6, 7))}, "grid 6x7"),
+        ({"layout": VectorLayout(length=36)}, "vector 36"),
         ({"vocabulary": "other"}, "vocabulary 'picture'"),
         ({"vocab_size": 9}, "holds ids up to"),
     ],

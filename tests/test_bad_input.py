@@ -47,7 +47,7 @@ def unchanged(world: World) -> bool:
         ("backbone eval run --input depth --target captoin", ("captoin", "caption")),
         ("backbone generate run --input caption --target depth --out new --keys tset00", ("tset00", "test00")),
         ("tokenizer trian depth", ("trian", "train")),
-        ("list --jsn", ("--jsn", "--json")),
+        ("doctor --jsn", ("--jsn", "--json")),
         ("tokenizer eval depth", ("--data", "zoo tokenizer eval --help")),
         ("encode depth absent.npy", ("absent.npy",)),
         ("tokenize data --out new --only ,", ("expected names", "leave the option out")),
@@ -85,7 +85,7 @@ def test_missing_files_are_named_with_the_command_that_creates_them(
 # ---------------------------------------------------------------- plugins
 
 LATE = {
-    "another dtype": ({".round().long()": ".round().int()"}, ("encode", "gave int32 (8, 4, 4)", "declares int64")),
+    "another dtype": ({".round().long()": ".round().int()"}, ("encode", "expected int64", "got int32 (8, 4, 4)")),
     "values outside": ({"return repeat(": "return 2 + repeat("}, ("decode", "in [0, 1]", "outside the range")),
     "an exception": ({"from einops import reduce": "raise RuntimeError('one\\ntwo')"}, ("RuntimeError: one two",)),
 }

@@ -102,14 +102,13 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
 
 
 def test_list_and_info(zoo: Run) -> None:
-    code, shown, _ = zoo("list", "--json")
-    listed = {entry["name"]: entry for entry in json.loads(shown)["modalities"]}
-    assert code == 0 and listed["depth"]["trained"] and not listed["normal"]["trained"]
-    assert listed["depth"]["layout"] == {"kind": "grid", "shape": [4, 4]}
+    code, shown, _ = zoo("list")
+    listed = {line.split()[0]: line.split() for line in shown.splitlines() if line[:1].strip()}
+    assert code == 0 and listed["depth"][1:3] == ["grid", "4x4"]
+    assert "yes" in listed["depth"] and "no" in listed["normal"]
     code, shown, _ = zoo("info", "depth")
     assert code == 0 and "log metres" in shown and "abs_rel" in shown
     assert "lower is better; fit for use: at most 0.08)" in " ".join(shown.split())
-    assert [metric["bound"] for metric in listed["depth"]["metrics"]] == [0.08, 0.93, None]
     code, shown, _ = zoo("source", "list")
     assert code == 0 and "scenes" in shown and "photos" in shown
 
@@ -129,12 +128,12 @@ def test_info_shows_every_setting_with_default_and_value_in_use(bare: Run) -> No
             assert key.meaning in shown
 
     def info(name: str) -> str:
-        return " ".join(bare("--registry", "own.toml", "info", name)[1].split())
+        return " ".join(bare("--registry", "own.toml", "info", name, "--settings")[1].split())
 
     shown = info("depth")
-    assert "image_size 32 (default 64)" in shown and "steps 7 (default 800)" in shown and "batch_size 16 " in shown
+    assert "; default 64; here 32 " in shown and "steps int; default 800; here 7 " in shown
     assert "[modalities.depth.tokenizer.diffusion] (absent unless given)" in shown
-    assert "image_size 224 (default 64)" in info("semseg") and "size 1024 (default 4096)" in info("caption")
+    assert "; default 64; here 224 " in info("semseg") and "size int; default 4096; here 1024 " in info("caption")
 
 
 def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
@@ -145,8 +144,6 @@ def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
         assert key.meaning in " ".join(shown.split())
     assert "image_size  int; default 64; here 32\n" in shown  # by [zoo]
     assert "path  str; required\n" in bare("source", "info", "folder")[1]
-    refused(bare("info", "scenes"), "scenes is a source", "zoo source info scenes")
-    refused(bare("source", "info", "rgb"), "rgb is a modality", "zoo info rgb")
 
 
 def test_list_counts_installed_but_disabled_modalities(bare: Run) -> None:
@@ -156,14 +153,9 @@ def test_list_counts_installed_but_disabled_modalities(bare: Run) -> None:
     )
     Path("few.toml").write_text(text)
     code, shown, complaint = bare("--registry", "few.toml", "list")
-    assert code == 0 and not complaint and len(shown.splitlines()) == 5
-    assert f"{installed - 3} more are installed but not enabled (few.toml: [zoo] modalities)\n" in shown
-    assert "1 more is switched off (few.toml: [modalities.NAME] enabled)\n" in shown
-    assert "more" not in bare("list")[1]
-    code, shown, _ = bare("--registry", "few.toml", "list", "--json")
-    listed = json.loads(shown)
-    assert code == 0 and {entry["name"] for entry in listed["modalities"]} == {"depth", "rgb"}
-    assert listed["disabled"]["enabled"] == ["caption"] and len(listed["disabled"]["modalities"]) == installed - 3
+    assert code == 0 and not complaint and len(shown.splitlines()) == 4
+    assert f"{installed - 2} modalities are disabled (few.toml: [zoo] modalities, [modalities.NAME] enabled)\n" in shown
+    assert "disabled" not in bare("list")[1]
 
 
 def test_list_and_info_do_not_import_torch() -> None:
@@ -234,7 +226,6 @@ def test_encode_decode_round_trip(zoo: Run, workplace: Path) -> None:
 def test_encode_and_decode_overwrite_no_file_unasked(zoo: Run, workplace: Path) -> None:
     text = "A cat — naïve 木 \U0001f3e0 on the floor."
     (workplace / "cat.txt").write_text(f"{text}\n", encoding="utf-8")
-    refused(zoo("encode", "caption", "cat.txt", "--out", "./cat.txt"), "cat.txt: is the file that is read")
     assert zoo("encode", "caption", "cat.txt", "--out", "cat.json")[0] == 0
     code, shown, _ = zoo("decode", "caption", "cat.json")
     assert code == 0 and "cat_decoded.txt" in shown
@@ -243,9 +234,6 @@ def test_encode_and_decode_overwrite_no_file_unasked(zoo: Run, workplace: Path) 
     refused(zoo("decode", "caption", "cat.json"), "cat_decoded.txt: is there already", "--out")
     assert zoo("decode", "caption", "cat.json", "--out", "cat")[0] == 0, "asked for by name"
     assert (workplace / "cat.txt").read_text(encoding="utf-8").strip() == text
-    (workplace / "link.png").symlink_to(workplace / "cat.json")
-    refused(zoo("decode", "caption", "cat.json", "--out", "new", "--picture", "link.png"), "link.png: is the file")
-    assert not (workplace / "new.txt").exists()
 
 
 def test_missing_registry(zoo: Run, workplace: Path, tmp_path: Path) -> None:
@@ -347,14 +335,13 @@ def test_interrupted_command_says_how_to_resume(zoo: Run, monkeypatch: pytest.Mo
     def stop(**_: object) -> None:
         raise KeyboardInterrupt
 
-    anew, left = STARTS_AGAIN, "name those that are left, with --overwrite"
     known = dict(commands(group))
-    for path, words, line in (
-        ("zoo tokenizer train", "depth --data data", f"{anew}; of several tokenizers {left}"),
-        ("zoo backbone train", "--tokens tokens --out run", anew),
+    for path, words in (
+        ("zoo tokenizer train", "depth --data data"),
+        ("zoo backbone train", "--tokens tokens --out run"),
     ):
         monkeypatch.setattr(known[path], "callback", stop)
-        for more, expected in (([], RESUMES), (["--overwrite"], line)):
+        for more, expected in (([], RESUMES), (["--overwrite"], STARTS_AGAIN)):
             assert zoo(*path.split()[1:], *words.split(), *more)[::2] == (130, f"\ninterrupted; {expected}\n"), path
 
 

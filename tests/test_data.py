@@ -21,7 +21,7 @@ from tokenizers_zoo.data import shards as shards_module
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import read_splits, verify
 from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_shard
-from tokenizers_zoo.data.tar import Dropped, Member, header, read_member, scan_tar
+from tokenizers_zoo.data.tar import Dropped, Member, read_member, scan_tar
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
 from tokenizers_zoo.io import disk_problem
 
@@ -76,7 +76,7 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     ("at", "block", "reason"),
     [
         (110, b"\xff", "damaged header"),
-        (0, bytes(BLOCK), "zeros in place of a header"),
+        (0, bytes(BLOCK), "damaged header: zeros"),
     ],
 )
 def test_damaged_header_loses_only_one_member(six: bytes, tmp_path: Path, at: int, block: bytes, reason: str) -> None:
@@ -208,14 +208,6 @@ def test_written_shards_have_the_same_bytes_and_other_programs_read_them(tmp_pat
         members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         assert [member.mtime + member.uid + member.gid for member in tar] == [0, 0, 0]
     assert members == {f"{key}.bin": data for key, data in values.items() if data is not None}
-
-
-@pytest.mark.parametrize("size", [0, 9, 12345, (1 << 33) - 1, 1 << 33])
-@pytest.mark.parametrize("name", ["a", "b/c" * 20 + ".x", "z" * 100, "z" * 101, "caf\xe9"])
-def test_headers_equal_tarfile_headers(name: str, size: int) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = size
-    assert header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
 @pytest.mark.parametrize("key", ["a.b", "/a", "a//b", "../a", "", ".a", "a\\b", "./a", "a\nb"])

@@ -128,9 +128,7 @@ def test_the_keys_of_settings_in_use() -> None:
     used = Example(size=(3, 4), inner=Inner(depth=2), spare=Inner(depth=7))
     top, inner, spare, *_ = tables_of(used, "")
     assert [key.used for key in top.keys[:3]] == ["[3, 4]", "-", "[8, 5]"] and top.keys[0].default == "64"
-    assert [(key.name, key.elsewhere) for key in top.keys[3:]] == [
-        ("inner", True), ("spare", True), ("parts", False), ("named", True)
-    ]  # fmt: skip
+    assert [key.inner for key in top.keys] == [False] * 3 + [True] * 4
     assert (inner.header, inner.keys[0].default, inner.keys[0].used) == ("[inner]", "3", "2")
     assert (spare.absent, spare.keys[0].default, spare.keys[0].used) == (True, "2", "7")
     (made,) = tables_of(dataclasses.make_dataclass("Made", [("size", int, 3)]), "made")  # of no source

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
-import pickle
-import shutil
 import stat
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +18,6 @@ from small_modalities import LETTERS, defaults, installed
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import (
     fingerprint,
-    float32_by_default,
     is_complete,
     load_checkpoint,
     resolve_folder,
@@ -133,30 +125,6 @@ def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(learnt: Path, tmp_
         assert (tmp_path / str(dtype) / "model.safetensors").read_bytes() == weights
 
 
-def test_threads_see_one_default_dtype() -> None:
-    """A thread that changes the dtype for a while does not change it for others."""
-    inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()
-
-    def other() -> None:
-        inside.wait()
-        with float32_by_default():
-            seen.append(torch.get_default_dtype())
-            time.sleep(0.05)
-            seen.append(torch.get_default_dtype())
-
-    torch.set_default_dtype(torch.bfloat16)
-    thread = threading.Thread(target=other)
-    try:
-        thread.start()
-        with float32_by_default():
-            inside.wait()
-            time.sleep(0.02)
-        thread.join()
-        assert seen == [torch.float32] * 2 and torch.get_default_dtype() == torch.bfloat16
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def test_another_device_reads_weights_and_fingerprint_together(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map")
     first, other = (only({"a_map": {"checkpoint": str(tmp_path / "a"), "levels": levels}}) for levels in (16, 4))
@@ -166,44 +134,6 @@ def test_another_device_reads_weights_and_fingerprint_together(install_example: 
     trained(other, "a_map", tmp_path / "a")
     handle.device = "cpu:0"
     assert handle.fingerprint == other["a_map"].fingerprint != before and len(handle.tokenizer) == 4
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
-    script = (
-        "import os, threading; from tokenizers_zoo.checkpoint import loading; import signal, torch\n"
-        "holds, done = threading.Event(), threading.Event()\n"
-        "def hold():\n with loading(): holds.set(); done.wait()\n"
-        "thread = threading.Thread(target=hold); thread.start(); holds.wait()\n"
-        "child = os.fork()\n"
-        "if not child:\n signal.alarm(20)\n with loading(): os._exit(7)\n"
-        "status = os.waitpid(child, 0)[1]; done.set(); thread.join()\n"
-        "raise SystemExit(os.waitstatus_to_exitcode(status))"
-    )
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", script]).returncode == 7
-
-
-def test_a_handle_of_a_relative_registry_is_the_same_in_another_folder(
-    learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(learnt.parent)
-    handle = Zoo.from_toml(learnt.name)["depth"]
-    tokens, sent = handle.encode(DEPTHS), pickle.dumps((handle, handle.at(Path("codecs/depth"))))
-    monkeypatch.chdir(tmp_path)
-    for there in pickle.loads(sent):
-        assert torch.equal(there.encode(DEPTHS), tokens)
-
-
-def test_handle_is_pickled_by_its_registry(learnt: Path, tmp_path: Path) -> None:
-    handle = Zoo.from_toml(learnt)["depth"]
-    shutil.copytree(handle.checkpoint, tmp_path / "copy")
-    handle.device = "cpu:0"
-    for sent in (handle, handle.at(tmp_path / "copy")):
-        there = pickle.loads(pickle.dumps(sent))
-        assert (there.name, there.checkpoint, there.device) == (sent.name, sent.checkpoint, sent.device)
-        assert torch.equal(there.encode(DEPTHS), handle.encode(DEPTHS))
-    first, second = pickle.loads(pickle.dumps((handle, handle)))
-    assert first is second
 
 
 def test_values_are_copied_if_a_plugin_reuses_its_buffer(ready: Callable[..., Any]) -> None:
@@ -355,23 +285,6 @@ def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
     assert zoo2["two"].fingerprint != before and len(zoo2["two"].tokenizer) == 4
 
 
-def test_hub_id_is_not_reported_as_a_missing_folder(
-    install_example: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install_example("a_map")
-    hub = only({"a_map": {"checkpoint": "somebody/a-tokenizer"}})["a_map"]
-    assert hub.has_tokenizer
-    assert only({"a_map": {"checkpoint": "somebody/a"}}, zoo={"checkpoints": "."})["a_map"].has_tokenizer
-    for local in ("runs/a", "some/where/a", "./some/a", str(tmp_path / "a"), "some/my--a", "some/a.git"):
-        assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
-    made = dataclasses.replace(hub.files, checkpoint=tmp_path / "made")
-    (tmp_path / "made/samples").mkdir(parents=True)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: f"/cache/{hub_id}")
-    assert made.folder() == Path("/cache/somebody/a-tokenizer")
-    trained(only(), "a_map", tmp_path / "made")
-    assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
-
-
 # ---------------------------------------------------------------- input and output validation
 
 
@@ -422,7 +335,7 @@ def test_batches_may_be_views_of_arrays_and_bad_ones_are_refused(ready: Callable
 def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
     handle = ready()
     good = torch.zeros(2, 4, 4, dtype=torch.int64)
-    expected = r"a_map: expected int64 \(batch, 4, 4\) in \[0, 16\), got"
+    expected = r"a_map: expected int64 \(batch, 4, 4\) in \[0, 15\], got"
     for bad in (good + 16, good.float(), good[:, :3], "tokens"):
         with pytest.raises(InvalidValueError, match=expected):
             handle.decode(bad)
@@ -432,13 +345,13 @@ def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (".round().long()", ".round().int()", r"encode of plugin 'a_map' of zoo-a_map 1.0 .* gave int32 \(3, 4, 4\)"),
-        (".round().long()", ".round().long() + 99", r"gave int64 \(3, 4, 4\) .*ids lie outside the vocabulary"),
+        (".round().long()", ".round().int()", r"encode of plugin 'a_map' of zoo-a_map 1.0 .* got int32 \(3, 4, 4\)"),
+        (".round().long()", ".round().long() + 99", r"got int64 \(3, 4, 4\) .*numbers lie outside the range"),
         (".round().long()", ".round().long()[:2]", r"expected tokens of 3 values"),
         ("means = reduce(", "means = reduse(", r"encode .* failed: NameError: name 'reduse' is not defined \(.*zoo_a"),
         ("return repeat(", "raise NotImplementedError  # (", r"decode .* failed: .*: decode is to be written"),
-        ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* gave float32 .*outside the range"),
-        ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* gave 2 values for 3 samples"),
+        ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* got float32 .*outside the range"),
+        ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* expected 3 values, .* it gave 2"),
     ],
 )
 def test_plugin_return_values_are_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:
@@ -456,13 +369,11 @@ def test_optional_hooks_are_checked_too(ready: Callable[..., Any]) -> None:
             "return Image.fromarray(": "return np.asarray(",
         }
     )
-    with pytest.raises(
-        PluginError, match=r"transform of plugin 'a_map' of zoo-a_map 1.0 .* gave float64 \(1, 16, 16\)"
-    ):
+    with pytest.raises(PluginError, match=r"transform of plugin 'a_map' of zoo-a_map 1.0 .* got float64 \(1, 16, 16\)"):
         handle.transform(values()[0], Crop())
-    with pytest.raises(PluginError, match=r"score .* gave dict \{'rmse': .*\}, its spec declares mae"):
+    with pytest.raises(PluginError, match=r"score .* expected one number for each of mae, got dict \{'rmse': .*\}"):
         handle.score(values(), values())
-    with pytest.raises(PluginError, match=r"render .* gave uint8 .*, expected a PIL image or a str"):
+    with pytest.raises(PluginError, match=r"render .* expected a PIL image or a str, got uint8 "):
         handle.render(values()[0])
     with pytest.raises(DataError, match="a_map: is not derived from other modalities"):
         handle.derive({})

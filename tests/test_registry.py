@@ -94,9 +94,9 @@ BROKEN = {
     "misspelt hook": ({"def score(": "def scores("}, r"there is no hook 'scores'; did you mean 'score'\?"),
     "unknown argument": (
         {"def encode(self, tokenizer, values)": "def encode(self, tokenizer, values, batch_size)"},
-        r"encode takes 'batch_size', which encode\(tokenizer, values, settings\) does not give",
+        r"encode takes batch_size, expected arguments of encode\(tokenizer, values, settings\) by name",
     ),
-    "another name": ({"name=settings.name": 'name="other"'}, r"gave the name 'other', expected 'broken'"),
+    "another name": ({"name=settings.name": 'name="other"'}, r"expected a ModalitySpec named 'broken' .*, got Mod"),
     "unsound spec": ({"vocab_size=config.levels": "vocab_size=0"}, r"vocab_size 0: .*; declared by plugin 'broken'"),
     "derive without inputs": (
         {"    @hookimpl\n    def render(": "    @hookimpl\n    def derive(self): ...\n    @hookimpl\n    def render("},
@@ -227,7 +227,7 @@ def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_pat
         depth.check_overrides({"codebook_size": 500})
     path.write_text("[modalities.depth.tokenizer]\nquantizer = 'vq'\ndecay = 0.9\ncodebook_size = 500\n")
     depth = Zoo.from_toml(path)["depth"]
-    with pytest.raises(ConfigError, match=r"registry.toml:4 \[modalities.depth.tokenizer\] codebook_size: lfq needs"):
+    with pytest.raises(ConfigError, match=r"^\[modalities.depth.tokenizer\] codebook_size: lfq needs"):
         depth.check_overrides({"quantizer": "lfq"})
 
 
@@ -237,7 +237,7 @@ def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install,
     text = "[zoo]\nmodalities = ['small', 'large', 'off']\n[modalities.large]\nplugin = 'small'\n"
     zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", f"{text}[modalities.off]\nenabled = false\n"))
     assert zoo.names() == ["large", "small"] and "other" not in zoo and not zoo.problems()
-    assert zoo.disabled() == {"modalities": ["other"], "enabled": sorted([*EVERYTHING_ELSE, "off"])}
+    assert zoo.disabled() == sorted([*EVERYTHING_ELSE, "off", "other"])
     with pytest.raises(UnknownNameError, match=r"'other' is disabled: .*registry.toml:2 \[zoo\] modalities lacks it"):
         zoo["other"]
     with pytest.raises(UnknownNameError, match=r"'off' is disabled: .*registry.toml:6 \[modalities.off\] enabled"):

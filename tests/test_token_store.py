@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import functools
 import json
 import os
 import threading
-import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,8 +187,8 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, damage: Any) -> None:
 def test_the_number_of_maps_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path, LAYOUTS["sequence"], count=200)
     expected = TokenStore(tmp_path).open("train", "m").take(range(200))
-    monkeypatch.setattr(token_shard, "_open", weakref.WeakSet())
-    monkeypatch.setattr(token_shard, "MOST_MAPPED", 7)
+    token_shard._mapped.cache_clear()
+    monkeypatch.setattr(token_shard, "_mapped", functools.lru_cache(7)(token_shard.ShardFile.map))
     column, found = TokenStore(tmp_path).open("train", "m"), list[bool]()
 
     def read(seed: int) -> None:
@@ -214,7 +214,7 @@ def test_a_shard_that_the_system_does_not_open_is_not_damaged(tmp_path: Path, mo
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "open", refused)
+        patched.setattr(builtins, "open", refused)
         with pytest.raises(ReadError, match=r"shard-00000\.arrow: cannot be read"):
             column.take([0])
     assert len(column.take([0])) == 1

@@ -113,7 +113,7 @@ def test_after_an_error_no_job_starts_and_running_ones_finish(tmp_path: Path) ->
     """Waiting jobs are not started; results of running jobs are returned, so that their work is not lost."""
     given = []
     with pytest.raises(ZooError, match="no more"):
-        for name in run_jobs(Zoo.installed(), fails_first, [tmp_path / str(n) for n in range(6)], 2, lambda _: None):
+        for name in run_jobs(Zoo.installed(), fails_first, [tmp_path / str(n) for n in range(6)], 2):
             given.append(name)
     assert given == ["1"] and {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
@@ -127,7 +127,7 @@ def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(engines, "QUOTA", Path("/nowhere"))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2, lambda _: None)) == {("dumb", "4")}
+    assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2)) == {("dumb", "4")}
     assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
 
 
@@ -137,15 +137,15 @@ def test_remaining_jobs_of_a_killed_run_use_the_same_number_of_threads(monkeypat
     monkeypatch.setattr(engines, "QUOTA", Path("/nowhere"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for left in ([1, 2], [1]):
-        found = {threads for _, threads in run_jobs(Zoo.installed(), surroundings, left, None, lambda _: None, of=4)}
+        found = {threads for _, threads in run_jobs(Zoo.installed(), surroundings, left, None, of=4)}
         assert found == {"2"}
-    assert not list(run_jobs(Zoo.installed(), surroundings, [], None, lambda _: None, of=4))
+    assert not list(run_jobs(Zoo.installed(), surroundings, [], None, of=4))
 
 
 def test_there_are_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
-    assert set(run_jobs(Zoo.installed(), lambda zoo, job: os.getpid(), [1, 2], None, lambda _: None)) == {os.getpid()}
+    assert set(run_jobs(Zoo.installed(), lambda zoo, job: os.getpid(), [1, 2], None)) == {os.getpid()}
 
 
 @pytest.mark.parametrize(

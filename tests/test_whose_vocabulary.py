@@ -16,7 +16,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pipeline import tokenizers
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
-from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
+from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, text_vocabularies
 from tokenizers_zoo.text_vocab import TextVocabulary
 
 NOTES = '''
@@ -147,28 +147,18 @@ def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
     assert "vocabulary" not in capsys.readouterr().err
 
 
-def test_a_modality_in_place_of_a_text_vocabulary_is_its_own_problem(
-    make: Toy, install_example: Install, tmp_path: Path
-) -> None:
+def test_a_modality_does_not_replace_a_text_vocabulary(make: Toy, install_example: Install, tmp_path: Path) -> None:
     install_example("journal")
     install_example("field")
     folder = tmp_path / "tokenizers" / "journal"
     zoo = make({"album": "journal", "notes": "journal"}, {"field": {"checkpoint": str(folder)}})
-    told = f"{folder} is the folder of the text vocabulary 'journal' of album, notes; "
-    assert {name: problem.startswith(f"{name}: {told}") for name, problem in zoo.problems().items()} == {
-        "journal": True, "field": True,
-    }  # fmt: skip
-    assert [handle.name for handle in zoo.handles()] == ["album", "notes"]
     data = write(zoo, tmp_path / "data", "notes", sentences("red"))
     for name in ("field", "journal"):
         write(zoo, data, name, values())
-        with pytest.raises(ConfigError, match=f"^{name}: .* text vocabulary 'journal' of album, notes"):
+        with pytest.raises(ConfigError, match=f"^{name}: .* text vocabulary 'journal' of album"):
             train_tokenizer(zoo, name, data)
     assert not folder.exists()
     train_tokenizer(zoo, "notes", data)
-    assert describe_vocabulary(zoo, "journal").needs == {"album": ("<album>",), "notes": ("<notes>",)}
-    old, new = grow_vocabulary(zoo, "journal")
-    assert new is old
     other = make({}, {"journal": {"enabled": False}})
     assert other["field"].checkpoint != folder and "field" not in other.problems()
     with pytest.raises(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,16 +37,6 @@ AGAIN = "copy this folder again, or make it anew in another"
 _one_at_a_time = threading.RLock()
 
 
-def _unlock() -> None:
-    """Replace the lock after a fork: the new process inherits the lock, but not the thread that would release it."""
-    global _one_at_a_time
-    _one_at_a_time = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
-
-
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
     """Load networks independently of the caller's torch state.
@@ -66,21 +55,15 @@ def loading() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Make float32 the default dtype of new tensors.
-
-    The default belongs to the whole process: if it has to change, threads wait for each other.
-    """
+    """Make float32 the default dtype of new tensors. The default belongs to the whole process, all threads."""
     import torch
 
-    with contextlib.ExitStack() as alone:
-        alone.enter_context(_one_at_a_time)  # another thread may have changed it for a while
-        dtype = torch.get_default_dtype()
-        if dtype == torch.float32:
-            alone.close()
-        else:
-            torch.set_default_dtype(torch.float32)
-            alone.callback(torch.set_default_dtype, dtype)
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
         yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def card_row(*cells: object) -> str:
@@ -94,7 +77,6 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 
     config.json is written last: with it the checkpoint is complete. If the weights stay the same, only config.json is
     replaced. Other weights remove the old config.json first, so a kill never leaves new weights with an old config.
-
     Other files of the folder are kept. `config` needs the key "class", which says what can load it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,25 +186,6 @@ def hub_folder(hub_id: str) -> Path:
         raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
 
 
-@dataclass(frozen=True)
-class CheckpointPlace:
-    """A local checkpoint folder, and the hub id to download from while that folder holds no checkpoint."""
-
-    folder: Path
-    hub_id: str | None = None
-
-    @property
-    def known(self) -> bool:
-        """True if the checkpoint is in the folder or has a hub id. Does not access the network."""
-        return self.hub_id is not None or is_complete(self.folder)
-
-    def fetched(self) -> Path:
-        """Return the local folder, or the downloaded snapshot. The folder may be empty if there is no hub id."""
-        if self.hub_id is None or is_complete(self.folder):
-            return self.folder
-        return hub_folder(self.hub_id)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
     """Folders of a modality's tokenizer and vocabulary, and their fingerprint."""
@@ -230,59 +193,38 @@ class TokenizerFiles:
     spec: ModalitySpec
     checkpoint: Path
     """Folder of the tokenizer, or of the shared vocabulary if the modality has no tokenizer of its own."""
-    locate_vocabulary: Callable[[ModalitySpec], CheckpointPlace] | None = None
-    """Returns the place of the shared vocabulary, for a spec with `own_tokenizer`."""
-    hub_id: str | None = None
-    hub_evaluations: Path = Path()
-    """Folder for the evaluations of a tokenizer on the hub."""
+    locate_vocabulary: Callable[[ModalitySpec], Path] | None = None
+    """Returns the folder of the shared vocabulary, for a spec with `own_tokenizer`."""
     sha256: str | None = None
     """The fingerprint that the registry asks for."""
     origin: Origin
     """The modality's table in the registry, for error messages."""
 
     @property
-    def _tokenizer_place(self) -> CheckpointPlace:
-        return CheckpointPlace(self.checkpoint, self.hub_id)
-
-    @property
-    def _vocabulary_place(self) -> CheckpointPlace:
+    def vocabulary(self) -> Path:
+        """Folder of the vocabulary: the checkpoint itself unless the spec says `own_tokenizer`. It may not exist."""
         if self.spec.own_tokenizer and self.locate_vocabulary is not None:
             return self.locate_vocabulary(self.spec)
-        return self._tokenizer_place
-
-    @property
-    def vocabulary(self) -> Path:
-        """Folder of the vocabulary: the checkpoint itself unless the spec says `own_tokenizer`."""
-        return self._vocabulary_place.folder
+        return self.checkpoint
 
     @property
     def lacks_vocabulary(self) -> bool:
-        """True if the tokenizer needs a shared vocabulary that is neither here nor on the hub."""
-        return self.spec.own_tokenizer and not self._vocabulary_place.known
+        """True if the tokenizer needs a shared vocabulary that is not there."""
+        return self.spec.own_tokenizer and not is_complete(self.vocabulary)
 
     @property
     def complete(self) -> bool:
-        """True if tokenizer and vocabulary are here or on the hub. Does not access the network."""
-        return self._tokenizer_place.known and not self.lacks_vocabulary
-
-    @property
-    def evaluations(self) -> Path:
-        """Folder for evaluation results: the checkpoint, or a local folder for a tokenizer on the hub."""
-        on_hub = self.hub_id is not None and not is_complete(self.checkpoint)
-        return self.hub_evaluations if on_hub else self.checkpoint
-
-    def vocabulary_folder(self) -> Path:
-        """Return the vocabulary's folder, downloaded if needed. It may not exist yet."""
-        return self._vocabulary_place.fetched()
+        """True if tokenizer and vocabulary are there."""
+        return is_complete(self.checkpoint) and not self.lacks_vocabulary
 
     def folder(self) -> Path:
-        """Return the tokenizer's folder, downloaded if needed. Raises CheckpointError if there is none."""
-        if not self._tokenizer_place.known:
+        """Return the tokenizer's folder. Raises CheckpointError if there is none."""
+        if not is_complete(self.checkpoint):
             table = f"[modalities.{self.spec.name}] of {self.origin.file}"
             published = ", import a published one (zoo import-ml4m)" if self.spec.aliases else ""
             where = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
             raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")
-        return self._tokenizer_place.fetched()
+        return self.checkpoint
 
     def fingerprint(self) -> str:
         """Return the sha256 of the tokenizer, joined with its vocabulary's if the two are separate.
@@ -304,12 +246,11 @@ class TokenizerFiles:
                 f"{self.spec.name}: no vocabulary {self.spec.vocabulary} at {self.vocabulary}; train it there "
                 "(zoo tokenizer train), or import the published one"
             )
-        vocabulary = self.vocabulary_folder()
-        return joint_fingerprint(found, next(iter(_lineage(vocabulary)), "") or fingerprint(vocabulary))
+        return joint_fingerprint(found, next(iter(_lineage(self.vocabulary)), "") or fingerprint(self.vocabulary))
 
     @property
     def published(self) -> bool:
-        """True if the tokenizer was imported from 4M; False if it is still on the hub."""
+        """True if the tokenizer was imported from 4M."""
         try:
             return ORIGIN in load_config(self.checkpoint)
         except CheckpointError:

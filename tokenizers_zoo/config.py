@@ -33,8 +33,6 @@ class Origin:
 
     path: Path | None = None
     table: str = ""
-    given: frozenset[str] = frozenset()
-    """Keys that came from the command line, as `table.key`; see `keys_of`."""
     shared: frozenset[str] = frozenset()
     """Keys that came from `[zoo]`, which all modalities share."""
     beside: frozenset[str] = frozenset()
@@ -44,7 +42,7 @@ class Origin:
         """Return `registry.toml:12 [modalities.x] key`."""
         if key in self.shared:
             return self._of_all.at(key)
-        if self.path is None or f"{self.table}.{key}" in self.given:
+        if self.path is None:
             return f"[{self.table}] {key}" if self.table else key
         line = find_line(self.path, self.table, key)
         return f"{self.path}{f':{line}' if line else ''} {f'[{self.table}] ' if self.table else ''}{key}"
@@ -63,15 +61,7 @@ class Origin:
 
     @property
     def _of_all(self) -> Origin:
-        return Origin(path=self.path, table=SHARED, given=self.given)
-
-
-def keys_of(table: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Yield `name.key` for all keys of a table and its inner tables."""
-    for key, value in table.items():
-        yield f"{name}.{key}"
-        if isinstance(value, Mapping):
-            yield from keys_of(value, f"{name}.{key}")
+        return Origin(path=self.path, table=SHARED)
 
 
 def find_line(path: Path, table: str, key: str) -> int | None:
@@ -392,11 +382,6 @@ class Key:
     meaning: str
     inner: bool
     """True if it holds tables, which are listed on their own."""
-
-    @property
-    def elsewhere(self) -> bool:
-        """True if the table of its name says everything."""
-        return self.inner and {self.default, self.used} <= {UNSET, ITS_TABLE}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

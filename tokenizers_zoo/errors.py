@@ -22,9 +22,9 @@ class ZooError(OneLineError):
     """Base of all errors about inputs: settings, files, values, plugins. The message says what to do."""
 
     @classmethod
-    def expected(cls, where: object, expected: str, got: object, remedy: str = "") -> Self:
+    def expected(cls, where: object, expected: str, got: object, remedy: str | None = None) -> Self:
         """Build `WHERE: expected EXPECTED, got GOT; REMEDY`."""
-        return cls(f"{where}: expected {expected}, got {got}{remedy and f'; {remedy}'}")
+        return cls(f"{where}: expected {expected}, got {got}{f'; {remedy}' if remedy else ''}")
 
 
 class ConfigError(ZooError):
@@ -123,15 +123,10 @@ def is_of_the_machine(error: BaseException) -> bool:
 
 def passing(error: BaseException) -> bool:
     """Return whether a retry may succeed: a file could not be read, or the machine failed somewhere in the chain."""
-    behind, seen = [error], set[int]()
-    while behind:
-        found = behind.pop()
-        if id(found) not in seen:
-            if is_of_the_machine(found):
-                return True
-            seen.add(id(found))
-            behind += [cause for cause in (found.__cause__, found.__context__) if cause is not None]
-    return isinstance(error, ReadError)
+    found: BaseException | None = error
+    while found is not None and not is_of_the_machine(found):
+        found = found.__cause__ or found.__context__
+    return found is not None or isinstance(error, ReadError)
 
 
 def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:

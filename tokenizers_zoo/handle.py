@@ -15,13 +15,12 @@ import numpy as np
 from tokenizers_zoo.checkpoint import (
     CONFIG,
     WEIGHTS,
-    CheckpointPlace,
     TokenizerFiles,
     float32_by_default,
     is_complete,
     loading,
 )
-from tokenizers_zoo.config import Settings, emptied, keys_of
+from tokenizers_zoo.config import Settings, emptied
 from tokenizers_zoo.errors import (
     OTHER_REGISTRY,
     DataError,
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
 
-PUBLISHED_SPACE = "what 4M's own tokenizer sees"
-
 
 class ModalityHandle:
     """One enabled modality. Its plugin is loaded and its spec is valid; the tokenizer is loaded at the first use.
@@ -75,14 +72,13 @@ class ModalityHandle:
         files: Callable[[ModalitySpec], TokenizerFiles],
         trained: Callable[[Path], None] | None = None,
         specs_of: Callable[[Sequence[str]], Mapping[str, ModalitySpec]] = lambda names: {},
-        again: tuple[Callable[..., ModalityHandle], *tuple[Any, ...]] | None = None,
     ) -> None:
-        """`trained` gets the folder of a new tokenizer; `again` opens the same handle in another process."""
+        """`trained` gets the folder of a new tokenizer."""
         self.name = settings.name
         self.plugin_name = plugin.claim.name
         self.distribution = plugin.claim.distribution
         self.settings = settings
-        self._plugin, self._trained, self._specs_of, self._again = plugin, trained, specs_of, again
+        self._plugin, self._trained, self._specs_of = plugin, trained, specs_of
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
         self._device = "cpu"
@@ -94,12 +90,6 @@ class ModalityHandle:
 
     def __deepcopy__(self, memo: Any) -> ModalityHandle:
         return self  # shared, like the Zoo it belongs to
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the way to open the handle; the other process opens its own registry and loads the tokenizer again."""
-        if self._again is None:
-            raise TypeError(f"{self!r} is of no registry, and cannot be pickled")
-        return _opened, (self._device, *self._again)
 
     # ------------------------------------------------------------------ the plugin
 
@@ -128,8 +118,8 @@ class ModalityHandle:
     def _call(self, hook: str, **arguments: Any) -> Any:
         return self._plugin.call(self.name, hook, **arguments)
 
-    def _broken(self, hook: str, problem: str) -> PluginError:
-        return PluginError(f"{self.name}: {hook} of {self._plugin.claim} {problem}")
+    def _broken(self, hook: str, given: Any, expected: str, problem: str | None = None) -> PluginError:
+        return PluginError.expected(f"{self.name}: {hook} of {self._plugin.claim}", expected, describe(given), problem)
 
     def _checked_spec(self) -> ModalitySpec:
         try:
@@ -137,10 +127,8 @@ class ModalityHandle:
         except PluginError as error:
             claim = str(self._plugin.claim)
             raise error if claim in str(error) else PluginError(f"{error}; declared by {claim}") from error
-        if not isinstance(spec, ModalitySpec):
-            raise self._broken("modality_spec", f"gave {describe(spec)}, expected a ModalitySpec")
-        if spec.name != self.name:
-            raise self._broken("modality_spec", f"gave the name {spec.name!r}, expected {self.name!r} (settings.name)")
+        if not isinstance(spec, ModalitySpec) or spec.name != self.name:
+            raise self._broken("modality_spec", spec, f"a ModalitySpec named {self.name!r} (settings.name)")
         metrics = "" if spec.metrics == (EXACT,) else ", ".join(metric.name for metric in spec.metrics)
         for hook, about, what in (
             ("derive", spec.derived_from or spec.derive_setting, f"derived_from {spec.derived_from!r}"),
@@ -148,7 +136,7 @@ class ModalityHandle:
         ):
             if bool(about) != self.implements(hook):
                 has = "is implemented" if self.implements(hook) else "is not implemented"
-                raise self._broken("modality_spec", f"declares {what}, but the hook {hook} {has}")
+                raise PluginError(f"{self.name}: {self._plugin.claim} declares {what}, but the hook {hook} {has}")
         return spec
 
     # ------------------------------------------------------------------ the tokenizer
@@ -158,15 +146,11 @@ class ModalityHandle:
 
         `vocabulary` is the folder of its shared vocabulary, if it has both.
         """
-        locate = self.files.locate_vocabulary if vocabulary is None else lambda _: CheckpointPlace(vocabulary)
+        locate = self.files.locate_vocabulary if vocabulary is None else lambda _: vocabulary
         origin = self.settings.origin
         files = TokenizerFiles(spec=self.spec, checkpoint=checkpoint, locate_vocabulary=locate, origin=origin)
         return ModalityHandle(
-            plugin=self._plugin,
-            settings=self.settings,
-            files=lambda _: files,
-            specs_of=self._specs_of,
-            again=(ModalityHandle.at, self, checkpoint.absolute(), vocabulary and vocabulary.absolute()),
+            plugin=self._plugin, settings=self.settings, files=lambda _: files, specs_of=self._specs_of
         )
 
     @property
@@ -187,18 +171,12 @@ class ModalityHandle:
 
     @property
     def has_tokenizer(self) -> bool:
-        """True if the tokenizer and its vocabulary are here or on the hub. Does not access the network."""
+        """True if the tokenizer and its vocabulary are there."""
         return self.files.complete
 
     def forget_tokenizer(self) -> None:
         """Drop the loaded tokenizer; the next use loads it again."""
         self._tokenizer = self._fingerprint = None
-
-    @property
-    def token_space(self) -> str:
-        """The transform applied before tokenizing, in words; empty if there is none."""
-        published = self.spec.token_space and not self.spec.own_tokenizer and self.files.published
-        return PUBLISHED_SPACE if published else self.spec.token_space
 
     @property
     def fingerprint(self) -> str:
@@ -247,8 +225,7 @@ class ModalityHandle:
             _ = self.fingerprint  # refuses another tokenizer than the pinned one before loading
             import torch
 
-            vocabulary = self.files.vocabulary_folder() if self.spec.own_tokenizer else folder
-            arguments = {"checkpoint": folder, "device": self._device, "vocabulary": vocabulary}
+            arguments = {"checkpoint": folder, "device": self._device, "vocabulary": self.files.vocabulary}
             with loading():
                 tokenizer = self._call("load_tokenizer", settings=self.settings, **arguments)
             self._tokenizer = tokenizer.eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
@@ -263,8 +240,7 @@ class ModalityHandle:
         with float32_by_default():
             path = self._call("train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed)
         if not isinstance(path, Path) or not is_complete(path):
-            expected = f"the Path of a folder of {WEIGHTS} and {CONFIG}"
-            raise self._broken("train_tokenizer", f"gave {describe(path)}, expected {expected}")
+            raise self._broken("train_tokenizer", path, f"the Path of a folder of {WEIGHTS} and {CONFIG}")
         self.forget_tokenizer()
         if self._trained is not None:
             self._trained(path)
@@ -278,7 +254,7 @@ class ModalityHandle:
         """
         table = self._call("import_published", published=published, out_dir=Path(out_dir), settings=self.settings)
         if not isinstance(table, Mapping):
-            raise self._broken("import_published", f"gave {describe(table)}, expected a table of settings")
+            raise self._broken("import_published", table, "a table of settings")
         return dict(table)
 
     def export_published(self, checkpoint: Path | None = None) -> PublishedCheckpoint:
@@ -304,8 +280,7 @@ class ModalityHandle:
         table = dict(tokenizer_overrides)
         table = dict.fromkeys(emptied(type(self.known_settings().get("tokenizer")), table)) | table
         config = self.settings.changed(tokenizer=table)
-        given = keys_of({"tokenizer": table}, config.origin.table)
-        config.origin = dataclasses.replace(config.origin, given=frozenset(given))
+        config.origin = dataclasses.replace(config.origin, path=None)  # an error is of the command line
         return config
 
     # ------------------------------------------------------------------ values <-> tokens
@@ -333,13 +308,18 @@ class ModalityHandle:
         with self._inference():
             given = self._call("encode", tokenizer=self.tokenizer, values=batch, settings=self.settings)
         tokens, problem = checked_tokens(self.spec, given)
-        if not problem and len(tokens) != count:
-            problem = f"expected tokens of {count_of(count, 'value')}"
-        if problem:
-            declared = expected_tokens(self.spec)
-            raise self._broken("encode", f"gave {describe(given)}, its spec declares {declared}: {problem}")
+        if problem or len(tokens) != count:
+            problem = problem or f"expected tokens of {count_of(count, 'value')}"
+            raise self._broken("encode", given, expected_tokens(self.spec), problem)
         # Copies: a plugin may use its buffers again, and tensors of inference mode may not be used in training.
         return tokens.cpu().clone() if isinstance(tokens, torch.Tensor) else [np.array(item) for item in tokens]
+
+    def encode_each(self, values: Sequence[Any]) -> list[Any]:
+        """Return the tokens of each checked value. If the tokenizer rejects the batch: of each alone, or its error."""
+        try:
+            return list(self.encode(values, trusted=True)) if values else []
+        except ZooError as error:
+            return [error] if len(values) == 1 else [self.encode_each([value])[0] for value in values]
 
     def decode(self, tokens: Any, *, trusted: bool = False) -> list[Any]:
         """Return the values of a batch of tokens, one per sample. Takes what `encode` returns."""
@@ -347,8 +327,7 @@ class ModalityHandle:
 
         batch, problem = checked_tokens(self.spec, tokens, trusted=trusted)
         if problem:
-            expected = expected_tokens(self.spec)
-            raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(tokens)}: {problem}")
+            raise InvalidValueError.expected(self.name, expected_tokens(self.spec), describe(tokens), problem)
         if isinstance(batch, torch.Tensor):
             batch = batch.to(self._device)
         with self._inference():
@@ -357,10 +336,9 @@ class ModalityHandle:
                 values = given.cpu().numpy() if isinstance(given, torch.Tensor) else given
                 listed = [v.cpu().numpy() if isinstance(v, torch.Tensor) else v for v in values]
             except TypeError as error:  # no batch, or a type that numpy lacks, such as bfloat16
-                declared = f"its spec declares a batch of {expected_value(self.spec.value)}"
-                raise self._broken("decode", f"gave {describe(given)}, {declared}") from error
+                raise self._broken("decode", given, f"a batch of {expected_value(self.spec.value)}") from error
         if len(listed) != len(batch):
-            raise self._broken("decode", f"gave {count_of(len(listed), 'value')} for {count_of(len(batch), 'sample')}")
+            raise self._broken("decode", given, count_of(len(batch), "value"), f"it gave {len(listed)}")
         for value in listed:
             self._check_given(value, "decode")
         return [copy.deepcopy(value) for value in listed]  # copies, as in `encode`
@@ -382,7 +360,7 @@ class ModalityHandle:
         if batched and isinstance(values, torch.Tensor | np.ndarray):
             if problem := None if trusted else batch_problem(self.spec.value, values):
                 expected = f"a batch of {expected_value(self.spec.value)}"
-                raise InvalidValueError(f"{self.name}: expected {expected}, got {describe(values)}: {problem}")
+                raise InvalidValueError.expected(self.name, expected, describe(values), problem)
             if isinstance(values, np.ndarray):  # a copy: torch takes no mirrored arrays, and warns of read-only ones
                 values = torch.from_numpy(np.array(values, order="C"))
             return values.to(self._device)
@@ -404,8 +382,7 @@ class ModalityHandle:
 
     def _check_given(self, value: Any, hook: str, *, any_size: bool = False) -> None:
         if problem := value_problem(self.spec.value, value, any_size=any_size):
-            declared = expected_value(self.spec.value)
-            raise self._broken(hook, f"gave {describe(value)}, its spec declares {declared}: {problem}")
+            raise self._broken(hook, value, expected_value(self.spec.value), problem)
 
     def read(self, data: bytes, extension: str) -> Any:
         """Return one value from a file's bytes, at the file's size. Raises InvalidValueError.
@@ -417,8 +394,6 @@ class ModalityHandle:
         try:
             value = self._plugin.call_raw("read_value", **arguments)
         except InvalidValueError as error:
-            if extension == "npy" and not data.startswith(b"\x93NUMPY"):  # numpy would advise to unpickle it
-                raise InvalidValueError(f"{self.name}: damaged .npy file: it does not start like one") from None
             named = str(error).startswith(f"{self.name}:")
             raise error if named else InvalidValueError(f"{self.name}: {error}") from error
         except OneLineError:
@@ -436,8 +411,7 @@ class ModalityHandle:
         written = self._call("write_value", value=value, settings=self.settings, spec=self.spec)
         data, extension = written if isinstance(written, tuple) and len(written) == 2 else (None, None)
         if not isinstance(data, bytes) or not isinstance(extension, str) or not re.fullmatch(r"[a-z0-9]+", extension):
-            expected = "(bytes, extension in lower case without a dot)"
-            raise self._broken("write_value", f"gave {describe(written)}, expected {expected}")
+            raise self._broken("write_value", written, "(bytes, extension in lower case without a dot)")
         return data, extension
 
     def example_files(self) -> dict[str, tuple[bytes, str]]:
@@ -445,7 +419,7 @@ class ModalityHandle:
         given = self._call("example_files", settings=self.settings)
         for file in given.values() if isinstance(given, Mapping) else [None]:
             if not (isinstance(file, tuple) and list(map(type, file)) == [bytes, str]):
-                raise self._broken("example_files", f"gave {describe(given)}, expected {{words: (bytes, extension)}}")
+                raise self._broken("example_files", given, "{words: (bytes, extension)}")
         return dict(given)
 
     def transform(self, value: Any, crop: Crop, *, trusted: bool = False) -> Any:
@@ -454,11 +428,10 @@ class ModalityHandle:
         if not trusted:
             self.check(value, any_size=resizes)
         seen = self._call("transform", value=value, crop=crop, settings=self.settings)
-        if resizes and (problem := value_problem(self.spec.value, seen)):
-            if getattr(seen, "shape", None) == getattr(value, "shape", ()):  # the plugin resizes nothing
+        if resizes and value_problem(self.spec.value, seen):
+            if getattr(seen, "shape", None) == getattr(value, "shape", ()):  # it may resize nothing
                 self.check(value)
-            declared = expected_value(self.spec.value)
-            raise self._broken("transform", f"gave {describe(seen)}, its spec declares {declared}: {problem}")
+            self._check_given(seen, "transform")
         return seen
 
     @property
@@ -488,7 +461,7 @@ class ModalityHandle:
             import PIL.Image
 
             if not isinstance(shown, PIL.Image.Image):
-                raise self._broken("render", f"gave {describe(shown)}, expected a PIL image or a str")
+                raise self._broken("render", shown, "a PIL image or a str")
         return shown
 
     def score(self, predicted: Sequence[Any], target: Sequence[Any]) -> dict[str, float]:
@@ -498,12 +471,12 @@ class ModalityHandle:
             raise InvalidValueError.expected(self.name, expected, got)
         given = self._call("score", predicted=predicted, target=target, settings=self.settings, spec=self.spec)
         names = [metric.name for metric in self.spec.metrics]
-        if not isinstance(given, Mapping) or set(given) != set(names):
-            raise self._broken("score", f"gave {describe(given)}, its spec declares {', '.join(names)}")
         try:
-            return {name: float(given[name]) for name in names}
+            if set(given) == set(names):
+                return {name: float(given[name]) for name in names}
         except (TypeError, ValueError):
-            raise self._broken("score", f"gave {describe(given)}, expected one number per metric") from None
+            pass
+        raise self._broken("score", given, f"one number for each of {', '.join(names)}")
 
     def constant_baseline(self, values: Sequence[Any]) -> Any:
         """Return the one value that scores best as the prediction for all `values`."""
@@ -525,7 +498,7 @@ class ModalityHandle:
     def _strings(self, hook: str, **arguments: Any) -> tuple[str, ...]:
         strings = tuple(given := self._call(hook, **arguments))
         if isinstance(given, str) or not all(isinstance(item, str) for item in strings):
-            raise self._broken(hook, f"gave {describe(given)}, expected a sequence of str")
+            raise self._broken(hook, given, "a sequence of str")
         return strings
 
     def single_ids(self) -> frozenset[int]:
@@ -533,11 +506,5 @@ class ModalityHandle:
         tokenizer = self.tokenizer if self.implements("single_ids") else None
         given = list(self._call("single_ids", tokenizer=tokenizer, settings=self.settings))
         if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in given):
-            raise self._broken("single_ids", f"gave {given}, expected ids from 0 to {self.spec.vocab_size - 1}")
+            raise self._broken("single_ids", given, f"ids from 0 to {self.spec.vocab_size - 1}")
         return frozenset(given)
-
-
-def _opened(device: str, open_handle: Callable[..., ModalityHandle], *of: Any) -> ModalityHandle:
-    handle = open_handle(*of)
-    handle.device = device
-    return handle

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CheckpointPlace, TokenizerFiles
+from tokenizers_zoo.checkpoint import TokenizerFiles
 from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
-from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError, and_others
+from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
@@ -23,8 +24,7 @@ __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 
 TABLES = ("zoo", "vocabularies", "modalities")
 CHECKPOINTS = "runs/tokenizers"
-HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)"
-"""Names that the hub accepts as `owner/name`; everything else is a folder."""
+CLOSE = "did you mean"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,26 +36,13 @@ class InstanceConfig:
     enabled: bool = True
     """False: the instance is not listed, and a plugin without an enabled instance is never imported."""
     checkpoint: str = ""
-    """The tokenizer's folder, relative to registry.toml, or a hub id `owner/name`; empty means the default folder.
-
-    `owner/name` means a local folder if that contains a checkpoint; `./owner/name` always means a folder. `~` is your
-    home.
-    """
+    """The tokenizer's folder, relative to registry.toml; empty means the default folder. `~` is your home."""
     sha256: str = ""
     """The fingerprint that the tokenizer has to have; empty means any."""
 
     def __post_init__(self) -> None:
-        _check_home("checkpoint", self.checkpoint)
         if self.sha256 and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"sha256 {self.sha256!r}: expected 64 lower-case hexadecimal digits")
-
-
-def _check_home(key: str, path: str) -> None:
-    """Raise ValueError for a path in the home folder of an unknown user."""
-    try:
-        Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{key}: {path}: there is no home folder {Path(path).parts[0]} here") from None
 
 
 RESERVED = tuple(field.name for field in dataclasses.fields(InstanceConfig))
@@ -73,9 +60,6 @@ class ZooConfig:
     """The folder of the tokenizers, relative to registry.toml. `~` is your home."""
     modalities: tuple[str, ...] | None = None
     """Names of the enabled modalities; default: every modality that is installed or has a table."""
-
-    def __post_init__(self) -> None:
-        _check_home("checkpoints", self.checkpoints)
 
 
 CORE_KEYS = tuple(field.name for field in dataclasses.fields(ZooConfig))
@@ -124,10 +108,6 @@ class Zoo:
         """Return the same registry: copies of an encoder share its registry and tokenizers."""
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the tables and the path; the other process opens its own registry."""
-        return Zoo.from_tables, (self.tables, self.path and self.path.parent.resolve() / self.path.name)
-
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], path: str | Path | None = None) -> Zoo:
         """Return the registry of parsed tables; relative paths start at `path`'s folder."""
@@ -144,7 +124,7 @@ class Zoo:
     @property
     def checkpoints(self) -> Path:
         """The folder of the tokenizers."""
-        return self.folder / Path(self.config.checkpoints).expanduser()
+        return self.folder / os.path.expanduser(self.config.checkpoints)
 
     # ------------------------------------------------------------------ modalities
 
@@ -180,16 +160,11 @@ class Zoo:
             raise type(handle)(str(handle)) from handle.__cause__
         return handle
 
-    def disabled(self) -> dict[str, list[str]]:
-        """Return the installed but disabled modalities, by the key that disables them. Imports nothing.
-
-        The keys are `modalities` (the list in `[zoo]` lacks the name) and `enabled` (false in the modality's table).
-        """
-        found: dict[str, list[str]] = {"modalities": [], "enabled": []}
-        for name, instance in sorted(self._instances.items()):
-            if name not in self and (instance.plugin or name) in self._plugins.claims[MODALITIES]:
-                found["modalities" if instance.enabled else "enabled"].append(name)
-        return found
+    def disabled(self) -> list[str]:
+        """Return the installed but disabled modalities. Imports nothing."""
+        installed = self._plugins.claims[MODALITIES]
+        instances = sorted(self._instances.items())
+        return [name for name, one in instances if name not in self and (one.plugin or name) in installed]
 
     def _unknown(self, name: str) -> UnknownNameError:
         if name in self._instances:
@@ -224,23 +199,19 @@ class Zoo:
             files=lambda spec: self._files(spec, instance, settings.origin),
             trained=self.forget_tokenizers,
             specs_of=lambda names: {name: self[name].spec for name in names if name in self},
-            again=(Zoo.__getitem__, self, name),
         )
 
     def _files(self, spec: ModalitySpec, instance: InstanceConfig, origin: Origin) -> TokenizerFiles:
         own, usual = instance.checkpoint, self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
-        local = Path(own).parts[:1] == Path(self.config.checkpoints).parts[:1]  # `owner` is our folder of tokenizers
         return TokenizerFiles(
             spec=spec,
-            checkpoint=self.folder / Path(own).expanduser() if own else usual,
+            checkpoint=self.folder / os.path.expanduser(own) if own else usual,
             locate_vocabulary=self._locate_vocabulary,
-            hub_id=own if re.fullmatch(HUB_ID, own) and not local else None,
-            hub_evaluations=self.checkpoints / own,
             sha256=instance.sha256 or None,
             origin=origin,
         )
 
-    def _locate_vocabulary(self, spec: ModalitySpec) -> CheckpointPlace:
+    def _locate_vocabulary(self, spec: ModalitySpec) -> Path:
         """Return the place of a shared vocabulary, for a modality with a tokenizer of its own.
 
         Loads only modalities whose tables set a checkpoint.
@@ -251,8 +222,8 @@ class Zoo:
                     handle = self[name]
                     shares = handle.spec.shared_vocabulary or handle.writes_text
                     if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
-                        return CheckpointPlace(handle.checkpoint, handle.files.hub_id)
-        return CheckpointPlace(self.checkpoints / spec.vocabulary)
+                        return handle.checkpoint
+        return self.checkpoints / spec.vocabulary
 
     def forget_tokenizers(self, path: Path) -> None:
         """Make all modalities with their checkpoint or vocabulary in this folder load it again."""
@@ -264,9 +235,7 @@ class Zoo:
 
     def handles(self) -> list[ModalityHandle]:
         """Return the handles of all usable enabled modalities, sorted by name. Loads all plugins."""
-        loaded, _ = self._opened()
-        apart = _misplaced(loaded)
-        return [handle for handle in loaded if handle.name not in apart]
+        return self._opened()[0]
 
     def _opened(self) -> tuple[list[ModalityHandle], dict[str, ZooError]]:
         """Return the handles that load, and the errors of the others by name."""
@@ -285,11 +254,6 @@ class Zoo:
             if not handle.spec.continuous:
                 found.setdefault(handle.spec.vocabulary, []).append(handle.name)
         return dict(sorted(found.items()))
-
-    def check_place(self, name: str, folder: Path) -> None:
-        """Raise ConfigError if a modality's tokenizer in this folder would collide with a text vocabulary."""
-        if problem := _misplaced([self[name], *self._opened()[0]], name, folder).get(name):
-            raise ConfigError(problem)
 
     # ------------------------------------------------------------------ sources
 
@@ -320,42 +284,35 @@ class Zoo:
     def problems(self) -> dict[str, str]:
         """Return all problems, one line each: by modality, `source NAME`, `wrapper NAME` or `[TABLE] KEY`. Loads
         everything.
-
-        An unused shared key is reported only if it resembles a known key, or if all modalities load.
         """
-        loaded, errors = self._opened()
-        found = {name: str(error) for name, error in errors.items()}
+        found = {name: str(error) for name, error in self._opened()[1].items()}
         for name in self.source_names():
             try:
                 self.source(name)
             except ZooError as error:
                 found[f"source {name}"] = str(error)
         found.update(self._load_wrappers())
-        found.update(_misplaced(loaded))
         for vocabulary, names in self.vocabularies().items():
             for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)
-        unused = self._unused().items()
-        return found | {key: told for key, (told, resembles) in unused if resembles or not errors}
+        return found | self._unused()
 
     def check_file(self) -> list[str]:
         """Raise ConfigError for an unknown key or a wrong value in registry.toml.
 
-        A shared key that no modality uses is an error if it resembles a known key, or if all installed modalities are
-        loaded. Otherwise it is only reported in the returned lines.
+        A shared key that no enabled modality uses is an error if it resembles a known key, else a returned line.
         """
         for error in self._opened()[1].values() if self.path is not None else ():
             if isinstance(error, ConfigError) and str(error).startswith(str(self.path)):
                 raise error  # others are errors of the plugin, reported on use and by problems()
-        told = []
-        for problem, resembles in self._unused().values():
-            if resembles or len(self._opened()[0]) == len(self._instances):
+        told = list(self._unused().values())
+        for problem in told:
+            if CLOSE in problem:
                 raise ConfigError(problem)
-            told.append(problem)
         return told
 
-    def _unused(self) -> dict[str, tuple[str, bool]]:
-        """Return unknown shared keys: each with its problem, and whether it resembles a known key."""
+    def _unused(self) -> dict[str, str]:
+        """Return unknown shared keys, each with its problem."""
         found = {}
         shared = [key for key in self.tables["zoo"] if key not in CORE_KEYS]
         if not shared and not self.tables["vocabularies"]:
@@ -368,9 +325,9 @@ class Zoo:
             for key in keys:
                 if key not in known[table]:
                     close = difflib.get_close_matches(key, sorted(known[table]), n=2, cutoff=0.6)
-                    offer = f"did you mean {' or '.join(close)}?" if close else "remove it"
-                    problem = f"{self._origin(table).at(key)}: no enabled modality uses this key; {offer}"
-                    found[f"[{table}] {key}"] = (problem, bool(close))
+                    offer = f"{CLOSE} {' or '.join(close)}?" if close else "remove it"
+                    where = self._origin(table).at(key)
+                    found[f"[{table}] {key}"] = f"{where}: no enabled modality uses this key; {offer}"
         return found
 
 
@@ -381,30 +338,6 @@ def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str =
         where = Origin(path=path, table=parent).at(key)
         raise ConfigError(f"{where}: expected a table, got {type(table).__name__} {table!r}")
     return table
-
-
-def _misplaced(handles: Sequence[ModalityHandle], name: str = "", folder: Path | None = None) -> dict[str, str]:
-    """Return, by name, problems of modalities whose tokenizer is in the folder of others' text vocabulary.
-
-    With a name and a folder, return the problem of that modality's tokenizer in that folder.
-    """
-    owners: dict[Path, list[ModalityHandle]] = {}
-    for handle in handles:
-        if handle.writes_text:
-            owners.setdefault(handle.files.vocabulary.resolve(), []).append(handle)
-    found = {}
-    for handle in handles if folder is None else [one for one in handles if one.name == name]:
-        spec, place = handle.spec, folder or handle.checkpoint
-        if handle.writes_text and not spec.own_tokenizer:
-            continue
-        others = [o for o in owners.get(place.resolve(), ()) if o.spec.shared_vocabulary and o.name != handle.name]
-        if others and not (spec.shares_checkpoint and spec.vocabulary == others[0].spec.vocabulary):
-            names = ", ".join(other.name for other in others[:3]) + and_others(max(0, len(others) - 3))
-            found[handle.name] = (
-                f"{handle.name}: {place} is the folder of the text vocabulary {others[0].spec.vocabulary!r} of {names};"
-                " rename the modality, or give it another folder"
-            )
-    return found
 
 
 def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:

@@ -59,12 +59,7 @@ class SourceHandle:
     def _checked(self, options: Mapping[str, Any] | None) -> Settings:
         settings = Settings(self.name, options, shared=self._shared)
         if self.spec.settings is not None:
-            try:
-                settings.take(self.spec.settings)
-            except ConfigError as error:
-                Settings(self.name, options).take(self.spec.settings)  # raises here if the shared keys are not to blame
-                keys = " ".join(f"--set {key}=..." for key in self.shared_settings())
-                raise ConfigError(f"{error}, by the source {self.name}; give it one of its own: {keys}") from None
+            settings.take(self.spec.settings)
         elif settings:
             raise ConfigError(f"source {self.name} takes no settings, got {', '.join(settings)}")
         return settings
@@ -103,10 +98,7 @@ class CheckedSamples(LazySequence[Sample]):
         """Modalities that the samples may have: from the spec, or from the samples if they depend on settings."""
         return self._spec.modalities or tuple(getattr(self._given, "modalities", ()))
 
-    @property
-    def offered(self) -> tuple[str, ...]:
-        """All modalities of the source, including modalities that this split lacks."""
-        return self.modalities
+    offered = modalities
 
     def __len__(self) -> int:
         return len(self._given)

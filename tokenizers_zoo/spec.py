@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from tokenizers_zoo.errors import PluginError, by, count_of
+from tokenizers_zoo.errors import PluginError
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -53,15 +53,24 @@ class ValueSpec:
         return f"{self.dtype} ({', '.join(map(str, self.shape))}){f' {self.unit}' if self.unit else ''}{bounds}"
 
 
+class _Layout:
+    """Shared by all layouts."""
+
+    kind: ClassVar[str]
+
+    def __str__(self) -> str:
+        """`grid 8x8`, `sequence <=64`, `patches 8x8 of 48 numbers`."""
+        shape, longest, dim = (getattr(self, name, None) for name in ("shape", "max_length", "dim"))
+        size = "x".join(map(str, shape)) if shape else f"<={longest}" if longest else getattr(self, "length")  # noqa: B009
+        return f"{self.kind} {size}{f' of {dim} numbers' if dim else ''}"
+
+
 @dataclass(frozen=True, kw_only=True)
-class GridLayout:
+class GridLayout(_Layout):
     """A fixed grid of tokens with one to three axes, slowest first: `(h, w)`, `(t, h, w)`, `(t, q)`."""
 
     kind: ClassVar[str] = "grid"
     shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"a grid of {by(self.shape)}"
 
     @property
     def length(self) -> int:
@@ -69,18 +78,15 @@ class GridLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorLayout:
+class VectorLayout(_Layout):
     """A fixed number of tokens without an order in space."""
 
     kind: ClassVar[str] = "vector"
     length: int
 
-    def __str__(self) -> str:
-        return f"a vector of {count_of(self.length, 'token')}"
-
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceLayout:
+class SequenceLayout(_Layout):
     """Up to `max_length` content tokens, read left to right.
 
     `encode` returns content only. The backbone adds `end` after the last token and marks masked spans with the ids
@@ -93,16 +99,13 @@ class SequenceLayout:
     sentinel_start: int
     num_sentinels: int
 
-    def __str__(self) -> str:
-        return f"a sequence of up to {count_of(self.max_length, 'token')}"
-
     @property
     def length(self) -> int:
         return self.max_length
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchesLayout:
+class PatchesLayout(_Layout):
     """Continuous input only: a grid of `dim` numbers per patch, projected linearly. Stored as `dtype`."""
 
     kind: ClassVar[str] = "patches"
@@ -111,25 +114,19 @@ class PatchesLayout:
     dtype: Literal["uint8", "float16", "float32"] = "float16"
     """"uint8": 256 levels between the numbers of the least and the greatest value; needs values with bounds."""
 
-    def __str__(self) -> str:
-        return f"patches of {by(self.shape)} with {count_of(self.dim, 'number')} each"
-
     @property
     def length(self) -> int:
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingsLayout:
+class EmbeddingsLayout(_Layout):
     """Continuous input only: up to `max_length` vectors of `dim` numbers, projected linearly. Stored as `dtype`."""
 
     kind: ClassVar[str] = "embeddings"
     max_length: int
     dim: int
     dtype: Literal["float16", "float32"] = "float16"
-
-    def __str__(self) -> str:
-        return f"up to {count_of(self.max_length, 'embedding')} with {count_of(self.dim, 'number')} each"
 
     @property
     def length(self) -> int:
@@ -144,14 +141,9 @@ LAYOUTS: dict[str, type[TokenLayout]] = {
 
 def same_layout(first: TokenLayout, second: TokenLayout) -> bool:
     """Return whether both layouts have the same token shape; sequences and embeddings may differ in length."""
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, SequenceLayout):
-        return True
-    if isinstance(first, EmbeddingsLayout | PatchesLayout) and isinstance(second, EmbeddingsLayout | PatchesLayout):
-        shapes = [getattr(layout, "shape", ()) for layout in (first, second)]
-        return first.dim == second.dim and shapes[0] == shapes[1]
-    return first == second
+    lengths = [None if hasattr(layout, "max_length") else layout.length for layout in (first, second)]
+    others = [(layout.kind, getattr(layout, "shape", None), getattr(layout, "dim", None)) for layout in (first, second)]
+    return lengths[0] == lengths[1] and others[0] == others[1]
 
 
 def ids_of(names: Collection[str], classes: Sequence[str]) -> tuple[int, ...]:
@@ -318,19 +310,7 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
         problems.append(f"input_form_of {spec.input_form_of!r}: expected another modality, and a continuous layout")
     if len({metric.name for metric in spec.metrics}) != len(spec.metrics):
         problems.append("metrics: two have one name")
-    return problems + [f"{path}: JSON cannot hold {what}; give Python's own" for path, what in unwritable("", spec)]
-
-
-def unwritable(path: str, part: Any) -> Iterator[tuple[str, str]]:
-    """Yield path and type of parts that JSON cannot hold, such as numpy's numbers."""
-    if dataclasses.is_dataclass(part):
-        for item in dataclasses.fields(part):
-            yield from unwritable(f"{path}.{item.name}".lstrip("."), getattr(part, item.name))
-    elif isinstance(part, list | tuple):
-        for entry in part:
-            yield from unwritable(path, entry)
-    elif not isinstance(part, str | int | float | None):
-        yield path, f"{type(part).__module__}.{type(part).__name__} {part}"
+    return problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
-import re
 import threading
 import tokenize
 from collections.abc import Sequence
@@ -17,21 +17,16 @@ from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
+    PatchesLayout,
     SequenceLayout,
     TokenLayout,
     ValueSpec,
-    VectorLayout,
 )
 
 if TYPE_CHECKING:
     import torch
 
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>\|[biu]1|[<>][iuf][248])', 'fortran_order': (?P<fortran>False|True), "
-    rb"'shape': \((?P<shape>[\d, ]*)\), \} *\n",
-    re.DOTALL,
-)
-"""The beginning of an .npy file of plain numbers: version 1.0, header length in two bytes, header."""
+EMPTY = "it is empty"
 _NPY_LOCK = threading.Lock()
 NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
 """Types whose minimum torch cannot compute."""
@@ -43,11 +38,7 @@ def expected_value(spec: ValueSpec) -> str:
         what = "str" if spec.kind == "text" else "lists and dicts of JSON types"
         return f"{what} ({spec.description})" if spec.description else what
     low, high = bounds(spec)
-    if low is None and high is None:
-        span = ""
-    else:
-        span = f" in [{'-inf' if low is None else f'{low:g}'}, {'inf' if high is None else f'{high:g}'}]"
-    return f"{spec.dtype} {_shape(spec.shape)}{f' {spec.unit}' if spec.unit else ''}{span}"
+    return str(dataclasses.replace(spec, low=low, high=high))
 
 
 def bounds(spec: ValueSpec) -> tuple[float | None, float | None]:
@@ -127,7 +118,7 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
     if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(shape, got, strict=True)):
         return f"the shape is not {_shape(shape)}"
     if math.prod(got) == 0:
-        return "it is empty"
+        return EMPTY
     low, high = bounds(spec)
     number = np.dtype(spec.dtype)
     if number.kind == "b":
@@ -202,31 +193,23 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
     """Return the array of an .npy file. Raises ValueError, and InvalidValueError for Python objects.
 
     numpy parses the header with Python's parser, which sometimes fails in Python 3.11 while another thread parses ("AST
-    constructor recursion depth mismatch"). Headers of plain numbers are therefore read without it, and others by one
-    thread at a time.
+    constructor recursion depth mismatch"): one thread does it at a time.
     """
-    found = _NPY.match(data)
-    if found and len(found[0]) == 10 + int.from_bytes(data[8:10], "little"):
-        shape = tuple(int(size) for size in found["shape"].split(b",") if size.strip())
-        dtype, count = np.dtype(found["dtype"].decode()), math.prod(shape)
-        size, there = count * dtype.itemsize, len(data) - len(found[0])
-        if there < size:  # numpy would allocate the whole array first
-            raise ValueError(f"cut off: it has {there} of {size} bytes")
-        flat = np.frombuffer(data, dtype, count, len(found[0]))
-        return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C").copy(order="K")
-    with _NPY_LOCK:
-        try:
-            array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
-        except (SyntaxError, tokenize.TokenError):
-            raise ValueError("its header cannot be read") from None
-        except ValueError as error:
-            if str(error).startswith("Object arrays"):  # numpy would advise to unpickle it
-                advice = "save it as numbers (.astype(np.float32))"
-                raise InvalidValueError(f"the .npy file holds Python objects; {advice}") from None
-            raise
-        except EOFError as error:  # of an empty file; the command line would take it for the end of the user's input
-            raise ValueError(str(error)) from None
-    return array
+    file = io.BytesIO(data)
+    try:
+        with _NPY_LOCK:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+    except (SyntaxError, tokenize.TokenError):
+        raise ValueError("its header cannot be read") from None
+    if dtype.hasobject:  # numpy would advise to unpickle it
+        raise InvalidValueError("the .npy file holds Python objects; save it as numbers (.astype(np.float32))")
+    count, there = math.prod(shape), len(data) - file.tell()
+    if there < count * dtype.itemsize:  # numpy would allocate the whole array first
+        raise ValueError(f"cut off: it has {there} of {count * dtype.itemsize} bytes")
+    flat = np.frombuffer(data, dtype, count, file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C").copy(order="K")
 
 
 def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
@@ -263,27 +246,33 @@ def is_batched(spec: ValueSpec) -> bool:
     return spec.kind == "array" and all(isinstance(size, int) for size in spec.shape)
 
 
+def token_value(spec: ModalitySpec) -> ValueSpec:
+    """Return the type, shape and bounds of one sample's tokens."""
+    shape: tuple[int | str, ...] = fixed_shape(spec.layout)
+    if not has_fixed_length(spec.layout):
+        shape = ("tokens", *shape[1:])
+    if spec.continuous:
+        return ValueSpec(shape=shape, dtype="float32")
+    return ValueSpec(shape=shape, dtype="int64", low=0, high=spec.vocab_size - 1)
+
+
 def expected_tokens(spec: ModalitySpec) -> str:
     """Return the expected form of a batch of tokens, for a message."""
-    layout = spec.layout
-    if spec.continuous:
-        count = f"up to {layout.length}" if isinstance(layout, EmbeddingsLayout) else str(layout.length)
-        return f"float32 (batch, {count} tokens, {layout.dim})"  # type: ignore[union-attr]
+    layout, value = spec.layout, token_value(spec)
+    if has_fixed_length(layout):
+        return str(dataclasses.replace(value, shape=("batch", *value.shape)))
+    special = ""
     if isinstance(layout, SequenceLayout):
-        return (
-            f"a list of 1-D int64 arrays of up to {layout.max_length} ids in [0, {spec.vocab_size}) without end"
-            f" ({layout.end}) and sentinels ({layout.sentinel_start} to +{layout.num_sentinels - 1})"
-        )
-    return f"int64 {_shape(('batch', *fixed_shape(layout)))} in [0, {spec.vocab_size})"
+        last = layout.sentinel_start + layout.num_sentinels - 1
+        special = f" without end ({layout.end}) and sentinels ({layout.sentinel_start} to {last})"
+    return f"a list of {value} of up to {layout.length} tokens{special}"
 
 
 def fixed_shape(layout: TokenLayout) -> tuple[int, ...]:
-    """Return the shape of one sample's tokens, for layouts of fixed length."""
+    """Return the shape of one sample's tokens; the first axis of a variable length is the longest."""
     if isinstance(layout, GridLayout):
         return layout.shape
-    if isinstance(layout, VectorLayout):
-        return (layout.length,)
-    return (layout.length, layout.dim)  # type: ignore[union-attr]
+    return (layout.length, *([layout.dim] if isinstance(layout, PatchesLayout | EmbeddingsLayout) else []))
 
 
 def has_fixed_length(layout: TokenLayout) -> bool:
@@ -312,7 +301,7 @@ def checked_tokens(spec: ModalitySpec, given: Any, *, trusted: bool = False) -> 
     for index, item in enumerate(() if trusted else items):
         if problem := _token_problem(spec, item):
             return items, f"item {index} is {describe(item)}: {problem}"
-    return items, None if items else "it is empty"
+    return items, None if items else EMPTY
 
 
 def _tensor(tokens: Any) -> torch.Tensor:
@@ -327,21 +316,14 @@ def _tensor(tokens: Any) -> torch.Tensor:
 
 def _token_problem(spec: ModalitySpec, tokens: Any) -> str | None:
     """Return the problem of a batch of tokens of fixed length, or of one item of variable length; None without any."""
-    layout, shape, fixed = spec.layout, tuple(tokens.shape), has_fixed_length(spec.layout)
-    if str(tokens.dtype).removeprefix("torch.") != ("float32" if spec.continuous else "int64"):
-        return "the dtype is another"
-    inner = fixed_shape(layout) if fixed else (layout.dim,) if isinstance(layout, EmbeddingsLayout) else ()
-    if not shape or shape[1:] != inner or not (fixed or shape[0] <= layout.length):
-        return "the shape is another"
-    if math.prod(shape) == 0:
-        return "it is empty" if fixed else None
-    least, most = float(tokens.min()), float(tokens.max())
-    if spec.continuous:
-        return None if math.isfinite(least) and math.isfinite(most) else "numbers are not finite"
-    if least < 0 or most >= spec.vocab_size:
-        return "ids lie outside the vocabulary"
-    if isinstance(layout, SequenceLayout):
+    layout, value, fixed = spec.layout, token_value(spec), has_fixed_length(spec.layout)
+    if not fixed and len(tokens) > layout.length:
+        return f"it is longer than {layout.length}"
+    problem = _array_problem(value, tokens, ("batch", *value.shape) if fixed else value.shape)
+    if problem == EMPTY and not fixed:
+        return None
+    if problem is None and isinstance(layout, SequenceLayout):
         sentinels = (tokens >= layout.sentinel_start) & (tokens < layout.sentinel_start + layout.num_sentinels)
         if (sentinels | (tokens == layout.end)).any():
             return "it holds the end or a sentinel, which only the backbone adds"
-    return None
+    return problem

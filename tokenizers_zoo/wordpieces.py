@@ -6,10 +6,9 @@ word and inside one, so nothing is ever unknown.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -53,8 +52,8 @@ def learn_pieces(texts: Iterable[str], count: int) -> list[str]:
     )
     learner = Tokenizer(models.WordPiece(unk_token="", continuing_subword_prefix=CONTINUES))
     learner.pre_tokenizer = _word_splitter()
-    with _single_thread():
-        learner.train_from_iterator((checked_text(text) for text in texts), trainer)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # with threads it warns when the process forks
+    learner.train_from_iterator((checked_text(text) for text in texts), trainer)
     ids = learner.get_vocab(with_added_tokens=False)
     known = set(ALPHABET)
     return [piece for piece in sorted(ids, key=lambda piece: ids[piece]) if piece not in known][:count]
@@ -171,17 +170,3 @@ def _word_splitter() -> tokenizers.pre_tokenizers.PreTokenizer:
 
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     return pre_tokenizers.Sequence([words, pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")])
-
-
-@contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
-    """Keep the library's thread pool asleep: once used, the library warns when the process forks data workers."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before

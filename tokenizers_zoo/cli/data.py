@@ -16,10 +16,7 @@ from tokenizers_zoo.cli.options import (
     settings_option,
     show_table,
 )
-from tokenizers_zoo.errors import DataError, UnknownNameError, and_others, count_of
-
-SHOWN_REASONS = 5
-"""Reasons of dropped samples that are shown for each modality."""
+from tokenizers_zoo.errors import DataError, and_others, count_of
 
 
 @click.group()
@@ -59,8 +56,6 @@ def source_info(name: str) -> None:
       zoo source info scenes
     """
     zoo = open_zoo()
-    if name not in zoo.source_names() and name in zoo:
-        raise UnknownNameError(f"{name} is a modality, no source: zoo info {name}")
     handle = zoo.source(name)
     table = plain_table("", "")
     table.show_header = False
@@ -73,7 +68,7 @@ def source_info(name: str) -> None:
     show_table(table)
     config = handle.settings_in_use()
     click.echo(f"\nsettings, --set KEY=VALUE of zoo data make {name}" if config else "\nno settings")
-    for line in settings_lines([("", config)] if config else [], explained=True):
+    for line in settings_lines([("", config)] if config else []):
         click.echo(line)
 
 
@@ -173,11 +168,11 @@ def data_info(data_dir: Path) -> None:
     for row in found.rows:
         place = f"{row.split}/{row.modality}"
         if row.missing:
-            click.echo(f"{place}: {row.problem}")
-        for reason in row.reasons[:SHOWN_REASONS]:
+            click.echo(f"{place}: {count_of(row.missing, 'shard')} missing or out of date; run what made it again")
+        for reason in row.reasons:
             click.echo(f"dropped: {place}/{reason}")
-        if row.dropped > SHOWN_REASONS:
-            click.echo(f"dropped: {place}: {row.dropped - SHOWN_REASONS} more")
+        if row.dropped > len(row.reasons):
+            click.echo(f"dropped: {place}: {row.dropped - len(row.reasons)} more")
 
 
 @data.command("verify")

@@ -7,7 +7,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,9 +21,8 @@ from tokenizers_zoo.cli.options import (
     show_problems,
     show_table,
 )
-from tokenizers_zoo.errors import ConfigError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.spec import TokenLayout, layout_to_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.doctor import Finding
@@ -34,39 +33,8 @@ WHOLE_NAME = 32
 WIDTH = 80
 
 
-def describe_layout(layout: TokenLayout) -> str:
-    """`grid 8x8`, `sequence <=64`, ..."""
-    shape = getattr(layout, "shape", None)
-    if shape is not None:
-        return f"{layout.kind} {'x'.join(map(str, shape))}"
-    return f"{layout.kind} {'<=' if hasattr(layout, 'max_length') else ''}{layout.length}"
-
-
-def as_json(handle: ModalityHandle) -> dict[str, Any]:
-    """Return a modality as JSON types."""
-    spec = handle.spec
-    return {
-        "name": spec.name,
-        "summary": spec.summary,
-        "plugin": handle.plugin_name,
-        "distribution": handle.distribution,
-        "family": spec.family,
-        "value": str(spec.value),
-        "fields": dict(spec.value.fields),
-        "layout": layout_to_json(spec.layout),
-        "vocabulary": spec.vocabulary,
-        "vocab_size": spec.vocab_size,
-        "derived_from": list(spec.derived_from),
-        "metrics": [dataclasses.asdict(metric) for metric in spec.metrics],
-        "licence": spec.licence,
-        "checkpoint": str(handle.checkpoint),
-        "trained": handle.has_tokenizer,
-    }
-
-
 @click.command("list")
-@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
-def list_modalities(as_json_text: bool) -> None:
+def list_modalities() -> None:
     """List the modalities that are installed and enabled.
 
     \b
@@ -75,16 +43,12 @@ def list_modalities(as_json_text: bool) -> None:
     """
     zoo = open_zoo(strict=False)
     handles, problems = zoo.handles(), zoo.problems()
-    if as_json_text:
-        report = {"modalities": [as_json(h) for h in handles], "disabled": zoo.disabled(), "problems": problems}
-        click.echo(json.dumps(report, indent=2))
-        return
     table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
     for handle in handles:
         spec = handle.spec
         table.add_row(
             spec.name,
-            describe_layout(spec.layout),
+            str(spec.layout),
             str(spec.vocab_size) if spec.vocab_size else "-",
             ", ".join(spec.derived_from) or "-",
             "yes" if handle.has_tokenizer else "no",
@@ -96,25 +60,20 @@ def list_modalities(as_json_text: bool) -> None:
     show_table(table)
     for problem in problems.values():
         click.echo(f"problem: {problem}", err=True)
-    off = zoo.disabled()
-    for key, what, where in (
-        ("modalities", "installed but not enabled", "[zoo] modalities"),
-        ("enabled", "switched off", "[modalities.NAME] enabled"),
-    ):
-        if names := off[key]:
-            line = f"{len(names)} more {'is' if len(names) == 1 else 'are'} {what} ({zoo.path}: {where})"
-            click.echo(click.style(line, dim=True))
-    if not handles and not any(off.values()):
+    if off := zoo.disabled():
+        where = f"{zoo.path}: [zoo] modalities, [modalities.NAME] enabled"
+        click.echo(click.style(f"{count_of(len(off), 'modality is', 'modalities are')} disabled ({where})", dim=True))
+    elif not handles:
         click.echo("no modality is installed; pip install one (zoo-images, zoo-geometry, ...)", err=True)
 
 
 @click.command()
 @click.argument("name")
-@click.option("--settings", "only_settings", is_flag=True, help="Only explain the settings.")
+@click.option("--settings", "only_settings", is_flag=True, help="Explain the settings.")
 def info(name: str, only_settings: bool) -> None:
-    """Show the spec and the settings of one modality.
+    """Show the spec or the settings of one modality.
 
-    Each setting is shown with its value, and with its default where that differs.
+    Each setting is shown with its default, and with its value where that differs.
 
     \b
     Examples:
@@ -122,16 +81,13 @@ def info(name: str, only_settings: bool) -> None:
       zoo info depth --settings
     """
     zoo = open_zoo()
-    if name not in zoo and name in zoo.source_names():
-        raise UnknownNameError(f"{name} is a source, no modality: zoo source info {name}")
     handle = zoo[name]
     configs = [(f"modalities.{name}", config) for config in handle.taken_settings()]
     configs += [(f"vocabularies.{shared}", config) for shared, config in handle.taken_vocabularies().items()]
     if not only_settings:
         show_facts(handle)
-        if configs:
-            click.echo(f"\nsettings, as tables of registry.toml; zoo info {name} --settings explains each")
-    for line in settings_lines(configs, explained=only_settings):
+        click.echo(f"\nzoo info {name} --settings explains the settings" if configs else "")
+    for line in settings_lines(configs) if only_settings else ():
         click.echo(line)
 
 
@@ -146,10 +102,9 @@ def show_facts(handle: ModalityHandle) -> None:
         + (f": {spec.value.description}" if spec.value.description and spec.value.kind == "array" else ""),
         "classes": ", ".join(f"{i} {c}" for i, c in enumerate(spec.value.classes)),
         "not scored": ", ".join(spec.value.unscored),
-        "tokens": describe_layout(spec.layout)
-        + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input"),
+        "tokens": str(spec.layout) + (f", {spec.vocab_size} ids" if spec.vocab_size else ", continuous input"),
         "vocabulary": spec.vocabulary,
-        "tokenized as": handle.token_space,
+        "tokenized as": spec.token_space,
         "derived from": ", ".join(spec.derived_from) or (f"nothing{handle.derive_hint}" if handle.derive_hint else ""),
         "family": spec.family,
         "plugin": f"{handle.plugin_name} of {handle.distribution}",

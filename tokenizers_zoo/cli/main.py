@@ -9,7 +9,6 @@ import threading
 import time
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -35,10 +34,6 @@ COMMANDS = {
 }
 RESUMES = "the same command resumes from saved work, if there is any"
 STARTS_AGAIN = "with --overwrite the same command starts again, without it it resumes from saved work, if there is any"
-AFTER_OVERWRITE = {
-    "tokenizer": f"{STARTS_AGAIN}; of several tokenizers name those that are left, with --overwrite",
-}
-"""Advice after a ^C with --overwrite, by command; default STARTS_AGAIN."""
 LOAD = Path("/proc/loadavg")
 SPINS = "1000"
 """GOMP_SPINCOUNT of a process that shares the cores with others."""
@@ -97,7 +92,7 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
 
     `zoo COMMAND --help` explains each command.
     """
-    ctx.ensure_object(dict).update(registry=registry, debug=debug, command=ctx.invoked_subcommand)
+    ctx.ensure_object(dict).update(registry=registry, debug=debug)
 
 
 def main() -> None:
@@ -106,14 +101,12 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     if not debug:
         threading.excepthook = _told_by_the_command
-    asked: dict[str, Any] = {}
     try:
-        zoo.main(standalone_mode=False, obj=asked)
+        zoo.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__
         if not isinstance(cause, EOFError):  # an EOFError of a file, which click takes for a ^D
-            again = AFTER_OVERWRITE.get(asked.get("command", ""), STARTS_AGAIN)
-            _stop(f"interrupted; {again if '--overwrite' in sys.argv[1:] else RESUMES}", 130)
+            _stop(f"interrupted; {STARTS_AGAIN if '--overwrite' in sys.argv[1:] else RESUMES}", 130)
         elif debug:
             raise
         else:

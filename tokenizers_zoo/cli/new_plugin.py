@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from typing import Any
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.cli.options import PATH, asked_registry
-from tokenizers_zoo.config import Origin, load_toml
+from tokenizers_zoo.cli.options import PATH
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, installed_claims
@@ -62,16 +61,16 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     """
     folder = out or Path(f"zoo-{name.replace('_', '-')}")
     check_name(name)
-    registry, listed = check_registry(name)
     if folder.exists():
         raise ConfigError(f"{folder}: is there already, and is not overwritten; remove it, or give another --out")
     with disk_errors(folder):
         write_distribution(name, family, folder)
     click.echo(f"{name}: {family} plugin in {folder}")
     install = f'pip install -e "{folder}[test]"'
-    enable = "" if listed else f'add "{name}" to the list modalities of {registry}; '
-    readme = f"{enable}{folder / 'README.md'} goes on from there"
-    click.echo(f"next: {install} && pytest {shlex.quote(str(folder))}; {readme}")
+    enable = "if registry.toml lists its modalities, add it there"
+    click.echo(
+        f"next: {install} && pytest {shlex.quote(str(folder))}; {enable}; {folder / 'README.md'} goes on from there"
+    )
 
 
 def check_name(name: str) -> None:
@@ -81,43 +80,19 @@ def check_name(name: str) -> None:
     if not re.fullmatch(NAME, name) or len(name) > LONGEST:
         expected = f"up to {LONGEST} lower-case letters and digits, words joined by single underscores, a letter first"
         raise ConfigError(f"zoo new-plugin: the name {name!r}: expected {expected}")
-    claims = installed_claims()
-    for kind, group in (("modality", MODALITIES), ("source", SOURCES)):
-        for claim in claims[group].get(name, ()):
-            raise ConfigError(f"zoo new-plugin: {claim.distribution} has a {kind} {name!r} already; take another name")
+    taken: dict[str, str] = {}
     for handle in Zoo.installed().handles():
-        if name == handle.spec.vocabulary or name in handle.spec.aliases:
-            what = "the vocabulary" if name == handle.spec.vocabulary else "another name"
-            owner = f"{handle.name} ({handle.distribution})"
-            raise ConfigError(f"zoo new-plugin: {name!r} is {what} of {owner}; take another name")
+        also = (handle.spec.vocabulary, *handle.spec.aliases)
+        taken |= dict.fromkeys(also, f"the vocabulary or another name of {handle.name} ({handle.distribution})")
+    for kind, group in (("modality", MODALITIES), ("source", SOURCES)):
+        taken |= {one: f"a {kind} of {claims[0].distribution}" for one, claims in installed_claims()[group].items()}
     distribution, package = f"zoo-{name.replace('_', '-')}", f"zoo_{name}"
-    try:
-        there = f"{distribution} {version(distribution)}"
-    except PackageNotFoundError:
-        there = package if importlib.util.find_spec(package) else ""
-    if there:
-        raise ConfigError(f"zoo new-plugin: {there} is installed already; take another name than {name!r}")
-
-
-def check_registry(name: str) -> tuple[Path, bool]:
-    """Return the registry in use, and whether it enables this name.
-
-    Raises ConfigError if the name is an instance of another plugin.
-    """
-    path = asked_registry() or Path("registry.toml")
-    tables = load_toml(path) if path.is_file() or asked_registry() else {}
-
-    def inner(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-        found = table.get(key)
-        return found if isinstance(found, Mapping) else {}
-
-    instance = inner(inner(tables, "modalities"), name)
-    if instance.get("plugin", name) != name:
-        where = Origin(path=path, table=f"modalities.{name}").at("plugin")
-        told = f"{where}: {name!r} is an instance of {instance['plugin']} already"
-        raise ConfigError(f"zoo new-plugin: {told}; take another name")
-    names = inner(tables, "zoo").get("modalities")
-    return path, not isinstance(names, list) or name in names
+    with contextlib.suppress(PackageNotFoundError):
+        taken.setdefault(name, f"installed already: {distribution} {version(distribution)}")
+    if name not in taken and importlib.util.find_spec(package):
+        taken[name] = f"installed already: {package}"
+    if name in taken:
+        raise ConfigError(f"zoo new-plugin: {name!r} is {taken[name]}; take another name")
 
 
 def write_distribution(name: str, family: str, folder: Path) -> None:

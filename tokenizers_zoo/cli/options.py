@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
 WIDTH = 80
-LONGEST = 60
-"""Maximal letters of a value in the short list."""
 INDENT = "  "
 PATH = click.Path(path_type=Path)
 DATA = click.argument("data_dir", metavar="DATA", type=PATH)
@@ -142,40 +140,14 @@ def plain_table(*columns: str, spaced: bool = False) -> Table:
     return table
 
 
-def settings_lines(configs: Iterable[tuple[str, Any]], *, explained: bool) -> list[str]:
+def settings_lines(configs: Iterable[tuple[str, Any]]) -> list[str]:
     """Return the lines for settings dataclasses, given as (table name, class or instance)."""
     lines = []
     for name, settings in configs:
         for table in config.tables_of(settings, name):
             lines += ["", table.header + (" (absent unless given)" if table.absent else "")] if table.name else []
-            lines += explanations(table) if explained else close_list(table)
+            lines += explanations(table)
     return lines
-
-
-def close_list(table: config.Table) -> list[str]:
-    """Return the lines of a short list: each key with its value and another default, two per line if they fit."""
-    keys = [key for key in table.keys if not key.elsewhere]
-    width, lines, left = (WIDTH - len(INDENT)) // 2, [], ""
-    pad = max((len(key.name) for key in keys), default=0) + 1
-    for key in keys:
-        cell = f"{key.name.ljust(pad)} {in_use(key)}"
-        if left and len(cell) <= width:
-            lines.append(f"{INDENT}{left.ljust(width)}{cell}")
-            left = ""
-            continue
-        if left:
-            lines.append(f"{INDENT}{left}")
-        left = cell
-        if len(cell) >= width:
-            lines += textwrap.wrap(cell, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT + " " * (pad + 1))
-            left = ""
-    return [*lines, f"{INDENT}{left}"] if left else lines
-
-
-def in_use(key: config.Key) -> str:
-    """`500 (default 800)`."""
-    used, default = (text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..." for text in (key.used, key.default))
-    return used if key.used == key.default else f"{used} (default {default})"
 
 
 def explanations(table: config.Table) -> list[str]:

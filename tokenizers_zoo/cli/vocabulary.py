@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from tokenizers_zoo.pipeline.vocabulary import VocabularyUse
     from tokenizers_zoo.registry import Zoo
 
-LONGEST = 12
 NAME = click.argument("name", required=False)
 
 
@@ -97,8 +96,6 @@ def _show(use: VocabularyUse) -> None:
         click.echo(f"missing  {', '.join(use.missing)}; zoo vocabulary grow adds them")
     if use.unused:
         click.echo(f"unused  {', '.join(use.unused)}: no enabled modality needs them; they keep their ids")
-    if longest := vocabulary.longest_pieces(LONGEST):
-        click.echo(f"longest pieces  {', '.join(map(repr, longest))}")
     for past, length in vocabulary.lineage:
         click.echo(f"grown from  {past}, {length} ids")
     click.echo(f"fingerprint  {vocabulary.fingerprint}")  # in one piece, to be copied

@@ -139,6 +139,12 @@ def sound_manifest(folder: Path, shard: int) -> Manifest | None:
     return manifest if sound else None
 
 
+def up_to_date(folder: Path, shard: int, inputs: str, keys: str) -> Manifest | None:
+    """Return the manifest of a sound shard that was made of these inputs and keys, else None."""
+    manifest = sound_manifest(folder, shard)
+    return manifest if manifest and (manifest.inputs, manifest.keys) == (inputs, keys) else None
+
+
 def remove_shard(folder: Path, shard: int) -> None:
     """Delete a shard, its manifest first."""
     manifest_path(folder, shard).unlink(missing_ok=True)

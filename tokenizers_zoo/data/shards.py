@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import io
 import os
+import tarfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ from tokenizers_zoo.data.manifest import (
     write_manifest,
 )
 from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
-from tokenizers_zoo.data.tar import END, TARS, header, key_problem, open_regular, padding, read_at, split_name
+from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, open_regular, read_at, split_name
 from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others
 from tokenizers_zoo.io import as_json, not_read, replacing_file
 from tokenizers_zoo.pretrained import networks_of
@@ -61,14 +62,14 @@ WHOLE = Crop()
 class ShardWriter:
     """Writes one shard row by row: `add` a value or `skip` a sample, then `finish`."""
 
-    def __init__(self, tar: BinaryIO) -> None:
+    def __init__(self, tar: tarfile.TarFile) -> None:
         self.dropped: dict[int, str] = {}
         self.count = 0
-        self._tar, self._sha256, self._offset = tar, hashlib.sha256(), 0
-        self._index: list[tuple[int, int, bytes]] = []
-        self._finished: dict[str, Any] = {}
+        self.index: list[tuple[int, int, bytes]] = []
+        self.finished: dict[str, Any] = {}
         self.manifest: Manifest
         """The manifest of the finished shard."""
+        self._tar = tar
 
     def add(self, key: str, data: bytes, extension: str) -> None:
         """Append the value of the next row. Raises DataError for a key or extension that would be read back otherwise.
@@ -81,50 +82,38 @@ class ShardWriter:
                 f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no backslash, no "
                 "control character, and no part that is empty, '.' or '..'; an extension is lower case, without a dot"
             )
-        self._write(header(name, len(data)))
-        self._index.append((self._offset, len(data), extension.encode()))
-        self._write(data + padding(len(data)))
+        info = tarfile.TarInfo(name)  # time and owner are 0, so that equal values give equal bytes
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+        self.index.append((self._tar.offset - len(data) - -len(data) % BLOCK, len(data), extension.encode()))
         self.count += 1
 
     def skip(self, reason: str = "") -> None:
         """Leave the next row without a value; with a reason it counts as dropped, else as absent."""
         if reason:
-            self.dropped[len(self._index)] = reason
-        self._index.append((-1, -1, b""))
+            self.dropped[len(self.index)] = reason
+        self.index.append((-1, -1, b""))
 
     def finish(self, *, keys: str, inputs: str, record: Mapping[str, Any]) -> None:
         """Set the remaining fields of the manifest; see `Manifest`."""
-        self._finished = {"keys": keys, "inputs": inputs, "record": record}
-
-    def _write(self, data: bytes) -> None:
-        self._tar.write(data)
-        self._sha256.update(data)
-        self._offset += len(data)
-
-    def _end(self) -> bytes:
-        """End the tar file; returns the bytes of the index. Raises TypeError without `finish`."""
-        self._write(END)
-        index = np.array(self._index, INDEX).tobytes()
-        files = {
-            "tar": FileRecord(size=self._offset, sha256=self._sha256.hexdigest()),
-            "index": FileRecord(size=len(index), sha256=hashlib.sha256(index).hexdigest()),
-        }
-        self.manifest = Manifest(
-            rows=len(self._index), count=self.count, files=files, dropped=self.dropped, **self._finished
-        )
-        return index
+        self.finished = {"keys": keys, "inputs": inputs, "record": record}
 
 
 @contextlib.contextmanager
 def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
     """Yield a writer. The shard appears atomically if the block calls `finish` and succeeds; otherwise not at all."""
-    with replacing_file(folder / shard_name(shard, "tar")) as temporary:
-        with open(temporary, "wb") as tar:
+    with (
+        replacing_file(folder / shard_name(shard, "index")) as index,
+        replacing_file(folder / shard_name(shard, "tar")) as values,
+    ):
+        with tarfile.open(values, "w", format=tarfile.PAX_FORMAT) as tar:
             yield (writer := ShardWriter(tar))
-            index = writer._end()
+        np.array(writer.index, INDEX).tofile(index)
+        writer.manifest = Manifest(
+            rows=len(writer.index), count=writer.count, dropped=writer.dropped, **writer.finished,
+            files={"tar": FileRecord.of(values), "index": FileRecord.of(index)},
+        )  # fmt: skip
         manifest_path(folder, shard).unlink(missing_ok=True)  # remove the old manifest before replacing any file
-        with replacing_file(folder / shard_name(shard, "index")) as other:
-            other.write_bytes(index)
     write_manifest(folder, shard, writer.manifest)
 
 
@@ -427,13 +416,7 @@ def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
 
 def value_bytes(value: Any) -> int:
     """Return about how much memory a value takes."""
-    if (size := getattr(value, "nbytes", None)) is not None:
-        return int(size) + 100
-    if isinstance(value, Mapping):
-        return 64 + sum(100 + value_bytes(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return 64 + sum(value_bytes(item) for item in value)
-    return 50 + (len(value) if isinstance(value, str) else 0)
+    return int(value.nbytes) + 100 if hasattr(value, "nbytes") else 50 + len(repr(value))
 
 
 class LazyValues(LazySequence[Any]):

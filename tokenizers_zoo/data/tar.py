@@ -1,4 +1,4 @@
-"""Tar files: the names of members, their headers, and foreign files read without trusting a number in them.
+"""Tar files: the names of members, and foreign files read without trusting a number in them.
 
 The layout is webdataset's: a member is `<key>.<extension>`, the key being everything before the first dot of the
 basename, folders included (`a/b.c.png` has the key `a/b` and the extension `png`, its last suffix). A key is a path
@@ -7,20 +7,18 @@ below a folder: members whose key leads elsewhere are not used.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tokenizers_zoo.errors import CONTROL, DataError, ReadError
 from tokenizers_zoo.io import not_read
 
 BLOCK = 512
-END = bytes(2 * BLOCK)
-PLAIN = tarfile.TarInfo().tobuf(tarfile.PAX_FORMAT)
 LONGEST_HEADER = 1 << 20
 """Bytes of an extended header (long names); larger ones are refused."""
 TARS = "[!.]*.tar"
@@ -71,24 +69,6 @@ def shown_key(key: str) -> str:
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", shown_name(key))
 
 
-def header(name: str, size: int) -> bytes:
-    """Return the header of a member; time and owner are 0, so that equal values give equal bytes."""
-    if len(name) > 100 or not name.isascii() or size >= 1 << 33:
-        info = tarfile.TarInfo(name)
-        info.size = size
-        return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
-    block = bytearray(PLAIN)  # same as tarfile, ten times faster
-    block[: len(name)] = name.encode()
-    block[124:135] = b"%011o" % size
-    block[148:155] = b"%06o\0" % (sum(block) - sum(block[148:156]) + 8 * ord(" "))
-    return bytes(block)
-
-
-def padding(size: int) -> bytes:
-    """Return the zeros that fill `size` bytes up to whole blocks."""
-    return bytes(-size % BLOCK)
-
-
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Raises ReadError if the system refuses, or if it is a pipe, device or folder."""
     try:
@@ -127,120 +107,78 @@ def scan_tar(path: Path) -> Iterator[tuple[str, Member] | Dropped]:
     Damage (a bad header, a file that is cut off) costs the members that it hits; they are yielded as `Dropped`. Raises
     DataError if the file is not a tar file, ReadError if the system cannot read it.
     """
+    members, damage = 0, ""
     with open_regular(path) as file:
         try:
-            status = os.fstat(file.fileno())
-            members, damage = 0, ""
-            for item in _scan(file.fileno(), path, status.st_size, status.st_mtime_ns):
+            for item in _scan(file.fileno(), path):
                 if isinstance(item, Dropped):
                     damage = damage or item.reason
                 else:
                     members += 1
                 yield item
+            if not members and not damage and not os.fstat(file.fileno()).st_size:
+                damage = "0 bytes"
         except OSError as error:
             raise not_read(path, error) from None
-    if not members and (damage or not status.st_size):
-        raise DataError(f"{path}: no usable member ({damage or '0 bytes'}); copy or make this tar again, or delete it")
+    if not members and damage:
+        raise DataError(f"{path}: no usable member ({damage}); copy or make this tar again, or delete it")
 
 
-def _scan(file: int, path: Path, size: int, changed: int) -> Iterator[tuple[str, Member] | Dropped]:
-    """Yield members and damage from the first header on; every offset and size is checked against the file."""
-    start: int | None = 0
-    long_name, long_size, sparse = "", None, False  # of the extended headers before a member
-    while start is not None:
-        block = read_at(file, start, BLOCK)
-        if len(block) < BLOCK:
-            if size:
-                yield Dropped("", f"ends without its end mark at byte {start} of {size}: perhaps cut off")
-            return
-        if not any(block):
-            behind = _first_not_zero(file, start, size)
-            if behind is None:
-                return
-            yield Dropped("", f"zeros in place of a header (byte {start} of {size}); members are lost")
-            start = _next_header(file, behind, size)
-            continue
+class _Headers(io.FileIO):
+    """A file whose headers are read; tarfile would read an extended header of any length into memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"an extended header of {size} bytes")
+        return super().read(size)
+
+
+def _scan(file: int, path: Path) -> Iterator[tuple[str, Member] | Dropped]:
+    """Yield members and damage; every offset and size is checked against the file."""
+    status = os.fstat(file)
+    tar: Any = None
+    start: int | None = 0  # of the next header; None after a member that is cut off
+    while True:
         try:
-            info = _parse(block)
-        except tarfile.HeaderError as error:
-            yield Dropped("", f"damaged header (byte {start} of {size}): {error}")
-            start = _next_header(file, start + BLOCK, size)
+            if tar is None:  # `ignore_zeros` goes on at the next sound header after damage
+                tar = tarfile.TarFile(fileobj=_Headers(file, closefd=False), encoding="utf-8", ignore_zeros=True)
+            info = tar.next() if tar.firstmember or tar.offset <= status.st_size else None
+        except (tarfile.TarError, ValueError, LookupError, OverflowError) as error:
+            yield Dropped("", f"damaged header: {error}")
+            if tar is None:
+                return
+            start, tar.offset = None, tar.offset + BLOCK
             continue
-        extended = info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-        skipped = info.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
-        length = info.size if extended or skipped or long_size is None else long_size
-        data, name = start + BLOCK, info.name if extended or skipped else long_name or info.name
-        cut_off = data + length > size
-        if cut_off:
-            reason = f"cut off: the file ends inside it (byte {start} of {size})"
-            yield Dropped(shown_key(split_name(name)[0] or name), reason)
-        elif extended and length > LONGEST_HEADER:
-            yield Dropped(shown_key(name), f"an extended header of {length} bytes")
-        elif info.type == tarfile.GNUTYPE_LONGNAME:
-            long_name = read_at(file, data, length).rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif extended:
-            records = _pax(read_at(file, data, length))
-            long_name, long_size = records.get("path", long_name), _number(records.get("size"))
-            sparse = any(record.startswith("GNU.sparse") for record in records)
-        elif not skipped and not info.isdir():
-            key, extension = split_name(name)
-            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) or sparse:
-                yield Dropped(shown_key(key or name), "a link, device or sparse file; a plain file was expected")
-            elif not key:
-                yield Dropped(shown_key(name), f"the name {name!r} has no key before its first dot")
-            elif name != shown_name(name):
-                yield Dropped(shown_key(key), "its name is not UTF-8")
-            elif problem := key_problem(key):
-                yield Dropped(shown_key(key), f"the name {name!r}: {problem}")
-            else:
-                yield key, Member(path, data, length, extension, changed)
-        if cut_off or not (extended or skipped):
-            long_name, long_size, sparse = "", None, False
-        start = _next_header(file, data, size) if cut_off else data + length + -length % BLOCK
+        if start is not None and (info is None or info.offset > start):
+            problem = _header_problem(read_at(file, start, BLOCK), at_end=info is None)
+            yield from [Dropped("", f"{problem} (byte {start} of {status.st_size})")] if problem else ()
+        if info is None:
+            return
+        tar.members.clear()
+        key, extension = split_name(info.name)
+        start = tar.offset
+        if info.size < 0 or info.offset_data + info.size > status.st_size:
+            start, tar.offset = None, info.offset_data
+            yield Dropped(shown_key(key or info.name), "cut off: the file ends inside it")
+        elif info.isdir():
+            continue
+        elif not info.isreg() or info.issparse():
+            yield Dropped(shown_key(key or info.name), "a link, device or sparse file; a plain file was expected")
+        elif info.name != shown_name(info.name):
+            yield Dropped(shown_key(key or info.name), "its name is not UTF-8")
+        elif problem := key_problem(key) or "":
+            yield Dropped(shown_key(key or info.name), f"the name {info.name!r}: {problem}")
+        else:
+            yield key, Member(path, info.offset_data, info.size, extension, status.st_mtime_ns)
 
 
-def _parse(block: bytes) -> tarfile.TarInfo:
-    """Return a header of any tar format. Raises tarfile.HeaderError for a damaged one."""
-    info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    if info.size < 0:
-        raise tarfile.HeaderError("its size is negative")
-    return info
-
-
-def _pax(data: bytes) -> dict[str, str]:
-    """Return the records `LENGTH KEY=VALUE` of an extended header, as many as are sound."""
-    records: dict[str, str] = {}
-    while data:
-        length = _number(data.partition(b" ")[0].decode("ascii", "replace"))
-        if not length or length > len(data):
-            break
-        key, _, value = data[:length].partition(b" ")[2].rstrip(b"\n").partition(b"=")
-        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        data = data[length:]
-    return records
-
-
-def _number(text: str | None) -> int | None:
-    """Return a number of up to 18 decimal digits, None for anything else."""
-    return int(text) if text and len(text) <= 18 and text.isascii() and text.isdigit() else None
-
-
-def _first_not_zero(file: int, start: int, size: int) -> int | None:
-    """Return the first block from `start` on that is not all zeros, or None."""
-    while start < size:
-        chunk = read_at(file, start, tarfile.RECORDSIZE)
-        if any(chunk):
-            return start + (len(chunk) - len(chunk.lstrip(b"\0"))) // BLOCK * BLOCK
-        start += len(chunk)
-    return None
-
-
-def _next_header(file: int, start: int, size: int) -> int | None:
-    """Return the offset of the next valid header from `start` on, None where there is none."""
-    for offset in range(start, size - BLOCK + 1, BLOCK):
-        block = read_at(file, offset, BLOCK)
-        if block[257:262] == b"ustar":
-            with contextlib.suppress(tarfile.HeaderError):
-                _parse(block)
-                return offset
-    return None
+def _header_problem(block: bytes, *, at_end: bool) -> str:
+    """Return the problem of a block that tarfile skipped; empty for the end mark and for headers of the whole file."""
+    if len(block) < BLOCK:
+        return "ends without its end mark: perhaps cut off"
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        if any(block) or not at_end:
+            return f"damaged header: {error if any(block) else 'zeros'}; members are lost"
+    return ""

@@ -7,14 +7,11 @@ are uint16 where the vocabulary fits, otherwise int32.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import itertools
 import mmap
 import os
-import stat
-import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import FileRecord, Manifest, remove_shard, shard_name, write_manifest
+from tokenizers_zoo.data.tar import open_regular
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import as_json, not_read, replacing_file
+from tokenizers_zoo.io import as_json, replacing_file
 from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.validation import has_fixed_length
 
@@ -35,8 +33,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 SUFFIX = "arrow"
-MOST_MAPPED = 16_384
-"""Files of token shards that the process keeps mapped; Linux allows 65530 maps."""
+MOST_MAPPED = 512
+"""Files of token shards that the process keeps mapped. Each one stays open, and systems allow 1024 by default."""
 Array = npt.NDArray[Any]
 
 
@@ -234,65 +232,52 @@ def present_samples(manifest: Manifest) -> npt.NDArray[np.bool_]:
 
 
 class ShardFile:
-    """Reads rows of one shard. Its bytes, rows and ids are verified when the first row is read.
-
-    The file stays mapped until the process has MOST_MAPPED maps; then an arbitrary one is unmapped.
-    """
-
-    __slots__ = ("__weakref__", "_found", "_mapped", "crops", "manifest", "path", "writer")
+    """Reads rows of one shard. Its bytes, rows and ids are verified when the first row is read."""
 
     def __init__(self, path: Path, manifest: Manifest, writer: TokenMetadata, crops: int) -> None:
         self.path, self.manifest, self.writer, self.crops = path, manifest, writer, crops
-        self._mapped: list[Array] | None = None
-        """While the file is mapped: its numbers, `(rows, width)` for fixed layouts, else `(tokens,)` or `(tokens,
-        dim)`; and the list offsets."""
-        self._found: tuple[tuple[int, ...], list[tuple[Any, ...]]] | None = None
-        """Stamp of the verified file, and shape, type and byte offset of each array."""
+        self._stamp: tuple[int, int, int] | None = None
+        """Of the verified file; it changes if the file is replaced."""
 
     def fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
         """Write rows of a fixed layout as stored into `out`, `(len(rows), width)`."""
-        np.take((self._mapped or self._map())[0], rows, axis=0, out=out, mode="wrap")  # "raise" would copy
+        np.take(_mapped(self)[0], rows, axis=0, out=out, mode="wrap")  # "raise" would copy
 
     def lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
         """Yield the tokens of rows of a layout of variable length, as stored."""
-        values, offsets = self._mapped or self._map()
+        values, offsets = _mapped(self)
         for first, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True):
             yield values[first:end]
 
-    def _map(self) -> list[Array]:
-        """Map the file, and verify it at the first time. Raises DataError, ReadError."""
-        with _mapping:
-            if self._mapped is not None:
-                return self._mapped  # another thread did
-            with _opened(self.path) as (file, stamp):
-                data = mmap.mmap(file, 0, access=mmap.ACCESS_READ) if stamp[1] else b""
-            if self._found is None:
-                self._found = stamp, self._verified(data)
-            if self._found[0] != stamp:
-                raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
-            if len(_open) >= MOST_MAPPED:
-                _open.pop()._mapped = None
-            _open.add(self)
-            self._mapped = [np.ndarray(shape, dtype, data, offset) for shape, dtype, offset in self._found[1]]
-            return self._mapped
+    def map(self) -> tuple[Array, Array]:
+        """Map the file, and verify it at the first time. Raises DataError, ReadError.
 
-    def _verified(self, data: bytes | mmap.mmap) -> list[tuple[Any, ...]]:
-        """Return shape, type and byte offset of the arrays in a file that agrees with its manifest."""
+        Returns its numbers, `(rows, width)` for fixed layouts, else `(tokens,)` or `(tokens, dim)`, and the list
+        offsets.
+        """
         import pyarrow as pa
 
+        if not self.path.exists():
+            raise DataError(f"{self.path}: no such file; run `zoo tokenize` again")
+        with open_regular(self.path) as file:
+            status = os.fstat(file.fileno())
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if status.st_size else b""
+        stamp = status.st_ino, status.st_size, status.st_mtime_ns
+        if self._stamp not in (None, stamp):
+            raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
         try:
-            if hashlib.sha256(data).hexdigest() != self.manifest.files[SUFFIX].sha256:
+            if not self._stamp and hashlib.sha256(data).hexdigest() != self.manifest.files[SUFFIX].sha256:
                 raise ValueError("it has another size or checksum than its manifest says")
-            buffer = pa.py_buffer(data)
-            batch = pa.ipc.open_file(buffer).get_batch(0)
-            batch.validate(full=True)
+            batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+            if not self._stamp:
+                batch.validate(full=True)
             arrays = self._arrays(batch.column("tokens"))
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, DataError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"{self.path}: not a sound shard of tokens: {reason}; run `zoo tokenize` again"
             raise DataError(message) from None
-        places = [item.__array_interface__["data"][0] - buffer.address if item.size else 0 for item in arrays]
-        return [(item.shape, item.dtype, place) for item, place in zip(arrays, places, strict=True)]
+        self._stamp = stamp
+        return arrays
 
     def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
         """Return all numbers and the list offsets. Raises ValueError if they do not fit manifest and layout."""
@@ -306,7 +291,7 @@ class ShardFile:
         values = content.to_numpy(zero_copy_only=True)
         if values.dtype != self.writer.stored_as:
             raise ValueError(f"it holds {values.dtype}, expected {self.writer.stored_as}")
-        if not isinstance(layout, PatchesLayout | EmbeddingsLayout) and values.size:
+        if not self._stamp and not isinstance(layout, PatchesLayout | EmbeddingsLayout) and values.size:
             needed = int(self.manifest.record["needed_vocab_size"])
             if not (0 <= values.min() <= values.max() < max(needed, 1) <= max(self.writer.vocab_size, 1)):
                 raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{needed - 1}")
@@ -318,27 +303,4 @@ class ShardFile:
         return (values.reshape(-1, dim) if isinstance(layout, EmbeddingsLayout) else values), offsets
 
 
-_open, _mapping = weakref.WeakSet[ShardFile](), threading.Lock()
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, tuple[int, int, int]]]:
-    """Open a regular file; yield its descriptor, and a stamp that changes if the file is replaced.
-
-    Raises DataError if it is missing or not a regular file, and ReadError if the system cannot read it.
-    """
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run `zoo tokenize` again") from None
-    except OSError as error:
-        raise not_read(path, error) from None
-    try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{path}: expected a regular file; run `zoo tokenize` again")
-        yield file, (status.st_ino, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise not_read(path, error) from None
-    finally:
-        os.close(file)
+_mapped = functools.lru_cache(MOST_MAPPED)(ShardFile.map)

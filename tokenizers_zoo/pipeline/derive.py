@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.data.manifest import Manifest, Split, inputs_digest, read_manifest, remove_shard, sound_manifest
+from tokenizers_zoo.data.manifest import Manifest, Split, inputs_digest, read_manifest, remove_shard, up_to_date
 from tokenizers_zoo.data.shards import (
     WHOLE,
     ValueStore,
@@ -21,7 +21,7 @@ from tokenizers_zoo.data.shards import (
 )
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import as_json, disk_errors
-from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs, tick
+from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
 from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
@@ -153,8 +153,7 @@ def _derive(zoo: Zoo, split: Split, handle: ModalityHandle, workers: int | None,
             remove_shard(folder, shard)
             continue
         inputs = inputs_digest(made_with=made_with, keys=keys, given=[one.files["tar"].sha256 for one in given if one])
-        manifest = sound_manifest(folder, shard)
-        if manifest is not None and (manifest.inputs, manifest.keys) == (inputs, keys):
+        if (manifest := up_to_date(folder, shard, inputs, keys)) is not None:
             outcome.add(split, shard, manifest, kept=True)
         else:
             todo[shard] = inputs
@@ -165,8 +164,9 @@ def _derive(zoo: Zoo, split: Split, handle: ModalityHandle, workers: int | None,
     if workers is None and todo and any(network.torch_device == "cuda" for network in networks.values()):
         workers = 1  # each process would load a copy
     with progress_bar(f"derive {split.name}/{handle.name}", sum(map(split.rows, todo))) as advance:
-        for shard, manifest in run_jobs(zoo, derive_shard, jobs, workers, advance, count=len(todo), of=split.shards):
+        for shard, manifest in run_jobs(zoo, derive_shard, jobs, workers, count=len(todo), of=split.shards):
             outcome.add(split, shard, manifest)
+            advance(split.rows(shard))
     forget_networks()
     return outcome
 
@@ -184,7 +184,6 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
     again = False
     with disk_errors(job.split.folder), writing_shard(job.split.folder / job.modality, shard) as writer:
         for row, key in enumerate(job.split.keys(shard)):
-            tick()
             if not there[row]:
                 writer.skip()
                 continue

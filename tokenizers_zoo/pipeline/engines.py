@@ -44,8 +44,6 @@ class Outcome:
     first_dropped: str = ""
     """Reason and key of the first sample that was dropped."""
     seconds: float = 0.0
-    encode_seconds: float = 0.0
-    """Seconds in the tokenizer."""
 
     def add(self, split: Split, shard: int, manifest: Manifest, *, kept: bool = False) -> None:
         """Count one shard."""
@@ -79,9 +77,6 @@ class RunResult:
             lines.append(f"{one.split}/{one.modality}: {one.written} written{rate}{kept}{dropped}")
         lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
         lines += self.notes
-        if any(one.written and one.seconds for one in self.outcomes):
-            share = sum(one.encode_seconds for one in self.outcomes) / sum(one.seconds for one in self.outcomes)
-            lines.append(f"{share:.0%} of the time was spent in the tokenizers")
         return "\n".join(lines) or "nothing to do"
 
     def check(self) -> RunResult:
@@ -109,12 +104,6 @@ def cores() -> int:
 
 
 _worker_zoo: Any = None
-_tick: Callable[[], None] = lambda: None  # noqa: E731  (replaced in workers and by run_jobs)
-
-
-def tick() -> None:
-    """Tell the progress bar of `run_jobs`, from inside a job, that one more sample is done."""
-    _tick()
 
 
 def run_jobs(
@@ -122,7 +111,6 @@ def run_jobs(
     function: Callable[[Zoo, Job], Result],
     jobs: Iterable[Job],
     workers: int | None,
-    advance: Callable[[int], None],
     *,
     count: int | None = None,
     of: int = 0,
@@ -134,33 +122,26 @@ def run_jobs(
     to resume a killed run with the same share, `jobs` gives the original number of jobs. Processes are spawned, not
     forked: `function` and the jobs are pickled, torch's threads are never copied. After the first error or an
     interrupt, no job starts. After an error, running jobs finish and their results are yielded before it is raised.
-    `advance` is called with the number of newly finished samples.
     """
-    global _tick
     if count is None:
         jobs = list(jobs)
         count = len(jobs)
     workers = min(workers or cores(), max(of, count))
     if workers <= 1 or not count:
-        _tick = lambda: advance(1)  # noqa: E731
         for job in jobs:
             yield function(zoo, job)
         return
     context = multiprocessing.get_context("spawn")
-    done = context.Value("Q", 0)
-    setup = (zoo.tables, zoo.path, done)
+    setup = (zoo.tables, zoo.path)
     started = min(workers, count)
     with _sharing_cores(workers), ProcessPoolExecutor(started, context, _start_worker, setup) as pool:
         # One job per worker: further jobs would be queued, and would start even after an error.
         waiting = iter(jobs)
         running: set[Future[Result]] = {pool.submit(_run, function, job) for job in islice(waiting, started)}
-        shown, errors = 0, list[BaseException]()
+        errors = list[BaseException]()
         try:
             while running:
-                finished, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
-                now = done.value
-                advance(now - shown)
-                shown = now
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
                 errors += filter(None, (future.exception() for future in finished))
                 if not errors:
                     running |= {pool.submit(_run, function, job) for job in islice(waiting, len(finished))}
@@ -177,15 +158,11 @@ def run_jobs(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(tables: Mapping[str, Any], path: Path | None, done: Any) -> None:
+def _start_worker(tables: Mapping[str, Any], path: Path | None) -> None:
     from tokenizers_zoo.registry import Zoo
 
-    def count() -> None:
-        with done.get_lock():
-            done.value += 1
-
-    global _worker_zoo, _tick
-    _worker_zoo, _tick = Zoo.from_tables(tables, path), count
+    global _worker_zoo
+    _worker_zoo = Zoo.from_tables(tables, path)
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # quietly, removing unfinished files
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -229,18 +206,14 @@ def read_ahead(
 ) -> Iterator[tuple[Sequence[Item], list[Result]]]:
     """Yield batches with the results of `read` for their items, in order; threads read up to `depth` batches ahead."""
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
-        waiting: deque[tuple[Sequence[Item], list[Future[list[Result]]]]] = deque()
-        remaining = iter(batches)
+        waiting: deque[tuple[Sequence[Item], Iterator[Result]]] = deque()
         try:
-            while True:
-                while len(waiting) < depth and (batch := next(remaining, None)) is not None:
-                    # One piece for each thread: a future costs more than many a value.
-                    size = max(1, -(-len(batch) // threads))
-                    pieces = [batch[start : start + size] for start in range(0, len(batch), size)]
-                    waiting.append((batch, [pool.submit(lambda piece: list(map(read, piece)), p) for p in pieces]))
-                if not waiting:
-                    return
-                batch, futures = waiting.popleft()
-                yield batch, [result for future in futures for result in future.result()]
+            for batch in batches:
+                waiting.append((batch, pool.map(read, batch)))
+                if len(waiting) == depth:
+                    first, results = waiting.popleft()
+                    yield first, list(results)
+            for first, results in waiting:
+                yield first, list(results)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -30,7 +30,7 @@ from tokenizers_zoo.train.report import (
     picture_rows,
     write_pictures,
 )
-from tokenizers_zoo.validation import describe, has_fixed_length
+from tokenizers_zoo.validation import describe
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -99,8 +99,8 @@ def evaluate_tokenizer(
     """Encode and decode a split's values (up to `limit`, in stored order) and score the reconstructions.
 
     With `write` the figures are written to evaluation.json and sample images to samples/ in the checkpoint folder. If
-    modalities share the checkpoint, both go to its subfolder with the modality's name. For a tokenizer on the hub, both
-    go to a folder with its id under `[zoo] checkpoints`. Figures of a split that is not "test", or of a part of a
+    modalities share the checkpoint, both go to its subfolder with the modality's name.
+    Figures of a split that is not "test", or of a part of a
     split, go to evaluation-SPLIT.json and samples-SPLIT/, so that evaluation.json always has the held-out figures. The
     metrics of an input-only modality without a decoder are NaN. Raises DataError if the data lack the modality,
     ReadError if the system cannot read a file now, CheckpointError if there is no tokenizer.
@@ -122,7 +122,7 @@ def evaluate_tokenizer(
     if not run.target:
         reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
         raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
-    folder = handle.files.evaluations / name if handle.spec.shares_checkpoint else handle.files.evaluations
+    folder = handle.checkpoint / name if handle.spec.shares_checkpoint else handle.checkpoint
     with disk_errors(folder):
         pictures = run.write_samples(folder, shown) if write else None
     compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []
@@ -182,42 +182,34 @@ class _Reconstruction:
                 raise  # no value is to blame
             except ZooError as error:
                 self.dropped[key] = str(error)
-        if sound:
-            self._reconstruct(sound)
-
-    def _reconstruct(self, sound: Mapping[str, Any]) -> None:
-        """Encode and decode values by key. If the tokenizer rejects a batch, retry each value alone.
-
-        Raises PluginError if the plugin breaks its contract for every value of the first batch.
-        """
-        handle, values = self.handle, list(sound.values())
         start = time.perf_counter()
-        try:
-            tokens = handle.encode(values)
-        except ZooError as error:
-            if len(sound) == 1:
-                self.dropped.update(dict.fromkeys(sound, str(error)))
-                return
-            for key, value in sound.items():
-                self._reconstruct({key: value})
-            if isinstance(error, PluginError) and not self.target:
-                raise
-            return
+        encoded = self.handle.encode_each(list(sound.values()))
         self.encode_seconds += time.perf_counter() - start
-        decoded = None if self.vectors else handle.decode_if_able(tokens)
+        errors = {key: found for key, found in zip(sound, encoded, strict=True) if isinstance(found, ZooError)}
+        self.dropped.update({key: str(error) for key, error in errors.items()})
+        first = next(iter(errors.values()), None)
+        if isinstance(first, PluginError) and len(errors) == len(sound) and not self.target:
+            raise first  # the plugin breaks its contract
+        tokens = [np.asarray(found) for found in encoded if not isinstance(found, ZooError)]
+        if tokens:
+            self._decode([value for key, value in sound.items() if key not in errors], tokens)
+
+    def _decode(self, values: list[Any], tokens: list[np.ndarray[Any, Any]]) -> None:
+        """Decode the tokens of some values."""
+        handle, decoded = self.handle, None if self.vectors else self.handle.decode_if_able(tokens)
         self.predicted += decoded or []
         self.vectors += [len(row) for row in tokens] if decoded is None else []
         if getattr(handle.tokenizer, "has_plain", False):
             import torch
 
-            self.plain += list(handle.tokenizer.decode_plain(torch.as_tensor(tokens).to(handle.device)).cpu().numpy())
+            self.plain += list(
+                handle.tokenizer.decode_plain(torch.as_tensor(np.stack(tokens)).to(handle.device)).cpu().numpy()
+            )
         self.target += values
-        fixed = has_fixed_length(handle.spec.layout)
-        self.tokens += handle.spec.layout.length * len(values) if fixed else sum(len(item) for item in tokens)
+        self.tokens += sum(len(item) if handle.spec.continuous else item.size for item in tokens)
         if self.usage is not None:
-            batches: Any = [tokens] if fixed else tokens
-            for batch in batches:
-                self.usage.update(batch)
+            for item in tokens:
+                self.usage.update(item)
 
     def metrics(self) -> dict[str, float]:
         """Return the modality's metrics; NaN if nothing is decoded."""

@@ -16,7 +16,7 @@ from tokenizers_zoo.data.manifest import (
     read_manifest,
     read_record,
     shards_of,
-    sound_manifest,
+    up_to_date,
     write_record,
 )
 from tokenizers_zoo.data.samples import TEST, TRAIN
@@ -70,7 +70,6 @@ def make_data(
     opened = {split: open_samples(zoo, source, split, count, seed, options, out) for split, count in wanted}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
     result.notes += _told(opened, given)
-    result.notes += dict.fromkeys(line for found in given.values() for line in _enlarged(source, options, found))
     with disk_errors(out), locked(out):
         record = read_record(out / DATASET)
         plans = []
@@ -151,19 +150,6 @@ def _told(opened: Mapping[str, Samples], given: Mapping[str, Sequence[ModalityHa
             f"{name}: no sample has it beside another modality (keys such as {shown_key(alone[name])}, and "
             f"{shown_key(alone[other])} of {other}): the files of a sample have the same name"
         )
-
-
-def _enlarged(source: SourceHandle, options: Mapping[str, Any], found: Sequence[ModalityHandle]) -> Iterator[str]:
-    """Yield a line for each modality with larger pictures than the source draws."""
-    drawn: Any = getattr(source.settings_with(options), "image_size", None)
-    for handle in found if isinstance(drawn, int) else ():
-        size = handle.known_settings().get("image_size", drawn)
-        largest = size if isinstance(size, int) else max(size)
-        if largest > drawn and _is_picture(handle):
-            yield (
-                f"{handle.name}: enlarged, as {source.name} draws {drawn} pixels and image_size is {largest}; "
-                f"--set image_size={largest} draws as many"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,8 +233,7 @@ class _Plan:
                     shard=shard, start=split.number(shard, 0), rows=split.rows(shard),
                     files=signature(files, {names[one] for one in together}) if files else "",
                 )  # fmt: skip
-                manifest = sound_manifest(split.folder / name, shard) if keys else None
-                if manifest is not None and (manifest.inputs, manifest.keys) == (inputs, keys):
+                if keys and (manifest := up_to_date(split.folder / name, shard, inputs, keys)) is not None:
                     outcome.add(split, shard, manifest, kept=True)
                 else:
                     todo.setdefault(shard, {})[name] = inputs
@@ -262,7 +247,8 @@ class _Plan:
             for shard, inputs in todo.items()
         )  # fmt: skip
         with progress_bar(f"make {split.name}", sum(map(split.rows, todo))) as advance:
-            for shard, found in run_jobs(zoo, make_shard, jobs, workers, advance, count=len(todo), of=split.shards):
+            for shard, found in run_jobs(zoo, make_shard, jobs, workers, count=len(todo), of=split.shards):
+                advance(split.rows(shard))
                 for name, manifest in found.items():
                     outcomes[name].add(split, shard, manifest)
         return list(outcomes.values())

@@ -19,7 +19,6 @@ from tokenizers_zoo.data.shards import WHOLE, writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
 from tokenizers_zoo.errors import DataError, ZooError, passing
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.pipeline.engines import tick
 from tokenizers_zoo.source_handle import CheckedSamples
 
 if TYPE_CHECKING:
@@ -65,7 +64,6 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
     with disk_errors(job.split.root), contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(writing_shard(job.split.folder / name, job.shard)) for name in handles}
         for row in range(job.split.rows(job.shard)):
-            tick()
             try:
                 key, values = read_sample(*job.files[row]) if samples is None else samples[start + row]
                 if problem := "it comes twice" if key in keys else key_problem(key):

@@ -21,7 +21,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import STORE, TokenStore
-from tokenizers_zoo.errors import DataError, count_of
+from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
@@ -30,7 +30,7 @@ from tokenizers_zoo.run_folder import locked
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
-SHOWN_REASONS = 20
+SHOWN_REASONS = 5
 """Reasons of dropped samples that are listed for each modality."""
 
 
@@ -54,13 +54,6 @@ class StoreRow:
     tokens: int = 0
     vocabulary: str = ""
     fingerprint: str = ""
-
-    @property
-    def problem(self) -> str:
-        """What to do about missing shards; empty without any."""
-        what = "are" if self.missing > 1 else "is"
-        shards = count_of(self.missing, "shard")
-        return f"{shards} {what} missing or out of date; run what made it again" if self.missing else ""
 
 
 @dataclass(kw_only=True, slots=True)

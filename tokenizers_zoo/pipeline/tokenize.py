@@ -273,12 +273,16 @@ class _Job:
                 passes = False
                 for _ in range(0, present, self.batch_size):
                     views, read = next(batches)
+                    tokens = iter(self.handle.encode_each([one for one in read if not isinstance(one, ZooError)]))
                     for view, value in zip(views, read, strict=True):
-                        if isinstance(value, ZooError):
-                            dropped.setdefault(view.row, str(value))
-                            passes = passes or passing(value)
-                    pairs = zip(views, read, strict=True)
-                    self._encode([pair for pair in pairs if not isinstance(pair[1], ZooError)], encoded, dropped)
+                        found = value if isinstance(value, ZooError) else next(tokens)
+                        if isinstance(found, ZooError):
+                            dropped.setdefault(view.row, str(found))
+                            passes = passes or passing(found)
+                        elif problem := self.metadata.number_problem(np.asarray(found)):
+                            dropped.setdefault(view.row, f"{self.handle.name}: {problem}")
+                        else:
+                            encoded[view.row].append(self.metadata.to_stored(np.asarray(found)))
                     advance(len(views))
                 advance(self.split.rows(shard) * crops - present)
                 rows = [None if row in dropped else encoded.get(row) for row in range(self.split.rows(shard))]
@@ -308,29 +312,3 @@ class _Job:
             raise
         except ZooError as error:
             return error
-
-    def _encode(
-        self,
-        values: Sequence[tuple[View, Any]],
-        encoded: defaultdict[int, list[npt.NDArray[Any]]],
-        dropped: dict[int, str],
-    ) -> None:
-        """Encode a batch. If the tokenizer rejects it, encode each value alone, so that only invalid ones are
-        dropped."""
-        start = time.perf_counter()
-        try:
-            read = [value for _, value in values]  # checked when they were read
-            tokens = [np.asarray(item) for item in self.handle.encode(read, trusted=True)] if read else []
-        except ZooError as error:
-            if len(values) == 1:
-                dropped.setdefault(values[0][0].row, str(error))
-            else:
-                for one in values:
-                    self._encode([one], encoded, dropped)
-            return
-        self.outcome.encode_seconds += time.perf_counter() - start
-        for (view, _), item in zip(values, tokens, strict=True):
-            if problem := self.metadata.number_problem(item):
-                dropped.setdefault(view.row, f"{self.handle.name}: {problem}")
-            else:
-                encoded[view.row].append(self.metadata.to_stored(item))

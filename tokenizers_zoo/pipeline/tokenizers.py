@@ -82,7 +82,7 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
         # A shared tokenizer that an earlier job has retrained is not removed again.
         yield trained(*_train(zoo, replace(job, overwrite=job.overwrite and place not in done)))
         done.add(place)
-    for name, folder in run_jobs(zoo, _train, sorted(apart, key=samples, reverse=True), workers, lambda _: None):
+    for name, folder in run_jobs(zoo, _train, sorted(apart, key=samples, reverse=True), workers):
         zoo.forget_tokenizers(folder)
         yield trained(name, folder)
 
@@ -123,7 +123,7 @@ def train_tokenizer(
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
     handle.check_overrides(overrides or {})  # before anything is read, or removed
-    zoo.check_place(name, folder)
+    _check_place(zoo, handle, folder)
     other = _check_whose(zoo, name, folder)
     if other and not overwrite:
         if is_complete(folder):
@@ -138,6 +138,19 @@ def train_tokenizer(
             train_vocabulary(handle, samples, handle.files.vocabulary)
     with disk_errors(folder), replacing(folder, TOKENIZER, overwrite):
         return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
+
+
+def _check_place(zoo: Zoo, handle: ModalityHandle, folder: Path) -> None:
+    """Raise ConfigError if a tokenizer in this folder would replace the text vocabulary of other modalities."""
+    spec = handle.spec
+    for other in zoo.handles() if spec.own_tokenizer or not handle.writes_text else ():
+        shares = spec.shares_checkpoint and spec.vocabulary == other.spec.vocabulary
+        text = other.writes_text and other.spec.shared_vocabulary and other is not handle
+        if text and not shares and other.files.vocabulary.resolve() == folder.resolve():
+            raise ConfigError(
+                f"{handle.name}: {folder} is the folder of the text vocabulary {other.spec.vocabulary!r} of "
+                f"{other.name}; rename the modality, or give it another folder"
+            )
 
 
 def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:

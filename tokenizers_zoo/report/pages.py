@@ -17,7 +17,7 @@ from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, ran
 from tokenizers_zoo.report.samples import overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN
-from tokenizers_zoo.spec import TokenLayout, layout_from_json
+from tokenizers_zoo.spec import layout_from_json
 from tokenizers_zoo.train.log import METRICS
 
 if TYPE_CHECKING:
@@ -204,19 +204,13 @@ def token_facts(handle: ModalityHandle) -> str:
     """Describe a modality's tokens in one line."""
     spec = handle.spec
     facts = [f"{'up to ' if hasattr(spec.layout, 'max_length') else ''}{count_of(spec.layout.length, 'token')}"]
-    facts[0] += f" ({layout_in_words(spec.layout)})"
+    facts[0] += f" ({spec.layout})"
     facts.append(f"each one of {spec.vocab_size} ids" if spec.vocab_size else "numbers, not ids: input only")
     if spec.shared_vocabulary:
         facts.append(f"vocabulary {spec.vocabulary!r}, shared with others")
-    if handle.token_space:
-        facts.append(f"tokenized as {handle.token_space}")
+    if spec.token_space:
+        facts.append(f"tokenized as {spec.token_space}")
     return "; ".join([*facts, f"licence {spec.licence}"])
-
-
-def layout_in_words(layout: TokenLayout) -> str:
-    """`grid 8 x 8`, `sequence`, ..."""
-    shape = getattr(layout, "shape", None)
-    return layout.kind if shape is None else f"{layout.kind} {' x '.join(map(str, shape))}"
 
 
 def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: Pictures) -> list[dict[str, str]]:
@@ -277,7 +271,7 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
             trained = handle.has_tokenizer
             fingerprint = handle.fingerprint if trained and handle.checkpoint.is_dir() else ""
             more = {"trained": trained, "fingerprint": fingerprint, "distribution": handle.distribution}
-            rows.append({**tokenizer_card(handle, pictures), "layout": layout_in_words(handle.spec.layout), **more})
+            rows.append({**tokenizer_card(handle, pictures), "layout": str(handle.spec.layout), **more})
             families.setdefault(handle.spec.family or "of its own", []).append(rows[-1])
         except ZooError as error:
             problems.append(about(handle.name, error))

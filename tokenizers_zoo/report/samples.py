@@ -176,7 +176,7 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures) -> Reconstructio
     Modalities that share a checkpoint store them in subfolders by name. Raises CheckpointError if evaluation.json is
     damaged.
     """
-    folder = handle.files.evaluations
+    folder = handle.checkpoint
     folder = folder / handle.name if handle.spec.shares_checkpoint else folder
     figures = read_table(folder / EVALUATION, remedy=ANEW) if (folder / EVALUATION).is_file() else {}
     metrics, split = figures.get("metrics", {}), figures.get("split", TEST)
