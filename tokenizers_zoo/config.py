@@ -349,11 +349,6 @@ class Settings(Mapping[str, Any]):
         result: T = self.taken_vocabularies[name, cls]
         return result
 
-    def replaced(self, **own: Any) -> Settings:
-        """Return a copy with some own keys replaced (tables as a whole) and no preset."""
-        table = {key: value for key, value in self.own.items() if key != "preset"} | own
-        return Settings(self.name, table, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin)
-
     def changed(self, **own: Any) -> Settings:
         """Return a copy with some own keys replaced; tables are merged."""
         table = merged(self.own, own)

@@ -125,18 +125,13 @@ def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: I
         options = pm.parse_hookimpl_opts(plugin, attribute)
         if options is None:
             continue
-        hook = options.get("specname") or attribute
-        wrapper = options.get("wrapper") or options.get("hookwrapper")
-        if hook in HOOKS or not options.get("optionalhook"):
-            (wrapped if wrapper else own).add(hook)
-        if hook in HOOKS and hook != attribute and not wrapper:  # callers are restricted by that name
-            problems.append(f"{attribute} has specname={hook!r}; name the function {hook}")
-        elif hook in HOOKS:
-            problems += _signature_problems(getattr(plugin, attribute), hook)
-        elif not options.get("optionalhook"):
-            close = difflib.get_close_matches(hook, sorted(HOOKS), n=1)
+        (wrapped if options.get("wrapper") or options.get("hookwrapper") else own).add(attribute)
+        if attribute in HOOKS:
+            problems += _signature_problems(getattr(plugin, attribute), attribute)
+        else:
+            close = difflib.get_close_matches(attribute, sorted(HOOKS), n=1)
             offer = f"did you mean {close[0]!r}?" if close else f"known hooks: {', '.join(sorted(HOOKS))}"
-            problems.append(f"there is no hook {hook!r}; {offer}")
+            problems.append(f"there is no hook {attribute!r}; {offer}")
     if claim.group == WRAPPERS:
         problems += [f"{hook} has to be a wrapper: @hookimpl(wrapper=True)" for hook in sorted(own)]
         problems += [] if own or wrapped else ["it wraps no hook"]

@@ -178,12 +178,10 @@ class Zoo:
         wanted = instance.plugin or name
         installed = self._plugins.claims[MODALITIES]
         if wanted not in installed:
-            origin = self._origin("modalities").at(name) if not instance.plugin else None
-            where = origin or self._origin(f"modalities.{name}").at("plugin")
-            of_another = "" if instance.plugin else ', say plugin = "..." where it is an instance of another plugin'
-            hint = f"(install it{of_another}, or set enabled = false)"
+            table, key = ("modalities." + name, "plugin") if instance.plugin else ("modalities", name)
+            hint = "(install it, name the plugin that it is an instance of, or set enabled = false)"
             unknown = UnknownNameError.of("plugin", wanted, installed, hint=hint)
-            raise UnknownNameError(f"{where}: {unknown}")
+            raise UnknownNameError(f"{self._origin(table).at(key)}: {unknown}")
         self._load_wrappers()
         plugin = self._plugins.load(MODALITIES, wanted, REQUIRED)
         settings = Settings(

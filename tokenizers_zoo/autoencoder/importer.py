@@ -64,8 +64,9 @@ def import_tokenizer(
     tokenizer = {key: value for key, value in architecture.tokenizer_table.items() if key in known}
     chosen = {key: settings[key] for key in modality.published_choices if key in settings}
     table = {**modality.published_settings(architecture, options), **chosen, "tokenizer": tokenizer}
-    fresh = modality.importing(settings.replaced(**table))
-    fresh.origin = Origin(table=settings.origin.table)
+    own = {key: value for key, value in settings.items() if key != "preset"} | table
+    given = {"shared": settings.shared, "vocabularies": settings.vocabularies}
+    fresh = modality.importing(Settings(settings.name, own, **given, origin=Origin(table=settings.origin.table)))
     try:
         options = modality.options(fresh)
         model = modality.model_config(options)

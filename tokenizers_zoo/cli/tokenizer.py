@@ -79,9 +79,8 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
         TokenizerJob(name=name, data=data_dir, out=out, seed=seed, overrides=own, overwrite=overwrite)
         for name, own in by_name.items()
     ]
-    for done in train_tokenizers(zoo, jobs, workers):
-        whose = f", trained with {done.of}" if done.of != done.name else ""
-        click.echo(f"{done.name}: tokenizer in {done.folder}{', as it was' if done.as_it_was else ''}{whose}")
+    for name, folder in train_tokenizers(zoo, jobs, workers):
+        click.echo(f"{name}: tokenizer in {folder}")
 
 
 @tokenizer.command("eval")

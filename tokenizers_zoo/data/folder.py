@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN, LazySequence
 from tokenizers_zoo.data.tar import (
     TARS,
@@ -53,8 +53,7 @@ class FolderSettings:
     """Share of the keys for testing if the folder has no train and test folders, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.test_fraction < 1:
-            raise ValueError(f"test_fraction {self.test_fraction}: expected a number in [0, 1)")
+        check_interval(self, "[0, 1)", "test_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

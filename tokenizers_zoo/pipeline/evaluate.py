@@ -17,7 +17,7 @@ import numpy as np
 
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import Place, Rows, ValueStore
-from tokenizers_zoo.errors import CheckpointError, DataError, PluginError, ReadError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
@@ -187,9 +187,6 @@ class _Reconstruction:
         self.encode_seconds += time.perf_counter() - start
         errors = {key: found for key, found in zip(sound, encoded, strict=True) if isinstance(found, ZooError)}
         self.dropped.update({key: str(error) for key, error in errors.items()})
-        first = next(iter(errors.values()), None)
-        if isinstance(first, PluginError) and len(errors) == len(sound) and not self.target:
-            raise first  # the plugin breaks its contract
         tokens = [np.asarray(found) for found in encoded if not isinstance(found, ZooError)]
         if tokens:
             self._decode([value for key, value in sound.items() if key not in errors], tokens)

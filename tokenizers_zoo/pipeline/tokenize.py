@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import (
-    DATASET,
     Manifest,
     inputs_digest,
     read_manifest,
@@ -34,7 +33,7 @@ from tokenizers_zoo.io import disk_errors, remove_folder
 from tokenizers_zoo.pipeline.engines import Outcome, RunResult, read_ahead
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.run_folder import locked
+from tokenizers_zoo.run_folder import entries, locked
 from tokenizers_zoo.spec import Crop, layout_to_json
 
 if TYPE_CHECKING:
@@ -108,8 +107,9 @@ def tokenize(
             for shard in shards_of(job.folder):
                 if shard in job.todo or shard >= job.split.shards:
                     remove_shard(job.folder, shard)
-            job.folder.mkdir(parents=True, exist_ok=True)
         write_store(out, store.root, {job.split.name: job.split for job in jobs}.values())
+        for job in jobs:
+            job.folder.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             job.run()
             result.outcomes.append(job.outcome)
@@ -136,15 +136,10 @@ def random_crop(seed: int, key: str, number: int) -> Crop:
 
 
 def _check_place(out: Path) -> None:
-    """Raise DataError if a folder holds files and no store.json; hidden files and empty folders do not count."""
+    """Raise DataError if a folder holds files and no store.json; hidden files do not count."""
     with disk_errors(out):
-        if (out / STORE).is_file():
-            return
-        if (out / DATASET).is_file():
-            raise DataError(f"{out}: holds data ({DATASET}); give another --out")
-        files = [path for depth in ("[!.]*", "[!.]*/[!.]*") for path in out.glob(depth) if not path.is_dir()]
-        for path in [*files, *out.glob("[!.]*/[!.]*/[!.]*")][:1]:
-            raise DataError(f"{out}: holds {path.relative_to(out)}, and no token store; give another --out")
+        if not (out / STORE).is_file() and (found := entries(out)):
+            raise DataError(f"{out}: holds {found[0].name}, and no token store; give another --out")
 
 
 def _chosen(

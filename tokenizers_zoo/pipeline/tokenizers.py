@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, is_complete
+from tokenizers_zoo.checkpoint import CONFIG, is_complete
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
@@ -41,19 +41,8 @@ class TokenizerJob:
     overwrite: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedTokenizer:
-    """A tokenizer's folder, and whether training left it unchanged."""
-
-    name: str
-    folder: Path
-    as_it_was: bool
-    of: str
-    """The modality that it was trained with, if several share it."""
-
-
-def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -> Iterator[TrainedTokenizer]:
-    """Train tokenizers in up to `workers` processes that share the CPU cores; yield each finished one.
+def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -> Iterator[tuple[str, Path]]:
+    """Train tokenizers in up to `workers` processes that share the CPU cores; yield name and folder of each.
 
     Modalities with a shared vocabulary are trained first and sequentially, because only one process may write to it.
     With `overwrite` the vocabulary is retrained only once. The remaining jobs start with the longest, so that no long
@@ -63,11 +52,6 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
     for job in jobs:
         zoo[job.name].check_overrides(job.overrides)
     places = [(job.out or zoo[job.name].checkpoint).resolve() for job in jobs]
-    before = {place: _fingerprint(place) for place in places}
-
-    def trained(name: str, folder: Path) -> TrainedTokenizer:
-        unchanged = _fingerprint(folder) == before[folder.resolve()]
-        return TrainedTokenizer(name=name, folder=folder, as_it_was=unchanged, of=_trained_for(folder) or name)
 
     def samples(job: TokenizerJob) -> int:
         """Return the number of training samples from steps and batch size; 0 if the table has no steps."""
@@ -80,23 +64,16 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
             apart.append(job)
             continue
         # A shared tokenizer that an earlier job has retrained is not removed again.
-        yield trained(*_train(zoo, replace(job, overwrite=job.overwrite and place not in done)))
+        yield _train(zoo, replace(job, overwrite=job.overwrite and place not in done))
         done.add(place)
     for name, folder in run_jobs(zoo, _train, sorted(apart, key=samples, reverse=True), workers):
         zoo.forget_tokenizers(folder)
-        yield trained(name, folder)
+        yield name, folder
 
 
 def _train(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path]:
     options = {"out": job.out, "seed": job.seed, "overrides": job.overrides, "overwrite": job.overwrite}
     return job.name, train_tokenizer(zoo, job.name, job.data, **options)  # type: ignore[arg-type]
-
-
-def _fingerprint(folder: Path) -> str | None:
-    """Return the fingerprint of the checkpoint in a folder, or None."""
-    with contextlib.suppress(CheckpointError):
-        return fingerprint(folder)
-    return None
 
 
 def train_tokenizer(
