@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import json
 import traceback
@@ -294,12 +295,13 @@ class Plugins:
             raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {reason(error)}") from error
         return Plugin(claim, plugin, hooks, self)
 
-    def load_wrappers(self) -> dict[str, PluginError]:
-        """Load every installed wrapper; return the errors by name."""
+    @functools.cached_property
+    def wrapper_errors(self) -> dict[str, str]:
+        """Load every installed wrapper; the errors by name."""
         errors = {}
         for name in sorted(self.claims[WRAPPERS]):
             try:
                 self.load(WRAPPERS, name, ())
             except PluginError as error:
-                errors[name] = error
+                errors[f"wrapper {name}"] = str(error)
         return errors

@@ -92,7 +92,6 @@ class Zoo:
                 raise UnknownNameError.of("modality", name, self._instances, hint=f"(named in {where})")
         self._handles: dict[str, ModalityHandle | ZooError] = {}
         self._sources: dict[str, SourceHandle] = {}
-        self._wrapper_problems: dict[str, str] | None = None
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Zoo:
@@ -182,7 +181,7 @@ class Zoo:
             hint = "(install it, name the plugin that it is an instance of, or set enabled = false)"
             unknown = UnknownNameError.of("plugin", wanted, installed, hint=hint)
             raise UnknownNameError(f"{self._origin(table).at(key)}: {unknown}")
-        self._load_wrappers()
+        _ = self._plugins.wrapper_errors  # wrappers are loaded before what they wrap
         plugin = self._plugins.load(MODALITIES, wanted, REQUIRED)
         settings = Settings(
             name,
@@ -266,18 +265,12 @@ class Zoo:
                 raise UnknownNameError.of(
                     "source", name, self.source_names(), hint="(zoo source list shows what is installed)"
                 )
-            self._load_wrappers()
+            _ = self._plugins.wrapper_errors  # wrappers are loaded before what they wrap
             plugin = self._plugins.load(SOURCES, name, SOURCE_REQUIRED)
             self._sources[name] = SourceHandle(plugin, self.tables["zoo"])
         return self._sources[name]
 
     # ------------------------------------------------------------------ problems
-
-    def _load_wrappers(self) -> dict[str, str]:
-        if self._wrapper_problems is None:
-            errors = self._plugins.load_wrappers()
-            self._wrapper_problems = {f"wrapper {name}": str(error) for name, error in errors.items()}
-        return self._wrapper_problems
 
     def problems(self) -> dict[str, str]:
         """Return all problems, one line each: by modality, `source NAME`, `wrapper NAME` or `[TABLE] KEY`. Loads
@@ -289,7 +282,7 @@ class Zoo:
                 self.source(name)
             except ZooError as error:
                 found[f"source {name}"] = str(error)
-        found.update(self._load_wrappers())
+        found.update(self._plugins.wrapper_errors)
         for vocabulary, names in self.vocabularies().items():
             for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
                 found.setdefault(name, problem)

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from tokenizers_zoo.doctor import Finding
     from tokenizers_zoo.registry import ModalityHandle
 
-WHOLE_NAME = 32
-"""Names up to this length are never wrapped."""
 WIDTH = 80
 
 
@@ -54,8 +52,7 @@ def list_modalities() -> None:
             "yes" if handle.has_tokenizer else "no",
             handle.distribution.rpartition(" ")[0] or handle.distribution,
         )
-    table.columns[0].no_wrap = max((len(handle.name) for handle in handles), default=0) <= WHOLE_NAME
-    for column in table.columns[1:3]:
+    for column in table.columns[:3]:
         column.no_wrap = True
     show_table(table)
     for problem in problems.values():

@@ -141,22 +141,16 @@ def plain_table(*columns: str, spaced: bool = False) -> Table:
 
 
 def settings_lines(configs: Iterable[tuple[str, Any]]) -> list[str]:
-    """Return the lines for settings dataclasses, given as (table name, class or instance)."""
+    """Return the lines of settings dataclasses, given as (table name, class or instance): for each key its type,
+    default, another value in use, and meaning."""
     lines = []
     for name, settings in configs:
         for table in config.tables_of(settings, name):
             lines += ["", table.header + (" (absent unless given)" if table.absent else "")] if table.name else []
-            lines += explanations(table)
-    return lines
-
-
-def explanations(table: config.Table) -> list[str]:
-    """Return the lines of each key: type, default, another value in use, and meaning."""
-    lines = []
-    for key in table.keys:
-        default = config.REQUIRED if key.default == config.REQUIRED else f"default {key.default}"
-        used = "" if key.used == key.default else f"; here {key.used}"
-        head = f"{key.name}  {key.type}; {default}{used}"
-        lines += textwrap.wrap(head, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT * 3)
-        lines += textwrap.wrap(key.meaning, WIDTH, initial_indent=INDENT * 3, subsequent_indent=INDENT * 3)
+            for key in table.keys:
+                default = config.REQUIRED if key.default == config.REQUIRED else f"default {key.default}"
+                used = "" if key.used == key.default else f"; here {key.used}"
+                head = f"{key.name}  {key.type}; {default}{used}"
+                lines += textwrap.wrap(head, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT * 3)
+                lines += textwrap.wrap(key.meaning, WIDTH, initial_indent=INDENT * 3, subsequent_indent=INDENT * 3)
     return lines

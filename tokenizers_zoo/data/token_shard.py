@@ -187,8 +187,7 @@ def _checked(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArr
     least = layout.length * dim if has_fixed_length(layout) else 0
     for view in views:
         if view.size % dim or not least <= view.size <= layout.length * dim:
-            limit = "" if least else "up to "
-            expected = f"{limit}{layout.length} tokens" + (f" of {dim} numbers" if dim > 1 else "")
+            expected = f"{'' if least else 'up to '}{layout.length} tokens of {dim} numbers"
             raise DataError(f"{metadata.modality}: expected {expected}, got an array of shape {view.shape}")
     flat = np.concatenate([np.ravel(view) for view in views]) if views else np.zeros(0, metadata.stored_as)
     if problem := metadata.number_problem(flat):

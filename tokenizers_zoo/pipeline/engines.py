@@ -43,7 +43,6 @@ class Outcome:
     dropped: int = 0
     first_dropped: str = ""
     """Reason and key of the first sample that was dropped."""
-    seconds: float = 0.0
 
     def add(self, split: Split, shard: int, manifest: Manifest, *, kept: bool = False) -> None:
         """Count one shard."""
@@ -71,10 +70,9 @@ class RunResult:
         """Return one line per split and modality."""
         lines = []
         for one in self.outcomes:
-            rate = f" ({one.written / one.seconds:.0f}/s)" if one.written and one.seconds else ""
             kept = f", {one.kept} unchanged" if one.kept else ""
             dropped = f", {one.dropped} dropped (first: {one.first_dropped})" if one.dropped else ""
-            lines.append(f"{one.split}/{one.modality}: {one.written} written{rate}{kept}{dropped}")
+            lines.append(f"{one.split}/{one.modality}: {one.written} written{kept}{dropped}")
         lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
         lines += self.notes
         return "\n".join(lines) or "nothing to do"

@@ -6,7 +6,6 @@ A shard whose inputs digest is unchanged is skipped, any other one is made again
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
@@ -257,7 +256,7 @@ class _Job:
 
         A shard is made again next time where one was dropped for a reason that may pass.
         """
-        start, crops = time.perf_counter(), self.split.crops
+        crops = self.split.crops
         samples = sum(self.split.rows(shard) for shard in self.todo)
         with progress_bar(f"tokenize {self.split.name}/{self.handle.name}", samples * crops) as advance:
             batches = read_ahead(self._read, self._batches(), threads=self.threads)
@@ -288,7 +287,6 @@ class _Job:
                     values=self._contents(shard),
                 )  # fmt: skip
                 self.outcome.add(self.split, shard, manifest)
-        self.outcome.seconds = time.perf_counter() - start
 
     def _batches(self) -> Iterator[Sequence[View]]:
         """Yield the views to encode; a batch is of one shard."""
