@@ -92,13 +92,13 @@ def test_text_and_objects() -> None:
     assert value_problem(text, b"bytes") == "give a str"
     assert value_problem(text, "\ud800") == "it cannot be written as UTF-8"
     assert value_problem(json, [{"a": [1, 2.5, None, True, "x"]}, {}]) is None
-    assert value_problem(json, {"a": [0.5, float("nan")]}) == "value['a'][1] is not finite"
-    assert value_problem(json, [np.float32(1)]) == "value[0] is a float32, which is not a JSON type"
-    assert value_problem(json, {3: 1}) == "value has the key 3, which is not a str"
-    assert value_problem(json, [{"a": "\ud800"}]) == "value[0]['a'] cannot be written as UTF-8"
+    assert "Out of range float" in str(value_problem(json, {"a": [0.5, float("nan")]}))
+    assert "float32 is not JSON" in str(value_problem(json, [np.float32(1)]))
+    assert all("JSON changes it" in str(value_problem(json, value)) for value in ({3: 1}, [(1, 2)]))
+    assert value_problem(json, [{"a": "\ud800"}]) == "it cannot be written as UTF-8"
 
 
-@pytest.mark.parametrize("depth", [600, 100_000])
+@pytest.mark.parametrize("depth", [6000, 100_000])
 def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(depth: int) -> None:
     """The json module can read nesting deeper than Python's recursion limit."""
     value: list[Any] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import threading
 import tokenize
@@ -90,10 +91,7 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
             return str(UnknownNameError.of("class", value, spec.classes))
         return None if _is_utf8(value) else "it cannot be written as UTF-8"
     if spec.kind == "object":
-        try:
-            return _json_problem(value, "value")
-        except RecursionError:
-            return "it is nested too deeply"
+        return _json_problem(value)
     if not isinstance(value, np.ndarray | np.generic):  # of no axes both are the same
         return "give a numpy array"
     shape: tuple[int | str, ...] = spec.shape
@@ -145,26 +143,17 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _json_problem(value: Any, path: str) -> str | None:
-    if isinstance(value, str):
-        return None if _is_utf8(value) else f"{path} cannot be written as UTF-8"
-    if value is None or isinstance(value, bool | int):
-        return None
-    if isinstance(value, float):
-        return None if math.isfinite(value) else f"{path} is not finite"
-    if isinstance(value, list):
-        problems = (_json_problem(item, f"{path}[{index}]") for index, item in enumerate(value))
-        return next((problem for problem in problems if problem), None)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                return f"{path} has the key {key!r}, which is not a str"
-            if not _is_utf8(key):
-                return f"{path} has the key {key!r}, which cannot be written as UTF-8"
-            if problem := _json_problem(item, f"{path}[{key!r}]"):
-                return problem
-        return None
-    return f"{path} is a {type(value).__name__}, which is not a JSON type"
+def _json_problem(value: Any) -> str | None:
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        same_again = bool(json.loads(text) == value)
+    except RecursionError:
+        return "it is nested too deeply"
+    except (TypeError, ValueError) as error:
+        return str(error)
+    if not _is_utf8(text):
+        return "it cannot be written as UTF-8"
+    return None if same_again else "JSON changes it: it has tuples, or keys that are no text"
 
 
 def in_declared_width(spec: ValueSpec, value: Any) -> Any:
