@@ -181,15 +181,14 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
-        failures: list[tuple[bool, int, ConfigError]] = []
+        failures: list[ConfigError] = []
         for option in options:
             if option is not type(None):
                 try:
                     return _convert(option, value, origin, key)
-                except ConfigError as error:  # for a list, the error of the list option is the useful one
-                    is_list = typing.get_origin(option) is tuple and isinstance(value, (list, tuple))
-                    failures.append((not is_list, len(failures), error))
-        raise min(failures)[2]
+                except ConfigError as error:
+                    failures.append(error)
+        raise failures[-1 if isinstance(value, (list, tuple)) else 0]  # options for lists come last
     if outer is typing.Literal:
         if value in typing.get_args(hint):
             return value
@@ -343,9 +342,7 @@ class Settings(Mapping[str, Any]):
         """Return the table `[vocabularies.NAME]` as the dataclass `cls`; presets work as in `take`."""
         if (name, cls) not in self.taken_vocabularies:
             origin = Origin(path=self.origin.path, table=f"vocabularies.{name}")
-            table = self.vocabularies.get(name, {})
-            table = merged(preset_of(cls, table, origin), table)
-            self.taken_vocabularies[name, cls] = from_mapping(cls, table, origin)
+            self.taken_vocabularies[name, cls] = Settings(name, self.vocabularies.get(name), origin=origin).take(cls)
         result: T = self.taken_vocabularies[name, cls]
         return result
 

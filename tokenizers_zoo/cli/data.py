@@ -14,6 +14,7 @@ from tokenizers_zoo.cli.options import (
     plain_table,
     settings_lines,
     settings_option,
+    show_facts,
     show_table,
 )
 from tokenizers_zoo.errors import DataError, and_others, count_of
@@ -57,15 +58,13 @@ def source_info(name: str) -> None:
     """
     zoo = open_zoo()
     handle = zoo.source(name)
-    table = plain_table("", "")
-    table.show_header = False
-    table.add_row(name, handle.spec.summary)
-    table.add_row("gives", ", ".join(handle.spec.modalities) or "what it finds")
-    for modality, names in handle.spec.classes.items():
-        table.add_row(f"{modality} classes", ", ".join(f"{number} {each}" for number, each in enumerate(names)))
-    table.add_row("plugin", f"{name} of {handle.distribution}")
-    table.add_row("licence", handle.spec.licence)
-    show_table(table)
+    classes = {
+        f"{modality} classes": ", ".join(f"{number} {each}" for number, each in enumerate(names))
+        for modality, names in handle.spec.classes.items()
+    }
+    gives = ", ".join(handle.spec.modalities) or "what it finds"
+    plugin = {"plugin": f"{name} of {handle.distribution}", "licence": handle.spec.licence}
+    show_facts({name: handle.spec.summary, "gives": gives, **classes, **plugin})
     config = handle.settings_in_use()
     click.echo(f"\nsettings, --set KEY=VALUE of zoo data make {name}" if config else "\nno settings")
     for line in settings_lines([("", config)] if config else []):

@@ -18,6 +18,7 @@ from tokenizers_zoo.cli.options import (
     open_zoo,
     plain_table,
     settings_lines,
+    show_facts,
     show_problems,
     show_table,
 )
@@ -82,17 +83,17 @@ def info(name: str, only_settings: bool) -> None:
     configs = [(f"modalities.{name}", config) for config in handle.taken_settings()]
     configs += [(f"vocabularies.{shared}", config) for shared, config in handle.taken_vocabularies().items()]
     if not only_settings:
-        show_facts(handle)
+        show_facts(facts_of(handle))
+        if handle.has_tokenizer:
+            click.echo(f"fingerprint  {handle.fingerprint}")  # in one piece, to be copied
         click.echo(f"\nzoo info {name} --settings explains the settings" if configs else "")
     for line in settings_lines(configs) if only_settings else ():
         click.echo(line)
 
 
-def show_facts(handle: ModalityHandle) -> None:
-    """Print everything except the settings."""
+def facts_of(handle: ModalityHandle) -> dict[str, str]:
+    """Return everything about a modality except its settings."""
     spec = handle.spec
-    table = plain_table("", "")
-    table.show_header = False
     rows = {
         spec.name: spec.summary,
         "value": str(spec.value)
@@ -115,12 +116,7 @@ def show_facts(handle: ModalityHandle) -> None:
         better, least = ("higher", "least") if metric.higher_is_better else ("lower", "most")
         fit = f"; fit for use: at {least} {metric.bound:g}" if metric.bound is not None else ""
         rows[f"metric {metric.name}"] = f"{metric.meaning} ({metric.unit or 'no unit'}; {better} is better{fit})"
-    for key, value in rows.items():
-        if value:
-            table.add_row(key, value)
-    show_table(table)
-    if handle.has_tokenizer:
-        click.echo(f"fingerprint  {handle.fingerprint}")  # in one piece, to be copied
+    return rows
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +138,16 @@ def plain_table(*columns: str, spaced: bool = False) -> Table:
         right = column.startswith(">")
         table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
     return table
+
+
+def show_facts(rows: Mapping[str, str]) -> None:
+    """Print a table of names and texts, without rows that have no text."""
+    table = plain_table("", "")
+    table.show_header = False
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, text)
+    show_table(table)
 
 
 def settings_lines(configs: Iterable[tuple[str, Any]]) -> list[str]:

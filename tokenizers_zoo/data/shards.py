@@ -392,23 +392,18 @@ def value_identity(handle: ModalityHandle) -> dict[str, Any]:
     return as_json({key: item for key, item in value.items() if key not in ("description", "unscored")})
 
 
-def own_settings(handle: ModalityHandle) -> dict[str, Any]:
-    """Return a modality's own settings without its tokenizer and pretrained networks, which have their own records."""
-    apart = (TOKENIZER_KEY, *networks_of(handle.known_settings()))
-    return {key: value for key, value in handle.settings.items() if key not in apart}
-
-
 def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
     """Return the settings that decide how a modality's stored values are written and read, as JSON types.
 
     These are its own settings and the shared ones it takes, except settings that are only shown. The patch size belongs
-    to the tokens.
+    to the tokens; the tokenizer and pretrained networks have their own records.
     """
-    shared = handle.settings.shared
-    offered = {key: shared[key] for key in sorted(handle.known_settings()) if key in shared}
+    known = handle.known_settings()
     fields = [field for config in handle.taken_settings() for field in dataclasses.fields(config)]
-    apart = {TOKENIZER_KEY, "patch_size", *(field.name for field in fields if field.metadata.get("shown"))}
-    return {key: value for key, value in as_json({**offered, **own_settings(handle)}).items() if key not in apart}
+    shown = [field.name for field in fields if field.metadata.get("shown")]
+    offered = {key: item for key, item in sorted(handle.settings.shared.items()) if key in known}
+    apart = {TOKENIZER_KEY, "patch_size", *networks_of(known), *shown}
+    return {key: item for key, item in as_json({**offered, **handle.settings}).items() if key not in apart}
 
 
 # ---------------------------------------------------------------------------- values in memory

@@ -124,13 +124,12 @@ def _order(
 def _record(zoo: Zoo, handle: ModalityHandle, networks: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs of derived values except other values: plugin and version, settings, networks."""
     inputs = [zoo[name] for name in handle.spec.derived_from]
-    settings = {key: item for key, item in reading_settings(handle).items() if key not in networks}
     return as_json(
         {
             "derived_from": list(handle.spec.derived_from),
             "distribution": handle.distribution,
             "plugin": handle.plugin_name,
-            "settings": settings,
+            "settings": reading_settings(handle),
             "value": value_identity(handle),
             "networks": networks,
             "read_with": {one.name: {**reading_settings(one), "classes": one.spec.value.classes} for one in inputs},

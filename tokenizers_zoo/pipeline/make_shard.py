@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder, read_sample
 from tokenizers_zoo.data.manifest import Manifest, Split
@@ -76,7 +74,9 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
             keys.append(key)
             found = _read_files(zoo, {name: job.names[name] for name in (*job.inputs, *job.pictures)}, values)
             unsure = {name for name, value in found.items() if isinstance(value, ZooError) and passing(value)}
-            problems = _misfits({name: found[name].shape[-2:] for name in job.pictures if _is_array(found.get(name))})
+            problems = _misfits(
+                {name: found[name].shape[-2:] for name in job.pictures if getattr(found.get(name), "ndim", 0) >= 2}
+            )
             for name, handle in handles.items():
                 if name not in found:
                     writers[name].skip()
@@ -112,10 +112,6 @@ def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -
             except ZooError as error:
                 found[name] = error
     return found
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim >= 2
 
 
 def _misfits(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
