@@ -124,9 +124,13 @@ def is_of_the_machine(error: BaseException) -> bool:
 def passing(error: BaseException) -> bool:
     """Return whether a retry may succeed: a file could not be read, or the machine failed somewhere in the chain."""
     found: BaseException | None = error
-    while found is not None and not is_of_the_machine(found):
+    seen = set[int]()  # an error that was raised twice may be in its own chain
+    while found is not None and id(found) not in seen:
+        if is_of_the_machine(found):
+            return True
+        seen.add(id(found))
         found = found.__cause__ or found.__context__
-    return found is not None or isinstance(error, ReadError)
+    return isinstance(error, ReadError)
 
 
 def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:
