@@ -202,11 +202,10 @@ def test_books_are_many() -> None:
         _seen("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), thing=Thing("books", "books", "", [], (1, 1, 1))
     )
     lamp = dataclasses.replace(_seen("floor lamp", (0.6, 0.5, 0.8, 0.7), 3, "lamp"), index=1, pixels=20)
-    scene = compose(random.Random(0), SceneSettings())
-    speaker = captions._Speaker(random.Random(0), scene, [books, lamp])
+    speaker = captions._Speaker(random.Random(0), [books, lamp])
     assert speaker.relations() == ["Books are to the left of a floor lamp."]
     assert speaker.relations() == ["The books are to the left of the floor lamp."]
-    speaker = captions._Speaker(random.Random(0), scene, [books, dataclasses.replace(lamp, pixels=5)])
+    speaker = captions._Speaker(random.Random(0), [books, dataclasses.replace(lamp, pixels=5)])
     assert speaker.relations() == ["A floor lamp is to the right of books."]
     assert speaker.relations() == ["The floor lamp is to the right of the books."]
     assert captions.counted("books", 1) == captions.counted("books", 2) == captions.article("books") == "books"

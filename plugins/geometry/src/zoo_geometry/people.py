@@ -54,8 +54,8 @@ def drawn(people: Sequence[Person]) -> PIL.Image.Image:
         for joint, parent in enumerate(PARENTS[1:], 1):
             pen.line((*dots[parent], *dots[joint]), fill=SIDES.get(JOINTS[joint].partition("_")[0], MIDDLE), width=4)
         x, y = dots[JOINTS.index("head")]
-        radius = 0.6 * float(np.hypot(*(places[JOINTS.index("head")] - places[JOINTS.index("spine3")])))
-        pen.ellipse((x - radius / 2, y - radius, x + radius / 2, y + radius * 0.2), outline=MIDDLE, width=2)
+        radius = 0.5 * float(np.hypot(*(places[JOINTS.index("head")] - places[JOINTS.index("spine3")])))
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=MIDDLE, width=2)
     return picture
 
 

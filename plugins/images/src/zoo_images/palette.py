@@ -88,33 +88,28 @@ class Palette(TextModality[PaletteSettings]):
         return 3 * options.colours + 2 * (options.layout == "4m")
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[PaletteSettings]) -> list[int]:
+        axes, bins = axes_of(tokenizer)
         colours = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+        rows = [[coordinate_level(float(number), bins) for number in colour] for colour in colours]
+        start = []
         if tokenizer.settings.layout == "4m":
-            rows = [[round(float(number) * 255) for number in colour] for colour in colours]
             while len(rows) > 1 and rows[-1] == rows[-2]:
                 rows.pop()
-            numbers = (Coordinate(0, number) for row in rows for number in row)
-            return tokenizer.vocabulary.encode([Coordinate(1, len(rows)), *numbers])
-        levels = (
-            Coordinate(axis, coordinate_level(number, tokenizer.bins))
-            for colour in colours
-            for axis, number in enumerate(colour)
-        )
-        return tokenizer.vocabulary.encode(levels)
+            start = [Coordinate(1, len(rows))]
+        levels = (Coordinate(axis, level) for row in rows for axis, level in zip(axes, row, strict=True))
+        return tokenizer.vocabulary.encode([*start, *levels])
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[PaletteSettings]) -> Colours:
         """Read every three coordinates as a colour. The last colour is repeated if some are missing."""
+        axes, bins = axes_of(tokenizer)
         count, colours, levels = tokenizer.settings.colours, list[list[float]](), list[int]()
-        in_bytes = tokenizer.settings.layout == "4m"
         for piece in pieces:
-            if isinstance(piece, Coordinate) and piece.axis == (0 if in_bytes else len(levels)):
+            if isinstance(piece, Coordinate) and piece.axis == axes[len(levels)]:
                 levels.append(piece.level)
             else:
                 levels = [piece.level] if isinstance(piece, Coordinate) and piece.axis == 0 else []
             if len(levels) == 3:
-                fractions = (min(level / 255, 1.0) if in_bytes else coordinate_fraction(level, tokenizer.bins)
-                             for level in levels)  # fmt: skip
-                colours.append(list(fractions))
+                colours.append([coordinate_fraction(level, bins) for level in levels])
                 levels = []
         padded = [*colours, *[colours[-1] if colours else list(GREY)] * count]
         return np.array(padded[:count], dtype=np.float32)
@@ -148,6 +143,11 @@ class Palette(TextModality[PaletteSettings]):
     def constant_baseline(self, values: Sequence[Colours]) -> Colours:
         """The palette of medians of paired colours, or one of `values`: whichever has the least `delta_e`."""
         return central_palette(values)
+
+
+def axes_of(tokenizer: TextTokenizer[PaletteSettings]) -> tuple[tuple[int, int, int], int]:
+    """The axes of red, green and blue, and the number of levels."""
+    return ((0, 0, 0), BYTES) if tokenizer.settings.layout == "4m" else ((0, 1, 2), tokenizer.bins)
 
 
 def main_colours(picture: Colours, count: int) -> Colours:

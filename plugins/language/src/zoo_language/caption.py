@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -83,51 +84,56 @@ class Caption(PlainText[CaptionSettings]):
         return mirrored(value) if crop.flip else value
 
 
-_EDGE = r"(?:upper|lower|top|bottom|front|rear|back)"
-_BEFORE = rf"(?:(?:far|extreme|near|{_EDGE}) )?"
-_SIDES = rf"(?:[Ll]eft|[Rr]ight)(?:,? (?:and|or) (?:the )?(?:{_BEFORE}|{_EDGE}-)(?:left|right))*"
-_CENTRE = r"(?:cent(?:re|er)|middle)"
-_SIDE = rf"(?:(?:far|extreme|near|{_EDGE}|{_CENTRE})[ -])?(?:left|right)(?:[ -](?:{_CENTRE}|side))?"
-_PLACE = rf"(?:the\s+)?(?:{_SIDE}|{_CENTRE})\b"
+_AREA = r"(?:(?:far|extreme|near|upper|lower|top|bottom|front|rear|back|cent(?:re|er)|middle)[ -])?"
+_PLACE = rf"(?:the\s+)?{_AREA}(?:left|right|cent(?:re|er)|middle)\b"
 _TO = r"(?:\s+to\s+|-to-)"
 _THINGS = r"(?:the|this|that|an?|his|her|its|their) "
-_NOT_A_SIDE = rf"(?! (?:to (?!{_THINGS}|left|right)|of way|way|time|choice|track|thing))"
-_BARE = r"(?:left|right)(?:,? (?:and|or) (?:left|right))*"
-_NO_IDIOM = r"(?! (?:angles?|now|away|after|before|time|track|cue|to)\b)"
-_SIDES_OF_A_PICTURE = (
-    rf"\b(?i:from\s+{_PLACE}(?:{_TO}{_PLACE})+)"
-    rf"|\b(?i:left{_TO}right|right{_TO}left)\b(?! {_THINGS})"
-    rf"|(?<=\b[Ff]rom ){_BEFORE}(?:left|right)(?=\s*(?:[.,:;)]|$))"
-    rf"|(?<=\b[Tt]he ){_BEFORE}{_SIDES}\b{_NOT_A_SIDE}"
-    rf"|\b(?i:{_EDGE})-{_SIDES}\b"
-    rf"|\b{_SIDES}(?=(?: of|[ -]sides?|[ -]hand|-?most)\b){_NOT_A_SIDE}"
-    rf"|(?<=\b(?:[Aa]t|[Oo]n) ){_BARE}\b{_NO_IDIOM}"
-    r"|(?<=\()(?i:left|right)(?=\))"
-    r"|(?<=, )(?:left|right)(?=,)"
-    r"|(?:^|(?<=[.;,] ))(?i:left|right)(?=:)"
+_END = r"\s*(?:[.,:;)]|$)"
+_IDIOM = rf"(?! (?:to (?!{_THINGS}|left|right)|(?:of )?way|time|choice|track|cue|angles?|now|away|after|before)\b)"
+_SIDES = (
+    (rf"\b(?:the {_AREA}|(?:upper|lower|top|bottom|front|rear|back)-|at |on )", _IDIOM),
+    ("", rf"{_IDIOM}(?: of|[ -]sides?|[ -]hand|-?most)\b|{_TO}(?:left|right)\b(?! {_THINGS})"),
+    (rf"\bfrom\s+{_AREA}", rf"(?:[ -](?:cent(?:re|er)|side))?(?:{_TO}{_PLACE}|{_END})"),
+    (rf"\bfrom\s+{_PLACE}(?:{_TO}{_PLACE})*{_TO}{_AREA}", ""),
+    (r"\(", r"\)"),
+    (r"(?:^|[.;,] )", ":"),
+    (", ", ","),
 )
-_ASIDE = r", (?:left|right),"
-_ASIDES = rf"{_SIDES_OF_A_PICTURE}|(?<=, ){_BARE}(?=\s*(?:[.,:;)]|$)| (?:and|or|with) (?:{_THINGS}|[A-Z]))"
-_OTHER = {"left": "right", "right": "left"}
+"""What stands before and after "left" or "right" where it is a side."""
+_WORD = re.compile(r"\b(?:left|right)(?=most\b|\b)", re.IGNORECASE)
+_ASIDE = (", ", rf"{_END}| (?:and|or|with) (?:{_THINGS}|left|right|(?-i:[A-Z]))")
+_JOINED = rf"(?:[ -](?:cent(?:re|er)|side))?(?:,? (?:and|or) |{_TO})(?:the )?{_AREA}"
 
 
 def mirrored(text: str) -> str:
-    """The text with left and right exchanged where they are sides.
+    """The text with left and right exchanged where they are sides, by the words before and after them.
 
-    That is after "the", "the far", "top-" and the like, in "from left to right", "(left)", ", left," and "Left: ",
-    before "of", "side", "hand" and "most", after "at" and "on", and where "and" or "or" joins them to such a one. Where
-    a text has a ", left,", so is what stands behind another comma and ends a part of the sentence: ", right."
+    "And", "or" and "to" make sides of both words that they join. Where a text has a ", left,", so is a word behind
+    another comma that ends a part of the sentence: ", right."
     """
+    found = list(_WORD.finditer(text))
+    contexts = (*_SIDES, _ASIDE) if re.search(", (?:left|right),", text) else _SIDES
+    sides = [
+        any(
+            re.search(f"{before}$", text[: word.start()], re.IGNORECASE)
+            and re.match(after, text[word.end() :], re.IGNORECASE)
+            for before, after in contexts
+        )
+        for word in found
+    ]
+    gaps = [text[first.end() : second.start()] for first, second in pairwise(found)]
+    for k, gap in enumerate(gaps):
+        sides[k + 1] |= sides[k] and re.fullmatch(_JOINED, gap, re.IGNORECASE) is not None
+    for k, gap in reversed(list(enumerate(gaps))):
+        sides[k] |= sides[k + 1] and re.fullmatch(",? (?:and|or) (?:the )?", gap, re.IGNORECASE) is not None
+    remaining = iter(sides)
 
-    def other(match: re.Match[str]) -> str:
-        word = match.group()
-        side = _OTHER[word.lower()]
-        return side if word.islower() else side.upper() if word.isupper() else side.capitalize()
+    def exchanged(word: re.Match[str]) -> str:
+        old, side = word.group(), "right" if word.group().lower() == "left" else "left"
+        new = side.upper() if old.isupper() else side if old.islower() else side.capitalize()
+        return new if next(remaining) else old
 
-    def exchanged(match: re.Match[str]) -> str:
-        return re.sub(r"\b(?:left|right)\b", other, match.group(), flags=re.IGNORECASE)
-
-    return re.sub(_ASIDES if re.search(_ASIDE, text) else _SIDES_OF_A_PICTURE, exchanged, text)
+    return _WORD.sub(exchanged, text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,9 +22,11 @@ _PLURALS = {"box": "boxes", "person": "people", "books": "books"}
 def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[str, float]) -> str:
     """Write one to four sentences about the picture; `shares` are the classes' shares of the picture."""
     seen = [item for item in seen if item.clear]
-    speaker = _Speaker(rng, scene, seen)
+    speaker = _Speaker(rng, seen)
     of_room = room(scene, shares)
-    view = [speaker.view()] if rng.random() < 0.8 else []
+    pitch = math.degrees(scene.camera.pitch)
+    where = "straight ahead" if pitch > -7 else "slightly down" if pitch > -15 else "down"
+    view = [f"The camera looks {where}."] if rng.random() < 0.8 else []
     if not seen:
         return " ".join([f"An empty room{of_room}.", *view])
     relations = speaker.relations()
@@ -51,22 +53,14 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
 class _Speaker:
     """Names the things of one picture, with "a" first and "the" after."""
 
-    def __init__(self, rng: random.Random, scene: Scene, seen: list[Seen]) -> None:
+    def __init__(self, rng: random.Random, seen: list[Seen]) -> None:
         self.rng = rng
-        self.scene = scene
         self.seen = seen
-        self.phrases = [phrase(item) for item in seen]
         self.groups: dict[str, list[Seen]] = {}
-        for item, words in zip(seen, self.phrases, strict=True):
-            self.groups.setdefault(words, []).append(item)
+        for item in seen:
+            self.groups.setdefault(phrase(item), []).append(item)
         self.mentioned: set[str] = set()
         self.plural_first = False
-
-    def view(self) -> str:
-        """Where the camera looks."""
-        pitch = math.degrees(self.scene.camera.pitch)
-        where = "straight ahead" if pitch > -7 else "slightly down" if pitch > -15 else "down"
-        return f"The camera looks {where}."
 
     def listing(self, most: int) -> str:
         """Up to `most` groups of things, the larger ones likelier, with counts and mostly with places."""

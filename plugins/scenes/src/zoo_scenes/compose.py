@@ -45,11 +45,7 @@ def _empty_room(rng: random.Random, settings: SceneSettings) -> Scene:
         pitch=math.radians(rng.uniform(-22.0, -2.0)),
         fov=math.radians(rng.uniform(settings.min_fov, settings.max_fov)),
     )
-    lamp = (
-        width * rng.uniform(0.35, 0.65),
-        depth * rng.uniform(0.4, 0.65),
-        height - rng.uniform(0.2, 0.55),
-    )
+    lamp = (width * rng.uniform(0.35, 0.65), depth * rng.uniform(0.4, 0.65), height - rng.uniform(0.2, 0.55))
     return Scene(
         width=width,
         depth=depth,

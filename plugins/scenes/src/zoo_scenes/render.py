@@ -38,7 +38,7 @@ class Hits:
 
 
 def dot(a: Field, b: Field) -> Field:
-    """Dot products of (3, n) vectors: (n,)."""
+    """Dot products of (3, n) vectors: (n,). Transposed matrices (3, 3, n) turn vectors: (3, n)."""
     result: Field = a[0] * b[0]
     result += a[1] * b[1]
     result += a[2] * b[2]
@@ -102,8 +102,8 @@ def _albedo(rows: Field, hits: Hits, facing: Field) -> Field:
     """
     # columns of the frame are the geom's axes: local = frame^T offset
     frame = rows[_FRAME].reshape(3, 3, -1)
-    local = _turned(frame, hits.points - rows[_PLACE])
-    normals = _turned(frame, hits.normals)
+    local = dot(frame, hits.points - rows[_PLACE])
+    normals = dot(frame, hits.normals)
     np.abs(normals, out=normals)
     scale = rows[_SCALE]
     x, y, z = local * scale + rows[_OFFSET]
@@ -120,14 +120,6 @@ def _albedo(rows: Field, hits: Hits, facing: Field) -> Field:
     weights = look_up(rows[_TEXTURE].astype(np.int32), u, v, texels)
     colours = rows[_COLOURS]
     return colours[0:3] * weights[0] + colours[3:6] * weights[1] + colours[6:9] * weights[2]
-
-
-def _turned(rows: Field, vectors: Field) -> Field:
-    """Vectors (3, n) times transposed matrices (3, 3, n): (3, n)."""
-    result: Field = rows[0] * vectors[0]
-    result += rows[1] * vectors[1]
-    result += rows[2] * vectors[2]
-    return result
 
 
 def _light(scene: Scene, hits: Hits, facing: Field, lit: NDArray[np.bool_] | None) -> tuple[Field, Field]:

@@ -280,7 +280,6 @@ def shares(first: Array, second: Array) -> Array:
 
 
 SIZE = 256  # pixels, height and width
-FINER = 4  # lines are drawn so many times larger, and then made small
 BEHIND = 0.45  # metres that are shown behind the camera
 GRID, CAMERA = (48, 51, 60), (235, 235, 235)
 SHADE = 0.3
@@ -296,34 +295,30 @@ def draw(boxes: Sequence[Box], x: tuple[float, float], z: tuple[float, float]) -
     depth = max(-z[0], 0.0) + BEHIND
     width = max(x[1] - x[0], depth)
     left, far = (x[0] + x[1] - width) / 2, width - BEHIND
-    scale = SIZE * FINER / width
+    scale = SIZE / width
 
     def place(right: float, ahead: float) -> tuple[float, float]:
         """The pixel of a point, metres to the right and ahead."""
         return (right - left) * scale, (far - ahead) * scale
 
-    picture = Image.new("RGB", (SIZE * FINER, SIZE * FINER), GROUND)
+    picture = Image.new("RGB", (SIZE, SIZE), GROUND)
     pen = ImageDraw.Draw(picture)
     for metre in range(math.ceil(left), math.floor(left + width) + 1):
-        pen.line((*place(metre, -BEHIND), *place(metre, far)), fill=GRID, width=FINER)
+        pen.line((*place(metre, -BEHIND), *place(metre, far)), fill=GRID)
     for metre in range(math.floor(far) + 1):
-        pen.line((*place(left, metre), *place(left + width, metre)), fill=GRID, width=FINER)
+        pen.line((*place(left, metre), *place(left + width, metre)), fill=GRID)
     table = numbers_of(boxes)
-    drawn = sorted(range(len(boxes)), key=lambda n: (table[n, 1] + table[n, 4] / 2, n))
     outlines = [[place(*corner) for corner in box] for box in corners(table).tolist()]
-    for n in drawn:
+    for n in sorted(range(len(boxes)), key=lambda n: (table[n, 1] + table[n, 4] / 2, n)):
         colour = label_colour(boxes[n]["label"])
         fill = tuple(round(SHADE * c + (1 - SHADE) * g) for c, g in zip(colour, GROUND, strict=True))
-        pen.polygon(outlines[n], fill=fill, outline=colour, width=6)
+        pen.polygon(outlines[n], fill=fill, outline=colour)
         front = np.mean([outlines[n][0], outlines[n][3]], axis=0)
         beyond = 0.12 * scale * np.array([math.cos(table[n, 6]), -math.sin(table[n, 6])])
-        pen.line((*place(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=6)
-    pen.polygon([place(0.0, 0.0), place(-0.3, 0.5), place(0.3, 0.5)], outline=CAMERA, width=5)
-    picture = picture.resize((SIZE, SIZE), Image.Resampling.BOX)
-    pen = ImageDraw.Draw(picture)
-    for n in drawn:
-        left, top = np.array(outlines[n]).min(axis=0) / FINER
-        draw_label(pen, boxes[n]["label"], left, top - 18, SIZE)
+        pen.line((*place(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=2)
+        left_edge, top = np.array(outlines[n]).min(axis=0)
+        draw_label(pen, boxes[n]["label"], left_edge, top - 18, SIZE)
+    pen.polygon([place(0.0, 0.0), place(-0.3, 0.5), place(0.3, 0.5)], outline=CAMERA)
     return picture
 
 

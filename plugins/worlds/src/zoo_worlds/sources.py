@@ -16,14 +16,27 @@ from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
 Maker = Callable[[np.random.Generator, Any], dict[str, Any]]
 
 
-def made(name: str, make: Maker, split: str, count: int | None, seed: int, settings: Any) -> MadeSamples:
-    """`count` samples of a world: `make(rng, settings)`, whose generator depends on (split, seed, number) alone."""
-    return MadeSamples(name, split, count, partial(_sample, name, make, split, seed, settings))
-
-
 def _sample(name: str, make: Maker, split: str, seed: int, settings: Any, number: int) -> Sample:
     rng = np.random.default_rng([*f"{name}/{split}".encode(), seed, number])
     return f"{name}-{split}-{seed}-{number:06d}", make(rng, settings)
+
+
+class World:
+    """The plugin object of an entry point: `make(rng, settings)` returns a sample's values."""
+
+    def __init__(self, make: Maker, spec: SourceSpec) -> None:
+        self.make, self.spec = make, spec
+
+    @hookimpl
+    def source_spec(self) -> SourceSpec:
+        return self.spec
+
+    @hookimpl
+    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
+        """`count` samples, each drawn by a generator that depends on (split, seed, number) alone."""
+        kind: Any = self.spec.settings
+        name, options = self.spec.name, settings.take(kind)
+        return MadeSamples(name, split, count, partial(_sample, name, self.make, split, seed, options))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,27 +94,21 @@ def bounce(rng: np.random.Generator, settings: BouncingSettings) -> dict[str, An
     }
 
 
-class BouncingSource:
-    """The plugin object of the entry point `bouncing`."""
-
-    @hookimpl
-    def source_spec(self) -> SourceSpec:
-        return SourceSpec(
-            name="bouncing",
-            summary="balls that bounce in a box, filmed by hand: video, exact flow, sound, inertial sensor",
-            modalities=("video", "flow", "audio", "imu"),
-            licence="Apache-2.0, made by this code",
-            agrees={
-                "video": {"frame_rate": "frame_rate"},
-                "audio": {"sample_rate": "sample_rate"},
-                "imu": {"sample_rate": "imu_rate"},
-            },
-            settings=BouncingSettings,
-        )
-
-    @hookimpl
-    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
-        return made("bouncing", bounce, split, count, seed, settings.take(BouncingSettings))
+bouncing = World(
+    bounce,
+    SourceSpec(
+        name="bouncing",
+        summary="balls that bounce in a box, filmed by hand: video, exact flow, sound, inertial sensor",
+        modalities=("video", "flow", "audio", "imu"),
+        licence="Apache-2.0, made by this code",
+        agrees={
+            "video": {"frame_rate": "frame_rate"},
+            "audio": {"sample_rate": "sample_rate"},
+            "imu": {"sample_rate": "imu_rate"},
+        },
+        settings=BouncingSettings,
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,23 +138,13 @@ def raise_land(rng: np.random.Generator, settings: TerrainSettings) -> dict[str,
     return {name: crop_and_resize(field.astype(np.float32), Crop(), size) for name, field in fields.items()}
 
 
-class TerrainSource:
-    """The plugin object of the entry point `terrain`."""
-
-    @hookimpl
-    def source_spec(self) -> SourceSpec:
-        return SourceSpec(
-            name="terrain",
-            summary="landscapes shaped by water, with fields, forests and snow: heights and twelve bands",
-            modalities=("heightmap", "multispectral"),
-            licence="Apache-2.0, made by this code",
-            settings=TerrainSettings,
-        )
-
-    @hookimpl
-    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
-        return made("terrain", raise_land, split, count, seed, settings.take(TerrainSettings))
-
-
-bouncing = BouncingSource()
-terrain = TerrainSource()
+terrain = World(
+    raise_land,
+    SourceSpec(
+        name="terrain",
+        summary="landscapes shaped by water, with fields, forests and snow: heights and twelve bands",
+        modalities=("heightmap", "multispectral"),
+        licence="Apache-2.0, made by this code",
+        settings=TerrainSettings,
+    ),
+)
