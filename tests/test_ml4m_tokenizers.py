@@ -242,7 +242,7 @@ def test_edges_go_in_as_minus_one_and_one_in_each_channel(channels: int, zoo: Zo
     assert torch.equal(handle.tokenizer.codec.to_network(values), values.repeat(1, channels, 1, 1))
     with pytest.raises(CheckpointError, match="has a diffusion decoder only"):
         handle.tokenizer.decode_plain(tokens)
-    assert not handle.tokenizer.has_plain
+    assert not handle.tokenizer.module.has_two_decoders
 
 
 def test_depth_goes_in_standardised_picture_by_picture(zoo: Zoo, tmp_path: Path) -> None:

@@ -75,7 +75,6 @@ class Patient:
     store: ValueStore
     split: str
     values: list[Any] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     unread: str = ""
     """Why no value can be read."""
@@ -105,12 +104,10 @@ class Patient:
             self.unread = f"{self.store.folder(self.split, self.handle.name)}: holds no values"
         with progress_bar(f"read {self.split}/{self.handle.name}", len(places)) as advance:
             for place in places:
-                key = there.key(place)
                 try:
                     self.values.append(self.store.read(self.handle, self.split, *place))
-                    self.keys.append(key)
                 except ZooError as error:
-                    self.refused[key] = str(error)
+                    self.refused[there.key(place)] = str(error)
                 advance(1)
 
     def encode(self, data: Path, steps: int | None, workdir: Path) -> None:

@@ -39,8 +39,6 @@ class AutoencoderTokenizer:
     def __init__(self, codec: ValueCodec, module: Autoencoder, device: str = "cpu") -> None:
         self.codec, self.device = codec, device
         self.module = module.to(device).eval()
-        self.has_plain = module.has_two_decoders
-        """Whether there is a plain decoder besides a diffusion decoder."""
 
     def encode(self, values: Tensor) -> Int[Tensor, "batch *grid_codes"]:
         """Return int64 tokens on the device of `values`."""

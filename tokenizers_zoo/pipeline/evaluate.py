@@ -196,7 +196,7 @@ class _Reconstruction:
         handle, decoded = self.handle, None if self.vectors else self.handle.decode_if_able(tokens)
         self.predicted += decoded or []
         self.vectors += [len(row) for row in tokens] if decoded is None else []
-        if getattr(handle.tokenizer, "has_plain", False):
+        if getattr(getattr(handle.tokenizer, "module", None), "has_two_decoders", False):
             import torch
 
             self.plain += list(

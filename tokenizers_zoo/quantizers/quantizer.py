@@ -161,10 +161,6 @@ class Quantizer(nn.Module):
 
     def forward(self, latents: Float[Tensor, "batch *grid dim"]) -> Quantized:
         """Quantise. Raises CheckpointError in eval mode if the codebook was never trained."""
-        if latents.shape[-1] != self.dim:
-            raise InvalidValueError(
-                f"latents: expected {self.dim} numbers each (the last axis), got {tuple(latents.shape)}"
-            )
         places = latents.shape[:-1]
         with torch.autocast(latents.device.type, enabled=False):
             flat = self.project_in(latents.float().reshape(1, -1, self.dim))  # one long row: some kernels loop over it

@@ -1,4 +1,7 @@
-"""The conformance checks, each a function of a Subject that raises AssertionError, ZooError or Skipped."""
+"""The conformance checks, each a function of a Subject that raises AssertionError, ZooError or Skipped.
+
+A ModalityHandle refuses tokens and values of plugins that do not fit the spec, so checks do not look at these again.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.probe import CLOSE, outcome_of
 from tokenizers_zoo.testing.probes import OTHER, probed_files
 from tokenizers_zoo.testing.subject import Skipped, Subject, alike, expect, lent, per_sample
-from tokenizers_zoo.validation import describe, expected_tokens, fixed_shape, has_fixed_length, is_batched
+from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length, is_batched
 
 FLIPS_ALLOWED = 1e-3
 """Share of the tokens that may differ between a batch and single samples, because rounding decides ties."""
@@ -68,33 +71,19 @@ def sample_values(subject: Subject) -> None:
 @check
 def encode(subject: Subject) -> None:
     """Tokens have the declared layout, dtype and range; the values are not modified."""
-    declared = subject.handle.spec
     with lent("encode", subject.values) as values:
-        tokens = subject.trained.encode(values)
-    if is_batched(declared.value):
+        subject.trained.encode(values)
+    if is_batched(subject.handle.spec.value):
         import torch
 
         with lent("encode", np.stack(subject.values)) as batch:
             subject.trained.encode(torch.from_numpy(batch))  # plugins get tensors unchanged, and lists stacked
-    expect(len(tokens) == len(subject.values), f"{len(tokens)} tokens for {len(subject.values)} values")
-    for item in per_sample(tokens):
-        got = f"expected {expected_tokens(declared)}, one sample is {describe(item)}"
-        expect(item.dtype == (np.float32 if declared.continuous else np.int64), got)
-        if has_fixed_length(declared.layout):
-            expect(item.shape == fixed_shape(declared.layout), got)
-        else:
-            expect(len(item) <= declared.layout.length, got)
-        if not declared.continuous and item.size:
-            expect(item.min() >= 0 and item.max() < declared.vocab_size, got)
 
 
 @check
 def decode(subject: Subject) -> None:
     """Decoded tokens fit the spec."""
-    decoded = decoded_or_skip(subject, subject.trained.encode(subject.values))
-    expect(len(decoded) == len(subject.values), f"{len(decoded)} values of {len(subject.values)} samples")
-    for value in decoded:
-        subject.handle.check(value)
+    decoded_or_skip(subject, subject.trained.encode(subject.values))
 
 
 @check
@@ -112,8 +101,7 @@ def any_tokens(subject: Subject) -> None:
         tokens: Any = [rng.choice(content, size=length) for length in lengths]
     else:
         tokens = rng.integers(0, declared.vocab_size, (16, *fixed_shape(declared.layout)))
-    for value in subject.trained.decode(tokens):
-        subject.handle.check(value)
+    subject.trained.decode(tokens)
 
 
 @check
@@ -132,12 +120,9 @@ def batches(subject: Subject) -> None:
     values = subject.values
     together = per_sample(subject.trained.encode(values))
     for size in (1, 3):
-        parts = [values[start : start + size] for start in range(0, len(values), size)]
-        tokens = [subject.trained.encode(part) for part in parts]
-        for part, found in zip(parts, tokens, strict=True):
-            expect(len(found) == len(part), f"{len(part)} values give {len(found)} tokens")
-            back = subject.trained.decode_if_able(found)
-            expect(back is None or len(back) == len(part), f"{len(part)} samples decode to another number of values")
+        tokens = [subject.trained.encode(values[start : start + size]) for start in range(0, len(values), size)]
+        for found in tokens:
+            subject.trained.decode_if_able(found)
         apart = [item for found in tokens for item in per_sample(found)]
         expect_close(subject, together, apart, f"a batch and batches of {size}", FLIPS_ALLOWED, 1e-4)
 
@@ -375,8 +360,7 @@ def devices(subject: Subject) -> None:
     dtypes = {item.dtype for item in (*tokens, *theirs)}
     expect(len(dtypes) == 1, f"tokens of several dtypes: {', '.join(sorted(map(str, dtypes)))}")
     expect_close(subject, tokens, theirs, f"cpu and {device}", DEVICE_FLIPS_ALLOWED, 1e-2)
-    for value in moved.decode_if_able(subject.trained.encode(subject.values)) or ():
-        subject.handle.check(value)
+    moved.decode_if_able(subject.trained.encode(subject.values))
 
 
 @check
@@ -400,11 +384,9 @@ def threads(subject: Subject) -> None:
 def long_inputs(subject: Subject) -> None:
     """A value far longer than `max_length` is cut or refused in one line."""
     try:
-        count = len(subject.trained.encode([much_too_long(subject)])[0])
+        subject.trained.encode([much_too_long(subject)])
     except InvalidValueError as error:
         expect("\n" not in str(error), f"a long value is refused in several lines: {str(error)[:200]!r}")
-    else:
-        expect(count <= subject.handle.spec.layout.length, "a long value gives more tokens than max_length")
 
 
 def much_too_long(subject: Subject) -> Any:
