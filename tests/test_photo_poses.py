@@ -193,7 +193,7 @@ def test_networks_of_a_folder_are_recorded(tmp_path: Path) -> None:
     }
     folder = network_files(tmp_path)
     assert PoseLabeller(model=str(folder), camera_fov=50.0).record() == {
-        "model": str(folder), "revision": None, "camera_fov": 50.0, "threshold": 0.5, "presence": 0.5,
+        "model": str(folder), "revision": None, "camera_fov": 50.0, "threshold": 0.5,
         "sha256": digests,
     }  # fmt: skip
 
@@ -224,7 +224,7 @@ def test_pictures_become_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     poses = handle(folder)
     assert poses.derive({"rgb": DARK}) == []
     assert handle(folder, threshold=0.99).derive({"rgb": LIGHT}) == []  # the detector's score is 0.95
-    assert handle(folder, presence=0.95).derive({"rgb": LIGHT}) == []  # the landmark network's score is 0.9
+    assert handle(folder, threshold=0.93).derive({"rgb": LIGHT}) == []  # the landmark network's score is 0.9
     (person,) = poses.derive({"rgb": LIGHT})
     # 40 of the detector's 224 pixels are 40 * 80 / 224 of the picture: the region is 2.5 times as large.
     pixels = 2.5 * 40 * 80 / 224 / 256 * METRES  # per metre

@@ -232,7 +232,7 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("human_poses", {"min_visible": 0.0}, "min_visible"), ("human_poses", {"preset": "5m"}, "preset"),
     *(("human_poses", {"labeller": table}, word) for table, word in (
         ({}, "model"), ({"model": ""}, "model"), ({"model": "a", "threshold": 0}, "threshold"),
-        ({"model": "a", "presence": 1.5}, "presence"), ({"model": "a", "camera_fov": 180}, "camera_fov"),
+        ({"model": "a", "camera_fov": 180}, "camera_fov"),
         ({"model": "a", "camera_fov": [50, 0]}, "camera_fov"), ({"model": "a", "landmarks": "huge"}, "landmarks"),
     )),
     *(("boxes_3d", own, next(iter(own))) for own in (
@@ -266,8 +266,7 @@ def test_settings(name: str, own: dict[str, Any], word: str) -> None:
     ("source", "own", "word"),
     [
         ("scenes", {"image_sise": 64}, "image_size"), ("scenes", {"image_size": 4}, "image_size"),
-        ("scenes", {"people": 9}, "people"), ("scenes", {"min_visible": 2.0}, "min_visible"),
-        ("scenes", {"clutter": "many"}, "clutter"), ("scenes", {"min_fov": 10.0}, "min_fov"),
+        ("scenes", {"people": 9}, "people"), ("scenes", {"min_fov": 10.0}, "min_fov"),
         ("scenes", {"min_fov": 90.0}, "up to max_fov (68), got 90"),
         ("scenes", {"max_fov": 50.0}, "up to max_fov (50), got 62"),
         ("bouncing", {"image_size": 4}, "image_size"), ("terrain", {"extent": 4.0}, "extent"),

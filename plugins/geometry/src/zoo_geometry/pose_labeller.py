@@ -58,19 +58,16 @@ class PoseLabeller(PretrainedConfig):
     """The camera's field of view, degrees: the vertical one, of pixels that are square at the size of the settings of
     rgb, or [vertical, horizontal]. Absent supposes a focal length of the picture's diagonal."""
     threshold: float = 0.5
-    """Least score of the detector, in (0, 1)."""
-    presence: float = 0.5
-    """Least score of the landmark network, in [0, 1]: whether there is somebody where the detector said so."""
+    """Least score of the detector and of the landmark network, in (0, 1)."""
 
     def __post_init__(self) -> None:
         PretrainedConfig.__post_init__(self)
         check_interval(self, "(0, 180)", "camera_fov", unit="degrees")
         check_interval(self, "(0, 1)", "threshold", unit="a score")
-        check_interval(self, "[0, 1]", "presence", unit="a score")
 
     def people(self, picture: Array) -> list[Person]:
         """The people of a picture, float (3, height, width) in [0, 1]; an empty list where there are none."""
-        found = self.load(PoseNetworks).people(picture, self.threshold, self.presence)
+        found = self.load(PoseNetworks).people(picture, self.threshold)
         people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in found)
         return [person for person in people if person is not None]
 

@@ -203,8 +203,8 @@ class PoseNetworks:
         self.landmarks = TfliteNetwork(landmarks, SIZE, *shapes)
         self.lock = threading.Lock()
 
-    def people(self, picture: Array, threshold: float, presence: float) -> list[Landmarks]:
-        """Detect people with at least these scores in a picture, float (3, height, width), most confident first."""
+    def people(self, picture: Array, threshold: float) -> list[Landmarks]:
+        """Detect people in a picture, float (3, height, width), most confident first, by the least score of both."""
         height, width = picture.shape[-2:]
         whole, found = Region(x=width / 2, y=height / 2, side=float(max(width, height))), []
         with self.lock:
@@ -212,6 +212,6 @@ class PoseNetworks:
             for points in detections(numbers[0], logits[0, :, 0], threshold):
                 region = region_of(whole.to_picture(points))
                 raw, sure, mask, world = self.landmarks.answers(region.shown(picture, SIZE, "edge"))
-                if sure[0, 0] >= presence:
+                if sure[0, 0] >= threshold:
                     found.append(landmarks_of(raw, world, mask[0, :, :, 0], region))
         return found

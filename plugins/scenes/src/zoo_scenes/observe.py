@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from zoo_scenes.people import TO_THING, axis_angle
 from zoo_scenes.render import View
 from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage, matrices
-from zoo_scenes.things import CLASS_IDS, CLASSES, COLOURS, Array, Scene, SceneSettings, Thing, yaw_of
+from zoo_scenes.things import CLASS_IDS, CLASSES, COLOURS, Array, Scene, Thing, yaw_of
 
+MIN_VISIBLE = 0.003
+"""Share of the picture that a thing must cover to be in captions, boxes, poses and numbers of things."""
 _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
 
 
@@ -48,7 +50,7 @@ class Observation:
     shares: dict[str, float]
 
 
-def observe(stage: Stage, view: View, settings: SceneSettings) -> Observation:
+def observe(stage: Stage, view: View) -> Observation:
     """Compute class and instance maps, and the visible part of each thing."""
     things = stage.scene.things
     owners = [max(owner, -1) for owner in stage.owners]  # -1: the room
@@ -64,7 +66,7 @@ def observe(stage: Stage, view: View, settings: SceneSettings) -> Observation:
     ids = np.zeros(len(things) + 1, np.int32)
     ids[ranks] = np.arange(1, len(ranks) + 1)
     instances = ids.take(owners).take(view.geoms)
-    least = settings.min_visible * total
+    least = MIN_VISIBLE * total
     seen = []
     for rank, (box, depth) in enumerate(zip(*_extents(instances, view.depth, len(ranks)), strict=True)):
         index = ranks[rank]

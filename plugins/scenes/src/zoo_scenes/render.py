@@ -45,8 +45,8 @@ def dot(a: Field, b: Field) -> Field:
     return result
 
 
-def shade(stage: Stage, hits: Hits, lit: NDArray[np.bool_] | None) -> Field:
-    """sRGB colours (3, n) in [0, 1]; `lit` tells which points the lamp reaches, None for all."""
+def shade(stage: Stage, hits: Hits, lit: NDArray[np.bool_]) -> Field:
+    """sRGB colours (3, n) in [0, 1]; `lit` tells which points the lamp reaches."""
     scene = stage.scene
     table = _surface_table(stage)
     rows = table.take(hits.geoms, axis=1)
@@ -122,7 +122,7 @@ def _albedo(rows: Field, hits: Hits, facing: Field) -> Field:
     return colours[0:3] * weights[0] + colours[3:6] * weights[1] + colours[6:9] * weights[2]
 
 
-def _light(scene: Scene, hits: Hits, facing: Field, lit: NDArray[np.bool_] | None) -> tuple[Field, Field]:
+def _light(scene: Scene, hits: Hits, facing: Field, lit: NDArray[np.bool_]) -> tuple[Field, Field]:
     """Irradiance (3, n), and the strength of the lamp's highlight (n,); `facing` as for the albedo."""
     normals, points = hits.normals, hits.points
     upward = normals[2] * np.float32(0.5) + np.float32(0.5)
@@ -135,8 +135,7 @@ def _light(scene: Scene, hits: Hits, facing: Field, lit: NDArray[np.bool_] | Non
     square = dot(to_lamp, to_lamp)
     to_lamp /= np.sqrt(square)
     reach = np.float32(LAMP) / (np.float32(0.55) + np.float32(0.14) * square)
-    if lit is not None:
-        reach *= lit
+    reach *= lit
     direct = np.maximum(dot(normals, to_lamp), 0) * reach
     light += np.array((1.0, 0.97, 0.91), np.float32)[:, None] * direct
     if scene.daylight is not None:
@@ -203,7 +202,7 @@ def _tiling(size: int) -> tuple[Array, NDArray[np.intp], int]:
     return centres, np.argsort(tiled).reshape(size, size), size * size // (high * wide)
 
 
-def render(stage: Stage, size: int, shadows: bool) -> View:
+def render(stage: Stage, size: int) -> View:
     """Cast one ray per pixel of a `size` x `size` picture and shade the hits."""
     camera = stage.scene.camera
     centres, pixels, tiles = _tiling(size)
@@ -211,7 +210,7 @@ def render(stage: Stage, size: int, shadows: bool) -> View:
     depth, geoms, normals = stage.cast(camera.position, rays, tiles)
     points = np.array(camera.position)[:, None] + depth * rays
     to_points = points - np.array(stage.scene.lamp)[:, None]
-    lit = ~stage.blocked(stage.scene.lamp, to_points, tiles) if shadows else None
+    lit = ~stage.blocked(stage.scene.lamp, to_points, tiles)
     views = rays.astype(np.float32)
     views /= -np.sqrt(dot(views, views))
     hits = Hits(

@@ -30,8 +30,8 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     name = f"{split}/{seed}/{index}"
     scene = compose(random.Random(f"scene/{name}"), settings)
     stage = build(scene)
-    view = render(stage, settings.image_size, settings.shadows)
-    observation = observe.observe(stage, view, settings)
+    view = render(stage, settings.image_size)
+    observation = observe.observe(stage, view)
     seen, shares = observation.seen, observation.shares
     if settings.captions == "layout":
         text = layout(scene, seen[: settings.max_boxes], shares)
