@@ -365,7 +365,7 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     out = tmp_path / "found"
     words = ("query", index.folder, "--keys", "test-001", "--keys", "test-004", "--input", "raw,dark", "-k", 99)
     result = zoo(world, *words, "--weights", "raw=0.25", "--find", "letters", "--out", out)
-    assert "-k 99" in result.output
+    assert result.exception is None
     written = json.loads((out / "hits.json").read_text())
     assert [answer["key"] for answer in written["queries"]] == ["test-001", "test-004"]
     assert [len(answer["hits"]) for answer in written["queries"]] == [28, 28]

@@ -148,7 +148,6 @@ class Previews:
         specs = [handle.spec for handle in handles.values()]
         self.layout = layout_for(model or ModelConfig(), specs)
         self.stores = datasets_of(tokens, config)
-        self._columns: dict[tuple[Path, str], TokenColumn | None] = {}
         self.tokens: dict[Preview, dict[str, Any]] = {}
         for preview in config.previews:
             if found := self._held_out(preview, inherited):
@@ -190,16 +189,14 @@ class Previews:
         """Return a store's held-out tokens that the tokenizer can decode, or None."""
         if store.modalities and name not in store.modalities:
             return None
-        if (store.tokens, name) not in self._columns:
-            try:
-                column = TokenStore(store.tokens).open(TEST, name)
-                column.check_tokenizer(self.handles[name])
-                self._columns[store.tokens, name] = column
-            except ReadError:
-                raise
-            except ZooError:
-                self._columns[store.tokens, name] = None
-        return self._columns[store.tokens, name]
+        try:
+            column = TokenStore(store.tokens).open(TEST, name)
+            column.check_tokenizer(self.handles[name])
+            return column
+        except ReadError:
+            raise
+        except ZooError:
+            return None
 
     def __call__(self, model: FourM, folder: Path, step: int) -> dict[str, Path | str]:
         """Draw all previews; return by title the picture's file, or text if nothing is a picture."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenizers_zoo.cli.options import asked_registry, open_zoo, parse_assignments
+from tokenizers_zoo.cli.options import asked_registry, open_zoo, parse_assignments, split_names
 from tokenizers_zoo.config import Origin, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError
 
@@ -59,6 +60,20 @@ def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
             raise ConfigError(f"{option} {item}: {name} is there twice")
         pairs[name] = text
     return pairs
+
+
+def numbers_of(option: str, items: Iterable[str]) -> dict[str, float]:
+    """Parse `NAME=NUMBER,...` options into a table. Raises ConfigError."""
+    pairs = pairs_of(option, [item for text in items for item in split_names(text) or ()], "NUMBER")
+    found: dict[str, float] = {}
+    for name, text in pairs.items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = math.nan
+        if not math.isfinite(found[name]):
+            raise ConfigError(f"{option} {name}={text}: expected NAME=NUMBER")
+    return found
 
 
 def open_run(folder: Path) -> tuple[Run, Zoo]:

@@ -12,7 +12,7 @@ from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignm
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli import assigned, open_run, pairs_of
+from zoo_backbone.cli import assigned, numbers_of, open_run, pairs_of
 
 SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 """Defaults for targets without a plan."""
@@ -132,10 +132,9 @@ def _items(inputs: Iterable[str]) -> list[str]:
 
 def _guidance(text: str) -> dict[str, Any]:
     """Parse `3` or `caption=3,depth=-1` into a table [guidance]. Raises ConfigError."""
+    if "=" in text:
+        return {"weights": numbers_of("--guide", [text])}
     try:
-        if "=" not in text:
-            return {"scale": float(text)}
-        weights = pairs_of("--guide", text.split(","), "WEIGHT")
-        return {"weights": {name: float(weight) for name, weight in weights.items()}}
+        return {"scale": float(text)}
     except ValueError:
         raise ConfigError(f"--guide {text}: expected a number, or NAME=NUMBER with commas between them") from None

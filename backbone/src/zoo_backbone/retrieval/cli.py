@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +11,7 @@ import click
 from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, plain_table, show_table, split_names
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli import open_run, pairs_of
+from zoo_backbone.cli import numbers_of, open_run
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
 
 
@@ -105,7 +104,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     from zoo_backbone.retrieval.index import Index
     from zoo_backbone.retrieval.query import query_keys, query_values, write_results
 
-    scale = parse_weights(weights)
+    scale = numbers_of("--weights", weights)
     names, sources = _inputs(inputs, stored=keys is not None)
     if keys is None and (exclude_self or split):
         raise ConfigError("--exclude-self and --split: apply to stored samples; give --keys")
@@ -122,8 +121,6 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
         results = query_keys(
             index, zoo, keys, names, scale, count, find=find, split=split, exclude_self=exclude_self, device=device
         )  # fmt: skip
-    if count > index.size(find):
-        click.echo(f"-k {count}: the index has {count_of(index.size(find), 'sample')}; all are shown", err=True)
     for result in results:
         table = plain_table(">rank", "sample", ">cosine")
         for rank, hit in enumerate(result.hits, 1):
@@ -184,21 +181,6 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
     if split == TRAIN:
         click.echo("these are training samples of the backbone: not held-out figures")
     click.echo(f"written to {place / FILE}")
-
-
-def parse_weights(weights: Sequence[str]) -> dict[str, float]:
-    """Parse `a=1,b=-0.5`. Raises ConfigError."""
-    found: dict[str, float] = {}
-    items = [item for text in weights for item in split_names(text) or ()]
-    for name, text in pairs_of("--weights", items, "NUMBER").items():
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise ConfigError(f"--weights {name}={text}: expected NAME=NUMBER")
-        found[name.strip()] = number
-    return found
 
 
 def _inputs(inputs: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str]]:

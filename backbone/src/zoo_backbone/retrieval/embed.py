@@ -24,7 +24,7 @@ import torch
 
 from tokenizers_zoo.data.samples import TRAIN, spread
 from tokenizers_zoo.data.tokens import TokenStore
-from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -213,8 +213,6 @@ class Embedder:
 
     def embed(self, name: str, tokens: Any) -> Vectors:
         """Return unit vectors `(samples, dims)` of a modality's tokens, in the space."""
-        if name not in self.spaces:
-            raise UnknownNameError.of("modality of this index", name, self.spaces)
         return self.spaces[name](self.raw(name, tokens))
 
     def embed_stored(
@@ -266,13 +264,6 @@ class Embedder:
 def check_via(layout: EmbeddingLayout, via: str) -> None:
     """Raise ConfigError if `via` is not a modality of vectors of numbers that the backbone can predict."""
     spec = layout.spec(via)
-    vectors = [
-        other.name
-        for other in layout.specs
-        if other.name in layout.discrete and isinstance(other.layout, VectorLayout) and other.value.kind == "array"
-    ]
-    if spec.name not in vectors:
-        raise ConfigError(
-            f"--via {via}: expected a vector modality that the backbone predicts, got {spec.value} as {spec.layout}; "
-            f"this run has {', '.join(vectors) or 'none: leave --via out'}"
-        )
+    if not (spec.name in layout.discrete and isinstance(spec.layout, VectorLayout) and spec.value.kind == "array"):
+        got = f"{spec.value} as {spec.layout}"
+        raise ConfigError.expected(f"--via {via}", "a vector modality that the backbone predicts", got)

@@ -20,7 +20,6 @@ from tokenizers_zoo.cli.options import (
     show_table,
 )  # fmt: skip
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors, short_name
 from zoo_backbone.cli import open_run, read_tables
 from zoo_backbone.transfer.config import As, HeadName, TransferConfig, Tuning, transfer_config
@@ -86,7 +85,7 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
     from zoo_backbone.transfer.results import score_table, summary
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
-    options = {"tuning": tuning, "head": head, "labels": None if labels is None else parse_labels(labels)}
+    options = {"tuning": tuning, "head": head, "labels": labels and parse_assignments([f"labels={labels}"])["labels"]}
     config = settings_of(config_file, options, assignments)
     _, zoo = open_run(folder)
     place = out or folder / FOLDER / default_name(task, inputs, config, seed)
@@ -191,14 +190,6 @@ def settings_of(config_file: Path | None, options: dict[str, Any], assignments: 
     chosen = {key: value for key, value in options.items() if value is not None}
     table = {**read_tables(config_file, ("transfer",))["transfer"], **parse_assignments(assignments), **chosen}
     return transfer_config(table, Origin(path=config_file, table="transfer"))
-
-
-def parse_labels(text: str) -> int | float:
-    """Parse `0.1` as a share, `80` as a number of samples. Raises ConfigError."""
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        raise ConfigError(f"--labels {text}: expected a share such as 0.1, or a number of samples") from None
 
 
 def default_name(task: str, inputs: list[str], config: TransferConfig, seed: int) -> str:

@@ -25,6 +25,9 @@ from zoo_backbone.transfer.config import MIN_VALIDATION, TransferConfig
 from zoo_backbone.transfer.targets import Target
 from zoo_backbone.transfer.task import Task, is_number
 
+DIGEST = 16
+"""Characters of the digests in a probe's identity."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -114,17 +117,18 @@ class Stores:
         dropped = {"no_input": no_input, "no_label": len(inputs) - len(labels)}
         return Samples(inputs=inputs, numbers=numbers, labels=labels, dropped=dropped)
 
-    def digest(self, task: Task, split: str, samples: Samples) -> tuple[str, str]:
-        """Return the sha256 of input tokens, and of labels: of small ones themselves, of arrays of their shards."""
-        chosen = samples.numbers.tobytes()
+    def digest(self, task: Task, split: str, samples: Samples) -> dict[str, str]:
+        """Return hashes of input tokens, and of labels: of small ones themselves, of arrays of their shards."""
         if task.whole is None or task.whole.spec.value.kind == "text":
             labels = json.dumps(list(samples.labels), sort_keys=True, default=str)
         else:
             assert self.values is not None
             labels = self.values.contents(split, task.whole.name)
-        parts = samples.inputs.contents(), labels
-        first, second = (hashlib.sha256(chosen + part.encode()).hexdigest() for part in parts)
-        return first, second
+        parts = {"inputs": samples.inputs.contents(), "labels": labels}
+        return {
+            f"{split} {name}": hashlib.sha256(samples.numbers.tobytes() + part.encode()).hexdigest()[:DIGEST]
+            for name, part in parts.items()
+        }
 
     def unknown_keys(self, task: Task) -> int:
         """Return how many keys of a table no split has. Raises DataError for a key of both training and test."""

@@ -47,8 +47,6 @@ from zoo_backbone.transfer.targets import target_to_json
 from zoo_backbone.transfer.task import Task
 
 FOLDER = "transfer"
-DIGEST = 16
-"""Characters of the digests in a probe's identity."""
 PROBE = RunKind(
     name="probe",
     files=(WEIGHTS, CONFIG, CARD, METRICS, "metrics.jsonl", "tensorboard"),
@@ -130,10 +128,7 @@ class ProbeTask(LoopTask):
             raise ConfigError("batch_size 1: head linear normalises over the batch; expected at least 2")
         self.spec, self.validates = parsed.spec(self.target), bool(self.split.validation)
         self.held_out = self.split.samples if self.validates else self.test
-        provenance: dict[str, str] = {}
-        for name, part in ((TRAIN, self.split.samples), (TEST, self.test)):
-            of_inputs, of_labels = stores.digest(parsed, name, part)
-            provenance |= {f"{name} inputs": of_inputs[:DIGEST], f"{name} labels": of_labels[:DIGEST]}
+        provenance = stores.digest(parsed, TRAIN, self.split.samples) | stores.digest(parsed, TEST, self.test)
         self.samples = TrainingSamples(
             train=self.split.training, test=self.split.validation or range(len(self.test)), provenance=provenance
         )

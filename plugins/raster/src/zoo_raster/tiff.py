@@ -37,7 +37,8 @@ class Raster:
         """Where there is no data, in the shape of `numbers`: at these numbers, at the file's own, and where masked."""
         found = np.zeros(self.numbers.shape, bool)
         for number in numbers if self.nodata is None else (*numbers, self.nodata):
-            found |= equal(self.numbers, number)
+            with np.errstate(over="ignore"):  # a double beyond single precision; the array's own type compares
+                found |= self.numbers == number
         if self.masked is not None:
             bands_last = found.ndim == 3 and found.shape[:2] == self.masked.shape
             found |= self.masked[..., None] if bands_last else self.masked
@@ -93,13 +94,6 @@ def tiff_bytes(array: NDArray[Any], nodata: float | None = None, scale: float | 
     # Without "minisblack" some shapes would be taken for colours.
     tifffile.imwrite(buffer, array, photometric="minisblack", extratags=tags)
     return buffer.getvalue()
-
-
-def equal(value: NDArray[Any], number: float) -> NDArray[np.bool_]:
-    """Where an array holds a number, as its own type has it: such as -9999.9 in single precision."""
-    with np.errstate(over="ignore"):  # the least double, in single precision, is -infinity
-        result: NDArray[np.bool_] = value == number
-    return result
 
 
 def bands_first(value: NDArray[Any], bands: int) -> NDArray[Any]:
