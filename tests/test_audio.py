@@ -199,11 +199,11 @@ def test_metrics_by_hand() -> None:
     assert marks == pytest.approx({"mel_l1": 20 * math.log10(2) / 2, "lsd": 20 * math.log10(2) / 2}, abs=0.01)
 
 
-def test_the_picture_shows_wave_and_spectrum() -> None:
+def test_the_picture_shows_the_spectrum() -> None:
     picture = audio.plugin.render(tone(300.0), settings())
-    assert picture.size == (192, 176)
+    assert picture.size == (192, 128)
     pixels = np.asarray(picture)
-    spectrum = pixels[48:].astype(int).sum(axis=(1, 2))
+    spectrum = pixels.astype(int).sum(axis=(1, 2))
     assert spectrum[64:].sum() > 5 * spectrum[:64].sum()  # 300 Hz is low, and low is at the bottom
 
 

@@ -376,7 +376,7 @@ def test_two_imports_into_one_folder_run_one_after_the_other(tmp_path: Path, mon
     for name, width in widths.items():
         write_published(published_tokenizer(**MEMCODES, n_channels=width), tmp_path / name)
     out, told, real = tmp_path / "out", list[Told](), folders.import_tokenizer
-    second = threading.Thread(target=import_folders, args=(tmp_path / "human_poses", out, None, told.append))
+    second = threading.Thread(target=lambda: told.extend(import_folders(tmp_path / "human_poses", out, None)[1]))
 
     def meanwhile(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
         if name == "dinov2_global":
@@ -385,7 +385,7 @@ def test_two_imports_into_one_folder_run_one_after_the_other(tmp_path: Path, mon
         return real(folder, title, name, out, tables)
 
     monkeypatch.setattr(folders, "import_tokenizer", meanwhile)
-    import_folders(tmp_path / "dinov2_global", out, None, told.append)
+    told += import_folders(tmp_path / "dinov2_global", out, None)[1]
     second.join()
     assert {item.ours for item in told} == set(widths) == set(Zoo.from_toml(out / "registry.toml").names())
 

@@ -179,16 +179,10 @@ def config_of(
         raise CheckpointError(f"{where}: {error}") from None
 
 
-def import_backbone(
-    checkpoint: PublishedCheckpoint,
-    specs: Mapping[str, ModalitySpec],
-    folder: Path,
-    fingerprints: Mapping[str, str] | None = None,
-) -> str:
+def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, ModalitySpec], folder: Path) -> str:
     """Write a published backbone as one of ours and return its fingerprint; `specs` are by published name.
 
-    `fingerprints` of the tokenizers of its training are by our names, as far as they are known. Rows
-    that the published model lacks, for modalities that are only inputs or only targets, become zeros. Raises
+    Rows that the published model lacks, for modalities that are only inputs or only targets, become zeros. Raises
     CheckpointError for missing, unknown and misshapen tensors, and for dtypes that float32 cannot hold, and then writes
     nothing.
     """
@@ -229,7 +223,7 @@ def import_backbone(
                    if tensor.dtype != torch.float32},
     }  # fmt: skip
     stored = stored_config(config, model.layout.specs)
-    stored |= {"fingerprints": dict(fingerprints or {}), PUBLISHED: origin}
+    stored |= {"fingerprints": {}, PUBLISHED: origin}
     return save_checkpoint(folder, tensors, stored, model_card(model))
 
 

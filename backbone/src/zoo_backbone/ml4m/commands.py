@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from tokenizers_zoo.cli.options import PATH, plain_table, show_table
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
-
-if TYPE_CHECKING:
-    from zoo_backbone.ml4m.folders import Told
 
 
 @click.command("import-ml4m")
@@ -40,15 +36,12 @@ def import_command(source: str, out: Path, name: str | None) -> None:
     from tokenizers_zoo.registry import Zoo
     from zoo_backbone.ml4m.folders import import_folders
 
-    told: list[Told] = []
     path = Path(source)
+    if not path.exists() and path.suffix in (".json", ".safetensors"):
+        raise CheckpointError(f"{path}: no such file")
     with disk_errors(out):
-        if path.exists():
-            registry = import_folders(path, out, name, told.append)
-        elif path.suffix in (".json", ".safetensors"):
-            raise CheckpointError(f"{path}: no such file")
-        else:
-            registry = import_folders(resolve_folder(source), out, name, told.append, called=path.name)
+        folder = path if path.exists() else resolve_folder(source)
+        registry, told = import_folders(folder, out, name, None if path.exists() else path.name)
     table = plain_table("published", "here", "note")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for item in told:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,8 @@ def _title(source: Path) -> str:
     return source.absolute().parent.name if source.name == WEIGHTS else source.stem
 
 
-def import_folders(
-    source: Path, out: Path, name: str | None, tell: Callable[[Told], None], called: str | None = None
-) -> Path:
-    """Import the checkpoints at `source` into `out`, and return the registry.toml to run them.
+def import_folders(source: Path, out: Path, name: str | None, called: str | None = None) -> tuple[Path, list[Told]]:
+    """Import the checkpoints at `source` into `out`; return the registry.toml to run them, and what was imported.
 
     `name` is the modality of a single tokenizer, by our name or its published name. `called` replaces the name of the
     source folder, as in a hub cache. Existing files in `out` are kept, so a killed import resumes. A second import into
@@ -123,9 +121,7 @@ def import_folders(
         shown = ", ".join(titles[folder] for folder in backbones)
         raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
     if name is not None and (files or backbones or len(folders) > 1):
-        tokenizers, texts = count_of(len(folders) - len(backbones), "tokenizer"), count_of(len(files), "text tokenizer")
-        found = f"{tokenizers}, {count_of(len(backbones), 'backbone')}, {texts}"
-        raise ConfigError(f"--as {name}: is for one tokenizer, and {source} holds {found}; give the tokenizer's folder")
+        raise ConfigError(f"--as {name}: is for one tokenizer, and {source} holds more; give the tokenizer's folder")
     owners = {
         folder: name or modality_of(titles[folder], config, installed)
         for folder, config in configs.items() if folder not in backbones
@@ -135,27 +131,27 @@ def import_folders(
         Zoo.from_tables(tables, registry)  # check it before anything is added
         tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
         tables.setdefault("modalities", {})
+        told = []
         for path in files:
-            tell(import_text(path, out, tables))
+            told.append(import_text(path, out, tables))
             write_registry(registry, tables)
         for folder, owner in owners.items():
-            tell(import_tokenizer(folder, titles[folder], owner, out, tables))
+            told.append(import_tokenizer(folder, titles[folder], owner, out, tables))
             share_tokenizers(tables, registry)
             write_registry(registry, tables)
         for folder in backbones:
-            for told in import_model(folder, titles[folder], out, tables, installed):
-                tell(told)
+            told += import_model(folder, titles[folder], out, tables, installed)
         backbone = out / BACKBONE
         if all((backbone / file).is_file() for file in (RUN, CONFIG)) and PUBLISHED in load_config(backbone):
             run = Run.load(backbone)
             if run.registry is None or run.registry.resolve() != registry.resolve():  # a moved or copied folder
                 dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(backbone)
             note_fingerprints(backbone, registry)
-    return registry
+    return registry, told
 
 
 def note_fingerprints(backbone: Path, registry: Path) -> None:
-    """Add the fingerprints of tokenizers imported later to a backbone, so that it refuses tokens of other tokenizers.
+    """Add the fingerprints of imported tokenizers to a backbone, so that it refuses tokens of other tokenizers.
 
     Its fingerprint stays, as its weights and their meaning are unchanged.
     """
@@ -294,10 +290,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     share_tokenizers(tables, out / REGISTRY)
     zoo = Zoo.from_tables(tables, out / REGISTRY)
     if not there:
-        discrete = [spec for theirs, spec in specs.items() if theirs not in notes and not spec.continuous]
-        handles = [zoo[spec.name] for spec in discrete]
-        fingerprints = {handle.name: handle.fingerprint for handle in handles if handle.has_tokenizer}
-        import_backbone(checkpoint, specs, target, fingerprints)
+        import_backbone(checkpoint, specs, target)
         write_json(target / SOURCE, {"sha256": weights_digest(folder)})
     for item in modalities:
         name = specs[item.published].name

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ImageOps
 
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
@@ -38,7 +38,7 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
 from zoo_backbone.evaluation_data import ranked_names
-from zoo_backbone.gallery import CELL, Shown, shown, text_of, write_sheet
+from zoo_backbone.gallery import Shown, shown, text_of, write_sheet
 from zoo_backbone.generate.inputs import value_of_source
 from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
@@ -49,8 +49,8 @@ SHORTEST = 1e-6
 """Shorter weighted sums have no direction."""
 HITS, PICTURE = "hits.json", "hits.png"
 HITS_SHOWN, QUERIES_SHOWN = 10, 100
-FRAME = 6
-"""Width of the frame around a correct hit, in pixels of a cell."""
+FRAME = 20
+"""Size of a picture over the width of the frame around a correct hit."""
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
 QUERIES, NEAREST = 4, 5
 """Queries in a gallery of an evaluation, and their hits."""
@@ -175,12 +175,7 @@ def framed(cell: Shown) -> Shown:
     """Mark a cell as correct: images by a frame, texts by a prefix."""
     if isinstance(cell, str):
         return MARK + cell
-    picture = cell.convert("RGB")
-    factor = max(1, CELL // max(picture.size))
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    width = FRAME * max(1, round(max(picture.size) / CELL))
-    ImageDraw.Draw(picture).rectangle((0, 0, picture.width - 1, picture.height - 1), outline=CORRECT, width=width)
-    return picture
+    return ImageOps.expand(cell.convert("RGB"), -(-max(cell.size) // FRAME), CORRECT)
 
 
 def write_hits(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import SHOWN, check_interval
+from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.families.images import psnr, read_array, rgb_image
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.spec import Metric
@@ -23,6 +23,8 @@ BANDS: dict[str, int] = {
 }  # fmt: skip
 """Names and central wavelengths, nm, in the order of the channels. Surface products have no B10."""
 TRUE_COLOUR = ("B04", "B03", "B02")
+GAIN = 3.0
+"""By how much reflectance is brightened in pictures."""
 LARGEST = 2.0
 """Reflectance; bright clouds and snow exceed 1."""
 GLINTS = 0.01
@@ -52,12 +54,10 @@ class MultispectralSettings(SpatialSettings):
     nodata: float = 0.0
     """Number that marks a pixel without data in integer files if all bands have it, in addition to the one a .tif
     declares: 0 in Sentinel-2 products; nan: none is."""
-    gain: float = field(default=3.0, metadata=SHOWN)
-    """By how much reflectance is brightened in pictures."""
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
-        check_interval(self, "(0, inf)", "scale", "gain")
+        check_interval(self, "(0, inf)", "scale")
         check_interval(self, "[-1, 1]", "offset", unit="a reflectance")
 
 
@@ -137,7 +137,7 @@ class Multispectral(SpatialModality):
     def picture(self, value: NDArray[np.float32], options: MultispectralSettings) -> Any:
         """True colour: red, green and blue, brightened, with the curve of sRGB."""
         channels = value[[list(BANDS).index(name) for name in TRUE_COLOUR]]
-        return rgb_image(np.clip(channels * options.gain, 0, 1) ** (1 / 2.2))
+        return rgb_image(np.clip(channels * GAIN, 0, 1) ** (1 / 2.2))
 
     def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:
         angles = [spectral_angle(guess, truth).mean() for guess, truth in zip(predicted, target, strict=True)]
