@@ -69,15 +69,16 @@ def generate_to_folder(
     for line in written.splitlines():
         if line != shown_name(line):
             raise ConfigError(f"{shown_name(line)}: is not UTF-8, so {PLAN} cannot name it; rename the file or folder")
-    identity = {
-        "plan": dataclasses.asdict(request.plan), "weights": weights, "device": device,
-        "scorer": os.urandom(8).hex() if scorer else None, "inputs": request.digest(BATCH),
-    }  # fmt: skip
+    scored_by = os.urandom(8).hex() if scorer else None  # a function has no identity
     if plan.rank:
         if scorer:
             raise ConfigError(f"rank {plan.rank}: expected either rank or a scorer, got both")
         targets = [target.name for target in request.targets]
         scorer = Agreement(model, plan.rank, request.handles[plan.rank].decode, request.inputs, targets)
+    identity = {
+        "plan": dataclasses.asdict(request.plan), "weights": weights, "device": device,
+        "scorer": scored_by, "inputs": request.digest(BATCH),
+    }  # fmt: skip
     with RunFolder(out, GENERATION, identity, places).open(overwrite) as state:
         if state.finished is None:
             done = set((out / DONE).read_text(encoding="utf-8").split("\n")[:-1]) if state.resuming else set()
