@@ -283,15 +283,12 @@ class Plugins:
     def add(self, claim: Claim, plugin: Any, required: Iterable[str]) -> Plugin:
         """Check a plugin object and register it. Raises PluginError."""
         hooks = check_hooks(self.pm, plugin, claim, required)
-        name = f"{claim.group}:{claim.name}"
         try:
             if claim.group != WRAPPERS:
                 self.exclusive.add(plugin)
             if not self.pm.is_registered(plugin):  # one object may stand behind two names
-                self.pm.register(plugin, name=name)
+                self.pm.register(plugin, name=f"{claim.group}:{claim.name}")
         except Exception as error:
-            if self.pm.has_plugin(name):
-                self.pm.unregister(name=name)
             raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {reason(error)}") from error
         return Plugin(claim, plugin, hooks, self)
 

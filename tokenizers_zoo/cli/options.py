@@ -68,28 +68,24 @@ def show_problems(zoo: Zoo) -> None:
             click.echo(f"problem: {problem}", err=True)
 
 
-def split_names(names: str | None, advice: str = "leave the option out for all") -> list[str] | None:
-    """Split `a,b` into a list; None without an option. Raises ConfigError, with `advice`, for an empty list."""
-    if names is None:
-        return None
+def split_names(names: str) -> list[str]:
+    """Split `a,b` into a list. Raises ConfigError for an empty list."""
     found = [name.strip() for name in names.split(",") if name.strip()]
     if not found:
-        raise ConfigError(f"expected names with commas between them, got {names!r}; {advice}")
+        raise ConfigError(f"expected names with commas between them, got {names!r}")
     return found
 
 
 def names_option(
-    *declarations: str, help: str, required: bool = False, metavar: str = "NAME,...",
-    advice: str = "leave the option out for all",
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
+    *declarations: str, help: str, required: bool = False, metavar: str = "NAME,..."
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add an option for a list of names, which may be repeated and separated by commas: `--only a,b --only c`.
 
-    The command gets a list in the order given, or None without the option. Raises ConfigError, with `advice`, for an
-    option without a name in it.
+    The command gets a list in the order given, or None without the option.
     """
 
     def joined(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> list[str] | None:
-        return [name for names in given for name in split_names(names, advice) or ()] or None
+        return [name for names in given for name in split_names(names)] or None
 
     return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=joined,
                         help=f"{help} Repeatable.")  # fmt: skip

@@ -23,7 +23,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
 @click.option("--input", "inputs", multiple=True, metavar="NAMES",
               help="Modalities of stored samples, NAME=FILE or 'NAME=\"TEXT\"'. Comma-separated or "
               "repeated.")  # fmt: skip
-@names_option("--target", "targets", help="Modalities to generate, in this order.", advice="name at least one")
+@names_option("--target", "targets", help="Modalities to generate, in this order.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
               help="TOML file with inputs, targets and how to generate them.")  # fmt: skip
 @click.option("--inpaint", multiple=True, metavar="NAME=REGION",
@@ -33,9 +33,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 0.95}
               help="Guidance scale: 3 for all inputs, or NAME=WEIGHT,...")  # fmt: skip
 @click.option("--out", type=PATH, metavar="FOLDER", required=True, help="For values, pictures, tokens and the plan.")
 @click.option("--samples", metavar="NUMBERS", help="How many samples, or which: 4, 0-7.  [default: 4]")
-@names_option(
-    "--keys", metavar="KEYS", help="Keys of stored samples, instead of --samples.", advice="name at least one"
-)
+@names_option("--keys", metavar="KEYS", help="Keys of stored samples, instead of --samples.")
 @click.option("--split", metavar="NAME", help="Split of the stored samples.  [default: test]")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Draws per sample.  [default: 1]")
 @click.option("--rank", metavar="NAME", help="Sort the draws by their agreement with the inputs in modality NAME.")
@@ -126,7 +124,7 @@ def _items(inputs: Iterable[str]) -> list[str]:
     for text in inputs:
         if "=" in text and "," in text.partition("=")[0]:
             raise ConfigError(f"--input {text}: expected names, or one NAME=VALUE; repeat --input")
-        found += [text] if "=" in text else split_names(text, "leave --input out to generate from nothing") or []
+        found += [text] if "=" in text else split_names(text)
     return found
 
 

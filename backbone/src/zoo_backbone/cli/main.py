@@ -105,7 +105,7 @@ def train(
 
 @backbone.command("grow")
 @click.argument("folder", metavar="RUN", type=PATH)
-@names_option("--add", help="New modalities.", required=True, advice="name at least one new modality")
+@names_option("--add", help="New modalities.", required=True)
 @click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
 @click.option("--out", type=PATH, required=True, help="Folder of the new run.")
 @CONFIG_OPTION
@@ -233,7 +233,7 @@ def evaluate_command(
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
     named: dict[str, Any] = {key: table.pop(key) for key in ("inputs", "targets") if key in table}
     pairs = from_mapping(Pairs, named, origin)
-    input_sets = [tuple(split_names(names) or ()) for names in inputs] or pairs.inputs
+    input_sets = [tuple(split_names(names)) for names in inputs] or pairs.inputs
     target_names = targets or pairs.targets
     config = from_mapping(EvaluationConfig, with_options(table, assignments, seed, samples=samples), origin)
     run, zoo = open_run(folder)

@@ -190,7 +190,7 @@ def _inputs(inputs: Sequence[str], stored: bool) -> tuple[list[str], dict[str, s
     if stored:
         if wrong := [item for item in inputs if "=" in item]:
             raise ConfigError(f"--input {wrong[0]}: expected NAMES with --keys, or files without --keys")
-        return list(dict.fromkeys(name for item in inputs for name in split_names(item) or ())), {}
+        return list(dict.fromkeys(name for item in inputs for name in split_names(item))), {}
     if not inputs:
         raise ConfigError("zoo retrieve query: expected --input NAME=FILE, or --keys of stored samples")
     sources = sources_of(inputs)
