@@ -286,7 +286,7 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     reasons = {
         ("depth", "train00"): "no number",
         ("depth", "train01"): "expected metres above 0",
-        ("depth", "train02"): "damaged .npy file",
+        ("depth", "train02"): ".npy file: the magic string is not correct",
         ("depth", "train03"): "16 x 11 pixels, where rgb has 16 x 16",
         ("rgb", "train03"): "16 x 16 pixels, where depth has 16 x 11",
         ("caption", "train04"): "text of 10000000 characters; at most 2000",

@@ -45,7 +45,7 @@ def test_the_page_shows_every_modality(zoo: Zoo, tmp_path: Path) -> None:
     assert page == tmp_path / "report" / "index.html"
     text = page.read_text(encoding="utf-8")
     for part in ("A zoo of 3 modalities", "how bright &lt;it&gt; is", "mae 0.25", "mae 0.125", ">88 ", "not trained",
-                 "of 16, on held-out samples", "grid 4 x 4", "zoo-light 1.0", zoo["light"].fingerprint[:16],
+                 "of 16, on held-out samples", "grid 4x4", "zoo-light 1.0", zoo["light"].fingerprint[:16],
                  "zoo tokenizer train dusk --data DATA", "mean absolute error"):  # fmt: skip
         assert part in text, part
     drawn = {path.name for path in (page.parent / "pictures").iterdir()}

@@ -103,8 +103,8 @@ class ShardWriter:
 def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
     """Yield a writer. The shard appears atomically if the block calls `finish` and succeeds; otherwise not at all."""
     with (
-        replacing_file(folder / shard_name(shard, "index")) as index,
         replacing_file(folder / shard_name(shard, "tar")) as values,
+        replacing_file(folder / shard_name(shard, "index")) as index,  # renamed first; see `check_foreign`
     ):
         with tarfile.open(values, "w", format=tarfile.PAX_FORMAT) as tar:
             yield (writer := ShardWriter(tar))
