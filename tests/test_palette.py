@@ -10,7 +10,7 @@ from text_tokenizers import BINS, load, settings_of
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError
-from zoo_images.palette import Palette, central_palette, lab, main_colours, paired
+from zoo_images.palette import Palette, lab, main_colours, paired
 from zoo_images.palette import plugin as palette
 
 
@@ -80,7 +80,7 @@ def test_colour_differences_against_scikit_image() -> None:
 
 def test_the_constant_palette_beats_every_single_value() -> None:
     values = list(np.random.default_rng(0).random((20, 3, 3)).astype(np.float32))
-    constant = central_palette(values)
+    constant = palette.constant_baseline(values)
     floor = palette.score([constant] * 20, values)["delta_e"]
     assert floor <= min(palette.score([value] * 20, values)["delta_e"] for value in values) + 1e-6
     assert constant.dtype == np.float32 and constant.min() >= 0 and constant.max() <= 1

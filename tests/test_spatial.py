@@ -349,7 +349,7 @@ def test_settings_are_checked(own: dict[str, Any], message: str) -> None:
 def test_canny_is_derived_from_rgb() -> None:
     picture = np.zeros((3, 32, 32), np.float32)
     picture[:, 8:24, 8:24] = 1
-    edges = canny.derive({"rgb": picture}, settings("canny"))
+    edges = canny.derive({"rgb": picture})
     assert edges.shape == (1, 32, 32) and edges.dtype == np.float32 and set(np.unique(edges)) == {0, 1}
     rows, columns = np.nonzero(edges[0])
     assert {rows.min(), columns.min()} <= {7, 8} and {rows.max(), columns.max()} <= {23, 24}

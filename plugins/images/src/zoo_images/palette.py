@@ -141,8 +141,24 @@ class Palette(TextModality[PaletteSettings]):
 
     @hookimpl
     def constant_baseline(self, values: Sequence[Colours]) -> Colours:
-        """The palette of medians of paired colours, or one of `values`: whichever has the least `delta_e`."""
-        return central_palette(values)
+        """The palette of medians of paired colours, or one of `values`: whichever has the least `delta_e`.
+
+        At most 512 evenly spaced values are compared.
+        """
+        from skimage.color import lab2rgb
+
+        chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]
+        labs = [lab(value) for value in chosen]
+        candidates = [np.asarray(value, dtype=np.float32) for value in chosen[:: max(1, len(chosen) // 32)]]
+        centre = np.median(labs, axis=0)
+        for _ in range(5):
+            paired_labs = [colours[paired(colours, centre)[0]] for colours in labs]
+            centre = np.median(paired_labs, axis=0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a median may lie outside of sRGB, and is clipped into it
+                candidates.append(np.clip(lab2rgb(centre), 0, 1).astype(np.float32))
+        means = [np.mean([paired(colours, other)[1] for other in labs]) for colours in map(lab, candidates)]
+        return candidates[int(np.argmin(means))]
 
 
 def axes_of(tokenizer: TextTokenizer[PaletteSettings]) -> tuple[tuple[int, int, int], int]:
@@ -185,24 +201,6 @@ def paired(first: Colours, second: Colours) -> tuple[npt.NDArray[np.intp], float
     distances = np.linalg.norm(second[:, None] - first[None], axis=2)
     rows, columns = linear_sum_assignment(distances)
     return columns, float(distances[rows, columns].mean())
-
-
-def central_palette(values: Sequence[Colours]) -> Colours:
-    """See `Palette.constant_baseline`. At most 512 evenly spaced values are compared."""
-    from skimage.color import lab2rgb
-
-    chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]
-    labs = [lab(value) for value in chosen]
-    candidates = [np.asarray(value, dtype=np.float32) for value in chosen[:: max(1, len(chosen) // 32)]]
-    centre = np.median(labs, axis=0)
-    for _ in range(5):
-        paired_labs = [colours[paired(colours, centre)[0]] for colours in labs]
-        centre = np.median(paired_labs, axis=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a median may lie outside of sRGB, and is clipped into it
-            candidates.append(np.clip(lab2rgb(centre), 0, 1).astype(np.float32))
-    means = [np.mean([paired(colours, other)[1] for other in labs]) for colours in map(lab, candidates)]
-    return candidates[int(np.argmin(means))]
 
 
 plugin = Palette()

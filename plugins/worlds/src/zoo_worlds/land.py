@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +11,6 @@ Field = NDArray[np.float64]
 GRID = 128
 """Points along each side, whatever the size of the result."""
 NEIGHBOURS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Relief:
-    """A landscape of GRID x GRID points."""
-
-    metres: Field
-    """Above the sea; negative where the sea is."""
-    water: Field
-    """log of how many points drain through each: 0 for its own alone, 1 for an eighth of all; rivers are near 1."""
-    slope: Field
-    """Degrees."""
 
 
 def fractal(rng: np.random.Generator, roughness: float) -> Field:
@@ -37,8 +24,8 @@ def fractal(rng: np.random.Generator, roughness: float) -> Field:
     return (field - field.mean()) / field.std()
 
 
-def raise_relief(rng: np.random.Generator, extent: float) -> Relief:
-    """A random landscape `extent` metres wide: from plains by the sea to mountains."""
+def raise_relief(rng: np.random.Generator) -> Field:
+    """Metres above the sea at GRID x GRID points of a random landscape: from plains by the sea to mountains."""
     height = math.exp(rng.uniform(math.log(40), math.log(1400)))
     ridges = 1 - np.abs(fractal(rng, 3.8))
     mix = rng.uniform(0, 0.7)
@@ -47,10 +34,7 @@ def raise_relief(rng: np.random.Generator, extent: float) -> Relief:
     metres = height * (shape ** rng.uniform(1.0, 1.8) - rng.uniform(-0.3, 0.35))
     for _ in range(2):
         metres -= 0.06 * height * drainage(metres) ** 2
-    spacing = extent / GRID
-    south, east = np.gradient(metres, spacing)
-    slope = np.degrees(np.arctan(np.hypot(south, east)))
-    return Relief(metres=metres, water=drainage(metres), slope=slope)
+    return metres
 
 
 def drainage(metres: Field) -> Field:
@@ -98,22 +82,23 @@ def rise(value: Field, middle: float, width: float) -> Field:
     return 0.5 + 0.5 * np.tanh((value - middle) / width)
 
 
-def cover(relief: Relief, rng: np.random.Generator) -> dict[str, Field]:
+def cover(metres: Field, extent: float, rng: np.random.Generator) -> dict[str, Field]:
     """The share of each kind of land at each point; shares add up to 1. Earlier classes cover later ones."""
-    damp = fractal(rng, 3.0) + 2.0 * (relief.water - 0.3)
+    water, slope = drainage(metres), np.degrees(np.arctan(np.hypot(*np.gradient(metres, extent / GRID))))
+    damp = fractal(rng, 3.0) + 2.0 * (water - 0.3)
     snow_line, tree_line = rng.uniform(250, 1600), rng.uniform(200, 1200)
     fields, field_kind = patchwork(rng, int(rng.integers(30, 120)))
-    flat = 1 - rise(relief.slope, 8, 3)
-    low = 1 - rise(relief.metres, tree_line * 0.6, 60)
+    flat = 1 - rise(slope, 8, 3)
+    low = 1 - rise(metres, tree_line * 0.6, 60)
     farmed = rng.uniform(0.3, 1.0) * flat * low * rise(damp, -1.2, 0.3)
     layers = {
-        "water": np.maximum(1 - rise(relief.metres, 0.0, 1.5), rise(relief.water, 0.66, 0.03)),
-        "snow": rise(relief.metres + 60 * damp, snow_line, 80) * (1 - 0.7 * rise(relief.slope, 45, 6)),
-        "rock": np.maximum(rise(relief.slope, 36, 5), 0.8 * rise(relief.metres, tree_line * 1.5, 150)),
+        "water": np.maximum(1 - rise(metres, 0.0, 1.5), rise(water, 0.66, 0.03)),
+        "snow": rise(metres + 60 * damp, snow_line, 80) * (1 - 0.7 * rise(slope, 45, 6)),
+        "rock": np.maximum(rise(slope, 36, 5), 0.8 * rise(metres, tree_line * 1.5, 150)),
         "town": flat * low * rise(fractal(rng, 2.2), rng.uniform(1.5, 3.0), 0.1) * (field_kind < 0.9),
         "crops": farmed * (field_kind > 0.45),
         "soil": farmed * (field_kind < 0.3) + 0.5 * rise(-damp, 1.0, 0.3),
-        "forest": rise(damp, rng.uniform(-0.5, 1.2), 0.1) * (1 - rise(relief.metres, tree_line, 80)),
+        "forest": rise(damp, rng.uniform(-0.5, 1.2), 0.1) * (1 - rise(metres, tree_line, 80)),
         "grass": np.ones((GRID, GRID)),
     }
     left, shares = np.ones((GRID, GRID)), {}
@@ -138,14 +123,14 @@ def patchwork(rng: np.random.Generator, count: int) -> tuple[Field, Field]:
     return first, second
 
 
-def reflectance(relief: Relief, extent: float, rng: np.random.Generator) -> NDArray[np.float64]:
+def reflectance(metres: Field, extent: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """(12, GRID, GRID): spectra mixed by the shares of the land, under a sun that leaves slopes in the shade."""
-    shares = cover(relief, rng)
+    shares = cover(metres, extent, rng)
     spectra = np.tensordot(np.array([SIGNATURES[name] for name in shares]).T, np.stack(list(shares.values())), 1)
     grain = 1 + 0.06 * fractal(rng, 1.2) * (1 - shares["water"])
     azimuth, elevation = rng.uniform(math.radians(100), math.radians(220)), math.radians(rng.uniform(35, 65))
     sun = np.array([math.sin(azimuth) * math.cos(elevation), math.cos(azimuth) * math.cos(elevation)])
-    south, east = np.gradient(np.maximum(relief.metres, 0), extent / GRID)
+    south, east = np.gradient(np.maximum(metres, 0), extent / GRID)
     facing = (-east * sun[0] + south * sun[1] + math.sin(elevation)) / np.sqrt(1 + east**2 + south**2)
     light = 0.25 + 0.75 * np.clip(facing, 0, None) / math.sin(elevation)
     haze = rng.uniform(0, 1.5) * HAZE[:, None, None]

@@ -132,9 +132,9 @@ def raise_land(rng: np.random.Generator, settings: TerrainSettings) -> dict[str,
     from tokenizers_zoo.spec import Crop
     from zoo_worlds.land import raise_relief, reflectance
 
-    relief = raise_relief(rng, settings.extent)
+    metres = raise_relief(rng)
     size = (settings.image_size, settings.image_size)
-    fields = {"heightmap": relief.metres[None], "multispectral": reflectance(relief, settings.extent, rng)}
+    fields = {"heightmap": metres[None], "multispectral": reflectance(metres, settings.extent, rng)}
     return {name: crop_and_resize(field.astype(np.float32), Crop(), size) for name, field in fields.items()}
 
 
