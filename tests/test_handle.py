@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
+import pickle
+import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -283,6 +286,46 @@ def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
     assert len(zoo2["two"].tokenizer) == 16
     trained(zoo2, "one", zoo2["one"].checkpoint)
     assert zoo2["two"].fingerprint != before and len(zoo2["two"].tokenizer) == 4
+
+
+def test_a_handle_of_a_relative_registry_is_the_same_in_another_folder(
+    learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(learnt.parent)
+    handle = Zoo.from_toml(learnt.name)["depth"]
+    tokens, sent = handle.encode(DEPTHS), pickle.dumps((handle, handle.at(Path("codecs/depth"))))
+    monkeypatch.chdir(tmp_path)
+    for there in pickle.loads(sent):
+        assert torch.equal(there.encode(DEPTHS), tokens)
+
+
+def test_handle_is_pickled_by_its_registry(learnt: Path, tmp_path: Path) -> None:
+    handle = Zoo.from_toml(learnt)["depth"]
+    shutil.copytree(handle.checkpoint, tmp_path / "copy")
+    handle.device = "cpu:0"
+    for sent in (handle, handle.at(tmp_path / "copy")):
+        there = pickle.loads(pickle.dumps(sent))
+        assert (there.name, there.checkpoint, there.device) == (sent.name, sent.checkpoint, sent.device)
+        assert torch.equal(there.encode(DEPTHS), handle.encode(DEPTHS))
+    first, second = pickle.loads(pickle.dumps((handle, handle)))
+    assert first is second
+
+
+def test_hub_id_is_not_reported_as_a_missing_folder(
+    install_example: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_example("a_map")
+    hub = only({"a_map": {"checkpoint": "somebody/a-tokenizer"}})["a_map"]
+    assert hub.has_tokenizer
+    assert only({"a_map": {"checkpoint": "somebody/a"}}, zoo={"checkpoints": "."})["a_map"].has_tokenizer
+    for local in ("runs/a", "some/where/a", "./some/a", str(tmp_path / "a"), "some/my--a", "some/a.git"):
+        assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
+    made = dataclasses.replace(hub.files, checkpoint=tmp_path / "made")
+    (tmp_path / "made/samples").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: f"/cache/{hub_id}")
+    assert made.folder() == Path("/cache/somebody/a-tokenizer")
+    trained(only(), "a_map", tmp_path / "made")
+    assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
 
 
 # ---------------------------------------------------------------- input and output validation

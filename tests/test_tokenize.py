@@ -211,6 +211,27 @@ def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: T
     assert not (folder / "samples-train").exists(), "what evaluations left is replaced, too"
 
 
+def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, hub = tmp_path / "data", tmp_path / "hub"
+    local = toy()
+    make_toy(local, data)
+    for name in ("field", "words"):
+        train_tokenizer(local, name, data, out=hub / name)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, revision=None: str(hub / id.split("/")[1]))
+    table = {name: {"checkpoint": f"somebody/{name}"} for name in ("field", "words")}
+    before = snapshot(hub)
+    for _ in range(2):
+        zoo = toy({"modalities": table})
+        assert evaluate_tokenizer(zoo, "field", data).samples == 5
+        evaluate_tokenizer(zoo, "words", data)
+    assert snapshot(hub) == before
+    kept = tmp_path / "somebody"
+    assert (kept / "field/evaluation.json").is_file() and (kept / "words/words/evaluation.json").is_file()
+    assert tokenize(zoo, data, tmp_path / "tokens").outcomes
+
+
 # ---------------------------------------------------------------------- tokenize
 
 

@@ -186,6 +186,25 @@ def hub_folder(hub_id: str) -> Path:
         raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
 
 
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """A local checkpoint folder, and the hub id to download from while that folder holds no checkpoint."""
+
+    folder: Path
+    hub_id: str | None = None
+
+    @property
+    def known(self) -> bool:
+        """True if the checkpoint is in the folder or has a hub id. Does not access the network."""
+        return self.hub_id is not None or is_complete(self.folder)
+
+    def fetched(self) -> Path:
+        """Return the local folder, or the downloaded snapshot. The folder may be empty if there is no hub id."""
+        if self.hub_id is None or is_complete(self.folder):
+            return self.folder
+        return hub_folder(self.hub_id)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
     """Folders of a modality's tokenizer and vocabulary, and their fingerprint."""
@@ -193,38 +212,51 @@ class TokenizerFiles:
     spec: ModalitySpec
     checkpoint: Path
     """Folder of the tokenizer, or of the shared vocabulary if the modality has no tokenizer of its own."""
-    locate_vocabulary: Callable[[ModalitySpec], Path] | None = None
-    """Returns the folder of the shared vocabulary, for a spec with `own_tokenizer`."""
+    locate_vocabulary: Callable[[ModalitySpec], CheckpointPlace] | None = None
+    """Returns the place of the shared vocabulary, for a spec with `own_tokenizer`."""
+    hub_id: str | None = None
     sha256: str | None = None
     """The fingerprint that the registry asks for."""
     origin: Origin
     """The modality's table in the registry, for error messages."""
 
     @property
-    def vocabulary(self) -> Path:
-        """Folder of the vocabulary: the checkpoint itself unless the spec says `own_tokenizer`. It may not exist."""
+    def _tokenizer_place(self) -> CheckpointPlace:
+        return CheckpointPlace(self.checkpoint, self.hub_id)
+
+    @property
+    def _vocabulary_place(self) -> CheckpointPlace:
         if self.spec.own_tokenizer and self.locate_vocabulary is not None:
             return self.locate_vocabulary(self.spec)
-        return self.checkpoint
+        return self._tokenizer_place
+
+    @property
+    def vocabulary(self) -> Path:
+        """Folder of the vocabulary: the checkpoint itself unless the spec says `own_tokenizer`."""
+        return self._vocabulary_place.folder
 
     @property
     def lacks_vocabulary(self) -> bool:
-        """True if the tokenizer needs a shared vocabulary that is not there."""
-        return self.spec.own_tokenizer and not is_complete(self.vocabulary)
+        """True if the tokenizer needs a shared vocabulary that is neither here nor on the hub."""
+        return self.spec.own_tokenizer and not self._vocabulary_place.known
 
     @property
     def complete(self) -> bool:
-        """True if tokenizer and vocabulary are there."""
-        return is_complete(self.checkpoint) and not self.lacks_vocabulary
+        """True if tokenizer and vocabulary are here or on the hub. Does not access the network."""
+        return self._tokenizer_place.known and not self.lacks_vocabulary
+
+    def vocabulary_folder(self) -> Path:
+        """Return the vocabulary's folder, downloaded if needed. It may not exist yet."""
+        return self._vocabulary_place.fetched()
 
     def folder(self) -> Path:
-        """Return the tokenizer's folder. Raises CheckpointError if there is none."""
-        if not is_complete(self.checkpoint):
+        """Return the tokenizer's folder, downloaded if needed. Raises CheckpointError if there is none."""
+        if not self._tokenizer_place.known:
             table = f"[modalities.{self.spec.name}] of {self.origin.file}"
             published = ", import a published one (zoo import-ml4m)" if self.spec.aliases else ""
             where = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
             raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")
-        return self.checkpoint
+        return self._tokenizer_place.fetched()
 
     def fingerprint(self) -> str:
         """Return the sha256 of the tokenizer, joined with its vocabulary's if the two are separate.
@@ -246,11 +278,12 @@ class TokenizerFiles:
                 f"{self.spec.name}: no vocabulary {self.spec.vocabulary} at {self.vocabulary}; train it there "
                 "(zoo tokenizer train), or import the published one"
             )
-        return joint_fingerprint(found, next(iter(_lineage(self.vocabulary)), "") or fingerprint(self.vocabulary))
+        vocabulary = self.vocabulary_folder()
+        return joint_fingerprint(found, next(iter(_lineage(vocabulary)), "") or fingerprint(vocabulary))
 
     @property
     def published(self) -> bool:
-        """True if the tokenizer was imported from 4M."""
+        """True if the tokenizer was imported from 4M; False if it is still on the hub."""
         try:
             return ORIGIN in load_config(self.checkpoint)
         except CheckpointError:

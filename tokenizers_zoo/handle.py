@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers_zoo.checkpoint import (
     CONFIG,
     WEIGHTS,
+    CheckpointPlace,
     TokenizerFiles,
     float32_by_default,
     is_complete,
@@ -72,13 +73,14 @@ class ModalityHandle:
         files: Callable[[ModalitySpec], TokenizerFiles],
         trained: Callable[[Path], None] | None = None,
         specs_of: Callable[[Sequence[str]], Mapping[str, ModalitySpec]] = lambda names: {},
+        again: tuple[Callable[..., ModalityHandle], *tuple[Any, ...]] | None = None,
     ) -> None:
-        """`trained` gets the folder of a new tokenizer."""
+        """`trained` gets the folder of a new tokenizer; `again` opens the same handle in another process."""
         self.name = settings.name
         self.plugin_name = plugin.claim.name
         self.distribution = plugin.claim.distribution
         self.settings = settings
-        self._plugin, self._trained, self._specs_of = plugin, trained, specs_of
+        self._plugin, self._trained, self._specs_of, self._again = plugin, trained, specs_of, again
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
         self._device = "cpu"
@@ -90,6 +92,12 @@ class ModalityHandle:
 
     def __deepcopy__(self, memo: Any) -> ModalityHandle:
         return self  # shared, like the Zoo it belongs to
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the way to open the handle; the other process opens its own registry and loads the tokenizer again."""
+        if self._again is None:
+            raise TypeError(f"{self!r} is of no registry, and cannot be pickled")
+        return _opened, (self._device, *self._again)
 
     # ------------------------------------------------------------------ the plugin
 
@@ -146,11 +154,15 @@ class ModalityHandle:
 
         `vocabulary` is the folder of its shared vocabulary, if it has both.
         """
-        locate = self.files.locate_vocabulary if vocabulary is None else lambda _: vocabulary
+        locate = self.files.locate_vocabulary if vocabulary is None else lambda _: CheckpointPlace(vocabulary)
         origin = self.settings.origin
         files = TokenizerFiles(spec=self.spec, checkpoint=checkpoint, locate_vocabulary=locate, origin=origin)
         return ModalityHandle(
-            plugin=self._plugin, settings=self.settings, files=lambda _: files, specs_of=self._specs_of
+            plugin=self._plugin,
+            settings=self.settings,
+            files=lambda _: files,
+            specs_of=self._specs_of,
+            again=(ModalityHandle.at, self, checkpoint.absolute(), vocabulary and vocabulary.absolute()),
         )
 
     @property
@@ -171,7 +183,7 @@ class ModalityHandle:
 
     @property
     def has_tokenizer(self) -> bool:
-        """True if the tokenizer and its vocabulary are there."""
+        """True if the tokenizer and its vocabulary are here or on the hub. Does not access the network."""
         return self.files.complete
 
     def forget_tokenizer(self) -> None:
@@ -225,7 +237,8 @@ class ModalityHandle:
             _ = self.fingerprint  # refuses another tokenizer than the pinned one before loading
             import torch
 
-            arguments = {"checkpoint": folder, "device": self._device, "vocabulary": self.files.vocabulary}
+            vocabulary = self.files.vocabulary_folder() if self.spec.own_tokenizer else folder
+            arguments = {"checkpoint": folder, "device": self._device, "vocabulary": vocabulary}
             with loading():
                 tokenizer = self._call("load_tokenizer", settings=self.settings, **arguments)
             self._tokenizer = tokenizer.eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
@@ -508,3 +521,9 @@ class ModalityHandle:
         if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in given):
             raise self._broken("single_ids", given, f"ids from 0 to {self.spec.vocab_size - 1}")
         return frozenset(given)
+
+
+def _opened(device: str, open_handle: Callable[..., ModalityHandle], *of: Any) -> ModalityHandle:
+    handle = open_handle(*of)
+    handle.device = device
+    return handle

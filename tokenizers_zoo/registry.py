@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import TokenizerFiles
+from tokenizers_zoo.checkpoint import CheckpointPlace, TokenizerFiles
 from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
@@ -24,6 +24,8 @@ __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 
 TABLES = ("zoo", "vocabularies", "modalities")
 CHECKPOINTS = "runs/tokenizers"
+HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)"
+"""Names that the hub accepts as `owner/name`; everything else is a folder."""
 CLOSE = "did you mean"
 
 
@@ -36,7 +38,11 @@ class InstanceConfig:
     enabled: bool = True
     """False: the instance is not listed, and a plugin without an enabled instance is never imported."""
     checkpoint: str = ""
-    """The tokenizer's folder, relative to registry.toml; empty means the default folder. `~` is your home."""
+    """The tokenizer's folder, relative to registry.toml, or a hub id `owner/name`; empty means the default folder.
+
+    `owner/name` means a local folder if that contains a checkpoint; `./owner/name` always means a folder. `~` is your
+    home.
+    """
     sha256: str = ""
     """The fingerprint that the tokenizer has to have; empty means any."""
 
@@ -106,6 +112,10 @@ class Zoo:
     def __deepcopy__(self, memo: Any) -> Zoo:
         """Return the same registry: copies of an encoder share its registry and tokenizers."""
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the tables and the path; the other process opens its own registry."""
+        return Zoo, (self.tables, self.path and self.path.parent.resolve() / self.path.name)
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], path: str | Path | None = None) -> Zoo:
@@ -196,19 +206,22 @@ class Zoo:
             files=lambda spec: self._files(spec, instance, settings.origin),
             trained=self.forget_tokenizers,
             specs_of=lambda names: {name: self[name].spec for name in names if name in self},
+            again=(Zoo.__getitem__, self, name),
         )
 
     def _files(self, spec: ModalitySpec, instance: InstanceConfig, origin: Origin) -> TokenizerFiles:
         own, usual = instance.checkpoint, self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
+        local = Path(own).parts[:1] == Path(self.config.checkpoints).parts[:1]  # `owner` is our folder of tokenizers
         return TokenizerFiles(
             spec=spec,
             checkpoint=self.folder / os.path.expanduser(own) if own else usual,
             locate_vocabulary=self._locate_vocabulary,
+            hub_id=own if re.fullmatch(HUB_ID, own) and not local else None,
             sha256=instance.sha256 or None,
             origin=origin,
         )
 
-    def _locate_vocabulary(self, spec: ModalitySpec) -> Path:
+    def _locate_vocabulary(self, spec: ModalitySpec) -> CheckpointPlace:
         """Return the place of a shared vocabulary, for a modality with a tokenizer of its own.
 
         Loads only modalities whose tables set a checkpoint.
@@ -219,8 +232,8 @@ class Zoo:
                     handle = self[name]
                     shares = handle.spec.shared_vocabulary or handle.writes_text
                     if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
-                        return handle.checkpoint
-        return self.checkpoints / spec.vocabulary
+                        return CheckpointPlace(handle.checkpoint, handle.files.hub_id)
+        return CheckpointPlace(self.checkpoints / spec.vocabulary)
 
     def forget_tokenizers(self, path: Path) -> None:
         """Make all modalities with their checkpoint or vocabulary in this folder load it again."""

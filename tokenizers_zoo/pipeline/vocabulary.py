@@ -47,7 +47,7 @@ def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
         handles = [zoo[other] for other in sharing]
         sequences = all(isinstance(handle.spec.layout, SequenceLayout) for handle in handles)
         shared = any(handle.spec.shared_vocabulary for handle in handles)
-        if sequences and (shared or _holds_text(handles[0].files.vocabulary)):
+        if sequences and (shared or _holds_text(handles[0].files.vocabulary_folder())):
             found[name] = handles
     return found
 
@@ -82,7 +82,7 @@ def grow_vocabulary(zoo: Zoo, name: str) -> tuple[TextVocabulary, TextVocabulary
 def check_special_tokens(handle: ModalityHandle) -> None:
     """Raise CheckpointError if a modality's vocabulary lacks special tokens that its values may need."""
     needed = handle.vocabulary_tokens()
-    if not needed or not _holds_text(folder := handle.files.vocabulary):
+    if not needed or not _holds_text(folder := handle.files.vocabulary_folder()):
         return
     known = TextVocabulary.load(folder).all_special_tokens
     if missing := [token for token in needed if token not in known]:
@@ -104,7 +104,7 @@ def _opened(zoo: Zoo, name: str) -> tuple[list[ModalityHandle], Path, Vocabulary
         hint = "" if found else "(no enabled modality is text)"
         raise UnknownNameError.of("text vocabulary", name, list(found), hint)
     handles = found[name]
-    folder = handles[0].files.vocabulary
+    folder = handles[0].files.vocabulary_folder()
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"vocabulary {name}: none at {folder} yet; zoo tokenizer train {handles[0].name} --data DATA trains it for "

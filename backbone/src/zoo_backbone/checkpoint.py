@@ -337,7 +337,7 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
     stored = load_config(start, CLASS)
     old, trained_on = {spec["name"]: spec["vocabulary"] for spec in stored["specs"]}, stored.get("fingerprints", {})
     texts = [handle for handle in handles if handle.writes_text]
-    folders = {handle.spec.vocabulary: handle.files.vocabulary for handle in texts}
+    folders = {handle.spec.vocabulary: handle.files.vocabulary_folder() for handle in texts}
     vocabularies = {name: TextVocabulary.load(folder) for name, folder in folders.items()}
     found, by_vocabulary = {}, dict[str, int]()
     for name, vocabulary in old.items():
