@@ -106,6 +106,9 @@ def test_list_and_info(zoo: Run) -> None:
     listed = {line.split()[0]: line.split() for line in shown.splitlines() if line[:1].strip()}
     assert code == 0 and listed["depth"][1:3] == ["grid", "4x4"]
     assert "yes" in listed["depth"] and "no" in listed["normal"]
+    depth = next(one for one in json.loads(zoo("list", "--json")[1])["modalities"] if one["name"] == "depth")
+    assert depth["trained"] and depth["layout"] == {"kind": "grid", "shape": [4, 4]}
+    assert [metric["bound"] for metric in depth["metrics"]] == [0.08, 0.93, None]
     code, shown, _ = zoo("info", "depth")
     assert code == 0 and "log metres" in shown and "abs_rel" in shown
     assert "lower is better; fit for use: at most 0.08)" in " ".join(shown.split())

@@ -7,7 +7,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,7 @@ from tokenizers_zoo.cli.options import (
 )
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.spec import layout_to_json
 
 if TYPE_CHECKING:
     from tokenizers_zoo.doctor import Finding
@@ -32,8 +33,29 @@ if TYPE_CHECKING:
 WIDTH = 80
 
 
+def as_json(handle: ModalityHandle) -> dict[str, Any]:
+    """Return a modality as JSON types."""
+    spec = handle.spec
+    return {
+        "name": spec.name,
+        "summary": spec.summary,
+        "plugin": handle.plugin_name,
+        "distribution": handle.distribution,
+        "family": spec.family,
+        "value": str(spec.value),
+        "layout": layout_to_json(spec.layout),
+        "vocabulary": spec.vocabulary,
+        "vocab_size": spec.vocab_size,
+        "derived_from": list(spec.derived_from),
+        "metrics": [dataclasses.asdict(metric) for metric in spec.metrics],
+        "checkpoint": str(handle.checkpoint),
+        "trained": handle.has_tokenizer,
+    }
+
+
 @click.command("list")
-def list_modalities() -> None:
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def list_modalities(as_json_text: bool) -> None:
     """List the modalities that are installed and enabled.
 
     \b
@@ -42,12 +64,16 @@ def list_modalities() -> None:
     """
     zoo = open_zoo(strict=False)
     handles, problems = zoo.handles(), zoo.problems()
+    if as_json_text:
+        report = {"modalities": [as_json(h) for h in handles], "disabled": zoo.disabled(), "problems": problems}
+        click.echo(json.dumps(report, indent=2))
+        return
     table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
     for handle in handles:
         spec = handle.spec
         table.add_row(
             spec.name,
-            str(spec.layout),
+            str(spec.layout).partition(" of ")[0],  # without the length of vectors
             str(spec.vocab_size) if spec.vocab_size else "-",
             ", ".join(spec.derived_from) or "-",
             "yes" if handle.has_tokenizer else "no",
