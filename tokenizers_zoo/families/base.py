@@ -36,8 +36,6 @@ class PluginBase:
     aliases: ClassVar[tuple[str, ...]] = ()
     token_space: ClassVar[str] = ""
     """What is tokenized, in words, if it is not the value itself."""
-    input_form_of: ClassVar[str | None] = None
-    """The discrete modality that this one is the input form of, see `ModalitySpec`."""
 
     def options(self, settings: Settings) -> Any:
         """Return the plugin's settings dataclass."""
@@ -55,7 +53,7 @@ class PluginBase:
 
         If the settings have a `labeller` that names a network, the modality is derived from rgb.
         """
-        names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "token_space", "input_form_of")
+        names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "token_space")
         options, given = self.options(settings), {name: getattr(self, name) for name in names} | more
         if hasattr(options, "labeller"):
             given["derive_setting"] = "labeller"

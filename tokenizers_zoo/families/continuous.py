@@ -194,6 +194,8 @@ class PatchesModality(ImageValues, StandardisedModality):
     family = "continuous"
     token_space = "values at mean 0 and deviation 1 per channel"
     settings_class = PatchesSettings
+    input_form_of: ClassVar[str | None] = None
+    """The discrete modality that these patches are the input form of, see `ModalitySpec`."""
 
     def count(self, options: Any) -> int:
         return self.channels
@@ -211,7 +213,8 @@ class PatchesModality(ImageValues, StandardisedModality):
         if dtype == "uint8" and (self.low is None or self.high is None):
             dtype = "float16"
         layout = PatchesLayout(shape=options.grid, dim=self.channels * options.patch_size**2, dtype=dtype)
-        return self.spec_of(settings, self.value_spec(options), layout, 0)
+        value, form = self.value_spec(options), self.input_form_of
+        return self.spec_of(settings, value, layout, 0, input_form_of=form)
 
     @hookimpl
     def encode(self, tokenizer: Standardiser, values: torch.Tensor) -> torch.Tensor:
