@@ -91,12 +91,8 @@ def person_of(
         return None
     turns = rotations_of(joints, body.ADULT, head_of_landmarks(world))
     image = joints_of_landmarks(landmarks.image)[:, :2] * scale
-    return {
-        "joint_rotations": turns.tolist(),
-        "joints_camera": joints.tolist(),
-        "joints_image": image.tolist(),
-        "box": box,
-    }
+    rows = {"joint_rotations": turns, "joints_camera": joints, "joints_image": image}
+    return {name: array.tolist() for name, array in rows.items()} | {"box": box}
 
 
 def box_of(landmarks: Landmarks, size: tuple[int, int]) -> list[float] | None:

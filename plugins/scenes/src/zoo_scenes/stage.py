@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from zoo_scenes.furniture import walls
 from zoo_scenes.things import (
     BOX,
-    CAPSULE,
     CYLINDER,
     NO_TURN,
     PLANE,
@@ -40,32 +39,31 @@ STEPS = 20
 FARTHEST = 100.0
 FLOOR, WALL, CEILING = -1, -2, -3
 
-_SLOTS = 48
+BLOCK = 48
 _MARGIN = 1e-3  # radians, against rounding
 _ROOM_PARTS = 6
 _BELOW, _ABOVE, _BACK, _LEFT, _RIGHT, _FRONT = range(_ROOM_PARTS)
 
-# By MuJoCo's shape number (plane, height field, sphere, capsule, ellipsoid, cylinder, box): the indices of the sizes
-# that are half extents along x, y and z, and the extents that lead together to the farthest point.
-_AXES = np.array([[0, 1, 2], [0, 1, 2], [0, 0, 0], [0, 0, 1], [0, 1, 2], [0, 0, 1], [0, 1, 2]])
-_CORNERS = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]])
-# A solid is an ellipsoid swept along its axes; both parts are optional. By shape: the indices of MuJoCo's sizes for the
-# ellipsoid's half axes and for half of the sweep. Index 3 means 0.
+# A solid is an ellipsoid swept along its axes; both parts are optional. By MuJoCo's shape number (plane, height field,
+# sphere, capsule, ellipsoid, cylinder, box): the indices of its sizes for the ellipsoid's half axes and for half of
+# the sweep (index 3 means 0), and the extents that lead together to the farthest point.
 _ROUND = np.array([[3, 3, 3], [3, 3, 3], [0, 0, 0], [0, 0, 0], [0, 1, 2], [0, 0, 3], [3, 3, 3]])
 _SWEPT = np.array([[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 1], [3, 3, 3], [3, 3, 1], [0, 1, 2]])
+_CORNERS = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solids:
-    """MuJoCo's geom types (g,) and sizes (g, 3), half extents along the own axes (g, 3), radii of the spheres around
-    (g,), centres (g, 3), rotations to the room as quaternions (g, 4) and as row-major matrices (g, 9).
+    """MuJoCo's geom types (g,) and sizes (g, 3), half axes of the ellipsoid and half of its sweep (g, 3), radii of the
+    spheres around (g,), centres (g, 3), rotations to the room as quaternions (g, 4) and as row-major matrices (g, 9).
 
     A plane's extents and radius are 0: MuJoCo's mark of something without bounds.
     """
 
     kinds: NDArray[np.int32]
     sizes: Array
-    halves: Array
+    rounds: Array
+    swept: Array
     radii: Array
     places: Array
     turns: Array
@@ -74,30 +72,31 @@ class Solids:
     def __len__(self) -> int:
         return len(self.kinds)
 
+    @property
+    def halves(self) -> Array:
+        """Half extents along the own axes (g, 3)."""
+        return self.rounds + self.swept
+
     def reach(self, rows: NDArray[np.intp], directions: Array) -> Array:
         """How far the solids `rows` (n,) reach from their centres in unit directions of the room (n, d, 3): (n, d)."""
-        sizes, places = np.zeros((len(rows), 4)), 4 * np.arange(len(rows))[:, None]
-        sizes[:, :3] = self.sizes.take(rows, axis=0)
-        tables = (table.take(self.kinds.take(rows), axis=0) + places for table in (_ROUND, _SWEPT))
-        half_axes, swept = (sizes.reshape(-1).take(table) for table in tables)
-        along = np.abs(directions @ self.frames.take(rows, axis=0).reshape(-1, 3, 3))  # of the own axes: the columns
-        return (along @ swept[:, :, None] + np.sqrt((along**2) @ (half_axes**2)[:, :, None]))[:, :, 0]
+        rounds, swept, frames = (array.take(rows, axis=0) for array in (self.rounds, self.swept, self.frames))
+        along = np.abs(directions @ frames.reshape(-1, 3, 3))  # of the own axes: the columns
+        return (along @ swept[:, :, None] + np.sqrt((along**2) @ (rounds**2)[:, :, None]))[:, :, 0]
 
 
 def solids(parts: Sequence[Part], outer: Array) -> Solids:
     """The parts as solids, each in an outer frame (g, 7: place and unit quaternion) of the room."""
     kinds = np.array([part.shape for part in parts], np.int32)
-    numbers = chain.from_iterable(part.size + part.at + part.turn for part in parts)
-    table = np.fromiter(numbers, np.float64, 10 * len(parts)).reshape(-1, 10)
-    sizes = table[:, :3]
-    halves = table.reshape(-1).take(_AXES.take(kinds, axis=0) + 10 * np.arange(len(parts))[:, None])
-    halves[:, 2] += sizes[:, 0] * (kinds == CAPSULE)
+    numbers = chain.from_iterable((*part.size, 0.0, *part.at, *part.turn) for part in parts)
+    table = np.fromiter(numbers, np.float64, 11 * len(parts)).reshape(-1, 11)
+    rounds, swept = (np.take_along_axis(table, which.take(kinds, axis=0), 1) for which in (_ROUND, _SWEPT))
+    halves, frames = rounds + swept, _chained(outer, table[:, 4:])
     corners = np.sqrt((halves * halves * _CORNERS.take(kinds, axis=0)).sum(1))
-    frames = _chained(outer, table[:, 3:])
     return Solids(
         kinds=kinds,
-        sizes=sizes,
-        halves=halves,
+        sizes=table[:, :3],
+        rounds=rounds,
+        swept=swept,
         radii=np.maximum(corners, halves.max(1)),
         places=frames[:, :3],
         turns=frames[:, 3:],
@@ -129,8 +128,8 @@ def _chained(outer: Array, inner: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def compiled(fixed: int, loose: int, thread: int) -> tuple[Any, Any]:
-    """A model of `fixed` or more geoms that stand, then one geom on a free body per loose thing, and its data.
+def compiled(blocks: int, loose: int, thread: int) -> tuple[Any, Any]:
+    """A model of `blocks` x BLOCK geoms that stand, then one geom on a free body per loose thing, and its data.
 
     All sizes are placeholders. Threads do not share data.
     """
@@ -144,7 +143,7 @@ def compiled(fixed: int, loose: int, thread: int) -> tuple[Any, Any]:
     # bounding volumes are compile-time results
     spec.option.disableflags = mujoco.mjtDisableBit.mjDSBL_MIDPHASE
     box = mujoco.mjtGeom.mjGEOM_BOX
-    for _ in range(fixed):
+    for _ in range(blocks * BLOCK):
         # a place off the world's frame keeps MuJoCo from taking the geom's frame for the world's
         spec.worldbody.add_geom(type=box, size=[1, 1, 1], pos=[1, 1, 1], quat=[0.5, 0.5, 0.5, 0.5])
     for _ in range(loose):
@@ -156,19 +155,13 @@ def compiled(fixed: int, loose: int, thread: int) -> tuple[Any, Any]:
     return model, mujoco.MjData(model)
 
 
-def reusable(fixed: int, loose: int) -> tuple[Any, Any]:
-    """A compiled model of this thread with room for that many geoms, of which the world holds the fixed ones."""
-    model, data = compiled(-(-fixed // _SLOTS) * _SLOTS, loose, threading.get_ident())
-    model.body_geomnum[0] = fixed
-    return model, data
-
-
 def settle(solids: Solids, loose: int) -> None:
     """Let the last `loose` solids (boxes, spheres, cylinders) fall for STEPS * STEP_SECONDS, and move them there."""
     import mujoco
 
     fixed = len(solids) - loose
-    model, data = reusable(fixed, loose)
+    model, data = compiled(-(-fixed // BLOCK), loose, threading.get_ident())
+    model.body_geomnum[0] = fixed
     model.geom_pos[:fixed], model.geom_quat[:fixed] = solids.places[:fixed], solids.turns[:fixed]
     for slots, values in (
         (model.geom_type, solids.kinds),
@@ -260,7 +253,7 @@ class Stage:
         import mujoco
 
         solids, count, bundle = self.solids, rays.shape[1], rays.shape[1] // bundles
-        model, data = reusable(len(solids), 0)
+        model, data = compiled(-(-len(solids) // BLOCK), 0, threading.get_ident())
         geoms = model.geom_type, model.geom_size, data.geom_xpos, data.geom_xmat
         values: tuple[NDArray[Any], ...] = solids.kinds, solids.sizes, solids.places, solids.frames
         directions, facing = rays.T.reshape(-1), np.empty(3 * count)
