@@ -117,9 +117,8 @@ def joints_of_landmarks(points: Array) -> Array:
     seen.
     """
     joints = np.zeros((len(body.JOINTS), 3))
-    for name, landmark in SAME.items():
-        joints[body.JOINTS.index(name)] = points[landmark]
-    for name, (start, end, share) in BETWEEN.items():
+    whole = {name: (landmark, landmark, 0.0) for name, landmark in SAME.items()}
+    for name, (start, end, share) in (whole | BETWEEN).items():
         joints[body.JOINTS.index(name)] = (1 - share) * points[start] + share * points[end]
     inside = [body.JOINTS.index(name) for name in TORSO]
     joints[inside] = torso_of(points[[SAME[name] for name in CORNERS]])

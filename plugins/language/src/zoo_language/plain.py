@@ -31,11 +31,6 @@ EXACT = Metric(name="exact", higher_is_better=True, meaning="share of texts pred
 """A text of up to `max_length` tokens comes back exactly: the bound leaves room for few longer ones, which are cut."""
 
 
-def words(text: str) -> list[str]:
-    """Its words, see `words_of`, in lower case."""
-    return words_of(text.lower())
-
-
 def overlap(predicted: Sequence[Any], target: Sequence[Any]) -> int:
     """Count the items of `predicted` that occur in `target`, each at most once."""
     return (Counter(predicted) & Counter(target)).total()
@@ -160,7 +155,7 @@ class PlainText(TextModality[S]):
     @hookimpl
     def score(self, predicted: Sequence[str], target: Sequence[str]) -> dict[str, float]:
         """Over all words of all texts together, without case and punctuation."""
-        pairs = [(words(p), words(t)) for p, t in zip(predicted, target, strict=True)]
+        pairs = [(words_of(p.lower()), words_of(t.lower())) for p, t in zip(predicted, target, strict=True)]
         exact = sum(p == t for p, t in zip(predicted, target, strict=True)) / len(target)
         scores = {"word_f1": word_f1(pairs), "bleu_2": bleu_2(pairs), "exact": exact}
         return {metric.name: scores[metric.name] for metric in self.metrics}
@@ -168,7 +163,7 @@ class PlainText(TextModality[S]):
     @hookimpl
     def constant_baseline(self, values: Sequence[str]) -> str:
         """The bag of words that no other beats in `word_f1`, in the order in which the texts mostly have them."""
-        return best_words([words(value) for value in values])
+        return best_words([words_of(value.lower()) for value in values])
 
 
 def checked_text(value: Any, options: PlainTextSettings) -> str:

@@ -224,22 +224,16 @@ def ring(
     """The sound of one impact at `times` after it, with frequencies below `highest` Hz."""
     loudness = LOUDNESS * impact.speed**1.2
     sound = np.zeros_like(times)
-    for index in (impact.ball, impact.other):
-        if index is not None:
-            sound += loudness * _modes(motion.balls[index], times, highest)
+    for ball in (motion.balls[index] for index in (impact.ball, impact.other) if index is not None):
+        tone = np.zeros_like(times)
+        for number, mode in enumerate(ball.material.modes):
+            frequency = mode * REFERENCE_RADIUS / ball.radius
+            if frequency < highest:
+                decay = ball.material.decay * ball.material.modes[0] / mode
+                tone += 0.75**number * np.exp(-times / decay) * np.sin(2 * math.pi * frequency * times)
+        sound += loudness * tone
     if impact.other is None:
         for frequency in FLOOR_MODES:
             sound += loudness * 1.2 * np.exp(-times / FLOOR_DECAY) * np.sin(2 * math.pi * frequency * times)
     click = motion.balls[impact.ball].material.click * loudness
     return sound + click * np.exp(-times / CLICK) * rng.standard_normal(len(times))
-
-
-def _modes(ball: Ball, times: NDArray[np.float64], highest: float) -> NDArray[np.float64]:
-    material = ball.material
-    sound = np.zeros_like(times)
-    for number, mode in enumerate(material.modes):
-        frequency = mode * REFERENCE_RADIUS / ball.radius
-        if frequency < highest:
-            decay = material.decay * material.modes[0] / mode
-            sound += 0.75**number * np.exp(-times / decay) * np.sin(2 * math.pi * frequency * times)
-    return sound
