@@ -104,21 +104,21 @@ def test_captions_name_only_what_is_seen() -> None:
     mentioned: Counter[str] = Counter()
     for number in range(60):
         stage = build(compose(random.Random(f"caption {number}"), settings))
-        observation = observe(stage, render(stage, settings.image_size))
-        text = captions.caption(random.Random(number), stage.scene, observation.seen, observation.shares)
+        _, _, seen, shares = observe(stage, render(stage, settings.image_size))
+        text = captions.caption(random.Random(number), stage.scene, seen, shares)
         assert re.fullmatch(r"([A-Z][a-z ,:]+\. ?){1,4}", text) and not re.search(r"  | \.| ,", text), text
         plain_text = re.sub(r"^The picture shows |\. The picture shows ", " ", text).lower()
         words = re.findall(r"[a-z]+", plain_text)
-        counts = Counter(item.thing.label for item in observation.seen)
+        counts = Counter(item.thing.label for item in seen)
         for word in words:
             name = NOUNS.get(word) or NOUNS.get(word.removesuffix("s")) or NOUNS.get(word.removesuffix("es"))
             if name in ("floor", "wall"):
-                assert observation.shares[name] > 0.03
+                assert shares[name] > 0.03
             elif name:
                 mentioned[name] += 1
                 assert counts[name], text
         for colour, noun in re.findall(rf"\b({'|'.join(COLOURS)}) (ball|box|cylinder|sofa|chair)\b", plain_text):
-            assert any((item.thing.colour, item.thing.noun) == (colour, noun) for item in observation.seen), text
+            assert any((item.thing.colour, item.thing.noun) == (colour, noun) for item in seen), text
         for number_word, noun in re.findall(r"\b(two|three|four|five) (window|picture)s\b", plain_text):
             assert counts[noun] == {"two": 2, "three": 3, "four": 4, "five": 5}[number_word]
     assert set(mentioned) == set(NOUNS.values()) - {"floor", "wall"}
@@ -235,7 +235,7 @@ def test_colour_names_are_the_colours_seen() -> None:
     for number in range(90):
         stage = build(compose(random.Random(f"colour {number}"), settings))
         view = render(stage, settings.image_size)
-        for item in observe(stage, view).seen:
+        for item in observe(stage, view)[2]:
             part = item.thing.parts[0]
             if item.thing.free and item.thing.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
                 mean = view.rgb[:, view.geoms == stage.owners.index(item.index)].mean(1)

@@ -472,15 +472,15 @@ def test_boxes_contain_the_visible_pixels_of_things() -> None:
     for number in range(25):
         stage = build(compose(random.Random(f"upright {number}"), settings))
         view = render(stage, 48)
-        observation = observe.observe(stage, view)
+        _, instances, items, _ = observe.observe(stage, view)
         camera, points = stage.scene.camera, view.depth[..., None] * _rays(stage, 48)
         back = np.array([math.cos(camera.yaw), math.sin(camera.yaw), 0.0])
         axes = np.array([[math.sin(camera.yaw), -math.cos(camera.yaw), 0.0], [0.0, 0.0, 1.0], -back])
-        found = observe.boxes_3d(stage, observation.seen, 64)
-        assert [box["label"] for box in found] == [item.thing.label for item in observation.seen]
+        found = observe.boxes_3d(stage, items, 64)
+        assert [box["label"] for box in found] == [item.thing.label for item in items]
         plugin.write_value(found)
         for rank, box in enumerate(found, 1):
-            seen = points[observation.instances == rank] @ axes.T - box["center"]
+            seen = points[instances == rank] @ axes.T - box["center"]
             cos, sin = math.cos(box["yaw"]), math.sin(box["yaw"])
             x, y, z = seen.T
             own = np.stack([x * cos - z * sin, y, x * sin + z * cos], axis=1)

@@ -37,21 +37,11 @@ class Seen:
     clear: bool
 
 
-@dataclass(slots=True, kw_only=True)
-class Observation:
+def observe(stage: Stage, view: View) -> tuple[NDArray[np.int64], NDArray[np.int32], list[Seen], dict[str, float]]:
     """Class ids (h, w), instance ids (h, w), what covers enough pixels (largest first), and the classes' shares.
 
     Instance k + 1 is the k-th largest visible thing, `seen[k]`.
     """
-
-    semseg: NDArray[np.int64]
-    instances: NDArray[np.int32]
-    seen: list[Seen]
-    shares: dict[str, float]
-
-
-def observe(stage: Stage, view: View) -> Observation:
-    """Compute class and instance maps, and the visible part of each thing."""
     things = stage.scene.things
     owners = [max(owner, -1) for owner in stage.owners]  # -1: the room
     classes = [CLASS_IDS[_ROOM_CLASSES[owner] if owner < 0 else things[owner].label] for owner in stage.owners]
@@ -73,8 +63,7 @@ def observe(stage: Stage, view: View) -> Observation:
         if sizes[index] >= least:
             clear = _is_clear(stage, pixels, index, least)
             seen.append(Seen(index, things[index], sizes[index], box, depth / sizes[index], clear))
-    semseg = np.array(classes).take(view.geoms)
-    return Observation(semseg=semseg, instances=instances, seen=seen, shares=shares)
+    return np.array(classes).take(view.geoms), instances, seen, shares
 
 
 def _extents(
@@ -137,20 +126,22 @@ def human_poses(scene: Scene, seen: list[Seen]) -> list[dict[str, Any]]:
     return poses
 
 
-def metadata(scene: Scene, view: View, observation: Observation) -> dict[str, float | int]:
+def metadata(
+    scene: Scene, view: View, instances: NDArray[np.int32], seen: list[Seen], shares: Mapping[str, float]
+) -> dict[str, float | int]:
     """Numbers about camera (m, degrees), room (m) and picture (shares and means of sRGB in [0, 1]).
 
     `num_objects` counts furniture, lamps, plants and loose things that are seen; `clutter` is the share of the picture
     that things cover, `walkability` that of floor and rugs; `geometric_complexity` is 1 minus the length of the mean
     normal.
     """
-    camera, shares = scene.camera, observation.shares
+    camera = scene.camera
     red, green, blue = colours = view.rgb.reshape(3, -1)
     luminance = np.array((0.2126, 0.7152, 0.0722), np.float32) @ colours
     brightest = np.maximum(np.maximum(red, green), blue)
     darkest = np.minimum(np.minimum(red, green), blue)
     red_green, yellow_blue = red - green, 0.5 * (red + green) - blue
-    labels = [item.thing.label for item in observation.seen]
+    labels = [item.thing.label for item in seen]
     loose = [label for label in labels if label not in ("person", "window", "door", "picture", "rug", "books")]
     normal = view.normals.reshape(3, -1).mean(1)
     # Hasler and Suesstrunk, Measuring colorfulness in natural images (2003), eq. 10, of sRGB in [0, 1]
@@ -170,7 +161,7 @@ def metadata(scene: Scene, view: View, observation: Observation) -> dict[str, fl
         "contrast": float(luminance.std()),
         "saturation": float(((brightest - darkest) / np.maximum(brightest, 1e-3)).mean()),
         "colourfulness": spread + 0.3 * strength,
-        "clutter": int(np.count_nonzero(observation.instances)) / observation.instances.size,
+        "clutter": int(np.count_nonzero(instances)) / instances.size,
         "walkability": shares["floor"] + shares["rug"],
         "geometric_complexity": float(1 - np.linalg.norm(normal)),
     }

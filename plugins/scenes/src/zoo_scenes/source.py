@@ -23,7 +23,6 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     from zoo_scenes import observe
     from zoo_scenes.captions import caption, layout
     from zoo_scenes.compose import compose
-    from zoo_scenes.observe import boxes_3d, scene_class
     from zoo_scenes.render import render
     from zoo_scenes.stage import build
 
@@ -31,8 +30,7 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     scene = compose(random.Random(f"scene/{name}"), settings)
     stage = build(scene)
     view = render(stage, settings.image_size)
-    observation = observe.observe(stage, view)
-    seen, shares = observation.seen, observation.shares
+    semseg, instances, seen, shares = observe.observe(stage, view)
     if settings.captions == "layout":
         text = layout(scene, seen[: settings.max_boxes], shares)
     else:
@@ -41,14 +39,14 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
         "rgb": view.rgb,
         "depth": view.depth[None],
         "normal": view.normals,
-        "semseg": observation.semseg,
-        "sam_instance": observation.instances,
+        "semseg": semseg,
+        "sam_instance": instances,
         "boxes": observe.boxes(seen, settings.max_boxes),
         "caption": text,
         "human_poses": observe.human_poses(scene, seen),
-        "metadata": observe.metadata(scene, view, observation),
-        "scene_class": scene_class(shares),
-        "boxes_3d": boxes_3d(stage, seen, settings.max_boxes),
+        "metadata": observe.metadata(scene, view, instances, seen, shares),
+        "scene_class": observe.scene_class(shares),
+        "boxes_3d": observe.boxes_3d(stage, seen, settings.max_boxes),
     }
 
 
