@@ -225,9 +225,7 @@ def test_classes_of_the_source_are_checked_before_anything_is_written(
 ) -> None:
     zoo = toy(enabled=("field",))
     object.__setattr__(zoo["field"].spec.value, "classes", ("a", "c"))
-    with pytest.raises(
-        ConfigError, match=r"2 classes a, c, and toy gives the 2 classes a, b; set \[modalities.field\]"
-    ):
+    with pytest.raises(ConfigError, match=r"2 classes: a, c, and toy gives 2: a, b; set \[modalities.field\]"):
         make_toy(zoo, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 

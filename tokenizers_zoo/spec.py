@@ -300,12 +300,9 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
     limits = [limit for limit in (low, high) if limit is not None]
     if not all(map(math.isfinite, limits)) or limits != sorted(limits):
         problems.append(f"value: low {low} and high {high}: expected finite numbers, low first; None is no bound")
-    if spec.value.unscored and spec.value.kind != "array":
-        problems.append(f"value: unscored classes are those of arrays, got kind {spec.value.kind!r}")
-    elif strange := [name for name in spec.value.unscored if name not in spec.value.classes]:
-        problems.append(f"value: unscored {strange[0]!r} is none of the classes {', '.join(spec.value.classes)}")
-    elif spec.value.unscored and set(spec.value.classes) <= set(spec.value.unscored):
-        problems.append("value: unscored: at least one class has to be scored")
+    unscored = set(spec.value.unscored)
+    if unscored and (spec.value.kind != "array" or not unscored < set(spec.value.classes)):
+        problems.append(f"value: unscored {unscored}: expected some of the classes of an array, and not all of them")
     if spec.input_form_of is not None and (not spec.continuous or spec.input_form_of == spec.name):
         problems.append(f"input_form_of {spec.input_form_of!r}: expected another modality, and a continuous layout")
     if len({metric.name for metric in spec.metrics}) != len(spec.metrics):

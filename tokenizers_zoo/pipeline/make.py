@@ -110,13 +110,9 @@ def _given(
         known, at = handle.known_settings(), at_source[handle.name]
         theirs, ours = source.spec.classes.get(at), handle.spec.value.classes
         if theirs is not None and ours and tuple(theirs) != tuple(ours):
-            declared, given = (
-                f"the {count_of(len(names), 'class', 'classes')} {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
-                for names in (ours, theirs)
-            )
             raise ConfigError(
-                f"{handle.name}: declared with {declared}, and {source.name} gives {given}; set "
-                f"[modalities.{handle.name}] classes to the source's"
+                f"{handle.name}: has {len(ours)} classes: {', '.join(ours):.60}, and {source.name} gives "
+                f"{len(theirs)}: {', '.join(theirs):.60}; set [modalities.{handle.name}] classes to the source's"
             )
         for key, own in source.spec.agrees.get(at, {}).items():
             if key in known and known[key] != (value := getattr(source.settings_with(options), own)):

@@ -64,7 +64,7 @@ def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
 
 def numbers_of(option: str, items: Iterable[str]) -> dict[str, float]:
     """Parse `NAME=NUMBER,...` options into a table. Raises ConfigError."""
-    pairs = pairs_of(option, [item for text in items for item in split_names(text) or ()], "NUMBER")
+    pairs = pairs_of(option, [item for text in items for item in split_names(text)], "NUMBER")
     found: dict[str, float] = {}
     for name, text in pairs.items():
         try:
