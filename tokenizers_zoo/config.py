@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tokenizers_zoo.errors import ConfigError, UnknownKeyError
+from tokenizers_zoo.errors import ConfigError
 
 T = TypeVar("T")
 SHARED = "zoo"
@@ -96,14 +96,14 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin: Origin) -> None:
-    """Raise UnknownKeyError for the first key of `given` that is not in `known`, and offer close ones."""
+    """Raise ConfigError for the first key of `given` that is not in `known`, and offer close ones."""
     known = set(known)
     names = sorted(known | origin.beside)
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, names, n=2, cutoff=0.5)
             offer = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(names) or 'none'}"
-            raise UnknownKeyError(f"{origin.at(key)}: unknown key; {offer}")
+            raise ConfigError(f"{origin.at(key)}: unknown key; {offer}")
 
 
 def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None = None) -> T:

@@ -31,10 +31,6 @@ class ConfigError(ZooError):
     """A setting is unknown, of the wrong type or out of range; names file, line and key."""
 
 
-class UnknownKeyError(ConfigError):
-    """A table has a key that nothing reads."""
-
-
 class UnknownNameError(ZooError):
     """A name is unknown; the message offers close names."""
 

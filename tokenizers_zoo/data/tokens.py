@@ -266,19 +266,21 @@ def token_text(handle: ModalityHandle, tokens: Any) -> str:
 
 def is_token_file(data: bytes) -> bool:
     """Return True if these bytes are the JSON of a token file."""
+    return _stored(data) is not None
+
+
+def _stored(data: bytes) -> dict[str, Any] | None:
     try:
         stored = json.loads(data)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(stored, dict) and set(TOKEN_FILE) <= set(stored)
+        return None
+    return stored if isinstance(stored, dict) and set(TOKEN_FILE) <= set(stored) else None
 
 
 def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
     """Return the tokens of one value. Raises DataError for another kind of file, modality or tokenizer."""
-    data = file.read_bytes()
-    if not is_token_file(data):
+    if (stored := _stored(file.read_bytes())) is None:
         raise DataError(f"{file}: expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})")
-    stored = json.loads(data)
     if stored["modality"] != handle.name:
         raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")
     if not isinstance(stored["fingerprint"], str):

@@ -174,7 +174,7 @@ def usable_modalities(zoo: Zoo, data: Path, split: str = TRAIN) -> list[str]:
 def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return, for each modality, the `overrides` that its tokenizer table has a key for.
 
-    Raises UnknownKeyError for a key that no table has. `train_tokenizers` checks whether they are consistent.
+    Raises ConfigError for a key that no table has. `train_tokenizers` checks whether they are consistent.
     """
     known: dict[str, set[str]] = {}
     for name in names:
