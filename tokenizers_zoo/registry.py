@@ -96,7 +96,7 @@ class Zoo:
             if name not in self._instances:
                 where = self._origin("zoo").at("modalities")
                 raise UnknownNameError.of("modality", name, self._instances, hint=f"(named in {where})")
-        self._handles: dict[str, ModalityHandle | ZooError] = {}
+        self._handles: dict[str, ModalityHandle] = {}
         self._sources: dict[str, SourceHandle] = {}
 
     @classmethod
@@ -160,14 +160,8 @@ class Zoo:
         if name not in self._handles:
             if name not in self:
                 raise self._unknown(name)
-            try:
-                self._handles[name] = self._load(name)
-            except ZooError as error:
-                self._handles[name] = error
-        handle = self._handles[name]
-        if isinstance(handle, ZooError):
-            raise type(handle)(str(handle)) from handle.__cause__
-        return handle
+            self._handles[name] = self._load(name)
+        return self._handles[name]
 
     def disabled(self) -> list[str]:
         """Return the installed but disabled modalities. Imports nothing."""
@@ -238,10 +232,8 @@ class Zoo:
     def forget_tokenizers(self, path: Path) -> None:
         """Make all modalities with their checkpoint or vocabulary in this folder load it again."""
         for handle in list(self._handles.values()):
-            if isinstance(handle, ModalityHandle):
-                places = {handle.checkpoint.resolve(), handle.files.vocabulary.resolve()}
-                if path.resolve() in places:
-                    handle.forget_tokenizer()
+            if path.resolve() in {handle.checkpoint.resolve(), handle.files.vocabulary.resolve()}:
+                handle.forget_tokenizer()
 
     def handles(self) -> list[ModalityHandle]:
         """Return the handles of all usable enabled modalities, sorted by name. Loads all plugins."""
