@@ -41,9 +41,6 @@ class SourceHandle:
             raise PluginError(f"{self.name}: source_spec of {plugin.claim} gave {got}, {expected}")
         self.spec = spec
 
-    def __repr__(self) -> str:
-        return f"SourceHandle({self.name!r} of {self.distribution})"
-
     def settings_in_use(self) -> Any:
         """Return the source's settings with `[zoo]`'s keys; the class if a key is required; None without settings."""
         try:

@@ -236,7 +236,7 @@ class ShardFile:
     def __init__(self, path: Path, manifest: Manifest, writer: TokenMetadata, crops: int) -> None:
         self.path, self.manifest, self.writer, self.crops = path, manifest, writer, crops
         self._stamp: tuple[int, int, int] | None = None
-        """Of the verified file; it changes if the file is replaced."""
+        """Inode, size and time of the verified file, to notice that it was replaced."""
 
     def fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
         """Write rows of a fixed layout as stored into `out`, `(len(rows), width)`."""

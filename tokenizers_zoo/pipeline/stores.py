@@ -131,11 +131,11 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None) -> Iterator[s
     """
     damaged: dict[str, set[str]] = {}
     with locked(root):
-        for split in store_splits(root).values():
-            for wrong in verify(split):
-                damaged.setdefault(split.name, set()).add(wrong.modality)
-                remove_shard(split.folder / wrong.modality, wrong.shard)
-                yield f"{wrong.path}: {wrong.problem}; removed"
+        for wrong in verify_store(root):
+            folder = wrong.path.parent
+            damaged.setdefault(folder.parent.name, set()).add(wrong.modality)
+            remove_shard(folder, wrong.shard)
+            yield f"{wrong.path}: {wrong.problem}; removed"
     if not damaged:
         yield f"{root}: all files agree with their manifests"
     for name, modalities in damaged.items():
