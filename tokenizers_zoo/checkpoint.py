@@ -172,13 +172,18 @@ def resolve_folder(name_or_path: str | Path) -> Path:
         return path
     if str(name_or_path).count("/") != 1 or path.is_absolute() or str(name_or_path).startswith("."):
         raise CheckpointError(f"{name_or_path}: no such folder, and not a hub id (owner/name)")
+    return hub_folder(str(name_or_path))
+
+
+def hub_folder(hub_id: str) -> Path:
+    """Download a hub id and return its snapshot. Raises CheckpointError."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name_or_path)))
+        return Path(snapshot_download(hub_id))
     except Exception as error:  # the hub's, its transport's and its file formats' errors have no class in common
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name_or_path}: no such folder, and the hub does not give it: {reason}") from None
+        raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
 
 
 @dataclass(frozen=True)
