@@ -134,7 +134,7 @@ def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, 
             grey = plain.convert("L")
             numbers, floats = np.asarray(grey).astype(np.uint16) * 257, np.asarray(grey) / 255
         colours = plain if plain.mode == "RGB" else grey.convert("RGB")
-        indexed = colours.convert("P", palette=Image.Palette.ADAPTIVE)
+        indexed = colours.quantize()
     deep, exact = Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(floats.astype(np.float32))
     return {"RGB": colours, "L": grey, "P": indexed, "I;16": deep, "F": exact}
 
