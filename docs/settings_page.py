@@ -11,7 +11,7 @@ from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, plain, tabl
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
 from zoo_backbone.cli.generate import SAMPLING
-from zoo_backbone.config import PRESETS, EvaluationConfig, ModelConfig, Pairs, TrainConfig
+from zoo_backbone.config import PRESETS, EvaluationConfig, ModelConfig, TrainConfig
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer.config import TUNING, TransferConfig
@@ -122,7 +122,7 @@ def settings_page() -> str:
         *told_tables(InstanceConfig, "modalities.NAME"),
     ]
     lines += [BACKBONE, *presets(), *told_tables(ModelConfig, "model"), *told_tables(TrainConfig, "train")]
-    lines += [*told_tables(EvaluationConfig, "eval"), *keys_table(next(tables_of(Pairs, "eval")))[2:]]
+    lines += told_tables(EvaluationConfig, "eval")
     lines += [TRANSFER, *told_tables(TransferConfig, "transfer"), TUNINGS, *tunings()]
     lines += [PLAN.format(" and ".join(f"`{key} = {plain(value)}`" for key, value in SAMPLING.items()))]
     lines += settings_tables(GenerationPlan, "")

@@ -192,8 +192,10 @@ class Study:
     ) -> list[dict[str, Any]]:
         """The `pairs` of `zoo backbone eval` that lead from the picture to each target, by default to all."""
         samples = self.arguments.samples
-        config = EvaluationConfig(samples=samples, loss_samples=samples, gallery_pairs=0)
-        result = evaluate(folder, zoo, tokens, self.data, inputs=[[GIVEN]], targets=targets, config=config)
+        wanted = None if targets is None else tuple(targets)
+        sizes = {"samples": samples, "loss_samples": samples, "gallery_pairs": 0}
+        config = EvaluationConfig(inputs=((GIVEN,),), targets=wanted, **sizes)
+        result = evaluate(folder, zoo, tokens, self.data, config=config)
         pairs: list[dict[str, Any]] = result["pairs"]
         return pairs
 

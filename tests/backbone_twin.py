@@ -143,7 +143,7 @@ class SlowTwin:
             for slot in range(inputs.ids.shape[1]):
                 if inputs.mask[sample, slot] and inputs.modalities[sample, slot] == self.layout.index(item.name):
                     slots[int(inputs.positions[sample, slot]) - first] = slot
-            for position in range(self.layout.positions[item.name].count):
+            for position in range(self.layout.num_positions_of(item)):
                 slot = slots.get(position)
                 used.append(slot is not None)
                 places.append(self.place(item.name, position))

@@ -68,9 +68,9 @@ def test_only_grids_use_rotary_positions() -> None:
     rows = rotation_table(layout, 8)
     still = torch.tensor([1.0] * 4 + [0.0] * 4)
     for name in ("picture", "pixels"):
-        assert not torch.equal(rows[layout.positions[name].slice], still.expand(layout.positions[name].count, -1))
+        assert not torch.equal(rows[layout.positions[name]], still.expand_as(rows[layout.positions[name]]))
     for name in ("clip", "words", "code", "vectors"):
-        assert torch.equal(rows[layout.positions[name].slice], still.expand(layout.positions[name].count, -1))
+        assert torch.equal(rows[layout.positions[name]], still.expand_as(rows[layout.positions[name]]))
     x = torch.randn(1, 2, 5, 8)
     assert torch.equal(rotate(x, still.expand(1, 5, -1)), x) and rotate(x, None) is x
 

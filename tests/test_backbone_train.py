@@ -376,22 +376,6 @@ def test_one_of_several_processes_exits_without_interpreter_shutdown(processes: 
     assert (ended.stdout, ended.returncode) == (ends, 0)
 
 
-def test_waiting_for_an_ended_process_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = ["gloo/transport/tcp/pair.cc:553: Connection closed by peer", "out of memory"]
-
-    def closed() -> None:
-        raise RuntimeError(problems.pop(0))
-
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    monkeypatch.setattr("torch.distributed.barrier", closed)
-    with pytest.raises(distributed.ProcessEndedError, match=r"process 1 of 2: ended, as another one has; .* says why"):
-        distributed.Ranks().wait()
-    with pytest.raises(RuntimeError, match="out of memory"):
-        distributed.Ranks().wait()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",

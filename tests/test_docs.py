@@ -25,7 +25,7 @@ from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.text_vocab import VocabularyConfig
 from tokenizers_zoo.train.config import TrainConfig
 from zoo_backbone.cli import TABLES
-from zoo_backbone.config import PRESETS, Dataset, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, Pairs, Preview
+from zoo_backbone.config import PRESETS, Dataset, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, Preview
 from zoo_backbone.config import TrainConfig as BackboneTrainConfig
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
@@ -43,7 +43,7 @@ PAGES = [
 ]
 CONFIGS = [
     BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, InstanceConfig,
-    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, Pairs, GenerationPlan, SpatialSettings,
+    MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, GenerationPlan, SpatialSettings,
     TargetPlan, TokenizerConfig, TrainConfig, TransferConfig, VocabularyConfig, ZooConfig,
 ]  # fmt: skip
 

@@ -45,8 +45,9 @@ from zoo_backbone.checkpoint import layout_for, load_model, save_model
 from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.config import Dataset, EvaluationConfig, MaskingConfig, Mixture, Preview, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.evaluate import evaluate, skill_score, skill_tables
-from zoo_backbone.evaluation_data import EvaluationData, default_pairs
+from zoo_backbone.evaluate import evaluate as evaluate_run
+from zoo_backbone.evaluate import skill_score, skill_tables
+from zoo_backbone.evaluation_data import EvaluationData, pairs_of
 from zoo_backbone.gallery import CELL, GAP, HEADER, TEXT, Previews, write_sheet
 from zoo_backbone.generate import TargetPlan, generate, outputs
 from zoo_backbone.generate.inputs import Request
@@ -75,6 +76,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     sources = {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS}
     with installed(tmp_path_factory.mktemp("site"), "fake", sources):
         yield
+
+
+def evaluate(run: Path, zoo: Zoo, tokens: Path, data: Path, config: EvaluationConfig, **options: Any) -> dict[str, Any]:
+    """Evaluate with some of `inputs` and `targets`."""
+    named = {key: tuple(options.pop(key)) for key in ("inputs", "targets") if key in options}
+    return evaluate_run(run, zoo, tokens, data, config=dataclasses.replace(config, **named), **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -599,7 +606,7 @@ SPECS = [
 
 
 def test_default_pairs_are_single_inputs_with_informative_pairs_first() -> None:
-    pairs = default_pairs(SPECS, EmbeddingLayout(SPECS))
+    pairs = pairs_of(SPECS, EmbeddingLayout(SPECS))
     assert pairs[:3] == [(("d_photo",), "c_field"), (("d_photo",), "b_edges"), (("d_photo",), "a_text")]
     assert pairs[3:8] == [((name,), "d_photo") for name in ("c_field", "b_edges", "e_pixels", "a_text", "f_vectors")]
     assert len(pairs) == len(set(pairs)) == 4 * 3 + 2 * 4
@@ -607,9 +614,9 @@ def test_default_pairs_are_single_inputs_with_informative_pairs_first() -> None:
 
 
 def test_default_pairs_respect_the_models_inputs_and_targets() -> None:
-    everything = default_pairs(SPECS, EmbeddingLayout(SPECS))
+    everything = pairs_of(SPECS, EmbeddingLayout(SPECS))
     first, second = everything[0][0][0], everything[0][1]
-    found = default_pairs(SPECS, layout_for(PublishedConfig(inputs_only=(second,), targets_only=(first,)), SPECS))
+    found = pairs_of(SPECS, layout_for(PublishedConfig(inputs_only=(second,), targets_only=(first,)), SPECS))
     assert set(found) == {pair for pair in everything if pair[0] != (first,) and pair[1] != second} and found
 
 

@@ -220,7 +220,7 @@ def test_draws_are_written_best_first(world: World) -> None:
     ("words", "parts"),
     [
         ("--target rgb_patches", ("rgb_patches: a patches modality is an input only",)),
-        ("--plan absent.toml", ("absent.toml: no such plan",)),
+        ("--plan absent.toml", ("absent.toml: no such file",)),
         ("--plan bad.toml", ("bad.toml [targets] stepz: unknown key; did you mean steps?",)),
         ("--input caption --input caption=text.txt --target depth", ("caption is there twice",)),
         ("--input caption=text.txt --target depth --samples 3", ("samples 3: values make one sample", "--draws")),

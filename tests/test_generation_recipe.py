@@ -89,7 +89,7 @@ def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, messag
     (tmp_path / "one.toml").write_text(PLAN.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / "one.toml")
-    with pytest.raises(ConfigError, match=r"absent.toml: no such plan"):
+    with pytest.raises(ConfigError, match=r"absent.toml: no such file"):
         read(tmp_path / "absent.toml")
 
 

@@ -35,7 +35,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.evaluation_data import default_pairs
+from zoo_backbone.evaluation_data import pairs_of
 from zoo_backbone.ml4m import folders
 from zoo_backbone.ml4m.commands import export_command, import_command
 from zoo_backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers
@@ -417,7 +417,7 @@ def test_input_only_and_output_only_modalities_of_a_published_model(place: Place
     assert "an input only" in said and "made only, no input" in said
     model, root, backbone = load_model(place.backbone), place.root, place.backbone
     assert model.layout.discrete == ("clip_448", "semseg") and model.layout.readable == ("clip", "semseg")
-    assert sorted(default_pairs(model.layout.specs, model.layout)) == [
+    assert sorted(pairs_of(model.layout.specs, model.layout)) == [
         (("clip",), "clip_448"), (("clip",), "semseg"), (("semseg",), "clip_448")
     ]  # fmt: skip
     (root / "labels.csv").write_text("key,label\n")

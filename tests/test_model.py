@@ -49,7 +49,7 @@ def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, see
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         for rows in model.layout.positions_of("stored").values():
             for table in (model.fixed_positions, model.target_positions):
-                table[rows.slice] = torch.randn(table[rows.slice].shape, generator=generator, dtype=torch.float64)
+                table[rows] = torch.randn(table[rows].shape, generator=generator, dtype=torch.float64)
     return model
 
 
@@ -263,11 +263,11 @@ def test_a_gated_mlp_is_as_wide_as_that_of_4m() -> None:
 def test_tables_place_each_modality_once() -> None:
     specs = all_layouts()
     layout = EmbeddingLayout(specs)
-    assert {name: (rows.start, rows.count) for name, rows in layout.token_tables.items()} == {
+    assert {name: (rows.start, rows.stop - rows.start) for name, rows in layout.token_tables.items()} == {
         "picture": (0, 50), "clip": (50, 40), "code": (90, 30), "text": (120, 100),
     }  # fmt: skip
     assert layout.positions["pixels"] == layout.positions["picture"]
-    assert layout.positions["words"].count == 42
+    assert layout.num_positions_of(layout.spec("words")) == 42
     grown = EmbeddingLayout([*specs, spec("more", GridLayout(shape=(2, 2)))])
     assert all(grown.positions[name] == layout.positions[name] for name in layout.names)
     assert all(grown.token_tables[name] == rows for name, rows in layout.token_tables.items())
@@ -313,9 +313,9 @@ def test_rows_of_neighbouring_numbers_start_alike() -> None:
     model, without = (FourM.seeded(config, specs, 3) for specs in (ordered, plain))
     rows = model.layout.token_rows("words")
     published = PublishedFourM.seeded(PublishedConfig(dim=256, encoder_depth=1, decoder_depth=1), ordered, 3)
-    read = published.read_embedding.weight[published.layout.token_rows("words").slice]
+    read = published.read_embedding.weight[published.layout.token_rows("words")]
     for table, std in (
-        (model.output["text"].detach(), OUTPUT_STD), (model.token_embedding.weight[rows.slice].detach(), EMBEDDING_STD),
+        (model.output["text"].detach(), OUTPUT_STD), (model.token_embedding.weight[rows].detach(), EMBEDDING_STD),
         (read.detach(), EMBEDDING_STD),
     ):  # fmt: skip
         numbers = table[50:114]

@@ -184,8 +184,8 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     recipe = GenerationPlan(inputs=("caption",), targets=(TargetPlan(name="web_text", max_length=4),))
     made = generate_to_folder(world.run, zoo, recipe, tmp_path / "made")
     assert len(made) == 4 and all((folder / "web_text.txt").is_file() for folder in made)
-    settings = EvaluationConfig(samples=2, baseline_samples=4, loss_samples=2, gallery_pairs=0)
-    result = evaluate(world.run, zoo, world.tokens, world.data, targets=["web_text"], config=settings)
+    settings = EvaluationConfig(targets=("web_text",), samples=2, baseline_samples=4, loss_samples=2, gallery_pairs=0)
+    result = evaluate(world.run, zoo, world.tokens, world.data, config=settings)
     assert result["pairs"]
 
 

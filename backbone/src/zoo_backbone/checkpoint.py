@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from tokenizers_zoo.checkpoint import WEIGHTS, card_row, load_checkpoint, load_config, loading, save_checkpoint
+from tokenizers_zoo.checkpoint import card_row, load_checkpoint, load_config, loading, save_checkpoint
 from tokenizers_zoo.config import from_mapping, recorded
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import difference
@@ -49,11 +48,8 @@ modalities as targets."""
 LEARNED = "learned_positions."
 GROWING = ("tokens.", "read.", "output.")
 """Prefixes of tensors with one row per id of a vocabulary."""
-NEW = (
-    *GROWING, "modalities.", "target_modalities.", "masks.", "input_positions.", "target_positions.", "positions.",
-    "projections.",
-)  # fmt: skip
-"""Prefixes of tensors that a model with fewer modalities, or shorter vocabularies, may lack."""
+NEW = "output.", "projections."
+"""Prefixes of tensors, besides parts of tables, that a model with fewer modalities may lack."""
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
@@ -93,11 +89,11 @@ def model_tensors(model: FourM, state: Mapping[str, Tensor]) -> dict[str, Tensor
     named: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if prefix := model.table_rows.get(key):
-            named |= {f"{prefix}.{name}": tensor[rows.slice] for name, rows in layout.token_tables.items()}
+            named |= {f"{prefix}.{name}": tensor[rows] for name, rows in layout.token_tables.items()}
         elif prefix := model.modality_rows.get(key):
             named |= {f"{prefix}.{name}": tensor[index] for index, name in enumerate(layout.names)}
         elif prefix := model.stored_rows.get(key):
-            named |= {f"{prefix}.{name}": tensor[rows.slice] for name, rows in stored.items()}
+            named |= {f"{prefix}.{name}": tensor[rows] for name, rows in stored.items()}
         elif key.startswith(LEARNED):
             named[f"positions.{key.removeprefix(LEARNED)}"] = tensor
         else:
@@ -140,40 +136,49 @@ def load_model(
     skipped. A longer sequence keeps its trained positions and gets new ones. A grid of another shape gets the positions
     of that shape. Raises CheckpointError if the tokens of a modality have changed meaning.
     """
-    tensors, config = load_checkpoint(Path(folder), CLASS)
+    return _load(Path(folder), specs, device, seed)[0]
+
+
+def _load(
+    folder: Path, specs: Sequence[ModalitySpec] | None, device: torch.device | str, seed: int
+) -> tuple[FourM, dict[str, Tensor], dict[str, Tensor]]:
+    """Return a loaded model, the rows that were loaded by entry of its state dict, and all stored tensors."""
+    tensors, config = load_checkpoint(folder, CLASS)
     try:
         stored, shape = stored_specs(config), model_config(config)
     except (KeyError, TypeError, ValueError, ZooError) as error:
         raise CheckpointError(f"{folder}: config.json does not describe a backbone: {error}") from None
     with loading():
-        if specs is None:
-            model = architecture_for(shape).seeded(shape, stored, seed)
-        else:
-            old = {spec.name: spec for spec in stored}
-            for spec in specs:
-                if spec.name in old:
-                    _check_same_tokens(folder, old[spec.name], spec)
-            lengths = {spec.name: spec.layout.length for spec in stored} | dict(shape.position_lengths)
-            changed = {
-                spec.name: lengths[spec.name] for spec in specs
-                if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
-                and lengths.get(spec.name, spec.layout.length) != spec.layout.length
-            }  # fmt: skip
-            shape = dataclasses.replace(shape, position_lengths=changed)
-            model = architecture_for(shape).seeded(shape, specs, seed)
+        whole, specs = specs is None, stored if specs is None else specs
+        old = {spec.name: spec for spec in stored}
+        for spec in specs:
+            if spec.name in old:
+                _check_same_tokens(folder, old[spec.name], spec)
+        lengths = {spec.name: spec.layout.length for spec in stored} | dict(shape.position_lengths)
+        changed = {
+            spec.name: lengths[spec.name] for spec in specs
+            if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
+            and lengths.get(spec.name, spec.layout.length) != spec.layout.length
+        }  # fmt: skip
+        shape = dataclasses.replace(shape, position_lengths=changed)
+        model = architecture_for(shape).seeded(shape, specs, seed)
+        state = model.state_dict()
+        known = {name: torch.zeros(len(x) if x.ndim else 1, dtype=torch.bool) for name, x in state.items()}
+        rows = model_tensors(model, known)
         with torch.no_grad():
-            for name, target in model_tensors(model, model.state_dict()).items():  # parts of it, to be written to
+            for name, target in model_tensors(model, state).items():  # parts of it, to be written to
                 source = tensors.get(name)
-                grows = specs is not None and name.startswith(GROWING)
+                grows = not whole and name.startswith(GROWING)
                 if source is None:
-                    if specs is None or not name.startswith(NEW):
+                    if whole or (name in state and not name.startswith(NEW)):
                         raise CheckpointError(f"{folder}: has no tensor {name}")
                     continue
                 if source.shape[grows:] != target.shape[grows:] or (grows and len(source) > len(target)):
                     raise CheckpointError(f"{folder}: {name} is {tuple(source.shape)}, expected {tuple(target.shape)}")
                 (target[: len(source)] if grows else target).copy_(source)
+                (rows[name][: len(source)] if grows else rows[name]).fill_(True)
         model.record = config
-        return model.to(device)
+        return model.to(device), known, tensors
 
 
 def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:
@@ -267,7 +272,7 @@ def begin(
     """
     if start is None:
         return Beginning(model=architecture_for(config).seeded(config, specs, seed))
-    model = load_model(start, specs, seed=seed)
+    model, known, tensors = _load(start, specs, "cpu", seed)
     stored = model.record
     config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
     if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
@@ -277,19 +282,12 @@ def begin(
     added = [spec for spec in specs if spec.name not in old]
     used = _ids_by_table(model, trained, ids)
     in_use = _ids_by_table(model, [*trained, *added], ids)
-    with safe_open(start / WEIGHTS, "pt") as file:
-        lengths = {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118
-        beside = {name: file.get_tensor(name) for name in lengths if name.startswith(f"{PUBLISHED}.")}
-    state = model.state_dict()
-    known, unused = ({name: torch.zeros(len(x), dtype=torch.bool) for name, x in state.items()} for _ in range(2))
-    for name, rows in model_tensors(model, known).items():  # parts of those, to be written to
-        if name in lengths and name.startswith(GROWING):
-            rows[: min(lengths[name], used[name.partition(".")[2]])] = True
-        elif name in lengths:
-            rows.fill_(True)
-    for name, rows in model_tensors(model, unused).items():
-        if name.startswith(GROWING):
-            rows[in_use[name.partition(".")[2]] :] = True
+    beside = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{PUBLISHED}.")}
+    unused = {name: torch.zeros_like(rows) for name, rows in known.items()}
+    for side, counts, mark in ((known, used, False), (unused, in_use, True)):
+        for name, rows in model_tensors(model, side).items():  # parts of those, to be written to
+            if name.startswith(GROWING):
+                rows[counts.get(name.partition(".")[2], 0) :] = mark
     with torch.no_grad():  # new modality embeddings and mask tokens are the mean of the known ones
         for name, table in model.named_parameters():
             if name in model.modality_rows and known[name].any():

@@ -274,24 +274,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """The table [eval]: pairs of inputs and target that `zoo backbone eval` scores."""
+class EvaluationConfig:
+    """Settings of an evaluation."""
 
     inputs: tuple[tuple[str, ...], ...] | None = None
     """Sets of input modalities; absent: each modality alone. `--input` overrides it."""
     targets: tuple[str, ...] | None = None
     """Modalities predicted from each set; absent: all discrete ones. `--target` overrides it."""
-
-    def __post_init__(self) -> None:
-        for key, what in (("inputs", "set of modalities"), ("targets", "modality")):
-            if getattr(self, key) == ():
-                raise ValueError(f"{key}: expected at least one {what}; leave the key out for the default")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """Settings of an evaluation."""
-
     samples: int = 32
     """Held-out samples per pair."""
     baseline_samples: int = 256
@@ -321,3 +310,5 @@ class EvaluationConfig:
         check_counts(self, *counts, "gallery_samples", "gallery_draws")
         check_amounts(self, "gallery_pairs", "seed")
         check_interval(self, "(0, inf)", "temperature")
+        for key in ("inputs", "targets"):
+            expect(self, key, getattr(self, key) != (), "at least one; leave the key out for the default")

@@ -162,11 +162,10 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
     """Raise DataError where stored tokens do not fit `spec`."""
     stored, layout = column.metadata.layout, spec.layout
     same = same_layout(stored, layout)
-    if isinstance(layout, SequenceLayout | EmbeddingsLayout) and type(stored) is type(layout):
-        # A longer limit, or more sentinels, do not change the stored ids.
-        same = column.longest <= layout.length and getattr(stored, "dim", 0) == getattr(layout, "dim", 0)
-        if isinstance(layout, SequenceLayout) and isinstance(stored, SequenceLayout):
-            same = same and (stored.end, stored.sentinel_start) == (layout.end, layout.sentinel_start)
+    if isinstance(layout, SequenceLayout | EmbeddingsLayout):  # a longer limit does not change the stored ids
+        same = same and column.longest <= layout.length
+    if isinstance(layout, SequenceLayout) and isinstance(stored, SequenceLayout):
+        same = same and (stored.end, stored.sentinel_start) == (layout.end, layout.sentinel_start)
     if not same:
         raise OtherLayoutError.of(column.folder, spec.name, stored, layout, "tokenize again")
     if column.metadata.vocabulary != spec.vocabulary:

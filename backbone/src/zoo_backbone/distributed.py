@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
-from tokenizers_zoo.errors import CheckpointError, ZooError, is_of_the_machine
+from tokenizers_zoo.errors import CheckpointError, is_of_the_machine
 from tokenizers_zoo.io import check_opens, remove_folder
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import local
@@ -32,10 +32,6 @@ from zoo_backbone.run import BACKBONE
 
 TIMEOUT = timedelta(hours=2)
 """Processes wait this long for the first one, which reads and hashes inputs and writes results alone."""
-
-
-class ProcessEndedError(ZooError):
-    """Another training process has ended."""
 
 
 class Ranks:
@@ -54,16 +50,9 @@ class Ranks:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait for all processes. Raises ProcessEndedError if one has ended, for example with an error."""
-        if self.size == 1:
-            return
-        try:
+        """Wait for all processes."""
+        if self.size > 1:
             dist.barrier()
-        except RuntimeError as error:
-            if "by peer" not in str(error):  # gloo: connection closed, or reset, by peer
-                raise
-            where = f"process {self.rank} of {self.size}"
-            raise ProcessEndedError(f"{where}: ended, as another one has; the error of that one says why") from None
 
     def total(self, tensor: Tensor) -> Tensor:
         """Return the sum over processes."""
@@ -157,6 +146,7 @@ class TrainingState:
         self.folder = folder / BACKBONE.state
         self.model, self.parts, self.ranks = model, parts, ranks
         self.seconds = torch.zeros((), dtype=torch.float64)
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # of a single process
 
     def _tensors(self) -> dict[str, Tensor]:
         states = {"model": self.model.state_dict(), **{name: part.state() for name, part in self.parts.items()}}
@@ -172,8 +162,7 @@ class TrainingState:
         self.ranks.wait()
         self.seconds.fill_(seconds)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        with _without_warnings():
-            save(self._tensors(), storage_writer=writer, no_dist=self.ranks.size == 1)
+        save(self._tensors(), storage_writer=writer, no_dist=self.ranks.size == 1)
         if self.ranks.first:
             remove_folder(path)
             os.replace(temporary, path)
@@ -200,8 +189,7 @@ class TrainingState:
                 found_parts = f"a part of {missing[0]}" if missing else "none"
                 expected = "the .safetensors files of all processes that wrote it"
                 raise _damaged(path, f"expected {expected}, found {found_parts}")
-            with _without_warnings():
-                load(self._tensors(), storage_reader=reader, no_dist=self.ranks.size == 1)
+            load(self._tensors(), storage_reader=reader, no_dist=self.ranks.size == 1)
         except (CheckpointException, SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
             cause: BaseException = error
             while isinstance(cause, CheckpointException) and cause.failures:  # DCP wraps the errors of all processes
@@ -211,14 +199,6 @@ class TrainingState:
             reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise _damaged(path, f"its tensors cannot be read: {reason}") from None
         return int(path.name.removeprefix("step-")), float(self.seconds)
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence DCP's warning about a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
 
 
 def _damaged(state: Path, problem: str) -> CheckpointError:

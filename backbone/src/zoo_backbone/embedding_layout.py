@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -35,18 +34,6 @@ CYCLES = (0.25, 8.0)
 """Full turns between opposite edges of a grid, for the slowest and the fastest channels."""
 REACH = 0.1
 """Two levels this far apart, as a share of all levels, have embeddings with a similarity of exp(-1/2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """`count` rows of a table, from row `start`."""
-
-    start: int
-    count: int
-
-    @property
-    def slice(self) -> slice:
-        return slice(self.start, self.start + self.count)
 
 
 class EmbeddingLayout:
@@ -108,7 +95,7 @@ class EmbeddingLayout:
         """Return the name of a discrete modality's embedding table: modalities of one vocabulary share it."""
         return spec.vocabulary
 
-    def token_rows(self, name: str) -> Rows:
+    def token_rows(self, name: str) -> slice:
         """Return the rows of a discrete modality's embedding table."""
         return self.token_tables[self.table_of(self.spec(name))]
 
@@ -129,7 +116,7 @@ class EmbeddingLayout:
         """Return the number of a modality's position rows."""
         return num_positions(spec)
 
-    def positions_of(self, kind: Positions) -> dict[Any, Rows]:
+    def positions_of(self, kind: Positions) -> dict[Any, slice]:
         """Return the position rows of one kind by their key."""
         return {key: rows for (of, key), rows in self._shared.items() if of == kind}
 
@@ -170,10 +157,10 @@ class EmbeddingLayout:
             raise ConfigError(f"{what} {name}: it is only a target of this model, which reads {read}")
 
 
-def _consecutive(counts: Iterable[int]) -> list[Rows]:
+def _consecutive(counts: Iterable[int]) -> list[slice]:
     rows, start = [], 0
     for count in counts:
-        rows.append(Rows(start, count))
+        rows.append(slice(start, start + count))
         start += count
     return rows
 
@@ -188,9 +175,9 @@ def position_table(layout: EmbeddingLayout, dim: int) -> Tensor:
     """Return fixed sin-cos embeddings `positions dim`; zeros where positions are learned or stored."""
     table = torch.zeros(layout.num_positions, dim)
     for shape, rows in layout.positions_of("grid").items():
-        table[rows.slice] = sincos_grid(shape, dim)
+        table[rows] = sincos_grid(shape, dim)
     for (count, computed_for), rows in layout.positions_of("line").items():
-        table[rows.slice] = sincos_grid((count,), dim, (computed_for,))
+        table[rows] = sincos_grid((count,), dim, (computed_for,))
     return POSITION_SCALE * table
 
 
@@ -199,8 +186,8 @@ def learned_rows(layout: EmbeddingLayout) -> Tensor:
     result = torch.zeros(layout.num_positions, dtype=torch.int64)
     count = 1
     for rows in layout.positions_of("learned").values():
-        result[rows.slice] = torch.arange(count, count + rows.count)
-        count += rows.count
+        first, count = count, count + rows.stop - rows.start
+        result[rows] = torch.arange(first, count)
     return result
 
 
@@ -233,7 +220,7 @@ def rotation_table(layout: EmbeddingLayout, head_size: int) -> Tensor:
     pairs = head_size // 2
     angles = torch.zeros(layout.num_positions, pairs)
     for shape, rows in layout.positions_of("grid").items():
-        angles[rows.slice] = grid_angles(shape, pairs)
+        angles[rows] = grid_angles(shape, pairs)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

@@ -73,8 +73,6 @@ def evaluate(
     tokens_root: Path,
     data_root: Path,
     *,
-    inputs: Sequence[Sequence[str]] | None = None,
-    targets: Sequence[str] | None = None,
     config: EvaluationConfig | None = None,
     device: str = "cpu",
     out: Path | None = None,
@@ -82,7 +80,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the backbone in `run` into `out` (default: RUN/evaluation), and return the content of evaluation.json.
 
-    Every set of `inputs` predicts every target that is not in it. Defaults: each modality alone, and all discrete ones,
+    Every set of inputs predicts every target that is not in it. Defaults: each modality alone, and all discrete ones,
     pictures first. An input that the model reads in another form, such as `rgb` as `rgb_patches`, stands for that form.
     Finished pairs of the same evaluation are kept. Modalities without test tokens, values or their tokenizer, and pairs
     without a common test sample or a training value, are left out with the reason. Model and tokenizers run on
@@ -92,13 +90,13 @@ def evaluate(
     folder = Path(run) / FOLDER if out is None else Path(out)
     model = load_model(Path(run), device=device).eval()
     data = EvaluationData(model, zoo, Path(tokens_root), Path(data_root), config or EvaluationConfig(), device)
-    pairs = data.pairs(inputs, targets)
+    pairs = data.pairs()
     places = {"run": Path(run), "tokens": data.tokens_root, "data": data.values.root}
     recorded = {key: str(place.resolve()) for key, place in places.items()}
     with RunFolder(folder, EVALUATION, data.identity(), recorded).open(overwrite) as state, locked(folder):
         evaluation = _Evaluation(folder, data)
         evaluation.measure_loss()
-        evaluation.measure_pairs(pairs, named=inputs is not None and targets is not None)
+        evaluation.measure_pairs(pairs)
         write_json(folder / FILE, evaluation.result)
         state.finish(pairs=len(evaluation.result["pairs"]))
     return read_table(folder / FILE)
@@ -149,10 +147,10 @@ class _Evaluation:
         else:
             self._write()
 
-    def measure_pairs(self, pairs: Sequence[Pair], named: bool) -> None:
+    def measure_pairs(self, pairs: Sequence[Pair]) -> None:
         """Score the remaining pairs, and draw the galleries of the first ones.
 
-        A pair that cannot be scored is left out with the reason, or raises DataError if the pairs are `named`.
+        A pair that cannot be scored is left out with the reason, or raises DataError if the settings name all pairs.
         """
         result, number = self.result, 0  # of the pairs that can be scored
         result["galleries"] = [
@@ -164,7 +162,7 @@ class _Evaluation:
         with progress_bar(f"evaluate {longest}", len(pairs)) as advance:
             for pair in pairs:
                 advance(0, f"evaluate {title_of(pair)}")
-                if pair in scored or self._possible(pair, named):
+                if pair in scored or self._possible(pair):
                     if pair not in scored:
                         result["pairs"].append(self._score(*pair))
                         self._write()
@@ -178,13 +176,14 @@ class _Evaluation:
             result[key].sort(key=lambda entry: order.get(pair_of(entry), len(order)))
         self._write()
 
-    def _possible(self, pair: Pair, named: bool) -> bool:
-        """Return whether a pair has samples and training values; note the reason, or raise it if `named`."""
+    def _possible(self, pair: Pair) -> bool:
+        """Return whether a pair has samples and training values; note the reason, or raise it for a named pair."""
         inputs, target = pair
         try:
             self.data.samples((*inputs, target), self.config.samples)
             self.data.constant(target)
         except DataError as error:
+            named = self.config.inputs and self.config.targets
             if named or isinstance(error, ReadError):  # an error of the disk, not of the data
                 raise
             self.result["skipped"][title_of(pair)] = str(error)

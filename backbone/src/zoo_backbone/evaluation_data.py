@@ -88,21 +88,22 @@ class EvaluationData:
             values[f"{TRAIN}/{name}"] = self.values.contents(TRAIN, name) if name in learned else ""
         return {
             "weights": self.model.record["weights_sha256"],
-            "settings": dataclasses.asdict(self.config),
+            "settings": {**dataclasses.asdict(self.config), "inputs": None, "targets": None},  # pairs can be added
             "tokenizers": {name: column.fingerprint for name, column in self.columns.items()},
             "samples": samples_digest(self.columns),
             "values": values,
             "decoders": {name: _decoder_of(handle) for name, handle in self.handles.items()},
         }
 
-    def pairs(self, inputs: Sequence[Sequence[str]] | None, targets: Sequence[str] | None) -> list[Pair]:
+    def pairs(self) -> list[Pair]:
         """Return the pairs to evaluate.
 
         Raises UnknownNameError, DataError or ConfigError for names that do not fit, and DataError without any pair.
         """
         layout, forms = self.model.layout, input_forms(self.zoo, self.model.layout.readable)
+        inputs, targets = self.config.inputs, self.config.targets
         if inputs is not None:
-            inputs = [tuple(dict.fromkeys(forms.get(name, name) for name in names)) for names in inputs]
+            inputs = tuple(tuple(dict.fromkeys(forms.get(name, name) for name in names)) for names in inputs)
         named = [name for names in inputs or () for name in names]
         for name in named:
             layout.check_read(name, "evaluate")
@@ -112,17 +113,12 @@ class EvaluationData:
             if name not in self.handles:
                 raise DataError(f"evaluate {name}: {self.problems[name].removeprefix(f'{name}: ')}")
         specs = [handle.spec for handle in self.handles.values()]
-        if inputs is None and targets is None:
-            if not (pairs := default_pairs(specs, layout)) and self.problems:
-                raise DataError(f"no modality can be predicted from another one; {left_out_text(self.problems)}")
-            return pairs
-        ranked = ranked_names(specs)
-        sources = [(name,) for name in ranked if name in layout.readable] if inputs is None else inputs
-        wanted = targets if targets is not None else [name for name in ranked if name in layout.discrete]
-        pairs = [(tuple(names), target) for names in sources for target in wanted if target not in names]
-        if not pairs:
+        pairs = pairs_of(specs, layout, inputs, targets)
+        if not pairs and not (inputs or targets) and self.problems:
+            raise DataError(f"no modality can be predicted from another one; {left_out_text(self.problems)}")
+        if not pairs and (inputs or targets):
             raise ConfigError("evaluate: every target is one of its inputs; expected another target")
-        return list(dict.fromkeys(pairs))
+        return pairs
 
     def _samples(self, names: tuple[str, ...], count: int) -> tuple[int, ...]:
         """Return up to `count` test samples with readable tokens and values of all `names`.
@@ -249,13 +245,21 @@ def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
     return [spec.name for spec in sorted(specs, key=rank)]
 
 
-def default_pairs(specs: Sequence[ModalitySpec], layout: EmbeddingLayout) -> list[Pair]:
-    """Return all pairs of single modalities: from the first-ranked, then to the first-ranked, then the rest.
+def pairs_of(
+    specs: Sequence[ModalitySpec],
+    layout: EmbeddingLayout,
+    inputs: Sequence[Sequence[str]] | None = None,
+    targets: Sequence[str] | None = None,
+) -> list[Pair]:
+    """Return all pairs of `inputs`, by default each modality that the model can read, and `targets`, by default all
+    that it can predict.
 
-    Modalities that the model of this layout cannot read, or cannot predict, are left out.
+    Without either, pairs from the first-ranked modality come first, then pairs to the first-ranked target.
     """
     names = ranked_names(specs)
-    inputs = [name for name in names if name in layout.readable]
-    targets = [name for name in names if name in layout.discrete]
-    pairs: list[Pair] = [((a,), b) for a in inputs for b in targets if a != b]
-    return sorted(pairs, key=lambda pair: (pair[0] != (inputs[0],), pair[1] != targets[0]))
+    sources = [(name,) for name in names if name in layout.readable] if inputs is None else inputs
+    wanted = [name for name in names if name in layout.discrete] if targets is None else targets
+    pairs = dict.fromkeys((tuple(names), target) for names in sources for target in wanted if target not in names)
+    if inputs is not None or targets is not None:
+        return list(pairs)
+    return sorted(pairs, key=lambda pair: (pair[0] != sources[0], pair[1] != wanted[0]))

@@ -21,7 +21,7 @@ from tokenizers_zoo.registry import ModalityHandle
 from zoo_backbone.checkpoint import layout_for
 from zoo_backbone.config import Dataset, ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import datasets_of
-from zoo_backbone.evaluation_data import default_pairs
+from zoo_backbone.evaluation_data import pairs_of
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.model import FourM
 
@@ -152,7 +152,7 @@ class Previews:
         for preview in config.previews:
             if found := self._held_out(preview, inherited):
                 self.tokens[preview] = found
-        pairs = [] if self.tokens else default_pairs(specs, self.layout)
+        pairs = [] if self.tokens else pairs_of(specs, self.layout)
         for inputs, target in pairs:
             preview = Preview(inputs=inputs, target=target)
             if len(self.tokens) < PAIRS and (found := self._held_out(preview, True)):

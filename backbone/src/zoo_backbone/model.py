@@ -104,8 +104,9 @@ class FourM(nn.Module):
         if config.rotary:
             self.register_buffer("rotation_rows", rotation_table(layout, dim // config.heads), persistent=False)
         self.register_buffer("learned_rows", learned_rows(layout), persistent=False)
+        learned = layout.positions_of("learned").items()
         self.learned_positions = nn.ParameterDict(
-            {name: nn.Parameter(torch.empty(rows.count, dim)) for name, rows in layout.positions_of("learned").items()}
+            {name: nn.Parameter(torch.empty(rows.stop - rows.start, dim)) for name, rows in learned}
         )
         self.projections = nn.ModuleDict(
             {spec.name: nn.Linear(spec.layout.dim, dim)
@@ -117,7 +118,7 @@ class FourM(nn.Module):
         self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
         self.decoder_norm = layer_norm(dim, config)
         self.output = nn.ParameterDict(
-            {name: nn.Parameter(torch.empty(rows.count, dim)) for name, rows in layout.token_tables.items()}
+            {name: nn.Parameter(torch.empty(rows.stop - rows.start, dim)) for name, rows in layout.token_tables.items()}
         )
         self.apply(initialise)
         for block in self.decoder:
@@ -128,7 +129,7 @@ class FourM(nn.Module):
         for table in self.output.values():
             nn.init.normal_(table, std=OUTPUT_STD)
         for name, runs in layout.ordered_ids.items():
-            init_ordered_ids(self.token_embedding.weight[layout.token_tables[name].slice], runs, EMBEDDING_STD)
+            init_ordered_ids(self.token_embedding.weight[layout.token_tables[name]], runs, EMBEDDING_STD)
             init_ordered_ids(self.output[name], runs, OUTPUT_STD)
 
     @classmethod

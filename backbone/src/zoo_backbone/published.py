@@ -114,7 +114,7 @@ class PublishedFourM(FourM):
         for table in added:
             nn.init.normal_(table, std=EMBEDDING_STD)
         for name, runs in self.layout.ordered_ids.items():
-            init_ordered_ids(self.read_embedding.weight[self.layout.token_tables[name].slice], runs, EMBEDDING_STD)
+            init_ordered_ids(self.read_embedding.weight[self.layout.token_tables[name]], runs, EMBEDDING_STD)
         self.register_buffer("fixed_positions", self.fixed_positions, persistent=True)
         self.register_buffer("target_positions", self.fixed_positions.clone())
 

@@ -226,16 +226,13 @@ def evaluate_command(
     from rich.console import Console
 
     from tokenizers_zoo.data.tokens import TokenStore
-    from zoo_backbone.config import EvaluationConfig, Pairs
+    from zoo_backbone.config import EvaluationConfig
     from zoo_backbone.evaluate import FILE, FOLDER, evaluate, skill_tables
     from zoo_backbone.evaluation_data import left_out_text
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
-    named: dict[str, Any] = {key: table.pop(key) for key in ("inputs", "targets") if key in table}
-    pairs = from_mapping(Pairs, named, origin)
-    input_sets = [tuple(split_names(names)) for names in inputs] or pairs.inputs
-    target_names = targets or pairs.targets
-    config = from_mapping(EvaluationConfig, with_options(table, assignments, seed, samples=samples), origin)
+    chosen = {"samples": samples, "inputs": [split_names(names) for names in inputs] or None, "targets": targets}
+    config = from_mapping(EvaluationConfig, with_options(table, assignments, seed, **chosen), origin)
     run, zoo = open_run(folder)
     if tokens is not None and tokens.resolve() != run.tokens.resolve():
         if out is None:
@@ -243,15 +240,15 @@ def evaluate_command(
         run = dataclasses.replace(run, tokens=tokens, data=TokenStore(tokens).data)
     with disk_errors(out or folder):
         result = evaluate(
-            folder, zoo, run.tokens, data_dir or run.values(), inputs=input_sets,
-            targets=target_names, config=config, device=device, out=out, overwrite=overwrite,
+            folder, zoo, run.tokens, data_dir or run.values(), config=config, device=device, out=out,
+            overwrite=overwrite,
         )  # fmt: skip
     console = Console()
     for place, reasons in result["unreadable"].items():
         key, reason = next(iter(reasons.items()))
         click.echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
     left_out = result["skipped"]
-    if left_out and (input_sets is None or target_names is None):
+    if left_out and (config.inputs is None or config.targets is None):
         click.echo(left_out_text(left_out), err=True)
     click.echo("skill (0 = best constant prediction, 1 = tokenizer reconstruction), then the raw metric")
     for shown in skill_tables(result, width=console.width if console.is_terminal else 80):

@@ -172,7 +172,7 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
         if gaps > spec.layout.num_sentinels:
             most = f"the modality has sentinels for {spec.layout.num_sentinels}; choose fewer, longer regions"
             raise InvalidValueError(f"{name}: sample {number} has {count_of(gaps, 'gap')}, and {most}")
-        if len(row) > (room := layout.positions[name].count):
+        if len(row) > (room := layout.num_positions_of(spec)):
             kept = f"{count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
             most = f"the model has {room} positions for both; choose a larger region"
             raise InvalidValueError(f"{name}: sample {number} keeps {kept}, and {most}")

@@ -34,7 +34,6 @@ from zoo_backbone.generate.plans import (
     sources_of,
 )
 from zoo_backbone.generate.sampler import rows_of
-from zoo_backbone.generate.sampling import Guidance
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import accepted
 
@@ -130,15 +129,10 @@ def with_input_forms(plan: GenerationPlan, model: FourM, zoo: Zoo, stored: Colle
         if name in forms and forms[name] not in sources and name not in plan.inpaint
         and (forms[name] in stored if not source else not source.endswith(".json") or is_written_out(source))
     }  # fmt: skip
-    names = {name: form for name, form in renamed.items() if name not in {target.name for target in plan.targets}}
-
-    def of_inputs(guidance: Guidance) -> Guidance:
-        weights = {names.get(name, name): weight for name, weight in guidance.weights.items()}
-        return replace(guidance, weights=weights, always=tuple(names.get(name, name) for name in guidance.always))
-
     inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
-    targets = [replace(target, guidance=target.guidance and of_inputs(target.guidance)) for target in plan.targets]
-    return replace(plan, inputs=tuple(inputs), guidance=of_inputs(plan.guidance), targets=tuple(targets))
+    guiding = renamed | {target.name: target.name for target in plan.targets}
+    targets = [replace(item, guidance=item.guidance and item.guidance.renamed(guiding)) for item in plan.targets]
+    return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guiding), targets=tuple(targets))
 
 
 Sample = tuple[int, str, int]

@@ -257,8 +257,6 @@ def is_written_out(source: str) -> bool:
 
 def read_plan(path: Path) -> dict[str, Any]:
     """Return the checked tables of a plan file, with absolute paths. Raises ConfigError."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such plan; expected a TOML file with tables [[targets]]")
     table = load_toml(path)
     plan = from_mapping(GenerationPlan, table, Origin(path=path)).placed(path.parent.resolve())
     return table | {"inputs": list(plan.inputs), "inpaint": plan.inpaint}

@@ -6,7 +6,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -168,6 +168,11 @@ class Guidance:
             expect(self, key, all(abs(number) <= STRONGEST for number in numbers), wanted)
         expect(self, "weights", not self.weights or self.scale == 1, "either scale or weights")
         expect(self, "always", not (self.weights and self.always), "weights or always; every pass sees the others")
+
+    def renamed(self, names: Mapping[str, str]) -> Guidance:
+        """Return the guidance with other names of some modalities."""
+        weights = {names.get(name, name): weight for name, weight in self.weights.items()}
+        return replace(self, weights=weights, always=tuple(names.get(name, name) for name in self.always))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
