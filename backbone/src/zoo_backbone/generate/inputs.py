@@ -101,7 +101,7 @@ class Request:
         return whole, {name: rows_of(found, rows) for name, found in self.partial.items()}
 
     def digest(self, at_once: int) -> str:
-        """Return a sha256 prefix (hex) of tokenizers, samples and input tokens, of which `at_once` rows are read."""
+        """Return a sha256 prefix (hex) of tokenizers, samples and input tokens, reading `at_once` rows at a time."""
         digest = hashlib.sha256()
         for handle in self.handles.values():
             digest.update(repr((handle.name, handle.fingerprint, handle.known_settings())).encode())
