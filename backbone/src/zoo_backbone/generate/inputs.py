@@ -59,7 +59,12 @@ class Request:
         self.inputs = [name for name in sources if name not in plan.inpaint]
         resolved_plan(model.layout, self.targets, self.inputs, plan.inpaint)
         targets = [target.name for target in self.targets]
-        self.handles = {name: zoo[name] for name in (*sources, *targets, *([plan.rank] if plan.rank else []))}
+        ranking = [plan.rank] if plan.rank else []
+        for name in ranking:
+            model.layout.check_made(name, "rank")
+            for target in targets:
+                model.layout.check_read(target, f"rank {name} of")
+        self.handles = {name: zoo[name] for name in (*sources, *targets, *ranking)}
         for handle in self.handles.values():
             model.check_tokenizer(handle)
             handle.device = device

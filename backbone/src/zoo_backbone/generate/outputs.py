@@ -168,9 +168,6 @@ class Agreement:
         targets: Collection[str],
     ) -> None:
         self.model, self.name, self.decode = model, name, decode
-        model.layout.check_made(name, "rank")
-        for target in targets:
-            model.layout.check_read(target, f"rank {name} of")
         self.plan = [TargetPlan(name=name, temperature=0, steps=1)]
         value = model.layout.spec(name).value
         if value.kind != "array" or value.classes or value.dtype.startswith("int"):
