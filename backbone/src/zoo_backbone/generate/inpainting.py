@@ -152,7 +152,7 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
     target has nothing left to generate, or if a sequence has more gaps or tokens than the model has sentinels or
     positions for.
     """
-    spec = layout.spec(name)
+    spec, positions = layout.spec(name), layout.positions[name]
     others = f"the batch has {batch}"
     rows: Any
     if not isinstance(spec.layout, SequenceLayout):
@@ -172,7 +172,7 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
         if gaps > spec.layout.num_sentinels:
             most = f"the modality has sentinels for {spec.layout.num_sentinels}; choose fewer, longer regions"
             raise InvalidValueError(f"{name}: sample {number} has {count_of(gaps, 'gap')}, and {most}")
-        if len(row) > (room := layout.num_positions_of(spec)):
+        if len(row) > (room := positions.stop - positions.start):
             kept = f"{count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
             most = f"the model has {room} positions for both; choose a larger region"
             raise InvalidValueError(f"{name}: sample {number} keeps {kept}, and {most}")
