@@ -8,6 +8,10 @@ import os
 import pickle
 import shutil
 import stat
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from small_modalities import LETTERS, defaults, installed
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import (
     fingerprint,
+    float32_by_default,
     is_complete,
     load_checkpoint,
     resolve_folder,
@@ -126,6 +131,45 @@ def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(learnt: Path, tmp_
         assert {weight.dtype for weight in handle.tokenizer.module.parameters()} == {torch.float32}
         weights = (handle.checkpoint / "model.safetensors").read_bytes()
         assert (tmp_path / str(dtype) / "model.safetensors").read_bytes() == weights
+
+
+def test_threads_see_one_default_dtype() -> None:
+    """A thread that changes the dtype for a while does not change it for others."""
+    inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()
+
+    def other() -> None:
+        inside.wait()
+        with float32_by_default():
+            seen.append(torch.get_default_dtype())
+            time.sleep(0.05)
+            seen.append(torch.get_default_dtype())
+
+    torch.set_default_dtype(torch.bfloat16)
+    thread = threading.Thread(target=other)
+    try:
+        thread.start()
+        with float32_by_default():
+            inside.wait()
+            time.sleep(0.02)
+        thread.join()
+        assert seen == [torch.float32] * 2 and torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
+    script = (
+        "import os, threading; from tokenizers_zoo.checkpoint import loading; import signal, torch\n"
+        "holds, done = threading.Event(), threading.Event()\n"
+        "def hold():\n with loading(): holds.set(); done.wait()\n"
+        "thread = threading.Thread(target=hold); thread.start(); holds.wait()\n"
+        "child = os.fork()\n"
+        "if not child:\n signal.alarm(20)\n with loading(): os._exit(7)\n"
+        "status = os.waitpid(child, 0)[1]; done.set(); thread.join()\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(status))"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", script]).returncode == 7
 
 
 def test_another_device_reads_weights_and_fingerprint_together(install_example: Install, tmp_path: Path) -> None:

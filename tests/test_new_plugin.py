@@ -182,6 +182,31 @@ def test_a_name_that_cannot_be(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_registry_in_use_may_have_the_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    registry = tmp_path / "registry.toml"
+    registry.write_text('[modalities.organs]\nplugin = "semseg"\n[modalities.heat]\nimage_size = 32\n')
+    told = "registry.toml:2 [modalities.organs] plugin: 'organs' is an instance of semseg already; take another name"
+    assert told in refused("organs", capsys, monkeypatch)
+    assert list(tmp_path.iterdir()) == [registry]
+
+    def said(name: str, *before: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["zoo", *before, "new-plugin", name])
+        main()
+        return capsys.readouterr().out
+
+    assert said("heat").endswith("&& pytest zoo-heat; zoo-heat/README.md goes on from there\n")
+    registry.write_text('[zoo]\nmodalities = ["rgb", "warmth"]\n')
+    line = 'add "cold" to the list modalities of registry.toml; zoo-cold/README.md goes on from there'
+    assert f"&& pytest zoo-cold; {line}" in said("cold")
+    assert "to the list modalities" not in said("warmth"), "which is in it"
+    registry.rename(tmp_path / "other.toml")
+    assert "to the list modalities" not in said("frost")
+    assert 'add "ice" to the list modalities of other.toml; ' in said("ice", "--registry", "other.toml")
+
+
 def test_a_folder_that_is_there_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

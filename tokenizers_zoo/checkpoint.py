@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,16 @@ AGAIN = "copy this folder again, or make it anew in another"
 _one_at_a_time = threading.RLock()
 
 
+def _unlock() -> None:
+    """Replace the lock after a fork: the new process inherits the lock, but not the thread that would release it."""
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
     """Load networks independently of the caller's torch state.
@@ -55,15 +66,21 @@ def loading() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Make float32 the default dtype of new tensors. The default belongs to the whole process, all threads."""
+    """Make float32 the default dtype of new tensors.
+
+    The default belongs to the whole process: if it has to change, threads wait for each other.
+    """
     import torch
 
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
+    with contextlib.ExitStack() as alone:
+        alone.enter_context(_one_at_a_time)  # another thread may have changed it for a while
+        dtype = torch.get_default_dtype()
+        if dtype == torch.float32:
+            alone.close()
+        else:
+            torch.set_default_dtype(torch.float32)
+            alone.callback(torch.set_default_dtype, dtype)
         yield
-    finally:
-        torch.set_default_dtype(dtype)
 
 
 def card_row(*cells: object) -> str:

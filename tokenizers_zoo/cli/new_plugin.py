@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.cli.options import PATH
+from tokenizers_zoo.cli.options import PATH, asked_registry
+from tokenizers_zoo.config import Origin, load_toml
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, installed_claims
@@ -61,16 +62,16 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     """
     folder = out or Path(f"zoo-{name.replace('_', '-')}")
     check_name(name)
+    registry, listed = check_registry(name)
     if folder.exists():
         raise ConfigError(f"{folder}: is there already, and is not overwritten; remove it, or give another --out")
     with disk_errors(folder):
         write_distribution(name, family, folder)
     click.echo(f"{name}: {family} plugin in {folder}")
     install = f'pip install -e "{folder}[test]"'
-    enable = "if registry.toml lists its modalities, add it there"
-    click.echo(
-        f"next: {install} && pytest {shlex.quote(str(folder))}; {enable}; {folder / 'README.md'} goes on from there"
-    )
+    enable = "" if listed else f'add "{name}" to the list modalities of {registry}; '
+    readme = f"{enable}{folder / 'README.md'} goes on from there"
+    click.echo(f"next: {install} && pytest {shlex.quote(str(folder))}; {readme}")
 
 
 def check_name(name: str) -> None:
@@ -93,6 +94,21 @@ def check_name(name: str) -> None:
         taken[name] = f"installed already: {package}"
     if name in taken:
         raise ConfigError(f"zoo new-plugin: {name!r} is {taken[name]}; take another name")
+
+
+def check_registry(name: str) -> tuple[Path, bool]:
+    """Return the registry in use, and whether it enables this name.
+
+    Raises ConfigError if the name is an instance of another plugin.
+    """
+    path = asked_registry() or Path("registry.toml")
+    tables = load_toml(path) if path.is_file() or asked_registry() else {}
+    instance = tables.get("modalities", {}).get(name, {})
+    if instance.get("plugin", name) != name:
+        where = Origin(path=path, table=f"modalities.{name}").at("plugin")
+        told = f"{where}: {name!r} is an instance of {instance['plugin']} already"
+        raise ConfigError(f"zoo new-plugin: {told}; take another name")
+    return path, name in tables.get("zoo", {}).get("modalities", [name])
 
 
 def write_distribution(name: str, family: str, folder: Path) -> None:
