@@ -229,10 +229,6 @@ def _finish(rng: random.Random) -> tuple[str, Surface]:
     return name, plain(COLOURS[name], 0.25)
 
 
-def _block(surface: Surface, half: Vector, at: Vector) -> Part:
-    return Part(BOX, half, at, surface)
-
-
 def _legs(surface: Surface, x: float, y: float, height: float, radius: float, round_legs: bool) -> list[Part]:
     shape = CYLINDER if round_legs else BOX
     size = (radius, height / 2, 0.0) if round_legs else (radius, radius, height / 2)
@@ -255,11 +251,11 @@ def table(rng: random.Random) -> Thing:
     x, y = rng.uniform(0.32, 0.48), rng.uniform(0.5, 0.85)
     height = rng.uniform(0.36, 0.46) if low else rng.uniform(0.68, 0.78)
     parts = [
-        _block(surface, (x, y, 0.022), (0, 0, height - 0.022)),
+        Part(BOX, (x, y, 0.022), (0, 0, height - 0.022), surface),
         *_legs(surface, x - 0.06, y - 0.06, height - 0.04, 0.032, rng.random() < 0.3),
     ]
     if not low:
-        parts.append(_block(surface, (x - 0.05, y - 0.05, 0.04), (0, 0, height - 0.08)))
+        parts.append(Part(BOX, (x - 0.05, y - 0.05, 0.04), (0, 0, height - 0.08), surface))
     return Thing("table", "coffee table" if low else "table", colour, parts, (x, y, height / 2), top=height)
 
 
@@ -273,11 +269,11 @@ def chair(rng: random.Random) -> Thing:
         colour = rng.choice(VIVID)
         cushion = plain(COLOURS[colour], 0.0, "fabric", 0.3)
     parts = [
-        _block(cushion, (half, half, 0.03), (0, 0, seat - 0.03)),
+        Part(BOX, (half, half, 0.03), (0, 0, seat - 0.03), cushion),
         *_legs(surface, half - 0.03, half - 0.03, seat - 0.05, 0.022, rng.random() < 0.4),
-        _block(cushion, (0.018, half, back * 0.32), (-half + 0.018, 0, seat + back * 0.68)),
+        Part(BOX, (0.018, half, back * 0.32), (-half + 0.018, 0, seat + back * 0.68), cushion),
         *[
-            _block(surface, (0.016, 0.018, back / 2), (0.018 - half, s * (half - 0.04), seat + back / 2))
+            Part(BOX, (0.016, 0.018, back / 2), (0.018 - half, s * (half - 0.04), seat + back / 2), surface)
             for s in (-1, 1)
         ],
     ]
@@ -294,14 +290,15 @@ def sofa(rng: random.Random) -> Thing:
     arm, seat, back = 0.09, rng.uniform(0.40, 0.45), rng.uniform(0.75, 0.86)
     width = (y - 2 * arm) / seats
     parts = [
-        _block(fabric, (x, y, 0.14), (0, 0, 0.19)),
-        _block(fabric, (0.1, y, (back - 0.05) / 2), (-x + 0.1, 0, (back + 0.05) / 2)),
-        *[_block(fabric, (x, arm, 0.27), (0, s * (y - arm), 0.33)) for s in (-1, 1)],
+        Part(BOX, (x, y, 0.14), (0, 0, 0.19), fabric),
+        Part(BOX, (0.1, y, (back - 0.05) / 2), (-x + 0.1, 0, (back + 0.05) / 2), fabric),
+        *[Part(BOX, (x, arm, 0.27), (0, s * (y - arm), 0.33), fabric) for s in (-1, 1)],
         *[
-            _block(
-                cushions,
+            Part(
+                BOX,
                 (x - 0.12, width - 0.012, seat / 2 - 0.16),
                 (0.1, (2 * k + 1 - seats) * width, seat / 2 + 0.16),
+                cushions,
             )
             for k in range(seats)
         ],
@@ -319,9 +316,9 @@ def shelf(rng: random.Random) -> list[Thing]:
     height = boards * gap + 0.04
     side = 0.016
     parts = [
-        _block(surface, (0.008, y, height / 2), (-x + 0.008, 0, height / 2)),
-        *[_block(surface, (x, side, height / 2), (0, s * (y - side), height / 2)) for s in (-1, 1)],
-        *[_block(surface, (x, y - 2 * side, 0.014), (0, 0, 0.02 + k * gap)) for k in range(boards + 1)],
+        Part(BOX, (0.008, y, height / 2), (-x + 0.008, 0, height / 2), surface),
+        *[Part(BOX, (x, side, height / 2), (0, s * (y - side), height / 2), surface) for s in (-1, 1)],
+        *[Part(BOX, (x, y - 2 * side, 0.014), (0, 0, 0.02 + k * gap), surface) for k in range(boards + 1)],
     ]
     noun = "bookcase" if boards > 3 else "low bookcase"
     things = [Thing("shelf", noun, colour, parts, (x, y, height / 2), top=height)]
@@ -332,7 +329,7 @@ def shelf(rng: random.Random) -> list[Thing]:
             shift = rng.uniform(-1, 1) * (y - 0.04 - wide)
             first, second, third = (COLOURS[name] for name in rng.sample((*VIVID, "brown", "white"), 3))
             spines = Surface("books", (first, second, third), 0.0, 0.1)
-            rows.append(_block(spines, (x * 0.75, wide, tall), (0.0, shift, 0.034 + k * gap + tall)))
+            rows.append(Part(BOX, (x * 0.75, wide, tall), (0.0, shift, 0.034 + k * gap + tall), spines))
     if rows:
         things.append(Thing("books", "books", "", rows, (x, y, height / 2)))
     return things
