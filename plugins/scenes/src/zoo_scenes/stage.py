@@ -1,6 +1,6 @@
 """A scene in place: its loose things have settled, and rays meet what stands there.
 
-MuJoCo settles the things and finds what rays hit. A model per scene would cost more than all of its rays, so models are
+MuJoCo settles the things and finds what rays hit. A model per scene would cost more than its rays, so models are
 compiled once and their geoms rewritten. Its own bounding volumes are compile-time results; instead, rays are cast in
 bundles, each tested only against solids that it could hit.
 """
