@@ -159,10 +159,10 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
       zoo retrieve eval RUN --modalities rgb,depth,caption --space centred \\
           --out here
     """
-    from tokenizers_zoo.data.samples import TRAIN
-    from zoo_backbone.retrieval.query import AT, FILE, default_folder, evaluate_retrieval
+    from tokenizers_zoo.data.samples import TEST, TRAIN
+    from zoo_backbone.retrieval.query import AT, FILE, FOLDER, evaluate_retrieval
 
-    place = out or default_folder(folder, split)
+    place = out or folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
     config = EmbeddingConfig(via=via, space=space)
     _, zoo = open_run(folder)
     with disk_errors(place):

@@ -188,11 +188,6 @@ def write_hits(
     return write_sheet(path, columns, rows)
 
 
-def default_folder(run: Path, split: str) -> Path:
-    """Return RUN/retrieval, shown by the report, or RUN/retrieval-SPLIT for other splits than test."""
-    return run / (FOLDER if split == TEST else f"{FOLDER}-{split}")
-
-
 def evaluate_retrieval(
     run: Path, zoo: Zoo, out: Path, *, embedding: EmbeddingConfig, samples: int = 1000, galleries: int = 8,
     split: str = TEST, modalities: Sequence[str] | None = None, device: str = "cpu",

@@ -103,16 +103,15 @@ def probe_card(metrics: Mapping[str, Any]) -> str:
         for row in metrics["metrics"]
     ]  # fmt: skip
     labels, parameters = metrics["labels"], metrics["parameters"]
-    texts = best_step_text(metrics), unseen_text(metrics["unseen_classes"])
-    notes = [f"{text[0].upper()}{text[1:]}." for text in texts if text]
-    if metrics["tuning"] in ("frozen", "lora"):
-        notes.insert(0, "The encoder's weights are loaded from the run of its training.")
+    own = metrics["tuning"] in ("full", "scratch")
+    notes = [*summary(metrics), *([] if own else ["the encoder's weights are loaded from the run of its training"])]
     return f"""# {metrics["task"]["name"]} from {", ".join(metrics["inputs"])}
 
 A 4M encoder ({metrics["tuning"]}) with the head {metrics["head"]}, which predicts {metrics["task"]["kind"]}.
 {parameters["trained"]:,} of {parameters["all"]:,} parameters were trained on {labels["train"]} labels,
 with the seed {metrics["seed"]}.
-{" ".join(notes)}
+
+{chr(10).join(f"- {note}" for note in notes)}
 
 ```python
 from zoo_backbone.transfer import load

