@@ -85,8 +85,11 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
     from zoo_backbone.transfer.results import score_table, summary
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
-    options = {"tuning": tuning, "head": head, "labels": labels and parse_assignments([f"labels={labels}"])["labels"]}
-    config = settings_of(config_file, options, assignments)
+    table = read_tables(config_file, ("transfer",))["transfer"] | parse_assignments(assignments)
+    number = labels and parse_assignments([f"labels={labels}"])["labels"]
+    options = {"tuning": tuning, "head": head, "labels": number}
+    table |= {key: value for key, value in options.items() if value is not None}
+    config = transfer_config(table, Origin(path=config_file, table="transfer"))
     _, zoo = open_run(folder)
     place = out or folder / FOLDER / default_name(task, inputs, config, seed)
     with disk_errors(place):
@@ -183,13 +186,6 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
     else:
         show_table(comparison_table(rows))
-
-
-def settings_of(config_file: Path | None, options: dict[str, Any], assignments: tuple[str, ...]) -> TransferConfig:
-    """Return the settings of a file's table [transfer], overridden by `--set` and options. Raises ConfigError."""
-    chosen = {key: value for key, value in options.items() if value is not None}
-    table = {**read_tables(config_file, ("transfer",))["transfer"], **parse_assignments(assignments), **chosen}
-    return transfer_config(table, Origin(path=config_file, table="transfer"))
 
 
 def default_name(task: str, inputs: list[str], config: TransferConfig, seed: int) -> str:

@@ -159,12 +159,8 @@ def check_labels(task: Task, target: Target, samples: Samples) -> None:
 
 def _numbers(inputs: TokenData, labelled: Callable[[int], bool]) -> npt.NDArray[np.int64]:
     """Return the numbers of the samples that have all inputs and a label."""
-    split = inputs.split
-    usable = (
-        split.number(shard, row)
-        for shard in range(split.shards) for row in np.flatnonzero(inputs.usable(shard)).tolist()
-    )  # fmt: skip
-    return np.fromiter((number for number in usable if labelled(number)), np.int64)
+    every = inputs.rows(np.arange(len(inputs))) // inputs.split.crops
+    return every[[labelled(number) for number in every.tolist()]]
 
 
 def _of_field(task: Task, values: LazyValues, folder: Path) -> list[Any]:

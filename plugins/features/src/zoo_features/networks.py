@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tokenizers_zoo.errors import by
+from tokenizers_zoo.nn.vit import resized_positions
 from tokenizers_zoo.pretrained import PretrainedError, files_of, one_line
 
 if TYPE_CHECKING:
@@ -161,12 +162,8 @@ class VisionTrunk(nn.Module):
     def positions(self, rows: int, columns: int) -> Float[Tensor, "1 n dim"]:
         """Learned positions, interpolated (bicubic) to a grid of another size."""
         first, rest = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        side = math.isqrt(rest.shape[1])
-        if (rows, columns) == (side, side):
-            return self.pos_embed
-        plane = rearrange(rest, "b (h w) d -> b d h w", h=side)
-        plane = F.interpolate(plane, size=(rows, columns), mode="bicubic", align_corners=False)
-        return torch.cat([first, rearrange(plane, "b d h w -> b (h w) d")], dim=1)
+        plane = rearrange(rest, "b (h w) d -> b d h w", h=math.isqrt(rest.shape[1]))
+        return torch.cat([first, resized_positions(plane, (rows, columns))[None]], dim=1)
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
