@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
@@ -136,6 +137,7 @@ class MetadataField:
 
     def fraction(self, value: float) -> float:
         """Where in the range a number is, 0 at `low` and 1 at `high`."""
+        value = min(max(value, -sys.float_info.max), sys.float_info.max)  # whole numbers may be larger than any float
         if self.kind == "log":
             return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else -math.inf
         return (value - self.low) / (self.high - self.low)
