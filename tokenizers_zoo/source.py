@@ -50,6 +50,8 @@ class MadeSamples(LazySequence[Sample]):
         if count is None:
             few = f"--{split} {1000 if split == 'train' else 100}"
             raise ConfigError(f"{source}: has no end; say how many samples to make for {split!r}, such as {few}")
+        if count < 0:
+            raise ConfigError(f"{source}: count: expected 0 or more, got {count}")
         self._make, self._count = make, count
 
     def __len__(self) -> int:
