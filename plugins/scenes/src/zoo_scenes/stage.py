@@ -252,26 +252,32 @@ class Stage:
         """As `cast`, of the solids `shown` (g,) alone. A ray that hits none has t = -1, and neither row nor normal."""
         import mujoco
 
-        solids, count, bundle = self.solids, rays.shape[1], rays.shape[1] // bundles
-        model, data = compiled(-(-len(solids) // BLOCK), 0, threading.get_ident())
+        solids, count = self.solids, rays.shape[1]
+        model, data = compiled(max(-(-len(solids) // BLOCK), 5), 0, threading.get_ident())
+        slots = len(model.geom_type)
+        met = meets(solids, origin, rays, bundles) & shown
+        near = np.nonzero(met)[1]
         geoms = model.geom_type, model.geom_size, data.geom_xpos, data.geom_xmat
         values: tuple[NDArray[Any], ...] = solids.kinds, solids.sizes, solids.places, solids.frames
-        directions, facing = rays.T.reshape(-1), np.empty(3 * count)
-        reach, hits, rows = np.full(count, -1.0), np.zeros(count, np.int32), np.zeros(count, np.intp)
-        start, sizes = np.array(origin), model.body_geomnum
-        for first, met in zip(range(0, count, bundle), meets(solids, origin, rays, bundles) & shown, strict=True):
-            near, part = np.flatnonzero(met), slice(first, first + bundle)
-            if not near.size:
+        values = tuple(array.take(near, axis=0) for array in values)
+        directions, facing = np.array(rays.T, order="C"), np.empty((count, 3))
+        reach, hits = np.full(count, -1.0), np.zeros(count, np.int32)
+        views = (array.reshape(bundles, -1, 1) for array in (directions, hits, reach, facing))
+        start, stop, written, offset = np.array(origin), 0, 0, 0
+        for size, ray, hit, end, normal in zip(met.sum(1).tolist(), *views, strict=True):
+            if not size:
                 continue
-            for slots, own in zip(geoms, values, strict=True):
-                slots[: near.size] = own.take(near, axis=0)
-            sizes[0], three = near.size, slice(3 * first, 3 * (first + bundle))
-            mujoco.mj_multiRay(
-                model, data, start, directions[three], None, True, -1, hits[part], reach[part], facing[three], bundle,
-                FARTHEST,
-            )  # fmt: skip
-            rows[part] = near.take(hits[part], mode="clip")
-        return reach, rows, facing.reshape(count, 3).T
+            first, stop = stop, stop + size
+            if stop > written:  # fill all slots from this bundle on
+                offset, written = first, first + slots
+                for slot_values, own in zip(geoms, values, strict=True):
+                    part = own[first:written]
+                    slot_values[: len(part)] = part
+            model.body_geomadr[0], model.body_geomnum[0] = first - offset, size
+            mujoco.mj_multiRay(model, data, start, ray, None, True, -1, hit, end, normal, len(end), FARTHEST)
+            hit += offset
+        rows = near.take(hits, mode="clip") if near.size else hits.astype(np.intp)
+        return reach, rows, facing.T
 
     def _room(self, origin: Vector, rays: Array) -> tuple[Array, NDArray[np.intp]]:
         """Where rays (3, n) from a point in the room meet its walls, floor or ceiling: t, and which solid."""
