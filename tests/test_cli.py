@@ -229,6 +229,7 @@ def test_encode_decode_round_trip(zoo: Run, workplace: Path) -> None:
 def test_encode_and_decode_overwrite_no_file_unasked(zoo: Run, workplace: Path) -> None:
     text = "A cat — naïve 木 \U0001f3e0 on the floor."
     (workplace / "cat.txt").write_text(f"{text}\n", encoding="utf-8")
+    refused(zoo("encode", "caption", "cat.txt", "--out", "./cat.txt"), "cat.txt: is the file that is read")
     assert zoo("encode", "caption", "cat.txt", "--out", "cat.json")[0] == 0
     code, shown, _ = zoo("decode", "caption", "cat.json")
     assert code == 0 and "cat_decoded.txt" in shown

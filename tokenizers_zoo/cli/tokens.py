@@ -66,6 +66,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
     """
     from tokenizers_zoo.data.tokens import token_text
 
+    check_apart(file, out)
     handle = open_zoo()[name]
     handle.device = device
     value = handle.transform(handle.read(file.read_bytes(), file.suffix.removeprefix(".").lower()), Crop())
@@ -99,6 +100,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     value = handle.decode([read_tokens(handle, file)])[0]
     data, extension = handle.write(value)
     target = Path(f"{out or file.with_name(f'{file.stem}_decoded')}.{extension}")
+    check_apart(file, target, picture)
     if out is None and target.exists():
         raise ConfigError(f"{target}: is there already; give --out to say where the value goes, or move it away")
     with disk_errors(target), replacing_file(target) as temporary:
@@ -112,3 +114,10 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
             with disk_errors(picture), replacing_file(picture) as temporary:
                 drawn.save(temporary, format="PNG")
             click.echo(f"{name}: picture in {picture}")
+
+
+def check_apart(file: Path, *outputs: Path | None) -> None:
+    """Raise ConfigError if an output is the input file."""
+    for out in outputs:
+        if out is not None and out.exists() and out.samefile(file):
+            raise ConfigError(f"{out}: is the file that is read, and is not replaced; give another name")
