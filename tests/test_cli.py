@@ -299,7 +299,7 @@ def test_a_date_on_the_command_line_is_text() -> None:
 def test_evaluation_inputs_and_targets_are_checked(bare: Run) -> None:
     for text, parts in {
         "[eval]\nsamples = 4\ninputs = ['rgb']\n": ("asks.toml:3 [eval] inputs", "'rgb'"),
-        "[eval]\ninputs = []\n": ("asks.toml:2 [eval] inputs: expected at least one set of modalities",),
+        "[eval]\ninputs = []\n": ("asks.toml:2 [eval] inputs: expected at least one",),
     }.items():
         Path("asks.toml").write_text(text)
         refused(bare("backbone", "eval", "run", "--config", "asks.toml"), *parts)
