@@ -46,7 +46,7 @@ from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.config import Dataset, EvaluationConfig, MaskingConfig, Mixture, Preview, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.evaluate import evaluate as evaluate_run
-from zoo_backbone.evaluate import skill_score, skill_tables
+from zoo_backbone.evaluate import skill_score, skill_table
 from zoo_backbone.evaluation_data import EvaluationData, pairs_of
 from zoo_backbone.gallery import CELL, GAP, HEADER, TEXT, Previews, write_sheet
 from zoo_backbone.generate import TargetPlan, generate, outputs
@@ -217,7 +217,7 @@ def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, An
     for number, (key, true) in enumerate(zip(keys, data.truth("letters", keys), strict=True)):
         given = {"dark": data.tokens("dark", [key] * 2)}
         tokens = generate(model, given, [plan], CONFIG.seed, range(2 * number, 2 * number + 2))["letters"]
-        rows.append({"key": data.key(key), "cells": [None, *world.zoo["letters"].decode(tokens), true]})
+        rows.append({"key": data.split.key(key), "cells": [None, *world.zoo["letters"].decode(tokens), true]})
     assert second["rows"] == rows
     assert len({text for row in rows for text in row["cells"][1:]}) > 6, "of 9"
 
@@ -419,7 +419,7 @@ def test_unreadable_values_are_skipped_and_counted(world: World, tmp_path: Path)
     shutil.copytree(world.data, data)
     whole = evaluation_data(world, CONFIG.seed)
     chosen = whole.samples(("light", "dark"), 3)
-    first = list(map(whole.key, chosen))
+    first = list(map(whole.split.key, chosen))
     rows = whole.values.rows("train", ["dark"])
     learned = [rows.key(rows[number]) for number in permuted(np.arange(len(rows)), len(rows), CONFIG.seed).tolist()]
     changed_values(world, data, "test/dark", {first[0]})
@@ -629,12 +629,11 @@ def test_the_table_fits_80_columns() -> None:
     result = {"pairs": pairs, "modalities": {name: {"metrics": [{"name": "mae"}]} for name in names}}
     console = Console(width=80, no_color=True)
     with console.capture() as capture:
-        for table in skill_tables(result, 80):
-            console.print(table)
+        console.print(skill_table(result))
     text = capture.get()
     assert max(map(len, text.splitlines())) <= 80
     assert all(f"{name} " in text for name in names) and "…" not in text  # no name or number is cut
-    rows = [line.split() for line in text.splitlines() if line.startswith("modality_number_0 ")]
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("modality_number_0 ")]
     assert [cell for row in rows for cell in row[1:]].count("0.07") == 1
 
 

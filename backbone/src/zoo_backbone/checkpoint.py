@@ -232,9 +232,9 @@ class Beginning:
 
     model: FourM
     known: Mapping[str, Tensor] = field(default_factory=dict)
-    """Rows (bool `rows`) by parameter that the start backbone has."""
+    """Rows (bool `rows`) that the start backbone has, by parameter or buffer."""
     unused: Mapping[str, Tensor] = field(default_factory=dict)
-    """Rows (bool `rows`) by parameter of vocabulary ids that have no meaning yet."""
+    """Rows of vocabulary ids that have no meaning yet."""
     record: Mapping[str, Any] | None = None
     """Record of the start backbone for config.json; None for a new model."""
     beside: Mapping[str, Tensor] = field(default_factory=dict)
@@ -297,10 +297,8 @@ def begin(
         "knows": [spec.name for spec in specs if spec.name in old], "added": [spec.name for spec in added],
     }  # fmt: skip
     shapes = {spec.name: getattr(spec.layout, "shape", ()) for spec in trained}
-    parameters = [name for name, _ in model.named_parameters()]
     return Beginning(
-        model=model, known={name: known[name] for name in parameters}, record=record, beside=beside,
-        unused={name: unused[name] for name in parameters},
+        model=model, known=known, unused=unused, record=record, beside=beside,
         reshaped=tuple(spec.name for spec in specs
                        if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))),
         without_rows=tuple(spec for spec in added

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -117,13 +117,10 @@ class Mixture:
         apart = not set(self.fallback_targets) & set(self.targets)
         expect(self, "fallback_targets", apart, f"others than in targets, {', '.join(self.targets)}")
 
-    def target_names(self, discrete: Sequence[str]) -> tuple[str, ...]:
-        """Return the modalities that may be targets, out of `discrete` where the component names none."""
-        return (*self.targets, *self.fallback_targets) or tuple(discrete)
-
-    def input_names(self, readable: Sequence[str]) -> tuple[str, ...]:
-        """Return the modalities that may be inputs, out of `readable` where the component names none."""
-        return self.inputs or tuple(readable)
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Modalities that may be targets; empty: all discrete ones."""
+        return *self.targets, *self.fallback_targets
 
 
 FEW_INPUTS = Mixture(weight=3.0, input_alpha=0.1, single_input_prob=0.1), Mixture(single_input_prob=0.1)

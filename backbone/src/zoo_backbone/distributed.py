@@ -7,10 +7,10 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -129,27 +129,24 @@ def ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-class StatePart(Protocol):
-    """A part of the training state besides the weights."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return its tensors by name; loading writes into them."""
+Part = Callable[[], dict[str, Tensor]]
 
 
 class TrainingState:
     """Weights, further `parts` and the step in FOLDER/training_state/step-N, with one safetensors file per process.
 
-    Any number of processes can resume from it. Unlike DCP's own format, it has no pickle.
+    A part returns its tensors by name, which loading writes into. Any number of processes can resume from the state.
+    Unlike DCP's own format, it has no pickle.
     """
 
-    def __init__(self, folder: Path, model: FourM, parts: Mapping[str, StatePart], ranks: Ranks) -> None:
+    def __init__(self, folder: Path, model: FourM, parts: Mapping[str, Part], ranks: Ranks) -> None:
         self.folder = folder / BACKBONE.state
         self.model, self.parts, self.ranks = model, parts, ranks
         self.seconds = torch.zeros((), dtype=torch.float64)
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # of a single process
 
     def _tensors(self) -> dict[str, Tensor]:
-        states = {"model": self.model.state_dict(), **{name: part.state() for name, part in self.parts.items()}}
+        states = {"model": self.model.state_dict(), **{name: part() for name, part in self.parts.items()}}
         tensors = {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
         return tensors | {"seconds": self.seconds}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -69,11 +70,11 @@ class EmbeddingLayout:
                     f"another modality says {sizes[table]}; give both one [vocabularies.{spec.vocabulary}] size"
                 )
             self.ordered_ids[table] = self.ordered_ids.get(table) or spec.ordered_ids
-        self.token_tables = dict(zip(sizes, _consecutive(sizes.values()), strict=True))
+        self.token_tables = dict(zip(sizes, consecutive(sizes.values()), strict=True))
         self.num_tokens = sum(sizes.values())
         keys = {spec.name: self.position_key(spec) for spec in specs}
         counts = {keys[spec.name]: self.num_positions_of(spec) for spec in specs}
-        self._shared = dict(zip(counts, _consecutive(counts.values()), strict=True))
+        self._shared = dict(zip(counts, consecutive(counts.values()), strict=True))
         self.positions = {name: self._shared[key] for name, key in keys.items()}
         self.num_positions = sum(counts.values())
 
@@ -157,12 +158,10 @@ class EmbeddingLayout:
             raise ConfigError(f"{what} {name}: it is only a target of this model, which reads {read}")
 
 
-def _consecutive(counts: Iterable[int]) -> list[slice]:
-    rows, start = [], 0
-    for count in counts:
-        rows.append(slice(start, start + count))
-        start += count
-    return rows
+def consecutive(counts: Iterable[int]) -> list[slice]:
+    """Return the slices of consecutive runs of these lengths."""
+    ends = list(itertools.accumulate(counts))
+    return list(map(slice, [0, *ends], ends))
 
 
 def num_positions(spec: ModalitySpec, length: int | None = None) -> int:
@@ -183,12 +182,10 @@ def position_table(layout: EmbeddingLayout, dim: int) -> Tensor:
 
 def learned_rows(layout: EmbeddingLayout) -> Tensor:
     """Return int64 `positions`: the row, from 1, of learned positions in their concatenated tables; 0 for others."""
-    result = torch.zeros(layout.num_positions, dtype=torch.int64)
-    count = 1
+    learned = torch.zeros(layout.num_positions, dtype=torch.int64)
     for rows in layout.positions_of("learned").values():
-        first, count = count, count + rows.stop - rows.start
-        result[rows] = torch.arange(first, count)
-    return result
+        learned[rows] = 1
+    return learned * learned.cumsum(0)
 
 
 def sincos_grid(shape: tuple[int, ...], dim: int, steps: tuple[int, ...] | None = None) -> Tensor:

@@ -35,6 +35,7 @@ can be extended by further pairs.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import DataError, ReadError
@@ -59,12 +61,9 @@ from zoo_backbone.evaluation_data import EvaluationData, Pair, pair_of, title_of
 from zoo_backbone.gallery import sheet_name, text_of, write_sheet
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.masking import Masker
-from zoo_backbone.model import uniform_loss
 
 FOLDER, FILE, GALLERY, UNFINISHED = "evaluation", "evaluation.json", "gallery", "unfinished.json"
 EVALUATION = RunKind(name="evaluation", files=(FILE, GALLERY), state=UNFINISHED, results=(FILE,))
-NUMBER = 7
-"""Width of a number in the terminal's tables."""
 
 
 def evaluate(
@@ -243,7 +242,7 @@ class _Evaluation:
             "picture": picture if write_sheet(self.folder / picture, list(columns), rows) else None,
             "columns": list(columns),
             "rows": [
-                {"key": data.key(sample), "cells": list(map(text_of, row))}
+                {"key": data.split.key(sample), "cells": list(map(text_of, row))}
                 for sample, row in zip(samples, rows, strict=True)
             ],
         }
@@ -271,7 +270,7 @@ def cross_entropy(data: EvaluationData) -> dict[str, Any]:
         "samples": len(chosen),
         "tokens_of": list(names),
         "modalities": {
-            spec.name: {"nats": total / count, "uniform": uniform_loss(spec.vocab_size), "targets": int(count)}
+            spec.name: {"nats": total / count, "uniform": math.log(spec.vocab_size), "targets": int(count)}
             for spec, total, count in zip(layout.specs, sums.tolist(), counts.tolist(), strict=True)
             if count
         },
@@ -293,38 +292,17 @@ def skill_score(
     return (score - baseline) / (reconstruction - baseline)
 
 
-# --- the terminal's tables
+# --- the terminal's table
 
 
-def skill_tables(result: dict[str, Any], width: int = 80) -> list[Table]:
-    """Return tables with a row for each input set and two columns for each target: skill score and main metric.
-
-    Targets that do not fit into the width go to further tables. A dash marks a missing number, a dot a pair that was
-    not evaluated.
-    """
-    entries = {pair_of(entry): entry for entry in result["pairs"]}
-    sources = list(dict.fromkeys(inputs for inputs, _ in entries))
-    metrics = {target: result["modalities"][target]["metrics"][0]["name"] for _, target in entries}
-    first = min(max([len("input"), *(len(" + ".join(inputs)) for inputs in sources)]), width // 3)
-    widest = max((max(len(a) + 2, NUMBER) + max(len(b) + 2, NUMBER) for a, b in metrics.items()), default=1)
-    targets, at_once = list(metrics), max((width - first) // widest, 1)
-    tables = []
-    for start in range(0, len(targets), at_once):
-        group = targets[start : start + at_once]
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("input", overflow="fold", max_width=width // 3)
-        for target in group:
-            table.add_column(f"{target}\nskill", justify="right", no_wrap=True)
-            table.add_column(f"\n{metrics[target]}", justify="right", no_wrap=True)
-        for inputs in sources:
-            cells = [" + ".join(inputs)]
-            for target in group:
-                entry = entries.get((inputs, target))
-                skill, score = (None, None) if entry is None else (entry["skill"], entry["score"].get(metrics[target]))
-                style = "dim" if skill is None else "green" if skill >= 0.5 else "yellow" if skill > 0.05 else "red"
-                text = "·" if entry is None else "-" if skill is None else f"{skill:z.2f}"
-                cells.append(f"[{style}]{text}[/]")
-                cells.append("" if entry is None else "-" if score is None else f"{score:.3g}")
-            table.add_row(*cells)
-        tables.append(table)
-    return tables
+def skill_table(result: dict[str, Any]) -> Table:
+    """Return a table with a row for each pair: skill score and main metric; a dash marks a missing number."""
+    table = plain_table("inputs", "target", ">skill", ">score", "metric")
+    for entry in result["pairs"]:
+        metric = result["modalities"][entry["target"]]["metrics"][0]["name"]
+        skill, score = entry["skill"], entry["score"].get(metric)
+        table.add_row(
+            " + ".join(entry["inputs"]), entry["target"], "-" if skill is None else f"{skill:z.2f}",
+            "-" if score is None else f"{score:.3g}", metric,
+        )  # fmt: skip
+    return table

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.samples import TEST, TRAIN
-from tokenizers_zoo.data.shards import Place, ValueStore
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -54,7 +54,7 @@ class EvaluationData:
         self.unreadable: dict[str, dict[str, str]] = {}
         store = TokenStore(tokens)
         store.check_same_samples(self.values, TEST)
-        self._split = store.split(TEST)
+        self.split = store.split(TEST)
         for name in model.layout.names:
             try:
                 column = store.open(TEST, name)
@@ -132,22 +132,21 @@ class EvaluationData:
         return found
 
     def _candidates(self, names: Sequence[str]) -> Iterator[int]:
-        total = self._split.samples
+        total = self.split.samples
         for start in range(0, total, LOOKED_AT):
             numbers = permuted(np.arange(start, min(start + LOOKED_AT, total)), total, self.config.seed)
             for name in names:
-                numbers = numbers[self.columns[name].present(numbers * self._split.crops)]
+                numbers = numbers[self.columns[name].present(numbers * self.split.crops)]
             for number in numbers.tolist():
                 place = self._place(number)
                 if place and all(place in self._rows(name) and self._readable(name, place) for name in names):
                     yield number
 
-    def _place(self, sample: int) -> Place | None:
-        """Return the place of a token store's test sample among the values, or None."""
-        place = self._split.place_in(self.values.split(TEST), sample)
-        return None if place is None else Place(*place)
+    def _place(self, sample: int) -> tuple[int, int] | None:
+        """Return shard and row of a token store's test sample among the values, or None."""
+        return self.split.place_in(self.values.split(TEST), sample)
 
-    def _read(self, name: str, split: str, places: Iterable[Place | None]) -> Iterator[Any]:
+    def _read(self, name: str, split: str, places: Iterable[tuple[int, int] | None]) -> Iterator[Any]:
         """Yield the readable values; the reasons of the others go to `unreadable`.
 
         Raises ReadError or MachineError for errors of the disk or the machine.
@@ -159,18 +158,15 @@ class EvaluationData:
             except ReadError:
                 raise
             except ZooError as error:
-                key = self.values.split(split).keys(place.shard)[place.row]
+                shard, row = place
+                key = self.values.split(split).keys(shard)[row]
                 self.unreadable.setdefault(f"{split}/{name}", {})[key] = str(error)
             else:
                 yield value
 
-    def key(self, sample: int) -> str:
-        """Return a test sample's key."""
-        return self._split.key(sample)
-
     def tokens(self, name: str, samples: Sequence[int]) -> Any:
         """Return test tokens."""
-        return self.columns[name].take(np.array(samples, np.int64) * self._split.crops)
+        return self.columns[name].take(np.array(samples, np.int64) * self.split.crops)
 
     def _truth(self, name: str, samples: tuple[int, ...]) -> list[Any]:
         """Return test values."""

@@ -14,14 +14,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
+from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.io import replacing_file, short_name
 from tokenizers_zoo.registry import ModalityHandle
 from zoo_backbone.checkpoint import layout_for
-from zoo_backbone.config import Dataset, ModelConfig, Preview, TrainConfig
+from zoo_backbone.config import ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import datasets_of
-from zoo_backbone.evaluation_data import pairs_of
+from zoo_backbone.evaluation_data import pairs_of, title_of
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.model import FourM
 
@@ -76,18 +76,7 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
     pictured = [any(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
     if not any(pictured):
         return False
-    sheet, places = _drawn(headers, rows, [CELL if picture else TEXT for picture in pictured])
-    information = PngInfo()
-    information.add_text("cells", json.dumps(places))
-    with replacing_file(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True, pnginfo=information)
-    return True
-
-
-def _drawn(
-    headers: Sequence[str], rows: Sequence[Sequence[Shown]], widths: Sequence[int]
-) -> tuple[Image.Image, list[list[Box | None]]]:
-    """Return the sheet and the places of its pictures."""
+    widths = [CELL if picture else TEXT for picture in pictured]
     drawn = [[_drawn_cell(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     heights = [max(CELL, *(cell.height for cell in row)) for row in drawn]
     lefts = list(accumulate((width + GAP for width in widths), initial=0))
@@ -104,7 +93,11 @@ def _drawn(
             x, y = left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2
             sheet.paste(cell, (x, y))
             places[number][column] = (x, y, x + cell.width, y + cell.height)
-    return sheet, places
+    information = PngInfo()
+    information.add_text("cells", json.dumps(places))
+    with replacing_file(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True, pnginfo=information)
+    return True
 
 
 def _drawn_cell(cell: Shown, width: int) -> Image.Image:
@@ -146,16 +139,25 @@ class Previews:
     ) -> None:  # fmt: skip
         self.handles, self.config = handles, config
         specs = [handle.spec for handle in handles.values()]
-        self.layout = layout_for(model or ModelConfig(), specs)
+        layout = layout_for(model or ModelConfig(), specs)
         self.stores = datasets_of(tokens, config)
         self.tokens: dict[Preview, dict[str, Any]] = {}
         for preview in config.previews:
-            if found := self._held_out(preview, inherited):
+            readable = bool(preview.inputs) and set(preview.inputs) <= set(layout.readable)
+            fits = readable and preview.target in layout.discrete and preview.target not in preview.inputs
+            if fits and (found := self._held_out(preview)):
                 self.tokens[preview] = found
-        pairs = [] if self.tokens else pairs_of(specs, self.layout)
+            elif fits and not inherited:
+                names = ", ".join((*preview.inputs, preview.target))
+                raise DataError(f"previews: no held-out sample has all of {names}; leave that preview out")
+            elif not inherited:
+                possible = ", ".join(layout.readable), ", ".join(layout.discrete)
+                wanted = "inputs among {}, and a target that is no input, among {}".format(*possible)
+                raise ConfigError.expected("previews", wanted, title_of((preview.inputs, preview.target)))
+        pairs = [] if self.tokens else pairs_of(specs, layout)
         for inputs, target in pairs:
             preview = Preview(inputs=inputs, target=target)
-            if len(self.tokens) < PAIRS and (found := self._held_out(preview, True)):
+            if len(self.tokens) < PAIRS and (found := self._held_out(preview)):
                 self.tokens[preview] = found
         if pairs and not self.tokens and not inherited:
             raise DataError(
@@ -163,44 +165,28 @@ class Previews:
                 "modalities of this run; leave preview_every out, or tokenize a split test"
             )
 
-    def _held_out(self, preview: Preview, optional: bool) -> dict[str, Any]:
-        """Return tokens of the first held-out samples with all modalities of a preview; see the class for errors."""
-        names, inputs, targets = (*preview.inputs, preview.target), self.layout.readable, self.layout.discrete
-        fits = preview.inputs and set(preview.inputs) <= set(inputs) and preview.target in targets
-        if fits and preview.target not in preview.inputs:
-            for store in self.stores:
-                columns = {name: column for name in names if (column := self._column(store, name)) is not None}
-                if len(columns) < len(names):
-                    continue
-                samples = islice(whole_samples(list(columns.values())), self.config.preview_samples)
-                if rows := [row for _, row in samples]:
-                    return {name: column.take(rows) for name, column in columns.items()}
-            problem: ZooError = DataError(
-                f"previews: no held-out sample has all of {', '.join(names)}; leave that preview out"
-            )
-        else:
-            wanted = f"inputs among {', '.join(inputs)}, and a target that is no input, among {', '.join(targets)}"
-            problem = ConfigError.expected("previews", wanted, f"{' + '.join(preview.inputs)} to {preview.target}")
-        if optional:
-            return {}
-        raise problem
-
-    def _column(self, store: Dataset, name: str) -> TokenColumn | None:
-        """Return a store's held-out tokens that the tokenizer can decode, or None."""
-        if store.modalities and name not in store.modalities:
-            return None
-        try:
-            column = TokenStore(store.tokens).open(TEST, name)
-            column.check_tokenizer(self.handles[name])
-            return column
-        except ReadError:
-            raise
-        except ZooError:
-            return None
+    def _held_out(self, preview: Preview) -> dict[str, Any]:
+        """Return tokens of the first held-out samples with all modalities of a preview, which the tokenizers can
+        decode; nothing if there are none."""
+        names = *preview.inputs, preview.target
+        for store in self.stores:
+            if store.modalities and not set(names) <= set(store.modalities):
+                continue
+            try:
+                columns = [TokenStore(store.tokens).open(TEST, name) for name in names]
+                for column in columns:
+                    column.check_tokenizer(self.handles[column.modality])
+            except ReadError:
+                raise
+            except ZooError:
+                continue
+            if rows := [row for _, row in islice(whole_samples(columns), self.config.preview_samples)]:
+                return {column.modality: column.take(rows) for column in columns}
+        return {}
 
     def __call__(self, model: FourM, folder: Path, step: int) -> dict[str, Path | str]:
         """Draw all previews; return by title the picture's file, or text if nothing is a picture."""
-        return {f"{' + '.join(p.inputs)} to {p.target}": self._draw(model, folder, step, p) for p in self.tokens}
+        return {title_of((p.inputs, p.target)): self._draw(model, folder, step, p) for p in self.tokens}
 
     def _draw(self, model: FourM, folder: Path, step: int, preview: Preview) -> Path | str:
         tokens, target = self.tokens[preview], preview.target

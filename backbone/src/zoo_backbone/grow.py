@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from zoo_backbone.evaluate import FILE as EVALUATION
 from zoo_backbone.evaluate import FOLDER
 from zoo_backbone.gallery import Previews
 from zoo_backbone.losses import losses_of
-from zoo_backbone.model import uniform_loss
 from zoo_backbone.run import Run, check_stored, training_fingerprints
 from zoo_backbone.train import train
 
@@ -209,12 +209,12 @@ def growing_mixtures(
     read = [name for name in old if name in layout.readable]
     parts = [Mixture()]
     new, known = (tuple(name for name in names if name in layout.discrete) for names in (added, old))
-    targets = tuple(name for name in known if any(name in part.target_names(known) for part in asked))
+    targets = tuple(name for name in known if any(name in (part.target_names or known) for part in asked))
     if read and new:
         ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
         scale = NEW_TARGETS / sum(part.weight for part in ways)
         for part in ways:
-            inputs = tuple(name for name in part.input_names(read) if name in read)
+            inputs = tuple(name for name in part.inputs or read if name in read)
             fallback = () if frozen else targets
             weight = scale * part.weight
             changed = dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fallback_targets=fallback)
@@ -258,7 +258,7 @@ def growing_config(
     if "mixtures" in table.get("masking", {}):
         parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
         named = [spec.name for spec in discrete]
-        met = {name for part in parts for name in (*part.input_names(added), *part.target_names(named))}
+        met = {name for part in parts for name in (*(part.inputs or added), *(part.target_names or named))}
         if missing := [name for name in added if name not in met]:
             place = (origin or Origin(table="train")).inner("masking").at("mixtures")
             raise ConfigError(f"{place}: no mixture has {missing[0]} as an input or a target; name it in one")
@@ -320,7 +320,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
             name: {"before": loss, "after": after[name][0], "targets": count} for name, (loss, count) in before.items()
         },
         "new": {
-            name: {"after": now[name][0], "uniform": uniform_loss(sizes[name]), "targets": now[name][1]}
+            name: {"after": now[name][0], "uniform": math.log(sizes[name]), "targets": now[name][1]}
             for name in record["added"] if name in now
         },
         "skills": skills(trained.folder, folder),

@@ -81,7 +81,7 @@ class Masker:
         self.config = config
         mixtures = config.mixtures
         self._weights = np.array([component.weight for component in mixtures])
-        self._may_be_input = np.array([self._allowed("inputs", c.input_names(layout.readable)) for c in mixtures])
+        self._may_be_input = np.array([self._allowed("inputs", c.inputs or layout.readable) for c in mixtures])
         self._targets = np.array([self._allowed("targets", c.targets or layout.discrete) for c in mixtures])
         self._fallbacks = np.array([self._allowed("fallback_targets", c.fallback_targets) for c in mixtures])
         self._may_be_target = self._targets | self._fallbacks

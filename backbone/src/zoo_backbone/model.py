@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
@@ -356,8 +355,3 @@ def check_handle(handle: ModalityHandle, fingerprint: str | None, layout: TokenL
     """
     where = f"{handle.name}: the model was trained on"
     handle.check_tokens_of(where, fingerprint, layout, remedy="use the registry of its training")
-
-
-def uniform_loss(vocab_size: int) -> float:
-    """Return the cross-entropy, in nats, of a uniform prediction."""
-    return math.log(vocab_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from tokenizers_zoo.errors import InvalidValueError, count_of
 from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens, has_fixed_length
 from zoo_backbone.batch import Packed, PackedInputs
-from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.embedding_layout import EmbeddingLayout, consecutive
 
 Tokens = dict[str, Tensor]
 """By modality: ids `batch tokens` (grids row-major), or numbers `batch tokens dim` for continuous layouts."""
@@ -81,11 +80,7 @@ def shown_end(layout: EmbeddingLayout, spec: ModalitySpec) -> int | None:
 
 def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:
     """Return the slice of each modality's tokens in the packed tokens."""
-    spans, start = {}, 0
-    for name, value in tokens.items():
-        spans[name] = slice(start, start + value.shape[1])
-        start += value.shape[1]
-    return spans
+    return dict(zip(tokens, consecutive(value.shape[1] for value in tokens.values()), strict=True))
 
 
 def packed(layout: EmbeddingLayout, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> PackedInputs:
@@ -215,9 +210,8 @@ class EncoderInputs:
 
 def _joined(blocks: Sequence[_Block]) -> tuple[dict[str, Tensor], list[slice]]:
     """Return the tokens of all blocks, and the columns of each."""
-    ends = list(itertools.accumulate(block.ids.shape[1] for block in blocks))
     joined = {
         name: torch.cat([getattr(block, name) for block in blocks], 1)
         for name in ("ids", "positions", "modalities", "mask")
     }
-    return joined, [slice(end - block.ids.shape[1], end) for block, end in zip(blocks, ends, strict=True)]
+    return joined, consecutive(block.ids.shape[1] for block in blocks)

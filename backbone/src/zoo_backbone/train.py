@@ -28,7 +28,7 @@ from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import ASKED, CLASS, PUBLISHED, Beginning, begin, freeze, save_model
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import Mix, Source, fingerprints_of, open_sources
-from zoo_backbone.distributed import StatePart, TrainingState
+from zoo_backbone.distributed import TrainingState
 from zoo_backbone.losses import GradAccumulation, LossBalance, held_out_losses
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import Optimizer, learning_rate, peak_rate
@@ -174,8 +174,8 @@ class Trainer:
         self.accumulation = GradAccumulation(self.model, config.grad_accum_steps, parallel=parallel)
         self.balance = LossBalance(layout, config, ranks.device)
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
-        parts: dict[str, StatePart] = {"optimizer": self.optimizer, "balance": self.balance}
-        parts |= {"ema": self.ema} if self.ema is not None else {}
+        parts = {"optimizer": self.optimizer.state, "balance": self.balance.state}
+        parts |= {"ema": self.ema.state} if self.ema is not None else {}
         self.state = TrainingState(folder, self.model, parts, ranks)
 
     def train(self) -> float:

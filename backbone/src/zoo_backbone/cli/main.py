@@ -223,11 +223,9 @@ def evaluate_command(
       zoo backbone eval runs/backbone --input caption,boxes --target depth,semseg
       zoo backbone eval runs/backbone --tokens other --out other-scores
     """
-    from rich.console import Console
-
     from tokenizers_zoo.data.tokens import TokenStore
     from zoo_backbone.config import EvaluationConfig
-    from zoo_backbone.evaluate import FILE, FOLDER, evaluate, skill_tables
+    from zoo_backbone.evaluate import FILE, FOLDER, evaluate, skill_table
     from zoo_backbone.evaluation_data import left_out_text
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
@@ -243,7 +241,6 @@ def evaluate_command(
             folder, zoo, run.tokens, data_dir or run.values(), config=config, device=device, out=out,
             overwrite=overwrite,
         )  # fmt: skip
-    console = Console()
     for place, reasons in result["unreadable"].items():
         key, reason = next(iter(reasons.items()))
         click.echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
@@ -251,8 +248,7 @@ def evaluate_command(
     if left_out and (config.inputs is None or config.targets is None):
         click.echo(left_out_text(left_out), err=True)
     click.echo("skill (0 = best constant prediction, 1 = tokenizer reconstruction), then the raw metric")
-    for shown in skill_tables(result, width=console.width if console.is_terminal else 80):
-        console.print(shown)
+    show_table(skill_table(result))
     if not result["pairs"]:
         click.echo("no pairs: no modality can be predicted from another one")
     click.echo(f"all scores: {(out or folder / FOLDER) / FILE}")

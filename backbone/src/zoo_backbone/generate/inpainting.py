@@ -118,14 +118,12 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
 
 def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
     kind, _, rest = region.partition(":")
-    gap = np.array([UNKNOWN])
     if kind in ("after", "gaps"):
         if (kind == "gaps" or rest) and not (rest.isdecimal() and int(rest)):
             raise _wrong(name, region, "a number from 1 on")
         if kind == "after":
-            return np.concatenate([row[: int(rest)] if rest else row, gap])
-        parts = [row[first : first + int(rest)] for first in range(0, len(row), int(rest))]
-        return np.concatenate([gap, *(piece for part in parts for piece in (part, gap))])
+            return np.append(row[: int(rest)] if rest else row, UNKNOWN)
+        return np.insert(row, [*range(0, len(row), int(rest)), len(row)], UNKNOWN)
     inverted = kind == "not" and rest.startswith("tokens:")
     if kind != "tokens" and not inverted:
         raise _wrong(name, region, "after, after:N, tokens:0-3,8 or gaps:N")

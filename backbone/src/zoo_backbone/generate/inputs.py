@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -146,17 +146,13 @@ Sample = tuple[int, str, int]
 
 def _of_keys(keys: Sequence[str], samples: Iterable[tuple[str, int]], place: Path) -> list[Sample]:
     """Return the samples with these keys. Raises UnknownNameError."""
-    found, seen = dict[str, Sample](), list[str]()
-    for number, (key, row) in enumerate(samples):
-        if key in keys:
-            found[key] = number, key, row
-        if len(seen) < SUGGESTED:
-            seen.append(key)
-        if len(found) == len(set(keys)):
-            break
+    remaining = iter(samples)
+    first = list(islice(remaining, SUGGESTED))
+    found = {key: (number, key, row) for number, (key, row) in enumerate(chain(first, remaining)) if key in keys}
     for key in keys:
         if key not in found:
-            raise UnknownNameError.of("sample", key, seen, f"(in {place}; --split chooses another split)")
+            hint = f"(in {place}; --split chooses another split)"
+            raise UnknownNameError.of("sample", key, (known for known, _ in first), hint)
     return [found[key] for key in keys]
 
 

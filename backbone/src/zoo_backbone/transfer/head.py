@@ -57,8 +57,7 @@ class Head(nn.Module):
 
     def train_outputs(self, features: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
         """Return the outputs for `Target.loss`."""
-        result: Tensor = self(features, mask)
-        return result
+        return self(features, mask)
 
 
 class PooledLinear(Head):
@@ -72,8 +71,7 @@ class PooledLinear(Head):
         self.out = _small_linear(dim, outputs)
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        result: Tensor = self.out(self.norm(features))
-        return result
+        return self.out(self.norm(features))
 
 
 class Attentive(Head):
@@ -94,8 +92,7 @@ class Attentive(Head):
         query = self.query.expand(len(features), -1, -1)
         seen = *self.attention.keys_and_values(features, None), _attention_mask(mask)
         found = self.attention(query, None, [seen])
-        result: Tensor = self.out(self.norm(found[:, 0]))
-        return result
+        return self.out(self.norm(found[:, 0]))
 
 
 class Neighbours(Head):
@@ -211,8 +208,7 @@ class TokenDecoder(Head):
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         for block, context in zip(self.blocks, self._context(features), strict=True):
             x = block(x, None, [(*context, _attention_mask(mask))], causal)
-        result: Tensor = self.out(self.norm(x))
-        return result
+        return self.out(self.norm(x))
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Return ids `(batch, tokens)` by greedy decoding. Ids after an end are undefined."""

@@ -89,8 +89,7 @@ class Network(nn.Module):
         return torch.cat(maps, 1), None
 
     def forward(self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> Tensor:
-        result: Tensor = self.head(*self.features(tokens, used))
-        return result
+        return self.head(*self.features(tokens, used))
 
 
 def build_encoder(run: Path, config: TransferConfig, seed: int) -> FourMEncoder:
@@ -130,16 +129,12 @@ class FeatureCache:
         self.network, self.samples, self.batch_size = network, samples, min(batch_size, CACHE_BATCH)
         self.cached: dict[int, Tensor] = {}
         self.room = CACHE_BYTES
-        self.lengths = self._longest()
+        self.lengths: dict[str, int] = {}
+        """Maximum number of tokens of each input, as the encoder gets them."""
+        for spec in samples.inputs.specs:
+            end = int(shown_end(network.encoder.layout, spec) is not None)
+            self.lengths[spec.name] = min(samples.inputs.columns[spec.name].longest + end, spec.layout.length)
         self.lock = threading.Lock()
-
-    def _longest(self) -> dict[str, int]:
-        """Return the maximum number of tokens of each input, as the encoder gets them."""
-        found = {}
-        for spec in self.samples.inputs.specs:
-            end = int(shown_end(self.network.encoder.layout, spec) is not None)
-            found[spec.name] = min(self.samples.inputs.columns[spec.name].longest + end, spec.layout.length)
-        return found
 
     def get(self, places: Sequence[int]) -> list[Tensor]:
         """Return the features of the samples at these places, without padding."""

@@ -62,17 +62,6 @@ def unseen_text(unseen: Mapping[str, int]) -> str:
     return f"{sum(unseen.values())} test labels are of classes without a training label: {shown}"
 
 
-def best_step_text(metrics: Mapping[str, Any]) -> str:
-    """Return a line about the step whose weights were kept, or ""."""
-    if "best_step" not in metrics:
-        return ""
-    best = metrics["validation"]
-    return (
-        f"weights of step {metrics['best_step']} of {metrics['steps']}, the best on "
-        f"{metrics['labels']['validation']} validation samples ({best['name']} {number_text(best['score'])})"
-    )
-
-
 def summary(metrics: Mapping[str, Any]) -> list[str]:
     """Return lines about dropped samples, unseen classes, the kept step and the setup."""
     words = {"no_input": "without all inputs", "no_label": "without a label"}
@@ -82,11 +71,13 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
     }  # fmt: skip
     counts["keys of the table that are in no split"] = metrics["dropped"]["unknown_keys"]
     dropped = [f"{count} {what}" for what, count in counts.items() if count]
-    labels = metrics["labels"]
+    labels, best = metrics["labels"], metrics.get("validation")
     lines = [
         f"dropped samples: {', '.join(dropped)}" if dropped else "",
         unseen_text(metrics["unseen_classes"]),
-        best_step_text(metrics),
+        best
+        and f"weights of step {metrics['best_step']} of {metrics['steps']}, the best on {labels['validation']} "
+        f"validation samples ({best['name']} {number_text(best['score'])})",
         f"probe: {metrics['task']['kind']} from {' + '.join(metrics['inputs'])}, head {metrics['head']}, "
         f"{metrics['tuning']}, {labels['train'] + labels['validation']} labels, {labels['test']} held-out samples",
     ]

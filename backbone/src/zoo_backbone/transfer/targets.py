@@ -282,8 +282,7 @@ def target_to_json(target: Target) -> dict[str, Any]:
 def target_from_json(data: Mapping[str, Any]) -> Target:
     """Return the target that `target_to_json` wrote."""
     fields = {key: value for key, value in data.items() if key != "kind" and value is not None}
-    target: Target = from_mapping(TARGETS[data["kind"]], fields)
-    return target
+    return from_mapping(TARGETS[data["kind"]], fields)
 
 
 def _accuracies(counts: npt.NDArray[np.int64], hits: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -144,8 +144,7 @@ class Task:
     def metrics(self, target: Any) -> tuple[Metric, ...]:
         """Return the metrics, the main metric first."""
         judge = self._judge(target)
-        found: tuple[Metric, ...] = target.metrics if judge is target else judge.spec.metrics
-        return found
+        return target.metrics if judge is target else judge.spec.metrics
 
     def score(self, target: Any, predicted: Sequence[Any], labels: Sequence[Any]) -> dict[str, float]:
         """Return the metrics of predictions."""

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_place, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
 from zoo_backbone.transfer.data import Samples, Stores, check_labels, split_labels
-from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
+from zoo_backbone.transfer.head import Grid, Neighbours, build_head
 from zoo_backbone.transfer.probe import (
     CLASS,
     FeatureCache,
@@ -190,17 +190,12 @@ class ProbeTask(LoopTask):
             return collate_features(self.features[id(samples)].get(places))
         return self.network.encoder.prepare(samples.tokens(places))
 
-    def _head(self, module: nn.Module) -> Head:
-        return cast(Head, module) if self.frozen else cast(Network, module).head
-
     def parameter_groups(self, module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         """Return groups whose rates decay from layer to layer of the encoder; the head trains at the full rate."""
-        config, groups = self.config, []
-        if not self.frozen:
-            encoder = cast(Network, module).encoder
-            for group in parameter_groups(encoder, 1.0, decay=config.layer_decay, weight_decay=weight_decay):
-                groups.append({"params": group["params"], "weight_decay": group["weight_decay"], "rate": group["lr"]})
-        return groups + super().parameter_groups(self._head(module), weight_decay)
+        network, decay = self.network, self.config.layer_decay
+        tuned = [] if self.frozen else parameter_groups(network.encoder, 1.0, decay=decay, weight_decay=weight_decay)
+        groups = [{"params": of["params"], "weight_decay": of["weight_decay"], "rate": of["lr"]} for of in tuned]
+        return groups + super().parameter_groups(network.head, weight_decay)
 
     # ------------------------------------------------------------------ steps
 
@@ -211,9 +206,9 @@ class ProbeTask(LoopTask):
     def losses(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Return the loss of a batch."""
         inputs, targets = batch
-        features, mask = inputs if self.frozen else cast(Network, module).features(*inputs)
+        features, mask = inputs if self.frozen else self.network.features(*inputs)
         features = F.dropout(features, self.config.dropout, module.training)
-        return {"loss": self.target.loss(self._head(module).train_outputs(features, mask, targets), targets)}
+        return {"loss": self.target.loss(self.network.head.train_outputs(features, mask, targets), targets)}
 
     def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], None]:
         """Return predictions."""
@@ -246,16 +241,13 @@ class ProbeTask(LoopTask):
             bank = torch.stack(self.features[id(self.split.samples)].get(range(len(self.split.samples))))
             answers = self.target.encode(list(self.targets))
             head = Neighbours(bank, answers, self.config, self.target.outputs).to(self.device)
+            self.network.head = head
             self.save(run, head, (), 0, time.perf_counter() - self.started, None)
 
     def save(
         self, run: RunFolder, module: nn.Module, test: Sequence[Any], steps: int, seconds: float, best: Best | None
     ) -> None:
         """Score all held-out samples and write the probe."""
-        if self.frozen:
-            self.network.head = self._head(module)
-        else:
-            self.network = cast(Network, module)
         samples, target = self.split.samples, self.target
         config = {**self.probe_config, "train_classes": sorted(set(self.targets)) if target.kind == "classes" else []}
         baseline = self.task.constant_baseline(target, samples.labels)
