@@ -125,12 +125,9 @@ class TokenData:
             dim = getattr(spec.layout, "dim", None)
             shape = (len(rows), spec.layout.length) + (() if dim is None else (dim,))
             variable = isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
-            if not variable and len(here) == len(rows):
-                array = taken.reshape(shape)
-            else:
-                array = np.zeros(shape, np.int64 if dim is None else np.float32)
-                if not variable:
-                    array[here] = taken.reshape(len(here), *shape[1:])
+            array = np.zeros(shape, np.int64 if dim is None else np.float32)
+            if not variable:
+                array[here] = taken.reshape(len(here), *shape[1:])
             for sample, row in zip(here, taken, strict=True) if variable else ():
                 array[sample, : len(row)] = row
             lengths[here, number] = list(map(len, taken)) if variable else spec.layout.length

@@ -142,20 +142,21 @@ class EmbeddingLayout:
         """Names of the modalities that can be inputs."""
         return tuple(name for name in self.names if name not in self.targets_only)
 
-    def check_made(self, name: str, what: str) -> None:
+    def check_made(self, names: Iterable[str], what: str) -> None:
         """Raise ConfigError, starting with `what`, for a modality that cannot be a target."""
-        spec = self.spec(name)
-        if spec.continuous:
-            raise ConfigError(f"{what} {name}: a {spec.layout.kind} modality is an input only")
-        if name in self.inputs_only:
-            predicted = ", ".join(self.discrete) or "nothing"
-            raise ConfigError(f"{what} {name}: it is only an input of this model, which predicts {predicted}")
+        for name in names:
+            if (spec := self.spec(name)).continuous:
+                raise ConfigError(f"{what} {name}: a {spec.layout.kind} modality is an input only")
+            if name in self.inputs_only:
+                predicted = ", ".join(self.discrete) or "nothing"
+                raise ConfigError(f"{what} {name}: it is only an input of this model, which predicts {predicted}")
 
-    def check_read(self, name: str, what: str) -> None:
+    def check_read(self, names: Iterable[str], what: str) -> None:
         """Raise ConfigError, starting with `what`, for a modality that cannot be an input."""
-        if self.spec(name).name in self.targets_only:
-            read = ", ".join(self.readable) or "nothing"
-            raise ConfigError(f"{what} {name}: it is only a target of this model, which reads {read}")
+        for name in names:
+            if self.spec(name).name in self.targets_only:
+                read = ", ".join(self.readable) or "nothing"
+                raise ConfigError(f"{what} {name}: it is only a target of this model, which reads {read}")
 
 
 def consecutive(counts: Iterable[int]) -> list[slice]:

@@ -103,8 +103,8 @@ class FourMEncoder(nn.Module):
         """
         if self.zoo is None:
             raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
+        self.layout.check_read(values, "features of")
         for name in values:
-            self.layout.check_read(name, "features of")
             self.model.check_tokenizer(self.zoo[name])
         return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
 
@@ -116,8 +116,7 @@ class FourMEncoder(nn.Module):
         """
         if not given:
             raise ConfigError("FourMEncoder: expected at least one modality")
-        for name in given:
-            self.layout.check_read(name, "features of")
+        self.layout.check_read(given, "features of")
         return padded(self.layout, given, self.device)
 
     # ------------------------------------------------------------------ features

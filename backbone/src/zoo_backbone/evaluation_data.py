@@ -27,8 +27,6 @@ from zoo_backbone.run import check_stored
 
 HELD = 4
 """Sets of samples, and of their true values, that are kept in memory."""
-LOOKED_AT = 256
-"""Samples whose presence is looked up at a time."""
 Pair = tuple[tuple[str, ...], str]
 """Input modalities and a target."""
 Scores = dict[str, float | None]
@@ -82,18 +80,18 @@ class EvaluationData:
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the scores depend on."""
-        values = {f"{TEST}/{name}": self.values.contents(TEST, name) for name in self.handles}
-        learned = self.values.modalities(TRAIN)
-        for name in self.handles:
-            values[f"{TRAIN}/{name}"] = self.values.contents(TRAIN, name) if name in learned else ""
+        there = {split: self.values.modalities(split) for split in (TEST, TRAIN)}
         return {
             "weights": self.model.record["weights_sha256"],
             "settings": {**dataclasses.asdict(self.config), "inputs": None, "targets": None},  # pairs can be added
             "tokenizers": {name: column.fingerprint for name, column in self.columns.items()},
             "samples": samples_digest(self.columns),
-            "values": values,
+            "values": {
+                f"{split}/{name}": self.values.contents(split, name) if name in names else ""
+                for split, names in there.items() for name in self.handles
+            },
             "decoders": {name: _decoder_of(handle) for name, handle in self.handles.items()},
-        }
+        }  # fmt: skip
 
     def pairs(self) -> list[Pair]:
         """Return the pairs to evaluate.
@@ -105,10 +103,8 @@ class EvaluationData:
         if inputs is not None:
             inputs = tuple(tuple(dict.fromkeys(forms.get(name, name) for name in names)) for names in inputs)
         named = [name for names in inputs or () for name in names]
-        for name in named:
-            layout.check_read(name, "evaluate")
-        for name in targets or ():
-            layout.check_made(name, "evaluate")
+        layout.check_read(named, "evaluate")
+        layout.check_made(targets or (), "evaluate")
         for name in (*named, *(targets or ())):
             if name not in self.handles:
                 raise DataError(f"evaluate {name}: {self.problems[name].removeprefix(f'{name}: ')}")
@@ -132,15 +128,13 @@ class EvaluationData:
         return found
 
     def _candidates(self, names: Sequence[str]) -> Iterator[int]:
-        total = self.split.samples
-        for start in range(0, total, LOOKED_AT):
-            numbers = permuted(np.arange(start, min(start + LOOKED_AT, total)), total, self.config.seed)
-            for name in names:
-                numbers = numbers[self.columns[name].present(numbers * self.split.crops)]
-            for number in numbers.tolist():
-                place = self._place(number)
-                if place and all(place in self._rows(name) and self._readable(name, place) for name in names):
-                    yield number
+        numbers = permuted(np.arange(self.split.samples), self.split.samples, self.config.seed)
+        for name in names:
+            numbers = numbers[self.columns[name].present(numbers * self.split.crops)]
+        for number in numbers.tolist():
+            place = self._place(number)
+            if place and all(place in self._rows(name) and self._readable(name, place) for name in names):
+                yield number
 
     def _place(self, sample: int) -> tuple[int, int] | None:
         """Return shard and row of a token store's test sample among the values, or None."""

@@ -37,8 +37,8 @@ class LossBalance:
     def __init__(self, layout: EmbeddingLayout, config: TrainConfig, device: torch.device) -> None:
         self.layout, self.config = layout, config
         self.fixed = torch.ones(len(layout), device=device)
+        layout.check_made(config.loss_weights, "loss_weights:")
         for name, weight in config.loss_weights.items():
-            layout.check_made(name, "loss_weights:")
             self.fixed[layout.index(name)] = weight
         self.learned = config.balance == "uncertainty"
         self.adam = RowAdam(torch.zeros(len(layout), 1, device=device), config.betas)

@@ -109,8 +109,7 @@ class Masker:
         check = self.layout.check_read if key == "inputs" else self.layout.check_made
         allowed = np.zeros(len(self.layout), bool)
         allowed[[self.layout.index(name) for name in names]] = True
-        for name in names:
-            check(name, f"masking: mixtures: {key}:")
+        check(names, f"masking: mixtures: {key}:")
         if key == "targets" and not names:
             raise ConfigError("masking: no modality has tokens, so there is nothing to predict; add a discrete one")
         return allowed

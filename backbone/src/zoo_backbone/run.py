@@ -56,10 +56,9 @@ class Run:
 
     def values(self) -> Path:
         """Return the folder of values. Raises CheckpointError if the run has none, or if it is missing."""
-        if self.data is None:
-            raise CheckpointError("the run does not know its values; give --data DATA")
-        if not self.data.is_dir():
-            raise CheckpointError(f"the run's values were in {self.data}, which is gone; give --data DATA")
+        if self.data is None or not self.data.is_dir():
+            place = self.data or "an unknown folder"
+            raise CheckpointError(f"the run's values were in {place}, which is not there; give --data DATA")
         return self.data
 
 

@@ -60,10 +60,8 @@ class Request:
         resolved_plan(model.layout, self.targets, self.inputs, plan.inpaint)
         targets = [target.name for target in self.targets]
         ranking = [plan.rank] if plan.rank else []
-        for name in ranking:
-            model.layout.check_made(name, "rank")
-            for target in targets:
-                model.layout.check_read(target, f"rank {name} of")
+        model.layout.check_made(ranking, "rank")
+        model.layout.check_read(targets if ranking else (), f"rank {plan.rank} of")
         self.handles = {name: zoo[name] for name in (*sources, *targets, *ranking)}
         for handle in self.handles.values():
             model.check_tokenizer(handle)

@@ -121,10 +121,8 @@ def resolved_plan(
     target that the model does not support, or guidance by a modality that is not known yet.
     """
     known = [*inputs, *partial]
-    for target in plan:
-        layout.check_made(target.name, "generate")
-    for name in known:
-        layout.check_read(name, "generate")
+    layout.check_made((target.name for target in plan), "generate")
+    layout.check_read(known, "generate")
     if not plan:
         raise ConfigError("generate: expected at least one target")
     names = [*inputs, *(target.name for target in plan)]

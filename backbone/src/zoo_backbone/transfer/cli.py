@@ -123,7 +123,7 @@ def eval_command(
     from zoo_backbone.transfer.probe import load
     from zoo_backbone.transfer.results import score_table, unseen_text
 
-    probe = load(folder, _zoo(), run=run, device=device)
+    probe = load(folder, open_zoo() if asked_registry() else None, run=run, device=device)
     stores = probe.stores(TEST, tokens, data)
     test = stores.samples(probe.task, TEST)
     metrics, unseen = probe.score(test), probe.unseen_classes(test.labels)
@@ -159,7 +159,7 @@ def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | Non
     """
     from zoo_backbone.transfer.probe import load, predict_to_folder
 
-    probe = load(folder, _zoo(), run=run, device=device)
+    probe = load(folder, open_zoo() if asked_registry() else None, run=run, device=device)
     stores = probe.stores(split, tokens, data)
     with disk_errors(out):
         found = predict_to_folder(probe, stores, out, split=split, samples=samples, keys=keys)
@@ -194,9 +194,3 @@ def default_name(task: str, inputs: list[str], config: TransferConfig, seed: int
     head = [config.head] if config.head else []
     parts = [name, "from", *inputs, config.tuning, *head, str(config.labels), str(seed)]
     return short_name(re.sub(r"[^\w.-]+", "_", "-".join(parts)), LONGEST_NAME)
-
-
-def _zoo() -> Any:
-    """Return the zoo of --registry, or None for the registry of the probe's training."""
-    registry = asked_registry()
-    return open_zoo(registry) if registry else None

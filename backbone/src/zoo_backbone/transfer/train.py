@@ -98,8 +98,7 @@ class ProbeTask(LoopTask):
         layout = layout_for(model_config(backbone), stored_specs(backbone))
         forms = input_forms(zoo, layout.readable)
         inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
-        for name in inputs:
-            layout.check_read(name, "--input")
+        layout.check_read(inputs, "--input")
         if len(set(inputs)) != len(inputs):
             raise ConfigError(f"--input {','.join(inputs)}: expected each modality once")
         self.task = parsed = Task.parse(task, zoo, wanted)
