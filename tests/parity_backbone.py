@@ -36,9 +36,11 @@ def backbone_results(
     names = {item.published: specs[item.published].name for item in published}
     read = [item.published for item in published if item.read and f"{item.published}/input_mask" in inputs]
     packed = packed_inputs(model, {theirs: names[theirs] for theirs in read}, inputs)
-    hidden = model.encode(packed)
-    results = {"encoder/hidden": hidden[packed.mask], "encoder/num_valid": packed.mask.sum(1)}
+    encoded: list[Tensor] = []
+    model.encoder_norm.register_forward_hook(lambda norm, given, hidden: encoded.append(hidden))
     context = model.context(packed)
+    hidden = encoded[0][:, model.num_registers :]
+    results = {"encoder/hidden": hidden[packed.mask], "encoder/num_valid": packed.mask.sum(1)}
     losses = []
     for item in published:
         if not item.made:

@@ -367,8 +367,8 @@ def test_held_out_samples_without_a_target_are_reported_and_not_logged(
 def test_one_of_several_processes_exits_without_interpreter_shutdown(processes: str, rank: str, ends: str) -> None:
     """Only the first of several processes prints results."""
     script = (
-        "import atexit; from zoo_backbone.distributed import leave, leave_but_first; "
-        "atexit.register(print, 'at exit'); leave_but_first(); print('told'); leave(); print('gone on')"
+        "import atexit; from zoo_backbone.distributed import leave; "
+        "atexit.register(print, 'at exit'); leave(first=False); print('told'); leave(); print('gone on')"
     )
     environment = {**os.environ, "WORLD_SIZE": processes, "RANK": rank, "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, "-c", script]

@@ -99,21 +99,15 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def leave() -> None:
-    """End this process if torchrun started it.
+def leave(*, first: bool = True) -> None:
+    """End this process if torchrun started it; without `first`, not the first process, which prints results.
 
     Communication threads may outlive the interpreter, which would abort the process at its exit.
     """
-    if processes() > 1:
+    if processes() > 1 and (first or os.environ.get("RANK", "0") != "0"):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def leave_but_first() -> None:
-    """End all processes that torchrun started except the first, which prints results."""
-    if os.environ.get("RANK", "0") != "0":
-        leave()
 
 
 @contextlib.contextmanager

@@ -334,23 +334,23 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
 
     An evaluation of other weights than the folder has now does not count.
     """
-    found, identities = [], []
-    for folder in (before, after):
-        path = folder / FOLDER / EVALUATION
-        if not path.is_file():
-            return []
-        table = read_table(path, "pairs", "identity")
-        if table["identity"].get("weights") != load_config(folder, CLASS).get("weights_sha256"):
-            return []
-        identities.append(table["identity"])
-        found.append({(tuple(p["inputs"]), p["target"], p["samples"]): p["skill"] for p in table["pairs"]})
-    for key in ("decoders", "values"):  # digests; a name in only one evaluation belongs to no shared pair
-        here, there = (identity.get(key, {}) for identity in identities)
-        if any(here[name] != there[name] for name in here.keys() & there.keys()):
-            return []
-    if identities[0].get("settings") != identities[1].get("settings"):
+    (one, here), (two, there) = map(_measured, (before, after))
+    # A name in only one evaluation belongs to no shared pair.
+    if any(here[name] != there[name] for name in here.keys() & there.keys()):
         return []
     return [
-        {"inputs": list(pair[0]), "target": pair[1], "before": skill, "after": found[1][pair]}
-        for pair, skill in found[0].items() if pair in found[1]
+        {"inputs": list(inputs), "target": target, "before": skill, "after": two[inputs, target, samples]}
+        for (inputs, target, samples), skill in one.items() if (inputs, target, samples) in two
     ]  # fmt: skip
+
+
+def _measured(folder: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """Return the skill scores of a backbone by pair and number of samples, and digests of what they depend on."""
+    path = folder / FOLDER / EVALUATION
+    table = read_table(path, "pairs", "identity") if path.is_file() else {"pairs": [], "identity": {}}
+    identity = table["identity"]
+    if identity.get("weights") != load_config(folder, CLASS).get("weights_sha256"):
+        return {}, {}
+    digests = {f"{key} {name}": value for key in ("decoders", "values", "settings")
+               for name, value in identity.get(key, {}).items()}  # fmt: skip
+    return {(tuple(p["inputs"]), p["target"], p["samples"]): p["skill"] for p in table["pairs"]}, digests

@@ -75,7 +75,7 @@ def train(
     from zoo_backbone import config as settings
     from zoo_backbone.checkpoint import CLASS, model_config
     from zoo_backbone.data import datasets_of, names_in
-    from zoo_backbone.distributed import leave, leave_but_first
+    from zoo_backbone.distributed import leave
     from zoo_backbone.grow import train_run
 
     model_table, table, _ = read_tables(config_file).values()
@@ -98,7 +98,7 @@ def train(
         click.echo(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}", err=True)
     with disk_errors(out):
         train_run(out, tokens, handles, zoo.path, model, config, start=start, overwrite=overwrite)
-    leave_but_first()
+    leave(first=False)
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     leave()
 
@@ -142,7 +142,7 @@ def grow_command(
       zoo backbone grow RUN --add heightmap --tokens tokens --out grown
       zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
     """
-    from zoo_backbone.distributed import leave, leave_but_first
+    from zoo_backbone.distributed import leave
     from zoo_backbone.grow import REPORT, Trained, check_same_model, grow, write_report
 
     if out.resolve() == folder.resolve():
@@ -156,7 +156,7 @@ def grow_command(
         raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: frozen weights forget nothing")
     with disk_errors(out):
         grow(trained, tokens, out, add, zoo, table, replay, origin, overwrite)
-        leave_but_first()
+        leave(first=False)
         report = write_report(out, trained, tokens)
     losses = {name: _three(row) for name, row in report["losses"].items()}
     losses |= {f"{name} (new)": [f"uniform {row['uniform']:.3f}", f"{row['after']:.3f}", ""]

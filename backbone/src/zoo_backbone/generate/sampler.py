@@ -106,8 +106,6 @@ def generate(
             else:
                 there = torch.full((len(drawn), spec.length), UNKNOWN) if there is None else there
                 found[name] = decode_grid(model, encoded, target, noise, passes, there)
-        if len(drawn) == len(numbers):
-            return found
         rows |= {row: {name: tokens[i] for name, tokens in found.items()} for i, row in enumerate(drawn)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
     return {name: torch.stack(made) if isinstance(made[0], Tensor) else made for name, made in joined.items()}
