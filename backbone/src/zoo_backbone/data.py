@@ -31,8 +31,7 @@ class TokenData:
 
     By default a sample may lack modalities, but not every one; with `aligned` it has each modality. Every view (crop)
     is a sample, unless `whole` keeps the whole views alone. `names` are the modalities to read, by default all of
-    `specs`; samples lack the others. Apart from a bit per sample and modality, memory does not grow with the number of
-    samples.
+    `specs`; samples lack the others. The number of the stored row of each sample is kept in memory.
 
     Raises DataError where a modality has no tokens, is unfinished, or does not fit its spec.
     """
@@ -54,28 +53,22 @@ class TokenData:
         for spec in read:
             _check_fits(self.columns[spec.name], spec)
         self.split = store.split(split)
-        self._views = 1 if whole else self.split.crops
         for first, other in itertools.pairwise(self.columns.values()):
             for shard, (one, two) in enumerate(zip(first.manifests, other.manifests, strict=True)):
                 if one.keys != two.keys:
                     where = f"{other.folder}: shard {shard}"
                     raise DataError(f"{where} has other samples than the shard of {first.modality}; tokenize again")
-        self._combine = np.logical_and if aligned else np.logical_or
-        usable = [int(self.usable(shard).sum()) for shard in range(self.split.shards)]
-        self._complete = np.array([usable[shard] == self.split.rows(shard) for shard in range(self.split.shards)], bool)
-        self._starts = np.cumsum([0, *usable]) * self._views
+        firsts = np.arange(self.split.samples) * self.split.crops
+        present = [column.present(firsts) for column in self.columns.values()]
+        combine = np.logical_and if aligned else np.logical_or
+        usable = combine.reduce(present) if present else np.zeros(len(firsts), bool)
+        self._rows = (firsts[usable, None] + np.arange(1 if whole else self.split.crops)).ravel()
         if not len(self):
             wanted = "no sample has all of" if aligned else "there are no samples of"
             raise DataError(f"{root / split}: {wanted} {', '.join(self.columns)}; tokenize the same data")
 
-    def usable(self, shard: int) -> npt.NDArray[np.bool_]:
-        """Return whether each row of a shard is a sample."""
-        if not self.columns:
-            return np.zeros(self.split.rows(shard), bool)
-        return self._combine.reduce([item.present_in(shard) for item in self.columns.values()])
-
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -88,13 +81,7 @@ class TokenData:
 
     def rows(self, samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the stored rows of the samples numbered `samples`; the same in every column."""
-        numbers = np.asarray(samples, np.int64)
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        local, view = np.divmod(numbers - self._starts[shards], self._views)
-        for shard in np.unique(shards[~self._complete[shards]]):
-            here = shards == shard
-            local[here] = np.flatnonzero(self.usable(int(shard)))[local[here]]
-        return (shards * self.split.shard_size + local) * self.split.crops + view
+        return self._rows[np.asarray(samples, np.int64)]
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return whether each row has tokens of each modality of `specs`, bool `(rows, modalities)`."""
@@ -106,12 +93,7 @@ class TokenData:
 
     def sample_keys(self) -> list[str]:
         """Return the key of every sample; views of one sample have the same key."""
-        found: list[str] = []
-        for shard in range(self.split.shards):
-            rows = np.flatnonzero(self.usable(shard))
-            keys = self.split.keys(shard) if len(rows) else ()
-            found += [keys[row] for row in rows.tolist() for _ in range(self._views)]
-        return found
+        return list(map(self.split.key, (self._rows // self.split.crops).tolist()))
 
     def batch(self, samples: npt.NDArray[np.int64]) -> RawBatch:
         """Return all tokens of the samples numbered `samples`."""

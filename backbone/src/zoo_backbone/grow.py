@@ -347,9 +347,9 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
 def _measured(folder: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Return the skill scores of a backbone by pair and number of samples, and digests of what they depend on."""
     path = folder / FOLDER / EVALUATION
-    table = read_table(path, "pairs", "identity") if path.is_file() else {"pairs": [], "identity": {}}
-    identity = table["identity"]
-    if identity.get("weights") != load_config(folder, CLASS).get("weights_sha256"):
+    table = read_table(path, "pairs", "identity") if path.is_file() else {}
+    identity = table.get("identity", {})
+    if not table or identity.get("weights") != load_config(folder, CLASS).get("weights_sha256"):
         return {}, {}
     digests = {f"{key} {name}": value for key in ("decoders", "values", "settings")
                for name, value in identity.get(key, {}).items()}  # fmt: skip
