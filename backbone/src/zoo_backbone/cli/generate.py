@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def generate_command(
         for target in table.get("targets", []):
             target.pop("guidance", None)
     table["targets"] = _targets(targets, table, parse_assignments(assignments))
-    sources = sources_of(table.get("inputs", [])) | sources_of(_items(inputs))
+    items = [item for text in inputs for item in ([text] if "=" in text else split_names(text))]
+    sources = sources_of(table.get("inputs", [])) | sources_of(items)
     table["inputs"] = inputs_of(sources)
     table["inpaint"] = {**table.get("inpaint", {}), **pairs_of("--inpaint", inpaint, "REGION")}
     chosen = {"keys": keys, **options}
@@ -118,21 +119,8 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
     return [dict(table) for table in tables]
 
 
-def _items(inputs: Iterable[str]) -> list[str]:
-    """Split `a,b` into two items; NAME=VALUE is one."""
-    found = []
-    for text in inputs:
-        if "=" in text and "," in text.partition("=")[0]:
-            raise ConfigError(f"--input {text}: expected names, or one NAME=VALUE; repeat --input")
-        found += [text] if "=" in text else split_names(text)
-    return found
-
-
 def _guidance(text: str) -> dict[str, Any]:
     """Parse `3` or `caption=3,depth=-1` into a table [guidance]. Raises ConfigError."""
     if "=" in text:
         return {"weights": numbers_of("--guide", [text])}
-    try:
-        return {"scale": float(text)}
-    except ValueError:
-        raise ConfigError(f"--guide {text}: expected a number, or NAME=NUMBER with commas between them") from None
+    return parse_assignments([f"scale={text}"])

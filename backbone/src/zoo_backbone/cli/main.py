@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -151,33 +150,28 @@ def grow_command(
     zoo = zoo_of(folder, trained.run.registry if trained.run else None)
     tables, origin = read_tables(config_file), Origin(path=config_file, table="train")
     check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
-    table = with_options(tables["train"], assignments, seed) | ({"freeze": True} if freeze else {})
-    if table.get("freeze") and replay is not None:
+    settings = with_options(tables["train"], assignments, seed) | ({"freeze": True} if freeze else {})
+    if settings.get("freeze") and replay is not None:
         raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: frozen weights forget nothing")
     with disk_errors(out):
-        grow(trained, tokens, out, add, zoo, table, replay, origin, overwrite)
+        grow(trained, tokens, out, add, zoo, settings, replay, origin, overwrite)
         leave(first=False)
         report = write_report(out, trained, tokens)
-    losses = {name: _three(row) for name, row in report["losses"].items()}
-    losses |= {f"{name} (new)": [f"uniform {row['uniform']:.3f}", f"{row['after']:.3f}", ""]
-               for name, row in report["new"].items()}  # fmt: skip
-    skills = {f"{' + '.join(row['inputs'])} to {row['target']}": _three(row) for row in report["skills"]}
-    for title, rows in (("held-out loss, nats", losses), ("skill score", skills)):
-        shown = plain_table(title, ">before", ">after", ">change")
-        for name, cells in rows.items():
-            shown.add_row(name, *cells)
-        if rows:
-            show_table(shown)
+    rows = [(f"loss of {name}, nats", row["before"], row["after"]) for name, row in report["losses"].items()]
+    rows += [
+        (f"loss of {name} (new), nats; before: uniform", row["uniform"], row["after"])
+        for name, row in report["new"].items()
+    ]
+    rows += [(f"skill from {' + '.join(row['inputs'])} to {row['target']}", row["before"], row["after"])
+             for row in report["skills"]]  # fmt: skip
+    table = plain_table("held-out", ">before", ">after", ">change")
+    for name, before, after in rows:
+        change = "" if before is None or after is None else f"{after - before:+.3f}"
+        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in (before, after)), change)
+    show_table(table)
     modalities = count_of(len(trained.specs) + len(add), "modality", "modalities")
     click.echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / REPORT}")
     leave()
-
-
-def _three(row: dict[str, Any]) -> list[str]:
-    """Return before, after and change; a dash for a missing number."""
-    before, after = row["before"], row["after"]
-    change = "-" if before is None or after is None else f"{after - before:+.3f}"
-    return ["-" if value is None else f"{value:.3f}" for value in (before, after)] + [change]
 
 
 @backbone.command("eval")
