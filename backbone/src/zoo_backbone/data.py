@@ -160,12 +160,10 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One split of one store, and its place in the settings."""
+    """One split of one store, and its settings."""
 
     data: TokenData
     dataset: Dataset
-    number: int
-    """0 for the run's own store, then in the order of the settings."""
 
 
 def datasets_of(tokens: Path, config: TrainConfig) -> tuple[Dataset, ...]:
@@ -203,25 +201,22 @@ def open_sources(
     """
     sources: list[Source] = []
     wanted = [spec.name for spec in specs]
-    for number, dataset in enumerate(datasets_of(tokens, config)):
+    for dataset in datasets_of(tokens, config):
         store, place = TokenStore(dataset.tokens), dataset.tokens / split
         if split != TRAIN and split not in store.splits():
             continue
-        names: list[str] | None = None  # a single store has all modalities, or reports the missing ones
-        if split != TRAIN or number or config.datasets or known:
-            there = ", ".join(store.modalities(split))
-            names = [name for name in wanted if name in _read(dataset, store, split)]
-            for name in dataset.modalities:
-                if name not in wanted:
-                    raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, wanted)
-                if split == TRAIN and name not in names:
-                    raise DataError(f"datasets: {place}: has no tokens of {name}; it has {there}; tokenize it too")
-            if split != TRAIN and not names:
-                continue
-            if not names:
-                raise ConfigError(f"{place}: has {there}, and the run {', '.join(wanted)}: nothing to train on")
-        data = TokenData(dataset.tokens, split, specs, names=names)
-        sources.append(Source(data=data, dataset=dataset, number=number))
+        there = ", ".join(store.modalities(split))
+        alone = split == TRAIN and not config.datasets and not known  # has all modalities, or reports the missing ones
+        names = wanted if alone else [name for name in wanted if name in _read(dataset, store, split)]
+        for name in dataset.modalities:
+            if name not in wanted:
+                raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, wanted)
+            if split == TRAIN and name not in names:
+                raise DataError(f"datasets: {place}: has no tokens of {name}; it has {there}; tokenize it too")
+        if names:
+            sources.append(Source(data=TokenData(dataset.tokens, split, specs, names=names), dataset=dataset))
+        elif split == TRAIN:
+            raise ConfigError(f"{place}: has {there}, and the run {', '.join(wanted)}: nothing to train on")
     if split == TRAIN:
         if len(sources) > 1:
             _check_connected(sources, config, layout or EmbeddingLayout(specs))
@@ -288,11 +283,12 @@ class Mix:
         """Return the slots `first` to `first + count - 1` of the batch of `size` samples of a step."""
         packed, start = [], 0
         counts = zip(self.taken(step * size), self.taken((step + 1) * size), strict=True)
-        for source, masker, (before, after) in zip(self.sources, self.maskers, counts, strict=True):
+        for number, (before, after) in enumerate(counts):
+            source, masker = self.sources[number], self.maskers[number]
             low, high = max(first, start), min(first + count, start + after - before)
             if low < high:
                 begin, end = before + low - start, before + high - start
-                samples = sample_order(begin, end, len(source.data), self.seed, source.number)
+                samples = sample_order(begin, end, len(source.data), self.seed, number)
                 packed.append(masker(source.data.batch(samples), self.seed, step, low))
             start += after - before
         return PackedBatch.join(packed)
