@@ -71,11 +71,14 @@ def train(
       zoo backbone train --tokens more --out runs/c --from runs/b
     """
     from tokenizers_zoo.checkpoint import load_config
+    from tokenizers_zoo.data.tokens import TokenStore
     from zoo_backbone import config as settings
-    from zoo_backbone.checkpoint import CLASS, model_config
-    from zoo_backbone.data import datasets_of, names_in
+    from zoo_backbone.checkpoint import CLASS, check_meaning, ids_in_use, model_config
+    from zoo_backbone.data import check_tokenizers, datasets_of, names_in
     from zoo_backbone.distributed import leave
-    from zoo_backbone.grow import train_run
+    from zoo_backbone.gallery import Previews
+    from zoo_backbone.run import Run, training_fingerprints
+    from zoo_backbone.train import train as train_model
 
     model_table, table, _ = read_tables(config_file).values()
     stored = None if start is None else load_config(start, CLASS)
@@ -96,7 +99,16 @@ def train(
     if left:
         click.echo(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}", err=True)
     with disk_errors(out):
-        train_run(out, tokens, handles, zoo.path, model, config, start=start, overwrite=overwrite)
+        check_tokenizers(datasets_of(tokens, config), handles.values())
+        if start is not None:
+            check_meaning(start, handles.values())
+        train_model(
+            out, tokens, [handle.spec for handle in handles.values()], model, config, start=start, overwrite=overwrite,
+            run=Run(tokens=tokens, data=TokenStore(tokens).data, registry=zoo.path),
+            ids=None if start is None else ids_in_use(start, handles.values()),
+            show=Previews(handles, tokens, config, model=model) if config.preview_every else None,
+            fingerprints=training_fingerprints(out, handles.values()),
+        )  # fmt: skip
     leave(first=False)
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     leave()
