@@ -237,7 +237,7 @@ def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path:
 def test_previews_use_the_weights_that_the_run_will_save(store: Path, tmp_path: Path) -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
-    def show(model: FourM, _folder: Path, _step: int) -> dict[str, Path | str]:
+    def show(model: FourM, _folder: Path, _step: int) -> dict[str, Path]:
         seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
         return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from small_modalities import EXAMPLE, LETTERS, VECTORS_ALONE, installed, sample,
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TEST, TrainingSamples
 from tokenizers_zoo.errors import MachineError, PluginError
+from zoo_backbone import gallery
 from zoo_backbone.config import ModelConfig, Preview, TrainConfig
-from zoo_backbone.gallery import Previews
+from zoo_backbone.gallery import Previews, write_sheet
 from zoo_backbone.model import FourM
 
 
@@ -44,7 +46,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
         yield zoo
 
 
-def drawn(zoo: Zoo, folder: Path, preview: Preview) -> Path | str:
+def drawn(zoo: Zoo, folder: Path, preview: Preview) -> Path:
     handles = {name: zoo[name] for name in SOURCES}
     model = FourM.seeded(
         ModelConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2), [handle.spec for handle in handles.values()], 0
@@ -55,16 +57,22 @@ def drawn(zoo: Zoo, folder: Path, preview: Preview) -> Path | str:
     return found
 
 
-def test_an_input_that_has_no_decoder_is_counted(zoo: Zoo, tmp_path: Path) -> None:
+def test_an_input_that_has_no_decoder_is_counted(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The preview shows the number of its vectors in place of a picture or text."""
     with pytest.raises(PluginError, match="NotImplementedError"):
         zoo["brightness"].decode([np.zeros((4, 1), np.float32)])
     assert drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="light")) == (
         tmp_path / "previews" / "step-00000001" / "brightness-to-light.png"
     )
-    text = drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="letters"))
-    assert isinstance(text, str)
-    assert [line.split(" | ")[0] for line in text.splitlines()] == ["brightness", "---", *["4 vectors"] * 4]
+    sheets: list[Any] = []
+
+    def seen(path: Path, headers: Any, rows: Any, **options: Any) -> None:
+        sheets.append((headers[0], [row[0] for row in rows]))
+        write_sheet(path, headers, rows, **options)
+
+    monkeypatch.setattr(gallery, "write_sheet", seen)
+    assert drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="letters")).is_file(), "of text alone"
+    assert sheets == [("brightness", ["4 vectors"] * 4)]
 
 
 @pytest.mark.parametrize(

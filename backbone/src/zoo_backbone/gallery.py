@@ -67,14 +67,14 @@ def sheet_name(inputs: Sequence[str], target: str) -> str:
     return f"{short_name(stem, LONGEST_NAME)}.png"
 
 
-def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Shown]]) -> bool:
-    """Write the columns as one PNG, a row per sample; return False if all cells are text.
+def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Shown]], *, always: bool = False) -> bool:
+    """Write the columns as one PNG, a row per sample; return False if all cells are text, unless `always`.
 
     Small pictures are enlarged by whole factors, so that their pixels stay visible. The PNG's text "cells" holds the
     place of each picture as JSON: per sample and column a box (left, top, right, bottom) or null.
     """
     pictured = [any(not isinstance(row[i], str) for row in rows) for i in range(len(headers))]
-    if not any(pictured):
+    if not (any(pictured) or always):
         return False
     widths = [CELL if picture else TEXT for picture in pictured]
     drawn = [[_drawn_cell(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
@@ -184,11 +184,11 @@ class Previews:
                 return {column.modality: column.take(rows) for column in columns}
         return {}
 
-    def __call__(self, model: FourM, folder: Path, step: int) -> dict[str, Path | str]:
-        """Draw all previews; return by title the picture's file, or text if nothing is a picture."""
+    def __call__(self, model: FourM, folder: Path, step: int) -> dict[str, Path]:
+        """Draw all previews; return the pictures' files by title."""
         return {title_of((p.inputs, p.target)): self._draw(model, folder, step, p) for p in self.tokens}
 
-    def _draw(self, model: FourM, folder: Path, step: int, preview: Preview) -> Path | str:
+    def _draw(self, model: FourM, folder: Path, step: int, preview: Preview) -> Path:
         tokens, target = self.tokens[preview], preview.target
         given = {name: tokens[name] for name in preview.inputs}
         predicted = generate(model, given, [TargetPlan(name=target, temperature=0, steps=1)], self.config.seed)[target]
@@ -200,9 +200,6 @@ class Previews:
             else:
                 columns.append([self.handles[name].render(value) for value in values])
         headers = [*preview.inputs, f"predicted {target}", f"true {target}"]
-        rows = list(zip(*columns, strict=True))
         path = folder / FOLDER / f"step-{step:08}" / sheet_name(preview.inputs, target)
-        if write_sheet(path, headers, rows):
-            return path
-        lines = [" | ".join(headers), " | ".join("---" for _ in headers)]
-        return "\n".join([*lines, *(" | ".join(text_of(cell) or "" for cell in row) for row in rows)])
+        write_sheet(path, headers, list(zip(*columns, strict=True)), always=True)
+        return path

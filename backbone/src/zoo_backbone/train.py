@@ -34,8 +34,8 @@ from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import Optimizer, learning_rate, peak_rate
 from zoo_backbone.run import BACKBONE, Run
 
-Show = Callable[[FourM, Path, int], Mapping[str, Path | str]]
-"""Draws previews of held-out samples; returns picture files or texts by title."""
+Show = Callable[[FourM, Path, int], Mapping[str, Path]]
+"""Draws previews of held-out samples; returns picture files by title."""
 LAST = "last"
 """Subfolder with the last weights of a run whose model is the EMA."""
 DETAILS_EVERY = 10
@@ -306,15 +306,12 @@ class TrainingLog(StepLog):
         self.note = f"held-out loss {loss:.4g}"
         self.by_modality = by_modality
 
-    def previews(self, done: int, shown: Mapping[str, Path | str]) -> None:
+    def previews(self, done: int, shown: Mapping[str, Path]) -> None:
         """Log previews to TensorBoard, and print their files and the held-out losses."""
-        for title, what in shown.items():
-            if isinstance(what, str):
-                self.board.add_text(title, what, done)
-            else:
-                with Image.open(what) as picture:
-                    self.board.add_image(title, np.asarray(picture.convert("RGB")), done, dataformats="HWC")
-                self.say(f"step {done}: {title}: {what}")
+        for title, path in shown.items():
+            with Image.open(path) as picture:
+                self.board.add_image(title, np.asarray(picture.convert("RGB")), done, dataformats="HWC")
+            self.say(f"step {done}: {title}: {path}")
         losses = ", ".join(f"{name} {loss:.3g}" for name, loss in self.by_modality.items())
         if losses:
             self.say(f"step {done}: held-out losses: {losses}")
