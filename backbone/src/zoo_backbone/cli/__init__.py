@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from zoo_backbone.run import Run
 
 CONFIG_OPTION = click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                             help="TOML file with tables [model], [train], [eval].")  # fmt: skip
-TABLES = ("model", "train", "eval")
+                             help="TOML file with tables [model], [train], [eval], [transfer].")  # fmt: skip
+TABLES = "model", "train", "eval", "transfer"
 
 
-def read_tables(config_file: Path | None, names: Sequence[str] = TABLES) -> dict[str, dict[str, Any]]:
+def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
     """Return the tables of a configuration file; missing tables are empty. Raises ConfigError."""
     tables = load_toml(config_file) if config_file else {}
     origin = Origin(path=config_file)
-    reject_unknown(tables, names, origin)
+    reject_unknown(tables, TABLES, origin)
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
-    return {name: dict(tables.get(name, {})) for name in names}
+    return {name: dict(tables.get(name, {})) for name in TABLES}
 
 
 def assigned(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

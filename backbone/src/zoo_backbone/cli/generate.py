@@ -79,7 +79,8 @@ def generate_command(
         raise ConfigError("zoo backbone generate: expected either --target NAMES or --plan FILE")
     table = read_plan(plan_file) if plan_file else {}
     if guide is not None:
-        table["guidance"] = _guidance(guide)
+        weights = {"weights": numbers_of("--guide", [guide])} if "=" in guide else {}
+        table["guidance"] = weights or parse_assignments([f"scale={guide}"])
         for target in table.get("targets", []):
             target.pop("guidance", None)
     table["targets"] = _targets(targets, table, parse_assignments(assignments))
@@ -117,10 +118,3 @@ def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping
             for table in tables
         ]
     return [dict(table) for table in tables]
-
-
-def _guidance(text: str) -> dict[str, Any]:
-    """Parse `3` or `caption=3,depth=-1` into a table [guidance]. Raises ConfigError."""
-    if "=" in text:
-        return {"weights": numbers_of("--guide", [text])}
-    return parse_assignments([f"scale={text}"])

@@ -80,11 +80,13 @@ def train(
     from zoo_backbone.run import Run, training_fingerprints
     from zoo_backbone.train import train as train_model
 
-    model_table, table, _ = read_tables(config_file).values()
+    tables = read_tables(config_file)
     stored = None if start is None else load_config(start, CLASS)
     size = model_config(stored) if stored and preset is None else settings.preset(preset or "nano")
-    model = from_mapping(type(size), dataclasses.asdict(size) | model_table, Origin(path=config_file, table="model"))
-    table, origin = with_options(table, assignments, seed), Origin(path=config_file, table="train")
+    model = from_mapping(
+        type(size), dataclasses.asdict(size) | tables["model"], Origin(path=config_file, table="model")
+    )
+    table, origin = with_options(tables["train"], assignments, seed), Origin(path=config_file, table="train")
     config = from_mapping(settings.TrainConfig, table, origin)
     zoo = open_zoo()
     names = only or names_in(datasets_of(tokens, config))

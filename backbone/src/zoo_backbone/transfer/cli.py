@@ -21,7 +21,7 @@ from tokenizers_zoo.cli.options import (
 )  # fmt: skip
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, short_name
-from zoo_backbone.cli import open_run, read_tables
+from zoo_backbone.cli import CONFIG_OPTION, open_run, read_tables
 from zoo_backbone.transfer.config import As, HeadName, TransferConfig, Tuning, transfer_config
 
 RUN_OPTION = click.option("--run", type=PATH, help="The backbone, if it was moved.")
@@ -59,8 +59,7 @@ def transfer() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of weights, order and choice of labels.")  # fmt: skip
 @click.option("--data", type=PATH, help="Values with the labels. Default: the values of RUN.")
-@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="TOML file with a table [transfer].")  # fmt: skip
+@CONFIG_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace another probe in the folder. Not needed to resume.")
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
 def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, tuning: str | None, head: str | None,
@@ -85,7 +84,7 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
     from zoo_backbone.transfer.results import score_table, summary
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
-    table = read_tables(config_file, ("transfer",))["transfer"] | parse_assignments(assignments)
+    table = read_tables(config_file)["transfer"] | parse_assignments(assignments)
     number = labels and parse_assignments([f"labels={labels}"])["labels"]
     options = {"tuning": tuning, "head": head, "labels": number}
     table |= {key: value for key, value in options.items() if value is not None}

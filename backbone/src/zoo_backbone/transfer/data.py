@@ -132,12 +132,9 @@ class Stores:
 
     def unknown_keys(self, task: Task) -> int:
         """Return how many keys of a table no split has. Raises DataError for a key of both training and test."""
-        store = TokenStore(self.tokens)
-        splits = {name: store.split(name) for name in store.splits()} if task.table else {}
-        known = {
-            name: {key for shard in range(split.shards) for key in split.keys(shard) if key in task.table}
-            for name, split in splits.items()
-        }
+        store, known = TokenStore(self.tokens), dict[str, set[str]]()
+        for split in map(store.split, store.splits() if task.table else ()):
+            known[split.name] = {key for shard in range(split.shards) for key in split.keys(shard)} & task.table.keys()
         if both := known.get(TRAIN, set()) & known.get(TEST, set()):
             raise DataError(
                 f"--task {task.text}: the key {min(both)!r} is in both splits {TRAIN} and {TEST} of {self.tokens}; "
