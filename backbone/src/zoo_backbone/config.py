@@ -117,11 +117,6 @@ class Mixture:
         apart = not set(self.fallback_targets) & set(self.targets)
         expect(self, "fallback_targets", apart, f"others than in targets, {', '.join(self.targets)}")
 
-    @property
-    def target_names(self) -> tuple[str, ...]:
-        """Modalities that may be targets; empty: all discrete ones."""
-        return *self.targets, *self.fallback_targets
-
 
 FEW_INPUTS = Mixture(weight=3.0, input_alpha=0.1, single_input_prob=0.1), Mixture(single_input_prob=0.1)
 """Return the default mixture. It favours few input modalities, as in most requests to a trained model."""

@@ -72,7 +72,7 @@ class EvaluationData:
         if TRAIN not in self.values.splits():
             raise DataError(f"{values}: no split {TRAIN!r}, which the constant baseline is fitted to")
         self.samples = lru_cache(HELD)(self._samples)
-        self.truth = lru_cache(HELD)(self._truth)
+        self.truth = lru_cache(HELD)(lambda name, samples: list(self._read(name, TEST, map(self._place, samples))))
         self.constant = cache(self._constant)
         self.bounds = cache(self._bounds)
         self._rows = cache(lambda name: self.values.rows(TEST, [name]))
@@ -161,10 +161,6 @@ class EvaluationData:
     def tokens(self, name: str, samples: Sequence[int]) -> Any:
         """Return test tokens."""
         return self.columns[name].take(np.array(samples, np.int64) * self.split.crops)
-
-    def _truth(self, name: str, samples: tuple[int, ...]) -> list[Any]:
-        """Return test values."""
-        return list(self._read(name, TEST, map(self._place, samples)))
 
     def _constant(self, name: str) -> Any:
         """Return the best constant prediction for training values. Raises DataError for none."""

@@ -182,7 +182,8 @@ def growing_mixtures(
     read = [name for name in old if name in layout.readable]
     parts = [Mixture()]
     new, known = (tuple(name for name in names if name in layout.discrete) for names in (added, old))
-    targets = tuple(name for name in known if any(name in (part.target_names or known) for part in asked))
+    aims = [(*part.targets, *part.fallback_targets) or known for part in asked]
+    targets = tuple(name for name in known if any(name in aim for aim in aims))
     if read and new:
         ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
         scale = NEW_TARGETS / sum(part.weight for part in ways)
@@ -231,7 +232,8 @@ def growing_config(
     if "mixtures" in table.get("masking", {}):
         parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
         named = [spec.name for spec in discrete]
-        met = {name for part in parts for name in (*(part.inputs or added), *(part.target_names or named))}
+        aims = [(*part.targets, *part.fallback_targets) or named for part in parts]
+        met = {name for names in (*aims, *(part.inputs or added for part in parts)) for name in names}
         if missing := [name for name in added if name not in met]:
             place = (origin or Origin(table="train")).inner("masking").at("mixtures")
             raise ConfigError(f"{place}: no mixture has {missing[0]} as an input or a target; name it in one")

@@ -241,7 +241,8 @@ class Optimizer:
                 local(gradient)[rows] = 0.0
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         parts = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
-        norm = float(whole(torch.nn.utils.get_total_norm(parts)))
+        total = torch.nn.utils.get_total_norm(parts)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if self.config.gradient_clip and norm > self.config.gradient_clip:
             torch._foreach_mul_(parts, self.config.gradient_clip / norm)
         for group in self.dense.param_groups:
@@ -293,8 +294,3 @@ def rows_like(parameter: Tensor, rows: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor; return any other unchanged."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # type: ignore[no-any-return]
