@@ -27,7 +27,7 @@ from tokenizers_zoo.data.shards import writing_shard
 
 NAMES = ("a", "b", "c")
 TEST = 1000
-SHARD_SIZE = 500
+SHARD_SIZE = 2000
 TARGETS = {"bytes per sample": 8, "MiB at 1,000,000": 500, "seconds again at 1,000,000": 5}
 PLUGIN = """
 from tokenizers_zoo import hookimpl

@@ -225,7 +225,7 @@ class ValueStore:
 
     def contents(self, split: str, modality: str, shards: Iterable[int] | None = None) -> str:
         """Return a digest (hex) of a modality's values and keys in some shards or all, from manifests alone."""
-        folder = self.folder(split, modality)
+        folder = self.split(split).folder / modality
         shards = range(self.split(split).shards) if shards is None else shards
         found = (read_manifest(folder, shard) for shard in shards)
         return inputs_digest(shards=[one and [one.keys, one.files["tar"].sha256] for one in found])

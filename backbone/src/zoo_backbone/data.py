@@ -58,11 +58,14 @@ class TokenData:
                 if one.keys != two.keys:
                     where = f"{other.folder}: shard {shard}"
                     raise DataError(f"{where} has other samples than the shard of {first.modality}; tokenize again")
-        firsts = np.arange(self.split.samples) * self.split.crops
-        present = [column.present(firsts) for column in self.columns.values()]
-        combine = np.logical_and if aligned else np.logical_or
-        usable = combine.reduce(present) if present else np.zeros(len(firsts), bool)
-        self._rows = (firsts[usable, None] + np.arange(1 if whole else self.split.crops)).ravel()
+        crops, combine = self.split.crops, np.logical_and if aligned else np.logical_or
+        views, small = np.arange(1 if whole else crops), np.min_scalar_type(self.split.size)
+        parts = [np.zeros(0, small)]
+        for shard in range(self.split.shards) if self.columns else ():
+            usable = combine.reduce([column.present_in(shard) for column in self.columns.values()])
+            samples = np.flatnonzero(usable)[:, None] + shard * self.split.shard_size
+            parts.append((samples * crops + views).ravel().astype(small))
+        self._rows = np.concatenate(parts)
         if not len(self):
             wanted = "no sample has all of" if aligned else "there are no samples of"
             raise DataError(f"{root / split}: {wanted} {', '.join(self.columns)}; tokenize the same data")
@@ -81,7 +84,7 @@ class TokenData:
 
     def rows(self, samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the stored rows of the samples numbered `samples`; the same in every column."""
-        return self._rows[np.asarray(samples, np.int64)]
+        return self._rows[np.asarray(samples, np.int64)].astype(np.int64)
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return whether each row has tokens of each modality of `specs`, bool `(rows, modalities)`."""
