@@ -169,7 +169,7 @@ def test_a_limit_cuts_between_words_and_all_is_restored(text_json: Path, tmp_pat
     assert vocabulary.encode_text(f"{' ' * 17_000}red dogs", limit=10) == ids, "spaces do not count"
     vocabulary.save(tmp_path / "text")
     again = TextVocabulary.load(tmp_path / "text", CONFIG)
-    assert again.encode_text("red dogs") == ids and again.longest_pieces(1) == ["hot dog"]
+    assert again.encode_text("red dogs") == ids and len(again.encode_text("hot dog")) == 1
     grown = again.grow(["<new>"])
     assert grown.all_special_tokens == ("<new>",) and grown.used == again.used + 1
     assert grown.encode_text("red dogs") == ids

@@ -178,11 +178,6 @@ class TextVocabulary:
         starts = accumulate(counts.values(), initial=0)
         return {name: (start, count) for (name, count), start in zip(counts.items(), starts, strict=False)}
 
-    def longest_pieces(self, count: int) -> list[str]:
-        """Return up to `count` learned pieces, as text, longest first; among equals the lower id."""
-        learned = range(self._matcher.alphabet, self._matcher.count)
-        return sorted(map(self._matcher.piece, learned), key=len, reverse=True)[:count]
-
     @property
     def all_special_tokens(self) -> tuple[str, ...]:
         """All special tokens, in the order of their ids."""
