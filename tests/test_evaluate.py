@@ -43,10 +43,11 @@ from tokenizers_zoo.train.batches import permuted
 from zoo_backbone import evaluate as evaluation
 from zoo_backbone.checkpoint import layout_for, load_model, save_model
 from zoo_backbone.cli.main import backbone as command
+from zoo_backbone.cli.main import skill_table
 from zoo_backbone.config import Dataset, EvaluationConfig, MaskingConfig, Mixture, Preview, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.evaluate import evaluate as evaluate_run
-from zoo_backbone.evaluate import skill_score, skill_table
+from zoo_backbone.evaluate import skill_score
 from zoo_backbone.evaluation_data import EvaluationData, pairs_of
 from zoo_backbone.gallery import CELL, GAP, HEADER, TEXT, Previews, write_sheet
 from zoo_backbone.generate import TargetPlan, generate, outputs

@@ -38,7 +38,7 @@ class FourMEncoder(nn.Module):
     The modules of the decoder are removed from `model`. `frozen` weights have no gradients; gradients still reach
     continuous inputs. `out_indices` are the blocks that `forward_intermediates` and `pyramid` return, counted from the
     end where negative; default: four, evenly spaced, including the last, or all of fewer. The
-    tokenizers of `zoo` must match those of the backbone's training.
+    tokenizers of `zoo` must be the ones that the backbone was trained with.
 
     Methods take the plain dictionaries of tensors that `prepare` returns, so that the module can be compiled and
     exported. The order of modalities does not matter.

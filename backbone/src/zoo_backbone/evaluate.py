@@ -43,9 +43,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
-from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import DataError, ReadError
@@ -80,7 +78,7 @@ def evaluate(
     """Evaluate the backbone in `run` into `out` (default: RUN/evaluation), and return the content of evaluation.json.
 
     Every set of inputs predicts every target that is not in it. Defaults: each modality alone, and all discrete ones,
-    pictures first. An input that the model reads in another form, such as `rgb` as `rgb_patches`, stands for that form.
+    pictures first. An input such as `rgb` is replaced by the form that the model reads, `rgb_patches`.
     Finished pairs of the same evaluation are kept. Modalities without test tokens, values or their tokenizer, and pairs
     without a common test sample or a training value, are left out with the reason. Model and tokenizers run on
     `device`. Raises DataError if these were named, or there are no training values, and FolderError if `out` holds
@@ -290,19 +288,3 @@ def skill_score(
     if gain <= 1e-9 * max(abs(reconstruction), abs(baseline), 1e-300):
         return None
     return (score - baseline) / (reconstruction - baseline)
-
-
-# --- the terminal's table
-
-
-def skill_table(result: dict[str, Any]) -> Table:
-    """Return a table with a row for each pair: skill score and main metric; a dash marks a missing number."""
-    table = plain_table("inputs", "target", ">skill", ">score", "metric")
-    for entry in result["pairs"]:
-        metric = result["modalities"][entry["target"]]["metrics"][0]["name"]
-        skill, score = entry["skill"], entry["score"].get(metric)
-        table.add_row(
-            " + ".join(entry["inputs"]), entry["target"], "-" if skill is None else f"{skill:z.2f}",
-            "-" if score is None else f"{score:.3g}", metric,
-        )  # fmt: skip
-    return table

@@ -237,8 +237,9 @@ def pairs_of(
     inputs: Sequence[Sequence[str]] | None = None,
     targets: Sequence[str] | None = None,
 ) -> list[Pair]:
-    """Return all pairs of `inputs`, by default each modality that the model can read, and `targets`, by default all
-    that it can predict.
+    """Return all pairs of `inputs` and `targets`.
+
+    Defaults: each modality that the model can read, and all modalities that it can predict.
 
     Without either, pairs from the first-ranked modality come first, then pairs to the first-ranked target.
     """

@@ -1,4 +1,4 @@
-"""Growing a backbone: train it further with new modalities."""
+"""Train a backbone with the tokenizers of a zoo, or grow it: train it further with new modalities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import read_table, write_json
-from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length
@@ -40,6 +40,33 @@ REPLAY, REPLAY_APART = 0.25, 0.5
 second."""
 OLD_TARGETS = 0.5
 """Smallest share of the target budget for old modalities in samples with new and old targets."""
+
+
+def train_run(
+    out: Path,
+    tokens: Path,
+    handles: Mapping[str, ModalityHandle],
+    registry: Path | None,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    *,
+    start: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Train over the modalities of `handles`, whose tokenizers wrote the token store `tokens`; see `train`.
+
+    Previews are drawn if `preview_every` is set. Raises DataError for tokens of other tokenizers.
+    """
+    check_tokenizers(datasets_of(tokens, config), handles.values())
+    if start is not None:
+        check_meaning(start, handles.values())
+    return train(
+        out, tokens, [handle.spec for handle in handles.values()], model_config, config, start=start,
+        run=Run(tokens=tokens, data=TokenStore(tokens).data, registry=registry),
+        ids=None if start is None else ids_in_use(start, handles.values()),
+        show=Previews(handles, tokens, config, model=model_config) if config.preview_every else None,
+        fingerprints=training_fingerprints(out, handles.values()), overwrite=overwrite,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def packed(layout: EmbeddingLayout, tokens: Mapping[str, Tensor], used: Mapping[
 
 @dataclass(frozen=True, kw_only=True)
 class _Block(Packed):
-    """Tokens of one modality, `batch count`; `vectors` are those of a continuous modality, `batch count dim`."""
+    """Tokens of one modality, `batch count`; `vectors` are the values of a continuous modality, `batch count dim`."""
 
     name: str
     vectors: Tensor | None = None

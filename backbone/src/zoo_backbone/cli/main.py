@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +23,9 @@ from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
 from zoo_backbone.cli import CONFIG_OPTION, open_run, read_tables, with_options, zoo_of
 from zoo_backbone.cli.generate import generate_command
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.group()
@@ -71,14 +75,11 @@ def train(
       zoo backbone train --tokens more --out runs/c --from runs/b
     """
     from tokenizers_zoo.checkpoint import load_config
-    from tokenizers_zoo.data.tokens import TokenStore
     from zoo_backbone import config as settings
-    from zoo_backbone.checkpoint import CLASS, check_meaning, ids_in_use, model_config
-    from zoo_backbone.data import check_tokenizers, datasets_of, names_in
+    from zoo_backbone.checkpoint import CLASS, model_config
+    from zoo_backbone.data import datasets_of, names_in
     from zoo_backbone.distributed import leave
-    from zoo_backbone.gallery import Previews
-    from zoo_backbone.run import Run, training_fingerprints
-    from zoo_backbone.train import train as train_model
+    from zoo_backbone.grow import train_run
 
     tables = read_tables(config_file)
     stored = None if start is None else load_config(start, CLASS)
@@ -101,16 +102,7 @@ def train(
     if left:
         click.echo(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}", err=True)
     with disk_errors(out):
-        check_tokenizers(datasets_of(tokens, config), handles.values())
-        if start is not None:
-            check_meaning(start, handles.values())
-        train_model(
-            out, tokens, [handle.spec for handle in handles.values()], model, config, start=start, overwrite=overwrite,
-            run=Run(tokens=tokens, data=TokenStore(tokens).data, registry=zoo.path),
-            ids=None if start is None else ids_in_use(start, handles.values()),
-            show=Previews(handles, tokens, config, model=model) if config.preview_every else None,
-            fingerprints=training_fingerprints(out, handles.values()),
-        )  # fmt: skip
+        train_run(out, tokens, handles, zoo.path, model, config, start=start, overwrite=overwrite)
     leave(first=False)
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     leave()
@@ -188,6 +180,19 @@ def grow_command(
     leave()
 
 
+def skill_table(result: dict[str, Any]) -> Table:
+    """Return a table with a row for each pair: skill score and main metric; a dash marks a missing number."""
+    table = plain_table("inputs", "target", ">skill", ">score", "metric")
+    for entry in result["pairs"]:
+        metric = result["modalities"][entry["target"]]["metrics"][0]["name"]
+        skill, score = entry["skill"], entry["score"].get(metric)
+        table.add_row(
+            " + ".join(entry["inputs"]), entry["target"], "-" if skill is None else f"{skill:z.2f}",
+            "-" if score is None else f"{score:.3g}", metric,
+        )  # fmt: skip
+    return table
+
+
 @backbone.command("eval")
 @click.argument("folder", metavar="RUN", type=PATH)
 @click.option("--input", "inputs", multiple=True, metavar="NAMES",
@@ -233,7 +238,7 @@ def evaluate_command(
     """
     from tokenizers_zoo.data.tokens import TokenStore
     from zoo_backbone.config import EvaluationConfig
-    from zoo_backbone.evaluate import FILE, FOLDER, evaluate, skill_table
+    from zoo_backbone.evaluate import FILE, FOLDER, evaluate
     from zoo_backbone.evaluation_data import left_out_text
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")

@@ -44,7 +44,7 @@ SUGGESTED = 1000
 class Request:
     """A plan applied to a model and a token store: tokenizers, targets, and samples with their input tokens.
 
-    `plan` has input forms and absolute paths. `names` and `numbers` are those of the samples. `values` are tokens of
+    `plan` has input forms and absolute paths. `names` and `numbers` have an entry per sample. `values` are tokens of
     one sample, which are inputs of all samples; tokens of stored samples are read when `rows` asks for them.
     """
 

@@ -102,7 +102,7 @@ def _title(source: Path) -> str:
 
 
 def import_folders(source: Path, out: Path, name: str | None, called: str | None = None) -> tuple[Path, list[Told]]:
-    """Import the checkpoints at `source` into `out`; return the registry.toml to run them, and what was imported.
+    """Import the checkpoints at `source` into `out`; return the path of their registry.toml, and a table row for each.
 
     `name` is the modality of a single tokenizer, by our name or its published name. `called` replaces the name of the
     source folder, as in a hub cache. Existing files in `out` are kept, so a killed import resumes. A second import into

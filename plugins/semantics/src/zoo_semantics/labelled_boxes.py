@@ -42,7 +42,7 @@ class LabelledBoxes(TextModality[S]):
     token_axes: ClassVar[tuple[int, ...]]
     """The axis of each coordinate token of a box."""
     enough: ClassVar[float]
-    """Least overlap at which a box counts as found."""
+    """A box counts as found from this overlap on."""
 
     def problem(self, box: Any) -> str | None:
         """Describe the first problem of a box, or return None."""
