@@ -201,6 +201,16 @@ class FourM(nn.Module):
 
     # ------------------------------------------------------------------ encoder
 
+    def encode(self, inputs: PackedInputs) -> Tensor:
+        """Return the normed output of the encoder, `batch inputs dim`; it is undefined at unused inputs."""
+        content, place, rotation, mask = self.encoder_inputs(inputs)
+        return self._encode(content + place, rotation, _key_mask(mask))[:, self.num_registers :]
+
+    def _encode(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
+        for block in self.encoder:
+            x = block(x, rotation, mask)
+        return self.encoder_norm(x)
+
     def context(self, inputs: PackedInputs) -> Context:
         """Encode the inputs for the decoder.
 
@@ -208,10 +218,8 @@ class FourM(nn.Module):
         of the tables, and so not on the order of the modalities.
         """
         content, place, rotation, used = self.encoder_inputs(inputs)
-        x, mask = content + place, _key_mask(used)
-        for block in self.encoder:
-            x = block(x, rotation, mask)
-        x = self.context_projection(self.encoder_norm(x)) + place
+        mask = _key_mask(used)
+        x = self.context_projection(self._encode(content + place, rotation, mask)) + place
         blocks = cast(Iterable[DecoderBlock], self.decoder)
         kept = tuple(block.keys_and_values(x, rotation) for block in blocks)
         if mask is not None and not bool((conditioned := used.any(dim=1)).all()):
