@@ -114,15 +114,12 @@ class PieceMatcher:
             if ends[piece] == end:
                 return list(numbers[:piece])
             start = word_start(words, piece - 1)
-            if start + len(self._of_word(data[ends[start] : end])) <= limit:
+            word = "".join(CHARACTER_OF[byte] for byte in data[ends[start] : end])
+            if start + len(self._matching().model.tokenize(word)) <= limit:
                 found, _ = self.match(data[:end].decode())
                 if len(found) <= limit:  # a beginning may split into other words
                     return found
         return []
-
-    def _of_word(self, data: bytes) -> list[int]:
-        """Return the pieces of one word of at most LONGEST_WORD bytes."""
-        return [token.id for token in self._matching().model.tokenize("".join(CHARACTER_OF[byte] for byte in data))]
 
     def _matching(self) -> tokenizers.Tokenizer:
         if self._tokenizer is None:

@@ -16,7 +16,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError, is_of_the_machine
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.spec import Crop, ValueSpec
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.validation import array_bytes, array_of, commonest_classes
 
 if TYPE_CHECKING:
@@ -361,6 +361,12 @@ def rgb_image(value: Array) -> PIL.Image.Image:
     from PIL import Image
 
     return Image.fromarray(np.ascontiguousarray(to_bytes(value).transpose(1, 2, 0)))
+
+
+PSNR = Metric(
+    name="psnr", unit="dB", higher_is_better=True, meaning="peak signal-to-noise ratio, peak 1, mean over samples"
+)
+"""The metric that `psnr` computes."""
 
 
 def psnr(predicted: Sequence[Array], target: Sequence[Array]) -> float:

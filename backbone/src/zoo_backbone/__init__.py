@@ -12,13 +12,9 @@ __all__ = ["FourM", "FourMEncoder"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model, and with it torch, on first access."""
-    if name == "FourM":
-        from zoo_backbone.model import FourM
+    """Import the models, and with them torch, on first access."""
+    if name in __all__:
+        from zoo_backbone import encoder, model
 
-        return FourM
-    if name == "FourMEncoder":
-        from zoo_backbone.encoder import FourMEncoder
-
-        return FourMEncoder
+        return getattr(model if name == "FourM" else encoder, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.continuous import PatchesModality
-from tokenizers_zoo.families.images import psnr, read_array, read_rgb, rgb_image
+from tokenizers_zoo.families.images import PSNR, psnr, read_array, read_rgb, rgb_image
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.spec import Metric
 
@@ -43,13 +43,7 @@ class RgbValues(ImageValues):
     unit = "sRGB"
     written_as = "png"
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric(
-            name="psnr",
-            unit="dB",
-            higher_is_better=True,
-            meaning="peak signal-to-noise ratio per picture, peak 1, averaged over pictures",
-            bound=17.0,
-        ),
+        replace(PSNR, bound=17.0),
         Metric(
             name="ssim",
             higher_is_better=True,

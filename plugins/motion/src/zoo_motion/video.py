@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.families.images import laid_over, psnr, read_array, rgb_image, to_bytes
+from tokenizers_zoo.families.images import PSNR, laid_over, psnr, read_array, rgb_image, to_bytes
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
@@ -49,13 +49,7 @@ class Video(ClipModality):
     description = "frames one after the other, at frame_rate"
     loss = "l2"
     metrics = (
-        Metric(
-            name="psnr",
-            unit="dB",
-            higher_is_better=True,
-            meaning="peak signal-to-noise ratio per video, peak 1, averaged over videos",
-            bound=21.0,
-        ),
+        replace(PSNR, bound=21.0),
         Metric(
             name="change_error",
             higher_is_better=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.families.images import psnr, read_array, rgb_image
+from tokenizers_zoo.families.images import PSNR, psnr, read_array, rgb_image
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
@@ -72,13 +72,7 @@ class Multispectral(SpatialModality):
     description = f"Sentinel-2 surface bands {', '.join(BANDS)}"
     loss = "l2"
     metrics = (
-        Metric(
-            name="psnr",
-            unit="dB",
-            higher_is_better=True,
-            meaning="peak signal-to-noise ratio over all bands, peak 1, averaged over rasters",
-            bound=27.0,
-        ),
+        replace(PSNR, bound=27.0),
         Metric(
             name="spectral_angle",
             unit="degrees",

@@ -114,9 +114,10 @@ class LabelledBoxes(TextModality[S]):
                 continue
             if isinstance(piece, Special):
                 prefix = piece.name
-            elif len(levels) == len(self.token_axes) and (label := label_of(piece)):
+            elif len(levels) == len(self.token_axes):
+                label = printable(" ".join(piece.split()))[:LONGEST_LABEL].strip()
                 box = self.box_of(levels, prefix, tokenizer.settings, tokenizer.bins)
-                boxes += [{"label": label, **box}] if box else []
+                boxes += [{"label": label, **box}] if label and box else []
             levels = []
         return boxes
 
@@ -204,11 +205,6 @@ def are_numbers(numbers: Any, count: int, low: float, high: float) -> bool:
     """True for a list of `count` numbers from `low` to `high`."""
     listed = isinstance(numbers, list | tuple) and len(numbers) == count
     return listed and all(isinstance(n, int | float) and type(n) is not bool and low <= n <= high for n in numbers)
-
-
-def label_of(piece: str) -> str:
-    """The label that a piece of text says; empty where it says none."""
-    return printable(" ".join(piece.split()))[:LONGEST_LABEL].strip()
 
 
 def label_text(box: Box) -> str:
