@@ -32,10 +32,10 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.published import PublishedConfig, PublishedFourM
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load, probe
+from zoo_backbone.transfer import train as probes
 from zoo_backbone.transfer.config import transfer_config
-from zoo_backbone.transfer.data import LabelSplit, Stores, split_labels
 from zoo_backbone.transfer.head import Attentive
-from zoo_backbone.transfer.task import Task
+from zoo_backbone.transfer.task import LabelSplit, Stores, Task, split_labels
 from zoo_backbone.transfer.train import ProbeTask
 
 
@@ -406,19 +406,19 @@ def test_weights_depend_neither_on_the_cache_nor_on_a_kill(
         train(world, tmp_path / name, "facts.total", "letters,light")
         return (tmp_path / name / "model.safetensors").read_bytes()
 
-    get = probe.FeatureCache.get
+    get = probes.FeatureCache.get
 
-    def bounded(cache: probe.FeatureCache, places: Sequence[int]) -> Any:
+    def bounded(cache: probes.FeatureCache, places: Sequence[int]) -> Any:
         found = get(cache, places)
-        assert sum(row.untyped_storage().nbytes() for row in cache.cached.values()) <= probe.CACHE_BYTES
+        assert sum(row.untyped_storage().nbytes() for row in cache.cached.values()) <= probes.CACHE_BYTES
         return found
 
-    monkeypatch.setattr(probe.FeatureCache, "get", bounded)
+    monkeypatch.setattr(probes.FeatureCache, "get", bounded)
     wanted = weights("all")
     for name, room in (("some", 9_000), ("none", 0)):
-        monkeypatch.setattr(probe, "CACHE_BYTES", room)
+        monkeypatch.setattr(probes, "CACHE_BYTES", room)
         assert weights(name) == wanted, name
-    monkeypatch.setattr(probe, "CACHE_BYTES", 9_000)
+    monkeypatch.setattr(probes, "CACHE_BYTES", 9_000)
     with pytest.raises(KeyboardInterrupt):
         train(world, tmp_path / "killed", "facts.total", "letters,light", on_step=die_at(25))
     assert weights("killed") == wanted

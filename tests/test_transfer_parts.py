@@ -30,7 +30,6 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
-from zoo_backbone.transfer.data import select_labels, select_validation
 from zoo_backbone.transfer.head import (
     Attentive,
     Grid,
@@ -51,7 +50,7 @@ from zoo_backbone.transfer.targets import (
     target_from_json,
     target_to_json,
 )  # fmt: skip
-from zoo_backbone.transfer.task import Task, kind_of_values
+from zoo_backbone.transfer.task import Task, kind_of_values, select_labels, select_validation
 
 DIM = 8
 ONE = VectorLayout(length=1)

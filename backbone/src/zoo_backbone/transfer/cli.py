@@ -124,7 +124,7 @@ def eval_command(
 
     probe = load(folder, open_zoo() if asked_registry() else None, run=run, device=device)
     stores = probe.stores(TEST, tokens, data)
-    test = stores.samples(probe.task, TEST)
+    test = stores.samples(probe.task, TEST, probe.target)
     metrics, unseen = probe.score(test), probe.unseen_classes(test.labels)
     if as_json:
         click.echo(json.dumps({"samples": len(test), "metrics": metrics, "unseen_classes": unseen}, indent=2))

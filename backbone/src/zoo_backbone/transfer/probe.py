@@ -1,4 +1,4 @@
-"""Probes: an encoder with a head, their feature cache, their folders and predictions.
+"""Probes: an encoder with a head, their folders and predictions.
 
 A probe's folder holds
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
@@ -44,13 +41,12 @@ from zoo_backbone.checkpoint import architecture_for, load_model, model_config, 
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.model import check_handle
-from zoo_backbone.packing import shown_end, spans_of
+from zoo_backbone.packing import spans_of
 from zoo_backbone.run import stored_config, zoo_of
 from zoo_backbone.transfer.config import TransferConfig
-from zoo_backbone.transfer.data import Samples, Stores, check_labels
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
 from zoo_backbone.transfer.targets import Target, Tokens, target_from_json
-from zoo_backbone.transfer.task import Task
+from zoo_backbone.transfer.task import Samples, Stores, Task
 
 CLASS = "Probe"
 HEAD, ENCODER, ADAPTER = "head.", "encoder.", "lora_"
@@ -59,10 +55,6 @@ BASELINE = "constant_baseline"
 """Tensor of a constant baseline that is an array."""
 LORA_LAYERS = r"encoder\.\d+\.(attention\.(qkv|out)|mlp\.(up|down))"
 """Layers that get LoRA adapters: all linear layers of the encoder's attention and MLP."""
-CACHE_BYTES = 4 << 30
-"""Memory for the cached features of a split."""
-CACHE_BATCH = 16
-"""Samples per forward pass of cached features."""
 BATCH = 32
 TABLE, PICTURE = "predictions.csv", "predictions.png"
 SHOWN = 100
@@ -118,71 +110,6 @@ def require_peft() -> None:
         raise ConfigError('--tuning lora: needs peft; pip install "zoo-backbone[transfer]"')
 
 
-class FeatureCache:
-    """Features of a frozen encoder for the samples of a split, computed on first use and kept on the CPU.
-
-    A sample's features do not depend on the batch: batches have a fixed size, and sequences are padded to the longest
-    of the split (kernels round differently for other shapes). Features beyond CACHE_BYTES are computed again.
-    """
-
-    def __init__(self, network: Network, samples: Samples, batch_size: int = CACHE_BATCH) -> None:
-        self.network, self.samples, self.batch_size = network, samples, min(batch_size, CACHE_BATCH)
-        self.cached: dict[int, Tensor] = {}
-        self.room = CACHE_BYTES
-        self.lengths: dict[str, int] = {}
-        """Maximum number of tokens of each input, as the encoder gets them."""
-        for spec in samples.inputs.specs:
-            end = int(shown_end(network.encoder.layout, spec) is not None)
-            self.lengths[spec.name] = min(samples.inputs.columns[spec.name].longest + end, spec.layout.length)
-        self.lock = threading.Lock()
-
-    def get(self, places: Sequence[int]) -> list[Tensor]:
-        """Return the features of the samples at these places, without padding."""
-        with self.lock:
-            found: dict[int, Tensor] = {}
-            missing = [place for place in dict.fromkeys(places) if place not in self.cached]
-            for start in range(0, len(missing), self.batch_size):
-                batch = missing[start : start + self.batch_size]
-                found.update(zip(batch, self._compute(batch), strict=True))
-            for place, features in found.items():
-                if features.nbytes <= self.room:
-                    self.room -= features.nbytes
-                    self.cached[place] = features
-            return [found[place] if place in found else self.cached[place] for place in places]
-
-    def fill(self, places: Sequence[int]) -> None:
-        """Compute features in advance, with a progress bar."""
-        with progress_bar("features", len(places)) as advance:
-            for start in range(0, len(places), self.batch_size):
-                batch = places[start : start + self.batch_size]
-                self.get(batch)
-                advance(len(batch))
-
-    def _compute(self, places: Sequence[int]) -> list[Tensor]:
-        filled = [*places, *[places[-1]] * (self.batch_size - len(places))]
-        # Evaluations run in inference mode, whose tensors cannot be trained on.
-        with torch.inference_mode(False), torch.no_grad():
-            tokens, used = self.network.encoder.prepare(self.samples.tokens(filled))
-            for name, mask in used.items():
-                more = self.lengths[name] - mask.shape[1]
-                used[name] = F.pad(mask, (0, more))
-                tokens[name] = F.pad(tokens[name], (0, more) if tokens[name].ndim == 2 else (0, 0, 0, more))
-            features, seen = self.network.features(tokens, used)
-            rows = list(features.cpu())
-            if seen is not None:
-                rows = [row[kept] for row, kept in zip(rows, seen.cpu(), strict=True)]
-            return [row.clone() for row in rows[: len(places)]]  # not views of the whole batch
-
-
-def collate_features(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Stack features of samples. Returns a mask if their lengths differ."""
-    lengths = torch.tensor([len(row) for row in rows])
-    if len(set(lengths.tolist())) == 1:
-        return torch.stack(list(rows)), None
-    batch = pad_sequence(list(rows), batch_first=True)
-    return batch, torch.arange(batch.shape[1]) < lengths.unsqueeze(1)
-
-
 class Probe(nn.Module):
     """A trained probe: `predict` takes tokens, `predict_values` takes values.
 
@@ -212,7 +139,8 @@ class Probe(nn.Module):
 
         Raises ConfigError if an input is missing, InvalidValueError for tokens that do not fit.
         """
-        prepared = self.network.encoder.prepare(self._select(tokens))
+        chosen = self._select(tokens)
+        prepared = self.network.encoder.prepare(chosen)
         return self.task.predictions(self.target, self.network(*prepared))
 
     def predict_values(self, values: Mapping[str, Any]) -> list[Any]:
@@ -230,9 +158,8 @@ class Probe(nn.Module):
         return predicted
 
     def score(self, samples: Samples) -> list[dict[str, Any]]:
-        """Return the "metrics" of metrics.json for all samples. Raises DataError for a label of another kind."""
+        """Return the "metrics" of metrics.json for all samples."""
         task, target = self.task, self.target
-        check_labels(task, target, samples)
         labels = list(samples.labels)
         scores = task.score(target, self.predict_samples(samples, range(len(samples))), labels)
         baseline = task.score(target, [self.constant_baseline] * len(labels), labels)

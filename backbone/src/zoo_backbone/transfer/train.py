@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore, value_identity
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_json
-from tokenizers_zoo.progress import say
+from tokenizers_zoo.progress import progress_bar, say
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
@@ -29,22 +31,14 @@ from tokenizers_zoo.train.loop import Task as LoopTask
 from zoo_backbone.checkpoint import layout_for, model_config, stored_specs
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.evaluation_data import input_forms
+from zoo_backbone.packing import shown_end
 from zoo_backbone.run import Run, registry_place, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
-from zoo_backbone.transfer.data import Samples, Stores, check_labels, split_labels
 from zoo_backbone.transfer.head import Grid, Neighbours, build_head
-from zoo_backbone.transfer.probe import (
-    CLASS,
-    FeatureCache,
-    Network,
-    Probe,
-    build_encoder,
-    collate_features,
-    require_peft,
-)  # fmt: skip
+from zoo_backbone.transfer.probe import CLASS, Network, Probe, build_encoder, require_peft
 from zoo_backbone.transfer.results import probe_card
 from zoo_backbone.transfer.targets import target_to_json
-from zoo_backbone.transfer.task import Task
+from zoo_backbone.transfer.task import Samples, Stores, Task, split_labels
 
 FOLDER = "transfer"
 PROBE = RunKind(
@@ -56,6 +50,10 @@ PROBE = RunKind(
 BACKBONE = ("weights_sha256", "fingerprints", "architecture", "model", "specs")
 """Keys of the backbone's config.json that a probe keeps."""
 EVAL_BATCH = 64
+CACHE_BYTES = 4 << 30
+"""Memory for the cached features of a split."""
+CACHE_BATCH = 16
+"""Samples per forward pass of cached features."""
 
 
 @float32_by_default()
@@ -113,14 +111,14 @@ class ProbeTask(LoopTask):
             owner=str(run), specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
         )  # fmt: skip
         unknown_keys = stores.unknown_keys(parsed)
-        known, self.test = stores.samples(parsed, TRAIN), stores.samples(parsed, TEST)
-        self.dropped = {TRAIN: dict(known.dropped), TEST: dict(self.test.dropped), "unknown_keys": unknown_keys}
+        known = stores.samples(parsed, TRAIN)
         self.split = split_labels(parsed, known, config, seed)
         if config.patience is not None and not self.split.validation:
             raise ConfigError(f"patience: needs validation samples; {self.split.problem or 'leave patience out'}")
         self.target, self.targets = parsed.fit(self.split.samples.labels)
         """The kind of target, and the labels of `split.samples` as `target.encode` expects them."""
-        check_labels(parsed, self.target, self.test)
+        self.test = stores.samples(parsed, TEST, self.target)
+        self.dropped = {TRAIN: dict(known.dropped), TEST: dict(self.test.dropped), "unknown_keys": unknown_keys}
         self.head = head_for(self.target.kind, config)
         self.grid = Grid.of(layout, inputs) if self.target.kind.endswith("map") else None
         if self.head == "linear" and self.grid is None and config.batch_size < 2:
@@ -272,3 +270,71 @@ class ProbeTask(LoopTask):
         save_checkpoint(run.path, tensors, config, probe_card(metrics))
         write_json(run.path / METRICS, metrics)
         run.finish(steps=steps)
+
+
+# ---------------------------------------------------------------- features of a frozen encoder
+
+
+class FeatureCache:
+    """Features of a frozen encoder for the samples of a split, computed on first use and kept on the CPU.
+
+    A sample's features do not depend on the batch: batches have a fixed size, and sequences are padded to the longest
+    of the split (kernels round differently for other shapes). Features beyond CACHE_BYTES are computed again.
+    """
+
+    def __init__(self, network: Network, samples: Samples, batch_size: int = CACHE_BATCH) -> None:
+        self.network, self.samples, self.batch_size = network, samples, min(batch_size, CACHE_BATCH)
+        self.cached: dict[int, Tensor] = {}
+        self.room = CACHE_BYTES
+        self.lengths: dict[str, int] = {}
+        """Maximum number of tokens of each input, as the encoder gets them."""
+        for spec in samples.inputs.specs:
+            end = int(shown_end(network.encoder.layout, spec) is not None)
+            self.lengths[spec.name] = min(samples.inputs.columns[spec.name].longest + end, spec.layout.length)
+        self.lock = threading.Lock()
+
+    def get(self, places: Sequence[int]) -> list[Tensor]:
+        """Return the features of the samples at these places, without padding."""
+        with self.lock:
+            found: dict[int, Tensor] = {}
+            missing = [place for place in dict.fromkeys(places) if place not in self.cached]
+            for start in range(0, len(missing), self.batch_size):
+                batch = missing[start : start + self.batch_size]
+                found.update(zip(batch, self._compute(batch), strict=True))
+            for place, features in found.items():
+                if features.nbytes <= self.room:
+                    self.room -= features.nbytes
+                    self.cached[place] = features
+            return [found[place] if place in found else self.cached[place] for place in places]
+
+    def fill(self, places: Sequence[int]) -> None:
+        """Compute features in advance, with a progress bar."""
+        with progress_bar("features", len(places)) as advance:
+            for start in range(0, len(places), self.batch_size):
+                batch = places[start : start + self.batch_size]
+                self.get(batch)
+                advance(len(batch))
+
+    def _compute(self, places: Sequence[int]) -> list[Tensor]:
+        filled = [*places, *[places[-1]] * (self.batch_size - len(places))]
+        # Evaluations run in inference mode, whose tensors cannot be trained on.
+        with torch.inference_mode(False), torch.no_grad():
+            tokens, used = self.network.encoder.prepare(self.samples.tokens(filled))
+            for name, mask in used.items():
+                more = self.lengths[name] - mask.shape[1]
+                used[name] = F.pad(mask, (0, more))
+                tokens[name] = F.pad(tokens[name], (0, more) if tokens[name].ndim == 2 else (0, 0, 0, more))
+            features, seen = self.network.features(tokens, used)
+            rows = list(features.cpu())
+            if seen is not None:
+                rows = [row[kept] for row, kept in zip(rows, seen.cpu(), strict=True)]
+            return [row.clone() for row in rows[: len(places)]]  # not views of the whole batch
+
+
+def collate_features(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Stack features of samples. Returns a mask if their lengths differ."""
+    lengths = torch.tensor([len(row) for row in rows])
+    if len(set(lengths.tolist())) == 1:
+        return torch.stack(list(rows)), None
+    batch = pad_sequence(list(rows), batch_first=True)
+    return batch, torch.arange(batch.shape[1]) < lengths.unsqueeze(1)
