@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,8 +112,10 @@ def draw_one(logits: torch.Tensor, uniform: torch.Tensor, *settings: Any, **more
     return draw(logits, uniform.unsqueeze(-1), *settings, **more).squeeze(-1)
 
 
-def whole_inputs(model: FourM, given: dict[str, Any]) -> EncoderInputs:
+def whole_inputs(model: FourM, given: dict[str, Any], seen: Collection[str] | None = None) -> EncoderInputs:
+    """Return the encoder's inputs: all of `given`, or those in `seen`."""
     inputs = EncoderInputs(model.layout, len(next(iter(given.values()))), torch.device("cpu"))
     for name, tokens in given.items():
-        inputs.add_whole(name, tokens)
+        if seen is None or name in seen:
+            inputs.add_whole(name, tokens)
     return inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_world import World, the_world
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import InvalidValueError
+from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.generate import TargetPlan, outputs
 from zoo_backbone.generate.plans import GenerationPlan
 
@@ -111,27 +115,28 @@ def test_command_line_guidance_replaces_the_guidance_of_each_target(world: World
     assert any(tokens(world, f"own/test0{i}/0") != tokens(world, f"plain/test0{i}/0") for i in range(4))
 
 
-def test_setting_of_one_target_takes_precedence_over_all(world: World) -> None:
-    settings = "--set depth.top_p=0.5 --set top_p=0.7"
-    went(world, f"{MAKE} --input rgb_patches --target depth,caption --samples 1 {settings}")
-    targets = tomllib.loads((world.folder / "new/plan.toml").read_text())["targets"]
-    assert [target["top_p"] for target in targets] == [0.5, 0.7]
-
-
-def test_guidance_settings_update_the_existing_guidance(world: World) -> None:
+def test_settings_change_the_plan(world: World) -> None:
+    """A setting of one target takes precedence, and guidance keeps its other settings."""
     plan = 'inputs = ["rgb_patches", "caption"]\n[guidance]\nscale = 2.0\n[[targets]]\nname = "depth"\n'
     (world.folder / "shared.toml").write_text(plan)
-    always = '--samples 1 --set guidance.always=["caption"]'
-    went(world, f"backbone generate run --out new --plan shared.toml {always}")
-    (target,) = tomllib.loads((world.folder / "new/plan.toml").read_text())["targets"]
-    assert target["guidance"] == {"scale": 2.0, "always": ["caption"]}
+    for words, key, wanted in (
+        ("--input rgb_patches --target depth,caption --set depth.top_p=0.5 --set top_p=0.7", "top_p", [0.5, 0.7]),
+        ('--plan shared.toml --set guidance.always=["caption"]', "guidance", [{"scale": 2.0, "always": ["caption"]}]),
+    ):
+        went(world, f"{MAKE} --overwrite --samples 1 {words}")
+        targets = tomllib.loads((world.folder / "new/plan.toml").read_text())["targets"]
+        assert [target[key] for target in targets] == wanted
 
 
 def test_a_folder_belongs_to_one_generation(world: World) -> None:
     words = f"{MAKE} --input rgb_patches --target caption --samples 2"
-    assert world(f"{words} --rank depth --draws 3", kill_after=8).code < 0
-    assert "new/plan.toml" not in world.files()
+    assert world(f"{words} --rank depth --draws 3", kill_after=11).code < 0
+    assert "new/plan.toml" not in world.files() and world.files()["new/done.txt"] == b"test00\n"
+    with (world.folder / "new/done.txt").open("a") as file:
+        file.write("test01")  # a line that was cut off
+    written = [(path, path.stat().st_mtime_ns) for path in (world.folder / "new/test00").rglob("*")]
     went(world, f"{words} --rank depth --draws 3")
+    assert [(path, path.stat().st_mtime_ns) for path, _ in written] == written, "what is done is kept"
     first = made(world, "new")
     assert len([name for name in first if name.endswith("caption.txt")]) == 6
     went(world, f"{words} --rank depth --draws 3")
@@ -142,6 +147,22 @@ def test_a_folder_belongs_to_one_generation(world: World) -> None:
     (world.folder / "mine").mkdir()
     (world.folder / "mine" / "plan.toml").write_text("# mine")
     world(f"{words} --out mine").refused("mine: holds plan.toml")
+
+
+def test_a_generation_is_of_its_input_files_and_weights(world: World) -> None:
+    text, run = world.folder / "text.txt", world.folder / "run"
+    words = f"{MAKE} --input caption=text.txt --target depth"
+    for content in ("a blue box", "a red ball"):
+        text.write_text(content)
+        went(world, f"{words} --overwrite")
+    text.write_text("a blue box")
+    world(words).refused("new: holds another generation")
+    text.write_text("a red ball")
+    went(world, words)
+    model = load_model(run)
+    torch.nn.init.zeros_(model.output["depth"])
+    save_model(model, run, {"fingerprints": load_config(run)["fingerprints"]})
+    world(words).refused("new: holds another generation", "weights")
 
 
 def test_inputs_in_the_folder_are_not_overwritten(world: World) -> None:
@@ -170,7 +191,7 @@ def test_values_can_be_given_without_tokens(world: World) -> None:
 
 
 def test_inputs_are_read_when_needed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All inputs together may exceed the memory."""
+    """All inputs together may exceed the memory. The results do not depend on where batches are cut."""
     read: list[int] = []
     take = TokenColumn.take
 
@@ -178,13 +199,17 @@ def test_inputs_are_read_when_needed(world: World, monkeypatch: pytest.MonkeyPat
         read.append(len(indices))
         return take(column, indices)
 
+    targets = (TargetPlan(name="depth", steps=1, temperature=3.0),)
+    recipe = GenerationPlan(inputs=("rgb_patches", "caption"), targets=targets, samples="4", draws=3)
+    places = generated(world, recipe)
+    assert places == [world.folder / f"new/test0{i}/{draw}" for i in range(4) for draw in range(3)]
+    whole = made(world, "new")
     monkeypatch.setattr(TokenColumn, "take", noted)
-    monkeypatch.setattr(outputs, "BATCH", 3)
-    recipe = GenerationPlan(
-        inputs=("rgb_patches", "caption"), targets=(TargetPlan(name="depth", steps=1),), samples="8"
-    )
-    assert len(generated(world, recipe)) == 8
-    assert max(read) == 3
+    monkeypatch.setattr(outputs, "BATCH", 2)
+    generated(world, dataclasses.replace(recipe, draws=1), overwrite=True)
+    assert max(read) == 2
+    generated(world, recipe, overwrite=True)
+    assert made(world, "new") == whole
 
 
 def test_a_scorer_gives_a_number_for_each_draw(world: World) -> None:
@@ -220,9 +245,6 @@ def test_draws_are_written_best_first(world: World) -> None:
     ("words", "parts"),
     [
         ("--target rgb_patches", ("rgb_patches: a patches modality is an input only",)),
-        ("--plan absent.toml", ("absent.toml: no such file",)),
-        ("--plan bad.toml", ("bad.toml [targets] stepz: unknown key; did you mean steps?",)),
-        ("--input caption --input caption=text.txt --target depth", ("caption is there twice",)),
         ("--input caption=text.txt --target depth --samples 3", ("samples 3: values make one sample", "--draws")),
         ("--input caption=absent.txt --target depth", ("absent.txt: expected", 'or "TEXT" in quotes')),
         (
@@ -241,7 +263,6 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--input caption --target depth --guide 1e39", ("scale: expected numbers from -1e+06 to 1e+06, got 1e+39",)),
         ("--input depth=short.tokens.json --target caption", ("short.tokens.json: depth: expected int64", "shape")),
         ("--input depth --target depth --inpaint depth=not:cells:0,0,2,2", ("not:cells:0,0,2,2: no token lies in it",)),
-        ("--input caption --target depth --set top_p=1.5", ("top_p", "(0, 1]")),
         ("--input caption --target depth --samples 3-8", ("samples 3-8", "numbers 0 to 7")),
         ("--target depth --samples 0-1000000", ("samples 0-1000000: expected at most 1,000,000 at once",)),
         ("--target depth --keys test00", ("keys test00: no modality of stored samples is an input",)),
@@ -254,6 +275,5 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
     np.save(world.folder / "wide.npy", np.ones((3, 5), bool))
     file = json.loads((world.folder / "made/test00/0/depth.tokens.json").read_text())
     (world.folder / "short.tokens.json").write_text(json.dumps({**file, "tokens": file["tokens"][1:]}))
-    (world.folder / "bad.toml").write_text('[[targets]]\nname = "depth"\nstepz = 3\n')
     world(f"{MAKE} {words}").refused(*parts)
     assert not (world.folder / "new").exists()

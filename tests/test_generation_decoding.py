@@ -1,8 +1,9 @@
-"""Decoding against slow references without caches, and samples that do not depend on their batch."""
+"""Decoding, guidance and several draws, against slow references without caches, shared work or batches."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,30 @@ import pytest
 import torch
 from generation_samples import WORDS, draw_one, full_logits, given_tokens, only, sharp_model, whole_inputs
 
+from tokenizers_zoo.errors import ConfigError
+from zoo_backbone.batch import PackedInputs
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
-from zoo_backbone.generate.sampling import CONFIDENCE, IDS, ORDER, Noise, temperatures, tokens_per_step
-from zoo_backbone.model import FourM
-from zoo_backbone.packing import EncoderInputs
+from zoo_backbone.generate.sampler import rows_of
+from zoo_backbone.generate.sampling import (
+    CONFIDENCE,
+    IDS,
+    ORDER,
+    Noise,
+    Passes,
+    temperatures,
+    tempered,
+    tokens_per_step,
+)
+from zoo_backbone.model import Context, FourM
+
+Seen = Sequence[tuple[float, Sequence[str]]]
+"""The passes of a guidance: the weight of their logits, and the inputs that they see."""
+BOTH = ("left", "vectors")
+GUIDANCES: list[tuple[Guidance, Seen]] = [
+    (Guidance(scale=3), [(-2, ()), (3, BOTH)]),
+    (Guidance(scale=-1, always=("vectors",)), [(2, ("vectors",)), (-1, BOTH)]),
+    (Guidance(weights={"left": 2.0, "vectors": 0.5}), [(-1.5, ()), (2, ("left",)), (0.5, ("vectors",))]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +42,28 @@ def model() -> FourM:
     return sharp_model()
 
 
+def both(samples: int) -> dict[str, Any]:
+    given = given_tokens(samples)
+    return {name: given[name] for name in BOTH}
+
+
+# --- slow references
+
+
 @torch.inference_mode()
-def slow_sequence(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: int, sample: int) -> list[int]:
-    """Decode each token from the whole stream so far, without a cache."""
-    inputs = whole_inputs(model, given).packed()
+def slow_sequence(
+    model: FourM, given: dict[str, Any], plan: TargetPlan, seen: Seen, seed: int, sample: int
+) -> list[int]:
+    """Decode each token of each pass from the whole stream so far, without a cache."""
+    packed = [(weight, whole_inputs(model, given, names).packed()) for weight, names in seen]
     uniform = Noise(seed, [sample], plan.name).uniform(IDS, 0, 6)[0]
     start = model.layout.token_rows(plan.name).start
     made: list[int] = []
     while len(made) < 6:
         read = [start + token for token in [WORDS.sentinel_start, *made]]
-        logits = full_logits(model, inputs, plan.name, read, range(len(read)))[-1]
+        logits = torch.zeros(20)
+        for weight, inputs in packed:
+            logits += weight * full_logits(model, inputs, plan.name, read, range(len(read)))[-1]
         logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
         at = uniform[len(made)]
         token = int(draw_one(logits, at, plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature))
@@ -40,70 +73,97 @@ def slow_sequence(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: i
     return made
 
 
-@pytest.mark.parametrize(("temperature", "early"), [(0.0, False), (1.0, False), (3.0, False), (3.0, True)])
-def test_cached_decoding_equals_full_decoding(model: FourM, temperature: float, early: bool) -> None:
-    given = given_tokens(12)
-    del given["words"]
-    plan = TargetPlan(name="words", temperature=temperature, top_p=0.95, filter_before_temperature=early)
+@pytest.mark.parametrize(
+    ("plan", "seen"),
+    [
+        *((TargetPlan(name="words", temperature=temperature, top_p=0.95, filter_before_temperature=early), [(1, BOTH)])
+          for temperature, early in ((0.0, False), (1.0, False), (3.0, False), (3.0, True))),
+        *((TargetPlan(name="words", temperature=8.0, guidance=guidance), seen) for guidance, seen in GUIDANCES),
+    ],
+)  # fmt: skip
+def test_sequences_equal_their_slow_twin(model: FourM, plan: TargetPlan, seen: Seen) -> None:
+    given = both(12)
     made = generate(model, given, [plan], seed=4)["words"]
-    slow = [slow_sequence(model, only(given, i), plan, 4, i) for i in range(12)]
+    slow = [slow_sequence(model, only(given, i), plan, seen, 4, i) for i in range(12)]
     assert [row.tolist() for row in made] == slow
     assert all(row.dtype == np.int64 for row in made)
-    if temperature == 3:  # samples end at different lengths, so the batch became smaller on the way
+    if plan.temperature == 3 or len(seen) == 3:  # samples end at different lengths, so the batch shrinks
         assert len({len(row) for row in made}) >= 2
 
 
 @torch.inference_mode()
-def slow_maskgit(model: FourM, given: dict[str, Any], plan: TargetPlan, seed: int, sample: int) -> torch.Tensor:
-    """Run MaskGIT for one sample, cell by cell, and pack the input again at each step."""
+def slow_maskgit(
+    model: FourM, given: dict[str, Any], plan: TargetPlan, seen: Seen, seed: int, sample: int
+) -> torch.Tensor:
+    """Run MaskGIT for one sample, cell by cell, and pack the inputs again at each step."""
     made: dict[int, int] = {}
     counts = tokens_per_step(9, plan.steps, plan.schedule)
     noise = Noise(seed, [sample], plan.name)
+    filters = plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature
     for step, count in enumerate(counts):
-        inputs = whole_inputs(model, given)
-        if made:
-            inputs.add(plan.name, torch.tensor([list(made.values())]), torch.tensor([list(made)]))
         left = [cell for cell in range(9) if cell not in made]
-        logits = full_logits(model, inputs.packed(), plan.name, [-1] * len(left), left)
+        logits = torch.zeros(len(left), 11)
+        for weight, names in seen:
+            inputs = whole_inputs(model, given, names)
+            if made:
+                inputs.add(plan.name, torch.tensor([list(made.values())]), torch.tensor([list(made)]))
+            logits += weight * full_logits(model, inputs.packed(), plan.name, [-1] * len(left), left)
         uniform, gumbel = noise.uniform(IDS, step, 9)[0], noise.gumbel(CONFIDENCE, step, 9)[0]
         scored = []
         for row, cell in enumerate(left):
-            token = int(draw_one(logits[row], uniform[cell], plan.temperature, plan.top_k, plan.top_p))
+            token = int(draw_one(logits[row], uniform[cell], *filters))
             noisy = plan.confidence_noise * (1 - step / len(counts)) * gumbel[cell]
-            confidence = logits[row].log_softmax(0)[token] + noisy
-            scored.append((-float(confidence), cell, token))
+            ranked = tempered(logits[row], *filters) if plan.filter_before_temperature else logits[row]
+            scored.append((-float(ranked.log_softmax(0)[token] + noisy), cell, token))
         made.update({cell: token for _, cell, token in sorted(scored)[:count]})
     return torch.tensor([made[cell] for cell in range(9)]).view(3, 3)
 
 
 @pytest.mark.parametrize(
-    "plan",
+    ("plan", "seen"),
     [
-        TargetPlan(name="right", steps=4, temperature=0),
-        TargetPlan(name="right", steps=5, schedule="linear", top_k=4),
-        TargetPlan(name="right", steps=9, confidence_noise=2.0),
+        (TargetPlan(name="right", steps=4, temperature=0), [(1, BOTH)]),
+        (TargetPlan(name="right", steps=5, schedule="linear", top_k=4), [(1, BOTH)]),
+        (TargetPlan(name="right", steps=9, confidence_noise=2.0), [(1, BOTH)]),
+        (TargetPlan(name="right", steps=9, temperature=5.0, top_p=0.6, filter_before_temperature=True), [(1, BOTH)]),
+        *((TargetPlan(name="right", steps=4, guidance=guidance), seen) for guidance, seen in GUIDANCES),
     ],
 )
-def test_maskgit_equals_its_slow_twin(model: FourM, plan: TargetPlan) -> None:
-    given = given_tokens(4)
+def test_maskgit_equals_its_slow_twin(model: FourM, plan: TargetPlan, seen: Seen) -> None:
+    given = both(4)
     made = generate(model, given, [plan], seed=1)["right"]
     assert made.shape == (4, 3, 3)
     for i in range(4):
-        assert torch.equal(made[i], slow_maskgit(model, only(given, i), plan, 1, i))
+        assert torch.equal(made[i], slow_maskgit(model, only(given, i), plan, seen, 1, i))
+
+
+ROAR = TargetPlan(name="right", scheme="roar", steps=3, schedule="linear", temperature=0)
 
 
 @torch.inference_mode()
-def test_roar_decodes_its_random_order(model: FourM) -> None:
-    given = given_tokens(1)
-    plan = TargetPlan(name="right", scheme="roar", steps=3, schedule="linear", temperature=0)
+@pytest.mark.parametrize(
+    ("plan", "counts"),
+    [
+        (TargetPlan(name="right", scheme="autoregressive", temperature=0), [1] * 9),
+        (ROAR, [3] * 3),
+        (dataclasses.replace(ROAR, temperature=5.0, temperature_schedule="linear", final_temperature=0.1), [3] * 3),
+    ],
+)
+def test_cells_in_a_fixed_order_equal_their_slow_twin(model: FourM, plan: TargetPlan, counts: list[int]) -> None:
+    """Row by row, or in a random order; each step has its temperature."""
+    given, noise = given_tokens(1), Noise(2, [0], "right")
     made = generate(model, given, [plan], seed=2)["right"].flatten()
-    order = Noise(2, [0], "right").uniform(ORDER, 0, 9)[0].argsort().tolist()
+    order = noise.uniform(ORDER, 0, 9)[0].argsort() if plan.scheme == "roar" else torch.arange(9)
+    heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
     inputs = whole_inputs(model, given)
-    for start in (0, 3, 6):
-        cells = order[start : start + 3]
-        ids = full_logits(model, inputs.packed(), "right", [-1] * 3, cells).argmax(1)
+    for step, cells in enumerate(order.split(counts)):
+        logits = full_logits(model, inputs.packed(), "right", [-1] * len(cells), cells.tolist())
+        ids = draw_one(logits, noise.uniform(IDS, step, 9)[0, cells], heat[step], 0, 1.0)
         assert made[cells].tolist() == ids.tolist()
-        inputs.add("right", ids.unsqueeze(0), torch.tensor([cells]))
+        inputs.add("right", ids.unsqueeze(0), cells.unsqueeze(0))
+
+
+# --- chains and batches
 
 
 CHAIN = [
@@ -111,17 +171,32 @@ CHAIN = [
     TargetPlan(name="bag", scheme="roar", steps=2),
     TargetPlan(name="words", temperature=1.5),
 ]
+GUIDED = [
+    TargetPlan(name="bag", scheme="autoregressive", guidance=Guidance(scale=2.0)),
+    TargetPlan(name="words", temperature=1.5, guidance=Guidance(weights={"left": 2.0, "bag": -0.5})),
+    TargetPlan(name="right", steps=3, guidance=Guidance(weights={"words": 3.0, "left": 0.5})),
+]
 
 
-def test_samples_do_not_depend_on_their_batch(model: FourM) -> None:
+@pytest.mark.parametrize("plan", [CHAIN, GUIDED], ids=["chain", "guided"])
+def test_samples_do_not_depend_on_their_batch(model: FourM, plan: list[TargetPlan]) -> None:
     given = given_tokens(8)
     del given["words"]
-    batch = generate(model, given, CHAIN, seed=7, samples=range(10, 18))
+    batch = generate(model, given, plan, seed=7, samples=range(10, 18))
     for i in range(8):
-        alone = generate(model, only(given, i), CHAIN, seed=7, samples=[10 + i])
-        assert torch.equal(batch["right"][i], alone["right"][0])
-        assert torch.equal(batch["bag"][i], alone["bag"][0])
-        assert batch["words"][i].tolist() == alone["words"][0].tolist()
+        alone = generate(model, only(given, i), plan, seed=7, samples=[10 + i])
+        for name in ("bag", "right", "words"):
+            assert batch[name][i].tolist() == alone[name][0].tolist(), name
+
+
+def test_an_empty_sequence_is_no_input(model: FourM) -> None:
+    """A sample with an empty sequence sees the same empty slot alone and in a batch with longer sequences."""
+    texts = {"words": [np.array([9, 8, 7]), np.array([], np.int64)]}
+    plan = [TargetPlan(name="right", temperature=4.0)]
+    pair = generate(model, texts, plan, seed=0, samples=[1, 1])["right"]
+    empty = generate(model, only(texts, 1), plan, seed=0, samples=[1])["right"]
+    none = generate(model, {}, plan, seed=0, samples=[1])["right"]
+    assert torch.equal(pair[1], empty[0]) and torch.equal(empty, none) and not torch.equal(pair[0], pair[1])
 
 
 def test_chain_feeds_finished_targets_to_the_next(model: FourM) -> None:
@@ -140,14 +215,6 @@ def test_chain_feeds_finished_targets_to_the_next(model: FourM) -> None:
     assert torch.equal(words_first["right"], again["right"])
 
 
-def test_seed_and_sample_number_change_the_draws(model: FourM) -> None:
-    plan = [TargetPlan(name="right", temperature=2.0)]
-    first = generate(model, {}, plan, seed=0, samples=[0, 1])["right"]
-    assert torch.equal(first, generate(model, {}, plan, seed=0, samples=[0, 1])["right"])
-    assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first, generate(model, {}, plan, seed=1, samples=[0, 1])["right"])
-
-
 def test_sequences_hold_no_sentinels_and_keep_to_their_bound(model: FourM) -> None:
     plan = TargetPlan(name="words", temperature=50.0)
     made = generate(model, {}, [plan], seed=0, samples=range(64))["words"]
@@ -160,78 +227,109 @@ def test_sequences_hold_no_sentinels_and_keep_to_their_bound(model: FourM) -> No
     assert [row.tolist() for row in short] == [row[:2].tolist() for row in made]
 
 
-# --- other orders, temperatures, kept inputs
+# --- guidance
 
 
-@torch.inference_mode()
-def test_an_autoregressive_grid_is_row_by_row(model: FourM) -> None:
-    given = given_tokens(1)
-    plan = TargetPlan(name="right", scheme="autoregressive", temperature=0)
-    made = generate(model, given, [plan], seed=2)["right"].flatten()
-    inputs = whole_inputs(model, given)
-    for cell in range(9):
-        token = full_logits(model, inputs.packed(), "right", [-1], [cell]).argmax(1)
-        assert int(made[cell]) == int(token)
-        inputs.add("right", token.unsqueeze(0), torch.tensor([[cell]]))
+def as_sets(made: Passes) -> list[tuple[set[str], float]]:
+    return [(set(hidden), weight) for hidden, weight in zip(made.hidden, made.weights, strict=True)]
 
 
-@torch.inference_mode()
-def test_temperature_schedule_is_applied_at_each_step(model: FourM) -> None:
-    given, counts = given_tokens(1), [3, 3, 3]
-    even = TargetPlan(name="right", scheme="roar", steps=3, schedule="linear", temperature=5.0)
-    plan = dataclasses.replace(even, temperature_schedule="linear", final_temperature=0.1)
-    made = generate(model, given, [plan], seed=6)["right"].flatten()
-    noise = Noise(6, [0], "right")
-    order = noise.uniform(ORDER, 0, 9)[0].argsort().tolist()
-    inputs = whole_inputs(model, given)
-    for step, temperature in enumerate(temperatures(counts, 5.0, 0.1, "linear")):
-        cells = order[3 * step : 3 * step + 3]
-        logits = full_logits(model, inputs.packed(), "right", [-1] * 3, cells)
-        ids = draw_one(logits, noise.uniform(IDS, step, 9)[0, cells], temperature, 0, 1.0)
-        assert made[cells].tolist() == ids.tolist()
-        inputs.add("right", ids.unsqueeze(0), torch.tensor([cells]))
-    assert made.tolist() != generate(model, given, [even], 6)["right"].flatten().tolist()
+def test_passes_by_hand() -> None:
+    known = ("left", "vectors", "bag")
+    everything = set(known)
+    assert as_sets(Passes.of(Guidance(), "right", known)) == [(set(), 1)]
+    assert as_sets(Passes.of(Guidance(scale=3), "right", known)) == [(everything, -2), (set(), 3)]
+    assert as_sets(Passes.of(Guidance(scale=0), "right", known)) == [(everything, 1)]
+    always = Guidance(scale=3, always=("bag",))
+    assert as_sets(Passes.of(always, "right", known)) == [({"left", "vectors"}, -2), (set(), 3)]
+    weights = Guidance(weights={"left": 2.0, "bag": -0.5})
+    assert as_sets(Passes.of(weights, "right", known)) == [({"left", "bag"}, -0.5), ({"bag"}, 2), ({"left"}, -0.5)]
+    # A weight of 0 hides a condition from all passes; a single condition of weight 1 needs only the pass that sees it.
+    assert as_sets(Passes.of(Guidance(weights={"left": 1.0, "bag": 0.0}), "right", known)) == [({"bag"}, 1)]
+    # The target's own tokens are never hidden, and without any condition there is no guidance.
+    assert as_sets(Passes.of(Guidance(scale=3), "bag", known)) == [({"left", "vectors"}, -2), (set(), 3)]
+    assert as_sets(Passes.of(Guidance(scale=3), "bag", ["bag"])) == [(set(), 1)]
 
 
-GUIDED = [
-    TargetPlan(name="bag", scheme="autoregressive", guidance=Guidance(scale=2.0)),
-    TargetPlan(name="words", temperature=1.5, guidance=Guidance(weights={"left": 2.0, "bag": -0.5})),
-    TargetPlan(name="right", steps=3, guidance=Guidance(weights={"words": 3.0, "left": 0.5})),
-]
+def test_no_guidance_is_scale_one_and_full_weight(model: FourM) -> None:
+    given = {"left": given_tokens(3)["left"]}
+    for target in ("right", "words"):
+
+        def made(guidance: Guidance, given: dict[str, Any], target: str = target) -> list[Any]:
+            plan = [TargetPlan(name=target, temperature=4.0, guidance=guidance)]
+            return [row.tolist() for row in generate(model, given, plan, seed=3, samples=range(3))[target]]
+
+        plain, none = made(Guidance(), given), made(Guidance(), {})
+        assert plain == made(Guidance(weights={"left": 1.0}), given)
+        assert none == made(Guidance(scale=0), given) == made(Guidance(weights={"left": 0.0}), given)
+        assert len({str(rows) for rows in (plain, none, made(Guidance(scale=3), given))}) == 3
 
 
-def test_guided_samples_do_not_depend_on_their_batch(model: FourM) -> None:
-    """A sample with an empty sequence sees the same empty slot alone and in a batch with longer sequences."""
-    given = given_tokens(6)
-    del given["words"]
-    batch = generate(model, given, GUIDED, seed=7, samples=range(10, 16))
-    for i in range(6):
-        alone = generate(model, only(given, i), GUIDED, seed=7, samples=[10 + i])
-        for name in ("bag", "right", "words"):
-            assert batch[name][i].tolist() == alone[name][0].tolist(), name
-    texts = {"words": [np.array([9, 8, 7]), np.array([], np.int64)]}
-    plan = [TargetPlan(name="right", temperature=4.0)]
-    pair = generate(model, texts, plan, seed=0, samples=[1, 1])["right"]
-    empty = generate(model, only(texts, 1), plan, seed=0, samples=[1])["right"]
-    none = generate(model, {}, plan, seed=0, samples=[1])["right"]
-    assert torch.equal(pair[1], empty[0]) and torch.equal(empty, none) and not torch.equal(pair[0], pair[1])
+def test_passes_are_not_padded_and_draws_share_their_context(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    context = model.context
+
+    def counted(inputs: PackedInputs) -> Context:
+        assert inputs.mask.all()
+        shapes.append(tuple(inputs.mask.shape))
+        return context(inputs)
+
+    monkeypatch.setattr(model, "context", counted)
+    given, guidance = given_tokens(2), Guidance(weights={"left": 2.0})
+    given = {name: given[name] for name in ("left", "pixels")}
+    generate(model, given, [TargetPlan(name="words", guidance=guidance)], seed=0, draws=3)
+    assert shapes == [(2, 4), (2, 10)], "a sequence is encoded once"
+    shapes.clear()
+    generate(model, given, [dataclasses.replace(ROAR, guidance=guidance)], seed=0, draws=3)
+    assert shapes == [(2, 4), (2, 10), (6, 7), (6, 13), (6, 10), (6, 16)], "a grid at each step"
 
 
-@pytest.mark.parametrize("early", [False, True])
-def test_cells_are_ranked_by_model_or_filtered_probabilities(
-    model: FourM, monkeypatch: pytest.MonkeyPatch, early: bool
+# --- several draws of a sample
+
+
+DRAWS = 3
+WEIGHED = Guidance(weights={"left": 2.0, "vectors": -0.5})
+GRIDS = torch.arange(54).reshape(6, 3, 3) % 11
+GRIDS[:, 1] = GRIDS[2:, 2] = -1
+GAPS = [np.array(row) for row in ([7, -1], [-1, 9, -1], [-1], [8, -1, 8], [-1, 6], [-1])]
+ROOM = [np.array([*range(10, 10 + length), -1]) for length in (5, 2, 4, 1, 3, 0)]
+PLANS: dict[str, tuple[list[TargetPlan], dict[str, Any]]] = {
+    "one step": ([TargetPlan(name="right", steps=1)], {}),
+    "maskgit": ([TargetPlan(name="right", steps=4, temperature=4.0, guidance=WEIGHED)], {}),
+    "roar": ([TargetPlan(name="right", steps=4, temperature=4.0, scheme="roar", guidance=WEIGHED)], {}),
+    "autoregressive": ([TargetPlan(name="right", scheme="autoregressive")], {}),
+    "sequence": ([TargetPlan(name="words", temperature=3.0, guidance=WEIGHED)], {}),
+    "sequence, then grid": ([TargetPlan(name="words", temperature=3.0), TargetPlan(name="right", steps=2)], {}),
+    "grid, then sequence": ([TargetPlan(name="bag", steps=2), TargetPlan(name="words", temperature=3.0)], {}),
+    "partial targets of several sizes": (
+        [TargetPlan(name="words", temperature=3.0), TargetPlan(name="right", steps=3)], {"right": GRIDS, "words": GAPS}
+    ),
+    "room for 1 to 6 tokens: the batch is halved twice": ([TargetPlan(name="words", temperature=8.0)], {"words": ROOM}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "copied"])
+@pytest.mark.parametrize(("plan", "partial"), PLANS.values(), ids=PLANS)
+def test_draws_equal_repeated_samples(
+    model: FourM, plan: list[TargetPlan], partial: dict[str, Any], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The top id is less likely in the first cell than in others, but it is alone in the nucleus of every cell."""
-    logits = torch.full((1, 9, 11), -20.0)
-    logits[:, :, 0], logits[:, :, 1] = 1.0, 0.5
-    logits[:, 0, 1:3] = 0.8
+    """Draws of a sample share attention keys on the CPU, and have copies on a GPU."""
+    monkeypatch.setattr(sampler, "shares_keys", lambda device: shared)
+    given, rows = given_tokens(6), [row // DRAWS for row in range(6 * DRAWS)]
+    given = {name: given[name] for name in ("left", "pixels", "vectors")}
+    repeated, kept = ({name: rows_of(tokens, rows) for name, tokens in part.items()} for part in (given, partial))
+    numbers = [7 * row for row in range(6 * DRAWS)]
+    made = generate(model, given, plan, 5, numbers, partial=partial, draws=DRAWS)
+    alone = generate(model, repeated, plan, 5, numbers, partial=kept)
+    for name, found in made.items():
+        ids = [row.tolist() for row in found]
+        assert ids == [row.tolist() for row in alone[name]]
+        assert partial or all(len(set(map(str, ids[at : at + DRAWS]))) > 1 for at in range(0, len(ids), DRAWS))
 
-    def of_cells(*arguments: Any) -> torch.Tensor:
-        return logits.gather(1, arguments[3].unsqueeze(2).expand(-1, -1, 11))
 
-    monkeypatch.setattr(sampler, "target_logits", of_cells)
-    decided: list[int] = []
-    monkeypatch.setattr(EncoderInputs, "add", lambda inputs, name, ids, cells: decided.append(int(cells[0, 0])))
-    plan = TargetPlan(name="right", steps=9, schedule="linear", top_p=0.3, filter_before_temperature=early)
-    generate(model, {}, [plan], 0, [0])
-    assert decided == (list(range(9)) if early else [*range(1, 9), 0])
+def test_draws_need_a_number_each(model: FourM) -> None:
+    plan = [TargetPlan(name="right")]
+    with pytest.raises(ConfigError, match="draws 0"):
+        generate(model, both(2), plan, 0, draws=0)
+    with pytest.raises(ConfigError, match="draws 3, 4 numbers"):
+        generate(model, both(2), plan, 0, range(4), draws=3)

@@ -1,22 +1,42 @@
-"""Plans and inputs: defaults for each layout, and errors that name the problem."""
+"""Plans: defaults for each layout, files, plans that 4M published, and errors that name the problem."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from generation_samples import PUBLISHED, SPECS, given_tokens, sharp_model
 
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, generate
-from zoo_backbone.model import FourM
+from zoo_backbone.generate.plans import GenerationPlan, read_plan, resolved_plan, sources_of, written_plan
+from zoo_backbone.generate.sampling import temperatures, tokens_per_step
 
-
-@pytest.fixture(scope="module")
-def model() -> FourM:
-    return sharp_model()
+PLANS = sorted((Path(__file__).parent.parent / "configs" / "plans").glob("*.toml"))
+PLAN = """
+inputs = ["light", 'words="a = b"', "dark=pictures/one.npy"]
+draws = 3
+[inpaint]
+dark = "not:mask:masks/one.npy"
+light = "box:0,0,1,0.5"
+[guidance]
+scale = 2
+[[targets]]
+name = "light"
+steps = 4
+[[targets]]
+name = "dark"
+guidance = { weights = { light = 3.0, words = -1 } }
+[[targets]]
+name = "other"
+guidance.scale = 1.0
+"""
 
 
 def test_plan_defaults_follow_the_layout() -> None:
@@ -27,27 +47,37 @@ def test_plan_defaults_follow_the_layout() -> None:
     assert (words.scheme, words.max_length) == ("autoregressive", 6)
 
 
-def test_plan_errors_name_the_problem(model: FourM) -> None:
+def test_errors_name_the_problem() -> None:
+    model, right = sharp_model(), TargetPlan(name="right")
     left, vectors = ({name: given_tokens(1)[name]} for name in ("left", "vectors"))
-    part = torch.full((1, 2, 3), -1)
-    for message, given, plan, kept in (
-        ("words: scheme 'maskgit' is not for a sequence", left, [TargetPlan(name="words", scheme="maskgit")], {}),
-        ("words: temperature_schedule 'linear' is not for a sequence", left,
+    part, late = torch.full((1, 2, 3), -1), Guidance(weights={"bag": 2.0})
+    for error, message, given, plan, kept in (
+        (ConfigError, "words: scheme 'maskgit' is not for a sequence", left,
+         [TargetPlan(name="words", scheme="maskgit")], {}),
+        (ConfigError, "words: temperature_schedule 'linear' is not for a sequence", left,
          [TargetPlan(name="words", temperature_schedule="linear")], {}),
-        ("pixels: a patches modality is an input only", left, [TargetPlan(name="pixels")], {}),
-        ("left: is input and target", left, [TargetPlan(name="left")], {"left": part}),
-        ("left: is an input whole and in part", left, [TargetPlan(name="right")], {"left": part}),
-        ("vectors: .* modality cannot be inpainted", left, [TargetPlan(name="right")], vectors),
-        ("at least one target", left, [], {}),
-        ("samples: expected a number for each sample", {}, [TargetPlan(name="left")], {}),
+        (ConfigError, "left: is an input whole and in part", left, [right], {"left": part}),
+        (ConfigError, "vectors: .* modality cannot be inpainted", left, [right], vectors),
+        (ConfigError, "at least one target", left, [], {}),
+        (ConfigError, "samples: expected a number for each sample", {}, [right], {}),
+        (ConfigError, "right: guidance weights: bag is neither an input nor an earlier target; expected left", left,
+         [dataclasses.replace(right, guidance=late), TargetPlan(name="bag")], {}),
+        (ConfigError, "guidance always: words is neither an input", left,
+         [dataclasses.replace(right, guidance=Guidance(scale=2, always=("words",)))], {}),
+        (UnknownNameError, "rihgt.*did you mean right", left, [TargetPlan(name="rihgt")], {}),
+        (InvalidValueError, "left: expected int64", {"left": torch.full((1, 2, 3), 7)}, [right], {}),
+        (InvalidValueError, "words: .*item 0 .*sentinel", {"words": [np.array([3])]}, [right], {}),
+        (InvalidValueError, "2 samples, and the batch has 1", {**left, "words": [np.array([9])] * 2}, [right], {}),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(error, match=message):
             generate(model, given, plan, 0, partial=kept)
-    with pytest.raises(UnknownNameError, match=r"rihgt.*did you mean right"):
-        generate(model, left, [TargetPlan(name="rihgt")], 0)
+    generate(model, left, [TargetPlan(name="bag"), dataclasses.replace(right, guidance=late)], 0)
     for key, value in (("top_p", 0.0), ("temperature", float("nan"))):
         with pytest.raises(ValueError, match=key):
             TargetPlan(name="left", **{key: value})
+    for message, scale in (("weights: expected either scale or weights", 2), ("scale: expected numbers", float("nan"))):
+        with pytest.raises(ValueError, match=message):
+            Guidance(scale=scale, weights={"left": 1.0} if scale == 2 else {})
 
 
 def test_input_only_and_output_only_modalities_are_respected() -> None:
@@ -69,27 +99,96 @@ def test_input_only_and_output_only_modalities_are_respected() -> None:
     assert chained["right"].shape == (2, 3, 3) and len(chained["words"]) == 2
 
 
-def test_given_tokens_are_checked(model: FourM) -> None:
-    plan = [TargetPlan(name="right")]
-    with pytest.raises(InvalidValueError, match="left: expected int64"):
-        generate(model, {"left": torch.full((1, 2, 3), 7)}, plan, 0)
-    with pytest.raises(InvalidValueError, match=r"words: .*item 0 .*sentinel"):
-        generate(model, {"words": [np.array([3])]}, plan, 0)
-    with pytest.raises(InvalidValueError, match="2 samples, and the batch has 1"):
-        generate(model, {"left": torch.zeros((1, 2, 3), dtype=torch.int64), "words": [np.array([9])] * 2}, plan, 0)
+# --- files
 
 
-def test_guidance_by_unknown_condition_is_refused(model: FourM) -> None:
-    given = {"left": given_tokens(1)["left"]}
-    late = Guidance(weights={"bag": 2.0})
-    with pytest.raises(
-        ConfigError, match=r"right: guidance weights: bag is neither an input nor an earlier target; expected left"
-    ):
-        generate(model, given, [TargetPlan(name="right", guidance=late), TargetPlan(name="bag")], 0)
-    generate(model, given, [TargetPlan(name="bag"), TargetPlan(name="right", guidance=late)], 0)
-    with pytest.raises(ConfigError, match="guidance always: words is neither an input"):
-        generate(model, given, [TargetPlan(name="right", guidance=Guidance(scale=2, always=("words",)))], 0)
-    with pytest.raises(ValueError, match="weights: expected either scale or weights"):
-        Guidance(scale=2, weights={"left": 1.0})
-    with pytest.raises(ValueError, match="scale: expected numbers from -1e"):
-        Guidance(scale=float("nan"))
+def read(path: Path) -> GenerationPlan:
+    return from_mapping(GenerationPlan, read_plan(path))
+
+
+def test_plan_in_the_documentation_is_valid(tmp_path: Path) -> None:
+    text = (PLANS[0].parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    (tmp_path / "plan.toml").write_text(text.partition("## A plan\n\n```toml\n")[2].partition("```")[0])
+    recipe = read(tmp_path / "plan.toml")
+    assert recipe.targets and recipe.inpaint
+
+
+def test_plan_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.toml").write_text(PLAN)
+    recipe = read(tmp_path / "one.toml")
+    assert recipe.inputs == ("light", 'words="a = b"', f"dark={tmp_path}/pictures/one.npy")
+    assert recipe.inpaint == {"dark": f"not:mask:{tmp_path}/masks/one.npy", "light": "box:0,0,1,0.5"}
+    light, dark, other = recipe.target_plans()
+    assert (light.steps, light.guidance) == (4, Guidance(scale=2.0))
+    assert dark.guidance == Guidance(weights={"light": 3.0, "words": -1.0}) and other.guidance == Guidance()
+    text = written_plan(recipe, {"made by": "a run"})
+    assert text.startswith("# made by: a run\n") and "seed" not in text
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "two.toml").write_text(text)
+    assert read(tmp_path / "other" / "two.toml") == recipe
+    odd = GenerationPlan(targets=recipe.targets, inputs=('words="a \\ tab\t, bell\a and delete\x7f"',))
+    (tmp_path / "odd.toml").write_text(written_plan(odd, {}))
+    assert read(tmp_path / "odd.toml") == odd
+    monkeypatch.chdir(tmp_path)  # paths from a caller are relative to the caller's working directory
+    called = GenerationPlan(targets=recipe.targets, inputs=("dark=one.npy",), inpaint={"dark": "not:mask:m.png"})
+    (tmp_path / "other" / "three.toml").write_text(written_plan(called.placed(Path.cwd()), {}))
+    again = read(tmp_path / "other" / "three.toml")
+    assert again.inputs == (f"dark={tmp_path}/one.npy",)
+    assert again.inpaint == {"dark": f"not:mask:{tmp_path}/m.png"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("draws = 3", "drawz = 3", r"one.toml:3 drawz: unknown key; did you mean draws"),
+        ("steps = 4", "stepz = 4", r"one.toml \[targets\] stepz: unknown key; did you mean steps"),
+        ("steps = 4", "top_p = 1.5", r"one.toml \[targets\] top_p: .*expected a number in \(0, 1\]"),
+        ("scale = 2", 'scale = "much"', r"one.toml:8 \[guidance\] scale: expected float"),
+        ("scale = 2", "scale = 2\nweights = { light = 1 }", "either scale or weights"),
+        ('"light",', '"light", "light=x.npy",', "light is there twice"),
+        ('"light",', '"=x",', "expected NAME, NAME=FILE"),
+        ("draws = 3", "draws = 0", "draws: expected at least 1"),
+        ("draws = 3", 'samples = "0"', "samples: expected"),
+        ("draws = 3", "draws = [", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "one.toml").write_text(PLAN.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path / "one.toml")
+    with pytest.raises(ConfigError, match=r"absent.toml: no such file"):
+        read(tmp_path / "absent.toml")
+
+
+def test_samples_are_a_count_or_indices() -> None:
+    targets = (TargetPlan(name="x"),)
+    assert list(GenerationPlan(targets=targets).numbers()) == [0, 1, 2, 3]
+    assert list(GenerationPlan(targets=targets, samples="0-2,7").numbers()) == [0, 1, 2, 7]
+    assert list(GenerationPlan(targets=targets, samples="2").numbers()) == [0, 1]
+    for samples, message in (("2-1", "expected numbers"), ("a", "expected numbers"), ("1,0-2", "twice")):
+        with pytest.raises(ConfigError, match=message):
+            GenerationPlan(targets=targets, samples=samples).numbers()
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_published_plans_suit_the_installed_modalities(path: Path) -> None:
+    recipe = read(path)
+    clip, rgb = {"plugin": "clip", "map_size": 28}, {"plugin": "rgb", "image_size": 448}
+    zoo = Zoo.from_tables({"modalities": {"clip_448": clip, "rgb_448": rgb}})  # of the super-resolution plan
+    names = [*sources_of(recipe.inputs), *(target.name for target in recipe.targets)]
+    layout = EmbeddingLayout([zoo[name].spec for name in names])
+    plan = resolved_plan(layout, recipe.target_plans(), sources_of(recipe.inputs))
+    assert len(plan) == len(recipe.targets) >= 2
+
+
+def test_the_published_chain_from_text_to_pictures() -> None:
+    """49 and 25 steps over 196 tokens, guidance 3, temperature from 6 towards 0.5, then 0.5."""
+    (path,) = (path for path in PLANS if path.stem == "caption-to-rgb")
+    features, picture = read(path).target_plans()
+    assert [tokens_per_step(196, plan.steps, plan.schedule) for plan in (features,)] == [[4] * 49]
+    assert set(tokens_per_step(196, picture.steps, picture.schedule)) == {7, 8}
+    heat = temperatures([4] * 49, features.temperature, features.final_temperature, features.temperature_schedule)
+    assert heat[0] == pytest.approx(0.5 + 5.5 * 192 / 196) and heat[-1] == 0.5
+    assert sorted(heat, reverse=True) == heat and heat[10] < 2.6
+    assert (picture.temperature, picture.temperature_schedule) == (0.5, "constant")
+    assert features.guidance == picture.guidance == Guidance(scale=3.0)
