@@ -29,8 +29,6 @@ from tokenizers_zoo.run_folder import FolderError
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load
 from zoo_backbone.transfer.cli import transfer as command
-from zoo_backbone.transfer.config import transfer_config
-from zoo_backbone.transfer.results import compare
 from zoo_backbone.transfer.task import read_csv
 
 
@@ -97,23 +95,31 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
 
 
 def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path: Path) -> None:
-    assert zoo("predict", frozen, "--keys", "test-004,test-001", "--out", tmp_path).exit_code == 0
-    with open(tmp_path / "predictions.csv", encoding="utf-8") as file:
+    words, out = ("predict", frozen, "--keys", "test-004,test-001", "--out"), tmp_path / "predicted"
+    assert zoo(*words, out).exit_code == 0
+    with open(out / "predictions.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["key"] for row in rows] == ["test-004", "test-001"]
     assert float(rows[0]["true"]) == read(world, "facts", "test-004")["total"]
-    assert (tmp_path / "predictions.png").is_file()
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert before.keys() == {"predictions.csv", "predictions.png"}
+    assert str(out) in refused(*words, out, error=FolderError), "the folder must be empty"
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert "--keys test-005" in refused("predict", frozen, "--keys", "test-005", "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_predictions_need_an_empty_folder(frozen: Path, tmp_path: Path) -> None:
-    words = ("predict", frozen, "--keys", "test-001", "--out", tmp_path / "predicted")
-    assert zoo(*words).exception is None
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "predicted").iterdir()}
-    assert before.keys() == {"predictions.csv", "predictions.png"}
-    assert str(tmp_path) in refused(*words, error=FolderError)
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "predicted").iterdir()} == before
+@pytest.mark.parametrize("head", ["linear", "knn"])
+def test_predictions_of_single_numbers_are_arrays_without_axes(head: str, world: World, tmp_path: Path) -> None:
+    found = train(world, tmp_path / "probe", "warmth", head=head)
+    assert found["task"]["kind"] == "numbers" and found["metrics"][0]["name"] == "off"
+    out = tmp_path / "predicted"
+    assert zoo("predict", tmp_path / "probe", "--keys", "test-001,test-002", "--out", out).exit_code == 0
+    answers = load(tmp_path / "probe").predict({"light": world.tokens("light")[1]})
+    for number in (1, 2):
+        written = np.load(out / f"test-00{number}.npy")
+        assert (written.dtype, written.shape) == (np.float32, ())
+        np.testing.assert_allclose(written, answers[number], rtol=1e-5)
 
 
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
@@ -378,44 +384,3 @@ def test_classes_without_a_training_label_are_counted(world: World, tmp_path: Pa
     assert metrics["unseen_classes"] == {"bird": 1} and metrics["labels"]["test"] == 24, "it counts as wrong"
     assert "'bird' (1)" in (out / "README.md").read_text() and "'bird' (1)" in zoo("eval", out).stdout
     assert json.loads(zoo("eval", out, "--json").stdout)["unseen_classes"] == {"bird": 1}
-
-
-# ---------------------------------------------------------------- comparison
-
-
-def finished(folder: Path, score: float = 1.0, **changes: Any) -> Path:
-    """Write a probe's metrics.json."""
-    table = {"tuning": changes.pop("tuning", "frozen"), **changes.pop("settings", {})}
-    main = {"name": "mae", "unit": "m", "higher_is_better": False, "score": score, "baseline": 4.0}
-    metrics = {
-        "task": {"name": "thing", "text": "thing", "kind": "numbers"}, "inputs": ["a"], "tuning": table["tuning"],
-        "head": "attentive", "labels": {"requested": 0.1, "train": 9, "validation": 0, "test": 4}, "seed": 0,
-        "settings": dataclasses.asdict(transfer_config(table)), "backbone": {"weights_sha256": "f" * 64},
-        "metrics": [main],
-    } | changes  # fmt: skip
-    folder.mkdir()
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    return folder
-
-
-def test_a_comparison_by_hand(tmp_path: Path) -> None:
-    folders = [finished(tmp_path / f"seed{seed}", seed + 1.0, seed=seed) for seed in range(3)]
-    folders += [finished(tmp_path / "other", 0.5, tuning="full"), finished(tmp_path / "short", settings={"steps": 7})]
-    maps = {"name": "map", "text": "map", "kind": "class map"}
-    folders += [finished(tmp_path / "map", task=maps, head="convnext")]
-    result = compare(folders)
-    rows = {(row["task"], row["tuning"], row["settings"]): row for row in result}
-    assert set(rows) == {
-        ("thing", "frozen", "steps=1000"), ("thing", "full", ""), ("thing", "frozen", "steps=7"),
-        ("map", "frozen", "steps=1000"),
-    }  # fmt: skip
-    row = rows["thing", "frozen", "steps=1000"]
-    assert row["mean"] == 2.0 and row["half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3) and row["baseline"] == 4.0
-    assert row["seeds"] == {"0": 1.0, "1": 2.0, "2": 3.0} and row["labels"] == 9
-    assert rows["map", "frozen", "steps=1000"]["half"] is None
-    shown = zoo("compare", *folders).output.splitlines()
-    assert max(map(len, shown)) <= 80 and shown[-1] == "mean over seeds ± 95 %"
-    assert "2 ± 2.5" in " ".join(shown) and "constant" in shown[0] + shown[1]
-    assert json.loads(zoo("compare", *folders, "--json").output) == result
-    with pytest.raises(ConfigError, match="again"):
-        compare([folders[0], finished(tmp_path / "again", 9.0)])

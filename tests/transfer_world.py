@@ -21,12 +21,23 @@ from zoo_backbone.run import Run
 from zoo_backbone.transfer.config import transfer_config
 from zoo_backbone.transfer.train import train_probe
 
-ZONES = '''
+UNTRAINED = """
 import numpy as np
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, ValueSpec, VectorLayout
 
-class Zones:
+class Untrained:
+    @hookimpl
+    def train_tokenizer(self, out_dir):
+        raise AssertionError("no test trains it")
+    @hookimpl
+    def load_tokenizer(self, checkpoint):
+        return None
+"""
+ZONES = (
+    UNTRAINED
+    + '''
+class Zones(Untrained):
     """int64 (8, 8): low, middle or high."""
     @hookimpl
     def modality_spec(self, settings):
@@ -34,12 +45,6 @@ class Zones:
         value = ValueSpec(shape=(8, 8), dtype="int64", classes=("low", "middle", "high"))
         return ModalitySpec(name=settings.name, summary="zones", value=value, layout=GridLayout(shape=(2, 2)),
                             vocab_size=3, metrics=(right,))
-    @hookimpl
-    def train_tokenizer(self, out_dir):
-        raise AssertionError("no test trains it")
-    @hookimpl
-    def load_tokenizer(self, checkpoint):
-        return None
     @hookimpl
     def encode(self, values):
         return values[:, ::4, ::4]
@@ -56,11 +61,11 @@ class Zones:
 
 plugin = Zones()
 '''
-FACTS = '''
-from tokenizers_zoo import hookimpl
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
-
-class Facts:
+)
+FACTS = (
+    UNTRAINED
+    + '''
+class Facts(Untrained):
     """Numbers and words about a sample."""
     @hookimpl
     def modality_spec(self, settings):
@@ -70,12 +75,6 @@ class Facts:
         return ModalitySpec(name=settings.name, summary="facts", value=value, layout=VectorLayout(length=1),
                             vocab_size=9)
     @hookimpl
-    def train_tokenizer(self, out_dir):
-        raise AssertionError("no test trains it")
-    @hookimpl
-    def load_tokenizer(self, checkpoint):
-        return None
-    @hookimpl
     def encode(self, values):
         return [[0] for _ in values]
     @hookimpl
@@ -84,8 +83,40 @@ class Facts:
 
 plugin = Facts()
 '''
-SOURCES = {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS, "gist": VECTORS, "zones": ZONES, "facts": FACTS}
-SEEN, UNSEEN = ("light", "dark", "letters", "gist"), ("zones", "facts")
+)
+WARMTH = (
+    UNTRAINED
+    + '''
+class Warmth(Untrained):
+    """float32 (), a number in [0, 1]."""
+    @hookimpl
+    def modality_spec(self, settings):
+        off = Metric(name="off", higher_is_better=False, meaning="mean of |predicted - true|")
+        value = ValueSpec(shape=(), low=0, high=1)
+        return ModalitySpec(name=settings.name, summary="warmth", value=value, layout=VectorLayout(length=1),
+                            vocab_size=9, metrics=(off,))
+    @hookimpl
+    def encode(self, values):
+        return (values[:, None] * 8).round().long()
+    @hookimpl
+    def decode(self, tokens):
+        return tokens[:, 0] / 8
+    @hookimpl
+    def score(self, predicted, target):
+        assert {(value.dtype.name, value.shape) for value in (*predicted, *target)} == {("float32", ())}
+        return {"off": float(np.mean([abs(p - t) for p, t in zip(predicted, target, strict=True)]))}
+    @hookimpl
+    def render(self, value):
+        return f"{value.item():.1f}"
+
+plugin = Warmth()
+'''
+)
+SOURCES = {
+    "light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS, "gist": VECTORS, "zones": ZONES, "facts": FACTS,
+    "warmth": WARMTH,
+}  # fmt: skip
+SEEN, UNSEEN = ("light", "dark", "letters", "gist"), ("zones", "facts", "warmth")
 TRAIN, TEST = 96, 24
 STEPS = {"steps": 40, "batch_size": 16, "eval_every": 20, "warmup_steps": 4}
 
@@ -144,7 +175,7 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
     }  # fmt: skip
     zones = (levels // 2).repeat(4, 0).repeat(4, 1).astype(np.int64)
     gist = (levels.ravel() / (LEVELS - 1)).astype(np.float32)
-    return {**values, "gist": gist, "zones": zones, "facts": facts}
+    return {**values, "gist": gist, "zones": zones, "facts": facts, "warmth": np.asarray(gist.mean())}
 
 
 def train(world: World, out: Path, task: str, inputs: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
