@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.families.images import crop_and_resize
 from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.train.loop import train
 from zoo_geometry import depth, normal
 from zoo_images import rgb
 from zoo_images.edges import canny
@@ -41,3 +45,18 @@ def values(name: str, count: int, size: int = 16, seed: int = 0) -> list[np.ndar
         "canny": lambda f: (np.abs(f[:1] - 0.5) < 0.05).astype(np.float32),
     }[name]
     return [made(field) for field in fields]
+
+
+class Killed(Exception):
+    """Raised in place of a kill signal."""
+
+
+def train_killed(plugin: Any, chosen: Settings, samples: TrainingSamples, folder: Path, last: int) -> None:
+    """Train a tokenizer, and stop after step `last` as if killed."""
+
+    def kill(step: int) -> None:
+        if step == last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(plugin.task(chosen), samples, plugin.options(chosen).tokenizer, folder, 0, on_step=kill)

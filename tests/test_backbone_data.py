@@ -1,4 +1,4 @@
-"""Tokens to batches: samples, checks, order, the loader; and the optimizer."""
+"""Tokens to batches: samples, checks, order, the loader; and the optimizers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from backbone_samples import (
     write_splits,
 )
 from token_stores import metadata_of, write_tokens
+from torch import nn
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tokens import whole_samples
@@ -31,8 +32,19 @@ from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import TrainConfig
 from zoo_backbone.data import TokenData
 from zoo_backbone.model import FourM
-from zoo_backbone.optim import TOKEN_TABLE, Optimizer, RowAdam, decays, learning_rate, peak_rate
+from zoo_backbone.optim import (
+    MOMENTUM,
+    TOKEN_TABLE,
+    Muon,
+    Optimizer,
+    RowAdam,
+    block_matrices,
+    learning_rate,
+    orthogonal,
+    peak_rate,
+)
 from zoo_backbone.run import check_stored
+from zoo_backbone.transformer import FusedLinear
 
 
 @pytest.fixture(scope="module")
@@ -240,17 +252,30 @@ def test_gradient_norm_covers_all_gradients_and_is_clipped() -> None:
     assert updates[1] / updates[0] == pytest.approx(1e-3 / norms[0], rel=1e-4)
 
 
-def test_only_matrices_of_layers_decay() -> None:
-    model = FourM(dataclasses.replace(SMALL, bias=True), all_layouts())
-    decaying = {name for name, parameter in model.named_parameters() if decays(name, parameter)}
-    assert decaying > {"encoder.0.mlp.up.weight", "output.text", "projections.pixels.weight"}
-    for name in ("encoder.0.mlp.up.bias", "encoder_norm.weight", TOKEN_TABLE, "mask_embedding.weight",
-                 "modality_embedding.weight", "learned_positions.code"):  # fmt: skip
-        assert name in dict(model.named_parameters()) and name not in decaying
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_only_matrices_of_layers_decay(optimizer: Any) -> None:
+    """Also if a modality is called like an embedding."""
     called = [spec("word_embedding", GridLayout(shape=(2, 2))), spec("embeddings", PatchesLayout(shape=(2, 2), dim=3))]
-    parameters = dict(FourM(SMALL, called).named_parameters())
-    for name in ("output.word_embedding", "projections.embeddings.weight"):
-        assert decays(name, parameters[name]), "what is only called so is no embedding"
+    model = FourM(dataclasses.replace(SMALL, bias=True), [*all_layouts(), *called])
+    made = Optimizer(model, dataclasses.replace(TRAINING, optimizer=optimizer, weight_decay=0.5))
+    before = {}
+    for name, parameter in model.named_parameters():
+        torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        before[name] = parameter.detach().clone()
+        parameter.grad = torch.zeros_like(parameter)
+    made.step(0.1)
+    kept = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    for name, parameter in model.named_parameters():
+        if name not in kept:
+            torch.testing.assert_close(parameter.detach(), 0.95 * before[name], msg=name)
+    assert kept >= {
+        "encoder.0.mlp.up.bias", "encoder_norm.weight", TOKEN_TABLE, "mask_embedding.weight",
+        "modality_embedding.weight", "learned_positions.code",
+    }  # fmt: skip
+    assert not kept & {
+        "encoder.0.mlp.up.weight", "output.text", "projections.pixels.weight", "output.word_embedding",
+        "projections.embeddings.weight",
+    }  # fmt: skip
 
 
 def test_optimizer_resumes_from_its_state() -> None:
@@ -267,3 +292,70 @@ def test_optimizer_resumes_from_its_state() -> None:
         copy(packed_batch(specs, seed=step)).loss.backward()
         other.step(1e-2)
     assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), whole.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------- Muon
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 40), (2, 40, 8), (1, 5, 1)])
+def test_the_orthogonal_factor(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e3
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    found = orthogonal(matrices)
+    assert found.dtype == torch.float32
+    sizes = torch.linalg.svdvals(found)
+    assert sizes.min() > 0.6 and sizes.max() < 1.25
+    # The singular vectors are unchanged, so U' X V is diagonal.
+    inner = u.mT @ found @ v.mT
+    torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1)), rtol=0, atol=1e-3)
+    assert torch.equal(orthogonal(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
+
+
+def test_a_muon_step_by_hand() -> None:
+    weight = nn.Parameter(torch.full((2, 3), 5.0))
+    muon = Muon({weight: 1}, weight_decay=0.1)
+    gradients = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1))
+    momentum, expected = torch.zeros(2, 3), weight.detach().clone()
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        muon.step(0.5)
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
+        ahead = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
+        expected = expected * (1 - 0.5 * 0.1) - 0.5 * 0.2 * 3**0.5 * orthogonal(ahead[None])[0]
+        torch.testing.assert_close(weight.detach(), expected)
+    weight.grad = None
+    muon.step(0.5)
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_projections_side_by_side_move_as_if_they_were_separate() -> None:
+    torch.manual_seed(0)
+    fused, apart = FusedLinear(6, 4, 2, bias=True), [nn.Linear(6, 4), nn.Linear(6, 4)]
+    with torch.no_grad():
+        fused.weight.copy_(torch.cat([layer.weight for layer in apart]))
+    gradients = torch.randn(2, 4, 6) * torch.tensor([1.0, 100.0])[:, None, None]
+    fused.weight.grad = gradients.flatten(0, 1)
+    for layer, gradient in zip(apart, gradients, strict=True):
+        layer.weight.grad = gradient
+    assert block_matrices([fused]) == {fused.weight: 2}
+    for module in (fused, *apart):
+        Muon(block_matrices([module]), 0.0).step(0.1)
+    torch.testing.assert_close(fused.weight, torch.cat([layer.weight for layer in apart]))
+
+
+def test_an_entry_moves_with_muon_as_far_as_adam_would_move_it() -> None:
+    weight = nn.Parameter(torch.zeros(64, 96))
+    muon = Muon({weight: 1}, 0.0)
+    weight.grad = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    muon.step(1.0)
+    assert weight.detach().square().mean().sqrt() == pytest.approx(0.2, rel=0.15)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:
+    model = FourM.seeded(SMALL, all_layouts(), 0)
+    optimizer = Optimizer(model, dataclasses.replace(TRAINING, optimizer="muon"))
+    mine = {name for name, p in model.named_parameters() if p in optimizer.muon.matrices}
+    blocks = {n for n, p in model.named_parameters() if n.startswith(("encoder.", "decoder.")) and p.dim() == 2}
+    assert mine == blocks and len(mine) > 8
+    assert not {p for group in optimizer.dense.param_groups for p in group["params"]} & set(optimizer.muon.matrices)
+    assert not Optimizer(model, TRAINING).muon.matrices

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from spatial_samples import PLUGINS, TINY, rgb, settings, values
+from spatial_samples import PLUGINS, TINY, rgb, settings, train_killed, values
 from stores import writing_values
 
 from tokenizers_zoo.autoencoder.config import DiffusionConfig
@@ -30,7 +30,6 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.train.batches import seeded
-from tokenizers_zoo.train.loop import train as loop
 
 SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 4}
 
@@ -249,22 +248,11 @@ def test_a_value_depends_on_its_own_tokens_only(second: Path) -> None:
 # ---------------------------------------------------------------- training
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stage", ["second", "together"])
 def test_killed_run_resumes_to_the_same_weights(stage: str, base: Path, tmp_path: Path) -> None:
     chosen = diffusing(base=str(base)) if stage == "second" else diffusing()
     whole = load_checkpoint(train(tmp_path / "whole", chosen))[0]
-
-    def kill(done: int) -> None:
-        if done == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        task = rgb.plugin.task(chosen)
-        loop(task, samples(), task.codec.table, tmp_path / "killed", 0, on_step=kill)
+    train_killed(rgb.plugin, chosen, samples(), tmp_path / "killed", 2)
     resumed = load_checkpoint(train(tmp_path / "killed", chosen))[0]
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 

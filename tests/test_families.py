@@ -1,32 +1,38 @@
-"""All families in one suite: training, exact resuming, tokens, batches, checkpoints, losses; the grammar of objects."""
+"""All families in one suite: exact resuming, batches, checkpoints, losses; the grammar of objects; series and clips."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from examples import only
 from hypothesis import given, strategies
-from spatial_samples import PLUGINS
+from PIL import Image
+from spatial_samples import PLUGINS, train_killed
 from spatial_samples import settings as spatial_settings
 from spatial_samples import values as pictures
+from stores import writing_values
 from torch.nn import functional as F
 
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.doctor import examine
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, PatchesModality
 from tokenizers_zoo.families.features import FeatureMapModality
 from tokenizers_zoo.families.object_tokens import Axis, ObjectGrammar, box_seen_through, levels_of, numbers_of
 from tokenizers_zoo.families.objects import ObjectModality
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.families.vectors import VectorModality
-from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.spec import Crop, EmbeddingsLayout, Metric, PatchesLayout, ValueSpec
-from tokenizers_zoo.train.loop import train
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.testing import check_modality
+from tokenizers_zoo.validation import array_bytes
 
 MAE = Metric(name="mae", higher_is_better=False, meaning="mean absolute error")
 TINY = {"steps": 4, "eval_every": 2, "batch_size": 4, "width": 16, "depth": 1}
@@ -41,13 +47,14 @@ class Errors:
         return {"mae": float(np.mean([np.abs(a - b).mean() for a, b in zip(predicted, target, strict=True)]))}
 
     def picture(self, value: Any, options: Any) -> Any:
-        from PIL import Image
-
         return Image.new("RGB", (4, 4))
 
 
 class Pulse(Errors, SeriesModality):
     channels = 2
+
+    def mirrored(self, value: np.ndarray) -> np.ndarray:
+        return value[::-1]
 
 
 class Film(Errors, ClipModality):
@@ -139,7 +146,6 @@ CASES = {
     "patches": Case(Pixels(), Settings("x", {"image_size": [4, 6], "patch_size": 2}), {}),
     "embeddings": Case(Letters(), Settings("x", {"dim": 3, "max_length": 4}), {"dim": 4}),
 }
-TRAINED = [name for name in CASES if name not in ("patches", "embeddings")]
 
 
 def values(name: str, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -175,61 +181,26 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tokens_and_values_have_the_declared_form_in_any_batch(folders: dict[str, Path], name: str) -> None:
+def test_a_batch_changes_no_bit(folders: dict[str, Path], name: str) -> None:
+    """The conformance checks look at the form of tokens and values of all installed modalities."""
     modality, settings, _ = CASES[name]
     spec, tokenizer = modality.modality_spec(settings), load(modality, folders[name], settings)
     items = values(name, 5, seed=2)
     tokens = modality.encode(tokenizer, batch_of(spec, items))
+    decoded = modality.decode(tokenizer, tokens)
     for number, item in enumerate(items):
-        assert np.array_equal(modality.encode(tokenizer, batch_of(spec, [item]))[0], tokens[number])
-    if isinstance(spec.layout, PatchesLayout | EmbeddingsLayout):
-        assert {str(np.asarray(row).dtype) for row in tokens} == {"float32"} and tokens[0].shape[1] == spec.layout.dim
-        given = tokens
-    elif name == "objects":
-        given = [np.random.default_rng(0).integers(0, spec.vocab_size, 40) for _ in range(3)]
-    else:
-        assert tokens.dtype == torch.int64 and tokens.min() >= 0 and tokens.max() < spec.vocab_size
-        shape = getattr(spec.layout, "shape", (spec.layout.length,))
-        assert tokens.shape == (5, *shape)
-        given = torch.randint(0, spec.vocab_size, (3, *shape), generator=torch.Generator().manual_seed(0))
-    decoded = [np.asarray(value) for value in modality.decode(tokenizer, given)]
-    for number, value in enumerate(decoded):
-        assert np.array_equal(np.asarray(modality.decode(tokenizer, given[number : number + 1])[0]), value)
-        assert str(value.dtype) == spec.value.dtype and np.isfinite(value).all()
-        assert spec.value.low is None or spec.value.low <= value.min()
-        assert spec.value.high is None or value.max() <= spec.value.high
-        assert all(isinstance(side, str) or side == n for side, n in zip(spec.value.shape, value.shape, strict=True))
+        alone = modality.encode(tokenizer, batch_of(spec, [item]))
+        assert np.array_equal(alone[0], tokens[number])
+        assert np.array_equal(modality.decode(tokenizer, alone)[0], decoded[number])
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("patches", "embeddings")])
 def test_a_killed_training_ends_in_the_same_weights(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
     modality, settings, _ = CASES[name]
-
-    class Killed(Exception):
-        pass
-
-    def kill(step: int) -> None:
-        if step == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(modality.task(settings), samples(name), modality.options(settings).tokenizer, tmp_path, 0, on_step=kill)
+    train_killed(modality, settings, samples(name), tmp_path, 3)
     modality.train_tokenizer(settings, samples(name), tmp_path, 0)
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / file).read_bytes() == (folders[name] / file).read_bytes()
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_finished_folder_is_complete_and_kept(folders: dict[str, Path], name: str) -> None:
-    modality, settings, _ = CASES[name]
-    weights = folders[name] / "model.safetensors"
-    before = weights.stat().st_mtime_ns
-    assert modality.train_tokenizer(settings, samples(name), folders[name], 0) == folders[name]
-    assert weights.stat().st_mtime_ns == before and "Zoo.from_toml" in (folders[name] / "README.md").read_text()
-    metrics = json.loads((folders[name] / "evaluation.json").read_text())["metrics"]
-    assert list(metrics) == [metric.name for metric in modality.modality_spec(settings).metrics]
-    with pytest.raises(FolderError, match="seed was 0, is 1"):
-        modality.train_tokenizer(settings, samples(name), folders[name], 1)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].other])
@@ -239,23 +210,6 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
         load(modality, folders[name], settings.changed(**other))
     with pytest.raises(CheckpointError, match="expected a "):
         load(type("Stranger", (type(modality),), {})(), folders[name], settings)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_equal_values_score_best_and_the_constant_baseline_no_better(name: str) -> None:
-    modality, settings, _ = CASES[name]
-    truth = values(name, 4)
-
-    def score(predicted: list[Any]) -> dict[str, float]:
-        try:
-            return modality.score(predicted, truth, settings)
-        except TypeError:  # a hook takes only the arguments that it uses
-            return modality.score(predicted, truth)
-
-    perfect, shuffled = score(truth), score(truth[::-1])
-    for metric in modality.modality_spec(settings).metrics:
-        better = perfect[metric.name] - shuffled[metric.name]
-        assert (better if metric.higher_is_better else -better) > 0
 
 
 LFQ = {"width": 16, "depth": 1, "latent_dim": 8, "quantizer": "lfq", "codebook_size": 16, "flip": False}
@@ -372,3 +326,131 @@ def test_boxes_through_crops_by_hand() -> None:
     assert box_seen_through(right, [0.0, 0.2, 0.5, 0.6], 0.01) is None
     mirrored = box_seen_through(Crop(left=0.5, width=0.5, flip=True), [0.75, 0.0, 1.0, 0.5], 1.0)
     assert mirrored == [0, 0, 0.5, 0.5]
+
+
+# ---------------------------------------------------------------- over time
+
+SERIES = CASES["series"].settings
+LEADS = """
+import numpy as np
+from tokenizers_zoo.families.temporal import SeriesModality
+from tokenizers_zoo.spec import Metric
+
+class Leads(SeriesModality):
+    summary, channels, low, high = "32 electrodes", 32, -5.0, 5.0
+    metrics = (Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)
+
+    def measure(self, predicted, target, options):
+        return {"mae": float(np.mean([np.abs(a - b).mean() for a, b in zip(predicted, target, strict=True)]))}
+
+plugin = Leads()
+"""
+
+
+def test_statistics_of_a_series_by_hand() -> None:
+    data = [np.stack([np.full(16, level), np.arange(16.0)]).astype(np.float32) for level in (1.0, 3.0)]
+    module = Pulse().task(SERIES).build(data, np.random.default_rng(0))
+    assert module.mean.flatten().tolist() == pytest.approx([2, 7.5])
+    assert module.std.flatten().tolist() == pytest.approx([1, np.sqrt((16**2 - 1) / 12)])
+    for parameter in module.decoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    decoded = module.decode(module.encode(torch.from_numpy(np.stack(data))))
+    torch.testing.assert_close(decoded, torch.tensor([2, 7.5])[None, :, None].expand(2, 2, 16))
+
+
+@pytest.mark.parametrize(("second", "expected"), [(0.0, 0.005), (1e-4, 1e-4)])
+def test_a_constant_channel_does_not_dominate_standardised_values(second: float, expected: float) -> None:
+    """A channel that varies little keeps its scale, because it may have another unit."""
+    data = [np.stack([np.full(16, sign), np.full(16, sign * second)]).astype(np.float32) for sign in (-1, 1)]
+    module = Pulse().task(SERIES).build(data, np.random.default_rng(0))
+    assert module.std.flatten().tolist() == pytest.approx([1, expected])
+
+
+def test_series_and_clips_are_mirrored_and_cut() -> None:
+    value = np.random.default_rng(0).uniform(-2, 2, (2, 20)).astype(np.float32)
+    assert np.array_equal(Pulse().transform(value, Crop(), SERIES), value[:, :16])
+    assert np.array_equal(Pulse().transform(value, Crop(flip=True, left=0.5, width=0.5), SERIES), value[::-1, :16])
+    with pytest.raises(InvalidValueError, match=r"2 channels of at least 16 time steps .*got 2 of 15"):
+        Pulse().transform(value[:, :15], Crop(), SERIES)
+    film = values("clip", 1)[0]
+    np.testing.assert_allclose(
+        Film().transform(film, Crop(flip=True), CASES["clip"].settings), film[..., ::-1], atol=1e-6
+    )
+
+
+def test_a_series_of_one_channel_is_read_from_a_file_with_and_without_its_axis() -> None:
+    class Lead(Pulse):
+        channels = 1
+
+    wave = np.linspace(0, 1, 20, dtype=np.float32)
+    for array in (wave, wave[None]):
+        read = Lead().read_value(array_bytes(array), "npy", SERIES)
+        assert read.shape == (1, 20)
+        assert np.array_equal(Lead().transform(read, Crop(), SERIES), wave[None, :16])
+    assert Pulse().read_value(array_bytes(np.stack([wave, wave])), "npy", SERIES).shape == (2, 20)
+
+
+def test_the_picture_of_a_series_has_a_curve_for_each_channel() -> None:
+    class Drawn(Pulse):
+        picture = SeriesModality.picture
+
+    value = np.stack([np.linspace(-3, 5, 16), np.full(16, 2.0)]).astype(np.float32)
+    drawn = np.asarray(Drawn().render(value, SERIES).convert("L")) < 255
+    assert drawn.shape == (64, 256)
+    rising, flat = drawn[:32], drawn[32:]
+    first, last = rising[:, 0].nonzero()[0], rising[:, -1].nonzero()[0]
+    assert first.min() > 25 and last.max() < 5 and len(np.unique(flat.nonzero()[0])) == 1
+    assert Drawn().render(value.repeat(40, 0), SERIES).size == (256, 80 * 8)
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "residual_fsq"])
+def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callable[..., Path], tmp_path: Path) -> None:
+    """Checks of image crops and shifts do not apply to a series, even if its tokens form a grid."""
+    install("zoo-leads", {"tokenizers_zoo": {"leads": "zoo_leads:plugin"}}, {"zoo_leads": LEADS})
+    table = {"checkpoints": str(tmp_path / "tokenizers")}
+    zoo = only(zoo=table, modalities={"leads": {"tokenizer": {"quantizer": quantizer}}})
+    found = {result.name: result for result in check_modality(zoo, "leads")}
+    assert found["crop_geometry"].message == "skipped: its values are no pictures that are cropped"
+    for split in ("train", "test"):
+        with writing_values(tmp_path / "data", split, "leads") as shard:
+            for number, value in enumerate(np.random.default_rng(0).uniform(-2, 2, (6, 32, 128)).astype(np.float32)):
+                shard.add(f"{split}-{number}", *zoo["leads"].write(value))
+    gates = {finding.gate: finding for finding in examine(zoo, "leads", tmp_path / "data", steps=2)}
+    assert gates["crops"].skipped and gates["crops"].figure == "its values are no pictures that are cropped"
+    assert zoo["leads"].spec.places == (zoo["leads"].spec.layout.shape[0],)
+
+
+def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path) -> None:
+    """Channels and time steps are not compared with a picture's height and width, although tokens have two axes."""
+    table = {"length": 32, "patch_length": 8, "tokenizer": {"quantizer": "residual_fsq"}}
+    sizes = {"image_size": 16, "patch_size": 8, "modalities": ["rgb", "imu"]}
+    zoo = Zoo.from_tables({"zoo": sizes, "modalities": {"imu": table}})
+    rng = np.random.default_rng(0)
+    for name, shape in (("rgb", (3, 16, 16)), ("imu", zoo["imu"].spec.value.shape)):
+        folder, unit = tmp_path / "own" / name, 20 if name == "imu" else 1
+        folder.mkdir(parents=True)
+        for number in range(2):
+            data, extension = zoo[name].write(rng.uniform(0, unit, shape).astype(np.float32))
+            (folder / f"{number}.{extension}").write_bytes(data)
+    options = {"path": str(tmp_path / "own"), "test_fraction": 0}
+    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+    assert [(outcome.modality, outcome.written) for outcome in made.outcomes] == [("imu", 2), ("rgb", 2)]
+
+
+@pytest.mark.parametrize(
+    ("case", "changed", "message"),
+    [
+        ("series", {"patch_length": 5}, "patch_length: 5 does not divide 16"),
+        ("series", {"length": 0}, "patch_length: 4 does not divide 0"),
+        ("clip", {"frames": 1}, "frames: expected at least 2, got 1; one frame is a picture"),
+        ("clip", {"patch_frames": 3}, "patch_frames: 3 does not divide 4"),
+        ("clip", {"tokenizer": {"quantizer": "residual_vq"}}, "a fourth axis"),
+        ("series", {"tokenizer": {"loss": "bce"}}, "loss: expected one of l1, l2, smooth_l1"),
+        ("series", {"tokenizer": {"perceptual_weight": 1.0}}, "perceptual_weight: "),
+        ("series", {"tokenizer": {"diffusion": {}}}, "diffusion: "),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
+    modality, settings, _ = CASES[case]
+    with pytest.raises(ConfigError, match=message):
+        modality.modality_spec(Settings("x", {**settings.own, **changed}))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spatial_samples import TINY, depth, rgb, semseg, settings, values
+from spatial_samples import PLUGINS, TINY, rgb, semseg, settings, train_killed, values
 from torch import nn
 
 from tokenizers_zoo.autoencoder.losses import (
@@ -99,8 +99,6 @@ def test_weights_are_those_of_the_table() -> None:
     ],
 )
 def test_losses_are_checked(name: str, table: dict[str, Any], message: str) -> None:
-    from spatial_samples import PLUGINS
-
     with pytest.raises(ConfigError, match=message):
         PLUGINS[name].task(settings(name, tokenizer={**TINY, **table}))
 
@@ -153,23 +151,12 @@ def test_adaptive_weight_by_hand() -> None:
     assert float(adaptive_weight(reconstruction, 0 * adversarial, decoder)) == pytest.approx(1e4)
 
 
-class Killed(Exception):
-    """Raised in place of a kill signal."""
-
-
 def test_with_a_discriminator_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     """Killed before the discriminator starts, afterwards, and after the last step; checkpoints do not contain it."""
     chosen = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "grad_accum_steps": 2})
-    config = rgb.plugin.options(chosen).tokenizer
     whole = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / "whole", 0)
     for last in (3, 5, 8):
-
-        def kill(step: int, last: int = last) -> None:
-            if step == last:
-                raise Killed
-
-        with pytest.raises(Killed):
-            train(rgb.plugin.task(chosen), SAMPLES, config, tmp_path / str(last), 0, on_step=kill)
+        train_killed(rgb.plugin, chosen, SAMPLES, tmp_path / str(last), last)
         again = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / str(last), 0)
         assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     plain = rgb.plugin.train_tokenizer(settings("rgb"), SAMPLES, tmp_path / "plain", 0)
@@ -263,7 +250,7 @@ def test_perceptual_distance() -> None:
 @pytest.mark.parametrize("name", ["rgb", "depth"])
 def test_a_tokenizer_trains_with_it(tmp_path: Path, name: str) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
-    plugin = {"rgb": rgb, "depth": depth}[name].plugin
+    plugin = PLUGINS[name]
     samples = TrainingSamples(train=values(name, 4), test=values(name, 2))
     chosen = settings(name, tokenizer={**TINY, "steps": 1, "perceptual_weight": 0.1})
     folder = plugin.train_tokenizer(chosen, samples, tmp_path, 0)
