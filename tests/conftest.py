@@ -19,7 +19,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # two processes of a test can
 EXAMPLE_PLUGIN = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 
 
-LONGEST = ("test_out_of_tree", "test_tokenizers_at_once", "test_growing", "test_commands", "test_wide_road")
+LONGEST = ("test_tutorials", "test_tokenizers_at_once", "test_growing", "test_commands", "test_whole_pipeline")
 """Test files that start first, so that no process waits for them at the end."""
 
 

@@ -10,9 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -55,83 +53,8 @@ def test_generated_pages_are_fresh() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Inner:
-    """A table in a table."""
-
-    depth: int = 2
-    """How deep."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Base:
-    """Settings that others derive from."""
-
-    size: int | tuple[int, int] = 64
-    """Pixels: one number,
-    or two."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Example(Base):
-    """Settings of the example."""
-
-    mode: Literal["a", "b|c"] | None = None
-    """Which."""
-    levels: tuple[int, ...] = (8, 5)
-    """Levels of each."""
-    inner: Inner = Inner(depth=3)
-    spare: Inner | None = None
-    parts: tuple[Inner, ...] = (Inner(depth=5), Inner())
-    named: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Needed:
-    """Settings with a required key."""
-
-    path: Path
-    """Where."""
-    words: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"a b": "c"})
-
-
-def test_the_table_of_settings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import settings_page as markdown
-
-    head, depth = (
-        ["| key | type | default | meaning |", "| --- | --- | --- | --- |"],
-        "| `depth` | int | `{}` | How deep. |",
-    )
-    assert markdown.settings_tables(Example, "t") == [
-        *head,
-        "| `size` | int or list of 2 int | `64` | Pixels: one number, or two. |",
-        '| `mode` | "a" or "b\\|c" | - | Which. |',
-        "| `levels` | list of int | `[8, 5]` | Levels of each. |",
-        "| `inner` | table | its table | See below. |",
-        "| `spare` | table | - | See below. |",
-        "| `parts` | list of tables | `[{ depth = 5 }, {}]` | See below. |",
-        "| `named` | table of tables | - | See below. |",
-        "\n### `[t.inner]`\n", *head, depth.format(3),
-        "\n### `[t.spare]`\n", "Absent by default.\n", *head, depth.format(2),
-        "\n### `[[t.parts]]`\n", *head, depth.format(2),
-        "\n### `[t.named.NAME]`\n", *head, depth.format(2),
-    ]  # fmt: skip
-    assert markdown.settings_tables(Needed, "")[2:] == [
-        "| `path` | path | required | Where. |",
-        '| `words` | table | `{ "a b" = "c" }` |  |',
-    ]
-    assert markdown.toml_lines({"a": 1, "t": {"b": "x", "c": [1, 2]}}) == ["a = 1", 't.b = "x"', "t.c = [1, 2]"]
-
-
-def test_the_keys_of_settings_in_use() -> None:
-    used = Example(size=(3, 4), inner=Inner(depth=2), spare=Inner(depth=7))
-    top, inner, spare, *_ = tables_of(used, "")
-    assert [key.used for key in top.keys[:3]] == ["[3, 4]", "-", "[8, 5]"] and top.keys[0].default == "64"
-    assert [key.inner for key in top.keys] == [False] * 3 + [True] * 4
-    assert (inner.header, inner.keys[0].default, inner.keys[0].used) == ("[inner]", "3", "2")
-    assert (spare.absent, spare.keys[0].default, spare.keys[0].used) == (True, "2", "7")
-    (made,) = tables_of(dataclasses.make_dataclass("Made", [("size", int, 3)]), "made")  # of no source
+def test_settings_of_a_class_without_source_code_have_no_meaning() -> None:
+    (made,) = tables_of(dataclasses.make_dataclass("Made", [("size", int, 3)]), "made")
     assert [(key.name, key.default, key.meaning) for key in made.keys] == [("size", "3", "")]
 
 

@@ -1,4 +1,4 @@
-"""The tutorial, executed: an external plugin is installed, used by every command, and uninstalled."""
+"""The tutorials, executed: a new modality, an own sensor, and a plugin that wraps all others."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import hashlib
 import inspect
 import json
 import re
+import runpy
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from examples import only, trained, values
 from page_shell import BLOCK, Shell, page_files, page_steps
 from PIL import Image
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import InvalidValueError, PluginError
 from tokenizers_zoo.families.images import png_bytes
+from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.temporal import SeriesModality, TemporalModality
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import check_modality
 from tokenizers_zoo.validation import array_bytes
+from zoo_raster.tiff import tiff_bytes
 
+Install = Callable[..., Path]
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "writing-a-plugin.md"
+SENSOR_PAGE = ROOT / "docs" / "own-sensor.md"
+WRAPPING_PAGE = ROOT / "docs" / "wrapping.md"
 NAME = "elevation"
+SENSOR = "backscatter"
 
 
 def core_digest() -> str:
@@ -38,11 +48,6 @@ def core_digest() -> str:
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def test_the_plugin_is_short() -> None:
-    module = next(text for path, text in page_files(PAGE).items() if path.endswith(".py"))
-    assert len(module.splitlines()) < 60
 
 
 def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
@@ -71,12 +76,12 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     for path, text in page_steps(PAGE):
         if path:
             assert (tmp_path / path).is_file(), "the page changes files that zoo new-plugin wrote"
+            assert len(text.splitlines()) < 60
             (tmp_path / path).write_text(text, encoding="utf-8")
         else:
             printed[text] = shell.run(text, *((0, 1) if text.startswith("zoo doctor") else ()))
 
-    listed = next(text for command, text in printed.items() if command == "zoo list")
-    assert NAME in listed
+    assert NAME in printed["zoo list"]
     checked = next(text for command, text in printed.items() if command.startswith("zoo check"))
     assert "problem" not in checked and checked.count("ok ") > 8
     examined = next(text for command, text in printed.items() if command.startswith("zoo doctor"))
@@ -108,7 +113,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def example(install: Callable[..., Path]) -> Callable[[str], Zoo]:
+def example(install: Install) -> Callable[[str], Zoo]:
     """Return a function that installs a plugin of the page by its class name."""
     texts = [text for path, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if not path]
 
@@ -185,7 +190,130 @@ def test_all_options_of_a_series_plugin_are_documented() -> None:
     assert public <= named | as_of_pictures
 
 
-def test_no_file_of_the_core_knows_the_plugin() -> None:
-    for package in ("tokenizers_zoo", "backbone"):
-        for path in (ROOT / package).rglob("*.py"):
-            assert NAME not in path.read_text(encoding="utf-8"), path
+# ---------------------------------------------------------------- an own sensor
+
+
+@pytest.fixture
+def sensor(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+    """Install the page's plugin and write its files into the current folder."""
+    (module,) = (text for path, text in page_files(SENSOR_PAGE).items() if path.endswith("modality.py"))
+    assert len(module.splitlines()) < 60
+    install("zoo-backscatter", {"tokenizers_zoo": {SENSOR: "zoo_backscatter:plugin"}}, {"zoo_backscatter": module})
+    monkeypatch.chdir(tmp_path)
+    for name in ("make_files.py", "registry.toml"):
+        Path(name).write_text(page_files(SENSOR_PAGE)[name], encoding="utf-8")
+    return Zoo.from_toml("registry.toml")
+
+
+def test_few_holes_are_filled_and_many_refused(sensor: Zoo) -> None:
+    handle = sensor[SENSOR]
+    bands = np.array([[-9999, -10, -20, -30], [-5, -6, np.nan, -8]], np.float32)[:, None].repeat(8, 1)  # (2, 8, 4)
+    filled = np.array([[-20, -10, -20, -30], [-5, -6, -6, -8]], np.float32)[:, None].repeat(8, 1)
+    wide = Zoo.from_tables({"modalities": {SENSOR: {"max_missing": 0.25}}})[SENSOR]
+    for data, extension in (
+        (tiff_bytes(bands), "tif"),
+        (tiff_bytes(bands.transpose(1, 2, 0)), "tiff"),
+        (array_bytes(bands.astype(np.float64)), "npy"),
+    ):
+        np.testing.assert_array_equal(wide.read(data, extension), filled)
+        with pytest.raises(InvalidValueError, match=r"25% of a band is without data, more than max_missing 0\.1"):
+            handle.read(data, extension)
+    for data, extension, message in (
+        (tiff_bytes(np.zeros((8, 8, 3), np.float32)), "tif", "expected 2 bands"),
+        (tiff_bytes(np.full((8, 8, 2), 200, np.uint16)), "tif", "numbers lie outside the range"),
+        (b"", "png", r"expected \.tif or \.npy"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            handle.read(data, extension)
+
+
+def test_files_become_values_and_a_raster_of_holes_is_named(sensor: Zoo, tmp_path: Path) -> None:
+    runpy.run_path("make_files.py")
+    options = {"path": "files", "test_fraction": 0.2}
+    result = make_data(sensor, "folder", tmp_path / "data", train=None, test=None, options=options, workers=1)
+    written, failed = ({SENSOR: 0, "rgb": 0} for _ in range(2))
+    for outcome in result.outcomes:
+        written[outcome.modality] += outcome.written
+        failed[outcome.modality] += outcome.dropped
+    assert written == {SENSOR: 46, "rgb": 48} and failed == {SENSOR: 1, "rgb": 0}
+    (reason,) = (outcome.first_dropped for outcome in result.outcomes if outcome.dropped)
+    assert "50% of a band is without data" in reason and "field-46" in reason
+
+
+def test_all_options_of_a_sensor_plugin_are_documented() -> None:
+    text = SENSOR_PAGE.read_text(encoding="utf-8")
+    section = text.split("## What SpatialModality lets a plugin say")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    listed = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
+    there = {
+        name for name, member in inspect.getmembers_static(SpatialModality)
+        if not name.startswith("_") and not hasattr(member, "tokenizers_zoo_impl")
+    }  # fmt: skip
+    declared = {name for base in SpatialModality.__mro__ for name in inspect.get_annotations(base)}
+    assert listed == there | declared
+
+
+@pytest.mark.slow
+def test_the_page_about_a_sensor_runs_as_it_stands(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    printed = {}
+    for path, text in page_steps(SENSOR_PAGE):
+        if path:
+            (tmp_path / path).write_text(text, encoding="utf-8")
+        else:
+            printed[text] = shell.run(text, *((0, 1) if text.startswith("zoo doctor") else ()))
+    checked = printed[f"zoo check {SENSOR} --data data"]
+    assert "problem" not in checked and checked.count("ok ") > 8
+    assert "field-46: backscatter: .tif file: 50% of a band" in printed["zoo data info data"]
+    made = np.load(tmp_path / "generated" / "files" / "0" / f"{SENSOR}.npy")
+    assert (made.shape, made.dtype) == ((2, 64, 64), np.float32) and abs(made + 10).max() <= 40
+    assert SENSOR in (tmp_path / "run" / "report" / "index.html").read_text()
+    assert len(list((tmp_path / "land-generated").rglob("heightmap.npy"))) == 2
+
+
+# ---------------------------------------------------------------- wrappers
+
+
+@pytest.fixture
+def timing(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the page's distribution with its entry points; its report at exit is disabled."""
+    monkeypatch.setattr("atexit.register", lambda function: function)
+    files = page_files(WRAPPING_PAGE)
+    project = tomllib.loads(files["zoo-timing/pyproject.toml"])["project"]
+    module = files["zoo-timing/zoo_timing/__init__.py"]
+    install(project["name"], project["entry-points"], {"zoo_timing": module}, project["version"])
+
+
+def test_the_wrapper_of_the_page_knows_which_modality_is_called(
+    timing: None, install_example: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_example("one")
+    install_example("two")
+    zoo = only({"three": {"plugin": "one"}}, zoo={"checkpoints": str(tmp_path)})
+    for name in ("one", "two", "three"):
+        trained(zoo, name, zoo[name].checkpoint)
+    assert "wrapper timing" not in zoo.problems()
+    tokens = zoo["one"].encode(values(3))
+    zoo["three"].encode(values(2))
+    zoo["two"].decode(tokens)
+    zoo["two"].decode(tokens)
+    plugin = sys.modules["zoo_timing"].plugin
+    assert plugin.samples == {("one", "encode"): 3, ("three", "encode"): 2, ("two", "decode"): 6}
+    assert plugin.seconds.keys() == plugin.samples.keys() and min(plugin.seconds.values()) > 0
+    plugin.tell()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(" samples")[0] for line in told] == ["one: encode: 3", "three: encode: 2", "two: decode: 6"]
+
+
+def test_results_and_errors_pass_through_the_wrapper(timing: None, install_example: Install, tmp_path: Path) -> None:
+    install_example("one")
+    install_example("torn", {"return (means * (len(tokenizer) - 1)).round().long()": "raise ValueError('torn')"})
+    zoo = only(zoo={"checkpoints": str(tmp_path)})
+    for name in ("one", "torn"):
+        trained(zoo, name, zoo[name].checkpoint)
+    with pytest.raises(PluginError, match=r"torn: encode of plugin 'torn' .* ValueError: torn"):
+        zoo["torn"].encode(values(2))
+    assert sys.modules["zoo_timing"].plugin.samples == {("torn", "encode"): 2}
+    whole = torch.stack([torch.from_numpy(value) for value in values(1)])
+    means = whole.reshape(1, 4, 4, 4, 4).mean(dim=(2, 4))
+    assert torch.equal(zoo["one"].encode(whole), (means * 15).round().long())

@@ -1,25 +1,101 @@
-"""Modalities that need a network from a hub run through the whole pipeline, with networks of random weights.
-
-Even the features of a random network depend on the picture, so a backbone can learn them. Each caption comes with a
-document that repeats it, so that `web_text` can be learnt.
-"""
+"""All commands in new processes: networks from a hub, and token grids of one, two and three axes."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import feature_networks as networks
+import numpy as np
 import pytest
-from roads import go
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 
-for plugin in ("zoo_features.pictures", "zoo_language.caption", "zoo_scenes", "transformers"):
-    pytest.importorskip(plugin)
 
-REGISTRY = """[zoo]
+def go(folder: Path, *lines: str) -> None:
+    """Run `zoo LINE` for each line in the folder and assert that each succeeds."""
+    program = (
+        "import sys; from tokenizers_zoo.cli.main import main\n"
+        f"for words in {[line.split() for line in lines]!r}:\n"
+        "    sys.argv = ['zoo', *words]\n"
+        "    try:\n        main()\n    except SystemExit as end:\n        assert not end.code, words\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+# ---------------------------------------------------------------- token grids of one to three axes
+
+WIDE_REGISTRY = """[zoo]
+image_size = 16
+patch_size = 8
+checkpoints = "tokenizers"
+[modalities.audio]
+sample_rate = 4000
+length = 2000
+hop = 125
+window = 250
+mels = 16
+iterations = 4
+tokenizer = { levels = [4, 3] }
+[modalities.video]
+frames = 4
+tokenizer = { levels = [4, 3] }
+[modalities.imu]
+length = 64
+tokenizer = { levels = [4, 3] }
+[modalities.flow]
+tokenizer = { quantizer = "residual_fsq", num_codebooks = 2, levels = [4, 3] }
+"""
+WIDE_BACKBONE = """[model]
+dim = 32
+encoder_depth = 1
+decoder_depth = 1
+heads = 2
+[train]
+steps = 2
+batch_size = 4
+eval_every = 2
+save_every = 2
+masking = { input_budget = 16, target_budget = 16 }
+"""
+TINY = "--set steps=2 --set batch_size=4 --set width=16 --set depth=1 --set latent_dim=8"
+WIDE = (
+    "data make bouncing data --train 6 --test 2 --workers 1 --set frames=4 --set seconds=0.5 --set sample_rate=4000"
+    " --set image_size=16",
+    f"tokenizer train audio video imu flow --data data {TINY}",
+    "tokenize data --out tokens",
+    "backbone train --tokens tokens --out run --config backbone.toml",
+    "backbone generate run --input imu --target video,audio,flow --out made --samples 2",
+    "backbone generate run --input video,audio --target imu --out felt --samples 2",
+)
+
+
+def test_the_whole_road_with_one_two_and_three_axes(tmp_path: Path) -> None:
+    (tmp_path / "registry.toml").write_text(WIDE_REGISTRY)
+    (tmp_path / "backbone.toml").write_text(WIDE_BACKBONE)
+    go(tmp_path, *WIDE)
+    zoo = Zoo.from_toml(tmp_path / "registry.toml")
+    shapes = {name: zoo[name].spec.layout.shape for name in ("imu", "audio", "video", "flow")}
+    assert shapes == {"imu": (16,), "audio": (4, 4), "video": (2, 2, 2), "flow": (2, 2, 2)}
+    wanted = {"video": (4, 3, 16, 16), "audio": (2000,), "flow": (2, 16, 16)}
+    for folder, names in (("made", wanted), ("felt", {"imu": (6, 64)})):
+        for name, shape in names.items():
+            files = [
+                p for p in (tmp_path / folder).rglob("*") if p.suffix in (".npy", ".wav", ".flo") and name in str(p)
+            ]
+            assert len(files) == 2, (name, sorted((tmp_path / folder).rglob("*")))
+            for path in files:
+                value = zoo[name].read(path.read_bytes(), path.suffix)
+                assert value.shape == shape and np.isfinite(value).all()
+
+
+# ---------------------------------------------------------------- networks from a hub
+
+HUB_REGISTRY = """[zoo]
 image_size = 64
 patch_size = 8
 checkpoints = "tokenizers"
@@ -51,7 +127,7 @@ network = { model = "networks/dinov2" }
 [modalities.imagebind_global]
 network = { model = "networks/imagebind" }
 """
-BACKBONE = """[train]
+HUB_BACKBONE = """[train]
 steps = 2000
 batch_size = 16
 eval_every = 500
@@ -79,7 +155,7 @@ draws = 1
 given = [["rgb_patches"], ["t5_caption"], ["caption"]]
 make = ["clip", "dinov2", "dinov2_global", "imagebind", "imagebind_global", "caption", "web_text"]
 """
-ROAD = (
+HUB = (
     "data make folder data --set path=files --workers 1",
     "data derive data --workers 1",
     "tokenizer train --all --data data",
@@ -116,14 +192,18 @@ def write_files(folder: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_whole_pipeline_with_random_networks(tmp_path: Path) -> None:
-    (tmp_path / "registry.toml").write_text(REGISTRY)
-    (tmp_path / "backbone.toml").write_text(BACKBONE)
+    """Even the features of a random network depend on the picture, so a backbone can learn them.
+
+    Each caption comes with a document that repeats it, so that `web_text` can be learnt.
+    """
+    (tmp_path / "registry.toml").write_text(HUB_REGISTRY)
+    (tmp_path / "backbone.toml").write_text(HUB_BACKBONE)
     words = write_files(tmp_path)
     networks.clip(tmp_path / "networks" / "clip")
     networks.dinov2(tmp_path / "networks" / "dinov2")
     networks.imagebind(tmp_path / "networks" / "imagebind")
     networks.t5(tmp_path / "networks" / "t5", sorted(words), dim=128)
-    go(tmp_path, *ROAD)
+    go(tmp_path, *HUB)
     pairs = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())["pairs"]
     closed = {(*pair["inputs"], pair["target"]): pair["skill"] for pair in pairs}
     learnt = {pair: closed[pair] for pair in LEAST}
