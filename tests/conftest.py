@@ -39,6 +39,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     `install("zoo-x", {"tokenizers_zoo": {"x": "zoo_x:plugin"}}, {"zoo_x": source})` returns the folder.
     """
+    from small_modalities import write_metadata
+
     before = set(sys.modules)
 
     def add(
@@ -48,13 +50,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         version: str = "1.0",
     ) -> Path:
         folder = tmp_path / "site" / name
-        metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        lines = []
-        for group, points in entry_points.items():
-            lines += [f"[{group}]", *(f"{point} = {value}" for point, value in points.items())]
-        (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        write_metadata(folder, name, version, entry_points)
         for module, source in modules.items():
             (folder / f"{module}.py").write_text(source, encoding="utf-8")
         monkeypatch.syspath_prepend(str(folder))
@@ -65,6 +61,24 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         file = getattr(sys.modules[module], "__file__", None) or ""
         if file.startswith(str(tmp_path)):
             del sys.modules[module]
+
+
+@pytest.fixture
+def run_zoo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs `zoo WORDS` in this process; it returns exit code, output and error output."""
+    from tokenizers_zoo.cli.main import main
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["zoo", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

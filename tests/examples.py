@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ import numpy as np
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 
+PLUGINS = {
+    path.parent: tomllib.loads(path.read_text())["project"]
+    for path in sorted(Path(__file__).parent.parent.glob("plugins/*/pyproject.toml"))
+}
+"""The projects of this repository's plugins by folder."""
+OURS = {
+    name: project["name"] for project in PLUGINS.values() for name in project["entry-points"].get("tokenizers_zoo", {})
+}
+"""Their modalities, each with its distribution."""
 EVERYTHING_ELSE = tuple(Zoo.installed().names())
 
 

@@ -95,15 +95,23 @@ VECTORS_ALONE = {
 """Changes that make the example plugin an input-only modality: vectors of one number without a decoder."""
 
 
+def write_metadata(folder: Path, name: str, version: str, entry_points: Mapping[str, Mapping[str, str]]) -> None:
+    """Write the metadata that pip writes for a distribution."""
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = []
+    for group, points in entry_points.items():
+        lines += [f"[{group}]", *(f"{point} = {value}" for point, value in points.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
 @contextmanager
 def installed(folder: Path, distribution: str, sources: Mapping[str, str]) -> Iterator[None]:
     """Install zoo-DISTRIBUTION; `sources` maps modality names to the code of modules that define `plugin`."""
     modules = {name: f"zoo_{distribution}_{name}" for name in sources}
-    metadata = folder / f"zoo_{distribution}-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: zoo-{distribution}\nVersion: 1.0\n")
-    lines = ["[tokenizers_zoo]", *(f"{name} = {module}:plugin" for name, module in modules.items())]
-    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    points = {name: f"{module}:plugin" for name, module in modules.items()}
+    write_metadata(folder, f"zoo-{distribution}", "1.0", {"tokenizers_zoo": points})
     for name, module in modules.items():
         (folder / f"{module}.py").write_text(sources[name], encoding="utf-8")
     sys.path.insert(0, str(folder))

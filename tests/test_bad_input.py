@@ -264,7 +264,7 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     }
     assert len(dropped) == len(reasons)
     for (name, key), words in reasons.items():
-        assert any(line.startswith(f"train/{name}/{key}: ") and words in line for line in dropped), dropped
+        assert any(line.startswith(f"train/{name}/shard-00000: {key}: ") and words in line for line in dropped), dropped
     assert "train/depth: 20 written, 4 dropped (first: depth: " in made.printed and "(sample train00)" in made.printed
 
 

@@ -23,12 +23,7 @@ Box = dict[str, Any]
 
 
 def box(label: str, center: Any = (0, 0, -3), size: Any = (1, 1, 1), yaw: Any = 0.0) -> Box:
-    return {
-        "label": label,
-        "center": list(center) if isinstance(center, tuple) else center,
-        "size": list(size) if isinstance(size, tuple) else size,
-        "yaw": yaw,
-    }
+    return {"label": label, "center": list(center), "size": list(size), "yaw": yaw}
 
 
 side = st.floats(0.05, 4)

@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from examples import OURS, PLUGINS
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import from_mapping, load_toml, tables_of
@@ -60,12 +61,8 @@ def test_settings_of_a_class_without_source_code_have_no_meaning() -> None:
 
 def test_every_modality_of_this_repository_has_a_page(zoo: Zoo) -> None:
     """With metrics and all settings."""
-    names = {
-        name for path in ROOT.glob("plugins/*/pyproject.toml")
-        for name in load_toml(path)["project"].get("entry-points", {}).get("tokenizers_zoo", {})
-    }  # fmt: skip
-    assert {path.stem for path in (ROOT / "docs" / "modalities").glob("*.md")} == names | {"README"}
-    for name in names:
+    assert {path.stem for path in (ROOT / "docs" / "modalities").glob("*.md")} == {*OURS, "README"}
+    for name in OURS:
         text = (ROOT / "docs" / "modalities" / f"{name}.md").read_text(encoding="utf-8")
         for part in [metric.name for metric in zoo[name].spec.metrics] + [
             f"`{key}`" for key in zoo[name].known_settings()
@@ -87,12 +84,12 @@ def test_the_page_of_settings_has_every_table() -> None:
     )
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("plugins/*/pyproject.toml")), ids=lambda path: path.parent.name)
-def test_every_plugin_readme_names_all_its_modalities_and_sources(path: Path) -> None:
-    project = load_toml(path)["project"]
-    text = (path.parent / project["readme"]).read_text(encoding="utf-8")
+@pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: folder.name)
+def test_every_plugin_readme_names_all_its_modalities_and_sources(folder: Path) -> None:
+    project = PLUGINS[folder]
+    text = (folder / project["readme"]).read_text(encoding="utf-8")
     assert text.startswith(f"# {project['name']}\n") and project["license"] in text
-    assert f"pip install -e . -e plugins/{path.parent.name}\n" in text
+    assert f"pip install -e . -e plugins/{folder.name}\n" in text
     given = [name for group in project["entry-points"].values() for name in group]
     for name in [*given, *project.get("optional-dependencies", {})]:
         assert f"| `{name}` |" in text, name

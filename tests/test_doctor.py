@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from examples import only, write_registry
 from stores import write_values, writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
 from tokenizers_zoo.errors import DataError
@@ -249,7 +247,7 @@ def test_a_single_token_does_not_show_variation(tmp_path: Path) -> None:
 
 
 def test_the_device_is_the_one_that_is_asked_for(
-    zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    zoo: Zoo, tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a temporary tokenizer; on the device meta nothing can be computed."""
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
@@ -263,7 +261,7 @@ def test_the_device_is_the_one_that_is_asked_for(
     )
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     words = ["--registry", str(registry), "doctor", "field", "--data", str(data), "--device", "cuda"]
-    assert call(words, capsys, monkeypatch)[0] == 0 and seen == ["cuda"]
+    assert run_zoo(*words)[0] == 0 and seen == ["cuda"]
 
 
 # ---------------------------------------------------------------- the shift test
@@ -297,19 +295,8 @@ def test_noise_gives_no_shift() -> None:
 # ---------------------------------------------------------------- the command
 
 
-def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["zoo", *words])
-    code = 0
-    try:
-        main()
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 def test_the_command_fits_80_columns_and_its_exit_code_tells(
-    install_example: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    install_example: Install, tmp_path: Path, run_zoo: Callable[..., Any]
 ) -> None:
     install_example("field")
     install_example("dull", {ENCODE: "means.long() * 0", 'summary="brightness"': 'summary="brightness " * 12'})
@@ -317,18 +304,18 @@ def test_the_command_fits_80_columns_and_its_exit_code_tells(
     zoo = Zoo.from_toml(registry)
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
     start = ["--registry", str(registry), "doctor"]
-    code, shown, progress = call([*start, "field", "--data", str(data)], capsys, monkeypatch)
+    code, shown, progress = run_zoo(*start, "field", "--data", str(data))
     assert code == 0 and shown.endswith("sound\n") and "read test/field" in progress
     assert re.findall(r"^  (?:ok|-) +(\w+) ", shown, re.M) == list(GATES)
     write_data(zoo, data, [blocks(i) for i in range(COUNT)], "dull")
-    code, shown, _ = call([*start, "--data", str(data)], capsys, monkeypatch)
+    code, shown, _ = run_zoo(*start, "--data", str(data))
     lines = shown.splitlines()
     assert code == 1 and max(map(len, lines)) <= 80 and len(lines) < 40
     assert (
         [line.split()[0] for line in lines[1:3]] == ["dull", "field"] and "FAIL" in lines[1] and "FAIL" not in lines[2]
     )
     assert len(re.findall(r"^  FAIL", shown, re.M)) == int(lines[-1].split()[0])
-    code, shown, _ = call([*start, "dull", "--data", str(data), "--json", "--steps", "5"], capsys, monkeypatch)
+    code, shown, _ = run_zoo(*start, "dull", "--data", str(data), "--json", "--steps", "5")
     report = json.loads(shown)
     gates = {finding["gate"]: finding for finding in report["modalities"]["dull"]}
     assert code == 1 and not report["sound"] and list(gates) == list(GATES)
@@ -336,6 +323,6 @@ def test_the_command_fits_80_columns_and_its_exit_code_tells(
     shutil.rmtree(data / "test" / "dull")
     install_example("lame", {"plugin = Example()": "plugin = 3 /"})
     shutil.copytree(data / "test" / "field", data / "test" / "lame")
-    code, shown, complaint = call([*start, "--data", str(data)], capsys, monkeypatch)
+    code, shown, complaint = run_zoo(*start, "--data", str(data))
     assert code == 1 and shown.endswith("\nnot examined, as the plugin does not load: lame\n")
     assert "problem: lame: " in complaint

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import OURS, PLUGINS
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
@@ -58,13 +59,6 @@ def files(package: str) -> list[Path]:
 
 def plugin_packages() -> dict[str, Path]:
     return {path.name: path for path in sorted(ROOT.glob("plugins/*/src/*")) if path.is_dir()}
-
-
-def modality_names() -> set[str]:
-    names = set()
-    for path in ROOT.glob("plugins/*/pyproject.toml"):
-        names |= set(tomllib.loads(path.read_text())["project"].get("entry-points", {}).get("tokenizers_zoo", {}))
-    return names
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -161,8 +155,7 @@ def declared(project: dict[str, Any]) -> list[tuple[str, str]]:
 def test_plugins_declare_their_imports(package: str) -> None:
     """Exceptions: torch inside functions (a dependency of the core), and jaxtyping for type checkers."""
     root = plugin_packages()[package].parent
-    project = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]
-    known = {name for name, _ in declared(project)}
+    known = {name for name, _ in declared(PLUGINS[root.parent])}
     wrong = []
     for path in files(package):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -178,8 +171,9 @@ def test_plugins_declare_their_imports(package: str) -> None:
 
 def test_packages_ask_for_the_same_releases() -> None:
     releases: dict[str, set[Version]] = {}
-    for path in (ROOT / "pyproject.toml", ROOT / "backbone/pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")):
-        for name, release in declared(tomllib.loads(path.read_text())["project"]):
+    core = [tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in ("", "backbone")]
+    for project in (*core, *PLUGINS.values()):
+        for name, release in declared(project):
             releases.setdefault(name, set()).add(Version(release))
     assert {name: found for name, found in releases.items() if len(found) > 1} == {}
 
@@ -212,7 +206,7 @@ def any_of(names: set[str]) -> re.Pattern[str]:
 
 @pytest.mark.parametrize("package", CORE)
 def test_no_modality_is_known_by_name(package: str) -> None:
-    names = {name for name in modality_names() if len(name) > 3}
+    names = {name for name in OURS if len(name) > 3}
     assert names
     wrong = []
     for path in files(package):
@@ -241,7 +235,10 @@ import tokenizers_zoo.testing
 heavy = sorted({m.split(".")[0] for m in sys.modules} & HEAVY)
 assert not heavy, f"listing imports {heavy}"
 """
-HEAVY = {"torch", "PIL", "scipy", "skimage", "sklearn", "mujoco", "diffusers", "pyarrow", "vector_quantize_pytorch"}
+HEAVY = {
+    "torch", "PIL", "scipy", "skimage", "sklearn", "mujoco", "diffusers", "pyarrow", "vector_quantize_pytorch",
+    "tokenizers", "transformers",
+}  # fmt: skip
 
 
 def test_listing_modalities_imports_no_torch() -> None:
@@ -250,7 +247,7 @@ def test_listing_modalities_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     names, specs = map(int, done.stdout.split())
-    assert names >= len(modality_names()) and specs > 0
+    assert names >= len(OURS) and specs > 0
 
 
 def test_comparing_probes_imports_no_torch() -> None:

@@ -95,6 +95,7 @@ def test_finished_stage_is_unchanged(world: World, stage: str) -> None:
     world.put_back(world.after[stage])
     assert world(ROAD[stage]).code == 0
     assert results(world.files()) == results(world.after[stage])
+    assert {"back.npy", "back.png"} <= world.after["decode"].keys()
 
 
 # ---------------------------------------------------------------- a full disk

@@ -12,12 +12,13 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from small_modalities import write_metadata
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.cli.main import main
 from tokenizers_zoo.cli.new_plugin import FAMILIES, write_distribution
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
@@ -28,18 +29,12 @@ ROOT = Path(__file__).parent.parent
 NAME = "made_up_field"
 
 
-def write_metadata(folder: Path, distribution: Path) -> None:
-    """Write the metadata that pip would write for a distribution: its name and entry points."""
-    project = tomllib.loads((distribution / "pyproject.toml").read_text())["project"]
-    lines = []
-    for group, points in project["entry-points"].items():
-        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
-    metadata = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
+def installable(folder: Path, family: str) -> Path:
+    """Write a distribution of a family and the metadata that pip would write; return the folder of its packages."""
+    write_distribution(NAME, family, folder)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    write_metadata(folder / "src", project["name"], project["version"], project["entry-points"])
+    return folder / "src"
 
 
 @pytest.fixture
@@ -48,9 +43,7 @@ def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path
 
     def make(family: str) -> Path:
         folder = tmp_path / "new"
-        write_distribution(NAME, family, folder)
-        write_metadata(folder / "src", folder)
-        monkeypatch.syspath_prepend(str(folder / "src"))
+        monkeypatch.syspath_prepend(str(installable(folder, family)))
         for module in [name for name in sys.modules if name.startswith(f"zoo_{NAME}")]:
             monkeypatch.delitem(sys.modules, module)
         return folder
@@ -69,17 +62,13 @@ def test_a_new_plugin_is_clean_and_keeps_the_contract(family: str, new: Callable
     module = (folder / "src" / f"zoo_{NAME}" / "modality.py").read_text()
     assert len(module.splitlines()) < (105 if family == "free" else 55)
     for words in ("check", "format --check"):
-        command = [
-            sys.executable,
-            "-m",
-            "ruff",
-            *words.split(),
-            "--config",
-            str(ROOT / "pyproject.toml"),
-            str(tmp_path),
-        ]
+        command = [sys.executable, "-m", "ruff", *words.split(), "--config", ROOT / "pyproject.toml", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
+    environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
+    program = f"import sys; from tokenizers_zoo import Zoo; Zoo.installed()['{NAME}'].spec\n"
+    program += f"Zoo.installed().source('{NAME}')\nassert 'torch' not in sys.modules and 'PIL' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
     zoo = Zoo.installed()
     assert NAME in zoo.names() and NAME in zoo.source_names()
     assert zoo[NAME].distribution == "zoo-made-up-field 0.1.0" and "made up field" in zoo[NAME].spec.summary
@@ -89,14 +78,6 @@ def test_a_new_plugin_is_clean_and_keeps_the_contract(family: str, new: Callable
     scope: dict[str, Callable[[], None]] = {}
     exec(compile(text, "test", "exec"), scope)
     scope["test_the_metric_by_hand"]()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_plugin_is_listed_without_torch(family: str, new: Callable[[str], Path], tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(new(family) / "src")}
-    program = f"import sys; from tokenizers_zoo import Zoo; Zoo.installed()['{NAME}'].spec\n"
-    program += f"Zoo.installed().source('{NAME}')\nassert 'torch' not in sys.modules and 'PIL' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
 
 
 def test_a_type_checker_finds_nothing_in_a_new_plugin(tmp_path: Path) -> None:
@@ -138,12 +119,11 @@ def test_no_name_hides_what_the_plugin_needs(
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
-    write_distribution(NAME, family, tmp_path / "zoo-made-up-field")
-    write_metadata(tmp_path / "zoo-made-up-field" / "src", tmp_path / "zoo-made-up-field")
+    packages = installable(tmp_path / "zoo-made-up-field", family)
     readme = (tmp_path / "zoo-made-up-field" / "README.md").read_text()
     commands = re.findall(r"^    (\S.*)$", readme, re.M)
     assert commands[0] == 'pip install -e "zoo-made-up-field[test]"' and len(commands) == 9
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "zoo-made-up-field" / "src")}  # as after pip install -e
+    environment = {**os.environ, "PYTHONPATH": str(packages)}  # as after pip install -e
     for command in commands[1:]:
         words = shlex.split(command)
         module = "tokenizers_zoo.cli.main" if words[0] == "zoo" else "pytest"
@@ -155,14 +135,11 @@ def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
     assert NAME in (tmp_path / "run" / "report" / "index.html").read_text()
 
 
-def refused(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the one-line error of `zoo new-plugin WORDS`."""
-    monkeypatch.setattr(sys, "argv", ["zoo", "new-plugin", *words.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    complaint = capsys.readouterr().err
-    assert ended.value.code == 1 and complaint.startswith("error: ") and complaint.count("\n") == 1
-    return complaint
+def refused(outcome: tuple[int, str, str], reason: str) -> None:
+    """Assert that `zoo new-plugin` failed with one line."""
+    code, _, complaint = outcome
+    assert code == 1 and complaint.startswith("error: ") and complaint.count("\n") == 1
+    assert reason in complaint
 
 
 @pytest.mark.parametrize(
@@ -175,27 +152,27 @@ def refused(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     ],
 )  # fmt: skip
 def test_a_name_that_cannot_be(
-    name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, reason: str, tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert reason in refused(name, capsys, monkeypatch)
+    refused(run_zoo("new-plugin", name), reason)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_registry_in_use_may_have_the_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     registry = tmp_path / "registry.toml"
     registry.write_text('[modalities.organs]\nplugin = "semseg"\n[modalities.heat]\nimage_size = 32\n')
     told = "registry.toml:2 [modalities.organs] plugin: 'organs' is an instance of semseg already; take another name"
-    assert told in refused("organs", capsys, monkeypatch)
+    refused(run_zoo("new-plugin", "organs"), told)
     assert list(tmp_path.iterdir()) == [registry]
 
     def said(name: str, *before: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["zoo", *before, "new-plugin", name])
-        main()
-        return capsys.readouterr().out
+        code, shown, _ = run_zoo(*before, "new-plugin", name)
+        assert code == 0
+        return shown
 
     assert said("heat").endswith("&& pytest zoo-heat; zoo-heat/README.md goes on from there\n")
     registry.write_text('[zoo]\nmodalities = ["rgb", "warmth"]\n')
@@ -208,14 +185,14 @@ def test_the_registry_in_use_may_have_the_name(
 
 
 def test_a_folder_that_is_there_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zoo-heat").mkdir()
-    assert "zoo-heat: is there already, and is not overwritten" in refused("heat", capsys, monkeypatch)
+    refused(run_zoo("new-plugin", "heat"), "zoo-heat: is there already, and is not overwritten")
     assert list((tmp_path / "zoo-heat").iterdir()) == []
-    monkeypatch.setattr(sys, "argv", ["zoo", "new-plugin", "heat", "--out", "deep/er still"])
-    main()
+    code, shown, _ = run_zoo("new-plugin", "heat", "--out", "deep/er still")
+    assert code == 0
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er still"}
-    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in capsys.readouterr().out
-    assert "--family" in refused("warmth --family picture", capsys, monkeypatch)
+    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in shown
+    refused(run_zoo("new-plugin", "warmth", "--family", "picture"), "--family")

@@ -29,9 +29,6 @@ from tokenizers_zoo.errors import (
     InvalidValueError,
     MachineError,
     PluginError,
-    ReadError,
-    is_of_the_machine,
-    passing,
 )
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.engines import RunResult
@@ -374,25 +371,6 @@ def units(install_example: Install, tmp_path: Path) -> Toy:
     return make
 
 
-@pytest.mark.parametrize(
-    ("error", "machine", "may_pass"),
-    [
-        (MemoryError("13 GB"), True, True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True, True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate"), True, True),
-        (ReadError("x"), False, True),
-        (ValueError("x"), False, False),
-    ],
-    ids=repr,
-)
-def test_errors_that_may_pass_are_recognised_as_causes_too(error: Exception, machine: bool, may_pass: bool) -> None:
-    assert is_of_the_machine(error) == machine and passing(error) == may_pass
-    if machine or not may_pass:
-        with pytest.raises(InvalidValueError) as caught:
-            raise InvalidValueError("x") from error
-        assert passing(caught.value) == may_pass
-
-
 def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path: Path) -> None:
     """ml-4m's layout: other shard names and key order, missing samples, and a truncated file."""
     zoo, mine, data = toy(), tmp_path / "mine/train", tmp_path / "data"
@@ -693,7 +671,18 @@ def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
     assert second.written + second.kept == first.written + 1 and second.kept
 
 
-@pytest.mark.parametrize(("error", "kind"), [(MemoryError(), MachineError), (KeyError("x"), PluginError)])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), MachineError),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), MachineError),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate"),
+            MachineError,
+        ),
+        (KeyError("x"), PluginError),
+    ],
+)
 def test_errors_in_a_sample_of_a_source(
     error: Exception, kind: type[Exception], toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

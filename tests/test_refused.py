@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable
@@ -10,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 from pose_people import standing
-from scipy.io import wavfile
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.testing import media
 from tokenizers_zoo.validation import array_bytes as npy
 from zoo_geometry import body
 from zoo_motion.flow import flo_bytes
@@ -38,24 +36,12 @@ def refused(act: Callable[[], Any], name: str, word: str) -> None:
 
 
 def wav(samples: np.ndarray, rate: int = 16000) -> bytes:
-    wavfile.write(buffer := io.BytesIO(), rate, samples)
-    return buffer.getvalue()
-
-
-def png(value: np.ndarray) -> bytes:
-    Image.fromarray(value).save(buffer := io.BytesIO(), format="PNG")
-    return buffer.getvalue()
+    return media.wav(samples[:, None], rate, 0).data
 
 
 def animation(*greys: int) -> bytes:
     frames = [Image.new("RGB", (16, 16), (grey,) * 3) for grey in greys]
-    frames[0].save(buffer := io.BytesIO(), format="GIF", save_all=True, append_images=frames[1:], duration=100)
-    return buffer.getvalue()
-
-
-def tiff(array: np.ndarray) -> bytes:
-    tifffile.imwrite(buffer := io.BytesIO(), array, photometric="minisblack")
-    return buffer.getvalue()
+    return media.saved(frames[0], "gif", save_all=True, append_images=frames[1:], duration=100).data
 
 
 def runs(*counts: int) -> bytes:
@@ -69,7 +55,7 @@ FILES: list[tuple[str, str, bytes, str]] = [
     ("audio", "mp3", b"ID3 something", "convert it"), ("audio", "wav", b"not a wav", "not a WAV"),
     ("audio", "wav", wav(TONE)[:-100], "cut off"), ("audio", "wav", wav(TONE * 40), "peak"),
     ("audio", "wav", wav(np.array([0.1, np.nan], np.float32)), "finite"),
-    ("audio", "wav", wav(np.zeros(0, np.int16)), ".wav file"), ("audio", "wav", wav(TONE, 1000003), "sample rate"),
+    ("audio", "wav", wav(np.zeros(0)), ".wav file"), ("audio", "wav", wav(TONE, 1000003), "sample rate"),
     ("audio", "npy", npy(np.zeros((2, 100), np.float32)), "one channel"),
     ("audio", "npy", npy(np.zeros(100, np.int64)), "full scale"),
     ("video", "npy", npy(np.zeros((1, 3, 16, 16), np.uint8)), "got 1"), ("video", "gif", b"garbage", "not a picture"),
@@ -93,7 +79,7 @@ FILES: list[tuple[str, str, bytes, str]] = [
     ("multispectral", "tif", tiff_bytes(np.full(BANDS, 3000, np.uint16), scale=0.01), "scale 0.01"),
     ("multispectral", "tif", tiff_bytes(np.full(BANDS, 0.3, np.float32), scale=0.01), "scale"),
     ("multispectral", "npy", npy(np.full(BANDS, np.nan, np.float32)), "finite"),
-    ("multispectral", "tif", tiff(np.full(BANDS, 0.3 + 0.4j, np.complex64)), "complex64"),
+    ("multispectral", "tif", tiff_bytes(np.full(BANDS, 0.3 + 0.4j, np.complex64)), "complex64"),
     ("multispectral", "npy", npy(np.zeros((3, 4, 4), np.float32)), "12 bands"),
     ("multispectral", "tif", b"garbage", "TIFF"), ("multispectral", "tif", b"II*\0garbage", "no picture"),
     ("multispectral", "png", b"", ".tif"),
@@ -104,8 +90,8 @@ FILES: list[tuple[str, str, bytes, str]] = [
     ("heightmap", "tif", tiff_bytes(np.float32([[7, 0, -9999]]), nodata=0), "2 of 3"),
     ("heightmap", "tif", tiff_bytes(np.float32([[7, -9999.9]]), nodata=-9999.9), "-9999.9"),
     ("heightmap", "npy", npy(np.zeros((3, 2, 2))), "(1, height, width)"),
-    ("heightmap", "tif", tiff(np.full(FRAME, 3 + 4j, np.complex64)), "complex64"),
-    ("sam_instance", "png", png(np.zeros((4, 4, 3), np.uint8)), "one channel"),
+    ("heightmap", "tif", tiff_bytes(np.full(FRAME, 3 + 4j, np.complex64)), "complex64"),
+    ("sam_instance", "png", media.saved(Image.new("RGB", (4, 4))).data, "one channel"),
     ("sam_instance", "txt", b"", "expected"),
     ("sam_instance", "npy", npy(np.zeros(FRAME, np.float32)), "integer ids"),
     ("sam_instance", "npy", npy(np.full(FRAME, -1)), "[0, 65535]"),
@@ -188,13 +174,22 @@ VALUES: list[tuple[str, Any, str]] = [
     ("metadata", {"num_people": 1.5}, "num_people"), ("metadata", {"camera_fov": 27.5}, "camera_fov"),
     ("caption", "x" * 10_000_000, "at most 2000"), ("caption", "bell \x07", "U+0007 at character 5"),
     ("caption", "next\x85line", "U+0085"), ("caption", "\ud800", ""), ("caption", 3, "int"),
+    *((name, value, "") for name, values in (
+        ("caption", (None, 2.5, True, ["a"], {"text": "a"}, b"a")),
+        ("web_text", (None, 3, ["a"], b"a", "a" * 10_000_000, "a\x1b[2J", "\udfff")),
+        ("boxes", (None, "a", [None], [{"label": "\ud800", "box": [0, 0, 1, 1]}])),
+        ("metadata", (None, "a", 3, {"num_people": None}, {"brightness": math.inf})),
+        ("semantic_metadata", ({"num_people": 21}, {"num_people": "2"}, {"camera_fov": 60}, {"caption_words": 0})),
+        ("geometric_metadata", ({"median_depth": 0}, {"median_depth": -1.0}, {"occlusion_score": 2}, {"x\ny": 1})),
+        ("image_metadata", ({"entropy": 8.5}, {"brightness": [0.5]}, {"brightness": 10**400}, {1: 2})),
+    ) for value in values),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value", "word"), VALUES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(VALUES)])
 def test_values(name: str, value: Any, word: str) -> None:
     refused(lambda: ZOO[name].write(value), "", word)
-    if name != "caption":
+    if name not in ("caption", "web_text") and "\\ud800" not in repr(value):
         refused(lambda: ZOO[name].read(json.dumps(value).encode(), "json"), "", "")
 
 
@@ -250,7 +245,7 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     )),
     ("metadata", {"fields": {"X y": {}}}, "fields"), ("metadata", {"default_fields": False}, "at least one"),
     *(("semantic_metadata", {"inputs": inputs}, "inputs") for inputs in ([], ["rgb"], ["boxes", "boxes"])),
-    ("caption", {"max_length": 0}, "max_length"),
+    ("caption", {"max_length": 0}, "max_length"), ("web_text", {"max_characters": -1}, "max_characters"),
     ("palette", {"colours": 17}, "colours"),
 ]  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -57,18 +56,11 @@ def test_a_run_starts_resumes_and_is_finished(tmp_path: Path) -> None:
         assert opened.finished is None, "without its results a finished run starts again"
 
 
-@pytest.mark.parametrize("saved", ["state", "finished"])
-def test_another_identity_is_refused_with_its_keys(tmp_path: Path, saved: str) -> None:
-    if saved == "finished":
-        finish(tmp_path)
-    else:
-        with run(tmp_path).open():
-            (tmp_path / STATE).write_text("half")
-    before = names(tmp_path)
-    with (
-        pytest.raises(FolderError, match=r"seed was 0, is 1; data.train was \[1, 2\], is \[1, 3\]"),
-        run(tmp_path, SEED_1).open(),
-    ):
+def test_a_half_finished_run_of_another_identity_is_refused_with_its_keys(tmp_path: Path) -> None:
+    with run(tmp_path).open():
+        (tmp_path / STATE).write_text("half")
+    before, told = names(tmp_path), r"seed was 0, is 1; data.train was \[1, 2\], is \[1, 3\]"
+    with pytest.raises(FolderError, match=told), run(tmp_path, SEED_1).open():
         pass
     assert names(tmp_path) == before
 
@@ -92,16 +84,6 @@ def test_places_may_change(tmp_path: Path) -> None:
     assert record and record["places"] == {"data": "elsewhere"} and record["finished"]
 
 
-@pytest.mark.parametrize("name", ["README.md", "notes.txt", "store.json", ".git"])
-def test_files_of_others_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(FolderError, match=name), run(tmp_path).open():
-        pass
-    with pytest.raises(FolderError), run(tmp_path).open(overwrite=True):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     other = RunFolder(tmp_path, type(TOKENIZER)(name="index", files=(), state="parts"), SEED_0)
     with other.open() as opened:
@@ -115,29 +97,6 @@ def test_a_refused_command_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError), run(tmp_path / "new" / "run").open():
         raise CheckpointError("refused")
     assert not (tmp_path / "new" / "run").exists()
-
-
-# ---------------------------------------------------------------- the lock
-
-
-def _hold(folder: Path, ready: Any, done: Any) -> None:
-    with run(folder).open():
-        ready.set()
-        done.wait(60)
-
-
-def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready, done))
-    other.start()
-    assert ready.wait(60)
-    for overwrite in (False, True):
-        with pytest.raises(FolderError, match="another process writes it right now"), run(tmp_path).open(overwrite):
-            pass
-    done.set()
-    other.join()
-    finish(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
@@ -182,16 +141,23 @@ def test_overwriting_again_starts_again(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").read_text() == "0" and STATE not in names(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "foreign", ["notes/plan.txt", "notes.txt", ".git/HEAD", "metrics.json", "depth/config.txt", "mine/00.png"]
-)
-def test_overwrite_refuses_files_of_others(tmp_path: Path, foreign: str) -> None:
-    finish(tmp_path)
-    (tmp_path / foreign).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / foreign).write_text("mine")
-    with pytest.raises(FolderError, match=foreign.partition("/")[0]), run(tmp_path).open(overwrite=True):
-        pass
-    assert (tmp_path / foreign).read_text() == "mine" and finish(tmp_path).finished
+@pytest.mark.parametrize("foreign", [
+    "README.md", "store.json", "notes/plan.txt", "notes.txt", ".git/HEAD", "metrics.json", "depth/config.txt",
+    "mine/00.png",
+])  # fmt: skip
+def test_files_of_others_are_refused(tmp_path: Path, foreign: str) -> None:
+    """Also beside a finished run, in which a README.md is ours."""
+    finish(tmp_path / "old")
+    first = foreign.partition("/")[0]
+    for place, overwrite in (("new", False), ("new", True), ("old", True)):
+        if (place, foreign) != ("old", "README.md"):
+            (tmp_path / place / foreign).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place / foreign).write_text("mine")
+            refusal = pytest.raises(FolderError, match="replaced" if overwrite and foreign == "README.md" else first)
+            with refusal, run(tmp_path / place).open(overwrite):
+                pass
+            assert (tmp_path / place / foreign).read_text() == "mine"
+    assert finish(tmp_path / "old").finished and names(tmp_path / "new") == [first]
 
 
 def test_overwrite_removes_what_training_and_evaluation_wrote(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ from tokenizers_zoo.validation import (
     describe,
     in_declared_width,
     is_batched,
-    text_of,
     value_problem,
 )
 
@@ -260,32 +259,37 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
         array_of(huge)
 
 
-def test_an_array_of_python_objects_is_told_in_words_of_ours() -> None:
-    with pytest.raises(InvalidValueError, match=r"^the \.npy file holds Python objects; save it as numbers"):
-        defaults(FLOAT).read_value(npy(np.array([None])), "npy")
-
-
-def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
-    assert text_of("\ufeffé".encode()) == text_of("é".encode()) == "é"
-    with pytest.raises(InvalidValueError, match="not UTF-8 at byte 1; save the text as UTF-8"):
-        text_of(b"a\xff")
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (1, 2)])
-def test_an_array_comes_back_from_its_file(shape: tuple[int, ...]) -> None:
-    """Includes a single number (no axes)."""
-    spec = ValueSpec(shape=shape)
-    value = np.full(shape, 2.5, np.float32, order="F")
-    data, extension = defaults(spec).write_value(value)
+@pytest.mark.parametrize(
+    ("value", "spec", "extension"),
+    [
+        *((np.full(shape, 2.5, np.float32, order="F"), ValueSpec(shape=shape), "npy") for shape in ((), (1,), (1, 2))),
+        *((text, ValueSpec(kind="text"), "txt") for text in ("", "ein Bär", "a\nb", "\n", "\ufeff", "\ufeff\ufeffb")),
+        ({"a": [1, 2.5, None, "ü"]}, ValueSpec(kind="object"), "json"),
+    ],
+)
+def test_a_value_comes_back_from_its_file(value: Any, spec: ValueSpec, extension: str) -> None:
+    """Includes a single number, and texts that begin like a byte order mark."""
+    data, written = defaults(spec).write_value(value)
     read = defaults(spec).read_value(data, extension)
-    assert read.shape == shape and np.array_equal(read, value) and value_problem(spec, read) is None
+    assert written == extension and np.array_equal(read, value) and value_problem(spec, read) is None
 
 
-@pytest.mark.parametrize("text", ["", "é", "a\nb", "\n", "\ufeff", "\ufeffb", "\ufeff\ufeffb"])
-def test_a_text_comes_back_from_its_file(text: str) -> None:
-    """Includes texts that begin like a byte order mark."""
-    spec = ValueSpec(kind="text")
-    data, extension = defaults(spec).write_value(text)
-    assert defaults(spec).read_value(data, extension) == text
-    with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
-        defaults(spec).write_value(f"{text}\r\n")
+@pytest.mark.parametrize(
+    ("kind", "value", "data", "extension"),
+    [
+        ("text", "ein Bär", "ein Bär\n".encode(), "txt"),
+        ("object", {"a": [1, 2.5, None, "ü"]}, '{"a": [1, 2.5, null, "ü"]}'.encode(), "json"),
+    ],
+)
+def test_files_of_text_and_objects_by_hand(kind: Any, value: Any, data: bytes, extension: str) -> None:
+    hooks = defaults(ValueSpec(kind=kind))
+    assert hooks.write_value(value) == (data, extension)
+    windows = data.replace(b"\n", b"\r\n")
+    for given in (data, b"\xef\xbb\xbf" + data, windows):
+        assert hooks.read_value(given, extension) == value
+    with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0; save the text as UTF-8"):
+        hooks.read_value(b"\xff", extension)
+    assert isinstance(hooks.render(value), str)
+    if kind == "text":
+        with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
+            hooks.write_value(f"{value}\r\n")
