@@ -13,7 +13,6 @@ from PIL import Image
 from pose_people import standing
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.testing import media
 from tokenizers_zoo.validation import array_bytes as npy
@@ -255,27 +254,3 @@ def test_settings(name: str, own: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         _ = Zoo.from_tables({"modalities": {name: own}})[name].spec
     assert word in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("source", "own", "word"),
-    [
-        ("scenes", {"image_sise": 64}, "image_size"), ("scenes", {"image_size": 4}, "image_size"),
-        ("scenes", {"people": 9}, "people"), ("scenes", {"min_fov": 10.0}, "min_fov"),
-        ("scenes", {"min_fov": 90.0}, "up to max_fov (68), got 90"),
-        ("scenes", {"max_fov": 50.0}, "up to max_fov (50), got 62"),
-        ("bouncing", {"image_size": 4}, "image_size"), ("terrain", {"extent": 4.0}, "extent"),
-        ("photos", {"smallest": 0}, "smallest"),
-        ("photos", {"image_size": 0}, "image_size"), ("photos", {"size": 3}, "size"),
-    ],
-)  # fmt: skip
-def test_settings_and_counts_of_sources(source: str, own: dict[str, Any], word: str) -> None:
-    plugin = ZOO.source(source)
-    with pytest.raises(ConfigError) as caught:
-        plugin.samples("train", 1, 0, own)
-    assert word in str(caught.value) and "\n" not in str(caught.value)
-    for count, message in ((None, "say how many samples"), (-1, "0 or more")):
-        with pytest.raises(ConfigError, match=message):
-            plugin.samples("train", count, 0, {})
-    with pytest.raises(ConfigError, match="unknown key"):
-        Settings(source, {"other": 1}).take(plugin.spec.settings)

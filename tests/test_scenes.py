@@ -8,8 +8,6 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from typing import Any
 
@@ -243,28 +241,6 @@ def test_colour_names_are_the_colours_seen() -> None:
                 good = min(gaps, key=lambda name: gaps[name]) == item.thing.colour
                 right, wrong = right + good, wrong + (not good)
     assert right > 20 and right > 12 * wrong
-
-
-# -- determinism and access -------------------------------------------------------------------------------------------
-
-
-def test_a_sample_depends_on_split_seed_and_index_alone() -> None:
-    forward = [(key, digest(sample)) for key, sample in samples(count=6)]
-    lazy = samples(count=100)
-    assert [(lazy[i][0], digest(lazy[i][1])) for i in (5, 0, 3)] == [forward[i] for i in (5, 0, 3)]
-    places = [(split, seed) for split in ("train", "val", "test") for seed in (0, 1)]
-    apart = [sample for split, seed in places for sample in samples(split, 2, seed, image_size=16)]
-    assert len({key for key, _ in apart}) == len({digest(sample["depth"]) for _, sample in apart}) == 12
-    script = (
-        "import sys; sys.path[:0] = {path!r}\n"
-        "from test_scenes import digest, samples\n"
-        "print(*[digest(samples(count=9)[i][1]) for i in (4, 1)])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script.format(path=[*sys.path, __file__.rpartition("/")[0]])],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.split() == [forward[4][1], forward[1][1]]
 
 
 # -- settings and contract --------------------------------------------------------------------------------------------

@@ -26,21 +26,6 @@ def ball(**state: float) -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("source", "own"), [(sources.bouncing, SMALL), (sources.terrain, {"image_size": 16})])
-def test_a_sample_depends_on_split_seed_and_index_alone(source: Any, own: dict[str, Any]) -> None:
-    settings = Settings("world", own)
-    samples = source.samples("train", 3, 0, settings)
-    key, first = samples[2]
-    again_key, again = source.samples("train", 5, 0, settings)[1:][1]
-    assert key == again_key and set(first) == set(source.source_spec().modalities)
-    for name, value in first.items():
-        assert value.dtype == np.float32 and np.isfinite(value).all()
-        np.testing.assert_array_equal(value, again[name])
-    others = [source.samples("test", 3, 0, settings)[2], source.samples("train", 3, 1, settings)[2], samples[1]]
-    for other_key, other in others:
-        assert other_key != key and all((other[name] != value).any() for name, value in first.items())
-
-
 def test_rates_that_values_do_not_show_agree_with_the_modalities(tmp_path: Path) -> None:
     zoo = Zoo.from_tables({"zoo": {"modalities": ["video", "audio", "imu"]}})
     for own in ({"frame_rate": 16.0}, {"sample_rate": 8000}, {"imu_rate": 256.0}):
