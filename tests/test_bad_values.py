@@ -1,12 +1,14 @@
 """Real-world values that differ from the declaration: handled as expected, or refused in one line.
 
 The conformance check `probes` tests for all modalities that every file is read correctly or refused in one line; these
-tests check the values and messages for the same files (`tokenizers_zoo.testing.probes`). Text-like modalities have more
-such tests in test_text.py, test_boxes.py, test_poses.py, test_metadata.py and test_language.py.
+tests check the values and messages for the same files (`tokenizers_zoo.testing.probes`), and for more files, values and
+settings.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,13 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 from examples import OURS
+from PIL import Image
+from pose_people import standing
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.testing import media
 from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, plain_picture
 from tokenizers_zoo.testing.probe import Probe, bars, npy
 from tokenizers_zoo.testing.probes import PICTURE, made_up, probed_files, with_one
+from tokenizers_zoo.validation import array_bytes
+from zoo_geometry import body
+from zoo_motion.flow import flo_bytes
+from zoo_motion.imu import NAMES
+from zoo_raster.tiff import tiff_bytes
 
 ROOT = Path(__file__).parent.parent
 ZOO = Zoo.from_tables({"zoo": {"image_size": 32, "patch_size": 8}, "modalities": {"heightmap": {"png_scale": 0.1}}})
@@ -45,7 +55,7 @@ def refused(name: str, act: Callable[[], Any], *parts: str) -> None:
     with pytest.raises(InvalidValueError) as caught:
         act()
     message = str(caught.value)
-    assert message.startswith(f"{name}: ") and "\n" not in message and len(message) < 500, message
+    assert message.startswith(name) and "\n" not in message and len(message) < 500, message
     for part in parts:
         assert part in message, message
 
@@ -182,3 +192,229 @@ def test_empty_values_are_valid(name: str, value: Any) -> None:
 def test_files_of_the_kit_that_are_refused(name: str, kind: str, what: str, part: str) -> None:
     file = probes(name)[kind, what].file
     refused(name, lambda: ZOO[name].transform(ZOO[name].read(file.data, file.extension), Crop()), part)
+
+
+# ---------------------------------------------------------------- files
+
+
+def wav(samples: np.ndarray, rate: int = 16000) -> bytes:
+    return media.wav(samples[:, None], rate, 0).data
+
+
+def animation(*greys: int) -> bytes:
+    frames = [Image.new("RGB", (16, 16), (grey,) * 3) for grey in greys]
+    return media.saved(frames[0], "gif", save_all=True, append_images=frames[1:], duration=100).data
+
+
+def runs(*counts: int) -> bytes:
+    return json.dumps([{"segmentation": {"size": [2, 2], "counts": counts}}]).encode()
+
+
+TONE = np.sin(np.arange(4000) / 9).astype(np.float32)
+BANDS, FRAME = (12, 4, 4), (4, 4)
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+FILES: list[tuple[str, str, bytes, str]] = [
+    ("audio", "mp3", b"ID3 something", "convert it"), ("audio", "wav", b"not a wav", "not a WAV"),
+    ("audio", "wav", wav(TONE)[:-100], "cut off"), ("audio", "wav", wav(TONE * 40), "peak"),
+    ("audio", "wav", wav(np.array([0.1, np.nan], np.float32)), "finite"),
+    ("audio", "wav", wav(np.zeros(0)), ".wav file"), ("audio", "wav", wav(TONE, 1000003), "sample rate"),
+    ("audio", "npy", array_bytes(np.zeros((2, 100), np.float32)), "one channel"),
+    ("audio", "npy", array_bytes(np.zeros(100, np.int64)), "full scale"),
+    ("video", "npy", array_bytes(np.zeros((1, 3, 16, 16), np.uint8)), "got 1"),
+    ("video", "gif", b"garbage", "not a picture"),
+    ("video", "npy", array_bytes(np.zeros((8, 16, 16, 3), np.uint8)), "(time, 3, height, width)"),
+    ("video", "gif", animation(5), "one frame"), ("video", "gif", animation(0, 50), "2 frames"),
+    ("video", "mp4", b"....ftypmp42", "convert it"), ("video", "gif", POSTSCRIPT, "not a picture"),
+    ("flow", "flo", flo_bytes(np.full((2, 4, 4), 1e10, np.float32)), "outside the range"), ("flow", "png", b"", ".flo"),
+    ("flow", "npy", array_bytes(np.full((2, 4, 4), np.nan, np.float32)), "finite"), ("flow", "flo", b"garbage", ".flo"),
+    ("flow", "npy", array_bytes(np.zeros((4, 4, 2), np.float32)), "(2, height, width)"),
+    ("flow", "flo", flo_bytes(np.zeros((2, 4, 4), np.float32))[:-1], "4 x 4 vectors"),
+    ("imu", "csv", b"0,1,0,0,0,0\n" * 4, "looks like g"), ("imu", "csv", b"0,9.8,0\n" * 4, "(3, 4)"),
+    ("imu", "csv", b"0,0,0,0.2,9.8,0\n" * 4, "rotation rate"), ("imu", "csv", b"0,9.8,0,0,0\n1,2\n", "at row 2"),
+    ("imu", "csv", ",".join(NAMES).encode() + b"\n0,9.8,0\n" * 4, "(3, 4)"), ("imu", "json", b"", ".csv"),
+    ("imu", "csv", b"rate_x,rate_y,rate_z,acceleration_x,acceleration_y,a\n" + b"1,2,3,4,5,6\n" * 4, "names"),
+    ("multispectral", "npy", array_bytes(np.full(BANDS, 3000.0, np.float32)), "from 0 to 2"),
+    ("multispectral", "npy", array_bytes(np.full(BANDS, 25454, np.uint16)), "100% above"),
+    ("multispectral", "npy", array_bytes(np.full(BANDS, -9999, np.int16)), "no data"),
+    ("multispectral", "npy", array_bytes(np.full(BANDS, -9999, np.float32)), "no data"),
+    ("multispectral", "tif", tiff_bytes(np.eye(4)[None] * np.ones((12, 1, 1)), nodata=0), "12 of 16"),
+    ("multispectral", "npy", array_bytes(np.kron(np.ones((12, 1, 1)), np.eye(4)).astype(np.uint16) * 3000), "12 of 16"),
+    ("multispectral", "tif", tiff_bytes(np.full(BANDS, 3000, np.uint16), scale=0.01), "scale 0.01"),
+    ("multispectral", "tif", tiff_bytes(np.full(BANDS, 0.3, np.float32), scale=0.01), "scale"),
+    ("multispectral", "npy", array_bytes(np.full(BANDS, np.nan, np.float32)), "finite"),
+    ("multispectral", "tif", tiff_bytes(np.full(BANDS, 0.3 + 0.4j, np.complex64)), "complex64"),
+    ("multispectral", "npy", array_bytes(np.zeros((3, 4, 4), np.float32)), "12 bands"),
+    ("multispectral", "tif", b"garbage", "TIFF"), ("multispectral", "tif", b"II*\0garbage", "no picture"),
+    ("multispectral", "png", b"", ".tif"),
+    ("heightmap", "npy", array_bytes(np.array([[1.0, np.nan]])), "finite"),
+    ("heightmap", "npy", array_bytes(np.ones(FRAME, bool)), "bool"),
+    ("heightmap", "npy", array_bytes(np.array([[1.0, -32768.0]])), "outside the range"),
+    ("heightmap", "npy", array_bytes(np.array([[1, -9999]], np.int16)), "-9999 stands"),
+    ("heightmap", "tif", tiff_bytes(np.float32([[7, 0, -9999]]), nodata=0), "2 of 3"),
+    ("heightmap", "tif", tiff_bytes(np.float32([[7, -9999.9]]), nodata=-9999.9), "-9999.9"),
+    ("heightmap", "npy", array_bytes(np.zeros((3, 2, 2))), "(1, height, width)"),
+    ("heightmap", "tif", tiff_bytes(np.full(FRAME, 3 + 4j, np.complex64)), "complex64"),
+    ("sam_instance", "png", media.saved(Image.new("RGB", (4, 4))).data, "one channel"),
+    ("sam_instance", "txt", b"", "expected"),
+    ("sam_instance", "npy", array_bytes(np.zeros(FRAME, np.float32)), "integer ids"),
+    ("sam_instance", "npy", array_bytes(np.full(FRAME, -1)), "[0, 65535]"),
+    ("sam_instance", "npy", array_bytes(np.full(FRAME, 70000)), "outside the range"),
+    ("sam_instance", "npy", array_bytes(np.zeros(FRAME, bool)), "bool"),
+    ("sam_instance", "npy", array_bytes(np.zeros((0, 4, 4), np.int32)), "empty"),
+    ("sam_instance", "json", b"{}", "annotations"),
+    ("sam_instance", "npy", array_bytes(np.zeros((2, 0, 4), bool)), "empty"), ("sam_instance", "json", b"[]", "masks"),
+    ("sam_instance", "json", runs(1, 1), "4 pixels"), ("sam_instance", "json", runs(5, -1), "0 and more"),
+    ("sam_instance", "json", b"not json", "Expecting"), ("sam_instance", "png", b"GIF89a", "not a picture"),
+    *(("caption", extension, data, "") for extension, data in (
+        ("txt", "é".encode("latin-1")), ("txt", "one".encode("utf-16")), ("png", b""), ("txt", b"\x00"),
+        ("txt", b"a\rb"), ("json", b'"a\\rb"'), ("json", b"[3]"), ("json", b"[]"), ("json", b"{"), ("json", b"NaN"),
+        ("json", b"[" * 10**5),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "extension", "data", "word"), FILES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(FILES)]
+)
+def test_files(name: str, extension: str, data: bytes, word: str) -> None:
+    refused(name, lambda: ZOO[name].read(data, extension), word)
+
+
+# ---------------------------------------------------------------- values that are stored as JSON or text
+
+JOINTS = standing() + np.array([0, 0, -4])
+PERSON: dict[str, Any] = {
+    "joint_rotations": np.zeros((24, 3)).tolist(), "joints_camera": JOINTS.tolist(), "box": [0.2, 0.1, 0.8, 0.9],
+    "joints_image": (0.5 + 0.8 * body.directions(JOINTS)).tolist(),
+}  # fmt: skip
+FLAT: dict[str, Any] = {"label": "a", "box": [0, 0, 1, 1]}
+SOLID: dict[str, Any] = {"label": "a", "center": [0, 0, -3], "size": [1, 1, 1], "yaw": 0.0}
+
+
+def changed(value: dict[str, Any], **entries: Any) -> list[Any]:
+    return [{key: entry for key, entry in (value | entries).items() if entry is not None}]
+
+
+def rotated(matrix: np.ndarray) -> list[Any]:
+    return [PERSON, {**PERSON, "joint_rotations": [np.eye(3).tolist()] * 23 + [matrix.tolist()]}]
+
+
+NAN = math.nan
+VALUES: list[tuple[str, Any, str]] = [
+    ("human_poses", {"people": []}, "list of people"), ("human_poses", [[]], "person 0"),
+    ("human_poses", [PERSON, 3], "person 1"),
+    *(("human_poses", changed(PERSON, **entries), word) for entries, word in (
+        ({"joints_camera": None}, "lacks joints_camera"),
+        ({"box": None, "joint_rotations": None}, "lacks box, joint_rot"),
+        ({"label": "person"}, "unknown keys label"), ({"joint_rotations": [[0.0] * 3] * 23}, "24 x 3"),
+        ({"joints_image": [[0.5] * 3] * 24}, "joints_image"), ({"joints_image": [[0.5], [0.5, 0.5]]}, "joints_image"),
+        ({"joints_camera": [["left", 0, 0]] * 24}, "joints_camera"), ({"joints_camera": [[0, 0, 4]] * 24}, "z < 0"),
+        ({"joint_rotations": [[90.0, 0, 0]] * 24}, "radians"), ({"joints_camera": [[0, 0, -4000]] * 24}, "metres"),
+        ({"box": [0, 0, 64, 64]}, "fractions"), ({"box": [0.5, 0.2, 0.5, 0.6]}, "xmin < xmax"),
+        ({"box": [0.5, 0.2, 0.6]}, "box"), ({"shape": [[0.0]]}, "shape"), ({"shape": "tall"}, "shape"),
+        ({"joints_image": [[500.0, 500.0]] * 24}, "divide pixels"), ({"joints_camera": [[NAN, 0, -4]] * 24}, ""),
+    )),
+    *(("human_poses", rotated(matrix), "person 1: joint_rotations") for matrix in (
+        np.zeros((3, 3)), np.diag([-1.0, 1, 1]), 2 * np.eye(3), np.eye(3)[[1, 0, 2]]
+    )),
+    ("boxes", {}, "list of boxes"), ("boxes", [3], "box 0"), ("boxes", [FLAT, {"label": "a"}], "box 1: lacks box"),
+    ("boxes", changed(FLAT, **{"b" * 90000: 1}), "unknown keys"),
+    *((name, changed(value, label=label), "label") for name, value in (("boxes", FLAT), ("boxes_3d", SOLID))
+      for label in ("", " a", "a\x07", "a" * 101, 3, "a  " * 90000)),
+    *(("boxes", changed(FLAT, box=edges), "fractions") for edges in (
+        [0, 0, 64, 64], [0, 0, 1.00001, 1], [0, 0, True, 1], [0, 0, 1], list(range(90000))
+    )),
+    ("boxes", changed(FLAT, box=[0.5, 0, 0.5, 1]), "xmin < xmax"),
+    ("boxes_3d", {}, "list of boxes"), ("boxes_3d", [3], "box 0"), ("boxes_3d", changed(SOLID, roll=0), "unknown keys"),
+    ("boxes_3d", [SOLID, changed(SOLID, yaw=None, center=None)[0]], "box 1: lacks center, yaw"),
+    *(("boxes_3d", changed(SOLID, center=value), "center") for value in (
+        [0, 0], [0, "1", 0], 3, [0, 20_000, 0], [0, True, 0]
+    )),
+    *(("boxes_3d", changed(SOLID, size=value), "size") for value in ([1, -1, 1], [1, 0, 1], [1, 1], [1, 1, 1e5])),
+    *(("boxes_3d", changed(SOLID, yaw=value), "yaw") for value in (90, 3.15, "left")),
+    ("metadata", [], "table"), ("metadata", {"camera_hight": 1}, "camera_hight"),
+    *(("metadata", {"camera_height": value}, "camera_height") for value in (3.5, "tall", True)),
+    ("metadata", {"num_people": 1.5}, "num_people"), ("metadata", {"camera_fov": 27.5}, "camera_fov"),
+    ("caption", "x" * 10_000_000, "at most 2000"), ("caption", "bell \x07", "U+0007 at character 5"),
+    ("caption", "next\x85line", "U+0085"), ("caption", "\ud800", ""), ("caption", 3, "int"),
+    *((name, value, "") for name, values in (
+        ("caption", (None, 2.5, True, ["a"], {"text": "a"}, b"a")),
+        ("web_text", (None, 3, ["a"], b"a", "a" * 10_000_000, "a\x1b[2J", "\udfff")),
+        ("boxes", (None, "a", [None], [{"label": "\ud800", "box": [0, 0, 1, 1]}])),
+        ("metadata", (None, "a", 3, {"num_people": None}, {"brightness": math.inf})),
+        ("semantic_metadata", ({"num_people": 21}, {"num_people": "2"}, {"camera_fov": 60}, {"caption_words": 0})),
+        ("geometric_metadata", ({"median_depth": 0}, {"median_depth": -1.0}, {"occlusion_score": 2}, {"x\ny": 1})),
+        ("image_metadata", ({"entropy": 8.5}, {"brightness": [0.5]}, {"brightness": 10**400}, {1: 2})),
+    ) for value in values),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "word"), VALUES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(VALUES)])
+def test_values(name: str, value: Any, word: str) -> None:
+    refused("", lambda: ZOO[name].write(value), word)
+    if name not in ("caption", "web_text") and "\\ud800" not in repr(value):
+        refused(name, lambda: ZOO[name].read(json.dumps(value).encode(), "json"))
+
+
+@pytest.mark.parametrize("name", ["human_poses", "boxes", "boxes_3d", "metadata"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite(name: str, number: float) -> None:
+    values: dict[str, Any] = {
+        "human_poses": changed(PERSON, joints_camera=[[number, 0, -4]] * 24),
+        "boxes": changed(FLAT, box=[0, 0, number, 1]),
+        "boxes_3d": changed(SOLID, size=[1, number, 1]),
+        "metadata": {"camera_height": number},
+    }
+    refused("", lambda: ZOO[name].write(values[name]))
+    refused(name, lambda: ZOO[name].read(json.dumps(values[name]).encode(), "json"), "not valid JSON")
+
+
+# ---------------------------------------------------------------- settings
+
+SETTINGS: list[tuple[str, dict[str, Any], str]] = [
+    ("audio", {"length": 16100}, "hop"), ("audio", {"patch_length": 5}, "patch_length"),
+    ("audio", {"window": 400}, "window"),
+    ("audio", {"window": 1001}, "window"), ("audio", {"sample_rate": 0}, "sample_rate"),
+    ("audio", {"length": 500}, "length"),
+    ("audio", {"tokenizer": {"flip": True}}, "flip"), ("video", {"frame_rate": 0.0}, "frame_rate"),
+    ("imu", {"sample_rate": math.inf}, "sample_rate"),
+    ("sam_instance", {"tokenizer": {"blocks": "mlp"}}, "blocks"), ("sam_instance", {"mask_size": 40}, "patch_size"),
+    ("sam_instance", {"mask_size": 0}, "mask_size"), ("sam_instance", {"image_size": [0, 3]}, "image_size"),
+    ("sam_instance", {"max_instances": 0}, "max_instances"), ("sam_instance", {"sentinels": 0}, "sentinels"),
+    ("sam_instance", {"tokenizer": {"patch_size": 0}}, "patch_size"),
+    ("human_poses", {"tokenizer": {"blocks": "conv"}}, "blocks"), ("human_poses", {"tokenizer": {"heads": 2}}, "heads"),
+    ("human_poses", {"tokenizer": {"latent_dim": 0}}, "latent_dim"),
+    ("human_poses", {"tokenizer": {"depth": -1}}, "depth"),
+    ("human_poses", {"tokenizer": {"levels": [8, 8]}}, "levels"), ("human_poses", {"bins": 1}, "bins"),
+    ("human_poses", {"max_people": 0}, "max_people"),
+    ("human_poses", {"min_visible": 0.0}, "min_visible"), ("human_poses", {"preset": "5m"}, "preset"),
+    *(("human_poses", {"labeller": table}, word) for table, word in (
+        ({}, "model"), ({"model": ""}, "model"), ({"model": "a", "threshold": 0}, "threshold"),
+        ({"model": "a", "camera_fov": 180}, "camera_fov"),
+        ({"model": "a", "camera_fov": [50, 0]}, "camera_fov"), ({"model": "a", "landmarks": "huge"}, "landmarks"),
+    )),
+    *(("boxes_3d", own, next(iter(own))) for own in (
+        {"max_boxes": 0}, {"max_length": 0}, {"x": [1, 1]}, {"z": [0, -8]}, {"y": [0, math.inf]}, {"size": [0, 4]},
+        {"size": [0.05, 150.0]}, {"x": [1, 2, 3]}, {"order": "left"},
+    )),
+    *(("metadata", {"fields": {"x": field}}, word) for field, word in (
+        ({"low": 2}, "high"), ({"kind": "choice"}, "choices"), ({"kind": "int", "low": 0.5}, "whole numbers"),
+        ({"bins": 1}, "bins"), ({"unit": "m s"}, "unit"), ({"kind": "log"}, "low"), ({"kind": "word"}, "kind"),
+        ({"hihg": 2}, "did you mean high"), ({"kind": "int", "rounding": "down"}, "rounding"),
+        ({"kind": "choice", "choices": ["a", "b"], "clip": True}, "clip"), ({"thresholds": [1]}, "thresholds"),
+        ({"kind": "choice", "choices": ["a", "b"], "thresholds": [1, 2]}, "thresholds"),
+        ({"kind": "choice", "choices": ["a", "b", "c"], "thresholds": [1, 1]}, "thresholds"),
+        ({"kind": "int", "high": 1000}, "field x needs 1001 levels"), ({"number": 1000}, "field x needs 1001 levels"),
+    )),
+    ("metadata", {"fields": {"X y": {}}}, "fields"), ("metadata", {"default_fields": False}, "at least one"),
+    *(("semantic_metadata", {"inputs": inputs}, "inputs") for inputs in ([], ["rgb"], ["boxes", "boxes"])),
+    ("caption", {"max_length": 0}, "max_length"), ("web_text", {"max_characters": -1}, "max_characters"),
+    ("palette", {"colours": 17}, "colours"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "own", "word"), SETTINGS, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(SETTINGS)])
+def test_settings(name: str, own: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _ = Zoo.from_tables({"modalities": {name: own}})[name].spec
+    assert word in str(caught.value) and "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +136,8 @@ def test_vectors_without_a_decoder_are_evaluated(install_example: Install, tmp_p
 
 READ = "    @hookimpl\n    def read_value(self, data):\n"
 WRITE = "    @hookimpl\n    def write_value(self, value):\n"
+DERIVE = "    @hookimpl\n    def derive(self, sample):\n"
+SCORE = "    @hookimpl\n    def score("
 MISTAKES = {
     "a plugin that does not load": ("loads", {"plugin = Example()": "plugin = 3 /"}),
     "another spec each time": ("spec", {'summary="brightness"': 'summary=f"{np.random.rand()}"'}),
@@ -157,15 +159,11 @@ MISTAKES = {
     ),
     "another value each time it is written": (
         "files",
-        {"    @hookimpl\n    def score(": WRITE
-         + "        return np.random.rand(256).astype(np.float32).tobytes(), 'raw'\n\n" + READ
-         + "        return np.frombuffer(data, np.float32).reshape(1, 16, 16) * np.float32(0.5)\n\n"
-         + "    @hookimpl\n    def score("},
+        {SCORE: f"{WRITE}        return np.random.rand(256).astype(np.float32).tobytes(), 'raw'\n\n"
+         f"{READ}        return np.frombuffer(data, np.float32).reshape(1, 16, 16) * np.float32(0.5)\n\n{SCORE}"},
     ),
     "files read without a look": (
-        "files",
-        {"    @hookimpl\n    def score(": READ + "        return np.zeros((1, 16, 16), np.float32)\n\n"
-         + "    @hookimpl\n    def score("},
+        "files", {SCORE: f"{READ}        return np.zeros((1, 16, 16), np.float32)\n\n{SCORE}"}
     ),
     "height and width swapped": (
         "crop_geometry",
@@ -194,8 +192,7 @@ MISTAKES = {
     ),
     "special tokens twice": (
         "vocabulary",
-        {"    @hookimpl\n    def score(": "    @hookimpl\n    def vocabulary_tokens(self):\n"
-         "        return ['[A]', '[A]']\n\n    @hookimpl\n    def score("},
+        {SCORE: f"    @hookimpl\n    def vocabulary_tokens(self):\n        return ['[A]', '[A]']\n\n{SCORE}"},
     ),
 }  # fmt: skip
 
@@ -209,18 +206,33 @@ def test_kit_detects_mistakes(mistake: str, install_example: Install) -> None:
     assert found[check].message and "\n" not in found[check].message
 
 
+def lit(install_example: Install, workdir: Path, body: str, levels: Sequence[float]) -> Subject:
+    """Return a subject of pictures of these levels, derived by the lines of a hook."""
+    install_example("base")
+    install_example("lit", {"metrics=(": 'derived_from=("base",), metrics=(', SCORE: f"{DERIVE}{body}\n{SCORE}"})
+    pictures = [{"base": np.full((1, 16, 16), level, np.float32)} for level in levels]
+    return Subject(zoo=Zoo.installed(), name="lit", workdir=workdir, given=pictures)
+
+
 @pytest.mark.parametrize("change", ["sample['base'] *= 0.5", "del sample['base']", "sample['more'] = 1"])
 def test_derive_hook_that_modifies_its_sample(change: str, install_example: Install, tmp_path: Path) -> None:
-    install_example("base")
-    score = "    @hookimpl\n    def score("
-    derive = f"    @hookimpl\n    def derive(self, sample):\n        value = sample['base'].copy()\n        {change}\n"
-    install_example("lit", {
-        "metrics=(": 'derived_from=("base",), metrics=(', score: f"{derive}        return value\n\n{score}",
-    })  # fmt: skip
-    pictures = [{"base": np.full((1, 16, 16), level, np.float32)} for level in (0.2, 0.9)]
-    subject = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=pictures)
+    body = f"        value = sample['base'].copy()\n        {change}\n        return value\n"
     with pytest.raises(AssertionError, match=r"^derive changes the values that it is given"):
-        CHECKS["derive"](subject)
+        CHECKS["derive"](lit(install_example, tmp_path, body, (0.2, 0.9)))
+
+
+def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_path: Path) -> None:
+    body = """        from tokenizers_zoo.errors import DataError
+        if sample["base"].mean() < 0.5:
+            raise DataError("too dark")
+        return sample["base"]
+"""
+    subject = lit(install_example, tmp_path, body, (0.1, 0.6, 0.2, 0.9))
+    CHECKS["derive"](subject)
+    assert [float(value[0, 0, 0]) for value in subject.values] == [np.float32(0.6), np.float32(0.9)]
+    dark = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=subject.given[:1])
+    with pytest.raises(DataError, match="too dark"):
+        CHECKS["derive"](dark)
 
 
 def test_devices_are_compared(install_example: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,27 +255,6 @@ def test_arrays_of_free_length_are_made_far_too_long(install: Install) -> None:
     install("zoo-uncut", {"tokenizers_zoo": {"uncut": "zoo_uncut:plugin"}}, {"zoo_uncut": uncut})
     assert all(result.passed for result in results("sound").values())
     assert "of up to 96" in results("uncut")["long_inputs"].message
-
-
-def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_path: Path) -> None:
-    install_example("base")
-    score = "    @hookimpl\n    def score("
-    derive = """    @hookimpl
-    def derive(self, sample):
-        from tokenizers_zoo.errors import DataError
-        if sample["base"].mean() < 0.5:
-            raise DataError("too dark")
-        return sample["base"]
-
-"""
-    install_example("lit", {"metrics=(": 'derived_from=("base",), metrics=(', score: derive + score})
-    pictures = [{"base": np.full((1, 16, 16), level, np.float32)} for level in (0.1, 0.6, 0.2, 0.9)]
-    subject = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=pictures)
-    CHECKS["derive"](subject)
-    assert [float(value[0, 0, 0]) for value in subject.values] == [np.float32(0.6), np.float32(0.9)]
-    dark = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=pictures[:1])
-    with pytest.raises(DataError, match="too dark"):
-        CHECKS["derive"](dark)
 
 
 def test_check_modality_names_all_failures(install_example: Install) -> None:

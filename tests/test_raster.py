@@ -23,35 +23,43 @@ def settings(name: str, **own: Any) -> Settings:
     return Settings(name, {"image_size": 16, "patch_size": 8, **own})
 
 
-def tiff(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array, photometric="minisblack")
-    return buffer.getvalue()
-
-
 # ---------------------------------------------------------------- bands
 
 
-@pytest.mark.parametrize("write", [npy, tiff])
+@pytest.mark.parametrize("write", [npy, tiff_bytes])
 def test_integers_become_reflectance(write: Any) -> None:
     numbers = np.arange(12, dtype=np.uint16)[:, None, None] * 1000 + np.zeros((12, 4, 5), np.uint16)
-    extension = {npy: "npy", tiff: "tif"}[write]
-    own = settings("multispectral", offset=-0.1)
-    found = multispectral.plugin.read_value(write(numbers), extension, own)
+    extension = {npy: "npy", tiff_bytes: "tif"}[write]
+    found = read_bands(write(numbers), extension, offset=-0.1)
     np.testing.assert_allclose(found[:, 0, 0], np.clip(np.arange(12) * 0.1 - 0.1, 0, 2), atol=1e-6)
-    last = multispectral.plugin.read_value(write(np.ascontiguousarray(numbers.transpose(1, 2, 0))), extension, own)
+    last = read_bands(write(np.ascontiguousarray(numbers.transpose(1, 2, 0))), extension, offset=-0.1)
     np.testing.assert_array_equal(last, found)
 
 
-def test_noise_below_0_is_cut_off_in_floats_as_in_integers() -> None:
+def read_bands(data: bytes, extension: str = "npy", **own: Any) -> np.ndarray:
+    return multispectral.plugin.read_value(data, extension, settings("multispectral", **own))
+
+
+def test_noise_below_0_and_glints_are_cut_off() -> None:
     """Newer Sentinel-2 products have an offset; dark water is negative after its removal."""
-    numbers = np.full((12, 4, 4), 1500, np.uint16)
-    numbers[:, 0, 0] = 960
-    own = settings("multispectral", offset=-0.1)
-    found = multispectral.plugin.read_value(npy(numbers), "npy", own)
-    floats = multispectral.plugin.read_value(npy((numbers * 0.0001 - 0.1).astype(np.float32)), "npy", own)
-    np.testing.assert_allclose(floats, found, atol=1e-6)
-    assert floats.min() == 0 and floats.dtype == np.float32
+    numbers = np.full((12, 10, 10), 1500, np.uint16)
+    numbers[:, 0, 0], numbers[0, 0, 1] = 960, 25_000
+    found = read_bands(npy(numbers), offset=-0.1)
+    floats = (numbers * 0.0001 - 0.1).astype(np.float32)
+    np.testing.assert_allclose(found, np.clip(floats, 0, 2), atol=1e-6)
+    floats[0, 0, 1] = 0.5  # floats beyond 2 are refused
+    read = read_bands(npy(floats), offset=-0.1)
+    np.testing.assert_allclose(read, np.maximum(floats, 0), atol=1e-6)
+    assert read.min() == 0 and read.dtype == np.float32
+
+
+def test_0_in_all_bands_of_integers_is_data_only_where_settings_say_so() -> None:
+    numbers = np.zeros((12, 4, 4), np.uint16)
+    assert (read_bands(npy(numbers), nodata=float("nan")) == 0).all()
+    assert (read_bands(npy(numbers.astype(np.float32))) == 0).all()
+    value = np.full((12, 4, 4), 0.5)
+    value[3, 1, 1] = 0  # in one band only
+    assert read_bands(tiff_bytes(value, nodata=0), "tif")[3, 1, 1] == 0
 
 
 def test_bands_are_not_taken_for_colours() -> None:
@@ -115,26 +123,10 @@ def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
         tifffile.imwrite(
             data := io.BytesIO(), numbers, photometric="minisblack", extratags=[(42112, "s", 0, item, True)]
         )
-        found = multispectral.plugin.read_value(data.getvalue(), "tif", settings("multispectral"))
-        np.testing.assert_allclose(found, 0.3, rtol=1e-6)
+        np.testing.assert_allclose(read_bands(data.getvalue(), "tif"), 0.3, rtol=1e-6)
     other = tiff_bytes(numbers, scale=0.00010002)
     with pytest.raises(InvalidValueError, match=r"names scale 0.00010002 and offset 0, expected 0.0001 and 0"):
-        multispectral.plugin.read_value(other, "tif", settings("multispectral"))
-
-
-def test_0_in_all_bands_of_integers_is_data_only_where_settings_say_so() -> None:
-    numbers = np.zeros((12, 4, 4), np.uint16)
-    own = settings("multispectral", nodata=float("nan"))
-    assert (multispectral.plugin.read_value(npy(numbers), "npy", own) == 0).all()
-    floats = multispectral.plugin.read_value(npy(numbers.astype(np.float32)), "npy", settings("multispectral"))
-    assert (floats == 0).all()
-
-
-def test_a_pixel_has_no_data_where_no_band_has() -> None:
-    value = np.full((12, 4, 4), 0.5)
-    value[3, 1, 1] = 0
-    found = multispectral.plugin.read_value(tiff_bytes(value, nodata=0), "tif", settings("multispectral"))
-    assert found[3, 1, 1] == 0
+        read_bands(other, "tif")
 
 
 @pytest.mark.parametrize("plugin", [multispectral.plugin, heightmap.plugin])
@@ -143,14 +135,6 @@ def test_a_nodata_number_outside_single_precision_matches_nothing(plugin: Any) -
     data = tiff_bytes(np.full((bands, 4, 4) if bands > 1 else (4, 4), 0.5, np.float32), nodata=-1.797e308)
     found = plugin.read_value(data, "tif", settings("multispectral" if bands > 1 else "heightmap"))
     assert found.shape == (bands, 4, 4) and (found == 0.5).all()
-
-
-def test_noise_below_0_and_glints_of_integers_are_cut_off() -> None:
-    value = np.full((12, 10, 10), 0.5, np.float32)
-    value[0, 0, :3] = -0.02, 2.5, 0.0
-    data = npy(np.round(value * 10000).astype(np.int16))
-    found = multispectral.plugin.read_value(data, "npy", settings("multispectral"))
-    np.testing.assert_allclose(found, np.clip(value, 0, 2), atol=1e-6)
 
 
 def test_spectral_angle_by_hand() -> None:
@@ -197,7 +181,7 @@ def test_height_metrics_by_hand() -> None:
 def test_heights_are_read_from_tif_npy_and_png() -> None:
     own = settings("heightmap", png_scale=0.1, png_offset=-100.0)
     metres = np.array([[12.5, -3.0]], np.float32)
-    for data, extension in ((tiff(metres), "tif"), (npy(metres), "npy")):
+    for data, extension in ((tiff_bytes(metres), "tif"), (npy(metres), "npy")):
         np.testing.assert_array_equal(heightmap.plugin.read_value(data, extension, own), metres[None])
     buffer = io.BytesIO()
     Image.fromarray(np.array([[1125, 970]], np.uint16)).save(buffer, format="PNG")

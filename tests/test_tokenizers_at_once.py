@@ -124,22 +124,15 @@ def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
 
 
 def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remaining jobs of a killed run use the same number of threads, which changes the last bits of a network."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
     monkeypatch.setattr(engines, "QUOTA", Path("/nowhere"))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2)) == {("dumb", "4")}
     assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
-
-
-def test_remaining_jobs_of_a_killed_run_use_the_same_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread count changes the last bits of a network's output."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(engines, "QUOTA", Path("/nowhere"))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for left in ([1, 2], [1]):
-        found = {threads for _, threads in run_jobs(Zoo.installed(), surroundings, left, None, of=4)}
-        assert found == {"2"}
+        assert {threads for _, threads in run_jobs(Zoo.installed(), surroundings, left, None, of=4)} == {"2"}
     assert not list(run_jobs(Zoo.installed(), surroundings, [], None, of=4))
 
 
