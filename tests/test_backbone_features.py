@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 from backbone_samples import END, all_layouts, raw_batch, sequence
 from torch import Tensor
 
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, VectorLayout
+from tokenizers_zoo.spec import GridLayout, VectorLayout
 from tokenizers_zoo.validation import fixed_shape
 from zoo_backbone import FourM, FourMEncoder
 from zoo_backbone.batch import PackedInputs
@@ -103,16 +102,6 @@ def test_run_is_loaded_without_its_decoder(tmp_path: Path) -> None:
     assert FourMEncoder.from_run(tmp_path, frozen=False).model.encoder_norm.weight.requires_grad
 
 
-def test_missing_registry_must_be_given(tmp_path: Path) -> None:
-    save_model(model(), tmp_path)
-    Run(tokens=tmp_path, registry=tmp_path / "gone.toml").save(tmp_path)
-    told = f"{tmp_path}: its registry was {tmp_path / 'gone.toml'}, which is gone; give another one, as in zoo "
-    with pytest.raises(CheckpointError, match=re.escape(told)):
-        FourMEncoder.from_run(tmp_path)
-    zoo: Any = {}
-    assert FourMEncoder.from_run(tmp_path, zoo).zoo is zoo
-
-
 def test_a_linked_registry_resolves_paths_from_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokenizers are looked up in the link's folder, not in the folder of the linked file."""
     for folder in ("shared", "mine"):
@@ -127,39 +116,26 @@ def test_a_linked_registry_resolves_paths_from_the_link(tmp_path: Path, monkeypa
 
 
 def test_values_are_encoded_by_the_training_tokenizers(tmp_path: Path) -> None:
+    """Sequences may become longer; see `same_layout`."""
     save_model(model(), tmp_path, {"fingerprints": {"words": "0" * 64}})
     Run(tokens=tmp_path).save(tmp_path)
-    words = SimpleNamespace(
-        name="words", fingerprint="0" * 64, checkpoint=tmp_path / "text", encode=lambda values: [np.array([70])],
-        speaks=lambda wrote, needed=0: wrote == words.fingerprint, spec=all_layouts()[3],
-    )  # fmt: skip
-    words.check_tokens_of = functools.partial(ModalityHandle.check_tokens_of, words)  # type: ignore[arg-type]
-    assert words.spec.name == "words"
-    zoo: Any = {"words": words}
-    assert FourMEncoder.from_run(tmp_path, zoo).tokenize({"words": ["a"]}) == {"words": [np.array([70])]}
-    words.fingerprint = "1" * 64
-    with pytest.raises(DataError, match=r"words: .* by tokenizer 000000000000, .* is 1111"):
-        FourMEncoder.from_run(tmp_path, zoo).tokenize({"words": ["a"]})
 
+    def encoder(layout: Any, fingerprint: str) -> FourMEncoder:
+        words: Any = SimpleNamespace(
+            name="words", fingerprint=fingerprint, checkpoint=tmp_path, encode=lambda values: [np.array([70])],
+            speaks=lambda wrote, needed=0: wrote == fingerprint, spec=SimpleNamespace(layout=layout, vocab_size=100),
+        )  # fmt: skip
+        words.check_tokens_of = functools.partial(ModalityHandle.check_tokens_of, words)
+        return FourMEncoder.from_run(tmp_path, {"words": words})  # type: ignore[arg-type]
 
-@pytest.mark.parametrize(
-    ("name", "layout", "told"),
-    [("picture", GridLayout(shape=(8, 6)), "grid 6x6, the registry has grid 8x6"),
-     ("code", VectorLayout(length=1), "vector 5, the registry has vector 1"),
-     ("vectors", EmbeddingsLayout(max_length=7, dim=3), "embeddings <=7 of 9 numbers, .* of 3 numbers"),
-     ("vectors", EmbeddingsLayout(max_length=99, dim=9), ""), ("words", sequence(99), "")],
-)  # fmt: skip
-def test_values_must_have_the_training_shape(name: str, layout: Any, told: str) -> None:
-    handle: Any = SimpleNamespace(
-        name=name, spec=SimpleNamespace(layout=layout, vocab_size=99), encode=lambda values: values
-    )
-    handle.check_tokens_of = functools.partial(ModalityHandle.check_tokens_of, handle)
-    encoder = FourMEncoder(model(), {name: handle})  # type: ignore[arg-type]
-    if not told:
-        assert encoder.tokenize({name: ["a"]}) == {name: ["a"]}
-        return
-    with pytest.raises(DataError, match=f"^{name}: .*{told}.*; use the registry of its training$"):
-        encoder.tokenize({name: ["a"]})
+    assert encoder(sequence(99), "0" * 64).tokenize({"words": ["a"]}) == {"words": [np.array([70])]}
+    for layout, fingerprint, told in (
+        (sequence(20), "1" * 64, "by tokenizer 000000000000, .* is 1111"),
+        (VectorLayout(length=20), "0" * 64, "sequence <=20, the registry has vector 20"),
+        (GridLayout(shape=(4, 5)), "0" * 64, "the registry has grid 4x5"),
+    ):
+        with pytest.raises(DataError, match=f"^words: .*{told}.*; use the registry of its training$"):
+            encoder(layout, fingerprint).tokenize({"words": ["a"]})
 
 
 def test_pooling_by_hand() -> None:

@@ -356,14 +356,9 @@ def test_canny_is_derived_from_rgb() -> None:
     assert not edges[0, 12:20, 12:20].any()
 
 
-def augmented(plugin: Any, batch: list[Any], generator: np.random.Generator) -> list[Any]:
-    chosen = settings("depth")
-    return plugin.codec(chosen).augmented(batch, generator)
-
-
 def test_half_of_a_batch_is_mirrored() -> None:
     batch = values("depth", 64)
-    mirrored = augmented(PLUGINS["depth"], batch, np.random.default_rng(0))
+    mirrored = depth.plugin.codec(settings("depth")).augmented(batch, np.random.default_rng(0))
     flipped = [np.array_equal(value, before[..., ::-1]) for value, before in zip(mirrored, batch, strict=True)]
     assert flipped == (np.random.default_rng(0).random(64) < 0.5).tolist()
     same = [np.array_equal(value, before) for value, before in zip(mirrored, batch, strict=True)]
@@ -386,12 +381,8 @@ def test_a_preset_overrides_shared_settings_but_not_given_ones(name: str) -> Non
     assert spec.vocab_size == PUBLISHED_CODES[name] and spec.layout.shape == (14, 14)
     assert spec.value.shape[-2:] == (224, 224)
     config = plugin.codec(published(name)).model
-    assert (config.encoder.kind, config.encoder.width, config.encoder.depth, config.encoder.heads) == (
-        "vit",
-        768,
-        12,
-        12,
-    )
+    encoder = config.encoder
+    assert (encoder.kind, encoder.width, encoder.depth, encoder.heads) == ("vit", 768, 12, 12)
     assert (config.quantizer.kind, config.quantizer.distance, config.quantizer.codebook_dim) == ("vq", "cosine", 32)
     own = published(name, image_size=448, tokenizer={"codebook_size": 64, "steps": 5})
     spec, table = plugin.modality_spec(own), plugin.options(own).tokenizer

@@ -64,12 +64,6 @@ def test_the_balance_of_classes_is_a_setting() -> None:
         assert float(task.class_weights[1] / task.class_weights[0]) == pytest.approx(ratio)
 
 
-def test_a_loss_has_to_fit_the_values(tmp_path: Path) -> None:
-    samples = TrainingSamples(train=values("semseg", 2), test=values("semseg", 1))
-    with pytest.raises(ConfigError, match=r"\] loss: l1 does not fit classes values; choose cross_entropy or ordinal"):
-        semseg.plugin.train_tokenizer(settings("semseg", tokenizer={**TINY, "loss": "l1"}), samples, tmp_path, 0)
-
-
 def test_the_distance_of_ordered_classes_by_hand() -> None:
     """The truth is class 0 of three; shares of 1/2, 0, 1/2 make two cumulative errors of 1/2."""
     logits = torch.tensor([0.0, -100.0, 0.0])[None, :, None, None]
@@ -91,6 +85,7 @@ def test_weights_are_those_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("name", "table", "message"),
     [
+        ("semseg", {"loss": "l1"}, r"\] loss: l1 does not fit classes values; choose cross_entropy or ordinal"),
         ("rgb", {"ordinal_weight": 1.0}, "ordinal_weight: ordinal does not fit continuous values; choose l1 or l2"),
         ("depth", {"class_balance": 0.5}, "class_balance: works with cross_entropy and bce only"),
         ("canny", {"adversarial_weight": 1.0}, "adversarial_weight: adversarial does not fit binary values"),
