@@ -1,6 +1,6 @@
 """Generate published tokenizers of any size, and compute their outputs in plain torch from the published tensors.
 
-The sizes "vit_t" and "unet_tiny" exist only in these tests; see `TINY`.
+The sizes "vit_t" and "unet_tiny" exist only in these tests.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.ml4m.architecture import UnetSize
+from tokenizers_zoo.ml4m.architecture import UNETS, VITS, UnetSize
 
-TINY_VIT = (32, 2, 2)
-TINY_UNET = UnetSize(patch_size=4, width=32, multipliers=(1, 2), depth=1, attention=1)
+VITS["vit_t"] = (32, 2, 2)
+UNETS["unet_tiny"] = UnetSize(patch_size=4, width=32, multipliers=(1, 2), depth=1, attention=1)
 Tensors = Mapping[str, Tensor]
 
 

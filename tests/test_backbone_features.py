@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -193,31 +194,23 @@ def test_pyramid_of_a_wide_grid_keeps_rows_and_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("act", "error", "message"),
     [
-        ({"of": "code"}, "pyramid of code: expected a grid or patches of two axes, it is a vector"),
-        ({"of": "pixels"}, "pixels: is not among the inputs"),
-        ({"of": "picture", "scales": [1.0, 0.0]}, "expected 2 numbers above 0"),
+        (lambda e: e.prepare({"pictures": []}), UnknownNameError, "pictures"),
+        (lambda e: e.prepare({"picture": torch.zeros(2, 5, 5).long()}), InvalidValueError, "picture: expected int64"),
+        (lambda e: e.prepare({**given("picture"), "code": torch.zeros(2, 5).long()}), InvalidValueError,
+         "code: .*2 samples, and picture has 3"),
+        (lambda e: e.prepare({}), ConfigError, "at least one modality"),
+        (lambda e: e.tokenize({"picture": []}), ConfigError, "no zoo"),
+        (lambda e: e.pyramid({}, of="code"), ConfigError, "expected a grid or patches of two axes, it is a vector"),
+        (lambda e: e.pyramid(e.prepare(given("picture"))[0], of="pixels"), ConfigError, "is not among the inputs"),
+        (lambda e: e.pyramid(e.prepare(given("picture"))[0], of="picture", scales=[1.0, 0.0]), ConfigError,
+         "expected 2 numbers above 0"),
     ],
-)
-def test_invalid_pyramids(options: dict[str, Any], message: str) -> None:
-    encoder = FourMEncoder(model())
-    with pytest.raises(ConfigError, match=message):
-        encoder.pyramid(encoder.prepare(given("picture"))[0], **options)
-
-
-def test_bad_input_is_named() -> None:
-    encoder = FourMEncoder(model())
-    with pytest.raises(UnknownNameError, match="pictures"):
-        encoder.prepare({"pictures": []})
-    with pytest.raises(InvalidValueError, match="picture: expected int64"):
-        encoder.prepare({"picture": torch.zeros(2, 5, 5, dtype=torch.int64)})
-    with pytest.raises(InvalidValueError, match=r"code: .*2 samples, and picture has 3"):
-        encoder.prepare({**given("picture"), "code": torch.zeros(2, 5, dtype=torch.int64)})
-    with pytest.raises(ConfigError, match="at least one modality"):
-        encoder.prepare({})
-    with pytest.raises(ConfigError, match="no zoo"):
-        encoder.tokenize({"picture": []})
+)  # fmt: skip
+def test_bad_input_is_named(act: Callable[[FourMEncoder], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        act(FourMEncoder(model()))
 
 
 def test_gradients_flow_to_unfrozen_parts_and_always_to_pixels() -> None:

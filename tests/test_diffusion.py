@@ -288,12 +288,8 @@ def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -
 
 
 def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> None:
-    table = ", ".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
-    (tmp_path / "registry.toml").write_text(
-        f"""[zoo]\nimage_size = 16\npatch_size = 8\n[modalities.rgb]\ncheckpoint = "{second}"
-        tokenizer = {{ {table}, diffusion = {{ sampling_steps = 2 }} }}"""
-    )
-    zoo = Zoo.from_toml(tmp_path / "registry.toml")
+    table = {"checkpoint": str(second), "tokenizer": {**TINY, "diffusion": {"sampling_steps": 2}}}
+    zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb": table}})
     with writing_values(tmp_path / "data", "test", "rgb") as writer:
         for number, value in enumerate(values("rgb", 5)):
             writer.add(f"{number}", *zoo["rgb"].write(value))

@@ -20,7 +20,6 @@ import tomli_w
 import torch
 from backbone_samples import SMALL, all_layouts
 from click.testing import CliRunner
-from published_tokenizers import TINY_VIT
 from published_tokenizers import published as published_tokenizer
 from safetensors.torch import save_file
 from test_ml4m_backbone import VARIANTS, published
@@ -30,7 +29,6 @@ from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
-from tokenizers_zoo.ml4m.architecture import VITS
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import load_model, save_model
@@ -622,9 +620,8 @@ def test_files_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def sized(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+def sized(place: Place) -> Place:
     """Write a backbone at 224 pixels, and tokenizers of two of its modalities that were built for 448."""
-    monkeypatch.setitem(VITS, "vit_t", TINY_VIT)
     for name, config in zip(GRIDS, (CLIP, SEMSEG), strict=True):
         place.put(name, published_tokenizer(**config))
     place.put("4M_B", backbone_of("224"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from parity_tokenizers import imported, neutral, tokenizer_results
-from published_tokenizers import TINY_UNET, TINY_VIT, published, twin
+from published_tokenizers import published, twin
 from stores import write_tar, writing_values
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.ml4m.architecture import UNETS, VITS, read_architecture
+from tokenizers_zoo.ml4m.architecture import read_architecture
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.make import make_data
 
@@ -54,13 +54,6 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "diffusion": (DIVAE, (2, 3, 32, 32)),
     "codes over 1.5 cells": ({**DIVAE, "image_size": 24, "patch_size": 6}, (1, 3, 24, 24)),
 }
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register tiny architectures that are quick to build."""
-    monkeypatch.setitem(VITS, "vit_t", TINY_VIT)
-    monkeypatch.setitem(UNETS, "unet_tiny", TINY_UNET)
 
 
 def given(config: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -202,30 +203,21 @@ def test_a_transformers_network_is_ready_to_use(bert: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "name", "parts"),
+    ("damage", "name", "told"),
     [
-        (lambda folder: None, "Dinov2Model", ("is no Dinov2Model", "its weights lack")),
-        (lambda folder: (folder / "config.json").write_text("{"), "BertModel", ("cannot be read as BertModel",)),
-        (
-            lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
-            "BertModel",
-            ("cannot be read as BertModel",),
-        ),
+        (lambda folder: None, "Dinov2Model", "is no Dinov2Model.*its weights lack"),
+        (lambda folder: (folder / "config.json").write_text("{"), "BertModel", "cannot be read as BertModel"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "BertModel", "cannot be read as BertModel"),
     ],
 )
 def test_other_networks_and_damaged_files_are_refused(
-    bert: Path, tmp_path: Path, damage: Callable[[Path], object], name: str, parts: tuple[str, ...]
+    bert: Path, tmp_path: Path, damage: Callable[[Path], object], name: str, told: str
 ) -> None:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in bert.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = Path(shutil.copytree(bert, tmp_path / "copy"))
     damage(folder)
-    with pytest.raises(PretrainedError) as caught:
+    with pytest.raises(PretrainedError, match=told) as caught:
         PretrainedConfig(model=str(folder), device="cpu").transformers(name)
     assert "\n" not in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value)
 
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

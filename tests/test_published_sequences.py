@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published_tokenizers import TINY_VIT, twin
 from published_tokenizers import published as published_tokenizer
+from published_tokenizers import twin
+from stores import writing_values
 from test_ml4m_backbone import VARIANTS, published
-from test_ml4m_folders import WORDS, run, text_file
+from test_ml4m_folders import WORDS, Place, run, text_file
 from test_ml4m_tokenizers import body_at_rest
 from tokenizers import Tokenizer
 
@@ -22,8 +23,9 @@ from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.ml4m import PublishedCheckpoint, write_published
-from tokenizers_zoo.ml4m.architecture import VITS
+from tokenizers_zoo.ml4m import PublishedCheckpoint
+from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.text_vocab import TextVocabulary
@@ -57,20 +59,18 @@ def words_file(path: Path) -> Path:
     return text_file(path, **{word: FIRST_WORD + k for k, word in enumerate(SPOKEN)})
 
 
-class World:
-    """A folder of published checkpoints and their import by `zoo import-ml4m`."""
+class World(Place):
+    """Published checkpoints, and the folder that `zoo import-ml4m` imported them into."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
         self.pose_tokenizer = published_tokenizer(**POSE_TOKENIZER)
         self.mask_tokenizer = published_tokenizer(**MASK_TOKENIZER)
-        self.backbone = published(DOMAINS, human_poses=(263, 30_000), sam_instance=(290, 30_000))
-        write_published(self.pose_tokenizer, folder / "in" / "4M_tokenizers_human-poses_1k_8")
-        write_published(self.mask_tokenizer, folder / "in" / "4M_tokenizers_sam-instance_1k_64")
-        write_published(self.backbone, folder / "in" / "4M-21_B")
-        self.words = Tokenizer.from_file(str(words_file(folder / "in" / "words.json")))
-        self.output = run(import_command, folder / "in", folder / "out")
-        self.zoo = Zoo.from_toml(folder / "out" / "registry.toml")
+        self.put("4M_tokenizers_human-poses_1k_8", self.pose_tokenizer)
+        self.put("4M_tokenizers_sam-instance_1k_64", self.mask_tokenizer)
+        self.put("4M-21_B", published(DOMAINS, human_poses=(263, 30_000), sam_instance=(290, 30_000)))
+        self.words = Tokenizer.from_file(str(words_file(self.source / "words.json")))
+        self.output = self.imported()
 
     def ids(self, text: str) -> list[int]:
         """Encode a sequence with the published text tokenizer."""
@@ -80,14 +80,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(VITS, "vit_t", TINY_VIT)
-        return World(tmp_path_factory.mktemp("published"))
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VITS, "vit_t", TINY_VIT)
+    return World(tmp_path_factory.mktemp("published"))
 
 
 def codes_as_text(checkpoint: PublishedCheckpoint, item: torch.Tensor) -> str:
@@ -155,9 +148,9 @@ def test_instances_are_spelled_as_published(world: World) -> None:
 def test_pixels_are_those_of_224_whatever_the_size_of_the_map(world: World) -> None:
     table = world.zoo.tables["modalities"][MASKS]
     tables = {**world.zoo.tables, "modalities": {MASKS: {**table, "image_size": 56}}}
-    small = Zoo.from_tables({**tables, "zoo": {"checkpoints": "tokenizers"}}, world.folder / "out" / "registry.toml")
+    small = Zoo.from_tables({**tables, "zoo": {"checkpoints": "tokenizers"}}, world.registry)
     (ids,) = small[MASKS].encode([rectangles((14, 28, 28, 42), size=56)])
-    pieces = TextVocabulary.load(world.folder / "out" / "tokenizers" / "text").decode(ids)
+    pieces = TextVocabulary.load(world.out / "tokenizers" / "text").decode(ids)
     assert [str(piece) for piece in pieces[:8]] == [
         "point", "v0=82", "v1=138", "polygon", "v0=112", "v1=56", "v2=168", "v3=112",
     ]  # fmt: skip
@@ -234,7 +227,7 @@ def test_only_whole_objects_that_fit_are_written(world: World) -> None:
     assert len(ids) == 6 * 39 and len(world.zoo[POSES].decode([ids])[0]) == 6
     tables = json.loads(json.dumps(world.zoo.tables))
     tables["modalities"][POSES]["max_length"] = 80
-    short = Zoo.from_tables(tables, world.folder / "out" / "registry.toml")[POSES]
+    short = Zoo.from_tables(tables, world.registry)[POSES]
     assert np.array_equal(short.encode([people])[0], ids[:78])
 
 
@@ -319,17 +312,17 @@ def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
 def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest: dict[str, str]) -> None:
     assert "_4m" not in world.output and "other tokens" not in world.output
     assert world.zoo.names() == ["caption", POSES, MASKS] and world.zoo.problems() == {}
-    model = load_model(world.folder / "out" / "backbone", [world.zoo[name].spec for name in world.zoo.names()])
+    model = load_model(world.backbone, [world.zoo[name].spec for name in world.zoo.names()])
     assert {spec.name for spec in model.layout.specs} == {"caption", POSES, MASKS}
-    stored = load_config(world.folder / "out" / "backbone")["fingerprints"]
+    stored = load_config(world.backbone)["fingerprints"]
     assert stored == {name: world.zoo[name].fingerprint for name in world.zoo.names()}
     (tmp_path / "people.json").write_text(json.dumps([AT_REST]))
-    generate = ("--registry", world.zoo.path, "backbone", "generate", world.folder / "out" / "backbone")
+    generate = ("--registry", world.zoo.path, "backbone", "generate", world.backbone)
     arguments = ("--input", f"{POSES}={tmp_path / 'people.json'}", "--target", MASKS, "--set", "max_length=30")
     run(command, *generate, *arguments, "--out", tmp_path / "masks")
     assert len(list((tmp_path / "masks").rglob(f"{MASKS}.png"))) == 1
-    run(export_command, world.folder / "out" / "backbone", tmp_path / "back")
-    theirs = world.folder / "in" / "4M-21_B" / "model.safetensors"
+    run(export_command, world.backbone, tmp_path / "back")
+    theirs = world.source / "4M-21_B" / "model.safetensors"
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == theirs.read_bytes()
 
 
@@ -340,16 +333,16 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     def handle() -> ModalityHandle:
         return Zoo.from_toml(out / "registry.toml")[POSES]
 
-    told = run(import_command, world.folder / "in" / "4M-21_B", out)
+    told = run(import_command, world.source / "4M-21_B", out)
     assert "no tokenizer yet: " in told and POSES in told.partition("no tokenizer yet: ")[2]
     assert handle().spec.own_tokenizer and not handle().has_tokenizer
     with pytest.raises(CheckpointError, match=r"human_poses: no tokenizer at .*/human_poses; .*import a published"):
         handle().encode([[AT_REST]])
-    run(import_command, world.folder / "in" / "4M_tokenizers_human-poses_1k_8", out)
+    run(import_command, world.source / "4M_tokenizers_human-poses_1k_8", out)
     assert not handle().has_tokenizer
     with pytest.raises(CheckpointError, match=r"human_poses: no vocabulary text at .*text"):
         handle().encode([[AT_REST]])
-    told = run(import_command, world.folder / "in" / "words.json", out)
+    told = run(import_command, world.source / "words.json", out)
     assert POSES not in told
     assert handle().fingerprint == world.zoo[POSES].fingerprint
     codecs = json.loads((out / "backbone/config.json").read_text())["fingerprints"]
@@ -360,7 +353,7 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
 
 def test_another_vocabulary_is_another_codec_and_a_grown_one_is_not(world: World, tmp_path: Path) -> None:
     mine = world.zoo[POSES]
-    source = world.folder / "out" / "tokenizers" / "text"
+    source = world.out / "tokenizers" / "text"
     words = TextVocabulary.load(source)
     words.grow(["<more>"]).save(tmp_path / "grown")
     assert mine.at(mine.checkpoint, tmp_path / "grown").fingerprint == mine.fingerprint
@@ -400,11 +393,6 @@ def test_published_sequences_keep_the_contract(name: str, tmp_path: Path) -> Non
 
 def test_one_sequence_modality_from_training_to_stored_tokens(tmp_path: Path) -> None:
     """Training also makes the vocabulary; stored tokens stay valid after the vocabulary has grown."""
-    from stores import writing_values
-
-    from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-    from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-
     zoo = small(tmp_path, MASKS, "caption")
     value = rectangles((4, 4, 20, 20), size=32)
     for split in ("train", "test"):

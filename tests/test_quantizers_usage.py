@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 
 import numpy as np
@@ -28,8 +27,6 @@ class Toy(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, DIM))
         self.quantizer = Quantizer(config, DIM)
         self.decoder = nn.Sequential(nn.Linear(DIM, 64), nn.GELU(), nn.Linear(64, 32))
-        self.average: Toy | None = None
-        """Keep averaged weights and the buffers of the last step, as tokenizer training does."""
 
     def error(self, codes: torch.Tensor, values: torch.Tensor) -> float:
         return float((self.decoder(codes) - values).square().mean())
@@ -42,34 +39,28 @@ def toy_values(count: int, draws: torch.Generator) -> torch.Tensor:
 
 
 @torch.enable_grad()
-def trained(config: QuantizerConfig, steps: int = 150, batch: int = 256, learning_rate: float = 5e-3) -> Toy:
+def trained(config: QuantizerConfig) -> Toy:
     torch.manual_seed(0)
-    toy, draws = Toy(config), torch.Generator().manual_seed(1)
-    average = copy.deepcopy(toy).eval().requires_grad_(False)
+    toy, draws, steps, learning_rate = Toy(config), torch.Generator().manual_seed(1), 150, 5e-3
     optimizer = torch.optim.AdamW(toy.parameters(), learning_rate, betas=(0.9, 0.99))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate * min(1, (step + 1) / 20) * (1 - step / steps)
-        values = toy_values(batch, draws)
+        values = toy_values(256, draws)
         quantized = toy.quantizer(toy.encoder(values))
         loss = (toy.decoder(quantized.codes) - values).square().mean() + quantized.loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(toy.parameters(), 1.0)
         optimizer.step()
-        for old, new in zip(average.parameters(), toy.parameters(), strict=True):
-            old.lerp_(new.detach(), 1 - min(0.99, (1 + step) / (10 + step)))
-        for old, new in zip(average.buffers(), toy.buffers(), strict=True):
-            old.copy_(new)
-    toy.average = average
     return toy.eval()
 
 
 @torch.no_grad()
-def usage_of(toy: Toy, tokens_per_code: int = 32) -> CodebookUsage:
+def usage_of(toy: Toy) -> CodebookUsage:
     """Return codebook usage on held-out values."""
     quantizer = toy.quantizer
     usage = CodebookUsage(quantizer.codebook_size, quantizer.codes_per_position)
-    values = toy_values(tokens_per_code * quantizer.codebook_size, torch.Generator().manual_seed(2))
+    values = toy_values(32 * quantizer.codebook_size, torch.Generator().manual_seed(2))
     usage.update(quantizer.encode(toy.encoder(values)))
     return usage
 
