@@ -155,19 +155,15 @@ def test_parameters_of_the_presets(name: str, millions: int) -> None:
     assert round(model.transformer_parameters() / 1e6) == millions
 
 
-def test_presets_and_their_errors() -> None:
-    with pytest.raises(UnknownNameError, match="small"):
-        preset("smal")
-    with pytest.raises(ValueError, match="multiple of 4"):
-        ModelConfig(dim=30, heads=5)
-    with pytest.raises(ValueError, match="mlp_ratio: expected a number that gives an MLP"):
-        ModelConfig(mlp_ratio=0.001)
-
-
-def test_a_gated_mlp_is_as_wide_as_that_of_4m() -> None:
-    """The width is int(2 * int(5 * 60) / 3) = 200; multiplying by 2 / 3, 5 and 60 in turn gives 199.99."""
+def test_widths_and_unknown_presets() -> None:
+    """A gated MLP is int(2 * int(5 * 60) / 3) = 200 wide, as in 4M; multiplying in turn gives 199.99."""
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0).mlp_hidden == 200
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0, gated_mlp=False).mlp_hidden == 300
+    with pytest.raises(UnknownNameError, match="small"):
+        preset("smal")
+    for bad, message in (({"dim": 30, "heads": 5}, "multiple of 4"), ({"mlp_ratio": 0.001}, "mlp_ratio: expected")):
+        with pytest.raises(ValueError, match=message):
+            ModelConfig(**bad)
 
 
 def test_tables_place_each_modality_once() -> None:

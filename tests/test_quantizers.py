@@ -284,14 +284,6 @@ def test_fsq_against_the_formula() -> None:
     assert tokens.tolist() == [[2 + 5 * 1, 4 + 5 * 0, 0 + 5 * 2, 3 + 5 * 1]]
 
 
-def test_lfq_against_the_formula() -> None:
-    """Eq. 3-4 of arXiv 2310.05737: signs are the code, and bits (first dimension highest) the id."""
-    quantizer = Quantizer(QuantizerConfig(kind="lfq", codebook_size=8), 3).eval()
-    codes, tokens, _ = quantizer(torch.tensor([[[0.1, -2.0, 3.0], [-1.0, -1.0, -1.0]]]))
-    assert codes.tolist() == [[[1.0, -1.0, 1.0], [-1.0, -1.0, -1.0]]]
-    assert tokens.tolist() == [[0b101, 0b000]]
-
-
 @pytest.mark.parametrize("name", ["vq_euclidean", "vq_cosine", "simvq"])
 def test_tokens_are_the_nearest_codes(name: str) -> None:
     quantizer = trained(CONFIGS[name]).eval()
@@ -327,11 +319,16 @@ def test_moving_average_follows_its_latents() -> None:
     assert sorted(quantizer.decode(torch.tensor([[0, 1]])).flatten().tolist()) == pytest.approx([-10, 12], abs=1e-3)
 
 
-def test_bsq_against_the_formula() -> None:
-    """Eq. 3 of arXiv 2406.07548: codes are signs on the unit sphere; the length of a latent has no effect."""
-    quantizer = Quantizer(QuantizerConfig(kind="bsq", codebook_size=16), 4).eval()
+@pytest.mark.parametrize("kind", ["lfq", "bsq"])
+def test_codes_of_bits_against_the_formula(kind: str) -> None:
+    """Signs are the code, and bits (first dimension highest) the id: eq. 3-4 of arXiv 2310.05737.
+
+    BSQ's codes are on the unit sphere: eq. 3 of arXiv 2406.07548. The length of a latent has no effect.
+    """
+    quantizer = Quantizer(QuantizerConfig(kind=kind, codebook_size=16), 4).eval()  # type: ignore[arg-type]
     codes, tokens, _ = quantizer(torch.tensor([[[0.1, -2.0, 3.0, 1.0], [-9.0, -1.0, -1.0, 0.5]]]))
-    assert codes.tolist() == [[[0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, -0.5, 0.5]]]
+    signs = torch.tensor([[[1.0, -1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, 1.0]]])
+    assert torch.equal(codes, signs / 2 if kind == "bsq" else signs)
     assert tokens.tolist() == [[0b1011, 0b0001]]
 
 
