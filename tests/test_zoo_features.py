@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,6 @@ COLOURS = {
 """Mean and standard deviation of red, green and blue for each value of the setting `colours`."""
 
 
-def normalised(pixels: torch.Tensor, colours: str) -> torch.Tensor:
-    """Standardise pictures by mean and standard deviation."""
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in COLOURS[colours])
-    return (pixels - mean) / std
-
-
 def picture(side: int = 32, seed: int = 0) -> np.ndarray:
     """Return a smooth picture."""
     rng = np.random.default_rng(seed)
@@ -67,6 +62,12 @@ def derived(folder: Path, zoo: Zoo, name: str) -> list[Any]:
     derive_data(zoo, folder, modalities=[name], workers=1)
     store = ValueStore(folder)
     return [store.read_key(zoo[name], "train", key) for key in store.keys("train", name)]
+
+
+def normalised(folder: Path, zoo: Zoo, colours: str) -> torch.Tensor:
+    """Return the first stored picture, standardised by mean and standard deviation."""
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in COLOURS[colours])
+    return ((torch.from_numpy(ValueStore(folder).read_key(zoo["rgb"], "train", "0000")) - mean) / std)[None]
 
 
 # ---------------------------------------------------------------- without any network
@@ -127,9 +128,8 @@ def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
     values = derived(data_of(tmp_path, zoo), zoo, "clip")
     assert [value.shape for value in values] == [(512, 4, 4)] * 3
     network = transformers.CLIPModel.from_pretrained(clip_folder).eval()
-    stored = torch.from_numpy(ValueStore(tmp_path).read_key(zoo["rgb"], "train", "0000"))[None]
     with torch.inference_mode():
-        hidden = network.vision_model(normalised(stored, colours)).last_hidden_state[0, 1 + 4 * 2 + 3]
+        hidden = network.vision_model(normalised(tmp_path, zoo, colours)).last_hidden_state[0, 1 + 4 * 2 + 3]
         vector = network.visual_projection(network.vision_model.post_layernorm(hidden))
     np.testing.assert_allclose(values[0][:, 2, 3], vector.numpy(), rtol=2e-2, atol=2e-3)
     assert np.abs(values[0][:, 0, 0] - vector.numpy()).max() > 0.02  # other positions have other vectors
@@ -137,10 +137,7 @@ def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
 
 def test_the_network_of_derived_values_is_recorded(clip_folder: Path, tmp_path: Path) -> None:
     """A second run skips the values. Other weights or another size recompute them."""
-    model = tmp_path / "model"
-    model.mkdir()
-    for file in clip_folder.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
+    model = Path(shutil.copytree(clip_folder, tmp_path / "model"))
     table = {"map_size": 4, "network": {"model": str(model), "device": "cpu"}}
     zoo = zoo_of(clip=table)
     data = data_of(tmp_path / "data", zoo)
@@ -170,9 +167,8 @@ def test_dinov2(tmp_path: Path) -> None:
     zoo = zoo_of(dinov2=where, dinov2_global=where)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "dinov2")[0], derived(data, zoo, "dinov2_global")[0]
-    stored = torch.from_numpy(ValueStore(data).read_key(zoo["rgb"], "train", "0000"))[None]
     with torch.inference_mode():
-        out = network(normalised(stored, "imagenet"))
+        out = network(normalised(data, zoo, "imagenet"))
     assert value.shape == (768, 16, 16)
     np.testing.assert_allclose(vector, out.pooler_output[0].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(value[:, 1, 2], out.last_hidden_state[0, 1 + 16 + 2].numpy(), rtol=2e-3, atol=2e-3)
@@ -237,8 +233,7 @@ def test_imagebind(colours: str, tmp_path: Path) -> None:
     zoo = zoo_of(imagebind=where, imagebind_global=where)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "imagebind")[0], derived(data, zoo, "imagebind_global")[0]
-    stored = torch.from_numpy(ValueStore(data).read_key(zoo["rgb"], "train", "0000"))[None]
-    patches, embedding = plain_imagebind(tensors, normalised(stored, colours))
+    patches, embedding = plain_imagebind(tensors, normalised(data, zoo, colours))
     np.testing.assert_allclose(vector, embedding.numpy(), rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(value.reshape(1280, -1).T, patches.numpy(), rtol=2e-3, atol=2e-3)
     again = zoo_of(imagebind={**where, "map_size": [8, 4]})  # positions are interpolated
