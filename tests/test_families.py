@@ -212,6 +212,45 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
         load(type("Stranger", (type(modality),), {})(), folders[name], settings)
 
 
+@pytest.mark.parametrize(
+    ("case", "changed", "message"),
+    [
+        ("series", {"patch_length": 5}, "patch_length: 5 does not divide 16"),
+        ("series", {"length": 0}, "patch_length: 4 does not divide 0"),
+        ("clip", {"frames": 1}, "frames: expected at least 2, got 1; one frame is a picture"),
+        ("clip", {"patch_frames": 3}, "patch_frames: 3 does not divide 4"),
+        ("clip", {"tokenizer": {"quantizer": "residual_vq"}}, "a fourth axis"),
+        ("series", {"tokenizer": {"loss": "bce"}}, "loss: expected one of l1, l2, smooth_l1"),
+        ("series", {"tokenizer": {"perceptual_weight": 1.0}}, "perceptual_weight: "),
+        ("series", {"tokenizer": {"diffusion": {}}}, "diffusion: "),
+        ("map", {"map_size": 0}, "map_size: expected at least 1 vector, got 0"),
+        ("map", {"preset": "4m"}, "preset: this map has none"),
+        ("map", {"tokenizer": {"diffusion": {}}}, "diffusion: "),
+        ("vector", {"tokenizer": {"width": 0}}, "width: expected at least 1, got 0"),
+        ("vector", {"tokenizer": {"loss": "l1"}}, r"loss: expected one of \['cosine', 'smooth_l1'\]"),
+        ("vector", {"preset": "5m"}, 'preset: expected "4m"'),
+        ("vector", {"tokenizer": {"patch_size": 4}}, "patch_size"),
+        ("depth", {"tokenizer": {"step": 3}}, "tokenizer] step: unknown key; did you mean steps"),
+        ("depth", {"tokenizer": {"quantizer": "vqq"}}, "expected one of"),
+        ("depth", {"tokenizer": {"quantizer": "vq", "levels": [8, 8]}}, "levels: used by kind fsq, residual_fsq only"),
+        ("depth", {"preset": "5m"}, 'preset: expected "4m", or no such key; got'),
+        ("depth", {"tokenizer": {"heads": 3}}, "heads: used by kind vit only"),
+        (
+            "depth",
+            {"image_size": 65, "patch_size": None},
+            "image_size: patch_size: 8 does not divide the image size 65",
+        ),
+        ("depth", {"image_size": [64]}, "image_size: expected 2 items, got 1"),
+        ("depth", {"png_scale": -1.0}, "png_scale: expected metres per unit"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
+    modality, settings, _ = CASES[case]
+    own = {key: value for key, value in (settings.own | changed).items() if value is not None}
+    with pytest.raises(ConfigError, match=message):
+        modality.modality_spec(Settings("x", own))
+
+
 LFQ = {"width": 16, "depth": 1, "latent_dim": 8, "quantizer": "lfq", "codebook_size": 16, "flip": False}
 LOSSES = {
     "smooth_l1": (Vector(), {"loss": "smooth_l1"}, lambda out, x, m: F.smooth_l1_loss(out, (x - m.mean) / m.std)),
@@ -435,22 +474,3 @@ def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path
     options = {"path": str(tmp_path / "own"), "test_fraction": 0}
     made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
     assert [(outcome.modality, outcome.written) for outcome in made.outcomes] == [("imu", 2), ("rgb", 2)]
-
-
-@pytest.mark.parametrize(
-    ("case", "changed", "message"),
-    [
-        ("series", {"patch_length": 5}, "patch_length: 5 does not divide 16"),
-        ("series", {"length": 0}, "patch_length: 4 does not divide 0"),
-        ("clip", {"frames": 1}, "frames: expected at least 2, got 1; one frame is a picture"),
-        ("clip", {"patch_frames": 3}, "patch_frames: 3 does not divide 4"),
-        ("clip", {"tokenizer": {"quantizer": "residual_vq"}}, "a fourth axis"),
-        ("series", {"tokenizer": {"loss": "bce"}}, "loss: expected one of l1, l2, smooth_l1"),
-        ("series", {"tokenizer": {"perceptual_weight": 1.0}}, "perceptual_weight: "),
-        ("series", {"tokenizer": {"diffusion": {}}}, "diffusion: "),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
-    modality, settings, _ = CASES[case]
-    with pytest.raises(ConfigError, match=message):
-        modality.modality_spec(Settings("x", {**settings.own, **changed}))

@@ -10,7 +10,6 @@ import torch
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.features import (
     FeatureMapModality,
     agreement,
@@ -185,26 +184,6 @@ def test_vector_with_an_absolute_metric_has_the_mean_as_constant_baseline() -> N
     assert constant.tolist() == [5, 2] and constant.dtype == np.float32
     assert State().score([constant] * 3, values)["variance_explained"] == 0
     assert VECTORS.constant_baseline(values).tolist() != [5, 2], "by direction alone it is another"
-
-
-# ---------------------------------------------------------------- settings
-
-
-@pytest.mark.parametrize(
-    ("modality", "settings", "message"),
-    [
-        (MAPS, Settings("m", {"map_size": 0}), r"map_size: expected at least 1 vector, got 0"),
-        (MAPS, Settings("m", {"preset": "4m"}), r"preset: this map has none"),
-        (MAPS, Settings("m", {"tokenizer": {"diffusion": {}}}), r"diffusion: "),
-        (VECTORS, Settings("v", {"tokenizer": {"width": 0}}), r"width: expected at least 1, got 0"),
-        (VECTORS, Settings("v", {"tokenizer": {"loss": "l1"}}), r"loss: expected one of \['cosine', 'smooth_l1'\]"),
-        (VECTORS, Settings("v", {"preset": "5m"}), r'preset: expected "4m"'),
-        (VECTORS, Settings("v", {"tokenizer": {"patch_size": 4}}), r"patch_size"),
-    ],
-)
-def test_wrong_settings_are_refused(modality: FeatureMapModality, settings: Settings, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        modality.modality_spec(settings)
 
 
 # ---------------------------------------------------------------- tokenizers
