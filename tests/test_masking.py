@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, PatchesLayout, SequenceLayout, VectorLayout
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, SequenceLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.embedding_layout import EmbeddingLayout
@@ -37,16 +38,19 @@ def slow_fill(weights: np.ndarray, capacity: np.ndarray, budget: int) -> np.ndar
 
 
 @CASES
-@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(0, 60))
-def test_fill_rounds_the_water_level(seed: int, size: int, budget: int) -> None:
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(0, 60), st.booleans())
+def test_fill_rounds_the_water_level(seed: int, size: int, budget: int, faint: bool) -> None:
+    """Some weights may be so small that they count as faint."""
     rng = np.random.default_rng(seed)
-    weights = rng.gamma(0.3, size=(5, size)) + 1e-9
-    capacity = rng.integers(0, 20, (5, size))
-    counts = fill(np.log(weights), capacity, np.full(5, budget), rng.random(5))
+    logs = np.log(rng.gamma(0.3, size=(20, size)) + 1e-9)
+    if faint:
+        logs = rng.choice([0.0, -300.0, -598.0, -601.0, -640.0], (20, size)) - rng.exponential(1.5, (20, size))
+    capacity = rng.integers(0, 20, (20, size))
+    counts = fill(logs - 2000 * faint, capacity, np.full(20, budget), rng.random(20))
     assert (counts.sum(axis=1) == np.minimum(budget, capacity.sum(axis=1))).all()
     assert (counts <= capacity).all() and (counts >= 0).all()
-    for row in range(5):
-        exact = slow_fill(weights[row], capacity[row], budget)
+    for row in range(20):
+        exact = slow_fill(np.exp(logs[row]), capacity[row], budget)
         assert (np.abs(counts[row] - exact) < 1 + 1e-6).all()
 
 
@@ -70,19 +74,6 @@ def test_fill_rounds_without_bias_and_survives_tiny_shares() -> None:
     np.testing.assert_allclose(counts.mean(axis=0), [0.25, 0.35, 1.4], atol=1e-3)
     tiny = fill(np.array([[0.0, -1e5, -2e5]]), np.array([[1, 4, 4]]), np.array([7]), np.array([0.0]))
     assert tiny.tolist() == [[1, 4, 2]]
-
-
-@CASES
-@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 60))
-def test_fill_is_the_water_level_beyond_what_counts_as_faint(seed: int, size: int, budget: int) -> None:
-    rng = np.random.default_rng(seed)
-    logs = rng.choice([0.0, -300.0, -598.0, -601.0, -640.0], (20, size)) - rng.exponential(1.5, (20, size))
-    capacity = rng.integers(0, 12, (20, size))
-    counts = fill(logs - 2000, capacity, np.full(20, budget), rng.random(20))
-    assert (counts.sum(axis=1) == np.minimum(budget, capacity.sum(axis=1))).all()
-    for row in range(20):
-        exact = slow_fill(np.exp(logs[row]), capacity[row], budget)
-        assert (np.abs(counts[row] - exact) < 1 + 1e-6).all()
 
 
 def test_ragged_and_choose_by_hand() -> None:
@@ -266,6 +257,16 @@ def check_batch(layout: EmbeddingLayout, raw: RawBatch, batch: PackedBatch, conf
     assert marked == sum(len(index) for index, _ in batch.inputs.vectors.values())
 
 
+def masked(
+    specs: list[ModalitySpec], raw: RawBatch, *mixtures: Mixture, layout: EmbeddingLayout | None = None, **settings: int
+) -> PackedBatch:
+    """Mask samples, and check that each can be read back."""
+    config, layout = MaskingConfig(mixtures=mixtures, **settings), layout or EmbeddingLayout(specs)
+    batch = Masker(layout, config)(raw, seed=0, step=0)
+    check_batch(layout, raw, batch, config)
+    return batch
+
+
 @CASES
 @given(
     st.integers(0, 10**6),
@@ -300,8 +301,7 @@ def test_budgets_fill_where_the_data_allow(alpha: float) -> None:
     specs += [spec(f"line_{n}", sequence(30, 12), 100, "text") for n in range(4)]
     raw = raw_batch(specs, 200, seed=1, absent=0.2)
     mixture = Mixture(input_alpha=alpha, target_alpha=alpha)
-    config = MaskingConfig(input_budget=40, target_budget=40, min_input=0, mixtures=(mixture,))
-    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
+    batch = masked(specs, raw, mixture, input_budget=40, target_budget=40, min_input=0)
     rich = torch.from_numpy(raw.lengths.sum(axis=1) >= 80)
     assert rich.sum() > 80
     assert batch.inputs.mask[rich].all()
@@ -314,22 +314,19 @@ def test_one_of_few_tokens_is_an_input_if_there_is_no_other_input(length: int) -
     specs = [spec("few", VectorLayout(length=length)), spec("picture", GridLayout(shape=(4, 4)))]
     raw = raw_batch(specs, 200)
     for mixture in (Mixture(inputs=("few",)), Mixture(single_input_prob=1.0)):
-        config = MaskingConfig(input_budget=16, target_budget=128, mixtures=(mixture,))
-        batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
+        batch = masked(specs, raw, mixture, input_budget=16, target_budget=128)
         assert batch.inputs.mask.any(dim=1).all()
         few = batch.inputs.mask & (batch.inputs.modalities == 0)
         assert few.sum(dim=1).max() == 1, "the others are left as targets"
-        check_batch(EmbeddingLayout(specs), raw, batch, config)
 
 
 def test_a_sequence_target_is_whole_or_a_prefix_that_fits() -> None:
     specs = [spec("pixels", PatchesLayout(shape=(2, 2), dim=3)), spec("words", sequence(20), 100)]
     raw = raw_batch(specs, 1)
     raw.lengths[:, 1] = 6
-    mixtures = (Mixture(inputs=("pixels",), targets=("words",)),)
+    mixture = Mixture(inputs=("pixels",), targets=("words",))
     for budget in (3, 7, 20):
-        config = MaskingConfig(input_budget=4, target_budget=budget, min_input=0, mixtures=mixtures)
-        targets = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0).targets
+        targets = masked(specs, raw, mixture, input_budget=4, target_budget=budget, min_input=0).targets
         full = [70, 71, 72, 73, 74, 75, END]
         assert targets.ids[0][targets.mask[0]].tolist() == full[:budget]
         assert targets.read[0][targets.mask[0]].tolist() == [SENTINEL, *full[:-1]][:budget]
@@ -339,10 +336,8 @@ def test_if_no_span_fits_a_prefix_of_the_spans_is_the_target() -> None:
     specs = [spec("picture", GridLayout(shape=(14, 14))), spec("words", sequence(256, 200), 600)]
     raw = raw_batch(specs, 400)
     raw.lengths[:, 1] = 256
-    mixtures = (Mixture(targets=("words",), input_alpha=0.5),)
-    config = MaskingConfig(input_budget=64, target_budget=64, min_input=0, mixtures=mixtures)
-    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
-    check_batch(EmbeddingLayout(specs), raw, batch, config)
+    mixture = Mixture(targets=("words",), input_alpha=0.5)
+    batch = masked(specs, raw, mixture, input_budget=64, target_budget=64, min_input=0)
     given = (batch.inputs.mask & (batch.inputs.modalities == 1)).sum(dim=1)
     few = (given > 0) & (given <= 2)
     assert few.sum() >= 20 and batch.targets.mask.any(dim=1).all()
@@ -353,7 +348,7 @@ def test_an_empty_sequence_predicts_its_end() -> None:
     specs = [spec("words", sequence(20), 100)]
     raw = raw_batch(specs, 2)
     raw.lengths[:] = 0
-    batch = Masker(EmbeddingLayout(specs), MaskingConfig(input_budget=4, target_budget=4))(raw, seed=0, step=0)
+    batch = masked(specs, raw, Mixture(), input_budget=4, target_budget=4)
     assert not batch.inputs.mask.any()
     assert batch.targets.mask.sum(dim=1).tolist() == [1, 1]
     assert batch.targets.ids[:, 0].tolist() == [END, END] and batch.targets.read[:, 0].tolist() == [SENTINEL] * 2
@@ -390,8 +385,9 @@ def test_published_layout_closes_with_the_end_token_if_no_sentinel_is_left() -> 
     specs = [spec("words", sequence(8, 1), 100)]
     raw = raw_batch(specs, 50)
     raw.lengths[:, 0] = 4
-    config = MaskingConfig(input_budget=3, target_budget=20, min_input=3, span_length=1, mixtures=(Mixture(),))
-    targets = Masker(PublishedLayout(specs, PublishedConfig()), config)(raw, seed=0, step=0).targets
+    layout = PublishedLayout(specs, PublishedConfig())
+    settings = {"input_budget": 3, "target_budget": 20, "min_input": 3, "span_length": 1}
+    targets = masked(specs, raw, Mixture(), layout=layout, **settings).targets
     last = targets.mask.sum(dim=1) - 1
     assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
 
@@ -472,8 +468,7 @@ def test_single_input_prob_is_the_share_of_samples_with_one_input_modality(share
     specs += [spec("class", VectorLayout(length=1)), spec("raw", PatchesLayout(shape=(3, 3), dim=2))]
     raw = raw_batch(specs, 3000, seed=1, absent=0.3)
     mixture = Mixture(inputs=("picture", "class", "raw"), single_input_prob=share)
-    config = MaskingConfig(input_budget=40, target_budget=60, min_input=0, mixtures=(mixture,))
-    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
+    batch = masked(specs, raw, mixture, input_budget=40, target_budget=60, min_input=0)
     counts = torch.nn.functional.one_hot(batch.inputs.modalities, len(specs)) * batch.inputs.mask[:, :, None]
     counts = counts.sum(dim=1)
     # Use the samples that have all three inputs, so that no modality is short of tokens.
@@ -484,7 +479,6 @@ def test_single_input_prob_is_the_share_of_samples_with_one_input_modality(share
     assert abs(few[three].float().mean().item() - share * 2 / 3) < 0.06
     assert (counts[few][:, [2, 3]].sum(dim=1) == torch.where(counts[few, 2] > 0, 1, 9)).all()
     assert batch.targets.mask[three].all()
-    check_batch(EmbeddingLayout(specs), raw, batch, config)
 
 
 def test_fallback_targets_get_only_the_rest_of_the_budget() -> None:
@@ -493,8 +487,7 @@ def test_fallback_targets_get_only_the_rest_of_the_budget() -> None:
     mixture = Mixture(inputs=("grid_0",), targets=("grid_1", "words"), fallback_targets=("grid_2", "grid_3"))
     raw = raw_batch(specs, 1000, seed=3, absent=0.2)
     for budget in (20, 40):
-        config = MaskingConfig(input_budget=16, target_budget=budget, mixtures=(mixture,))
-        batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
+        batch = masked(specs, raw, mixture, input_budget=16, target_budget=budget)
         kinds = batch.targets.modalities.where(batch.targets.mask, torch.full((), -1))
         counts = torch.stack([(kinds == k).sum(dim=1) for k in range(len(specs))], dim=1)
         has = torch.from_numpy(raw.lengths + raw.present * np.array([0, 0, 0, 0, 1]))  # a sequence also has its end
@@ -507,33 +500,34 @@ def test_fallback_targets_get_only_the_rest_of_the_budget() -> None:
         assert not counts[:, 0].any()
 
 
-def test_fallback_targets_change_neither_inputs_nor_other_targets() -> None:
+FILLING = ("grid_1", "grid_2")
+
+
+@pytest.mark.parametrize(
+    ("targets", "budget"), [*((("words",), budget) for budget in (1, 2, 3, 4, 8)), (("grid_0", "words"), 24)]
+)
+def test_fallback_targets_change_neither_inputs_nor_other_targets(targets: tuple[str, ...], budget: int) -> None:
+    """A small budget holds only a prefix of the words' spans."""
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(3)] + [spec("words", sequence(9, 4), 30)]
     raw, layout = raw_batch(specs, 300, seed=4, absent=0.2), EmbeddingLayout(specs)
-    names = [item.name for item in specs]
-    own = Mixture(targets=("grid_0", "words"))
-    filling = dataclasses.replace(own, fallback_targets=("grid_1", "grid_2"))
-    budgets = {"input_budget": 32, "target_budget": 24, "min_input": 0}
-    alone, filled = (
-        Masker(layout, MaskingConfig(mixtures=(part,), **budgets))(raw, seed=0, step=0) for part in (own, filling)
-    )
-    check_batch(EmbeddingLayout(specs), raw, filled, MaskingConfig(mixtures=(own,), **budgets))
-    kinds, overlapping = [names.index(name) for name in own.targets], 0
+    own, settings = Mixture(targets=targets), {"input_budget": max(8, budget), "target_budget": budget}
+    filling = dataclasses.replace(own, fallback_targets=FILLING)
+    alone, filled = (masked(specs, raw, part, **settings) for part in (own, filling))
+    kinds, overlapping = [layout.index(name) for name in targets], 0
     for number in np.flatnonzero(raw.present[:, kinds].any(axis=1)):
         before, after = (Unpacked(layout, batch, int(number)) for batch in (alone, filled))
         assert after.inputs == before.inputs
         rest = {name: run for name, run in after.targets.items() if name not in before.targets}
-        assert after.targets == before.targets | rest and set(rest) <= {"grid_1", "grid_2"}
+        assert after.targets == before.targets | rest and set(rest) <= set(FILLING)
         for name, run in rest.items():
             given_too = {place for _, place in after.inputs.get(name, [])}
             assert not given_too & {place for _, place, *_ in run}
             overlapping += bool(given_too)
-    assert overlapping > 20
+    assert overlapping > 20 or budget < 24
     raw.present[:, kinds], raw.lengths[:, kinds] = False, 0
-    left = Masker(layout, MaskingConfig(mixtures=(filling,), **budgets))(raw, seed=0, step=0)
-    assert left.targets.mask[torch.from_numpy(raw.present.any(axis=1))].any(dim=1).all(), "only what fills"
-    other = Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",))
-    left = Masker(layout, MaskingConfig(mixtures=(filling, other), **budgets))(raw, seed=0, step=0)
+    left = masked(specs, raw, filling, **settings)
+    assert left.targets.mask[torch.from_numpy(raw.present[:, 1:3].any(axis=1))].any(dim=1).all(), "only what fills"
+    left = masked(specs, raw, filling, Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",)), **settings)
     both = torch.from_numpy(raw.present[:, 1] & raw.present[:, 2])
     assert (left.targets.modalities[both][left.targets.mask[both]] == 2).all(), "where no other part has its targets"
 
@@ -547,53 +541,38 @@ def test_the_single_input_is_never_an_empty_sequence() -> None:
     raw = raw_batch(specs, 50, seed=2)
     raw.lengths[:, 1] = 0
     mixture = Mixture(inputs=("picture", "words"), targets=("code",), single_input_prob=1.0)
-    config = MaskingConfig(input_budget=24, target_budget=8, min_input=0, mixtures=(mixture,))
-    assert (Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0).inputs.mask.sum(dim=1) == 16).all()
+    batch = masked(specs, raw, mixture, input_budget=24, target_budget=8, min_input=0)
+    assert (batch.inputs.mask.sum(dim=1) == 16).all()
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 4, 8])
-def test_a_prefix_of_spans_precedes_fallback_targets(budget: int) -> None:
-    specs = [spec("grid", GridLayout(shape=(4, 4))), spec("words", sequence(9, 4), 30)]
-    raw, layout = raw_batch(specs, 300), EmbeddingLayout(specs)
-    config = MaskingConfig(input_budget=8, target_budget=budget, mixtures=(Mixture(targets=("words",)),))
-    filling = dataclasses.replace(config, mixtures=(Mixture(targets=("words",), fallback_targets=("grid",)),))
-    alone, filled = (Masker(layout, each)(raw, seed=0, step=0) for each in (config, filling))
-    for number in range(len(raw)):
-        before, after = (Unpacked(layout, batch, number) for batch in (alone, filled))
-        assert after.inputs == before.inputs and after.targets.get("words") == before.targets.get("words")
-        assert sum(map(len, after.targets.values())) <= budget
+LAYOUT = EmbeddingLayout(all_layouts())
+ONE_WAY = PublishedLayout(all_layouts(), PublishedConfig(inputs_only=("picture",), targets_only=("words",)))
 
 
-def test_wrong_mixtures_are_refused() -> None:
-    for key, part in (
-        ("fallback_targets", {"fallback_targets": ("code",)}),
-        ("single_input_prob", {"single_input_prob": 1.1}),
-    ):
-        with pytest.raises(ValueError, match=f"^{key}: expected"):
-            Mixture(**part)
-    layout = EmbeddingLayout(all_layouts())
-    for mixture, error, message in (
-        (Mixture(targets=("clip",), fallback_targets=("pixels",)), ConfigError, "fallback_targets: pixels: a patches"),
-        (Mixture(targets=("clip",), fallback_targets=("pictures",)), UnknownNameError, "did you mean picture"),
-        (Mixture(targets=("pixels",)), ConfigError, "mixtures: targets: pixels: a patches modality is an input only"),
-    ):
-        with pytest.raises(error, match=message):
-            Masker(layout, MaskingConfig(mixtures=(mixture,)))
-    only_inputs = EmbeddingLayout([spec("vectors", EmbeddingsLayout(max_length=3, dim=2))])
-    with pytest.raises(ConfigError, match="nothing to predict"):
-        Masker(only_inputs, MaskingConfig())
+@pytest.mark.parametrize(
+    ("layout", "part", "error", "message"),
+    [
+        (LAYOUT, {"fallback_targets": ("code",)}, ValueError, "^fallback_targets: expected"),
+        (LAYOUT, {"single_input_prob": 1.1}, ValueError, "^single_input_prob: expected"),
+        (LAYOUT, {"targets": ("clip",), "fallback_targets": ("pixels",)}, ConfigError,
+         "fallback_targets: pixels: a patches"),
+        (LAYOUT, {"targets": ("clip",), "fallback_targets": ("pictures",)}, UnknownNameError, "did you mean picture"),
+        (LAYOUT, {"targets": ("pixels",)}, ConfigError, "mixtures: targets: pixels: a patches modality is an input"),
+        (EmbeddingLayout([all_layouts()[-1]]), {}, ConfigError, "nothing to predict"),
+        (ONE_WAY, {"targets": ("picture",)}, ConfigError, "targets: picture: it is only an input of this model"),
+        (ONE_WAY, {"inputs": ("words",)}, ConfigError, "inputs: words: it is only a target"),
+    ],
+)  # fmt: skip
+def test_wrong_mixtures_are_refused(
+    layout: EmbeddingLayout, part: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Masker(layout, MaskingConfig(mixtures=(Mixture(**part),)))
 
 
 def test_input_only_and_output_only_modalities_are_respected() -> None:
-    specs = all_layouts()
-    layout = PublishedLayout(specs, PublishedConfig(inputs_only=("picture",), targets_only=("words",)))
-    batch = Masker(layout, MaskingConfig(min_input=0, mixtures=(Mixture(),)))(raw_batch(specs, 30), seed=0, step=0)
+    specs = list(ONE_WAY.specs)
+    batch = masked(specs, raw_batch(specs, 30), Mixture(), layout=ONE_WAY, min_input=0)
     given, asked = (set(side.modalities[side.mask].tolist()) for side in (batch.inputs, batch.targets))
     assert {specs[kind].name for kind in given} == {item.name for item in specs} - {"words"}
     assert {specs[kind].name for kind in asked} == {"clip", "code", "words", "tags"}
-    for mixture, message in (
-        (Mixture(targets=("picture",)), "targets: picture: it is only an input of this model"),
-        (Mixture(inputs=("words",)), "inputs: words: it is only a target"),
-    ):
-        with pytest.raises(ConfigError, match=f"masking: mixtures: {message}"):
-            Masker(layout, MaskingConfig(mixtures=(mixture,)))
