@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from generation_samples import spec
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.spec import GridLayout, SequenceLayout, ValueSpec
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout, ValueSpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.generate import TargetPlan, generate
@@ -20,6 +21,20 @@ from zoo_backbone.model import FourM
 SAID = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
 MAPPED = [spec("a", GridLayout(shape=(2, 2)), 6), spec("b", GridLayout(shape=(2, 2)), 6), spec("c", SAID, 10)]
 PERMUTATION = torch.tensor([3, 5, 0, 1, 2, 4])
+TINY = ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2)
+
+
+def learned(specs: list[ModalitySpec], batch_of: Callable[[FourM], PackedBatch], steps: int) -> FourM:
+    torch.manual_seed(0)
+    model = FourM(TINY, specs)
+    with torch.no_grad():
+        model.token_embedding.weight.normal_()  # as large as the positions: learns in seconds
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(batch_of(model)).loss.backward()
+        optimizer.step()
+    return model
 
 
 def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
@@ -44,15 +59,7 @@ def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
 
 
 def test_a_trained_model_generates_the_mapping_it_saw() -> None:
-    torch.manual_seed(0)
-    model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), MAPPED)
-    with torch.no_grad():
-        model.token_embedding.weight.normal_()  # as large as the positions: learns in seconds
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        model(mapping_batch(model, torch.randint(0, 6, (48, 4)))).loss.backward()
-        optimizer.step()
+    model = learned(MAPPED, lambda model: mapping_batch(model, torch.randint(0, 6, (48, 4))), 80)
     a = torch.randint(0, 6, (64, 2, 2))
     for plan in (TargetPlan(name="b", steps=1, temperature=0), TargetPlan(name="b", steps=1)):
         made = generate(model, {"a": a}, [plan], seed=0)["b"]
@@ -70,31 +77,28 @@ SEEN = dataclasses.replace(spec("c", SQUARE, 6), value=ValueSpec(shape=(4, 6)))
 RANKED = [spec("a", SQUARE, 6), spec("b", SQUARE, 6), SEEN]
 
 
+def agreeing_batch(model: FourM) -> PackedBatch:
+    """Map a and b to c, which has the same ids."""
+    ids, kind = torch.randint(0, 6, (64, 4)), torch.randint(0, 2, (64, 1)).expand(-1, 4)
+    used = torch.ones(64, 4, dtype=torch.bool)
+    return PackedBatch(
+        inputs=PackedInputs(
+            ids=ids + 6 * kind, positions=torch.arange(4).expand(64, -1), modalities=kind, mask=used,
+        ),
+        targets=PackedTargets(
+            ids=ids + 12, read=torch.full((64, 4), -1), modalities=torch.full((64, 4), 2), mask=used,
+            positions=(model.layout.positions["c"].start + torch.arange(4)).expand(64, -1),
+        ),
+    )  # fmt: skip
+
+
+def decode(tokens: torch.Tensor) -> list[np.ndarray]:
+    return [np.eye(6)[np.asarray(row).ravel()] for row in tokens]
+
+
 def test_the_draw_that_agrees_is_ranked_first() -> None:
     """`c` follows from `b` exactly as from `a`, so the draw of `b` that equals `a` agrees best."""
-    torch.manual_seed(0)
-    model = FourM(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), RANKED)
-    with torch.no_grad():
-        model.token_embedding.weight.normal_()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(120):
-        ids, kind = torch.randint(0, 6, (64, 4)), torch.randint(0, 2, (64, 1)).expand(-1, 4)
-        inputs = PackedInputs(
-            ids=ids + 6 * kind, positions=torch.arange(4).expand(64, -1), modalities=kind,
-            mask=torch.ones(64, 4, dtype=torch.bool),
-        )  # fmt: skip
-        targets = PackedTargets(
-            ids=ids + 12, read=torch.full((64, 4), -1),
-            positions=(model.layout.positions["c"].start + torch.arange(4)).expand(64, -1),
-            modalities=torch.full((64, 4), 2), mask=torch.ones(64, 4, dtype=torch.bool),
-        )  # fmt: skip
-        optimizer.zero_grad()
-        model(PackedBatch(inputs=inputs, targets=targets)).loss.backward()
-        optimizer.step()
-
-    def decode(tokens: torch.Tensor) -> list[np.ndarray]:
-        return [np.eye(6)[np.asarray(row).ravel()] for row in tokens]
-
+    model = learned(RANKED, agreeing_batch, 120)
     scorer = Agreement(model, "c", decode, ["a"], ["b"])
     a = torch.randint(0, 6, (2, 2, 2), generator=torch.Generator().manual_seed(3))
     draws = torch.stack([(a + 1) % 6, (a + torch.tensor([[0, 0], [0, 1]])) % 6, a], 1).flatten(0, 1)
@@ -102,30 +106,33 @@ def test_the_draw_that_agrees_is_ranked_first() -> None:
     assert scores == pytest.approx([0, 0.75, 1] * 2, abs=0.26)
     given = scorer({"c": a.repeat_interleave(3, 0)}, {"b": draws})
     assert all(best_first(found[i : i + 3]) == [2, 1, 0] for found in (scores, given) for i in (0, 3))
-    with pytest.raises(ConfigError, match="rank c: there is no whole input"):
-        Agreement(model, "c", decode, [], ["b"])
-    with pytest.raises(ConfigError, match="rank b: draws are compared as vectors, and its values are object"):
-        Agreement(model, "b", decode, ["c"], ["a"])
 
 
-@pytest.mark.parametrize("values", [ValueSpec(shape=(4,), dtype="int32"), ValueSpec(dtype="uint8", classes=("a", "b"))])
-def test_draws_are_not_ranked_by_ids(values: ValueSpec) -> None:
-    specs = [*RANKED[:2], dataclasses.replace(SEEN, value=values)]
-    model = FourM.seeded(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), specs, 0)
-    with pytest.raises(ConfigError, match=r"rank c: .* its values are ids or other whole numbers"):
-        Agreement(model, "c", list, ["a"], ["b"])
+IDS, LABELS = ValueSpec(shape=(4,), dtype="int32"), ValueSpec(dtype="uint8", classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("value", "whole", "message"),
+    [
+        (SEEN.value, [], "there is no whole input"),
+        (ValueSpec(kind="object"), ["a"], "draws are compared as vectors, and its values are object"),
+        (IDS, ["a"], ".* its values are ids or other whole numbers"),
+        (LABELS, ["a"], ".* its values are ids or other whole numbers"),
+    ],
+)
+def test_draws_are_not_ranked_by_what_is_no_vector(value: ValueSpec, whole: list[str], message: str) -> None:
+    model = FourM.seeded(TINY, [*RANKED[:2], dataclasses.replace(SEEN, value=value)], 0)
+    with pytest.raises(ConfigError, match=f"rank c: {message}"):
+        Agreement(model, "c", list, whole, ["b"])
 
 
 @pytest.mark.parametrize("whole", ["a", "c"])
 def test_scores_in_blocks_equal_those_of_one_batch(whole: str) -> None:
     """Score two samples with 35 draws each. The slow reference is one batch that predicts each row separately."""
-    model, draws = FourM.seeded(ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2), RANKED, 0), 35
+    model, draws = FourM.seeded(TINY, RANKED, 0), 35
     with torch.no_grad():  # makes predictions depend on the inputs
         for weights in model.parameters():
             weights.normal_(generator=torch.Generator().manual_seed(weights.numel()))
-
-    def decode(tokens: torch.Tensor) -> list[np.ndarray]:
-        return [np.eye(6)[np.asarray(row).ravel()] for row in tokens]
 
     random = torch.Generator().manual_seed(0)
     given = torch.randint(0, 6, (2, 2, 2), generator=random).repeat_interleave(draws, 0)

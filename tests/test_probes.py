@@ -22,10 +22,9 @@ from tokenizers_zoo.testing.probe import File, Outcome, Probe, bars, npy, outcom
 from tokenizers_zoo.testing.probes import as_json, made_up, object_probes, probed_files
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
-from modality_pages import files_section, shortened, with_gap
+from modality_pages import files_section
 
 Install = Callable[..., Path]
-NOT_FINITE = "every number has to be finite: fill the others first"
 SCORE = "    @hookimpl\n    def score("
 READ = "    @hookimpl\n    def read_value(self, data, extension, settings):\n        import io\n        {}\n\n"
 PICTURES = (
@@ -231,42 +230,7 @@ def test_objects_differ_in_what_they_say() -> None:
     assert json.loads(texts["`seen` is 1000 times larger"]) == [{**gap, "seen": [1000, True]}]
 
 
-# ---------------------------------------------------------------- in words
-
-
-def test_refusals_are_shortened_to_what_is_new(install_example: Install) -> None:
-    install_example("short_map")
-    handle = Zoo.installed()["short_map"]
-    line = met("short_map")["NaN in it"].line
-    assert line.startswith("short_map: expected float32") and shortened(handle, line) == NOT_FINITE
-    assert shortened(handle, "short_map: .png file: cut off: 3 bytes") == "cut off: 3 bytes"
-    long = shortened(handle, "short_map: " + "word " * 100 + "end")
-    assert len(long) <= 210 and long.endswith("word end") and " ... " in long
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "common"),
-    [
-        ("expected one mode, got L, which is none", "expected one mode, got RGB, which is none",
-         "expected one mode, got ..., which is none"),
-        ("expected one of us, got 3", "expected one of us, got [1, 2]", "expected one of us, got ..."),
-        ("it is empty", "it is other", "it is ..."),
-        ("it is empty", "nothing at all here", None),
-    ],
-)  # fmt: skip
-def test_lines_that_are_nearly_the_same_share_a_row(first: str, second: str, common: str | None) -> None:
-    found = with_gap(first.split(" "), second.split(" "))
-    assert (found and " ".join(found)) == common
-
-
-def test_a_page_says_what_happens(install_example: Install) -> None:
-    install_example("paged_map", examples("{'a map of old': (b'P5', 'pgm')}"))
-    text, rows = files_section(Zoo.installed()["paged_map"])
-    assert text.startswith("Reads `.npy`; writes `.npy`. Another kind of file is refused: `expected a .npy file")
-    assert ("`.npy`", "NaN in it; infinity in it", f"refused: `{NOT_FINITE}`") in rows
-    assert ("`.npy`", "twice as high and wide", "read: resized") in rows
-    assert ("`.npy`", "cut off; Python objects in it; no array", "refused") in rows
-    assert rows[-1] == ("`.pgm`", "a map of old", "refused: `expected a .npy file, got .pgm`")
+# ---------------------------------------------------------------- pages and comparisons
 
 
 def test_a_page_cannot_be_made_where_a_file_is_met_wrongly(install_example: Install) -> None:

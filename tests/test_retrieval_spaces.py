@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zoo_backbone.retrieval import query
-from zoo_backbone.retrieval.embed import RIDGE, Affine, Vectors, fit, unit, unpaired
+from zoo_backbone.retrieval.embed import RIDGE, Affine, Vectors, fit, unit
 from zoo_backbone.retrieval.query import AT, SAME, chance, recall
 
 
@@ -73,32 +73,30 @@ def test_a_modality_never_paired_with_another_is_projected_to_zero() -> None:
     assert recall(space["a"](held_out["a"]), space["b"](held_out["b"]))["recall"]["1"] > 0.5
 
 
-def test_unpaired_modalities() -> None:
-    present = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]], bool)
-    assert unpaired("abcd", present) == ["c", "d"] and unpaired("a", present[:, :1]) == ["a"]
+ANGLES = np.linspace(0, 1, 21)
+CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1).astype(np.float32)
+AXES = np.eye(12, dtype=np.float32)
+SAME_FOR_ALL = np.tile(unit(np.ones((1, 3))), (40, 1))
 
 
-def test_recall_by_hand() -> None:
-    gallery = np.eye(12, dtype=np.float32)
-    queries = gallery.copy()
-    queries[0] = gallery[1]  # one hit is closer; its own ties with 10 others
+@pytest.mark.parametrize(
+    ("queries", "gallery", "shares", "median"),
+    [
+        # One hit of the first query is closer; its own ties with 10 others.
+        (np.concatenate([AXES[1:2], AXES[1:]]), AXES, {"1": 11 / 12, "5": (11 + 4 / 11) / 12}, 1),
+        # All queries equal the first: the ranks are 1 to 21.
+        (np.tile(CIRCLE[:1], (21, 1)), CIRCLE, {"1": 1 / 21, "5": 5 / 21, "10": 10 / 21}, 11),
+        # A gallery that says nothing gives what chance gives.
+        (SAME_FOR_ALL, SAME_FOR_ALL, chance(40)["recall"], 20.5),
+    ],
+)
+def test_recall_by_hand(queries: Vectors, gallery: Vectors, shares: dict[str, float], median: float) -> None:
     found = recall(queries, gallery)
-    assert found["recall"]["1"] == pytest.approx(11 / 12, abs=1e-6)
-    assert found["recall"]["5"] == pytest.approx((11 + 4 / 11) / 12, abs=1e-6)
-    assert found["median_rank"] == 1
+    assert {key: found["recall"][key] for key in shares} == pytest.approx(shares, abs=1e-6)
+    assert found["median_rank"] == median
 
 
-def test_ranks_of_a_reversed_gallery() -> None:
-    angles = np.linspace(0, 1, 21)
-    gallery = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    found = recall(np.tile(gallery[:1], (21, 1)), gallery)  # all queries equal the first: the ranks are 1 to 21
-    assert found["recall"] == pytest.approx({"1": 1 / 21, "5": 5 / 21, "10": 10 / 21}, abs=1e-6)
-    assert found["median_rank"] == 11
-
-
-def test_a_gallery_that_says_nothing_gives_what_chance_gives() -> None:
-    same = np.tile(unit(np.ones((1, 3))), (40, 1))
-    assert recall(same, same) == chance(40)
+def test_chance_by_hand() -> None:
     assert chance(40) == {"recall": {"1": 0.025, "5": 0.125, "10": 0.25}, "median_rank": 20.5}
     assert chance(4)["recall"]["10"] == 1
 
