@@ -13,39 +13,10 @@ from generation_samples import CONFIG, PUBLISHED, SPECS, contents, given_tokens,
 from zoo_backbone.batch import PackedInputs, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.generate import Guidance, TargetPlan, generate
-from zoo_backbone.generate.sampling import Passes
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import EncoderInputs
 from zoo_backbone.published import PublishedLayout
-
-
-def test_unknown_sequence_becomes_a_sentinel_if_the_model_marks_it() -> None:
-    layout = PublishedLayout(SPECS, PUBLISHED)
-    hidden = Passes(hidden=(frozenset({"words"}), frozenset()), weights=(0.5, 0.5), marked=True)
-    text = layout.token_rows("words").start
-
-    def shown(inputs: EncoderInputs, passes: Passes = hidden) -> list[list[int]]:
-        rows = []
-        for names in passes.hidden:
-            packed = inputs.packed(names, passes.marked)
-            assert (packed.positions[packed.mask & (packed.ids == text + 2)] == layout.positions["words"].start).all()
-            rows += [(row[used] - text).tolist() for row, used in zip(packed.ids, packed.mask, strict=True)]
-        return rows
-
-    inputs = EncoderInputs(layout, 2, torch.device("cpu"))
-    inputs.mark_open("words")
-    inputs.mark_open("left")
-    assert inputs.names == () and shown(inputs) == [[2]] * 4
-    inputs.add_whole("words", [np.array([9, 8]), np.array([7])])
-    inputs.mark_open("words")
-    assert shown(inputs) == [[2], [2], [9, 8, 1], [7, 1]]
-    assert shown(inputs, dataclasses.replace(hidden, marked=False)) == [[], [], [9, 8, 1], [7, 1]]
-    inputs.remove("words")
-    assert shown(inputs) == [[2]] * 4
-    unmarked = EncoderInputs(FourM(CONFIG, SPECS).layout, 2, torch.device("cpu"))
-    unmarked.mark_open("words")
-    assert shown(unmarked) == [[]] * 4
 
 
 @pytest.mark.parametrize("guidance", [Guidance(scale=2.0), Guidance(weights={"words": 2.0})])
@@ -58,7 +29,8 @@ def test_generation_marks_open_and_hidden_sequences(guidance: Guidance, monkeypa
     def noted(inputs: EncoderInputs, *seen_by: Any) -> PackedInputs:
         found = packed(inputs, *seen_by)
         words = found.mask & (found.modalities == 1)
-        start = model.layout.token_rows("words").start
+        start, first = model.layout.token_rows("words").start, model.layout.positions["words"].start
+        assert (found.positions[words & (found.ids == start + 2)] == first).all(), "the first sentinel comes first"
         seen.append([(row[used] - start).tolist() for row, used in zip(found.ids, words, strict=True)])
         return found
 
