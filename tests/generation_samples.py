@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from backbone_samples import spec
 
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
@@ -14,8 +15,6 @@ from tokenizers_zoo.spec import (
     ModalitySpec,
     PatchesLayout,
     SequenceLayout,
-    TokenLayout,
-    ValueSpec,
     VectorLayout,
 )
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
@@ -31,24 +30,13 @@ CONFIG, PUBLISHED = ModelConfig(**SHAPE), PublishedConfig(**SHAPE)
 WORDS = SequenceLayout(max_length=6, end=1, sentinel_start=2, num_sentinels=4)
 
 
-def spec(name: str, layout: TokenLayout, vocab_size: int, vocabulary: str = "") -> ModalitySpec:
-    return ModalitySpec(
-        name=name,
-        summary="fake",
-        value=ValueSpec(kind="object"),
-        layout=layout,
-        vocab_size=vocab_size,
-        vocabulary=vocabulary,
-    )
-
-
 SPECS = [
     spec("left", GridLayout(shape=(2, 3)), 7),
     spec("words", WORDS, 20, "text"),
     spec("right", GridLayout(shape=(3, 3)), 11),
     spec("bag", VectorLayout(length=4), 5),
-    spec("pixels", PatchesLayout(shape=(2, 2), dim=3), 0),
-    spec("vectors", EmbeddingsLayout(max_length=5, dim=4), 0),
+    spec("pixels", PatchesLayout(shape=(2, 2), dim=3)),
+    spec("vectors", EmbeddingsLayout(max_length=5, dim=4)),
 ]
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, registry_of, sample, write
+from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, sample, small_zoo, write
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TrainingSamples
 from zoo_backbone.checkpoint import save_model
 from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData
@@ -37,10 +36,7 @@ class World:
 
 def make_world(root: Path) -> World:
     """Write values, tokens and a trained run; the test samples 3 and 7 lack letters."""
-    (root / "registry.toml").write_text(registry_of(NAMES))
-    zoo = Zoo.from_toml(root / "registry.toml")
-    for name in NAMES:
-        zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
+    zoo = small_zoo(root, NAMES)
     generator = np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("test", TEST)):
         samples = {f"{split}-{i:03}": all_five(generator) for i in range(count)}

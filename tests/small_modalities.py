@@ -12,11 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from click import Command
+from click.testing import CliRunner, Result
 from stores import writing_values
 from token_stores import write_tokens
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.token_shard import TokenMetadata
+from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.plugins import Defaults
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 
@@ -136,6 +140,15 @@ levels = {LEVELS}
 """
 
 
+def small_zoo(root: Path, names: Sequence[str], trained: Sequence[str] | None = None) -> Zoo:
+    """Write a registry.toml, and train the tokenizers of all modalities or of those in `trained`."""
+    (root / "registry.toml").write_text(registry_of(names))
+    zoo = Zoo.from_toml(root / "registry.toml")
+    for name in names if trained is None else trained:
+        zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
+    return zoo
+
+
 def sample(generator: np.random.Generator) -> dict[str, Any]:
     """Return a sample: dark mirrors the levels of light, and the letters spell them."""
     levels = generator.integers(0, LEVELS, (2, 2))
@@ -158,6 +171,20 @@ def write(root: Path, zoo: Zoo, split: str, name: str, values: dict[str, Any]) -
     write_values(root, zoo, split, name, values)
     rows = zip(values, zoo[name].encode(list(values.values())), strict=True)
     write_tokens(root / "tokens", split, TokenMetadata.of(zoo[name], {}), dict(rows))
+
+
+def command_result(command: Command, *words: Any, registry: Path | None = None) -> Result:
+    """Run a command of the backbone in this process."""
+    return CliRunner().invoke(command, [str(word) for word in words], obj={"registry": registry, "debug": False})
+
+
+def refusal(command: Command, *words: Any, error: type[ZooError] = ZooError) -> str:
+    """Run a command that fails; return its one-line error."""
+    result = command_result(command, *words)
+    assert isinstance(result.exception, error), (result.output, result.exception)
+    text = str(result.exception)
+    assert "\n" not in text
+    return text
 
 
 def defaults(value: ValueSpec) -> SimpleNamespace:

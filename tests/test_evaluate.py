@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 from retrieval_world import train
 from rich.console import Console
-from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, registry_of, sample, write, write_values
+from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample, small_zoo, write, write_values
 from stores import of_source, writing_values
 from token_stores import note_source, reversed_tokens
 from toy_plugins import snapshot
@@ -25,7 +25,6 @@ from toy_plugins import snapshot
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data import shards
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.run_folder import FolderError
@@ -84,10 +83,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Values and tokens on disk, and a backbone that has learned to predict the other modalities from light."""
     root, generator = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
     with installed(tmp_path_factory.mktemp("site"), "fake", {"light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS}):
-        (root / "registry.toml").write_text(registry_of(NAMES))
-        zoo = Zoo.from_toml(root / "registry.toml")
-        for name in NAMES:
-            zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
+        zoo = small_zoo(root, NAMES)
         for split, count in (("train", TRAIN), ("test", TEST)):
             samples = {f"{split}-{i:03}": sample(generator) for i in range(count)}
             for name in NAMES:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from generation_samples import spec
+from backbone_samples import spec
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout, ValueSpec

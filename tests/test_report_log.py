@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,31 +41,27 @@ def test_lines_hold_what_was_written_and_null_for_what_is_not_finite(tmp_path: P
     ]  # fmt: skip
 
 
-def test_a_resumed_log_drops_what_comes_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with log_of(tmp_path) as log:
-        for step in (1, 2, 3):
-            log.write(step, {"loss": step})
-    capsys.readouterr()
-    with log_of(tmp_path, done=2) as log:
-        log.write(3, {"loss": 30})
-    assert lines_of(tmp_path) == [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 3, "loss": 30}]
-    assert "a loop: goes on after step 2" in capsys.readouterr().err
+def board_of(folder: Path) -> Any:
+    """Read the TensorBoard files in a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    return board
 
 
 @pytest.mark.parametrize("done", [0, 2])
-def test_tensorboard_has_each_step_of_a_resumed_log_once(tmp_path: Path, done: int) -> None:
+def test_a_resumed_log_has_each_step_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], done: int) -> None:
     """`done` = 0: the run was killed before its first checkpoint."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     for first, last in ((0, 5), (done, 7)):
+        capsys.readouterr()
         with log_of(tmp_path, done=first) as log:
             for step in range(first + 1, last + 1):
                 log.write(step, {"loss": last})
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    events = {event.step: event.value for event in board.Scalars("loss")}
-    assert len(board.Scalars("loss")) == 7
-    assert events == {step: 5 if step <= done else 7 for step in range(1, 8)}
+    assert ("a loop: goes on after step 2" in capsys.readouterr().err) == (done == 2)
+    expected = [(step, 5 if step <= done else 7) for step in range(1, 8)]
+    assert lines_of(tmp_path) == [{"step": step, "loss": loss} for step, loss in expected]
+    assert sorted((event.step, event.value) for event in board_of(tmp_path).Scalars("loss")) == expected
 
 
 def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
@@ -85,8 +82,6 @@ def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
 
 
 def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo: Zoo) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     config = TrainConfig(steps=10, batch_size=2)
     pair = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     found = Evaluation(
@@ -110,12 +105,7 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
         log.flush()
     assert log.note == "held-out loss 5"
 
-    def board(name: str) -> EventAccumulator:
-        events = EventAccumulator(str(tmp_path / name / "tensorboard"))
-        events.Reload()
-        return events
-
-    tokenizer, backbone = board("tokenizer"), board("backbone")
+    tokenizer, backbone = (board_of(tmp_path / name) for name in ("tokenizer", "backbone"))
     assert set(tokenizer.Tags()["scalars"]) == {
         "train/loss", "train/quantizer_loss", "train/learning_rate", "held_out/abs_rel", "codebook/usage",
         "codebook/perplexity", "speed/samples_per_second",

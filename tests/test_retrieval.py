@@ -10,16 +10,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
 from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
-from small_modalities import installed, write
+from small_modalities import command_result, installed, refusal, write
 from token_stores import reversed_tokens, stored_tokens, write_tokens
 
 from tokenizers_zoo.checkpoint import load_config, save_checkpoint
@@ -46,6 +46,8 @@ from zoo_backbone.retrieval.query import (
     weighted_sum,
 )
 
+zoo, refused = partial(command_result, retrieve), partial(refusal, retrieve)
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
@@ -56,20 +58,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="module")
 def index(world: World) -> Index:
     return build(world.run, world.zoo, world.root / "index", config=EmbeddingConfig())
-
-
-def zoo(world: World, *words: Any) -> Result:
-    """Run `zoo retrieve WORDS`."""
-    return CliRunner().invoke(retrieve, [str(word) for word in words], obj={"registry": None, "debug": False})
-
-
-def refused(world: World, *words: Any, error: type[ZooError] = ZooError) -> str:
-    """Run a command that fails; return its one-line error."""
-    result = zoo(world, *words)
-    assert isinstance(result.exception, error), (result.output, result.exception)
-    text = str(result.exception)
-    assert "\n" not in text
-    return text
 
 
 def stored(world: World, name: str, count: int = 8) -> tuple[list[str], Any]:
@@ -124,9 +112,9 @@ def test_an_unpaired_modality_is_refused_in_a_shared_space(world: World, tmp_pat
     write(other.root, other.zoo, "train", "letters", {f"else-{i}": all_five(generator)["letters"] for i in range(9)})
     words = (other.run, "--out", tmp_path / "out", "--modalities", "light,letters,dark")
     for command in ("build", "eval"):
-        text = refused(world, command, *words, error=ConfigError)
+        text = refused(command, *words, error=ConfigError)
         assert text.startswith("letters") and "--space whitened" in text and not (tmp_path / "out").exists()
-    assert zoo(world, "build", *words, "--space", "whitened").exception is None
+    assert zoo("build", *words, "--space", "whitened").exception is None
 
 
 # ---------------------------------------------------------------- the index
@@ -178,29 +166,29 @@ def test_an_index_is_of_its_backbone_and_of_the_tokenizer_of_its_vectors(world: 
     words = ("build", other.run, "--modalities", "light,dark", "--space", "centred", "--out")
     predicted = (*words, numbers, "--via", "gist")
     for command in ((*words, place), predicted):
-        assert zoo(world, *command).exception is None
+        assert zoo(*command).exception is None
     model, config = load_model(other.run), load_config(other.run)
     with torch.no_grad():
         model.encoder_norm.weight.mul_(1.01)
     save_model(model, other.run, {key: config[key] for key in ("train", "fingerprints")})
     query = ("query", place, "--keys", "test-000", "--input", "light")
-    assert Index(place).fingerprint[:12] in refused(world, *query, error=CheckpointError)
-    assert "fingerprint" in refused(world, *words, place, error=FolderError)
+    assert Index(place).fingerprint[:12] in refused(*query, error=CheckpointError)
+    assert "fingerprint" in refused(*words, place, error=FolderError)
     save_checkpoint(other.zoo["gist"].checkpoint, {"x": torch.ones(1)}, {"class": "Numbers"}, "Numbers.")
     for command in (predicted, ("eval", *predicted[1:])):
-        assert "gist" in refused(world, *command, error=DataError)
+        assert "gist" in refused(*command, error=DataError)
 
 
 def test_an_index_of_samples_with_other_keys_or_fewer_of_them_is_not_kept(world: World, tmp_path: Path) -> None:
     other, words = copied(world, tmp_path / "world"), ("--modalities", "light", "--space", "plain")
     build_words = ("build", other.run, "--out", tmp_path / "index", *words)
-    assert zoo(world, *build_words).exception is None
+    assert zoo(*build_words).exception is None
     column = TokenStore(other.root / "tokens").open("test", "light").metadata
     rows = list(stored_tokens(other.root / "tokens", "test", "light").values())
     for keys in ([f"new-{key}" for key in world.keys], world.keys[:-1]):
         shutil.rmtree(other.root / "tokens" / "test")
         write_tokens(other.root / "tokens", "test", column, dict(zip(keys, rows, strict=False)), keys=keys)
-        assert "samples was" in refused(world, *build_words, error=FolderError)
+        assert "samples was" in refused(*build_words, error=FolderError)
 
 
 def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Path) -> None:
@@ -217,11 +205,11 @@ def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Pa
             write_tokens(tokens, "train", TokenMetadata.of(other.zoo[name], {}), views if crops > 1 else samples,
                          crops=crops, keys=list(whole["light"]) if name == "light" else None)  # fmt: skip
         place, out = tmp_path / f"index{crops}", tmp_path / f"eval{crops}"
-        assert zoo(world, "build", other.run, "--out", place, *words).exception is None
+        assert zoo("build", other.run, "--out", place, *words).exception is None
         asked = ("--keys", "train-003,train-150", "--input", "letters", "--find", "light", "--exclude-self")
-        answer = zoo(world, "query", place, *asked)
+        answer = zoo("query", place, *asked)
         assert answer.exception is None
-        assert zoo(world, "eval", other.run, "--out", out, "--galleries", 0, *words).exception is None
+        assert zoo("eval", other.run, "--out", out, "--galleries", 0, *words).exception is None
         pairs = json.loads((out / "retrieval.json").read_text())["pairs"]
         found.append(({**bytes_of(place), "config.json": b""}, answer.output, pairs))
     assert found[0] == found[1]
@@ -249,7 +237,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert {path.name for path in place.glob("*.faiss")} == {"of-light.faiss", "of-dark.faiss", "of-letters.faiss"}
-    assert "no finished index" in refused(world, "query", place, "--keys", "test-000")
+    assert "no finished index" in refused("query", place, "--keys", "test-000")
     (place / "of-dark.faiss").write_bytes(b"IxF")
     embedded: list[tuple[str, bool]] = []
     embed_stored = Embedder.embed_stored
@@ -267,12 +255,12 @@ def test_a_killed_build_resumes_to_the_same_bytes(
 def test_a_run_that_was_moved(world: World, index: Index, tmp_path: Path) -> None:
     place, old, new = tmp_path / "index", tmp_path / "old", tmp_path / "new"
     shutil.copytree(world.run, old)
-    assert zoo(world, "build", old, "--out", place).exception is None
+    assert zoo("build", old, "--out", place).exception is None
     old.rename(new)
     words = ("query", place, "--keys", "test-004", "--input", "dark")
-    assert "--run" in refused(world, *words, error=CheckpointError)
-    expected = zoo(world, "query", index.folder, *words[2:])
-    moved = zoo(world, *words, "--run", new, "--out", tmp_path / "found")
+    assert "--run" in refused(*words, error=CheckpointError)
+    expected = zoo("query", index.folder, *words[2:])
+    moved = zoo(*words, "--run", new, "--out", tmp_path / "found")
     assert moved.exception is None and moved.output.startswith(expected.output)
     assert (tmp_path / "found" / "hits.png").is_file()
 
@@ -338,7 +326,7 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     (tmp_path / "word.txt").write_text("fade")
     out = tmp_path / "found"
     words = ("query", index.folder, "-k", 3, "--out", out, "--input")
-    result = zoo(world, *words, f"letters={tmp_path / 'word.txt'}")
+    result = zoo(*words, f"letters={tmp_path / 'word.txt'}")
     assert result.exception is None, result.exception
     lines = result.output.splitlines()
     assert lines[0] == "query: letters of files" and lines[1].split() == ["rank", "sample", "cosine"]
@@ -348,23 +336,23 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     embedder = index.embedder(world.zoo)
     expected = index.search(embedder.embed("letters", world.zoo["letters"].encode(["fade"])), 3)
     assert [hit["cosine"] for hit in answer["hits"]] == pytest.approx([hit.cosine for hit in expected[0]])
-    assert zoo(world, *words, "letters='fade'").output == result.output, "a text instead of a file"
+    assert zoo(*words, "letters='fade'").output == result.output, "a text instead of a file"
     cells = cells_of(out / "hits.png")  # the query is text; hits are images
     assert cells is not None and [cell is None for cell in cells[0]] == [True, False, False, False]
-    assert "no picture" in zoo(world, *words, "letters='fade'", "--find", "letters").output
+    assert "no picture" in zoo(*words, "letters='fade'", "--find", "letters").output
     assert not (out / "hits.png").exists()
 
 
 def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:
     out = tmp_path / "found"
     words = ("query", index.folder, "--keys", "test-001", "--keys", "test-004", "--input", "raw,dark", "-k", 99)
-    result = zoo(world, *words, "--weights", "raw=0.25", "--find", "letters", "--out", out)
+    result = zoo(*words, "--weights", "raw=0.25", "--find", "letters", "--out", out)
     assert result.exception is None
     written = json.loads((out / "hits.json").read_text())
     assert [answer["key"] for answer in written["queries"]] == ["test-001", "test-004"]
     assert [len(answer["hits"]) for answer in written["queries"]] == [28, 28]
     assert (written["find"], written["weights"]) == ("letters", {"raw": 0.25})
-    everything = zoo(world, "query", index.folder, "--keys", "test-001", "-k", 1)
+    everything = zoo("query", index.folder, "--keys", "test-001", "-k", 1)
     assert everything.output.splitlines()[0] == f"query: {' + '.join(NAMES)} of test-001"
     assert everything.output.splitlines()[2].split() == ["1", "test-001", "1.000"]
 
@@ -394,7 +382,7 @@ def test_a_bad_query_is_refused(
 ) -> None:
     (tmp_path / "word.txt").write_text("fade")
     parts = words.replace("FILE", str(tmp_path / "word.txt")).split()
-    assert named in refused(world, "query", index.folder, *parts, "--out", tmp_path / "out", error=error)
+    assert named in refused("query", index.folder, *parts, "--out", tmp_path / "out", error=error)
     assert not (tmp_path / "out").exists()
 
 
@@ -415,7 +403,7 @@ def test_the_networks_run_on_the_device(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     name, *keys = command.split()
     words = (index.folder, *(("--keys", "test-000") if keys else ("--input", "letters='fade'")))
-    result = zoo(world, name, *(words if name == "query" else (world.run, "--out", tmp_path)), "--device", "cuda")
+    result = zoo(name, *(words if name == "query" else (world.run, "--out", tmp_path)), "--device", "cuda")
     assert re.search("CUDA|NVIDIA", str(result.exception))
 
 
@@ -427,7 +415,7 @@ def test_the_networks_run_on_the_device(
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["build", "eval"])
 def test_bad_vectors_are_refused(world: World, tmp_path: Path, command: str, words: str, named: str) -> None:
-    assert named in refused(world, command, world.run, "--out", tmp_path / "out", *words.split())
+    assert named in refused(command, world.run, "--out", tmp_path / "out", *words.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -437,11 +425,11 @@ def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_pa
     shutil.rmtree(other.root / "tokens" / "train" / "letters")
     shutil.rmtree(other.root / "tokens" / "test" / "gist")
     words = ("build", other.run, "--out")
-    assert zoo(world, *words, tmp_path / "index").exception is None
+    assert zoo(*words, tmp_path / "index").exception is None
     assert Index(tmp_path / "index").names == ["light", "dark", "raw"]
-    assert zoo(world, *words, tmp_path / "plain", "--space", "plain").exception is None
+    assert zoo(*words, tmp_path / "plain", "--space", "plain").exception is None
     assert Index(tmp_path / "plain").names == ["light", "dark", "letters", "raw"], "nothing is fitted"
-    assert zoo(world, "eval", other.run, "--galleries", 0).exception is None
+    assert zoo("eval", other.run, "--galleries", 0).exception is None
     measured = json.loads((other.run / "retrieval" / "retrieval.json").read_text())["pairs"]
     assert {pair["query"] for pair in measured} == {"light", "dark", "raw"}
 
@@ -459,20 +447,20 @@ def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) ->
         shutil.copytree(index.folder, place)
         (place / name).write_bytes(damage)
         words = ("query", place, "--keys", "test-000", "--input", "light")
-        assert str(place) in refused(world, *words, error=CheckpointError)
-        assert str(place) in refused(world, "build", world.run, "--out", place)
-    assert zoo(world, "build", world.run, "--out", place, "--overwrite").exit_code == 0
-    assert zoo(world, *words).exit_code == 0
+        assert str(place) in refused(*words, error=CheckpointError)
+        assert str(place) in refused("build", world.run, "--out", place)
+    assert zoo("build", world.run, "--out", place, "--overwrite").exit_code == 0
+    assert zoo(*words).exit_code == 0
 
 
 def test_without_faiss_the_extra_is_named(
     world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert "zoo-backbone[retrieval]" in refused(world, "build", world.run, "--out", tmp_path / "out")
+    assert "zoo-backbone[retrieval]" in refused("build", world.run, "--out", tmp_path / "out")
     assert not list(tmp_path.iterdir())
-    assert "zoo-backbone[retrieval]" in refused(world, "query", index.folder, "--keys", "test-000")
-    assert zoo(world, "eval", world.run, "--out", tmp_path / "eval", "--galleries", 0).exception is None
+    assert "zoo-backbone[retrieval]" in refused("query", index.folder, "--keys", "test-000")
+    assert zoo("eval", world.run, "--out", tmp_path / "eval", "--galleries", 0).exception is None
 
 
 # ---------------------------------------------------------------- recall
@@ -504,9 +492,9 @@ def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path
 def test_figures_of_another_split_have_their_own_place(world: World, tmp_path: Path) -> None:
     other = copied(world, tmp_path / "world")
     words = ("eval", other.run, "--modalities", "light,dark", "--galleries", 0)
-    assert zoo(world, *words).exception is None
+    assert zoo(*words).exception is None
     kept = (other.run / "retrieval" / "retrieval.json").read_bytes()
-    assert "not held-out" in zoo(world, *words, "--split", "train").output
+    assert "not held-out" in zoo(*words, "--split", "train").output
     found = json.loads((other.run / "retrieval-train" / "retrieval.json").read_text())
     assert found["identity"]["split"] == "train" and found["pairs"][0]["samples"] == 160
     assert (other.run / "retrieval" / "retrieval.json").read_bytes() == kept

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, registry_of, sample, write, write_values
+from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, sample, small_zoo, write, write_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from zoo_backbone.checkpoint import save_model
@@ -140,10 +139,7 @@ class World:
 
 def make_world(root: Path) -> World:
     """Make values, tokens and a backbone. Test samples 3 and 7 lack letters; 5 and 6 lack facts."""
-    (root / "registry.toml").write_text(registry_of([*SEEN, *UNSEEN]))
-    zoo = Zoo.from_toml(root / "registry.toml")
-    for name in SEEN:
-        zoo[name].train_tokenizer(TrainingSamples(train=[], test=[]), zoo[name].checkpoint, 0)
+    zoo = small_zoo(root, [*SEEN, *UNSEEN], SEEN)
     generator = np.random.default_rng(0)
     rows = ["key,label"]
     for split, count in (("train", TRAIN), ("test", TEST)):
