@@ -1,13 +1,16 @@
-"""The report's sections on retrieval and transfer, tested with hand-made folders, and the comparison of probes."""
+"""The report's sections on retrieval and transfer, the comparison of probes, and the page of a zoo."""
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from examples import only, trained
 from PIL import Image
 from test_report import bare_run
 
@@ -15,10 +18,11 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.ml4m.source import KNOWN_AS
-from tokenizers_zoo.report.pages import write_report
+from tokenizers_zoo.report.pages import write_report, write_zoo_report
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
+from tokenizers_zoo.train.report import write_pictures
 from zoo_backbone.retrieval.query import framed, write_hits
 from zoo_backbone.transfer.cli import transfer as command
 from zoo_backbone.transfer.results import compare
@@ -211,3 +215,59 @@ def test_the_page_has_the_table_where_there_are_probes(run: Path, zoo: Zoo) -> N
     probe(run, "a", 0.25, task={"name": "<depth>", "kind": "number map"})
     page = write_report(zoo, run).read_text(encoding="utf-8")
     assert heading in page and "&lt;depth&gt;" in page and "95 %" not in page
+
+
+# --- the page of a zoo: its modalities, with their tokenizers' metrics and held-out samples
+
+
+def leave_results(checkpoint: Path, colour: str, mae: float) -> None:
+    """Write a training's metrics and pictures into a checkpoint folder."""
+    write_pictures(checkpoint, [(Image.new("RGB", (16, 16), colour), Image.new("RGB", (16, 16), "black"))])
+    codebook = {"size": 16, "usage": 0.875, "perplexity": 7.2}
+    (checkpoint / "evaluation.json").write_text(
+        json.dumps({"samples": 12, "metrics": {"mae": mae}, "codebook": codebook})
+    )
+
+
+@pytest.fixture
+def trained_zoo(install_example: Callable[..., Path], tmp_path: Path) -> Zoo:
+    """`light`, a second instance of it, and the untrained `dusk`."""
+    install_example("light", {'summary="brightness"': 'summary="how bright <it> is"'})
+    install_example("dusk")
+    zoo = only({"light_32": {"plugin": "light", "image_size": 32}}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    folder = tmp_path / "tokenizers"
+    for name, colour, mae in (("light", "red", 0.25), ("light_32", "lime", 0.125)):
+        trained(zoo, name, folder / name)
+        leave_results(folder / name, colour, mae)
+    return zoo
+
+
+def test_the_page_shows_every_modality(trained_zoo: Zoo, tmp_path: Path) -> None:
+    page = write_zoo_report(trained_zoo)
+    assert page == tmp_path / "report" / "index.html"
+    text = page.read_text(encoding="utf-8")
+    for part in ("A zoo of 3 modalities", "how bright &lt;it&gt; is", "mae 0.25", "mae 0.125", ">88 ", "not trained",
+                 "of 16, on held-out samples", "grid 4x4", "zoo-light 1.0", trained_zoo["light"].fingerprint[:16],
+                 "zoo tokenizer train dusk --data DATA", "mean absolute error"):  # fmt: skip
+        assert part in text, part
+    drawn = {path.name for path in (page.parent / "pictures").iterdir()}
+    assert drawn == {"tokenizer-light-0.png", "tokenizer-light_32-0.png"}
+    picture = Image.open(io.BytesIO((page.parent / "pictures" / "tokenizer-light_32-0.png").read_bytes()))
+    assert picture.getpixel((0, 0)) == (0, 255, 0)
+    assert 'src="pictures' not in text  # pictures are embedded in the page
+
+
+def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Callable[..., Path], tmp_path: Path) -> None:
+    names = ("light", "odd", "pinned")
+    for name in names:
+        install_example(name)
+    zoo = only({"pinned": {"sha256": "0" * 64}}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    for name in names:
+        trained(zoo, name, zoo[name].checkpoint)
+    (zoo["odd"].checkpoint / "evaluation.json").write_text("{")
+    page = write_zoo_report(zoo)
+    text = page.read_text(encoding="utf-8")
+    assert "<h3>light " in text and text.count("<p>Problem: ") == 2
+    assert "<p>Problem: odd: " in text and "odd/evaluation.json: cannot be read as JSON" in text
+    assert "; zoo tokenizer eval writes it anew" in text
+    assert "<p>Problem: pinned: the tokenizer at " in text
