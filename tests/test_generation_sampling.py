@@ -41,25 +41,17 @@ def log(*shares: float) -> torch.Tensor:
     return torch.tensor(shares).log()
 
 
-def kept(logits: torch.Tensor) -> list[int]:
-    return torch.isfinite(logits).nonzero().flatten().tolist()
-
-
-def test_top_k_keeps_the_k_likeliest() -> None:
-    logits = log(0.1, 0.4, 0.2, 0.3)
-    assert kept(filtered(logits, 2, 1.0)) == [1, 3]
-    assert kept(filtered(logits, 0, 1.0)) == [0, 1, 2, 3]
-    assert kept(filtered(logits, 9, 1.0)) == [0, 1, 2, 3]
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
-    logits = log(0.1, 0.4, 0.2, 0.3)
-    assert kept(filtered(logits, 0, 0.35)) == [1]
-    assert kept(filtered(logits, 0, 0.6)) == [1, 3]
-    assert kept(filtered(logits, 0, 0.75)) == [1, 2, 3]
-    assert kept(filtered(logits, 0, 0.95)) == [0, 1, 2, 3]
-    # After top-k 2 the shares are 4/7 and 3/7.
-    assert kept(filtered(logits, 2, 0.5)) == [1]
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"),
+    [
+        (2, 1.0, [1, 3]), (0, 1.0, [0, 1, 2, 3]), (9, 1.0, [0, 1, 2, 3]),
+        (0, 0.35, [1]), (0, 0.6, [1, 3]), (0, 0.75, [1, 2, 3]), (0, 0.95, [0, 1, 2, 3]),
+        (2, 0.5, [1]),  # after top-k 2 the shares are 4/7 and 3/7
+    ],
+)  # fmt: skip
+def test_top_k_keeps_the_likeliest_and_top_p_the_smallest_set(top_k: int, top_p: float, kept: list[int]) -> None:
+    logits = filtered(log(0.1, 0.4, 0.2, 0.3), top_k, top_p)
+    assert torch.isfinite(logits).nonzero().flatten().tolist() == kept
 
 
 def test_draw_inverts_the_cumulative_distribution() -> None:
