@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from tokenizers_zoo.errors import ZooError
 
@@ -79,8 +78,8 @@ class EMA:
         """Overwrite the model's parameters with the average, or with `weights`."""
         for name, parameter in self.parameters.items():
             parameter.copy_((weights or self.weights)[name])
-        if isinstance(self.model, FSDPModule):
-            self.model.reshard()  # parameters gathered for the last forward pass are outdated
+        if reshard := getattr(self.model, "reshard", None):  # of FSDP, whose import would take a second
+            reshard()  # parameters gathered for the last forward pass are outdated
 
     def state(self) -> dict[str, Tensor]:
         """Return the average by parameter name."""

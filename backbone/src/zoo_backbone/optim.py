@@ -6,16 +6,19 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.train.optim import learning_rate_at
 from zoo_backbone.config import TrainConfig
 from zoo_backbone.model import FourM
 from zoo_backbone.transformer import FusedLinear
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 MOMENTUM = 0.9
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
@@ -71,7 +74,7 @@ class Muon:
                 continue
             momentum = self.momentum[weight].lerp_(weight.grad, 1 - MOMENTUM)
             ahead = weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
-            moved[weight] = list((ahead.full_tensor() if isinstance(ahead, DTensor) else ahead).chunk(parts))
+            moved[weight] = list(whole(ahead).chunk(parts))
             for part, matrix in enumerate(moved[weight]):
                 by_shape[tuple(matrix.shape)].append((weight, part, matrix))
         for shape, found in by_shape.items():
@@ -79,9 +82,7 @@ class Muon:
             for (weight, part, _), update in zip(found, orthogonal(torch.stack([m for *_, m in found])), strict=True):
                 moved[weight][part] = update * scale
         for weight, updates in moved.items():
-            update = torch.cat(updates)
-            if isinstance(weight, DTensor):
-                update = distribute_tensor(update, weight.device_mesh, weight.placements, src_data_rank=None)
+            update = sharded_like(weight, torch.cat(updates))
             weight.mul_(1 - rate * self.weight_decay).sub_(update, alpha=rate)
 
 
@@ -242,7 +243,7 @@ class Optimizer:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         parts = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
         total = torch.nn.utils.get_total_norm(parts)
-        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        norm = float(whole(total))
         if self.config.gradient_clip and norm > self.config.gradient_clip:
             torch._foreach_mul_(parts, self.config.gradient_clip / norm)
         for group in self.dense.param_groups:
@@ -285,12 +286,28 @@ def names_of(parameter: str) -> tuple[str, str, str]:
 
 def rows_like(parameter: Tensor, rows: Tensor) -> Tensor:
     """Return bool `rows` on the parameter's device; of a sharded parameter, this process's part."""
-    rows = rows.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        rows = local(distribute_tensor(rows, parameter.device_mesh, parameter.placements, src_data_rank=None))
-    return rows
+    return local(sharded_like(parameter, rows.to(parameter.device)))
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """True for a tensor that is sharded over processes. Does not import DTensor, which takes a second."""
+    return hasattr(tensor, "placements")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor from all processes; return any other tensor unchanged."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a sharded tensor; any other tensor unchanged."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def sharded_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Shard a whole tensor as a parameter is sharded."""
+    if not is_sharded(parameter):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
