@@ -21,8 +21,10 @@ from backbone_samples import (
     killed_after,
     outcome,
     packed_batch,
+    run,
     sequence,
     spec,
+    write_splits,
     write_store,
 )
 from command_world import World, the_world
@@ -72,10 +74,7 @@ def grown() -> list[ModalitySpec]:
 def old_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run over all layouts."""
     root = tmp_path_factory.mktemp("old")
-    write_store(root / "tokens", all_layouts(), 24)
-    write_store(root / "tokens", all_layouts(), 8, "test", seed=1)
-    config = dataclasses.replace(TRAINING, steps=4)
-    return train(root / "run", root / "tokens", all_layouts(), SMALL, config)
+    return run(root / "run", write_splits(root / "tokens"), steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -421,8 +420,8 @@ def test_the_command(world: World) -> None:
     assert report["start"]["added"] == ["caption"] and report["losses"]["depth"]["before"] > 0
     again = world(grow)
     assert again.code == 0 and again.printed == done.printed
-    for run in ("old", "grown"):
-        assert world(f"backbone eval {run} --config backbone.toml --input rgb_patches --target depth").code == 0
+    for folder in ("old", "grown"):
+        assert world(f"backbone eval {folder} --config backbone.toml --input rgb_patches --target depth").code == 0
     assert "rgb_patches to depth" in world(grow).printed
     frozen = world("backbone grow old --add caption --tokens tokens --out frozen --set steps=1 --freeze")
     assert frozen.code == 0

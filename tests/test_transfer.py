@@ -18,7 +18,7 @@ from small_modalities import installed, write_values
 from stores import of_source, writing_values
 from token_stores import note_source, reversed_tokens
 from torch import nn
-from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, set_places, train
+from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, set_places, train, with_run
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
@@ -283,23 +283,17 @@ def test_labels_belong_to_whole_samples_not_crops(world: World, tmp_path: Path) 
     """Results equal those without crops; tables use the keys of samples."""
     tokenize(world.zoo, world.root / "data", tmp_path / "tokens", modalities=["light"], crops=2)
     assert TokenStore(tmp_path / "tokens").split("train").crops == 2
-    run = tmp_path / "run"
-    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
-    Run(tokens=tmp_path / "tokens", data=world.root / "data", registry=world.root / "registry.toml").save(run)
+    cropped = with_run(world, tmp_path, tokens=tmp_path / "tokens")
     for number, task in enumerate(("facts.total", str(world.table))):
         plain = train(world, tmp_path / f"plain{number}", task, head="knn")
-        found = train(dataclasses.replace(world, run=run), tmp_path / f"cropped{number}", task, head="knn")
+        found = train(cropped, tmp_path / f"cropped{number}", task, head="knn")
         assert all(found[key] == plain[key] for key in ("metrics", "labels", "dropped"))
 
 
 def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.root / "data", tmp_path / "data")
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
-    shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
-    Run(tokens=tmp_path / "tokens", data=tmp_path / "data", registry=world.root / "registry.toml").save(
-        tmp_path / "run"
-    )
-    mine = dataclasses.replace(world, run=tmp_path / "run")
+    mine = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=tmp_path / "data")
     asked: dict[str, dict[str, Any]] = {"zones": {"steps": 1, "labels": 40}, "facts.first": {"head": "knn"}}
 
     def again(task: str) -> bytes:
@@ -357,10 +351,7 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
         of_source(tmp_path / name, "train", seed)
     identity = {"train": ValueStore(tmp_path / "data").source("train")}
     note_source(tmp_path / "tokens", tmp_path / "data", identity)
-
-    shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
-    Run(tokens=tmp_path / "tokens", registry=world.root / "registry.toml").save(tmp_path / "run")
-    mine = dataclasses.replace(world, run=tmp_path / "run")
+    mine = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=None)
 
     def asked(name: str) -> Any:
         return train(mine, tmp_path / f"of_{name}", "facts.first", head="knn", data=tmp_path / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
 import re
@@ -21,12 +20,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_modalities import command_result, installed, refusal, registry_of
 from token_stores import note_source, rewrite_tokens, stored_tokens
-from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train
+from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train, with_run
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.run_folder import FolderError
-from zoo_backbone.run import Run
 from zoo_backbone.transfer import load
 from zoo_backbone.transfer.cli import transfer
 from zoo_backbone.transfer.task import read_csv
@@ -228,10 +226,9 @@ def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
     both = stored_tokens(tmp_path / "tokens", "train", "light")
     rewrite_tokens(tmp_path / "tokens", "test", "light", both)
-    shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("transfer"))
-    Run(tokens=tmp_path / "tokens", registry=world.root / "registry.toml").save(tmp_path / "run")
+    run = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=None).run
     words = ("--task", world.table, "--input", "light", "--out", tmp_path / "probe")
-    assert "'train-000'" in refused("train", tmp_path / "run", *words)
+    assert "'train-000'" in refused("train", run, *words)
     assert not (tmp_path / "probe").exists()
 
 
@@ -243,8 +240,7 @@ def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: py
 
 
 def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None:
-    run, probe = tmp_path / "run", tmp_path / "probe"
-    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
+    run, probe = with_run(world, tmp_path).run, tmp_path / "probe"
     words = ("--task", "facts.total", "--input", "light", "--head", "knn", "--out", probe)
     assert zoo("train", run, *words).exit_code == 0
     config = json.loads((run / "config.json").read_text())
@@ -272,12 +268,11 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
 
 def test_tokens_of_another_tokenizer_are_refused_where_they_are_inputs(world: World, tmp_path: Path) -> None:
     """The fingerprints of other modalities decide neither inputs nor a finished probe."""
-    run, out = tmp_path / "run", tmp_path / "probe"
-    shutil.copytree(world.run, run, ignore=shutil.ignore_patterns("transfer"))
-    there, config = World(root=world.root, zoo=world.zoo, run=run), json.loads((run / "config.json").read_text())
+    there, out = with_run(world, tmp_path), tmp_path / "probe"
+    config = json.loads((there.run / "config.json").read_text())
 
     def trained(**fingerprints: str) -> dict[str, Any]:
-        (run / "config.json").write_text(json.dumps({**config, "fingerprints": fingerprints}))
+        (there.run / "config.json").write_text(json.dumps({**config, "fingerprints": fingerprints}))
         return train(there, out, "zones", steps=1)
 
     found = trained(light=config["fingerprints"]["light"])
@@ -299,11 +294,9 @@ def test_the_network_runs_on_the_device(frozen: Path, monkeypatch: pytest.Monkey
 def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, probe = tmp_path / "run", tmp_path / "probe"
-    shutil.copytree(world.run, run)
-    known = world.root / "seen.toml"
+    known, probe = world.root / "seen.toml", tmp_path / "probe"
     known.write_text(registry_of(SEEN))
-    dataclasses.replace(Run.load(world.run), registry=known).save(run)
+    run = with_run(world, tmp_path, registry=known).run
     words = ("train", run, "--task", "zones", "--input", "light", "--set", "steps=2", "--out", probe)
     done = zoo(*words, registry=Path(os.path.relpath(world.root / "registry.toml")))
     assert done.exit_code == 0, (done.output, done.exception)

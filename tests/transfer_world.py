@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,13 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
     zones = (levels // 2).repeat(4, 0).repeat(4, 1).astype(np.int64)
     gist = (levels.ravel() / (LEVELS - 1)).astype(np.float32)
     return {**values, "gist": gist, "zones": zones, "facts": facts, "warmth": np.asarray(gist.mean())}
+
+
+def with_run(world: World, folder: Path, **places: Path | None) -> World:
+    """Return the world with a copy of its run without probes; its tokens, data or registry may be others."""
+    run = shutil.copytree(world.run, folder / "run", ignore=shutil.ignore_patterns("transfer"))
+    dataclasses.replace(Run.load(run), **places).save(run)
+    return dataclasses.replace(world, run=run)
 
 
 def train(world: World, out: Path, task: str, inputs: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
