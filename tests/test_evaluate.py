@@ -38,7 +38,7 @@ from zoo_backbone.config import Dataset, EvaluationConfig, MaskingConfig, Mixtur
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.evaluate import skill_score
 from zoo_backbone.evaluation_data import EvaluationData, pairs_of
-from zoo_backbone.gallery import CELL, GAP, HEADER, TEXT, Previews, write_sheet
+from zoo_backbone.gallery import CELL, GAP, HEADER, Previews
 from zoo_backbone.generate import TargetPlan, generate, outputs
 from zoo_backbone.generate.inputs import Request
 from zoo_backbone.generate.plans import GenerationPlan
@@ -530,19 +530,6 @@ def test_the_table_fits_80_columns() -> None:
     assert all(f"{name} " in text for name in names) and "…" not in text  # no name or number is cut
     rows = [line.split() for line in text.splitlines() if line.strip().startswith("modality_number_0 ")]
     assert [cell for row in rows for cell in row[1:]].count("0.07") == 1
-
-
-def test_sheets_enlarge_small_pictures_by_whole_factors(tmp_path: Path) -> None:
-
-    small = Image.new("RGB", (2, 2), "red")
-    small.putpixel((1, 0), (0, 0, 255))
-    assert write_sheet(tmp_path / "x.png", ["text", "picture"], [["hello", small]])
-    with Image.open(tmp_path / "x.png") as sheet:
-        assert sheet.size == (TEXT + GAP + CELL, HEADER + CELL)
-        middle = TEXT + GAP + CELL // 2
-        assert sheet.getpixel((middle - 1, HEADER + CELL // 2 - 1)) == (255, 0, 0)
-        assert sheet.getpixel((middle, HEADER + CELL // 2 - 1)) == (0, 0, 255)
-        assert sheet.crop((0, HEADER, TEXT, HEADER + CELL)).convert("L").getextrema()[0] < 128  # the text is drawn
 
 
 # --- generation to a folder

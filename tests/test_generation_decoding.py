@@ -11,7 +11,6 @@ import pytest
 import torch
 from generation_samples import WORDS, draw_one, full_logits, given_tokens, only, sharp_model, whole_inputs
 
-from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.batch import PackedInputs
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
 from zoo_backbone.generate.sampler import rows_of
@@ -325,11 +324,3 @@ def test_draws_equal_repeated_samples(
         ids = [row.tolist() for row in found]
         assert ids == [row.tolist() for row in alone[name]]
         assert partial or all(len(set(map(str, ids[at : at + DRAWS]))) > 1 for at in range(0, len(ids), DRAWS))
-
-
-def test_draws_need_a_number_each(model: FourM) -> None:
-    plan = [TargetPlan(name="right")]
-    with pytest.raises(ConfigError, match="draws 0"):
-        generate(model, both(2), plan, 0, draws=0)
-    with pytest.raises(ConfigError, match="draws 3, 4 numbers"):
-        generate(model, both(2), plan, 0, range(4), draws=3)

@@ -134,24 +134,6 @@ def test_whole_inputs_are_packed_as_in_training() -> None:
     assert len(contents(generated)) == lengths.sum() - 9 * batch
 
 
-def test_growing_inputs_equal_freshly_packed_inputs() -> None:
-    """Inputs added step by step equal inputs packed from the finished targets, with and without guidance."""
-    model = FourM(CONFIG, SPECS)
-    given = given_tokens(3)
-    inputs = whole_inputs(model, given)
-    grid = torch.randint(0, 11, (3, 3, 3), generator=torch.Generator().manual_seed(0))
-    order = torch.stack([torch.randperm(9) for _ in range(3)])
-    for cells in order.split(4, dim=1):
-        inputs.add("right", grid.flatten(1).gather(1, cells), cells)
-    anew = whole_inputs(model, {**given, "right": grid})
-    assert contents(inputs.packed()) == contents(anew.packed())
-    for hidden in ("words",), ("right", "left"):
-        assert contents(inputs.packed(hidden)) == contents(anew.packed(hidden))
-    assert inputs.names == anew.names == (*given, "right")
-    inputs.remove("right")
-    assert contents(inputs.packed()) == contents(whole_inputs(model, given).packed())
-
-
 # --- grids
 
 

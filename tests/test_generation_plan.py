@@ -51,15 +51,17 @@ def test_errors_name_the_problem() -> None:
     model, right = sharp_model(), TargetPlan(name="right")
     left, vectors = ({name: given_tokens(1)[name]} for name in ("left", "vectors"))
     part, late = torch.full((1, 2, 3), -1), Guidance(weights={"bag": 2.0})
-    for error, message, given, plan, kept in (
+    for error, message, given, plan, options in (
         (ConfigError, "words: scheme 'maskgit' is not for a sequence", left,
          [TargetPlan(name="words", scheme="maskgit")], {}),
         (ConfigError, "words: temperature_schedule 'linear' is not for a sequence", left,
          [TargetPlan(name="words", temperature_schedule="linear")], {}),
-        (ConfigError, "left: is an input whole and in part", left, [right], {"left": part}),
-        (ConfigError, "vectors: .* modality cannot be inpainted", left, [right], vectors),
+        (ConfigError, "left: is an input whole and in part", left, [right], {"partial": {"left": part}}),
+        (ConfigError, "vectors: .* modality cannot be inpainted", left, [right], {"partial": vectors}),
         (ConfigError, "at least one target", left, [], {}),
         (ConfigError, "samples: expected a number for each sample", {}, [right], {}),
+        (ConfigError, "draws 0", left, [right], {"draws": 0}),
+        (ConfigError, "draws 3, 4 numbers", left, [right], {"draws": 3, "samples": range(4)}),
         (ConfigError, "right: guidance weights: bag is neither an input nor an earlier target; expected left", left,
          [dataclasses.replace(right, guidance=late), TargetPlan(name="bag")], {}),
         (ConfigError, "guidance always: words is neither an input", left,
@@ -70,7 +72,7 @@ def test_errors_name_the_problem() -> None:
         (InvalidValueError, "2 samples, and the batch has 1", {**left, "words": [np.array([9])] * 2}, [right], {}),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
-            generate(model, given, plan, 0, partial=kept)
+            generate(model, given, plan, 0, **options)
     generate(model, left, [TargetPlan(name="bag"), dataclasses.replace(right, guidance=late)], 0)
     for key, value in (("top_p", 0.0), ("temperature", float("nan"))):
         with pytest.raises(ValueError, match=key):

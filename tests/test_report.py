@@ -103,6 +103,9 @@ def test_a_sheet_is_cut_into_the_pictures_that_were_put_in(tmp_path: Path) -> No
     assert back.size == (CELL, CELL)
     assert back.resize((2, 2), Image.Resampling.NEAREST).tobytes() == first.tobytes()
     assert opened(cells[0][2] or "").size == (CELL, CELL // 4)
+    write_sheet(tmp_path / "y.png", ["a", "b", "c"], [[first, "other words", strip], [large, "", first]])
+    one, other = (np.asarray(Image.open(tmp_path / name)) for name in ("x.png", "y.png"))
+    assert (one != other).any(), "texts are drawn"
     assert opened(cells[1][0] or "").size == (CELL, CELL // 2)
     assert set(opened(cells[1][0] or "").convert("RGB").getcolors() or []) == {(CELL * CELL // 2, (0, 128, 0))}
 
