@@ -504,7 +504,7 @@ SPECS = [
 
 
 def test_default_pairs_are_single_inputs_with_informative_pairs_first() -> None:
-    """The model may read or predict only some of the modalities."""
+    """Some modalities of a model may be only inputs, or only targets."""
     pairs = pairs_of(SPECS, EmbeddingLayout(SPECS))
     assert pairs[:3] == [(("d_photo",), "c_field"), (("d_photo",), "b_edges"), (("d_photo",), "a_text")]
     assert pairs[3:8] == [((name,), "d_photo") for name in ("c_field", "b_edges", "e_pixels", "a_text", "f_vectors")]
