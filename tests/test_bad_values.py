@@ -166,10 +166,8 @@ def test_transparent_pixels_are_white_in_pictures_and_no_edges(name: str, ground
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("boxes", []),
         ("human_poses", []),
         ("metadata", {}),
-        ("caption", ""),
         ("caption", "ein Stuhl, une chaise, стул, 椅子, 🪑"),
         ("sam_instance", np.zeros((32, 32), np.int32)),  # a mask without an object
     ],
@@ -312,7 +310,7 @@ VALUES: list[tuple[str, Any, str]] = [
         ({"joint_rotations": [[90.0, 0, 0]] * 24}, "radians"), ({"joints_camera": [[0, 0, -4000]] * 24}, "metres"),
         ({"box": [0, 0, 64, 64]}, "fractions"), ({"box": [0.5, 0.2, 0.5, 0.6]}, "xmin < xmax"),
         ({"box": [0.5, 0.2, 0.6]}, "box"), ({"shape": [[0.0]]}, "shape"), ({"shape": "tall"}, "shape"),
-        ({"joints_image": [[500.0, 500.0]] * 24}, "divide pixels"), ({"joints_camera": [[NAN, 0, -4]] * 24}, ""),
+        ({"joints_image": [[500.0, 500.0]] * 24}, "divide pixels"),
     )),
     *(("human_poses", rotated(matrix), "person 1: joint_rotations") for matrix in (
         np.zeros((3, 3)), np.diag([-1.0, 1, 1]), 2 * np.eye(3), np.eye(3)[[1, 0, 2]]
@@ -340,8 +338,11 @@ VALUES: list[tuple[str, Any, str]] = [
     *((name, value, "") for name, values in (
         ("caption", (None, 2.5, True, ["a"], {"text": "a"}, b"a")),
         ("web_text", (None, 3, ["a"], b"a", "a" * 10_000_000, "a\x1b[2J", "\udfff")),
+        ("human_poses", [changed(PERSON, joints_camera=[[number, 0, -4]] * 24) for number in (NAN, math.inf)]),
+        ("boxes_3d", [changed(SOLID, size=[1, number, 1]) for number in (NAN, math.inf)]),
+        ("boxes", [changed(FLAT, box=[0, 0, number, 1]) for number in (NAN, math.inf)]),
         ("boxes", (None, "a", [None], [{"label": "\ud800", "box": [0, 0, 1, 1]}])),
-        ("metadata", (None, "a", 3, {"num_people": None}, {"brightness": math.inf})),
+        ("metadata", (None, "a", 3, {"num_people": None}, {"brightness": math.inf}, {"brightness": NAN})),
         ("semantic_metadata", ({"num_people": 21}, {"num_people": "2"}, {"camera_fov": 60}, {"caption_words": 0})),
         ("geometric_metadata", ({"median_depth": 0}, {"median_depth": -1.0}, {"occlusion_score": 2}, {"x\ny": 1})),
         ("image_metadata", ({"entropy": 8.5}, {"brightness": [0.5]}, {"brightness": 10**400}, {1: 2})),
@@ -354,19 +355,6 @@ def test_values(name: str, value: Any, word: str) -> None:
     refused("", lambda: ZOO[name].write(value), word)
     if name not in ("caption", "web_text") and "\\ud800" not in repr(value):
         refused(name, lambda: ZOO[name].read(json.dumps(value).encode(), "json"))
-
-
-@pytest.mark.parametrize("name", ["human_poses", "boxes", "boxes_3d", "metadata"])
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_numbers_that_are_not_finite(name: str, number: float) -> None:
-    values: dict[str, Any] = {
-        "human_poses": changed(PERSON, joints_camera=[[number, 0, -4]] * 24),
-        "boxes": changed(FLAT, box=[0, 0, number, 1]),
-        "boxes_3d": changed(SOLID, size=[1, number, 1]),
-        "metadata": {"camera_height": number},
-    }
-    refused("", lambda: ZOO[name].write(values[name]))
-    refused(name, lambda: ZOO[name].read(json.dumps(values[name]).encode(), "json"), "not valid JSON")
 
 
 # ---------------------------------------------------------------- settings

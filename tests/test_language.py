@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_tokenizers import caption, load, round_trip, settings_of, web_text
+from text_tokenizers import PLUGINS, caption, load, round_trip, settings_of, web_text
 
 from tokenizers_zoo.families.text import words_of
 from tokenizers_zoo.spec import Crop
@@ -20,10 +20,18 @@ def test_texts_are_exact(text: str) -> None:
         assert round_trip(load(name, max_length=400), text) == text
 
 
-def test_long_captions_are_cut_before_a_word() -> None:
-    text = "a red chair in a room " * 20
-    kept = round_trip(load("caption", max_length=10), text)
-    assert text.startswith(kept) and text[len(kept)] == " " and len(kept) > 20
+DOCUMENT = " ".join(f"word{number} of sentence{number // 7}." for number in range(2000))
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "text"), [("caption", 10, "a red chair in a room " * 20), ("web_text", 256, DOCUMENT)]
+)
+def test_long_texts_are_cut_before_a_word(name: str, length: int, text: str) -> None:
+    tokenizer = load(name, max_length=length)
+    kept = round_trip(tokenizer, text)
+    assert text.startswith(kept) and text[len(kept)] in " ." and len(kept) > max(20, length)
+    assert len(PLUGINS[name].encode(tokenizer, [text])[0]) <= length
+    assert round_trip(tokenizer, "") == ""
 
 
 def test_captions_are_read_from_text_and_json() -> None:
@@ -119,6 +127,7 @@ def test_caption_scores_by_hand() -> None:
     assert bleu_2(pairs) == pytest.approx((2 / 4 * 1 / 2) ** 0.5)
     assert bleu_2([(["a", "b"], ["a", "b", "c", "d"])]) == pytest.approx(np.exp(1 - 2))
     assert caption.score(["a b", "c"], ["a b", "C"]) == {"word_f1": 1.0, "bleu_2": 1.0, "exact": 0.5}
+    assert web_text.score(["a b"], ["a b"]) == {"word_f1": 1.0, "bleu_2": 1.0}
     assert word_f1([([], [])]) == 1.0 and bleu_2([(["a"], ["a"])]) == 0.0
 
 
@@ -132,22 +141,5 @@ def test_no_constant_caption_scores_better(texts: list[list[str]]) -> None:
         assert word_f1([(guess, text) for text in texts]) <= best + 1e-12
 
 
-# ---- web text
-
-DOCUMENT = " ".join(f"word{number} of sentence{number // 7}." for number in range(2000))
-
-
-def test_beginning_of_a_long_document_is_kept() -> None:
-    tokenizer = load("web_text")
-    kept = round_trip(tokenizer, DOCUMENT)
-    assert DOCUMENT.startswith(kept) and DOCUMENT[len(kept)] in " ." and len(kept) > 256
-    assert len(web_text.encode(tokenizer, [DOCUMENT])[0]) <= 256
-    assert round_trip(tokenizer, "") == ""
-
-
 def test_the_published_length_is_a_preset() -> None:
     assert caption.modality_spec(settings_of("caption", preset="4m")).layout.length == 256
-
-
-def test_documents_are_scored_by_words() -> None:
-    assert web_text.score(["a b"], ["a b"]) == {"word_f1": 1.0, "bleu_2": 1.0}

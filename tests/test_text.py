@@ -29,7 +29,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.text import TextModality, control_character, printable, whole_groups
+from tokenizers_zoo.families.text import TextModality, printable
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_images.palette import Palette, lab, main_colours, paired
 
@@ -123,18 +123,6 @@ def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) 
     values = PLUGINS[name].decode(tokenizer, [np.array(ids, dtype=np.int64)])
     again = PLUGINS[name].encode(tokenizer, values)
     assert len(again[0]) <= PLUGINS[name].max_length(tokenizer.settings)
-
-
-def test_whole_groups_never_cuts_one() -> None:
-    assert whole_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
-    assert whole_groups([[1, 2]], 1) == []
-
-
-def test_control_characters_are_found_and_replaced() -> None:
-    assert control_character("a\tb\x85c", "\t") == "U+0085 at character 3"
-    assert control_character("a\n\u2028\u200b\x1f", "\n") == "U+001F at character 4"
-    assert control_character("é\n", "\n") is None
-    assert printable("\x00a\n\x9f", "\n") == "\ufffda\n\ufffd"
 
 
 # ---- text that looks like something else

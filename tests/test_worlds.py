@@ -187,8 +187,6 @@ def test_a_picture_of_any_size_shows_the_same_land() -> None:
 
 
 def test_plants_water_and_snow_look_as_they_should() -> None:
-    from zoo_worlds import land
-
     landscape = land.raise_relief(np.random.default_rng(0))
     shares = land.cover(landscape, 3840.0, np.random.default_rng(0))
     np.testing.assert_allclose(sum(shares.values()), 1, atol=1e-9)
