@@ -29,7 +29,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.text import TextModality, printable
+from tokenizers_zoo.families.text import TextModality, printable, whole_groups
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_images.palette import Palette, lab, main_colours, paired
 
@@ -123,6 +123,11 @@ def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) 
     values = PLUGINS[name].decode(tokenizer, [np.array(ids, dtype=np.int64)])
     again = PLUGINS[name].encode(tokenizer, values)
     assert len(again[0]) <= PLUGINS[name].max_length(tokenizer.settings)
+
+
+def test_whole_groups_never_cuts_one() -> None:
+    assert whole_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
+    assert whole_groups([[1, 2]], 1) == []
 
 
 # ---- text that looks like something else
