@@ -16,9 +16,6 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # two processes of a test cannot share a GPU
 
-EXAMPLE_PLUGIN = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
-
-
 LONGEST = ("test_tutorials", "test_tokenizers_at_once", "test_growing", "test_commands", "test_whole_pipeline")
 """Test files that start first, so that no process waits for them at the end."""
 
@@ -84,12 +81,10 @@ def run_zoo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def install_example(install: Callable[..., Path]) -> Callable[..., Path]:
     """Install the example plugin under a name, parts of its source replaced: `install_example("x", {old: new})`."""
+    from small_modalities import EXAMPLE, changed
 
     def add(name: str, changes: Mapping[str, str] | None = None, distribution: str | None = None) -> Path:
-        source = EXAMPLE_PLUGIN
-        for old, new in (changes or {}).items():
-            assert old in source, f"the example plugin has no {old!r}"
-            source = source.replace(old, new)
+        source = changed(EXAMPLE, changes or {})
         distribution = distribution or f"zoo-{name}"
         module = distribution.replace("-", "_")
         return install(distribution, {"tokenizers_zoo": {name: f"{module}:plugin"}}, {module: source})

@@ -99,6 +99,14 @@ VECTORS_ALONE = {
 """Changes that make the example plugin an input-only modality: vectors of one number without a decoder."""
 
 
+def changed(source: str, changes: Mapping[str, str]) -> str:
+    """Return source code with parts replaced."""
+    for old, new in changes.items():
+        assert old in source, old
+        source = source.replace(old, new)
+    return source
+
+
 def write_metadata(folder: Path, name: str, version: str, entry_points: Mapping[str, Mapping[str, str]]) -> None:
     """Write the metadata that pip writes for a distribution."""
     metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"

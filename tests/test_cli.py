@@ -151,11 +151,6 @@ def commands(command: click.Command, path: str = "zoo") -> Iterator[tuple[str, c
             yield from commands(inner, f"{path} {name}")
 
 
-def options_of(command: click.Command) -> set[str]:
-    """Return the option names of a command."""
-    return {name for parameter in command.params for name in parameter.opts}
-
-
 def examples(text: str) -> list[list[str]]:
     """Return the commands in a text, split into words. A backslash continues a line; two spaces end a command."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()

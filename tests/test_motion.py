@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.testing.media import saved
 from tokenizers_zoo.validation import array_bytes as npy
 from zoo_motion import flow, imu, video
 
@@ -21,11 +21,13 @@ def settings(name: str, **own: Any) -> Settings:
     return Settings(name, own if name == "imu" else {**sizes, **own})
 
 
+def together(frames: list[Image.Image], kind: str, **options: Any) -> bytes:
+    return saved(frames[0], kind.lower(), save_all=True, append_images=frames[1:], **options).data
+
+
 def animation(greys: list[int], milliseconds: int | list[int], kind: str = "GIF") -> bytes:
     frames = [Image.new("L", (16, 16), grey).convert("RGB") for grey in greys]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, format=kind, save_all=True, append_images=frames[1:], duration=milliseconds, lossless=True)
-    return buffer.getvalue()
+    return together(frames, kind, duration=milliseconds, lossless=True)
 
 
 # ---------------------------------------------------------------- video
@@ -62,9 +64,7 @@ def test_frames_are_those_at_the_times_of_the_settings(
 
 def test_a_still_for_other_programs_is_no_frame() -> None:
     frames = [Image.new("RGB", (16, 16), (grey,) * 3) for grey in (255, 0, 51, 102, 153)]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, format="PNG", save_all=True, append_images=frames[1:], duration=125, default_image=True)
-    found = read_video(buffer.getvalue(), "png", frame_rate=8.0)
+    found = read_video(together(frames, "PNG", duration=125, default_image=True), "png", frame_rate=8.0)
     np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0.2, 0.4, 0.6], atol=0.01)
 
 
@@ -74,9 +74,7 @@ def test_transparent_pixels_of_frames_are_white(kind: str, options: dict[str, An
     frames = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(5)]
     for number, frame in enumerate(frames):
         frame.paste((255, 0, 0, 255), (number, 4, number + 4, 8))
-    buffer = io.BytesIO()
-    frames[0].save(buffer, format=kind, save_all=True, append_images=frames[1:], duration=125, **options)
-    found = read_video(buffer.getvalue(), kind.lower(), frame_rate=8.0)
+    found = read_video(together(frames, kind, duration=125, **options), kind.lower(), frame_rate=8.0)
     for number, seen in enumerate(found):
         np.testing.assert_allclose(seen[:, 15, 15], 1, atol=0.01)
         np.testing.assert_allclose(seen[:, 5, number + 1], [1, 0, 0], atol=0.01)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_modalities import EXAMPLE, LETTERS, VECTORS_ALONE, installed, sample, write
+from small_modalities import EXAMPLE, LETTERS, VECTORS_ALONE, changed, installed, sample, write
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TEST, TrainingSamples
@@ -17,14 +17,6 @@ from zoo_backbone import gallery
 from zoo_backbone.config import ModelConfig, Preview, TrainConfig
 from zoo_backbone.gallery import Previews, write_sheet
 from zoo_backbone.model import FourM
-
-
-def changed(source: str, changes: dict[str, str]) -> str:
-    for old, new in changes.items():
-        assert old in source, old
-        source = source.replace(old, new)
-    return source
-
 
 SOURCES = {"brightness": changed(EXAMPLE, VECTORS_ALONE), "light": EXAMPLE, "letters": LETTERS}
 

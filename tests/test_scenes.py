@@ -127,7 +127,7 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
     for (key, sample), (_, plain) in zip(samples(count=30, image_size=48, captions="layout"), known, strict=True):
         first, *sentences = sample["caption"].removesuffix(".").split(". ")
         assert re.fullmatch(r"An? (empty )?room( with [a-z ]+)?", first), first
-        by_area = sorted(sample["boxes"], key=lambda box: -area(box["box"]))
+        by_area = sorted(sample["boxes"], key=lambda box: -np.prod(np.subtract(box["box"][2:], box["box"][:2])))
         assert len(sentences) == len(by_area), key
         for sentence, entry in zip(sentences, by_area, strict=True):
             named = re.fullmatch(r"((?:A|An) [a-z ]+?|Books) (?:(?:on|in) the|from) ([a-z ]+), ([a-z ]+)", sentence)
@@ -144,10 +144,6 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
         assert {name: digest(value) for name, value in sample.items() if name != "caption"} == {
             name: digest(value) for name, value in plain.items() if name != "caption"
         }
-
-
-def area(box: list[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def test_how_a_layout_names_people_and_an_empty_room() -> None:

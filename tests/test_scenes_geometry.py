@@ -45,11 +45,6 @@ def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) ->
 
 
 @pytest.fixture(scope="module")
-def made() -> list[tuple[str, Any]]:
-    return list(samples(count=40))
-
-
-@pytest.fixture(scope="module")
 def staged() -> list[tuple[Scene, Scene]]:
     """Return scenes before and after physics."""
     pairs = []
@@ -109,8 +104,8 @@ def test_floor_and_sphere_have_their_analytic_depth_and_normal() -> None:
     assert on_ball > 60 and on_floor > 150
 
 
-def test_floor_is_at_height_zero_by_depth_and_metadata_alone(made: list[tuple[str, Any]]) -> None:
-    for _, sample in made:
+def test_floor_is_at_height_zero_by_depth_and_metadata_alone() -> None:
+    for _, sample in samples(count=40):
         numbers, depth = sample["metadata"], sample["depth"][0]
         size = depth.shape[0]
         pitch, scale = math.radians(numbers["camera_pitch"]), math.tan(math.radians(numbers["camera_fov"]) / 2)
@@ -314,17 +309,13 @@ def test_standing_people_have_their_feet_on_the_floor() -> None:
 # -- light and texture ------------------------------------------------------------------------------------------------
 
 
-def without_shadows(stage: Stage, origin: Any, rays: np.ndarray, bundles: int) -> np.ndarray:
-    return np.zeros(rays.shape[1], bool)
-
-
 def test_a_box_hides_the_lamp_from_the_floor_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
     slab = Thing("table", "table", "red", [Part(BOX, (0.5, 0.5, 0.02), (0, 0, 1.0), plain(COLOURS["red"]))], (0.5,) * 3)
     slab.at = (2.5, 3.0, 0.0)
     scene = bare_scene(slab, pitch=-35.0)
     stage = build(scene)
     view = render(stage, 32)
-    monkeypatch.setattr(Stage, "blocked", without_shadows)
+    monkeypatch.setattr(Stage, "blocked", lambda stage, origin, rays, bundles: np.zeros(rays.shape[1], bool))
     lit, dark = render(stage, 32).rgb, view.rgb
     assert (lit >= dark - 1e-6).all()
     changed = np.abs(lit - dark).max(0) > 0.02
@@ -387,9 +378,6 @@ def test_one_box_by_hand() -> None:
     aside = boxed(block("chair"), yaw=60.0)  # the camera turns to the right by 30 degrees
     np.testing.assert_allclose(aside["center"], [-1.5, -1.0, -1.5 * math.sqrt(3)], atol=1e-12)
     assert aside["yaw"] == pytest.approx(math.radians(30))
-
-
-def test_pitch_is_removed() -> None:
     assert boxed(block("chair", yaw=0.4), pitch=-20.0) == boxed(block("chair", yaw=0.4), pitch=5.0)
 
 

@@ -24,6 +24,7 @@ from tokenizers_zoo.spec import (
     VectorLayout,
 )
 from tokenizers_zoo.validation import (
+    array_bytes,
     array_of,
     batch_problem,
     checked_tokens,
@@ -227,17 +228,11 @@ def test_numbers_from_files_take_the_declared_width_where_they_fit() -> None:
     assert in_declared_width(FLOAT, fitting) is fitting
 
 
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("dtype", ["bool", "int16", ">u4", "float32"])
 @pytest.mark.parametrize("shape", [(), (0, 2), (2, 1, 3)])
 def test_arrays_of_numbers_are_read_as_numpy_does(dtype: str, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
-    for data in (npy(np.ascontiguousarray(array)), npy(np.asfortranarray(array)) + b"more"):
+    for data in (array_bytes(np.ascontiguousarray(array)), array_bytes(np.asfortranarray(array)) + b"more"):
         read, expected = array_of(data), np.load(io.BytesIO(data))
         np.testing.assert_array_equal(read, expected)
         assert read.dtype == expected.dtype and read.flags.writeable
@@ -247,8 +242,8 @@ def test_arrays_of_numbers_are_read_as_numpy_does(dtype: str, shape: tuple[int, 
 def test_other_arrays_are_read_as_numpy_does() -> None:
     pairs = np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])
     for array in (np.array(["ab", "c"]), pairs, np.array([1 + 2j])):
-        np.testing.assert_array_equal(array_of(npy(array)), array)
-    whole = npy(np.arange(6.0))
+        np.testing.assert_array_equal(array_of(array_bytes(array)), array)
+    whole = array_bytes(np.arange(6.0))
     short = whole[:8] + b"\x10\x00" + whole[10:]  # the stated header length is too short
     with pytest.raises(ValueError, match="its header cannot be read"):
         array_of(short)

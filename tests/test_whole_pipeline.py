@@ -10,6 +10,7 @@ from pathlib import Path
 import feature_networks as networks
 import numpy as np
 import pytest
+from command_world import BACKBONE
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
@@ -50,25 +51,13 @@ tokenizer = { levels = [4, 3] }
 [modalities.flow]
 tokenizer = { quantizer = "residual_fsq", num_codebooks = 2, levels = [4, 3] }
 """
-WIDE_BACKBONE = """[model]
-dim = 32
-encoder_depth = 1
-decoder_depth = 1
-heads = 2
-[train]
-steps = 2
-batch_size = 4
-eval_every = 2
-save_every = 2
-masking = { input_budget = 16, target_budget = 16 }
-"""
 TINY = "--set steps=2 --set batch_size=4 --set width=16 --set depth=1 --set latent_dim=8"
 WIDE = (
     "data make bouncing data --train 6 --test 2 --workers 1 --set frames=4 --set seconds=0.5 --set sample_rate=4000"
     " --set image_size=16",
     f"tokenizer train audio video imu flow --data data {TINY}",
     "tokenize data --out tokens",
-    "backbone train --tokens tokens --out run --config backbone.toml",
+    "backbone train --tokens tokens --out run --config backbone.toml --set steps=2",
     "backbone generate run --input imu --target video,audio,flow --out made --samples 2",
     "backbone generate run --input video,audio --target imu --out felt --samples 2",
 )
@@ -76,7 +65,7 @@ WIDE = (
 
 def test_the_whole_road_with_one_two_and_three_axes(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text(WIDE_REGISTRY)
-    (tmp_path / "backbone.toml").write_text(WIDE_BACKBONE)
+    (tmp_path / "backbone.toml").write_text(BACKBONE)
     go(tmp_path, *WIDE)
     zoo = Zoo.from_toml(tmp_path / "registry.toml")
     shapes = {name: zoo[name].spec.layout.shape for name in ("imu", "audio", "video", "flow")}
