@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examples import only
+from examples import only, write_registry
 from stores import write_tar, write_values
 from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
 
@@ -114,29 +114,19 @@ def test_stopped_at_any_sample_the_same_command_gives_the_same_bytes(
 
 
 def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: Path) -> None:
-    zoo = toy()
-    make_toy(zoo, tmp_path / "one", train=300, shard_size=30)
-    script = f"""
-import sys
-sys.path[:0] = {[p for p in sys.path if str(tmp_path) in p]!r}
-from pathlib import Path
-from tokenizers_zoo import Zoo
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenizers import training_samples
-if __name__ == "__main__":
-    zoo = Zoo.from_tables({zoo.tables!r}, Path({str(zoo.path)!r}))
-    out = Path({str(tmp_path / "two")!r})
-    make_data(zoo, "toy", out, train=300, test=5, seed=3, workers=2, shard_size=30)
-"""
-    program = tmp_path / "program.py"
-    program.write_text(script)
-    process = subprocess.Popen([sys.executable, program], stderr=subprocess.DEVNULL, start_new_session=True)
+    make_toy(toy(), tmp_path / "one", train=2000, shard_size=None)
+    write_registry(tmp_path / "registry.toml", "")
+    words = "data make toy two --train 2000 --test 5 --seed 3 --workers 2"
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", *words.split()]
+    plugins = os.pathsep.join(path for path in sys.path if str(tmp_path) in path)
+    quiet: Any = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": plugins}, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet, start_new_session=True)
     deadline = time.monotonic() + 60
     wait_for(lambda: list((tmp_path / "two").rglob("*.tar")) or process.poll() is not None, deadline)
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: not processes_of(process.pid), deadline)  # workers exit with their parent process
-    subprocess.run([sys.executable, program], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, **quiet)
     mine, theirs = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
     assert {name: theirs[name] for name in mine} == mine
 

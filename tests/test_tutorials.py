@@ -56,18 +56,15 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     assert NAME not in shell.run("zoo list")
 
     # Train a small model without the plugin in a separate folder; it is loaded again after the installation.
-    def earlier(command: str) -> None:
-        shell.run(command, within="old")
-
     old = tmp_path / "old"
-    earlier("zoo data make scenes data --train 256 --test 64")
-    earlier("zoo data derive data --only rgb_patches")
-    earlier("zoo tokenizer train rgb_patches --data data")
-    earlier("zoo tokenizer train depth --data data --steps 20")
     tokenize = "zoo tokenize data --out tokens --only rgb_patches,depth"
-    earlier(tokenize)
     train = "zoo backbone train --tokens tokens --out run --preset nano --set steps=4 --set batch_size=8"
-    earlier(train)
+    for command in (
+        "zoo data make scenes data --train 256 --test 64", "zoo data derive data --only rgb_patches",
+        "zoo tokenizer train rgb_patches --data data", "zoo tokenizer train depth --data data --steps 20",
+        tokenize, train,
+    ):  # fmt: skip
+        shell.run(command, within="old")
     old_model = (old / "run" / "model.safetensors").read_bytes()
     old_tokens = {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")}
     assert old_tokens
@@ -95,16 +92,16 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
 
     # Old checkpoints still load and give the same values.
     generated = "zoo backbone generate run --input rgb_patches --target depth --samples 2 --out made"
-    earlier(generated)
-    earlier(train)
+    shell.run(generated, within="old")
+    shell.run(train, within="old")
     assert (old / "run" / "model.safetensors").read_bytes() == old_model
-    earlier(tokenize)
+    shell.run(tokenize, within="old")
     assert {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")} == old_tokens
 
     # Without the plugin all other plugins work, and commands that need it name it.
     shell.run("pip uninstall --yes zoo-elevation")
     assert NAME not in shell.run("zoo list")
-    earlier(f"{generated}_again")
+    shell.run(f"{generated}_again", within="old")
     first, second = (sorted((old / name).rglob("*.npy")) for name in ("made", "made_again"))
     assert first and [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     refused = shell.run("zoo backbone generate run --input rgb_patches --target elevation --out no", 1)
