@@ -6,9 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,6 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.plugins import Defaults
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
 
 EXAMPLE = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 LETTERS = '''
@@ -193,13 +189,3 @@ def refusal(command: Command, *words: Any, error: type[ZooError] = ZooError) -> 
     text = str(result.exception)
     assert "\n" not in text
     return text
-
-
-def defaults(value: ValueSpec) -> SimpleNamespace:
-    """Return the default hooks for files and rendering, for values of this spec."""
-    spec = ModalitySpec(name="x", summary="x", value=value, layout=VectorLayout(length=1), vocab_size=2)
-    hooks = Defaults()
-    return SimpleNamespace(
-        read_value=partial(hooks.read_value, spec=spec), write_value=partial(hooks.write_value, spec=spec),
-        render=partial(hooks.render, spec=spec),
-    )  # fmt: skip

@@ -7,9 +7,9 @@ import io
 import json
 import os
 import tarfile
-import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -301,17 +301,13 @@ def test_number_of_open_files_does_not_grow_with_shards(
     monkeypatch.setattr(shards_module, "OPEN_SHARDS", 4)
     many = ValueStore(tmp_path / "many")
     before = len(os.listdir("/proc/self/fd"))
-    wrong: list[int] = []
 
-    def read(numbers: Any) -> None:
-        wrong.extend(i for i in numbers if many.read_bytes("train", "one", int(i), 0)[0] != f"{i}".encode())
+    def read(numbers: Any) -> list[bool]:
+        return [many.read_bytes("train", "one", int(i), 0)[0] == f"{i}".encode() for i in numbers]
 
-    threads = [threading.Thread(target=read, args=(np.random.default_rng(i).permutation(60),)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong and len(os.listdir("/proc/self/fd")) <= before + 4
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read, [np.random.default_rng(i).permutation(60) for i in range(4)]))
+    assert found == [[True] * 60] * 4 and len(os.listdir("/proc/self/fd")) <= before + 4
 
 
 def test_value_returned_in_several_reads_is_complete(store: ValueStore, monkeypatch: pytest.MonkeyPatch) -> None:

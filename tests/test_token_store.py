@@ -7,7 +7,7 @@ import errno
 import functools
 import json
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,18 +189,14 @@ def test_the_number_of_maps_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
     expected = TokenStore(tmp_path).open("train", "m").take(range(200))
     token_shard._mapped.cache_clear()
     monkeypatch.setattr(token_shard, "_mapped", functools.lru_cache(7)(token_shard.ShardFile.map))
-    column, found = TokenStore(tmp_path).open("train", "m"), list[bool]()
+    column = TokenStore(tmp_path).open("train", "m")
 
-    def read(seed: int) -> None:
+    def read(seed: int) -> bool:
         rows = np.random.default_rng(seed).integers(0, 200, 300)
-        taken = column.take(rows)
-        found.append(all(np.array_equal(one, expected[row]) for one, row in zip(taken, rows, strict=True)))
+        return all(np.array_equal(one, expected[row]) for one, row in zip(column.take(rows), rows, strict=True))
 
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read, range(4)))
     assert found == [True] * 4
     if Path("/proc/self/maps").is_file():
         assert Path("/proc/self/maps").read_text().count(str(tmp_path)) == 7

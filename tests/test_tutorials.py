@@ -50,6 +50,19 @@ def core_digest() -> str:
     return digest.hexdigest()
 
 
+def run_page(page: Path, shell: Shell) -> dict[str, str]:
+    """Write the files of a page and run its commands; return their output."""
+    printed = {}
+    for path, text in page_steps(page):
+        if path:
+            assert page != PAGE or (shell.folder / path).is_file(), "the page changes files that zoo new-plugin wrote"
+            assert len(text.splitlines()) < 60
+            (shell.folder / path).write_text(text, encoding="utf-8")
+        else:
+            printed[text] = shell.run(text, *((0, 1) if text.startswith("zoo doctor") else ()))
+    return printed
+
+
 def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     before = core_digest()
     shell = Shell(tmp_path)
@@ -69,15 +82,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     old_tokens = {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")}
     assert old_tokens
 
-    printed = {}
-    for path, text in page_steps(PAGE):
-        if path:
-            assert (tmp_path / path).is_file(), "the page changes files that zoo new-plugin wrote"
-            assert len(text.splitlines()) < 60
-            (tmp_path / path).write_text(text, encoding="utf-8")
-        else:
-            printed[text] = shell.run(text, *((0, 1) if text.startswith("zoo doctor") else ()))
-
+    printed = run_page(PAGE, shell)
     assert NAME in printed["zoo list"]
     checked = next(text for command, text in printed.items() if command.startswith("zoo check"))
     assert "problem" not in checked and checked.count("ok ") > 8
@@ -253,12 +258,7 @@ def test_all_options_of_a_sensor_plugin_are_documented() -> None:
 @pytest.mark.slow
 def test_the_page_about_a_sensor_runs_as_it_stands(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
-    printed = {}
-    for path, text in page_steps(SENSOR_PAGE):
-        if path:
-            (tmp_path / path).write_text(text, encoding="utf-8")
-        else:
-            printed[text] = shell.run(text, *((0, 1) if text.startswith("zoo doctor") else ()))
+    printed = run_page(SENSOR_PAGE, shell)
     checked = printed[f"zoo check {SENSOR} --data data"]
     assert "problem" not in checked and checked.count("ok ") > 8
     assert "field-46: backscatter: .tif file: 50% of a band" in printed["zoo data info data"]
