@@ -29,6 +29,7 @@ from tokenizers_zoo.errors import (
     InvalidValueError,
     MachineError,
     PluginError,
+    ReadError,
 )
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.engines import RunResult
@@ -474,19 +475,21 @@ def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy
     assert ValueStore(data).read_key(other["field"], "train", "a").max() == np.float32(0.1)
 
 
-def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int) -> None:
-    """Let reading one of the values run out of memory."""
+def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, other: Exception | None = None) -> None:
+    """Let reading one of the values run out of memory, or fail with another error."""
     read, calls = handle.read, iter(range(100))
 
     def failing(data: bytes, extension: str) -> Any:
         if next(calls) != number:
             return read(data, extension)
+        if other is not None:
+            raise other
         raise InvalidValueError(f"{handle.name}: cannot be read: MemoryError") from MemoryError()
 
     patch.setattr(handle, "read", failing)
 
 
-@pytest.mark.parametrize("want", ["files", "memory"])
+@pytest.mark.parametrize("want", ["files", "memory", "disk"])
 def test_a_file_that_is_not_read_now_is_read_the_next_time(
     want: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,10 +500,12 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
             (mine / "field/f05.npy").rename(tmp_path / "aside")
             (mine / "field/f05.npy").symlink_to(tmp_path / "f05.npy")  # as on a disk that is not mounted
         else:
-            refuse_for_memory(patch, zoo["field"], 5)
+            refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if want == "disk" else None)
         assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
         reasons = str(describe_data(data).reasons)
-        assert "f05: " in reasons and {"files": "No such file", "memory": "MemoryError"}[want] in reasons
+        assert (
+            "f05: " in reasons and {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[want] in reasons
+        )
     if want == "files":
         (tmp_path / "aside").rename(tmp_path / "f05.npy")
     assert of_files(zoo, mine, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}

@@ -146,7 +146,9 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
         }
 
 
-def test_how_a_layout_names_people_and_an_empty_room() -> None:
+def test_how_a_layout_names_places_people_and_an_empty_room() -> None:
+    assert captions._extent(_seen("box", (0.3, 0.9, 0.4, 1), 3)) == "in the left centre, bottom"
+    assert captions._extent(_seen("box", (0, 0, 0.1, 0.1), 3)) == "on the far left, top"
     someone = dataclasses.replace(_seen("standing", (0, 0, 0.1, 0.1), 3, "person"), clear=False)
     scene = compose(random.Random(0), SceneSettings())
     for clear, words in ((False, "A person on"), (True, "A person in a red shirt on")):
