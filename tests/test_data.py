@@ -124,6 +124,15 @@ def test_damage_loses_only_the_members_that_it_hits_and_is_reported(six: bytes, 
     assert "header" not in reason or f"byte {THIRD}" in dropped[0].reason
 
 
+def test_a_name_of_two_mebibytes_is_not_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("a.bin", "b" * (2 << 20), "c.bin"):
+            tar.addfile(tarfile.TarInfo(name))
+    members, dropped = scan(tmp_path / "s.tar")
+    assert {"a", "c"} <= set(members) and max(map(len, members)) < BLOCK
+    assert any("extended header" in one.reason for one in dropped)
+
+
 @given(st.data())
 def test_scan_never_fails_or_reads_out_of_bounds(six: bytes, tmp_path_factory: Any, data: st.DataObject) -> None:
     content = bytearray(six[: 9 * BLOCK])

@@ -19,12 +19,13 @@ from retrieval_world import train
 from rich.console import Console
 from small_modalities import EXAMPLE, LETTERS, LEVELS, installed, sample, small_zoo, write, write_values
 from stores import of_source, writing_values
-from token_stores import note_source, reversed_tokens
+from token_stores import note_source, reversed_tokens, stored_tokens, write_tokens
 from toy_plugins import snapshot
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.data import shards
+from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.run_folder import FolderError
@@ -159,6 +160,23 @@ def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, run: Path
         answers.append(light.constant_baseline(values) if draws > 1 else values[0])
     assert found["score"] == pytest.approx(light.score(answers, data.truth("light", samples)))
     assert len({answer.tobytes() for answer in answers}) == 3
+
+
+def test_only_the_whole_view_of_cropped_samples_is_scored(
+    world: World, run: Path, tokens: Path, tmp_path: Path
+) -> None:
+    cropped = shutil.copytree(tokens, tmp_path / "cropped")
+    for name in NAMES:
+        metadata, rows = TokenStore(tokens).open("test", name).metadata, stored_tokens(tokens, "test", name)
+        keys, others = list(rows), list(rows.values())[::-1]
+        some = dict(list(rows.items())[5 if name == "dark" else 0 :])
+        views = {key: [row, other] for (key, row), other in zip(rows.items(), others, strict=True) if key in some}
+        write_tokens(tokens, "test", metadata, some)
+        write_tokens(cropped, "test", metadata, views, keys=keys, crops=2)
+    config = dataclasses.replace(SMALL, samples=TEST)
+    whole = world.evaluate(run, config, tokens=tokens, out=tmp_path / "a", **LIGHT_TO_DARK)["pairs"]
+    assert world.evaluate(run, config, tokens=cropped, out=tmp_path / "b", **LIGHT_TO_DARK)["pairs"] == whole
+    assert whole[0]["samples"] == TEST - 5
 
 
 def test_floor_and_ceiling_use_the_same_samples(world: World, result: dict[str, Any]) -> None:
