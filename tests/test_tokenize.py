@@ -162,10 +162,10 @@ def test_no_value_is_left_out_where_the_machine_fails(
     plugin = type(zoo["field"]._plugin)
     call = plugin.call_raw
 
-    def failing(self: Any, name: str, **arguments: Any) -> Any:
-        if name == "encode":
+    def failing(self: Any, name: str, hook: str, **arguments: Any) -> Any:
+        if hook == "encode":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return call(self, name, **arguments)
+        return call(self, name, hook, **arguments)
 
     monkeypatch.setattr(plugin, "call_raw", failing)
     for command in (lambda: evaluate_tokenizer(zoo, "field", data), lambda: tokenize(zoo, data, out)):

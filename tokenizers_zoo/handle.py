@@ -405,10 +405,7 @@ class ModalityHandle:
         extension = extension.lower().removeprefix(".")
         arguments = {"data": data, "extension": extension, "settings": self.settings, "spec": self.spec}
         try:
-            value = self._plugin.call_raw("read_value", **arguments)
-        except InvalidValueError as error:
-            named = str(error).startswith(f"{self.name}:")
-            raise error if named else InvalidValueError(f"{self.name}: {error}") from error
+            value = self._plugin.call_raw(self.name, "read_value", **arguments)
         except OneLineError:
             raise
         except Exception as error:

@@ -240,16 +240,23 @@ class Plugin:
     hooks: frozenset[str]
     plugins: Plugins
 
-    def call_raw(self, hook: str, **arguments: Any) -> Any:
-        """Call a hook, or the default for it, inside every wrapper, and let every exception pass."""
+    def call_raw(self, name: str, hook: str, **arguments: Any) -> Any:
+        """Call a hook, or the default for it, inside every wrapper, for the instance `name`.
+
+        Every exception passes; an InvalidValueError gets the name.
+        """
         called = self.object if hook in self.hooks else self.plugins.defaults
         others = self.plugins.exclusive - {called}
-        return self.plugins.pm.subset_hook_caller(hook, remove_plugins=others)(**arguments)
+        try:
+            return self.plugins.pm.subset_hook_caller(hook, remove_plugins=others)(**arguments)
+        except InvalidValueError as error:
+            named = str(error).startswith(f"{name}:")
+            raise error if named else InvalidValueError(f"{name}: {error}") from error
 
     def call(self, name: str, hook: str, **arguments: Any) -> Any:
         """Call a hook for the instance `name`. Our own errors pass; others become PluginError or MachineError."""
         try:
-            result = self.call_raw(hook, **arguments)
+            result = self.call_raw(name, hook, **arguments)
         except OneLineError:
             raise
         except Exception as error:
