@@ -83,7 +83,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
 @click.command("decode")
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=PATH, help="Where to write the value; its extension is added. Default: FILE_decoded.")
+@click.option("--out", type=PATH, help="Where to write the value; its extension may be left out. Default: FILE_decoded.")
 @click.option("--picture", type=PATH, help="Also draw the value as PNG here; what is shown as text is printed.")
 @DEVICE
 def decode_command(name: str, file: Path, out: Path | None, picture: Path | None, device: str) -> None:
@@ -99,7 +99,8 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     handle.device = device
     value = handle.decode([read_tokens(handle, file)])[0]
     data, extension = handle.write(value)
-    target = Path(f"{out or file.with_name(f'{file.stem}_decoded')}.{extension}")
+    place = str(out or file.with_name(f"{file.stem}_decoded"))
+    target = Path(f"{place.removesuffix(f'.{extension}')}.{extension}")
     check_apart(file, target, picture)
     if out is None and target.exists():
         raise ConfigError(f"{target}: is there already; give --out to say where the value goes, or move it away")
