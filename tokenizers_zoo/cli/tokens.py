@@ -83,7 +83,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
 @click.command("decode")
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=PATH, help="Where to write the value; its extension may be left out. Default: FILE_decoded.")
+@click.option("--out", type=PATH, help="File for the value; its extension may be left out. Default: FILE_decoded.")
 @click.option("--picture", type=PATH, help="Also draw the value as PNG here; what is shown as text is printed.")
 @DEVICE
 def decode_command(name: str, file: Path, out: Path | None, picture: Path | None, device: str) -> None:
