@@ -239,14 +239,16 @@ def test_a_date_on_the_command_line_is_text() -> None:
     assert list(given.values()) == ["2026-05-01", "07:30:00", 20, [8, 5], "vq"]
 
 
-def test_evaluation_inputs_and_targets_are_checked(bare: Run) -> None:
+def test_all_tables_of_a_configuration_are_checked_before_training(bare: Run) -> None:
     for text, parts in {
         "[eval]\nsamples = 4\ninputs = ['rgb']\n": ("asks.toml:3 [eval] inputs", "'rgb'"),
         "[eval]\ninputs = []\n": ("asks.toml:2 [eval] inputs: expected at least one",),
+        "[transfer]\nhead = 'x'\n": ("asks.toml:2 [transfer] head", "'x'"),
         "train = 3\n": ("asks.toml:1 train: expected a table [train], got 3",),
     }.items():
         Path("asks.toml").write_text(text)
-        refused(bare("backbone", "eval", "run", "--config", "asks.toml"), *parts)
+        for words in ("eval run", "train --tokens tokens --out new"):
+            refused(bare("backbone", *words.split(), "--config", "asks.toml"), *parts)
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,8 @@ targets = ["web_text"]
 [eval]
 samples = 40
 draws = 1
-given = [["rgb_patches"], ["t5_caption"], ["caption"]]
-make = ["clip", "dinov2", "dinov2_global", "imagebind", "imagebind_global", "caption", "web_text"]
+inputs = [["rgb_patches"], ["t5_caption"], ["caption"]]
+targets = ["clip", "dinov2", "dinov2_global", "imagebind", "imagebind_global", "caption", "web_text"]
 """
 HUB = (
     "data make folder data --set path=files --workers 1",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tokenizers_zoo.cli.options import asked_registry, open_zoo, parse_assignments, split_names
-from tokenizers_zoo.config import Origin, load_toml, reject_unknown
+from tokenizers_zoo.config import Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,13 +24,21 @@ TABLES = "model", "train", "eval", "transfer"
 
 
 def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
-    """Return the tables of a configuration file; missing tables are empty. Raises ConfigError."""
+    """Return the tables of a configuration file; missing tables are empty.
+
+    Raises ConfigError, also for [eval] and [transfer], which are used only hours later.
+    """
+    from zoo_backbone.config import EvaluationConfig
+    from zoo_backbone.transfer.config import transfer_config
+
     tables = load_toml(config_file) if config_file else {}
     origin = Origin(path=config_file)
     reject_unknown(tables, TABLES, origin)
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
+    from_mapping(EvaluationConfig, tables.get("eval", {}), replace(origin, table="eval"))
+    transfer_config(tables.get("transfer", {}), replace(origin, table="transfer"))
     return {name: dict(tables.get(name, {})) for name in TABLES}
 
 
