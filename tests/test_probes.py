@@ -84,7 +84,7 @@ FAULTS = {
         f"{ERRORS}{LOADED}if not np.isfinite(value).all(): raise InvalidValueError('bad ' * 200)\n        return value"
     ) + SCORE},
     "zeros everywhere: it is read as float32 (1, 16, 16) 0..0, which is no value": {SCORE: PICKY + SCORE},
-    "zeros everywhere: it is read, but not encoded: nothing on it": {"        means = reduce(values,": CHOOSY},
+    "it is read, but not encoded: mistaken_map: nothing on it": {"        means = reduce(values,": CHOOSY},
 }  # fmt: skip
 
 
