@@ -98,7 +98,7 @@ def test_mel_inversion_is_not_negative_and_close() -> None:
 
 @pytest.mark.parametrize(("width", "tolerance"), [(0, 0), (1, 0.02), (2, 1e-4), (3, 1e-6), (4, 1e-6)])
 def test_every_kind_of_wav_is_read(width: int, tolerance: float) -> None:
-    """Bytes per sample, 0 for floats; mono, and two channels of which the mean is read."""
+    """Bytes per sample, 0 for floats; mono, and two channels, whose mean is read."""
     for channels in ([1.0], [1.5, 0.5]):
         data = wav_file(tone(300.0)[:, None] * channels, width=width)
         value = audio.plugin.read_value(data, "wav", settings())

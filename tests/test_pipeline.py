@@ -476,7 +476,7 @@ def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy
 
 
 def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, other: Exception | None = None) -> None:
-    """Let reading one of the values run out of memory, or fail with another error."""
+    """Reading one value runs out of memory, or fails with another error."""
     read, calls = handle.read, iter(range(100))
 
     def failing(data: bytes, extension: str) -> Any:

@@ -146,7 +146,7 @@ def test_overwriting_again_starts_again(tmp_path: Path) -> None:
     "mine/00.png",
 ])  # fmt: skip
 def test_files_of_others_are_refused(tmp_path: Path, foreign: str) -> None:
-    """Also beside a finished run, in which a README.md is ours."""
+    """Also in the folder of a finished run, whose README.md is ours."""
     finish(tmp_path / "old")
     first = foreign.partition("/")[0]
     for place, overwrite in (("new", False), ("new", True), ("old", True)):

@@ -37,8 +37,8 @@ class FourMEncoder(nn.Module):
 
     The modules of the decoder are removed from `model`. `frozen` weights have no gradients; gradients still reach
     continuous inputs. `out_indices` are the blocks that `forward_intermediates` and `pyramid` return, counted from the
-    end where negative; default: four, evenly spaced, including the last, or all of fewer. The
-    tokenizers of `zoo` must be the ones that the backbone was trained with.
+    end where negative; default: four, evenly spaced, including the last, or all of fewer. `zoo` has the tokenizers of
+    the training.
 
     Methods take the plain dictionaries of tensors that `prepare` returns, so that the module can be compiled and
     exported. The order of modalities does not matter.

@@ -239,9 +239,8 @@ def pairs_of(
 ) -> list[Pair]:
     """Return all pairs of `inputs` and `targets`.
 
-    Defaults: each modality that the model can read, and all modalities that it can predict.
-
-    Without either, pairs from the first-ranked modality come first, then pairs to the first-ranked target.
+    Defaults: each modality that the model can read, and all modalities that it can predict. Without either,
+    pairs from the first-ranked modality come first, then pairs to the first-ranked target.
     """
     names = ranked_names(specs)
     sources = [(name,) for name in names if name in layout.readable] if inputs is None else inputs
