@@ -364,12 +364,17 @@ def test_one_of_several_processes_exits_without_interpreter_shutdown(processes: 
     assert (ended.stdout, ended.returncode) == (ends, 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": "muon"}, {"ema_decay": 0.9, "balance": "uncertainty", "activation_checkpointing": True}],
-    ids=["adamw", "muon", "options"],
-)
+    [
+        pytest.param({}, id="adamw", marks=pytest.mark.slow),
+        pytest.param({"optimizer": "muon"}, id="muon"),
+        pytest.param(
+            {"ema_decay": 0.9, "balance": "uncertainty", "activation_checkpointing": True}, id="options",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
 def test_two_processes_train_like_one_and_one_resumes_their_run(
     store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

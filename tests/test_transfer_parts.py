@@ -341,6 +341,12 @@ def chosen(count: int, amount: int | float, seed: int, classes: list[str] | None
     return select_labels(permuted(np.arange(count), count, seed), amount, classes).tolist()
 
 
+@pytest.mark.parametrize("amount", [1, 2, 0.001])
+def test_few_labels_have_each_class_once(amount: int | float) -> None:
+    classes = [f"class {n % 7}" for n in range(100)]
+    assert sorted(classes[place] for place in chosen(100, amount, 0, classes)) == sorted(set(classes))
+
+
 @pytest.mark.parametrize("share", [0.2, 0.25, 0.5])
 @pytest.mark.parametrize("period", [0, 5])
 def test_training_and_validation_samples_of_fewer_labels_are_among_those_of_more(share: float, period: int) -> None:
