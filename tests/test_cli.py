@@ -196,8 +196,9 @@ def test_encode_and_decode_overwrite_no_file_unasked(zoo: Run) -> None:
     Path("cat.txt").write_text("mine")
     refused(zoo("decode", "caption", "cat.json"), "cat_decoded.txt: is there already", "--out")
     for name in ("cat", "cat.txt"):
+        Path("cat.txt").write_text("mine")
         assert zoo("decode", "caption", "cat.json", "--out", name)[0] == 0, "asked for by name"
-    assert Path("cat.txt").read_text(encoding="utf-8").strip() == text
+        assert Path("cat.txt").read_text(encoding="utf-8").strip() == text
 
 
 def test_missing_registry(zoo: Run, tmp_path: Path) -> None:
