@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import spread
-from tokenizers_zoo.data.shards import ValueStore, value_identity
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
@@ -235,7 +235,7 @@ def load(
     target = target_from_json(stored["target"])
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)
-    if task.whole is not None and (problem := difference(stored["value"], value_identity(task.whole))):
+    if problem := difference(stored["value"], task.value):
         advice = "use the registry of its training, or train again"
         raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {problem}; {advice}")
     head_tensors, tuned = (

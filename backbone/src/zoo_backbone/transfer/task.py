@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.samples import TEST, TRAIN, spread
-from tokenizers_zoo.data.shards import LazyValues, ValueStore
+from tokenizers_zoo.data.shards import LazyValues, ValueStore, value_identity
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -81,6 +81,11 @@ class Task:
     def whole(self) -> ModalityHandle | None:
         """The modality if labels are whole values, else None."""
         return None if self.field else self.handle
+
+    @property
+    def value(self) -> dict[str, Any] | None:
+        """The shape, type, bounds and classes of labels that are whole values, else None."""
+        return None if self.whole is None else value_identity(self.whole)
 
     @property
     def title(self) -> str:
@@ -246,9 +251,15 @@ class Samples:
     inputs: TokenData
     numbers: npt.NDArray[np.int64]
     """Their numbers in the split of the token store, ascending."""
-    labels: Sequence[Any]
+    read: Callable[[int], Any]
+    """Return the label of the sample with this number."""
     dropped: Mapping[str, int]
     """Number of samples without inputs ("no_input") or label ("no_label")."""
+
+    @cached_property
+    def labels(self) -> LazyValues:
+        """Their labels, read on first use."""
+        return LazyValues(self.numbers, self.read)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -269,15 +280,6 @@ class Samples:
         """Return the input tokens of the samples at these places, by modality."""
         rows = self.numbers[list(places)] * self.inputs.split.crops
         return {name: column.take(rows) for name, column in self.inputs.columns.items()}
-
-    def at(self, places: npt.NDArray[np.int64]) -> Samples:
-        """Return the samples at these places."""
-        labels, numbers = self.labels, self.numbers[places]
-        if isinstance(labels, LazyValues):
-            labels = LazyValues(numbers, labels.read)
-        else:
-            labels = [labels[place] for place in places]
-        return replace(self, numbers=numbers, labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,35 +306,38 @@ class Stores:
         if self.values is not None:
             TokenStore(self.tokens).check_same_samples(self.values, split)
         inputs = stored_samples(self.tokens, split, self.specs, self.trained_on, self.zoo, self.owner, aligned=True)
-        labels: Sequence[Any]
+        numbers = (inputs.rows(np.arange(len(inputs))) // inputs.split.crops).tolist()
         if task.handle is None:
-            numbers, no_input = _numbers(inputs, lambda number: inputs.split.key(number) in task.table), 0
-            labels = [task.table[inputs.split.key(number)] for number in numbers.tolist()]
+            key, no_input = inputs.split.key, 0
+            labels = {number: task.table[key(number)] for number in numbers if key(number) in task.table}
         else:
             assert self.values is not None
             handle, values = task.handle, self.values
             there = values.rows(split, [handle.name])
             place = partial(inputs.split.place_in, values.split(split))
-            numbers = _numbers(inputs, lambda number: (at := place(number)) is not None and at in there)
+            numbers = [number for number in numbers if (at := place(number)) is not None and at in there]
             no_input = len(there) - len(numbers)
-            labels = LazyValues(numbers, lambda number: values.read(handle, split, *(place(int(number)) or ())))
-            if task.field:
-                found = _of_field(task, labels, values.root / split / handle.name)
-                numbers, labels = numbers[[label is not None for label in found]], [x for x in found if x is not None]
-        if not len(labels):
+
+            def read(number: int) -> Any:
+                return values.read(handle, split, *(place(int(number)) or ()))
+
+            labels = _of_field(task, handle.name, numbers, read) if task.field else {}  # whole values are read later
+        if task.whole is None:
+            numbers = list(labels)
+        if not numbers:
             raise DataError(
                 f"--task {task.text}: no sample of {self.tokens / split} has a label and all inputs "
                 f"({', '.join(spec.name for spec in self.specs)}); keys look like {inputs.split.key(0)!r}"
             )
-        if target is not None and target.kind == "numbers" and task.whole is None:
-            for number, label in zip(numbers.tolist(), labels, strict=True):
-                if not is_number(label):
-                    raise DataError(
-                        f"--task {task.text}: sample {inputs.split.key(number)!r} has the label {str(label)[:40]!r}, "
-                        "expected a number as in the training split; remove it, or train with --as classes"
-                    )
-        dropped = {"no_input": no_input, "no_label": len(inputs) - len(labels)}
-        return Samples(inputs=inputs, numbers=numbers, labels=labels, dropped=dropped)
+        for number, label in labels.items() if target is not None and target.kind == "numbers" else ():
+            if not is_number(label):
+                raise DataError(
+                    f"--task {task.text}: sample {inputs.split.key(number)!r} has the label {str(label)[:40]!r}, "
+                    "expected a number as in the training split; remove it, or train with --as classes"
+                )
+        dropped = {"no_input": no_input, "no_label": len(inputs) - len(numbers)}
+        read_label = read if task.whole is not None else labels.__getitem__
+        return Samples(inputs=inputs, numbers=np.array(numbers, np.int64), read=read_label, dropped=dropped)
 
     def digest(self, task: Task, split: str, samples: Samples) -> dict[str, str]:
         """Return hashes of input tokens, and of labels: of small ones themselves, of arrays of their shards."""
@@ -360,22 +365,16 @@ class Stores:
         return len(task.table.keys() - set().union(*known.values()))
 
 
-def _numbers(inputs: TokenData, labelled: Callable[[int], bool]) -> npt.NDArray[np.int64]:
-    """Return the numbers of the samples that have all inputs and a label."""
-    every = inputs.rows(np.arange(len(inputs))) // inputs.split.crops
-    return every[[labelled(number) for number in every.tolist()]]
-
-
-def _of_field(task: Task, values: LazyValues, folder: Path) -> list[Any]:
-    """Return the field of each value, or None. Raises DataError if no value has it."""
-    labels, fields = [], set[str]()
-    for key in values.keys:
-        value = values.read(key)  # not cached: only the field stays in memory
-        label = value.get(task.field)
+def _of_field(task: Task, name: str, numbers: Sequence[int], read: Callable[[int], Any]) -> dict[int, Any]:
+    """Return the field of the values of `name` that have it, by sample number. Raises DataError if none has it."""
+    labels, fields = dict[int, Any](), set[str]()
+    for number in numbers:
+        value = read(number)  # not kept: only the field stays in memory
         fields |= value.keys()
-        labels.append(str(label) if label is not None and task.wanted == "classes" else label)
-    if labels and all(label is None for label in labels):
-        raise UnknownNameError.of(f"field of {folder.name}", task.field, sorted(fields - {task.field}))
+        if (label := value.get(task.field)) is not None:
+            labels[number] = str(label) if task.wanted == "classes" else label
+    if numbers and not labels:
+        raise UnknownNameError.of(f"field of {name}", task.field, sorted(fields - {task.field}))
     return labels
 
 
@@ -451,5 +450,6 @@ def split_labels(task: Task, known: Samples, config: TransferConfig, seed: int) 
         problem = f"{apart.sum()} validation samples of {len(order)} labels are too few, {MIN_VALIDATION} are needed"
         apart[:] = False
     places = np.argsort(order)
+    chosen = replace(known, numbers=known.numbers[order[places]])
     training, validation = (np.flatnonzero(mask[places]).tolist() for mask in (~apart, apart))
-    return LabelSplit(samples=known.at(order[places]), training=training, validation=validation, problem=problem)
+    return LabelSplit(samples=chosen, training=training, validation=validation, problem=problem)

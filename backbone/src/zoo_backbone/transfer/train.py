@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
-from tokenizers_zoo.data.shards import ValueStore, value_identity
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.progress import progress_bar, say
@@ -104,11 +104,11 @@ class ProbeTask(LoopTask):
             raise ConfigError(f"--task {task}: {parsed.handle.name} is also an input; leave one out")
         if config.tuning == "lora":
             require_peft()
-        if data is None:
-            data = record.values() if parsed.handle is not None else record.data
+        values = None if parsed.handle is None else ValueStore(data or record.values())
+        data = data or record.data
         stores = Stores(
-            tokens=record.tokens, values=ValueStore(data) if data and parsed.handle else None, zoo=zoo,
-            owner=str(run), specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
+            tokens=record.tokens, values=values, zoo=zoo, owner=str(run),
+            specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
         )  # fmt: skip
         unknown_keys = stores.unknown_keys(parsed)
         known = stores.samples(parsed, TRAIN)
@@ -131,9 +131,8 @@ class ProbeTask(LoopTask):
         )
         self.probe_config: dict[str, Any] = {
             "class": CLASS, "task": {"name": parsed.title, "wanted": wanted}, "target": target_to_json(self.target),
-            "value": None if parsed.whole is None else value_identity(parsed.whole),
-            "inputs": inputs, "head": self.head, "settings": dataclasses.asdict(config), "seed": seed,
-            "backbone": {key: backbone[key] for key in BACKBONE},
+            "value": parsed.value, "inputs": inputs, "head": self.head, "settings": dataclasses.asdict(config),
+            "seed": seed, "backbone": {key: backbone[key] for key in BACKBONE},
         }  # fmt: skip
         self.places: Mapping[str, Any] = {
             "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
