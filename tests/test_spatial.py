@@ -321,11 +321,15 @@ def test_values_are_the_likeliest_by_hand(name: str, expected: list[list[int]]) 
 def test_canny_is_derived_from_rgb() -> None:
     picture = np.zeros((3, 32, 32), np.float32)
     picture[:, 8:24, 8:24] = 1
-    edges = canny.derive({"rgb": picture})
+    edges = canny.derive({"rgb": picture}, settings("canny"))
     assert edges.shape == (1, 32, 32) and edges.dtype == np.float32 and set(np.unique(edges)) == {0, 1}
     rows, columns = np.nonzero(edges[0])
     assert {rows.min(), columns.min()} <= {7, 8} and {rows.max(), columns.max()} <= {23, 24}
     assert not edges[0, 12:20, 12:20].any()
+    speck = np.zeros_like(picture)
+    speck[:, 16, 16] = 1
+    found = [canny.derive({"rgb": speck}, settings("canny", sigma=sigma)).any() for sigma in (0.5, 1.0, 4.0)]
+    assert found == [True, True, False], "a broad blur removes fine detail"
 
 
 def test_half_of_a_batch_is_mirrored() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.families.images import crop_and_resize, png_bytes, read_grey
-from tokenizers_zoo.families.spatial import SpatialModality
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric
 
 ONE = 1 / 255, 1 / 65535
@@ -98,22 +99,35 @@ def widened(edges: np.ndarray) -> np.ndarray:
     return binary_dilation(edges, np.ones((3, 3)))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CannySettings(SpatialSettings):
+    """Settings of `canny`."""
+
+    sigma: float = 1.0
+    """Standard deviation in pixels of the Gaussian blur before edge detection, in [0, 100)."""
+
+    def __post_init__(self) -> None:
+        SpatialSettings.__post_init__(self)
+        check_interval(self, "[0, 100)", "sigma", unit="pixels")
+
+
 class Canny(EdgeMap):
     """Edges of the rgb picture by Canny's detector (IEEE PAMI 8(6), 1986): float32 (1, height, width) of 0 and 1."""
 
+    settings_class = CannySettings
     summary = "Canny edges of the RGB picture as a grid of tokens"
     derived_from = ("rgb",)
     aliases = ("tok_canny_edge@224", "tok_canny_edge@448", "canny_edge", "edge")
     metrics = (replace(EdgeMap.metrics[0], bound=0.85),)
 
     @hookimpl
-    def derive(self, sample: Mapping[str, Any]) -> np.ndarray:
-        """Edges of the sample's rgb picture, at its size, after a blur of one pixel's deviation."""
+    def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
+        """Edges of the sample's rgb picture, at its size, after a blur by the setting `sigma`."""
         from skimage import feature
         from skimage.color import rgb2gray
 
         grey = rgb2gray(np.asarray(sample["rgb"]).transpose(1, 2, 0))
-        return feature.canny(grey, sigma=1.0)[None].astype(np.float32)
+        return feature.canny(grey, sigma=self.options(settings).sigma)[None].astype(np.float32)
 
 
 class SamEdge(EdgeMap):
