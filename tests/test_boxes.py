@@ -208,12 +208,12 @@ def test_scores_by_hand() -> None:
         [box("c")],
     ]
     found = plugin.score(predicted, target)
-    assert found == pytest.approx({"f1": 2 / 6, "center_error": 0.3})
+    assert found == pytest.approx({"f1": 2 / 6, "center_error": 0.3, "label_f1": 4 / 6})
     exact = plugin.score([[box("a", (0.6, 0, -3))], []], [target[0][:1], []])
-    assert exact == pytest.approx({"f1": 1.0, "center_error": 0.6})
+    assert exact == pytest.approx({"f1": 1.0, "center_error": 0.6, "label_f1": 1.0})
     assert plugin.score([[box("a", (0.61, 0, -3))]], [target[0][:1]])["f1"] == 0
-    assert plugin.score([[], []], target) == {"f1": 0.0, "center_error": NONE_FOUND}
-    assert plugin.score([[]], [[]]) == {"f1": 1.0, "center_error": 0.0}
+    assert plugin.score([[], []], target) == {"f1": 0.0, "center_error": NONE_FOUND, "label_f1": 0.0}
+    assert plugin.score([[]], [[]]) == {"f1": 1.0, "center_error": 0.0, "label_f1": 1.0}
 
 
 def test_the_picture_from_above() -> None:
@@ -306,8 +306,8 @@ def test_box_scores_by_hand() -> None:
         [flat("a", 0, 0, 1, 1)],
     ]
     assert len(boxes.matched(predicted[0], target[0])) == 1  # the second "a" finds nothing left
-    assert boxes.score(predicted, target) == pytest.approx({"f1": 2 / 6, "mean_iou": 1.0})
-    assert boxes.score([[]], [[]]) == {"f1": 1.0, "mean_iou": 0.0}
+    assert boxes.score(predicted, target) == pytest.approx({"f1": 2 / 6, "mean_iou": 1.0, "label_f1": 4 / 6})
+    assert boxes.score([[]], [[]]) == {"f1": 1.0, "mean_iou": 0.0, "label_f1": 1.0}
 
 
 def test_the_constant_boxes_beat_every_single_value() -> None:

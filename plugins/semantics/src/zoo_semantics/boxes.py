@@ -16,6 +16,7 @@ from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
     GROUND,
+    LABEL_F1,
     Array,
     Box,
     LabelledBoxes,
@@ -89,6 +90,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
         Metric(
             name="mean_iou", higher_is_better=True, meaning="mean overlap (IoU) of the boxes that are right", bound=0.85
         ),
+        LABEL_F1,
     )
 
     @hookimpl

@@ -17,6 +17,7 @@ from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, Special, coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
     GROUND,
+    LABEL_F1,
     Array,
     Box,
     LabelledBoxes,
@@ -157,6 +158,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
             meaning="mean distance of the centres of the boxes that are right; "
             f"{NONE_FOUND:g} m where there are boxes and none is",
         ),
+        LABEL_F1,
     )
 
     @hookimpl

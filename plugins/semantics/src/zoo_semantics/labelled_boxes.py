@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import json
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -22,6 +23,7 @@ from tokenizers_zoo.families.text import (
     printable,
     read_json,
 )
+from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ LONGEST_LABEL = 100
 MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
 GROUND = (28, 30, 36)
 """Colour of pictures where no box is."""
+LABEL_F1 = Metric(name="label_f1", higher_is_better=True, meaning="F1 of the labels alone, regardless of place")
+"""The third metric."""
 S = TypeVar("S")
 
 
@@ -150,11 +154,14 @@ class LabelledBoxes(TextModality[S]):
     def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
         """Over all boxes of all pictures together."""
         found = [pair for p, t in zip(predicted, target, strict=True) for pair in self.matched(p, t)]
+        named = [[Counter(box["label"] for box in boxes) for boxes in side] for side in (predicted, target)]
+        shared = sum((guess & truth).total() for guess, truth in zip(*named, strict=True))
         true = sum(map(len, target))
         total = sum(map(len, predicted)) + true
         return {
             "f1": 2 * len(found) / total if total else 1.0,
             self.metrics[1].name: self.mean_match(found, bool(true)),
+            LABEL_F1.name: 2 * shared / total if total else 1.0,
         }
 
     @hookimpl
