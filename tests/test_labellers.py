@@ -191,13 +191,13 @@ def test_boxes_equal_transformers(hub: Hub) -> None:
         labelled("boxes", hub("yolos"), labels={"tree": "shrub"}).derive({"rgb": PICTURE})
 
 
-def test_sam_is_queried_at_the_grid_points(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sam_is_queried_at_the_grid_points(hub: Hub) -> None:
     """The logits equal one query per point, given in picture pixels through the processor."""
     from transformers import SamModel, SamProcessor
 
     folder = hub("sam")
-    monkeypatch.setattr("zoo_semantics.labellers.POINTS_AT_ONCE", 3)
-    labeller = labelled("sam_instance", folder, points=2, min_quality=0.0).known_settings()["labeller"]
+    labeller = labelled("sam_instance", folder, points=2, batch=3, min_quality=0.0).known_settings()["labeller"]
+    assert "batch" not in labeller.record(), "masks are not computed again for another batch"
     answers = list(labeller._answers(PICTURE))
     assert len(answers) == 2  # three points, and one
     logits, quality = (np.concatenate(parts) for parts in zip(*answers, strict=True))

@@ -223,7 +223,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
 
 
 SHOWN = {"shown": True}
-"""Metadata of a setting for display only: it changes neither values nor tokens."""
+"""Metadata of a setting for display or memory only: it changes neither values nor tokens."""
 
 
 def check_counts(config: object, *names: str) -> None:

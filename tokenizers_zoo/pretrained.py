@@ -168,9 +168,10 @@ class PretrainedConfig:
         }
 
     def own(self) -> dict[str, Any]:
-        """Return the settings that a subclass adds."""
+        """Return the settings that a subclass adds, except those that change no value."""
         kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in kinds}
+        added = [field for field in dataclasses.fields(self) if field.name not in kinds]
+        return {field.name: getattr(self, field.name) for field in added if not field.metadata.get("shown")}
 
     def load(self, build: Callable[[Path, str], T]) -> T:
         """Return `build(folder, device)`, cached per process and config; `build` is a function of a module, no

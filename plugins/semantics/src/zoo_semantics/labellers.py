@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import check_counts, check_interval
+from tokenizers_zoo.config import SHOWN, check_counts, check_interval
 from tokenizers_zoo.errors import and_others
 from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
@@ -112,10 +112,6 @@ def labelled_boxes(
     return boxes
 
 
-POINTS_AT_ONCE = 64
-"""Each point needs memory for three masks of the picture's size."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstanceLabeller(LabellerConfig):
     """SAM, asked at each point of a grid (arXiv 2304.02643, appendix B, without the zoomed-in crops)."""
@@ -124,6 +120,8 @@ class InstanceLabeller(LabellerConfig):
 
     points: int = 32
     """Points along each side of the grid; SAM gives three masks for each."""
+    batch: int = field(default=64, metadata=SHOWN)
+    """Points in one forward pass; each needs memory for three masks of the picture's size."""
     min_quality: float = 0.88
     """The least overlap (IoU) with the true mask that SAM predicts of a mask that is kept."""
     min_stability: float = 0.95
@@ -133,7 +131,7 @@ class InstanceLabeller(LabellerConfig):
 
     def __post_init__(self) -> None:
         LabellerConfig.__post_init__(self)
-        check_counts(self, "points")
+        check_counts(self, "points", "batch")
         check_interval(self, "[0, 1]", "min_quality", "min_stability", "max_overlap", unit="a share")
 
     def masks(self, picture: Array) -> Array:
@@ -160,7 +158,7 @@ class InstanceLabeller(LabellerConfig):
         grid = torch.tensor([[(x * width, y * height)] for y in places for x in places], dtype=torch.float32)
         with torch.inference_mode():
             seen = network.get_image_embeddings(inputs["pixel_values"])
-            for points in grid.to(seen.device).split(POINTS_AT_ONCE):
+            for points in grid.to(seen.device).split(self.batch):
                 answer = network(image_embeddings=seen, input_points=points[None], multimask_output=True)
                 quality = answer.iou_scores[0].flatten()
                 likely = quality > self.min_quality
