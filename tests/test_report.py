@@ -211,6 +211,18 @@ def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "start": start}))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert re.search(r"goes on from <code>/runs/first</code>, with caption\s+added\.", text)
+    growth = {
+        "losses": {"depth": {"before": 4.5, "after": 4.25}}, "new": {"caption": {"after": 2.0, "uniform": None}},
+        "skills": [{"inputs": ["caption", "rgb"], "target": "depth", "before": 0.5, "after": 0.625}],
+    }  # fmt: skip
+    (folder / "growth.json").write_text(json.dumps(growth))
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    rows = [re.findall("<td[^>]*>([^<]*)</td>", row) for row in re.findall("<tr><td>(?:loss|skill) .*</tr>", text)]
+    assert rows == [
+        ["loss of depth", "4.500", "4.250", "−0.250"],
+        ["loss of caption (new); before: uniform prediction", "–", "2.000", "–"],
+        ["skill from caption + rgb to depth", "0.500", "0.625", "+0.125"],
+    ]  # fmt: skip
 
 
 def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,28 @@ def test_the_page_shows_every_modality(trained_zoo: Zoo, tmp_path: Path) -> None
     assert 'src="pictures' not in text  # pictures are embedded in the page
 
 
+def test_the_page_of_a_tokenizer_compares_checkpoints_of_its_modality(trained_zoo: Zoo, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizers"
+    for name, modality in (("bright", "light"), ("unlike", "dusk")):
+        trained(trained_zoo, "light", folder / name)
+        leave_results(folder / name, "blue", 0.0625)
+        config = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps({**config, "modality": modality, "train": {"steps": 9}}))
+    lines = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "held_out/mae": 0.25}]
+    (folder / "light" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert write_zoo_report(trained_zoo).read_text().count('<a href="tokenizers/light.html">light</a>') == 2
+    text = (tmp_path / "report" / "tokenizers" / "light.html").read_text(encoding="utf-8")
+    assert re.findall("<h3>(.*)</h3>", text) == ["light", "light_32", "bright"]
+    assert re.findall(r'<td>mae</td><td class="n">([\d.]+)', text) == ["0.25", "0.125", "0.0625"]
+    assert "<td>train.steps</td><td>–</td><td>–</td><td>9</td>" in text  # settings that differ have a column each
+    assert "<td>levels</td><td>16</td></tr>" in text  # equal settings have one column
+    assert re.findall("<figcaption class=.soft.>(.*)</figcaption>", text) == ["Training loss", "Held-out mae"]
+    (folder / "bright" / "evaluation.json").write_text("{")
+    write_zoo_report(trained_zoo)
+    text = (tmp_path / "report" / "tokenizers" / "light.html").read_text(encoding="utf-8")
+    assert "<p>Problem: bright: " in text and "<h3>light</h3>" in text
+
+
 def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Callable[..., Path], tmp_path: Path) -> None:
     names = ("light", "odd", "pinned")
     for name in names:
@@ -267,7 +290,7 @@ def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Callab
     (zoo["odd"].checkpoint / "evaluation.json").write_text("{")
     page = write_zoo_report(zoo)
     text = page.read_text(encoding="utf-8")
-    assert "<h3>light " in text and text.count("<p>Problem: ") == 2
+    assert '<h3><a href="tokenizers/light.html">light</a> ' in text and text.count("<p>Problem: ") == 2
     assert "<p>Problem: odd: " in text and "odd/evaluation.json: cannot be read as JSON" in text
     assert "; zoo tokenizer eval writes it anew" in text
     assert "<p>Problem: pinned: the tokenizer at " in text

@@ -267,8 +267,9 @@ def doctor_command(
 def report_command(run: Path | None, out: Path | None) -> None:
     """Write an HTML page about a backbone, or about the whole zoo.
 
-    Pages are self-contained. The page of a backbone includes its tokenizers and data. The page of the zoo shows all
-    modalities, with held-out samples and metrics of their tokenizers.
+    Pages are self-contained. The page of a backbone includes its tokenizers and data, and for a grown run the losses
+    before and after. The page of the zoo shows all modalities, and links to a page per tokenizer. This page compares
+    the modality's checkpoints in neighbouring folders: samples, metrics, training curves and settings.
 
     \b
     Examples:

@@ -135,7 +135,7 @@ def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:
 
     Raises ConfigError if the folder is the checkpoint of a modality that shares no tokenizer with `name`.
     """
-    whose = _trained_for(folder)
+    whose = trained_for(folder)
     if whose not in (None, name) and whose in zoo:
         spec, other = zoo[name].spec, zoo[whose]
         if spec.vocabulary == other.spec.vocabulary and not spec.own_tokenizer and not other.spec.own_tokenizer:
@@ -145,7 +145,7 @@ def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:
     return ""
 
 
-def _trained_for(folder: Path) -> Any:
+def trained_for(folder: Path) -> Any:
     """Return the modality of the finished or unfinished tokenizer in a folder, or None if it is unknown."""
     with contextlib.suppress(CheckpointError):
         if (folder / CONFIG).is_file():

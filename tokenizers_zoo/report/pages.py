@@ -14,7 +14,7 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import read_lines, read_table, replacing_file
 from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, range_text, signed
-from tokenizers_zoo.report.samples import overview, read_galleries, reconstructions, retrieval_section
+from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import layout_from_json
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 FOLDER = "evaluation"
 """Folder of the evaluation in a run."""
+GROWTH = "growth.json"
+"""Losses and skill scores of a grown run, before and after."""
+SAMPLES = 8
+"""Reconstructions on the page of a tokenizer."""
 KEPT = "ml4m."
 """How tensors begin that an imported backbone keeps for its export, and that are no parameters of the model."""
 REASONS = 20
@@ -50,7 +54,7 @@ def registry_of(run: Path) -> Path | None:
 def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` next to it.
 
-    Reads run.json, config.json, metrics.jsonl, evaluation/, retrieval/ and transfer/ of the run, its data,
+    Reads run.json, config.json, metrics.jsonl, growth.json, evaluation/, retrieval/ and transfer/ of the run, its data,
     and the checkpoints of the zoo. Raises CheckpointError if `run` is not a run, and ConfigError where `out` is a
     folder.
     """
@@ -130,6 +134,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
         "matrix": matrix,
         "start": config.get("start"),
+        "growth": read_table(run / GROWTH, "losses", "new", "skills") if (run / GROWTH).is_file() else None,
         "tokenizers": tokenizers,
         "problems": problems,
         "curves": _curves(read_lines(run / METRICS), names, pictures),
@@ -184,9 +189,9 @@ def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
     return [*tiles, count_of(pairs, "input → target pair scored", "input → target pairs scored")] if pairs else tiles
 
 
-def tokenizer_card(handle: ModalityHandle, pictures: Pictures) -> dict[str, Any]:
+def tokenizer_card(handle: ModalityHandle, pictures: Pictures, shown: int = SHOWN) -> dict[str, Any]:
     """Return the template's card of a tokenizer: reconstructions, metrics, and its tokens in words."""
-    found = reconstructions(handle, pictures)
+    found = reconstructions(handle, pictures, shown)
     rows = [
         {"name": m.name, "value": digits(found.metrics.get(m.name)), "unit": m.unit,
          "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
@@ -218,7 +223,7 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
 
     If the run has EMA weights, the losses per modality are for these.
     """
-    shown = []
+    shown = list[dict[str, str]]()
     averaged = any("held_out_average/loss" in line for line in lines)
     given, suffix = ("held_out_average", ", averaged weights") if averaged else ("held_out", "")
     whole = {"train/loss": "training", "held_out/loss": "held-out", f"{given}/loss": f"held-out{suffix}"}
@@ -226,12 +231,20 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
         ("training-loss", "Loss on training and on held-out samples", whole),
         ("loss-per-modality", f"Held-out loss by modality{suffix}", {f"{given}/{name}": name for name in names}),
     ):
-        points = {label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-                  for key, label in keys.items()}  # fmt: skip
-        if curves := {label: found for label, found in points.items() if found}:
-            image = pictures.add(file, curve_chart(curves, "loss (nats per token)"))
-            shown.append({"image": image, "title": title})
+        sources = {label: (lines, key) for key, label in keys.items()}
+        shown += _chart(pictures, file, title, "loss (nats per token)", sources)
     return shown
+
+
+def _chart(
+    pictures: Pictures, file: str, title: str, quantity: str,
+    sources: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]],
+) -> list[dict[str, str]]:  # fmt: skip
+    """Return a chart with a curve for each label: a key of the lines of a log. [] if no log has its key."""
+    points = {label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+              for label, (lines, key) in sources.items()}  # fmt: skip
+    curves = {label: found for label, found in points.items() if found}
+    return [{"image": pictures.add(file, curve_chart(curves, quantity)), "title": title}] if curves else []
 
 
 def _data(data: Path | None) -> dict[str, Any]:
@@ -258,9 +271,9 @@ def _data(data: Path | None) -> dict[str, Any]:
 def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
     """Write the page of all enabled modalities and return its path.
 
-    Reads the checkpoint folders only; damaged files are a problem on the page. Default: `report/index.html` next to the
-    folder of the tokenizers. Pictures go to the folder `pictures` next to the page. Raises ConfigError if `out` is a
-    folder.
+    It links to tokenizers/NAME.html for each modality with a checkpoint. Reads the checkpoint folders only; damaged
+    files are a problem on the page. Default: `report/index.html` next to the folder of the tokenizers. Pictures go to
+    the folder `pictures` next to the page. Raises ConfigError if `out` is a folder.
     """
     page = no_folder(out or zoo.checkpoints.parent / "report" / "index.html")
     pictures = Pictures(folder=page.parent / "pictures")
@@ -271,6 +284,7 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
             trained = handle.has_tokenizer
             fingerprint = handle.fingerprint if trained and handle.checkpoint.is_dir() else ""
             more = {"trained": trained, "fingerprint": fingerprint, "distribution": handle.distribution}
+            more["page"] = _write_tokenizer_page(page, zoo, handle, pictures)
             rows.append({**tokenizer_card(handle, pictures), "layout": str(handle.spec.layout), **more})
             families.setdefault(handle.spec.family or "of its own", []).append(rows[-1])
         except ZooError as error:
@@ -285,3 +299,61 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
                "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": "pictures"}  # fmt: skip
     write_page(page, "zoo.html.j2", content)
     return page
+
+
+def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, pictures: Pictures) -> str:
+    """Write the page of a modality's checkpoints and return its path relative to `index`; "" without a checkpoint."""
+    if not (checkpoints := _checkpoints(zoo, handle)):
+        return ""
+    shown, problems = dict[str, dict[str, Any]](), []
+    for name, other in checkpoints.items():
+        try:
+            card, log = tokenizer_card(other, pictures, SAMPLES), read_lines(other.checkpoint / METRICS)
+            settings = _flat(read_table(other.checkpoint / CONFIG))
+            shown[name] = {**card, "folder": other.checkpoint, "settings": settings, "log": log}
+        except ZooError as error:
+            problems.append(about(name, error))
+    main = handle.spec.metrics[0]
+    charts = {
+        "train/loss": ("Training loss", "loss"),
+        f"held_out/{main.name}": (f"Held-out {main.name}", f"{main.name} ({main.unit})" if main.unit else main.name),
+        "codebook/usage": ("Codes in use on held-out samples", "share of the codes"),
+    }
+    curves = list[dict[str, str]]()
+    for key, labels in charts.items():
+        sources = {name: (item["log"], key) for name, item in shown.items()}
+        curves += _chart(pictures, f"{handle.name}-{key}", *labels, sources)
+    keys = dict.fromkeys(key for item in shown.values() for key in item["settings"])
+    rows = {key: [item["settings"].get(key, "–") for item in shown.values()] for key in keys}
+    content = {"spec": handle.spec, "facts": token_facts(handle), "distribution": handle.distribution,
+               "checkpoints": shown, "problems": problems, "legend": legend_of(handle), "curves": curves,
+               "settings": rows, "index": index.name}  # fmt: skip
+    write_page(index.parent / "tokenizers" / f"{handle.name}.html", "tokenizer.html.j2", content)
+    return f"tokenizers/{handle.name}.html"
+
+
+def _checkpoints(zoo: Zoo, handle: ModalityHandle) -> dict[str, ModalityHandle]:
+    """Return handles of the checkpoints to compare, by name, with the modality's own first.
+
+    The others belong to instances of the same plugin, or are the modality's checkpoints in neighbouring folders.
+    """
+    from tokenizers_zoo.pipeline.tokenizers import trained_for
+
+    instances = {handle.name: handle} | {it.name: it for it in zoo.handles() if it.plugin_name == handle.plugin_name}
+    found = {name: it for name, it in instances.items() if is_complete(it.checkpoint)}
+    taken = {it.checkpoint.resolve() for it in found.values()}
+    for folder in sorted(handle.checkpoint.parent.glob("[!.]*")):
+        if is_complete(folder) and folder.resolve() not in taken and trained_for(folder) == handle.name:
+            found[f"{folder.name}/" if folder.name in found else folder.name] = handle.at(folder)
+    return found
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the values of nested tables as text, by keys joined with dots; without null, and the weights' digest."""
+    result: dict[str, str] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            result |= _flat(value, f"{prefix}{key}.")
+        elif value is not None and key != "weights_sha256":
+            result[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return result

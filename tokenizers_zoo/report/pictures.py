@@ -103,7 +103,7 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
     axes = figure.add_subplot()
     styles = itertools.cycle(["-", "--", ":", "-."])
     lines = {}
-    for name, points in sorted(curves.items(), key=lambda item: -item[1][-1][1]):
+    for name, points in curves.items():
         width, above = (0.6, 2) if len(points) > NOISY else (2.0, 3)
         marker = "o" if len(points) == 1 else ""
         (lines[name],) = axes.plot(
@@ -113,7 +113,8 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
     axes.set_ylabel(quantity)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
-        legend = axes.legend(lines.values(), lines, fontsize=10, frameon=False, loc=(1.02, 0.0))
+        order = sorted(curves, key=lambda name: -curves[name][-1][1])
+        legend = axes.legend([lines[name] for name in order], order, fontsize=10, frameon=False, loc=(1.02, 0.0))
         for text in legend.get_texts():
             text.set_parse_math(False)  # they are names, of folders, too
     return png_of(figure)

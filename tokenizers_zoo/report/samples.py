@@ -170,8 +170,8 @@ class Reconstructions:
     """Samples of the metrics and codes."""
 
 
-def reconstructions(handle: ModalityHandle, pictures: Pictures) -> Reconstructions:
-    """Return the results stored in the checkpoint: up to SHOWN samples, metrics, codes in use.
+def reconstructions(handle: ModalityHandle, pictures: Pictures, shown: int = SHOWN) -> Reconstructions:
+    """Return the results stored in the checkpoint: up to `shown` samples, metrics, codes in use.
 
     Modalities that share a checkpoint store them in subfolders by name. Raises CheckpointError if evaluation.json is
     damaged.
@@ -180,10 +180,10 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures) -> Reconstructio
     folder = folder / handle.name if handle.spec.shares_checkpoint else folder
     figures = read_table(folder / EVALUATION, remedy=ANEW) if (folder / EVALUATION).is_file() else {}
     metrics, split = figures.get("metrics", {}), figures.get("split", TEST)
-    codebook = figures if "usage" in figures else figures.get("codebook") or {}
     judged = "held-out" if split == TEST else split
     codes = []
     try:
+        codebook = (figures.get("codebook") or {}) | (figures if "usage" in figures else {})
         metrics = {m.name: None if metrics.get(m.name) is None else float(metrics[m.name]) for m in handle.spec.metrics}
         if codebook.get("usage") is not None and codebook.get("perplexity") is not None:
             size = int(codebook.get("size") or handle.spec.vocab_size)
@@ -196,9 +196,10 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures) -> Reconstructio
     except (AttributeError, LookupError, TypeError, ValueError):
         raise CheckpointError(f"{folder / EVALUATION}: damaged: expected numbers by metric; {ANEW}") from None
     # Pairs of input and reconstruction are numbered, other sheets are not.
-    images, texts = (sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:SHOWN] for end in ("png", "txt"))
+    images, texts = (sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:shown] for end in ("png", "txt"))
+    name = handle.name if folder.name == handle.name else f"{handle.name}-{folder.name}"
     return Reconstructions(
-        images=[pictures.add(f"tokenizer-{handle.name}-{n}", path.read_bytes()) for n, path in enumerate(images)],
+        images=[pictures.add(f"tokenizer-{name}-{n}", path.read_bytes()) for n, path in enumerate(images)],
         texts=[pair_of_texts(path.read_text(encoding="utf-8", errors="replace")) for path in texts],
         metrics=metrics, codes=codes, samples=figures.get("samples"), judged=judged,
     )  # fmt: skip
