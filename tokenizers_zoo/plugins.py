@@ -72,14 +72,6 @@ def installed_claims() -> dict[str, dict[str, list[Claim]]]:
     return found
 
 
-def the_claim(claims: list[Claim]) -> Claim:
-    """Return the only claim to a name. Raises PluginError naming the distributions if there are several."""
-    if len(claims) > 1:
-        owners = " and ".join(f"{claim.distribution} ({claim.entry_point.value})" for claim in claims)
-        raise PluginError(f"{claims[0].name}: claimed by {owners}; uninstall one, or ask its author to rename it")
-    return claims[0]
-
-
 def reason(error: BaseException) -> str:
     """Return an exception as one line, with its place in the plugin's source."""
     between = ("importlib", "pluggy", __file__)  # frames between our code and the plugin
@@ -98,17 +90,6 @@ def failed(what: str, error: BaseException) -> OneLineError:
             "memory, or ask for smaller batches, fewer workers or another device, and run the same command again"
         )
     return PluginError(f"{what} failed: {reason(error)}")
-
-
-def load_object(claim: Claim) -> Any:
-    """Import a claim's entry point. Raises PluginError, also for objects that pluggy cannot register."""
-    try:
-        plugin = claim.entry_point.load()
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{claim.name}: {claim} fails to import: {reason(error)}") from error
-    if inspect.isclass(plugin):
-        raise PluginError(f"{claim.name}: {claim} is a class; point the entry point at an instance of it")
-    return plugin
 
 
 def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: Iterable[str]) -> frozenset[str]:
@@ -281,10 +262,21 @@ class Plugins:
         self._loaded: dict[tuple[str, str], Plugin] = {}
 
     def load(self, group: str, name: str, required: Iterable[str]) -> Plugin:
-        """Load an installed plugin. Raises PluginError."""
+        """Load an installed plugin, after all wrappers. Raises PluginError, also if several distributions have it."""
+        if group != WRAPPERS:
+            _ = self.wrapper_errors
         if (group, name) not in self._loaded:
-            claim = the_claim(self.claims[group][name])
-            self._loaded[group, name] = self.add(claim, load_object(claim), required)
+            claim, *others = self.claims[group][name]
+            if others:
+                owners = " and ".join(f"{one.distribution} ({one.entry_point.value})" for one in (claim, *others))
+                raise PluginError(f"{name}: claimed by {owners}; uninstall one, or ask its author to rename it")
+            try:
+                plugin = claim.entry_point.load()
+            except (Exception, SystemExit) as error:
+                raise PluginError(f"{name}: {claim} fails to import: {reason(error)}") from error
+            if inspect.isclass(plugin):
+                raise PluginError(f"{name}: {claim} is a class; point the entry point at an instance of it")
+            self._loaded[group, name] = self.add(claim, plugin, required)
         return self._loaded[group, name]
 
     def add(self, claim: Claim, plugin: Any, required: Iterable[str]) -> Plugin:

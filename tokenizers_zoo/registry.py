@@ -185,7 +185,6 @@ class Zoo:
             hint = "(install it, name the plugin that it is an instance of, or set enabled = false)"
             unknown = UnknownNameError.of("plugin", wanted, installed, hint=hint)
             raise UnknownNameError(f"{self._origin(table).at(key)}: {unknown}")
-        _ = self._plugins.wrapper_errors  # wrappers are loaded before what they wrap
         plugin = self._plugins.load(MODALITIES, wanted, REQUIRED)
         settings = Settings(
             name,
@@ -270,7 +269,6 @@ class Zoo:
                 raise UnknownNameError.of(
                     "source", name, self.source_names(), hint="(zoo source list shows what is installed)"
                 )
-            _ = self._plugins.wrapper_errors  # wrappers are loaded before what they wrap
             plugin = self._plugins.load(SOURCES, name, SOURCE_REQUIRED)
             self._sources[name] = SourceHandle(plugin, self.tables["zoo"])
         return self._sources[name]

@@ -88,10 +88,6 @@ class PieceMatcher:
         """Return the text of pieces; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.bytes[number] for number in numbers).decode("utf-8", errors="replace")
 
-    def piece(self, number: int) -> str:
-        """Return one piece in readable form."""
-        return self.text([number])
-
     def match(self, text: str) -> tuple[list[int], list[int | None]]:
         """Return the numbers of the text's pieces, and each one's word number. Raises InvalidValueError."""
         matched = self._matching().encode(checked_text(text), add_special_tokens=False)

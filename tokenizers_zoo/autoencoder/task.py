@@ -91,7 +91,8 @@ class AutoencoderTask(Task):
                 std = std.clamp_min(least_deviation(mean, std))
                 module.length.copy_(torch.cat([batch.double().norm(dim=1) for batch in items]).mean())
             module.mean.copy_(mean.view_as(module.mean))
-            module.std.copy_(to_divide_by(mean, std).view_as(module.std))
+            std = std.where(vary(mean, std), least_deviation(mean, std))  # else constant channels would dominate
+            module.std.copy_(std.view_as(module.std))
         return module
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Tensor:
@@ -252,14 +253,6 @@ def moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         mean = mean + shift * (new / (count + new))
         count += new
     return mean, (squares / count).sqrt()
-
-
-def to_divide_by(mean: Tensor, deviations: Tensor) -> Tensor:
-    """Return deviations to divide by: LEAST_DEVIATION of their mean for constant channels.
-
-    Otherwise a channel that is constant in training would dominate wherever it varies later.
-    """
-    return deviations.where(vary(mean, deviations), least_deviation(mean, deviations))
 
 
 def vary(mean: Tensor, deviations: Tensor) -> Tensor:

@@ -61,24 +61,20 @@ class AutoencoderTokenizer:
         return self._chunks(lambda chunk: self.codec.from_network(decode(chunk)), tokens, numbers)
 
     def _chunks(self, function: Callable[[Tensor], Tensor], batch: Tensor, numbers: int) -> Tensor:
-        """Return the results for chunks; a sample has `numbers` elements."""
+        """Return the results for chunks of equal size, the last padded with its last row.
+
+        A sample has `numbers` elements. Raises InvalidValueError for an empty batch.
+        """
+        if not len(batch):
+            raise InvalidValueError("encode and decode need at least one sample")
         kind = "cuda" if self.device.startswith("cuda") else "cpu"
         size = max(1, min(CHUNK_ITEMS[kind], CHUNK_NUMBERS[kind] // max(1, numbers)))
-        return torch.cat([*in_chunks(function, batch, size, self.device)])
-
-
-def in_chunks(function: Callable[[Tensor], Tensor], batch: Tensor, size: int, device: str) -> Iterator[Tensor]:
-    """Yield the results of `function` on `device` for chunks of exactly `size` rows, moved to the device of `batch`.
-
-    The last chunk is padded with its last row. Raises InvalidValueError for an empty batch.
-    """
-    if not len(batch):
-        raise InvalidValueError("encode and decode need at least one sample")
-    for chunk in batch.split(size):
-        padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
-        with torch.inference_mode():
-            result = function(padded.to(device))[: len(chunk)].to(batch.device)
-        yield result
+        results = []
+        for chunk in batch.split(size):
+            padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk), *chunk.shape[1:])])
+            with torch.inference_mode():
+                results.append(function(padded.to(self.device))[: len(chunk)].to(batch.device))
+        return torch.cat(results)
 
 
 def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig | None = None) -> Autoencoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
@@ -17,9 +17,6 @@ from tokenizers_zoo.cli.options import (
     show_table,
 )
 from tokenizers_zoo.errors import ConfigError, count_of
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DATA_OPTION = click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
 

@@ -409,11 +409,6 @@ def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- values in memory
 
 
-def value_bytes(value: Any) -> int:
-    """Return about how much memory a value takes."""
-    return int(value.nbytes) + 100 if hasattr(value, "nbytes") else 50 + len(repr(value))
-
-
 class LazyValues(LazySequence[Any]):
     """The values of `keys`, read on demand and cached up to `cache_bytes` in total.
 
@@ -437,7 +432,8 @@ class LazyValues(LazySequence[Any]):
         if index in self._kept:
             return self._kept[index]
         value = self.read(self.keys[index])
-        if (size := value_bytes(value)) <= self._room:
+        size = int(value.nbytes) + 100 if hasattr(value, "nbytes") else 50 + len(repr(value))  # about its memory
+        if size <= self._room:
             self._room -= size
             self._kept[index] = value
         return value

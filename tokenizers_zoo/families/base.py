@@ -36,6 +36,8 @@ class PluginBase:
     aliases: ClassVar[tuple[str, ...]] = ()
     token_space: ClassVar[str] = ""
     """What is tokenized, in words, if it is not the value itself."""
+    checkpoint_kind: ClassVar[str] = ""
+    """The first part of `checkpoint_class`; default: the family."""
 
     def options(self, settings: Settings) -> Any:
         """Return the plugin's settings dataclass."""
@@ -44,7 +46,7 @@ class PluginBase:
     @property
     def checkpoint_class(self) -> str:
         """The "class" of this plugin's checkpoints."""
-        return f"{self.family}/{type(self).__name__}"
+        return f"{self.checkpoint_kind or self.family}/{type(self).__name__}"
 
     def spec_of(
         self, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **more: Any

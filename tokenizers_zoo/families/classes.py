@@ -53,6 +53,7 @@ class ClassModality(PluginBase, Generic[S]):
     """The hooks of one modality of classes; `S` is its settings. A subclass gives `summary` and `settings_class`."""
 
     family = "classes"
+    checkpoint_kind = "ClassTokenizer"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(name="accuracy", higher_is_better=True, meaning="share of the samples with the right class"),
         Metric(
@@ -61,11 +62,6 @@ class ClassModality(PluginBase, Generic[S]):
             meaning="the same per class, averaged over the classes that occur in the truth",
         ),
     )
-
-    @property
-    def checkpoint_class(self) -> str:
-        """The "class" of this plugin's checkpoints."""
-        return f"ClassTokenizer/{type(self).__name__}"
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:

@@ -63,6 +63,7 @@ class StandardisedModality(PluginBase):
     A family gives the other hooks and the methods below.
     """
 
+    checkpoint_kind = "statistics"
     published_statistics: ClassVar[tuple[Sequence[float], Sequence[float]] | None] = None
     """Mean and standard deviation in the published 4M backbones, if they use these values."""
     modality_spec: Any
@@ -82,11 +83,6 @@ class StandardisedModality(PluginBase):
     def standardiser(self, mean: torch.Tensor, std: torch.Tensor, options: Any, device: str) -> Standardiser:
         """Return the tokenizer with these float32 statistics."""
         raise NotImplementedError
-
-    @property
-    def checkpoint_class(self) -> str:
-        """The "class" of this plugin's checkpoints."""
-        return f"statistics/{type(self).__name__}"
 
     def describe(self, settings: Settings) -> dict[str, Any]:
         """Return the checkpoint's config for these settings as JSON types."""

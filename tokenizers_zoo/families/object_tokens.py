@@ -186,16 +186,6 @@ class SpelledGrammar:
             if (read := self.vocabulary.decode_text(self.vocabulary.encode_text(f" {word}")).strip()) != word:
                 raise CheckpointError(f"the vocabulary has no word {word!r}, it reads {read!r}; give it another one")
 
-    @property
-    def bins(self) -> int:
-        """Levels of each coordinate."""
-        return self.plain.bins
-
-    @property
-    def codes(self) -> int:
-        """Codes of one object."""
-        return self.plain.codes
-
     def write(self, levels: Ids, codes: Ids) -> Ids:
         """Return the ids of the first objects that fit: levels (objects, axes), codes (objects, codes of one
         object)."""

@@ -246,7 +246,7 @@ class ObjectModality(ValueHooks, TrainedModality):
             layout = sequence_layout(grammar, self.max_objects(options) * grammar.object_length)
             own = {"ordered_ids": grammar.ordered_ids, "token_space": contents}
             return self.spec_of(settings, value, layout, grammar.vocab_size, **own)
-        config = self.vocabulary_config(settings)
+        config = settings.vocabulary(VOCABULARY, VocabularyConfig)
         spelling.check(config, grammar.codebook_size, settings.name, VOCABULARY)
         shared = {"vocabulary": VOCABULARY, "own_tokenizer": True, "ordered_ids": config.ordered_ids}
         layout = sequence_layout(config, options.max_length)
@@ -267,10 +267,6 @@ class ObjectModality(ValueHooks, TrainedModality):
                 f"{where.at('patch_size')}: {table.patch_size} does not divide the {shape[1]} x {shape[2]} items"
             )
 
-    def vocabulary_config(self, settings: Settings) -> VocabularyConfig:
-        """Return the settings of the shared vocabulary for spelled objects."""
-        return settings.vocabulary(VOCABULARY, VocabularyConfig)
-
     @hookimpl
     def load_tokenizer(  # type: ignore[override]  # hooks are called by name, with the arguments that they take
         self, checkpoint: Path, device: str, settings: Settings, vocabulary: Path
@@ -280,10 +276,10 @@ class ObjectModality(ValueHooks, TrainedModality):
         items = super().load_tokenizer(checkpoint, device, settings)
         tokenizer = ObjectTokenizer(self, settings.name, options, items)
         if (spelling := self.spelling(options)) is not None:
-            words = TextVocabulary.load(vocabulary, self.vocabulary_config(settings))
+            words = TextVocabulary.load(vocabulary, settings.vocabulary(VOCABULARY, VocabularyConfig))
             try:
                 tokenizer.grammar = SpelledGrammar(
-                    spelling=spelling, vocabulary=words, plain=self.grammar(options), max_length=options.max_length
+                    spelling=spelling, vocabulary=words, plain=tokenizer.plain, max_length=options.max_length
                 )
             except CheckpointError as error:
                 raise CheckpointError(f"{settings.name}: {vocabulary}: {error}") from None
@@ -378,7 +374,8 @@ class ObjectTokenizer:
         self.modality, self.name, self.options, self.items = modality, name, options, items
         self.module = items.module
         self.axes = modality.axes(options)
-        self.grammar: ObjectGrammar | SpelledGrammar = modality.grammar(options)
+        self.plain = modality.grammar(options)
+        self.grammar: ObjectGrammar | SpelledGrammar = self.plain
         shapes = self.module.config.fitted
         self.fitted = {name: self.module.get_buffer(f"fitted_{name}").cpu().numpy() for name in shapes}
 
@@ -389,12 +386,12 @@ class ObjectTokenizer:
         groups = self.modality.split_all([*values], self.options, self.name)
         objects = [one for group in groups for one in group]
         if not objects:
-            none = np.zeros((0, len(self.axes)), np.int64), np.zeros((0, self.grammar.codes), np.int64)
+            none = np.zeros((0, len(self.axes)), np.int64), np.zeros((0, self.plain.codes), np.int64)
             return [self.grammar.write(*none) for _ in groups]
         items = torch.from_numpy(self.modality.items(objects, self.options))
         codes = self.items.encode(items).flatten(1).numpy()
         numbers = self.modality.coordinates(objects, self.fitted, self.options)
-        levels = levels_of(self.axes, numbers, self.grammar.bins)
+        levels = levels_of(self.axes, numbers, self.plain.bins)
         cuts = np.cumsum([len(group) for group in groups])[:-1]
         return [self.grammar.write(*part) for part in zip(np.split(levels, cuts), np.split(codes, cuts), strict=True)]
 
@@ -412,6 +409,6 @@ class ObjectTokenizer:
             items = self.items.decode(torch.from_numpy(codes).reshape(shape)).numpy().astype(np.float64)
         cuts = np.cumsum([len(levels) for levels, _ in read])[:-1]
         return [
-            self.modality.join(numbers_of(self.axes, levels, self.grammar.bins), part, self.fitted, self.options)
+            self.modality.join(numbers_of(self.axes, levels, self.plain.bins), part, self.fitted, self.options)
             for (levels, _), part in zip(read, np.split(items, cuts), strict=True)
         ]

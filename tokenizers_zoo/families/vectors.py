@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.autoencoder.config import (
-    PUBLISHED_TRAINING,
-    AutoencoderConfig,
-    LossName,
-    QuantizedTrainConfig,
-)
+from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING, AutoencoderConfig, LossName, QuantizedTrainConfig
 from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value

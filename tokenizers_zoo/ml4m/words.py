@@ -63,7 +63,3 @@ class WordMatcher:
         """Return the text of pieces, with one space between words."""
         decoded: str = self._tokenizer.decode([number + self.start for number in numbers], skip_special_tokens=False)
         return decoded
-
-    def piece(self, number: int) -> str:
-        """Return one piece in readable form."""
-        return str(self._tokenizer.id_to_token(number + self.start))

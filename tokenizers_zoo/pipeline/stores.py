@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.manifest import (
     DATASET,
-    Split,
     Wrong,
     read_manifest,
     read_record,
@@ -110,17 +109,15 @@ def _made_by(record: Mapping[str, Any]) -> str:
     return "not recorded"
 
 
-def store_splits(root: Path) -> dict[str, Split]:
-    """Return the splits of a value store or a token store. Raises DataError if the folder is neither."""
-    for record in (DATASET, STORE):
-        if splits := read_splits(root / record):
-            return splits
-    raise DataError(f"{root}: expected values ({DATASET}) or tokens ({STORE})")
-
-
 def verify_store(root: Path) -> Iterator[Wrong]:
-    """Yield the shards of a store that disagree with their manifests. Every file is read once."""
-    for split in store_splits(root).values():
+    """Yield the shards of a store that disagree with their manifests. Every file is read once.
+
+    Raises DataError if the folder holds neither values nor tokens.
+    """
+    splits = read_splits(root / DATASET) or read_splits(root / STORE)
+    if not splits:
+        raise DataError(f"{root}: expected values ({DATASET}) or tokens ({STORE})")
+    for split in splits.values():
         yield from verify(split)
 
 

@@ -15,14 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.manifest import (
-    Manifest,
-    inputs_digest,
-    read_manifest,
-    remove_shard,
-    shards_of,
-    sound_manifest,
-)
+from tokenizers_zoo.data.manifest import Manifest, inputs_digest, read_manifest, remove_shard, shards_of, sound_manifest
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard

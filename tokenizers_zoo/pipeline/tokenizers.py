@@ -72,8 +72,7 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
 
 
 def _train(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path]:
-    options = {"out": job.out, "seed": job.seed, "overrides": job.overrides, "overwrite": job.overwrite}
-    return job.name, train_tokenizer(zoo, job.name, job.data, **options)  # type: ignore[arg-type]
+    return job.name, train_tokenizer(zoo, **dataclasses.asdict(job))
 
 
 def train_tokenizer(

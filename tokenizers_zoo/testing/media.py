@@ -76,7 +76,8 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
 
     file = plainly_saved(plain)
     same = (("the same as " + WORDS.get(plain.mode, plain.mode), file),)
-    versions, ids = versions_of(plain, handle), holds_ids(handle)
+    ids = np.dtype(handle.spec.value.dtype).kind in "iu"  # of classes or instances
+    versions = versions_of(plain, ids)
     colours = versions["RGB"]
     for mode, image in versions.items():
         readings: tuple[tuple[str, File], ...] = same
@@ -114,8 +115,8 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
     yield Probe("no picture", File(b"no picture", extension), damaged=True)
 
 
-def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, PIL.Image.Image]:
-    """Return the picture as RGB, grey, palette, 16-bit and float pictures with the same colours, or the same ids.
+def versions_of(plain: PIL.Image.Image, ids: bool) -> Mapping[str, PIL.Image.Image]:
+    """Return the picture as RGB, grey, palette, 16-bit and float pictures with the same colours, or the same `ids`.
 
     Ids over several channels keep their colours too.
     """
@@ -123,7 +124,7 @@ def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, 
 
     numbers = np.asarray(plain)
     floats = numbers
-    if holds_ids(handle) and numbers.ndim == 2:
+    if ids and numbers.ndim == 2:
         grey = Image.fromarray(numbers.astype(np.uint8))
         indexed = plain if plain.mode == "P" else grey.convert("P")
         colours = indexed.convert("RGB")
@@ -137,11 +138,6 @@ def versions_of(plain: PIL.Image.Image, handle: ModalityHandle) -> Mapping[str, 
         indexed = colours.quantize()
     deep, exact = Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(floats.astype(np.float32))
     return {"RGB": colours, "L": grey, "P": indexed, "I;16": deep, "F": exact}
-
-
-def holds_ids(handle: ModalityHandle) -> bool:
-    """True if a picture's numbers are ids (classes, instances)."""
-    return np.dtype(handle.spec.value.dtype).kind in "iu"
 
 
 def animation(frames: int, extension: str = "gif") -> File:

@@ -58,17 +58,12 @@ class StepLog:
     def __exit__(self, kind: object, *_: object) -> None:
         self.stack.close()
         if kind is None and not self.lines.live:
-            self.say(f"{self.title}: {', '.join(self._state())}, took {clock(self.seconds)}")
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the log was created."""
-        return self.lines.seconds
+            self.say(f"{self.title}: {', '.join(self._state())}, took {clock(self.lines.seconds)}")
 
     @property
     def samples_per_second(self) -> float:
         """Speed since the log was created, evaluations included."""
-        return (self.done - self.first) * self.samples_per_step / self.seconds
+        return (self.done - self.first) * self.samples_per_step / self.lines.seconds
 
     def say(self, line: str, style: str = "") -> None:
         """Print a line above the progress."""

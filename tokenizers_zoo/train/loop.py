@@ -161,7 +161,8 @@ def train(
         trainer = Trainer(task, samples, config, run, seed)
         with TrainingReport(task.spec, task.title, task.validates, config, out_dir, trainer.done) as report:
             trainer.train(report, on_step)
-        task.save(run, trainer.final_module(), samples.test, trainer.done, trainer.seconds, trainer.kept)
+        kept = trainer.best if trainer.best.step else None
+        task.save(run, trainer.final_module(), samples.test, trainer.done, trainer.seconds, kept)
     return out_dir
 
 
@@ -272,11 +273,6 @@ class Trainer:
         if self.best.weights:
             self.module.load_state_dict(self.best.weights)
         return self.module.eval().requires_grad_(False)
-
-    @property
-    def kept(self) -> Best | None:
-        """The evaluation whose weights are kept, or None."""
-        return self.best if self.best.step else None
 
     @property
     def out_of_patience(self) -> bool:

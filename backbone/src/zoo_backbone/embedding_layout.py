@@ -14,14 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.spec import (
-    EmbeddingsLayout,
-    GridLayout,
-    ModalitySpec,
-    OrderedIds,
-    PatchesLayout,
-    SequenceLayout,
-)
+from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, OrderedIds, PatchesLayout, SequenceLayout
 from zoo_backbone.config import ModelConfig
 
 Positions = Literal["grid", "line", "learned", "stored"]
