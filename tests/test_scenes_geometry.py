@@ -197,7 +197,7 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
     down = np.array([[0.0], [0.0], [1.0]])
     for origin, directions in ((scene.camera.position, rays), (scene.lamp, rays - down)):
         for bundles in (1, 32):
-            reach, geoms, normals = stage.cast(origin, directions, bundles)
+            reach, geoms, normals = stage.cast(origin, directions, stages.enclosing(directions, bundles))
             expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions.T.copy())
             same = np.array(stage.owners)[geoms] == np.array(owners)[twin_geoms]
             assert same.mean() > 0.995  # rounding may change a few pixels at silhouettes
@@ -209,8 +209,8 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
 
 @pytest.mark.parametrize("size", [16, 37, 96])
 def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def everything(solids: Any, origin: Any, rays: np.ndarray, bundles: int) -> np.ndarray:
-        return np.ones((bundles, len(solids)), bool)
+    def everything(solids: Any, origin: Any, sides: np.ndarray) -> np.ndarray:
+        return np.ones((sides.shape[2], len(solids)), bool)
 
     for number in range(3):
         stage = build(compose(random.Random(f"pictures {number}"), SceneSettings()))

@@ -140,12 +140,12 @@ def metadata(
     luminance = np.array((0.2126, 0.7152, 0.0722), np.float32) @ colours
     brightest = np.maximum(np.maximum(red, green), blue)
     darkest = np.minimum(np.minimum(red, green), blue)
-    red_green, yellow_blue = red - green, 0.5 * (red + green) - blue
+    channels = np.stack([luminance, red - green, 0.5 * (red + green) - blue])
+    (brightness, *means), (contrast, *deviations) = channels.mean(1).tolist(), channels.std(1).tolist()
     labels = [item.thing.label for item in seen]
     loose = [label for label in labels if label not in ("person", "window", "door", "picture", "rug", "books")]
     normal = view.normals.reshape(3, -1).mean(1)
     # Hasler and Suesstrunk, Measuring colorfulness in natural images (2003), eq. 10, of sRGB in [0, 1]
-    spread, strength = math.hypot(red_green.std(), yellow_blue.std()), math.hypot(red_green.mean(), yellow_blue.mean())
     return {
         "camera_height": camera.position[2],
         "camera_pitch": math.degrees(camera.pitch),
@@ -157,10 +157,10 @@ def metadata(
         "num_objects": len(loose),
         "num_people": labels.count("person"),
         "num_classes": sum(share > 0 for share in shares.values()),
-        "brightness": float(luminance.mean()),
-        "contrast": float(luminance.std()),
+        "brightness": brightness,
+        "contrast": contrast,
         "saturation": float(((brightest - darkest) / np.maximum(brightest, 1e-3)).mean()),
-        "colourfulness": spread + 0.3 * strength,
+        "colourfulness": math.hypot(*deviations) + 0.3 * math.hypot(*means),
         "clutter": int(np.count_nonzero(instances)) / instances.size,
         "walkability": shares["floor"] + shares["rug"],
         "geometric_complexity": float(1 - np.linalg.norm(normal)),

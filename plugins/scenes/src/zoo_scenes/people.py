@@ -95,11 +95,11 @@ def axis_angle(matrix: Array) -> Array:
 
 def joint_positions(rotations: Array, scale: float = 1.0) -> Array:
     """Forward kinematics: axis-angle (24, 3) to joints (24, 3) in person axes, the pelvis at the origin."""
-    frames, joints = rotation_matrices(rotations), OFFSETS * scale
+    frames, joints = list(rotation_matrices(rotations)), list(OFFSETS * scale)
     for joint, parent in enumerate(PARENTS[1:], 1):
         joints[joint] = joints[parent] + frames[parent] @ joints[joint]
         frames[joint] = frames[parent] @ frames[joint]
-    return joints
+    return np.array(joints)
 
 
 _STAND: dict[str, Vector] = {

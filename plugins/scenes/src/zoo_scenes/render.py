@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.stage import Stage
+from zoo_scenes.stage import Stage, enclosing
 from zoo_scenes.textures import EDGE, look_up, pyramids
 from zoo_scenes.things import BOX, PLANE, Array, Field, Scene
 
@@ -49,7 +49,7 @@ def shade(stage: Stage, hits: Hits, lit: NDArray[np.bool_]) -> Field:
     """sRGB colours (3, n) in [0, 1]; `lit` tells which points the lamp reaches."""
     scene = stage.scene
     table = _surface_table(stage)
-    rows = table.take(hits.geoms, axis=1)
+    rows = table.take(hits.geoms, axis=1, mode="clip")  # faster than checks
     facing = dot(hits.normals, hits.views)
     albedo = _albedo(rows, hits, facing)
     light, highlight = _light(scene, hits, facing, lit)
@@ -187,8 +187,9 @@ class View:
 
 
 @lru_cache(maxsize=8)
-def _tiling(size: int) -> tuple[Array, NDArray[np.intp], int]:
-    """Pixel centres (3, n), right and up in [-1, 1] and 1, tile by tile; each pixel's place among them; and the tiles.
+def _tiling(size: int) -> tuple[Array, NDArray[np.intp], Field]:
+    """Pixel centres (3, n), right and up in [-1, 1] and 1, tile by tile; each pixel's place among them;
+    and the sides of the tiles as lines of the picture (4, 3, b).
 
     Tiles are squares of up to 16 pixels, some 8 x 8 of them up to 128; rows where no divisor of the size is 4 or more.
     """
@@ -199,18 +200,20 @@ def _tiling(size: int) -> tuple[Array, NDArray[np.intp], int]:
     up, right = np.meshgrid(-steps, steps, indexing="ij")
     tiled = np.arange(size * size).reshape(size // high, high, size // wide, wide).swapaxes(1, 2).reshape(-1)
     centres = np.stack([right, up, np.ones_like(up)]).reshape(3, -1).take(tiled, axis=1)
-    return centres, np.argsort(tiled).reshape(size, size), size * size // (high * wide)
+    # the third coordinate of `enclosing` is up
+    sides = enclosing(centres[[2, 0, 1]], size * size // (high * wide))[:, [1, 2, 0]]
+    return centres, np.argsort(tiled).reshape(size, size), sides
 
 
 def render(stage: Stage, size: int) -> View:
     """Cast one ray per pixel of a `size` x `size` picture and shade the hits."""
     camera = stage.scene.camera
-    centres, pixels, tiles = _tiling(size)
+    centres, pixels, sides = _tiling(size)
     rays = camera.rays(centres)
-    depth, geoms, normals = stage.cast(camera.position, rays, tiles)
+    depth, geoms, normals = stage.cast(camera.position, rays, camera.planes(sides))
     points = np.array(camera.position)[:, None] + depth * rays
     to_points = points - np.array(stage.scene.lamp)[:, None]
-    lit = ~stage.blocked(stage.scene.lamp, to_points, tiles)
+    lit = ~stage.blocked(stage.scene.lamp, to_points, sides.shape[2])
     views = rays.astype(np.float32)
     views /= -np.sqrt(dot(views, views))
     hits = Hits(

@@ -40,7 +40,8 @@ FARTHEST = 100.0
 FLOOR, WALL, CEILING = -1, -2, -3
 
 BLOCK = 48
-_MARGIN = 1e-3  # radians, against rounding
+_MARGIN = 1e-3  # metres, against rounding
+_WIDEST = 20.0  # bundles whose slopes differ more count as unbounded
 _ROOM_PARTS = 6
 _BELOW, _ABOVE, _BACK, _LEFT, _RIGHT, _FRONT = range(_ROOM_PARTS)
 
@@ -50,6 +51,12 @@ _BELOW, _ABOVE, _BACK, _LEFT, _RIGHT, _FRONT = range(_ROOM_PARTS)
 _ROUND = np.array([[3, 3, 3], [3, 3, 3], [0, 0, 0], [0, 0, 0], [0, 1, 2], [0, 0, 3], [3, 3, 3]])
 _SWEPT = np.array([[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 1], [3, 3, 3], [3, 3, 1], [0, 1, 2]])
 _CORNERS = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]])
+
+# Each entry of a rotation matrix is 2 * (first + sign * second), or 1 minus that on the diagonal. First and second are
+# indices of products of the quaternion's components: ww, wx, ... zz.
+_FIRST = np.array([10, 6, 7, 6, 5, 11, 7, 11, 5])
+_SECOND = np.array([15, 3, 2, 3, 15, 1, 2, 1, 10])
+_SIGNS = np.array([1, -1, 1, 1, 1, -1, -1, 1, 1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +96,8 @@ def solids(parts: Sequence[Part], outer: Array) -> Solids:
     kinds = np.array([part.shape for part in parts], np.int32)
     numbers = chain.from_iterable((*part.size, 0.0, *part.at, *part.turn) for part in parts)
     table = np.fromiter(numbers, np.float64, 11 * len(parts)).reshape(-1, 11)
-    rounds, swept = (np.take_along_axis(table, which.take(kinds, axis=0), 1) for which in (_ROUND, _SWEPT))
+    starts = table.shape[1] * np.arange(len(parts))[:, None]
+    rounds, swept = (table.take(which.take(kinds, axis=0) + starts) for which in (_ROUND, _SWEPT))
     halves, frames = rounds + swept, _chained(outer, table[:, 4:])
     corners = np.sqrt((halves * halves * _CORNERS.take(kinds, axis=0)).sum(1))
     return Solids(
@@ -106,14 +114,10 @@ def solids(parts: Sequence[Part], outer: Array) -> Solids:
 
 def matrices(turns: Array) -> Array:
     """Rotation matrices (n, 9), row-major, of unit quaternions (n, 4)."""
-    w, x, y, z = turns.T
-    xx, yy, zz = x * x, y * y, z * z
-    rows = [
-        1 - 2 * (yy + zz), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (xx + zz), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (xx + yy),
-    ]  # fmt: skip
-    return np.stack(rows, axis=1)
+    products = (turns[:, :, None] * turns[:, None, :]).reshape(-1, 16)
+    result: Array = 2 * (products.take(_FIRST, axis=1) + _SIGNS * products.take(_SECOND, axis=1))
+    result[:, ::4] = 1 - result[:, ::4]
+    return result
 
 
 def _chained(outer: Array, inner: Array) -> Array:
@@ -195,20 +199,35 @@ def _inertia(kind: int, a: float, b: float, c: float) -> Vector:
     return ((b * b + c * c) / 3, (a * a + c * c) / 3, (a * a + b * b) / 3)
 
 
-def meets(solids: Solids, origin: Vector, rays: Array, bundles: int) -> Mask:
-    """Which solids each of b equal stretches of rays (3, n) from `origin` may meet (b, g): never wrongly false.
+def enclosing(rays: Array, bundles: int) -> Field:
+    """Inward normals (4, 3, b) of the sides of a pyramid around each of b equal stretches of rays (3, n) from a point.
 
-    A cone around each bundle is compared with the sphere around each solid.
+    They are 0 where some ray leads back or far aside.
     """
-    directions = (rays / np.sqrt((rays * rays).sum(0))).reshape(3, bundles, -1)
-    axes = directions[:, :, directions.shape[2] // 2]
-    width = np.arccos(np.clip((directions * axes[:, :, None]).sum(0), -1, 1).min(1))
-    away = solids.places - np.array(origin)
-    distance = np.sqrt((away * away).sum(1))
-    inside = distance <= solids.radii
-    around = np.where(inside, np.pi, np.arcsin(np.where(inside, 0, solids.radii) / np.maximum(distance, 1e-9)))
-    apart = np.arccos(np.clip(axes.T @ (away.T / np.maximum(distance, 1e-9)), -1, 1))
-    met: Mask = apart <= width[:, None] + around + _MARGIN
+    bundle = rays.reshape(3, bundles, -1).swapaxes(0, 1).astype(np.float32)
+    middle = bundle[:, :, 0] + bundle[:, :, -1]
+    x, y, z = middle.T / np.maximum(np.sqrt((middle * middle).sum(1)), np.float32(1e-30))
+    axes = np.array([[x, y, z], [-y, x, 0 * z], [-x * z, -y * z, x * x + y * y]])  # ahead, aside and up (3, 3, b)
+    along = axes.transpose(2, 0, 1) @ bundle
+    slopes = np.divide(along.T, np.maximum(along[:, :1], np.float32(1e-30)).T, order="C")  # rays first: reduces faster
+    low, high = slopes.min(0), slopes.max(0)
+    sides = np.concatenate([axes[1:] - low[1:, None] * axes[0], high[1:, None] * axes[0] - axes[1:]])
+    sides *= (high - low).max(0) < _WIDEST
+    return sides
+
+
+def meets(solids: Solids, origin: Vector, sides: Field) -> Mask:
+    """Which solids the rays in each of b pyramids from `origin` may meet (b, g): never wrongly false.
+
+    The sides (4, 3, b) are compared with the box around each solid. Single precision is enough for boxes.
+    """
+    vectors = np.empty((4, len(solids), 3), np.float32)
+    vectors[0] = solids.places - origin
+    vectors[1:] = solids.frames.reshape(-1, 3, 3).transpose(2, 0, 1) * solids.halves.T[:, :, None]  # half axes
+    inside, *reaches = (vectors.reshape(-1, 3) @ sides).reshape(4, 4, len(solids), -1).swapaxes(0, 1)
+    for reach in reaches:
+        inside += np.abs(reach, out=reach)
+    met: Mask = inside.min(0).T >= -_MARGIN
     return met
 
 
@@ -224,45 +243,46 @@ class Stage:
     owners: list[int]
     parts: list[Part]
 
-    def cast(self, origin: Vector, rays: Array, bundles: int) -> tuple[Array, Rows, Field]:
+    def cast(self, origin: Vector, rays: Array, sides: Field) -> tuple[Array, Rows, Field]:
         """First hits of rays (3, n) from a point in the room: t, in lengths of the ray, solids, and normals (3, n).
 
-        Rays of each of b equal stretches should have close directions.
+        `sides` (4, 3, b) are the sides `enclosing` b equal stretches of the rays, which should have close directions.
         """
-        reach, rows, facing = self._furnishings(origin, rays, bundles, self.solids.radii > 0)
-        wall, sides = self._room(origin, rays)
-        normals = self.solids.frames[:_ROOM_PARTS, 2::3].T.astype(np.float32).take(sides, axis=1)
+        reach, rows, facing = self._furnishings(origin, rays, sides, self.solids.radii > 0)
+        wall, hits = self._room(origin, rays)
+        normals = self.solids.frames[:_ROOM_PARTS, 2::3].T.astype(np.float32).take(hits, axis=1)
         inside = (reach >= 0) & (reach < wall)
-        for far, near in ((normals, facing), (wall, reach), (sides, rows)):
+        for far, near in ((normals, facing), (wall, reach), (hits, rows)):
             np.copyto(far, near, where=inside, casting="same_kind")
-        return wall, sides, normals
+        return wall, hits, normals
 
     def blocked(self, origin: Vector, rays: Array, bundles: int, slack: float = 0.005) -> Mask:
         """Return which rays (3, n) a shadow caster blocks more than `slack` metres before their end at t = 1."""
         things = self.scene.things
         casters = np.array([owner >= 0 and things[owner].label not in ("lamp", "window") for owner in self.owners])
-        reach, _, _ = self._furnishings(origin, rays, bundles, casters)
+        reach, _, _ = self._furnishings(origin, rays, enclosing(rays, bundles), casters)
         hits = np.flatnonzero((reach >= 0) & (reach < 1))
         ends = rays.take(hits, axis=1)
         stopped = np.zeros(reach.size, bool)
         stopped[hits] = (1 - reach.take(hits)) * np.sqrt(np.einsum("kn,kn->n", ends, ends)) > slack
         return stopped
 
-    def _furnishings(self, origin: Vector, rays: Array, bundles: int, shown: Mask) -> tuple[Array, Rows, Array]:
+    def _furnishings(self, origin: Vector, rays: Array, sides: Field, shown: Mask) -> tuple[Array, Rows, Array]:
         """As `cast`, of the solids `shown` (g,) alone. A ray that hits none has t = -1, and neither row nor normal."""
         import mujoco
 
-        solids, count = self.solids, rays.shape[1]
+        solids, count, bundles = self.solids, rays.shape[1], sides.shape[2]
         model, data = compiled(max(-(-len(solids) // BLOCK), 5), 0, threading.get_ident())
         slots = len(model.geom_type)
-        met = meets(solids, origin, rays, bundles) & shown
-        near = np.nonzero(met)[1]
+        met = meets(solids, origin, sides) & shown
+        near = np.flatnonzero(met) % len(solids)
         geoms = model.geom_type, model.geom_size, data.geom_xpos, data.geom_xmat
         values: tuple[NDArray[Any], ...] = solids.kinds, solids.sizes, solids.places, solids.frames
         values = tuple(array.take(near, axis=0) for array in values)
         directions, facing = np.array(rays.T, order="C"), np.empty((count, 3))
         reach, hits = np.full(count, -1.0), np.zeros(count, np.int32)
         views = (array.reshape(bundles, -1, 1) for array in (directions, hits, reach, facing))
+        firsts, counts, per = model.body_geomadr, model.body_geomnum, count // bundles
         start, stop, written, offset = np.array(origin), 0, 0, 0
         for size, ray, hit, end, normal in zip(met.sum(1).tolist(), *views, strict=True):
             if not size:
@@ -273,9 +293,10 @@ class Stage:
                 for slot_values, own in zip(geoms, values, strict=True):
                     part = own[first:written]
                     slot_values[: len(part)] = part
-            model.body_geomadr[0], model.body_geomnum[0] = first - offset, size
-            mujoco.mj_multiRay(model, data, start, ray, None, True, -1, hit, end, normal, len(end), FARTHEST)
-            hit += offset
+            firsts[0], counts[0] = first - offset, size
+            mujoco.mj_multiRay(model, data, start, ray, None, True, -1, hit, end, normal, per, FARTHEST)
+            if offset:
+                hit += offset
         rows = near.take(hits, mode="clip") if near.size else hits.astype(np.intp)
         return reach, rows, facing.T
 

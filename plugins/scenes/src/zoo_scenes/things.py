@@ -144,6 +144,12 @@ class Camera:
         axes = self.axes
         return np.stack([axes[0] * self.scale, axes[1] * self.scale, -axes[2]], axis=1) @ picture
 
+    def planes(self, lines: Field) -> Field:
+        """World normals (..., 3, n) of the planes through the camera that the picture shows as lines (..., 3, n)."""
+        axes = self.axes
+        turn = np.stack([axes[0] / self.scale, axes[1] / self.scale, -axes[2]], axis=1)
+        return turn.astype(np.float32) @ lines
+
     def to_camera(self, points: Array) -> Array:
         """World points (..., 3) in camera axes (..., 3)."""
         return (points - np.asarray(self.position)) @ self.axes.T
