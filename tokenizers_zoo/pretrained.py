@@ -168,7 +168,7 @@ class PretrainedConfig:
         }
 
     def own(self) -> dict[str, Any]:
-        """Return the settings that a subclass adds, except those that change no value."""
+        """Return the settings that a subclass adds and that affect values."""
         kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
         added = [field for field in dataclasses.fields(self) if field.name not in kinds]
         return {field.name: getattr(self, field.name) for field in added if not field.metadata.get("shown")}
