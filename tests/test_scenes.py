@@ -102,7 +102,7 @@ def test_captions_name_only_what_is_seen() -> None:
     mentioned: Counter[str] = Counter()
     for number in range(60):
         stage = build(compose(random.Random(f"caption {number}"), settings))
-        _, _, seen, shares = observe(stage, render(stage, settings.image_size))
+        _, _, seen, shares = observe(stage, render(stage, settings.image_size), settings.min_visible)
         text = captions.caption(random.Random(number), stage.scene, seen, shares)
         assert re.fullmatch(r"([A-Z][a-z ,:]+\. ?){1,4}", text) and not re.search(r"  | \.| ,", text), text
         plain_text = re.sub(r"^The picture shows |\. The picture shows ", " ", text).lower()
@@ -223,7 +223,7 @@ def test_colour_names_are_the_colours_seen() -> None:
     for number in range(90):
         stage = build(compose(random.Random(f"colour {number}"), settings))
         view = render(stage, settings.image_size)
-        for item in observe(stage, view)[2]:
+        for item in observe(stage, view, settings.min_visible)[2]:
             part = item.thing.parts[0]
             if item.thing.free and item.thing.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
                 mean = view.rgb[:, view.geoms == stage.owners.index(item.index)].mean(1)
@@ -238,7 +238,7 @@ def test_colour_names_are_the_colours_seen() -> None:
 
 def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
     meanings = field_docstrings(SceneSettings)
-    for name in ("image_size", "people", "min_fov", "max_boxes"):
+    for name in ("image_size", "people", "clutter", "min_fov", "max_boxes", "min_visible"):
         with pytest.raises(ValueError, match=name) as caught:
             SceneSettings(**{name: -1})
         low, high = map(float, re.findall(r"in \[(\S+), (\S+)\]", str(caught.value))[0])
@@ -246,9 +246,13 @@ def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
 
 
 def test_settings_do_what_they_say() -> None:
-    for _, sample in samples(count=8, people=0, max_boxes=3, image_size=32):
-        assert "person" not in {CLASSES[k] for k in np.unique(sample["semseg"])}
+    for _, sample in samples(count=8, people=0, clutter=0, max_boxes=3, image_size=32):
+        assert not {"person", "box", "ball", "cylinder"} & {CLASSES[k] for k in np.unique(sample["semseg"])}
         assert len(sample["boxes"]) <= 3
     for own, low, high in (({}, 62, 68), ({"min_fov": 40.0, "max_fov": 41.0}, 40, 41)):
         lenses = [sample["metadata"]["camera_fov"] for _, sample in samples(count=6, **own)]
         assert low <= min(lenses) < max(lenses) <= high
+    (_, usual), (_, lit), (_, strict) = (samples(1, **own)[0] for own in ({}, {"shadows": False}, {"min_visible": 0.1}))
+    assert (lit["rgb"] >= usual["rgb"]).all() and (lit["rgb"] > usual["rgb"] + 0.02).any()
+    assert np.array_equal(lit["depth"], usual["depth"]) and np.array_equal(strict["rgb"], usual["rgb"])
+    assert strict["boxes"] == usual["boxes"][: len(strict["boxes"])] != usual["boxes"]

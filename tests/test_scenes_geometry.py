@@ -460,7 +460,7 @@ def test_boxes_contain_the_visible_pixels_of_things() -> None:
     for number in range(25):
         stage = build(compose(random.Random(f"upright {number}"), settings))
         view = render(stage, 48)
-        _, instances, items, _ = observe.observe(stage, view)
+        _, instances, items, _ = observe.observe(stage, view, settings.min_visible)
         camera, points = stage.scene.camera, view.depth[..., None] * _rays(stage, 48)
         back = np.array([math.cos(camera.yaw), math.sin(camera.yaw), 0.0])
         axes = np.array([[math.sin(camera.yaw), -math.cos(camera.yaw), 0.0], [0.0, 0.0, 1.0], -back])

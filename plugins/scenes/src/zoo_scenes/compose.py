@@ -28,7 +28,7 @@ def compose(rng: random.Random, settings: SceneSettings) -> Scene:
         if spot:
             scene.things.append(furniture.rug(rng, spot, rng.choice((0.0, math.pi / 2))))
     scene.things.append(furniture.ceiling_lamp(rng, scene))
-    for _ in range(rng.randint(2, 6)):
+    for _ in range(rng.randint(min(2, settings.clutter), settings.clutter)):
         placer.drop(rng.choice(furniture.LOOSE)(rng))
     return scene
 

@@ -17,8 +17,6 @@ from zoo_scenes.render import View
 from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage, matrices
 from zoo_scenes.things import CLASS_IDS, CLASSES, COLOURS, Array, Scene, Thing, yaw_of
 
-MIN_VISIBLE = 0.003
-"""Share of the picture that a thing must cover to be in captions, boxes, poses and numbers of things."""
 _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
 
 
@@ -37,7 +35,9 @@ class Seen:
     clear: bool
 
 
-def observe(stage: Stage, view: View) -> tuple[NDArray[np.int64], NDArray[np.int32], list[Seen], dict[str, float]]:
+def observe(
+    stage: Stage, view: View, min_visible: float
+) -> tuple[NDArray[np.int64], NDArray[np.int32], list[Seen], dict[str, float]]:
     """Class ids (h, w), instance ids (h, w), what covers enough pixels (largest first), and the classes' shares.
 
     Instance k + 1 is the k-th largest visible thing, `seen[k]`.
@@ -56,7 +56,7 @@ def observe(stage: Stage, view: View) -> tuple[NDArray[np.int64], NDArray[np.int
     ids = np.zeros(len(things) + 1, np.int32)
     ids[ranks] = np.arange(1, len(ranks) + 1)
     instances = ids.take(owners).take(view.geoms)
-    least = MIN_VISIBLE * total
+    least = min_visible * total
     seen = []
     for rank, (box, depth) in enumerate(zip(*_extents(instances, view.depth, len(ranks)), strict=True)):
         index = ranks[rank]

@@ -205,7 +205,7 @@ def _tiling(size: int) -> tuple[Array, NDArray[np.intp], Field]:
     return centres, np.argsort(tiled).reshape(size, size), sides
 
 
-def render(stage: Stage, size: int) -> View:
+def render(stage: Stage, size: int, shadows: bool = True) -> View:
     """Cast one ray per pixel of a `size` x `size` picture and shade the hits."""
     camera = stage.scene.camera
     centres, pixels, sides = _tiling(size)
@@ -213,7 +213,7 @@ def render(stage: Stage, size: int) -> View:
     depth, geoms, normals = stage.cast(camera.position, rays, camera.planes(sides))
     points = np.array(camera.position)[:, None] + depth * rays
     to_points = points - np.array(stage.scene.lamp)[:, None]
-    lit = ~stage.blocked(stage.scene.lamp, to_points, sides.shape[2])
+    lit = ~stage.blocked(stage.scene.lamp, to_points, sides.shape[2]) if shadows else np.ones(len(geoms), bool)
     views = rays.astype(np.float32)
     views /= -np.sqrt(dot(views, views))
     hits = Hits(

@@ -29,8 +29,8 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     name = f"{split}/{seed}/{index}"
     scene = compose(random.Random(f"scene/{name}"), settings)
     stage = build(scene)
-    view = render(stage, settings.image_size)
-    semseg, instances, seen, shares = observe.observe(stage, view)
+    view = render(stage, settings.image_size, settings.shadows)
+    semseg, instances, seen, shares = observe.observe(stage, view, settings.min_visible)
     if settings.captions == "layout":
         text = layout(scene, seen[: settings.max_boxes], shares)
     else:
