@@ -59,11 +59,7 @@ class Finding:
 
 
 class Failed(Exception):
-    """A gate failed: its figures and advice."""
-
-    def __init__(self, figure: str, advice: str) -> None:
-        super().__init__(figure)
-        self.figure, self.advice = figure, advice
+    """A gate failed; the arguments are its figures and advice."""
 
 
 @dataclass(kw_only=True)
@@ -169,7 +165,8 @@ def examine(
             except Skipped as reason:
                 yield Finding(gate=gate_name, passed=True, figure=str(reason), skipped=True)
             except Failed as failure:
-                yield Finding(gate=gate_name, passed=False, figure=failure.figure, advice=failure.advice)
+                figure, advice = failure.args
+                yield Finding(gate=gate_name, passed=False, figure=figure, advice=advice)
             except ZooError as error:
                 yield Finding(gate=gate_name, passed=False, figure=str(error), advice=more)
 

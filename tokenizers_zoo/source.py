@@ -58,5 +58,4 @@ class MadeSamples(LazySequence[Sample]):
         return self._count
 
     def item(self, index: int) -> Sample:
-        """Return a sample, made now."""
         return self._make(index)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import threading
 import tokenize
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 EMPTY = "it is empty"
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""JSON can spell it (`\\ud800`), but no file in UTF-8 can hold it."""
 _NPY_LOCK = threading.Lock()
 NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
 """Types whose minimum torch cannot compute."""
@@ -89,7 +92,7 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
             return "give a str"
         if spec.classes and value not in spec.classes:
             return str(UnknownNameError.of("class", value, spec.classes))
-        return None if _is_utf8(value) else "it cannot be written as UTF-8"
+        return "it cannot be written as UTF-8" if LONE_SURROGATE.search(value) else None
     if spec.kind == "object":
         return _json_problem(value)
     if not isinstance(value, np.ndarray | np.generic):  # of no axes both are the same
@@ -134,15 +137,6 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
     return None
 
 
-def _is_utf8(text: str) -> bool:
-    """False for text with lone surrogates, which JSON can spell (`\\ud800`) but no file can hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _json_problem(value: Any) -> str | None:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
@@ -151,7 +145,7 @@ def _json_problem(value: Any) -> str | None:
         return "it is nested too deeply"
     except (TypeError, ValueError) as error:
         return str(error)
-    if not _is_utf8(text):
+    if LONE_SURROGATE.search(text):
         return "it cannot be written as UTF-8"
     return None if same_again else "JSON changes it: it has tuples, or keys that are no text"
 

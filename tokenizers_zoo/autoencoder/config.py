@@ -165,9 +165,7 @@ class TokenizerConfig(QuantizedTrainConfig):
     reconstructions were no better."""
 
     steps: int = 800
-    """Optimizer steps."""
     batch_size: int = 16
-    """Samples in one forward pass."""
     learning_rate: float = 4e-3
     """Peak learning rate of AdamW."""
     blocks: Literal["conv", "vit"] = "conv"

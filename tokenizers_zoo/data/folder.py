@@ -119,7 +119,6 @@ class FolderSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]
         return self._count
 
     def item(self, index: int) -> tuple[str, dict[str, FileBytes | DataError]]:
-        """Return a sample with its files' bytes."""
         return read_sample(*self.files(index, index + 1)[0])
 
     def files(self, start: int, stop: int) -> list[tuple[str, dict[str, Member]]]:

@@ -358,7 +358,6 @@ class Rows(LazySequence[Place]):
         return np.arange(rows) if bits is None else np.flatnonzero(np.unpackbits(bits, count=rows))
 
     def item(self, index: int) -> Place:
-        """Return the place of a sample."""
         shard = int(np.searchsorted(self._ends, index, side="right")) - 1
         within = index - int(self._ends[shard])
         return Place(shard, within if shard not in self._some else int(self.in_shard(shard)[within]))
@@ -428,7 +427,6 @@ class LazyValues(LazySequence[Any]):
         return len(self.keys)
 
     def item(self, index: int) -> Any:
-        """Return a value, from the cache or read now."""
         if index in self._kept:
             return self._kept[index]
         value = self.read(self.keys[index])

@@ -52,19 +52,13 @@ class MapTokenizerConfig(TokenizerConfig):
     """The `tokenizer` table of a feature map: a small ViT and a cosine codebook, each vector one token."""
 
     steps: int = 400
-    """Optimizer steps."""
     learning_rate: float = 3e-3
-    """Peak learning rate of AdamW."""
     quantizer: QuantizerKind = "vq"
-    """How latents become tokens; see `QuantizerConfig.kind`."""
     blocks: Literal["conv", "vit"] = "vit"
-    """Kind of encoder and decoder; see `BlockConfig.kind`."""
     width: int = 192
     """Numbers per token inside encoder and decoder."""
     depth: int = 2
     """Transformer blocks of the encoder, and of the decoder."""
-    heads: int | None = None
-    """vit: attention heads."""
     flip: bool = False
     """Mirror half of the training maps. A mirrored map is only close to the map of a mirrored image."""
 

@@ -34,9 +34,7 @@ class TemporalTokenizer(TokenizerConfig):
     """The `tokenizer` table of a modality over time: as for pictures, without losses that need pictures."""
 
     batch_size: int = 32
-    """Samples in one forward pass."""
     learning_rate: float = 2e-3
-    """Peak learning rate of AdamW."""
 
     def __post_init__(self) -> None:
         TokenizerConfig.__post_init__(self)
@@ -49,11 +47,10 @@ class TemporalTokenizer(TokenizerConfig):
                 raise ValueError(f"{key}: works with pictures and classes only; weights here: {', '.join(LOSSES)}")
 
 
-def check_patch(sizes: tuple[int, ...], patch: tuple[int, ...], names: tuple[str, ...]) -> None:
+def check_patch(size: int, side: int, name: str) -> None:
     """Raise ValueError, starting with the setting's name, if a patch does not divide its axis."""
-    for size, side, name in zip(sizes, patch, names, strict=True):
-        if size < 1 or side < 1 or size % side:
-            raise ValueError(f"{name}: {side} does not divide {size}")
+    if size < 1 or side < 1 or size % side:
+        raise ValueError(f"{name}: {side} does not divide {size}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +64,7 @@ class SeriesSettings:
     tokenizer: TemporalTokenizer = TemporalTokenizer()
 
     def __post_init__(self) -> None:
-        check_patch(self.sizes, self.patch, ("patch_length",))
+        check_patch(self.length, self.patch_length, "patch_length")
         token_grid(self)
 
     @property
@@ -86,7 +83,6 @@ class ClipTokenizer(TemporalTokenizer):
     """The `tokenizer` table of clips: smaller batches, because a clip is as large as several pictures."""
 
     batch_size: int = 8
-    """Samples in one forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +99,7 @@ class ClipSettings(ImageSettings):
         ImageSettings.__post_init__(self)
         if self.frames < 2:
             raise ValueError(f"frames: expected at least 2, got {self.frames}; one frame is a picture")
-        check_patch((self.frames,), (self.patch_frames,), ("patch_frames",))
+        check_patch(self.frames, self.patch_frames, "patch_frames")
         token_grid(self)
 
     @property

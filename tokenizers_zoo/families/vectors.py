@@ -39,18 +39,14 @@ class VectorTokenizerConfig(QuantizedTrainConfig):
     """The `tokenizer` table of a global vector: quantizer, encoder, decoder and training, in one flat table."""
 
     steps: int = 600
-    """Optimizer steps."""
     batch_size: int = 256
-    """Samples in one forward pass."""
     learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
     loss: Literal["cosine", "smooth_l1"] | None = None
     """cosine: 1 - cosine similarity, which ignores the length; smooth_l1: of standardised numbers. Absent: the
     modality's default."""
     quantizer: QuantizerKind = "product_vq"
-    """How latents become tokens; see `QuantizerConfig.kind`."""
     latent_dim: int = 128
-    """Channels between encoder, quantizer and decoder."""
     width: int = 256
     """Width of encoder and decoder; 4 times as wide inside each block."""
     depth: int = 2

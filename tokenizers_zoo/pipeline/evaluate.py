@@ -192,7 +192,6 @@ class _Reconstruction:
             self._decode([value for key, value in sound.items() if key not in errors], tokens)
 
     def _decode(self, values: list[Any], tokens: list[np.ndarray[Any, Any]]) -> None:
-        """Decode the tokens of some values."""
         handle, decoded = self.handle, None if self.vectors else self.handle.decode_if_able(tokens)
         self.predicted += decoded or []
         self.vectors += [len(row) for row in tokens] if decoded is None else []

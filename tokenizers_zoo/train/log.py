@@ -93,7 +93,6 @@ class StepLog:
         self.board.flush()
 
     def _state(self) -> list[str]:
-        """Return the current state in words."""
         parts = [f"step {self.done} of {self.steps}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")

@@ -36,6 +36,8 @@ FASTEST = 1_000_000
 FINEST = 100_000
 """The ratio of two sample rates is taken as one of whole numbers up to this, exactly or within 5 millionths of it: so
 long the filter of `resampled` becomes, and usual rates need a few thousand."""
+PICTURE = (192, 128)
+"""Width and height of a spectrogram's picture, pixels."""
 
 
 def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
@@ -95,21 +97,11 @@ def fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
     return np.pad(cut, (0, length - len(cut)))
 
 
-def wav_bytes(samples: NDArray[np.float32], rate: int) -> bytes:
-    """A waveform (samples,) in [-1, 1] as a 16-bit WAV file."""
-    from scipy.io import wavfile
-
-    buffer = io.BytesIO()
-    wavfile.write(buffer, rate, np.clip(np.round(samples * 32768.0), -32768, 32767).astype(np.int16))
-    return buffer.getvalue()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioTokenizer(TemporalTokenizer):
     """The tokenizer of sound."""
 
     quantizer: QuantizerKind = "residual_fsq"
-    """How latents become tokens; see `QuantizerConfig.kind`."""
     width: int = 128
     """Channels of encoder and decoder: a patch has as many numbers as bands times frames."""
     flip: bool = False
@@ -150,8 +142,8 @@ class AudioSettings:
             raise ValueError(f"window: expected an even number of samples, got {self.window}")
         if self.length <= self.window // 2:
             raise ValueError(f"length: expected more than half a window ({self.window // 2}), got {self.length}")
-        check_patch((self.length,), (self.hop,), ("hop",))
-        check_patch(self.sizes, self.patch, ("patch_length",))
+        check_patch(self.length, self.hop, "hop")
+        check_patch(self.length // self.hop, self.patch_length, "patch_length")
         token_grid(self)
 
     @property
@@ -202,7 +194,6 @@ class Audio(TemporalModality):
     )
 
     def value_spec(self, options: AudioSettings) -> ValueSpec:
-        """A waveform of the settings' length."""
         return ValueSpec(
             shape=(options.length,), unit=self.unit, low=self.low, high=self.high, description=self.description
         )
@@ -244,7 +235,13 @@ class Audio(TemporalModality):
         return fitted(samples, options.length)
 
     def write(self, value: NDArray[np.float32], options: AudioSettings) -> tuple[bytes, str]:
-        return wav_bytes(value, options.sample_rate), "wav"
+        """A .wav file of 16 bits."""
+        from scipy.io import wavfile
+
+        buffer = io.BytesIO()
+        levels = np.clip(np.round(value * 32768.0), -32768, 32767).astype(np.int16)
+        wavfile.write(buffer, options.sample_rate, levels)
+        return buffer.getvalue(), "wav"
 
     @hookimpl
     def transform(self, value: NDArray[np.float32], crop: Crop, settings: Settings) -> NDArray[np.float32]:
@@ -252,9 +249,16 @@ class Audio(TemporalModality):
         return value
 
     def picture(self, value: NDArray[np.float32], options: AudioSettings) -> Any:
-        from zoo_audio.mel import sound_picture
+        """The spectrogram: low frequencies are at the bottom; black is silence, white is 0 dB."""
+        import matplotlib
+        import torch
+        from PIL import Image
 
-        return sound_picture(value, options.frame)
+        from zoo_audio.mel import FLOOR_DB, log_mel
+
+        bands = log_mel(torch.from_numpy(value)[None], options.frame)[0].numpy()[::-1]
+        colours = matplotlib.colormaps["magma"]((bands - FLOOR_DB) / -FLOOR_DB, bytes=True)[..., :3]
+        return Image.fromarray(colours).resize(PICTURE, Image.Resampling.NEAREST)
 
     def measure(self, predicted: list[Any], target: list[Any], options: AudioSettings) -> Mapping[str, float]:
         import torch

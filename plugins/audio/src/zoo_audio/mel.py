@@ -5,16 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-if TYPE_CHECKING:
-    import PIL.Image
-
 
 FLOOR_DB = -80.0
 """Level of silence, in decibels relative to a sine of amplitude 1."""
@@ -125,17 +118,3 @@ def _stft(waveform: Tensor, frame: MelFrame) -> Tensor:
 
 def _istft(spectrum: Tensor, frame: MelFrame, length: int) -> Tensor:
     return torch.istft(spectrum, frame.window, frame.hop, window=_window(frame, spectrum.device), length=length)
-
-
-SIZE = (192, 128)
-"""Width and height of the spectrogram, pixels."""
-
-
-def sound_picture(value: NDArray[np.float32], frame: MelFrame) -> PIL.Image.Image:
-    """The spectrogram: low frequencies are at the bottom; black is silence, white is 0 dB."""
-    import matplotlib
-    from PIL import Image
-
-    bands = log_mel(torch.from_numpy(value)[None], frame)[0].numpy()[::-1]
-    colours = matplotlib.colormaps["magma"]((bands - FLOOR_DB) / -FLOOR_DB, bytes=True)[..., :3]
-    return Image.fromarray(colours).resize(SIZE, Image.Resampling.NEAREST)

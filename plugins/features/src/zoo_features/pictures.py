@@ -34,7 +34,6 @@ class PictureMap(FeatureMapModality):
     patches.
     """
 
-    settings_class: ClassVar[type[Any]]
     derived_from = ("rgb",)
 
     @hookimpl
@@ -55,7 +54,6 @@ class PictureMap(FeatureMapModality):
 class PictureVector(VectorModality):
     """The vector that the network of the settings gives a whole picture."""
 
-    settings_class: ClassVar[type[Any]]
     derived_from = ("rgb",)
     patches: ClassVar[tuple[int, int]] = (16, 16)
     """Rows and columns of patches that the picture is resized to."""

@@ -248,7 +248,6 @@ class HumanPoses(ObjectModality):
         return {"skeleton": body.mean_skeleton(body.bones_of(turns, joints))}
 
     def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
-        """The published sequences."""
         return {"layout": "4m", "max_people": published_people.MOST}
 
     def published_fitted(self, options: PoseSettings) -> dict[str, Array]:
@@ -291,7 +290,6 @@ class HumanPoses(ObjectModality):
         return {what: (json.dumps([person | change]).encode(), "json") for what, change in changed.items()}
 
     def write(self, value: Any, options: PoseSettings) -> tuple[bytes, str]:
-        """The list as JSON."""
         return json.dumps(checked_people(value), allow_nan=False).encode(), "json"
 
     def picture(self, value: list[Person], options: PoseSettings) -> PIL.Image.Image:

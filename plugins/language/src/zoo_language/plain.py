@@ -144,12 +144,10 @@ class PlainText(TextModality[S]):
 
     @hookimpl
     def render(self, value: str) -> str:
-        """The text itself."""
         return value or "(no text)"
 
     @hookimpl
     def vocabulary_texts(self, values: Sequence[str], settings: Settings) -> Sequence[str]:
-        """All of them."""
         return list(values)
 
     @hookimpl

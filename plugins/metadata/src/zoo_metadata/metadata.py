@@ -182,7 +182,6 @@ class MetadataModality(TextModality[S]):
 
     @hookimpl
     def write_value(self, value: Mapping[str, Number], settings: Settings) -> tuple[bytes, str]:
-        """The table as JSON."""
         known = self.fitting(value, settings)
         return json.dumps(known, ensure_ascii=False, allow_nan=False).encode(), "json"
 

@@ -77,7 +77,6 @@ class Flow(SpatialModality):
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
-        """Middlebury files."""
         still = np.zeros((2, 4, 4), np.float32)
         unknown = still.copy()
         unknown[:, 0, 0] = 1e10

@@ -40,7 +40,6 @@ class ImuSettings(SeriesSettings):
     """Settings of inertial measurements."""
 
     patch_length: int = 4
-    """Time steps per token; divides the length."""
     sample_rate: float = 128.0
     """Measurements per second; files do not say theirs, and are not resampled."""
     tokenizer: ImuTokenizer = ImuTokenizer()

@@ -97,7 +97,6 @@ class PhotosSource:
 
     @hookimpl
     def source_spec(self) -> SourceSpec:
-        """Describe the source."""
         return SourceSpec(
             name="photos",
             summary="random crops of 9 real photographs from the scikit-image and scikit-learn wheels",
