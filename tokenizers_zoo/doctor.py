@@ -9,24 +9,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError, count_of
+from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, usable_modalities
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
+from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
 from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, Shift, check_crop_geometry, is_picture, shift_between
 from tokenizers_zoo.testing.subject import Skipped, Subject, per_sample
 from tokenizers_zoo.validation import bounds, same
-
-if TYPE_CHECKING:
-    from tokenizers_zoo.handle import ModalityHandle
-    from tokenizers_zoo.registry import Zoo
 
 SAMPLES = 64
 """Default number of held-out samples."""

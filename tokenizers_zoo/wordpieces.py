@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
+from tokenizers_zoo.validation import LONE_SURROGATE
 
 if TYPE_CHECKING:
     import tokenizers
@@ -147,13 +148,11 @@ def _parts_characters(data: bytes, place: int) -> bool:
 
 def checked_text(text: str) -> str:
     """Return the text. Raises InvalidValueError for lone surrogates, which UTF-8 cannot write."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+    if found := LONE_SURROGATE.search(text):
         raise InvalidValueError(
-            f"text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
+            f"text holds a lone surrogate U+{ord(found.group()):04X} at character {found.start()}: "
             "it was decoded wrongly; expected text that UTF-8 can write"
-        ) from None
+        )
     return text
 
 

@@ -93,7 +93,6 @@ def unet(config: DiffusionConfig, channels: int, out_channels: int) -> UNet2DMod
 
 
 def noise_schedule(config: DiffusionConfig) -> DDIMScheduler:
-    """Return the noise schedule of the settings."""
     return DDIMScheduler(
         num_train_timesteps=config.noise_levels,
         beta_schedule=SCHEDULES[config.schedule],

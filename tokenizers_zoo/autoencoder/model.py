@@ -109,7 +109,6 @@ class Autoencoder(nn.Module):
         return quantized.codes.movedim(-1, 1), quantized.loss
 
     def encode(self, inputs: Tensor) -> Int[Tensor, "batch *grid_codes"]:
-        """Return the tokens of inputs."""
         tokens = self.quantizer.encode(self.latents(inputs))
         return tokens[:, None] if tokens.ndim == 1 else tokens
 

@@ -56,8 +56,7 @@ def source_info(name: str) -> None:
     Example:
       zoo source info scenes
     """
-    zoo = open_zoo()
-    handle = zoo.source(name)
+    handle = open_zoo().source(name)
     classes = {
         f"{modality} classes": ", ".join(f"{number} {each}" for number, each in enumerate(names))
         for modality, names in handle.spec.classes.items()

@@ -104,8 +104,7 @@ def info(name: str, only_settings: bool) -> None:
       zoo info depth
       zoo info depth --settings
     """
-    zoo = open_zoo()
-    handle = zoo[name]
+    handle = open_zoo()[name]
     configs = [(f"modalities.{name}", config) for config in handle.taken_settings()]
     configs += [(f"vocabularies.{shared}", config) for shared, config in handle.taken_vocabularies().items()]
     if not only_settings:

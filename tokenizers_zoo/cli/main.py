@@ -146,8 +146,7 @@ def give_way() -> None:
 def others_run() -> bool:
     """True if another thread is running or waits for a core right now; False if unknown."""
     try:
-        running = LOAD.read_text().split()[3].partition("/")[0]
-        return int(running) > 1
+        return int(LOAD.read_text().split()[3].partition("/")[0]) > 1
     except (OSError, IndexError, ValueError):
         return False
 

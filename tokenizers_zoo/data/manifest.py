@@ -172,12 +172,10 @@ class Split:
 
     @property
     def folder(self) -> Path:
-        """The split's folder."""
         return self.root / self.name
 
     @property
     def shards(self) -> int:
-        """Number of shards."""
         return -(-self.samples // self.shard_size)
 
     def rows(self, shard: int) -> int:
@@ -255,7 +253,6 @@ class Split:
         return digest
 
     def key(self, sample: int) -> str:
-        """Return the key of a sample number."""
         shard, row = self.locate(sample)
         return self.keys(shard)[row]
 

@@ -367,14 +367,12 @@ class Rows(LazySequence[Place]):
             yield from (Place(shard, row) for row in self.in_shard(shard).tolist())
 
     def keys(self) -> Iterator[str]:
-        """Yield the samples' keys."""
         for shard in range(self.split.shards):
             if len(rows := self.in_shard(shard)):
                 keys = self.split.keys(shard)
                 yield from (keys[row] for row in rows.tolist())
 
     def key(self, place: Place) -> str:
-        """Return the key of the sample at a place."""
         return self.split.keys(place.shard)[place.row]
 
 

@@ -172,7 +172,6 @@ class TrainedModality(PluginBase):
         return ValueCodec(self, settings, model)
 
     def task(self, settings: Settings) -> AutoencoderTask:
-        """Return the training task."""
         from tokenizers_zoo.autoencoder.task import AutoencoderTask, DiffusionTask
 
         codec = self.codec(settings)

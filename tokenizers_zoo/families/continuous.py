@@ -281,8 +281,7 @@ class EmbeddingsModality(StandardisedModality):
         raise NotImplementedError
 
     def count(self, options: Any) -> int:
-        dim: int = options.dim
-        return dim
+        return int(options.dim)
 
     def rows(self, value: Array) -> Array:
         return value

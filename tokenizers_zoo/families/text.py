@@ -70,8 +70,7 @@ class TextModality(PluginBase, Generic[S]):
 
     def max_length(self, options: S) -> int:
         """Return the maximum number of tokens of one value: the setting `max_length`, unless overridden."""
-        length: int = getattr(options, "max_length")  # noqa: B009  (S is any dataclass that has it)
-        return length
+        return int(getattr(options, "max_length"))  # noqa: B009  (S is any dataclass that has it)
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
         """Return the ids of one value, at most `max_length`. Raises InvalidValueError if it is not valid."""

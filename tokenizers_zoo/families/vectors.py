@@ -23,8 +23,6 @@ from tokenizers_zoo.spec import Metric, TokenLayout, ValueSpec, VectorLayout
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["FEATURE_METRICS", "NUMBER_METRICS", "VectorModality", "VectorSettings", "VectorTokenizerConfig"]
-
 Array = NDArray[Any]
 COLUMNS, WIDTH = 32, 128
 """Largest number of columns of a vector's picture, and its approximate width in pixels."""

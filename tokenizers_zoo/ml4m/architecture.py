@@ -157,7 +157,6 @@ class PublishedKeys:
         raise ValueError(f"{side}_type: expected {known} or BottleneckMLP/B_x-Wi_y, got {name!r}")
 
     def quantizer(self) -> QuantizerConfig:
-        """Return the quantizer."""
         size, dim, count = self.codebook_size, self.latent_dim, self.num_codebooks
         if self.quant_type == "memcodes":
             return QuantizerConfig(kind="memcodes", codebook_size=size, num_codebooks=count, codebook_dim=dim // count)

@@ -61,5 +61,4 @@ class WordMatcher:
 
     def text(self, numbers: Sequence[int]) -> str:
         """Return the text of pieces, with one space between words."""
-        decoded: str = self._tokenizer.decode([number + self.start for number in numbers], skip_special_tokens=False)
-        return decoded
+        return str(self._tokenizer.decode([number + self.start for number in numbers], skip_special_tokens=False))

@@ -74,7 +74,6 @@ def check_modality(zoo: Zoo, name: str, data_dir: Path | None = None) -> list[Ch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of the pytest plugin."""
     group = parser.getgroup("tokenizers-zoo")
     group.addoption(
         "--zoo-plugin", action="append", default=[], metavar="NAME", help="check this modality's plugin (repeatable)"

@@ -65,7 +65,6 @@ class Outcome:
 
 
 def npy(array: Array) -> File:
-    """Return an array as a .npy file."""
     return File(array_bytes(array), "npy")
 
 

@@ -124,8 +124,7 @@ def made_up(handle: ModalityHandle) -> Array | None:
         candidates.append(lambda: handle.transform(bars(larger, tones, handle.spec.value.dtype), Crop()))
     for candidate in candidates:
         try:
-            value = candidate()
-            data, extension = handle.write(value)
+            data, extension = handle.write(candidate())
         except MachineError:
             raise
         except Exception:  # any error means it is not valid
@@ -204,7 +203,6 @@ def pickled() -> File:
 
 
 def txt(text: str, encoding: str = "utf-8") -> File:
-    """Return a text as a file."""
     return File(text.encode(encoding), "txt")
 
 
@@ -220,7 +218,6 @@ def plain_text(handle: ModalityHandle) -> str:
 
 
 def text_probes(handle: ModalityHandle) -> Iterator[Probe]:
-    """Yield text files."""
     classes = handle.spec.value.classes
     good = plain_text(handle)
     same = (("", txt(good)),)

@@ -88,7 +88,6 @@ class StepLog:
         self.board.add_scalar("speed/samples_per_second", self.samples_per_second, self.done)
 
     def flush(self) -> None:
-        """Flush all logs."""
         self.file.flush()
         self.board.flush()
 

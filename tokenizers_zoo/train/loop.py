@@ -226,7 +226,8 @@ class Trainer:
                     on_step(self.done)
         if self.out_of_patience:
             reason = f"no better {task.spec.metrics[0].name} in {self.best.waited} evaluations"
-            report.stopped(self.done, reason, self.best.step or self.done)
+            told = f"stops after step {self.done} of {config.steps}: {reason}; keeps step {self.best.step or self.done}"
+            report.say(f"{task.spec.name}: {told}")
 
     def batch(self, number: int) -> Any:
         """Return batch `number`; its samples and augmentation depend on (seed, number) only."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tokenizers_zoo.errors import ZooError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class DivergedError(ZooError):

@@ -93,10 +93,6 @@ class TrainingReport(StepLog):
             self.write_speed()
             self.window.clear()
 
-    def stopped(self, done: int, reason: str, kept_step: int) -> None:
-        """Print that the run stops early, and which weights it keeps."""
-        self.say(f"{self.spec.name}: stops after step {done} of {self.steps}: {reason}; keeps step {kept_step}")
-
     def evaluation(self, done: int, evaluation: Evaluation, best: str = "") -> None:
         """Log and print an evaluation with the best so far in words, and warn about a collapsing codebook."""
         codebook = evaluation.codebook

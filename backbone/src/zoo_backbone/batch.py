@@ -93,7 +93,6 @@ class PackedBatch:
     targets: PackedTargets
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch on another device."""
         vectors = {name: (index.to(device), rows.to(device)) for name, (index, rows) in self.inputs.vectors.items()}
         return self._changed(lambda tensor: tensor.to(device), lambda tensor: tensor.to(device), vectors)
 

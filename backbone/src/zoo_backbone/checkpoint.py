@@ -53,7 +53,6 @@ NEW = "output.", "projections."
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
-    """Return a spec as JSON types."""
     return {**recorded(spec), "layout": layout_to_json(spec.layout)}
 
 

@@ -231,8 +231,7 @@ def open_sources(
 
 def _read(dataset: Dataset, store: TokenStore, split: str = TRAIN) -> list[str]:
     """Return the modalities of a split that a dataset is read for."""
-    found = store.modalities(split)
-    return [name for name in found if not dataset.modalities or name in dataset.modalities]
+    return [name for name in store.modalities(split) if not dataset.modalities or name in dataset.modalities]
 
 
 def _check_connected(sources: Sequence[Source], config: TrainConfig, layout: EmbeddingLayout) -> None:

@@ -50,7 +50,6 @@ class Ranks:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 

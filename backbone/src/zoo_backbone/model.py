@@ -146,8 +146,7 @@ class FourM(nn.Module):
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless the model was trained on tokens and the layout of this tokenizer, which may have grown
         since."""
-        layout = self.layout.spec(handle.name).layout
-        check_handle(handle, self.trained_on.get(handle.name), layout)
+        check_handle(handle, self.trained_on.get(handle.name), self.layout.spec(handle.name).layout)
 
     def transformer_parameters(self) -> int:
         """Return the number of parameters of the blocks, without embeddings, projections and output rows."""

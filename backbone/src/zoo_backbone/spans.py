@@ -100,7 +100,6 @@ class Spans:
 
     @classmethod
     def of(cls, masked: Bools) -> Spans:
-        """Find the spans of a mask."""
         starts = masked.copy()
         starts[:, 1:] &= ~masked[:, :-1]
         index = np.cumsum(starts.ravel()).reshape(masked.shape) - 1

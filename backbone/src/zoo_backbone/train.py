@@ -289,7 +289,6 @@ class TrainingLog(StepLog):
         """The last held-out losses."""
 
     def step(self, done: int, loss: float, norm: float, rate: float, by_modality: Mapping[str, float]) -> None:
-        """Log a finished step."""
         self.advance(done, loss)
         scalars = {"train/loss": loss, "train/gradient_norm": norm, "train/learning_rate": rate}
         if done % DETAILS_EVERY == 0 or done == self.steps:
@@ -298,7 +297,6 @@ class TrainingLog(StepLog):
         self.write(done, scalars)
 
     def held_out(self, done: int, loss: float, by_modality: Mapping[str, float], title: str = "held_out") -> None:
-        """Log held-out losses."""
         if not by_modality:
             self.note = "no held-out sample has a target"
             return

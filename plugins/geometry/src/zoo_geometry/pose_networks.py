@@ -159,7 +159,6 @@ def landmarks_of(raw: Array, world: Array, mask: Array, region: Region) -> Landm
 
 
 def sigmoid(logits: Array) -> Array:
-    """Likelihoods of logits."""
     return 1 / (1 + np.exp(-np.clip(logits, -100, 100)))
 
 

@@ -182,8 +182,7 @@ class MetadataModality(TextModality[S]):
 
     @hookimpl
     def write_value(self, value: Mapping[str, Number], settings: Settings) -> tuple[bytes, str]:
-        known = self.fitting(value, settings)
-        return json.dumps(known, ensure_ascii=False, allow_nan=False).encode(), "json"
+        return json.dumps(self.fitting(value, settings), ensure_ascii=False, allow_nan=False).encode(), "json"
 
     @hookimpl
     def render(self, value: Mapping[str, Number], settings: Settings) -> str:

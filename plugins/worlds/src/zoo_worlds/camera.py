@@ -127,7 +127,6 @@ class Room:
 
     @classmethod
     def paint(cls, rng: np.random.Generator) -> Room:
-        """A random one."""
         hue = rng.random()
         return cls(
             wall=np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.1, 0.4), rng.uniform(0.65, 0.95))),
