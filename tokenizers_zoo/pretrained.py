@@ -183,7 +183,8 @@ class PretrainedConfig:
             return result
 
     def transformers(self, name: str) -> Any:
-        """Load the transformers class `name` from here: a network in eval mode on `device`, or a processor."""
+        """Load the transformers class `name` from here: a processor, or a network on `device`, in eval mode and without
+        gradients."""
         return self.load(_transformers_builder(name, self.unused))
 
 
@@ -290,8 +291,4 @@ class LabellerConfig(PretrainedConfig):
 
     def outputs(self, picture: NDArray[Any]) -> Any:
         """Return the network's outputs for a picture, float (3, height, width) in [0, 1]."""
-        import torch
-
-        network, inputs = self.network, self.inputs(picture)
-        with torch.inference_mode():
-            return network(**inputs)
+        return self.network(**self.inputs(picture))

@@ -78,10 +78,9 @@ class Hed(SpatialModality):
         height, width = picture.shape[-2:]
         scale = max(1.0, options.network_size / min(height, width))
         large = round(height * scale), round(width * scale)
-        with torch.inference_mode():
-            enlarged = F.interpolate(picture, size=large, mode="bicubic", align_corners=False).clamp(0, 1)
-            edges = network(enlarged if scale > 1 else picture)
-            small = F.interpolate(edges, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        enlarged = F.interpolate(picture, size=large, mode="bicubic", align_corners=False).clamp(0, 1)
+        edges = network(enlarged if scale > 1 else picture)
+        small = F.interpolate(edges, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
         return small[0].clamp(0, 1).cpu().numpy()
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:

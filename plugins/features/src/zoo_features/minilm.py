@@ -73,9 +73,8 @@ class Minilm(VectorModality):
         config = self.options(settings).network
         network = config.transformers("BertModel")
         pieces = config.load(pieces_of).encode(sample["caption"]).ids
-        with torch.inference_mode():
-            hidden = network(input_ids=torch.tensor([pieces], device=network.device)).last_hidden_state
-            vector = torch.nn.functional.normalize(hidden.mean(dim=1), dim=1)
+        hidden = network(input_ids=torch.tensor([pieces], device=network.device)).last_hidden_state
+        vector = torch.nn.functional.normalize(hidden.mean(dim=1), dim=1)
         return as_array(vector, self.dim, (), config.model)
 
 

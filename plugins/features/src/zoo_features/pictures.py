@@ -84,16 +84,12 @@ class ClipNetwork(PretrainedConfig):
 
     def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
         """Features of the last layer after the final norm and the projection that CLIP applies to its class token."""
-        import torch
-
         from zoo_features.networks import COLOURS, Seen, normalised
 
         network = self.transformers("CLIPVisionModelWithProjection")
-        side, colours = network.config.patch_size, COLOURS[options.colours]
-        with torch.inference_mode():
-            pixels = normalised(rgb, patches, side, colours, network.device.type)
-            hidden = network.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
-            vectors = network.visual_projection(network.vision_model.post_layernorm(hidden))
+        pixels = normalised(rgb, patches, network.config.patch_size, COLOURS[options.colours], network.device.type)
+        hidden = network.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+        vectors = network.visual_projection(network.vision_model.post_layernorm(hidden))
         return Seen(patches=vectors[:, 1:], whole=vectors[:, 0])
 
 
@@ -134,8 +130,6 @@ class Dinov2Network(PretrainedConfig):
 
     def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
         """Vectors of the last layer after its norm. Raises PretrainedError for another network."""
-        import torch
-
         from zoo_features.networks import COLOURS, Seen, normalised
 
         network = self.transformers("Dinov2Model")
@@ -143,10 +137,8 @@ class Dinov2Network(PretrainedConfig):
             raise PretrainedError(
                 f"{self.model}: is a {network.config.model_type}, expected a dinov2 without registers"
             )
-        with torch.inference_mode():
-            side = network.config.patch_size
-            pixels = normalised(rgb, patches, side, COLOURS["imagenet"], network.device.type)
-            hidden = network(pixel_values=pixels).last_hidden_state
+        pixels = normalised(rgb, patches, network.config.patch_size, COLOURS["imagenet"], network.device.type)
+        hidden = network(pixel_values=pixels).last_hidden_state
         return Seen(patches=hidden[:, 1:], whole=hidden[:, 0])
 
 
@@ -212,14 +204,11 @@ class ImagebindNetwork(PretrainedConfig):
 
     def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
         """Outputs of the vision trunk."""
-        import torch
-
         from zoo_features.networks import COLOURS, load_vision_trunk, normalised
 
         trunk = self.load(load_vision_trunk)
-        with torch.inference_mode():
-            pixels = normalised(rgb, patches, trunk.side, COLOURS[options.colours], trunk.cls_token.device.type)
-            seen: Seen = trunk(pixels)
+        pixels = normalised(rgb, patches, trunk.side, COLOURS[options.colours], trunk.cls_token.device.type)
+        seen: Seen = trunk(pixels)
         return seen
 
 
@@ -301,14 +290,11 @@ class EfficientnetNetwork(PretrainedConfig):
 
     def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
         """The last feature map before pooling, numbers of 0 to 6, and its mean over positions."""
-        import torch
-
         from zoo_features.networks import COLOURS, Seen, normalised
 
         network: Any = self.load(efficientnet_in)
         device = next(network.parameters()).device.type
-        with torch.inference_mode():
-            found = network.extract_features(normalised(rgb, patches, 32, COLOURS["bytes"], device)).flatten(2)
+        found = network.extract_features(normalised(rgb, patches, 32, COLOURS["bytes"], device)).flatten(2)
         return Seen(patches=found.transpose(1, 2), whole=found.mean(dim=2))
 
 

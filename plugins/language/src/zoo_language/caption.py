@@ -40,13 +40,8 @@ class CaptionLabeller(LabellerConfig):
 
         Raises DataError where there are none.
         """
-        import torch
-
-        network, inputs = self.network, self.inputs(picture)
-        with torch.inference_mode():
-            ids = network.generate(
-                pixel_values=inputs["pixel_values"], max_new_tokens=self.max_words, do_sample=False, num_beams=1
-            )
+        network, pixels = self.network, self.inputs(picture)["pixel_values"]
+        ids = network.generate(pixel_values=pixels, max_new_tokens=self.max_words, do_sample=False, num_beams=1)
         text = self.transformers("AutoTokenizer").decode(ids[0], skip_special_tokens=True)
         if not text.strip():
             raise DataError(f"{self.model}: has no words for this picture")
@@ -169,13 +164,10 @@ class T5Caption(EmbeddingsModality):
     licence = "Apache-2.0; weights of google-t5/t5-small: Apache-2.0"
 
     def embed(self, value: str, options: T5CaptionSettings) -> npt.NDArray[Any]:
-        import torch
-
         tokenizer = options.network.transformers("AutoTokenizer")
         encoder = options.network.transformers("T5EncoderModel")
         words = tokenizer(value, truncation=True, max_length=options.max_length, return_tensors="pt")
-        with torch.inference_mode():
-            vectors = encoder(**words.to(options.network.torch_device)).last_hidden_state[0]
+        vectors = encoder(**words.to(options.network.torch_device)).last_hidden_state[0]
         return vectors.cpu().numpy().astype(np.float32)
 
 
