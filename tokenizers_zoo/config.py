@@ -335,16 +335,14 @@ class Settings(Mapping[str, Any]):
             own = merged(_beneath(cls, preset_of(cls, self.own, self.origin), self.own), self.own)
             origin = dataclasses.replace(self.origin, shared=frozenset(offered.keys() - own.keys()))
             self.taken[cls] = from_mapping(cls, {**offered, **own}, origin)
-        result: T = self.taken[cls]
-        return result
+        return typing.cast(T, self.taken[cls])
 
     def vocabulary(self, name: str, cls: type[T]) -> T:
         """Return the table `[vocabularies.NAME]` as the dataclass `cls`; presets work as in `take`."""
         if (name, cls) not in self.taken_vocabularies:
             origin = Origin(path=self.origin.path, table=f"vocabularies.{name}")
             self.taken_vocabularies[name, cls] = Settings(name, self.vocabularies.get(name), origin=origin).take(cls)
-        result: T = self.taken_vocabularies[name, cls]
-        return result
+        return typing.cast(T, self.taken_vocabularies[name, cls])
 
     def changed(self, **own: Any) -> Settings:
         """Return a copy with some own keys replaced; tables are merged."""

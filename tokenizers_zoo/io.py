@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from tokenizers_zoo.errors import CheckpointError, DataError, OneLineError, PluginError, ReadError
 
@@ -149,8 +149,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def _header(file: IO[bytes]) -> dict[str, Any]:
     """Return the header of a safetensors file: JSON padded with spaces, after its length in 8 bytes."""
-    header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return header
+    return cast(dict[str, Any], json.loads(file.read(int.from_bytes(file.read(8), "little"))))
 
 
 def _beside(temporary: Path) -> Path:
@@ -191,8 +190,7 @@ def json_text(data: Any) -> str:
 
 def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record as JSON would read it back: lists for tuples, text for paths."""
-    result: dict[str, Any] = json.loads(json.dumps(dict(record), default=str))
-    return result
+    return cast(dict[str, Any], json.loads(json.dumps(dict(record), default=str)))
 
 
 def read_json(path: Path, remedy: str = REMEDY) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from tokenizers_zoo.errors import ZooError, and_others, is_of_the_machine
 from tokenizers_zoo.io import file_digest
@@ -179,8 +179,7 @@ class PretrainedConfig:
         with _lock:
             if (build, self) not in _loaded:
                 _loaded[build, self] = build(self.locate(), self.torch_device)
-            result: T = _loaded[build, self]
-            return result
+            return cast(T, _loaded[build, self])
 
     def transformers(self, name: str) -> Any:
         """Load the transformers class `name` from here: a processor, or a network on `device`, in eval mode and without

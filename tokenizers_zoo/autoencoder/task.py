@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,7 @@ class AutoencoderTask(Task):
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
         hook, settings = self.codec.modality.score, self.codec.settings
-        scores: Mapping[str, float] = called(hook, predicted=predicted, target=target, settings=settings)
-        return scores
+        return cast(Mapping[str, float], called(hook, predicted=predicted, target=target, settings=settings))
 
     def render(self, value: Any) -> Any:
         return called(self.codec.modality.render, value=value, settings=self.codec.settings)

@@ -179,8 +179,7 @@ class FiniteScalar(Adapter):
         return codes, tokens.long(), self.spread_weight * spread_loss(latents.flatten(0, 1))
 
     def tokens(self, latents: Codes) -> Tokens:
-        tokens: Tokens = self.fsq(latents)[1].long()
-        return tokens
+        return self.fsq(latents)[1].long()
 
     def lookup(self, tokens: Tokens) -> Codes:
         return self.fsq.indices_to_codes(tokens)
