@@ -186,8 +186,7 @@ class TextVocabulary:
     @property
     def compatible_fingerprints(self) -> dict[str, int]:
         """Fingerprints of the vocabularies that this one grew from, and its own, each with its number of ids."""
-        own = {self.fingerprint: self.used} if self.fingerprint else {}
-        return dict(self.lineage) | own
+        return dict(self.lineage) | ({self.fingerprint: self.used} if self.fingerprint else {})
 
     # ---- training and growing
 

@@ -380,7 +380,6 @@ class ObjectTokenizer:
         self.fitted = {name: self.module.get_buffer(f"fitted_{name}").cpu().numpy() for name in shapes}
 
     def encode(self, values: Sequence[Any]) -> list[Array]:
-        """Return the ids of each value."""
         import torch
 
         groups = self.modality.split_all([*values], self.options, self.name)
@@ -396,7 +395,6 @@ class ObjectTokenizer:
         return [self.grammar.write(*part) for part in zip(np.split(levels, cuts), np.split(codes, cuts), strict=True)]
 
     def decode(self, tokens: Sequence[Any]) -> list[Any]:
-        """Return the value of each sequence of ids."""
         import torch
 
         read = [self.grammar.read(ids) for ids in tokens]

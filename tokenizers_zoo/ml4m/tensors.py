@@ -52,8 +52,7 @@ def _encoder(architecture: Architecture) -> Iterator[Place]:
         yield from _pair("quant_proj", f"encoder.{config.depth + 2}", POINTWISE)
         return
     side = architecture.patch_size
-    cells = {"h": side, "w": side}
-    yield from _pair("encoder.proj", "encoder.embed", "o c h w -> o (h w c)", sizes=cells)
+    yield from _pair("encoder.proj", "encoder.embed", "o c h w -> o (h w c)", sizes={"h": side, "w": side})
     yield from _vit_blocks(config, "encoder")
     yield from _pair("quant_proj", "encoder.head", POINTWISE)
 

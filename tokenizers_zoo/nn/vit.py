@@ -119,8 +119,7 @@ class VitEncoder(nn.Module):
 
     def forward(self, values: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch dim *grid"]:
         """Latents of all patches; the grid is the axes over the patch's sides."""
-        latents = self.head(self.transformer(self.embed(to_patches(values, self.patch))))
-        return latents.movedim(-1, 1)
+        return self.head(self.transformer(self.embed(to_patches(values, self.patch)))).movedim(-1, 1)
 
 
 class VitDecoder(nn.Module):

@@ -127,8 +127,7 @@ class Task(Protocol):
         self, run: RunFolder, module: nn.Module, test: Sequence[Any], steps: int, seconds: float, best: Best | None
     ) -> None:
         """Score the final model, write its folder and finish the run; `best` is the evaluation of its weights."""
-        held_out = [test[index] for index in spread(len(test), FINAL_SAMPLES)]
-        evaluation = evaluate(self, module, held_out)
+        evaluation = evaluate(self, module, [test[index] for index in spread(len(test), FINAL_SAMPLES)])
         table = {**run.identity["model"], "training": run.identity["training"], "seed": run.identity["seed"]}
         kept = best.step if best else None
         finish_run(run, self.spec, module.state_dict(), table, evaluation, steps=steps, seconds=seconds, kept_step=kept)

@@ -242,8 +242,7 @@ class Optimizer:
                 local(gradient)[rows] = 0.0
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         parts = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
-        total = torch.nn.utils.get_total_norm(parts)
-        norm = float(whole(total))
+        norm = float(whole(torch.nn.utils.get_total_norm(parts)))
         if self.config.gradient_clip and norm > self.config.gradient_clip:
             torch._foreach_mul_(parts, self.config.gradient_clip / norm)
         for group in self.dense.param_groups:

@@ -37,8 +37,7 @@ def log_mel(waveform: Tensor, frame: MelFrame) -> Tensor:
     0 dB is magnitude 1 all over the band. A sine of amplitude 1, which is narrower, has about -3 dB in the lowest bands
     and -20 dB in the highest (of the default frame). Silence is FLOOR_DB.
     """
-    bands = filters(frame).to(waveform.device) @ magnitudes(waveform, frame)
-    return decibels(bands)
+    return decibels(filters(frame).to(waveform.device) @ magnitudes(waveform, frame))
 
 
 def decibels(magnitude: Tensor) -> Tensor:

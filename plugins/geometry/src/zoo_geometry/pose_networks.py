@@ -51,8 +51,7 @@ class Region:
         """
         samples = min(max(math.ceil(self.side / size), 1), MOST_SAMPLES)
         steps = (np.arange(size * samples) + 0.5) / (size * samples)
-        places = np.stack(np.meshgrid(steps, steps), axis=-1)
-        found = sampled(picture, self.to_picture(places), beyond)
+        found = sampled(picture, self.to_picture(np.stack(np.meshgrid(steps, steps), axis=-1)), beyond)
         return found.reshape(size, samples, size, samples, -1).mean(axis=(1, 3))
 
 

@@ -164,8 +164,7 @@ def spectral_angle(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.floa
     a, b = first.astype(np.float64), second.astype(np.float64)
     lengths = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=0)
     a, b = (spectrum / np.maximum(length, 1e-12) for spectrum, length in zip((a, b), lengths, strict=True))
-    angle = 2 * np.arctan2(np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0))
-    return np.degrees(angle)
+    return np.degrees(2 * np.arctan2(np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)))
 
 
 plugin = Multispectral()
