@@ -36,7 +36,7 @@ class PluginBase:
     aliases: ClassVar[tuple[str, ...]] = ()
     token_space: ClassVar[str] = ""
     """What is tokenized, in words, if it is not the value itself."""
-    checkpoint_kind: ClassVar[str] = ""
+    _checkpoint_kind = ""
     """The first part of `checkpoint_class`; default: the family."""
 
     def options(self, settings: Settings) -> Any:
@@ -46,7 +46,7 @@ class PluginBase:
     @property
     def checkpoint_class(self) -> str:
         """The "class" of this plugin's checkpoints."""
-        return f"{self.checkpoint_kind or self.family}/{type(self).__name__}"
+        return f"{self._checkpoint_kind or self.family}/{type(self).__name__}"
 
     def spec_of(
         self, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **more: Any

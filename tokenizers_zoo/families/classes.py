@@ -53,7 +53,7 @@ class ClassModality(PluginBase, Generic[S]):
     """The hooks of one modality of classes; `S` is its settings. A subclass gives `summary` and `settings_class`."""
 
     family = "classes"
-    checkpoint_kind = "ClassTokenizer"
+    _checkpoint_kind = "ClassTokenizer"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(name="accuracy", higher_is_better=True, meaning="share of the samples with the right class"),
         Metric(

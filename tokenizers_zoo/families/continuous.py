@@ -63,7 +63,7 @@ class StandardisedModality(PluginBase):
     A family gives the other hooks and the methods below.
     """
 
-    checkpoint_kind = "statistics"
+    _checkpoint_kind = "statistics"
     published_statistics: ClassVar[tuple[Sequence[float], Sequence[float]] | None] = None
     """Mean and standard deviation in the published 4M backbones, if they use these values."""
     modality_spec: Any
