@@ -44,6 +44,7 @@ from zoo_backbone.generate import TargetPlan, generate, outputs
 from zoo_backbone.generate.inputs import Request
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
+from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.published import PublishedConfig
 from zoo_backbone.run import Run
 
@@ -120,6 +121,10 @@ def data(world: World, tmp_path: Path) -> Path:
 
 def evaluation_data(world: World) -> EvaluationData:
     return EvaluationData(load_model(world.run), world.zoo, world.tokens, world.data, CONFIG)
+
+
+def generated(world: World, run: Path, plan: GenerationPlan, out: Path) -> list[Path]:
+    return outputs.generate_to_folder(AnyToAny.from_pretrained(run, zoo=world.zoo), plan, out, world.tokens)
 
 
 def entry(result: dict[str, Any], given: str, target: str) -> dict[str, Any]:
@@ -232,7 +237,7 @@ def test_ids_that_values_have_once_are_drawn_once(
     for ids in (frozenset[int](), frozenset(range(9))):
         monkeypatch.setattr(ModalityHandle, "single_ids", lambda handle, ids=ids: ids)
         found = world.evaluate(run, config, inputs=[("dark",)], targets=["letters"], overwrite=bool(ids))
-        places = outputs.generate_to_folder(run, world.zoo, plan, tmp_path / f"out{len(ids)}")
+        places = generated(world, run, plan, tmp_path / f"out{len(ids)}")
         drawn = [text for row in found["galleries"][0]["rows"] for text in row["cells"][1:-1]]
         for texts in (drawn, [(place / "letters.txt").read_text() for place in places]):
             assert texts and all(len(set(text)) == len(text) for text in texts) == bool(ids)
@@ -563,15 +568,15 @@ def test_model_and_tokenizers_run_on_the_device(
         asked.append(device)
         return load_model(folder, device=device)
 
-    for module in (evaluation, outputs):
-        monkeypatch.setattr(module, "load_model", loaded)
+    monkeypatch.setattr(evaluation, "load_model", loaded)
     zoo, other = (Zoo.from_tables(world.zoo.tables, world.zoo.path) for _ in range(2))
     world.evaluate(run, zoo=zoo, device="cpu:0", **LIGHT_TO_DARK)
     recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="1")
-    outputs.generate_to_folder(run, other, recipe, tmp_path / "out", device="cpu:0")
-    assert asked == ["cpu:0", "cpu:0"]
+    pipeline = AnyToAny.from_pretrained(run, zoo=other, device="cpu:0")
+    outputs.generate_to_folder(pipeline, recipe, tmp_path / "out", world.tokens)
+    assert asked == ["cpu:0"]
     assert [zoo[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu:0"]
-    assert [other[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu"]
+    assert [other[name].device for name in NAMES] == [str(pipeline.device), str(pipeline.device), "cpu"]
 
 
 def test_generation_does_not_write_outside_its_folder(
@@ -587,5 +592,5 @@ def test_generation_does_not_write_outside_its_folder(
 
     monkeypatch.setattr(outputs, "Request", led_out)
     with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
-        outputs.generate_to_folder(run, world.zoo, recipe, out)
+        generated(world, run, recipe, out)
     assert not out.exists()

@@ -13,13 +13,13 @@ import pytest
 import torch
 from command_world import World, the_world
 
-from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import InvalidValueError
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.generate import TargetPlan, outputs
 from zoo_backbone.generate.plans import GenerationPlan
+from zoo_backbone.pipeline import AnyToAny
 
 MAKE = "backbone generate run --out new"
 
@@ -41,8 +41,8 @@ def made(world: World, out: str) -> dict[str, bytes]:
 
 def generated(world: World, recipe: GenerationPlan, **options: Any) -> list[Path]:
     """Run the command in this process."""
-    zoo = Zoo.from_toml(world.folder / "registry.toml")
-    return outputs.generate_to_folder(world.folder / "run", zoo, recipe, world.folder / "new", **options)
+    model = AnyToAny.from_pretrained(world.folder / "run", device="cpu")
+    return outputs.generate_to_folder(model, recipe, world.folder / "new", world.folder / "tokens", **options)
 
 
 def went(world: World, words: str) -> str:
@@ -61,7 +61,7 @@ def test_written_plan_reproduces_the_results(world: World) -> None:
     plan = tomllib.loads(first["plan.toml"].decode())
     assert plan["inputs"] == ["rgb_patches", f"caption={world.folder}/text.txt"]
     assert (plan["samples"], plan["seed"], plan["guidance"]["weights"]["caption"]) == ("1-2", 3, -0.5)
-    assert (plan["targets"][0]["steps"], plan["targets"][0]["top_p"]) == (2, 0.95)
+    assert plan["targets"] == [{"name": "depth", "steps": 2}]
     assert "# weights sha256: " in first["plan.toml"].decode()
     went(world, "backbone generate run --plan new/plan.toml --out again")
     assert made(world, "again") == first
@@ -107,7 +107,7 @@ def test_command_line_guidance_replaces_the_guidance_of_each_target(world: World
     plan = 'inputs = ["rgb_patches"]\n[[targets]]\nname = "depth"\nsteps = 2\nguidance.scale = 2.0\n'
     (world.folder / "own.toml").write_text(plan)
     went(world, "backbone generate run --out own --plan own.toml --samples 4 --guide -6")
-    went(world, f"{MAKE} --input rgb_patches --target depth --samples 4 --set steps=2 --guide -6 --set top_p=1")
+    went(world, f"{MAKE} --input rgb_patches --target depth --samples 4 --set steps=2 --guide -6")
     assert "scale = 2.0" not in (world.folder / "own/plan.toml").read_text()
     for key in ("test00", "test01", "test02", "test03"):
         assert tokens(world, f"own/{key}/0") == tokens(world, f"new/{key}/0")

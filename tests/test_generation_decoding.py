@@ -77,7 +77,8 @@ def slow_sequence(
     [
         *((TargetPlan(name="words", temperature=temperature, top_p=0.95, filter_before_temperature=early), [(1, BOTH)])
           for temperature, early in ((0.0, False), (1.0, False), (3.0, False), (3.0, True))),
-        *((TargetPlan(name="words", temperature=8.0, guidance=guidance), seen) for guidance, seen in GUIDANCES),
+        *((TargetPlan(name="words", temperature=8.0, top_p=1, guidance=guidance), seen)
+          for guidance, seen in GUIDANCES),
     ],
 )  # fmt: skip
 def test_sequences_equal_their_slow_twin(model: FourM, plan: TargetPlan, seen: Seen) -> None:

@@ -31,6 +31,7 @@ from zoo_backbone.evaluate import evaluate
 from zoo_backbone.generate.outputs import generate_to_folder
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan
 from zoo_backbone.model import FourM
+from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder
 from zoo_backbone.run import Run
@@ -178,7 +179,7 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     column.check_tokenizer(zoo["caption"])
     assert column.needed_vocab_size <= describe_vocabulary(zoo, "text").vocabulary.used - 2
     recipe = GenerationPlan(inputs=("caption",), targets=(TargetPlan(name="web_text", max_length=4),))
-    made = generate_to_folder(world.run, zoo, recipe, tmp_path / "made")
+    made = generate_to_folder(AnyToAny.from_pretrained(world.run, zoo=zoo), recipe, tmp_path / "made", world.tokens)
     assert len(made) == 4 and all((folder / "web_text.txt").is_file() for folder in made)
     settings = EvaluationConfig(targets=("web_text",), samples=2, baseline_samples=4, loss_samples=2, gallery_pairs=0)
     result = evaluate(world.run, zoo, world.tokens, world.data, config=settings)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -34,7 +36,7 @@ from tokenizers_zoo.errors import (
     count_of,
 )
 from tokenizers_zoo.plugins import Plugin, reason
-from tokenizers_zoo.spec import EXACT, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
+from tokenizers_zoo.spec import EXACT, WHOLE, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
 from tokenizers_zoo.validation import (
     batch_problem,
     checked_tokens,
@@ -311,6 +313,8 @@ class ModalityHandle:
     def encode(self, values: Any, *, trusted: bool = False) -> torch.Tensor | list[np.ndarray[Any, Any]]:
         """Return the tokens of a list of values, or of a tensor `(batch, *value.shape)`, on the CPU.
 
+        A value may also be a Path or a PIL image, see `fitted`.
+
         Grids and vectors: an int64 tensor `(batch, *tokens)`. Patches: a float32 tensor `(batch, tokens, dim)`.
         Sequences: a list of 1-D int64 numpy arrays. Embeddings: a list of float32 numpy arrays `(tokens, dim)`.
         """
@@ -379,8 +383,10 @@ class ModalityHandle:
             return values.to(self._device)
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not len(values):
             raise InvalidValueError.expected(self.name, "a list of one or more values", describe(values))
-        for value in () if trusted else values:
-            self.check(value)
+        if not trusted:
+            values = [self.fitted(value) if _is_foreign(value) else value for value in values]
+            for value in values:
+                self.check(value)
         return torch.from_numpy(np.stack(values)).to(self._device) if batched else list(values)
 
     # ------------------------------------------------------------------ values
@@ -414,6 +420,34 @@ class ModalityHandle:
         self.check(value, any_size=self.implements("transform"))
         return value
 
+    def open(self, item: Any) -> Any:
+        """Return one value, at its own size, from a file, PIL image, array, text or JSON value.
+
+        A str is the text itself if the modality's values are texts, else the path of a file; a Path is always a file. A
+        uint8 array `(height, width)` or `(height, width, 3)` is a picture, as in PIL. Raises InvalidValueError.
+        """
+        import PIL.Image
+
+        kind = self.spec.value.kind
+        if isinstance(item, os.PathLike) or (isinstance(item, str) and kind != "text"):
+            path = Path(item)
+            if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+                raise InvalidValueError.expected(self.name, "an existing file", f"{str(item)!r}")
+            return self.read(path.read_bytes(), path.suffix)
+        if kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
+            item = np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
+            is_picture = item.dtype == np.uint8 and (item.ndim == 2 or item.shape[2:] == (3,))
+            if is_picture and value_problem(self.spec.value, item, any_size=True):
+                item = PIL.Image.fromarray(item)
+            else:
+                item = in_declared_width(self.spec.value, item)
+        if isinstance(item, PIL.Image.Image):
+            data, extension = io.BytesIO(), "tiff" if item.mode in ("F", "I") else "png"
+            item.save(data, format=extension)
+            return self.read(data.getvalue(), extension)
+        self.check(item, any_size=self.implements("transform"))
+        return item
+
     def write(self, value: Any, *, trusted: bool = False) -> tuple[bytes, str]:
         """Return a value of any size as a file's bytes and its extension (lower case, no dot)."""
         if not trusted:
@@ -443,6 +477,24 @@ class ModalityHandle:
                 self.check(value)
             self._check_given(seen, "transform")
         return seen
+
+    def fitted(self, item: Any) -> Any:
+        """Return the value of a file or picture (see `open`), cropped to its middle, at the size of the settings."""
+        value = self.open(item)
+        return self.transform(value, self.middle(value), trusted=True)
+
+    def middle(self, value: Any, otherwise: Crop = WHOLE) -> Crop:
+        """Return the largest crop in the middle of a value that has the proportions of the modality's pictures.
+
+        `otherwise` is returned for modalities whose values have no proportions, such as boxes.
+        """
+        shape = self.spec.value.shape
+        if not self.implements("transform") or len(shape) < 2 or not isinstance(shape[-1], int):
+            return otherwise
+        height, width = value.shape[-2:]
+        taller = int(shape[-2]) * width / (shape[-1] * height)  # than the value, by this factor
+        across, down = min(1.0, 1 / taller), min(1.0, taller)
+        return Crop(top=(1 - down) / 2, left=(1 - across) / 2, height=down, width=across)
 
     @property
     def derive_hint(self) -> str:
@@ -518,6 +570,11 @@ class ModalityHandle:
         if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in given):
             raise self._broken("single_ids", given, f"ids from 0 to {self.spec.vocab_size - 1}")
         return frozenset(given)
+
+
+def _is_foreign(value: Any) -> bool:
+    """Return True for paths and PIL images."""
+    return isinstance(value, os.PathLike) or hasattr(value, "getbands")
 
 
 def _opened(device: str, open_handle: Callable[..., ModalityHandle], *of: Any) -> ModalityHandle:

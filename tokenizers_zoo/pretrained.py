@@ -15,15 +15,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
-from tokenizers_zoo.errors import ZooError, and_others, is_of_the_machine
+from tokenizers_zoo.errors import ConfigError, ZooError, and_others, is_of_the_machine
 from tokenizers_zoo.io import file_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
-DEVICES = ("cpu", "cuda")
-"""Devices that networks run on."""
+DEVICES = ("cpu", "cuda", "mps")
+"""Kinds of devices that networks run on."""
+AUTO = "auto"
+"""The best device of this machine."""
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")
 """Files downloaded from the hub: weights without pickles, settings, vocabularies."""
 PIP = "pip:"
@@ -33,13 +35,27 @@ _lock = threading.RLock()
 
 
 def device_problem(device: str) -> str | None:
-    """Return the problem if a device of DEVICES is not available, else None."""
-    if device == "cuda":
-        import torch
+    """Return the problem if a device, such as "cpu" or "cuda:1", is not available, else None."""
+    kind, colon, number = device.partition(":")
+    if kind not in DEVICES or (colon and not number.isdecimal()):
+        return f"device {device!r}: expected {AUTO}, {', '.join(DEVICES)}, or a number with it, as in cuda:1"
+    if kind == "cpu":
+        return None
+    import torch
 
-        if not torch.cuda.is_available():
-            return 'device "cuda" is asked for, and there is none'
-    return None
+    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+    if there and number:
+        there = int(number) < (torch.cuda.device_count() if kind == "cuda" else 1)
+    return None if there else f'device "{device}" is asked for, and there is none'
+
+
+def resolved_device(device: str) -> str:
+    """Return the device itself; for "auto" the first of cuda, mps and cpu that is there. Raises ConfigError."""
+    if device == AUTO:
+        return next(kind for kind in ("cuda", "mps", "cpu") if not device_problem(kind))
+    if problem := device_problem(device):
+        raise ConfigError(problem)
+    return device
 
 
 def forget_networks() -> None:
@@ -85,11 +101,10 @@ class PretrainedConfig:
     @property
     def torch_device(self) -> str:
         """`device` with auto resolved. Raises PretrainedError if there is no such device."""
-        import torch
-
-        if problem := device_problem(self.device):
-            raise PretrainedError(f'{self.model}: {problem}; set device = "cpu"')
-        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        try:
+            return resolved_device(self.device)
+        except ConfigError as error:
+            raise PretrainedError(f'{self.model}: {error}; set device = "cpu"') from None
 
     def locate(self, *, download: bool = True) -> Path:
         """Return the folder of the network's files, downloaded at the first use. Raises PretrainedError."""

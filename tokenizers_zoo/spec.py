@@ -332,4 +332,7 @@ class Crop:
     @property
     def is_whole(self) -> bool:
         """True if nothing is cut or mirrored; there may still be a resize."""
-        return self == Crop()
+        return self == WHOLE
+
+
+WHOLE = Crop()

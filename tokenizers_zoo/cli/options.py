@@ -13,7 +13,7 @@ import click
 
 from tokenizers_zoo import config
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.pretrained import DEVICES, device_problem
+from tokenizers_zoo.pretrained import AUTO, resolved_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,14 +27,16 @@ DATA = click.argument("data_dir", metavar="DATA", type=PATH)
 
 
 def _that_is_there(context: click.Context, parameter: click.Parameter, device: str) -> str:
-    """Return the device. Raises ConfigError if this machine lacks it."""
-    if problem := device_problem(device):
-        raise ConfigError(f"{context.command_path}: {problem}; leave --device out")
-    return device
+    """Return the device, with "auto" resolved. Raises ConfigError if this machine lacks it."""
+    try:
+        return resolved_device(device)
+    except ConfigError as error:
+        raise ConfigError(f"{context.command_path}: {error}; leave --device out") from None
 
 
-DEVICE = click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True,
-                      callback=_that_is_there, help="Where the networks run.")  # fmt: skip
+DEVICE = click.option("--device", default=AUTO, show_default=True, metavar="DEVICE",
+                      callback=_that_is_there,
+                      help="Where the networks run: cpu, cuda, cuda:1, mps.")  # fmt: skip
 
 
 def asked_registry() -> Path | None:

@@ -42,7 +42,7 @@ from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, open_regular, read
 from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others
 from tokenizers_zoo.io import as_json, not_read, replacing_file
 from tokenizers_zoo.pretrained import networks_of
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.spec import WHOLE, Crop
 
 if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle
@@ -53,7 +53,6 @@ OPEN_SHARDS = 64
 CACHE_BYTES = 1 << 30
 TOKENIZER_KEY = "tokenizer"
 """Settings that change tokens, not values."""
-WHOLE = Crop()
 
 
 # ---------------------------------------------------------------------------- writing

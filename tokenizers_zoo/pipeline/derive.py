@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.data.manifest import Manifest, Split, inputs_digest, read_manifest, remove_shard, up_to_date
-from tokenizers_zoo.data.shards import WHOLE, ValueStore, check_foreign, reading_settings, value_identity, writing_shard
+from tokenizers_zoo.data.shards import ValueStore, check_foreign, reading_settings, value_identity, writing_shard
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import as_json, disk_errors
 from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
 from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
+from tokenizers_zoo.spec import WHOLE
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo

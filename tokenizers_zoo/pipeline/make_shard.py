@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder, read_sample
 from tokenizers_zoo.data.manifest import Manifest, Split
-from tokenizers_zoo.data.shards import WHOLE, writing_shard
+from tokenizers_zoo.data.shards import writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
 from tokenizers_zoo.errors import DataError, ZooError, passing
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.source_handle import CheckedSamples
+from tokenizers_zoo.spec import WHOLE
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle, Zoo

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo_backbone.encoder import FourMEncoder
     from zoo_backbone.model import FourM
+    from zoo_backbone.pipeline import AnyToAny
 
-__all__ = ["FourM", "FourMEncoder"]
+__all__ = ["AnyToAny", "FourM", "FourMEncoder"]
+_MODULES = {"AnyToAny": "pipeline", "FourM": "model", "FourMEncoder": "encoder"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the models, and with them torch, on first access."""
-    if name in __all__:
-        from zoo_backbone import encoder, model
-
-        return getattr(model if name == "FourM" else encoder, name)
+    """Import the classes, and with them torch, on first access."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"zoo_backbone.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

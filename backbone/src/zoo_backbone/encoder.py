@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,16 +30,15 @@ DECODER_ONLY = (
     "mask_embedding", "read_embedding", "target_modality_embedding", "context_projection", "decoder", "decoder_norm",
     "output", "target_positions",
 )  # fmt: skip
-"""Modules of the backbone that the encoder drops."""
+"""Modules of the backbone that the encoder does not need."""
 
 
 class FourMEncoder(nn.Module):
     """The encoder of a backbone, from any set of modalities to features.
 
-    The modules of the decoder are removed from `model`. `frozen` weights have no gradients; gradients still reach
-    continuous inputs. `out_indices` are the blocks that `forward_intermediates` and `pyramid` return, counted from the
-    end where negative; default: four, evenly spaced, including the last, or all of fewer. `zoo` has the tokenizers of
-    the training.
+    It shares its weights with `model`. `frozen` weights have no gradients; gradients still reach continuous inputs.
+    `out_indices` are the blocks that `forward_intermediates` and `pyramid` return, counted from the end where negative;
+    default: four, evenly spaced, including the last, or all of fewer. `zoo` has the tokenizers of the training.
 
     Methods take the plain dictionaries of tensors that `prepare` returns, so that the module can be compiled and
     exported. The order of modalities does not matter.
@@ -53,10 +53,7 @@ class FourMEncoder(nn.Module):
         out_indices: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        for name in DECODER_ONLY:
-            if hasattr(model, name):
-                delattr(model, name)
-        self.model = model
+        self.model = _without_decoder(model)
         self.layout = model.layout
         self.dim = model.config.dim
         self.zoo = zoo
@@ -202,6 +199,15 @@ class FourMEncoder(nn.Module):
         if name not in spans:
             raise ConfigError(f"{name}: is not among the inputs, {', '.join(spans)}")
         return spans[name]
+
+
+def _without_decoder(model: FourM) -> FourM:
+    """Return a model of the same weights that lacks the modules of the decoder."""
+    encoder = copy.copy(model)
+    for group in ("_modules", "_parameters", "_buffers"):
+        kept = {name: item for name, item in getattr(model, group).items() if name not in DECODER_ONLY}
+        setattr(encoder, group, kept)
+    return encoder
 
 
 def flat_grid(spec: ModalitySpec) -> tuple[int, int] | None:

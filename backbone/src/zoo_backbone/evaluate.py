@@ -205,7 +205,7 @@ class _Evaluation:
         data, draws = self.data, self.config.draws
         samples = data.samples((*inputs, target), self.config.samples)
         temperature = self.config.temperature if draws > 1 else 0.0
-        plan = TargetPlan(name=target, temperature=temperature, steps=self.config.steps)
+        plan = TargetPlan(name=target, temperature=temperature, top_p=1, steps=self.config.steps)
         values = self._draw(inputs, samples, draws, plan)
         if draws > 1:
             of_samples = (values[first : first + draws] for first in range(0, len(values), draws))
@@ -226,7 +226,7 @@ class _Evaluation:
         """Draw a gallery, and return its entry of "galleries"."""
         data, draws = self.data, self.config.gallery_draws
         samples = data.samples((*inputs, target), self.config.gallery_samples)
-        values = self._draw(inputs, samples, draws, TargetPlan(name=target, top_p=0.95))
+        values = self._draw(inputs, samples, draws, TargetPlan(name=target))
         columns = {name: data.truth(name, samples) for name in inputs}
         columns |= {f"{target} {draw + 1}": values[draw::draws] for draw in range(draws)}
         columns[f"true {target}"] = data.truth(target, samples)

@@ -14,14 +14,11 @@ from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
 from zoo_backbone.cli import assigned, numbers_of, open_run, pairs_of
 
-SAMPLING = {"temperature": 1.0, "top_p": 0.95}
-"""Defaults for targets without a plan."""
-
 
 @click.command("generate")
 @click.argument("folder", metavar="RUN", type=PATH)
 @click.option("--input", "inputs", multiple=True, metavar="NAMES",
-              help="Modalities of stored samples, NAME=FILE or 'NAME=\"TEXT\"'. Comma-separated or "
+              help="Modalities of stored samples, NAME=FILE or 'NAME=a text'. Comma-separated or "
               "repeated.")  # fmt: skip
 @names_option("--target", "targets", help="Modalities to generate, in this order.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
@@ -66,14 +63,16 @@ def generate_command(
     Examples:
       zoo backbone generate RUN --input rgb,caption --target depth --out made
       zoo backbone generate RUN --input rgb=a.png --target depth,semseg --out made
-      zoo backbone generate RUN --input 'caption="a red ball"' --target rgb \\
+      zoo backbone generate RUN --input 'caption=a red ball' --target rgb \\
           --guide 2 --draws 4 --out made
       zoo backbone generate RUN --input depth --target depth \\
           --inpaint depth=box:0,0,1,0.5 --out made
       zoo backbone generate RUN --plan plan.toml --input caption=a.txt --out made
     """
+    from zoo_backbone.generate.inputs import with_quoted_texts
     from zoo_backbone.generate.outputs import generate_to_folder
     from zoo_backbone.generate.plans import GenerationPlan, inputs_of, read_plan, sources_of
+    from zoo_backbone.pipeline import AnyToAny
 
     if (targets is None) == (plan_file is None):
         raise ConfigError("zoo backbone generate: expected either --target NAMES or --plan FILE")
@@ -94,9 +93,11 @@ def generate_command(
             table.pop(other, None)
     table |= {key: value for key, value in chosen.items() if value is not None}
     plan = from_mapping(GenerationPlan, table, Origin())
-    _, zoo = open_run(folder)
+    run, zoo = open_run(folder)
+    plan = with_quoted_texts(plan, zoo)
+    model = AnyToAny.from_pretrained(folder, zoo=zoo, device=device)
     with disk_errors(out):
-        places = generate_to_folder(folder, zoo, plan, out, device=device, overwrite=overwrite)
+        places = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)
     samples = len({place.parent for place in places})
     of_each = f", {plan.draws} draws of each," if plan.draws > 1 else ""
     click.echo(f"{count_of(samples, 'sample')}{of_each} in {out}")
@@ -104,7 +105,7 @@ def generate_command(
 
 def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the tables of the targets, from `names` or the plan, with the settings of `--set`."""
-    tables = plan.get("targets", []) if names is None else [{**SAMPLING, "name": name} for name in names]
+    tables = plan.get("targets", []) if names is None else [{"name": name} for name in names]
     known = [str(table["name"]) for table in tables]
 
     def is_of_one(key: str) -> bool:

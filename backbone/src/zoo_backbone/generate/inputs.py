@@ -2,7 +2,7 @@
 
 NAME                  tokens of stored samples
 NAME=FILE             the file of a value, or the tokens that `zoo encode` and `zoo backbone generate` write
-NAME="TEXT"           a text, in either kind of quotes
+NAME=TEXT             a text, for modalities of texts; in quotes if a file has this name
 NAME={...}, [...]     JSON, for values that are stored as JSON
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +23,6 @@ import torch
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, is_token_file, read_tokens, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.spec import Crop
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
 from zoo_backbone.generate.plans import (
     DEFAULT_SPLIT,
@@ -34,24 +33,25 @@ from zoo_backbone.generate.plans import (
     sources_of,
 )
 from zoo_backbone.generate.sampler import rows_of
-from zoo_backbone.model import FourM
 from zoo_backbone.packing import accepted
+from zoo_backbone.pipeline import AnyToAny
 
 SUGGESTED = 1000
 """Keys among which a misspelt key is looked for."""
 
 
 class Request:
-    """A plan applied to a model and a token store: tokenizers, targets, and samples with their input tokens.
+    """A plan applied to a pipeline and a token store: tokenizers, targets, and samples with their input tokens.
 
     `plan` has input forms and absolute paths. `names` and `numbers` have an entry per sample. `values` are tokens of
     one sample, which are inputs of all samples; tokens of stored samples are read when `rows` asks for them.
     """
 
-    def __init__(self, plan: GenerationPlan, model: FourM, zoo: Zoo, tokens: Path, device: str) -> None:
+    def __init__(self, plan: GenerationPlan, pipeline: AnyToAny, tokens: Path) -> None:
         """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
+        model = pipeline.model
         stored = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
-        self.plan = plan = with_input_forms(plan, model, zoo, stored).placed(Path.cwd())
+        self.plan = plan = with_input_forms(plan, pipeline.input_forms, stored).placed(Path.cwd())
         sources, self.targets, numbers = sources_of(plan.inputs), plan.target_plans(), plan.numbers()
         for name in plan.inpaint:
             if name not in sources:
@@ -62,11 +62,14 @@ class Request:
         ranking = [plan.rank] if plan.rank else []
         model.layout.check_made(ranking, "rank")
         model.layout.check_read(targets if ranking else (), f"rank {plan.rank} of")
-        self.handles = {name: zoo[name] for name in (*sources, *targets, *ranking)}
-        for handle in self.handles.values():
-            model.check_tokenizer(handle)
-            handle.device = device
-        self.values = {name: tokens_of_source(self.handles[name], source) for name, source in sources.items() if source}
+        self.handles = handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
+        self.values: dict[str, Any] = {}
+        items = {name: item_of_source(handles[name], source) for name, source in sources.items() if source}
+        for name in list(items):
+            if (found := tokens_of_file(handles[name], sources[name])) is not None:
+                self.values[name] = found
+                del items[name]
+        self.values |= pipeline.tokenize(items, crop=plan.crop)
         self.stored: dict[str, TokenColumn] = {}
         self._rows: list[int] = []
         if plan.reads_store:
@@ -119,13 +122,12 @@ class Request:
         return digest.hexdigest()[:16]
 
 
-def with_input_forms(plan: GenerationPlan, model: FourM, zoo: Zoo, stored: Collection[str]) -> GenerationPlan:
+def with_input_forms(plan: GenerationPlan, forms: Mapping[str, str], stored: Collection[str]) -> GenerationPlan:
     """Replace inputs by their input forms, such as `rgb` by `rgb_patches`, if the model was trained on them.
 
     Token files, inpainted inputs, and samples in whose store such a form is not `stored` stay as they are.
     """
     sources = sources_of(plan.inputs)
-    forms = {zoo[name].spec.input_form_of: name for name in model.layout.readable if name in zoo}
     renamed = {
         name: forms[name]
         for name, source in sources.items()
@@ -167,35 +169,40 @@ def _of_numbers(numbers: Sequence[int], text: str, samples: Iterable[tuple[str, 
     return [listed[number] for number in numbers]
 
 
-def data_of_source(name: str, source: str) -> tuple[bytes, str]:
-    """Return the bytes of a value and their file extension. Raises ConfigError."""
+def with_quoted_texts(plan: GenerationPlan, zoo: Zoo) -> GenerationPlan:
+    """Put quotes around the texts of text modalities, such as `caption=a red ball`.
+
+    The name of an existing file, and a single word with an extension, such as `a.txt`, is a file.
+    """
+    sources = sources_of(plan.inputs)
+    for name, source in sources.items():
+        is_text = name in zoo and zoo[name].spec.value.kind == "text"
+        is_file = os.path.isfile(source) or re.fullmatch(r"\S+\.\w+", source)
+        if is_text and source and not is_written_out(source) and not is_file:
+            sources[name] = f'"{source}"'
+    return replace(plan, inputs=tuple(inputs_of(sources)))
+
+
+def item_of_source(handle: ModalityHandle, source: str) -> Any:
+    """Return the value, text or path that `source` gives. Raises ConfigError, InvalidValueError."""
     if source[:1] in ('"', "'"):
         if len(source) < 2 or source[-1] != source[0]:
-            raise ConfigError(f"input {name}={source}: expected a closing quote")
-        return source[1:-1].encode(), "txt"
+            raise ConfigError(f"input {handle.name}={source}: expected a closing quote")
+        return source[1:-1] if handle.spec.value.kind == "text" else handle.read(source[1:-1].encode(), "txt")
     if is_written_out(source):
-        return source.encode(), "json"
-    path = Path(source)
-    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+        return handle.read(source.encode(), "json")
+    if not os.path.isfile(source):  # Path.is_file raises for names that are too long
         several = "; repeat --input for each" if re.search(r",\w+=", source) else ""
-        raise ConfigError(f'input {name}={source}: expected an existing file, or "TEXT" in quotes{several}')
-    try:
-        data = path.read_bytes()
-    except PermissionError:
-        raise ConfigError(f"input {name}={source}: may not be read; allow it, or give another file") from None
-    return data, path.suffix.removeprefix(".").lower()
+        raise ConfigError(f'input {handle.name}={source}: expected an existing file, or "TEXT" in quotes{several}')
+    if not os.access(source, os.R_OK):
+        raise ConfigError(f"input {handle.name}={source}: may not be read; allow it, or give another file")
+    return Path(source)
 
 
-def value_of_source(handle: ModalityHandle, source: str) -> Any:
-    """Return a value in the size of its modality. Raises ConfigError, InvalidValueError."""
-    return handle.transform(handle.read(*data_of_source(handle.name, source)), Crop())
-
-
-def tokens_of_source(handle: ModalityHandle, source: str) -> Any:
-    """Return the tokens of one sample as a batch. Raises ConfigError, DataError, InvalidValueError."""
-    data, extension = data_of_source(handle.name, source)
-    if extension != "json" or is_written_out(source) or not is_token_file(data):
-        return handle.encode([handle.transform(handle.read(data, extension), Crop())])
+def tokens_of_file(handle: ModalityHandle, source: str) -> Any:
+    """Return the tokens in a file as a batch, or None if the file holds no tokens. Raises DataError."""
+    if is_written_out(source) or not source.endswith(".json") or not is_token_file(Path(source).read_bytes()):
+        return None
     tokens = [read_tokens(handle, Path(source))]
     try:
         accepted(handle.spec, tokens, None, "")

@@ -18,53 +18,46 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.tar import key_problem, shown_name
-from tokenizers_zoo.data.tokens import token_text
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.validation import describe
-from zoo_backbone.checkpoint import load_model
 from zoo_backbone.generate.inputs import Request
 from zoo_backbone.generate.plans import DRAW, GenerationPlan, TargetPlan, written_plan
 from zoo_backbone.generate.sampler import generate, rows_of
 from zoo_backbone.model import FourM
-from zoo_backbone.run import Run
+from zoo_backbone.pipeline import BATCH, AnyToAny, Sample
 
-PLAN, RANKING, TOKENS, DONE = "plan.toml", "ranking.json", ".tokens.json", "done.txt"
+PLAN, RANKING, DONE = "plan.toml", "ranking.json", "done.txt"
 GENERATION = RunKind(name="generation", files=(PLAN, RANKING, "[0-9]*"), state=DONE, results=(PLAN,))
-BATCH = 32
-"""Draws generated, or scored, at a time; results do not depend on it."""
 Scorer = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[float]]
 """Maps input and generated tokens, a row per draw, to a number per draw; larger is better."""
 
 
 def generate_to_folder(
-    folder: Path,
-    zoo: Zoo,
+    pipeline: AnyToAny,
     plan: GenerationPlan,
     out: Path,
+    tokens: Path,
     scorer: Scorer | None = None,
-    device: str = "cpu",
     overwrite: bool = False,
 ) -> list[Path]:
-    """Generate with the backbone in `folder`, and return the folders of all draws.
+    """Carry out a plan, and return the folders of all draws. `tokens` is the store of stored samples.
 
     With a scorer, or `plan.rank`, draw 0 is the best. A killed call resumes after the finished samples, unless it has a
-    scorer. Model and tokenizers run on `device`. Raises FolderError if `out` holds anything else and not `overwrite`,
+    scorer. Raises FolderError if `out` holds anything else and not `overwrite`,
     and other ZooErrors for settings and inputs that do not fit, before anything is written.
     """
-    folder, out = Path(folder), Path(out)
-    model = load_model(folder, device=device).eval()
-    request = Request(plan, model, zoo, Run.load(folder).tokens, device)
+    model, out = pipeline.model, Path(out)
+    request = Request(plan, pipeline, tokens)
     for name in request.names:
         if problem := key_problem(name):
             raise DataError(f"split {plan.split}: sample {name!r}: {problem}; no file can be written for it")
     for file in sorted(request.plan.files()):
         if overwrite and out.resolve() in file.parents:
             raise ConfigError(f"{file}: is an input and would be overwritten; give another --out")
-    places, weights = {"backbone": str(folder.resolve())}, str(model.record["weights_sha256"])
+    places, weights = {"backbone": str(pipeline.folder.resolve())}, str(model.record["weights_sha256"])
     written = written_plan(request.plan, {**places, "weights sha256": weights})
     for line in written.splitlines():
         if line != shown_name(line):
@@ -76,7 +69,7 @@ def generate_to_folder(
         targets = [target.name for target in request.targets]
         scorer = Agreement(model, plan.rank, request.handles[plan.rank].decode, request.inputs, targets)
     identity = {
-        "plan": dataclasses.asdict(request.plan), "weights": weights, "device": device,
+        "plan": dataclasses.asdict(request.plan), "weights": weights, "device": str(pipeline.device),
         "scorer": scored_by, "inputs": request.digest(BATCH),
     }  # fmt: skip
     with RunFolder(out, GENERATION, identity, places).open(overwrite) as state:
@@ -125,22 +118,10 @@ def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | N
                     write_json(place / RANKING, {"by": by, "draws": order, "scores": [own[draw] for draw in order]})
                 for rank, draw in enumerate(order):
                     for name, listed in values.items():
-                        write_value(place / str(rank), handles[name], listed[first + draw], tokens[name][first + draw])
+                        sample = Sample(handles[name], tokens[name][first + draw], listed[first + draw])
+                        sample.save(place / str(rank))
                 with open(out / DONE, "a", encoding="utf-8") as lines:
                     lines.write(f"{request.names[row]}\n")
-
-
-def write_value(place: Path, handle: ModalityHandle, value: Any, ids: Any) -> None:
-    """Write a value, its tokens, and its picture."""
-    with replacing_file(place / f"{handle.name}{TOKENS}") as temporary:
-        temporary.write_text(token_text(handle, ids) + "\n", encoding="utf-8")
-    data, extension = handle.write(value)
-    with replacing_file(place / f"{handle.name}.{extension}") as temporary:
-        temporary.write_bytes(data)
-    picture = handle.render(value)
-    if not isinstance(picture, str) and extension != "png":
-        with replacing_file(place / f"{handle.name}.png") as temporary:
-            picture.save(temporary, format="PNG")
 
 
 def _blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

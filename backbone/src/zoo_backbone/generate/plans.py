@@ -41,9 +41,12 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
 
 Scheme = Literal["layout", "maskgit", "roar", "autoregressive"]
-DEFAULT_STEPS = 8
+DEFAULT_STEPS, TOP_P = 8, 0.95
 GRID_SCHEMES: tuple[Scheme, ...] = ("maskgit", "roar", "autoregressive")
 MASK = "mask:"
+Cropping = Literal["middle", "whole"]
+"""The part of an input picture that is used: the largest part in the middle with the proportions of its modality, or
+all of it, squeezed."""
 DEFAULT_SAMPLES, DEFAULT_SPLIT = 4, TEST
 MOST = 1_000_000
 """Samples at once; their names are in memory."""
@@ -76,7 +79,7 @@ class TargetPlan:
     """The last temperature of a falling schedule."""
     top_k: int = 0
     """Sample among this many most likely ids; 0: all."""
-    top_p: float = 1.0
+    top_p: float = TOP_P
     """Sample among the most likely ids that together have this probability."""
     filter_before_temperature: bool = False
     """Apply `top_k` and `top_p` before the temperature, and rank MaskGIT's cells by the filtered probabilities, as 4M's
@@ -157,6 +160,8 @@ class GenerationPlan:
     """The region of an input to regenerate, by modality; the rest stays. Regions: docs/generation.md."""
     guidance: Guidance = field(default_factory=Guidance)
     """For targets without their own guidance."""
+    crop: Cropping = "middle"
+    """The part of input pictures from files that is used: "middle" cuts the longer side, "whole" squeezes it."""
     samples: str = ""
     """How many samples ("4") or which ("0-7,12"); empty: four, or one if all inputs are values."""
     keys: tuple[str, ...] = ()

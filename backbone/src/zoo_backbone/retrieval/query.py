@@ -39,7 +39,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, text_of, write_sheet
-from zoo_backbone.generate.inputs import value_of_source
+from zoo_backbone.generate.inputs import item_of_source
 from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
@@ -154,7 +154,8 @@ def write_results(
             if result.key is not None:
                 queries.append([shown(store, zoo[name], split, result.key) for name in result.inputs])
             else:
-                queries.append([zoo[name].render(value_of_source(zoo[name], text)) for name, text in sources.items()])
+                given = [(zoo[name], item_of_source(zoo[name], text)) for name, text in sources.items()]
+                queries.append([handle.render(handle.fitted(item)) for handle, item in given])
             cells = [(hit.key, shown(store, zoo[by], index.split, hit.key)) for hit in result.hits[:HITS_SHOWN]]
             own = result.key if split == index.split else None
             hits.append([framed(cell) if key == own else cell for key, cell in cells])

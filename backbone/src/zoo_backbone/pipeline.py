@@ -1,0 +1,330 @@
+"""AnyToAny: a trained model with its tokenizers; values in, values out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from tokenizers_zoo.data.tokens import token_text
+from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.pretrained import resolved_device
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.validation import is_batched
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.generate.inpainting import partial_of
+from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, TargetPlan
+from zoo_backbone.generate.sampler import generate, rows_of
+from zoo_backbone.generate.sampling import Guidance
+from zoo_backbone.model import FourM
+from zoo_backbone.run import Run, zoo_of
+
+TOKENS = ".tokens.json"
+"""Ending of the files of token ids."""
+BATCH = 32
+"""Draws, or samples, at a time; results do not depend on it."""
+
+
+class AnyToAny:
+    """A trained any-to-any model with its tokenizers.
+
+        model = AnyToAny.from_pretrained("runs/demo/backbone")
+        out = model.generate(rgb="photo.jpg", targets=["depth", "caption"], num_samples=2, seed=0)
+        out.depth[0].array, out.depth[0].image, out.caption[0].text
+
+    Inputs are keyword arguments by modality, or a dictionary as the first argument. An input is a path, a PIL image, an
+    array or tensor of the modality's value type, a text, a JSON value, or a generated `Sample`, whose tokens are used.
+    A list is a batch, with one entry per sample; all inputs have equally many samples. An input such as `rgb` uses its
+    input form, `rgb_patches`, if the model was trained on it.
+
+    Raises UnknownNameError for a modality that the model does not have, InvalidValueError for a value that does not fit
+    its modality, ConfigError for settings that do not fit.
+    """
+
+    def __init__(self, model: FourM, zoo: Zoo, folder: Path = Path()) -> None:
+        """`folder` is where the model was loaded from."""
+        self.model, self.zoo, self.folder = model.eval(), zoo, folder
+        forms = {name: zoo[name].spec.input_form_of for name in model.layout.readable if name in zoo}
+        self.input_forms = {name: form for form, name in forms.items() if name}
+        """Modalities that the model reads in another form, such as `rgb` as `rgb_patches`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        zoo: Zoo | None = None,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load a trained model and its registry from a run folder.
+
+        Args: source: The folder of a run. zoo: The registry of the tokenizers; default: the registry of the training.
+        device: A torch device, or "auto": the first of cuda, mps and cpu that this machine has. dtype: Type of the
+        model's weights; tokenizers stay float32. Raises CheckpointError.
+        """
+        folder, device = Path(source), resolved_device(device)
+        zoo = zoo_of(folder, Run.load(folder).registry) if zoo is None else zoo
+        return cls(load_model(folder, device=device).to(dtype), zoo, folder)
+
+    def __repr__(self) -> str:
+        return f"AnyToAny({', '.join(self.model.layout.names)})"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities of the model."""
+        return self.model.layout.names
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.token_embedding.weight.device
+
+    def handle(self, name: str) -> ModalityHandle:
+        """Return a modality with its tokenizer, on the model's device.
+
+        Raises UnknownNameError, and DataError for another tokenizer than in the training.
+        """
+        self.model.layout.spec(name)
+        handle = self.zoo[name]
+        self.model.check_tokenizer(handle)
+        handle.device = str(self.device)
+        return handle
+
+    # ------------------------------------------------------------------ inputs
+
+    def tokenize(
+        self, inputs: Mapping[str, Any] | None = None, /, *, crop: Cropping = "middle", **values: Any
+    ) -> dict[str, Any]:
+        """Return the tokens of inputs, a batch per modality, under the names that the model reads.
+
+        `crop` is the part of a picture that is used: the largest part in the middle with the proportions of its
+        modality, or all of it, squeezed. Inputs that are no pictures, such as boxes, share the crop of the first one.
+        """
+        given = {**(inputs or {}), **values}
+        self.model.layout.check_read([self.input_forms.get(name, name) for name in given], "inputs")
+        tokens: dict[str, Any] = {}
+        opened: dict[str, list[Any]] = {}
+        for name, item in given.items():
+            generated = item if isinstance(item, list) else [item]
+            if generated and all(isinstance(one, Sample) for one in generated):
+                ids = [one.tokens for one in generated]
+                tokens[name] = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
+            else:
+                name = self.input_forms.get(name, name)
+                opened[name] = self._opened(self.handle(name), item)
+        handles = {name: self.handle(name) for name in opened}
+        counts = {name: len(found) for name, found in (tokens | opened).items()}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InvalidValueError(f"inputs: expected equally many samples of each; got {listed}")
+        fitted: dict[str, list[Any]] = {name: [] for name in opened}
+        for sample in zip(*opened.values(), strict=True):
+            values = dict(zip(opened, sample, strict=True))
+            crops = [handles[name].middle(value) for name, value in values.items() if crop == "middle"]
+            shared = next((found for found in crops if not found.is_whole), Crop())
+            for name, value in values.items():
+                own = handles[name].middle(value, shared) if crop == "middle" else Crop()
+                fitted[name].append(handles[name].transform(value, own, trusted=True))
+        return tokens | {name: handles[name].encode(values, trusted=True) for name, values in fitted.items()}
+
+    def _opened(self, handle: ModalityHandle, item: Any) -> list[Any]:
+        """Return the values, at their own sizes, of one item or of a list or array of them."""
+        spec = handle.spec.value
+        if spec.kind == "object" and isinstance(item, list):  # of which a value may be a list itself
+            try:
+                handle.encode([item])
+            except InvalidValueError:
+                return [handle.open(one) for one in item]
+            return [item]
+        is_many = isinstance(item, list | tuple) or (
+            spec.kind == "array" and getattr(item, "ndim", 0) == len(spec.shape) + 1 and is_batched(spec)
+        )
+        return [handle.open(one) for one in (item if is_many else [item])]
+
+    # ------------------------------------------------------------------ generation
+
+    def generate(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        targets: str | Sequence[str | TargetPlan],
+        num_samples: int = 1,
+        seed: int = 0,
+        steps: int = 0,
+        temperature: float = 1.0,
+        top_p: float = TOP_P,
+        guidance: float | Mapping[str, float] = 1.0,
+        inpaint: Mapping[str, str] | None = None,
+        crop: Cropping = "middle",
+        **values: Any,
+    ) -> Generated:
+        """Generate the targets, in this order; each finished target is an input of the next.
+
+        Args:
+            targets: Modalities, or plans with all settings of a target.
+            num_samples: Draws for each sample of the inputs, or in total without inputs.
+            seed: Seed of the draws. The command `zoo backbone generate` draws the same.
+            steps: Decoding steps of grids and vectors; 0: the target's default.
+            temperature: Divisor of the logits; 0 takes the most likely token.
+            top_p: Sample among the most likely tokens that together have this probability.
+            guidance: Scale for all inputs together (1: none), or a weight by input modality.
+            inpaint: Region of an input to generate anew, by modality, such as `{"depth": "box:0,0,1,0.5"}`.
+            crop: The part of input pictures that is used, see `tokenize`.
+        """
+        tokens = self.tokenize(inputs, crop=crop, **values)
+        steered = Guidance(weights=guidance) if isinstance(guidance, Mapping) else Guidance(scale=guidance)
+        steered = steered.renamed(self.input_forms)
+        plans = [
+            replace(target, guidance=target.guidance or steered) if isinstance(target, TargetPlan)
+            else TargetPlan(name=target, guidance=steered, steps=steps, temperature=temperature, top_p=top_p)
+            for target in ([targets] if isinstance(targets, str) else targets)
+        ]  # fmt: skip
+        self.model.layout.check_made((plan.name for plan in plans), "generate")
+        handles = {plan.name: self.handle(plan.name) for plan in plans}
+        count = len(next(iter(tokens.values()))) if tokens else 1
+        partial = {}
+        for name, region in (inpaint or {}).items():
+            if name not in tokens:
+                raise ConfigError(f"inpaint {name}: is not among the inputs; give its value, too")
+            partial[name] = partial_of(self.model.layout.spec(name), tokens.pop(name), region)
+        once = {name: handle.single_ids() for name, handle in handles.items()}
+        found: dict[str, list[Sample]] = {name: [] for name in handles}
+        for row in range(count):
+            for first in range(0, num_samples, BATCH):
+                draws = range(first, min(first + BATCH, num_samples))
+                made = generate(
+                    self.model,
+                    {name: rows_of(batch, [row]) for name, batch in tokens.items()},
+                    plans, seed, [row + draw * DRAW for draw in draws],
+                    partial={name: rows_of(batch, [row]) for name, batch in partial.items()},
+                    draws=len(draws), once=once,
+                )  # fmt: skip
+                for name, ids in made.items():
+                    values_of = handles[name].decode(ids, trusted=True)
+                    found[name] += [Sample(handles[name], *pair) for pair in zip(ids, values_of, strict=True)]
+        return Generated(found, num_samples)
+
+    # ------------------------------------------------------------------ features
+
+    @cached_property
+    def encoder(self) -> FourMEncoder:
+        """The encoder as a feature extractor, which shares the model's weights."""
+        return FourMEncoder(self.model, self.zoo).eval()
+
+    def forward_features(
+        self, inputs: Mapping[str, Any] | None = None, /, *, crop: Cropping = "middle", **values: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the encoder's features `batch tokens dim`, modality by modality, and their mask `batch tokens`."""
+        with torch.no_grad():
+            return self.encoder.forward_features(*self.encoder.prepare(self.tokenize(inputs, crop=crop, **values)))
+
+    def embed(
+        self, inputs: Mapping[str, Any] | None = None, /, *, crop: Cropping = "middle", **values: Any
+    ) -> np.ndarray[Any, Any]:
+        """Return one vector per sample, float32 `(batch, dim)`: the mean of the encoder's features."""
+        tokens = self.tokenize(inputs, crop=crop, **values)
+        count = len(next(iter(tokens.values()), ()))
+        parts = []
+        with torch.no_grad():
+            for first in range(0, max(count, 1), BATCH):
+                rows = range(first, min(first + BATCH, count))
+                chosen = {name: rows_of(batch, rows) for name, batch in tokens.items()}
+                parts.append(self.encoder(*self.encoder.prepare(chosen)).float().cpu().numpy())
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated value of a modality."""
+
+    handle: ModalityHandle
+    tokens: Any
+    """Token ids, int64."""
+    value: Any
+    """The decoded value: an array, a text, or JSON types."""
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """The value of a modality of arrays. Raises InvalidValueError for another modality."""
+        if not isinstance(self.value, np.ndarray):
+            raise InvalidValueError(f"{self.handle.name}: its values are no arrays; use .value")
+        return self.value
+
+    @property
+    def text(self) -> str:
+        """The value as text: the text itself, or JSON. Raises InvalidValueError for arrays."""
+        if isinstance(self.value, np.ndarray):
+            raise InvalidValueError(f"{self.handle.name}: its values are arrays; use .array or .image")
+        return self.value if isinstance(self.value, str) else json.dumps(self.value, ensure_ascii=False)
+
+    @property
+    def image(self) -> PIL.Image.Image:
+        """A picture of the value. Raises InvalidValueError for a modality that is shown as text."""
+        if isinstance(shown := self.handle.render(self.value), str):
+            raise InvalidValueError(f"{self.handle.name}: is shown as text; use .text")
+        return shown
+
+    def save(self, folder: str | Path) -> None:
+        """Write folder/<modality>.<extension>, .tokens.json, and .png for values that are shown as pictures."""
+        place, name = Path(folder), self.handle.name
+        with replacing_file(place / f"{name}{TOKENS}") as temporary:
+            temporary.write_text(token_text(self.handle, self.tokens) + "\n", encoding="utf-8")
+        data, extension = self.handle.write(self.value)
+        with replacing_file(place / f"{name}.{extension}") as temporary:
+            temporary.write_bytes(data)
+        picture = self.handle.render(self.value)
+        if not isinstance(picture, str) and extension != "png":
+            with replacing_file(place / f"{name}.png") as temporary:
+                picture.save(temporary, format="PNG")
+
+
+class Generated(Mapping[str, Sequence[Sample]]):
+    """Generated samples by modality, as attributes and as items.
+
+    `out.depth` is a list: all draws of the first sample of the inputs, then of the second, and so on.
+    """
+
+    def __init__(self, samples: Mapping[str, Sequence[Sample]], draws: int) -> None:
+        self._samples, self.draws = dict(samples), draws
+
+    def __getitem__(self, name: str) -> Sequence[Sample]:
+        if name not in self._samples:
+            raise UnknownNameError.of("target", name, self._samples)
+        return self._samples[name]
+
+    def __getattr__(self, name: str) -> Sequence[Sample]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except UnknownNameError as error:
+            raise AttributeError(str(error)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __repr__(self) -> str:
+        return f"Generated({', '.join(f'{name}: {len(samples)}' for name, samples in self.items())})"
+
+    def save(self, folder: str | Path) -> None:
+        """Write values, pictures and tokens to folder/<sample>/<draw>/<modality>.<extension>."""
+        for samples in self._samples.values():
+            for number, sample in enumerate(samples):
+                row, draw = divmod(number, self.draws)
+                sample.save(Path(folder) / f"{row:03}" / str(draw))

@@ -1,0 +1,152 @@
+"""`AnyToAny`: values in, values out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from command_world import the_world
+
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.spec import Crop
+from zoo_backbone import AnyToAny
+from zoo_backbone.generate import TargetPlan
+from zoo_backbone.generate.plans import GenerationPlan
+
+WORLD = the_world
+
+
+@pytest.fixture(scope="module")
+def model() -> AnyToAny:
+    return AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="cpu")
+
+
+@pytest.fixture
+def picture() -> PIL.Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def ids(samples: Any) -> list[list[int]]:
+    return [np.asarray(sample.tokens).ravel().tolist() for sample in samples]
+
+
+def test_one_picture_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "photo.png")
+    pixels = np.asarray(picture)
+    given = [
+        picture, tmp_path / "photo.png", str(tmp_path / "photo.png"), pixels, torch.from_numpy(pixels.copy()),
+        pixels.transpose(2, 0, 1).astype(np.float32) / 255,
+    ]  # fmt: skip
+    vectors = model.embed(rgb=given)
+    assert vectors.shape == (len(given), 32) and vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, np.repeat(vectors[:1], len(given), 0), atol=1e-6)
+    np.testing.assert_allclose(vectors[:1], model.embed({"rgb": picture}), atol=1e-6)
+    square = picture.crop((4, 0, 20, 16))
+    np.testing.assert_allclose(model.embed(rgb=square), vectors[:1], atol=1e-5)
+    assert not np.allclose(model.embed(rgb=picture, crop="whole"), vectors[:1], atol=1e-3)
+
+
+def test_generated_values(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
+    out = model.generate(rgb=picture, targets=["depth", "caption"], num_samples=2, seed=1, steps=2)
+    assert list(out) == ["depth", "caption"] and len(out.depth) == len(out["caption"]) == 2
+    assert out.depth[0].array.shape == (1, 16, 16) and out.depth[0].image.size == (16, 16)
+    assert isinstance(out.caption[1].text, str)
+    for sample, name in ((out.caption[0], "array"), (out.depth[0], "text")):
+        with pytest.raises(InvalidValueError):
+            getattr(sample, name)
+    assert not hasattr(out, "normal")
+    out.save(tmp_path)
+    saved = tmp_path / "000" / "1"
+    assert json.loads((saved / "depth.tokens.json").read_text())["tokens"] == out.depth[1].tokens.tolist()
+    assert np.array_equal(np.load(saved / "depth.npy"), out.depth[1].array)
+
+
+def test_a_batch_equals_its_samples(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    other = picture.transpose(PIL.Image.Transpose.ROTATE_90)
+    both = model.generate(rgb=[picture, other], caption=["a room", "a ball"], targets="depth", num_samples=2)
+    first = model.generate(rgb=picture, caption="a room", targets="depth", num_samples=2)
+    assert len(both.depth) == 4 and ids(both.depth[:2]) == ids(first.depth)
+
+
+def test_the_command_generates_the_same(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    world = WORLD().put_back()
+    picture.save(world.folder / "photo.png")
+    words = "backbone generate run --out new --input rgb=photo.png --input caption=red --target depth --draws 2"
+    assert world(words).code == 0
+    written = [
+        json.loads(file.read_text())["tokens"] for file in sorted(world.folder.glob("new/*/*/depth.tokens.json"))
+    ]
+    out = model.generate(rgb=picture, caption="red", targets=["depth"], num_samples=2)
+    assert [sample.tokens.tolist() for sample in out.depth] == written
+    assert GenerationPlan(targets=(TargetPlan(name="depth"),)).crop == "middle"
+
+
+def test_generated_samples_are_inputs(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    out = model.generate(rgb=picture, targets=["depth"])
+    by_sample = model.generate(depth=out.depth[0], targets=["caption"], seed=3)
+    by_value = model.generate(depth=out.depth[0].array, targets=["caption"], seed=3)
+    assert by_sample.caption[0].tokens.tolist() is not None and isinstance(by_value.caption[0].text, str)
+    kept = model.generate(depth=out.depth[0], targets=["depth"], inpaint={"depth": "cells:0,0,1,1"}, seed=5)
+    assert np.array_equal(kept.depth[0].tokens.ravel()[1:], out.depth[0].tokens.ravel()[1:])
+
+
+def test_settings_change_the_result(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    usual = ids(model.generate(rgb=picture, targets="depth", num_samples=8).depth)
+    cold = ids(model.generate(rgb=picture, targets="depth", num_samples=8, temperature=0).depth)
+    assert all(one == cold[0] for one in cold) and usual != cold
+    assert usual == ids(model.generate(rgb=picture, targets=[TargetPlan(name="depth")], num_samples=8).depth)
+    assert usual != ids(model.generate(rgb=picture, targets="depth", num_samples=8, seed=1).depth)
+    guided = model.generate(rgb=picture, targets="depth", num_samples=8, guidance={"rgb": -20.0})
+    assert ids(guided.depth) != usual
+    assert len(model.generate(targets="caption", num_samples=3).caption) == 3
+
+
+def test_features_of_tokens(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    features, mask = model.forward_features(rgb=picture)
+    assert features.shape == (1, 4, 32) and mask.all()
+    np.testing.assert_allclose(features.mean(1).numpy(), model.embed(rgb=picture), atol=1e-6)
+
+
+def test_half_precision(picture: PIL.Image.Image) -> None:
+    half = AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="cpu", dtype=torch.bfloat16)
+    assert half.embed(rgb=picture).dtype == np.float32
+    assert len(half.generate(rgb=picture, targets=["depth", "caption"]).depth) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"rgb": "nowhere.png"}, InvalidValueError, "nowhere.png"),
+        ({"colour": "a.png"}, UnknownNameError, "colour"),
+        ({"rgb": np.zeros((3, 16), np.float32)}, InvalidValueError, "rgb"),
+        ({"caption": ["a", "b"], "depth": [np.ones((1, 16, 16), np.float32)]}, InvalidValueError, "caption 2"),
+        ({"caption": "a", "targets": ["colour"]}, UnknownNameError, "colour"),
+        ({"caption": "a", "targets": ["rgb_patches"]}, ConfigError, "rgb_patches"),
+        ({"caption": "a", "inpaint": {"depth": "box:0,0,1,1"}}, ConfigError, "depth"),
+        ({"caption": "a", "guidance": {"rgb": 2.0}}, ConfigError, "rgb"),
+    ],
+)
+def test_wrong_arguments(model: AnyToAny, arguments: dict[str, Any], error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=named):
+        model.generate(**{"targets": ["depth"], **arguments})
+
+
+def test_wrong_models(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        AnyToAny.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="tpu"):
+        AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="tpu")
+
+
+def test_middle_crop(model: AnyToAny) -> None:
+    depth = model.handle("depth")
+    assert depth.middle(np.zeros((1, 10, 20))) == Crop(left=0.25, width=0.5)
+    assert depth.middle(np.zeros((1, 40, 20))) == Crop(top=0.25, height=0.5)
+    assert depth.middle(np.zeros((1, 7, 7))).is_whole
+    assert model.handle("caption").middle("a text", Crop(left=0.5, width=0.5)).left == 0.5
