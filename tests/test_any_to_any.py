@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tokenizers_zoo.spec import Crop
 from zoo_backbone import AnyToAny
 from zoo_backbone.generate import TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
+from zoo_backbone.run import Run
 
 WORLD = the_world
 
@@ -142,6 +145,29 @@ def test_wrong_models(tmp_path: Path) -> None:
         AnyToAny.from_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="tpu"):
         AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="tpu")
+
+
+def test_a_moved_project(picture: PIL.Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file of the stores and runs names the folder in which it was written."""
+    world = WORLD().put_back()
+    drawn = world.folder / "made"  # a plan names its inputs by absolute paths
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(world.folder, moved, ignore=shutil.ignore_patterns(drawn.name, "report"))
+    named = str(world.folder).encode()
+    assert [str(file) for file in moved.rglob("*.json") if named in file.read_bytes()] == []
+    monkeypatch.chdir(tmp_path)
+    run = Run.load(moved / "run")
+    assert (run.tokens, run.data, run.registry) == (moved / "tokens", moved / "data", moved / "registry.toml")
+    assert AnyToAny.from_pretrained("elsewhere/run").generate(rgb=picture, targets="depth").depth
+
+
+def test_a_run_without_a_registry_finds_its_tokenizers(picture: PIL.Image.Image, tmp_path: Path) -> None:
+    world = WORLD().put_back()
+    run = shutil.copytree(world.folder / "run", tmp_path / "run")
+    places = Run.load(world.folder / "run")
+    dataclasses.replace(places, registry=world.folder / "tokenizers").save(run)
+    handle = AnyToAny.from_pretrained(run).zoo["caption"]
+    assert handle.checkpoint == world.folder / "tokenizers" / "text"
 
 
 def test_middle_crop(model: AnyToAny) -> None:

@@ -224,7 +224,7 @@ def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, 
     assert outcome(whole) == outcome(tmp_path / "killed")
     stored = load_config(whole)
     assert stored["start"]["weights_sha256"] == load_config(old_run)["weights_sha256"]
-    assert json.loads((whole / "run.json").read_text())["places"]["start"] == str(old_run.resolve())
+    assert Run.load(whole).start == old_run.resolve()
     report = write_report(whole, trained, new_tokens)
     assert set(report["losses"]) == {item.name for item in all_layouts() if not item.continuous}
     assert any(row["before"] != row["after"] for row in report["losses"].values())
@@ -354,7 +354,7 @@ def test_moved_run_is_not_grown_again(
     shutil.move(here, there)
     record = read_table(there / "grown/run.json")["identity"]
     monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
-    assert read_table(again(there) / "run.json")["places"]["tokens"] == str(there / "new")
+    assert Run.load(again(there)).tokens == there / "new"
     assert read_table(there / "grown/run.json")["identity"] == record
     write_store(there / "tokens", all_layouts(), 24, seed=9)
     with pytest.raises(FolderError, match="contents"):

@@ -178,7 +178,7 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
 def with_run(world: World, folder: Path, **places: Path | None) -> World:
     """Return the world with a copy of its run without probes; its tokens, data or registry may be others."""
     run = shutil.copytree(world.run, folder / "run", ignore=shutil.ignore_patterns("transfer"))
-    dataclasses.replace(Run.load(run), **places).save(run)
+    dataclasses.replace(Run.load(world.run), **places).save(run)
     return dataclasses.replace(world, run=run)
 
 

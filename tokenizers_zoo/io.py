@@ -256,6 +256,21 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
             yield f"{where} was {was}, is {now}"
 
 
+def relative_place(place: str | Path, folder: Path) -> str:
+    """Return a path for a file in `folder`, relative to it, so that both can be moved together.
+
+    Links in the folders of `place` are resolved, but not its last part.
+    """
+    place = Path(place)
+    relative = os.path.relpath(place.parent.resolve() / place.name, folder.resolve())
+    return relative if relative.startswith(os.pardir) else os.path.join(os.curdir, relative)
+
+
+def absolute_place(place: str, folder: Path) -> Path:
+    """Return the path that `relative_place` recorded."""
+    return Path(os.path.normpath(folder.resolve() / place))
+
+
 def difference(old: Any, new: Any, where: str = "") -> str:
     """Return the first place where two JSON values differ; empty if they are equal."""
     return next(differences(old, new, where), "")

@@ -109,6 +109,16 @@ class Zoo:
         """Return the registry of all installed modalities with default settings."""
         return cls({})
 
+    @classmethod
+    def at(cls, place: Path) -> Zoo:
+        """Return the registry that has this `place`."""
+        return cls({"zoo": {"checkpoints": str(place)}}) if place.is_dir() else cls.from_toml(place)
+
+    @property
+    def place(self) -> Path:
+        """The registry.toml, or without one the folder of the tokenizers; `Zoo.at` opens both."""
+        return self.path or self.checkpoints
+
     def __deepcopy__(self, memo: Any) -> Zoo:
         """Return the same registry: copies of an encoder share its registry and tokenizers."""
         return self

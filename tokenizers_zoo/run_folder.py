@@ -19,7 +19,16 @@ from filelock import FileLock, Timeout
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.io import as_json, differences, disk_problem, read_table, remove_folder, write_json
+from tokenizers_zoo.io import (
+    absolute_place,
+    as_json,
+    differences,
+    disk_problem,
+    read_table,
+    relative_place,
+    remove_folder,
+    write_json,
+)
 
 RUN, LOCK = "run.json", ".lock"
 REPLACED, MOVING = ".replaced", ".moving"
@@ -67,7 +76,8 @@ class RunFolder:
     def __init__(
         self, path: Path, kind: RunKind, identity: Mapping[str, Any], places: Mapping[str, Any] | None = None
     ) -> None:
-        """`places` are recorded paths that may change without making it another run."""
+        """`places` are recorded texts that may change without making it another run; absolute paths are recorded
+        relative to the folder."""
         self.path, self.kind = Path(path), kind
         self.identity, self.places = as_json(identity), as_json(places or {})
         self.finished: dict[str, Any] | None = None
@@ -141,14 +151,29 @@ class RunFolder:
             "finished": self.finished,
         }  # fmt: skip
         if read_run(self.path) != record:
-            write_json(self.path / RUN, record)
+            write_run(self.path, record)
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """Return the content of run.json, or None without one. Raises CheckpointError if it is damaged."""
+    """Return the content of run.json, with absolute paths, or None without one. Raises CheckpointError if damaged."""
     if not (folder / RUN).is_file():
         return None
-    return read_table(folder / RUN, "format", "kind", "identity", "places", "finished", remedy="copy it again")
+    record = read_table(folder / RUN, "format", "kind", "identity", "places", "finished", remedy="copy it again")
+    is_relative = (os.curdir + os.sep, os.pardir + os.sep)
+    places = {
+        name: str(absolute_place(place, folder)) if isinstance(place, str) and place.startswith(is_relative) else place
+        for name, place in record["places"].items()
+    }
+    return record | {"places": places}
+
+
+def write_run(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json, with relative paths."""
+    places = {
+        name: relative_place(place, folder) if isinstance(place, str) and os.path.isabs(place) else place
+        for name, place in record["places"].items()
+    }
+    write_json(folder / RUN, {**record, "places": places})
 
 
 def entries(folder: Path) -> list[Path]:

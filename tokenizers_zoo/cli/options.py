@@ -56,7 +56,7 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     registry = registry or asked_registry()
     if registry is None and Path("registry.toml").is_file():
         registry = Path("registry.toml")
-    zoo = Zoo.from_toml(registry) if registry else Zoo.installed()
+    zoo = Zoo.at(registry) if registry else Zoo.installed()
     if strict:
         for problem in zoo.check_file():
             click.echo(f"problem: {problem}", err=True)

@@ -35,6 +35,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
 from tokenizers_zoo.errors import DataError, UnknownNameError
+from tokenizers_zoo.io import absolute_place, relative_place
 from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class TokenStore:
     @property
     def data(self) -> Path | None:
         """The folder of the values that the tokens were made of; None where it is not recorded."""
-        return Path(self._record["data"]) if self._record.get("data") else None
+        return absolute_place(self._record["data"], self.root) if self._record.get("data") else None
 
     def splits(self) -> list[str]:
         """Return the splits that hold tokens."""
@@ -231,7 +232,7 @@ def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> 
     known = read_record(root / STORE)
     fields = ("samples", "shard_size", "crops", "seed", "source")
     tables = known["splits"] | {split.name: {name: getattr(split, name) for name in fields} for split in splits}
-    write_record(root / STORE, {"data": None if data is None else str(data.resolve()), "splits": tables})
+    write_record(root / STORE, {"data": data and relative_place(data.resolve(), root), "splits": tables})
 
 
 def whole_samples(columns: Sequence[TokenColumn]) -> Iterator[tuple[str, int]]:

@@ -11,9 +11,9 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
-from tokenizers_zoo.io import read_table, write_json
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run
+from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run, write_run
 
 BACKBONE = RunKind(
     name="backbone",
@@ -33,7 +33,7 @@ class Run:
     data: Path | None = None
     """The store of values that were encoded to these tokens."""
     registry: Path | None = None
-    """The registry.toml in use; None: all installed modalities."""
+    """`Zoo.place`: the registry.toml in use, or without one the folder of the tokenizers; None: unknown."""
     start: Path | None = None
     """The backbone that it started from; None for a new one."""
 
@@ -45,7 +45,7 @@ class Run:
     def save(self, folder: Path) -> None:
         """Write the places into run.json; without one, for a finished backbone."""
         record = read_run(folder) or {"format": FORMAT, "kind": BACKBONE.name, "identity": {}, "finished": {}}
-        write_json(folder / RUN, {**record, "places": self.places()})
+        write_run(folder, {**record, "places": self.places()})
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -70,19 +70,19 @@ def registry_place(registry: Path | None) -> str | None:
 
 def found_registry(folder: Path, registry: Path | None) -> Path | None:
     """Return the registry that a folder's model was trained with. Raises CheckpointError if it is gone."""
-    if registry is not None and not registry.is_file():
+    if registry is not None and not registry.exists():
         advice = "give another one, as in zoo --registry FILE backbone ..., or in Python a zoo"
         raise CheckpointError(f"{folder}: its registry was {registry}, which is gone; {advice}")
     return registry
 
 
 def zoo_of(folder: Path, registry: Path | None) -> Zoo:
-    """Return the zoo of the registry that a run was trained with; without a registry, all installed modalities.
+    """Return the zoo of the registry that a run was trained with; if it is unknown, all installed modalities.
 
     Raises CheckpointError if the registry is gone.
     """
     found = found_registry(folder, registry)
-    return Zoo.installed() if found is None else Zoo.from_toml(found)
+    return Zoo.installed() if found is None else Zoo.at(found)
 
 
 def stored_config(folder: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def train(
     if left:
         click.echo(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}", err=True)
     with disk_errors(out):
-        train_run(out, tokens, handles, zoo.path, model, config, start=start, overwrite=overwrite)
+        train_run(out, tokens, handles, zoo.place, model, config, start=start, overwrite=overwrite)
     leave(first=False)
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     leave()

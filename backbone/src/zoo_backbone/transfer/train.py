@@ -136,7 +136,7 @@ class ProbeTask(LoopTask):
         }  # fmt: skip
         self.places: Mapping[str, Any] = {
             "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
-            "data": None if data is None else str(data.resolve()), "registry": registry_place(zoo.path),
+            "data": None if data is None else str(data.resolve()), "registry": registry_place(zoo.place),
         }  # fmt: skip
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.frozen = config.tuning == "frozen"
