@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ import pytest
 import torch
 from command_world import the_world
 
+from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import Crop
 from zoo_backbone import AnyToAny
 from zoo_backbone.generate import TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.run import Run
 
-WORLD = the_world
+WORLD, COMMIT = the_world, "abc123" + "0" * 34
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +179,89 @@ def test_middle_crop(model: AnyToAny) -> None:
     assert depth.middle(np.zeros((1, 40, 20))) == Crop(top=0.25, height=0.5)
     assert depth.middle(np.zeros((1, 7, 7))).is_whole
     assert model.handle("caption").middle("a text", Crop(left=0.5, width=0.5)).left == 0.5
+
+
+# --- bundles
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "small"
+    world = WORLD().put_back()
+    ended = world(f"backbone export run {folder} --dtype float16")
+    assert ended.code == 0, ended.complaint
+    assert "MB, in" in ended.printed
+    return folder
+
+
+def test_a_bundle_works_anywhere(bundle: Path, picture: PIL.Image.Image, tmp_path: Path) -> None:
+    """Without the folder in which it was trained."""
+    moved = shutil.copytree(bundle, tmp_path / "moved")
+    world = WORLD().put_back({})
+    picture.save(world.folder / "a.png")
+    model = AnyToAny.from_pretrained(moved, verify=True)
+    assert model.generate(rgb=picture, targets=["depth", "caption"]).depth[0].array.shape == (1, 16, 16)
+    names = {path.relative_to(moved).as_posix() for path in moved.rglob("*") if path.is_file()}
+    assert {"registry.toml", "bundle.json", "golden/depth.npy", "tokenizers/depth/model.safetensors"} <= names
+    ended = world(f"backbone generate {moved} --input rgb=a.png --target depth --out made")
+    assert ended.code == 0, ended.complaint
+    ended = world(f"backbone verify {moved}")
+    assert ended.code == 0 and "predicted caption" in ended.printed, ended
+
+
+def test_the_card_has_scores_for_the_hub(bundle: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    data = ModelCard.load(bundle / "README.md").data
+    assert data.library_name == "tokenizers-zoo" and data.pipeline_tag == "any-to-any"
+    assert {"rgb_patches to depth: rmse"} <= {result.metric_name for result in data.eval_results}
+
+
+def test_a_bundle_that_computes_something_else_is_refused(bundle: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(bundle, tmp_path / "changed")
+    record = json.loads((changed / "bundle.json").read_text())
+    record["golden"]["tokens"]["depth"] = [[15, 15], [15, 15]]
+    (changed / "bundle.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="depth"):
+        AnyToAny.from_pretrained(changed, verify=True)
+    record["requires"] = {"zoo-nowhere": "1"}
+    (changed / "bundle.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="pip install zoo-nowhere"):
+        AnyToAny.from_pretrained(changed)
+
+
+def test_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache: models--owner--name/refs/main and snapshots/<commit>."""
+    cached = tmp_path / "models--me--small"
+    shutil.copytree(bundle, cached / "snapshots" / COMMIT)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = AnyToAny.from_pretrained("me/small", revision=COMMIT, sha256=fingerprint(bundle))
+    assert model.modalities == ("caption", "depth", "rgb_patches")
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        AnyToAny.from_pretrained("me/small", sha256="0" * 64)
+    with pytest.raises(CheckpointError, match="me/other"):
+        AnyToAny.from_pretrained("me/other")
+
+
+def test_saved_again(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AnyToAny.from_pretrained(bundle)
+    model.save_pretrained(tmp_path / "again")
+    assert AnyToAny.from_pretrained(tmp_path / "again", verify=True).modalities == model.modalities
+    with pytest.raises(FolderError):
+        model.save_pretrained(tmp_path / "again")
+    uploaded = []
+
+    class Api:
+        def create_repo(self, name: str, **options: Any) -> None:
+            uploaded.append(name)
+
+        def upload_folder(self, repo_id: str, folder_path: Path) -> Any:
+            uploaded.append((repo_id, (folder_path / "bundle.json").is_file()))
+            return SimpleNamespace(repo_url="https://hub/me/small")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert model.push_to_hub("me/small") == "https://hub/me/small"
+    assert uploaded == ["me/small", ("me/small", True)]

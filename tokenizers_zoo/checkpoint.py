@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,12 +192,12 @@ def resolve_folder(name_or_path: str | Path) -> Path:
     return hub_folder(str(name_or_path))
 
 
-def hub_folder(hub_id: str) -> Path:
-    """Download a hub id and return its snapshot. Raises CheckpointError."""
+def hub_folder(hub_id: str, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:
+    """Download a hub id, or its files that match one of `patterns`, and return its snapshot. Raises CheckpointError."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns) if patterns else None))
     except Exception as error:  # the hub's, its transport's and its file formats' errors have no class in common
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None

@@ -212,8 +212,8 @@ Any-to-any masked modelling (arXiv 2312.06647): one encoder-decoder Transformer,
 {config.encoder_depth}/{config.decoder_depth}, {config.heads} heads, {millions:.1f} M parameters without embeddings.
 
 ```python
-from zoo_backbone.checkpoint import load_model
-model = load_model("this folder")
+from zoo_backbone import AnyToAny
+model = AnyToAny.from_pretrained("this folder")
 ```
 
 | modality | tokens | vocabulary | ids | summary |

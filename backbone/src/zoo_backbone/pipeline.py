@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from tokenizers_zoo.pretrained import resolved_device
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import is_batched
+from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate.inpainting import partial_of
@@ -28,7 +30,7 @@ from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, TargetPlan
 from zoo_backbone.generate.sampler import generate, rows_of
 from zoo_backbone.generate.sampling import Guidance
 from zoo_backbone.model import FourM
-from zoo_backbone.run import Run, zoo_of
+from zoo_backbone.run import Run, find_run, zoo_of
 
 TOKENS = ".tokens.json"
 """Ending of the files of token ids."""
@@ -67,16 +69,45 @@ class AnyToAny:
         zoo: Zoo | None = None,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        sha256: str | None = None,
+        verify: bool = False,
     ) -> Self:
-        """Load a trained model and its registry from a run folder.
+        """Load a trained model with its tokenizers.
 
-        Args: source: The folder of a run. zoo: The registry of the tokenizers; default: the registry of the training.
-        device: A torch device, or "auto": the first of cuda, mps and cpu that this machine has. dtype: Type of the
-        model's weights; tokenizers stay float32. Raises CheckpointError.
+        Args:
+            source: The folder of a run or bundle, the name of an installed bundle, or a hub id `owner/name`.
+            zoo: The registry of the tokenizers; default: the registry of the training.
+            device: A torch device, or "auto": the first of cuda, mps and cpu that this machine has.
+            dtype: Type of the model's weights; tokenizers stay float32.
+            revision: Branch, tag or commit of a hub id.
+            sha256: The fingerprint that the model must have.
+            verify: Check the golden sample of a bundle: the same tokens as where it was written.
+
+        Raises CheckpointError if there is no such model, or it is not the expected one.
         """
-        folder, device = Path(source), resolved_device(device)
+        folder, device = find_run(source, revision, sha256), resolved_device(device)
         zoo = zoo_of(folder, Run.load(folder).registry) if zoo is None else zoo
-        return cls(load_model(folder, device=device).to(dtype), zoo, folder)
+        loaded = cls(load_model(folder, device=device), zoo, folder)
+        if verify:
+            bundle.verify(folder, loaded.model, zoo)
+        loaded.model.to(dtype)
+        return loaded
+
+    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
+        """Write a bundle: the model as it was loaded, its tokenizers and its registry. See `zoo backbone export`."""
+        bundle.export_bundle(self.folder, self.zoo, Path(folder), dtype)
+
+    def push_to_hub(self, hub_id: str, *, private: bool = False, dtype: str = "float32") -> str:
+        """Upload a bundle to the hub, with the login of huggingface_hub; return its address."""
+        from huggingface_hub import HfApi
+
+        with TemporaryDirectory() as place:
+            folder = Path(place) / hub_id.rpartition("/")[2]
+            self.save_pretrained(folder, dtype=dtype)
+            api = HfApi()
+            api.create_repo(hub_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=hub_id, folder_path=folder).repo_url)
 
     def __repr__(self) -> str:
         return f"AnyToAny({', '.join(self.model.layout.names)})"

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, fingerprint, hub_folder
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
 from tokenizers_zoo.io import read_table
-from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run, write_run
 
+BUNDLE = "bundle.json"
+"""Record of a bundle (see bundle.py) beside its run.json."""
+BUNDLES = "tokenizers_zoo.bundles"
+"""Entry-point group of installed bundles; each is a str or Path, the folder."""
+DOWNLOADED = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*")
+"""Files of a bundle that are downloaded from the hub."""
 BACKBONE = RunKind(
     name="backbone",
     files=(WEIGHTS, CONFIG, CARD, "metrics.jsonl", "tensorboard", "last", "previews", "growth.json", "evaluation",
@@ -60,6 +68,37 @@ class Run:
             place = self.data or "an unknown folder"
             raise CheckpointError(f"the run's values were in {place}, which is not there; give --data DATA")
         return self.data
+
+
+def find_run(source: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
+    """Return the folder of a run or bundle: a local folder, an installed bundle, or a hub id `owner/name`.
+
+    `revision` is a branch, tag or commit of a hub id. `sha256` is the fingerprint that the model must have. Raises
+    CheckpointError if there is no such model, or a distribution that a bundle needs is not installed.
+    """
+    folder, bundles = Path(source).expanduser(), entry_points(group=BUNDLES)
+    if not folder.is_dir() and str(source) in bundles.names:
+        folder = Path(bundles[str(source)].load())
+    elif not folder.is_dir() and re.fullmatch(HUB_ID, str(source)) and not folder.parent.is_dir():
+        folder = hub_folder(str(source), revision, DOWNLOADED)
+    elif not folder.is_dir():
+        known = f"; installed bundles: {', '.join(sorted(bundles.names))}" if bundles else ""
+        raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name){known}")
+    if sha256 is not None and (found := fingerprint(folder)) != sha256:
+        raise CheckpointError(f"{source}: the model has the fingerprint {found}, expected {sha256}")
+    if (folder / BUNDLE).is_file():
+        requires = read_table(folder / BUNDLE, "requires")["requires"]
+        missing = [name for name in requires if not _is_installed(name)]
+        if missing:
+            raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {' '.join(missing)}")
+    return folder
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 def registry_place(registry: Path | None) -> str | None:

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
     from zoo_backbone.run import Run
 
+
+def _found_run(context: click.Context, parameter: click.Parameter, source: str) -> Path:
+    from zoo_backbone.run import find_run
+
+    return find_run(source)
+
+
+RUN = click.argument("folder", metavar="RUN", callback=_found_run)
+"""The folder of a run or bundle, an installed bundle, or a hub id."""
 CONFIG_OPTION = click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
                              help="TOML file with tables [model], [train], [eval], [transfer].")  # fmt: skip
 TABLES = "model", "train", "eval", "transfer"

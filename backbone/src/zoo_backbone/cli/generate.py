@@ -12,11 +12,11 @@ from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignm
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli import assigned, numbers_of, open_run, pairs_of
+from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 
 
 @click.command("generate")
-@click.argument("folder", metavar="RUN", type=PATH)
+@RUN
 @click.option("--input", "inputs", multiple=True, metavar="NAMES",
               help="Modalities of stored samples, NAME=FILE or 'NAME=a text'. Comma-separated or "
               "repeated.")  # fmt: skip

@@ -21,7 +21,7 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli import CONFIG_OPTION, open_run, read_tables, with_options, zoo_of
+from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables, with_options, zoo_of
 from zoo_backbone.cli.generate import generate_command
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def train(
 
 
 @backbone.command("grow")
-@click.argument("folder", metavar="RUN", type=PATH)
+@RUN
 @names_option("--add", help="New modalities.", required=True)
 @click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
 @click.option("--out", type=PATH, required=True, help="Folder of the new run.")
@@ -194,7 +194,7 @@ def skill_table(result: dict[str, Any]) -> Table:
 
 
 @backbone.command("eval")
-@click.argument("folder", metavar="RUN", type=PATH)
+@RUN
 @click.option("--input", "inputs", multiple=True, metavar="NAMES",
               help="Comma-separated modalities that are inputs together; repeat for more sets. Default: each "
               "modality alone.")  # fmt: skip
@@ -265,3 +265,50 @@ def evaluate_command(
     if not result["pairs"]:
         click.echo("no pairs: no modality can be predicted from another one")
     click.echo(f"all scores: {(out or folder / FOLDER) / FILE}")
+
+
+@backbone.command()
+@RUN
+@click.argument("out", type=PATH)
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True,
+              help="Type of the stored weights.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the bundle that is in the folder.")
+def export(folder: Path, out: Path, dtype: str, overwrite: bool) -> None:
+    """Write a bundle: one folder with the model and all that it needs.
+
+    It holds the tokenizers, the registry, a model card with the scores of
+    zoo backbone eval, and a golden sample. Other commands take it as RUN, here and
+    on other machines.
+
+    \b
+    Examples:
+      zoo backbone export runs/backbone bundle
+      zoo backbone export runs/backbone bundle --dtype float16
+    """
+    from zoo_backbone.bundle import export_bundle
+
+    _, zoo = open_run(folder)
+    with disk_errors(out):
+        export_bundle(folder, zoo, out, dtype, overwrite)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    click.echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: zoo backbone verify {out}")
+
+
+@backbone.command("verify")
+@RUN
+@DEVICE
+def verify_command(folder: Path, device: str) -> None:
+    """Check a bundle by its golden sample.
+
+    Values are encoded and targets predicted anew. The shares of tokens that are
+    the same as where the bundle was written are shown.
+    """
+    from zoo_backbone.bundle import verify
+    from zoo_backbone.pipeline import AnyToAny
+
+    model = AnyToAny.from_pretrained(folder, zoo=open_run(folder)[1], device=device)
+    shares = verify(folder, model.model, model.zoo)
+    table = plain_table("golden tokens", ">same here")
+    for name, share in shares.items():
+        table.add_row(name, f"{share:.0%}")
+    show_table(table)

@@ -16,7 +16,7 @@ import tomli_w
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
-from tokenizers_zoo.io import difference, read_table, replacing_file, write_json
+from tokenizers_zoo.io import difference, read_table, replacing_file, replacing_folder, write_json
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, published_config, weights_digest
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
@@ -357,7 +357,6 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
         published = installed[name].export_published(source)
     else:
         raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
-    unfinished = out.absolute().with_name(f".{out.absolute().name}.tmp")  # after a kill, the next export replaces it
-    write_published(published, unfinished)
-    os.replace(unfinished, out)
+    with replacing_folder(out) as folder:
+        write_published(published, folder)
     return published

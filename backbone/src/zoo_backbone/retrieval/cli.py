@@ -11,7 +11,7 @@ import click
 from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, plain_table, show_table, split_names
 from tokenizers_zoo.errors import ConfigError, count_of
 from tokenizers_zoo.io import disk_errors
-from zoo_backbone.cli import numbers_of, open_run
+from zoo_backbone.cli import RUN, numbers_of, open_run
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
 
 
@@ -41,7 +41,7 @@ def retrieve() -> None:
 
 
 @retrieve.command("build")
-@click.argument("folder", metavar="RUN", type=PATH)
+@RUN
 @click.option("--out", type=PATH, required=True, help="Folder of the index.")
 @embedding_options
 @click.option("--exact/--approximate", "exact", default=None, help="Compare all vectors, or search a graph (HNSW). "
@@ -138,7 +138,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 
 
 @retrieve.command("eval")
-@click.argument("folder", metavar="RUN", type=PATH)
+@RUN
 @click.option("--out", type=PATH, help="Default: RUN/retrieval, which zoo report shows; RUN/retrieval-SPLIT for other "
               "splits than test.")  # fmt: skip
 @embedding_options

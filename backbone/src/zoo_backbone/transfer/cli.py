@@ -21,7 +21,7 @@ from tokenizers_zoo.cli.options import (
 )  # fmt: skip
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, short_name
-from zoo_backbone.cli import CONFIG_OPTION, open_run, read_tables
+from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables
 from zoo_backbone.transfer.config import As, HeadName, TransferConfig, Tuning, transfer_config
 
 RUN_OPTION = click.option("--run", type=PATH, help="The backbone, if it was moved.")
@@ -44,7 +44,7 @@ def transfer() -> None:
 
 
 @transfer.command("train")
-@click.argument("folder", metavar="RUN", type=PATH)
+@RUN
 @click.option("--task", required=True, help="MODALITY, MODALITY.FIELD, or FILE.csv with columns key,label.")
 @names_option("--input", "inputs", required=True, help="Modalities of RUN to predict from.")
 @click.option("--out", type=PATH, help="Folder of the probe. Default: RUN/transfer/NAME.")

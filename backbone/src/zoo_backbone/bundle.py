@@ -1,0 +1,234 @@
+"""Bundles: a trained model with everything that it needs, in one folder with relative paths.
+
+    OUT/model.safetensors, config.json   the backbone
+    OUT/registry.toml, tokenizers/       settings and tokenizers of its modalities
+    OUT/run.json                         the record of a finished run, so that every command takes the folder as RUN
+    OUT/bundle.json                      the distributions that it needs, and the golden sample
+    OUT/golden/<modality>.<ext>          a value of each modality
+    OUT/README.md                        the model card, with evaluation results
+
+The **golden sample** shows whether a bundle works elsewhere as it did where it was written: a value of each modality,
+its tokens, and the tokens that the model predicts from one of the modalities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from torch import Tensor
+
+from tokenizers_zoo import __version__
+from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, save_checkpoint
+from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.io import read_table, replacing_folder, write_json
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.run_folder import FolderError
+from zoo_backbone.checkpoint import CLASS, load_model, model_card
+from zoo_backbone.evaluation_data import ranked_names
+from zoo_backbone.generate.plans import TargetPlan
+from zoo_backbone.generate.sampler import generate
+from zoo_backbone.model import FourM
+from zoo_backbone.run import BUNDLE, Run
+
+REGISTRY, TOKENIZERS, GOLDEN, FORMAT = "registry.toml", "tokenizers", "golden", 1
+AGREEMENT = 0.95
+"""Smallest share of equal tokens in a verified bundle: other processors round differently, so that close choices may
+differ."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def export_bundle(run: Path, zoo: Zoo, out: Path, dtype: str = "float32", overwrite: bool = False) -> dict[str, float]:
+    """Write the model of a run, its tokenizers and its registry into the folder `out`; return the result of `verify`.
+
+    `dtype` is the type of stored weights. Raises FolderError if `out` holds anything, except a bundle with `overwrite`.
+    """
+    if out.exists() and any(out.iterdir()) and not (overwrite and (out / BUNDLE).is_file()):
+        advice = "give another folder" if not (out / BUNDLE).is_file() else "replace it with --overwrite"
+        raise FolderError(f"{out}: is not empty; {advice}")
+    tensors, config = load_checkpoint(run, CLASS)
+    model = load_model(run)
+    handles = [zoo[name] for name in model.layout.names]
+    for handle in handles:
+        model.check_tokenizer(handle)
+    with replacing_folder(out) as folder:
+        (folder / REGISTRY).write_text(tomli_w.dumps(registry_of(zoo, handles)), encoding="utf-8")
+        for handle in handles:
+            _copy_tokenizer(handle, folder, dtype)
+        own = Zoo.from_toml(folder / REGISTRY)
+        config |= {"fingerprints": {handle.name: own[handle.name].fingerprint for handle in handles}, "start": None}
+        save_checkpoint(folder, stored_as(tensors, dtype), config, "")
+        Run(tokens=folder / "tokens", registry=folder / REGISTRY).save(folder)
+        model = load_model(folder).eval()
+        data = Run.load(run).data
+        requires = {"tokenizers-zoo": __version__, **dict(handle.distribution.split(" ", 1) for handle in handles)}
+        golden = golden_sample(model, own, ValueStore(data) if data is not None and data.is_dir() else None, folder)
+        write_json(folder / BUNDLE, {"format": FORMAT, "requires": requires, "golden": golden})
+        (folder / CARD).write_text(card_of(model, run, out.absolute().name, requires), encoding="utf-8")
+        shares = verify(folder, model, own)
+    return shares
+
+
+def registry_of(zoo: Zoo, handles: Iterable[ModalityHandle]) -> dict[str, Any]:
+    """Return the tables of a registry.toml for these modalities, with their tokenizers in one folder."""
+    names = sorted(handle.name for handle in handles)
+    tables = {name: zoo.tables["modalities"].get(name, {}) for name in names}
+    kept = {
+        name: {key: value for key, value in table.items() if key not in ("checkpoint", "sha256", "enabled")}
+        for name, table in tables.items()
+    }
+    return {
+        "zoo": {**zoo.tables["zoo"], "checkpoints": TOKENIZERS, "modalities": names},
+        "vocabularies": zoo.tables["vocabularies"],
+        "modalities": {name: table for name, table in kept.items() if table},
+    }
+
+
+def _copy_tokenizer(handle: ModalityHandle, folder: Path, dtype: str) -> None:
+    """Copy a tokenizer, and its vocabulary if that is apart, to their usual places in the bundle."""
+    spec = handle.spec
+    sources = {spec.name if spec.own_tokenizer else spec.vocabulary: handle.files.folder()}
+    if spec.own_tokenizer and not spec.continuous:
+        sources.setdefault(spec.vocabulary, handle.files.vocabulary_folder())
+    for name, source in sources.items():
+        place = folder / TOKENIZERS / name
+        if place.is_dir() or not (source / CONFIG).is_file():
+            continue
+        tensors, config = load_checkpoint(source)
+        card = source / CARD
+        save_checkpoint(place, stored_as(tensors, dtype), config, card.read_text("utf-8") if card.is_file() else "")
+
+
+def stored_as(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Convert float32 tensors whose numbers all fit into the type."""
+    smaller = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    return {**tensors, **{name: tensor for name, tensor in smaller.items() if tensor.isfinite().all()}}
+
+
+# --- the golden sample
+
+
+def golden_sample(model: FourM, zoo: Zoo, values: ValueStore | None, folder: Path) -> dict[str, Any]:
+    """Write a value of each modality into folder/golden; return its tokens and predictions for bundle.json.
+
+    The values are a held-out sample, or without values a generated one.
+    """
+    handles = {name: zoo[name] for name in model.layout.names}
+    sample = dict(_held_out(handles, values)) if values else {}
+    if not sample:
+        plans = [TargetPlan(name=name, temperature=0) for name in model.layout.discrete]
+        drawn = generate(model, {}, plans, 0, [0])
+        sample = {name: handles[name].decode(tokens)[0] for name, tokens in drawn.items()}
+    files = {}
+    for name, value in sample.items():
+        data, extension = handles[name].write(value)
+        files[name] = f"{GOLDEN}/{name}.{extension}"
+        (folder / files[name]).parent.mkdir(exist_ok=True)
+        (folder / files[name]).write_bytes(data)
+    specs = [handles[name].spec for name in sample if name in model.layout.readable]
+    record = {"files": files, "input": ranked_names(specs)[0]}
+    return {**record, **_computed(folder, model, handles, record)}
+
+
+def _held_out(handles: Mapping[str, ModalityHandle], values: ValueStore) -> Iterator[tuple[str, Any]]:
+    """Yield the values of the first held-out sample that has all modalities, by name."""
+    try:
+        rows = values.rows(TEST, list(handles))
+        place = next(iter(rows))
+        yield from [(name, values.read(handle, TEST, *place)) for name, handle in handles.items()]
+    except (ZooError, StopIteration):
+        return
+
+
+def _computed(
+    folder: Path, model: FourM, handles: Mapping[str, ModalityHandle], golden: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return tokens of the golden values, and the most likely tokens that the model predicts from one of them."""
+    encoded = {name: handles[name].encode([folder / file]) for name, file in golden["files"].items()}
+    source = golden["input"]
+    plans = [TargetPlan(name=name, temperature=0, steps=1) for name in model.layout.discrete if name != source]
+    given = {source: encoded[source]}
+    predicted = {plan.name: generate(model, given, [plan], 0)[plan.name] for plan in plans}
+    discrete = {name: tokens for name, tokens in encoded.items() if name in model.layout.discrete}
+    return {
+        "tokens": {name: tokens[0].tolist() for name, tokens in discrete.items()},
+        "predicted": {name: tokens[0].tolist() for name, tokens in predicted.items()},
+    }
+
+
+def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
+    """Compute the golden sample anew; return the share of tokens that are equal to the stored ones.
+
+    The shares are by modality: `depth` for the tokenizer, `predicted depth` for the model. Raises CheckpointError if a
+    share is below AGREEMENT, or if the folder is no bundle.
+    """
+    if not (folder / BUNDLE).is_file():
+        raise CheckpointError(f"{folder}: is no bundle; make one with zoo backbone export")
+    golden = read_table(folder / BUNDLE, "golden", "requires")["golden"]
+    found = _computed(folder, model, {name: zoo[name] for name in model.layout.names}, golden)
+    shares = {
+        f"{prefix}{name}": agreement(tokens, found[key][name])
+        for key, prefix in (("tokens", ""), ("predicted", "predicted "))
+        for name, tokens in golden[key].items()
+    }
+    for name, share in shares.items():
+        if share < AGREEMENT:
+            advice = "compare the versions in bundle.json with zoo env"
+            raise CheckpointError(f"{folder}: {name}: only {share:.0%} of the golden tokens are the same; {advice}")
+    return shares
+
+
+def agreement(stored: Any, found: Any) -> float:
+    """Return the share of equal tokens; those beyond the end of the shorter sequence differ."""
+    one, other = np.ravel(stored), np.ravel(found)
+    length = min(len(one), len(other))
+    return (
+        float((one[:length] == other[:length]).sum() / max(len(one), len(other), 1))
+        if length
+        else float(len(one) == len(other))
+    )
+
+
+# --- the model card
+
+
+def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str]) -> str:
+    """Return README.md of a bundle: metadata for the hub, how to use it, and the scores of the run's evaluation."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results, rows = [], []
+    for pair, metrics in _evaluated(run):
+        title_of_pair = f"{' + '.join(pair['inputs'])} to {pair['target']}"
+        skill = "-" if pair["skill"] is None else f"{pair['skill']:.2f}"
+        rows.append(f"| {title_of_pair} | {skill} | {metrics[0]} {pair['score'][metrics[0]]:.3g} | {pair['samples']} |")
+        results += [
+            EvalResult(task_type="any-to-any", dataset_type="held-out", dataset_name="held-out samples",
+                       metric_type=metric, metric_name=f"{title_of_pair}: {metric}", metric_value=pair["score"][metric])
+            for metric in metrics if pair["score"][metric] is not None
+        ]  # fmt: skip
+    data = ModelCardData(
+        model_name=title, library_name="tokenizers-zoo", pipeline_tag="any-to-any", tags=["4m", "multimodal"],
+        eval_results=results or None,
+    )  # fmt: skip
+    install = " ".join(sorted(requires))
+    table = "\n".join(["", "## Evaluation", "", "Skill score: 0 is the best constant prediction, 1 the tokenizer's "
+                       "reconstruction.", "", "| inputs and target | skill | metric | samples |", "|---|---|---|---|",
+                       *rows, ""]) if rows else ""  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---\n\n{model_card(model)}\n    pip install {install}\n{table}"
+
+
+def _evaluated(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Yield the scored pairs of a run's evaluation, each with the names of its metrics, the main one first."""
+    file = run / "evaluation" / "evaluation.json"
+    if file.is_file():
+        result = read_table(file, "pairs", "modalities")
+        for pair in result["pairs"]:
+            names = [metric["name"] for metric in result["modalities"][pair["target"]]["metrics"]]
+            if pair["score"].get(names[0]) is not None:
+                yield pair, names
