@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = (
-    "zoo_backbone.cli.main", "zoo_backbone.evaluate", "zoo_backbone.generate.outputs",
+    "zoo_backbone.cli.main", "zoo_backbone.evaluate", "zoo_backbone.generate_to_folder",
     "zoo_backbone.train",
     "jinja2", "matplotlib.figure",
     "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.autoencoder.model",

@@ -181,6 +181,15 @@ def test_middle_crop(model: AnyToAny) -> None:
     assert model.handle("caption").middle("a text", Crop(left=0.5, width=0.5)).left == 0.5
 
 
+def test_score(model: AnyToAny) -> None:
+    world = WORLD().put_back()
+    scores = model.score(inputs=["rgb"], targets=["depth"], data=world.folder / "data", samples=4)
+    assert [(score["inputs"], score["target"], score["samples"]) for score in scores] == [(["rgb_patches"], "depth", 4)]
+    assert {"rmse", "abs_rel"} <= set(scores[0]["score"]) and "skill" in scores[0]
+    stored = json.loads((world.folder / "run/evaluation/evaluation.json").read_text())["pairs"][0]
+    assert scores[0]["reconstruction"] == stored["reconstruction"]
+
+
 # --- bundles
 
 

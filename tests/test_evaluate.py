@@ -32,6 +32,7 @@ from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, PatchesLayout
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone import evaluate as evaluation
+from zoo_backbone import generate_to_folder as outputs
 from zoo_backbone.checkpoint import layout_for, load_model
 from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.cli.main import skill_table
@@ -40,12 +41,12 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.evaluate import skill_score
 from zoo_backbone.evaluation_data import EvaluationData, pairs_of
 from zoo_backbone.gallery import CELL, GAP, HEADER, Previews
-from zoo_backbone.generate import TargetPlan, generate, outputs
-from zoo_backbone.generate.inputs import Request
+from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.published import PublishedConfig
+from zoo_backbone.request import Request
 from zoo_backbone.run import Run
 
 NAMES = ("light", "dark", "letters")

@@ -16,8 +16,9 @@ from command_world import World, the_world
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import InvalidValueError
+from zoo_backbone import generate_to_folder as outputs
 from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.generate import TargetPlan, outputs
+from zoo_backbone.generate import TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.pipeline import AnyToAny
 

@@ -18,7 +18,6 @@ from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout, ValueS
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.generate.outputs import Agreement, best_first, cosine
 from zoo_backbone.generate.sampling import (
     CONFIDENCE,
     IDS,
@@ -30,6 +29,7 @@ from zoo_backbone.generate.sampling import (
     temperatures,
     tokens_per_step,
 )
+from zoo_backbone.generate_to_folder import Agreement, best_first, cosine
 from zoo_backbone.model import FourM
 
 

@@ -28,8 +28,8 @@ from zoo_backbone.checkpoint import begin, freeze, ids_in_use, load_model, save_
 from zoo_backbone.config import Dataset, EvaluationConfig, MaskingConfig, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData, check_tokenizers, stored_samples
 from zoo_backbone.evaluate import evaluate
-from zoo_backbone.generate.outputs import generate_to_folder
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan
+from zoo_backbone.generate_to_folder import generate_to_folder
 from zoo_backbone.model import FourM
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig

@@ -15,16 +15,20 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import token_text
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pretrained import resolved_device
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import is_batched
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
+from zoo_backbone.config import EvaluationConfig
 from zoo_backbone.encoder import FourMEncoder
+from zoo_backbone.evaluate import evaluate
 from zoo_backbone.generate.inpainting import partial_of
 from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, TargetPlan
 from zoo_backbone.generate.sampler import generate, rows_of
@@ -247,6 +251,33 @@ class AnyToAny:
                     values_of = handles[name].decode(ids, trusted=True)
                     found[name] += [Sample(handles[name], *pair) for pair in zip(ids, values_of, strict=True)]
         return Generated(found, num_samples)
+
+    def score(
+        self, *, inputs: Sequence[str], targets: str | Sequence[str], data: str | Path, samples: int = 80, seed: int = 0
+    ) -> list[dict[str, Any]]:
+        """Score predictions for held-out samples of a folder that `zoo data make` wrote.
+
+        Each target is predicted from all `inputs` together. Returns a table per target: "inputs", "target", "samples",
+        "score", "constant_baseline" and "reconstruction" (raw metrics by name), and "skill": 0 is the best constant
+        prediction, 1 the tokenizer's own reconstruction. The held-out split is tokenized first. `zoo backbone eval`
+        computes the same, with all settings.
+        """
+        targets = (targets,) if isinstance(targets, str) else tuple(targets)
+        names = [self.input_forms.get(name, name) for name in inputs]
+        config = EvaluationConfig(
+            inputs=(tuple(names),), targets=targets, samples=samples, seed=seed, gallery_pairs=0, loss_samples=1
+        )
+        with TemporaryDirectory() as place:
+            tokens = Path(place) / "tokens"
+            tokenize(
+                self.zoo, Path(data), tokens, modalities=[*names, *targets], splits=[TEST], device=str(self.device)
+            )
+            result = evaluate(
+                self.folder, self.zoo, tokens, Path(data), config=config, device=str(self.device),
+                out=Path(place) / "scores",
+            )  # fmt: skip
+        pairs: list[dict[str, Any]] = result["pairs"]
+        return pairs
 
     # ------------------------------------------------------------------ features
 

@@ -69,10 +69,10 @@ def generate_command(
           --inpaint depth=box:0,0,1,0.5 --out made
       zoo backbone generate RUN --plan plan.toml --input caption=a.txt --out made
     """
-    from zoo_backbone.generate.inputs import with_quoted_texts
-    from zoo_backbone.generate.outputs import generate_to_folder
     from zoo_backbone.generate.plans import GenerationPlan, inputs_of, read_plan, sources_of
+    from zoo_backbone.generate_to_folder import generate_to_folder
     from zoo_backbone.pipeline import AnyToAny
+    from zoo_backbone.request import with_quoted_texts
 
     if (targets is None) == (plan_file is None):
         raise ConfigError("zoo backbone generate: expected either --target NAMES or --plan FILE")

@@ -23,11 +23,11 @@ from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.validation import describe
-from zoo_backbone.generate.inputs import Request
 from zoo_backbone.generate.plans import DRAW, GenerationPlan, TargetPlan, written_plan
 from zoo_backbone.generate.sampler import generate, rows_of
 from zoo_backbone.model import FourM
 from zoo_backbone.pipeline import BATCH, AnyToAny, Sample
+from zoo_backbone.request import Request
 
 PLAN, RANKING, DONE = "plan.toml", "ranking.json", "done.txt"
 GENERATION = RunKind(name="generation", files=(PLAN, RANKING, "[0-9]*"), state=DONE, results=(PLAN,))
