@@ -10,7 +10,6 @@ import torch
 from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, plain, tables_of
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
-from zoo_backbone.cli.generate import SAMPLING
 from zoo_backbone.config import PRESETS, EvaluationConfig, ModelConfig, TrainConfig
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
@@ -110,7 +109,7 @@ counted without embeddings.
 """
 TRANSFER = "\n## A transfer\n\n[Transfer](transfer.md) explains the keys."
 TUNINGS = "\nDefaults that depend on `tuning`:\n"
-PLAN = "\n## A plan\n\n[Generation](generation.md) explains the keys. Without a plan, every target has {}.\n"
+PLAN = "\n## A plan\n\n[Generation](generation.md) explains the keys."
 
 
 def settings_page() -> str:
@@ -124,8 +123,7 @@ def settings_page() -> str:
     lines += [BACKBONE, *presets(), *told_tables(ModelConfig, "model"), *told_tables(TrainConfig, "train")]
     lines += told_tables(EvaluationConfig, "eval")
     lines += [TRANSFER, *told_tables(TransferConfig, "transfer"), TUNINGS, *tunings()]
-    lines += [PLAN.format(" and ".join(f"`{key} = {plain(value)}`" for key, value in SAMPLING.items()))]
-    lines += settings_tables(GenerationPlan, "")
+    lines += [PLAN, *settings_tables(GenerationPlan, "")]
     return "\n".join(lines) + "\n"
 
 

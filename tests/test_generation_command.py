@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from command_world import World, the_world
@@ -278,3 +279,25 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
     (world.folder / "short.tokens.json").write_text(json.dumps({**file, "tokens": file["tokens"][1:]}))
     world(f"{MAKE} {words}").refused(*parts)
     assert not (world.folder / "new").exists()
+
+
+def test_a_folder_of_pictures(world: World) -> None:
+    """Samples are named by their files, and a sheet shows all inputs and results."""
+    photos = world.folder / "photos"
+    photos.mkdir()
+    for name, size in (("beach", (20, 30)), ("street", (16, 16)), ("tree", (40, 20))):
+        PIL.Image.new("RGB", size, "red").save(photos / f"{name}.png")
+    assert went(world, f"{MAKE} --input rgb=photos --target depth --draws 2") == "3 samples, 2 draws of each, in new\n"
+    assert {path.name for path in (world.folder / "new").iterdir()} >= {"beach", "street", "tree", "sheet.png"}
+    sheet = PIL.Image.open(world.folder / "new/sheet.png")
+    assert len(json.loads(sheet.text["cells"])) == 3 and len(json.loads(sheet.text["cells"])[0]) == 3
+    went(world, "backbone generate run --input rgb=photos/s*.png --target depth --out one")
+    assert tokens(world, "one/street/0") != [] and not (world.folder / "one/beach").exists()
+    went(world, "backbone generate run --input rgb=photos --input caption=red --target depth --samples 1-2 --out two")
+    assert sorted(path.name for path in (world.folder / "two").glob("*/0")) == ["0", "0"]
+    for words, part in (
+        ("--input rgb=photos/x*.png", "no such files"),
+        ("--input rgb=photos --input depth=files/test/depth", "beach"),
+        ("--input rgb=photos --input depth", "stored"),
+    ):
+        world(f"backbone generate run {words} --target caption --out wrong").refused(part)

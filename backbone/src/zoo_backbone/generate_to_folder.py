@@ -3,12 +3,14 @@
 OUT/<key>/<draw>/<modality>.<ext>, .png, .tokens.json
 OUT/<key>/ranking.json       with a scorer: {"by", "draws": their numbers, best first, "scores"}
 OUT/done.txt                 finished samples, until all are finished
+OUT/sheet.png                inputs and results of the first samples, side by side
 OUT/plan.toml                written last
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,19 +20,23 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.tar import key_problem, shown_name
+from tokenizers_zoo.data.tokens import read_tokens
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.validation import describe
+from zoo_backbone.gallery import Shown, write_sheet
 from zoo_backbone.generate.plans import DRAW, GenerationPlan, TargetPlan, written_plan
 from zoo_backbone.generate.sampler import generate, rows_of
 from zoo_backbone.model import FourM
-from zoo_backbone.pipeline import BATCH, AnyToAny, Sample
+from zoo_backbone.pipeline import BATCH, TOKENS, AnyToAny, Sample
 from zoo_backbone.request import Request
 
-PLAN, RANKING, DONE = "plan.toml", "ranking.json", "done.txt"
-GENERATION = RunKind(name="generation", files=(PLAN, RANKING, "[0-9]*"), state=DONE, results=(PLAN,))
+PLAN, RANKING, DONE, SHEET = "plan.toml", "ranking.json", "done.txt", "sheet.png"
+GENERATION = RunKind(name="generation", files=(PLAN, RANKING, SHEET, "[0-9]*"), state=DONE, results=(PLAN,))
+SHEET_ROWS, SHEET_DRAWS = 16, 4
+"""Most samples, and most draws of each, in the sheet."""
 Scorer = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[float]]
 """Maps input and generated tokens, a row per draw, to a number per draw; larger is better."""
 
@@ -76,6 +82,7 @@ def generate_to_folder(
         if state.finished is None:
             done = set((out / DONE).read_text(encoding="utf-8").split("\n")[:-1]) if state.resuming else set()
             _generate_rows(model, request, out, scorer, done)
+            _write_sheet(request, out)
             with replacing_file(out / PLAN) as temporary:
                 temporary.write_text(written, encoding="utf-8")
             state.finish(samples=len(request.names))
@@ -122,6 +129,21 @@ def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | N
                         sample.save(place / str(rank))
                 with open(out / DONE, "a", encoding="utf-8") as lines:
                     lines.write(f"{request.names[row]}\n")
+
+
+def _write_sheet(request: Request, out: Path) -> None:
+    """Write a picture with a row per sample: its inputs, and the first draws of each target."""
+    rows, draws = range(min(SHEET_ROWS, len(request.names))), range(min(SHEET_DRAWS, request.plan.draws))
+    columns: dict[str, list[Shown]] = {}
+    for name, tokens in request.rows(rows)[0].items():
+        values = request.handles[name].decode_if_able(tokens)
+        columns |= {} if values is None else {name: list(map(request.handles[name].render, values))}
+    for target, draw in itertools.product(request.targets, draws):
+        handle, title = request.handles[target.name], f"generated {target.name}"
+        files = [out / request.names[row] / str(draw) / f"{target.name}{TOKENS}" for row in rows]
+        values = [handle.decode([read_tokens(handle, file)])[0] for file in files]
+        columns[f"{title} {draw + 1}" if len(draws) > 1 else title] = list(map(handle.render, values))
+    write_sheet(out / SHEET, list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

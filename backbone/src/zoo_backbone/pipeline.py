@@ -177,7 +177,7 @@ class AnyToAny:
     def _opened(self, handle: ModalityHandle, item: Any) -> list[Any]:
         """Return the values, at their own sizes, of one item or of a list or array of them."""
         spec = handle.spec.value
-        if spec.kind == "object" and isinstance(item, list):  # of which a value may be a list itself
+        if spec.kind == "object" and isinstance(item, list):  # a value may be a list itself
             try:
                 handle.encode([item])
             except InvalidValueError:
@@ -216,7 +216,7 @@ class AnyToAny:
             temperature: Divisor of the logits; 0 takes the most likely token.
             top_p: Sample among the most likely tokens that together have this probability.
             guidance: Scale for all inputs together (1: none), or a weight by input modality.
-            inpaint: Region of an input to generate anew, by modality, such as `{"depth": "box:0,0,1,0.5"}`.
+            inpaint: Region of an input to regenerate, by modality, such as `{"depth": "box:0,0,1,0.5"}`.
             crop: The part of input pictures that is used, see `tokenize`.
         """
         tokens = self.tokenize(inputs, crop=crop, **values)

@@ -2,12 +2,14 @@
 
 NAME                  tokens of stored samples
 NAME=FILE             the file of a value, or the tokens that `zoo encode` and `zoo backbone generate` write
+NAME=FOLDER, GLOB     files of several samples, whose keys are the file names without extension: photos, 'a/*.jpg'
 NAME=TEXT             a text, for modalities of texts; in quotes if a file has this name
 NAME={...}, [...]     JSON, for values that are stored as JSON
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -44,12 +46,13 @@ class Request:
     """A plan applied to a pipeline and a token store: tokenizers, targets, and samples with their input tokens.
 
     `plan` has input forms and absolute paths. `names` and `numbers` have an entry per sample. `values` are tokens of
-    one sample, which are inputs of all samples; tokens of stored samples are read when `rows` asks for them.
+    one sample, which are inputs of all samples; tokens of `stored` samples and of the `files` of several samples are
+    read when `rows` asks for them.
     """
 
     def __init__(self, plan: GenerationPlan, pipeline: AnyToAny, tokens: Path) -> None:
         """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
-        model = pipeline.model
+        self.pipeline, model = pipeline, pipeline.model
         stored = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
         self.plan = plan = with_input_forms(plan, pipeline.input_forms, stored).placed(Path.cwd())
         sources, self.targets, numbers = sources_of(plan.inputs), plan.target_plans(), plan.numbers()
@@ -64,7 +67,11 @@ class Request:
         model.layout.check_read(targets if ranking else (), f"rank {plan.rank} of")
         self.handles = handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
         self.values: dict[str, Any] = {}
-        items = {name: item_of_source(handles[name], source) for name, source in sources.items() if source}
+        self.files = files_by_name({name: source for name, source in sources.items() if source and is_several(source)})
+        items = {
+            name: item_of_source(handles[name], source) for name, source in sources.items()
+            if source and name not in self.files
+        }  # fmt: skip
         for name in list(items):
             if (found := tokens_of_file(handles[name], sources[name])) is not None:
                 self.values[name] = found
@@ -72,6 +79,8 @@ class Request:
         self.values |= pipeline.tokenize(items, crop=plan.crop)
         self.stored: dict[str, TokenColumn] = {}
         self._rows: list[int] = []
+        if self.files and (plan.reads_store or plan.keys):
+            raise ConfigError(f"input {next(iter(self.files))}: files of several samples cannot go with stored samples")
         if plan.reads_store:
             store = TokenStore(tokens)
             self.stored = {name: store.open(plan.split, name) for name in sources if name not in self.values}
@@ -86,6 +95,12 @@ class Request:
         elif plan.keys or plan.split != DEFAULT_SPLIT:
             wanted = f"keys {', '.join(plan.keys)}" if plan.keys else f"split {plan.split}"
             raise ConfigError(f"{wanted}: no modality of stored samples is an input; leave it out")
+        elif self.files:
+            keys = list(next(iter(self.files.values())))
+            place = Path(sources[next(iter(self.files))])
+            numbers = numbers if plan.samples else list(range(len(keys)))
+            chosen = _of_numbers(numbers, plan.samples, [(key, row) for row, key in enumerate(keys)], place)
+            self.numbers, self.names, self._rows = map(list, zip(*chosen, strict=True))
         elif self.values:
             if plan.samples not in ("", "1"):
                 raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
@@ -101,8 +116,12 @@ class Request:
     def rows(self, rows: Sequence[int], names: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return whole and partial tokens of the samples `rows`; `names` are the modalities, by default all inputs."""
         names = self.inputs if names is None else names
-        stored = [self._rows[row] for row in rows] if self.stored else []
-        whole = {name: column.take(stored) for name, column in self.stored.items() if name in names}
+        places = [self._rows[row] for row in rows] if self._rows else []
+        whole = {name: column.take(places) for name, column in self.stored.items() if name in names}
+        several = {
+            name: [files[self.names[row]] for row in rows] for name, files in self.files.items() if name in names
+        }
+        whole |= self.pipeline.tokenize(several, crop=self.plan.crop)
         whole |= {name: rows_of(found, [0] * len(rows)) for name, found in self.values.items() if name in names}
         return whole, {name: rows_of(found, rows) for name, found in self.partial.items()}
 
@@ -181,6 +200,27 @@ def with_quoted_texts(plan: GenerationPlan, zoo: Zoo) -> GenerationPlan:
         if is_text and source and not is_written_out(source) and not is_file:
             sources[name] = f'"{source}"'
     return replace(plan, inputs=tuple(inputs_of(sources)))
+
+
+def is_several(source: str) -> bool:
+    """Return True for the path of a folder, and for a pattern of files."""
+    return not is_written_out(source) and (os.path.isdir(source) or re.search(r"[*?[]", source) is not None)
+
+
+def files_by_name(sources: Mapping[str, str]) -> dict[str, dict[str, Path]]:
+    """Return the files of folders and patterns by modality and key. Raises ConfigError if the keys do not agree."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, source in sources.items():
+        pattern = os.path.join(glob.escape(source), "*") if os.path.isdir(source) else source
+        paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+        found[name] = {path.stem: path for path in paths}
+        if len(found[name]) < len(paths) or not paths:
+            problem = "two files have the same name" if paths else "there are no such files"
+            raise ConfigError(f"input {name}={source}: {problem}")
+        first, keys = next(iter(found.items()))
+        if differing := sorted(keys.keys() ^ found[name].keys()):
+            raise ConfigError(f"input {name}={source}: expected the files that {first} has; {differing[0]} differs")
+    return found
 
 
 def item_of_source(handle: ModalityHandle, source: str) -> Any:

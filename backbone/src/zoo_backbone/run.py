@@ -18,7 +18,7 @@ from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run, write_run
 
 BUNDLE = "bundle.json"
-"""Record of a bundle (see bundle.py) beside its run.json."""
+"""Record of a bundle, see bundle.py."""
 BUNDLES = "tokenizers_zoo.bundles"
 """Entry-point group of installed bundles; each is a str or Path, the folder."""
 DOWNLOADED = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*")

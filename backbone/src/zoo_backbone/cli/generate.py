@@ -18,7 +18,7 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 @click.command("generate")
 @RUN
 @click.option("--input", "inputs", multiple=True, metavar="NAMES",
-              help="Modalities of stored samples, NAME=FILE or 'NAME=a text'. Comma-separated or "
+              help="Modalities of stored samples, NAME=FILE, NAME=FOLDER or 'NAME=a text'. Comma-separated or "
               "repeated.")  # fmt: skip
 @names_option("--target", "targets", help="Modalities to generate, in this order.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
@@ -29,6 +29,8 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 @click.option("--guide", metavar="WEIGHTS",
               help="Guidance scale: 3 for all inputs, or NAME=WEIGHT,...")  # fmt: skip
 @click.option("--out", type=PATH, metavar="FOLDER", required=True, help="For values, pictures, tokens and the plan.")
+@click.option("--crop", type=click.Choice(["middle", "whole"]), help="Part of input pictures from files that is used; "
+              "whole pictures are squeezed.  [default: middle]")  # fmt: skip
 @click.option("--samples", metavar="NUMBERS", help="How many samples, or which: 4, 0-7.  [default: 4]")
 @names_option("--keys", metavar="KEYS", help="Keys of stored samples, instead of --samples.")
 @click.option("--split", metavar="NAME", help="Split of the stored samples.  [default: test]")
