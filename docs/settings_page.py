@@ -109,7 +109,7 @@ counted without embeddings.
 """
 TRANSFER = "\n## A transfer\n\n[Transfer](transfer.md) explains the keys."
 TUNINGS = "\nDefaults that depend on `tuning`:\n"
-PLAN = "\n## A plan\n\n[Generation](generation.md) explains the keys."
+PLAN = "\n## A plan\n\n[Generation](generation.md) explains the keys.\n"
 
 
 def settings_page() -> str:
