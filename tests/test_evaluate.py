@@ -105,7 +105,9 @@ def result(world: World) -> dict[str, Any]:
 @pytest.fixture
 def run(world: World, tmp_path: Path) -> Path:
     """A copy of the run without its evaluation."""
-    return shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    copy = shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    Run.load(world.run).save(copy)
+    return copy
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def tokens(world: World, place: str, name: str = "depth") -> Any:
 def made(world: World, out: str) -> dict[str, bytes]:
     """Return the results in a folder without its state files."""
     files = {name.removeprefix(f"{out}/"): data for name, data in world.files().items() if name.startswith(f"{out}/")}
-    return {name: data for name, data in files.items() if name not in ("run.json", ".lock")}
+    return {name: data for name, data in files.items() if name not in ("run.json", ".lock", "sheet.png")}
 
 
 def generated(world: World, recipe: GenerationPlan, **options: Any) -> list[Path]:
@@ -208,6 +208,7 @@ def test_inputs_are_read_when_needed(world: World, monkeypatch: pytest.MonkeyPat
     whole = made(world, "new")
     monkeypatch.setattr(TokenColumn, "take", noted)
     monkeypatch.setattr(outputs, "BATCH", 2)
+    monkeypatch.setattr(outputs, "SHEET_ROWS", 2)
     generated(world, dataclasses.replace(recipe, draws=1), overwrite=True)
     assert max(read) == 2
     generated(world, recipe, overwrite=True)

@@ -271,7 +271,7 @@ def test_interrupted_download_is_reported_in_one_line(monkeypatch: pytest.Monkey
     class TransportError(Exception):
         """Not an OSError, like the errors of the hub's transport."""
 
-    def broken_off(hub_id: str) -> str:
+    def broken_off(hub_id: str, **options: Any) -> str:
         raise TransportError("peer closed the connection\nwithout a word")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
@@ -342,7 +342,7 @@ def test_hub_id_is_not_reported_as_a_missing_folder(
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
     made = dataclasses.replace(hub.files, checkpoint=tmp_path / "made")
     (tmp_path / "made/samples").mkdir(parents=True)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: f"/cache/{hub_id}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **_: f"/cache/{hub_id}")
     assert made.folder() == Path("/cache/somebody/a-tokenizer")
     trained(only(), "a_map", tmp_path / "made")
     assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub

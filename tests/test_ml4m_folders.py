@@ -549,7 +549,7 @@ def test_an_option_says_whose_tokenizer_it_is(place: Place) -> None:
 
 def test_a_hub_id_says_whose_tokenizer_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = place.put(f"models--EPFL-VILAB--{DINOV2}/snapshots/" + "0" * 40)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(snapshot))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **_: str(snapshot))
     output = run(import_command, f"EPFL-VILAB/{DINOV2}", place.out)
     assert "dinov2_global" in output and "0" * 20 not in output
     assert place.zoo["dinov2_global"].has_tokenizer

@@ -110,7 +110,7 @@ def registry_place(registry: Path | None) -> str | None:
 def found_registry(folder: Path, registry: Path | None) -> Path | None:
     """Return the registry that a folder's model was trained with. Raises CheckpointError if it is gone."""
     if registry is not None and not registry.exists():
-        advice = "give another one, as in zoo --registry FILE backbone ..., or in Python a zoo"
+        advice = "move a run with its whole project, or as a bundle (zoo backbone export); or give --registry FILE"
         raise CheckpointError(f"{folder}: its registry was {registry}, which is gone; {advice}")
     return registry
 
