@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tokenizers_zoo.cli.completion import SOURCE
 from tokenizers_zoo.cli.options import (
     DATA,
     names_option,
@@ -48,7 +49,7 @@ def list_sources() -> None:
 
 
 @source.command("info")
-@click.argument("name")
+@click.argument("name", type=SOURCE)
 def source_info(name: str) -> None:
     """Show one source and its settings.
 
@@ -85,7 +86,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("source_name", metavar="SOURCE")
+@click.argument("source_name", metavar="SOURCE", type=SOURCE)
 @DATA
 @click.option("--train", type=click.IntRange(min=0), help="Training samples. Default: all that the source has; one "
               "without an end needs a number.")  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.cli.options import (
     DEVICE,
     PATH,
@@ -92,7 +93,7 @@ def list_modalities(as_json_text: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=MODALITY)
 @click.option("--settings", "only_settings", is_flag=True, help="Explain the settings.")
 def info(name: str, only_settings: bool) -> None:
     """Show the spec or the settings of one modality.
@@ -145,7 +146,7 @@ def facts_of(handle: ModalityHandle) -> dict[str, str]:
 
 
 @click.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=MODALITY)
 @click.option(
     "--data", "data_dir", type=PATH, help="With NAMES: take sample values from this folder, not from a source."
 )
@@ -184,7 +185,7 @@ def check(names: tuple[str, ...], data_dir: Path | None) -> None:
 
 
 @click.command("doctor")
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=MODALITY)
 @click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
 @click.option("--split", default="test", show_default=True, help="Split to examine.")
 @click.option("--samples", type=click.IntRange(min=2), default=64, show_default=True, help="Values at most.")

@@ -31,6 +31,8 @@ COMMANDS = {
     "report": "tokenizers_zoo.cli.inspect:report_command",
     "doctor": "tokenizers_zoo.cli.inspect:doctor_command",
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
+    "env": "tokenizers_zoo.cli.environment:env",
+    "completion": "tokenizers_zoo.cli.completion:completion",
 }
 RESUMES = "the same command resumes from saved work, if there is any"
 STARTS_AGAIN = "with --overwrite the same command starts again, without it it resumes from saved work, if there is any"
@@ -62,7 +64,8 @@ class ZooGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in self._targets():
+        completes = ctx.resilient_parsing
+        if args and not args[0].startswith("-") and args[0] not in self._targets() and not completes:
             raise UnknownNameError.of("command", args[0], self._targets(), "(zoo --help lists them)")
         return super().resolve_command(ctx, args)
 
@@ -90,7 +93,7 @@ def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
       zoo backbone eval run                        skill scores, held-out pictures
       zoo report run                               one HTML page
 
-    `zoo COMMAND --help` explains each command.
+    `zoo COMMAND --help` explains each command; `zoo completion SHELL` completes them.
     """
     ctx.ensure_object(dict).update(registry=registry, debug=debug)
 

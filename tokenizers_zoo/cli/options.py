@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenizers_zoo import config
+from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pretrained import AUTO, resolved_device
 
@@ -28,6 +29,8 @@ DATA = click.argument("data_dir", metavar="DATA", type=PATH)
 
 def _that_is_there(context: click.Context, parameter: click.Parameter, device: str) -> str:
     """Return the device, with "auto" resolved. Raises ConfigError if this machine lacks it."""
+    if context.resilient_parsing:  # completion does not import torch
+        return device
     try:
         return resolved_device(device)
     except ConfigError as error:
@@ -89,7 +92,8 @@ def names_option(
     def joined(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> list[str] | None:
         return [name for names in given for name in split_names(names)] or None
 
-    return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=joined,
+    names = MODALITY if metavar == "NAME,..." else None
+    return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=joined, type=names,
                         help=f"{help} Repeatable.")  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.cli.options import (
     DEVICE,
     PATH,
@@ -33,7 +34,7 @@ def tokenizer() -> None:
 
 
 @tokenizer.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=MODALITY)
 @click.option("--all", "everything", is_flag=True, help="Every enabled modality that DATA holds.")
 @DATA_OPTION
 @click.option("--out", type=PATH, help="Checkpoint folder, for one modality. Default: where registry.toml says.")
@@ -81,7 +82,7 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
 
 
 @tokenizer.command("eval")
-@click.argument("name")
+@click.argument("name", type=MODALITY)
 @DATA_OPTION
 @click.option("--split", default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="Samples at most. Default: all.")

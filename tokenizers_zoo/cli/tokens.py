@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.cli.options import DATA, DEVICE, PATH, names_option, open_zoo
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors, replacing_file
@@ -53,7 +54,7 @@ def tokenize_command(
 
 
 @click.command("encode")
-@click.argument("name")
+@click.argument("name", type=MODALITY)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=PATH, help="Where to write the tokens (JSON). Default: the terminal.")
 @DEVICE
@@ -81,7 +82,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
 
 
 @click.command("decode")
-@click.argument("name")
+@click.argument("name", type=MODALITY)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=PATH, help="File for the value; its extension may be left out. Default: FILE_decoded.")
 @click.option("--picture", type=PATH, help="Also draw the value as PNG here; what is shown as text is printed.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokenizers_zoo.cli.completion import complete_paths
 from tokenizers_zoo.cli.options import asked_registry, open_zoo, parse_assignments, split_names
 from tokenizers_zoo.config import Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
 
 def _found_run(context: click.Context, parameter: click.Parameter, source: str) -> Path:
+    if context.resilient_parsing:  # completion opens nothing
+        return Path(source)
     from zoo_backbone.run import find_run
 
     return find_run(source)
 
 
-RUN = click.argument("folder", metavar="RUN", callback=_found_run)
+RUN = click.argument("folder", metavar="RUN", callback=_found_run, shell_complete=complete_paths)
 """The folder of a run or bundle, an installed bundle, or a hub id."""
 CONFIG_OPTION = click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
                              help="TOML file with tables [model], [train], [eval], [transfer].")  # fmt: skip

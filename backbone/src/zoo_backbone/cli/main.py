@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def _presets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from zoo_backbone.config import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
 @click.group()
 def backbone() -> None:
     """The any-to-any model over the registered modalities.
@@ -46,7 +52,11 @@ backbone.add_command(generate_command)
 @backbone.command()
 @click.option("--tokens", type=PATH, required=True, help="The token store that zoo tokenize wrote.")
 @click.option("--out", type=PATH, required=True, help="Folder of the run.")
-@click.option("--preset", help="nano, tiny, small, base, large or xlarge. Default: nano, or that of --from.")
+@click.option(
+    "--preset",
+    shell_complete=_presets,
+    help="nano, tiny, small, base, large or xlarge. Default: nano, or that of --from.",
+)
 @CONFIG_OPTION
 @click.option("--from", "start", type=PATH, help="A run whose weights to start from.")
 @names_option("--only", help="Modalities. Default: all in the token store.")

@@ -1,0 +1,116 @@
+"""zoo env: the versions, devices and settings that a bug report needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tokenizers_zoo.cli.options import asked_registry, open_zoo, plain_table, show_facts, show_table
+from tokenizers_zoo.errors import ZooError
+
+GROUP = "tokenizers_zoo"
+"""Entry-point groups with this name, or below it, are ours."""
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+@click.command("env")
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def env(as_json_text: bool) -> None:
+    """Show versions, plugins, devices and the registry in use, for bug reports.
+
+    No plugin is imported, so a broken one does no harm; zoo check tests them.
+
+    \b
+    Examples:
+      zoo env
+      zoo env --json
+    """
+    found = {"python": platform.python_version(), "platform": platform.platform(), **_registry(), **_torch()}
+    found["distributions"] = plugins = _plugins()
+    found["libraries"] = libraries = _libraries(plugins)
+    if as_json_text:
+        click.echo(json.dumps(found, indent=2))
+        return
+    show_facts({name: _line(value) for name, value in found.items() if isinstance(value, str | int | list)})
+    click.echo()
+    table = plain_table("distribution", "version", "provides")
+    for name, entry in plugins.items():
+        table.add_row(name, entry["version"], "; ".join(f"{kind}: {', '.join(entry[kind])}" for kind in entry
+                                                        if kind != "version"))  # fmt: skip
+    show_table(table)
+    click.echo()
+    show_facts({"libraries": ", ".join(f"{name} {version}" for name, version in libraries.items())})
+
+
+def _line(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _registry() -> dict[str, Any]:
+    """Return the registry in use, and the names that it enables, or the reason why it cannot be opened."""
+    path = asked_registry() or Path("registry.toml")
+    shown = str(path.resolve()) if path.exists() or asked_registry() else "none: every installed modality"
+    try:
+        zoo = open_zoo(strict=False)
+    except ZooError as error:
+        return {"registry": shown, "problem": str(error)}
+    return {"registry": shown, "modalities": zoo.names(), "tokenizers": str(zoo.checkpoints.resolve())}
+
+
+def _torch() -> dict[str, Any]:
+    """Return torch's devices and threads, or the reason why it cannot be imported."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    settings = [f"{name}={os.environ[name]}" for name in THREADS if name in os.environ]
+    try:
+        import torch
+
+        names = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
+        names += ["mps"] if torch.backends.mps.is_available() else []
+        return {
+            "devices": ["cpu", *names],
+            "cuda": torch.version.cuda or "not in this build of torch",
+            "threads": [f"{torch.get_num_threads()} of torch on {cores} cores", *settings],
+        }
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        return {"devices": [f"torch does not work here: {type(error).__name__}: {reason}"], "threads": settings}
+
+
+def _plugins() -> dict[str, dict[str, Any]]:
+    """Return version and entry points by distribution, for all distributions of the zoo and its plugins."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in distributions():
+        points: dict[str, list[str]] = {}
+        for point in one.entry_points:
+            if point.group == GROUP or point.group.startswith(f"{GROUP}."):
+                kind = point.group.removeprefix(GROUP).removeprefix(".") or "modalities"
+                points.setdefault(kind, []).append(point.name)
+        if (points or one.name == "tokenizers-zoo") and one.name not in found:
+            found[one.name] = {"version": one.version, **{kind: sorted(names) for kind, names in points.items()}}
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "tokenizers-zoo", item[0])))
+
+
+def _libraries(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the installed libraries that these distributions require, extras included."""
+    found = {}
+    for name in names:
+        for requirement in distribution(name).requires or ():
+            library = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+            if library not in names and (installed := _installed(library)) is not None:
+                found[installed.name] = installed.version
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _installed(name: str) -> Distribution | None:
+    try:
+        return distribution(name)
+    except PackageNotFoundError:
+        return None
