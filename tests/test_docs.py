@@ -146,7 +146,8 @@ def test_the_settings_files_are_read_whole(path: Path) -> None:
     if "zoo" in load_toml(path):
         zoo = Zoo.from_toml(path)
         assert zoo.problems() == {} and zoo.names() == sorted(load_toml(path)["zoo"]["modalities"])
-        return
+        if "train" not in load_toml(path):
+            return
     tables = read_tables(path)
     names = set(Zoo.installed().names())
     config = from_mapping(BackboneTrainConfig, tables["train"])

@@ -23,6 +23,8 @@ from tokenizers_zoo.errors import ConfigError
 T = TypeVar("T")
 SHARED = "zoo"
 """Table of registry.toml whose keys are offered to all modalities."""
+PIPELINE = "pipeline"
+"""Table of a pipeline's file (zoo run), which may also hold the tables of a registry and of the backbone."""
 TOML = "utf-8-sig"
 """Encoding of TOML files; it skips the byte order mark that Windows editors write."""
 

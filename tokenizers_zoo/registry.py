@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.checkpoint import CheckpointPlace, TokenizerFiles
-from tokenizers_zoo.config import Origin, Settings, from_mapping, load_toml, reject_unknown
+from tokenizers_zoo.config import PIPELINE, Origin, Settings, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
@@ -81,7 +81,7 @@ class Zoo:
     def __init__(self, tables: Mapping[str, Any], path: Path | None = None) -> None:
         self.path = path
         self.tables = {key: dict(_table(tables, key, path)) for key in TABLES}
-        reject_unknown(tables, TABLES, Origin(path=path))
+        reject_unknown(tables, tables if PIPELINE in tables else TABLES, Origin(path=path))
         known = {key: value for key, value in self.tables["zoo"].items() if key in CORE_KEYS}
         self.config = from_mapping(ZooConfig, known, self._origin("zoo"))
         for name in self.tables["vocabularies"]:

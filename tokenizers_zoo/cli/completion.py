@@ -38,10 +38,8 @@ def completion(shell: str) -> None:
     click.echo(LINES[shell])
 
 
-class ZooName(click.ParamType):
+class ZooName(click.types.StringParamType):
     """A text that a shell completes to one of the zoo's names, also after a comma. Any text is accepted."""
-
-    name = "text"
 
     def __init__(self, names_of: Callable[[Zoo], Iterable[str]]) -> None:
         self.names_of = names_of

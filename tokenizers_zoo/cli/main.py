@@ -31,6 +31,7 @@ COMMANDS = {
     "report": "tokenizers_zoo.cli.inspect:report_command",
     "doctor": "tokenizers_zoo.cli.inspect:doctor_command",
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
+    "run": "tokenizers_zoo.cli.run:run",
     "env": "tokenizers_zoo.cli.environment:env",
     "completion": "tokenizers_zoo.cli.completion:completion",
 }
@@ -105,7 +106,7 @@ def main() -> None:
     if not debug:
         threading.excepthook = _told_by_the_command
     try:
-        zoo.main(standalone_mode=False)
+        zoo.main(prog_name="zoo", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__
         if not isinstance(cause, EOFError):  # an EOFError of a file, which click takes for a ^D

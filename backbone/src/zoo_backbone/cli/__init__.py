@@ -12,7 +12,7 @@ import click
 
 from tokenizers_zoo.cli.completion import complete_paths
 from tokenizers_zoo.cli.options import asked_registry, open_zoo, parse_assignments, split_names
-from tokenizers_zoo.config import Origin, from_mapping, load_toml, reject_unknown
+from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,19 @@ def _found_run(context: click.Context, parameter: click.Parameter, source: str) 
 
 RUN = click.argument("folder", metavar="RUN", callback=_found_run, shell_complete=complete_paths)
 """The folder of a run or bundle, an installed bundle, or a hub id."""
-CONFIG_OPTION = click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+
+
+class ConfigFile(click.Path):
+    """A TOML file with settings of the backbone, read once to check it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path. Raises ConfigError for a wrong table."""
+        path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]
+        read_tables(path)
+        return path
+
+
+CONFIG_OPTION = click.option("--config", "config_file", type=ConfigFile(exists=True, dir_okay=False, path_type=Path),
                              help="TOML file with tables [model], [train], [eval], [transfer].")  # fmt: skip
 TABLES = "model", "train", "eval", "transfer"
 
@@ -38,17 +50,20 @@ TABLES = "model", "train", "eval", "transfer"
 def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
     """Return the tables of a configuration file; missing tables are empty.
 
-    Raises ConfigError, also for [eval] and [transfer], which are used only hours later.
+    Raises ConfigError, also for tables that are used only hours later.
     """
-    from zoo_backbone.config import EvaluationConfig
+    from zoo_backbone.config import EvaluationConfig, TrainConfig
     from zoo_backbone.transfer.config import transfer_config
 
     tables = load_toml(config_file) if config_file else {}
     origin = Origin(path=config_file)
+    if PIPELINE in tables:  # zoo run has checked the other tables
+        tables = {name: table for name, table in tables.items() if name in TABLES}
     reject_unknown(tables, TABLES, origin)
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
+    from_mapping(TrainConfig, tables.get("train", {}), replace(origin, table="train"))
     from_mapping(EvaluationConfig, tables.get("eval", {}), replace(origin, table="eval"))
     transfer_config(tables.get("transfer", {}), replace(origin, table="transfer"))
     return {name: dict(tables.get(name, {})) for name in TABLES}

@@ -1,0 +1,196 @@
+"""zoo run: the whole pipeline from one file.
+
+Each step is a table, in this order, and runs the command below with the table's keys as options. A step without a table
+does not run. FOLDER is the key `folder` of [pipeline].
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tokenizers_zoo.cli.options import asked_registry
+from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.registry import TABLES as REGISTRY
+
+STEPS = {
+    "data": "data make SOURCE FOLDER/data",
+    "derive": "data derive FOLDER/data",
+    "tokenizers": "tokenizer train --all --data FOLDER/data",
+    "tokenize": "tokenize FOLDER/data --out FOLDER/tokens",
+    "backbone": "backbone train --tokens FOLDER/tokens --out FOLDER/backbone",
+    "eval": "backbone eval FOLDER/backbone",
+    "report": "report FOLDER/backbone",
+}
+"""The command of each step. The keys of [eval] are the backbone's settings of that name, not options."""
+SETTINGS = ("model", "train", "eval", "transfer")
+"""Tables of the backbone's settings, which its commands read by --config."""
+COMMAND = "from tokenizers_zoo.cli.main import main; main()"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineConfig:
+    """The table [pipeline]. Paths start at the folder in which the command runs."""
+
+    folder: str
+    """The folder of values, tokens and the backbone, in its folders data, tokens and backbone."""
+    registry: str | None = None
+    """The registry.toml. Default: this file if it has the table [zoo], else the registry of other commands."""
+
+
+@click.command()
+@click.argument("file", metavar="PIPELINE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Print the commands only.")
+@click.pass_context
+def run(context: click.Context, file: Path, dry_run: bool) -> None:
+    """Run the pipeline of a TOML file: one table per step, whose keys are the options of the step's command.
+
+    Each command is printed before it runs. It skips work that is finished, so that the
+    same command resumes. The first failure stops the pipeline.
+
+    \b
+    [pipeline]    folder, registry
+    [data]        source, train, test, set, ...: zoo data make
+    [derive]      zoo data derive
+    [tokenizers]  zoo tokenizer train --all
+    [tokenize]    zoo tokenize
+    [backbone]    preset, config, set, ...: zoo backbone train
+    [eval]        zoo backbone eval, with these settings
+    [report]      zoo report
+
+    The file may also hold the tables of a registry, and the backbone's [model] and
+    [train]. docs/pipelines.md has an example.
+
+    \b
+    Examples:
+      zoo run pipeline.toml
+      zoo run pipeline.toml --dry-run
+    """
+    commands = list(commands_of(file, context.find_root().command, asked_registry()))
+    debug = ["--debug"] if "--debug" in sys.argv[1:] else []
+    for words in commands:
+        click.echo(click.style(shlex.join(["zoo", *words]), bold=True))
+        if dry_run:
+            continue
+        sys.stdout.flush()
+        process = subprocess.Popen([sys.executable, "-c", COMMAND, *debug, *words])
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the command gets it too, and prints how to resume
+            sys.exit(process.wait())
+        if code:
+            again = shlex.join(["zoo", "run", str(file)])
+            click.echo(f"stopped: the command above failed with exit code {code}; {again} resumes there", err=True)
+            sys.exit(code if code > 0 else 1)
+
+
+def commands_of(file: Path, zoo: click.Command, registry: Path | None) -> Iterator[list[str]]:
+    """Yield the words of each command of a pipeline, without `zoo`.
+
+    All tables are read first. Raises ConfigError for a table, key or value that no command takes.
+    """
+    tables, origin = load_toml(file), Origin(path=file)
+    if PIPELINE not in tables:
+        raise ConfigError(f"{file}: no table [{PIPELINE}], which pipelines have; zoo run --help explains it")
+    reject_unknown(tables, (PIPELINE, *STEPS, *REGISTRY, *SETTINGS), origin)
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
+    config = from_mapping(PipelineConfig, tables[PIPELINE], replace(origin, table=PIPELINE))
+    chosen = registry or config.registry or (file if "zoo" in tables else None)
+    whole = [] if chosen is None else ["--registry", str(chosen)]
+    yield [*whole, "list"]
+    for step, template in STEPS.items():
+        if step in tables:
+            options = _with_settings(step, tables, file)
+            words = [word.replace("FOLDER", config.folder.rstrip("/")) for word in template.split()]
+            if step == "data":
+                words[words.index("SOURCE")] = _source(options, file)
+            yield [*whole, *words, *_options(_command(zoo, words), options, replace(origin, table=step), words)]
+
+
+def _with_settings(step: str, tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return the options of a step, with --config for the backbone's settings: this file, or the file of [backbone].
+
+    Raises ConfigError if settings of this file would not be read.
+    """
+    options = {} if step in SETTINGS else dict(tables[step])
+    here = [name for name in {"backbone": ("model", "train"), "eval": ("eval",)}.get(step, ()) if tables.get(name)]
+    named = tables.get("backbone", {}).get("config")
+    if here and "config" in options:
+        where = Origin(path=file, table=step).at("config")
+        raise ConfigError(f"{where}: [{here[0]}] of this file would not be read; remove one of them")
+    if here or (step == "eval" and named is not None):
+        options["config"] = str(file) if here else named
+    return options
+
+
+def _source(options: dict[str, Any], file: Path) -> str:
+    """Take the name of the source out of the options of [data]."""
+    if not isinstance(source := options.pop("source", None), str):
+        where = Origin(path=file, table="data").at("source")
+        raise ConfigError(f"{where}: expected the name of a source; zoo source list shows them")
+    return source
+
+
+def _command(zoo: click.Command, words: list[str]) -> click.Command:
+    """Return the command that the first of these words call."""
+    command = zoo
+    for word in words:
+        if not isinstance(command, click.Group):
+            break
+        found = command.get_command(click.Context(command), word)
+        if found is None:
+            raise ConfigError(f"zoo {' '.join(words[:2])}: no such command; install zoo-backbone")
+        command = found
+    return command
+
+
+def _options(command: click.Command, table: Mapping[str, Any], origin: Origin, words: list[str]) -> list[str]:
+    """Return the keys of a table as options of a command, without those that `words` have.
+
+    Raises ConfigError for an unknown key or a wrong value.
+    """
+    known = {
+        max(option.opts, key=len).removeprefix("--").replace("-", "_"): option
+        for option in command.params
+        if isinstance(option, click.Option) and not option.hidden and not {*option.opts} & {*words}
+    }
+    reject_unknown(table, known, origin)
+    found = list[str]()
+    for key, value in table.items():
+        option = known[key]
+        name = max(option.opts, key=len)
+        if option.is_flag:
+            if not isinstance(value, bool):
+                raise ConfigError(f"{origin.at(key)}: expected true or false, got {value!r}")
+            found += [name] if value else []
+            continue
+        several = isinstance(value, list | Mapping)
+        if several and not option.multiple:
+            raise ConfigError(f"{origin.at(key)}: expected one value, got {value!r}")
+        pairs = [f"{inner}={_text(each)}" for inner, each in value.items()] if isinstance(value, Mapping) else []
+        for text in pairs or ([_text(each) for each in value] if several else [_text(value)]):
+            try:
+                option.type.convert(text, option, None)
+            except click.BadParameter as error:
+                raise ConfigError(f"{origin.at(key)}: {error.message.rstrip('.')}") from None
+            found += [name, text]
+    return found
+
+
+def _text(value: Any) -> str:
+    """Return a TOML value as a word of the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(_text(each) if not isinstance(each, str) else repr(each) for each in value)}]"
+    return str(value)
