@@ -26,6 +26,8 @@ from zoo_backbone.gallery import CELL, write_sheet
 
 Run = tuple[Path, dict[str, Any]]
 NAMES = ("rgb_patches", "depth", "caption")
+RECORD = {"format": 1, "kind": "backbone", "identity": {}, "finished": {}}
+"""A run.json without its places."""
 
 
 def opened(uri: str) -> Image.Image:
@@ -63,7 +65,9 @@ def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> P
     known = [zoo[name].spec for name in names]
     specs = [{"name": s.name, "layout": layout_to_json(s.layout), "vocab_size": s.vocab_size} for s in known]
     (folder / "config.json").write_text(json.dumps({"specs": specs, "fingerprints": {}, **config}))
-    (folder / "run.json").write_text(json.dumps({"places": {"tokens": "tokens", "data": str(folder / "gone")}}))
+    (folder / "run.json").write_text(
+        json.dumps({**RECORD, "places": {"tokens": "tokens", "data": str(folder / "gone")}})
+    )
     kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # kept for exporting an imported model; not a parameter
     save_file({"a": np.zeros((1000, 1200), np.float32), **kept}, folder / "model.safetensors")
     return folder
@@ -295,7 +299,7 @@ def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
     folder, _ = run
     assert registry_of(folder) is None
     (tmp_path / "registry.toml").write_text("")
-    (folder / "run.json").write_text(json.dumps({"places": {"registry": str(tmp_path / "registry.toml")}}))
+    (folder / "run.json").write_text(json.dumps({**RECORD, "places": {"registry": str(tmp_path / "registry.toml")}}))
     assert registry_of(folder) == tmp_path / "registry.toml"
     (tmp_path / "registry.toml").unlink()
     assert registry_of(folder) is None

@@ -1,9 +1,13 @@
-"""Mean and confidence interval of several runs of one setting."""
+"""Confidence intervals: of the mean of several runs of one setting, and of a score over samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
+RESAMPLES = 100
+"""Bootstrap resamples of a score."""
 SPREAD = "± 95 %"
 """Column heading for `interval`."""
 
@@ -17,3 +21,26 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
     spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
     return mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
+
+
+def bootstrap(score: Callable[[Sequence[int]], float], count: int, seed: int) -> list[float]:
+    """Return the scores of RESAMPLES resamples of `count` samples, drawn with replacement (Efron, 1979).
+
+    `score` gives the score of the samples at some places. If the score of all samples is the mean of the scores of each
+    sample, the resamples need no further calls. Calls with equal `count` and `seed` use the same resamples: the
+    difference of two results over the same samples is the bootstrap of the paired difference.
+    """
+    drawn = np.random.default_rng([seed, count]).integers(count, size=(RESAMPLES, count))
+    single = np.array([score([place]) for place in range(count)], np.float64)
+    if np.isclose(single.mean(), score(range(count)), rtol=1e-6, atol=1e-12):
+        return list(map(float, single[drawn].mean(axis=1)))
+    return [float(score(places)) for places in drawn.tolist()]
+
+
+def percentiles(resampled: Iterable[float | None]) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of resampled scores; None if fewer than half of them are numbers."""
+    numbers = [number for number in resampled if number is not None and np.isfinite(number)]
+    if 2 * len(numbers) < RESAMPLES:
+        return None
+    low, high = np.percentile(numbers, [2.5, 97.5])
+    return float(low), float(high)

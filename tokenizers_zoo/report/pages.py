@@ -16,7 +16,7 @@ from tokenizers_zoo.io import read_lines, read_table, replacing_file
 from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, range_text, signed
 from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
-from tokenizers_zoo.run_folder import RUN
+from tokenizers_zoo.run_folder import RUN, read_run
 from tokenizers_zoo.spec import layout_from_json
 from tokenizers_zoo.train.log import METRICS
 
@@ -43,11 +43,11 @@ def registry_of(run: Path) -> Path | None:
 
     Raises CheckpointError if `run` is not a finished run.
     """
-    if not (run / RUN).is_file():
+    if (record := read_run(run)) is None:
         raise CheckpointError(f"{run}: no trained backbone here ({RUN} and {CONFIG} were expected)")
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run}: its training has not come to its end; the command that began it goes on")
-    path = read_table(run / RUN, "places")["places"].get("registry")
+    path = record["places"].get("registry")
     return Path(path) if path and Path(path).is_file() else None
 
 
@@ -85,7 +85,8 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
 
 def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     """Return the template's variables."""
-    config, places = read_table(run / CONFIG, "specs", "fingerprints"), read_table(run / RUN, "places")["places"]
+    config, record = read_table(run / CONFIG, "specs", "fingerprints"), read_run(run)
+    places = record["places"] if record else {}
     names = [spec["name"] for spec in config["specs"]]
     scores = run / FOLDER / "evaluation.json"
     evaluation = read_table(scores, "pairs", "galleries") if scores.is_file() else {}
@@ -232,11 +233,11 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
         ("loss-per-modality", f"Held-out loss by modality{suffix}", {f"{given}/{name}": name for name in names}),
     ):
         sources = {label: (lines, key) for key, label in keys.items()}
-        shown += _chart(pictures, file, title, "loss (nats per token)", sources)
+        shown += chart_of(pictures, file, title, "loss (nats per token)", sources)
     return shown
 
 
-def _chart(
+def chart_of(
     pictures: Pictures, file: str, title: str, quantity: str,
     sources: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]],
 ) -> list[dict[str, str]]:  # fmt: skip
@@ -309,7 +310,7 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
     for name, other in checkpoints.items():
         try:
             card, log = tokenizer_card(other, pictures, SAMPLES), read_lines(other.checkpoint / METRICS)
-            settings = _flat(read_table(other.checkpoint / CONFIG))
+            settings = flat(read_table(other.checkpoint / CONFIG))
             shown[name] = {**card, "folder": other.checkpoint, "settings": settings, "log": log}
         except ZooError as error:
             problems.append(about(name, error))
@@ -322,7 +323,7 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
     curves = list[dict[str, str]]()
     for key, labels in charts.items():
         sources = {name: (item["log"], key) for name, item in shown.items()}
-        curves += _chart(pictures, f"{handle.name}-{key}", *labels, sources)
+        curves += chart_of(pictures, f"{handle.name}-{key}", *labels, sources)
     keys = dict.fromkeys(key for item in shown.values() for key in item["settings"])
     rows = {key: [item["settings"].get(key, "–") for item in shown.values()] for key in keys}
     content = {"spec": handle.spec, "facts": token_facts(handle), "distribution": handle.distribution,
@@ -348,12 +349,12 @@ def _checkpoints(zoo: Zoo, handle: ModalityHandle) -> dict[str, ModalityHandle]:
     return found
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the values of nested tables as text, by keys joined with dots; without null, and the weights' digest."""
     result: dict[str, str] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            result |= _flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         elif value is not None and key != "weights_sha256":
             result[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return result

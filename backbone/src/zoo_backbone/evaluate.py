@@ -14,11 +14,12 @@ evaluation.json, in RUN/evaluation or another folder, holds
                    target token of test samples, masked as in training, and log(vocab_size), the loss of a uniform
                    guess; or {"problem"}
     pairs          [{"inputs": [names], "target": name, "samples", "score", "constant_baseline", "reconstruction",
-                   "skill"}] in the order of the command. The scores map metric names to numbers (null: not finite),
-                   over the same test samples: of the predictions, of the best constant prediction for training values,
-                   and of the tokenizer's reconstruction of the truth. skill is (score - constant_baseline) /
-                   (reconstruction - constant_baseline) of the main metric; null if the reconstruction is not better
-                   than the baseline
+                   "skill", "resampled_skill"}] in the order of the command. The scores map metric names to numbers
+                   (null: not finite), over the same test samples: of the predictions, of the best constant prediction
+                   for training values, and of the tokenizer's reconstruction of the truth. skill is (score -
+                   constant_baseline) / (reconstruction - constant_baseline) of the main metric; null if the
+                   reconstruction is not better than the baseline. resampled_skill: the skill over bootstrap resamples
+                   of the samples, the same ones in all evaluations with equal seed and number of samples
     galleries      [{"inputs", "target", "picture": relative path or null, "columns": [headers],
                    "rows": [{"key", "cells": [text, or null if the picture shows it]}]}]: inputs, several draws, truth
     seconds        time spent
@@ -212,14 +213,20 @@ class _Evaluation:
             values = [data.handles[target].constant_baseline(of_sample) for of_sample in of_samples]
         score, (baseline, best) = data.score(target, values, samples), data.bounds(target, samples)
         main = data.handles[target].spec.metrics[0]
+
+        def skill(score: float | None, baseline: float | None, best: float | None) -> float | None:
+            return skill_score(score, baseline, best, main.higher_is_better)
+
+        resampled = map(skill, score.resampled, baseline.resampled, best.resampled)
         return {
             "inputs": list(inputs),
             "target": target,
             "samples": len(samples),
-            "score": score,
-            "constant_baseline": baseline,
-            "reconstruction": best,
-            "skill": skill_score(score[main.name], baseline[main.name], best[main.name], main.higher_is_better),
+            "score": score.scores,
+            "constant_baseline": baseline.scores,
+            "reconstruction": best.scores,
+            "skill": skill(score.scores[main.name], baseline.scores[main.name], best.scores[main.name]),
+            "resampled_skill": [None if number is None else round(number, 5) for number in resampled],
         }
 
     def _gallery(self, inputs: Sequence[str], target: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
+from tokenizers_zoo.intervals import bootstrap
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import permuted
@@ -30,6 +31,14 @@ HELD = 4
 Pair = tuple[tuple[str, ...], str]
 """Input modalities and a target."""
 Scores = dict[str, float | None]
+
+
+class Measured(NamedTuple):
+    """Scores of predictions; None for a number that is not finite."""
+
+    scores: Scores
+    resampled: list[float | None]
+    """The main metric over bootstrap resamples of the samples."""
 
 
 class EvaluationData:
@@ -173,7 +182,7 @@ class EvaluationData:
             raise DataError(f"{where}: none of {len(rows)} values can be read; {key}: {reason}")
         return self.handles[name].constant_baseline(values)
 
-    def _bounds(self, name: str, samples: tuple[int, ...]) -> tuple[Scores, Scores]:
+    def _bounds(self, name: str, samples: tuple[int, ...]) -> tuple[Measured, Measured]:
         """Return the scores of the constant baseline and of the tokenizer's reconstruction."""
         baseline = self.score(name, [self.constant(name)] * len(samples), samples)
         return baseline, self.score(name, list(self.decoded(name, self.tokens(name, samples))), samples)
@@ -184,10 +193,22 @@ class EvaluationData:
         for start in range(0, len(tokens), size):
             yield from self.handles[name].decode(tokens[start : start + size], trusted=True)
 
-    def score(self, name: str, predicted: Sequence[Any], samples: tuple[int, ...]) -> Scores:
-        """Return the modality's metrics of predictions for test samples; None for a number that is not finite."""
-        scores = self.handles[name].score(predicted, self.truth(name, samples))
-        return {metric: number if math.isfinite(number) else None for metric, number in scores.items()}
+    def score(self, name: str, predicted: Sequence[Any], samples: tuple[int, ...]) -> Measured:
+        """Return the modality's metrics of predictions for test samples."""
+        handle, truth = self.handles[name], self.truth(name, samples)
+        main = handle.spec.metrics[0].name
+
+        def main_score(places: Sequence[int]) -> float:
+            return handle.score([predicted[place] for place in places], [truth[place] for place in places])[main]
+
+        scores = handle.score(predicted, truth)
+        return Measured(
+            {metric: number if math.isfinite(number) else None for metric, number in scores.items()},
+            [
+                number if math.isfinite(number) else None
+                for number in bootstrap(main_score, len(samples), self.config.seed)
+            ],
+        )
 
 
 def _decoder_of(handle: ModalityHandle) -> str:

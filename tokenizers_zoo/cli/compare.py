@@ -1,0 +1,113 @@
+"""zoo compare: settings, losses and skill scores of several runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tokenizers_zoo.cli.options import PATH, plain_table, show_facts, show_table
+from tokenizers_zoo.io import disk_errors
+
+BARS = "▁▂▃▄▅▆▇█"
+POINTS = 36
+"""Characters of the loss curves in a line."""
+RUNS = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command("compare")
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=RUNS)
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+@click.option("--out", type=PATH, metavar="FILE", help="Also write an HTML page with loss charts.")
+def compare(runs: tuple[Path, ...], as_json_text: bool, out: Path | None) -> None:
+    """Compare backbones: settings that differ, held-out losses, and skill scores.
+
+    Skill scores are in percent (0 = best constant prediction, 100 = tokenizer
+    reconstruction), with 95 % bootstrap intervals over the held-out samples. + and -
+    mark skills that are higher and lower than the first run's, where the interval of
+    the difference excludes 0. Scores are those of zoo backbone eval.
+
+    \b
+    Examples:
+      zoo compare runs/a runs/b
+      zoo compare runs/a runs/b runs/c --out compare.html
+    """
+    from tokenizers_zoo.report.compare import compare_runs, write_comparison
+
+    if len(runs) < 2:
+        raise click.UsageError("expected two runs or more")
+    found = compare_runs(runs)
+    if out is not None:
+        with disk_errors(out):
+            page = write_comparison(found, out)
+    if as_json_text:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        show(found)
+    if out is not None:
+        click.echo(f"page: {page.resolve().as_uri()}", err=as_json_text)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print a comparison."""
+    names = [run["name"] for run in found["runs"]]
+    show_facts({run["name"]: run["path"] for run in found["runs"]})
+    click.echo("\nsettings that differ" if found["settings"] else "\nno setting differs")
+    if found["settings"]:
+        table = plain_table("", *names)
+        for key, values in found["settings"].items():
+            table.add_row(key, *("-" if value is None else value for value in values))
+        show_table(table)
+    if found["losses"]:
+        click.echo("\nheld-out loss in nats per token: curve and last value")
+        table = plain_table("", *(column for name in names for column in (name, ">")))
+        for loss, curves in found["losses"].items():
+            every = [value for points in curves for _, value in points]
+            cells = []
+            for points in curves:
+                values = [value for _, value in points]
+                line = sparkline(values, min(every), max(every), POINTS // len(names))
+                cells += [line, f"{values[-1]:.3f}" if values else "-"]
+            table.add_row("all" if loss == "loss" else loss, *cells)
+        show_table(table)
+    for run in found["runs"]:
+        if run["problem"]:
+            click.echo(f"\n{run['name']} {run['problem']}", err=True)
+    if found["skills"]:
+        click.echo("\nskill in percent, with 95 % interval")
+        difference = [">difference"] if len(names) == 2 else []
+        table = plain_table("inputs", "target", *(f">{name}" for name in names), *difference)
+        for row in found["skills"]:
+            cells = [skill_cell(one) for one in row["runs"]]
+            if difference:
+                last = row["runs"][1]
+                cells.append(percent(last["difference"], last["difference_interval"], "+") if last else "-")
+            table.add_row(" + ".join(row["inputs"]), row["target"], *cells)
+        show_table(table)
+
+
+def skill_cell(one: Mapping[str, Any] | None) -> str:
+    """Return a skill with its interval, and a mark if it differs from the first run's."""
+    if one is None:
+        return "-"
+    low, high = one["difference_interval"] or (0, 0)
+    mark = " +" if low > 0 else " -" if high < 0 else ""
+    return percent(one["skill"], one["interval"]) + mark
+
+
+def percent(value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
+    """Return `62 (55..68)`."""
+    if value is None:
+        return "-"
+    limits = "" if interval is None else f" ({'..'.join(f'{100 * limit:z.0f}' for limit in interval)})"
+    return f"{100 * value:{sign}z.0f}{limits}"
+
+
+def sparkline(values: Sequence[float], low: float, high: float, points: int) -> str:
+    """Return a curve as up to `points` characters, on a scale from `low` to `high`."""
+    if len(values) > points:
+        values = [values[place * (len(values) - 1) // max(1, points - 1)] for place in range(points)]
+    return "".join(BARS[round((value - low) / ((high - low) or 1) * (len(BARS) - 1))] for value in values)

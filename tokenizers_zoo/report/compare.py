@@ -1,0 +1,157 @@
+"""Comparison of runs: settings that differ, loss curves, and skill scores with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.intervals import percentiles
+from tokenizers_zoo.io import read_lines, read_table
+from tokenizers_zoo.report.pages import FOLDER, chart_of, flat, no_folder, registry_of, write_page
+from tokenizers_zoo.report.pictures import Pictures
+from tokenizers_zoo.run_folder import read_run
+from tokenizers_zoo.train.log import METRICS
+
+HELD_OUT = ("held_out_average", "held_out")
+"""Prefixes of held-out losses in metrics.jsonl, the EMA weights' first."""
+Pair = tuple[tuple[str, ...], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The files of a run that a comparison reads."""
+
+    path: Path
+    settings: dict[str, str]
+    lines: list[dict[str, Any]]
+    """metrics.jsonl."""
+    pairs: dict[Pair, dict[str, Any]]
+    """Pairs of evaluation.json; empty if it belongs to other weights, or is missing."""
+    problem: str = ""
+    """The reason why there are no pairs."""
+
+    def losses(self) -> dict[str, list[tuple[int, float]]]:
+        """Return the curves of the held-out losses: "loss" for all modalities, and each modality's, by name."""
+        prefix = next((one for one in HELD_OUT if any(f"{one}/loss" in line for line in self.lines)), HELD_OUT[-1])
+        found: dict[str, list[tuple[int, float]]] = {}
+        for line in self.lines:
+            for key, value in line.items():
+                if key.startswith(f"{prefix}/") and value is not None:
+                    found.setdefault(key.removeprefix(f"{prefix}/"), []).append((line["step"], value))
+        return found
+
+
+def record_of(path: Path) -> RunRecord:
+    """Read the record of a finished run. Raises CheckpointError if `path` is none."""
+    registry_of(path)
+    config = read_table(path / CONFIG, "specs", "fingerprints")
+    kept = {key: value for key, value in config.items() if key in ("architecture", "model", "train", "start")}
+    kept["modalities"] = ", ".join(spec["name"] for spec in config["specs"])
+    kept["tokenizers"] = {name: fingerprint[:12] for name, fingerprint in config["fingerprints"].items()}
+    kept["tokens"] = (read_run(path) or {})["places"].get("tokens")
+    pairs, problem, scores = {}, "", path / FOLDER / "evaluation.json"
+    if not scores.is_file():
+        problem = f"was not evaluated: zoo backbone eval {path}"
+    else:
+        evaluation = read_table(scores, "identity", "pairs")
+        if evaluation["identity"].get("weights") != config.get("weights_sha256"):
+            problem = f"was evaluated with other weights: zoo backbone eval {path} --overwrite"
+        else:
+            kept["eval"] = evaluation["identity"]["settings"]
+            pairs = {(tuple(entry["inputs"]), str(entry["target"])): entry for entry in evaluation["pairs"]}
+    return RunRecord(path=path, settings=flat(kept), lines=read_lines(path / METRICS), pairs=pairs, problem=problem)
+
+
+def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return the comparison of runs as JSON types.
+
+    runs      [{"name", "path", "problem"}]
+    settings  {key: [text or null per run]} for settings that differ
+    losses    {"loss" or modality: [[[step, nats per token]] per run]}: held-out losses
+    skills    [{"inputs", "target", "runs": [null, or {"skill", "interval", "samples", "difference",
+              "difference_interval"}]}]: 95 % bootstrap intervals over held-out samples; differences from the first run
+
+    Raises CheckpointError if a path is not a finished run.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError("zoo compare: the same run twice; expected different ones")
+    runs = [record_of(path) for path in paths]
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    settings = {key: [run.settings.get(key) for run in runs] for key in keys}
+    curves = [run.losses() for run in runs]
+    pairs = dict.fromkeys(pair for run in runs for pair in run.pairs)
+    return {
+        "runs": [
+            {"name": name, "path": str(run.path), "problem": run.problem}
+            for name, run in zip(short_names(paths), runs, strict=True)
+        ],
+        "settings": {key: values for key, values in settings.items() if len(set(values)) > 1},
+        "losses": {
+            name: [run.get(name, []) for run in curves]
+            for name in sorted(
+                dict.fromkeys(name for run in curves for name in run), key=lambda name: (name != "loss", name)
+            )
+        },
+        "skills": [
+            {
+                "inputs": list(inputs),
+                "target": target,
+                "runs": _skills([run.pairs.get((inputs, target)) for run in runs]),
+            }
+            for inputs, target in pairs
+        ],
+    }
+
+
+def _skills(entries: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any] | None]:
+    """Return the skill of a pair in each run, with its difference from the first run."""
+    first, found = entries[0], list[dict[str, Any] | None]()
+    for entry in entries:
+        if entry is None:
+            found.append(None)
+            continue
+        own = {
+            "skill": entry["skill"], "interval": percentiles(entry["resampled_skill"]), "samples": entry["samples"],
+            "difference": None, "difference_interval": None,
+        }  # fmt: skip
+        if first is not None and entry is not first and None not in (entry["skill"], first["skill"]):
+            both = zip(entry["resampled_skill"], first["resampled_skill"], strict=True)
+            own["difference"] = entry["skill"] - first["skill"]
+            own["difference_interval"] = percentiles(None if None in pair else pair[0] - pair[1] for pair in both)
+        found.append(own)
+    return found
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the parts of paths that differ: `demo`, `long` for runs/demo/backbone, runs/long/backbone."""
+    parts = [path.resolve().parts for path in paths]
+    start = _equal(parts)
+    end = _equal([part[start:][::-1] for part in parts])
+    names = ["/".join(part[start : len(part) - end]) for part in parts]
+    return names if all(names) else list(map(str, paths))  # one folder may be in another
+
+
+def _equal(parts: Sequence[Sequence[str]]) -> int:
+    """Return the number of leading items that are equal in all sequences."""
+    return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*parts, strict=False)))
+
+
+def write_comparison(comparison: Mapping[str, Any], page: Path) -> Path:
+    """Write the comparison as an HTML page with pictures beside it. Raises ConfigError if `page` is a folder."""
+    pictures = Pictures(folder=no_folder(page).parent / "pictures")
+    names = [run["name"] for run in comparison["runs"]]
+    curves = []
+    for loss, of_runs in comparison["losses"].items():
+        title = "Held-out loss" if loss == "loss" else f"Held-out loss of {loss}"
+        lines = {
+            name: ([{"step": step, "loss": value} for step, value in points], "loss")
+            for name, points in zip(names, of_runs, strict=True)
+        }
+        curves += chart_of(pictures, f"compare-{loss}", title, "loss (nats per token)", lines)
+    write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": curves})
+    return page
