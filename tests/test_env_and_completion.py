@@ -82,7 +82,7 @@ def completed(words: str) -> list[str]:
 
 
 def test_shells_complete_commands_options_and_names(zoo: Run) -> None:
-    assert completed("zoo comp") == ["completion"] and completed("zoo tok") == ["tokenizer", "tokenize"]
+    assert completed("zoo compl") == ["completion"] and completed("zoo tok") == ["tokenizer", "tokenize"]
     assert completed("zoo backbone tr") == ["train"]
     assert completed("zoo backbone eval run --tar") == ["--target"]
     assert completed("zoo info ") == ["caption", "depth", "normal"]
