@@ -31,6 +31,7 @@ COMMANDS = {
     "report": "tokenizers_zoo.cli.inspect:report_command",
     "doctor": "tokenizers_zoo.cli.inspect:doctor_command",
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
+    "init": "tokenizers_zoo.cli.init:init",
     "run": "tokenizers_zoo.cli.run:run",
     "compare": "tokenizers_zoo.cli.compare:compare",
     "env": "tokenizers_zoo.cli.environment:env",

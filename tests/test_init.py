@@ -1,0 +1,129 @@
+"""zoo init: a registry for the data in a folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_world import the_world
+from PIL import Image
+from stores import write_tar
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.config import load_toml
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`zoo("init", "files")` in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return run_zoo
+
+
+def write_pictures(folder: Path, size: tuple[int, int], count: int = 12) -> None:
+    """Write PNG files of this width and height."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).save(folder / f"{number:02}.png")
+
+
+def write_texts(folder: Path, count: int = 12) -> None:
+    """Write text files of the same keys."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number:02}.txt").write_text("a red ball\n")
+
+
+@pytest.mark.parametrize(("size", "image_size"), [((20, 30), 64), ((90, 64), 64), ((200, 150), 128), ((300, 400), 224)])
+def test_the_size_fits_the_pictures(zoo: Run, size: tuple[int, int], image_size: int) -> None:
+    write_pictures(Path("files/rgb"), size)
+    assert zoo("init", "files")[0] == 0
+    table = load_toml(Path("registry.toml"))["zoo"]
+    assert table["image_size"] == image_size and image_size % table["patch_size"] == 0
+    assert f"the files have {size[0]} x {size[1]}" in Path("registry.toml").read_text()
+
+
+def test_the_registry_works_and_the_next_commands_do(zoo: Run) -> None:
+    write_pictures(Path("files/rgb"), (40, 40))
+    write_texts(Path("files/caption"))
+    write_texts(Path("files/notes"), 1)
+    code, shown, told = zoo("init", "files")
+    assert code == 0 and "12 samples: caption, rgb" in shown and "not used: notes: no installed modality" in told
+    registry = Zoo.from_toml(Path("registry.toml"))
+    assert registry.problems() == {} and registry.check_file() == []
+    assert {"rgb", "caption", "rgb_patches", "canny", "palette"} <= set(registry.names())
+    assert not {"clip", "depth", "minilm"} & set(registry.names()), "these need a network"
+    commands = [shlex.split(line)[1:] for line in shown.partition("next:\n")[2].splitlines()]
+    assert [words[0] for words in commands] == [
+        "data",
+        "data",
+        "tokenizer",
+        "tokenize",
+        "backbone",
+        "backbone",
+        "report",
+    ]
+    for words in commands[:2]:
+        code, shown, told = zoo(*words, "--workers", "1")
+        assert code == 0, told
+    assert (Path("data/train/rgb_patches")).is_dir()
+
+
+def test_a_registry_is_not_overwritten_unasked(zoo: Run) -> None:
+    write_pictures(Path("files/rgb"), (40, 40))
+    Path("registry.toml").write_text("mine")
+    code, _, told = zoo("init", "files")
+    assert code == 1 and "registry.toml: is there already; --overwrite replaces it" in told
+    assert Path("registry.toml").read_text() == "mine"
+    assert zoo("--registry", "other.toml", "init", "files")[0] == 0
+    assert Zoo.from_toml(Path("other.toml")).check_file() == []
+    assert zoo("init", "files", "--overwrite")[0] == 0
+    assert "rgb" in Zoo.from_toml(Path("registry.toml")).names()
+
+
+def test_splits_and_tar_files(zoo: Run) -> None:
+    for split in ("train", "test"):
+        write_pictures(Path(f"loose/{split}/rgb"), (70, 70), 4)
+    assert zoo("init", "loose")[0] == 0
+    files = {f"{path.stem}.png": path.read_bytes() for path in Path("loose/train/rgb").iterdir()}
+    for folder in ("rgb", "tok_depth@224"):
+        Path(f"tars/train/{folder}").mkdir(parents=True)
+        write_tar(Path(f"tars/train/{folder}/0.tar"), files)
+    code, shown, told = zoo("init", "tars", "--overwrite")
+    assert code == 0 and "1 modality of tars, 4 samples: rgb" in shown
+    assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in told
+
+
+def test_values_that_are_made_already(zoo: Run) -> None:
+    world = the_world().put_back()
+    code, shown, _ = zoo("init", str(world.folder / "data"))
+    assert code == 0 and "data make" not in shown and f"zoo data derive {world.folder / 'data'}" in shown
+    table = load_toml(Path("registry.toml"))["zoo"]
+    assert table["image_size"] == 16 and {"rgb", "depth", "caption", "rgb_patches"} <= set(table["modalities"])
+
+
+def test_folders_without_values_are_refused(zoo: Run) -> None:
+    write_texts(Path("a/captions"))
+    code, _, told = zoo("init", "a")
+    assert code == 1 and "captions" in told and "rename it to caption" in told
+    Path("empty").mkdir()
+    code, _, told = zoo("init", "empty")
+    assert code == 1 and "empty: " in told
+    code, _, told = zoo("init", str(the_world().put_back().folder / "tokens"))
+    assert code == 1 and "holds tokens" in told
+    assert zoo("init", "gone")[0] != 0
+    assert not Path("registry.toml").exists()
+
+
+def test_texts_alone_need_no_size(zoo: Run) -> None:
+    write_texts(Path("files/caption"))
+    assert zoo("init", "files")[0] == 0
+    registry = Zoo.from_toml(Path("registry.toml"))
+    assert registry.check_file() == [] and "caption" in registry.names()

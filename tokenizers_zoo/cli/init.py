@@ -1,0 +1,228 @@
+"""zoo init: write a registry.toml for the data in a folder."""
+
+from __future__ import annotations
+
+import graphlib
+import io
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tokenizers_zoo.cli.options import asked_registry
+from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
+from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
+from tokenizers_zoo.io import disk_errors, read_table, replacing_file
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle, Zoo
+
+SIZES = {64: 8, 128: 8, 224: 16}
+"""Sizes of pictures to choose from, in pixels, each with the size of its patches."""
+LOOKED_AT = 64
+"""Samples whose pictures are measured."""
+ALIKE = 0.6
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """The data in a folder."""
+
+    modalities: dict[str, str] = field(default_factory=dict)
+    """A comment for each modality that has values."""
+    samples: int = 0
+    unknown: list[str] = field(default_factory=list)
+    """Folders and files that belong to no installed modality."""
+    sides: list[tuple[int, int]] = field(default_factory=list)
+    """Width and height of some pictures."""
+    image_size: int | None = None
+    """The size of stored pictures; None if they are not stored yet."""
+
+
+@click.command("init")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
+@click.option("--overwrite", is_flag=True, help="Replace the registry.toml that is there.")
+def init(folder: Path, overwrite: bool) -> None:
+    """Write a registry.toml for the data in FOLDER, by default the current folder.
+
+    It enables the modalities that FOLDER has and those that can be derived from them,
+    with a size that fits the pictures. FOLDER is anything that the source "folder"
+    reads (a folder per modality, pictures with texts, tar files), or the values that
+    zoo data make wrote. Nothing in FOLDER is changed.
+
+    \b
+    Examples:
+      zoo init my-pictures
+      zoo --registry other.toml init my-pictures --overwrite
+    """
+    from tokenizers_zoo.registry import Zoo
+
+    path = asked_registry() or Path("registry.toml")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: is there already; --overwrite replaces it")
+    zoo = Zoo.installed()
+    stored = (folder / "dataset.json").is_file()
+    if (folder / "store.json").is_file():
+        raise DataError(
+            f"{folder}: holds tokens; the registry of their tokenizers fits them, expected a folder of values"
+        )
+    found = values_in(zoo, folder) if stored else files_in(zoo, folder)
+    if not found.modalities:
+        shown = "; ".join(_unused(zoo, name) for name in found.unknown)
+        raise DataError(f"{folder}: no values of an installed modality: {shown}")
+    text = registry_text(zoo, folder, found)
+    with disk_errors(path), replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    click.echo(f"{path}: {count_of(len(found.modalities), 'modality', 'modalities')} of {folder}, "
+               f"{count_of(found.samples, 'sample')}: {', '.join(found.modalities)}")  # fmt: skip
+    for name in found.unknown:
+        click.echo(f"not used: {_unused(zoo, name)}", err=True)
+    data = folder if stored else Path("data")
+    whole = ["--registry", str(path)] if asked_registry() else []
+    click.echo("next:")
+    for words in next_commands(folder, data, stored):
+        click.echo(f"  {shlex.join(['zoo', *whole, *words])}")
+
+
+def _unused(zoo: Zoo, name: str) -> str:
+    """Return why a folder is not used."""
+    if name.startswith("tok_"):
+        return f"{name}: tokens of ml-4m's tokenizers, not values"
+    meant = "".join(f"; rename it to {one} if it holds that" for one in close_names(name, zoo.names(), ALIKE)[:1])
+    return f"{name}: no installed modality has this name{meant}"
+
+
+def next_commands(folder: Path, data: Path, stored: bool) -> Iterator[list[str]]:
+    """Yield the commands from the data to the report."""
+    if not stored:
+        yield ["data", "make", OWN_FILES, str(data), "--set", f"path={folder}"]
+    yield ["data", "derive", str(data)]
+    yield ["tokenizer", "train", "--all", "--data", str(data)]
+    yield ["tokenize", str(data), "--out", "tokens"]
+    yield ["backbone", "train", "--tokens", "tokens", "--out", "run"]
+    yield ["backbone", "eval", "run"]
+    yield ["report", "run"]
+
+
+def values_in(zoo: Zoo, folder: Path) -> Findings:
+    """Return the values that `zoo data make` wrote."""
+    from tokenizers_zoo.pipeline.stores import describe_data
+
+    found = Findings()
+    for row in describe_data(folder).rows:
+        if row.modality not in zoo:
+            found.unknown += [] if row.modality in found.unknown else [row.modality]
+        elif row.split == TRAIN or row.modality not in found.modalities:
+            found.modalities[row.modality] = f"{count_of(row.samples, f'{row.split} sample')}; {row.made_by}"
+            found.samples = max(found.samples, row.samples)
+    for split in read_table(folder / "dataset.json", "splits")["splits"].values():
+        size = split["source"].get("image_size")
+        found.image_size = size if isinstance(size, int) else found.image_size
+    return found
+
+
+def files_in(zoo: Zoo, folder: Path) -> Findings:
+    """Return the modalities of files, as the source `folder` names them. Raises DataError if there are none."""
+    from tokenizers_zoo.pipeline.make_shard import open_samples
+    from tokenizers_zoo.source_handle import name_at_source
+
+    options = {"path": str(folder), "test_fraction": 0.0}
+    try:
+        samples: Any = open_samples(zoo, zoo.source(OWN_FILES), TRAIN, None, 0, options, folder / "data")
+    except DataError:
+        if not (folder / TEST).is_dir() or (folder / TRAIN).is_dir():
+            raise
+        samples = open_samples(zoo, zoo.source(OWN_FILES), TEST, None, 0, options, folder / "data")
+    by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
+    found = Findings(samples=len(samples), unknown=[name for name in samples.modalities if name not in by_name])
+    counts = dict(samples.ask("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
+    for name in samples.modalities:
+        if name in by_name:
+            found.modalities[by_name[name].name] = count_of(counts.get(name, 0), "file")
+    pictures = {name for name in samples.modalities if name in by_name and sized(by_name[name])}
+    step = max(1, len(samples) // LOOKED_AT)
+    for number in range(0, len(samples), step):
+        found.sides += picture_sides(samples, number, pictures)
+    return found
+
+
+def sized(handle: ModalityHandle) -> bool:
+    """Return whether values are pictures of the setting image_size."""
+    return "image_size" in handle.known_settings()
+
+
+def picture_sides(samples: Any, number: int, names: set[str]) -> Iterator[tuple[int, int]]:
+    """Yield width and height of the first picture of a sample."""
+    from PIL import Image
+
+    _, files = samples.item(number)
+    for name in sorted(names & files.keys()):
+        data = getattr(files[name], "data", None)
+        try:
+            with Image.open(io.BytesIO(data or b"")) as picture:
+                yield picture.size
+                return
+        except Exception:  # no picture, or a damaged one: data make says so
+            continue
+
+
+def fitting_size(sides: list[tuple[int, int]]) -> int:
+    """Return the largest of SIZES that no more than a tenth of the pictures are smaller than."""
+    shortest = sorted(min(side) for side in sides)
+    least = shortest[len(shortest) // 10] if shortest else min(SIZES)
+    return max((size for size in SIZES if size <= least), default=min(SIZES))
+
+
+def derivable_from(zoo: Zoo, names: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the modalities that can be derived from others, and those that need a network; each with a comment."""
+    from tokenizers_zoo.pretrained import networks_of
+
+    handles = {handle.name: handle for handle in zoo.handles() if handle.name not in names}
+    graph = {name: set(handle.spec.derived_from) for name, handle in sorted(handles.items())}
+    ready, later = dict[str, str](), dict[str, str]()
+    for name in graphlib.TopologicalSorter(graph).static_order():
+        if name not in handles or not graph[name] <= {*names, *ready}:
+            continue
+        if setting := handles[name].spec.derive_setting if not graph[name] else "":
+            later[name] = f"derived with the setting {setting} of [modalities.{name}]"
+        elif networks_of(handles[name].known_settings()):
+            later[name] = f"derived by a network; then: zoo data derive data --only {name}"
+        elif graph[name]:
+            ready[name] = f"derived from {', '.join(handles[name].spec.derived_from)}"
+    return ready, later
+
+
+def registry_text(zoo: Zoo, folder: Path, found: Findings) -> str:
+    """Return a commented registry.toml."""
+    size = found.image_size or fitting_size(found.sides)
+    patch = SIZES.get(size, 8)
+    if found.image_size:
+        about = "as stored"
+    elif found.sides:
+        small, large = min(found.sides, key=min), max(found.sides, key=min)
+        about = f"the files have {small[0]} x {small[1]} to {large[0]} x {large[1]}"
+    else:
+        about = "no pictures were found"
+    ready, later = derivable_from(zoo, found.modalities)
+    enabled = found.modalities | ready
+    rows = [(f'"{name}",', comment) for name, comment in enabled.items()]
+    rows += [(f'# "{name}",', comment) for name, comment in later.items()]
+    known = {key for name in enabled for key in zoo[name].known_settings()}
+    cells = size // patch
+    keys = [
+        ("image_size", size, f"pixels, height and width of a stored picture; {about}"),
+        ("patch_size", patch, f"pixels per token, height and width: {cells} x {cells} tokens a picture"),
+    ]
+    first = next(iter(found.modalities))
+    return "\n".join([
+        f"# {count_of(found.samples, 'sample')} of {folder}, as found by zoo init.",
+        "", "[zoo]",
+        *(f"{key} = {value:<19} # {comment}" for key, value, comment in keys if key in known),
+        'checkpoints = "tokenizers"       # folder of the tokenizers, relative to this file',
+        "modalities = [", *(f"    {item:28} # {comment}" for item, comment in rows), "]",
+        "", f"# Settings of one modality; zoo info {first} --settings explains them.",
+        f"# [modalities.{first}]", "# tokenizer = { steps = 1000 }", "",
+    ])  # fmt: skip
