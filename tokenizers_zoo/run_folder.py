@@ -58,7 +58,7 @@ class RunKind:
 
 TOKENIZER = RunKind(
     name="tokenizer",
-    files=(WEIGHTS, CONFIG, CARD, "evaluation*.json", "samples*", "metrics.jsonl", "tensorboard"),
+    files=(WEIGHTS, CONFIG, CARD, "evaluation*.json", "samples*", "metrics.jsonl", "tensorboard", "logs"),
     state="training_state.safetensors",
     results=(WEIGHTS, CONFIG),
 )

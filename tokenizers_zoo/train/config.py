@@ -39,6 +39,9 @@ class TrainConfig:
     The run keeps the weights of its best evaluation. They are chosen on held-out samples, so their scores are slightly
     too good.
     """
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """Where curves and pictures go besides metrics.jsonl: tensorboard, wandb, or installed loggers
+    (docs/training.md#loggers). They may change when a run resumes."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Autocast precision of the forward pass; weights, quantizer and saved model are float32."""
 

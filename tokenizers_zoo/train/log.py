@@ -1,21 +1,23 @@
-"""Log of a training loop: live progress, TensorBoard, and metrics.jsonl."""
+"""Log of a training loop: live progress, metrics.jsonl, and loggers."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from tokenizers_zoo.io import drop_lines_after
+from tokenizers_zoo.io import as_json, drop_lines_after
 from tokenizers_zoo.progress import Lines, clock, progress_of, say
+from tokenizers_zoo.train.loggers import new_loggers
 
 if TYPE_CHECKING:
+    import PIL.Image
     from rich.console import RenderableType
 
-METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+METRICS = "metrics.jsonl"
 
 
 class StepLog:
@@ -23,11 +25,23 @@ class StepLog:
 
     `done` steps were finished before. A line of metrics.jsonl is `{"step": finished steps, name: number}`, with null
     for numbers that are not finite. Lines do not depend on time, so a resumed run writes the lines of an uninterrupted
-    one. TensorBoard has the same scalars and the speed.
+    one. The `loggers` get the same scalars, the speed, and pictures; they start with `config`.
     """
 
-    def __init__(self, folder: Path, title: str, *, steps: int, done: int, samples_per_step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        *,
+        steps: int,
+        done: int,
+        samples_per_step: int,
+        loggers: Sequence[str] = (),
+        config: Any = None,
+    ) -> None:
         from rich.console import Console
+
+        self.loggers, self.config = new_loggers(loggers), config or {}
 
         self.folder, self.title, self.steps, self.first, self.done = folder, title, steps, done, done
         self.samples_per_step = samples_per_step
@@ -41,13 +55,13 @@ class StepLog:
 
     def __enter__(self) -> Self:
         from rich.live import Live
-        from torch.utils.tensorboard import SummaryWriter
 
         drop_lines_after(self.folder / METRICS, self.first)
         with contextlib.ExitStack() as stack:
             self.file = stack.enter_context(open(self.folder / METRICS, "a", 1, encoding="utf-8"))
-            writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.first + 1)
-            self.board = stack.enter_context(contextlib.closing(writer))
+            for logger in self.loggers:
+                logger.start(self.folder, self.title, as_json(self.config), self.first)
+                stack.callback(logger.finish)
             if self.lines.live:
                 stack.enter_context(Live(console=self.console, get_renderable=self._frame))
             self.stack = stack.pop_all()
@@ -77,19 +91,26 @@ class StepLog:
             self.say(f"{self.title}: {', '.join(self._state())}, {left}")
 
     def write(self, done: int, scalars: Mapping[str, float]) -> None:
-        """Log scalars to TensorBoard and as a line of metrics.jsonl."""
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, done)
+        """Log scalars to the loggers and as a line of metrics.jsonl."""
+        for logger in self.loggers:
+            logger.log(done, scalars)
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self.file.write(json.dumps({"step": done, **finite}) + "\n")
 
     def write_speed(self) -> None:
-        """Log the speed, to TensorBoard alone."""
-        self.board.add_scalar("speed/samples_per_second", self.samples_per_second, self.done)
+        """Log the speed, to the loggers only."""
+        for logger in self.loggers:
+            logger.log(self.done, {"speed/samples_per_second": self.samples_per_second})
+
+    def write_image(self, done: int, name: str, picture: PIL.Image.Image) -> None:
+        """Log a picture to the loggers."""
+        for logger in self.loggers:
+            logger.image(done, name, picture.convert("RGB"))
 
     def flush(self) -> None:
         self.file.flush()
-        self.board.flush()
+        for logger in self.loggers:
+            logger.flush()
 
     def _state(self) -> list[str]:
         parts = [f"step {self.done} of {self.steps}"]

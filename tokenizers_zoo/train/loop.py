@@ -168,7 +168,8 @@ def train(
 def identity(task: Task, samples: TrainingSamples, config: TrainConfig, seed: int) -> dict[str, Any]:
     """Return everything that the result of a run depends on, as JSON types."""
     # A subclass of TrainConfig may have settings of its own, which `describe` covers.
-    training = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "loggers"]
+    training = {name: getattr(config, name) for name in names}
     return {"model": dict(task.describe()), "training": training, "seed": seed, "data": samples.record()}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.checkpoint import card_row, save_checkpoint
+from tokenizers_zoo.config import recorded
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import replacing_file, write_json
 from tokenizers_zoo.quantizers.usage import COLLAPSED
@@ -75,7 +76,10 @@ class TrainingReport(StepLog):
         self, spec: ModalitySpec, title: str, validates: bool, config: TrainConfig, out_dir: Path, done: int
     ) -> None:
         samples = config.batch_size * config.grad_accum_steps
-        super().__init__(out_dir, title, steps=config.steps, done=done, samples_per_step=samples)
+        super().__init__(
+            out_dir, title, steps=config.steps, done=done, samples_per_step=samples, loggers=config.loggers,
+            config={"modality": spec.name, "train": recorded(config)},
+        )  # fmt: skip
         self.spec, self.judged = spec, "validation" if validates else "held_out"
         self.window: list[dict[str, float]] = []
 
@@ -111,9 +115,7 @@ class TrainingReport(StepLog):
             self.say(f"{self.spec.name}: step {done}: {collapse}; {COLLAPSE_ADVICE}", style="bold yellow")
         pictures = picture_rows(evaluation.shown)
         if pictures is not None:
-            self.board.add_image(
-                f"{self.judged}/input_and_reconstruction", np.asarray(pictures), done, dataformats="HWC"
-            )
+            self.write_image(done, f"{self.judged}/input_and_reconstruction", pictures)
         self.flush()
 
 

@@ -226,6 +226,9 @@ class TrainConfig:
     """Steps between two saved training states; a killed run resumes from the last."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Autocast precision of the forward and backward pass."""
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """Where curves and pictures go besides metrics.jsonl: tensorboard, wandb, or installed loggers
+    (docs/training.md#loggers). They may change when a run resumes."""
     seed: int = 0
     """Seed of weights, masks and sample order."""
     ema_decay: float = 0.0

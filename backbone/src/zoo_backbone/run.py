@@ -25,8 +25,8 @@ DOWNLOADED = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*")
 """Files of a bundle that are downloaded from the hub."""
 BACKBONE = RunKind(
     name="backbone",
-    files=(WEIGHTS, CONFIG, CARD, "metrics.jsonl", "tensorboard", "last", "previews", "growth.json", "evaluation",
-           "report"),
+    files=(WEIGHTS, CONFIG, CARD, "metrics.jsonl", "tensorboard", "logs", "last", "previews", "growth.json",
+           "evaluation", "report"),
     state="training_state",
     results=(WEIGHTS, CONFIG),
 )  # fmt: skip

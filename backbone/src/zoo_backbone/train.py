@@ -93,6 +93,7 @@ def train(
 
         # Token stores count by their contents, not by their paths.
         settings = dataclasses.asdict(train_config)
+        del settings["loggers"]
         modalities = {
             spec.name: {
                 "layout": layout_to_json(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
@@ -284,7 +285,10 @@ class TrainingLog(StepLog):
 
     def __init__(self, folder: Path, config: TrainConfig, done: int, model: FourM) -> None:
         title = f"backbone, {count_of(len(model.layout), 'modality', 'modalities')}"
-        super().__init__(folder, title, steps=config.steps, done=done, samples_per_step=config.batch_size)
+        super().__init__(
+            folder, title, steps=config.steps, done=done, samples_per_step=config.batch_size, loggers=config.loggers,
+            config={"model": dataclasses.asdict(model.config), "train": dataclasses.asdict(config)},
+        )  # fmt: skip
         self.by_modality: Mapping[str, float] = {}
         """The last held-out losses."""
 
@@ -305,10 +309,10 @@ class TrainingLog(StepLog):
         self.by_modality = by_modality
 
     def previews(self, done: int, shown: Mapping[str, Path]) -> None:
-        """Log previews to TensorBoard, and print their files and the held-out losses."""
+        """Log previews, and print their files and the held-out losses."""
         for title, path in shown.items():
             with Image.open(path) as picture:
-                self.board.add_image(title, np.asarray(picture.convert("RGB")), done, dataformats="HWC")
+                self.write_image(done, title, picture)
             self.say(f"step {done}: {title}: {path}")
         losses = ", ".join(f"{name} {loss:.3g}" for name, loss in self.by_modality.items())
         if losses:

@@ -43,7 +43,7 @@ from zoo_backbone.transfer.task import Samples, Stores, Task, split_labels
 FOLDER = "transfer"
 PROBE = RunKind(
     name="probe",
-    files=(WEIGHTS, CONFIG, CARD, METRICS, "metrics.jsonl", "tensorboard"),
+    files=(WEIGHTS, CONFIG, CARD, METRICS, "metrics.jsonl", "tensorboard", "logs"),
     state=TOKENIZER.state,
     results=(WEIGHTS, CONFIG, METRICS),
 )
