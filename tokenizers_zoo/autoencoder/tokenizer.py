@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
-from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder
+from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder, NoDecoder
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
@@ -54,6 +56,18 @@ class AutoencoderTokenizer:
         """Return values of the plain decoder, which averages details that the diffusion decoder samples."""
         return self._decoded(self.module.decode_plain, tokens)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return encoder (values to tokens) and plain decoder (tokens to values) as modules without chunks, for export.
+
+        There is no decoder if the tokenizer has a diffusion decoder only.
+        """
+        found: dict[str, nn.Module] = {
+            "encoder": _Encoding(self.codec, _without(self.module, "decoder", DENOISER[:-1]))
+        }
+        if not isinstance(self.module.decoder, NoDecoder):
+            found["decoder"] = _Decoding(self.codec, _without(self.module, "encoder", DENOISER[:-1]))
+        return found
+
     def _decoded(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         config = self.module.config
         positions = tokens[0].numel() // config.quantizer.codes_per_position if len(tokens) else 1
@@ -75,6 +89,35 @@ class AutoencoderTokenizer:
             with torch.inference_mode():
                 results.append(function(padded.to(self.device))[: len(chunk)].to(batch.device))
         return torch.cat(results)
+
+
+class _Encoding(nn.Module):
+    """Values to tokens."""
+
+    def __init__(self, codec: ValueCodec, module: Autoencoder) -> None:
+        super().__init__()
+        self.codec, self.module = codec, module
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.module.encode(self.codec.to_network(values))
+
+
+class _Decoding(nn.Module):
+    """Tokens to values of the plain decoder."""
+
+    def __init__(self, codec: ValueCodec, module: Autoencoder) -> None:
+        super().__init__()
+        self.codec, self.module = codec, module
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.codec.from_network(self.module.decode_plain(tokens))
+
+
+def _without(module: Autoencoder, *names: str) -> Autoencoder:
+    """Return a module with the same weights, without these parts."""
+    part = copy.copy(module)
+    part._modules = {name: child for name, child in module._modules.items() if name not in names}
+    return part
 
 
 def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig | None = None) -> Autoencoder:

@@ -57,6 +57,22 @@ class Standardiser:
     options: Any
 
 
+@dataclass(frozen=True, slots=True)
+class PatchesTokenizer(Standardiser):
+    """Pixels to standardised patches and back."""
+
+    modality: PatchesModality
+
+    def networks(self) -> dict[str, Any]:
+        """Return encoder and decoder as modules, for export."""
+        from tokenizers_zoo.nn.layers import Applied
+
+        return {
+            "encoder": Applied(lambda values: self.modality.encode(self, values)),
+            "decoder": Applied(lambda tokens: self.modality.decode(self, tokens)),
+        }
+
+
 class StandardisedModality(PluginBase):
     """The hooks of an input-only modality, whose values are standardised per channel or per number of a vector.
 
@@ -200,7 +216,7 @@ class PatchesModality(ImageValues, StandardisedModality):
         return value.reshape(len(value), -1).T
 
     def standardiser(self, mean: torch.Tensor, std: torch.Tensor, options: Any, device: str) -> Standardiser:
-        return Standardiser(mean.to(device)[:, None, None], std.to(device)[:, None, None], options)
+        return PatchesTokenizer(mean.to(device)[:, None, None], std.to(device)[:, None, None], options, self)
 
     @hookimpl
     def modality_spec(self, settings: Settings) -> ModalitySpec:

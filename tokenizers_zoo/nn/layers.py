@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from einops import rearrange
@@ -9,6 +10,17 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+class Applied(nn.Module):
+    """A function as a module without weights."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 class Mlp(nn.Module):

@@ -82,7 +82,10 @@ def best_scores(
     latents: Codes, keys: Float[Tensor, "codes code_dim"], penalties: Float[Tensor, "codes"] | float = 0.0
 ) -> Tokens:
     """Return the index of the key with the greatest x . key - penalty for each latent, in bounded memory."""
-    chunks = latents.flatten(0, 1).split(max(1, MAX_DISTANCES // len(keys)))
+    rows = latents.flatten(0, 1)
+    if torch.compiler.is_exporting():  # the number of chunks would depend on the batch
+        return (rows @ keys.T - penalties).argmax(dim=1).view(latents.shape[:2])
+    chunks = rows.split(max(1, MAX_DISTANCES // len(keys)))
     return torch.cat([(chunk @ keys.T - penalties).argmax(dim=1) for chunk in chunks]).view(latents.shape[:2])
 
 
@@ -214,7 +217,9 @@ class ResidualFiniteScalar(Adapter):
         return self.fsq(latents)[1].long()
 
     def lookup(self, tokens: Tokens) -> Codes:
-        return self.fsq.get_output_from_indices(tokens)
+        # As the library's get_output_from_indices, which fixes the batch size under torch.export.
+        steps = zip(self.fsq.codebooks, self.fsq.scales, tokens.unbind(dim=2), strict=True)
+        return torch.stack([codebook[ids] * scale for codebook, scale, ids in steps]).sum(dim=0)
 
 
 def spread_loss(latents: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
@@ -277,7 +282,7 @@ class MovingAverage(Adapter):
 
     def tokens(self, latents: Codes) -> Tokens:
         # The library would run k-means on whatever it meets first, also in eval mode.
-        if not self.vq._codebook.initted:
+        if not torch.compiler.is_exporting() and not self.vq._codebook.initted:
             raise CheckpointError("quantizer: its codebook was never trained; train it, or load a checkpoint first")
         latents = self.vq._codebook.transform_input(latents)
         if not self.cosine:

@@ -187,7 +187,8 @@ class Quantizer(nn.Module):
         count = self.codes_per_position
         if count > 1 and (tokens.ndim < 2 or tokens.shape[-1] != count):
             raise InvalidValueError(f"tokens: expected {count} per latent (the last axis), got {tuple(tokens.shape)}")
-        if tokens.numel() and not (tokens.min() >= 0 and tokens.max() < self.codebook_size):
+        tracing = torch.compiler.is_exporting()
+        if not tracing and tokens.numel() and not (tokens.min() >= 0 and tokens.max() < self.codebook_size):
             raise InvalidValueError(
                 f"tokens: expected ids in [0, {self.codebook_size}), got {int(tokens.min())} to {int(tokens.max())}"
             )

@@ -40,8 +40,8 @@ class FourMEncoder(nn.Module):
     `out_indices` are the blocks that `forward_intermediates` and `pyramid` return, counted from the end where negative;
     default: four, evenly spaced, including the last, or all of fewer. `zoo` has the tokenizers of the training.
 
-    Methods take the plain dictionaries of tensors that `prepare` returns, so that the module can be compiled and
-    exported. The order of modalities does not matter.
+    The names of methods are timm's. They take the plain dictionaries of tensors that `prepare` returns, so that the
+    module can be compiled and exported. The order of modalities does not matter.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class FourMEncoder(nn.Module):
         super().__init__()
         self.model = _without_decoder(model)
         self.layout = model.layout
-        self.dim = model.config.dim
+        self.num_features = model.config.dim
+        """Numbers of a feature."""
         self.zoo = zoo
         depth = len(model.encoder)
         if out_indices is None:
@@ -148,6 +149,11 @@ class FourMEncoder(nn.Module):
         features, _, mask = self.forward_intermediates(tokens, used)
         return features, mask
 
+    def forward_head(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean `batch dim` of the features of used tokens; zero without tokens."""
+        weights = mask.unsqueeze(2).to(features.dtype)
+        return (features * weights).sum(1) / weights.sum(1).clamp(min=1)
+
     def forward(
         self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor] | None = None, of: str | None = None
     ) -> Tensor:
@@ -156,8 +162,7 @@ class FourMEncoder(nn.Module):
         if of is not None:
             span = self._span(tokens, of)
             features, mask = features[:, span], mask[:, span]
-        weights = mask.unsqueeze(2).to(features.dtype)
-        return (features * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return self.forward_head(features, mask)
 
     def pyramid(
         self,

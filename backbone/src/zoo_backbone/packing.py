@@ -89,7 +89,7 @@ def packed(layout: EmbeddingLayout, tokens: Mapping[str, Tensor], used: Mapping[
     Gradients flow to continuous tokens.
     """
     first = next(iter(tokens.values()))
-    inputs = EncoderInputs(layout, len(first), first.device)
+    inputs = EncoderInputs(layout, first.shape[0], first.device)  # len() would fix the size under torch.export
     for name, content in tokens.items():
         inputs.add_content(name, content, used.get(name))
     return inputs.everything()

@@ -1,0 +1,176 @@
+"""`zoo export-onnx`: tokenizers and encoders for other runtimes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_world import the_world
+from torch import nn
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo import export as exporting
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.export import (
+    ExportError,
+    Network,
+    Port,
+    example_values,
+    export_networks,
+    export_tokenizer,
+    run_export,
+)
+from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.quantizers.quantizer import ADAPTERS, Quantizer
+from tokenizers_zoo.run_folder import FolderError
+from tokenizers_zoo.testing.subject import Subject
+from zoo_backbone import FourMEncoder
+from zoo_backbone.export import export_encoder
+
+pytest.importorskip("onnxruntime")
+FORMATS = [("onnx", ".onnx"), ("torch", ".pt2")]
+SMALL = {"zoo": {"image_size": 16, "patch_size": 8}}
+FAMILIES = ["depth", "semseg", "canny", "rgb_patches", "clip", "dinov2_global", "imu", "video"]
+"""Continuous, class ids, binary, patches, feature maps, vectors, series, clips."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return a modality with a small trained tokenizer."""
+
+    def of(name: str, **table: Any) -> Any:
+        zoo = Zoo.from_tables({**SMALL, "modalities": {name: {"tokenizer": table}} if table else {}})
+        return Subject(zoo=zoo, name=name, workdir=tmp_path_factory.mktemp(name)).trained
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "ending"), [*((name, *FORMATS[0]) for name in FAMILIES), ("depth", *FORMATS[1])]
+)
+def test_tokenizers_of_all_families(
+    name: str, format: Any, ending: str, trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Batches of 5, which is neither a traced nor a compared size."""
+    handle = trained(name)
+    record = export_tokenizer(handle, tmp_path / "out", format)
+    assert json.loads((tmp_path / "out" / "export.json").read_text()) == json.loads(json.dumps(record))
+    assert record["fingerprint"] == handle.fingerprint and not record["skipped"]
+    port = Port(**record["files"][f"encoder{ending}"]["inputs"][0])
+    values = example_values(port, 5)
+    (tokens,) = run_export(tmp_path / "out" / f"encoder{ending}", {"values": values.numpy()})
+    expected = np.asarray(handle.encode(values))
+    if handle.spec.continuous:
+        np.testing.assert_allclose(tokens, expected, atol=1e-5)
+    else:
+        assert tokens.dtype == np.int64 and (tokens != expected).mean() < 0.05
+    (back,) = run_export(tmp_path / "out" / f"decoder{ending}", {"tokens": expected})
+    wanted = np.asarray(handle.decode(torch.from_numpy(expected)))
+    np.testing.assert_allclose(back, wanted, atol=1e-3 * max(1, np.ptp(wanted)))
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_all_quantizers(kind: Any, tmp_path: Path) -> None:
+    class Both(nn.Module):
+        def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return (tokens := quantizer.encode(latents)), quantizer.decode(tokens)
+
+    torch.manual_seed(0)
+    size = {} if "fsq" in kind else {"codebook_size": 16}  # few codes, so that none are equal
+    quantizer, latents = Quantizer(QuantizerConfig(kind=kind, **size), 16), torch.randn(8, 4, 5, 16)
+    quantizer(latents)  # initialises codebooks
+    quantizer.eval()
+    ports = [Port(name=name, shape=(), dtype="") for name in ("latents", "tokens", "codes")]
+    network = Network(
+        name="both", module=Both(), examples=(latents,), inputs=tuple(ports[:1]), outputs=tuple(ports[1:])
+    )
+    record = export_networks([network], tmp_path / "out", "onnx", {})
+    assert record["files"]["both.onnx"]["largest_difference"]["tokens"] == 0
+
+
+def test_a_tokenizer_that_is_not_a_network(trained: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="caption"):
+        export_tokenizer(trained("caption"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_cannot_be_traced(
+    trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding depends on values; the encoder is exported alone."""
+    handle = trained("canny")
+    codec = handle.tokenizer.codec
+    whole = codec.from_network
+    monkeypatch.setattr(codec, "from_network", lambda outputs: whole(outputs) if outputs.max() > 0 else outputs[:1])
+    record = export_tokenizer(handle, tmp_path / "out", "torch")
+    assert set(record["files"]) == {"encoder.pt2"} and set(record["skipped"]) == {"decoder"}
+    monkeypatch.setattr(codec, "to_network", lambda values: values if values.max() > 0 else values[:1])
+    with pytest.raises(ExportError, match="encoder"):
+        export_tokenizer(handle, tmp_path / "other", "torch")
+
+
+def test_an_export_that_computes_something_else_is_not_kept(
+    trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted(path: Path, inputs: Any) -> Any:
+        return [found + 1 for found in run_export(path, inputs)]
+
+    monkeypatch.setattr(exporting, "run_export", shifted)
+    with pytest.raises(ExportError, match=r"encoder\.pt2: tokens"):
+        export_tokenizer(trained("canny"), tmp_path / "out", "torch")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("format", "ending"), FORMATS)
+def test_the_encoder_of_a_backbone(format: Any, ending: str, tmp_path: Path) -> None:
+    run = the_world().put_back().folder / "run"
+    encoder = FourMEncoder.from_run(run)
+    record = export_encoder(encoder, run, ["rgb_patches", "depth", "caption"], tmp_path / "out", format)
+    (file,) = record["files"].values()
+    given = {port["name"]: example_values(Port(**port), 5) for port in file["inputs"]}
+    assert list(given) == ["rgb_patches", "depth", "caption", "caption_used"]
+    lengths = torch.tensor([0, 1, 3, 5, 9])
+    given["caption_used"] = torch.arange(given["caption"].shape[1]) < lengths[:, None]
+    features, embedding = run_export(
+        tmp_path / "out" / f"encoder{ending}", {name: value.numpy() for name, value in given.items()}
+    )
+    captions = [row[:count].numpy() for row, count in zip(given["caption"], lengths, strict=True)]
+    tokens = {"rgb_patches": given["rgb_patches"], "depth": given["depth"], "caption": captions}
+    expected = encoder(*encoder.prepare(tokens)).numpy()
+    np.testing.assert_allclose(embedding, expected, atol=1e-5)
+    assert features.shape == (5, sum(encoder.layout.spec(name).layout.length for name in tokens), encoder.num_features)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    world = the_world().put_back()
+    ended = world("export-onnx depth --out onnx")
+    assert ended.code == 0 and "encoder.onnx" in ended.printed and "of ids" in ended.printed, ended.complaint
+    ended = world("export-onnx run --inputs depth --out encoder")
+    assert ended.code == 0 and "float32 (batch, 32)" in ended.printed, ended.complaint
+    world("export-onnx run --inputs depth --out encoder").refused("--overwrite")
+    assert world("export-onnx run --inputs rgb_patches --out encoder --overwrite").code == 0
+    world("export-onnx run --out encoder --overwrite").refused("--inputs", "rgb_patches")
+    world("export-onnx run --inputs dept --out new").refused("dept", "depth")
+    world("export-onnx caption --out new").refused("caption")
+    world("export-onnx dept --out new").refused("dept")
+    (world.folder / "mine").mkdir()
+    (world.folder / "mine" / "notes.txt").write_text("mine")
+    world("export-onnx depth --out mine --overwrite").refused("mine")
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"onnxscript.*pip install 'tokenizers-zoo\[onnx\]'"):
+        exporting.check_library("onnx")
+
+
+def test_other_files_are_not_replaced(trained: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FolderError):
+        export_tokenizer(trained("canny"), tmp_path, "torch", overwrite=True)

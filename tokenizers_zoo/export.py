@@ -1,0 +1,276 @@
+"""Networks as files for other runtimes: ONNX and torch.export, each compared with PyTorch before it is kept.
+
+OUT/encoder.onnx, decoder.onnx   the networks; inputs and outputs have a batch axis of any size
+OUT/export.json                  inputs and outputs with shapes, units and ranges, fingerprints, and the comparison
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokenizers_zoo import __version__
+from tokenizers_zoo.errors import ConfigError, ZooError, is_of_the_machine
+from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.io import replacing_folder, write_json
+from tokenizers_zoo.run_folder import FolderError
+from tokenizers_zoo.spec import layout_to_json
+from tokenizers_zoo.validation import bounds
+
+Format = Literal["onnx", "torch"]
+FILES: Mapping[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
+RECORD, FORMAT = "export.json", 1
+TRACED, CHECKED = 3, (1, 8)
+"""Batch sizes of the trace and of the comparisons, which need other ones."""
+AGREEMENT = 0.95
+"""Smallest share of equal token or class ids: runtimes round differently, so that close choices may differ."""
+TOLERANCE = 1e-3
+"""Largest difference of numbers as a share of their range."""
+LONGEST_REASON = 120
+"""Characters of a tracer's error that are shown."""
+LARGEST_FILE = 1 << 30
+"""Bytes of weights above which ONNX weights get a file of their own; an ONNX file is limited to 2 GiB."""
+
+
+class ExportError(ZooError):
+    """A network cannot be exported, or the exported one computes something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """An input or output of an exported network. The shape lacks the batch axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    meaning: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network to export: `module` maps the tensors of `inputs` to the tensors of `outputs`, in this order."""
+
+    name: str
+    """The file's name without its extension."""
+    module: nn.Module
+    examples: tuple[Tensor, ...]
+    """A batch of at least max(CHECKED) samples of each input."""
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def export_networks(
+    networks: Sequence[Network], out: Path, format: Format, about: Mapping[str, Any], *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write networks and export.json, which starts with `about`, into the folder `out`; return the record.
+
+    A network that cannot be traced is left out, and the record says why. Raises FolderError if `out` holds anything but
+    an export that `overwrite` replaces, ConfigError if a library is missing, and ExportError if no network can be
+    traced or if one computes something else than PyTorch.
+    """
+    check_library(format)
+    if out.exists() and any(out.iterdir()) and not (overwrite and (out / RECORD).is_file()):
+        advice = "replace it with --overwrite" if (out / RECORD).is_file() else "give another folder"
+        raise FolderError(f"{out}: is not empty; {advice}")
+    files: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    with replacing_folder(out) as folder:
+        for network in networks:
+            path = folder / f"{network.name}{FILES[format]}"
+            try:
+                with _quiet(), torch.no_grad():
+                    _write(network, path, format)
+            except Exception as error:  # tracers raise errors of no common class
+                if is_of_the_machine(error):
+                    raise
+                path.unlink(missing_ok=True)
+                skipped[network.name] = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+                continue
+            files[path.name] = {
+                "inputs": [asdict(port) for port in network.inputs],
+                "outputs": [asdict(port) for port in network.outputs],
+                "largest_difference": _compared(network, path),
+            }
+        if not files:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise ExportError(f"{out}: nothing is written, because torch.export fails: {reasons}")
+        versions = {"tokenizers-zoo": __version__, "torch": torch.__version__}
+        record = {"format": FORMAT, **about, "files": files, "skipped": skipped, "versions": versions}
+        write_json(folder / RECORD, record)
+    return record
+
+
+def check_library(format: Format) -> None:
+    """Raise ConfigError if a library for the format is not installed."""
+    for name in ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ():
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ConfigError(
+                f"ONNX: needs {name}, which is not installed; pip install 'tokenizers-zoo[onnx]'"
+            ) from None
+
+
+def _write(network: Network, path: Path, format: Format) -> None:
+    """Trace a network with a batch axis of any size and write it."""
+    examples = tuple(example[:TRACED] for example in network.examples)
+    sizes = (({0: torch.export.Dim.DYNAMIC},) * len(examples),)
+    program = torch.export.export(_Positional(network.module), examples, dynamic_shapes=sizes)
+    if format == "torch":
+        torch.export.save(program, path)
+        return
+    inputs, outputs = ([port.name for port in ports] for ports in (network.inputs, network.outputs))
+    exported = torch.onnx.export(
+        program, (), dynamo=True, verbose=False, input_names=inputs, output_names=outputs,
+        dynamic_shapes=(({0: "batch"},) * len(examples),),
+    )  # fmt: skip
+    assert exported is not None
+    for node in exported.model.graph:
+        for value in node.outputs:  # are called after operations, and an operation may be called as an input or output
+            if value.name in (*inputs, *outputs) and not value.is_graph_output():
+                value.name = f"{value.name}_inner"
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    exported.save(path, external_data=weights > LARGEST_FILE)
+
+
+class _Positional(nn.Module):
+    """Take any number of inputs, so that all networks are traced alike."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.module(*inputs)
+
+
+def run_export(path: Path, inputs: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Return the outputs of an exported network, run by onnxruntime or by PyTorch."""
+    if path.suffix == FILES["torch"]:
+        program = torch.export.load(path).module()
+        with torch.no_grad():
+            given = program(*(torch.from_numpy(value) for value in inputs.values()))
+        return [tensor.numpy() for tensor in (given if isinstance(given, tuple) else (given,))]
+    import onnxruntime
+
+    return list(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, dict(inputs)))
+
+
+def _compared(network: Network, path: Path) -> dict[str, float]:
+    """Return the largest difference from PyTorch by output, over batches of several sizes.
+
+    Differences of ids are shares of unequal ids, those of numbers are in the output's unit. Raises ExportError.
+    """
+    pairs: list[list[tuple[Any, Any]]] = [[] for _ in network.outputs]
+    for size in CHECKED:
+        examples = [example[:size] for example in network.examples]
+        with torch.no_grad():
+            expected = network.module(*examples)
+        names = [port.name for port in network.inputs]
+        try:
+            given = run_export(path, {name: one.numpy() for name, one in zip(names, examples, strict=True)})
+        except Exception as error:  # runtimes raise errors of no common class
+            if is_of_the_machine(error):
+                raise
+            raise ExportError(f"{path.name}: does not run: {' '.join(str(error).split())[:LONGEST_REASON]}") from error
+        wanted = expected if isinstance(expected, tuple) else (expected,)
+        for port, right, there, found in zip(network.outputs, wanted, given, pairs, strict=True):
+            here = right.numpy()
+            if here.shape != there.shape or here.dtype != there.dtype:
+                what = f"{path.name}: {port.name}"
+                raise ExportError.expected(what, f"{here.dtype} {here.shape}", f"{there.dtype} {there.shape}")
+            found.append((here.ravel(), there.ravel()))
+    differences = {}
+    for port, found in zip(network.outputs, pairs, strict=True):
+        here, there = (np.concatenate(side) for side in zip(*found, strict=True))
+        if here.dtype.kind in "iub":
+            difference, limit = float((here != there).mean()), 1 - AGREEMENT
+        else:
+            difference, limit = float(np.abs(here - there).max()), TOLERANCE * float(np.ptp(here)) + 1e-6
+        if not difference <= limit:
+            raise ExportError(
+                f"{path.name}: {port.name} differs from PyTorch by {difference:.3g}, at most {limit:.3g} was expected;"
+                " try the other --format, or report a bug with the versions of zoo env"
+            )
+        differences[port.name] = difference
+    return differences
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the warnings and progress of tracers; problems are raised."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+# --- tokenizers
+
+
+def export_tokenizer(
+    handle: ModalityHandle, out: Path, format: Format = "onnx", *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write encoder (values to tokens) and decoder (tokens to values) of a tokenizer; return the record.
+
+    The plain decoder is exported, because a diffusion decoder draws random numbers.
+
+    Raises ConfigError for a tokenizer that is not a network, such as for text, and the errors of `export_networks`.
+    """
+    spec, layout = handle.spec, layout_to_json(handle.spec.layout)
+    parts: Mapping[str, nn.Module] = getattr(handle.tokenizer, "networks", dict)()
+    if not parts:
+        raise ConfigError(
+            f"{handle.name}: its tokenizer is not a network from arrays to tokens; there is nothing to export"
+        )
+    low, high = bounds(spec.value)
+    value = Port(
+        name="values", shape=tuple(int(size) for size in spec.value.shape), dtype=spec.value.dtype,
+        unit=spec.value.unit, low=low, high=high, meaning=spec.value.description,
+    )  # fmt: skip
+    values = example_values(value, max(CHECKED))
+    with torch.no_grad():
+        tokens = parts["encoder"](values)
+    token = Port(
+        name="tokens", shape=tuple(tokens.shape[1:]), dtype=str(tokens.dtype).removeprefix("torch."),
+        low=None if spec.continuous else 0, high=None if spec.continuous else spec.vocab_size - 1,
+    )  # fmt: skip
+    networks = [Network(name="encoder", module=parts["encoder"], examples=(values,), inputs=(value,), outputs=(token,))]
+    if "decoder" in parts:
+        networks.append(
+            Network(name="decoder", module=parts["decoder"], examples=(tokens,), inputs=(token,), outputs=(value,))
+        )
+    about = {"modality": spec.name, "fingerprint": handle.fingerprint, "layout": layout, "classes": spec.value.classes}
+    return export_networks(networks, out, format, about, overwrite=overwrite)
+
+
+def example_values(port: Port, count: int) -> Tensor:
+    """Return a batch of random values within the bounds of an input, with different samples."""
+    rng = np.random.default_rng(0)
+    shape = (count, *port.shape)
+    if np.dtype(port.dtype).kind in "iub":
+        return torch.from_numpy(rng.integers(int(port.low or 0), int(port.high or 0) + 1, shape).astype(port.dtype))
+    noise = rng.standard_normal(shape)
+    if port.low is not None and port.high is not None:
+        noise = port.low + (port.high - port.low) / (1 + np.exp(-noise))
+    elif port.low is not None or port.high is not None:
+        noise = port.low + np.abs(noise) if port.low is not None else port.high - np.abs(noise)
+    return torch.from_numpy(noise.astype(port.dtype))
