@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoo_backbone.encoder import FourMEncoder
+    from zoo_backbone.features import FourMFeatures
     from zoo_backbone.model import FourM
     from zoo_backbone.pipeline import AnyToAny
 
-__all__ = ["AnyToAny", "FourM", "FourMEncoder"]
-_MODULES = {"AnyToAny": "pipeline", "FourM": "model", "FourMEncoder": "encoder"}
+__all__ = ["AnyToAny", "FourM", "FourMEncoder", "FourMFeatures"]
+_MODULES = {"AnyToAny": "pipeline", "FourM": "model", "FourMEncoder": "encoder", "FourMFeatures": "features"}
 
 
 def __getattr__(name: str) -> Any:
