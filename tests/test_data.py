@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from stores import write_tar, write_values
 
 from tokenizers_zoo.data import shards as shards_module
-from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder
+from tokenizers_zoo.data.files import FileSamples
+from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import (
     FileRecord,
     Manifest,
@@ -42,14 +43,15 @@ from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_sh
 from tokenizers_zoo.data.tar import Dropped, Member, read_member, scan_tar
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
 from tokenizers_zoo.io import disk_problem
+from tokenizers_zoo.source import FileBytes, ModalityNames
 from tokenizers_zoo.train.batches import permuted
 
 BLOCK = 512
 
 
-def named(*names: str) -> dict[str, str]:
+def named(*names: str) -> ModalityNames:
     """Folder names that are modalities' own."""
-    return {name: name for name in names}
+    return ModalityNames(by_name={name: name for name in names})
 
 
 def scan(path: Path) -> tuple[dict[str, Member], list[Dropped]]:
@@ -359,7 +361,7 @@ def touch(root: Path, *names: str) -> None:
         (root / name).write_text(name)
 
 
-def opened(root: Path, split: str = "train", names: dict[str, str] | None = None) -> FolderSamples:
+def opened(root: Path, split: str = "train", names: ModalityNames | None = None) -> FileSamples:
     return open_folder(FolderSettings(path=str(root), test_fraction=0), split, None, names=names)
 
 
@@ -418,14 +420,16 @@ def test_a_split_below_the_modalities_is_kept(tmp_path: Path) -> None:
     assert [(key, set(files)) for key, files in train] == [("a", {"one", "two"}), ("f", {"two"}), ("north/b", {"one"})]
     assert [(key, set(files)) for key, files in test] == [("c", {"one", "three"})]
     assert train[0][1]["one"] == FileBytes(data=b"one/train/a.txt", extension="txt")
-    assert set(train.offered) >= set(mine) and train.modalities == ("one", "scripts", "two")
+    assert set(train.offered) >= set(mine.by_name) and train.modalities == ("one", "scripts", "two")
 
 
 def test_files_and_tars_may_be_mixed(tmp_path: Path, ml4m: Path) -> None:
     touch(ml4m / "train", "three/0001.txt")
-    aliased = opened(ml4m, names={"two@224": "two", "one": "one", "three": "three"})
+    aliased = opened(ml4m, names=ModalityNames(by_name={"two@224": "two", "one": "one", "three": "three"}))
     assert set(dict(aliased[:])["0001"]) == {"one", "two", "three"}
-    named_so = opened(ml4m, names={"one": "two@224", "two@224": "two@224"})  # an alias, and its own name
+    named_so = opened(
+        ml4m, names=ModalityNames(by_name={"one": "two@224", "two@224": "two@224"})
+    )  # an alias, and its own name
     assert named_so[0][1]["two@224"] == FileBytes(data=b"two 0", extension="txt")
     (ml4m / "train/one/late.tar").symlink_to(tmp_path / "gone.tar")
     with pytest.raises(ReadError, match=r"late\.tar: cannot be read: No such file"):

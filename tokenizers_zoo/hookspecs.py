@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.source import ModalityNames, SourceSpec
 from tokenizers_zoo.spec import Crop, ModalitySpec
 
 if TYPE_CHECKING:
@@ -205,13 +205,18 @@ class SourceHooks(Protocol):
 
     @hookspec(firstresult=True)
     def samples(
-        self, split: str, count: int | None, seed: int, settings: Settings
+        self, split: str, count: int | None, seed: int, settings: Settings, names: ModalityNames
     ) -> Sequence[tuple[str, Mapping[str, Any]]]:
         """Return lazy samples `(key, {modality: value})` with random access.
 
         Sample `i` depends on (split, seed, i) and the settings only. Keys are unique across splits. A modality that a
         sample lacks is absent from its mapping. `count` None means all samples; a source without an end raises
         ConfigError then. `tokenizers_zoo.source.MadeSamples` helps to write such a source.
+
+        A source of files of any kind matches them to the enabled modalities by `names`. It may return
+        `tokenizers_zoo.source.FileBytes` in place of values, or a `tokenizers_zoo.data.files.FileSamples`. A source of
+        pictures of any proportions derives its settings from `tokenizers_zoo.source.OwnPictures`. If the samples have
+        an attribute `contents` (str), shards are made again when it changes.
         """
 
 

@@ -17,7 +17,7 @@ from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
-from tokenizers_zoo.source_handle import SourceHandle
+from tokenizers_zoo.source_handle import SourceHandle, modality_names
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 
 __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
@@ -280,7 +280,7 @@ class Zoo:
                     "source", name, self.source_names(), hint="(zoo source list shows what is installed)"
                 )
             plugin = self._plugins.load(SOURCES, name, SOURCE_REQUIRED)
-            self._sources[name] = SourceHandle(plugin, self.tables["zoo"])
+            self._sources[name] = SourceHandle(plugin, self.tables["zoo"], lambda: modality_names(self.handles()))
         return self._sources[name]
 
     # ------------------------------------------------------------------ problems

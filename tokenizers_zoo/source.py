@@ -1,17 +1,49 @@
-"""SourceSpec, and lazy samples for sources that generate them."""
+"""What a source plugin needs: SourceSpec, lazy samples, values as files, and the names of enabled modalities."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, PluginError
 
 Sample = tuple[str, Mapping[str, Any]]
 """A key, and the sample's values by modality."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileBytes:
+    """A value that is not decoded yet: a file's bytes and its extension, for `ModalityHandle.read`.
+
+    A source may return it in place of a value.
+    """
+
+    data: bytes
+    extension: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnPictures:
+    """Settings of a source whose pictures may have any proportions; `zoo data make` crops them."""
+
+    crop: Literal["middle", "whole"] = "middle"
+    """"middle": the largest middle part of each picture with the modality's proportions, the same part for all
+    modalities of the sample. "whole": the whole picture, squeezed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModalityNames:
+    """The enabled modality that a user's folder, column or file belongs to."""
+
+    by_name: Mapping[str, str] = field(default_factory=dict)
+    """Modalities' names, their plugins' names and other names -> modality."""
+    by_extension: Mapping[str, str] = field(default_factory=dict)
+    """File extensions -> modality, for files that nothing else assigns to a modality."""
+    texts: frozenset[str] = frozenset()
+    """Modalities whose values are texts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.files import FileSamples
 from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
 from tokenizers_zoo.plugins import Claim, Plugin, failed
-from tokenizers_zoo.source import Sample, SourceSpec
+from tokenizers_zoo.source import ModalityNames, Sample, SourceSpec
 from tokenizers_zoo.validation import describe
 
 if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle
+
+
+TOKEN_NAMES = "tok_"
+"""How ml-4m begins the names of folders that hold a modality's tokens, not its values."""
+
+
+def modality_names(handles: Iterable[ModalityHandle]) -> ModalityNames:
+    """Return the names of enabled modalities, for sources of a user's own files.
+
+    A modality's own name is never another's alias. Instances of a plugin share its name, aliases and extensions; they
+    belong to the instance of the plugin's own name, else to the first.
+    """
+    ordered = sorted(handles, key=lambda handle: handle.name != handle.plugin_name)
+    by_name = {name: name for handle in ordered for name in (handle.name, handle.plugin_name)}
+    by_extension: dict[str, str] = {}
+    for handle in ordered:
+        for alias in handle.spec.aliases:
+            if not alias.startswith(TOKEN_NAMES):
+                by_name.setdefault(alias, handle.name)
+        for extension in handle.spec.extensions:
+            by_extension.setdefault(extension, handle.name)
+    texts = frozenset(handle.name for handle in ordered if handle.spec.value.kind == "text")
+    return ModalityNames(by_name=by_name, by_extension=by_extension, texts=texts)
 
 
 def name_at_source(modality: ModalityHandle, offered: Container[str]) -> str:
@@ -30,10 +54,11 @@ class SourceHandle:
     ZooErrors.
     """
 
-    def __init__(self, plugin: Plugin, shared: Mapping[str, Any]) -> None:
+    def __init__(self, plugin: Plugin, shared: Mapping[str, Any], names: Callable[[], ModalityNames]) -> None:
+        """`names` returns the names of the enabled modalities."""
         self.name = plugin.claim.name
         self.distribution = plugin.claim.distribution
-        self._plugin, self._shared = plugin, shared
+        self._plugin, self._shared, self._names = plugin, shared, names
         spec = plugin.call(self.name, "source_spec")
         if not isinstance(spec, SourceSpec) or spec.name != self.name:
             got = f"the name {spec.name!r}" if isinstance(spec, SourceSpec) else describe(spec)
@@ -68,20 +93,21 @@ class SourceHandle:
 
     def samples(
         self, split: str, count: int | None, seed: int, options: Mapping[str, Any] | None = None
-    ) -> CheckedSamples:
+    ) -> CheckedSamples | FileSamples:
         """Return lazy samples `(key, {modality: value})` with random access.
 
         `count` None means all samples of the source. `options` are the source's settings. Raises ConfigError for
         unknown ones.
         """
         settings = self._checked(options)
-        given = self._plugin.call(self.name, "samples", split=split, count=count, seed=seed, settings=settings)
+        arguments = {"split": split, "count": count, "seed": seed, "settings": settings, "names": self._names()}
+        given = self._plugin.call(self.name, "samples", **arguments)
         wrong = "" if hasattr(given, "__getitem__") and hasattr(given, "__len__") else "expected a sequence"
         if not wrong and count is not None and len(given) > count:
             wrong = f"{len(given)} samples where {count} were asked for"
         if wrong:
             raise PluginError(f"{self.name}: samples of {self._plugin.claim} gave {describe(given)}: {wrong}")
-        return CheckedSamples(self.spec, self._plugin.claim, given)
+        return given if isinstance(given, FileSamples) else CheckedSamples(self.spec, self._plugin.claim, given)
 
 
 class CheckedSamples(LazySequence[Sample]):
@@ -96,6 +122,16 @@ class CheckedSamples(LazySequence[Sample]):
         return self._spec.modalities or tuple(getattr(self._given, "modalities", ()))
 
     offered = modalities
+
+    @property
+    def contents(self) -> str:
+        """Digest of the samples' contents, if the source has one that its settings do not determine."""
+        return str(getattr(self._given, "contents", ""))
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines about the samples for the user."""
+        return list(getattr(self._given, "notes", ()))
 
     def __len__(self) -> int:
         return len(self._given)

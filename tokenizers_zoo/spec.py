@@ -225,6 +225,10 @@ class ModalitySpec:
     metrics: tuple[Metric, ...] = ()
     licence: str = "Apache-2.0"
     aliases: tuple[str, ...] = ()
+    """Other names of the modality: its names in published models, and usual names of folders of its files."""
+    extensions: tuple[str, ...] = ()
+    """Extensions of files (lower case, no dot) that are values of this modality unless a folder's name says otherwise:
+    the files of a folder of photographs, or of a WebDataset."""
     token_space: str = ""
     """The transform applied before tokenizing, such as "log metres"; shown by `zoo info`."""
     num_codebooks: int = 1
@@ -276,6 +280,8 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
         problems.append(f"name {spec.name!r}: expected lower-case letters, digits and underscores")
     if not spec.summary or "\n" in spec.summary:
         problems.append("summary: expected one line")
+    if wrong := [one for one in spec.extensions if not re.fullmatch(r"[a-z0-9]+", one)]:
+        problems.append(f"extensions {wrong[0]!r}: expected lower-case letters and digits, without a dot")
     if not isinstance(spec.layout, tuple(LAYOUTS.values())):
         problems.append(f"layout: expected one of {', '.join(LAYOUTS)}, got {type(spec.layout).__name__}")
     elif spec.layout.length < 1:

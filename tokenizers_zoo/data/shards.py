@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
+import shlex
 import tarfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +41,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, open_regular, read_at, split_name
-from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others
+from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others, by
 from tokenizers_zoo.io import as_json, not_read, replacing_file
 from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.spec import WHOLE, Crop
@@ -280,6 +282,34 @@ class ValueStore:
             raise DataError(f"{opened.path}: was cut off while it was open; {REPAIR}")
         return data, extension.decode("ascii", "replace")
 
+    def check_size(self, handle: ModalityHandle, split: str) -> None:
+        """Raise DataError if a modality's values are stored at a smaller size than its settings have now.
+
+        Reading them would enlarge them. Larger values are reduced when they are read.
+        """
+        record = self.record(split, handle.name)
+        stored, wanted = record.get("value", {}).get("shape", ()), handle.spec.value.shape
+        pairs = list(zip(stored, wanted, strict=True)) if len(stored) == len(wanted) else []
+        if any(isinstance(before, int) and isinstance(now, int) and before < now for before, now in pairs):
+            raise DataError(
+                f"{self.root / split / handle.name}: stored at {by(stored[-2:])}, and the settings "
+                f"({handle.settings.origin.at('image_size')}) are now {by(wanted[-2:])}; {self._made_again(split)}"
+            )
+
+    def _made_again(self, split: str) -> str:
+        """Return advice with the command that makes the values of a split again, in another folder."""
+        found = read_record(self.root / DATASET)["splits"]
+        source = found.get(split, {}).get("source")
+        if source is None:
+            return "make the data again, or restore the setting"
+        words = [source["source"], f"{self.root}-new"]
+        if source["source"] != OWN_FILES:
+            words += [word for name, one in found.items() for word in (f"--{name}", str(one["samples"]))]
+        words += ["--seed", str(source["seed"])] if source["seed"] else []
+        for key, item in source["options"].items():
+            words += ["--set", f"{key}={item if isinstance(item, str) else json.dumps(item)}"]
+        return f"run `zoo data make {shlex.join(words)}`, or restore the setting"
+
     def read(self, handle: ModalityHandle, split: str, shard: int, row: int, crop: Crop = WHOLE) -> Any:
         """Return one value, decoded, seen through `crop` at the size of the settings. Raises ZooError."""
         value = handle.read(*self.read_bytes(split, handle.name, shard, row))
@@ -294,8 +324,10 @@ class ValueStore:
     ) -> LazyValues:
         """Return the values of a modality in stored order; with `limit` at most so many, spread over the split.
 
-        Reading one raises InvalidValueError, with the sample's key, if the present settings refuse it.
+        Raises DataError if they are stored smaller than the settings say. Reading one raises InvalidValueError, with
+        the sample's key, if the present settings refuse it.
         """
+        self.check_size(handle, split)
 
         def read(place: Place) -> Any:
             try:

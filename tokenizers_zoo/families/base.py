@@ -34,6 +34,7 @@ class PluginBase:
     derived_from: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = "Apache-2.0"
     aliases: ClassVar[tuple[str, ...]] = ()
+    extensions: ClassVar[tuple[str, ...]] = ()
     token_space: ClassVar[str] = ""
     """What is tokenized, in words, if it is not the value itself."""
     _checkpoint_kind = ""
@@ -55,7 +56,7 @@ class PluginBase:
 
         If the settings have a `labeller` that names a network, the modality is derived from rgb.
         """
-        names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "token_space")
+        names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "extensions", "token_space")
         options, given = self.options(settings), {name: getattr(self, name) for name in names} | more
         if hasattr(options, "labeller"):
             given["derive_setting"] = "labeller"

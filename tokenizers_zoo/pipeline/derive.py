@@ -48,8 +48,9 @@ def derive_data(
     A sample that fails is dropped, with the reason in the shard's manifest; the run goes on. A shard is skipped unless
     the plugin, its settings, its pretrained networks or the shards that it is derived from have changed. Networks are
     fetched from the hub for `modalities` only; an unavailable one is a PretrainedError for those, else a skip. Raises
-    DataError if `modalities` cannot be derived from the data, or a modality's folder holds tar files of another
-    program; FolderError if another command writes the data folder.
+    DataError if `modalities` cannot be derived from the data, their inputs are stored at a smaller size than the
+    settings have now, or a modality's folder holds tar files of another program; FolderError if another command writes
+    the data folder.
     """
     store, result, download = ValueStore(data), RunResult(), modalities is not None
     with disk_errors(store.root), locked(store.root):
@@ -57,6 +58,8 @@ def derive_data(
         for split, order in orders.items():  # all are checked before any is changed
             for handle in order:
                 check_foreign(store.root / split / handle.name)
+            for name in {name for handle in order for name in handle.spec.derived_from} - {one.name for one in order}:
+                store.check_size(zoo[name], split)
         for split, order in orders.items():
             failed: set[str] = set()
             for handle in order:

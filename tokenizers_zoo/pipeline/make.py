@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.data.folder import FolderSamples, signature
+from tokenizers_zoo.data.files import FileSamples, signature
 from tokenizers_zoo.data.manifest import (
     DATASET,
     Split,
@@ -22,12 +22,13 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_identity
 from tokenizers_zoo.data.tar import Member, shown_key
-from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
+from tokenizers_zoo.errors import ConfigError, DataError, by, close_names, count_of
 from tokenizers_zoo.io import as_json, difference, disk_errors
 from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
 from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, make_shard, open_samples, samples_of
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
+from tokenizers_zoo.source import OwnPictures
 from tokenizers_zoo.source_handle import name_at_source
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def make_data(
     wanted = [(split, count) for split, count in ((TRAIN, train), (TEST, test)) if count != 0]
     opened = {split: open_samples(zoo, source, split, count, seed, options, out) for split, count in wanted}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
-    result.notes += _told(opened, given)
+    config = source.settings_with(options)
+    crop = config.crop if isinstance(config, OwnPictures) else None
+    result.notes += [*_stored_sizes(given, crop), *_told(opened, given)]
     with disk_errors(out), locked(out):
         record = read_record(out / DATASET)
         plans = []
@@ -77,7 +80,7 @@ def make_data(
             before, count = record["splits"].get(split), len(samples)
             usual = before["shard_size"] if before else max(size for n, size in SHARD_SIZES.items() if n <= count)
             plan = _Plan(
-                source=source, samples=samples, handles=given[split], seed=seed, options=options,
+                source=source, samples=samples, handles=given[split], seed=seed, options=options, crop=crop,
                 split=Split(out, split, count, shard_size or usual),
             )  # fmt: skip
             plan.check(before)
@@ -128,11 +131,26 @@ def _given(
     return found
 
 
+def _stored_sizes(given: Mapping[str, Sequence[ModalityHandle]], crop: str | None) -> Iterator[str]:
+    """Yield a line about the stored size of a user's pictures, and how they are cropped to it."""
+    handles = {handle.name: handle for handles in given.values() for handle in handles if _is_picture(handle)}
+    sizes: dict[tuple[Any, ...], list[str]] = {}
+    for name, handle in sorted(handles.items()) if crop else ():
+        if "image_size" in handle.known_settings():
+            sizes.setdefault(handle.spec.value.shape[-2:], []).append(name)
+    for size, names in sizes.items():
+        cut = "cropped to the largest middle part" if crop == "middle" else "the whole picture, squeezed"
+        other = "whole squeezes the whole picture" if crop == "middle" else "middle crops it"
+        at = handles[names[0]].settings.origin.at("image_size")
+        yield f"{', '.join(names)}: stored at {by(size)} pixels ({at}), {cut} (--set crop={other})"
+
+
 def _told(opened: Mapping[str, Samples], given: Mapping[str, Sequence[ModalityHandle]]) -> Iterator[str]:
     """Yield lines about a user's files: unusable members of tar files, and modalities that share no sample."""
     found = {}
     for split, samples in opened.items():
-        if isinstance(samples, FolderSamples):
+        yield from (f"{split}: {note}" for note in samples.notes)
+        if isinstance(samples, FileSamples):
             for name, (count, first) in samples.dropped.items():
                 yield f"{split}/{name}: not used of what its folder holds: {count} (first: {first})"
             names = [name_at_source(handle, samples.offered) for handle in given[split]]
@@ -158,6 +176,8 @@ class _Plan:
     split: Split
     seed: int
     options: dict[str, Any]
+    crop: str | None
+    """How pictures of any proportions are cropped; None for a source that makes its pictures at their size."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -182,7 +202,7 @@ class _Plan:
             if problem := difference(before.get(key), now[key], key):
                 raise DataError(f"{folder}: was made otherwise ({problem}); give another folder, or delete {folder}")
         if before["samples"] > self.split.samples:
-            asked = "ask for more where a number was asked for, " if isinstance(self.samples, FolderSamples) else (
+            asked = "ask for more where a number was asked for, " if isinstance(self.samples, FileSamples) else (
                 "ask for as many or more, ")  # fmt: skip
             raise DataError(
                 f"{folder}: was made with {count_of(before['samples'], 'sample')}, now it would be "
@@ -202,10 +222,13 @@ class _Plan:
         split, samples = self.split, self.samples
         outcomes = {handle.name: Outcome(split=split.name, modality=handle.name) for handle in self.handles}
         names = {handle.name: name_at_source(handle, samples.offered) for handle in self.handles}
-        pictures = tuple(handle.name for handle in self.handles if _is_picture(handle))
+        pictures = tuple(sorted(handle.name for handle in self.handles if _is_picture(handle)))
+        framed = {handle.name for handle in self.handles if self.crop and handle.implements("transform")}
+        own = {key: value for key, value in (("crop", self.crop), ("contents", samples.contents)) if value}
         made_with = {
             handle.name: {
                 **self.record["source"],
+                **own,
                 "distribution": self.source.distribution,
                 "plugin": f"{handle.plugin_name} of {handle.distribution}",
                 "value": value_identity(handle),
@@ -217,13 +240,13 @@ class _Plan:
 
         def files_of(shard: int) -> tuple[tuple[str, Mapping[str, Member]], ...]:
             start = split.number(shard, 0)
-            return tuple(samples.files(start, start + split.rows(shard))) if isinstance(samples, FolderSamples) else ()
+            return tuple(samples.files(start, start + split.rows(shard))) if isinstance(samples, FileSamples) else ()
 
         todo: dict[int, dict[str, str]] = {}
         for shard in range(split.shards):
             files, keys = files_of(shard), split.keys_digest(shard)
             for name, outcome in outcomes.items():
-                together = pictures if files and name in pictures else (name,)  # one may be refused for the others
+                together = {name, *pictures} if name in framed else {name}  # pictures decide the crop, or are refused
                 inputs = inputs_digest(
                     made={one: digests[one] for one in together}, split=split.name,
                     shard=shard, start=split.number(shard, 0), rows=split.rows(shard),
@@ -238,7 +261,7 @@ class _Plan:
                 split=split, shard=shard, source=self.source.name, seed=self.seed,
                 options=json.dumps(self.options, sort_keys=True, default=str), inputs=inputs,
                 made_with={name: made_with[name] for name in inputs}, pictures=pictures, names=names,
-                files=files_of(shard),
+                crop=self.crop or "whole", files=files_of(shard),
             )
             for shard, inputs in todo.items()
         )  # fmt: skip

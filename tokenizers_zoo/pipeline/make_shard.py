@@ -10,22 +10,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.data.folder import FileBytes, FolderSamples, FolderSettings, open_folder, read_sample
+from tokenizers_zoo.data.files import FileSamples, read_sample
+from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import Manifest, Split
 from tokenizers_zoo.data.shards import writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
 from tokenizers_zoo.errors import DataError, ZooError, passing
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.source_handle import CheckedSamples
-from tokenizers_zoo.spec import WHOLE
+from tokenizers_zoo.source import FileBytes
+from tokenizers_zoo.source_handle import CheckedSamples, modality_names
+from tokenizers_zoo.spec import WHOLE, Crop
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle, Zoo
 
-Samples = CheckedSamples | FolderSamples
-TOKEN_NAMES = "tok_"
-"""How ml-4m begins the names of folders that hold a modality's tokens, not its values."""
+Samples = CheckedSamples | FileSamples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,8 @@ class MakeShard:
     """All modalities of the data, written now or before, that show the sample as a picture."""
     names: Mapping[str, str]
     """Name at the source of each modality and picture."""
+    crop: str = "whole"
+    """See `OwnPictures`."""
     files: tuple[tuple[str, Mapping[str, Member]], ...] = ()
     """Samples made of files: the key of each, and the location of its files by modality."""
 
@@ -78,6 +82,7 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
             problems = _misfits(
                 {name: found[name].shape[-2:] for name in job.pictures if getattr(found.get(name), "ndim", 0) >= 2}
             )
+            crop = _shared_crop(zoo, job, {name: found[name] for name in found if name not in problems})
             for name, handle in handles.items():
                 if name not in found:
                     writers[name].skip()
@@ -87,7 +92,8 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
                         raise found[name]
                     if name in problems:
                         raise DataError(problems[name])
-                    seen = handle.transform(found[name], WHOLE, trusted=bool(job.files))
+                    checked = isinstance(values[job.names[name]], FileBytes)
+                    seen = handle.transform(found[name], crop, trusted=checked)
                     writers[name].add(key, *handle.write(seen, trusted=True))
                 except ZooError as error:
                     writers[name].skip(str(error))
@@ -115,6 +121,12 @@ def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -
     return found
 
 
+def _shared_crop(zoo: Zoo, job: MakeShard, found: Mapping[str, Any]) -> Crop:
+    """Return the crop of a sample: the middle of its first picture that could be read, or the whole."""
+    pictures = [name for name in job.pictures if isinstance(found.get(name), np.ndarray)]
+    return zoo[pictures[0]].middle(found[pictures[0]]) if pictures and job.crop == "middle" else WHOLE
+
+
 def _misfits(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
     """Return a problem for each image of a sample whose aspect ratio differs from at least half of the images.
 
@@ -140,7 +152,7 @@ def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=4)
-def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> CheckedSamples:
+def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> CheckedSamples | FileSamples:
     """Return the samples that a source generates, opened once per process."""
     return zoo.source(source).samples(split, count, seed, json.loads(options))
 
@@ -151,12 +163,5 @@ def open_samples(
     """Return the samples of a split. Files in folders are not values yet, and name their modalities themselves."""
     if source.spec.settings is not FolderSettings:
         return source.samples(split, count, seed, options)
-    # A modality's own name is never another's alias. Instances of a plugin share its name and aliases; the instance of
-    # the plugin's own name has the aliases, else the first.
-    handles = sorted(zoo.handles(), key=lambda handle: handle.name != handle.plugin_name)
-    names = {name: name for handle in handles for name in (handle.name, handle.plugin_name)}
-    for handle in handles:
-        for alias in handle.spec.aliases:
-            if not alias.startswith(TOKEN_NAMES):
-                names.setdefault(alias, handle.name)
-    return open_folder(from_mapping(FolderSettings, options, Origin(table=source.name)), split, count, out, names)
+    config = from_mapping(FolderSettings, options, Origin(table=source.name))
+    return open_folder(config, split, count, out, modality_names(zoo.handles()))

@@ -74,6 +74,9 @@ def tokenize(
         if not any(name in store.modalities(split) for split in splits):
             store.folder(splits[0], name)  # raises the error that lists the modalities
     chosen = {split: _chosen(zoo, store, split, modalities, result) for split in splits}
+    for split, handles in chosen.items():
+        for handle in handles:
+            store.check_size(handle, split)
     lacking = sorted(one.name for one in zoo.handles() if one.name in result.skipped and not one.has_tokenizer)
     if lacking and not any(chosen.values()):
         raise DataError(

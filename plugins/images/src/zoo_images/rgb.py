@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.continuous import PatchesModality
-from tokenizers_zoo.families.images import PSNR, psnr, read_array, read_rgb, rgb_image
+from tokenizers_zoo.families.images import IMAGE_EXTENSIONS, PSNR, psnr, read_array, read_rgb, rgb_image
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.spec import Metric
 
@@ -70,7 +70,8 @@ class Rgb(RgbValues, SpatialModality):
 
     settings_class = RgbSettings
     summary = "RGB picture as a grid of tokens"
-    aliases = ("tok_rgb@224", "tok_rgb@448")
+    aliases = ("tok_rgb@224", "tok_rgb@448", "images", "image", "pictures", "photos", "photographs")
+    extensions = IMAGE_EXTENSIONS
     published_scale = (0.5, 0.5)  # published tokenizers see [-1, 1]
     loss = "l2"
 

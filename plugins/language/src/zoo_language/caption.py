@@ -64,6 +64,8 @@ class Caption(PlainText[CaptionSettings]):
     """
 
     summary = "What the picture shows, in words"
+    aliases = ("captions", "texts")
+    extensions = ("txt",)
     settings_class = CaptionSettings
 
     @hookimpl

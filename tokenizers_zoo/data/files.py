@@ -1,0 +1,143 @@
+"""Samples made of a user's files: where each value's bytes are, by key and modality.
+
+The join by key is done by SQLite in a temporary file, so that memory does not grow with the number of samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo.data.samples import LazySequence
+from tokenizers_zoo.data.tar import Member, read_member
+from tokenizers_zoo.errors import DataError, count_of
+from tokenizers_zoo.source import FileBytes
+
+
+class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
+    """Samples of one split, sorted by key; a sample has the modalities that have a file with its key.
+
+    A file that cannot be read is its error. `modalities` are the split's, unknown folders included; `offered` are those
+    of all splits, `dropped` the number of unusable members by modality, with the first one, and `notes` lines for the
+    user. The files are in a table on disk that is deleted with the object: SQLite creates a temporary file for an empty
+    name.
+    """
+
+    def __init__(self) -> None:
+        import sqlite3
+
+        self.modalities: tuple[str, ...] = ()
+        self.offered: tuple[str, ...] = ()
+        self.dropped: dict[str, tuple[int, str]] = {}
+        self.notes: list[str] = []
+        self.contents = ""
+        """Digest of the contents, where sizes and times of the files do not tell that they changed."""
+        self._count = 0
+        self._table = sqlite3.connect("", isolation_level=None)
+        self._table.execute("PRAGMA journal_mode = OFF")
+        self._table.execute("PRAGMA cache_size = -32000")
+        self._table.create_function("share", 1, _share, deterministic=True)
+        self._table.execute(
+            "CREATE TABLE members (key TEXT, modality TEXT, path TEXT, offset INT, size INT, extension TEXT, time INT)"
+        )
+        self._table.execute("CREATE UNIQUE INDEX by_key ON members (key, modality)")
+        self._table.execute("BEGIN")
+
+    def ask(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        return self._table.execute(query, arguments).fetchall()
+
+    def add(self, modality: str, key: str, member: Member) -> bool:
+        """Add a member of a modality. Return False, and add nothing, if there is one with this key."""
+        row = (key, modality, str(member.path), *member[1:])
+        return self._table.execute("INSERT OR IGNORE INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount == 1
+
+    def drop(self, modality: str, where: str, key: str, reason: str) -> None:
+        """Count a member that cannot be used."""
+        count, first = self.dropped.get(modality, (0, f"{where}: {key or 'unknown member'}: {reason}"))
+        self.dropped[modality] = count + 1, first
+
+    def drop_lone(self, among: Collection[str]) -> list[str]:
+        """Remove the members of modalities in `among` whose key has no other member; return their keys, sorted."""
+        names = sorted(among)
+        here = f"modality IN ({', '.join('?' * len(names))})"
+        lone = f"{here} AND key NOT IN (SELECT key FROM members WHERE NOT {here})"
+        found = self.ask(f"SELECT DISTINCT key FROM members WHERE {lone} ORDER BY key", *names, *names)
+        self.ask(f"DELETE FROM members WHERE {lone}", *names, *names)
+        return [key for (key,) in found]
+
+    def keep_share(self, fraction: float, *, first: bool) -> bool:
+        """Keep the `first` share of the keys, or the others. Return False if keys were there and none is left.
+
+        A key's hash alone decides its side, so that a key never changes sides when files are added.
+        """
+        some = bool(self.ask("SELECT 1 FROM members LIMIT 1"))
+        self.ask("DELETE FROM members WHERE (share(key) < ?) != ?", fraction, first)
+        return not some or bool(self.ask("SELECT 1 FROM members LIMIT 1"))
+
+    def finish(self, count: int | None, offered: Collection[str], unknown: Collection[str]) -> FileSamples:
+        """Sort by key and number the first `count` samples. Raises DataError if there are fewer."""
+        self._table.execute("CREATE INDEX IF NOT EXISTS by_key ON members (key, modality)")
+        self._table.execute("CREATE TABLE samples (number INTEGER PRIMARY KEY, key TEXT)")
+        self._table.execute("INSERT INTO samples (key) SELECT DISTINCT key FROM members ORDER BY key")
+        ((there,),) = self.ask("SELECT COUNT(*) FROM samples")
+        if count is not None and count > there:
+            raise DataError(f"there are {count_of(there, 'sample')} for this split, asked for {count}")
+        self._count = there if count is None else count
+        found = [name for (name,) in self.ask("SELECT DISTINCT modality FROM members")]
+        self.modalities = tuple(sorted({*found, *unknown}))
+        self.offered = tuple(sorted({*found, *offered}))
+        return self
+
+    def __len__(self) -> int:
+        return self._count
+
+    def item(self, index: int) -> tuple[str, dict[str, FileBytes | DataError]]:
+        return read_sample(*self.files(index, index + 1)[0])
+
+    def files(self, start: int, stop: int) -> list[tuple[str, dict[str, Member]]]:
+        """Return the samples [start, stop): the key of each, and the location of its file by modality."""
+        rows = self.ask("SELECT key FROM samples WHERE number > ? AND number <= ?", start, min(stop, self._count))
+        found: dict[str, dict[str, Member]] = {key: {} for (key,) in rows}
+        if rows:
+            query = "SELECT * FROM members WHERE key BETWEEN ? AND ? ORDER BY key, modality"
+            for key, name, path, *place in self.ask(query, rows[0][0], rows[-1][0]):
+                found[key][name] = Member(Path(path), *place)
+        return list(found.items())
+
+    def alone(self, names: Collection[str]) -> dict[str, str]:
+        """Return the modalities of `names` that share no sample with another, each with its first key."""
+        among = f"FROM members WHERE modality IN ({', '.join('?' * len(names))})"
+        together = self.ask(
+            f"SELECT DISTINCT modality {among} AND key IN (SELECT key {among} GROUP BY key HAVING COUNT(*) > 1)",
+            *names, *names,
+        )  # fmt: skip
+        first = self.ask(f"SELECT modality, MIN(key) {among} GROUP BY modality", *names)
+        return {name: key for name, key in first if (name,) not in together}
+
+
+def signature(files: Sequence[tuple[str, Mapping[str, Member]]], names: Collection[str]) -> str:
+    """Return a sha256 of the keys, sizes and times of the files of some modalities."""
+    found = [
+        (key, name, *member[1:]) for key, members in files for name, member in sorted(members.items()) if name in names
+    ]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, FileBytes | DataError]]:
+    """Return a sample of these files, by modality, with its key; a file that cannot be read is its error."""
+    found: dict[str, FileBytes | DataError] = {}
+    for name, member in files.items():
+        try:
+            found[name] = FileBytes(data=read_member(member), extension=member.extension)
+        except DataError as error:
+            found[name] = error
+    return key, found
+
+
+def _share(key: str) -> float:
+    """Return a number in [0, 1) that only the key decides, so that a key never changes sides when files are added."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
