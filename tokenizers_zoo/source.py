@@ -1,4 +1,4 @@
-"""What a source plugin needs: SourceSpec, lazy samples, values as files, and the names of enabled modalities."""
+"""For source plugins: SourceSpec, lazy samples, values as files, and the names of enabled modalities."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class CheckedSamples(LazySequence[Sample]):
 
     @property
     def contents(self) -> str:
-        """Digest of the samples' contents, if the source has one that its settings do not determine."""
+        """Digest of the contents, for a source whose settings do not determine them; else empty."""
         return str(getattr(self._given, "contents", ""))
 
     @property

@@ -83,7 +83,7 @@ def open_folder(
     """Return the samples of a split, aligned by key.
 
     `names` says which folders belong to modalities; other folders are not read. None means that all folders are
-    modalities. If no folder is known, the files beside the folders are read by their extensions. Without such files
+    modalities. If no folder is known, the files next to the folders are read by their extensions. Without such files
     there are no samples, and `modalities` lists all folders. `out`, the folder of the new shards, is skipped. Raises
     ConfigError if the folder is missing or `out` is the folder itself, DataError if it lacks the split or `count`
     samples, ReadError if it cannot be read.
@@ -124,7 +124,7 @@ def _open(
         offered = set(given.by_extension.values())
         if unknown:
             shown = ", ".join(sorted(unknown)[:5])
-            samples.notes.append(f"folders beside the pictures are not read ({shown}); use one folder per modality")
+            samples.notes.append(f"folders next to the pictures are not read ({shown}); use one folder per modality")
         unknown = set()
     elif not offered:
         raise DataError(f"{root}: {NOTHING}")
@@ -259,7 +259,7 @@ def _add_by_extension(samples: FileSamples, folder: Path, names: ModalityNames) 
 
 
 def _picture_below(folder: Path, out: Path | None, names: ModalityNames) -> tuple[Path, str] | None:
-    """Return a file below a folder whose extension belongs to a modality other than a text, and the modality."""
+    """Return a file below a folder whose extension belongs to a modality that is no text, and this modality."""
     for key, path in _files(folder, out):
         name = names.by_extension.get(path.suffix[1:].lower()) if key else None
         if name is not None and name not in names.texts:
