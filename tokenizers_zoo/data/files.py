@@ -39,12 +39,18 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]])
         self._table = sqlite3.connect("", isolation_level=None)
         self._table.execute("PRAGMA journal_mode = OFF")
         self._table.execute("PRAGMA cache_size = -32000")
-        self._table.create_function("share", 1, _share, deterministic=True)
+        self._table.create_function("share", 1, share_of, deterministic=True)
         self._table.execute(
             "CREATE TABLE members (key TEXT, modality TEXT, path TEXT, offset INT, size INT, extension TEXT, time INT)"
         )
         self._table.execute("CREATE UNIQUE INDEX by_key ON members (key, modality)")
         self._table.execute("BEGIN")
+
+    @property
+    def keys(self) -> int:
+        """The number of keys so far."""
+        ((count,),) = self.ask("SELECT COUNT(DISTINCT key) FROM members")
+        return int(count)
 
     def ask(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
@@ -138,6 +144,6 @@ def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, F
     return key, found
 
 
-def _share(key: str) -> float:
+def share_of(key: str) -> float:
     """Return a number in [0, 1) that only the key decides, so that a key never changes sides when files are added."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64

@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -50,6 +50,12 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}{slash}{stem}" if stem else ""), suffixes.rpartition(".")[2].lower()
 
 
+def split_suffixes(name: str) -> tuple[str, str]:
+    """Return key and everything after the first dot of a member's name (lower case): ("a/b", "c.png") of a/b.c.png."""
+    key, _ = split_name(name)
+    return key, name.rpartition("/")[2].partition(".")[2].lower()
+
+
 def key_problem(key: str) -> str | None:
     """Return why a key is not a path below a folder, or could not be printed on a terminal; None for a good key."""
     if "\\" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
@@ -67,6 +73,13 @@ def shown_name(name: str) -> str:
 def shown_key(key: str) -> str:
     r"""Return any key as it can be printed, with `\x1b` for control characters."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", shown_name(key))
+
+
+def regular_member(path: Path) -> Member:
+    """Return a separate file as a value's location. Raises ReadError if it is not there or no regular file."""
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+    return Member(path, 0, status.st_size, split_name(path.name)[1], status.st_mtime_ns)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -101,16 +114,19 @@ def read_member(member: Member) -> bytes:
     return data
 
 
-def scan_tar(path: Path) -> Iterator[tuple[str, Member] | Dropped]:
+def scan_tar(
+    path: Path, split: Callable[[str], tuple[str, str]] = split_name
+) -> Iterator[tuple[str, Member] | Dropped]:
     """Yield the members of a foreign tar file, by key, in the order of the file, from its headers alone.
 
-    Damage (a bad header, a file that is cut off) costs the members that it hits; they are yielded as `Dropped`. Raises
-    DataError if the file is not a tar file, ReadError if the system cannot read it.
+    `split` returns key and extension of a member's name. Damage (a bad header, a file that is cut off) costs the
+    members that it hits; they are yielded as `Dropped`. Raises DataError if the file is not a tar file, ReadError if
+    the system cannot read it.
     """
     members, damage = 0, ""
     with open_regular(path) as file:
         try:
-            for item in _scan(file.fileno(), path):
+            for item in _scan(file.fileno(), path, split):
                 if isinstance(item, Dropped):
                     damage = damage or item.reason
                 else:
@@ -133,7 +149,7 @@ class _Headers(io.FileIO):
         return super().read(size)
 
 
-def _scan(file: int, path: Path) -> Iterator[tuple[str, Member] | Dropped]:
+def _scan(file: int, path: Path, split: Callable[[str], tuple[str, str]]) -> Iterator[tuple[str, Member] | Dropped]:
     """Yield members and damage; every offset and size is checked against the file."""
     status = os.fstat(file)
     tar: Any = None
@@ -155,7 +171,7 @@ def _scan(file: int, path: Path) -> Iterator[tuple[str, Member] | Dropped]:
         if info is None:
             return
         tar.members.clear()
-        key, extension = split_name(info.name)
+        key, extension = split(info.name)
         start = tar.offset
         if info.size < 0 or info.offset_data + info.size > status.st_size:
             start, tar.offset = None, info.offset_data

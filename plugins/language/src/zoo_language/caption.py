@@ -64,7 +64,7 @@ class Caption(PlainText[CaptionSettings]):
     """
 
     summary = "What the picture shows, in words"
-    aliases = ("captions", "texts")
+    aliases = ("captions", "text", "texts")
     extensions = ("txt",)
     settings_class = CaptionSettings
 

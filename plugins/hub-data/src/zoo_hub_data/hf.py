@@ -1,0 +1,306 @@
+"""The source `hf`: a dataset of the Hugging Face hub, or local parquet, arrow, csv and json files, by `datasets`.
+
+Pictures, sounds and videos stay bytes until the modality's own reader decodes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.data.files import share_of
+from tokenizers_zoo.data.samples import TEST, TRAIN, LazySequence
+from tokenizers_zoo.data.tar import read_member, regular_member
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError, is_of_the_machine
+from tokenizers_zoo.source import FileBytes, ModalityNames, OwnPictures, Sample, SourceSpec
+from tokenizers_zoo.validation import array_bytes
+
+KINDS = {"Image": "png", "Audio": "wav", "Video": "mp4"}
+"""Types of columns of files, and an extension of such files."""
+SUFFIXES = {
+    ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json",
+}  # fmt: skip
+"""Kinds of single files, as `datasets` names them."""
+HELD_OUT = ("test", "validation", "valid", "val", "dev")
+"""Splits that are taken for testing if `splits` says nothing, the first that is there."""
+MAGIC = {
+    b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3",
+    b"\xff\xf2": "mp3", b"\x1a\x45\xdf\xa3": "webm",
+}  # fmt: skip
+"""First bytes of sounds and videos, for files without a name. WebP pictures begin with RIFF, too."""
+IGNORED = ""
+"""The modality of columns that a user leaves out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubSettings(OwnPictures):
+    """The dataset, its splits, and the modalities of its columns."""
+
+    path: str
+    """A hub id (`owner/name`), a folder, or a .parquet, .arrow, .csv or .json file. `~` is your home."""
+    config: str = ""
+    """Configuration (subset) of the dataset, if it has several."""
+    revision: str = ""
+    """Branch, tag or commit on the hub. Default: the main branch."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Modality of each column: `{image = "rgb", text = "caption"}`. An empty name leaves a column out. Other columns
+    are matched by name, and columns of pictures, sounds and videos by type."""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """The dataset's splits for `train` and `test`: `{test = "validation"}`. Default: those of the same name, or
+    validation for test; without either, test is a share of train."""
+    test_fraction: float = 0.1
+    """Share of the rows for testing if there is no split for it, in [0, 1)."""
+    streaming: bool = False
+    """Read rows from the hub in order, without downloading the dataset first. Every process reads from the start."""
+
+    def __post_init__(self) -> None:
+        check_interval(self, "[0, 1)", "test_fraction")
+        if unknown := set(self.splits) - {TRAIN, TEST}:
+            raise ValueError(f"splits: expected {TRAIN} and {TEST}, got {', '.join(sorted(unknown))}")
+
+
+class HubSource:
+    """The source plugin."""
+
+    @hookimpl
+    def source_spec(self) -> SourceSpec:
+        """Return the spec; `modalities` is empty, as the samples name them."""
+        return SourceSpec(
+            name="hf", summary="a dataset of the Hugging Face hub, or local parquet, arrow, csv and json files",
+            modalities=(), licence="that of the dataset", settings=HubSettings,
+        )  # fmt: skip
+
+    @hookimpl
+    def samples(
+        self, split: str, count: int | None, seed: int, settings: Settings, names: ModalityNames
+    ) -> HubRows | StreamedRows:
+        """Return the rows of a split in stored order. Raises ConfigError or DataError."""
+        config = settings.take(HubSettings)
+        tables = load(config)
+        chosen, side = chosen_split(config, split, list(tables))
+        table = tables[chosen]
+        columns = columns_of(table, config, names)
+        made: HubRows | StreamedRows = (StreamedRows if config.streaming else HubRows)(
+            table, columns, prefix=chosen, side=side, root=root_of(config)
+        )
+        made.limit(split, count)
+        return made
+
+
+def chosen_split(config: HubSettings, split: str, here: Sequence[str]) -> tuple[str, tuple[float, bool] | None]:
+    """Return the dataset's split for `split`, and the side of its rows if train and test share one. Raises ConfigError.
+
+    See `_Rows` for the side.
+    """
+    train = config.splits.get(TRAIN) or (TRAIN if TRAIN in here else here[0])
+    test = config.splits.get(TEST) or next((one for one in HELD_OUT if one in here and one != train), "")
+    chosen = test if test and split == TEST else train
+    if chosen not in here:
+        raise ConfigError(f"hf: {config.path}: no split {chosen!r}; here: {', '.join(here)}; set splits")
+    return chosen, None if test else (config.test_fraction, split == TEST)
+
+
+def load(config: HubSettings) -> Any:
+    """Return the splits of a dataset by name. Raises ConfigError."""
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError('hf: needs the package datasets; pip install "zoo-hub-data[hf]"') from None
+    path = Path(config.path).expanduser()
+    more: dict[str, Any] = {"streaming": config.streaming}
+    if config.config:
+        more["name"] = config.config
+    if config.revision:
+        more["revision"] = config.revision
+    try:
+        if path.is_file():
+            if path.suffix not in SUFFIXES:
+                raise ConfigError(f"hf: {path}: expected a folder, a hub id, or a file {', '.join(SUFFIXES)}")
+            if path.suffix == ".tsv":
+                more["sep"] = "\t"
+            found = datasets.load_dataset(SUFFIXES[path.suffix], data_files={TRAIN: str(path)}, **more)
+        elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # of `save_to_disk`
+            found = datasets.load_from_disk(str(path))
+        else:
+            found = datasets.load_dataset(str(path) if path.is_dir() else config.path, **more)
+    except ConfigError:
+        raise
+    except Exception as error:  # of `datasets`, the hub and the network
+        if is_of_the_machine(error):
+            raise
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"hf: {config.path}: cannot be opened: {why:.300}") from error
+    return found if isinstance(found, dict) else {TRAIN: found}
+
+
+def root_of(config: HubSettings) -> Path | None:
+    """Return the dataset's local folder; None for the hub."""
+    path = Path(config.path).expanduser()
+    return path.resolve() if path.is_dir() else path.resolve().parent if path.is_file() else None
+
+
+def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[str, str]:
+    """Return the modality by column: as set, by name, then by type. Raises ConfigError if there is none."""
+    features = table.features or getattr(table._resolve_features(), "features", None) or {}
+    for column, name in config.columns.items():
+        if column not in features:
+            raise UnknownNameError.of(f"column of {config.path}:", column, features)
+        if name != IGNORED and name not in names.by_name:
+            raise UnknownNameError.of("modality in columns:", name, names.by_name)
+    found = {column: names.by_name.get(name, IGNORED) for column, name in config.columns.items()}
+    for column in features:
+        if column not in found and column in names.by_name and names.by_name[column] not in found.values():
+            found[column] = names.by_name[column]
+    for column, feature in features.items():
+        claimed = names.by_extension.get(KINDS.get(type(feature).__name__, ""))
+        if column not in found and claimed is not None and claimed not in found.values():
+            found[column] = claimed
+    found = {column: name for column, name in found.items() if name != IGNORED}
+    if not found:
+        example = f"columns = {{{next(iter(features), 'image')} = {next(iter(names.by_name), 'rgb')!r}}}"
+        raise ConfigError(
+            f"hf: {config.path}: no column of an enabled modality in {', '.join(features)}; set {example}"
+        )
+    if len(set(found.values())) < len(found):
+        raise ConfigError(f"hf: columns: two of {', '.join(found)} are one modality; leave one out by an empty name")
+    return found
+
+
+class _Rows(LazySequence[Sample]):
+    """Rows of a table as samples."""
+
+    def __init__(
+        self, table: Any, columns: Mapping[str, str], *, prefix: str, side: tuple[float, bool] | None, root: Path | None
+    ) -> None:
+        """`side` is a fraction of the rows and whether they are these rows or the others; None means all rows."""
+        from datasets import ClassLabel
+
+        features = table.features or table._resolve_features().features
+        self.modalities = tuple(sorted(columns.values()))
+        self.notes = [f"columns: {', '.join(f'{column} is {name}' for column, name in sorted(columns.items()))}"]
+        self.contents = str(getattr(table, "_fingerprint", ""))
+        self._columns, self._prefix, self._side, self._root = columns, prefix, side, root
+        self._classes = {name: one.names for name, one in features.items() if isinstance(one, ClassLabel)}
+        table = table.select_columns(list(columns))
+        for column in columns:
+            if type(features[column]).__name__ in KINDS:
+                table = table.cast_column(column, type(features[column])(decode=False))
+        self._table = table
+        self._count = 0
+
+    def _key(self, number: int) -> str:
+        return f"{self._prefix}-{number:08}"
+
+    def _chosen(self, number: int) -> bool:
+        return self._side is None or (share_of(self._key(number)) < self._side[0]) == self._side[1]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _sample(self, number: int, row: Mapping[str, Any]) -> Sample:
+        found = {}
+        for column, name in self._columns.items():
+            value = row[column]
+            if column in self._classes and isinstance(value, int):
+                value = self._classes[column][value] if 0 <= value < len(self._classes[column]) else None
+            if value is not None:
+                found[name] = as_file(value, self._root)
+        return self._key(number), {name: value for name, value in found.items() if value is not None}
+
+
+class HubRows(_Rows):
+    """Rows with random access."""
+
+    def limit(self, split: str, count: int | None) -> None:
+        """Keep the first `count` rows. Raises DataError if there are fewer, or none."""
+        total = len(self._table)
+        self._numbers: Any = range(total)
+        if self._side is not None:
+            self._numbers = np.array([number for number in range(total) if self._chosen(number)], np.int64)
+        there = len(self._numbers)
+        if not there or (count is not None and count > there):
+            asked = f", asked for {count}" if count is not None else f"; ask for none (--{split} 0)"
+            raise DataError(f"hf: {self._prefix}: {there} samples for {split!r}{asked}")
+        self._count = there if count is None else count
+
+    def item(self, index: int) -> Sample:
+        number = int(self._numbers[index])
+        return self._sample(number, self._table[number])
+
+
+class StreamedRows(_Rows):
+    """Rows that are read in order; an earlier row starts the stream again."""
+
+    def limit(self, split: str, count: int | None) -> None:
+        """Set the number of rows. Raises ConfigError without one."""
+        if count is None:
+            raise ConfigError(f"hf: a stream has no known end; say how many samples to read, such as --{split} 1000")
+        self._count = count
+        self._split, self._next = split, 0
+        self._stream: Iterator[tuple[int, Mapping[str, Any]]] = iter(())
+
+    def item(self, index: int) -> Sample:
+        if index < self._next or not self._next:
+            numbered = enumerate(self._table)
+            self._stream, self._next = ((number, row) for number, row in numbered if self._chosen(number)), 0
+        found = next(itertools.islice(self._stream, index - self._next, None), None)
+        if found is None:
+            self._next = 0
+            raise DataError(
+                f"hf: {self._prefix}: the stream ended before sample {index}; ask for fewer, --{self._split} N"
+            )
+        self._next = index + 1
+        return self._sample(*found)
+
+
+def as_file(value: Any, root: Path | None) -> FileBytes | DataError | InvalidValueError:
+    """Return a column's value as a file of its modality's reader; the error replaces a file that cannot be read.
+
+    `root` is the dataset's local folder: paths in other folders are not read, because they come with the data.
+    """
+    if isinstance(value, Mapping) and {"bytes", "path"} == value.keys():
+        data, place = value["bytes"], str(value["path"] or "")
+        if data is None:
+            path = Path(place).resolve()
+            if root is None or not path.is_relative_to(root):
+                return InvalidValueError(f"{place or 'a file'}: is not among the dataset's files")
+            try:
+                data = read_member(regular_member(path))
+            except DataError as error:
+                return error
+        extension = Path(place).suffix[1:].lower()
+        return FileBytes(data=data, extension=extension or sniffed(data))
+    if isinstance(value, str):
+        return FileBytes(data=value.encode(), extension="txt")
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        array = np.asarray(None)
+    if array.ndim and array.dtype.kind in "biuf":
+        return FileBytes(data=array_bytes(array), extension="npy")
+    try:
+        return FileBytes(data=json.dumps(value).encode(), extension="json")
+    except TypeError:
+        return InvalidValueError(f"a value of type {type(value).__name__} has no file")
+
+
+def sniffed(data: bytes) -> str:
+    """Return an extension for bytes without a name: a kind of sound or video by their first bytes, else png.
+
+    Pictures are recognised by their content whatever their extension.
+    """
+    for start, extension in MAGIC.items():
+        if data.startswith(start) and data[8:12] != b"WEBP":
+            return extension
+    return "mp4" if data[4:8] == b"ftyp" else "png"
+
+
+source = HubSource()

@@ -1,0 +1,226 @@
+"""The source `webdataset`: tar files in the layout of WebDataset, local or at a URL.
+
+The files of a sample have one name and different endings: `0001.jpg`, `0001.txt`, `0001.depth.npy`. Tar files at a URL
+are downloaded once into a cache. A tar file is never unpacked: its headers are scanned within the bounds of the file,
+and each value is read by its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo import hookimpl
+from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.data.files import FileSamples, share_of
+from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.data.tar import TARS, Dropped, scan_tar, split_suffixes
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, UnknownNameError, count_of
+from tokenizers_zoo.io import disk_errors, replacing_file
+from tokenizers_zoo.source import ModalityNames, OwnPictures, SourceSpec
+
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_SHARDS = 1_000_000
+"""Tar files that one pattern may name."""
+CHUNK = 1 << 20
+"""Bytes of a download that are in memory at a time."""
+IGNORED = ""
+"""The modality of files that a user leaves out."""
+CHANGED = 1_000_000_000
+"""Modification time of downloaded files, s; the same after a second download, because shards depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WebDatasetSettings(OwnPictures):
+    """The tar files, their split, and the modalities of their files."""
+
+    path: str | tuple[str, ...]
+    """Tar files: a path, a URL or a folder of them, or a list. `{000..099}` stands for numbers, and `*` for anything
+    in the name of a local file."""
+    test: str | tuple[str, ...] = ()
+    """Tar files of the test split, given in the same way. Without them it is a share of the samples of `path`."""
+    test_fraction: float = 0.1
+    """Share of the samples for testing if `test` is not given, in [0, 1)."""
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    """Modality of each kind of file, by the ending after the key: `{jpg = "rgb", "seg.png" = "semseg"}`. An empty name
+    leaves files out. Other endings are matched by name (`depth.npy`) or extension."""
+    cache: str = "~/.cache/tokenizers-zoo/webdataset"
+    """Folder of downloaded tar files. `~` is your home."""
+
+    def __post_init__(self) -> None:
+        check_interval(self, "[0, 1)", "test_fraction")
+
+
+class WebDatasetSource:
+    """The source plugin."""
+
+    @hookimpl
+    def source_spec(self) -> SourceSpec:
+        """Return the spec; `modalities` is empty, as the samples name them."""
+        return SourceSpec(
+            name="webdataset", summary="tar files in the layout of WebDataset, local or at a URL",
+            modalities=(), licence="that of the files", settings=WebDatasetSettings,
+        )  # fmt: skip
+
+    @hookimpl
+    def samples(
+        self, split: str, count: int | None, seed: int, settings: Settings, names: ModalityNames
+    ) -> FileSamples:
+        """Return the samples of a split, sorted by key: the tar file's name and the key in it.
+
+        With a count, tar files are scanned, and downloaded, only until it is reached. Raises ConfigError, DataError,
+        and ReadError for a tar file that cannot be read or downloaded.
+        """
+        config = settings.take(WebDatasetSettings)
+        own = checked_extensions(config.extensions, names)
+        given = config.test if split == TEST and config.test else config.path
+        tars = tar_files((given,) if isinstance(given, str) else given)
+        samples, others, damaged = FileSamples(), Counter[str](), list[str]()
+        for stem, place in tars:
+            path = local_file(place, Path(config.cache).expanduser())
+            for item in scan_tar(path, split_suffixes):
+                if isinstance(item, Dropped):
+                    damaged.append(f"{path.name}: {item.key or 'unknown member'}: {item.reason}")
+                    continue
+                key, member = f"{stem}/{item[0]}", item[1]
+                if not config.test and (share_of(key) < config.test_fraction) != (split == TEST):
+                    continue
+                name = modality_of(member.extension, own, names)
+                if name is None:
+                    others[member.extension] += 1
+                elif name != IGNORED and not samples.add(
+                    name, key, member._replace(extension=member.extension.rpartition(".")[2])
+                ):
+                    samples.drop(name, path.name, item[0], "a second value with this key; the first is used")
+            if count is not None and samples.keys >= count:
+                break
+        if others:
+            counts = ", ".join(f"{number} .{ending}" for ending, number in others.most_common(5))
+            samples.notes.append(f"files that no enabled modality claims are not used: {counts}; see extensions")
+        if damaged:
+            samples.notes.append(f"{count_of(len(damaged), 'member')} cannot be used (first: {damaged[0]})")
+        if not samples.keys:
+            share = "" if config.test else f" with test_fraction {config.test_fraction:g}"
+            raise DataError(
+                f"webdataset: {split!r}: no sample of an enabled modality{share}: {'; '.join(samples.notes) or given}; "
+                f"to go without the split, ask for none (--{split} 0)"
+            )
+        return samples.finish(count, sorted({*own.values(), *names.by_name.values()} - {IGNORED}), ())
+
+
+def checked_extensions(extensions: Mapping[str, str], names: ModalityNames) -> dict[str, str]:
+    """Return the modality by ending, in lower case. Raises UnknownNameError for one that is not enabled."""
+    for name in extensions.values():
+        if name != IGNORED and name not in names.by_name:
+            raise UnknownNameError.of("modality in extensions:", name, names.by_name)
+    return {ending.lower().removeprefix("."): names.by_name.get(name, IGNORED) for ending, name in extensions.items()}
+
+
+def modality_of(ending: str, own: Mapping[str, str], names: ModalityNames) -> str | None:
+    """Return the modality of a file by the ending after its key, such as `jpg` or `depth.npy`; None if unknown."""
+    first, _, last = ending.rpartition(".")
+    if ending in own or not first:
+        return own.get(ending, names.by_extension.get(last))
+    return next((names.by_name[part] for part in first.split(".") if part in names.by_name), None)
+
+
+# ---------------------------------------------------------------------------- tar files
+
+
+def tar_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the tar files that patterns name: the first part of the keys of each, and its path or URL, sorted.
+
+    Raises ConfigError for a pattern without files, and for two files with the same name.
+    """
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        places = list(itertools.islice(places_of(pattern), MOST_SHARDS + 1))
+        if not places:
+            raise ConfigError(f"path: {pattern}: no tar file here")
+        if len(places) > MOST_SHARDS:
+            raise ConfigError(f"path: {pattern}: names more than {MOST_SHARDS} tar files")
+        for place in places:
+            stem = place.rpartition("/")[2].partition("?")[0].partition(".")[0]
+            if stem in found:
+                raise ConfigError(f"path: {place}: has the name of {found[stem]}; rename one")
+            found[stem] = place
+    return sorted(found.items(), key=lambda item: f"{item[0]}/")
+
+
+def places_of(pattern: str) -> Iterator[str]:
+    """Yield the paths and URLs of one pattern; local ones without `file://`."""
+    if number := RANGE.search(pattern):
+        first, last = number.groups()
+        for value in range(int(first), int(last) + 1):
+            yield from places_of(f"{pattern[: number.start()]}{value:0{len(first)}}{pattern[number.end() :]}")
+    elif is_remote(pattern):
+        yield pattern
+    else:
+        path = Path(pattern.removeprefix("file://")).expanduser()
+        if path.is_dir():
+            yield from (str(one) for one in sorted(path.glob(TARS)))
+        elif "*" in path.name:
+            yield from (str(one) for one in sorted(path.parent.glob(path.name)) if one.is_file())
+        elif path.is_file():
+            yield str(path)
+
+
+def is_remote(place: str) -> bool:
+    """Return whether a place is a URL of another scheme than file."""
+    return "://" in place and not place.startswith("file://")
+
+
+def local_file(place: str, cache: Path) -> Path:
+    """Return a tar file on this machine; a URL is downloaded into the cache, unless it is there.
+
+    A file with another size or ETag at the same URL is downloaded again. Raises ReadError.
+    """
+    if not is_remote(place):
+        return Path(place)
+    import fsspec
+
+    try:
+        file_system, name = fsspec.core.url_to_fs(place)
+        info = file_system.info(name)
+        size = info.get("size")
+        identity = json.dumps([place, size, next((info[key] for key in ("ETag", "etag") if info.get(key)), "")])
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        path = cache / f"{digest}-{place.rpartition('/')[2].partition('?')[0]}"
+        if not path.is_file():
+            with disk_errors(cache), replacing_file(path) as temporary:
+                with file_system.open(name, "rb", block_size=0) as remote, open(temporary, "wb") as file:
+                    copied = copy(remote.read, file.write, size)
+                if size is not None and copied != size:
+                    raise ReadError(f"{place}: expected {size} bytes, got {copied}; run the same command again")
+                os.utime(temporary, (CHANGED, CHANGED))
+    except ImportError as error:
+        advice = 'pip install "zoo-hub-data[http]"' if place.startswith("http") else str(error)
+        raise ConfigError(f"{place}: needs a package that is not installed; {advice}") from None
+    except ValueError as error:
+        raise ConfigError(f"path: {place}: {error}") from None
+    except DataError:
+        raise
+    except Exception as error:  # the file systems of fsspec raise errors of their own libraries
+        why = " ".join(str(error).split()).replace(place, "").strip() or "not found, or no connection"
+        raise ReadError(f"{place}: cannot be read: {why}; check the address, or run the same command again") from error
+    return path
+
+
+def copy(read: Callable[[int], Any], write: Callable[[Any], Any], size: int | None) -> int:
+    """Copy up to one byte more than `size`, or to the end, in chunks; return the number of bytes."""
+    copied = 0
+    while (size is None or copied <= size) and (chunk := read(CHUNK)):
+        write(chunk)
+        copied += len(chunk)
+    return copied
+
+
+source = WebDatasetSource()
