@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,13 @@ def sources(zoo: Zoo, names: list[str]) -> list[str]:
     specs = [zoo.source(name).spec for name in names]
     lines = table(
         ("source", "what", "gives", "licence of the values"),
-        [(f"`{spec.name}`", sentence(spec.summary), as_code(spec.modalities), spec.licence) for spec in specs],
+        [(f"`{spec.name}`", sentence(spec.summary), as_code(spec.modalities) or "any", spec.licence) for spec in specs],
     )
+    settings = fields(specs[0].settings) if specs[0].settings else ()
+    required = [field.name for field in settings if field.default is field.default_factory is MISSING]
+    options = "".join(f" --set {name}=..." for name in required)
     lines.append(f"\n`zoo source info {names[0]}` shows its settings. Values in `data`:\n")
-    return [*lines, f"    zoo data make {names[0]} data --train 1000 --test 100"]
+    return [*lines, f"    zoo data make {names[0]} data --train 1000 --test 100{options}"]
 
 
 def extras(text: str, project: Mapping[str, Any], folder: str) -> list[str]:

@@ -54,7 +54,7 @@ class HubSettings(OwnPictures):
     """Modality of each column: `{image = "rgb", text = "caption"}`. An empty name leaves a column out. Other columns
     are matched by name, and columns of pictures, sounds and videos by type."""
     splits: Mapping[str, str] = field(default_factory=dict)
-    """The dataset's splits for `train` and `test`: `{test = "validation"}`. Default: those of the same name, or
+    """The dataset's splits for `train` and `test`: `{test = "validation"}`. Default: splits of the same name, or
     validation for test; without either, test is a share of train."""
     test_fraction: float = 0.1
     """Share of the rows for testing if there is no split for it, in [0, 1)."""

@@ -43,8 +43,8 @@ class WebDatasetSettings(OwnPictures):
     """The tar files, their split, and the modalities of their files."""
 
     path: str | tuple[str, ...]
-    """Tar files: a path, a URL or a folder of them, or a list. `{000..099}` stands for numbers, and `*` for anything
-    in the name of a local file."""
+    """Tar files: a path, a URL or a folder of them, or a list. `{000..099}` stands for numbers, and `*` for any
+    part of a local file's name."""
     test: str | tuple[str, ...] = ()
     """Tar files of the test split, given in the same way. Without them it is a share of the samples of `path`."""
     test_fraction: float = 0.1
@@ -117,7 +117,7 @@ class WebDatasetSource:
 
 
 def checked_extensions(extensions: Mapping[str, str], names: ModalityNames) -> dict[str, str]:
-    """Return the modality by ending, in lower case. Raises UnknownNameError for one that is not enabled."""
+    """Return the modality by ending, in lower case. Raises UnknownNameError for a modality that is not enabled."""
     for name in extensions.values():
         if name != IGNORED and name not in names.by_name:
             raise UnknownNameError.of("modality in extensions:", name, names.by_name)
