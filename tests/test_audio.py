@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import sys
 import tracemalloc
 import wave
 from typing import Any
@@ -104,6 +105,35 @@ def test_every_kind_of_wav_is_read(width: int, tolerance: float) -> None:
         value = audio.plugin.read_value(data, "wav", settings())
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, tone(300.0), atol=tolerance + 1e-7)
+
+
+@pytest.mark.parametrize(("kind", "form", "tolerance"), [
+    ("flac", "FLAC", 1e-4), ("ogg", "OGG", 0.05), ("mp3", "MP3", 0.08), ("aiff", "AIFF", 1e-4),
+])  # fmt: skip
+@pytest.mark.parametrize("rate", [RATE, 44100])
+def test_compressed_sound_is_read_and_resampled(kind: str, form: str, tolerance: float, rate: int) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    file = io.BytesIO()
+    soundfile.write(file, tone(300.0, rate, 1.0)[:, None] * [1.5, 0.5], rate, format=form)
+    value = audio.plugin.read_value(file.getvalue(), kind, settings())
+    assert value.shape == (4000,) and value.dtype == np.float32
+    np.testing.assert_allclose(value[400:-400], tone(300.0)[400:-400], atol=tolerance + (0.01 if rate != RATE else 0))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "words"),
+    [(b"", "flac", "cannot be read"), (b"nonsense" * 99, "mp3", "cannot be read|no sound"), (b"", "m4a", "flac")],
+)
+def test_files_that_are_no_sound_are_refused(data: bytes, kind: str, words: str) -> None:
+    pytest.importorskip("soundfile")
+    with pytest.raises(InvalidValueError, match=words):
+        audio.plugin.read_value(data, kind, settings())
+
+
+def test_without_the_package_its_install_line_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(InvalidValueError, match=r'pip install "zoo-audio\[soundfile\]"'):
+        audio.plugin.read_value(b"...", "flac", settings())
 
 
 def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:

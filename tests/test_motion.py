@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tokenizers_zoo.config import Settings
+from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.media import saved
 from tokenizers_zoo.validation import array_bytes as npy
@@ -78,6 +81,69 @@ def test_transparent_pixels_of_frames_are_white(kind: str, options: dict[str, An
     for number, seen in enumerate(found):
         np.testing.assert_allclose(seen[:, 15, 15], 1, atol=0.01)
         np.testing.assert_allclose(seen[:, 5, number + 1], [1, 0, 0], atol=0.01)
+
+
+FORMATS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm", "avi": "avi"}
+
+
+def film(kind: str, greys: list[int], rate: int, size: tuple[int, int] = (32, 32)) -> bytes:
+    """Return a video file of grey frames whose upper left corner is white."""
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    with av.open(file, "w", format=FORMATS[kind]) as container:
+        stream = container.add_stream("libvpx" if kind == "webm" else "mpeg4", rate=rate)
+        stream.width, stream.height = size
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+        for grey in greys:
+            pixels = np.full((size[1], size[0], 3), grey, np.uint8)
+            pixels[: size[1] // 2, : size[0] // 2] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    ("frame_rate", "rate", "shown"), [(8.0, 8, [0, 20, 40, 60]), (8.0, 16, [0, 40, 80, 120]), (16.0, 8, [0, 0, 20, 20])]
+)
+def test_video_files_are_sampled_at_the_frame_rate(kind: str, frame_rate: float, rate: int, shown: list[int]) -> None:
+    found = read_video(film(kind, list(range(0, 200, 20)), rate), kind, frame_rate=frame_rate)
+    assert found.shape == (4, 3, 32, 32) and found.dtype == np.float32
+    np.testing.assert_allclose(found[:, :, 24:, 24:].mean(axis=(1, 2, 3)), np.array(shown) / 255, atol=0.03)
+    assert (found[:, :, 4:12, 4:12] > 0.9).all()
+
+
+def test_large_frames_are_reduced_before_they_take_memory() -> None:
+    found = read_video(film("mp4", [0, 50, 100, 150], 8, size=(320, 160)), "mp4")
+    assert found.shape == (4, 3, 32, 64)
+    assert (found[:, :, 2:14, 2:28] > 0.9).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "extension", "words"),
+    [
+        (b"", "mp4", "cannot be read"), (b"#EXTM3U\nhttp://localhost/a.ts\n", "mp4", "cannot be read"),
+        (b"nonsense" * 100, "webm", "cannot be read"), (b"nonsense", "wmv", "expected .npy, .mp4"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_video_are_refused(data: bytes, extension: str, words: str) -> None:
+    pytest.importorskip("av")
+    with pytest.raises(InvalidValueError, match=words):
+        read_video(data, extension)
+
+
+def test_a_short_or_cut_video_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match=r"0.25 s, which is 2 frames at 8 per second, expected 4"):
+        read_video(film("mp4", [0, 50], 8), "mp4")
+    data = film("mkv", list(range(0, 200, 2)), 8)
+    with pytest.raises(InvalidValueError, match=r"frames|cannot be read"):
+        read_video(data[:700], "mkv")
+
+
+def test_without_the_package_its_install_line_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InvalidValueError, match=r'pip install "zoo-motion\[av\]"'):
+        read_video(b"...", "mp4")
 
 
 def test_bytes_are_read_as_0_to_255() -> None:

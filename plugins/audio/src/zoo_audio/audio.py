@@ -20,6 +20,7 @@ from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from zoo_audio.compressed import EXTENSIONS, read_compressed
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +174,8 @@ class Audio(TemporalModality):
 
     settings_class = AudioSettings
     summary = "sound as residual codes of its mel spectrogram"
+    aliases = ("sound", "sounds")
+    extensions = ("wav", *EXTENSIONS)
     low, high = -1.0, 1.0
     unit = "amplitude"
     description = "waveform of one channel; files are mixed down and resampled to sample_rate"
@@ -217,7 +220,11 @@ class Audio(TemporalModality):
         return waveform_of(outputs, options.frame, options.iterations)
 
     def read(self, data: bytes, extension: str, options: AudioSettings) -> NDArray[np.float32]:
-        """A .wav file, mixed down to one channel and resampled; or an .npy waveform at `sample_rate`."""
+        """A sound file, mixed down to one channel and resampled; or an .npy waveform at `sample_rate`.
+
+        Files other than .wav (.flac, .mp3, .ogg, ...) need the extra `soundfile`.
+        """
+        seconds = options.length / options.sample_rate + 1  # the filter of `resampled` reaches less than a second
         if extension == "npy":
             given = read_array(data, extension)
             if given.dtype.kind != "f" and given.dtype != np.int16:
@@ -227,11 +234,15 @@ class Audio(TemporalModality):
                 raise ValueError(f"expected one channel (time,), got {samples.shape}; mix it down, or save a .wav")
         elif extension in ("wav", "wave"):
             rate, channels = read_wav(data)
-            seconds = options.length / options.sample_rate + 1  # the filter of `resampled` reaches less than a second
             used = to_float(channels[: math.ceil(seconds * rate) + 2 * TAPS])
             samples = resampled(used.mean(axis=1), rate, options.sample_rate)
+        elif extension in EXTENSIONS:
+            rate, channels = read_compressed(data, extension, seconds, FASTEST)
+            samples = resampled(channels.mean(axis=1), rate, options.sample_rate)
         else:
-            raise ValueError("expected .wav or .npy; convert it first (ffmpeg -i FILE FILE.wav)")
+            raise ValueError(
+                f"expected .wav, .{', .'.join(EXTENSIONS)} or .npy; convert it first (ffmpeg -i FILE FILE.wav)"
+            )
         return fitted(samples, options.length)
 
     def write(self, value: NDArray[np.float32], options: AudioSettings) -> tuple[bytes, str]:

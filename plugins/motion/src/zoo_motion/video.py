@@ -15,6 +15,7 @@ from tokenizers_zoo.families.images import PSNR, laid_over, psnr, read_array, rg
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
+from zoo_motion.containers import CONTAINERS, read_container
 
 ANIMATIONS = ("gif", "png", "apng", "webp")
 FORMATS = ("GIF", "PNG", "WEBP")
@@ -30,8 +31,8 @@ class VideoSettings(ClipSettings):
     """Settings of video."""
 
     frame_rate: float = 8.0
-    """Frames per second of the values. Animated files are sampled at these times, with a tolerance of 5 ms for their
-    rounded times."""
+    """Frames per second of the values. Files are sampled at these times; animations with a tolerance of 5 ms, because
+    they round their times."""
 
     def __post_init__(self) -> None:
         ClipSettings.__post_init__(self)
@@ -43,6 +44,8 @@ class Video(ClipModality):
 
     settings_class = VideoSettings
     summary = "video as a grid of tokens over time, rows and columns"
+    aliases = ("videos", "clips")
+    extensions = (*CONTAINERS, "gif")
     channels = 3
     low, high = 0.0, 1.0
     unit = "sRGB"
@@ -61,20 +64,20 @@ class Video(ClipModality):
         return {"frame_rate": options.frame_rate}
 
     def read(self, data: bytes, extension: str, options: VideoSettings) -> NDArray[np.float32]:
-        """The first `frames` frames of an animated .gif, .png or .webp, or of an .npy (time, 3, height, width).
+        """The first `frames` frames of a video file, an animated .gif, .png or .webp, or .npy (time, 3, height, width).
 
-        uint8 arrays are taken as 0 to 255. Raises ValueError for other files, and where there are too few frames.
+        Video files (.mp4, .webm, .mkv, ...) need the extra `av`. uint8 arrays are taken as 0 to 255. Raises ValueError
+        for other files, and where there are too few frames.
         """
         if extension == "npy":
             video = read_array(data, extension)
             video = video.astype(np.float32) / np.float32(255) if video.dtype == np.uint8 else video
         elif extension in ANIMATIONS:
             video = read_animation(data, options.frames, options.frame_rate)
+        elif extension in CONTAINERS:
+            video = read_container(data, extension, options.frames, options.frame_rate, max(options.size))
         else:
-            raise ValueError(
-                f"expected .npy or an animated .{', .'.join(ANIMATIONS)}; convert it first (ffmpeg -i FILE -vf fps="
-                f"{options.frame_rate:g} FILE.gif)"
-            )
+            raise ValueError(f"expected .npy, .{', .'.join(CONTAINERS)}, or an animated .{', .'.join(ANIMATIONS)}")
         if video.ndim != 4 or video.shape[1] != 3:
             raise ValueError(f"expected (time, 3, height, width), got {video.shape}")
         if len(video) < options.frames:
