@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,8 @@ def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
-    from_mapping(TrainConfig, tables.get("train", {}), replace(origin, table="train"))
+    keys = [field.name for field in fields(TrainConfig)]  # --set may complete the table
+    reject_unknown(tables.get("train", {}), keys, replace(origin, table="train"))
     from_mapping(EvaluationConfig, tables.get("eval", {}), replace(origin, table="eval"))
     transfer_config(tables.get("transfer", {}), replace(origin, table="transfer"))
     return {name: dict(tables.get(name, {})) for name in TABLES}
