@@ -101,6 +101,15 @@ def test_splits_and_tar_files(zoo: Run) -> None:
     assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in told
 
 
+def test_pictures_with_texts_beside_them(zoo: Run) -> None:
+    write_pictures(Path("flat"), (130, 200))
+    for path in list(Path("flat").iterdir())[:5]:
+        path.with_suffix(".txt").write_text("a red ball\n")
+    code, shown, _ = zoo("init", "flat")
+    assert code == 0 and "2 modalities of flat, 12 samples: caption, rgb" in shown
+    assert load_toml(Path("registry.toml"))["zoo"]["image_size"] == 128
+
+
 def test_values_that_are_made_already(zoo: Run) -> None:
     world = the_world().put_back()
     code, shown, _ = zoo("init", str(world.folder / "data"))
@@ -110,9 +119,9 @@ def test_values_that_are_made_already(zoo: Run) -> None:
 
 
 def test_folders_without_values_are_refused(zoo: Run) -> None:
-    write_texts(Path("a/captions"))
+    write_texts(Path("a/captoin"))
     code, _, told = zoo("init", "a")
-    assert code == 1 and "captions" in told and "rename it to caption" in told
+    assert code == 1 and "captoin" in told and "rename it to caption" in told
     Path("empty").mkdir()
     code, _, told = zoo("init", "empty")
     assert code == 1 and "empty: " in told

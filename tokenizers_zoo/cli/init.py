@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +18,7 @@ from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file
 
 if TYPE_CHECKING:
+    from tokenizers_zoo.data.files import FileSamples
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
 SIZES = {64: 8, 128: 8, 224: 16}
@@ -126,16 +127,18 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
 
 def files_in(zoo: Zoo, folder: Path) -> Findings:
     """Return the modalities of files, as the source `folder` names them. Raises DataError if there are none."""
+    from tokenizers_zoo.data.files import FileSamples
     from tokenizers_zoo.pipeline.make_shard import open_samples
     from tokenizers_zoo.source_handle import name_at_source
 
     options = {"path": str(folder), "test_fraction": 0.0}
     try:
-        samples: Any = open_samples(zoo, zoo.source(OWN_FILES), TRAIN, None, 0, options, folder / "data")
+        samples = open_samples(zoo, zoo.source(OWN_FILES), TRAIN, None, 0, options, folder / "data")
     except DataError:
         if not (folder / TEST).is_dir() or (folder / TRAIN).is_dir():
             raise
         samples = open_samples(zoo, zoo.source(OWN_FILES), TEST, None, 0, options, folder / "data")
+    assert isinstance(samples, FileSamples)
     by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
     found = Findings(samples=len(samples), unknown=[name for name in samples.modalities if name not in by_name])
     counts = dict(samples.ask("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
@@ -154,7 +157,7 @@ def sized(handle: ModalityHandle) -> bool:
     return "image_size" in handle.known_settings()
 
 
-def picture_sides(samples: Any, number: int, names: set[str]) -> Iterator[tuple[int, int]]:
+def picture_sides(samples: FileSamples, number: int, names: set[str]) -> Iterator[tuple[int, int]]:
     """Yield width and height of the first picture of a sample."""
     from PIL import Image
 
