@@ -212,7 +212,7 @@ TONE = np.sin(np.arange(4000) / 9).astype(np.float32)
 BANDS, FRAME = (12, 4, 4), (4, 4)
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
 FILES: list[tuple[str, str, bytes, str]] = [
-    ("audio", "mp3", b"ID3 something", "convert it"), ("audio", "wav", b"not a wav", "not a WAV"),
+    ("audio", "mp3", b"ID3 something", "cannot be read"), ("audio", "wav", b"not a wav", "not a WAV"),
     ("audio", "wav", wav(TONE)[:-100], "cut off"), ("audio", "wav", wav(TONE * 40), "peak"),
     ("audio", "wav", wav(np.array([0.1, np.nan], np.float32)), "finite"),
     ("audio", "wav", wav(np.zeros(0)), ".wav file"), ("audio", "wav", wav(TONE, 1000003), "sample rate"),
@@ -222,14 +222,14 @@ FILES: list[tuple[str, str, bytes, str]] = [
     ("video", "gif", b"garbage", "not a picture"),
     ("video", "npy", array_bytes(np.zeros((8, 16, 16, 3), np.uint8)), "(time, 3, height, width)"),
     ("video", "gif", animation(5), "one frame"), ("video", "gif", animation(0, 50), "2 frames"),
-    ("video", "mp4", b"....ftypmp42", "convert it"), ("video", "gif", POSTSCRIPT, "not a picture"),
+    ("video", "mp4", b"....ftypmp42", "cannot be read"), ("video", "gif", POSTSCRIPT, "not a picture"),
     ("flow", "flo", flo_bytes(np.full((2, 4, 4), 1e10, np.float32)), "outside the range"), ("flow", "png", b"", ".flo"),
     ("flow", "npy", array_bytes(np.full((2, 4, 4), np.nan, np.float32)), "finite"), ("flow", "flo", b"garbage", ".flo"),
     ("flow", "npy", array_bytes(np.zeros((4, 4, 2), np.float32)), "(2, height, width)"),
     ("flow", "flo", flo_bytes(np.zeros((2, 4, 4), np.float32))[:-1], "4 x 4 vectors"),
     ("imu", "csv", b"0,1,0,0,0,0\n" * 4, "looks like g"), ("imu", "csv", b"0,9.8,0\n" * 4, "(3, 4)"),
-    ("imu", "csv", b"0,0,0,0.2,9.8,0\n" * 4, "rotation rate"), ("imu", "csv", b"0,9.8,0,0,0\n1,2\n", "at row 2"),
-    ("imu", "csv", ",".join(NAMES).encode() + b"\n0,9.8,0\n" * 4, "(3, 4)"), ("imu", "json", b"", ".csv"),
+    ("imu", "csv", b"0,0,0,0.2,9.8,0\n" * 4, "rotation rate"), ("imu", "csv", b"0,9.8,0,0,0\n1,2\n", "line 2"),
+    ("imu", "csv", ",".join(NAMES).encode() + b"\n0,9.8,0\n" * 4, "line 2"), ("imu", "json", b"", ".csv"),
     ("imu", "csv", b"rate_x,rate_y,rate_z,acceleration_x,acceleration_y,a\n" + b"1,2,3,4,5,6\n" * 4, "names"),
     ("multispectral", "npy", array_bytes(np.full(BANDS, 3000.0, np.float32)), "from 0 to 2"),
     ("multispectral", "npy", array_bytes(np.full(BANDS, 25454, np.uint16)), "100% above"),

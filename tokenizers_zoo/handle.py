@@ -412,6 +412,8 @@ class ModalityHandle:
         arguments = {"data": data, "extension": extension, "settings": self.settings, "spec": self.spec}
         try:
             value = self._plugin.call_raw(self.name, "read_value", **arguments)
+        except InvalidValueError as error:
+            raise error if data else InvalidValueError(f"{error}; the file is empty (0 bytes)") from None
         except OneLineError:
             raise
         except Exception as error:

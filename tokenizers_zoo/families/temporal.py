@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +18,7 @@ from tokenizers_zoo.families.base import TrainedModality, token_grid
 from tokenizers_zoo.families.images import ImageSettings, ImageValues, read_array
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.validation import text_of
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -27,6 +31,48 @@ PICTURE = (256, 256)
 BAND = (8, 32)
 """Smallest and largest height of one channel, pixels."""
 INK = (40, 70, 140)
+
+
+def read_csv(data: bytes, columns: Sequence[str] = ()) -> NDArray[np.float64]:
+    """Return the numbers of a .csv file as (columns, rows): values separated by commas, one row per time step.
+
+    If the first line is a header that names all `columns`, they are returned in this order, and other columns, which
+    may hold any text, are not read. Quotes and capitals of names do not matter. Without a header, or with other names,
+    all columns are returned in the order of the file. Raises ValueError for an empty file, a row that is no row of as
+    many numbers, and a header that has only some of the names, not at their places.
+    """
+    rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text_of(data), newline="")), 1) if row]
+    first = [word.strip(" \t'").lower() for word in rows[0][1]] if rows else []
+    names = [] if all(map(_is_number, first)) else first
+    if len(rows) == bool(names):
+        raise ValueError("it has no row of numbers")
+    wanted = [name.lower() for name in columns]
+    places = list(range(len(first)))
+    if wanted and all(names.count(name) == 1 for name in wanted):
+        places = [names.index(name) for name in wanted]
+    elif known := set(names) & set(wanted):
+        in_place = len(names) == len(wanted) and all(names.index(name) == wanted.index(name) for name in known)
+        if not in_place:
+            found, expected = ", ".join(rows[0][1]), ", ".join(columns)
+            raise ValueError(f"line {rows[0][0]}: expected the names {expected}, in any order, got {found:.90}")
+    numbers = np.empty((len(places), len(rows) - bool(names)))
+    for index, (line, row) in enumerate(rows[bool(names) :]):
+        try:
+            if len(row) != len(first):
+                raise ValueError
+            numbers[:, index] = [float(row[place]) for place in places]
+        except ValueError:
+            raise ValueError(f"line {line}: expected {len(first)} numbers separated by commas") from None
+    return numbers
+
+
+def _is_number(word: str) -> bool:
+    """Return whether a word is a number, as Python reads it."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,12 +174,21 @@ class SeriesModality(TemporalModality):
     """float32 (channels, time). A plugin gives `measure`, and `mirrored` where left and right mean something."""
 
     settings_class: ClassVar[type[Any]] = SeriesSettings
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Names of the channels in the header of .csv files; see `read_csv`."""
 
     def value_shape(self, options: Any) -> tuple[int, ...]:
         return self.channels, options.length
 
     def read(self, data: bytes, extension: str, options: Any) -> NDArray[Any]:
-        """Read one series (channels, time) of any length; an array (time,) is one channel. Raises ValueError."""
+        """Read one series (channels, time) of any length. Raises ValueError.
+
+        An .npy file has this shape, or is (time,) for one channel. A .csv file has a row per time step, see `read_csv`.
+        """
+        if extension == "csv":
+            return read_csv(data, self.columns)
+        if extension != "npy":
+            raise ValueError("expected .npy or .csv")
         array = read_array(data, extension)
         return array[None] if array.ndim == 1 and self.channels == 1 else array
 

@@ -31,7 +31,8 @@ def read_compressed(data: bytes, extension: str, seconds: float, fastest: int) -
                 raise ValueError(f"{channels} channels: expected up to {MOST_CHANNELS}; mix it down first")
             samples: NDArray[np.float32] = file.read(int(seconds * rate) + 1, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
-        raise ValueError(f"cannot be read as .{extension}: {str(error).rstrip('.')}") from None
+        why = getattr(error, "error_string", str(error)).rstrip(".")
+        raise ValueError(f"cannot be read as .{extension}: {why}") from None
     if not samples.size:
         raise ValueError("it holds no sound")
     if not np.isfinite(samples).all():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,15 +11,12 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
 from tokenizers_zoo.spec import Metric
-from tokenizers_zoo.validation import text_of
 
 NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
 MIRRORED_SIGNS = np.array([[-1], [1], [1], [1], [-1], [-1]], np.float32)
 """Left and right exchanged: a vector turns its x around, an axis of rotation its y and z."""
-NUMBER = re.compile(r"[+-]?(nan|inf|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)")
 GRAVITY = 9.81
 """m/s2."""
 COLOURS = ((200, 60, 50), (50, 140, 60), (50, 90, 200))
@@ -56,6 +52,7 @@ class Imu(SeriesModality):
     """
 
     settings_class = ImuSettings
+    columns = NAMES
     summary = "acceleration and rotation rates over time as a row of tokens"
     channels = 6
     unit = "m/s2 and rad/s"
@@ -84,19 +81,14 @@ class Imu(SeriesModality):
         return value * MIRRORED_SIGNS
 
     def read(self, data: bytes, extension: str, options: ImuSettings) -> NDArray[Any]:
-        """An .npy (6, time), or a .csv of 6 columns, a measurement a line.
+        """An .npy (6, time), or a .csv with a measurement per line.
 
-        The columns are in the order of NAMES, or a first line has these names in another one. Raises ValueError, also
-        for what looks like g, or like the rates before the acceleration.
+        The columns are in the order of NAMES, or a header has these names in any order, perhaps with others. Raises
+        ValueError, also for what looks like g, or like the rates before the acceleration.
         """
-        if extension == "npy":
-            value = read_array(data, extension)
-            if value.dtype.kind != "f":
-                raise ValueError(f"expected floats in {self.unit}, got {value.dtype}, which are a sensor's counts")
-        elif extension == "csv":
-            value = read_csv(data)
-        else:
-            raise ValueError("expected .npy or .csv")
+        value = super().read(data, extension, options)
+        if value.dtype.kind != "f":
+            raise ValueError(f"expected floats in {self.unit}, got {value.dtype}, which are a sensor's counts")
         if value.ndim != 2 or len(value) != self.channels:
             raise ValueError(f"expected ({self.channels}, time): {', '.join(NAMES)}; got {value.shape}")
         with np.errstate(over="ignore"):  # numbers too large for float32 are refused below
@@ -124,7 +116,11 @@ class Imu(SeriesModality):
             ),
             "the rates first, without names": (b"0,0,0,0,9.81,0\n" * options.length, "csv"),
             "acceleration in g": (b"0,1,0,0,0,0\n" * options.length, "csv"),
-            "a column of times, too": (b"0.1," + (line + b"0.1,") * (options.length - 1) + line, "csv"),
+            "names, with a column of times": (
+                b"time," + names + (b"0.1," + line) * options.length,
+                "csv",
+            ),
+            "a column of times, without names": (b"0.1," + (line + b"0.1,") * (options.length - 1) + line, "csv"),
             "semicolons instead of commas": (line.replace(b",", b";") * options.length, "csv"),
             "half as many lines": (line * (options.length // 2), "csv"),
         }
@@ -150,29 +146,6 @@ class Imu(SeriesModality):
             "acceleration_rmse": float(np.sqrt(squares[:, :3].sum(axis=1).mean())),
             "rate_rmse": float(np.sqrt(squares[:, 3:].sum(axis=1).mean())),
         }
-
-
-def read_csv(data: bytes) -> NDArray[np.float64]:
-    """(columns, lines) of a file of numbers separated by commas, in the order of NAMES where its first line has these.
-
-    Quotes and capitals of names do not matter. Raises ValueError, also where a name of NAMES is of
-    another column than there and not all are given.
-    """
-    lines = [line for line in text_of(data).splitlines() if line.strip()]
-    names = [word.strip(" \t\"'").lower() for word in lines[0].split(",")] if lines else []
-    named = any(map(str.isalpha, "".join(names))) and not any(map(NUMBER.fullmatch, names))
-    if len(lines) == named:
-        raise ValueError("it holds no measurement")
-    try:
-        columns = np.loadtxt(lines[named:], delimiter=",", comments=None, ndmin=2).T
-    except ValueError as error:
-        raise ValueError(f"expected lines of as many numbers, separated by commas: {error}") from None
-    if len(columns) == len(names) == len(NAMES):
-        if sorted(names) == sorted(NAMES):
-            columns = columns[[names.index(name) for name in NAMES]]
-        elif any(name != own and name in NAMES for name, own in zip(names, NAMES, strict=True)):
-            raise ValueError(f"line 1: expected the names {', '.join(NAMES)}, in any order, got {lines[0]!r:.90}")
-    return columns
 
 
 plugin = Imu()
