@@ -177,7 +177,7 @@ function boxRows(rows, data, keep, again) {
     }
     from = null;
   });
-  rows.append(element("div", { className: "picture boxes" }, canvas));
+  rows.append(element("div", { className: "picture" }, canvas));
   data.forEach((item, index) => {
     const label = element("input", { value: item.label });
     label.setAttribute("aria-label", `Label of box ${index + 1}`);
