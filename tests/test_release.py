@@ -1,0 +1,68 @@
+"""Releases: versions, extras, wheels and their descriptions."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples import PLUGINS
+
+ROOT = Path(__file__).parent.parent
+CORE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def release() -> Any:
+    spec = importlib.util.spec_from_file_location("release", ROOT / "tools" / "release.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_extra_all_has_every_distribution() -> None:
+    names = {re.split("[>=]", one)[0] for one in CORE["optional-dependencies"]["all"]}
+    assert names == {"zoo-backbone", *(project["name"] for project in PLUGINS.values())}
+
+
+def test_one_version(release: Any) -> None:
+    import tokenizers_zoo
+
+    version = release.checked_version()
+    assert version == tokenizers_zoo.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "folder", "with_url", "without"),
+    [
+        ("see [data](docs/data.md#a)", ".", "see [data](https://h/o/r/blob/v1/docs/data.md#a)", "see data"),
+        ("![a picture](docs/a.png)", ".", "![a picture](https://h/o/r/raw/v1/docs/a.png)", ""),
+        ("[zoo](../README.md)", "backbone", "[zoo](https://h/o/r/blob/v1/README.md)", "zoo"),
+        ("[4M](https://arxiv.org) [here](#use)", ".", "[4M](https://arxiv.org) [here](#use)", None),
+    ],
+)
+def test_links_of_descriptions(release: Any, text: str, folder: str, with_url: str, without: str | None) -> None:
+    assert release.with_absolute_links(text, folder, "https://h/o/r", "1") == with_url
+    assert release.with_absolute_links(text, folder, None, "1") == (text if without is None else without)
+
+
+@pytest.mark.slow
+def test_the_wheels(tmp_path: Path) -> None:
+    pytest.importorskip("twine")
+    words = [sys.executable, ROOT / "tools" / "release.py", "--out", tmp_path, "--url", "https://h/o/r", "--no-trial"]
+    subprocess.run(words, check=True)
+    wheels = list(tmp_path.glob("*.whl"))
+    assert len(wheels) == 2 + len(PLUGINS)
+    (core,) = tmp_path.glob("tokenizers_zoo-*.whl")
+    with zipfile.ZipFile(core) as file:
+        (name,) = (name for name in file.namelist() if name.endswith("/METADATA"))
+        metadata = file.read(name).decode()
+    assert "Project-URL: Repository, https://h/o/r" in metadata and "](docs/" not in metadata
