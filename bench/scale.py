@@ -51,14 +51,14 @@ a, b, c, d = Vector(), Vector(), Vector(), Derived()
 TRAIN = "--set steps=1 --set batch_size=64"
 COMMANDS = (
     ("data info", "data info data"),
-    ("derive", "data derive data --only d --workers 1"),
-    ("derive again", "data derive data --only d --workers 1"),
+    ("derive", "data derive data --modalities d --workers 1"),
+    ("derive again", "data derive data --modalities d --workers 1"),
     ("tokenizer to the first step", f"tokenizer train a --data data {TRAIN}"),
     ("", f"tokenizer train b --data data {TRAIN}"),
     ("", f"tokenizer train c --data data {TRAIN}"),
     ("", f"tokenizer train d --data data {TRAIN}"),
-    ("tokenize", "tokenize data --out tokens --only a,b,c,d --batch-size 512"),
-    ("tokenize again", "tokenize data --out tokens --only a,b,c,d --batch-size 512"),
+    ("tokenize", "tokenize data --out tokens --modalities a,b,c,d --batch-size 512"),
+    ("tokenize again", "tokenize data --out tokens --modalities a,b,c,d --batch-size 512"),
     ("backbone to the first step", "backbone train --tokens tokens --out run --preset nano --set steps=1"),
 )
 

@@ -21,8 +21,11 @@ from tokenizers_zoo.cli.main import zoo
 
 ROOT = Path(__file__).parent.parent
 ERRORS = """\
-Errors are one line on stderr with exit code 1; an interrupt (Ctrl-C) gives exit code 130. Progress goes to stderr,
-results to stdout. `zoo --debug COMMAND` shows the traceback.
+Errors are one line on stderr. The exit code is 2 for wrong usage, 1 for other errors and failed gates, and 130 for an
+interrupt (Ctrl-C). Progress and advice go to stderr, results to stdout.
+
+The options of `zoo` may stand anywhere on the command line: `zoo backbone eval run --registry other.toml --quiet`.
+`--json` prints facts as JSON. `--debug` shows the traceback of an error.
 """
 
 

@@ -49,7 +49,7 @@ def modalities(zoo: Zoo, names: list[str]) -> list[str]:
     )
     lines.append(f"\n`zoo info {names[0]}` shows its values, tokens, metrics and settings. With values in `data`:\n")
     if specs[0].derived_from:
-        lines.append(f"    zoo data derive data --only {names[0]}")
+        lines.append(f"    zoo data derive data --modalities {names[0]}")
     return [*lines, f"    zoo tokenizer train {names[0]} --data data"]
 
 

@@ -177,14 +177,14 @@ def write(root: Path, zoo: Zoo, split: str, name: str, values: dict[str, Any]) -
     write_tokens(root / "tokens", split, TokenMetadata.of(zoo[name], {}), dict(rows))
 
 
-def command_result(command: Command, *words: Any, registry: Path | None = None) -> Result:
+def command_result(command: Command, *words: Any, registry: Path | None = None, **more: Any) -> Result:
     """Run a command of the backbone in this process."""
-    return CliRunner().invoke(command, [str(word) for word in words], obj={"registry": registry, "debug": False})
+    return CliRunner().invoke(command, [str(word) for word in words], obj={"registry": registry}, **more)
 
 
-def refusal(command: Command, *words: Any, error: type[ZooError] = ZooError) -> str:
+def refusal(command: Command, *words: Any, error: type[Exception] = ZooError) -> str:
     """Run a command that fails; return its one-line error."""
-    result = command_result(command, *words)
+    result = command_result(command, *words, standalone_mode=False)
     assert isinstance(result.exception, error), (result.output, result.exception)
     text = str(result.exception)
     assert "\n" not in text

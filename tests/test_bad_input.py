@@ -38,21 +38,21 @@ def unchanged(world: World) -> bool:
     [
         ("info dept", ("unknown modality 'dept'", "did you mean depth?")),
         ("data make foldr new", ("unknown source 'foldr'", "did you mean folder?")),
-        ("data derive data --only rgb_patch", ("rgb_patch", "rgb_patches")),
+        ("data derive data --modalities rgb_patch", ("rgb_patch", "rgb_patches")),
         ("tokenizer train dept --data data", ("dept", "depth")),
         ("tokenizer eval depth --data data --split tset", ("no split 'tset'", "test, train")),
         ("backbone train --tokens tokens --out new --preset nanno", ("nanno", "nano")),
         ("backbone train --tokens tokens --out new --set stepz=3", ("stepz", "steps")),
         ("backbone train --tokens tokens --out new --set masking.input_budgit=3", ("input_budget",)),
         ("backbone train --tokens tokens --out new --set masking.input_budget=4 --set masking=3", ("masking",)),
-        ("backbone train --tokens tokens --out new --only rgb_patches", ("discrete",)),
+        ("backbone train --tokens tokens --out new --modalities rgb_patches", ("discrete",)),
         ("backbone eval run --input depth --target captoin", ("captoin", "caption")),
         ("backbone generate run --input caption --target depth --out new --keys tset00", ("tset00", "test00")),
         ("tokenizer trian depth", ("trian", "train")),
         ("doctor --jsn", ("--jsn", "--json")),
         ("tokenizer eval depth", ("--data", "zoo tokenizer eval --help")),
         ("encode depth absent.npy", ("absent.npy",)),
-        ("tokenize data --out new --only ,", ("expected names",)),
+        ("tokenize data --out new --modalities ,", ("expected names",)),
         ("backbone grow run --add , --tokens tokens --out new", ("expected names",)),
     ],
 )  # fmt: skip
@@ -67,13 +67,13 @@ def test_unknown_names_offer_close_ones_in_every_command(world: World, words: st
         ("data info absent", ("absent: no such folder", "zoo data make SOURCE absent")),
         ("data make folder new --set path=absent", ("absent", "no such folder")),
         ("tokenizer train normal --data data", ("data/train", "normal", "zoo data derive data")),
-        ("tokenize data --out new --only rgb", ("rgb", "zoo tokenizer train")),
-        ("data derive data --only normal", ("normal", "does not derive")),
-        ("backbone train --tokens tokens --out new --only rgb", ("tokens/train", "rgb", "known: caption")),
-        ("backbone eval absent", ("absent", "zoo backbone train")),
+        ("tokenize data --out new --modalities rgb", ("rgb", "zoo tokenizer train")),
+        ("data derive data --modalities normal", ("normal", "does not derive")),
+        ("backbone train --tokens tokens --out new --modalities rgb", ("tokens/train", "rgb", "known: caption")),
+        ("backbone eval absent", ("absent: no such folder",)),
         ("backbone eval run --target rgb", ("rgb", "known: caption, depth, rgb_patches")),
         ("report absent", ("absent", "no trained backbone here")),
-        ("tokenize data --out registry.toml --only depth", ("registry.toml", "a file is where a folder should be")),
+        ("tokenize data --out registry.toml --modalities depth", ("a file is where a folder should be",)),
         ("encode depth files/test/depth/test00.npy --out data", ("error: data: a folder is where a file should be",)),
     ],
 )  # fmt: skip
@@ -93,7 +93,7 @@ def test_plugin_that_cannot_be_loaded(world: World, install_example: Install) ->
     values = {f"train{number:02}": (array_bytes(np.zeros((1, 16, 16), np.float32)), "npy") for number in range(8)}
     write_values(world.folder / "data", "train", {"broken": values})
     data = "--data data"
-    for words in ("info broken", f"tokenizer train broken {data}", "tokenize data --out new --only broken"):
+    for words in ("info broken", f"tokenizer train broken {data}", "tokenize data --out new --modalities broken"):
         world(words, path=path).refused("broken: ", "zoo-broken 1.0", message)
     listed = world("list", path=path)
     assert listed.code == 0 and "depth" in listed.printed and "problem: broken: " in listed.complaint
@@ -138,7 +138,7 @@ def cut(path: Path) -> None:
 
 
 USES = {
-    "tokenizers/depth": ("tokenizer train depth --data data", "tokenize data --out new --only depth"),
+    "tokenizers/depth": ("tokenizer train depth --data data", "tokenize data --out new --modalities depth"),
     "tokenizers/text": (
         "tokenizer eval caption --data data", "encode caption files/test/caption/test00.txt",
     ),
@@ -189,7 +189,7 @@ def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:
     world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz: unknown key", "did you mean steps?")
     world(f"{train} steps=0").refused("steps: expected at least 1")
     altered(world.folder / "tokenizers/depth/model.safetensors")
-    world("tokenize data --out tokens --only depth --overwrite").refused("sha256")
+    world("tokenize data --out tokens --modalities depth --overwrite").refused("sha256")
     assert (world.folder / "tokens/train/depth/shard-00000.arrow").exists()
 
 
@@ -208,7 +208,7 @@ def test_setting_for_all_applies_to_modalities_that_have_it(world: World) -> Non
     assert "caption: its tokenizer table has no steps" in done.complaint
     assert "depth: tokenizer in tokenizers/depth" in (again := world(f"{train} steps=6")).printed
     assert " step " not in again.complaint
-    world(f"{train} steps=7").refused("tokenizers/depth: holds another tokenizer", "steps was 6, is 7")
+    world(f"{train} steps=7 --strict").refused("tokenizers/depth: holds another tokenizer", "steps was 6, is 7")
 
 
 # ---------------------------------------------------------------- tokens of another tokenizer
@@ -218,9 +218,9 @@ def test_tokens_of_a_modality_that_is_not_enabled(world: World) -> None:
     path = world.folder / "registry.toml"
     path.write_text(path.read_text().replace("[zoo]", '[zoo]\nmodalities = ["depth", "rgb_patches"]', 1))
     train = "backbone train --tokens tokens --out new --config backbone.toml"
-    world(train).refused("'caption' is disabled", "registry.toml:2", "enable it, or select modalities by --only")
-    assert "--only" not in world(f"{train} --only caption").refused("'caption' is disabled")
-    assert world(f"{train} --only depth,rgb_patches").code == 0
+    world(train).refused("'caption' is disabled", "registry.toml:2", "enable it, or choose others by --modalities")
+    assert "--modalities" not in world(f"{train} --modalities caption").refused("'caption' is disabled")
+    assert world(f"{train} --modalities depth,rgb_patches").code == 0
 
 
 def test_tokens_of_another_tokenizer(world: World) -> None:
@@ -297,7 +297,7 @@ def test_folder_without_any_readable_file(world: World) -> None:
 def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, damage: Callable[[Path], None]) -> None:
     place = f"data/train/{name}/shard-00000.tar"
     damage(world.folder / place)
-    for words in (f"tokenize data --out new --only {name}", f"tokenizer train {name} --data data --out newer"):
+    for words in (f"tokenize data --out new --modalities {name}", f"tokenizer train {name} --data data --out newer"):
         world(words).refused(place, "zoo data repair")
     world("data verify data").refused(place, "zoo data repair")
     repaired = world("data repair data --workers 1")

@@ -11,7 +11,7 @@ from command_world import ROAD, Files, World, results, the_world
 from filelock import FileLock
 
 STEPS = "--set steps=2 --set batch_size=4"
-SMALL = f"backbone train --tokens tokens --out small --only depth,rgb_patches --config backbone.toml {STEPS}"
+SMALL = f"backbone train --tokens tokens --out small --modalities depth,rgb_patches --config backbone.toml {STEPS}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ def samples(name: str = "rgb") -> TrainingSamples:
 
 
 def train(folder: Path, chosen: Settings, name: str = "rgb") -> Path:
-    return PLUGINS[name].train_tokenizer(chosen, samples(name), folder, 0)
+    return PLUGINS[name].train_tokenizer(chosen, samples(name), folder, 0, "cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)

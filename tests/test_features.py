@@ -191,7 +191,7 @@ def test_vector_with_an_absolute_metric_has_the_mean_as_constant_baseline() -> N
 
 def test_a_vector_tokenizer_learns_and_keeps_the_length(tmp_path: Path) -> None:
     samples = TrainingSamples(train=vectors(400, 1), test=vectors(64, 2), provenance={"source": "noise"})
-    VECTORS.train_tokenizer(vector_settings(), samples, tmp_path, 0)
+    VECTORS.train_tokenizer(vector_settings(), samples, tmp_path, 0, "cpu")
     tokenizer = VECTORS.load_tokenizer(tmp_path, "cpu", vector_settings())
     held_out = vectors(70, 3)
     tokens = VECTORS.encode(tokenizer, torch.from_numpy(np.stack(held_out)))

@@ -406,7 +406,7 @@ def world() -> World:
 
 def test_the_command(world: World) -> None:
     world.put_back()
-    train_old = "backbone train --tokens tokens --out old --config backbone.toml --only depth,rgb_patches"
+    train_old = "backbone train --tokens tokens --out old --config backbone.toml --modalities depth,rgb_patches"
     assert world(train_old).code == 0
     grow = "backbone grow old --add caption --tokens tokens --out grown --set steps=4"
     done = world(grow)

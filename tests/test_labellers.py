@@ -90,7 +90,7 @@ def test_everything_is_derived_from_rgb_by_the_command(
     }  # fmt: skip
     (pictures / "registry.toml").write_text(REGISTRY.format(**models))
     names = ("depth", "semseg", "boxes", "sam_instance", "caption")
-    command = ["data", "derive", "data", "--only", ",".join(names), "--workers", "1"]
+    command = ["data", "derive", "data", "--modalities", ",".join(names), "--workers", "1"]
     done = CliRunner().invoke(zoo_command, command)
     assert all(f"train/{name}: {KEPT} written" in done.output for name in names), done.output
     zoo = Zoo.from_toml(pictures / "registry.toml")

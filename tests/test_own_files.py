@@ -155,11 +155,11 @@ def test_a_split_of_pictures_and_two_pictures_of_one_name(zoo: Run) -> None:
 
 def test_small_stored_pictures_are_never_enlarged(zoo: Run) -> None:
     made(zoo)
-    code, _, complaint = zoo("data", "derive", "data", "--only", "palette", "--workers", "1")
+    code, _, complaint = zoo("data", "derive", "data", "--modalities", "palette", "--workers", "1")
     assert code == 0, complaint
     Path("registry.toml").write_text(REGISTRY.replace("32", "64"))
     for words in (
-        ("data", "derive", "data", "--only", "palette"), ("tokenizer", "train", "rgb", "--data", "data"),
+        ("data", "derive", "data", "--modalities", "palette"), ("tokenizer", "train", "rgb", "--data", "data"),
     ):  # fmt: skip
         code, _, complaint = zoo(*words)
         assert code == 1 and complaint.count("\n") == 1 and "stored at 32 x 32" in complaint
@@ -174,4 +174,4 @@ def test_large_stored_pictures_are_reduced(zoo: Run) -> None:
     made(zoo)
     Path("registry.toml").write_text(REGISTRY)
     assert values()["IMG_00"].shape == (3, 32, 32)
-    assert zoo("data", "derive", "data", "--only", "palette", "--workers", "1")[0] == 0
+    assert zoo("data", "derive", "data", "--modalities", "palette", "--workers", "1")[0] == 0

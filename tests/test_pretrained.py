@@ -98,7 +98,7 @@ def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = PretrainedConfig(model="owner/net", revision="v1")
     refused(config, "owner/net", "the hub does not give it", "set its model to that folder")
-    with pytest.raises(PretrainedError, match=r"owner/net is not on this machine; .*--only NAME.*local folder"):
+    with pytest.raises(PretrainedError, match=r"owner/net is not on this machine; .*--modalities NAME.*local folder"):
         config.locate(download=False)
     repository = tmp_path / "models--owner--net"
     folder = fill(repository / "snapshots" / COMMIT)

@@ -22,10 +22,10 @@ source = "folder"
 set = { path = "files" }
 workers = 1
 [derive]
-only = ["rgb_patches"]
+modalities = ["rgb_patches"]
 [tokenizers]
 [tokenize]
-only = ["depth", "rgb_patches", "caption"]
+modalities = ["depth", "rgb_patches", "caption"]
 batch_size = 16
 [backbone]
 [report]
@@ -45,7 +45,7 @@ def world() -> World:
 
 def test_a_pipeline_runs_its_steps_and_skips_finished_work(world: World) -> None:
     """In the folder of the test, where values, tokenizers and tokens are made already."""
-    text = PIPELINE.replace('folder = "all"', 'folder = "."').replace('[derive]\nonly = ["rgb_patches"]\n', "")
+    text = PIPELINE.replace('folder = "all"', 'folder = "."').replace('[derive]\nmodalities = ["rgb_patches"]\n', "")
     (world.folder / "pipeline.toml").write_text(text.replace("samples = 4\n", 'samples = 4\ninputs = [["depth"]]\n'))
     before = world.files()
     done = world("run pipeline.toml")
@@ -114,14 +114,14 @@ def test_settings_and_registry_in_named_files(world: World) -> None:
 
 def test_flags_and_lists(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(
-        '[pipeline]\nfolder = "my runs"\n[tokenize]\noverwrite = true\nonly = ["a", "b"]\n[tokenizers]\n'
+        '[pipeline]\nfolder = "my runs"\n[tokenize]\noverwrite = true\nmodalities = ["a", "b"]\n[tokenizers]\n'
         'overwrite = false\nset = { levels = [8, 5], quantizer = "vq" }\n[report]\nout = "page.html"\n'
     )
     found = {shlex.join(words) for words in commands_of(tmp_path / "p.toml", group, None)}
     assert found == {
         "list",
         "tokenizer train --all --data 'my runs/data' --set 'levels=[8, 5]' --set quantizer=vq",
-        "tokenize 'my runs/data' --out 'my runs/tokens' --overwrite --only a --only b",
+        "tokenize 'my runs/data' --out 'my runs/tokens' --overwrite --modalities a --modalities b",
         "report 'my runs/backbone' --out page.html",
     }
 

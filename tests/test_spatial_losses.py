@@ -149,12 +149,12 @@ def test_adaptive_weight_by_hand() -> None:
 def test_with_a_discriminator_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     """Killed before the discriminator starts, afterwards, and after the last step; checkpoints do not contain it."""
     chosen = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "grad_accum_steps": 2})
-    whole = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / "whole", 0)
+    whole = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / "whole", 0, "cpu")
     for last in (3, 5, 8):
         train_killed(rgb.plugin, chosen, SAMPLES, tmp_path / str(last), last)
-        again = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / str(last), 0)
+        again = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / str(last), 0, "cpu")
         assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    plain = rgb.plugin.train_tokenizer(settings("rgb"), SAMPLES, tmp_path / "plain", 0)
+    plain = rgb.plugin.train_tokenizer(settings("rgb"), SAMPLES, tmp_path / "plain", 0, "cpu")
     names = [set(load_checkpoint(folder, rgb.plugin.checkpoint_class)[0]) for folder in (whole, plain)]
     assert names[0] == names[1]
     line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
@@ -167,7 +167,7 @@ def test_patience_begins_with_the_discriminator(tmp_path: Path, monkeypatch: pyt
     table = {**TINY, **EVERYTHING, "steps": 10, "eval_every": 1, "patience": 2}
     scores = iter([40.0, 30.0, 20.0, 10.0, 1.0, 3.0, 2.0, 1.0])
     monkeypatch.setattr(rgb.plugin, "score", lambda *_: {"psnr": next(scores, 3.0), "ssim": 0.0}, raising=False)
-    folder = rgb.plugin.train_tokenizer(settings("rgb", tokenizer=table), SAMPLES, tmp_path, 0)
+    folder = rgb.plugin.train_tokenizer(settings("rgb", tokenizer=table), SAMPLES, tmp_path, 0, "cpu")
     result = json.loads((folder / "evaluation.json").read_text())
     assert (result["steps"], result["kept_step"]) == (8, 6)
 
@@ -248,7 +248,7 @@ def test_a_tokenizer_trains_with_it(tmp_path: Path, name: str) -> None:
     plugin = PLUGINS[name]
     samples = TrainingSamples(train=values(name, 4), test=values(name, 2))
     chosen = settings(name, tokenizer={**TINY, "steps": 1, "perceptual_weight": 0.1})
-    folder = plugin.train_tokenizer(chosen, samples, tmp_path, 0)
+    folder = plugin.train_tokenizer(chosen, samples, tmp_path, 0, "cpu")
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     main = line[f"train/{plugin.loss}_loss"] + 0.1 * line["train/perceptual_loss"]
     assert line["train/reconstruction_loss"] == pytest.approx(main) and line["train/perceptual_loss"] > 0

@@ -70,10 +70,10 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
 
     # Train a small model without the plugin in a separate folder; it is loaded again after the installation.
     old = tmp_path / "old"
-    tokenize = "zoo tokenize data --out tokens --only rgb_patches,depth"
+    tokenize = "zoo tokenize data --out tokens --modalities rgb_patches,depth"
     train = "zoo backbone train --tokens tokens --out run --preset nano --set steps=4 --set batch_size=8"
     for command in (
-        "zoo data make scenes data --train 256 --test 64", "zoo data derive data --only rgb_patches",
+        "zoo data make scenes data --train 256 --test 64", "zoo data derive data --modalities rgb_patches",
         "zoo tokenizer train rgb_patches --data data", "zoo tokenizer train depth --data data --steps 20",
         tokenize, train,
     ):  # fmt: skip

@@ -281,7 +281,7 @@ def test_a_training_goes_on_once_the_vocabulary_has_grown(
 ) -> None:
     world.zoo()
     small = " ".join(f"--set {key}" for key in ("steps=3", "batch_size=4", "warmup_steps=1", "eval_samples=4"))
-    training = f"backbone train --tokens tokens --out trained --only caption,web_text --preset nano {small}"
+    training = f"backbone train --tokens tokens --out trained --modalities caption,web_text --preset nano {small}"
     assert "2 modalities, in trained" in command(training, world, capsys, monkeypatch)
     begun = snapshot(world.folder / "trained")
     command("vocabulary grow", world, capsys, monkeypatch)

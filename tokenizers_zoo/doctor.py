@@ -123,9 +123,11 @@ class Patient:
     def _trained(self, data: Path, steps: int, out: Path) -> ModalityHandle:
         planned = getattr(self.handle.known_settings().get("tokenizer"), "steps", None)
         overrides = {} if planned is None else {"steps": steps}
-        trained = self.handle.at(
-            train_tokenizer(self.zoo, self.handle.name, data, out=out, overrides=overrides, limit=MOST)
-        )
+        device = self.handle.device
+        folder = train_tokenizer(
+            self.zoo, self.handle.name, data, out=out, overrides=overrides, limit=MOST, device=device
+        )  # fmt: skip
+        trained = self.handle.at(folder)
         trained.device = self.handle.device
         self.trained_fully = planned is None or steps >= planned
         self.how_trained = "trained" if planned is None else f"trained for {count_of(steps, 'step')}"

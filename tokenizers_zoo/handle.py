@@ -24,6 +24,7 @@ from tokenizers_zoo.checkpoint import (
     loading,
 )
 from tokenizers_zoo.config import Settings, emptied
+from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import (
     OTHER_REGISTRY,
     DataError,
@@ -246,14 +247,19 @@ class ModalityHandle:
             self._tokenizer = tokenizer.eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
         return self._tokenizer
 
-    def train_tokenizer(self, samples: TrainingSamples, out_dir: Path, seed: int, **tokenizer_overrides: Any) -> Path:
-        """Train a tokenizer into `out_dir`, or resume there; return the checkpoint folder.
+    def train_tokenizer(
+        self, samples: TrainingSamples, out_dir: Path, seed: int, *, device: str = AUTO, **tokenizer_overrides: Any
+    ) -> Path:
+        """Train a tokenizer on `device` into `out_dir`, or resume there; return the checkpoint folder.
 
         `tokenizer_overrides` replace keys of the settings' `tokenizer` table.
         """
         config = self._overridden(tokenizer_overrides)
         with float32_by_default():
-            path = self._call("train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed)
+            path = self._call(
+                "train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed,
+                device=resolved_device(device),
+            )  # fmt: skip
         if not isinstance(path, Path) or not is_complete(path):
             raise self._broken("train_tokenizer", path, f"the Path of a folder of {WEIGHTS} and {CONFIG}")
         self.forget_tokenizer()
@@ -281,9 +287,12 @@ class ModalityHandle:
         published: PublishedCheckpoint = self._call("export_published", checkpoint=folder, settings=self.settings)
         return published
 
-    def check_overrides(self, tokenizer_overrides: Mapping[str, Any]) -> None:
-        """Raise ConfigError if the plugin does not take these keys of the `tokenizer` table."""
-        self._call("modality_spec", settings=self._overridden(tokenizer_overrides))
+    def check_overrides(self, tokenizer_overrides: Mapping[str, Any]) -> Settings:
+        """Return the settings with keys of the `tokenizer` table replaced. Raises ConfigError if the plugin does not
+        take them."""
+        settings = self._overridden(tokenizer_overrides)
+        self._call("modality_spec", settings=settings)
+        return settings
 
     def _overridden(self, tokenizer_overrides: Mapping[str, Any]) -> Settings:
         """Return the settings with keys of the `tokenizer` table replaced.

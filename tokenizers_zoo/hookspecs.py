@@ -62,12 +62,15 @@ class ModalityHooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+    def train_tokenizer(
+        self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int, device: str
+    ) -> Path:
         """Train a tokenizer and return the path of its checkpoint folder.
 
         - `config`: the instance's settings, with the overrides of the command line.
         - `samples`: `samples.train` and `samples.test` are lazy sequences of checked values at the settings' size.
         - `out_dir`: the folder to write. After a kill, the same call resumes there with the same result.
+        - `device`: the torch device to train on, such as "cpu" or "cuda".
 
         The folder needs `model.safetensors` and `config.json`, which together determine the tokens: their sha256 is the
         tokenizer's fingerprint. `tokenizers_zoo.checkpoint.save_checkpoint` writes them and a README.md; its `config`

@@ -263,11 +263,16 @@ def drop_lines_after(path: Path, step: int) -> None:
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     """Yield the places where two JSON values differ, as `train.steps was 400, is 800`.
 
-    Short lists are shown whole; of long ones, the items that differ: `fields[2] was "a", is "b"`.
+    A table that only one has is named, without its content: `modalities.rgb is new`. Short lists are shown whole; of
+    long ones, the items that differ: `fields[2] was "a", is "b"`.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys((*old, *new)):
             yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old is None and isinstance(new, Mapping):
+        yield f"{where} is new"
+    elif new is None and isinstance(old, Mapping):
+        yield f"{where} is left out"
     elif old != new:
         was, now = json.dumps(old), json.dumps(new)
         if isinstance(old, list) and isinstance(new, list) and max(len(was), len(now)) > SHORT:

@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
+from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import ConfigError, ZooError, and_others, is_of_the_machine
 from tokenizers_zoo.io import file_digest
 
@@ -22,40 +23,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
-DEVICES = ("cpu", "cuda", "mps")
-"""Kinds of devices that networks run on."""
-AUTO = "auto"
-"""The best device of this machine."""
 DOWNLOADED = ("*.safetensors", "*.json", "*.txt", "*.model")
 """Files downloaded from the hub: weights without pickles, settings, vocabularies."""
 PIP = "pip:"
 
 _loaded: dict[Hashable, Any] = {}
+_preferred = AUTO
 _lock = threading.RLock()
 
 
-def device_problem(device: str) -> str | None:
-    """Return the problem if a device, such as "cpu" or "cuda:1", is not available, else None."""
-    kind, colon, number = device.partition(":")
-    if kind not in DEVICES or (colon and not number.isdecimal()):
-        return f"device {device!r}: expected {AUTO}, {', '.join(DEVICES)}, or a number with it, as in cuda:1"
-    if kind == "cpu":
-        return None
-    import torch
-
-    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
-    if there and number:
-        there = int(number) < (torch.cuda.device_count() if kind == "cuda" else 1)
-    return None if there else f'device "{device}" is asked for, and there is none'
-
-
-def resolved_device(device: str) -> str:
-    """Return the device itself; for "auto" the first of cuda, mps and cpu that is there. Raises ConfigError."""
-    if device == AUTO:
-        return next(kind for kind in ("cuda", "mps", "cpu") if not device_problem(kind))
-    if problem := device_problem(device):
-        raise ConfigError(problem)
-    return device
+def prefer_device(device: str) -> None:
+    """Let networks of this process whose `device` is auto run on this one."""
+    global _preferred
+    _preferred = device
 
 
 def forget_networks() -> None:
@@ -100,9 +80,9 @@ class PretrainedConfig:
 
     @property
     def torch_device(self) -> str:
-        """`device` with auto resolved. Raises PretrainedError if there is no such device."""
+        """`device` with auto resolved, see `prefer_device`. Raises PretrainedError if there is no such device."""
         try:
-            return resolved_device(self.device)
+            return resolved_device(_preferred if self.device == AUTO else self.device)
         except ConfigError as error:
             raise PretrainedError(f'{self.model}: {error}; set device = "cpu"') from None
 
@@ -119,7 +99,7 @@ class PretrainedConfig:
         with contextlib.suppress(OSError, ValueError, PretrainedError):  # absent from the cache, or only in part
             return self._checked(self._snapshot(cached=True))
         if not download:
-            advice = "fetch it by zoo data derive DATA --only NAME, or set its model to a local folder"
+            advice = "fetch it by zoo data derive DATA --modalities NAME, or set its model to a local folder"
             raise PretrainedError(f"its network {self.model} is not on this machine; {advice}")
         try:
             folder = self._snapshot(cached=False)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+"""Levels of `verbosity`: results and problems only; progress, too; details, too."""
 TIMES = 25
 """Columns of elapsed time, remaining time and spaces."""
 SHORTEST = 4
@@ -20,6 +22,20 @@ SECONDS_BETWEEN_LINES = 20.0
 """Seconds between printed lines without a terminal."""
 SECONDS_OF_SPEED = 3600.0
 """Maximum age of steps used to estimate the speed; longer than slow steps and turns of other tasks."""
+
+
+_verbosity = NORMAL
+
+
+def verbosity() -> int:
+    """Return how much this process prints besides results, as set by `zoo --quiet` or `--verbose`."""
+    return _verbosity
+
+
+def set_verbosity(level: int) -> None:
+    """Set `verbosity` for this process and the workers that it starts."""
+    global _verbosity
+    _verbosity = level
 
 
 def progress_of(title: str, total: int, console: Console) -> Progress:
@@ -37,14 +53,16 @@ def progress_of(title: str, total: int, console: Console) -> Progress:
     bar = BarColumn(max(SHORTEST, min(40, room - len(title))))
     times = TimeElapsedColumn(), TextColumn("left"), Remaining()
     columns = text, bar, MofNCompleteColumn(), *times
-    return Progress(*columns, console=console, speed_estimate_period=SECONDS_OF_SPEED, disable=total == 0)
+    return Progress(
+        *columns, console=console, speed_estimate_period=SECONDS_OF_SPEED, disable=total == 0 or _verbosity == QUIET
+    )
 
 
 class Lines:
     """Timing of progress lines without a live display: `total` steps, `first` of them done in an earlier run."""
 
     def __init__(self, console: Console, total: int, first: int = 0) -> None:
-        self.live = console.is_terminal and not console.is_dumb_terminal
+        self.live = console.is_terminal and not console.is_dumb_terminal and _verbosity > QUIET
         self.total, self.first = total, first
         self.started = self.printed = time.perf_counter()
 
@@ -89,9 +107,10 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
         yield advance
 
 
-def say(console: Console, line: str, style: str = "") -> None:
-    """Print a line without markup, above a live display."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+def say(console: Console, line: str, style: str = "", *, warning: bool = False) -> None:
+    """Print a line without markup, above a live display. With --quiet only a `warning` is printed."""
+    if warning or _verbosity > QUIET:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

@@ -42,6 +42,10 @@ class FolderError(ZooError):
     """A folder may not be written: it holds something else, or another process writes it."""
 
 
+class OtherRunError(FolderError):
+    """A folder holds a run with other settings or data."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunKind:
     """The files that a command writes into its folder."""
@@ -135,7 +139,7 @@ class RunFolder:
         changed = list(differences(record["identity"], self.identity))
         if changed and saved:
             more = f"; and {len(changed) - MOST_KEYS} more" if len(changed) > MOST_KEYS else ""
-            raise FolderError(
+            raise OtherRunError(
                 f"{self.path}: holds another {self.kind.name} ({'; '.join(changed[:MOST_KEYS])}{more}); repeat its "
                 "settings, give another folder, or replace it with --overwrite"
             )

@@ -130,7 +130,7 @@ class AutoencoderTask(Task):
 
     def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], Tensor | None]:
         assert isinstance(module, Autoencoder)
-        return self.codec.reconstruct(AutoencoderTokenizer(self.codec, module, module.mean.device.type), values)
+        return self.codec.reconstruct(AutoencoderTokenizer(self.codec, module, str(module.mean.device)), values)
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
         hook, settings = self.codec.modality.score, self.codec.settings

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tokenizers_zoo.cli.options import PATH, plain_table, show_facts, show_table
+from tokenizers_zoo.cli.options import JSON, PATH, plain_table, show_facts, show_json, show_table
 from tokenizers_zoo.io import disk_errors
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -20,9 +19,9 @@ RUNS = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.command("compare")
 @click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=RUNS)
-@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+@JSON
 @click.option("--out", type=PATH, metavar="FILE", help="Also write an HTML page with loss charts.")
-def compare(runs: tuple[Path, ...], as_json_text: bool, out: Path | None) -> None:
+def compare(runs: tuple[Path, ...], as_json: bool, out: Path | None) -> None:
     """Compare backbones: settings that differ, held-out losses, and skill scores.
 
     Skill scores are in percent (0 = best constant prediction, 100 = tokenizer
@@ -43,12 +42,12 @@ def compare(runs: tuple[Path, ...], as_json_text: bool, out: Path | None) -> Non
     if out is not None:
         with disk_errors(out):
             page = write_comparison(found, out)
-    if as_json_text:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    if as_json:
+        show_json(found)
     else:
         show(found)
     if out is not None:
-        click.echo(f"page: {page.resolve().as_uri()}", err=as_json_text)
+        click.echo(f"page: {page.resolve().as_uri()}", err=as_json)
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ class ZooName(click.types.StringParamType):
         """Return the names that the last part of `incomplete` begins, without those before it."""
         from tokenizers_zoo.registry import Zoo
 
-        registry: Path = ctx.find_root().params.get("registry") or Path("registry.toml")
+        registry: Path = (ctx.find_root().obj or {}).get("registry") or Path("registry.toml")
         try:
             zoo = Zoo.from_toml(registry) if registry.is_file() else Zoo.installed()
         except ZooError:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tokenizers_zoo.cli.completion import SOURCE
 from tokenizers_zoo.cli.options import (
     DATA,
+    DEVICE,
+    DRY_RUN,
+    JSON,
+    Group,
     names_option,
+    next_command,
+    note,
     open_zoo,
     parse_assignments,
     plain_table,
     settings_lines,
     settings_option,
     show_facts,
+    show_json,
+    show_result,
     show_table,
 )
+from tokenizers_zoo.config import recorded
 from tokenizers_zoo.errors import DataError, and_others, count_of
 
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import SourceHandle
 
-@click.group()
+
+@click.group(cls=Group)
 def source() -> None:
     """The installed sources of samples.
 
@@ -32,7 +47,8 @@ def source() -> None:
 
 
 @source.command("list")
-def list_sources() -> None:
+@JSON
+def list_sources(as_json: bool) -> None:
     """List the installed sources and their modalities.
 
     \b
@@ -40,17 +56,30 @@ def list_sources() -> None:
       zoo source list
     """
     zoo = open_zoo()
+    if as_json:
+        show_json({"sources": [facts_as_json(zoo.source(name)) for name in zoo.source_names()]})
+        return
     table = plain_table("name", "gives", "what", "licence", spaced=True)
     for name in zoo.source_names():
         spec = zoo.source(name).spec
         table.add_row(name, ", ".join(spec.modalities) or "what it finds", spec.summary, spec.licence)
-    show_table(table)
-    click.echo(click.style("zoo source info NAME shows the settings of one", dim=True))
+    show_table(table, wraps=True)
+    note("zoo source info NAME shows the settings of one")
+
+
+def facts_as_json(handle: SourceHandle) -> dict[str, Any]:
+    """Return a source as JSON types."""
+    spec = handle.spec
+    return {
+        "name": handle.name, "summary": spec.summary, "modalities": list(spec.modalities), "licence": spec.licence,
+        "distribution": handle.distribution, "classes": {name: list(each) for name, each in spec.classes.items()},
+    }  # fmt: skip
 
 
 @source.command("info")
 @click.argument("name", type=SOURCE)
-def source_info(name: str) -> None:
+@JSON
+def source_info(name: str, as_json: bool) -> None:
     """Show one source and its settings.
 
     \b
@@ -58,6 +87,10 @@ def source_info(name: str) -> None:
       zoo source info scenes
     """
     handle = open_zoo().source(name)
+    config = handle.settings_in_use()
+    if as_json:
+        show_json(facts_as_json(handle) | {"settings": recorded(config) if config else {}})
+        return
     classes = {
         f"{modality} classes": ", ".join(f"{number} {each}" for number, each in enumerate(names))
         for modality, names in handle.spec.classes.items()
@@ -65,13 +98,12 @@ def source_info(name: str) -> None:
     gives = ", ".join(handle.spec.modalities) or "what it finds"
     plugin = {"plugin": f"{name} of {handle.distribution}", "licence": handle.spec.licence}
     show_facts({name: handle.spec.summary, "gives": gives, **classes, **plugin})
-    config = handle.settings_in_use()
     click.echo(f"\nsettings, --set KEY=VALUE of zoo data make {name}" if config else "\nno settings")
     for line in settings_lines([("", config)] if config else []):
         click.echo(line)
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Make, derive, inspect, verify and repair values.
 
@@ -94,10 +126,11 @@ def data() -> None:
               "without an end needs a number.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
+@DRY_RUN
 @settings_option("A setting of the source, such as image_size=128; zoo source info SOURCE lists them.")
 def make(
     source_name: str, data_dir: Path, train: int | None, test: int | None, seed: int, workers: int | None,
-    assignments: tuple[str, ...],
+    dry_run: bool, assignments: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Write the samples of SOURCE to DATA, in every enabled modality of the source.
 
@@ -113,22 +146,28 @@ def make(
 
     result = make_data(
         open_zoo(), source_name, data_dir, train=train, test=test, seed=seed,
-        options=parse_assignments(assignments), workers=workers,
+        options=parse_assignments(assignments), workers=workers, dry_run=dry_run,
     )  # fmt: skip
-    click.echo(result.summary())
-    click.echo(f"values in {data_dir}")
+    show_result(result)
+    if not dry_run:
+        click.echo(f"values in {data_dir}")
+        next_command("data", "derive", data_dir)
 
 
 @data.command()
 @DATA
 @names_option(
-    "--only",
+    "--modalities",
     help="Modalities to derive; networks that they lack are downloaded. Default: all that are absent and can be "
     "derived without a download.",
 )
 @click.option("--workers", type=click.IntRange(min=1),
               help="Processes. Default: one per core, or one where a network runs on a GPU.")  # fmt: skip
-def derive(data_dir: Path, only: list[str] | None, workers: int | None) -> None:
+@DEVICE
+@DRY_RUN
+def derive(
+    data_dir: Path, modalities: list[str] | None, workers: int | None, device: str, dry_run: bool
+) -> None:  # fmt: skip
     """Compute modalities from others in DATA.
 
     Run again, it makes only the shards whose inputs, settings or plugin have changed.
@@ -139,13 +178,18 @@ def derive(data_dir: Path, only: list[str] | None, workers: int | None) -> None:
     """
     from tokenizers_zoo.pipeline.derive import derive_data
 
-    click.echo(derive_data(open_zoo(), data_dir, modalities=only, workers=workers).summary())
-    click.echo(f"values in {data_dir}")
+    show_result(
+        derive_data(open_zoo(), data_dir, modalities=modalities, workers=workers, device=device, dry_run=dry_run)
+    )
+    if not dry_run:
+        click.echo(f"values in {data_dir}")
+        next_command("tokenizer", "train", "--all", "--data", data_dir)
 
 
 @data.command("info")
 @DATA
-def data_info(data_dir: Path) -> None:
+@JSON
+def data_info(data_dir: Path, as_json: bool) -> None:
     """Count samples of values or tokens, and dropped samples.
 
     \b
@@ -156,6 +200,9 @@ def data_info(data_dir: Path) -> None:
     from tokenizers_zoo.pipeline.stores import describe_data
 
     found = describe_data(data_dir)
+    if as_json:
+        show_json(dataclasses.asdict(found))
+        return
     columns = (">tokens", "vocabulary", "tokenizer") if found.tokens else ("made by",)
     table = plain_table("split", "modality", ">samples", ">MB", ">dropped", *columns)
     for row in found.rows:
@@ -176,7 +223,8 @@ def data_info(data_dir: Path) -> None:
 
 @data.command("verify")
 @DATA
-def verify(data_dir: Path) -> None:
+@JSON
+def verify(data_dir: Path, as_json: bool) -> None:
     """Compare all files with their manifests.
 
     DATA is a folder of values or of tokens. Every file is read.
@@ -187,10 +235,15 @@ def verify(data_dir: Path) -> None:
     """
     from tokenizers_zoo.pipeline.stores import verify_store
 
-    wrong = []
+    wrong, problems = [], {}
     for one in verify_store(data_dir):
-        click.echo(f"{one.path}: {one.problem}")
+        if not as_json:
+            click.echo(f"{one.path}: {one.problem}")
         wrong.append(one.path)
+        problems[str(one.path)] = one.problem
+    if as_json:
+        show_json({"sound": not wrong, "damaged": problems})
+        sys.exit(1 if wrong else 0)
     if wrong:
         raise DataError(f"{wrong[0]}{and_others(len(wrong) - 1)}: damaged; `zoo data repair {data_dir}` makes it again")
     click.echo(f"{data_dir}: all files agree with their manifests")
@@ -199,7 +252,8 @@ def verify(data_dir: Path) -> None:
 @data.command("repair")
 @DATA
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
-def repair(data_dir: Path, workers: int | None) -> None:
+@DEVICE
+def repair(data_dir: Path, workers: int | None, device: str) -> None:
     """Remove damaged shards and make them again.
 
     `zoo data verify` lists them. Tokens are encoded again from the values that they were made of.
@@ -210,5 +264,5 @@ def repair(data_dir: Path, workers: int | None) -> None:
     """
     from tokenizers_zoo.pipeline.stores import repair_store
 
-    for line in repair_store(open_zoo(), data_dir, workers=workers):
+    for line in repair_store(open_zoo(), data_dir, workers=workers, device=device):
         click.echo(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 import click
 
-from tokenizers_zoo.cli.options import asked_registry, open_zoo, plain_table, show_facts, show_table
+from tokenizers_zoo.cli.options import JSON, asked_registry, open_zoo, plain_table, show_facts, show_json, show_table
 from tokenizers_zoo.errors import ZooError
 
 GROUP = "tokenizers_zoo"
@@ -22,8 +21,8 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCO
 
 
 @click.command("env")
-@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
-def env(as_json_text: bool) -> None:
+@JSON
+def env(as_json: bool) -> None:
     """Show versions, plugins, devices and the registry in use, for bug reports.
 
     No plugin is imported, so a broken one does no harm; zoo check tests them.
@@ -36,8 +35,8 @@ def env(as_json_text: bool) -> None:
     found = {"python": platform.python_version(), "platform": platform.platform(), **_registry(), **_torch()}
     found["distributions"] = plugins = _plugins()
     found["libraries"] = libraries = _libraries(plugins)
-    if as_json_text:
-        click.echo(json.dumps(found, indent=2))
+    if as_json:
+        show_json(found)
         return
     show_facts({name: _line(value) for name, value in found.items() if isinstance(value, str | int | list)})
     click.echo()

@@ -192,7 +192,7 @@ def derivable_from(zoo: Zoo, names: Mapping[str, str]) -> tuple[dict[str, str], 
         if setting := handles[name].spec.derive_setting if not graph[name] else "":
             later[name] = f"derived with the setting {setting} of [modalities.{name}]"
         elif networks_of(handles[name].known_settings()):
-            later[name] = f"derived by a network; then: zoo data derive data --only {name}"
+            later[name] = f"derived by a network; then: zoo data derive data --modalities {name}"
         elif graph[name]:
             ready[name] = f"derived from {', '.join(handles[name].spec.derived_from)}"
     return ready, later

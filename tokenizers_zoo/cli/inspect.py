@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,20 @@ import click
 from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.cli.options import (
     DEVICE,
+    JSON,
     PATH,
     asked_registry,
+    note,
     open_zoo,
     plain_table,
     settings_lines,
     show_facts,
+    show_json,
     show_problems,
     show_table,
 )
-from tokenizers_zoo.errors import ConfigError, count_of
+from tokenizers_zoo.config import recorded
+from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import layout_to_json
 
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
 WIDTH = 80
 
 
-def as_json(handle: ModalityHandle) -> dict[str, Any]:
+def facts_as_json(handle: ModalityHandle) -> dict[str, Any]:
     """Return a modality as JSON types."""
     spec = handle.spec
     return {
@@ -54,20 +59,23 @@ def as_json(handle: ModalityHandle) -> dict[str, Any]:
     }
 
 
-@click.command("list")
-@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
-def list_modalities(as_json_text: bool) -> None:
+@click.command("list", context_settings={"allow_extra_args": True})
+@JSON
+@click.pass_context
+def list_modalities(context: click.Context, as_json: bool) -> None:
     """List the modalities that are installed and enabled.
 
     \b
     Example:
       zoo list
     """
+    if context.args:
+        raise click.UsageError(f"takes no name; did you mean zoo info {context.args[0]}?")
     zoo = open_zoo(strict=False)
     handles, problems = zoo.handles(), zoo.problems()
-    if as_json_text:
-        report = {"modalities": [as_json(h) for h in handles], "disabled": zoo.disabled(), "problems": problems}
-        click.echo(json.dumps(report, indent=2))
+    if as_json:
+        found = [facts_as_json(handle) for handle in handles]
+        show_json({"modalities": found, "disabled": zoo.disabled(), "problems": problems})
         return
     table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
     for handle in handles:
@@ -80,14 +88,14 @@ def list_modalities(as_json_text: bool) -> None:
             "yes" if handle.has_tokenizer else "no",
             handle.distribution.rpartition(" ")[0] or handle.distribution,
         )
-    for column in table.columns[:3]:
-        column.no_wrap = True
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
     show_table(table)
     for problem in problems.values():
         click.echo(f"problem: {problem}", err=True)
     if off := zoo.disabled():
         where = f"{zoo.path}: [zoo] modalities, [modalities.NAME] enabled"
-        click.echo(click.style(f"{count_of(len(off), 'modality is', 'modalities are')} disabled ({where})", dim=True))
+        note(f"{count_of(len(off), 'modality is', 'modalities are')} disabled ({where})")
     elif not handles:
         click.echo("no modality is installed; pip install one (zoo-images, zoo-geometry, ...)", err=True)
 
@@ -95,7 +103,8 @@ def list_modalities(as_json_text: bool) -> None:
 @click.command()
 @click.argument("name", type=MODALITY)
 @click.option("--settings", "only_settings", is_flag=True, help="Explain the settings.")
-def info(name: str, only_settings: bool) -> None:
+@JSON
+def info(name: str, only_settings: bool, as_json: bool) -> None:
     """Show the spec or the settings of one modality.
 
     Each setting is shown with its default, and with its value where that differs.
@@ -108,11 +117,16 @@ def info(name: str, only_settings: bool) -> None:
     handle = open_zoo()[name]
     configs = [(f"modalities.{name}", config) for config in handle.taken_settings()]
     configs += [(f"vocabularies.{shared}", config) for shared, config in handle.taken_vocabularies().items()]
+    if as_json:
+        settings = {table: recorded(config) for table, config in configs}
+        show_json({} if only_settings else facts_as_json(handle) | {"settings": settings})
+        return
     if not only_settings:
         show_facts(facts_of(handle))
         if handle.has_tokenizer:
             click.echo(f"fingerprint  {handle.fingerprint}")  # in one piece, to be copied
-        click.echo(f"\nzoo info {name} --settings explains the settings" if configs else "")
+        if configs:
+            note(f"\nzoo info {name} --settings explains the settings")
     for line in settings_lines(configs) if only_settings else ():
         click.echo(line)
 
@@ -150,7 +164,8 @@ def facts_of(handle: ModalityHandle) -> dict[str, str]:
 @click.option(
     "--data", "data_dir", type=PATH, help="With NAMES: take sample values from this folder, not from a source."
 )
-def check(names: tuple[str, ...], data_dir: Path | None) -> None:
+@JSON
+def check(names: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
     """Check that plugins keep the contract. The exit code is 1 if one does not.
 
     Without NAMES: every installed plugin is imported and its spec checked. With NAMES: the whole conformance kit,
@@ -162,26 +177,28 @@ def check(names: tuple[str, ...], data_dir: Path | None) -> None:
       zoo check depth --data data/scenes
     """
     if data_dir is not None and not names:
-        raise ConfigError(f"zoo check --data {data_dir}: nothing is read without NAMES; name what is to be checked")
+        raise click.UsageError(f"--data {data_dir}: nothing is read without NAMES; name what is to be checked")
     zoo = open_zoo(strict=False)
-    if not names:
-        problems = zoo.problems()
-        for handle in zoo.handles():
-            click.echo(f"ok       {handle.name}: {handle.spec.summary}")
-        for problem in problems.values():
-            click.echo(f"problem  {problem}")
-        sys.exit(1 if problems else 0)
     from tokenizers_zoo.testing import conformance_results
 
-    failed = False
-    for name in names:
-        for result in conformance_results(zoo, name, data_dir):
-            failed |= not result.passed
-            click.echo(
-                f"{'ok      ' if result.passed else 'problem '} {name}: {result.name}"
-                + (f": {result.message}" if result.message else "")
-            )
-    sys.exit(1 if failed else 0)
+    results: Iterable[tuple[str, str, bool, str]]
+    if names:
+        results = (
+            (name, one.name, one.passed, one.message)
+            for name in names for one in conformance_results(zoo, name, data_dir)
+        )  # fmt: skip
+    else:
+        found = [(handle.name, "spec", True, handle.spec.summary) for handle in zoo.handles()]
+        results = found + [(name, "spec", False, problem) for name, problem in zoo.problems().items()]
+    checked = []
+    for name, gate, passed, message in results:
+        checked.append({"modality": name, "check": gate, "passed": passed, "message": message})
+        if not as_json:
+            told = ": ".join(filter(None, (name, gate if names else "", message)))
+            click.echo(f"{'ok      ' if passed else 'problem '} {told}")
+    if as_json:
+        show_json({"sound": all(one["passed"] for one in checked), "checks": checked})
+    sys.exit(0 if all(one["passed"] for one in checked) else 1)
 
 
 @click.command("doctor")
@@ -192,9 +209,9 @@ def check(names: tuple[str, ...], data_dir: Path | None) -> None:
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a temporary tokenizer. Default: use the existing "
               "tokenizer, else 100.")  # fmt: skip
 @DEVICE
-@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+@JSON
 def doctor_command(
-    names: tuple[str, ...], data_dir: Path, split: str, samples: int, steps: int | None, device: str, as_json_text: bool
+    names: tuple[str, ...], data_dir: Path, split: str, samples: int, steps: int | None, device: str, as_json: bool
 ) -> None:
     """Check whether modalities can be learnt. The exit code is 1 if one fails.
 
@@ -227,9 +244,9 @@ def doctor_command(
         zoo[name].device = device
         found[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps))
     failed = sum(not finding.passed for findings in found.values() for finding in findings)
-    if as_json_text:
+    if as_json:
         report = {name: [dataclasses.asdict(finding) for finding in findings] for name, findings in found.items()}
-        click.echo(json.dumps({"sound": not failed and not lost, "modalities": report}, indent=2, ensure_ascii=False))
+        show_json({"sound": not failed and not lost, "modalities": report})
         sys.exit(1 if failed or lost else 0)
 
     def state_of(finding: Finding) -> str:

@@ -1,4 +1,4 @@
-"""The `zoo` command: its groups, its error handling, and sharing the processor's cores with other processes."""
+"""The `zoo` command: its commands, its error handling, and sharing the processor's cores with other processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.errors import OneLineError, UnknownNameError, is_of_the_machine
+from tokenizers_zoo.cli.options import Group, whole_command_options
+from tokenizers_zoo.errors import OneLineError, is_of_the_machine
 from tokenizers_zoo.io import disk_problem
+from tokenizers_zoo.progress import NORMAL, set_verbosity
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help, which older clicks print
 COMMANDS = {
@@ -46,9 +48,9 @@ APART = 0.005
 """Seconds between two looks at the load, to ignore short jobs."""
 
 
-class ZooGroup(click.Group):
+class ZooGroup(Group):
     """Commands are imported when used; other distributions add commands by the entry-point group
-    `tokenizers_zoo.commands`."""
+    `tokenizers_zoo.commands`. All commands take the options of `zoo` itself, too."""
 
     def _targets(self) -> dict[str, str]:
         return COMMANDS | {point.name: point.value for point in entry_points(group="tokenizers_zoo.commands")}
@@ -62,48 +64,49 @@ class ZooGroup(click.Group):
             return None
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        with_whole_command_options(command)
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        completes = ctx.resilient_parsing
-        if args and not args[0].startswith("-") and args[0] not in self._targets() and not completes:
-            raise UnknownNameError.of("command", args[0], self._targets(), "(zoo --help lists them)")
-        return super().resolve_command(ctx, args)
+
+def with_whole_command_options(command: click.Command) -> None:
+    """Let a command and its subcommands take the options of `zoo`, without a line of help for each."""
+    options = whole_command_options(hidden=True)
+    if not {option.name for option in options} & {parameter.name for parameter in command.params}:
+        command.params += options
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        with_whole_command_options(inner)
 
 
 @click.group(cls=ZooGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--registry",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The registry.toml to use. Default: a given run's, else ./registry.toml, else all that is installed.",
-)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="zoo")
-@click.pass_context
-def zoo(ctx: click.Context, registry: Path | None, debug: bool) -> None:
+def zoo() -> None:
     """Tokenizers for every modality, and one any-to-any model over them all.
 
     \b
     The pipeline, one command per step:
       zoo list                                     list installed modalities
-      zoo data make scenes data/scenes --train 4000 --test 400
-      zoo data derive data/scenes                  compute modalities from others
-      zoo tokenizer train --all --data data/scenes
-      zoo tokenize data/scenes --out tokens        values to tokens
+      zoo data make scenes data --train 4000 --test 400
+      zoo data make folder data --set path=FILES   or: files of your own
+      zoo data derive data                         compute modalities from others
+      zoo tokenizer train --all --data data
+      zoo tokenize data --out tokens               values to tokens
       zoo backbone train --tokens tokens --out run
       zoo backbone eval run                        skill scores, held-out pictures
+      zoo backbone generate run --input rgb=photo.png --target depth --out made
       zoo report run                               one HTML page
 
     `zoo COMMAND --help` explains each command; `zoo completion SHELL` completes them.
+    The options below may stand anywhere on the command line.
     """
-    ctx.ensure_object(dict).update(registry=registry, debug=debug)
+
+
+zoo.params[:0] = whole_command_options()
 
 
 def main() -> None:
-    """Run `zoo`. Errors are one line and exit code 1; --debug shows the traceback."""
+    """Run `zoo`. Errors are one line: exit code 2 for wrong usage, else 1. --debug shows the traceback."""
     give_way()
+    set_verbosity(NORMAL)
     debug = "--debug" in sys.argv[1:]
     if not debug:
         threading.excepthook = _told_by_the_command
@@ -127,6 +130,8 @@ def main() -> None:
         sys.exit(1)
     except SystemExit:
         raise
+    except click.UsageError as error:
+        _stop(f"error: {_in_words(error)}", error.exit_code)
     except BaseException as error:  # torch has errors that are no Exception
         if debug:
             raise
@@ -170,7 +175,8 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "zoo"
-        return f"{command}: {error.format_message().rstrip('.')}; {command} --help says what it takes"
+        told = error.format_message().rstrip(".")
+        return f"{command}: {told[:1].lower()}{told[1:]}; {command} --help says what it takes"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{disk_problem(error) or error.strerror}"

@@ -1,45 +1,113 @@
-"""Shared by commands: the registry in use, `--set key=value`, lists of names, tables and settings for the terminal."""
+"""Shared by commands: options, the registry in use, what is printed and how."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import os
+import shlex
+import sys
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from tokenizers_zoo import config
 from tokenizers_zoo.cli.completion import MODALITY
-from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.pretrained import AUTO, resolved_device
+from tokenizers_zoo.device import AUTO, resolved_device
+from tokenizers_zoo.errors import ConfigError, close_names
+from tokenizers_zoo.progress import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tokenizers_zoo.pipeline.engines import RunResult
     from tokenizers_zoo.registry import Zoo
 
-WIDTH = 80
+WIDTH, UNLIMITED = 80, 10_000
 INDENT = "  "
+NO_NEXT = "ZOO_NO_NEXT"
+"""Environment variable of a command that another one follows by itself."""
 PATH = click.Path(path_type=Path)
 DATA = click.argument("data_dir", metavar="DATA", type=PATH)
 
 
+class Group(click.Group):
+    """A group of commands; an unknown one is answered with close names, here or in other groups."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        there = not args or args[0].startswith("-") or self.get_command(ctx, args[0]) is not None
+        if not there and not ctx.resilient_parsing:
+            root = ctx.find_root()
+            same = [path for path in command_paths(root.command, root.command_path) if path.endswith(f" {args[0]}")]
+            close = same or [f"{ctx.command_path} {name}" for name in close_names(args[0], self.list_commands(ctx))]
+            offer = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(self.list_commands(ctx))}"
+            ctx.fail(f"unknown command {args[0]!r:.80}; {offer}")
+        return super().resolve_command(ctx, args)
+
+
+def command_paths(command: click.Command, path: str) -> Iterator[str]:
+    """Yield the words that call each command of a group, subgroups included."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield f"{path} {name}"
+            if inner := command.get_command(context, name):
+                yield from command_paths(inner, f"{path} {name}")
+
+
+def _of_whole_command(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep an option of `zoo`, wherever on the command line it stands."""
+    if value:
+        context.find_root().ensure_object(dict)[parameter.name] = value
+        level = {"quiet": QUIET, "verbose": VERBOSE}.get(str(parameter.name))
+        if level is not None:
+            set_verbosity(level)
+
+
+def whole_command_options(*, hidden: bool = False) -> list[click.Parameter]:
+    """Return the options that every command takes. Only the ones of `zoo` itself read the environment."""
+    names = {
+        ("--registry",): "The registry.toml to use. Default: $ZOO_REGISTRY, else a given run's, else ./registry.toml, "
+                         "else all that is installed.",
+        ("-q", "--quiet"): "Print results and problems only: no progress, no advice.",
+        ("-v", "--verbose"): "Print details, such as each skipped modality.",
+        ("--debug",): "Show the traceback of an error.",
+    }  # fmt: skip
+    shared: dict[str, Any] = {"expose_value": False, "callback": _of_whole_command, "hidden": hidden}
+    return [
+        click.Option(declarations, help=help, **shared, **(
+            {"type": click.Path(dir_okay=False, path_type=Path), "envvar": None if hidden else "ZOO_REGISTRY"}
+            if declarations == ("--registry",) else {"is_flag": True}
+        ))
+        for declarations, help in names.items()
+    ]  # fmt: skip
+
+
 def _that_is_there(context: click.Context, parameter: click.Parameter, device: str) -> str:
-    """Return the device, with "auto" resolved. Raises ConfigError if this machine lacks it."""
+    """Return the device, with "auto" resolved. Raises UsageError if this machine lacks it."""
     if context.resilient_parsing:  # completion does not import torch
         return device
     try:
         return resolved_device(device)
     except ConfigError as error:
-        raise ConfigError(f"{context.command_path}: {error}; leave --device out") from None
+        raise click.UsageError(f"{error}; leave --device out", context) from None
 
 
 DEVICE = click.option("--device", default=AUTO, show_default=True, metavar="DEVICE",
                       callback=_that_is_there,
                       help="Where the networks run: cpu, cuda, cuda:1, mps.")  # fmt: skip
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+PRINT_CONFIG = click.option("--print-config", is_flag=True,
+                            help="Print all settings and their origins, and stop.")  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def asked_registry() -> Path | None:
@@ -73,18 +141,57 @@ def show_problems(zoo: Zoo) -> None:
             click.echo(f"problem: {problem}", err=True)
 
 
+def note(line: str) -> None:
+    """Print an informational line on stderr, except with --quiet."""
+    if verbosity() >= NORMAL:
+        click.echo(line, err=True)
+
+
+def next_command(*words: object) -> None:
+    """Print the command that a user types next, with the registry that was given to this one."""
+    if NO_NEXT in os.environ:
+        return
+    given = click.get_current_context().find_root().obj or {}
+    registry = ["--registry", given["registry"]] if "registry" in given else []
+    note(f"next: {shlex.join(['zoo', *map(str, words), *map(str, registry)])}")
+
+
+def show_result(result: RunResult) -> None:
+    """Print what a command wrote, or plans to write; with --verbose each skipped modality."""
+    click.echo(result.summary(details=verbosity() >= VERBOSE))
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON on stdout; numbers that are not finite become null."""
+    click.echo(json.dumps(finite(value), indent=2, ensure_ascii=False, default=_plain_number))
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a number of numpy or torch as Python's, and anything else, such as a path, as text."""
+    return finite(value.item()) if hasattr(value, "item") else str(value)
+
+
+def finite(value: Any) -> Any:
+    """Return JSON types with None in place of numbers that are not finite, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def split_names(names: str) -> list[str]:
-    """Split `a,b` into a list. Raises ConfigError for an empty list."""
+    """Split `a,b` into a list. Raises UsageError for an empty list."""
     found = [name.strip() for name in names.split(",") if name.strip()]
     if not found:
-        raise ConfigError(f"expected names with commas between them, got {names!r}")
+        raise click.UsageError(f"expected names with commas between them, got {names!r}")
     return found
 
 
 def names_option(
     *declarations: str, help: str, required: bool = False, metavar: str = "NAME,..."
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add an option for a list of names, which may be repeated and separated by commas: `--only a,b --only c`.
+    """Add an option for a list of names, which may be repeated and separated by commas: `--input a,b --input c`.
 
     The command gets a list in the order given, or None without the option.
     """
@@ -98,7 +205,7 @@ def names_option(
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Parse `key=value` pairs; values are TOML (numbers, lists, true) or else plain text. Raises ConfigError.
+    """Parse `key=value` pairs; values are TOML (numbers, lists, true) or else plain text. Raises UsageError.
 
     Dates stay plain text: no setting takes a date, but a folder may be named by one.
     """
@@ -106,7 +213,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {assignment}: expected key=value")
+            raise click.UsageError(f"--set {assignment}: expected key=value")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -120,11 +227,15 @@ def settings_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., A
     return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=f"{what} Repeatable.")
 
 
-def show_table(table: Table) -> None:
-    """Print a table at the width of the terminal, or of $COLUMNS; 80 columns where there is neither."""
+def show_table(table: Table, *, wraps: bool = False) -> None:
+    """Print a table at the width of the terminal, or of $COLUMNS.
+
+    Without either, as in a pipe, a row is one line, or with `wraps` at most 80 columns wide.
+    """
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False)
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(markup=False, highlight=False, width=None if known else WIDTH if wraps else UNLIMITED)
     with console.capture() as shown:
         console.print(table)
     for line in shown.get().splitlines():
@@ -149,7 +260,62 @@ def show_facts(rows: Mapping[str, str]) -> None:
     for name, text in rows.items():
         if text:
             table.add_row(name, text)
-    show_table(table)
+    show_table(table, wraps=True)
+
+
+class Layer(NamedTuple):
+    """A table of settings over the defaults, and where it comes from: words, or a TOML file and its table there."""
+
+    values: Mapping[str, Any]
+    origin: str | Path
+    table: str = ""
+
+    def inner(self, key: str) -> Layer | None:
+        """Return the layer of the table under `key`, or None."""
+        values = self.values.get(key)
+        table = f"{self.table}.{key}" if self.table else key
+        return self._replace(values=values, table=table) if isinstance(values, Mapping) else None
+
+    def place(self, key: str) -> str:
+        """Return where a key comes from, as `registry.toml:12`."""
+        if isinstance(self.origin, str):
+            return self.origin
+        line = config.find_line(self.origin, self.table, key)
+        return f"{self.origin}{f':{line}' if line else ''}"
+
+
+def given_layers(
+    table: Mapping[str, Any], file: Path | None, name: str, assignments: Iterable[str], **options: Any
+) -> list[Layer]:
+    """Return the layers of the table [`name`] of a file, of `--set`, and of options, where they are given."""
+    assigned: dict[str, Any] = {}
+    for key, value in parse_assignments(assignments).items():
+        *outer, last = key.split(".")
+        inner = assigned
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    layers = [Layer(table, file, name)] if file else []
+    layers += [Layer(assigned, "--set")] if assigned else []
+    return layers + [Layer({key: value}, f"--{key}") for key, value in options.items() if value is not None]
+
+
+def show_config(name: str, settings: Any, layers: Iterable[Layer]) -> None:
+    """Print a settings dataclass as the TOML table [`name`]; each key with the last layer that has it."""
+    given, lines, inner = list(layers), [f"[{name}]"], []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            inner.append((field.name, value))
+            continue
+        place = next((layer.place(field.name) for layer in reversed(given) if field.name in layer.values), "default")
+        text = f"# {field.name} is not set" if value is None else f"{field.name} = {config.plain(value)}"
+        lines.append(f"{text}  # {place}" if value is not None or place != "default" else text)
+    for line in lines:
+        click.echo(line)
+    for key, value in inner:
+        click.echo()
+        show_config(f"{name}.{key}", value, filter(None, (layer.inner(key) for layer in given)))
 
 
 def settings_lines(configs: Iterable[tuple[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ does not run. FOLDER is the key `folder` of [pipeline].
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 
-from tokenizers_zoo.cli.options import asked_registry
+from tokenizers_zoo.cli.options import DRY_RUN, NO_NEXT, asked_registry
 from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import TABLES as REGISTRY
@@ -33,7 +34,7 @@ STEPS = {
 """The command of each step. The keys of [eval] are the backbone's settings of that name, not options."""
 SETTINGS = ("model", "train", "eval", "transfer")
 """Tables of the backbone's settings, which its commands read by --config."""
-COMMAND = "from tokenizers_zoo.cli.main import main; main()"
+COMMAND = "from tokenizers_zoo.cli import run; run()"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +49,7 @@ class PipelineConfig:
 
 @click.command()
 @click.argument("file", metavar="PIPELINE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Print the commands only.")
+@DRY_RUN
 @click.pass_context
 def run(context: click.Context, file: Path, dry_run: bool) -> None:
     """Run the pipeline of a TOML file: one table per step, whose keys are the options of the step's command.
@@ -75,13 +76,13 @@ def run(context: click.Context, file: Path, dry_run: bool) -> None:
       zoo run pipeline.toml --dry-run
     """
     commands = list(commands_of(file, context.find_root().command, asked_registry()))
-    debug = ["--debug"] if "--debug" in sys.argv[1:] else []
+    given = [f"--{name}" for name in ("quiet", "verbose", "debug") if (context.find_root().obj or {}).get(name)]
     for words in commands:
         click.echo(click.style(shlex.join(["zoo", *words]), bold=True))
         if dry_run:
             continue
         sys.stdout.flush()
-        process = subprocess.Popen([sys.executable, "-c", COMMAND, *debug, *words])
+        process = subprocess.Popen([sys.executable, "-c", COMMAND, *given, *words], env=os.environ | {NO_NEXT: "1"})
         try:
             code = process.wait()
         except KeyboardInterrupt:  # the command gets it too, and prints how to resume

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.cli.options import (
     DEVICE,
+    DRY_RUN,
+    JSON,
     PATH,
+    PRINT_CONFIG,
+    Group,
+    Layer,
+    next_command,
+    note,
     open_zoo,
     parse_assignments,
     plain_table,
     settings_option,
+    show_config,
+    show_json,
     show_problems,
     show_table,
 )
-from tokenizers_zoo.errors import ConfigError, count_of
+from tokenizers_zoo.config import preset_of
+from tokenizers_zoo.errors import count_of
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import ModalityHandle
 
 DATA_OPTION = click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
 
 
-@click.group()
+@click.group(cls=Group)
 def tokenizer() -> None:
     """Train and score tokenizers.
 
@@ -43,10 +58,16 @@ def tokenizer() -> None:
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
               help="Tokenizers trained at a time; they share the cores.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing tokenizer. Not needed to resume after a kill.")
-@settings_option("A key of the tokenizer table, such as quantizer=vq; zoo info NAME lists them. With --all, for those "
-                 "that have it.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="With --all: fail at a tokenizer that was trained with other settings or "
+              "data, instead of leaving it.")  # fmt: skip
+@DEVICE
+@DRY_RUN
+@PRINT_CONFIG
+@settings_option("A key of the tokenizer table, such as quantizer=vq; zoo info NAME --settings lists them. With --all, "
+                 "for those that have it.")  # fmt: skip
 def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | None, steps: int | None, seed: int,
-          workers: int, overwrite: bool, assignments: tuple[str, ...]) -> None:  # fmt: skip
+          workers: int, overwrite: bool, strict: bool, device: str, dry_run: bool, print_config: bool,
+          assignments: tuple[str, ...]) -> None:  # fmt: skip
     """Train the tokenizers of modalities NAMES on DATA. After a kill, the same command resumes.
 
     Shows loss, held-out metric and codebook usage while it runs, logs to TensorBoard, draws pictures early, and ends
@@ -58,36 +79,70 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
       zoo tokenizer train depth --data data --set quantizer=vq --out depth_vq
       zoo tokenizer train --all --data data/scenes --workers 2
     """
-    from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizers, usable_modalities
+    from tokenizers_zoo.pipeline.tokenizers import (
+        TokenizerJob,
+        overrides_of_each,
+        plan_of,
+        train_tokenizers,
+        usable_modalities,
+    )
 
     zoo = open_zoo()
     if bool(names) == everything:
-        raise ConfigError("zoo tokenizer train: expected the names of modalities, or --all")
+        raise click.UsageError("expected the names of modalities, or --all")
     chosen = usable_modalities(zoo, data_dir) if everything else [zoo[name].name for name in names]
     if everything:
         show_problems(zoo)
     if out is not None and len(chosen) > 1:
-        raise ConfigError(f"--out {out}: holds one tokenizer, and {len(chosen)} modalities were named")
+        raise click.UsageError(f"--out {out}: holds one tokenizer, and {len(chosen)} modalities were named")
     overrides = parse_assignments(assignments) | ({"steps": steps} if steps else {})
     by_name = overrides_of_each(zoo, chosen, overrides) if everything else dict.fromkeys(chosen, overrides)
     for name, own in by_name.items():
         if without := ", ".join(key for key in overrides if key not in own):
-            click.echo(f"{name}: its tokenizer table has no {without}; trained with its settings", err=True)
+            note(f"{name}: its tokenizer table has no {without}; trained with its settings")
     jobs = [
-        TokenizerJob(name=name, data=data_dir, out=out, seed=seed, overrides=own, overwrite=overwrite)
+        TokenizerJob(name=name, data=data_dir, out=out, seed=seed, overrides=own, overwrite=overwrite, device=device)
         for name, own in by_name.items()
     ]
-    for name, folder in train_tokenizers(zoo, jobs, workers):
+    if print_config:
+        for number, job in enumerate(jobs):
+            click.echo("\n" * bool(number), nl=False)
+            _print_config(zoo[job.name], job.overrides, steps)
+        return
+    if dry_run:
+        for job in jobs:
+            click.echo(f"{job.name}: {plan_of(zoo, job)}")
+        return
+    left: dict[str, str] | None = {} if everything and not strict else None
+    for name, folder in train_tokenizers(zoo, jobs, workers, left=left):
         click.echo(f"{name}: tokenizer in {folder}")
+    for name, problem in (left or {}).items():
+        click.echo(f"{name}: left as it is: {problem}", err=True)
+    next_command("tokenize", data_dir, "--out", "tokens")
+
+
+def _print_config(handle: ModalityHandle, overrides: Mapping[str, Any], steps: int | None) -> None:
+    """Print the settings of a modality with overrides of its tokenizer table, and where each comes from."""
+    settings = handle.check_overrides(overrides)
+    name, file = f"modalities.{handle.name}", handle.settings.origin.path
+    layers = [Layer(settings.shared, file, "zoo"), Layer(handle.settings.own, file, name)] if file else []
+    given = {key: value for key, value in overrides.items() if key != "steps" or not steps}
+    layers += [Layer({"tokenizer": given}, "--set")]
+    layers += [Layer({"tokenizer": {"steps": steps}}, "--steps")] if steps else []
+    for config in settings.taken.values():
+        chosen = preset_of(type(config), settings.own, settings.origin)
+        preset = [Layer(chosen, f"preset {settings.own['preset']}")] if chosen else []
+        show_config(name, config, [*layers[:1], *preset, *layers[1:]] if file else [*preset, *layers])
 
 
 @tokenizer.command("eval")
 @click.argument("name", type=MODALITY)
 @DATA_OPTION
 @click.option("--split", default="test", show_default=True)
-@click.option("--limit", type=click.IntRange(min=1), help="Samples at most. Default: all.")
+@click.option("--samples", type=click.IntRange(min=1), help="Samples at most. Default: all.")
 @DEVICE
-def evaluate(name: str, data_dir: Path, split: str, limit: int | None, device: str) -> None:
+@JSON
+def evaluate(name: str, data_dir: Path, split: str, samples: int | None, device: str, as_json: bool) -> None:
     """Score the reconstruction of held-out values. Gives metrics with units, codebook usage and perplexity.
 
     \b
@@ -98,7 +153,10 @@ def evaluate(name: str, data_dir: Path, split: str, limit: int | None, device: s
 
     zoo = open_zoo()
     zoo[name].device = device
-    result = evaluate_tokenizer(zoo, name, data_dir, split=split, limit=limit)
+    result = evaluate_tokenizer(zoo, name, data_dir, split=split, limit=samples)
+    if as_json:
+        show_json({"modality": name, "split": split, **result.to_json()})
+        return
     table = plain_table("metric", ">value", "unit", "meaning")
     for metric in zoo[name].spec.metrics:
         table.add_row(metric.name, f"{result.metrics[metric.name]:.4g}", metric.unit, metric.meaning)

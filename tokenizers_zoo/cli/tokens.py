@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo.cli.completion import MODALITY
-from tokenizers_zoo.cli.options import DATA, DEVICE, PATH, names_option, open_zoo
+from tokenizers_zoo.cli.options import DATA, DEVICE, DRY_RUN, PATH, names_option, next_command, open_zoo, show_result
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors, replacing_file
 from tokenizers_zoo.spec import Crop
@@ -16,12 +16,13 @@ from tokenizers_zoo.spec import Crop
 @click.command("tokenize")
 @DATA
 @click.option("--out", type=PATH, required=True, help="Folder of the token store.")
-@names_option("--only", help="Modalities. Default: all enabled ones that DATA holds.")
+@names_option("--modalities", help="Modalities. Default: all enabled ones that DATA holds.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--crops", type=click.IntRange(min=1), default=1, show_default=True,
               help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the crops.")
 @DEVICE
+@DRY_RUN
 @click.option(
     "--overwrite",
     is_flag=True,
@@ -30,11 +31,12 @@ from tokenizers_zoo.spec import Crop
 def tokenize_command(
     data_dir: Path,
     out: Path,
-    only: list[str] | None,
+    modalities: list[str] | None,
     batch_size: int,
     crops: int,
     seed: int,
     device: str,
+    dry_run: bool,
     overwrite: bool,
 ) -> None:
     """Encode DATA into a token store with the trained tokenizers.
@@ -46,11 +48,13 @@ def tokenize_command(
     from tokenizers_zoo.pipeline.tokenize import tokenize
 
     result = tokenize(
-        open_zoo(), data_dir, out, modalities=only, batch_size=batch_size, crops=crops, seed=seed,
-        overwrite=overwrite, device=device,
+        open_zoo(), data_dir, out, modalities=modalities, batch_size=batch_size, crops=crops, seed=seed,
+        overwrite=overwrite, device=device, dry_run=dry_run,
     )  # fmt: skip
-    click.echo(result.summary())
-    click.echo(f"tokens in {out}")
+    show_result(result)
+    if not dry_run:
+        click.echo(f"tokens in {out}")
+        next_command("backbone", "train", "--tokens", out, "--out", "run")
 
 
 @click.command("encode")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenizers_zoo.cli.options import open_zoo, plain_table, show_table
+from tokenizers_zoo.cli.options import JSON, Group, open_zoo, plain_table, show_json, show_table
 from tokenizers_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAME = click.argument("name", required=False)
 
 
-@click.group()
+@click.group(cls=Group)
 def vocabulary() -> None:
     """The text vocabularies that modalities share.
 
@@ -28,7 +28,8 @@ def vocabulary() -> None:
 
 @vocabulary.command()
 @NAME
-def show(name: str | None) -> None:
+@JSON
+def show(name: str | None, as_json: bool) -> None:
     """Show the parts of the vocabulary NAME and the modalities that use it. Default: all vocabularies.
 
     \b
@@ -38,8 +39,12 @@ def show(name: str | None) -> None:
     from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary
 
     zoo = open_zoo()
-    for chosen in _chosen(zoo, name):
-        _show(describe_vocabulary(zoo, chosen))
+    used = [describe_vocabulary(zoo, chosen) for chosen in _chosen(zoo, name)]
+    if as_json:
+        show_json({use.name: _facts(use) for use in used})
+        return
+    for use in used:
+        _show(use)
 
 
 @vocabulary.command()
@@ -76,6 +81,17 @@ def _chosen(zoo: Zoo, name: str | None) -> list[str]:
     if not chosen:
         raise ConfigError("no enabled modality shares a text vocabulary; zoo list shows what is enabled")
     return chosen
+
+
+def _facts(use: VocabularyUse) -> dict[str, Any]:
+    vocabulary = use.vocabulary
+    return {
+        "folder": use.folder, "size": vocabulary.config.size, "used": vocabulary.used,
+        "fingerprint": vocabulary.fingerprint,
+        "parts": {part: {"first": first, "ids": count} for part, (first, count) in vocabulary.parts.items()},
+        "modalities": {name: list(needed) for name, needed in use.needs.items()},
+        "missing": list(use.missing), "unused": list(use.unused),
+    }  # fmt: skip
 
 
 def _show(use: VocabularyUse) -> None:

@@ -186,10 +186,12 @@ class TrainedModality(PluginBase):
         return self.spec_of(settings, value, self.layout(options), quantizer.codebook_size, num_codebooks=codes)
 
     @hookimpl
-    def train_tokenizer(self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int) -> Path:
+    def train_tokenizer(
+        self, config: Settings, samples: TrainingSamples, out_dir: Path, seed: int, device: str
+    ) -> Path:
         from tokenizers_zoo.train.loop import train
 
-        return train(self.task(config), samples, self.options(config).tokenizer, out_dir, seed)
+        return train(self.task(config), samples, self.options(config).tokenizer, out_dir, seed, device=device)
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> AutoencoderTokenizer:

@@ -12,10 +12,11 @@ import numpy as np
 
 from tokenizers_zoo.data.manifest import Manifest, Split, inputs_digest, read_manifest, remove_shard, up_to_date
 from tokenizers_zoo.data.shards import ValueStore, check_foreign, reading_settings, value_identity, writing_shard
+from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import as_json, disk_errors
 from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
-from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of
+from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, prefer_device
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.spec import WHOLE
@@ -33,6 +34,7 @@ class DeriveShard:
     shard: int
     inputs: str
     record: Mapping[str, Any]
+    device: str
 
 
 def derive_data(
@@ -42,17 +44,22 @@ def derive_data(
     modalities: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
     workers: int | None = None,
+    device: str = AUTO,
+    dry_run: bool = False,
 ) -> RunResult:
     """Derive the absent derivable modalities (or `modalities`, with their inputs) into the data folder.
 
     A sample that fails is dropped, with the reason in the shard's manifest; the run goes on. A shard is skipped unless
     the plugin, its settings, its pretrained networks or the shards that it is derived from have changed. Networks are
-    fetched from the hub for `modalities` only; an unavailable one is a PretrainedError for those, else a skip. Raises
-    DataError if `modalities` cannot be derived from the data, their inputs are stored at a smaller size than the
-    settings have now, or a modality's folder holds tar files of another program; FolderError if another command writes
-    the data folder.
+    fetched from the hub for `modalities` only; an unavailable one is a PretrainedError for those, else a skip. They run
+    on `device` unless their settings name another. With `dry_run` nothing is downloaded or written, and the result
+    counts the samples to write. Raises DataError if `modalities` cannot be derived from the data, their inputs are
+    stored at a smaller size than the settings have now, or a modality's folder holds tar files of another program;
+    FolderError if another command writes the data folder.
     """
-    store, result, download = ValueStore(data), RunResult(), modalities is not None
+    store, result = ValueStore(data), RunResult(planned=dry_run)
+    download = modalities is not None and not dry_run
+    prefer_device(device)
     with disk_errors(store.root), locked(store.root):
         orders = {split: _order(zoo, store, split, modalities, result) for split in splits or store.splits()}
         for split, order in orders.items():  # all are checked before any is changed
@@ -61,14 +68,16 @@ def derive_data(
             for name in {name for handle in order for name in handle.spec.derived_from} - {one.name for one in order}:
                 store.check_size(zoo[name], split)
         for split, order in orders.items():
-            failed: set[str] = set()
+            failed = set[str]()
+            planned = set[str]() if dry_run else None
             for handle in order:
                 if lacks := [name for name in handle.spec.derived_from if name in failed]:
                     result.skipped[handle.name] = f"derived from {', '.join(lacks)}, which was skipped"
                     failed.add(handle.name)
                     continue
                 try:
-                    result.outcomes.append(_derive(zoo, store.split(split), handle, workers, download))
+                    outcome = _derive(zoo, store.split(split), handle, workers, download, device, planned)
+                    result.outcomes.append(outcome)
                 except PretrainedError as error:
                     if download:
                         raise PretrainedError(f"{handle.name}: {error}") from error
@@ -134,30 +143,50 @@ def _record(zoo: Zoo, handle: ModalityHandle, networks: Mapping[str, Any]) -> di
     )
 
 
-def _derive(zoo: Zoo, split: Split, handle: ModalityHandle, workers: int | None, download: bool) -> Outcome:
-    """Derive the missing and outdated shards of one modality of one split. Raises PretrainedError."""
+def _derive(
+    zoo: Zoo,
+    split: Split,
+    handle: ModalityHandle,
+    workers: int | None,
+    download: bool,
+    device: str,
+    planned: set[str] | None,
+) -> Outcome:
+    """Derive the missing and outdated shards of one modality of one split. Raises PretrainedError.
+
+    With `planned`, the modalities that a dry run has found to be derived, the shards are only counted.
+    """
     networks = networks_of(handle.known_settings())
     record = _record(zoo, handle, {name: config.record(download=download) for name, config in networks.items()})
     made_with = inputs_digest(**record)
     outcome = Outcome(split=split.name, modality=handle.name)
     folder = split.folder / handle.name
     todo: dict[int, str] = {}
+    waits = planned is not None and bool(planned & set(handle.spec.derived_from))
     for shard in range(split.shards):
+        if waits:  # for shards that a dry run does not write
+            outcome.written += split.rows(shard)
+            continue
         given = [read_manifest(split.folder / name, shard) for name in handle.spec.derived_from]
         keys = split.keys_digest(shard)
         if any(one is None or one.keys != keys for one in given):
-            remove_shard(folder, shard)
+            if planned is None:
+                remove_shard(folder, shard)
             continue
         inputs = inputs_digest(made_with=made_with, keys=keys, given=[one.files["tar"].sha256 for one in given if one])
         if (manifest := up_to_date(folder, shard, inputs, keys)) is not None:
             outcome.add(split, shard, manifest, kept=True)
         else:
             todo[shard] = inputs
+    if planned is not None:
+        outcome.written += sum(map(split.rows, todo))
+        planned.update([handle.name] if outcome.written else [])
+        return outcome
     jobs = (
-        DeriveShard(split=split, modality=handle.name, shard=shard, inputs=inputs, record=record)
+        DeriveShard(split=split, modality=handle.name, shard=shard, inputs=inputs, record=record, device=device)
         for shard, inputs in todo.items()
     )
-    if workers is None and todo and any(network.torch_device == "cuda" for network in networks.values()):
+    if workers is None and todo and any(network.torch_device.startswith("cuda") for network in networks.values()):
         workers = 1  # each process would load a copy
     with progress_bar(f"derive {split.name}/{handle.name}", sum(map(split.rows, todo))) as advance:
         for shard, manifest in run_jobs(zoo, derive_shard, jobs, workers, count=len(todo), of=split.shards):
@@ -173,6 +202,7 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
     A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
     the next run makes it again.
     """
+    prefer_device(job.device)
     handle, store = zoo[job.modality], ValueStore(job.split.root)
     inputs = {name: zoo[name] for name in handle.spec.derived_from}
     split, shard = job.split.name, job.shard

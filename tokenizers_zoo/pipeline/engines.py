@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenizers_zoo.data.manifest import Manifest, Split
 from tokenizers_zoo.errors import DataError, ZooError
+from tokenizers_zoo.progress import set_verbosity, verbosity
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -28,6 +29,8 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TERMINAL = "TERM"
+MOST_SKIPPED = 3
+"""Skipped modalities that a short summary explains."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Linux file with a container's CPU quota: microseconds per period, or "max"."""
 
@@ -65,15 +68,22 @@ class RunResult:
     outcomes: list[Outcome] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    planned: bool = False
+    """True for a plan: the outcomes count what would be written."""
 
-    def summary(self) -> str:
-        """Return one line per split and modality."""
+    def summary(self, *, details: bool = True) -> str:
+        """Return one line per split and modality; without `details` at most one line about many skipped modalities."""
         lines = []
         for one in self.outcomes:
             kept = f", {one.kept} unchanged" if one.kept else ""
             dropped = f", {one.dropped} dropped (first: {one.first_dropped})" if one.dropped else ""
-            lines.append(f"{one.split}/{one.modality}: {one.written} written{kept}{dropped}")
-        lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
+            written = "to write" if self.planned else "written"
+            lines.append(f"{one.split}/{one.modality}: {one.written} {written}{kept}{dropped}")
+        if details or len(self.skipped) <= MOST_SKIPPED:
+            lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
+        else:
+            names = ", ".join(sorted(self.skipped))
+            lines.append(f"{len(self.skipped)} modalities skipped: {names} (--verbose says why)")
         lines += self.notes
         return "\n".join(lines) or "nothing to do"
 
@@ -130,7 +140,7 @@ def run_jobs(
             yield function(zoo, job)
         return
     context = multiprocessing.get_context("spawn")
-    setup = (zoo.tables, zoo.path)
+    setup = (zoo.tables, zoo.path, verbosity())
     started = min(workers, count)
     with _sharing_cores(workers), ProcessPoolExecutor(started, context, _start_worker, setup) as pool:
         # One job per worker: further jobs would be queued, and would start even after an error.
@@ -156,10 +166,11 @@ def run_jobs(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(tables: Mapping[str, Any], path: Path | None) -> None:
+def _start_worker(tables: Mapping[str, Any], path: Path | None, level: int) -> None:
     from tokenizers_zoo.registry import Zoo
 
     global _worker_zoo
+    set_verbosity(level)
     _worker_zoo = Zoo.from_tables(tables, path)
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # quietly, removing unfinished files
     threading.Thread(target=_exit_with_parent, daemon=True).start()

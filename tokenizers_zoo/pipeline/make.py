@@ -51,13 +51,15 @@ def make_data(
     options: Mapping[str, Any] | None = None,
     workers: int | None = None,
     shard_size: int | None = None,
+    dry_run: bool = False,
 ) -> RunResult:
     """Write all modalities that the source gives and that are enabled, at the size of their settings, to `out`.
 
     `train` and `test` count samples; None means all samples, 0 none. A shard with an equal inputs digest is skipped. So
     the same command resumes after a kill, adds a modality that was installed since or more of the same samples, and
     makes again what depends on files, settings or plugins that have changed. The bytes do not depend on `workers`.
-    `shard_size` None means the folder's, or one of SHARD_SIZES.
+    `shard_size` None means the folder's, or one of SHARD_SIZES. With `dry_run` nothing is written, and the result
+    counts the samples to write.
     Raises ConfigError without a required setting of the source, and for a modality whose classes, or settings that have
     to agree, are not the source's; DataError if `out` holds samples of another source, seed or size; FolderError
     where another command writes it.
@@ -65,7 +67,7 @@ def make_data(
     source = zoo.source(source_name)
     options = dict(options or {})
     out = Path(out)
-    result = RunResult()
+    result = RunResult(planned=dry_run)
     samples_of.cache_clear()  # a source may read files that have changed since the last call in this process
     wanted = [(split, count) for split, count in ((TRAIN, train), (TEST, test)) if count != 0]
     opened = {split: open_samples(zoo, source, split, count, seed, options, out) for split, count in wanted}
@@ -86,9 +88,10 @@ def make_data(
             plan.check(before)
             plans.append(plan)
         record["splits"] |= {plan.split.name: plan.record for plan in plans}
-        write_record(out / DATASET, record)
+        if not dry_run:
+            write_record(out / DATASET, record)
         for plan in plans:
-            result.outcomes += plan.run(zoo, workers)
+            result.outcomes += plan.run(zoo, workers, dry_run)
     return result.check()
 
 
@@ -217,8 +220,8 @@ class _Plan:
                     f"{modality}: was derived from other modalities; delete it to make {name} of the source"
                 )
 
-    def run(self, zoo: Zoo, workers: int | None) -> list[Outcome]:
-        """Make the shards that are not there, or that depend on other inputs now."""
+    def run(self, zoo: Zoo, workers: int | None, dry_run: bool) -> list[Outcome]:
+        """Make, or with `dry_run` count, the shards that are not there, or that depend on other inputs now."""
         split, samples = self.split, self.samples
         outcomes = {handle.name: Outcome(split=split.name, modality=handle.name) for handle in self.handles}
         names = {handle.name: name_at_source(handle, samples.offered) for handle in self.handles}
@@ -256,6 +259,9 @@ class _Plan:
                     outcome.add(split, shard, manifest, kept=True)
                 else:
                     todo.setdefault(shard, {})[name] = inputs
+                    outcome.written += split.rows(shard) if dry_run else 0
+        if dry_run:
+            return list(outcomes.values())
         jobs = (
             MakeShard(
                 split=split, shard=shard, source=self.source.name, seed=self.seed,

@@ -20,6 +20,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import STORE, TokenStore
+from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -121,7 +122,7 @@ def verify_store(root: Path) -> Iterator[Wrong]:
         yield from verify(split)
 
 
-def repair_store(zoo: Zoo, root: Path, workers: int | None = None) -> Iterator[str]:
+def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str = AUTO) -> Iterator[str]:
     """Remove damaged shards and make them again, yielding a line about each step.
 
     Values are made by the source, and derived, as before; tokens are encoded from the values that the store records.
@@ -142,7 +143,11 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None) -> Iterator[s
                 raise DataError(f"{root}: its values were in {store.data}; run the `zoo tokenize` command again")
             crops, seed = store.split(name).crops, store.split(name).seed
             chosen = sorted(modalities)
-            yield tokenize(zoo, store.data, root, modalities=chosen, splits=[name], crops=crops, seed=seed).summary()
+            encoded = tokenize(
+                zoo, store.data, root, modalities=chosen, splits=[name], crops=crops, seed=seed,
+                device=resolved_device(device),
+            )  # fmt: skip
+            yield encoded.summary()
             continue
         record = read_record(root / DATASET)["splits"][name]
         if source := record.get("source"):
@@ -153,4 +158,7 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None) -> Iterator[s
             )  # fmt: skip
             yield made.summary()
         if derivable := sorted(one for one in modalities if one in zoo and zoo[one].spec.derived_from):
-            yield derive_data(zoo, root, modalities=derivable, splits=[name], workers=workers).summary()
+            derived = derive_data(
+                zoo, root, modalities=derivable, splits=[name], workers=workers, device=device
+            )  # fmt: skip
+            yield derived.summary()

@@ -48,11 +48,13 @@ def tokenize(
     threads: int = 2,
     overwrite: bool = False,
     device: str = "cpu",
+    dry_run: bool = False,
 ) -> RunResult:
     """Encode the values in `data` into the token store `out`.
 
     With `crops` above 1, each sample of the split "train" has the whole picture and `crops - 1` random crops, which all
-    modalities share. Shards whose inputs are unchanged are skipped; `overwrite` encodes every shard again.
+    modalities share. Shards whose inputs are unchanged are skipped; `overwrite` encodes every shard again. With
+    `dry_run` nothing is written, and the result counts the samples to encode.
 
     Raises DataError if the data lack one of `modalities`, if no modality has a tokenizer, or if `out` has other files
     or tokens of other samples. Also raises DataError, after encoding the other modalities, if no sample of a modality
@@ -61,7 +63,7 @@ def tokenize(
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
-    store, out, result = ValueStore(data), Path(out), RunResult()
+    store, out, result = ValueStore(data), Path(out), RunResult(planned=dry_run)
     _check_place(out)
     splits = splits or store.splits()
     for split in splits:
@@ -98,6 +100,11 @@ def tokenize(
                 jobs.append(_Job(handle, store, target, batch_size=batch_size, threads=threads))
         for job in jobs:
             job.plan(overwrite)
+        if dry_run:
+            for job in jobs:
+                job.outcome.written = sum(map(job.split.rows, job.todo)) * job.split.crops
+            result.outcomes += [job.outcome for job in jobs]
+            return result
         for job in jobs:
             for shard in shards_of(job.folder):
                 if shard in job.todo or shard >= job.split.shards:
@@ -182,7 +189,7 @@ def _check_same_samples(values: ValueStore, target: TokenSplit, encoded: Collect
         return
     if staying and overwrite:
         missing = " ".join(str(target.folder / name) for name in staying if name not in values.modalities(target.name))
-        way_out = f"delete {missing}" if missing else "leave out --only"
+        way_out = f"delete {missing}" if missing else "leave out --modalities"
         raise DataError(f"{target.folder / staying[0]}: {problem}; give another folder, or {way_out}")
     if not overwrite:
         raise DataError(f"{target.folder / names[0]}: {problem}; give another folder, or --overwrite")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,12 @@ from tokenizers_zoo.checkpoint import CONFIG, is_complete
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
+from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import disk_errors, read_table
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.progress import say
-from tokenizers_zoo.run_folder import TOKENIZER, read_run, replacing
+from tokenizers_zoo.run_folder import TOKENIZER, OtherRunError, read_run, replacing
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
@@ -39,10 +41,16 @@ class TokenizerJob:
     seed: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    device: str = AUTO
 
 
-def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -> Iterator[tuple[str, Path]]:
+def train_tokenizers(
+    zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1, *, left: dict[str, str] | None = None
+) -> Iterator[tuple[str, Path]]:
     """Train tokenizers in up to `workers` processes that share the CPU cores; yield name and folder of each.
+
+    With `left`, a tokenizer that was trained with other settings or data is left as it is, and the reason is written
+    there by name. Without, it is an OtherRunError.
 
     Modalities with a shared vocabulary are trained first and sequentially, because only one process may write to it.
     With `overwrite` the vocabulary is retrained only once. The remaining jobs start with the longest, so that no long
@@ -58,21 +66,52 @@ def train_tokenizers(zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1) -
         table = zoo[job.name].known_settings().get("tokenizer")
         return math.prod(int(job.overrides.get(key, getattr(table, key, 0))) for key in ("steps", "batch_size"))
 
-    apart, done = list[TokenizerJob](), set[Path]()
+    first, apart, done = list[TokenizerJob](), list[TokenizerJob](), set[Path]()
     for job, place in zip(jobs, places, strict=True):
         if workers > 1 and places.count(place) == 1 and not zoo[job.name].spec.shared_vocabulary:
             apart.append(job)
             continue
         # A shared tokenizer that an earlier job has retrained is not removed again.
-        yield _train(zoo, replace(job, overwrite=job.overwrite and place not in done))
+        first.append(replace(job, overwrite=job.overwrite and place not in done))
         done.add(place)
-    for name, folder in run_jobs(zoo, _train, sorted(apart, key=samples, reverse=True), workers):
-        zoo.forget_tokenizers(folder)
-        yield name, folder
+    train = _train if left is None else _train_or_leave
+    trained = itertools.chain(
+        (train(zoo, job) for job in first),
+        run_jobs(zoo, train, sorted(apart, key=samples, reverse=True), workers),
+    )
+    for name, result in trained:
+        if left is not None and isinstance(result, str):
+            left[name] = result
+        else:
+            folder = Path(result)
+            zoo.forget_tokenizers(folder)
+            yield name, folder
 
 
-def _train(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path]:
+def _train(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path | str]:
     return job.name, train_tokenizer(zoo, **dataclasses.asdict(job))
+
+
+def _train_or_leave(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path | str]:
+    """Train a tokenizer and return its folder, or the text of an OtherRunError."""
+    try:
+        return _train(zoo, job)
+    except OtherRunError as error:
+        return job.name, str(error)
+
+
+def plan_of(zoo: Zoo, job: TokenizerJob) -> str:
+    """Return what `train_tokenizer` would do, in words."""
+    handle = zoo[job.name]
+    folder, table = job.out or handle.checkpoint, handle.known_settings().get("tokenizer")
+    steps = job.overrides.get("steps", getattr(table, "steps", None))
+    length = "" if steps is None else f" for {steps} steps"
+    record = read_run(folder)
+    if job.overwrite and (folder / CONFIG).is_file():
+        return f"replace the tokenizer in {folder}, trained{length}"
+    if is_complete(folder):
+        return f"{folder} is there; it is kept, unless settings or data differ"
+    return f"{'resume' if record else 'train'}{length} in {folder}"
 
 
 def train_tokenizer(
@@ -85,10 +124,12 @@ def train_tokenizer(
     overrides: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     limit: int | None = None,
+    device: str = AUTO,
 ) -> Path:
     """Train the tokenizer of modality `name` on `data` and return its checkpoint folder.
 
-    The folder is `out` or, by default, the registry's. `overrides` replace keys of the modality's tokenizer table. With
+    The folder is `out` or, by default, the registry's. Training runs on `device`.
+    `overrides` replace keys of the modality's tokenizer table. With
     `overwrite` an existing tokenizer is replaced, but kept if training fails. Without it, an interrupted run is
     resumed, and a checkpoint that was trained with another modality of the same vocabulary is kept. If the modality has
     its own tokenizer and also needs a shared vocabulary that does not exist, the vocabulary is trained first. With
@@ -113,7 +154,7 @@ def train_tokenizer(
         with disk_errors(handle.files.vocabulary):
             train_vocabulary(handle, samples, handle.files.vocabulary)
     with disk_errors(folder), replacing(folder, TOKENIZER, overwrite):
-        return handle.train_tokenizer(samples, folder, seed, **(overrides or {}))
+        return handle.train_tokenizer(samples, folder, seed, device=device, **(overrides or {}))
 
 
 def _check_place(zoo: Zoo, handle: ModalityHandle, folder: Path) -> None:
@@ -230,4 +271,4 @@ def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | No
             f"{', '.join(handle.name for handle in writers)}: no pieces are learned, and text is then written byte by "
             "byte; once there is some, train the vocabulary anew (--overwrite)"
         )
-        say(Console(stderr=True), line)
+        say(Console(stderr=True), line, warning=True)

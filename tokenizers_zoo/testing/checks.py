@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
+from tokenizers_zoo.device import DEVICES
 from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
-from tokenizers_zoo.pretrained import DEVICES, PretrainedError
+from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
 from tokenizers_zoo.spec import Crop, SequenceLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.testing.geometry import check_crop_geometry

@@ -157,7 +157,7 @@ class Subject:
             train_vocabulary(self.handle, self.training_samples, self.handle.files.vocabulary)
         table = self.handle.known_settings().get("tokenizer")
         overrides = {key: value for key, value in TINY.items() if hasattr(table, key)}
-        return self.handle.train_tokenizer(self.training_samples, folder, 0, **overrides)
+        return self.handle.train_tokenizer(self.training_samples, folder, 0, device=self.handle.device, **overrides)
 
     @property
     def training_samples(self) -> TrainingSamples:

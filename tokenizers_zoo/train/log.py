@@ -79,9 +79,9 @@ class StepLog:
         """Speed since the log was created, evaluations included."""
         return (self.done - self.first) * self.samples_per_step / self.lines.seconds
 
-    def say(self, line: str, style: str = "") -> None:
-        """Print a line above the progress."""
-        say(self.console, line, style)
+    def say(self, line: str, style: str = "", *, warning: bool = False) -> None:
+        """Print a line above the progress; with --quiet only a `warning`."""
+        say(self.console, line, style, warning=warning)
 
     def advance(self, done: int, loss: float) -> None:
         """Show that `done` steps are finished."""

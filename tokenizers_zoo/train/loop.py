@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import check_weights, load_config
 from tokenizers_zoo.data.samples import TrainingSamples, spread
+from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import CheckpointError, DataError
 from tokenizers_zoo.io import check_opens, replacing_file, write_tensors
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
@@ -141,8 +142,9 @@ def train(
     seed: int,
     on_step: Callable[[int], None] | None = None,
     overwrite: bool = False,
+    device: str = AUTO,
 ) -> Path:
-    """Train `task`, write its checkpoint, metrics, pictures and card into `out_dir`, and return `out_dir`.
+    """Train `task` on `device`, write its checkpoint, metrics, pictures and card into `out_dir`, and return `out_dir`.
 
     Called again with the same arguments after a kill, it resumes from the last evaluation and ends in the same weights:
     bit-identical on a CPU, while GPU kernels may round differently. A finished run is returned at once. `on_step` is
@@ -157,7 +159,7 @@ def train(
         if run.finished is not None:
             check_weights(out_dir, load_config(out_dir))
             return out_dir
-        trainer = Trainer(task, samples, config, run, seed)
+        trainer = Trainer(task, samples, config, run, seed, resolved_device(device))
         with TrainingReport(task.spec, task.title, task.validates, config, out_dir, trainer.done) as report:
             trainer.train(report, on_step)
         kept = trainer.best if trainer.best.step else None
@@ -176,10 +178,12 @@ def identity(task: Task, samples: TrainingSamples, config: TrainConfig, seed: in
 class Trainer:
     """Model, discriminator, optimizer and EMA of one run, restored from its saved state."""
 
-    def __init__(self, task: Task, samples: TrainingSamples, config: TrainConfig, run: RunFolder, seed: int) -> None:
+    def __init__(
+        self, task: Task, samples: TrainingSamples, config: TrainConfig, run: RunFolder, seed: int, device: str
+    ) -> None:
         self.task, self.samples, self.config, self.seed = task, samples, config, seed
         self.state = run.path / run.kind.state
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device, self.kind = device, torch.device(device).type
         with seeded(seed):
             self.module = task.build(samples.train, np.random.default_rng([seed, 2])).to(self.device)
         with seeded(seed, 4):
@@ -244,7 +248,9 @@ class Trainer:
         losses: dict[str, float] = {}
         for number in range(step * config.grad_accum_steps, (step + 1) * config.grad_accum_steps):
             batch = to_device(next(batches), self.device)
-            autocast = torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bfloat16")
+            autocast = torch.autocast(
+                torch.device(self.device).type, torch.bfloat16, enabled=config.precision == "bfloat16"
+            )
             with seeded(self.seed, 3, number), autocast:
                 if self.discriminator is not None:
                     found = task.losses_against(self.module, self.discriminator, batch, step)

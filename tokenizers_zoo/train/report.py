@@ -112,7 +112,7 @@ class TrainingReport(StepLog):
         found = ["" if self.judged == "held_out" else self.judged, score]
         self.note = ", ".join(part for part in (" ".join(filter(None, found)), best, used) if part)
         if collapse := evaluation.collapse:
-            self.say(f"{self.spec.name}: step {done}: {collapse}; {COLLAPSE_ADVICE}", style="bold yellow")
+            self.say(f"{self.spec.name}: step {done}: {collapse}; {COLLAPSE_ADVICE}", style="bold yellow", warning=True)
         pictures = picture_rows(evaluation.shown)
         if pictures is not None:
             self.write_image(done, f"{self.judged}/input_and_reconstruction", pictures)

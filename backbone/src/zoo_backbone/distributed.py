@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
+from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import CheckpointError, is_of_the_machine
 from tokenizers_zoo.io import check_opens, remove_folder
 from zoo_backbone.model import FourM, Losses
@@ -35,11 +36,11 @@ TIMEOUT = timedelta(hours=2)
 
 
 class Ranks:
-    """The processes that train together: torchrun's (see `ranks`), or only this process."""
+    """The processes that train together on a kind of device: torchrun's (see `ranks`), or only this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = AUTO) -> None:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(resolved_device(device))
         if self.size > 1 and self.device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(self.device)
@@ -110,14 +111,15 @@ def leave(*, first: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def ranks() -> Iterator[Ranks]:
+def ranks(device: str = AUTO) -> Iterator[Ranks]:
     """Join the processes that torchrun started within the block; without torchrun, this process alone."""
     if processes() == 1:
-        yield Ranks()
+        yield Ranks(device)
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    on_gpus = resolved_device(device).startswith("cuda")
+    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     try:
-        yield Ranks()
+        yield Ranks(device)
     finally:
         dist.destroy_process_group()
 

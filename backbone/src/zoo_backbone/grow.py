@@ -13,6 +13,7 @@ from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -52,6 +53,7 @@ def train_run(
     *,
     start: Path | None = None,
     overwrite: bool = False,
+    device: str = AUTO,
 ) -> Path:
     """Train over the modalities of `handles`, whose tokenizers wrote the token store `tokens`; see `train`.
 
@@ -65,7 +67,7 @@ def train_run(
         run=Run(tokens=tokens, data=TokenStore(tokens).data, registry=registry),
         ids=None if start is None else ids_in_use(start, handles.values()),
         show=Previews(handles, tokens, config, model=model_config) if config.preview_every else None,
-        fingerprints=training_fingerprints(out, handles.values()), overwrite=overwrite,
+        fingerprints=training_fingerprints(out, handles.values()), overwrite=overwrite, device=device,
     )  # fmt: skip
 
 
@@ -127,6 +129,7 @@ def grow(
     replay: float | None = None,
     origin: Origin | None = None,
     overwrite: bool = False,
+    device: str = AUTO,
 ) -> None:
     """Train a backbone further on `tokens` with the modalities `added` of the zoo into `out`.
 
@@ -154,7 +157,7 @@ def grow(
         fingerprints={**trained.fingerprints, **training_fingerprints(out, handles.values())},
         ids=ids_in_use(trained.folder, handles.values()),
         run=Run(tokens=tokens, data=store.data, registry=zoo.place), show=show,
-        asked=asked_from_now(trained, specs, table), overwrite=overwrite,
+        asked=asked_from_now(trained, specs, table), overwrite=overwrite, device=device,
     )  # fmt: skip
 
 
@@ -289,7 +292,7 @@ def growing_config(
     return dataclasses.replace(config, datasets=config.datasets + replayed)
 
 
-def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]:
+def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUTO) -> dict[str, Any]:
     """Compare the backbone in `folder` with `trained`, write FOLDER/growth.json and return its content.
 
     {"start": {"folder", "weights_sha256", "knows", "added"},
@@ -303,7 +306,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
     specs = stored_specs(stored)
     old = [spec for spec in specs if spec.name in trained.names]
     grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
-    device = Ranks().device
+    torch_device = Ranks(device).device
     at_once = max(1, grown.batch_size // (grown.grad_accum_steps * processes()))  # as in training
     before: dict[str, tuple[float, int]] = {}
     after: dict[str, tuple[float, int]] = {}
@@ -311,10 +314,10 @@ def write_report(folder: Path, trained: Trained, tokens: Path) -> dict[str, Any]
         own, *others = stores
         measuring = dataclasses.replace(trained.train, datasets=tuple(others))
         before, after = (
-            losses_of(backbone, old, own.tokens, measuring, trained.names, device, at_once)
+            losses_of(backbone, old, own.tokens, measuring, trained.names, torch_device, at_once)
             for backbone in (trained.folder, folder)
         )
-    now = losses_of(folder, specs, tokens, grown, trained.names, device, at_once)
+    now = losses_of(folder, specs, tokens, grown, trained.names, torch_device, at_once)
     sizes = {spec.name: spec.vocab_size for spec in specs}
     result = {
         "start": record,

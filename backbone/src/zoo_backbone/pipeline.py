@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import token_text
+from tokenizers_zoo.device import resolved_device
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.io import replacing_file
 from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pretrained import resolved_device
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import is_batched

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenizers_zoo.checkpoint import check_weights, float32_by_default, load_config
 from tokenizers_zoo.data.samples import TEST, TRAIN
+from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
 from tokenizers_zoo.io import as_json
 from tokenizers_zoo.run_folder import RunFolder, read_run
@@ -59,6 +60,7 @@ def train(
     show: Show | None = None,
     asked: Sequence[Mixture] = (),
     overwrite: bool = False,
+    device: str = AUTO,
 ) -> Path:
     """Train a FourM over `specs` on the token store `tokens` into `folder`, which is returned.
 
@@ -74,6 +76,7 @@ def train(
         show: Draws the previews, if `preview_every` is set.
         asked: Mixtures that a later growth uses instead of the training's.
         overwrite: Replace the run in the folder.
+        device: A torch device or "auto"; under torchrun each process takes its own GPU.
 
     Raises FolderError if the folder holds another run, DataError for tokens that do not fit, CheckpointError for a
     start that does not fit or a finished model that was altered, and DivergedError if the loss is not finite.
@@ -81,7 +84,7 @@ def train(
     folder, tokens = Path(folder), Path(tokens)
     with (
         float32_by_default(),
-        distributed.ranks() as ranks,
+        distributed.ranks(device) as ranks,
         contextlib.ExitStack() as stack,
     ):
         beginning = begin(specs, model_config, train_config.seed, start, ids)

@@ -87,20 +87,20 @@ def with_options(table: dict[str, Any], assignments: Iterable[str], seed: int | 
 
 
 def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
-    """Parse `NAME=WHAT` options into a table. Raises ConfigError."""
+    """Parse `NAME=WHAT` options into a table. Raises UsageError."""
     pairs: dict[str, str] = {}
     for item in items:
         name, equals, text = (part.strip() for part in item.partition("="))
         if not (name and equals and text):
-            raise ConfigError(f"{option} {item}: expected NAME={what}")
+            raise click.UsageError(f"{option} {item}: expected NAME={what}")
         if name in pairs:
-            raise ConfigError(f"{option} {item}: {name} is there twice")
+            raise click.UsageError(f"{option} {item}: {name} is there twice")
         pairs[name] = text
     return pairs
 
 
 def numbers_of(option: str, items: Iterable[str]) -> dict[str, float]:
-    """Parse `NAME=NUMBER,...` options into a table. Raises ConfigError."""
+    """Parse `NAME=NUMBER,...` options into a table. Raises UsageError."""
     pairs = pairs_of(option, [item for text in items for item in split_names(text)], "NUMBER")
     found: dict[str, float] = {}
     for name, text in pairs.items():
@@ -109,7 +109,7 @@ def numbers_of(option: str, items: Iterable[str]) -> dict[str, float]:
         except ValueError:
             found[name] = math.nan
         if not math.isfinite(found[name]):
-            raise ConfigError(f"{option} {name}={text}: expected NAME=NUMBER")
+            raise click.UsageError(f"{option} {name}={text}: expected NAME=NUMBER")
     return found
 
 

@@ -10,7 +10,7 @@ import click
 
 from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.errors import ConfigError, count_of
+from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 
@@ -77,7 +77,7 @@ def generate_command(
     from zoo_backbone.request import with_quoted_texts
 
     if (targets is None) == (plan_file is None):
-        raise ConfigError("zoo backbone generate: expected either --target NAMES or --plan FILE")
+        raise click.UsageError("expected either --target NAMES or --plan FILE")
     table = read_plan(plan_file) if plan_file else {}
     if guide is not None:
         weights = {"weights": numbers_of("--guide", [guide])} if "=" in guide else {}

@@ -10,31 +10,37 @@ import click
 
 from tokenizers_zoo.cli.options import (
     DEVICE,
+    DRY_RUN,
+    JSON,
     PATH,
+    PRINT_CONFIG,
+    Group,
+    Layer,
+    given_layers,
     names_option,
+    next_command,
+    note,
     open_zoo,
     plain_table,
     settings_option,
+    show_config,
+    show_json,
     show_table,
     split_names,
 )
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.run_folder import read_run
 from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables, with_options, zoo_of
 from zoo_backbone.cli.generate import generate_command
+from zoo_backbone.config import PRESETS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def _presets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from zoo_backbone.config import PRESETS
-
-    return [name for name in PRESETS if name.startswith(incomplete)]
-
-
-@click.group()
+@click.group(cls=Group)
 def backbone() -> None:
     """The any-to-any model over the registered modalities.
 
@@ -52,26 +58,30 @@ backbone.add_command(generate_command)
 @backbone.command()
 @click.option("--tokens", type=PATH, required=True, help="The token store that zoo tokenize wrote.")
 @click.option("--out", type=PATH, required=True, help="Folder of the run.")
-@click.option(
-    "--preset",
-    shell_complete=_presets,
-    help="nano, tiny, small, base, large or xlarge. Default: nano, or that of --from.",
-)
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Default: nano, or that of --from.")
 @CONFIG_OPTION
 @click.option("--from", "start", type=PATH, help="A run whose weights to start from.")
-@names_option("--only", help="Modalities. Default: all in the token store.")
+@names_option("--modalities", help="Modalities. Default: all in the token store.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps. Default: the key steps of [train].")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, masks and order. Default: 0.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder.")
-@settings_option("A key of [train], such as steps=2000 or masking.input_budget=128; docs/settings.md lists them.")
+@DEVICE
+@DRY_RUN
+@PRINT_CONFIG
+@settings_option("A key of [train], such as batch_size=64 or masking.input_budget=128; docs/settings.md lists them.")
 def train(
     tokens: Path,
     out: Path,
     preset: str | None,
     config_file: Path | None,
     start: Path | None,
-    only: list[str] | None,
+    modalities: list[str] | None,
+    steps: int | None,
     seed: int | None,
     overwrite: bool,
+    device: str,
+    dry_run: bool,
+    print_config: bool,
     assignments: tuple[str, ...],
 ) -> None:
     """Train the backbone on a token store.
@@ -81,7 +91,7 @@ def train(
     \b
     Examples:
       zoo backbone train --tokens runs/tokens --out runs/backbone --preset nano
-      zoo backbone train --tokens runs/tokens --out runs/b --set steps=5000
+      zoo backbone train --tokens runs/tokens --out runs/b --steps 5000
       zoo backbone train --tokens more --out runs/c --from runs/b
     """
     from tokenizers_zoo.checkpoint import load_config
@@ -97,24 +107,41 @@ def train(
     model = from_mapping(
         type(size), dataclasses.asdict(size) | tables["model"], Origin(path=config_file, table="model")
     )
-    table, origin = with_options(tables["train"], assignments, seed), Origin(path=config_file, table="train")
+    table, origin = (
+        with_options(tables["train"], assignments, seed, steps=steps),
+        Origin(path=config_file, table="train"),
+    )
     config = from_mapping(settings.TrainConfig, table, origin)
+    if print_config:
+        usual = dataclasses.asdict(type(size)())
+        differing = {key: value for key, value in dataclasses.asdict(size).items() if value != usual[key]}
+        base = Layer(differing, f"preset {preset or 'nano'}" if stored is None or preset else str(start))
+        show_config("model", model, [base, *given_layers(tables["model"], config_file, "model", ())])
+        click.echo()
+        given = given_layers(tables["train"], config_file, "train", assignments, seed=seed, steps=steps)
+        show_config("train", config, given)
+        return
     zoo = open_zoo()
-    names = only or names_in(datasets_of(tokens, config))
+    names = modalities or names_in(datasets_of(tokens, config))
     try:
         handles = {name: zoo[name] for name in names}
     except UnknownNameError as error:
-        if only:
+        if modalities:
             raise
-        advice = f"{tokens} has tokens of it: enable it, or select modalities by --only"
+        advice = f"{tokens} has tokens of it: enable it, or choose others by --modalities"
         raise UnknownNameError(f"{error}; {advice}") from None
-    left = [spec["name"] for spec in stored["specs"] if spec["name"] not in names] if stored and not only else []
+    left = [spec["name"] for spec in stored["specs"] if spec["name"] not in names] if stored and not modalities else []
     if left:
-        click.echo(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}", err=True)
+        note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}")
+    if dry_run:
+        state = "replace" if overwrite and out.is_dir() else "resume" if read_run(out) else "train"
+        click.echo(f"{state} {out}: {config.steps} steps of {config.batch_size} samples over {', '.join(handles)}")
+        return
     with disk_errors(out):
-        train_run(out, tokens, handles, zoo.place, model, config, start=start, overwrite=overwrite)
+        train_run(out, tokens, handles, zoo.place, model, config, start=start, overwrite=overwrite, device=device)
     leave(first=False)
     click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
+    next_command("backbone", "eval", out)
     leave()
 
 
@@ -133,6 +160,8 @@ def train(
 @click.option("--freeze", is_flag=True, help="Train new rows only, without replay: old outputs do not change.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of new rows, masks and order. Default: RUN's.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is in the folder --out.")
+@DEVICE
+@JSON
 @settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
 def grow_command(
     folder: Path,
@@ -144,6 +173,8 @@ def grow_command(
     freeze: bool,
     seed: int | None,
     overwrite: bool,
+    device: str,
+    as_json: bool,
     assignments: tuple[str, ...],
 ) -> None:
     """Train a backbone further, with new modalities.
@@ -161,18 +192,22 @@ def grow_command(
     from zoo_backbone.grow import REPORT, Trained, check_same_model, grow, write_report
 
     if out.resolve() == folder.resolve():
-        raise ConfigError(f"--out {out}: is RUN itself; give another folder")
+        raise click.UsageError(f"--out {out}: is RUN itself; give another folder")
     trained = Trained.load(folder)
     zoo = zoo_of(folder, trained.run.registry if trained.run else None)
     tables, origin = read_tables(config_file), Origin(path=config_file, table="train")
     check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
     settings = with_options(tables["train"], assignments, seed) | ({"freeze": True} if freeze else {})
     if settings.get("freeze") and replay is not None:
-        raise ConfigError("zoo backbone grow: expected --replay or --freeze, not both: frozen weights forget nothing")
+        raise click.UsageError("expected --replay or --freeze, not both: frozen weights forget nothing")
     with disk_errors(out):
-        grow(trained, tokens, out, add, zoo, settings, replay, origin, overwrite)
+        grow(trained, tokens, out, add, zoo, settings, replay, origin, overwrite, device)
         leave(first=False)
-        report = write_report(out, trained, tokens)
+        report = write_report(out, trained, tokens, device)
+    if as_json:
+        show_json(report)
+        leave()
+        return
     rows = [(f"loss of {name}, nats", row["before"], row["after"]) for name, row in report["losses"].items()]
     rows += [
         (f"loss of {name} (new), nats; before: uniform", row["uniform"], row["after"])
@@ -187,6 +222,7 @@ def grow_command(
     show_table(table)
     modalities = count_of(len(trained.specs) + len(add), "modality", "modalities")
     click.echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / REPORT}")
+    next_command("backbone", "eval", out)
     leave()
 
 
@@ -217,6 +253,8 @@ def skill_table(result: dict[str, Any]) -> Table:
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of samples, masks and draws. Default: 0.")
 @click.option("--overwrite", is_flag=True, help="Replace an evaluation with other settings or data.")
 @DEVICE
+@JSON
+@PRINT_CONFIG
 @settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
 def evaluate_command(
     folder: Path,
@@ -230,6 +268,8 @@ def evaluate_command(
     seed: int | None,
     overwrite: bool,
     device: str,
+    as_json: bool,
+    print_config: bool,
     assignments: tuple[str, ...],
 ) -> None:
     """Score predictions for held-out samples.
@@ -254,6 +294,9 @@ def evaluate_command(
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
     chosen = {"samples": samples, "inputs": [split_names(names) for names in inputs] or None, "targets": targets}
     config = from_mapping(EvaluationConfig, with_options(table, assignments, seed, **chosen), origin)
+    if print_config:
+        show_config("eval", config, given_layers(table, config_file, "eval", assignments, seed=seed, **chosen))
+        return
     run, zoo = open_run(folder)
     if tokens is not None and tokens.resolve() != run.tokens.resolve():
         if out is None:
@@ -264,6 +307,9 @@ def evaluate_command(
             folder, zoo, run.tokens, data_dir or run.values(), config=config, device=device, out=out,
             overwrite=overwrite,
         )  # fmt: skip
+    if as_json:
+        show_json(result)
+        return
     for place, reasons in result["unreadable"].items():
         key, reason = next(iter(reasons.items()))
         click.echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
@@ -275,6 +321,7 @@ def evaluate_command(
     if not result["pairs"]:
         click.echo("no pairs: no modality can be predicted from another one")
     click.echo(f"all scores: {(out or folder / FOLDER) / FILE}")
+    next_command("report", folder)
 
 
 @backbone.command()
@@ -307,17 +354,25 @@ def export(folder: Path, out: Path, dtype: str, overwrite: bool) -> None:
 @backbone.command("verify")
 @RUN
 @DEVICE
-def verify_command(folder: Path, device: str) -> None:
+@JSON
+def verify_command(folder: Path, device: str, as_json: bool) -> None:
     """Check a bundle by its golden sample.
 
     Values are encoded and targets predicted anew. The shares of tokens that are
     the same as where the bundle was written are shown.
+
+    \b
+    Example:
+      zoo backbone verify bundle
     """
     from zoo_backbone.bundle import verify
     from zoo_backbone.pipeline import AnyToAny
 
     model = AnyToAny.from_pretrained(folder, zoo=open_run(folder)[1], device=device)
     shares = verify(folder, model.model, model.zoo)
+    if as_json:
+        show_json({"same": shares})
+        return
     table = plain_table("golden tokens", ">same here")
     for name, share in shares.items():
         table.add_row(name, f"{share:.0%}")

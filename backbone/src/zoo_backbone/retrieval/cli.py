@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, plain_table, show_table, split_names
-from tokenizers_zoo.errors import ConfigError, count_of
+from tokenizers_zoo.cli.options import (
+    DEVICE,
+    JSON,
+    PATH,
+    Group,
+    names_option,
+    plain_table,
+    show_json,
+    show_table,
+    split_names,
+)
+from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from zoo_backbone.cli import RUN, numbers_of, open_run
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
@@ -29,7 +40,7 @@ def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group()
+@click.group(cls=Group)
 def retrieve() -> None:
     """Find samples of any modality by any other.
 
@@ -87,9 +98,10 @@ def build_command(folder: Path, out: Path, split: str, modalities: list[str] | N
 @click.option("--exclude-self", is_flag=True, help="Exclude the query's own sample.")
 @DEVICE
 @click.option("--out", type=PATH, help="Folder for hits.json and a picture.")
+@JSON
 def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys: list[str] | None, split: str | None,
                   weights: tuple[str, ...], find: str, count: int, exclude_self: bool, device: str,
-                  out: Path | None) -> None:  # fmt: skip
+                  out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Find the stored samples that are most similar to the inputs.
 
     \b
@@ -107,7 +119,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     scale = numbers_of("--weights", weights)
     names, sources = _inputs(inputs, stored=keys is not None)
     if keys is None and (exclude_self or split):
-        raise ConfigError("--exclude-self and --split: apply to stored samples; give --keys")
+        raise click.UsageError("--exclude-self and --split: apply to stored samples; give --keys")
     index = Index(folder, run)
     _, zoo = open_run(index.run)
     forms = input_forms(zoo, index.names)
@@ -121,7 +133,9 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
         results = query_keys(
             index, zoo, keys, names, scale, count, find=find, split=split, exclude_self=exclude_self, device=device
         )  # fmt: skip
-    for result in results:
+    if as_json:
+        show_json([dataclasses.asdict(result) for result in results])
+    for result in results if not as_json else ():
         table = plain_table(">rank", "sample", ">cosine")
         for rank, hit in enumerate(result.hits, 1):
             table.add_row(str(rank), hit.key, f"{hit.cosine:.3f}")
@@ -134,7 +148,8 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
             )  # fmt: skip
         if problem:
             click.echo(f"no picture: {problem}", err=True)
-        click.echo(f"hits in {out}")
+        if not as_json:
+            click.echo(f"hits in {out}")
 
 
 @retrieve.command("eval")
@@ -146,8 +161,9 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
               help="Maximum number of samples.")  # fmt: skip
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs with a picture.")
 @DEVICE
+@JSON
 def eval_command(folder: Path, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
-                 samples: int, galleries: int, device: str) -> None:  # fmt: skip
+                 samples: int, galleries: int, device: str, as_json: bool) -> None:  # fmt: skip
     """Measure recall from every modality to every other.
 
     Each sample is searched by one modality among another modality of all samples.
@@ -170,6 +186,9 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
             folder, zoo, place, embedding=config, samples=samples, galleries=galleries, split=split,
             modalities=modalities, device=device,
         )  # fmt: skip
+    if as_json:
+        show_json(result)
+        return
     click.echo("R@k: % found among the first k hits / by chance")
     table = plain_table("query", "target", *(f">R@{k}" for k in AT), ">median", ">of")
     for entry in [*result["pairs"], {"query": "[mean]", "target": "", "samples": "", **result["mean"]}]:
@@ -184,16 +203,16 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
 
 
 def _inputs(inputs: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str]]:
-    """Return names of modalities of stored samples, or files and values by modality. Raises ConfigError."""
+    """Return names of modalities of stored samples, or files and values by modality. Raises UsageError."""
     from zoo_backbone.generate.plans import sources_of
 
     if stored:
         if wrong := [item for item in inputs if "=" in item]:
-            raise ConfigError(f"--input {wrong[0]}: expected NAMES with --keys, or files without --keys")
+            raise click.UsageError(f"--input {wrong[0]}: expected NAMES with --keys, or files without --keys")
         return list(dict.fromkeys(name for item in inputs for name in split_names(item))), {}
     if not inputs:
-        raise ConfigError("zoo retrieve query: expected --input NAME=FILE, or --keys of stored samples")
+        raise click.UsageError("expected --input NAME=FILE, or --keys of stored samples")
     sources = sources_of(inputs)
     if bare := [name for name, source in sources.items() if not source]:
-        raise ConfigError(f'--input {bare[0]}: expected NAME=FILE or NAME="TEXT", or --keys of stored samples')
+        raise click.UsageError(f'--input {bare[0]}: expected NAME=FILE or NAME="TEXT", or --keys of stored samples')
     return [], sources

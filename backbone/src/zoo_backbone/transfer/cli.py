@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -11,28 +10,34 @@ import click
 
 from tokenizers_zoo.cli.options import (
     DEVICE,
+    JSON,
     PATH,
+    PRINT_CONFIG,
+    Group,
+    Layer,
     asked_registry,
+    given_layers,
     names_option,
     open_zoo,
     parse_assignments,
     settings_option,
+    show_config,
+    show_json,
     show_table,
 )  # fmt: skip
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, short_name
 from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables
-from zoo_backbone.transfer.config import As, HeadName, TransferConfig, Tuning, transfer_config
+from zoo_backbone.transfer.config import TUNING, As, HeadName, TransferConfig, Tuning, transfer_config
 
 RUN_OPTION = click.option("--run", type=PATH, help="The backbone, if it was moved.")
 TOKENS_OPTION = click.option("--tokens", type=PATH, help="A token store. Default: the store of its training.")
 DATA_OPTION = click.option("--data", type=PATH, help="Values with the labels. Default: the values of the tokens.")
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 LONGEST_NAME = 240
 """Maximum bytes of a folder's name: file systems allow 255, temporary names are longer."""
 
 
-@click.group()
+@click.group(cls=Group)
 def transfer() -> None:
     """Train a head on a trained encoder for a task with labels.
 
@@ -48,9 +53,7 @@ def transfer() -> None:
 @click.option("--task", required=True, help="MODALITY, MODALITY.FIELD, or FILE.csv with columns key,label.")
 @names_option("--input", "inputs", required=True, help="Modalities of RUN to predict from.")
 @click.option("--out", type=PATH, help="Folder of the probe. Default: RUN/transfer/NAME.")
-@click.option(
-    "--tuning", type=click.Choice(get_args(Tuning)), help="Which encoder weights are trained. Default: frozen."
-)
+@click.option("--tuning", type=click.Choice(get_args(Tuning)), help="Encoder weights to train. Default: frozen.")
 @click.option("--head", type=click.Choice(get_args(HeadName)), help="Default: depends on the kind of label.")
 @click.option("--labels", metavar="SHARE|COUNT", help="Training labels used: a share such as 0.1, or a number of "
               "samples. Default: 1.0 (all).")  # fmt: skip
@@ -61,17 +64,19 @@ def transfer() -> None:
 @click.option("--data", type=PATH, help="Values with the labels. Default: the values of RUN.")
 @CONFIG_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace another probe in the folder. Not needed to resume.")
+@DEVICE
+@JSON
+@PRINT_CONFIG
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
 def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, tuning: str | None, head: str | None,
                   labels: str | None, wanted: Any, seed: int, data: Path | None, config_file: Path | None,
-                  overwrite: bool, assignments: tuple[str, ...]) -> None:  # fmt: skip
+                  overwrite: bool, device: str, as_json: bool, print_config: bool,
+                  assignments: tuple[str, ...]) -> None:  # fmt: skip
     """Train a probe: a head on the encoder of RUN, and with --tuning the encoder.
 
     Inputs are the run's stored tokens. Labels are a table, or values of any
-    modality of the registry, which RUN need not know. A fifth of the labels is
-    used for validation: the weights of the best step are kept. The
-    score is measured on the whole test split, next to the constant baseline.
-    If killed, run the same command again to resume.
+    modality of the registry. A fifth of the labels chooses the step whose weights
+    are kept; the score is of the whole test split. The same command resumes.
 
     \b
     Examples:
@@ -84,16 +89,25 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
     from zoo_backbone.transfer.results import score_table, summary
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
-    table = read_tables(config_file)["transfer"] | parse_assignments(assignments)
+    stored = read_tables(config_file)["transfer"]
+    table = stored | parse_assignments(assignments)
     number = labels and parse_assignments([f"labels={labels}"])["labels"]
     options = {"tuning": tuning, "head": head, "labels": number}
     table |= {key: value for key, value in options.items() if value is not None}
     config = transfer_config(table, Origin(path=config_file, table="transfer"))
+    if print_config:
+        base = Layer(TUNING.get(config.tuning, {}), f"tuning {config.tuning}")
+        show_config("transfer", config, [base, *given_layers(stored, config_file, "transfer", assignments, **options)])
+        return
     _, zoo = open_run(folder)
     place = out or folder / FOLDER / default_name(task, inputs, config, seed)
     with disk_errors(place):
-        train_probe(folder, zoo, task, inputs, place, config, seed=seed, wanted=wanted, data=data, overwrite=overwrite)
+        train_probe(folder, zoo, task, inputs, place, config, seed=seed, wanted=wanted, data=data, overwrite=overwrite,
+                    device=device)  # fmt: skip
     metrics = read_probe(place)
+    if as_json:
+        show_json(metrics)
+        return
     show_table(score_table(metrics["metrics"]))
     for line in summary(metrics):
         click.echo(line)
@@ -106,7 +120,7 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
 @DATA_OPTION
 @RUN_OPTION
 @DEVICE
-@JSON_OPTION
+@JSON
 def eval_command(
     folder: Path, tokens: Path | None, data: Path | None, run: Path | None, device: str, as_json: bool
 ) -> None:
@@ -127,7 +141,7 @@ def eval_command(
     test = stores.samples(probe.task, TEST, probe.target)
     metrics, unseen = probe.score(test), probe.unseen_classes(test.labels)
     if as_json:
-        click.echo(json.dumps({"samples": len(test), "metrics": metrics, "unseen_classes": unseen}, indent=2))
+        show_json({"samples": len(test), "metrics": metrics, "unseen_classes": unseen})
         return
     show_table(score_table(metrics))
     if text := unseen_text(unseen):
@@ -167,7 +181,7 @@ def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | Non
 
 @transfer.command("compare")
 @click.argument("folders", metavar="PROBE...", type=PATH, nargs=-1, required=True)
-@JSON_OPTION
+@JSON
 def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     """Compare finished probes: a row per setting and task.
 
@@ -182,7 +196,7 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
 
     rows = compare(folders)
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        show_json(rows)
     else:
         show_table(comparison_table(rows))
 

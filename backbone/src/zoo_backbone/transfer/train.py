@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_json
 from tokenizers_zoo.progress import progress_bar, say
@@ -60,6 +61,7 @@ CACHE_BATCH = 16
 def train_probe(
     run: Path, zoo: Zoo, task: str, inputs: Sequence[str], out: Path, config: TransferConfig, *, seed: int = 0,
     wanted: Any = None, data: Path | None = None, overwrite: bool = False, on_step: Callable[[int], None] | None = None,
+    device: str = AUTO,
 ) -> Path:  # fmt: skip
     """Train a probe on the run's stored tokens of `inputs`, write it to `out`, and return `out`.
 
@@ -67,11 +69,11 @@ def train_probe(
     `rgb` as `rgb_patches`, stands for that form. Resumes a killed training, to the same weights. A finished probe is
     kept, with its places updated. Errors are raised before anything is written.
     """
-    training = ProbeTask(Path(run), zoo, task, inputs, config, seed, wanted, data)
+    training = ProbeTask(Path(run), zoo, task, inputs, config, seed, wanted, data, resolved_device(device))
     if training.head == "knn":
         training.without_steps(out, overwrite)
     else:
-        train(training, training.samples, config, out, seed, on_step, overwrite)
+        train(training, training.samples, config, out, seed, on_step, overwrite, training.device)
     return out
 
 
@@ -86,7 +88,7 @@ class ProbeTask(LoopTask):
 
     def __init__(
         self, run: Path, zoo: Zoo, task: str, inputs: Sequence[str], config: TransferConfig, seed: int,
-        wanted: Any, data: Path | None,
+        wanted: Any, data: Path | None, device: str,
     ) -> None:  # fmt: skip
         self.started = time.perf_counter()
         if not 0 <= seed < 2**63:
@@ -138,7 +140,7 @@ class ProbeTask(LoopTask):
             "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
             "data": None if data is None else str(data.resolve()), "registry": registry_place(zoo.place),
         }  # fmt: skip
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device
         self.frozen = config.tuning == "frozen"
         self.features: dict[int, FeatureCache] = {}  # by id of Samples
         self.network: Network
@@ -166,6 +168,7 @@ class ProbeTask(LoopTask):
             say(
                 Console(stderr=True),
                 f"{self.title}: {self.split.problem}; training on all labels, keeping the last step",
+                warning=True,
             )
         encoder = build_encoder(self.run, self.config, self.seed)
         head = build_head(self.head, self.target, self.config, encoder.model.config, self.grid)

@@ -1,0 +1,290 @@
+"""Conventions that every `zoo` command keeps: exit codes, options that all commands take, JSON, suggestions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from command_world import ROAD, World, the_world
+
+from tokenizers_zoo import progress
+from tokenizers_zoo.cli.main import zoo as group
+from tokenizers_zoo.cli.options import command_paths
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def command_of(path: str) -> click.Command:
+    """Return the command that is called by these words."""
+    command: click.Command = group
+    for word in path.split()[1:]:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None
+        command = found
+    return command
+
+
+PATHS = list(command_paths(group, "zoo"))
+COMMANDS = {path: command for path in PATHS if not isinstance(command := command_of(path), click.Group)}
+WITH_JSON = {
+    "zoo env": "",
+    "zoo compare": "run run",
+    "zoo list": "",
+    "zoo info": "depth",
+    "zoo check": "",
+    "zoo source list": "",
+    "zoo source info": "folder",
+    "zoo data info": "data",
+    "zoo data verify": "data",
+    "zoo vocabulary show": "",
+    "zoo tokenizer eval": "depth --data data",
+    "zoo doctor": "caption --data data --samples 4",
+    "zoo backbone eval": "run --config backbone.toml --input rgb_patches --target depth,caption",
+    "zoo backbone grow": "run --add normal --tokens tokens --out grown",
+    "zoo backbone verify": "bundle",
+    "zoo retrieve query": "index --keys test00 --input depth",
+    "zoo retrieve eval": "run --galleries 0",
+    "zoo transfer train": "run --task caption --input depth",
+    "zoo transfer eval": "probe",
+    "zoo transfer compare": "probe",
+}
+"""Every command with --json, and words with which it prints facts in the small world."""
+LONG = {
+    "zoo compare", "zoo backbone grow", "zoo backbone verify", "zoo retrieve query", "zoo retrieve eval",
+    "zoo transfer train", "zoo transfer eval", "zoo transfer compare",
+}  # fmt: skip
+"""Commands whose JSON the tests of their results read."""
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """The finished pipeline."""
+    yield the_world().put_back()
+
+
+@pytest.fixture
+def zoo(run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`zoo(words)` in the folder in which the whole pipeline ran."""
+    monkeypatch.chdir(the_world().put_back().folder)
+    return run_zoo
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_an_unknown_option_is_a_usage_error(path: str, run_zoo: Run) -> None:
+    code, printed, complaint = run_zoo(*path.split()[1:], "--no-such-option")
+    assert code == 2 and not printed and complaint.startswith(f"error: {path}: no such option")
+    assert len(complaint.splitlines()) == 1 and f"{path} --help" in complaint
+
+
+@pytest.mark.parametrize("path", [path for path, one in COMMANDS.items() if any(p.required for p in one.params)])
+def test_a_missing_argument_is_a_usage_error(path: str, run_zoo: Run) -> None:
+    code, _, complaint = run_zoo(*path.split()[1:])
+    assert code == 2 and complaint.startswith(f"error: {path}: missing ") and len(complaint.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "offer"),
+    [
+        ("train", "did you mean zoo tokenizer train or zoo backbone train or zoo transfer train?"),
+        ("generate", "did you mean zoo backbone generate?"),
+        ("eval", "zoo backbone eval"),
+        ("lst", "did you mean zoo list?"),
+        ("list depth", "did you mean zoo info depth?"),
+        ("tokenizer trian depth", "did you mean zoo tokenizer train?"),
+        ("data generate", "did you mean zoo backbone generate?"),
+        ("tokenizer train --data data", "expected the names of modalities, or --all"),
+        ("backbone generate run --out new", "expected either --target NAMES or --plan FILE"),
+        ("retrieve query index", "expected --input NAME=FILE, or --keys"),
+        ("backbone train --tokens tokens --out new --set steps", "expected key=value"),
+        ("tokenize data --out new --device gpu", "expected auto, cpu, cuda, mps"),
+    ],
+)
+def test_wrong_usage_names_the_right_one(words: str, offer: str, zoo: Run) -> None:
+    code, _, complaint = zoo(*words.split())
+    assert code == 2 and offer in complaint and len(complaint.splitlines()) == 1
+
+
+def test_an_error_that_is_no_usage_error_has_code_1(zoo: Run) -> None:
+    assert zoo("info", "dept")[0] == 1 and zoo("data", "info", "absent")[0] == 1
+
+
+# ---------------------------------------------------------------- options that all commands take
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_options_of_zoo_may_stand_after_every_command(path: str) -> None:
+    names = {name for parameter in command_of(path).params for name in parameter.opts}
+    assert {"--registry", "--quiet", "-q", "--verbose", "-v", "--debug"} <= names
+
+
+def test_registry_before_or_after_the_command_or_in_the_environment(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("few.toml").write_text('[zoo]\nmodalities = ["rgb"]\n')
+
+    def listed(*words: str) -> list[str]:
+        return [one["name"] for one in json.loads(zoo(*words, "--json")[1])["modalities"]]
+
+    assert listed("--registry", "few.toml", "list") == listed("list", "--registry", "few.toml") == ["rgb"]
+    assert zoo("tokenizer", "--registry", "few.toml", "eval", "depth", "--data", "data")[0] == 1
+    monkeypatch.setenv("ZOO_REGISTRY", "few.toml")
+    assert listed("list") == ["rgb"]
+    assert "depth" in listed("list", "--registry", "registry.toml")
+
+
+def test_quiet_prints_results_only(world: World) -> None:
+    shown = world("tokenizer train depth --data data --overwrite")
+    assert "step 6 of 6" in shown.complaint and "tokenizer in" in shown.printed
+    quiet = world("tokenizer train depth --data data --overwrite -q")
+    assert not quiet.complaint and quiet.printed == shown.printed
+    world.put_back()
+
+
+def test_quiet_reaches_the_workers(zoo: Run) -> None:
+    """The level of a command ends with it, and each new process gets it."""
+    from tokenizers_zoo.pipeline.engines import run_jobs
+    from tokenizers_zoo.registry import Zoo
+
+    zoo("list", "--quiet")
+    assert progress.verbosity() == progress.QUIET
+    assert list(run_jobs(Zoo.installed(), level, [1, 2], 2)) == [progress.QUIET] * 2
+    zoo("list")
+    assert progress.verbosity() == progress.NORMAL
+
+
+def level(zoo: Any, job: int) -> int:
+    """A job: the level of the process that runs it."""
+    return progress.verbosity()
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def test_every_command_that_prints_facts_has_json() -> None:
+    found = {path for path, command in COMMANDS.items() if any("--json" in p.opts for p in command.params)}
+    assert found >= set(WITH_JSON)
+
+
+@pytest.mark.parametrize("path", [path for path in WITH_JSON if path not in LONG])
+def test_json_is_the_whole_output(path: str, world: World) -> None:
+    ended = world(f"{path.removeprefix('zoo ')} {WITH_JSON[path]} --json")
+    assert ended.code in (0, 1) and json.loads(ended.printed), ended.complaint
+    assert "next:" not in ended.complaint and "error:" not in ended.complaint
+
+
+# ---------------------------------------------------------------- plans and settings
+
+PLANS = {
+    "data make folder new --set path=files": "train/depth: 24 to write",
+    "data make folder data --set path=files": "train/depth: 0 to write, 24 unchanged",
+    "data derive data": "train/rgb_patches: 0 to write, 24 unchanged",
+    "data derive fresh": "train/rgb_patches: 24 to write",
+    "tokenize data --out new": "train/depth: 24 to write",
+    "tokenize data --out tokens": "train/depth: 0 to write, 24 unchanged",
+    "tokenizer train depth --data data": "depth: tokenizers/depth is there",
+    "tokenizer train depth --data data --out new --steps 9": "depth: train for 9 steps in new",
+    "backbone train --tokens tokens --out new --config backbone.toml --steps 9": "train new: 9 steps of 4 samples over",
+}
+
+
+@pytest.mark.parametrize("words", PLANS)
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(words: str, world: World) -> None:
+    world.put_back()
+    if "fresh" in words:
+        assert world("data make folder fresh --set path=files --workers 1").code == 0
+    before = world.files()
+    ended = world(f"{words} --dry-run")
+    assert ended.code == 0 and PLANS[words] in ended.printed, (ended.printed, ended.complaint)
+    assert world.files() == before and not (world.folder / "new").exists()
+
+
+CONFIGS = {
+    "tokenizer train depth --data data --set width=32 --steps 9": [
+        ("modalities", "depth", "image_size", 16, "registry.toml:2"),
+        ("modalities", "depth", "tokenizer", "steps", 9, "--steps"),
+        ("modalities", "depth", "tokenizer", "width", 32, "--set"),
+        ("modalities", "depth", "tokenizer", "depth", 1, "registry.toml:11"),
+        ("modalities", "depth", "tokenizer", "learning_rate", 0.004, "default"),
+    ],
+    "backbone train --tokens tokens --out new --config backbone.toml --set masking.input_budget=9 --preset tiny": [
+        ("model", "dim", 32, "backbone.toml:2"),
+        ("model", "mlp_ratio", 4.0, "default"),
+        ("model", "rotary", True, "preset tiny"),
+        ("train", "batch_size", 4, "backbone.toml:8"),
+        ("train", "masking", "input_budget", 9, "--set"),
+        ("train", "masking", "target_budget", 16, "backbone.toml:11"),
+    ],
+    "backbone eval run --config backbone.toml --samples 3 --target depth": [
+        ("eval", "samples", 3, "--samples"),
+        ("eval", "targets", ["depth"], "--targets"),
+        ("eval", "draws", 1, "backbone.toml:14"),
+    ],
+    "transfer train run --task caption --input depth --tuning full --set steps=7": [
+        ("transfer", "steps", 7, "--set"),
+        ("transfer", "tuning", "full", "--tuning"),
+        ("transfer", "batch_size", 32, "default"),
+    ],
+}
+
+
+@pytest.mark.parametrize("words", CONFIGS)
+def test_print_config_says_where_each_setting_comes_from(words: str, zoo: Run) -> None:
+    code, printed, complaint = zoo(*words.split(), "--print-config")
+    assert code == 0, complaint
+    for *path, value, origin in CONFIGS[words]:
+        table = tomllib.loads(printed)
+        for key in path:
+            table = table[key]
+        assert table == value, path
+        header = f"[{'.'.join(path[:-1])}]\n"
+        lines = printed[printed.index(header) :].removeprefix(header).partition("\n[")[0].splitlines()
+        assert f"# {origin}" in next(line for line in lines if line.startswith(f"{path[-1]} = ")), path
+    assert not Path("new").exists()
+
+
+def test_train_all_leaves_tokenizers_of_other_settings(world: World) -> None:
+    world.put_back()
+    words = "tokenizer train --all --data data --set levels=[3,3] --steps 6"
+    left = world(words)
+    assert left.code == 0 and "depth: left as it is: tokenizers/depth: holds another tokenizer" in left.complaint
+    assert "caption: tokenizer in" in left.printed and "depth: tokenizer in" not in left.printed
+    world(f"{words} --strict").refused("tokenizers/depth: holds another tokenizer")
+    world.put_back()
+
+
+def test_pipeline_commands_name_the_next_one(world: World) -> None:
+    """Each next command is one of zoo, and takes the words as they are."""
+    world.put_back()
+    for words in ("data make folder data --set path=files", "data derive data", "tokenize data --out tokens",
+                  "tokenizer train depth --data data", ROAD["backbone"]):  # fmt: skip
+        ended = world.put_back()(f"{words} --registry registry.toml")
+        (line,) = [line for line in ended.complaint.splitlines() if line.startswith("next: zoo ")] or [str(ended)]
+        assert line.endswith(" --registry registry.toml")
+        assert world(f"{line.removeprefix('next: zoo ')} --help").code == 0
+        assert "next:" not in world(f"{words} -q").complaint
+
+
+# ---------------------------------------------------------------- interrupts
+
+
+@pytest.mark.parametrize("module", ["tokenizers_zoo.cli.main", "click", "tokenizers_zoo.registry", "rich.console"])
+def test_an_interrupt_while_a_module_is_imported_is_one_line(module: str) -> None:
+    program = f"""
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from tokenizers_zoo.cli import run
+run()
+"""
+    ended = subprocess.run([sys.executable, "-c", program, "list"], capture_output=True, text=True)
+    assert ended.returncode == 130 and not ended.stdout
+    assert ended.stderr.strip().startswith("interrupted") and len(ended.stderr.strip().splitlines()) == 1
