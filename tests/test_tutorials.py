@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from examples import only, trained, values
+from labeller_networks import dpt
 from page_shell import BLOCK, Shell, page_files, page_steps
 from PIL import Image
 
@@ -35,6 +36,7 @@ Install = Callable[..., Path]
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "writing-a-plugin.md"
 SENSOR_PAGE = ROOT / "docs" / "own-sensor.md"
+PHOTOGRAPHS_PAGE = ROOT / "docs" / "own-photographs.md"
 WRAPPING_PAGE = ROOT / "docs" / "wrapping.md"
 NAME = "elevation"
 SENSOR = "backscatter"
@@ -266,6 +268,31 @@ def test_the_page_about_a_sensor_runs_as_it_stands(tmp_path: Path) -> None:
     assert (made.shape, made.dtype) == ((2, 64, 64), np.float32) and abs(made + 10).max() <= 40
     assert SENSOR in (tmp_path / "run" / "report" / "index.html").read_text()
     assert len(list((tmp_path / "land-generated").rglob("heightmap.npy"))) == 2
+
+
+# ---------------------------------------------------------------- own photographs
+
+
+@pytest.mark.slow
+def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    printed = run_page(PHOTOGRAPHS_PAGE, shell)
+    assert "2 modalities of photos, 96 samples" in printed["zoo init photos"]
+    made = printed["zoo data make folder data --set path=photos"]
+    assert "train/rgb: 96 written" in made and "train/caption: 48 written" in made
+    assert "rgb: stored at 128 x 128 pixels" in made and "crop=whole" in made
+    files = tmp_path / "made" / "files" / "0"
+    assert (files / "caption.txt").is_file() and printed["python generate.py"].strip()
+    assert np.load(files / "palette.npy").ndim == 2 and (tmp_path / "made" / "sheet.png").is_file()
+    assert len(list((tmp_path / "drawn").rglob("rgb.png"))) == 2
+
+    # The labeller of the page, from a local folder.
+    dpt(tmp_path / "networks" / "Depth-Anything-V2-Small-hf")
+    (tables,) = (text for path, text in BLOCK.findall(PHOTOGRAPHS_PAGE.read_text()) if not path and "labeller" in text)
+    registry = tmp_path / "registry.toml"
+    depth = tables[tables.index("[modalities.depth]") :]
+    registry.write_text(registry.read_text().replace('"canny", ', '"canny", "depth", ') + depth)
+    assert "train/depth: 96 written" in shell.run("zoo data derive data --only depth")
 
 
 # ---------------------------------------------------------------- wrappers
