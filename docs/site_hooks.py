@@ -1,0 +1,42 @@
+"""Hooks of the documentation site: README as the first page, and links to files outside docs/ as plain text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)]*)\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add README.md as index.md."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\]\((?!docs/|https?:|#)([^)]*)\)", r"](../\1)", text).replace("](docs/", "](")
+    files.append(File.generated(config, "index.md", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Replace links that leave docs/ by their text; links to README lead to the first page."""
+    here = Path(page.file.src_uri).parent
+
+    def link(match: re.Match[str]) -> str:
+        text, target = match.groups()
+        path, _, anchor = target.partition("#")
+        inside = Path(*[part for part in (here / path).parts])
+        resolved = Path("docs", inside)
+        parts: list[str] = []
+        for part in resolved.parts:
+            parts = parts[:-1] if part == ".." else [*parts, part]
+        if parts and parts[0] == "docs":
+            return match.group(0)
+        if parts == ["README.md"]:
+            up = "../" * len(here.parts)
+            return f"[{text}]({up}index.md{'#' + anchor if anchor else ''})"
+        return text
+
+    return OUTSIDE.sub(link, markdown)
