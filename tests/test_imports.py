@@ -150,7 +150,7 @@ def test_no_import_upwards(package: str) -> None:
 def declared(project: dict[str, Any]) -> list[tuple[str, str]]:
     """Return name and minimum version of each distribution that a project requires, including its extras."""
     asked = [*project.get("dependencies", ()), *chain(*project.get("optional-dependencies", {}).values())]
-    return [re.fullmatch(r"([\w.-]+)>=([\d.]+)", one).groups() for one in asked]
+    return [re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\d.]+)", one).groups() for one in asked]
 
 
 @pytest.mark.parametrize("package", plugin_packages())
