@@ -89,6 +89,8 @@ def test_shells_complete_commands_options_and_names(zoo: Run) -> None:
     assert completed("zoo tokenizer train depth n") == ["normal"]
     assert completed("zoo tokenizer train depth ") == ["caption", "normal"]
     assert completed("zoo data derive data --modalities depth,") == ["depth,caption", "depth,normal"]
+    assert completed("zoo backbone eval run --input depth,c") == ["depth,caption"]
+    assert completed("zoo backbone generate run --input norm") == ["normal"]
     assert completed("zoo data make sce") == ["scenes"]
     assert completed("zoo backbone train --preset xl") == ["xlarge"]
     assert completed("zoo backbone eval ru") == ["ru"]  # a folder, which the shell completes

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignments, settings_option, split_names
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import count_of
@@ -17,7 +18,7 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 
 @click.command("generate")
 @RUN
-@click.option("--input", "inputs", multiple=True, metavar="NAMES",
+@click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
               help="Modalities of stored samples, NAME=FILE, NAME=FOLDER or 'NAME=a text'. Comma-separated or "
               "repeated.")  # fmt: skip
 @names_option("--target", "targets", help="Modalities to generate, in this order.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.cli.options import (
     DEVICE,
     DRY_RUN,
@@ -241,7 +242,7 @@ def skill_table(result: dict[str, Any]) -> Table:
 
 @backbone.command("eval")
 @RUN
-@click.option("--input", "inputs", multiple=True, metavar="NAMES",
+@click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
               help="Comma-separated modalities that are inputs together; repeat for more sets. Default: each "
               "modality alone.")  # fmt: skip
 @names_option("--target", "targets", help="Modalities to predict. Default: all.")
