@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import logging
 import warnings
@@ -128,15 +129,15 @@ def check_library(format: Format) -> None:
 def _write(network: Network, path: Path, format: Format) -> None:
     """Trace a network with a batch axis of any size and write it."""
     examples = tuple(example[:TRACED] for example in network.examples)
-    sizes = (({0: torch.export.Dim.DYNAMIC},) * len(examples),)
-    program = torch.export.export(_Positional(network.module), examples, dynamic_shapes=sizes)
+    inputs, outputs = ([port.name for port in ports] for ports in (network.inputs, network.outputs))
+    sizes = ({0: torch.export.Dim.DYNAMIC},) * len(examples)
+    program = torch.export.export(_Named(network.module, inputs), examples, dynamic_shapes=sizes)
     if format == "torch":
         torch.export.save(program, path)
         return
-    inputs, outputs = ([port.name for port in ports] for ports in (network.inputs, network.outputs))
     exported = torch.onnx.export(
         program, (), dynamo=True, verbose=False, input_names=inputs, output_names=outputs,
-        dynamic_shapes=(({0: "batch"},) * len(examples),),
+        dynamic_shapes=({0: "batch"},) * len(examples),
     )  # fmt: skip
     assert exported is not None
     for node in exported.model.graph:
@@ -147,21 +148,25 @@ def _write(network: Network, path: Path, format: Format) -> None:
     exported.save(path, external_data=weights > LARGEST_FILE)
 
 
-class _Positional(nn.Module):
-    """Take any number of inputs, so that all networks are traced alike."""
+class _Named(nn.Module):
+    """A network whose `forward` has one named parameter per input: torch 2.9 cannot use exported `*inputs`."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.module(*inputs)
+        def forward(*inputs: Tensor) -> Any:
+            return module(*inputs)
+
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+        self.forward = forward
 
 
 def run_export(path: Path, inputs: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
     """Return the outputs of an exported network, run by onnxruntime or by PyTorch."""
     if path.suffix == FILES["torch"]:
-        program = torch.export.load(path).module(check_guards=False)  # guards on *args break in torch 2.9
+        program = torch.export.load(path).module()
         with torch.no_grad():
             given = program(*(torch.from_numpy(value) for value in inputs.values()))
         return [tensor.numpy() for tensor in (given if isinstance(given, tuple) else (given,))]
