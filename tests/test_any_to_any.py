@@ -197,7 +197,7 @@ def test_score(model: AnyToAny) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "small"
     world = WORLD().put_back()
-    ended = world(f"backbone export run {folder} --dtype float16")
+    ended = world(f"backbone export run {folder} --dtype float16 --samples 2")
     assert ended.code == 0, ended.complaint
     assert "MB, in" in ended.printed
     return folder
@@ -214,6 +214,8 @@ def test_a_bundle_works_anywhere(bundle: Path, picture: PIL.Image.Image, tmp_pat
     assert {"registry.toml", "bundle.json", "golden/depth.npy", "tokenizers/depth/model.safetensors"} <= names
     ended = world(f"backbone generate {moved} --input rgb=a.png --target depth --out made")
     assert ended.code == 0, ended.complaint
+    ended = world(f"backbone generate {moved} --input rgb --target depth --out stored")
+    assert ended.code == 0 and ended.printed.startswith("2 samples"), ended.complaint
     ended = world(f"backbone verify {moved}")
     assert ended.code == 0 and "predicted caption" in ended.printed, ended
 

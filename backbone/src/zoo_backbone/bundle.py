@@ -5,6 +5,7 @@
     OUT/run.json                         the record of a finished run, so that every command takes the folder as RUN
     OUT/bundle.json                      the distributions that it needs, and the golden sample
     OUT/golden/<modality>.<ext>          a value of each modality
+    OUT/samples/, tokens/                on request, some held-out samples, as values and as tokens
     OUT/README.md                        the model card, with evaluation results
 
 The **golden sample** shows whether a bundle works elsewhere as it did where it was written: a value of each modality,
@@ -13,7 +14,8 @@ its tokens, and the tokens that the model predicts from one of the modalities.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from torch import Tensor
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, save_checkpoint
+from tokenizers_zoo.data.manifest import DATASET, Split, write_record
 from tokenizers_zoo.data.samples import TEST
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.io import read_table, replacing_folder, write_json
+from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import FolderError
 from zoo_backbone.checkpoint import CLASS, load_model, model_card
@@ -38,16 +42,20 @@ from zoo_backbone.model import FourM
 from zoo_backbone.run import BUNDLE, Run
 
 REGISTRY, TOKENIZERS, GOLDEN, FORMAT = "registry.toml", "tokenizers", "golden", 1
+SAMPLES, TOKENS = "samples", "tokens"
 AGREEMENT = 0.95
 """Smallest share of equal tokens in a verified bundle: other processors round differently, so that close choices may
 differ."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def export_bundle(run: Path, zoo: Zoo, out: Path, dtype: str = "float32", overwrite: bool = False) -> dict[str, float]:
+def export_bundle(
+    run: Path, zoo: Zoo, out: Path, dtype: str = "float32", samples: int = 0, overwrite: bool = False
+) -> dict[str, float]:
     """Write the model of a run, its tokenizers and its registry into the folder `out`; return the result of `verify`.
 
-    `dtype` is the type of stored weights. Raises FolderError if `out` holds anything, except a bundle with `overwrite`.
+    `dtype` is the type of stored weights, `samples` the number of held-out samples to include. Raises FolderError if
+    `out` holds anything, except a bundle with `overwrite`.
     """
     if out.exists() and any(out.iterdir()) and not (overwrite and (out / BUNDLE).is_file()):
         advice = "give another folder" if not (out / BUNDLE).is_file() else "replace it with --overwrite"
@@ -64,9 +72,13 @@ def export_bundle(run: Path, zoo: Zoo, out: Path, dtype: str = "float32", overwr
         own = Zoo.from_toml(folder / REGISTRY)
         config |= {"fingerprints": {handle.name: own[handle.name].fingerprint for handle in handles}, "start": None}
         save_checkpoint(folder, stored_as(tensors, dtype), config, "")
-        Run(tokens=folder / "tokens", registry=folder / REGISTRY).save(folder)
+        data, included = Run.load(run).data, None
+        if samples:
+            included = folder / SAMPLES
+            copy_samples(ValueStore(Run.load(run).values()), [handle.name for handle in handles], included, samples)
+            tokenize(own, included, folder / TOKENS)
+        Run(tokens=folder / TOKENS, data=included, registry=folder / REGISTRY).save(folder)
         model = load_model(folder).eval()
-        data = Run.load(run).data
         requires = {"tokenizers-zoo": __version__, **dict(handle.distribution.split(" ", 1) for handle in handles)}
         golden = golden_sample(model, own, ValueStore(data) if data is not None and data.is_dir() else None, folder)
         write_json(folder / BUNDLE, {"format": FORMAT, "requires": requires, "golden": golden})
@@ -103,6 +115,20 @@ def _copy_tokenizer(handle: ModalityHandle, folder: Path, dtype: str) -> None:
         tensors, config = load_checkpoint(source)
         card = source / CARD
         save_checkpoint(place, stored_as(tensors, dtype), config, card.read_text("utf-8") if card.is_file() else "")
+
+
+def copy_samples(values: ValueStore, names: Sequence[str], out: Path, count: int) -> None:
+    """Write the first held-out samples with all modalities that the values have among `names` as a folder of values."""
+    there = [name for name in names if name in values.modalities(TEST)]
+    places = list(islice(values.rows(TEST, there), count))
+    split = Split(out, TEST, len(places), max(len(places), 1))
+    digest = split.write_keys(0, [values.split(TEST).keys(place.shard)[place.row] for place in places])
+    write_record(out / DATASET, {"splits": {TEST: {"samples": split.samples, "shard_size": split.shard_size}}})
+    for name in there:
+        with writing_shard(out / TEST / name, 0) as writer:
+            for place in places:
+                writer.add(values.split(TEST).keys(place.shard)[place.row], *values.read_bytes(TEST, name, *place))
+            writer.finish(keys=digest, inputs="copied", record={})
 
 
 def stored_as(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:

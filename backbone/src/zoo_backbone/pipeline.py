@@ -98,9 +98,9 @@ class AnyToAny:
         loaded.model.to(dtype)
         return loaded
 
-    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
+    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32", samples: int = 0) -> None:
         """Write a bundle: the model as it was loaded, its tokenizers and its registry. See `zoo backbone export`."""
-        bundle.export_bundle(self.folder, self.zoo, Path(folder), dtype)
+        bundle.export_bundle(self.folder, self.zoo, Path(folder), dtype, samples)
 
     def push_to_hub(self, hub_id: str, *, private: bool = False, dtype: str = "float32") -> str:
         """Upload a bundle to the hub, with the login of huggingface_hub; return its address."""

@@ -21,7 +21,7 @@ BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
 BUNDLES = "tokenizers_zoo.bundles"
 """Entry-point group of installed bundles; each is a str or Path, the folder."""
-DOWNLOADED = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*")
+DOWNLOADED = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "tokens/*")
 """Files of a bundle that are downloaded from the hub."""
 BACKBONE = RunKind(
     name="backbone",

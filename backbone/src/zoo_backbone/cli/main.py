@@ -330,8 +330,10 @@ def evaluate_command(
 @click.argument("out", type=PATH)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True,
               help="Type of the stored weights.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Held-out samples to include, for the page of zoo serve.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is in the folder.")
-def export(folder: Path, out: Path, dtype: str, overwrite: bool) -> None:
+def export(folder: Path, out: Path, dtype: str, samples: int, overwrite: bool) -> None:
     """Write a bundle: one folder with the model and all that it needs.
 
     It holds the tokenizers, the registry, a model card with the scores of
@@ -341,13 +343,13 @@ def export(folder: Path, out: Path, dtype: str, overwrite: bool) -> None:
     \b
     Examples:
       zoo backbone export runs/backbone bundle
-      zoo backbone export runs/backbone bundle --dtype float16
+      zoo backbone export runs/backbone bundle --dtype float16 --samples 8
     """
     from zoo_backbone.bundle import export_bundle
 
     _, zoo = open_run(folder)
     with disk_errors(out):
-        export_bundle(folder, zoo, out, dtype, overwrite)
+        export_bundle(folder, zoo, out, dtype, samples, overwrite)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     click.echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: zoo backbone verify {out}")
 
