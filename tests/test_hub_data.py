@@ -19,6 +19,7 @@ from stores import write_tar
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.pipeline.make import make_data
 
 datasets = pytest.importorskip("datasets")
 as_file = pytest.importorskip("zoo_hub_data.hf").as_file
@@ -337,3 +338,18 @@ def test_values_of_json_columns_are_recorded_as_options(zoo: Run) -> None:
     made(zoo, "hf", "data", "--test", "0", "--set", "path=rows.parquet", "--set", "test_fraction=0", "--set", columns)
     record = json.loads(Path("data/dataset.json").read_text())["splits"]["train"]["source"]
     assert record["source"] == "hf" and record["options"]["columns"] == {"photo": "rgb"}
+
+
+@pytest.mark.usefixtures("zoo")
+@pytest.mark.parametrize(("source", "options"), [("hf", {"streaming": True}), ("hf", {}), ("webdataset", {})])
+def test_processes_write_the_same_bytes(source: str, options: dict[str, Any]) -> None:
+    """Each process opens the source again, and may start with a later shard."""
+    write_shards(Path("shards"))
+    rows().to_parquet("rows.parquet")
+    options = {**options, "path": "rows.parquet" if source == "hf" else "shards", "test_fraction": 0}
+    files = []
+    for workers in (1, 2):
+        zoo, out = Zoo.from_toml("registry.toml"), Path(f"data-{workers}")
+        make_data(zoo, source, out, train=12, test=0, options=options, workers=workers, shard_size=4)
+        files.append({path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*.tar"))})
+    assert len(files[0]) > 6 and files[0] == files[1]

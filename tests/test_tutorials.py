@@ -292,7 +292,7 @@ def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
     registry = tmp_path / "registry.toml"
     depth = tables[tables.index("[modalities.depth]") :]
     registry.write_text(registry.read_text().replace('"canny", ', '"canny", "depth", ') + depth)
-    assert "train/depth: 96 written" in shell.run("zoo data derive data --only depth")
+    assert "train/depth: 96 written" in shell.run("zoo data derive data --modalities depth")
 
 
 # ---------------------------------------------------------------- wrappers

@@ -144,7 +144,9 @@ def _stored_sizes(given: Mapping[str, Sequence[ModalityHandle]], crop: str | Non
     for size, names in sizes.items():
         cut = "cropped to the largest middle part" if crop == "middle" else "the whole picture, squeezed"
         other = "whole squeezes the whole picture" if crop == "middle" else "middle crops it"
-        at = handles[names[0]].settings.origin.at("image_size")
+        settings = handles[names[0]].settings
+        is_set = "image_size" in {**settings, **settings.shared}
+        at = settings.origin.at("image_size") if is_set else f"the default of image_size in {settings.origin.file}"
         yield f"{', '.join(names)}: stored at {by(size)} pixels ({at}), {cut} (--set crop={other})"
 
 
