@@ -270,6 +270,62 @@ def test_pipeline_commands_name_the_next_one(world: World) -> None:
         assert "next:" not in world(f"{words} -q").complaint
 
 
+# ---------------------------------------------------------------- messages
+
+
+def test_growing_before_there_are_tokens_names_the_next_commands(world: World) -> None:
+    refused = world.put_back()("backbone grow run --add normal --tokens tokens --out grown").refused("normal")
+    data = world.folder / "data"
+    assert f"zoo tokenizer train normal --data {data}, then zoo tokenize {data} --out tokens --modalities" in refused
+
+
+def test_changed_modalities_are_told_in_words(world: World) -> None:
+    refused = world.put_back()(f"{ROAD['backbone']} --modalities depth,rgb_patches").refused("modalities.caption")
+    assert "modalities.caption is left out" in refused and "{" not in refused
+
+
+def test_an_uninstalled_modality_is_not_taken_for_a_misspelt_one(world: World) -> None:
+    for name in ("thermal", "normal_map_of_mars"):
+        assert "did you mean" not in world(f"info {name}").refused("no installed plugin", "pip install")
+    world("info nomral").refused("did you mean normal?")
+
+
+def test_a_modality_whose_special_tokens_are_missing_is_not_trained(zoo: Run) -> None:
+    def trained() -> dict[str, bool]:
+        return {one["name"]: one["trained"] for one in json.loads(zoo("list", "--json")[1])["modalities"]}
+
+    assert trained()["caption"] and trained()["metadata"]
+    config = Path("tokenizers/text/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"special_tokens": []}))
+    assert trained()["caption"] and not trained()["metadata"]
+
+
+def test_list_has_a_line_per_modality_in_pipes_and_at_80_columns(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [one["name"] for one in json.loads(zoo("list", "--json")[1])["modalities"]]
+    for columns in (None, "80"):
+        monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
+        lines = zoo("list")[1].splitlines()[1:]
+        assert [line.split()[0] for line in lines] == names
+        assert columns is None or max(map(len, lines)) <= 80
+
+
+def test_other_samples_score_the_chosen_pairs_again_and_keep_the_others(world: World) -> None:
+    world.put_back()
+    words = "backbone eval run --config backbone.toml --input rgb_patches"
+
+    def pairs(more: str) -> dict[str, Any]:
+        ended = world(f"{words} {more} --json")
+        assert ended.code == 0, ended.complaint
+        return {entry["target"]: entry for entry in json.loads(ended.printed)["pairs"]}
+
+    before = pairs("--target depth,caption")
+    after = pairs("--target depth --samples 3")
+    assert (before["depth"]["samples"], after["depth"]["samples"]) == (4, 3)
+    assert after["caption"] == before["caption"]
+    assert pairs("--target depth --samples 4") == before
+    world.put_back()
+
+
 # ---------------------------------------------------------------- interrupts
 
 

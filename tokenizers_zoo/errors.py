@@ -36,17 +36,24 @@ class UnknownNameError(ZooError):
 
     @classmethod
     def of(
-        cls, kind: str, name: str, known: Iterable[str], hint: str = "", *, aliases: Mapping[str, str] | None = None
+        cls,
+        kind: str,
+        name: str,
+        known: Iterable[str],
+        hint: str = "",
+        *,
+        aliases: Mapping[str, str] | None = None,
+        alike: float = 0.5,
     ) -> UnknownNameError:
         """Build the message for an unknown `name` of a `kind` ("modality", "source", ...) among `known` names.
 
-        `aliases` maps names of other projects to ours.
+        `aliases` maps names of other projects to ours. `alike` is the smallest similarity of names that are offered.
         """
         end = f" {hint}" if hint else ""
         if aliases and name in aliases:
             return cls(f"unknown {kind} {name!r}; here it is called {aliases[name]}{end}")
         names = sorted(known)
-        close = close_names(name[:80], names)
+        close = close_names(name[:80], names, alike)
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         known_ones = (", ".join(names[:MOST_NAMES]) or "none") + more
         offer = f"did you mean {' or '.join(close)}?" if close else f"known: {known_ones}"

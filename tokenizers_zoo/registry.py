@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers_zoo.checkpoint import CheckpointPlace, TokenizerFiles
 from tokenizers_zoo.config import PIPELINE, Origin, Settings, from_mapping, load_toml, reject_unknown
-from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError, close_names
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
@@ -27,6 +27,8 @@ CHECKPOINTS = "runs/tokenizers"
 HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)"
 """Names that the hub accepts as `owner/name`; everything else is a folder."""
 CLOSE = "did you mean"
+MISSPELT = 0.7
+"""Smallest similarity to a modality at which an unknown name is taken for a misspelt one, not for a missing plugin."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,7 +186,11 @@ class Zoo:
             off = self._origin(f"modalities.{name}").at("enabled")
             where = f"{self._origin('zoo').at('modalities')} lacks it" if self._instances[name].enabled else off
             return UnknownNameError(f"modality {name!r} is disabled: {where}")
-        return UnknownNameError.of("modality", name, self.names(), hint="(zoo list shows what is installed)")
+        if close_names(name, self.names(), MISSPELT):
+            hint = "(zoo list shows what is installed)"
+            return UnknownNameError.of("modality", name, self.names(), hint=hint, alike=MISSPELT)
+        advice = "install its plugin (pip install zoo-...), or see zoo list for what is installed"
+        return UnknownNameError(f"unknown modality {name!r:.80}: no installed plugin or table has this name; {advice}")
 
     def _load(self, name: str) -> ModalityHandle:
         instance = self._instances[name]

@@ -42,7 +42,7 @@ COMMANDS = (
     "list",
     "data make folder data --set path=files",
     "tokenizer train depth --data data --steps 5",
-    "tokenize data --out tokens --only depth",
+    "tokenize data --out tokens --modalities depth",
 )
 
 

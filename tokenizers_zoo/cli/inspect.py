@@ -39,6 +39,15 @@ if TYPE_CHECKING:
 WIDTH = 80
 
 
+def is_trained(handle: ModalityHandle) -> bool:
+    """Return whether a modality has a tokenizer whose vocabulary has the modality's own special tokens."""
+    if not handle.has_tokenizer or not handle.vocabulary_tokens():
+        return handle.has_tokenizer
+    from tokenizers_zoo.pipeline.vocabulary import missing_special_tokens
+
+    return not missing_special_tokens(handle)
+
+
 def facts_as_json(handle: ModalityHandle) -> dict[str, Any]:
     """Return a modality as JSON types."""
     spec = handle.spec
@@ -55,7 +64,7 @@ def facts_as_json(handle: ModalityHandle) -> dict[str, Any]:
         "derived_from": list(spec.derived_from),
         "metrics": [dataclasses.asdict(metric) for metric in spec.metrics],
         "checkpoint": str(handle.checkpoint),
-        "trained": handle.has_tokenizer,
+        "trained": is_trained(handle),
     }
 
 
@@ -80,12 +89,13 @@ def list_modalities(context: click.Context, as_json: bool) -> None:
     table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
     for handle in handles:
         spec = handle.spec
+        others = len(spec.derived_from) - 1
         table.add_row(
             spec.name,
             str(spec.layout).partition(" of ")[0],  # without the length of vectors
             str(spec.vocab_size) if spec.vocab_size else "-",
-            ", ".join(spec.derived_from) or "-",
-            "yes" if handle.has_tokenizer else "no",
+            " +".join([*spec.derived_from[:1], *([str(others)] if others > 0 else [])]) or "-",
+            "yes" if is_trained(handle) else "no",
             handle.distribution.rpartition(" ")[0] or handle.distribution,
         )
     for column in table.columns:

@@ -79,14 +79,20 @@ def grow_vocabulary(zoo: Zoo, name: str) -> tuple[TextVocabulary, TextVocabulary
     return grown
 
 
-def check_special_tokens(handle: ModalityHandle) -> None:
-    """Raise CheckpointError if a modality's vocabulary lacks special tokens that its values may need."""
+def missing_special_tokens(handle: ModalityHandle) -> list[str]:
+    """Return the special tokens that a modality's values may need and its trained vocabulary lacks."""
     needed = handle.vocabulary_tokens()
     if not needed or not _holds_text(folder := handle.files.vocabulary_folder()):
-        return
-    known = TextVocabulary.load(folder).all_special_tokens
-    if missing := [token for token in needed if token not in known]:
-        name = handle.spec.vocabulary
+        return []
+    stored = load_config(folder)
+    known = {*stored["special_tokens"], *stored["grown_tokens"]}
+    return [token for token in needed if token not in known]
+
+
+def check_special_tokens(handle: ModalityHandle) -> None:
+    """Raise CheckpointError if a modality's vocabulary lacks special tokens that its values may need."""
+    if missing := missing_special_tokens(handle):
+        name, folder = handle.spec.vocabulary, handle.files.vocabulary_folder()
         first = f"first: {missing[0]}; add them" if missing[1:] else f"{missing[0]}; add it"
         raise CheckpointError(
             f"{handle.name}: writes {count_of(len(missing), 'special token')} that the vocabulary {name} at {folder} "

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EVALUATION, PICTURES = "evaluation.json", "samples"
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
+SETTLED = 20
+"""Steps before which little usage of a codebook says nothing about the training."""
 NOT_LOGGED = ("size", "reachable", "codebooks", "least_used")
 """Codebook statistics that are not logged as curves."""
 ENOUGH = 0.98
@@ -111,7 +113,7 @@ class TrainingReport(StepLog):
             used += "" if reachable >= ENOUGH else f" (even: {reachable:.0%})"
         found = ["" if self.judged == "held_out" else self.judged, score]
         self.note = ", ".join(part for part in (" ".join(filter(None, found)), best, used) if part)
-        if collapse := evaluation.collapse:
+        if (collapse := evaluation.collapse) and done >= SETTLED:
             self.say(f"{self.spec.name}: step {done}: {collapse}; {COLLAPSE_ADVICE}", style="bold yellow", warning=True)
         pictures = picture_rows(evaluation.shown)
         if pictures is not None:

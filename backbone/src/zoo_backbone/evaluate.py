@@ -30,7 +30,7 @@ single value for training values, so a model that knows only the distribution of
 Galleries show the draws.
 
 During an evaluation, the same tables are in unfinished.json; a killed evaluation resumes from it. A finished evaluation
-can be extended by further pairs.
+can be extended by further pairs, or by pairs scored over another number of samples; other scores are kept.
 """
 
 from __future__ import annotations
@@ -155,14 +155,16 @@ class _Evaluation:
             entry for entry in result["galleries"]
             if entry["picture"] is None or (self.folder / entry["picture"]).is_file()
         ]  # fmt: skip
-        scored, drawn = ({pair_of(entry) for entry in result[key]} for key in ("pairs", "galleries"))
+        drawn = {pair_of(entry) for entry in result["galleries"]}
+        scored = {pair_of(entry) for entry in result["pairs"] if entry["samples"] == self._count(pair_of(entry))}
         longest = max(map(title_of, pairs), key=len, default="")
         with progress_bar(f"evaluate {longest}", len(pairs)) as advance:
             for pair in pairs:
                 advance(0, f"evaluate {title_of(pair)}")
                 if pair in scored or self._possible(pair):
                     if pair not in scored:
-                        result["pairs"].append(self._score(*pair))
+                        score = self._score(*pair)
+                        result["pairs"] = [entry for entry in result["pairs"] if pair_of(entry) != pair] + [score]
                         self._write()
                     if pair not in drawn and number < self.config.gallery_pairs:
                         result["galleries"].append(self._gallery(*pair))
@@ -173,6 +175,12 @@ class _Evaluation:
         for key in ("pairs", "galleries"):
             result[key].sort(key=lambda entry: order.get(pair_of(entry), len(order)))
         self._write()
+
+    def _count(self, pair: Pair) -> int:
+        """Return the number of samples that a pair of this or an earlier evaluation is scored over now."""
+        inputs, target = pair
+        known = all(name in self.data.handles for name in (*inputs, target))
+        return len(self.data.samples((*inputs, target), self.config.samples)) if known else 0
 
     def _possible(self, pair: Pair) -> bool:
         """Return whether a pair has samples and training values; note the reason, or raise it for a named pair."""

@@ -92,7 +92,8 @@ class EvaluationData:
         there = {split: self.values.modalities(split) for split in (TEST, TRAIN)}
         return {
             "weights": self.model.record["weights_sha256"],
-            "settings": {**dataclasses.asdict(self.config), "inputs": None, "targets": None},  # pairs can be added
+            # Pairs can be added, and scored again over another number of samples.
+            "settings": {**dataclasses.asdict(self.config), "inputs": None, "targets": None, "samples": None},
             "tokenizers": {name: column.fingerprint for name, column in self.columns.items()},
             "samples": samples_digest(self.columns),
             "values": {

@@ -14,7 +14,7 @@ from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.device import AUTO
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.io import read_table, write_json
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import RUN
@@ -137,7 +137,14 @@ def grow(
     tokens of other tokenizers than before.
     """
     store = TokenStore(tokens)
-    stored = [name for name in trained.names if name in store.modalities(TRAIN)]
+    there = store.modalities(TRAIN)
+    stored = [name for name in trained.names if name in there]
+    for name in [zoo[name].name for name in added if name not in there]:
+        data = store.data or "DATA"
+        needed = [] if zoo[name].has_tokenizer else [f"zoo tokenizer train {name} --data {data}"]
+        needed.append(f"zoo tokenize {data} --out {tokens} --modalities {name}")
+        have = f"has no tokens of {name}; it has {', '.join(there)}"
+        raise DataError(f"{tokens}: {have}; make them: {', then '.join(needed)}")
     handles = {name: zoo[name] for name in [*stored, *added]}
     specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, added)
     check_tokenizers([Dataset(tokens=tokens)], handles.values())

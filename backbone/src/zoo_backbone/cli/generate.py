@@ -27,8 +27,8 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 @click.option("--inpaint", multiple=True, metavar="NAME=REGION",
               help="Region of an input to generate anew: box:T,L,B,R, cells:..., mask:FILE, after, tokens:0-3, gaps:N, "
               "not:REGION. Repeatable.")  # fmt: skip
-@click.option("--guide", metavar="WEIGHTS",
-              help="Guidance scale: 3 for all inputs, or NAME=WEIGHT,...")  # fmt: skip
+@click.option("--guide", multiple=True, metavar="WEIGHTS",
+              help="Guidance scale: 3, or NAME=WEIGHT,... Repeatable.")  # fmt: skip
 @click.option("--out", type=PATH, metavar="FOLDER", required=True, help="For values, pictures, tokens and the plan.")
 @click.option("--crop", type=click.Choice(["middle", "whole"]), help="Part of input pictures from files that is used; "
               "whole pictures are squeezed.  [default: middle]")  # fmt: skip
@@ -47,7 +47,7 @@ def generate_command(
     targets: list[str] | None,
     plan_file: Path | None,
     inpaint: tuple[str, ...],
-    guide: str | None,
+    guide: tuple[str, ...],
     out: Path,
     keys: list[str] | None,
     overwrite: bool,
@@ -80,9 +80,11 @@ def generate_command(
     if (targets is None) == (plan_file is None):
         raise click.UsageError("expected either --target NAMES or --plan FILE")
     table = read_plan(plan_file) if plan_file else {}
-    if guide is not None:
-        weights = {"weights": numbers_of("--guide", [guide])} if "=" in guide else {}
-        table["guidance"] = weights or parse_assignments([f"scale={guide}"])
+    if guide:
+        each = len(guide) > 1 or "=" in guide[0]
+        table["guidance"] = (
+            {"weights": numbers_of("--guide", guide)} if each else parse_assignments([f"scale={guide[0]}"])
+        )
         for target in table.get("targets", []):
             target.pop("guidance", None)
     table["targets"] = _targets(targets, table, parse_assignments(assignments))

@@ -279,7 +279,8 @@ def evaluate_command(
     skill score (0 = best constant prediction, 1 = tokenizer reconstruction) and the
     raw metric. The prediction combines several draws of a sample. Other data need a
     training split, too: the constant prediction is fitted to it. The same command
-    resumes after a kill, and adds pairs to a finished evaluation.
+    resumes after a kill, and adds pairs to a finished evaluation. With other
+    --samples it scores the chosen pairs again and keeps the others.
 
     \b
     Examples:
