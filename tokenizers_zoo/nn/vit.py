@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -28,12 +29,13 @@ def sincos_positions(grid: tuple[int, ...], dim: int) -> Float[Tensor, "n dim"]:
     section 3.5; a remainder stays 0. A coordinate is the centre of a cell, scaled so that the grid has REFERENCE_GRID
     units per axis.
     """
+    # By numpy, so that exported networks hold the table: some runtimes have no sine of float64.
     share = dim // (2 * len(grid))
-    frequencies = 10000.0 ** -(torch.arange(share, dtype=torch.float64) / share)
-    coordinates = [(torch.arange(n, dtype=torch.float64) + 0.5) * (REFERENCE_GRID / n) - 0.5 for n in grid]
-    angles = [axis.flatten()[:, None] * frequencies for axis in torch.meshgrid(*coordinates, indexing="ij")]
-    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
-    return F.pad(table, (0, dim - table.shape[1])).float()
+    frequencies = 10000.0 ** -(np.arange(share) / share)
+    coordinates = [(np.arange(n) + 0.5) * (REFERENCE_GRID / n) - 0.5 for n in grid]
+    angles = [axis.flatten()[:, None] * frequencies for axis in np.meshgrid(*coordinates, indexing="ij")]
+    table = np.concatenate([part for angle in angles for part in (np.sin(angle), np.cos(angle))], axis=1)
+    return torch.from_numpy(np.pad(table, ((0, 0), (0, dim - table.shape[1]))).astype(np.float32))
 
 
 def resized_positions(positions: Float[Tensor, "1 dim *grid"], grid: tuple[int, ...]) -> Float[Tensor, "n dim"]:
