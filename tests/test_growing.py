@@ -432,7 +432,9 @@ def test_the_command(world: World) -> None:
         "wide.toml:2 [model] dim: old has 32", "leave it out"
     )
     world("backbone grow old --add depth --tokens tokens --out x").refused("old: has depth already")
-    world("backbone grow old --add boxes --tokens tokens --out x").refused("tokens/train", "boxes", "known: caption")
+    world("backbone grow old --add boxes --tokens tokens --out x").refused(
+        "has no tokens of boxes; it has caption", "zoo tokenize "
+    )
     world("backbone grow tokenizers/depth --add caption --tokens tokens --out x").refused("expected a FourM")
     world("backbone grow old --add caption --tokens tokens --out x --freeze --replay 0.1").refused("not both")
     world("backbone grow old --add caption --tokens tokens --out ./old").refused("old: is RUN itself")

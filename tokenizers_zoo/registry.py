@@ -28,7 +28,7 @@ HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.g
 """Names that the hub accepts as `owner/name`; everything else is a folder."""
 CLOSE = "did you mean"
 MISSPELT = 0.7
-"""Smallest similarity to a modality at which an unknown name is taken for a misspelt one, not for a missing plugin."""
+"""Smallest similarity at which an unknown name counts as a misspelt modality; others may lack their plugin."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
