@@ -160,6 +160,14 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+def choose_nothing(page: Any, address: str) -> None:
+    """Open the page, which chooses the first input and a target, and unselect them."""
+    page.goto(address)
+    page.wait_for_selector("#targets input:checked")
+    for name in page.eval_on_selector_all("input:checked", "boxes => boxes.map(box => box.id)"):
+        page.uncheck(f"#{name}")
+
+
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     """The page in a window of its own; errors on the console and requests to other hosts fail the test."""
@@ -170,8 +178,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: problems.append(request.url)
             if not request.url.startswith((address, "data:")) else None)  # fmt: skip
-    page.goto(address)
-    page.wait_for_selector("#targets input")
+    choose_nothing(page, address)
     yield page
     context.close()
     refusals = "the server responded with a status of 422"  # of deliberate mistakes, which the page tells in words
@@ -234,7 +241,7 @@ def test_a_region_is_painted_and_generated_anew(page: Any) -> None:
     page.locator("#inputs button", has_text="Clear the mask").click()
     page.locator("#inputs button", has_text="Tokens").click()
     page.wait_for_selector("#inputs canvas.tokens")
-    page.locator("#inputs button", has_text="Take from the sample").nth(1).click()
+    page.locator("#inputs .card:not(.off) button", has_text="Take from the sample").click()
 
 
 @needs_chromium
@@ -250,8 +257,7 @@ def test_broken_files_are_answered_in_words(page: Any, folder: Path) -> None:
 def test_two_users_at_once(browser: Any, address: str) -> None:
     pages = [browser.new_context().new_page() for _ in range(2)]
     for number, page in enumerate(pages):
-        page.goto(address)
-        page.wait_for_selector("#targets input")
+        choose_nothing(page, address)
         page.check("#target-depth")
         page.fill("#num_samples", str(number + 1))
         page.click("#generate")
@@ -266,7 +272,7 @@ def test_the_page_on_a_phone(browser: Any, address: str) -> None:
     context = browser.new_context(viewport={"width": 375, "height": 700})
     page = context.new_page()
     page.goto(address)
-    page.wait_for_selector("#targets input")
+    page.wait_for_selector("#targets input:checked")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     context.close()
 

@@ -30,6 +30,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, UnknownNameError, by
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import GridLayout, SequenceLayout
+from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.pipeline import AnyToAny, Sample
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.retrieval.query import weighted_sum
@@ -127,9 +128,11 @@ class Server:
         self.model, self.limits, self.index = model, limits, index
         self.jobs, self.uploads = Jobs(limits.waiting, limits.seconds), Store()
         forms = {form: name for name, form in model.input_forms.items()}
-        readable = (forms.get(name, name) for name in model.model.layout.readable)
-        self.inputs = [name for name in dict.fromkeys(readable) if name in model.zoo]
-        self.targets = [name for name in model.model.layout.discrete if name in model.zoo]
+        readable = {forms.get(name, name) for name in model.model.layout.readable}
+        names = {name for name in (*readable, *model.model.layout.discrete) if name in model.zoo}
+        ranked = ranked_names([model.zoo[name].spec for name in names])
+        self.inputs = [name for name in ranked if name in readable]
+        self.targets = [name for name in ranked if name in model.model.layout.discrete]
         self.embedder = index.embedder(model.zoo, str(model.device)) if index else None
         data = model.run.data
         self.values = ValueStore(data) if data is not None and data.is_dir() else None
@@ -147,7 +150,7 @@ class Server:
     def facts(self) -> dict[str, Any]:
         """Return what the page needs to know."""
         modalities = {}
-        for name in dict.fromkeys((*self.inputs, *self.targets)):
+        for name in dict.fromkeys((*self.inputs, *self.targets)):  # what is best to look at comes first
             spec = self.handle(name).spec
             modalities[name] = {
                 "summary": spec.summary, "kind": spec.value.kind, "value": str(spec.value), "layout": str(spec.layout),
@@ -158,7 +161,8 @@ class Server:
                 "choices": list(spec.value.classes) if spec.value.kind == "text" else [],
             }  # fmt: skip
         return {
-            "title": self.model.folder.absolute().name, "device": str(self.model.device), "modalities": modalities,
+            "title": "/".join(self.model.folder.absolute().parts[-2:]),
+            "device": str(self.model.device), "modalities": modalities,
             "samples": self.keys, "retrieval": self.index.names if self.index else [],
             "limits": {"upload_bytes": self.limits.upload_bytes, "samples": self.limits.samples},
         }  # fmt: skip

@@ -365,6 +365,7 @@ function generate() {
     }
     if (event.values) {
       rowOf(event.target).replaceChildren(...event.values.map((value, draw) => resultFigure(event.target, value, draw)));
+      showTruth(event.target, inputs);
     }
   }, `Generated ${targets.join(", ")}`);
 }
@@ -393,6 +394,20 @@ function resultFigure(target, value, draw) {
   buttons.append(element("a", { href: `/api/results/${value.result}`, download: "" }, "Download"));
   made.append(buttons);
   return made;
+}
+
+// The true value of a target, beside the generated ones, if an input is a held-out sample.
+async function showTruth(target, inputs) {
+  const given = Object.values(inputs).find((input) => input.sample !== undefined);
+  if (!given) return;
+  try {
+    const shown = await api(`/api/samples/${encodeURIComponent(given.sample)}/${encodeURIComponent(target)}`);
+    const made = figure(shown, `true ${target}`);
+    made.classList.add("true");
+    rowOf(target).append(made);
+  } catch {
+    // the sample lacks this modality
+  }
 }
 
 function search() {
@@ -431,6 +446,14 @@ async function start() {
     if (!modality.target) continue;
     const box = element("input", { type: "checkbox", value: name, id: `target-${name}` });
     $("targets").append(element("label", { htmlFor: box.id }, box, ` ${name}`));
+  }
+  const first = Object.values(state.inputs)[0];
+  if (model.samples.length) {
+    first.use.checked = true;
+    first.card.classList.remove("off");
+    await fromSample(first);
+    const target = [...document.querySelectorAll("#targets input")].find((box) => box.value !== first.name);
+    if (target) target.checked = true;
   }
   if (model.retrieval.length) {
     $("search").hidden = $("find-row").hidden = false;
