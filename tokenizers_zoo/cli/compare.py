@@ -22,7 +22,7 @@ RUNS = click.Path(exists=True, file_okay=False, path_type=Path)
 @JSON
 @click.option("--out", type=PATH, metavar="FILE", help="Also write an HTML page with loss charts.")
 def compare(runs: tuple[Path, ...], as_json: bool, out: Path | None) -> None:
-    """Compare backbones: settings that differ, held-out losses, and skill scores.
+    """Compare settings, losses and scores of backbones.
 
     Skill scores are in percent (0 = best constant prediction, 100 = tokenizer
     reconstruction), with 95 % bootstrap intervals over the held-out samples. + and -

@@ -25,7 +25,7 @@ LINES = {
 @click.command()
 @click.argument("shell", type=click.Choice(list(LINES)))
 def completion(shell: str) -> None:
-    """Print the line that lets a shell complete commands, options and names.
+    """Print the line that lets a shell complete words.
 
     Names are the modalities and sources that are installed and enabled here, and the presets of the backbone.
 

@@ -23,7 +23,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCO
 @click.command("env")
 @JSON
 def env(as_json: bool) -> None:
-    """Show versions, plugins, devices and the registry in use, for bug reports.
+    """Show versions, plugins and devices, for bug reports.
 
     No plugin is imported, so a broken one does no harm; zoo check tests them.
 

@@ -47,12 +47,13 @@ class Findings:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.option("--overwrite", is_flag=True, help="Replace the registry.toml that is there.")
 def init(folder: Path, overwrite: bool) -> None:
-    """Write a registry.toml for the data in FOLDER, by default the current folder.
+    """Write a registry.toml for the data in a folder.
 
-    It enables the modalities that FOLDER has and those that can be derived from them,
-    with a size that fits the pictures. FOLDER is anything that the source "folder"
-    reads (a folder per modality, pictures with texts, tar files), or the values that
-    zoo data make wrote. Nothing in FOLDER is changed.
+    FOLDER is the current folder by default. The registry enables the modalities that
+    FOLDER has and those that can be derived from them, with a size that fits the
+    pictures. FOLDER is anything that the source "folder" reads (a folder per modality,
+    pictures with texts, tar files), or the values that zoo data make wrote. Nothing in
+    FOLDER is changed.
 
     \b
     Examples:

@@ -52,8 +52,9 @@ class PipelineConfig:
 @DRY_RUN
 @click.pass_context
 def run(context: click.Context, file: Path, dry_run: bool) -> None:
-    """Run the pipeline of a TOML file: one table per step, whose keys are the options of the step's command.
+    """Run the pipeline that a TOML file describes.
 
+    The file has a table per step, whose keys are the options of the step's command.
     Each command is printed before it runs. It skips work that is finished, so that the
     same command resumes. The first failure stops the pipeline.
 

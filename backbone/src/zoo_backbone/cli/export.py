@@ -23,7 +23,7 @@ if TYPE_CHECKING:
               help="onnx, or torch: .pt2 files of torch.export.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the export that is in the folder.")
 def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format, overwrite: bool) -> None:
-    """Export a tokenizer, or the encoder of a trained model, to ONNX.
+    """Export a tokenizer or an encoder to ONNX.
 
     MODALITY gives encoder.onnx (values to token ids, quantizer included) and
     decoder.onnx. RUN gives encoder.onnx, from tokens of --inputs to features.

@@ -56,7 +56,7 @@ def import_command(source: str, out: Path, name: str | None) -> None:
 @click.argument("source", metavar="SRC", type=PATH)
 @click.argument("out", metavar="OUT", type=PATH)
 def export_command(source: Path, out: Path) -> None:
-    """Write an imported backbone or tokenizer as 4M's code reads it.
+    """Write an imported checkpoint as 4M's code reads it.
 
     Imported files are restored bit by bit; trained weights keep the published
     names and shapes.
