@@ -53,6 +53,12 @@ def test_one_picture_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_
     assert vectors.shape == (len(given), 32) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, np.repeat(vectors[:1], len(given), 0), atol=1e-6)
     np.testing.assert_allclose(vectors[:1], model.embed({"rgb": picture}), atol=1e-6)
+    turned = picture.transpose(PIL.Image.Transpose.ROTATE_90)
+    turned.getexif()[274] = 6  # the camera was turned: rotate by 270 degrees
+    turned.save(tmp_path / "turned.jpg", exif=turned.getexif(), quality=100, subsampling=0)
+    with PIL.Image.open(tmp_path / "turned.jpg") as opened:
+        np.testing.assert_allclose(model.embed(rgb=opened), model.embed(rgb=tmp_path / "turned.jpg"), atol=1e-5)
+    assert model.embed(rgb=[picture.convert("CMYK"), torch.from_numpy(given[-1]).bfloat16()]).shape == (2, 32)
     square = picture.crop((4, 0, 20, 16))
     np.testing.assert_allclose(model.embed(rgb=square), vectors[:1], atol=1e-5)
     assert not np.allclose(model.embed(rgb=picture, crop="whole"), vectors[:1], atol=1e-3)
@@ -136,6 +142,12 @@ def test_half_precision(picture: PIL.Image.Image) -> None:
         ({"caption": "a", "targets": ["rgb_patches"]}, ConfigError, "rgb_patches"),
         ({"caption": "a", "inpaint": {"depth": "box:0,0,1,1"}}, ConfigError, "depth"),
         ({"caption": "a", "guidance": {"rgb": 2.0}}, ConfigError, "rgb"),
+        ({"caption": "a", "num_samples": 0}, ConfigError, "num_samples"),
+        (
+            {"rgb": np.zeros((16, 16, 3), np.uint8), "rgb_patches": np.zeros((16, 16, 3), np.uint8)},
+            InvalidValueError,
+            "rgb",
+        ),
     ],
 )
 def test_wrong_arguments(model: AnyToAny, arguments: dict[str, Any], error: type[Exception], named: str) -> None:

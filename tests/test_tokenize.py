@@ -219,7 +219,7 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
     make_toy(local, data)
     for name in ("field", "words"):
         train_tokenizer(local, name, data, out=hub / name)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, revision=None: str(hub / id.split("/")[1]))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **_: str(hub / id.split("/")[1]))
     table = {name: {"checkpoint": f"somebody/{name}"} for name in ("field", "words")}
     before = snapshot(hub)
     for _ in range(2):

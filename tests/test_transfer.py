@@ -130,7 +130,7 @@ def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, froz
     for folder in (full, frozen):
         copy = tmp_path / "copies" / folder.name
         shutil.copytree(folder, copy)
-        set_places(copy, run=str(tmp_path / "gone"))
+        set_places(copy, run=str(tmp_path / "gone"), registry=str(world.root / "registry.toml"))
     _, tokens = world.tokens("light")
     assert load(tmp_path / "copies" / "full").predict({"light": tokens}) == load(full).predict({"light": tokens})
     with pytest.raises(CheckpointError, match="--run"):

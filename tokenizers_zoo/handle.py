@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
 
+PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+"""Modes of PIL images that a PNG file holds."""
+
 
 class ModalityHandle:
     """One enabled modality. Its plugin is loaded and its spec is valid; the tokenizer is loaded at the first use.
@@ -446,13 +449,19 @@ class ModalityHandle:
                 raise InvalidValueError.expected(self.name, "an existing file", f"{str(item)!r}")
             return self.read(path.read_bytes(), path.suffix)
         if kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
-            item = np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
+            if hasattr(item, "detach"):
+                item = item.detach().cpu()
+                item = item.float() if str(item.dtype) == "torch.bfloat16" else item  # which numpy lacks
+            item = np.asarray(item)
             is_picture = item.dtype == np.uint8 and (item.ndim == 2 or item.shape[2:] == (3,))
             if is_picture and value_problem(self.spec.value, item, any_size=True):
                 item = PIL.Image.fromarray(item)
             else:
                 item = in_declared_width(self.spec.value, item)
         if isinstance(item, PIL.Image.Image):
+            from tokenizers_zoo.families.images import upright
+
+            item = upright(item) if item.mode in PNG_MODES or item.mode in ("F", "I") else upright(item).convert("RGB")
             data, extension = io.BytesIO(), "tiff" if item.mode in ("F", "I") else "png"
             item.save(data, format=extension)
             return self.read(data.getvalue(), extension)

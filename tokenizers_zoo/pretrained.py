@@ -32,10 +32,15 @@ _preferred = AUTO
 _lock = threading.RLock()
 
 
-def prefer_device(device: str) -> None:
-    """Let networks of this process whose `device` is auto run on this one."""
+@contextlib.contextmanager
+def preferring(device: str) -> Iterator[None]:
+    """Let networks whose `device` is auto run on this one, in all threads of the process."""
     global _preferred
-    _preferred = device
+    before, _preferred = _preferred, device
+    try:
+        yield
+    finally:
+        _preferred = before
 
 
 def forget_networks() -> None:
@@ -80,7 +85,7 @@ class PretrainedConfig:
 
     @property
     def torch_device(self) -> str:
-        """`device` with auto resolved, see `prefer_device`. Raises PretrainedError if there is no such device."""
+        """`device` with auto resolved, see `preferring`. Raises PretrainedError if there is no such device."""
         try:
             return resolved_device(_preferred if self.device == AUTO else self.device)
         except ConfigError as error:

@@ -16,7 +16,7 @@ from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import as_json, disk_errors
 from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
-from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, prefer_device
+from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, preferring
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.spec import WHOLE
@@ -59,8 +59,7 @@ def derive_data(
     """
     store, result = ValueStore(data), RunResult(planned=dry_run)
     download = modalities is not None and not dry_run
-    prefer_device(device)
-    with disk_errors(store.root), locked(store.root):
+    with preferring(device), disk_errors(store.root), locked(store.root):
         orders = {split: _order(zoo, store, split, modalities, result) for split in splits or store.splits()}
         for split, order in orders.items():  # all are checked before any is changed
             for handle in order:
@@ -202,13 +201,15 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
     A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
     the next run makes it again.
     """
-    prefer_device(job.device)
     handle, store = zoo[job.modality], ValueStore(job.split.root)
     inputs = {name: zoo[name] for name in handle.spec.derived_from}
     split, shard = job.split.name, job.shard
     there = np.all([store.present(split, name, shard) for name in inputs], axis=0)
     again = False
-    with disk_errors(job.split.folder), writing_shard(job.split.folder / job.modality, shard) as writer:
+    with (
+        preferring(job.device), disk_errors(job.split.folder),
+        writing_shard(job.split.folder / job.modality, shard) as writer,
+    ):  # fmt: skip
         for row, key in enumerate(job.split.keys(shard)):
             if not there[row]:
                 writer.skip()

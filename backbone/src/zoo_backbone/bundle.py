@@ -14,7 +14,8 @@ its tokens, and the tokens that the model predicts from one of the modalities.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.io import read_table, replacing_folder, write_json
 from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import FolderError
 from zoo_backbone.checkpoint import CLASS, load_model, model_card
 from zoo_backbone.evaluation_data import ranked_names
@@ -79,7 +80,8 @@ def export_bundle(
             tokenize(own, included, folder / TOKENS)
         Run(tokens=folder / TOKENS, data=included, registry=folder / REGISTRY).save(folder)
         model = load_model(folder).eval()
-        requires = {"tokenizers-zoo": __version__, **dict(handle.distribution.split(" ", 1) for handle in handles)}
+        plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
+        requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
         golden = golden_sample(model, own, ValueStore(data) if data is not None and data.is_dir() else None, folder)
         write_json(folder / BUNDLE, {"format": FORMAT, "requires": requires, "golden": golden})
         (folder / CARD).write_text(card_of(model, run, out.absolute().name, requires), encoding="utf-8")
@@ -87,7 +89,7 @@ def export_bundle(
     return shares
 
 
-def registry_of(zoo: Zoo, handles: Iterable[ModalityHandle]) -> dict[str, Any]:
+def registry_of(zoo: Zoo, handles: Sequence[ModalityHandle]) -> dict[str, Any]:
     """Return the tables of a registry.toml for these modalities, with their tokenizers in one folder."""
     names = sorted(handle.name for handle in handles)
     tables = {name: zoo.tables["modalities"].get(name, {}) for name in names}
@@ -95,9 +97,12 @@ def registry_of(zoo: Zoo, handles: Iterable[ModalityHandle]) -> dict[str, Any]:
         name: {key: value for key, value in table.items() if key not in ("checkpoint", "sha256", "enabled")}
         for name, table in tables.items()
     }
+    used = {*CORE_KEYS, *(key for handle in handles for key in handle.known_settings())}
+    shared = {key: value for key, value in zoo.tables["zoo"].items() if key in used}
+    vocabularies = {name for handle in handles for name in handle.taken_vocabularies()}
     return {
-        "zoo": {**zoo.tables["zoo"], "checkpoints": TOKENIZERS, "modalities": names},
-        "vocabularies": zoo.tables["vocabularies"],
+        "zoo": {**shared, "checkpoints": TOKENIZERS, "modalities": names},
+        "vocabularies": {name: table for name, table in zoo.tables["vocabularies"].items() if name in vocabularies},
         "modalities": {name: table for name, table in kept.items() if table},
     }
 

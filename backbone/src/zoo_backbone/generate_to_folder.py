@@ -27,10 +27,10 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.validation import describe
 from zoo_backbone.gallery import Shown, write_sheet
-from zoo_backbone.generate.plans import DRAW, GenerationPlan, TargetPlan, written_plan
+from zoo_backbone.generate.plans import GenerationPlan, TargetPlan, written_plan
 from zoo_backbone.generate.sampler import generate, rows_of
 from zoo_backbone.model import FourM
-from zoo_backbone.pipeline import BATCH, TOKENS, AnyToAny, Sample
+from zoo_backbone.pipeline import BATCH, TOKENS, AnyToAny, blocks, drawn
 from zoo_backbone.request import Request
 
 PLAN, RANKING, DONE, SHEET = "plan.toml", "ranking.json", "done.txt", "sheet.png"
@@ -92,26 +92,18 @@ def generate_to_folder(
 def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | None, done: set[str]) -> None:
     """Draw, decode, rank and write the samples that are not `done`. Several samples fit into a batch."""
     draws, handles = request.plan.draws, request.handles
-    once = {target.name: handles[target.name].single_ids() for target in request.targets}
     todo = [row for row, name in enumerate(request.names) if name not in done]
     with progress_bar("generate", len(todo) * draws) as advance:
-        for rows in _blocks(todo, max(1, BATCH // draws)):
-            tokens: dict[str, list[Any]] = {target.name: [] for target in request.targets}
-            values: dict[str, list[Any]] = {target.name: [] for target in request.targets}
+        for rows in blocks(todo, max(1, BATCH // draws)):
             whole, partial = request.rows(rows)
-            for part in _blocks(range(draws), BATCH):
-                numbers = [request.numbers[row] + draw * DRAW for row in rows for draw in part]
-                found = generate(
-                    model, whole, request.targets, request.plan.seed, numbers, partial=partial, draws=len(part),
-                    once=once,
-                )  # fmt: skip
-                for name, ids in found.items():
-                    values[name].extend(handles[name].decode(ids, trusted=True))
-                    tokens[name].extend(ids)
-                advance(len(numbers))
+            numbers = [request.numbers[row] for row in rows]
+            found = drawn(
+                model, handles, request.targets, request.plan.seed, numbers, draws, whole, partial, advance=advance
+            )
             scores: list[float] = []
             if scorer:
                 of_draws, _ = request.rows([row for row in rows for _ in range(draws)])
+                tokens = {name: [sample.tokens for sample in samples] for name, samples in found.items()}
                 scores = [float(score) for score in scorer(of_draws, tokens)]
                 if len(scores) != len(rows) * draws or any(map(math.isnan, scores)):
                     wanted = f"a number for each of {len(rows) * draws} draws"
@@ -124,9 +116,8 @@ def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | N
                     by = request.plan.rank or "scorer"
                     write_json(place / RANKING, {"by": by, "draws": order, "scores": [own[draw] for draw in order]})
                 for rank, draw in enumerate(order):
-                    for name, listed in values.items():
-                        sample = Sample(handles[name], tokens[name][first + draw], listed[first + draw])
-                        sample.save(place / str(rank))
+                    for samples in found.values():
+                        samples[first + draw].save(place / str(rank))
                 with open(out / DONE, "a", encoding="utf-8") as lines:
                     lines.write(f"{request.names[row]}\n")
 
@@ -144,10 +135,6 @@ def _write_sheet(request: Request, out: Path) -> None:
         values = [handle.decode([read_tokens(handle, file)])[0] for file in files]
         columns[f"{title} {draw + 1}" if len(draws) > 1 else title] = list(map(handle.render, values))
     write_sheet(out / SHEET, list(columns), list(zip(*columns.values(), strict=True)))
-
-
-def _blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 # --- ranking
@@ -189,7 +176,7 @@ class Agreement:
 
     def _vectors(self, tokens: Mapping[str, Any]) -> Iterator[np.ndarray[Any, Any]]:
         """Yield the modality's values, or their predictions from the other modalities."""
-        for chosen in _blocks(range(len(next(iter(tokens.values())))), BATCH):
+        for chosen in blocks(range(len(next(iter(tokens.values())))), BATCH):
             block = {name: rows_of(values, chosen) for name, values in tokens.items()}
             found = block.get(self.name)
             if found is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,9 +98,11 @@ class AnyToAny:
         loaded.model.to(dtype)
         return loaded
 
-    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32", samples: int = 0) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: str = "float32", samples: int = 0, overwrite: bool = False
+    ) -> None:
         """Write a bundle: the model as it was loaded, its tokenizers and its registry. See `zoo backbone export`."""
-        bundle.export_bundle(self.folder, self.zoo, Path(folder), dtype, samples)
+        bundle.export_bundle(self.folder, self.zoo, Path(folder), dtype, samples, overwrite)
 
     def push_to_hub(self, hub_id: str, *, private: bool = False, dtype: str = "float32") -> str:
         """Upload a bundle to the hub, with the login of huggingface_hub; return its address."""
@@ -145,15 +147,19 @@ class AnyToAny:
     # ------------------------------------------------------------------ inputs
 
     def tokenize(
-        self, inputs: Mapping[str, Any] | None = None, /, *, crop: Cropping = "middle", **values: Any
-    ) -> dict[str, Any]:
+        self, inputs: Mapping[str, Any] | None = None, /, *, crop: Cropping = "middle", as_tokens: Collection[str] = (),
+        **values: Any,
+    ) -> dict[str, Any]:  # fmt: skip
         """Return the tokens of inputs, a batch per modality, under the names that the model reads.
+
+        Modalities `as_tokens` do not use their input form.
 
         `crop` is the part of a picture that is used: the largest part in the middle with the proportions of its
         modality, or all of it, squeezed. Inputs that are no pictures, such as boxes, share the crop of the first one.
         """
         given = {**(inputs or {}), **values}
-        self.model.layout.check_read([self.input_forms.get(name, name) for name in given], "inputs")
+        forms = {name: form for name, form in self.input_forms.items() if name not in as_tokens}
+        self.model.layout.check_read([forms.get(name, name) for name in given], "inputs")
         tokens: dict[str, Any] = {}
         opened: dict[str, list[Any]] = {}
         for name, item in given.items():
@@ -164,8 +170,10 @@ class AnyToAny:
                     tokens[name] = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
                     continue
                 item = [one.value for one in generated]
-            name = self.input_forms.get(name, name)
-            opened[name] = self._opened(self.handle(name), item)
+            form = forms.get(name, name)
+            if form in opened or form in tokens:
+                raise InvalidValueError(f"{name}: is an input twice, as {form} is its input form; give one of them")
+            opened[form] = self._opened(self.handle(form), item)
         handles = {name: self.handle(name) for name in opened}
         counts = {name: len(found) for name, found in (tokens | opened).items()}
         if len(set(counts.values())) > 1:
@@ -228,9 +236,11 @@ class AnyToAny:
             crop: The part of input pictures that is used, see `tokenize`.
             on_step: Called after each decoding step with the target and its tokens so far, -1 where undecided.
         """
-        tokens = self.tokenize(inputs, crop=crop, **values)
+        if num_samples < 1:
+            raise ConfigError(f"num_samples {num_samples}: expected 1 or more")
+        tokens = self.tokenize(inputs, crop=crop, as_tokens=inpaint or (), **values)
         steered = Guidance(weights=guidance) if isinstance(guidance, Mapping) else Guidance(scale=guidance)
-        steered = steered.renamed(self.input_forms)
+        steered = steered.renamed({name: form for name, form in self.input_forms.items() if form in tokens})
         plans = [
             replace(target, guidance=target.guidance or steered) if isinstance(target, TargetPlan)
             else TargetPlan(name=target, guidance=steered, steps=steps, temperature=temperature, top_p=top_p)
@@ -244,26 +254,18 @@ class AnyToAny:
             if name not in tokens:
                 raise ConfigError(f"inpaint {name}: is not among the inputs; give its value, too")
             partial[name] = partial_of(self.model.layout.spec(name), tokens.pop(name), region)
-        once = {name: handle.single_ids() for name, handle in handles.items()}
         found: dict[str, list[Sample]] = {name: [] for name in handles}
-        for row in range(count):
-            for first in range(0, num_samples, BATCH):
-                draws = range(first, min(first + BATCH, num_samples))
-                made = generate(
-                    self.model,
-                    {name: rows_of(batch, [row]) for name, batch in tokens.items()},
-                    plans, seed, [row + draw * DRAW for draw in draws],
-                    partial={name: rows_of(batch, [row]) for name, batch in partial.items()},
-                    draws=len(draws), once=once, on_step=on_step,
-                )  # fmt: skip
-                for name, ids in made.items():
-                    values_of = handles[name].decode(ids, trusted=True)
-                    found[name] += [Sample(handles[name], *pair) for pair in zip(ids, values_of, strict=True)]
+        for rows in blocks(range(count), max(1, BATCH // num_samples)):
+            whole, some = ({name: rows_of(batch, rows) for name, batch in of.items()} for of in (tokens, partial))
+            block = drawn(self.model, handles, plans, seed, rows, num_samples, whole, some, on_step)
+            for name, samples in block.items():
+                found[name] += samples
         return Generated(found, num_samples)
 
     def score(
-        self, *, inputs: Sequence[str], targets: str | Sequence[str], data: str | Path, samples: int = 80, seed: int = 0
-    ) -> list[dict[str, Any]]:
+        self, *, inputs: str | Sequence[str], targets: str | Sequence[str], data: str | Path, samples: int = 80,
+        seed: int = 0,
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """Score predictions for held-out samples of a folder that `zoo data make` wrote.
 
         Each target is predicted from all `inputs` together. Returns a table per target: "inputs", "target", "samples",
@@ -272,6 +274,7 @@ class AnyToAny:
         computes the same, with all settings.
         """
         targets = (targets,) if isinstance(targets, str) else tuple(targets)
+        inputs = (inputs,) if isinstance(inputs, str) else inputs
         names = [self.input_forms.get(name, name) for name in inputs]
         config = EvaluationConfig(
             inputs=(tuple(names),), targets=targets, samples=samples, seed=seed, gallery_pairs=0, loss_samples=1
@@ -360,6 +363,32 @@ class Sample:
         if not isinstance(picture, str) and extension != "png":
             with replacing_file(place / f"{name}.png") as temporary:
                 picture.save(temporary, format="PNG")
+
+
+def drawn(
+    model: FourM, handles: Mapping[str, ModalityHandle], plans: Sequence[TargetPlan], seed: int,
+    numbers: Sequence[int], draws: int, whole: Mapping[str, Any], partial: Mapping[str, Any],
+    on_step: OnStep | None = None, advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, list[Sample]]:  # fmt: skip
+    """Return `draws` generated samples of each target for each of the samples `numbers`, at most BATCH at a time.
+
+    The draws of a sample are consecutive, so several samples may have BATCH draws at most.
+    """
+    once = {plan.name: handles[plan.name].single_ids() for plan in plans}
+    found: dict[str, list[Sample]] = {plan.name: [] for plan in plans}
+    for part in blocks(range(draws), BATCH):
+        places = [number + draw * DRAW for number in numbers for draw in part]
+        made = generate(model, whole, plans, seed, places, partial=partial, draws=len(part), once=once, on_step=on_step)
+        for name, ids in made.items():
+            values = handles[name].decode(ids, trusted=True)
+            found[name] += [Sample(handles[name], *pair) for pair in zip(ids, values, strict=True)]
+        advance(len(places))
+    return found
+
+
+def blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Split items into runs of at most `size`."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 class Generated(Mapping[str, Sequence[Sample]]):

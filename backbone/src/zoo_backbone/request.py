@@ -76,7 +76,7 @@ class Request:
             if (found := tokens_of_file(handles[name], sources[name])) is not None:
                 self.values[name] = found
                 del items[name]
-        self.values |= pipeline.tokenize(items, crop=plan.crop)
+        self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
         self.stored: dict[str, TokenColumn] = {}
         self._rows: list[int] = []
         if self.files and (plan.reads_store or plan.keys):
@@ -121,7 +121,7 @@ class Request:
         several = {
             name: [files[self.names[row]] for row in rows] for name, files in self.files.items() if name in names
         }
-        whole |= self.pipeline.tokenize(several, crop=self.plan.crop)
+        whole |= self.pipeline.tokenize(several, crop=self.plan.crop, as_tokens=self.plan.inpaint)
         whole |= {name: rows_of(found, [0] * len(rows)) for name, found in self.values.items() if name in names}
         return whole, {name: rows_of(found, rows) for name, found in self.partial.items()}
 

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import re
+import secrets
 import socket
 import tempfile
 import webbrowser
@@ -40,8 +41,8 @@ PAGE = Path(__file__).parent / "page"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
 """Content-Security-Policy of every answer: nothing comes from, or goes to, another host."""
 NEAREST = PIL.Image.Resampling.NEAREST
-UPLOADS = 500
-"""Uploaded values that are kept."""
+UPLOADED = 256 << 20
+"""Bytes of uploaded files and their values that are kept."""
 SAMPLES = 50
 """Held-out samples that the page offers."""
 
@@ -111,13 +112,15 @@ class Store:
     """Values that visitors uploaded, the latest ones."""
 
     values: OrderedDict[str, tuple[str, Any]] = field(default_factory=OrderedDict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, value: Any) -> str:
-        """Keep a value of the modality `name`; return its id."""
-        key = base64.urlsafe_b64encode(np.random.default_rng().bytes(12)).decode()
+    def add(self, name: str, value: Any, size: int) -> str:
+        """Keep a value of the modality `name`, from a file of `size` bytes; return its id."""
+        key = secrets.token_urlsafe(12)
         self.values[key] = (name, value)
-        while len(self.values) > UPLOADS:
-            self.values.popitem(last=False)
+        self.sizes[key] = size + getattr(value, "nbytes", 0)
+        while sum(self.sizes.values()) > UPLOADED and len(self.values) > 1:
+            del self.sizes[self.values.popitem(last=False)[0]]
         return key
 
 
@@ -182,9 +185,11 @@ class Server:
             return self.stored(name, given.sample)
         if given.result is not None:
             return self.generated(given.result, name)
+        if (given.text is not None) != (handle.spec.value.kind == "text") or handle.spec.value.kind == "array":
+            wanted = {"text": "a text", "object": "data", "array": "a file"}[handle.spec.value.kind]
+            raise InvalidValueError.expected(name, wanted, ", ".join(asked))
         value = given.text if given.text is not None else given.data
-        handle.check(value)
-        return value
+        return Sample(handle, handle.encode([value])[0], value)  # not the value itself: a str may be a path
 
     def stored(self, name: str, key: str) -> Any:
         """Return the value of a held-out sample. Raises ZooErrors."""
@@ -351,7 +356,7 @@ def build_app(server: Server) -> FastAPI:
             handle = server.handle(name)
             value = handle.read(bytes(data), Path(filename).suffix)
             fitted = handle.transform(value, handle.middle(value), trusted=True)
-            return {"upload": server.uploads.add(name, fitted), **server.shown(name, fitted)}
+            return {"upload": server.uploads.add(name, fitted, len(data)), **server.shown(name, fitted)}
 
         return await asyncio.to_thread(read)
 
@@ -405,7 +410,8 @@ async def told(job: Job) -> AsyncIterator[str]:
     while True:
         finished = job.finished
         for event in job.events[sent:]:
-            yield json.dumps(event) + "\n"
+            if event is not None:
+                yield json.dumps(event) + "\n"
             sent += 1
         if finished and sent == len(job.events):
             return

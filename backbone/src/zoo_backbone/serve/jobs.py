@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers_zoo.errors import OneLineError, ZooError
 
-KEPT = 200
+KEPT = 50
 """Finished jobs that are kept."""
 Event = dict[str, Any]
 
@@ -24,11 +24,11 @@ class BusyError(ZooError):
 
 @dataclass
 class Job:
-    """A piece of work. `events` are JSON values, the last one with "done" or "error"."""
+    """A piece of work. `events` are JSON values, the last one with "done" or "error"; old pictures become None."""
 
     work: Callable[[Job], Any]
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
-    events: list[Event] = field(default_factory=list)
+    events: list[Event | None] = field(default_factory=list)
     result: Any = None
     finished: bool = False
     cancelled: bool = False
@@ -40,6 +40,8 @@ class Job:
             raise ZooError("cancelled")
         if time.monotonic() > self.deadline:
             raise ZooError("takes too long; ask for fewer samples, targets or steps")
+        if "shown" in event:
+            self.events = [None if old is not None and "shown" in old else old for old in self.events]
         self.events.append(event)
 
 

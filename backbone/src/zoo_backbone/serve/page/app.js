@@ -110,11 +110,11 @@ function textEditor(input) {
   field.value = start || field.value;
   const keep = () => { input.given = { text: field.value }; };
   field.addEventListener("input", keep);
-  if (!input.given) keep();
+  if (!input.given && !state.model.samples.length) keep();
   input.body.append(element("label", { htmlFor: id }, `Text of ${input.name}`), field);
 }
 
-const isBoxes = (data) => Array.isArray(data) && data.length > 0 &&
+const isBoxes = (data, modality) => Array.isArray(data) && modality.value.includes('"box"') &&
   data.every((item) => item && Array.isArray(item.box) && item.box.length === 4 && typeof item.label === "string");
 const isColours = (data) => Array.isArray(data) && data.length > 0 &&
   data.every((item) => Array.isArray(item) && item.length === 3 && item.every(Number.isFinite));
@@ -138,7 +138,7 @@ function dataEditor(input) {
     body.append(element("div", { className: "picture" }, element("img", { src: input.shown.image, alt: `${name} of the sample` })));
   }
   const rows = element("div", { className: "rows" });
-  if (isBoxes(data)) boxRows(rows, data, keep, () => drawBody(input));
+  if (isBoxes(data, input.modality)) boxRows(rows, data, keep, () => drawBody(input));
   else if (isColours(data)) colourRows(rows, data, keep);
   else if (isFields(data)) fieldRows(rows, data, keep, input);
   body.append(rows, element("label", { htmlFor: source.id }, `JSON of ${name}`), source);
