@@ -148,6 +148,11 @@ def test_several_modalities(run: Path, pictures: list[Any]) -> None:
     found = FourMFeatures(run, device="cpu").fit_transform(samples)
     expected = AnyToAny.from_pretrained(run, device="cpu").embed(rgb=pictures[:3], caption=["a room"] * 3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    for size in (1, 2, 3):
+        features = FourMFeatures(run, device="cpu", batch_size=size).fit(samples)
+        for other in ({"rgb": pictures[2]}, pictures[2], {**samples[2], "depth": pictures[2]}):
+            with pytest.raises(InvalidValueError, match="sample 2"):
+                features.transform([*samples[:2], other])
     texts = FourMFeatures(run, modality="caption", device="cpu").fit_transform(["a room", "a ball"])
     assert texts.shape == (2, 32)
     assert FourMFeatures(run, device="cpu").fit(pictures).transform([]).shape == (0, 32)

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from tokenizers_zoo.checkpoint import fingerprint
-from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.generate.plans import Cropping
 from zoo_backbone.pipeline import AnyToAny
@@ -85,10 +85,12 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def transform(self, X: Any) -> np.ndarray[Any, Any]:
         """Return the features of samples, float32 `(samples, dim)`.
 
-        Raises InvalidValueError for values that do not fit, CheckpointError if the model changed since `fit`.
+        Raises InvalidValueError for values that do not fit and for dicts with other modalities than the first sample,
+        CheckpointError if the model changed since `fit`.
         """
         check_is_fitted(self)
         samples, model = self._samples(X, reset=False), self._model()
+        _check_same_modalities(samples)
         parts = [np.empty((0, self._n_features_out), np.float32)]
         for first in range(0, len(samples), self.batch_size):
             batch = samples[first : first + self.batch_size]
@@ -138,3 +140,15 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the model."""
         return {name: value for name, value in super().__getstate__().items() if name != "_loaded"}
+
+
+def _check_same_modalities(samples: Sequence[Any]) -> None:
+    """Raise InvalidValueError unless all samples are dicts of the same modalities, or none is a dict."""
+    named = [sample.keys() if isinstance(sample, Mapping) else None for sample in samples]
+    for number, names in enumerate(named):
+        if names != named[0]:
+            first, other = ("no dict" if each is None else ", ".join(each) or "none" for each in (named[0], names))
+            raise InvalidValueError.expected(
+                f"FourMFeatures: sample {number}", f"the modalities of sample 0 ({first})", other,
+                "transform samples with other modalities separately",
+            )  # fmt: skip
