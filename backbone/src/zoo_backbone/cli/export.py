@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import PATH, names_option, open_zoo, plain_table, show_table
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, close_names
 from tokenizers_zoo.io import disk_errors
 
 if TYPE_CHECKING:
@@ -48,7 +48,14 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
         from zoo_backbone.export import export_encoder
         from zoo_backbone.run import find_run
 
-        run = find_run(source)
+        try:
+            run = find_run(source)
+        except CheckpointError as error:
+            if source in zoo:
+                raise ConfigError(f"--inputs: is for a RUN, and {source} is a modality; leave it out") from None
+            close = [] if Path(source).exists() else close_names(source, zoo.names())
+            offer = f"; did you mean the modality {' or '.join(close)}?" if close else ""
+            raise CheckpointError(f"{error}{offer}") from None
         encoder = FourMEncoder.from_run(run)
         if not inputs:
             raise ConfigError(f"zoo export-onnx {source}: needs --inputs, some of {', '.join(encoder.layout.readable)}")
