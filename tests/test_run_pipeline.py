@@ -88,6 +88,13 @@ def test_the_first_failure_stops_the_pipeline(world: World) -> None:
         ("[backbone]\n", "[backbone]\nconfig = 'backbone.toml'\n", ("[backbone] config", "would not be read")),
         ("steps = 6\nbatch_size = 4\nsave_every", "stepz = 6\nsave_every", ("[train] stepz", "did you mean steps")),
         ("gallery_samples = 2", "gallery_samples = 'a'", ("[eval] gallery_samples",)),
+        ("[model]\n", "[model]\ndimm = 8\n", ("[model] dimm", "did you mean dim")),
+        ("heads = 2", "heads = 5", ("[model] dim", "a multiple of 4 and of heads")),
+        ("steps = 6\nbatch_size = 4\nsave_every", "steps = 'six'\nsave_every", ("[train] steps",)),
+        ("[backbone]\n", "[backbone]\nset = { batch_sise = 4 }\n", ("[train] batch_sise", "did you mean batch_size")),
+        ("[backbone]\n", "[backbone]\nset = ['batch_size']\n", ("[backbone]", "expected key=value")),
+        ('path = "files"', 'pathh = "files"', ("[data] pathh", "did you mean path")),
+        ('source = "folder"', 'source = "foldr"', ("[data]", "unknown source", "did you mean folder")),
     ],
 )
 def test_the_whole_file_is_checked_before_the_first_command(
@@ -108,8 +115,16 @@ def test_settings_and_registry_in_named_files(world: World) -> None:
     assert all(line.startswith("zoo --registry registry.toml ") for line in lines)
     assert lines[5].endswith("--out all/backbone --config backbone.toml --seed 3")
     assert lines[6].endswith("eval all/backbone --config backbone.toml")
+    (world.folder / "other.toml").write_text(REGISTRY)
     lines = world("--registry other.toml run named.toml --dry-run").printed.splitlines()
     assert all(line.startswith("zoo --registry other.toml ") for line in lines)
+
+
+@pytest.mark.parametrize("table", ["zoo", "vocabularies", "modalities"])
+def test_any_table_of_a_registry_makes_the_file_the_registry(table: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(f'[pipeline]\nfolder = "runs"\n[report]\n[{table}]\n')
+    assert next(commands_of(file, group, None)) == ["--registry", str(file), "list"]
 
 
 def test_flags_and_lists(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tokenizers_zoo.cli.options import (
     DEVICE,
     DRY_RUN,
     JSON,
+    CheckedCommand,
     Group,
     names_option,
     next_command,
@@ -117,7 +118,12 @@ def data() -> None:
     """
 
 
-@data.command()
+def _check_source(*, source_name: str, assignments: tuple[str, ...], **others: Any) -> None:
+    """Raise ZooError for an unknown source, or for settings that it does not take."""
+    open_zoo(strict=False).source(source_name).settings_with(parse_assignments(assignments))
+
+
+@data.command(cls=CheckedCommand, check=_check_source)
 @click.argument("source_name", metavar="SOURCE", type=SOURCE)
 @DATA
 @click.option("--train", type=click.IntRange(min=0), help="Training samples. Default: all that the source has; one "

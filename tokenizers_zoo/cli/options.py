@@ -53,6 +53,18 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class CheckedCommand(click.Command):
+    """A command whose settings can be checked without running it, as `zoo run` does before its first command.
+
+    `check` takes the command's parameters by name. A wrong setting raises ZooError or UsageError. The check reads
+    nothing that an earlier command would write.
+    """
+
+    def __init__(self, *args: Any, check: Callable[..., object], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.check = check
+
+
 def command_paths(command: click.Command, path: str) -> Iterator[str]:
     """Yield the words that call each command of a group, subgroups included."""
     if isinstance(command, click.Group):

@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from tokenizers_zoo.cli.options import DRY_RUN, NO_NEXT, asked_registry
+from tokenizers_zoo.cli.options import DRY_RUN, NO_NEXT, CheckedCommand, asked_registry
 from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.registry import TABLES as REGISTRY
 
 STEPS = {
@@ -44,7 +44,8 @@ class PipelineConfig:
     folder: str
     """The folder of values, tokens and the backbone, in its folders data, tokens and backbone."""
     registry: str | None = None
-    """The registry.toml. Default: this file if it has the table [zoo], else the registry of other commands."""
+    """The registry.toml. Default: this file if it has a table [zoo], [vocabularies] or [modalities], else the registry
+    of other commands."""
 
 
 @click.command()
@@ -107,7 +108,7 @@ def commands_of(file: Path, zoo: click.Command, registry: Path | None) -> Iterat
         if not isinstance(table, Mapping):
             raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
     config = from_mapping(PipelineConfig, tables[PIPELINE], replace(origin, table=PIPELINE))
-    chosen = registry or config.registry or (file if "zoo" in tables else None)
+    chosen = registry or config.registry or (file if any(name in tables for name in REGISTRY) else None)
     whole = [] if chosen is None else ["--registry", str(chosen)]
     yield [*whole, "list"]
     for step, template in STEPS.items():
@@ -116,7 +117,11 @@ def commands_of(file: Path, zoo: click.Command, registry: Path | None) -> Iterat
             words = [word.replace("FOLDER", config.folder.rstrip("/")) for word in template.split()]
             if step == "data":
                 words[words.index("SOURCE")] = _source(options, file)
-            yield [*whole, *words, *_options(_command(zoo, words), options, replace(origin, table=step), words)]
+            command, where = _command(zoo, words), replace(origin, table=step)
+            given = _options(command, options, where, words)
+            if isinstance(command, CheckedCommand):
+                _check(command, [*words, *given], chosen, where)
+            yield [*whole, *words, *given]
 
 
 def _with_settings(step: str, tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -187,6 +192,18 @@ def _options(command: click.Command, table: Mapping[str, Any], origin: Origin, w
                 raise ConfigError(f"{origin.at(key)}: {error.message.rstrip('.')}") from None
             found += [name, text]
     return found
+
+
+def _check(command: CheckedCommand, words: list[str], registry: Path | str | None, origin: Origin) -> None:
+    """Check the settings that a command would use. Raises ConfigError that names the step or the file."""
+    known = {"registry": Path(registry)} if registry else {}
+    with command.make_context(None, words[2:], obj=known, resilient_parsing=True) as context:  # no import of torch
+        try:
+            command.check(**context.params)
+        except (ZooError, click.UsageError) as error:
+            text = error.message if isinstance(error, click.UsageError) else str(error)
+            named = text.startswith((str(origin.path), str(registry or "registry.toml")))
+            raise ConfigError(text if named else f"{origin.path}: [{origin.table}] {text}") from None
 
 
 def _text(value: Any) -> str:

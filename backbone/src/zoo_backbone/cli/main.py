@@ -15,6 +15,7 @@ from tokenizers_zoo.cli.options import (
     JSON,
     PATH,
     PRINT_CONFIG,
+    CheckedCommand,
     Group,
     Layer,
     given_layers,
@@ -35,7 +36,7 @@ from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import read_run
 from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables, with_options, zoo_of
 from zoo_backbone.cli.generate import generate_command
-from zoo_backbone.config import PRESETS
+from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +57,42 @@ def backbone() -> None:
 backbone.add_command(generate_command)
 
 
-@backbone.command()
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Training:
+    """The settings of `zoo backbone train`."""
+
+    stored: dict[str, Any] | None
+    """The config.json of --from."""
+    tables: dict[str, dict[str, Any]]
+    """The tables of the file."""
+    size: ModelConfig
+    """The preset, or the model of --from, which [model] changes."""
+    model: ModelConfig
+    train: TrainConfig
+
+
+def _training(
+    *, preset: str | None, config_file: Path | None, start: Path | None, steps: int | None, seed: int | None,
+    assignments: tuple[str, ...], **others: Any,
+) -> _Training:  # fmt: skip
+    """Return the settings of `zoo backbone train`. Raises ConfigError, and CheckpointError for a wrong --from."""
+    tables, stored = read_tables(config_file), None
+    size = PRESETS[preset or "nano"]
+    if start is not None:
+        from tokenizers_zoo.checkpoint import load_config
+        from zoo_backbone.checkpoint import CLASS, model_config
+
+        stored = load_config(start, CLASS)
+        size = size if preset else model_config(stored)
+    model = from_mapping(
+        type(size), dataclasses.asdict(size) | tables["model"], Origin(path=config_file, table="model")
+    )
+    table = with_options(tables["train"], assignments, seed, steps=steps)
+    train = from_mapping(TrainConfig, table, Origin(path=config_file, table="train"))
+    return _Training(stored=stored, tables=tables, size=size, model=model, train=train)
+
+
+@backbone.command(cls=CheckedCommand, check=_training)
 @click.option("--tokens", type=PATH, required=True, help="The token store that zoo tokenize wrote.")
 @click.option("--out", type=PATH, required=True, help="Folder of the run.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Default: nano, or that of --from.")
@@ -95,24 +131,15 @@ def train(
       zoo backbone train --tokens runs/tokens --out runs/b --steps 5000
       zoo backbone train --tokens more --out runs/c --from runs/b
     """
-    from tokenizers_zoo.checkpoint import load_config
-    from zoo_backbone import config as settings
-    from zoo_backbone.checkpoint import CLASS, model_config
     from zoo_backbone.data import datasets_of, names_in
     from zoo_backbone.distributed import leave
     from zoo_backbone.grow import train_run
 
-    tables = read_tables(config_file)
-    stored = None if start is None else load_config(start, CLASS)
-    size = model_config(stored) if stored and preset is None else settings.preset(preset or "nano")
-    model = from_mapping(
-        type(size), dataclasses.asdict(size) | tables["model"], Origin(path=config_file, table="model")
+    settings = _training(
+        preset=preset, config_file=config_file, start=start, steps=steps, seed=seed, assignments=assignments
     )
-    table, origin = (
-        with_options(tables["train"], assignments, seed, steps=steps),
-        Origin(path=config_file, table="train"),
-    )
-    config = from_mapping(settings.TrainConfig, table, origin)
+    stored, tables, size = settings.stored, settings.tables, settings.size
+    model, config = settings.model, settings.train
     if print_config:
         usual = dataclasses.asdict(type(size)())
         differing = {key: value for key, value in dataclasses.asdict(size).items() if value != usual[key]}
