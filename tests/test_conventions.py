@@ -17,6 +17,7 @@ from command_world import ROAD, World, the_world
 from tokenizers_zoo import progress
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import command_paths
+from tokenizers_zoo.device import resolved_device
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -114,6 +115,20 @@ def test_wrong_usage_names_the_right_one(words: str, offer: str, zoo: Run) -> No
 
 def test_an_error_that_is_no_usage_error_has_code_1(zoo: Run) -> None:
     assert zoo("info", "dept")[0] == 1 and zoo("data", "info", "absent")[0] == 1
+
+
+# ---------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize(("there", "chosen"), [({"cuda", "mps"}, "cuda"), ({"mps"}, "mps"), (set(), "cpu")])
+def test_networks_run_on_the_first_device_that_is_there(
+    there: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in there)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in there)
+    options = [option for path in PATHS for option in command_of(path).params if option.name == "device"]
+    assert options and {option.default for option in options} == {"auto"}
+    assert resolved_device("auto") == chosen
 
 
 # ---------------------------------------------------------------- options that all commands take
