@@ -8,21 +8,27 @@ import io
 import json
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from stores import write_tar
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.source import FileBytes
 
 datasets = pytest.importorskip("datasets")
-as_file = pytest.importorskip("zoo_hub_data.hf").as_file
+hf = pytest.importorskip("zoo_hub_data.hf")
 Run = Callable[..., tuple[int, str, str]]
 REGISTRY = """[zoo]
 image_size = 16
@@ -174,11 +180,72 @@ def test_paths_in_a_dataset_are_not_followed_out_of_it() -> None:
     Path("set/link.jpg").symlink_to(Path("secret.png").resolve())
     root = Path("set").resolve()
     kept, *others = (
-        as_file({"bytes": None, "path": str(path)}, root)
-        for path in (root / "own.jpg", root / "link.jpg", root / "../secret.png", "")
-    )
+        hf.as_file({"bytes": None, "path": str(path)}, hf.Places.of(hf.HubSettings(path="set")))
+        for path in (
+            root / "own.jpg", root / "link.jpg", root / "../secret.png", "", "../secret.png", "own.jpg\0",
+            "zip://a.png::../secret.zip", f"zip://a.png::{root.parent}/secret.zip", "hf://datasets/some/one/a.png",
+        )
+    )  # fmt: skip
     assert kept.data == picture(2)
     assert all("not among the dataset's files" in str(other) for other in others)
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+@pytest.mark.parametrize("kind", ["zip", "relative"])
+def test_pictures_in_files_of_the_dataset(zoo: Run, kind: str, streaming: str) -> None:
+    Path("set/images").mkdir(parents=True)
+    if kind == "zip":
+        with zipfile.ZipFile("set/train.zip", "w") as archive:
+            for number in range(4):
+                archive.writestr(f"{number}.jpg", picture(number))
+    else:
+        for number in range(4):
+            Path(f"set/images/{number}.jpg").write_bytes(picture(number))
+        files = [{"bytes": None, "path": f"images/{number}.jpg"} for number in range(4)]
+        table = pa.table({"image": pa.array(files, pa.struct({"bytes": pa.binary(), "path": pa.string()}))})
+        features = datasets.Features(image=datasets.Image())
+        pq.write_table(table.cast(features.arrow_schema), "set/rows.parquet")
+    path = "set" if kind == "zip" else "set/rows.parquet"
+    more = ("--set", f"path={path}", "--set", f"streaming={streaming}", "--set", "test_fraction=0")
+    assert "train/rgb: 4 written" in made(zoo, "hf", "data", "--train", "4", "--test", "0", *more)
+    for number, value in enumerate(stored("rgb").values()):
+        assert inside(value) == pytest.approx(number * 5 / 255, abs=0.03)
+
+
+def test_files_of_a_hub_dataset_are_read_from_its_own_repository_and_downloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe("/datasets/me/own@main/a.jpg", picture(3))
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("b.jpg", picture(4))
+    files.pipe("/datasets/me/own/train.zip", content.getvalue())
+    real = fsspec.open
+    monkeypatch.setattr(fsspec, "open", lambda place, mode: real(place.replace("hf://", "memory://"), mode))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "downloads")
+    downloads = [tmp_path / folder for folder in ("hub/datasets--me--own/blobs", "hub/datasets--you--own", "downloads")]
+    for folder in downloads:
+        folder.mkdir(parents=True)
+        (folder / "c.jpg").write_bytes(picture(5))
+    places = hf.Places.of(hf.HubSettings(path="me/own"))
+    own = "hf://datasets/me/own"
+    for place, number in (
+        (f"{own}@main/a.jpg", 3), (f"zip://b.jpg::{own}/train.zip", 4),
+        (downloads[0] / "c.jpg", 5), (downloads[2] / "c.jpg", 5),
+    ):  # fmt: skip
+        assert hf.as_file({"bytes": None, "path": str(place)}, places) == FileBytes(
+            data=picture(number), extension="jpg"
+        )
+    for place in (
+        f"{own}er/a.jpg", f"{own}/../../you/own/a.jpg", f"{own}/%2e%2e/you/a.jpg", "hf://datasets/you/own/a.jpg",
+        f"{own}/a.jpg::file:///etc/passwd", downloads[1] / "c.jpg", tmp_path / "registry.toml", "a.jpg",
+    ):  # fmt: skip
+        refusal = hf.as_file({"bytes": None, "path": str(place)}, places)
+        assert "not among the dataset's files" in str(refusal), place
+    for place in (f"{own}/absent.jpg", f"zip://absent.jpg::{own}/train.zip", f"zip://b.jpg::{own}@main/a.jpg"):
+        assert isinstance(hf.as_file({"bytes": None, "path": place}, places), InvalidValueError)
 
 
 @pytest.mark.parametrize(

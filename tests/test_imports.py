@@ -33,6 +33,7 @@ ALLOWED = {"tokenizers_zoo": {"tokenizers_zoo"}, "zoo_backbone": {"zoo_backbone"
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "ai_edge_litert": "ai-edge-litert",
+    "huggingface_hub": "huggingface-hub",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
 }

@@ -5,12 +5,16 @@ Pictures, sounds and videos stay bytes until the modality's own reader decodes t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -19,7 +23,14 @@ from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.data.files import share_of
 from tokenizers_zoo.data.samples import TEST, TRAIN, LazySequence
 from tokenizers_zoo.data.tar import read_member, regular_member
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError, is_of_the_machine
+from tokenizers_zoo.errors import (
+    ConfigError,
+    DataError,
+    InvalidValueError,
+    ReadError,
+    UnknownNameError,
+    is_of_the_machine,
+)
 from tokenizers_zoo.source import FileBytes, ModalityNames, OwnPictures, Sample, SourceSpec
 from tokenizers_zoo.validation import array_bytes
 
@@ -89,7 +100,7 @@ class HubSource:
         table = tables[chosen]
         columns = columns_of(table, config, names)
         made: HubRows | StreamedRows = (StreamedRows if config.streaming else HubRows)(
-            table, columns, prefix=chosen, side=side, root=root_of(config)
+            table, columns, prefix=chosen, side=side, places=Places.of(config)
         )
         made.limit(split, count)
         return made
@@ -141,10 +152,84 @@ def load(config: HubSettings) -> Any:
     return found if isinstance(found, dict) else {TRAIN: found}
 
 
-def root_of(config: HubSettings) -> Path | None:
-    """Return the dataset's local folder; None for the hub."""
-    path = Path(config.path).expanduser()
-    return path.resolve() if path.is_dir() else path.resolve().parent if path.is_file() else None
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """The places of a dataset's separate files. Paths come with the data, so other places are never read."""
+
+    root: Path | None = None
+    """The folder of a local dataset; relative paths start there. None for the hub."""
+    hub: str = ""
+    """The hub id, `owner/name`."""
+    caches: tuple[Path, ...] = ()
+    """Folders of downloads."""
+
+    @classmethod
+    def of(cls, config: HubSettings) -> Places:
+        """Return the places of a local dataset, or of a hub id and its downloads."""
+        path = Path(config.path).expanduser()
+        if path.exists():
+            return cls(root=path.resolve() if path.is_dir() else path.resolve().parent)
+        import datasets
+        from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.file_download import repo_folder_name
+
+        folders = (
+            Path(HF_HUB_CACHE) / repo_folder_name(repo_id=config.path, repo_type="dataset"),
+            Path(datasets.config.DOWNLOADED_DATASETS_PATH),
+        )
+        return cls(hub=config.path, caches=tuple(folder.expanduser().resolve() for folder in folders))
+
+    def find(self, place: str) -> Path | str | None:
+        """Return the file or hub address of `place`; None if it is not the dataset's."""
+        if place.startswith("hf://"):
+            own = f"hf://datasets/{self.hub}"
+            inside = "/" in self.hub and place.startswith((f"{own}@", f"{own}/"))
+            return place if inside and "::" not in place and ".." not in unquote(place).split("/") else None
+        if not place or (self.root is None and not Path(place).is_absolute()):
+            return None
+        try:
+            path = (self.root / place if self.root else Path(place)).resolve()
+        except (OSError, RuntimeError, ValueError):  # a loop of links, or no path at all
+            return None
+        roots = (self.root,) if self.root else self.caches
+        return path if any(path.is_relative_to(root) for root in roots) else None
+
+    def read(self, place: str) -> bytes:
+        """Return the bytes of a path, an hf:// address, or `zip://MEMBER::ARCHIVE`.
+
+        Raises InvalidValueError if it is not the dataset's or is damaged, ReadError if it cannot be read now.
+        """
+        member, _, archive = place.removeprefix("zip://").partition("::") if place.startswith("zip://") else ("",) * 3
+        found = self.find(archive or place)
+        if found is None:
+            raise InvalidValueError(f"{place or 'a file'}: is not among the dataset's files")
+        if isinstance(found, Path):
+            file = regular_member(found)
+            if not archive:
+                return read_member(file)
+        try:
+            if archive:
+                return opened_zip(str(found), file.changed if isinstance(found, Path) else 0).read(member)
+            import fsspec
+
+            with fsspec.open(str(found), "rb") as stream:
+                return bytes(stream.read())
+        except (KeyError, FileNotFoundError):
+            raise InvalidValueError(f"{place}: no such file") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            raise InvalidValueError(f"{place}: damaged, encrypted, or of an unknown compression: {error}") from None
+        except Exception as error:  # of the hub and the network
+            if is_of_the_machine(error):
+                raise
+            raise ReadError(f"{place}: cannot be read: {error}; run the same command again") from error
+
+
+@functools.lru_cache(maxsize=8)
+def opened_zip(place: str, changed: int) -> zipfile.ZipFile:
+    """Return an archive with its table of members, which is read once. `changed` is its file's time."""
+    import fsspec
+
+    return zipfile.ZipFile(fsspec.open(place, "rb").open() if place.startswith("hf://") else place)
 
 
 def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[str, str]:
@@ -178,7 +263,7 @@ class _Rows(LazySequence[Sample]):
     """Rows of a table as samples."""
 
     def __init__(
-        self, table: Any, columns: Mapping[str, str], *, prefix: str, side: tuple[float, bool] | None, root: Path | None
+        self, table: Any, columns: Mapping[str, str], *, prefix: str, side: tuple[float, bool] | None, places: Places
     ) -> None:
         """`side` is a fraction of the rows and whether they are these rows or the others; None means all rows."""
         from datasets import ClassLabel
@@ -187,7 +272,7 @@ class _Rows(LazySequence[Sample]):
         self.modalities = tuple(sorted(columns.values()))
         self.notes = [f"columns: {', '.join(f'{column} is {name}' for column, name in sorted(columns.items()))}"]
         self.contents = str(getattr(table, "_fingerprint", ""))
-        self._columns, self._prefix, self._side, self._root = columns, prefix, side, root
+        self._columns, self._prefix, self._side, self._places = columns, prefix, side, places
         self._classes = {name: one.names for name, one in features.items() if isinstance(one, ClassLabel)}
         table = table.select_columns(list(columns))
         for column in columns:
@@ -212,7 +297,7 @@ class _Rows(LazySequence[Sample]):
             if column in self._classes and isinstance(value, int):
                 value = self._classes[column][value] if 0 <= value < len(self._classes[column]) else None
             if value is not None:
-                found[name] = as_file(value, self._root)
+                found[name] = as_file(value, self._places)
         return self._key(number), {name: value for name, value in found.items() if value is not None}
 
 
@@ -261,22 +346,16 @@ class StreamedRows(_Rows):
         return self._sample(*found)
 
 
-def as_file(value: Any, root: Path | None) -> FileBytes | DataError | InvalidValueError:
-    """Return a column's value as a file of its modality's reader; the error replaces a file that cannot be read.
-
-    `root` is the dataset's local folder: paths in other folders are not read, because they come with the data.
-    """
+def as_file(value: Any, places: Places) -> FileBytes | DataError | InvalidValueError:
+    """Return a column's value as a file of its modality's reader; the error replaces a file that cannot be read."""
     if isinstance(value, Mapping) and {"bytes", "path"} == value.keys():
         data, place = value["bytes"], str(value["path"] or "")
         if data is None:
-            path = Path(place).resolve()
-            if root is None or not path.is_relative_to(root):
-                return InvalidValueError(f"{place or 'a file'}: is not among the dataset's files")
             try:
-                data = read_member(regular_member(path))
-            except DataError as error:
+                data = places.read(place)
+            except (DataError, InvalidValueError) as error:
                 return error
-        extension = Path(place).suffix[1:].lower()
+        extension = Path(place.partition("::")[0]).suffix[1:].lower()
         return FileBytes(data=data, extension=extension or sniffed(data))
     if isinstance(value, str):
         return FileBytes(data=value.encode(), extension="txt")
