@@ -270,6 +270,17 @@ def test_the_page_about_a_sensor_runs_as_it_stands(tmp_path: Path) -> None:
     assert len(list((tmp_path / "land-generated").rglob("heightmap.npy"))) == 2
 
 
+# ---------------------------------------------------------------- five minutes
+
+
+@pytest.mark.slow
+def test_the_first_page_runs_as_it_stands(tmp_path: Path) -> None:
+    run_page(ROOT / "docs" / "quickstart.md", Shell(tmp_path))
+    for picture in ("made/sheet.png", "depth.png"):
+        with Image.open(tmp_path / picture) as opened:
+            assert opened.height >= 64
+
+
 # ---------------------------------------------------------------- own photographs
 
 
