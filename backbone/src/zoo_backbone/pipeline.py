@@ -154,8 +154,8 @@ class AnyToAny:
 
         Modalities `as_tokens` do not use their input form.
 
-        `crop` is the part of a picture that is used: the largest part in the middle with the proportions of its
-        modality, or all of it, squeezed. Inputs that are no pictures, such as boxes, share the crop of the first one.
+        `crop` "middle" uses the largest part in the middle of a picture with the proportions of its modality; "whole"
+        squeezes the picture. Inputs that are no pictures, such as boxes, share the crop of the first one.
         """
         given = {**(inputs or {}), **values}
         forms = {name: form for name, form in self.input_forms.items() if name not in as_tokens}

@@ -389,8 +389,8 @@ def export(folder: Path, out: Path, dtype: str, samples: int, overwrite: bool) -
 def verify_command(folder: Path, device: str, as_json: bool) -> None:
     """Check a bundle by its golden sample.
 
-    Values are encoded and targets predicted anew. The shares of tokens that are
-    the same as where the bundle was written are shown.
+    Values are encoded and targets predicted again. The table shows the shares of
+    tokens that are equal to the stored ones.
 
     \b
     Example:

@@ -45,8 +45,8 @@ DEFAULT_STEPS, TOP_P = 8, 0.95
 GRID_SCHEMES: tuple[Scheme, ...] = ("maskgit", "roar", "autoregressive")
 MASK = "mask:"
 Cropping = Literal["middle", "whole"]
-"""The part of an input picture that is used: the largest part in the middle with the proportions of its modality, or
-all of it, squeezed."""
+"""How input pictures are cropped: to the largest part in the middle with the proportions of their modality, or not at
+all (squeezed)."""
 DEFAULT_SAMPLES, DEFAULT_SPLIT = 4, TEST
 MOST = 1_000_000
 """Samples at once; their names are in memory."""

@@ -49,7 +49,7 @@ SAMPLES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one visitor may ask for."""
+    """Limits on requests."""
 
     upload_bytes: int = 20_000_000
     """Size of an uploaded file."""
@@ -62,7 +62,7 @@ class Limits:
 
 
 class Value(BaseModel):
-    """Where an input comes from: exactly one of these."""
+    """The origin of an input; exactly one key."""
 
     model_config = ConfigDict(extra="forbid")
     upload: str | None = Field(None, description="The id of an upload.")
@@ -73,7 +73,7 @@ class Value(BaseModel):
 
 
 class Region(BaseModel):
-    """The part of an input to generate anew."""
+    """The part of an input to regenerate."""
 
     model_config = ConfigDict(extra="forbid")
     cells: list[tuple[int, int]] | None = Field(None, description="Rows and columns of the token grid.")
@@ -151,9 +151,9 @@ class Server:
         return self.model.zoo[name]
 
     def facts(self) -> dict[str, Any]:
-        """Return what the page needs to know."""
+        """Return modalities, samples and limits for the page."""
         modalities = {}
-        for name in dict.fromkeys((*self.inputs, *self.targets)):  # what is best to look at comes first
+        for name in dict.fromkeys((*self.inputs, *self.targets)):  # pictures first
             spec = self.handle(name).spec
             modalities[name] = {
                 "summary": spec.summary, "kind": spec.value.kind, "value": str(spec.value), "layout": str(spec.layout),
@@ -238,7 +238,7 @@ class Server:
         return found
 
     def partial(self, name: str, tokens: Any) -> list[dict[str, Any]]:
-        """Return what is known of unfinished tokens: pictures with grey cells, or beginnings of texts."""
+        """Return unfinished values for the page: pictures with grey cells, or the number of tokens."""
         handle = self.handle(name)
         if isinstance(handle.spec.layout, SequenceLayout):
             return [{"text": f"{len(row)} tokens"} for row in tokens]
