@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -34,16 +35,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", "0", "--device", "cpu"]
+@contextlib.contextmanager
+def serving(folder: Path, *options: str) -> Iterator[str]:
+    """Run the server and yield its address."""
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", "0", *options]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment) as server:
+    with subprocess.Popen(
+        [*command, *options], cwd=folder, stdout=subprocess.PIPE, text=True, env=environment
+    ) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), line
         yield line.split()[0]
         server.terminate()
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with serving(folder) as address:
+        yield address
 
 
 def call(address: str, path: str, body: Any = None, method: str | None = None) -> tuple[int, Any]:
@@ -150,6 +160,26 @@ def test_texts_and_data_are_no_paths(address: str, folder: Path) -> None:
 def test_retrieval_without_an_index(address: str) -> None:
     told = events(address, "/api/search", {"inputs": {"rgb": {"sample": "test00"}}})
     assert "--index" in told[-1]["error"]
+
+
+@needs_chromium
+def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
+    pytest.importorskip("faiss")
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "retrieve", "build", "run", "--out", "index"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    with serving(folder, "--index", "index") as address:
+        told = events(address, "/api/search", {"inputs": {"depth": {"sample": "test00"}}, "find": "depth", "count": 3})
+        hits = [hit["key"] for hit in told[-2]["hits"]]
+        assert hits[0] == "test00" and len(hits) == 3
+        page = browser.new_page()
+        choose_nothing(page, address)
+        page.check("#use-depth")
+        page.wait_for_selector("#inputs .card:not(.off) img")
+        page.select_option("#find", "depth")
+        page.click("#search")
+        status(page, "Searched in")
+        assert page.locator("#results figure img").count() > 1
+        page.close()
 
 
 def test_a_port_that_is_in_use(address: str, folder: Path) -> None:
