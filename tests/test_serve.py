@@ -40,9 +40,7 @@ def serving(folder: Path, *options: str) -> Iterator[str]:
     """Run the server and yield its address."""
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", "0", *options]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    with subprocess.Popen(
-        [*command, *options], cwd=folder, stdout=subprocess.PIPE, text=True, env=environment
-    ) as server:
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), line
