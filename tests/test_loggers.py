@@ -130,7 +130,8 @@ def test_weights_and_biases_without_a_network(tmp_path: Path) -> None:
     done = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     name = (tmp_path / "logs" / "wandb-id").read_text()
-    assert {path.name.rpartition("-")[2] for path in tmp_path.glob("logs/wandb/offline-run-*")} == {name}
+    folders = [path.name for path in tmp_path.glob("logs/wandb/offline-run-*")]
+    assert folders and all(f"-{name}" in folder for folder in folders), "two of the same second end in -1"
     assert list(tmp_path.glob("logs/wandb/offline-run-*/files/media/images/picture*.png"))
 
 
