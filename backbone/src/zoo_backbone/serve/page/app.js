@@ -145,9 +145,7 @@ function dataEditor(input) {
 }
 
 function boxRows(rows, data, keep, again) {
-  const canvas = element("canvas", { width: 256, height: 256, tabIndex: 0 });
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", "Boxes; drag to draw a new one");
+  const canvas = element("canvas", { width: 256, height: 256, tabIndex: 0, role: "img", "aria-label": "Boxes; drag to draw a new one" });
   const paint = () => {
     const pen = canvas.getContext("2d");
     pen.fillStyle = "#eef1f4";
@@ -179,8 +177,7 @@ function boxRows(rows, data, keep, again) {
   });
   rows.append(element("div", { className: "picture" }, canvas));
   data.forEach((item, index) => {
-    const label = element("input", { value: item.label });
-    label.setAttribute("aria-label", `Label of box ${index + 1}`);
+    const label = element("input", { value: item.label, "aria-label": `Label of box ${index + 1}` });
     label.addEventListener("input", () => { item.label = label.value; keep(data); paint(); });
     rows.append(element("div", {}, label, element("button", { type: "button", onclick: () => { data.splice(index, 1); keep(data); again(); } }, `Remove box ${index + 1}`)));
   });
@@ -193,8 +190,7 @@ function colourRows(rows, data, keep) {
   const hex = (colour) => "#" + colour.map((part) => Math.round((part / most) * 255).toString(16).padStart(2, "0")).join("");
   const line = element("div");
   data.forEach((colour, index) => {
-    const field = element("input", { type: "color", value: hex(colour) });
-    field.setAttribute("aria-label", `Colour ${index + 1}`);
+    const field = element("input", { type: "color", value: hex(colour), "aria-label": `Colour ${index + 1}` });
     field.addEventListener("input", () => {
       const parts = [1, 3, 5].map((start) => parseInt(field.value.slice(start, start + 2), 16));
       data[index] = parts.map((part) => (most === 255 ? part : part / 255));
@@ -229,9 +225,9 @@ function pictureEditor(input) {
   if (!modality.grid) return;
   buttons.append(element("button", { type: "button", onclick: () => overlayTokens(picture, name, input.given) }, "Tokens"));
   if (!modality.inpaint) return;
-  const canvas = element("canvas", { width: modality.grid[1] * 16, height: modality.grid[0] * 16 });
-  canvas.setAttribute("aria-label", `Cells of ${name} to generate anew`);
-  canvas.setAttribute("role", "img");
+  const canvas = element("canvas", {
+    width: modality.grid[1] * 16, height: modality.grid[0] * 16, role: "img", "aria-label": `Cells of ${name} to generate anew`,
+  });
   const paint = () => {
     const pen = canvas.getContext("2d");
     pen.clearRect(0, 0, canvas.width, canvas.height);
@@ -265,9 +261,9 @@ async function overlayTokens(picture, name, given) {
   try {
     const found = await post(`/api/tokens/${encodeURIComponent(name)}`, given);
     const size = 48;
-    const canvas = element("canvas", { className: "tokens", width: found.ids[0].length * size, height: found.ids.length * size });
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `Token ids of ${name}`);
+    const canvas = element("canvas", {
+      className: "tokens", width: found.ids[0].length * size, height: found.ids.length * size, role: "img", "aria-label": `Token ids of ${name}`,
+    });
     const pen = canvas.getContext("2d");
     pen.font = "14px system-ui";
     pen.textAlign = "center";
