@@ -108,7 +108,7 @@ class Search(Query):
 
 
 @dataclass
-class Store:
+class Uploads:
     """Values that visitors uploaded, the latest ones."""
 
     values: OrderedDict[str, tuple[str, Any]] = field(default_factory=OrderedDict)
@@ -129,7 +129,7 @@ class Server:
 
     def __init__(self, model: AnyToAny, limits: Limits, index: Index | None = None) -> None:
         self.model, self.limits, self.index = model, limits, index
-        self.jobs, self.uploads = Jobs(limits.waiting, limits.seconds), Store()
+        self.jobs, self.uploads = Jobs(limits.waiting, limits.seconds), Uploads()
         forms = {form: name for name, form in model.input_forms.items()}
         readable = {forms.get(name, name) for name in model.model.layout.readable}
         names = {name for name in (*readable, *model.model.layout.discrete) if name in model.zoo}
@@ -184,7 +184,7 @@ class Server:
         if given.sample is not None:
             return self.stored(name, given.sample)
         if given.result is not None:
-            return self.generated(given.result, name)
+            return self.generated(name, given.result)
         if (given.text is not None) != (handle.spec.value.kind == "text") or handle.spec.value.kind == "array":
             wanted = {"text": "a text", "object": "data", "array": "a file"}[handle.spec.value.kind]
             raise InvalidValueError.expected(name, wanted, ", ".join(asked))
@@ -197,14 +197,14 @@ class Server:
             raise UnknownNameError.of("sample", key, self.keys)
         return self.values.read_key(self.handle(name), TEST, key)
 
-    def generated(self, place: str, name: str = "") -> Sample:
-        """Return a generated sample by JOB/TARGET/NUMBER. Raises InvalidValueError."""
+    def generated(self, name: str, place: str) -> Sample:
+        """Return a generated sample of `name` by JOB/TARGET/NUMBER. Raises InvalidValueError."""
         job_id, _, rest = place.partition("/")
         target, _, number = rest.partition("/")
         job, wanted = self.jobs.get(job_id), int(number) if number.isdecimal() else -1
         found = job.result.get(target, []) if job is not None and job.finished and job.result is not None else []
-        if not 0 <= wanted < len(found) or name not in ("", target):
-            raise InvalidValueError(f"{name or 'result'}: the generated value is gone; generate it again")
+        if not 0 <= wanted < len(found) or name != target:
+            raise InvalidValueError(f"{name}: the generated value is gone; generate it again")
         sample: Sample = found[wanted]
         return sample
 
@@ -296,15 +296,9 @@ class Server:
         if not isinstance(handle.spec.layout, GridLayout) or len(handle.spec.places) != 2:
             raise ConfigError(f"{name}: its tokens are no grid of rows and columns")
         value = self.value(name, given)
-        ids = value.tokens if isinstance(value, Sample) else self._encoded(handle, value)
+        ids = value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]
         grid = ids.reshape(*handle.spec.places, -1)
         return {"ids": grid.tolist(), "vocabulary": handle.spec.vocab_size}
-
-    def _encoded(self, handle: ModalityHandle, value: Any) -> torch.Tensor:
-        value = handle.transform(value, handle.middle(value), trusted=True)
-        tokens = handle.encode([value], trusted=True)
-        assert isinstance(tokens, torch.Tensor)
-        return tokens[0]
 
 
 def data_url(picture: PIL.Image.Image) -> str:
@@ -354,8 +348,7 @@ def build_app(server: Server) -> FastAPI:
 
         def read() -> dict[str, Any]:
             handle = server.handle(name)
-            value = handle.read(bytes(data), Path(filename).suffix)
-            fitted = handle.transform(value, handle.middle(value), trusted=True)
+            fitted = handle.fitted(handle.read(bytes(data), Path(filename).suffix))
             return {"upload": server.uploads.add(name, fitted, len(data)), **server.shown(name, fitted)}
 
         return await asyncio.to_thread(read)
@@ -383,7 +376,7 @@ def build_app(server: Server) -> FastAPI:
         job = server.jobs.get(job_id)
         if job is None:
             raise InvalidValueError("the job is gone; start it again")
-        return StreamingResponse(told(job), media_type="application/x-ndjson")
+        return StreamingResponse(event_lines(job), media_type="application/x-ndjson")
 
     @app.delete("/api/jobs/{job_id}")
     def cancel(job_id: str) -> dict[str, bool]:
@@ -396,7 +389,7 @@ def build_app(server: Server) -> FastAPI:
     def result(job_id: str, name: str, number: str) -> Response:
         """The file of a generated value."""
         handle = server.handle(name)
-        data, extension = handle.write(server.generated(f"{job_id}/{name}/{number}").value)
+        data, extension = handle.write(server.generated(name, f"{job_id}/{name}/{number}").value)
         attached = f'attachment; filename="{re.sub(r"[^A-Za-z0-9_-]", "_", name)}.{extension}"'
         return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": attached})
 
@@ -404,7 +397,7 @@ def build_app(server: Server) -> FastAPI:
     return app
 
 
-async def told(job: Job) -> AsyncIterator[str]:
+async def event_lines(job: Job) -> AsyncIterator[str]:
     """Yield the events of a job as they happen, one JSON line each."""
     sent = 0
     while True:
