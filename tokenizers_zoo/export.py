@@ -25,7 +25,7 @@ from tokenizers_zoo import __version__
 from tokenizers_zoo.errors import ConfigError, ZooError, is_of_the_machine
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import replacing_folder, write_json
-from tokenizers_zoo.run_folder import FolderError
+from tokenizers_zoo.run_folder import check_empty
 from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.validation import bounds
 
@@ -84,9 +84,7 @@ def export_networks(
     traced or if one computes something else than PyTorch.
     """
     check_library(format)
-    if out.exists() and any(out.iterdir()) and not (overwrite and (out / RECORD).is_file()):
-        advice = "replace it with --overwrite" if (out / RECORD).is_file() else "give another folder"
-        raise FolderError(f"{out}: is not empty; {advice}")
+    check_empty(out, RECORD, overwrite)
     files: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     with replacing_folder(out) as folder:

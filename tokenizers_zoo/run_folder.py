@@ -188,6 +188,14 @@ def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not any(fnmatchcase(path.name, name) for name in hidden))
 
 
+def check_empty(folder: Path, record: str, overwrite: bool) -> None:
+    """Raise FolderError unless a folder is new or empty, or has the file `record` and may be overwritten."""
+    is_own = (folder / record).is_file()
+    if folder.exists() and any(folder.iterdir()) and not (overwrite and is_own):
+        advice = "replace it with --overwrite" if is_own else "give another folder"
+        raise FolderError(f"{folder}: is not empty; {advice}")
+
+
 def check_replaceable(folder: Path, kind: RunKind) -> None:
     """Raise FolderError if a folder holds anything but a run of this kind or a checkpoint: it would be lost."""
     found = entries(folder)

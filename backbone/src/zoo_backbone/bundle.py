@@ -34,9 +34,10 @@ from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.io import read_table, replacing_folder, write_json
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
-from tokenizers_zoo.run_folder import FolderError
+from tokenizers_zoo.run_folder import check_empty
 from zoo_backbone.checkpoint import CLASS, load_model, model_card
-from zoo_backbone.evaluation_data import ranked_names
+from zoo_backbone.evaluate import FILE, FOLDER
+from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 from zoo_backbone.model import FourM
@@ -52,15 +53,13 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def export_bundle(
     run: Path, zoo: Zoo, out: Path, dtype: str = "float32", samples: int = 0, overwrite: bool = False
-) -> dict[str, float]:
-    """Write the model of a run, its tokenizers and its registry into the folder `out`; return the result of `verify`.
+) -> None:
+    """Write the model of a run, its tokenizers and its registry into the folder `out`.
 
     `dtype` is the type of stored weights, `samples` the number of held-out samples to include. Raises FolderError if
     `out` holds anything, except a bundle with `overwrite`.
     """
-    if out.exists() and any(out.iterdir()) and not (overwrite and (out / BUNDLE).is_file()):
-        advice = "give another folder" if not (out / BUNDLE).is_file() else "replace it with --overwrite"
-        raise FolderError(f"{out}: is not empty; {advice}")
+    check_empty(out, BUNDLE, overwrite)
     tensors, config = load_checkpoint(run, CLASS)
     model = load_model(run)
     handles = [zoo[name] for name in model.layout.names]
@@ -73,20 +72,19 @@ def export_bundle(
         own = Zoo.from_toml(folder / REGISTRY)
         config |= {"fingerprints": {handle.name: own[handle.name].fingerprint for handle in handles}, "start": None}
         save_checkpoint(folder, stored_as(tensors, dtype), config, "")
-        data, included = Run.load(run).data, None
+        places, included = Run.load(run), None
         if samples:
             included = folder / SAMPLES
-            copy_samples(ValueStore(Run.load(run).values()), [handle.name for handle in handles], included, samples)
+            copy_samples(ValueStore(places.values()), [handle.name for handle in handles], included, samples)
             tokenize(own, included, folder / TOKENS)
         Run(tokens=folder / TOKENS, data=included, registry=folder / REGISTRY).save(folder)
         model = load_model(folder).eval()
         plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
-        golden = golden_sample(model, own, ValueStore(data) if data is not None and data.is_dir() else None, folder)
+        values = ValueStore(places.data) if places.data is not None and places.data.is_dir() else None
+        golden = golden_sample(model, own, values, folder)
         write_json(folder / BUNDLE, {"format": FORMAT, "requires": requires, "golden": golden})
         (folder / CARD).write_text(card_of(model, run, out.absolute().name, requires), encoding="utf-8")
-        shares = verify(folder, model, own)
-    return shares
 
 
 def registry_of(zoo: Zoo, handles: Sequence[ModalityHandle]) -> dict[str, Any]:
@@ -164,7 +162,7 @@ def golden_sample(model: FourM, zoo: Zoo, values: ValueStore | None, folder: Pat
         (folder / files[name]).write_bytes(data)
     specs = [handles[name].spec for name in sample if name in model.layout.readable]
     record = {"files": files, "input": ranked_names(specs)[0]}
-    return {**record, **_computed(folder, model, handles, record)}
+    return {**record, **_computed(folder, model, zoo, record)}
 
 
 def _held_out(handles: Mapping[str, ModalityHandle], values: ValueStore) -> Iterator[tuple[str, Any]]:
@@ -177,11 +175,9 @@ def _held_out(handles: Mapping[str, ModalityHandle], values: ValueStore) -> Iter
         return
 
 
-def _computed(
-    folder: Path, model: FourM, handles: Mapping[str, ModalityHandle], golden: Mapping[str, Any]
-) -> dict[str, Any]:
+def _computed(folder: Path, model: FourM, zoo: Zoo, golden: Mapping[str, Any]) -> dict[str, Any]:
     """Return tokens of the golden values, and the most likely tokens that the model predicts from one of them."""
-    encoded = {name: handles[name].encode([folder / file]) for name, file in golden["files"].items()}
+    encoded = {name: zoo[name].encode([folder / file]) for name, file in golden["files"].items()}
     source = golden["input"]
     plans = [TargetPlan(name=name, temperature=0, steps=1) for name in model.layout.discrete if name != source]
     given = {source: encoded[source]}
@@ -202,7 +198,7 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
     if not (folder / BUNDLE).is_file():
         raise CheckpointError(f"{folder}: is no bundle; make one with zoo backbone export")
     golden = read_table(folder / BUNDLE, "golden", "requires")["golden"]
-    found = _computed(folder, model, {name: zoo[name] for name in model.layout.names}, golden)
+    found = _computed(folder, model, zoo, golden)
     shares = {
         f"{prefix}{name}": agreement(tokens, found[key][name])
         for key, prefix in (("tokens", ""), ("predicted", "predicted "))
@@ -218,12 +214,8 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
 def agreement(stored: Any, found: Any) -> float:
     """Return the share of equal tokens; those beyond the end of the shorter sequence differ."""
     one, other = np.ravel(stored), np.ravel(found)
-    length = min(len(one), len(other))
-    return (
-        float((one[:length] == other[:length]).sum() / max(len(one), len(other), 1))
-        if length
-        else float(len(one) == len(other))
-    )
+    shorter, longer = sorted((len(one), len(other)))
+    return float((one[:shorter] == other[:shorter]).sum()) / longer if longer else 1.0
 
 
 # --- the model card
@@ -235,7 +227,7 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str]) ->
 
     results, rows = [], []
     for pair, metrics in _evaluated(run):
-        title_of_pair = f"{' + '.join(pair['inputs'])} to {pair['target']}"
+        title_of_pair = title_of(pair_of(pair))
         skill = "-" if pair["skill"] is None else f"{pair['skill']:.2f}"
         rows.append(f"| {title_of_pair} | {skill} | {metrics[0]} {pair['score'][metrics[0]]:.3g} | {pair['samples']} |")
         results += [
@@ -256,7 +248,7 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str]) ->
 
 def _evaluated(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Yield the scored pairs of a run's evaluation, each with the names of its metrics, the main one first."""
-    file = run / "evaluation" / "evaluation.json"
+    file = run / FOLDER / FILE
     if file.is_file():
         result = read_table(file, "pairs", "modalities")
         for pair in result["pairs"]:
