@@ -52,8 +52,8 @@ def generate_to_folder(
     """Carry out a plan, and return the folders of all draws. `tokens` is the store of stored samples.
 
     With a scorer, or `plan.rank`, draw 0 is the best. A killed call resumes after the finished samples, unless it has a
-    scorer. Raises FolderError if `out` holds anything else and not `overwrite`,
-    and other ZooErrors for settings and inputs that do not fit, before anything is written.
+    scorer. Raises FolderError if `out` holds anything else and not `overwrite`, and other ZooErrors for settings and
+    inputs that do not fit, before anything is written.
     """
     model, out = pipeline.model, Path(out)
     request = Request(plan, pipeline, tokens)

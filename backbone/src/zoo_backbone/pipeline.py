@@ -313,8 +313,7 @@ class AnyToAny:
         count = len(next(iter(tokens.values()), ()))
         parts = []
         with torch.no_grad():
-            for first in range(0, max(count, 1), BATCH):
-                rows = range(first, min(first + BATCH, count))
+            for rows in blocks(range(count), BATCH) or [()]:  # without inputs, the encoder raises ConfigError
                 chosen = {name: rows_of(batch, rows) for name, batch in tokens.items()}
                 parts.append(self.encoder(*self.encoder.prepare(chosen)).float().cpu().numpy())
         return np.concatenate(parts)
@@ -370,9 +369,9 @@ def drawn(
     numbers: Sequence[int], draws: int, whole: Mapping[str, Any], partial: Mapping[str, Any],
     on_step: OnStep | None = None, advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, list[Sample]]:  # fmt: skip
-    """Return `draws` generated samples of each target for each of the samples `numbers`, at most BATCH at a time.
+    """Return `draws` generated samples of each target for each of the samples `numbers`.
 
-    The draws of a sample are consecutive, so several samples may have BATCH draws at most.
+    The draws of a sample are consecutive. More than BATCH draws are only possible for a single sample.
     """
     once = {plan.name: handles[plan.name].single_ids() for plan in plans}
     found: dict[str, list[Sample]] = {plan.name: [] for plan in plans}

@@ -36,7 +36,7 @@ from zoo_backbone.generate.plans import (
 )
 from zoo_backbone.generate.sampler import rows_of
 from zoo_backbone.packing import accepted
-from zoo_backbone.pipeline import AnyToAny
+from zoo_backbone.pipeline import AnyToAny, blocks
 
 SUGGESTED = 1000
 """Keys among which a misspelt key is looked for."""
@@ -68,14 +68,14 @@ class Request:
         self.handles = handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
         self.values: dict[str, Any] = {}
         self.files = files_by_name({name: source for name, source in sources.items() if source and is_several(source)})
-        items = {
-            name: item_of_source(handles[name], source) for name, source in sources.items()
-            if source and name not in self.files
-        }  # fmt: skip
-        for name in list(items):
-            if (found := tokens_of_file(handles[name], sources[name])) is not None:
-                self.values[name] = found
-                del items[name]
+        items: dict[str, Any] = {}
+        for name, source in sources.items():
+            if source and name not in self.files:
+                item, found = item_of_source(handles[name], source), tokens_of_file(handles[name], source)
+                if found is None:
+                    items[name] = item
+                else:
+                    self.values[name] = found
         self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
         self.stored: dict[str, TokenColumn] = {}
         self._rows: list[int] = []
@@ -131,8 +131,8 @@ class Request:
         for handle in self.handles.values():
             digest.update(repr((handle.name, handle.fingerprint, handle.known_settings())).encode())
         digest.update(repr((self.names, self.numbers)).encode())
-        for start in range(0, len(self.names), at_once):
-            for tokens in self.rows(range(start, min(start + at_once, len(self.names)))):
+        for rows in blocks(range(len(self.names)), at_once):
+            for tokens in self.rows(rows):
                 for name, whole in tokens.items():
                     for item in [whole] if hasattr(whole, "shape") else whole:
                         array = item.numpy(force=True) if isinstance(item, torch.Tensor) else np.asarray(item)
@@ -159,11 +159,11 @@ def with_input_forms(plan: GenerationPlan, forms: Mapping[str, str], stored: Col
     return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guiding), targets=tuple(targets))
 
 
-Sample = tuple[int, str, int]
+Chosen = tuple[int, str, int]
 """Number among the samples with all inputs, key, and row in the store."""
 
 
-def _of_keys(keys: Sequence[str], samples: Iterable[tuple[str, int]], place: Path) -> list[Sample]:
+def _of_keys(keys: Sequence[str], samples: Iterable[tuple[str, int]], place: Path) -> list[Chosen]:
     """Return the samples with these keys. Raises UnknownNameError."""
     remaining = iter(samples)
     first = list(islice(remaining, SUGGESTED))
@@ -175,7 +175,7 @@ def _of_keys(keys: Sequence[str], samples: Iterable[tuple[str, int]], place: Pat
     return [found[key] for key in keys]
 
 
-def _of_numbers(numbers: Sequence[int], text: str, samples: Iterable[tuple[str, int]], place: Path) -> list[Sample]:
+def _of_numbers(numbers: Sequence[int], text: str, samples: Iterable[tuple[str, int]], place: Path) -> list[Chosen]:
     """Return the samples with these numbers, which `text` says. Raises DataError or ConfigError."""
     listed = [(number, key, row) for number, (key, row) in enumerate(islice(samples, max(numbers) + 1))]
     if not listed:
