@@ -104,6 +104,8 @@ def test_a_missing_argument_is_a_usage_error(path: str, run_zoo: Run) -> None:
         ("tokenizer train --data data", "expected the names of modalities, or --all"),
         ("backbone generate run --out new", "expected either --target NAMES or --plan FILE"),
         ("retrieve query index", "expected --input NAME=FILE, or --keys"),
+        ("backbone train --steps", "zoo backbone train: option '--steps' requires an argument"),
+        ("list --registry", "zoo list: option '--registry' requires an argument"),
         ("backbone train --tokens tokens --out new --set steps", "expected key=value"),
         ("tokenize data --out new --device gpu", "expected auto, cpu, cuda, mps"),
     ],

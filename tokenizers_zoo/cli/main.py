@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.cli.options import Group, whole_command_options
+from tokenizers_zoo.cli.options import CommandContext, Group, whole_command_options
 from tokenizers_zoo.errors import OneLineError, is_of_the_machine
 from tokenizers_zoo.io import disk_problem
 from tokenizers_zoo.progress import NORMAL, set_verbosity
@@ -70,6 +70,7 @@ class ZooGroup(Group):
 
 def with_whole_command_options(command: click.Command) -> None:
     """Let a command and its subcommands take the options of `zoo`, without a line of help for each."""
+    command.context_class = CommandContext
     options = whole_command_options(hidden=True)
     if not {option.name for option in options} & {parameter.name for parameter in command.params}:
         command.params += options

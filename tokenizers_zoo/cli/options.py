@@ -53,6 +53,16 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class CommandContext(click.Context):
+    """A context that adds itself to usage errors without one, such as an option without its argument."""
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        for error in raised:
+            if isinstance(error, click.UsageError) and error.ctx is None:
+                error.ctx = self
+        return super().__exit__(*raised)
+
+
 class CheckedCommand(click.Command):
     """A command whose settings can be checked without running it, as `zoo run` does before its first command.
 
