@@ -208,9 +208,9 @@ def test_the_registry_in_use_may_have_the_name(
     assert list(tmp_path.iterdir()) == [registry]
 
     def said(name: str, *before: str) -> str:
-        code, shown, _ = run_zoo(*before, "new-plugin", name)
-        assert code == 0
-        return shown
+        code, shown, told = run_zoo(*before, "new-plugin", name)
+        assert code == 0 and "next:" not in shown
+        return str(told)
 
     assert said("heat").endswith("&& pytest zoo-heat; zoo-heat/README.md goes on from there\n")
     registry.write_text('[zoo]\nmodalities = ["rgb", "warmth"]\n')
@@ -229,8 +229,8 @@ def test_a_folder_that_is_there_is_left_alone(
     (tmp_path / "zoo-heat").mkdir()
     refused(run_zoo("new-plugin", "heat"), "zoo-heat: is there already, and is not overwritten")
     assert list((tmp_path / "zoo-heat").iterdir()) == []
-    code, shown, _ = run_zoo("new-plugin", "heat", "--out", "deep/er still")
+    code, _, told = run_zoo("new-plugin", "heat", "--out", "deep/er still")
     assert code == 0
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er still"}
-    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in shown
+    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in told
     refused(run_zoo("new-plugin", "warmth", "--family", "picture"), "--family")

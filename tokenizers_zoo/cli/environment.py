@@ -7,12 +7,11 @@ import platform
 import re
 from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
-from pathlib import Path
 from typing import Any
 
 import click
 
-from tokenizers_zoo.cli.options import JSON, asked_registry, open_zoo, plain_table, show_facts, show_json, show_table
+from tokenizers_zoo.cli.options import JSON, open_zoo, plain_table, registry_in_use, show_facts, show_json, show_table
 from tokenizers_zoo.errors import ZooError
 
 GROUP = "tokenizers_zoo"
@@ -55,8 +54,8 @@ def _line(value: Any) -> str:
 
 def _registry() -> dict[str, Any]:
     """Return the registry in use, and the names that it enables, or the reason why it cannot be opened."""
-    path = asked_registry() or Path("registry.toml")
-    shown = str(path.resolve()) if path.exists() or asked_registry() else "none: every installed modality"
+    path = registry_in_use()
+    shown = str(path.resolve()) if path else "none: every installed modality"
     try:
         zoo = open_zoo(strict=False)
     except ZooError as error:

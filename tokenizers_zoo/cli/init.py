@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import graphlib
 import io
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenizers_zoo.cli.options import asked_registry
+from tokenizers_zoo.cli.options import asked_registry, command_line, note
 from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file
@@ -83,10 +82,9 @@ def init(folder: Path, overwrite: bool) -> None:
     for name in found.unknown:
         click.echo(f"not used: {_unused(zoo, name)}", err=True)
     data = folder if stored else Path("data")
-    whole = ["--registry", str(path)] if asked_registry() else []
-    click.echo("next:")
+    note("next:")
     for words in next_commands(folder, data, stored):
-        click.echo(f"  {shlex.join(['zoo', *whole, *words])}")
+        note(f"  {command_line(*words)}")
 
 
 def _unused(zoo: Zoo, name: str) -> str:

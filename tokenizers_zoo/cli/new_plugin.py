@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.cli.options import PATH, asked_registry
+from tokenizers_zoo.cli.options import PATH, note, registry_in_use
 from tokenizers_zoo.config import Origin, load_toml
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors
@@ -62,16 +62,16 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     """
     folder = out or Path(f"zoo-{name.replace('_', '-')}")
     check_name(name)
-    registry, listed = check_registry(name)
+    lacking = check_registry(name)
     if folder.exists():
         raise ConfigError(f"{folder}: is there already, and is not overwritten; remove it, or give another --out")
     with disk_errors(folder):
         write_distribution(name, family, folder)
     click.echo(f"{name}: {family} plugin in {folder}")
     install = f'pip install -e "{folder}[test]"'
-    enable = "" if listed else f'add "{name}" to the list modalities of {registry}; '
+    enable = f'add "{name}" to the list modalities of {lacking}; ' if lacking else ""
     readme = f"{enable}{folder / 'README.md'} goes on from there"
-    click.echo(f"next: {install} && pytest {shlex.quote(str(folder))}; {readme}")
+    note(f"next: {install} && pytest {shlex.quote(str(folder))}; {readme}")
 
 
 def check_name(name: str) -> None:
@@ -96,19 +96,21 @@ def check_name(name: str) -> None:
         raise ConfigError(f"zoo new-plugin: {name!r} is {taken[name]}; take another name")
 
 
-def check_registry(name: str) -> tuple[Path, bool]:
-    """Return the registry in use, and whether it enables this name.
+def check_registry(name: str) -> Path | None:
+    """Return the registry in use if its list of modalities lacks this name.
 
     Raises ConfigError if the name is an instance of another plugin.
     """
-    path = asked_registry() or Path("registry.toml")
-    tables = load_toml(path) if path.is_file() or asked_registry() else {}
+    path = registry_in_use()
+    if path is None:
+        return None
+    tables = load_toml(path)
     instance = tables.get("modalities", {}).get(name, {})
     if instance.get("plugin", name) != name:
         where = Origin(path=path, table=f"modalities.{name}").at("plugin")
         told = f"{where}: {name!r} is an instance of {instance['plugin']} already"
         raise ConfigError(f"zoo new-plugin: {told}; take another name")
-    return path, name in tables.get("zoo", {}).get("modalities", [name])
+    return None if name in tables.get("zoo", {}).get("modalities", [name]) else path
 
 
 def write_distribution(name: str, family: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,20 +97,15 @@ def _of_whole_command(context: click.Context, parameter: click.Parameter, value:
 
 def whole_command_options(*, hidden: bool = False) -> list[click.Parameter]:
     """Return the options that every command takes. Only the ones of `zoo` itself read the environment."""
-    names = {
-        ("--registry",): "The registry.toml to use. Default: $ZOO_REGISTRY, else a given run's, else ./registry.toml, "
-                         "else all that is installed.",
-        ("-q", "--quiet"): "Print results and problems only: no progress, no advice.",
-        ("-v", "--verbose"): "Print details, such as each skipped modality.",
-        ("--debug",): "Show the traceback of an error.",
-    }  # fmt: skip
-    shared: dict[str, Any] = {"expose_value": False, "callback": _of_whole_command, "hidden": hidden}
+    option = partial(click.Option, expose_value=False, callback=_of_whole_command, hidden=hidden)
     return [
-        click.Option(declarations, help=help, **shared, **(
-            {"type": click.Path(dir_okay=False, path_type=Path), "envvar": None if hidden else "ZOO_REGISTRY"}
-            if declarations == ("--registry",) else {"is_flag": True}
-        ))
-        for declarations, help in names.items()
+        option(["--registry"], type=click.Path(dir_okay=False, path_type=Path),
+               envvar=None if hidden else "ZOO_REGISTRY",
+               help="The registry.toml to use. Default: $ZOO_REGISTRY, else a given run's, else ./registry.toml, "
+               "else all that is installed."),
+        option(["-q", "--quiet"], is_flag=True, help="Print results and problems only: no progress, no advice."),
+        option(["-v", "--verbose"], is_flag=True, help="Print details, such as each skipped modality."),
+        option(["--debug"], is_flag=True, help="Show the traceback of an error."),
     ]  # fmt: skip
 
 
@@ -139,16 +135,20 @@ def asked_registry() -> Path | None:
     return root.get("registry")
 
 
+def registry_in_use() -> Path | None:
+    """Return the value of `--registry`, else registry.toml if the current folder has it."""
+    here = Path("registry.toml")
+    return asked_registry() or (here if here.is_file() else None)
+
+
 def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
-    """Open the registry of `--registry`, else ./registry.toml, else all installed modalities.
+    """Open `registry`, else the registry in use, else all installed modalities.
 
     With `strict` a mistake in the file raises ConfigError; otherwise the caller shows all problems.
     """
     from tokenizers_zoo.registry import Zoo
 
-    registry = registry or asked_registry()
-    if registry is None and Path("registry.toml").is_file():
-        registry = Path("registry.toml")
+    registry = registry or registry_in_use()
     zoo = Zoo.at(registry) if registry else Zoo.installed()
     if strict:
         for problem in zoo.check_file():
@@ -169,13 +169,16 @@ def note(line: str) -> None:
         click.echo(line, err=True)
 
 
+def command_line(*words: object) -> str:
+    """Return a command of zoo, with the registry that was given to this one."""
+    registry = asked_registry()
+    return shlex.join(map(str, ["zoo", *words, *(["--registry", registry] if registry else [])]))
+
+
 def next_command(*words: object) -> None:
-    """Print the command that a user types next, with the registry that was given to this one."""
-    if NO_NEXT in os.environ:
-        return
-    given = click.get_current_context().find_root().obj or {}
-    registry = ["--registry", given["registry"]] if "registry" in given else []
-    note(f"next: {shlex.join(['zoo', *map(str, words), *map(str, registry)])}")
+    """Print the command that a user types next."""
+    if NO_NEXT not in os.environ:
+        note(f"next: {command_line(*words)}")
 
 
 def show_result(result: RunResult) -> None:
