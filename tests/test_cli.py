@@ -78,6 +78,8 @@ def test_list_and_info(zoo: Run) -> None:
     listed = {line.split()[0]: line.split() for line in shown.splitlines() if line[:1].strip()}
     assert code == 0 and listed["depth"][1:3] == ["grid", "2x2"]
     assert "yes" in listed["depth"] and "no" in listed["normal"]
+    settings = json.loads(zoo("info", "depth", "--settings", "--json")[1])
+    assert list(settings) == ["settings"] and settings["settings"]["modalities.depth"]["tokenizer"]["steps"] == 6
     depth = next(one for one in json.loads(zoo("list", "--json")[1])["modalities"] if one["name"] == "depth")
     assert depth["trained"] and depth["layout"] == {"kind": "grid", "shape": [2, 2]}
     assert [metric["bound"] for metric in depth["metrics"]] == [0.08, 0.93, None]

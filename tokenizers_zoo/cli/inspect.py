@@ -17,6 +17,7 @@ from tokenizers_zoo.cli.options import (
     DEVICE,
     JSON,
     PATH,
+    WIDTH,
     asked_registry,
     note,
     open_zoo,
@@ -35,8 +36,6 @@ from tokenizers_zoo.spec import layout_to_json
 if TYPE_CHECKING:
     from tokenizers_zoo.doctor import Finding
     from tokenizers_zoo.registry import ModalityHandle
-
-WIDTH = 80
 
 
 def is_trained(handle: ModalityHandle) -> bool:
@@ -129,7 +128,7 @@ def info(name: str, only_settings: bool, as_json: bool) -> None:
     configs += [(f"vocabularies.{shared}", config) for shared, config in handle.taken_vocabularies().items()]
     if as_json:
         settings = {table: recorded(config) for table, config in configs}
-        show_json({} if only_settings else facts_as_json(handle) | {"settings": settings})
+        show_json(({} if only_settings else facts_as_json(handle)) | {"settings": settings})
         return
     if not only_settings:
         show_facts(facts_of(handle))
