@@ -85,6 +85,13 @@ def test_an_unknown_option_is_a_usage_error(path: str, run_zoo: Run) -> None:
     assert len(complaint.splitlines()) == 1 and f"{path} --help" in complaint
 
 
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in COMMANDS] + ["zoo"])
+def test_help_of_groups_shows_whole_first_sentences(path: str, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run_zoo(*path.split()[1:], "--help")[1]
+    assert "..." not in shown.partition("\nCommands:\n")[2]
+
+
 @pytest.mark.parametrize("path", [path for path, one in COMMANDS.items() if any(p.required for p in one.params)])
 def test_a_missing_argument_is_a_usage_error(path: str, run_zoo: Run) -> None:
     code, _, complaint = run_zoo(*path.split()[1:])

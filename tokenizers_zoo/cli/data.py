@@ -138,9 +138,10 @@ def make(
     source_name: str, data_dir: Path, train: int | None, test: int | None, seed: int, workers: int | None,
     dry_run: bool, assignments: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Write the samples of SOURCE to DATA, in every enabled modality of the source.
+    """Write the samples of SOURCE to DATA.
 
-    Run again, also after a kill, it resumes: it skips finished shards and adds modalities that are new.
+    It writes every enabled modality of the source. Run again, also after a kill, it resumes: it skips finished shards
+    and adds modalities that are new.
     Files and tar files of your own are imported once by the source "folder".
 
     \b

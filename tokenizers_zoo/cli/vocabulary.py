@@ -30,7 +30,7 @@ def vocabulary() -> None:
 @NAME
 @JSON
 def show(name: str | None, as_json: bool) -> None:
-    """Show the parts of the vocabulary NAME and the modalities that use it. Default: all vocabularies.
+    """Show the parts and users of the vocabulary NAME. Default: all vocabularies.
 
     \b
     Example:

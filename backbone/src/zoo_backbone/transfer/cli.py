@@ -72,7 +72,7 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
                   labels: str | None, wanted: Any, seed: int, data: Path | None, config_file: Path | None,
                   overwrite: bool, device: str, as_json: bool, print_config: bool,
                   assignments: tuple[str, ...]) -> None:  # fmt: skip
-    """Train a probe: a head on the encoder of RUN, and with --tuning the encoder.
+    """Train a probe: a head on the encoder of RUN.
 
     Inputs are the run's stored tokens. Labels are a table, or values of any
     modality of the registry. A fifth of the labels chooses the step whose weights
@@ -124,9 +124,10 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
 def eval_command(
     folder: Path, tokens: Path | None, data: Path | None, run: Path | None, device: str, as_json: bool
 ) -> None:
-    """Score a probe on the whole test split of its own or of other data.
+    """Score a probe on the whole test split.
 
-    Other data need no training split: the constant baseline is stored in the probe.
+    The data are the probe's own, or others. Other data need no training split: the constant baseline is stored in the
+    probe.
 
     \b
     Example:
@@ -162,9 +163,10 @@ def eval_command(
 @DEVICE
 def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | None, split: str, tokens: Path | None,
                     data: Path | None, run: Path | None, device: str) -> None:  # fmt: skip
-    """Predict stored samples: files in the modality's format, or a table.
+    """Predict stored samples.
 
-    OUT/predictions.png shows inputs, prediction and label of each sample.
+    OUT gets files in the modality's format, or a table. OUT/predictions.png shows inputs, prediction and label of
+    each sample.
 
     \b
     Example:
