@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
+from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.data.samples import LazySequence
-from tokenizers_zoo.errors import ConfigError, PluginError
+from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
 
 Sample = tuple[str, Mapping[str, Any]]
 """A key, and the sample's values by modality."""
@@ -26,12 +27,20 @@ class FileBytes:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OwnPictures:
-    """Settings of a source whose pictures may have any proportions; `zoo data make` crops them."""
+class OwnData:
+    """Settings of a source of a user's data: pictures may have any proportions, and a test split may be missing.
 
+    `zoo data make` crops the pictures.
+    """
+
+    test_fraction: float = 0.1
+    """Share of the samples for testing if the data have no test split, in [0, 1)."""
     crop: Literal["middle", "whole"] = "middle"
     """"middle": the largest middle part of each picture with the modality's proportions, the same part for all
     modalities of the sample. "whole": the whole picture, squeezed."""
+
+    def __post_init__(self) -> None:
+        check_interval(self, "[0, 1)", "test_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +53,16 @@ class ModalityNames:
     """File extensions -> modality, for files that nothing else assigns to a modality."""
     texts: frozenset[str] = frozenset()
     """Modalities whose values are texts."""
+
+    def chosen(self, given: Mapping[str, str], setting: str) -> dict[str, str]:
+        """Return the modality of each key of a user's setting; an empty name, which leaves the key out, stays empty.
+
+        Raises UnknownNameError for a modality that is not enabled.
+        """
+        for name in given.values():
+            if name and name not in self.by_name:
+                raise UnknownNameError.of(f"modality in {setting}:", name, self.by_name)
+        return {key: self.by_name.get(name, "") for key, name in given.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.data.samples import LazySequence
+from tokenizers_zoo.data.samples import TEST, LazySequence
 from tokenizers_zoo.data.tar import Member, read_member
 from tokenizers_zoo.errors import DataError, count_of
 from tokenizers_zoo.source import FileBytes
@@ -39,7 +39,7 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]])
         self._table = sqlite3.connect("", isolation_level=None)
         self._table.execute("PRAGMA journal_mode = OFF")
         self._table.execute("PRAGMA cache_size = -32000")
-        self._table.create_function("share", 1, share_of, deterministic=True)
+        self._table.create_function("is_in_split", 3, is_in_split, deterministic=True)
         self._table.execute(
             "CREATE TABLE members (key TEXT, modality TEXT, path TEXT, offset INT, size INT, extension TEXT, time INT)"
         )
@@ -75,14 +75,9 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]])
         self.ask(f"DELETE FROM members WHERE {lone}", *names, *names)
         return [key for (key,) in found]
 
-    def keep_share(self, fraction: float, *, first: bool) -> bool:
-        """Keep the `first` share of the keys, or the others. Return False if keys were there and none is left.
-
-        A key's hash alone decides its side, so that a key never changes sides when files are added.
-        """
-        some = bool(self.ask("SELECT 1 FROM members LIMIT 1"))
-        self.ask("DELETE FROM members WHERE (share(key) < ?) != ?", fraction, first)
-        return not some or bool(self.ask("SELECT 1 FROM members LIMIT 1"))
+    def keep_split(self, split: str, test_fraction: float) -> None:
+        """Keep the keys of a split; see `is_in_split`."""
+        self.ask("DELETE FROM members WHERE NOT is_in_split(key, ?, ?)", split, test_fraction)
 
     def finish(self, count: int | None, offered: Collection[str], unknown: Collection[str]) -> FileSamples:
         """Sort by key and number the first `count` samples. Raises DataError if there are fewer."""
@@ -144,6 +139,8 @@ def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, F
     return key, found
 
 
-def share_of(key: str) -> float:
-    """Return a number in [0, 1) that only the key decides, so that a key never changes sides when files are added."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+def is_in_split(key: str, split: str, test_fraction: float) -> bool:
+    """Return whether a sample belongs to a split. Its key alone decides, so that no sample changes its split when
+    others are added."""
+    share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    return (share < test_fraction) == (split == TEST)

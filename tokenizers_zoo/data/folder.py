@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.files import FileSamples
 from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
 from tokenizers_zoo.data.tar import (
@@ -33,7 +33,7 @@ from tokenizers_zoo.data.tar import (
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.io import not_read
-from tokenizers_zoo.source import ModalityNames, OwnPictures, SourceSpec
+from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
 
 SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")
 """Endings of sidecar files that programs for maps and photographs write; they are no values."""
@@ -41,16 +41,11 @@ NOTHING = "no <modality>/<key>.<extension> here; one folder per modality was exp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FolderSettings(OwnPictures):
-    """Folder of the files, and the share of them for testing."""
+class FolderSettings(OwnData):
+    """Folder of the files."""
 
     path: str
     """The folder. `~` is your home."""
-    test_fraction: float = 0.1
-    """Share of the keys for testing if the folder has no train and test folders, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        check_interval(self, "[0, 1)", "test_fraction")
 
 
 class FolderSource:
@@ -137,13 +132,14 @@ def _open(
             )
         return samples.finish(None, offered, offered)
     if not split_folders and not _split_below(samples, known, split):
-        ((total,),) = samples.ask("SELECT COUNT(DISTINCT key) FROM members")
-        if not samples.keep_share(test_fraction, first=split == TEST):
+        total = samples.keys
+        samples.keep_split(split, test_fraction)
+        if total and not samples.keys:
             raise DataError(
                 f"{root}: none of its {total} samples falls to the split {split!r} with test_fraction "
                 f"{test_fraction:g}: set another test_fraction, ask for none (--{split} 0), or add files"
             )
-    if split_folders and not samples.ask("SELECT 1 FROM members LIMIT 1"):
+    if split_folders and not samples.keys:
         raise DataError(f"{base}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
     return samples.finish(count, offered, unknown)
 
@@ -246,7 +242,7 @@ def _add_by_extension(samples: FileSamples, folder: Path, names: ModalityNames) 
             else:
                 _add_file(samples, name, key, path)
     alone = samples.drop_lone(names.texts)
-    if not samples.ask("SELECT 1 FROM members LIMIT 1"):
+    if not samples.keys:
         return False
     if alone:
         samples.notes.append(

@@ -28,7 +28,7 @@ from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
 from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, make_shard, open_samples, samples_of
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
-from tokenizers_zoo.source import OwnPictures
+from tokenizers_zoo.source import OwnData
 from tokenizers_zoo.source_handle import name_at_source
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def make_data(
     opened = {split: open_samples(zoo, source, split, count, seed, options, out) for split, count in wanted}
     given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
     config = source.settings_with(options)
-    crop = config.crop if isinstance(config, OwnPictures) else None
+    crop = config.crop if isinstance(config, OwnData) else None
     result.notes += [*_stored_sizes(given, crop), *_told(opened, given)]
     with disk_errors(out), locked(out):
         record = read_record(out / DATASET)

@@ -48,7 +48,7 @@ class MakeShard:
     names: Mapping[str, str]
     """Name at the source of each modality and picture."""
     crop: str = "whole"
-    """See `OwnPictures`."""
+    """See `OwnData`."""
     files: tuple[tuple[str, Mapping[str, Member]], ...] = ()
     """Samples made of files: the key of each, and the location of its files by modality."""
 

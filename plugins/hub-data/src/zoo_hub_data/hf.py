@@ -19,8 +19,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.data.files import share_of
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.files import is_in_split
 from tokenizers_zoo.data.samples import TEST, TRAIN, LazySequence
 from tokenizers_zoo.data.tar import read_member, regular_member
 from tokenizers_zoo.errors import (
@@ -31,7 +31,7 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
     is_of_the_machine,
 )
-from tokenizers_zoo.source import FileBytes, ModalityNames, OwnPictures, Sample, SourceSpec
+from tokenizers_zoo.source import FileBytes, ModalityNames, OwnData, Sample, SourceSpec
 from tokenizers_zoo.validation import array_bytes
 
 KINDS = {"Image": "png", "Audio": "wav", "Video": "mp4"}
@@ -47,12 +47,10 @@ MAGIC = {
     b"\xff\xf2": "mp3", b"\x1a\x45\xdf\xa3": "webm",
 }  # fmt: skip
 """First bytes of sounds and videos, for files without a name. WebP pictures begin with RIFF, too."""
-IGNORED = ""
-"""The modality of columns that a user leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HubSettings(OwnPictures):
+class HubSettings(OwnData):
     """The dataset, its splits, and the modalities of its columns."""
 
     path: str
@@ -67,13 +65,11 @@ class HubSettings(OwnPictures):
     splits: Mapping[str, str] = field(default_factory=dict)
     """The dataset's splits for `train` and `test`: `{test = "validation"}`. Default: splits of the same name, or
     validation for test; without either, test is a share of train."""
-    test_fraction: float = 0.1
-    """Share of the rows for testing if there is no split for it, in [0, 1)."""
     streaming: bool = False
     """Read rows from the hub in order, without downloading the dataset first. Every process reads from the start."""
 
     def __post_init__(self) -> None:
-        check_interval(self, "[0, 1)", "test_fraction")
+        OwnData.__post_init__(self)
         if unknown := set(self.splits) - {TRAIN, TEST}:
             raise ValueError(f"splits: expected {TRAIN} and {TEST}, got {', '.join(sorted(unknown))}")
 
@@ -96,27 +92,29 @@ class HubSource:
         """Return the rows of a split in stored order. Raises ConfigError or DataError."""
         config = settings.take(HubSettings)
         tables = load(config)
-        chosen, side = chosen_split(config, split, list(tables))
+        chosen, test_fraction = chosen_split(config, split, list(tables))
         table = tables[chosen]
-        columns = columns_of(table, config, names)
+        if table.features is None:  # of a stream; reads its first rows
+            table = table._resolve_features()
         made: HubRows | StreamedRows = (StreamedRows if config.streaming else HubRows)(
-            table, columns, prefix=chosen, side=side, places=Places.of(config)
-        )
-        made.limit(split, count)
+            table, columns_of(table, config, names),
+            prefix=chosen, split=split, test_fraction=test_fraction, places=Places.of(config),
+        )  # fmt: skip
+        made.limit(count)
         return made
 
 
-def chosen_split(config: HubSettings, split: str, here: Sequence[str]) -> tuple[str, tuple[float, bool] | None]:
-    """Return the dataset's split for `split`, and the side of its rows if train and test share one. Raises ConfigError.
+def chosen_split(config: HubSettings, split: str, here: Sequence[str]) -> tuple[str, float | None]:
+    """Return the dataset's split for `split`, and the share of its rows for testing if train and test share it.
 
-    See `_Rows` for the side.
+    Raises ConfigError.
     """
     train = config.splits.get(TRAIN) or (TRAIN if TRAIN in here else here[0])
     test = config.splits.get(TEST) or next((one for one in HELD_OUT if one in here and one != train), "")
     chosen = test if test and split == TEST else train
     if chosen not in here:
         raise ConfigError(f"hf: {config.path}: no split {chosen!r}; here: {', '.join(here)}; set splits")
-    return chosen, None if test else (config.test_fraction, split == TEST)
+    return chosen, None if test else config.test_fraction
 
 
 def load(config: HubSettings) -> Any:
@@ -234,13 +232,11 @@ def opened_zip(place: str, changed: int) -> zipfile.ZipFile:
 
 def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[str, str]:
     """Return the modality by column: as set, by name, then by type. Raises ConfigError if there is none."""
-    features = table.features or getattr(table._resolve_features(), "features", None) or {}
-    for column, name in config.columns.items():
+    features = table.features or {}
+    for column in config.columns:
         if column not in features:
             raise UnknownNameError.of(f"column of {config.path}:", column, features)
-        if name != IGNORED and name not in names.by_name:
-            raise UnknownNameError.of("modality in columns:", name, names.by_name)
-    found = {column: names.by_name.get(name, IGNORED) for column, name in config.columns.items()}
+    found = names.chosen(config.columns, "columns")
     for column in features:
         if column not in found and column in names.by_name and names.by_name[column] not in found.values():
             found[column] = names.by_name[column]
@@ -248,7 +244,7 @@ def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[st
         claimed = names.by_extension.get(KINDS.get(type(feature).__name__, ""))
         if column not in found and claimed is not None and claimed not in found.values():
             found[column] = claimed
-    found = {column: name for column, name in found.items() if name != IGNORED}
+    found = {column: name for column, name in found.items() if name}
     if not found:
         example = f"columns = {{{next(iter(features), 'image')} = {next(iter(names.by_name), 'rgb')!r}}}"
         raise ConfigError(
@@ -263,16 +259,18 @@ class _Rows(LazySequence[Sample]):
     """Rows of a table as samples."""
 
     def __init__(
-        self, table: Any, columns: Mapping[str, str], *, prefix: str, side: tuple[float, bool] | None, places: Places
-    ) -> None:
-        """`side` is a fraction of the rows and whether they are these rows or the others; None means all rows."""
+        self, table: Any, columns: Mapping[str, str],
+        *, prefix: str, split: str, test_fraction: float | None, places: Places,
+    ) -> None:  # fmt: skip
+        """With `test_fraction` None all rows belong to `split`."""
         from datasets import ClassLabel
 
-        features = table.features or table._resolve_features().features
+        features = table.features
         self.modalities = tuple(sorted(columns.values()))
         self.notes = [f"columns: {', '.join(f'{column} is {name}' for column, name in sorted(columns.items()))}"]
         self.contents = str(getattr(table, "_fingerprint", ""))
-        self._columns, self._prefix, self._side, self._places = columns, prefix, side, places
+        self._columns, self._prefix, self._places = columns, prefix, places
+        self._split, self._test_fraction = split, test_fraction
         self._classes = {name: one.names for name, one in features.items() if isinstance(one, ClassLabel)}
         table = table.select_columns(list(columns))
         for column in columns:
@@ -285,7 +283,7 @@ class _Rows(LazySequence[Sample]):
         return f"{self._prefix}-{number:08}"
 
     def _chosen(self, number: int) -> bool:
-        return self._side is None or (share_of(self._key(number)) < self._side[0]) == self._side[1]
+        return self._test_fraction is None or is_in_split(self._key(number), self._split, self._test_fraction)
 
     def __len__(self) -> int:
         return self._count
@@ -304,16 +302,16 @@ class _Rows(LazySequence[Sample]):
 class HubRows(_Rows):
     """Rows with random access."""
 
-    def limit(self, split: str, count: int | None) -> None:
+    def limit(self, count: int | None) -> None:
         """Keep the first `count` rows. Raises DataError if there are fewer, or none."""
         total = len(self._table)
         self._numbers: Any = range(total)
-        if self._side is not None:
+        if self._test_fraction is not None:
             self._numbers = np.array([number for number in range(total) if self._chosen(number)], np.int64)
         there = len(self._numbers)
         if not there or (count is not None and count > there):
-            asked = f", asked for {count}" if count is not None else f"; ask for none (--{split} 0)"
-            raise DataError(f"hf: {self._prefix}: {there} samples for {split!r}{asked}")
+            asked = f", asked for {count}" if count is not None else f"; ask for none (--{self._split} 0)"
+            raise DataError(f"hf: {self._prefix}: {there} samples for {self._split!r}{asked}")
         self._count = there if count is None else count
 
     def item(self, index: int) -> Sample:
@@ -324,12 +322,13 @@ class HubRows(_Rows):
 class StreamedRows(_Rows):
     """Rows that are read in order; an earlier row starts the stream again."""
 
-    def limit(self, split: str, count: int | None) -> None:
+    def limit(self, count: int | None) -> None:
         """Set the number of rows. Raises ConfigError without one."""
         if count is None:
-            raise ConfigError(f"hf: a stream has no known end; say how many samples to read, such as --{split} 1000")
-        self._count = count
-        self._split, self._next = split, 0
+            raise ConfigError(
+                f"hf: a stream has no known end; say how many samples to read, such as --{self._split} 1000"
+            )
+        self._count, self._next = count, 0
         self._stream: Iterator[tuple[int, Mapping[str, Any]]] = iter(())
 
     def item(self, index: int) -> Sample:

@@ -19,27 +19,25 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.data.files import FileSamples, share_of
+from tokenizers_zoo.config import Settings
+from tokenizers_zoo.data.files import FileSamples, is_in_split
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tar import TARS, Dropped, scan_tar, split_suffixes
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, UnknownNameError, count_of
+from tokenizers_zoo.errors import ConfigError, DataError, ReadError, count_of
 from tokenizers_zoo.io import disk_errors, replacing_file
-from tokenizers_zoo.source import ModalityNames, OwnPictures, SourceSpec
+from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 1_000_000
 """Tar files that one pattern may name."""
 CHUNK = 1 << 20
 """Bytes of a download that are in memory at a time."""
-IGNORED = ""
-"""The modality of files that a user leaves out."""
 CHANGED = 1_000_000_000
 """Modification time of downloaded files, s; the same after a second download, because shards depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WebDatasetSettings(OwnPictures):
+class WebDatasetSettings(OwnData):
     """The tar files, their split, and the modalities of their files."""
 
     path: str | tuple[str, ...]
@@ -47,16 +45,11 @@ class WebDatasetSettings(OwnPictures):
     part of a local file's name."""
     test: str | tuple[str, ...] = ()
     """Tar files of the test split, given in the same way. Without them it is a share of the samples of `path`."""
-    test_fraction: float = 0.1
-    """Share of the samples for testing if `test` is not given, in [0, 1)."""
     extensions: Mapping[str, str] = field(default_factory=dict)
     """Modality of each kind of file, by the ending after the key: `{jpg = "rgb", "seg.png" = "semseg"}`. An empty name
     leaves files out. Other endings are matched by name (`depth.npy`) or extension."""
     cache: str = "~/.cache/tokenizers-zoo/webdataset"
     """Folder of downloaded tar files. `~` is your home."""
-
-    def __post_init__(self) -> None:
-        check_interval(self, "[0, 1)", "test_fraction")
 
 
 class WebDatasetSource:
@@ -80,7 +73,8 @@ class WebDatasetSource:
         and ReadError for a tar file that cannot be read or downloaded.
         """
         config = settings.take(WebDatasetSettings)
-        own = checked_extensions(config.extensions, names)
+        chosen = names.chosen(config.extensions, "extensions")
+        own = {ending.lower().removeprefix("."): name for ending, name in chosen.items()}
         given = config.test if split == TEST and config.test else config.path
         tars = tar_files((given,) if isinstance(given, str) else given)
         samples, others, damaged = FileSamples(), Counter[str](), list[str]()
@@ -91,14 +85,13 @@ class WebDatasetSource:
                     damaged.append(f"{path.name}: {item.key or 'unknown member'}: {item.reason}")
                     continue
                 key, member = f"{stem}/{item[0]}", item[1]
-                if not config.test and (share_of(key) < config.test_fraction) != (split == TEST):
+                if not config.test and not is_in_split(key, split, config.test_fraction):
                     continue
-                name = modality_of(member.extension, own, names)
+                ending = member.extension
+                name = own[ending] if ending in own else modality_of(ending, names)
                 if name is None:
-                    others[member.extension] += 1
-                elif name != IGNORED and not samples.add(
-                    name, key, member._replace(extension=member.extension.rpartition(".")[2])
-                ):
+                    others[ending] += 1
+                elif name and not samples.add(name, key, member._replace(extension=ending.rpartition(".")[2])):
                     samples.drop(name, path.name, item[0], "a second value with this key; the first is used")
             if count is not None and samples.keys >= count:
                 break
@@ -113,22 +106,14 @@ class WebDatasetSource:
                 f"webdataset: {split!r}: no sample of an enabled modality{share}: {'; '.join(samples.notes) or given}; "
                 f"to go without the split, ask for none (--{split} 0)"
             )
-        return samples.finish(count, sorted({*own.values(), *names.by_name.values()} - {IGNORED}), ())
+        return samples.finish(count, names.by_name.values(), ())
 
 
-def checked_extensions(extensions: Mapping[str, str], names: ModalityNames) -> dict[str, str]:
-    """Return the modality by ending, in lower case. Raises UnknownNameError for a modality that is not enabled."""
-    for name in extensions.values():
-        if name != IGNORED and name not in names.by_name:
-            raise UnknownNameError.of("modality in extensions:", name, names.by_name)
-    return {ending.lower().removeprefix("."): names.by_name.get(name, IGNORED) for ending, name in extensions.items()}
-
-
-def modality_of(ending: str, own: Mapping[str, str], names: ModalityNames) -> str | None:
+def modality_of(ending: str, names: ModalityNames) -> str | None:
     """Return the modality of a file by the ending after its key, such as `jpg` or `depth.npy`; None if unknown."""
     first, _, last = ending.rpartition(".")
-    if ending in own or not first:
-        return own.get(ending, names.by_extension.get(last))
+    if not first:
+        return names.by_extension.get(last)
     return next((names.by_name[part] for part in first.split(".") if part in names.by_name), None)
 
 
