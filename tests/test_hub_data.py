@@ -420,3 +420,14 @@ def test_processes_write_the_same_bytes(source: str, options: dict[str, Any]) ->
         make_data(zoo, source, out, train=12, test=0, options=options, workers=workers, shard_size=4)
         files.append({path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*.tar"))})
     assert len(files[0]) > 6 and files[0] == files[1]
+
+
+@pytest.mark.parametrize("source", ["hf", "webdataset"])
+def test_an_instance_under_another_name_gets_its_plugins_files(zoo: Run, source: str) -> None:
+    table = '[modalities.rgb_8]\nplugin = "rgb"\nimage_size = 8\n'
+    Path("registry.toml").write_text(REGISTRY.replace('"rgb"', '"rgb", "rgb_8"') + table)
+    write_shards(Path("shards"), shards=1)
+    rows(4).to_parquet("rows.parquet")
+    path = "rows.parquet" if source == "hf" else "shards"
+    printed = made(zoo, source, "data", "--test", "0", "--set", f"path={path}", "--set", "test_fraction=0")
+    assert "train/rgb: 4 written" in printed and "train/rgb_8: 4 written" in printed

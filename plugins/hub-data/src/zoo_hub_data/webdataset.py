@@ -106,7 +106,7 @@ class WebDatasetSource:
                 f"webdataset: {split!r}: no sample of an enabled modality{share}: {'; '.join(samples.notes) or given}; "
                 f"to go without the split, ask for none (--{split} 0)"
             )
-        return samples.finish(count, names.by_name.values(), ())
+        return samples.finish(count, {*own.values(), *names.by_extension.values()} - {""}, ())
 
 
 def modality_of(ending: str, names: ModalityNames) -> str | None:
