@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,9 +54,6 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
-
-PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
-"""Modes of PIL images that a PNG file holds."""
 
 
 class ModalityHandle:
@@ -459,12 +455,9 @@ class ModalityHandle:
             else:
                 item = in_declared_width(self.spec.value, item)
         if isinstance(item, PIL.Image.Image):
-            from tokenizers_zoo.families.images import upright
+            from tokenizers_zoo.families.images import image_file
 
-            item = upright(item) if item.mode in PNG_MODES or item.mode in ("F", "I") else upright(item).convert("RGB")
-            data, extension = io.BytesIO(), "tiff" if item.mode in ("F", "I") else "png"
-            item.save(data, format=extension)
-            return self.read(data.getvalue(), extension)
+            return self.read(*image_file(item))
         self.check(item, any_size=self.implements("transform"))
         return item
 

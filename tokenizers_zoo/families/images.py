@@ -36,6 +36,10 @@ HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"
 """Keys of Pillow's `info` in which the orientation tag may be stored."""
 BITS, WHITE_IS_ZERO = "zoo bits", "zoo white is zero"
 """Keys in `info` of an opened image: bits per number in the file, and whether 0 means white."""
+PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+"""Pillow's modes that a PNG file stores."""
+TIFF_MODES = ("F", "I")
+"""Pillow's modes that only a TIFF file stores."""
 WHOLE_NUMBERS = ("I;16", "I;16B", "I;16L", "I")
 """Pillow's modes with one integer channel of more than 8 bits: 16 bits in either byte order, or 32."""
 CONSTANT_SAMPLES = 512
@@ -382,6 +386,18 @@ def psnr(predicted: Sequence[Array], target: Sequence[Array]) -> float:
 
 def png_bytes(image: PIL.Image.Image) -> bytes:
     """Return an image as a PNG file."""
+    return _file_bytes(image, "PNG")
+
+
+def image_file(image: PIL.Image.Image) -> tuple[bytes, str]:
+    """Return an image of any mode as a file and its extension, upright and without loss; CMYK and others as RGB."""
+    image = upright(image)
+    if image.mode in TIFF_MODES:
+        return _file_bytes(image, "TIFF"), "tiff"
+    return png_bytes(image if image.mode in PNG_MODES else image.convert("RGB")), "png"
+
+
+def _file_bytes(image: PIL.Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format=kind)
     return buffer.getvalue()
