@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.data.files import FileSamples, read_sample
 from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import Manifest, Split
@@ -163,5 +162,4 @@ def open_samples(
     """Return the samples of a split. Files in folders are not values yet, and name their modalities themselves."""
     if source.spec.settings is not FolderSettings:
         return source.samples(split, count, seed, options)
-    config = from_mapping(FolderSettings, options, Origin(table=source.name))
-    return open_folder(config, split, count, out, modality_names(zoo.handles()))
+    return open_folder(source.settings_with(options), split, count, out, modality_names(zoo.handles()))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import re
 import secrets
@@ -29,7 +27,9 @@ from starlette.staticfiles import StaticFiles
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, UnknownNameError, by
+from tokenizers_zoo.families.images import png_bytes
 from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.report.pictures import data_uri
 from tokenizers_zoo.spec import GridLayout, SequenceLayout
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.pipeline import AnyToAny, Sample
@@ -211,7 +211,7 @@ class Server:
     def shown(self, name: str, value: Any) -> dict[str, Any]:
         """Return a value for the page: a picture as a data URL, or a text; and JSON values to edit."""
         shown = self.handle(name).render(value)
-        told: dict[str, Any] = {"text": shown} if isinstance(shown, str) else {"image": data_url(shown)}
+        told: dict[str, Any] = {"text": shown} if isinstance(shown, str) else {"image": data_uri(png_bytes(shown))}
         return told if self.handle(name).spec.value.kind == "array" else {**told, "data": value}
 
     # ------------------------------------------------------------------ jobs
@@ -253,7 +253,8 @@ class Server:
             cells = mask.reshape(*handle.spec.places, -1).all(-1) if len(handle.spec.places) == 2 else torch.ones(1, 1)
             shade = PIL.Image.fromarray(np.uint8(cells.numpy()) * 255).resize(picture.size, NEAREST)
             grey = PIL.Image.new("RGB", picture.size, "grey")
-            shown.append({"image": data_url(PIL.Image.composite(picture.convert("RGB"), grey, shade))})
+            shaded = PIL.Image.composite(picture.convert("RGB"), grey, shade)
+            shown.append({"image": data_uri(png_bytes(shaded))})
         return shown
 
     def region(self, name: str, asked: Region, place: Path) -> str:
@@ -299,13 +300,6 @@ class Server:
         ids = value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]
         grid = ids.reshape(*handle.spec.places, -1)
         return {"ids": grid.tolist(), "vocabulary": handle.spec.vocab_size}
-
-
-def data_url(picture: PIL.Image.Image) -> str:
-    """Return a picture as a data URL."""
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def build_app(server: Server) -> FastAPI:
