@@ -15,12 +15,15 @@ import pytest
 import torch
 from command_world import the_world
 
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import Crop
-from zoo_backbone import AnyToAny
-from zoo_backbone.generate import TargetPlan
+from zoo_backbone import AnyToAny, FourM
+from zoo_backbone.bundle import agreement, registry_of, stored_as
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.run import Run
 
@@ -62,6 +65,30 @@ def test_one_picture_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_
     square = picture.crop((4, 0, 20, 16))
     np.testing.assert_allclose(model.embed(rgb=square), vectors[:1], atol=1e-5)
     assert not np.allclose(model.embed(rgb=picture, crop="whole"), vectors[:1], atol=1e-3)
+    grey = picture.convert("L")
+    np.testing.assert_allclose(model.embed(rgb=np.asarray(grey)), model.embed(rgb=grey), atol=1e-6)
+    tokens = model.tokenize(rgb=picture)["rgb_patches"]
+    assert torch.equal(model.handle("rgb_patches").encode([picture, tmp_path / "photo.png"]), tokens.repeat(2, 1, 1))
+
+
+def test_more_samples_than_a_batch(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    pictures = [picture.rotate(angle) for angle in range(40)]
+    vectors = model.embed(rgb=pictures)
+    assert vectors.shape == (40, 32)
+    np.testing.assert_allclose(vectors[-1:], model.embed(rgb=pictures[-1]), atol=1e-5)
+    draws = model.generate(rgb=picture, targets="depth", num_samples=35, steps=1)
+    assert len(draws.depth) == 35 and ids(draws.depth[:2]) == ids(
+        model.generate(rgb=picture, targets="depth", num_samples=2, steps=1).depth
+    )
+
+
+def test_boxes_share_the_crop_of_the_picture(picture: PIL.Image.Image) -> None:
+    zoo = Zoo.from_toml(WORLD().put_back().folder / "registry.toml")
+    specs = [zoo["rgb_patches"].spec, zoo["boxes"].spec]
+    small = FourM.seeded(ModelConfig(dim=16, heads=2, encoder_depth=1, decoder_depth=1), specs, 0)
+    middle = [{"label": "chair", "box": [1 / 6, 0.0, 5 / 6, 1.0]}]
+    tokens = AnyToAny(small, zoo).tokenize(rgb=picture, boxes=middle)["boxes"]
+    assert zoo["boxes"].decode(tokens)[0][0]["box"] == pytest.approx([0, 0, 1, 1])
 
 
 def test_generated_values(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
@@ -79,11 +106,14 @@ def test_generated_values(model: AnyToAny, picture: PIL.Image.Image, tmp_path: P
     assert np.array_equal(np.load(saved / "depth.npy"), out.depth[1].array)
 
 
-def test_a_batch_equals_its_samples(model: AnyToAny, picture: PIL.Image.Image) -> None:
+def test_a_batch_equals_its_samples(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
     other = picture.transpose(PIL.Image.Transpose.ROTATE_90)
     both = model.generate(rgb=[picture, other], caption=["a room", "a ball"], targets="depth", num_samples=2)
     first = model.generate(rgb=picture, caption="a room", targets="depth", num_samples=2)
     assert len(both.depth) == 4 and ids(both.depth[:2]) == ids(first.depth)
+    both.save(tmp_path)
+    saved = [json.loads(file.read_text())["tokens"] for file in sorted(tmp_path.glob("00[01]/[01]/depth.tokens.json"))]
+    assert saved == [sample.tokens.tolist() for sample in both.depth]
 
 
 def test_the_command_generates_the_same(model: AnyToAny, picture: PIL.Image.Image) -> None:
@@ -116,7 +146,25 @@ def test_settings_change_the_result(model: AnyToAny, picture: PIL.Image.Image) -
     assert usual != ids(model.generate(rgb=picture, targets="depth", num_samples=8, seed=1).depth)
     guided = model.generate(rgb=picture, targets="depth", num_samples=8, guidance={"rgb": -20.0})
     assert ids(guided.depth) != usual
+    own = [TargetPlan(name="depth", guidance=Guidance(weights={"rgb_patches": -20.0}))]
+    assert ids(model.generate(rgb=picture, targets=own, num_samples=8, guidance=3.0).depth) == ids(guided.depth)
+    nucleus = model.generate(rgb=picture, targets="depth", num_samples=8, top_p=1e-6, steps=1)
+    best = model.generate(rgb=picture, targets="depth", temperature=0, steps=1)
+    assert ids(nucleus.depth) == ids(best.depth) * 8
     assert len(model.generate(targets="caption", num_samples=3).caption) == 3
+
+
+def test_each_step_is_told(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    told: list[tuple[str, Any]] = []
+    out = model.generate(
+        rgb=picture, targets=["depth", "caption"], steps=3, on_step=lambda name, tokens: told.append((name, tokens))
+    )
+    grids = [tokens for name, tokens in told if name == "depth"]
+    undecided = [int((tokens < 0).sum()) for tokens in grids]
+    assert len(grids) == 3 and undecided == sorted(undecided, reverse=True) and undecided[0] > 0
+    assert torch.equal(grids[-1][0], out.depth[0].tokens)
+    texts = [tokens for name, tokens in told if name == "caption"]
+    assert texts[-1][0].tolist() == out.caption[0].tokens.tolist()
 
 
 def test_features_of_tokens(model: AnyToAny, picture: PIL.Image.Image) -> None:
@@ -128,6 +176,7 @@ def test_features_of_tokens(model: AnyToAny, picture: PIL.Image.Image) -> None:
 def test_half_precision(picture: PIL.Image.Image) -> None:
     half = AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="cpu", dtype=torch.bfloat16)
     assert half.embed(rgb=picture).dtype == np.float32
+    assert half.model.token_embedding.weight.dtype == torch.bfloat16
     assert len(half.generate(rgb=picture, targets=["depth", "caption"]).depth) == 1
 
 
@@ -155,11 +204,15 @@ def test_wrong_arguments(model: AnyToAny, arguments: dict[str, Any], error: type
         model.generate(**{"targets": ["depth"], **arguments})
 
 
-def test_wrong_models(tmp_path: Path) -> None:
+def test_wrong_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         AnyToAny.from_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="tpu"):
         AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="tpu")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="runs/demo: no such folder"):
+        AnyToAny.from_pretrained("runs/demo")  # no hub id, as there is a folder runs
 
 
 def test_a_moved_project(picture: PIL.Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +244,9 @@ def test_middle_crop(model: AnyToAny) -> None:
     assert depth.middle(np.zeros((1, 40, 20))) == Crop(top=0.25, height=0.5)
     assert depth.middle(np.zeros((1, 7, 7))).is_whole
     assert model.handle("caption").middle("a text", Crop(left=0.5, width=0.5)).left == 0.5
+    imu = Zoo.installed()["imu"]
+    channels, length = imu.spec.value.shape
+    assert imu.middle(np.zeros((channels, 2 * int(length)))) == Crop(left=0.25, width=0.5)
 
 
 def test_score(model: AnyToAny) -> None:
@@ -253,6 +309,14 @@ def test_a_bundle_that_computes_something_else_is_refused(bundle: Path, tmp_path
         AnyToAny.from_pretrained(changed)
 
 
+def test_parts_of_a_bundle() -> None:
+    zoo = Zoo.from_tables({"modalities": {"depth": {"checkpoint": "elsewhere", "tokenizer": {"steps": 3}}}})
+    assert registry_of(zoo, [zoo["depth"]])["modalities"] == {"depth": {"tokenizer": {"steps": 3}}}
+    stored = stored_as({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
+    assert stored["small"].dtype == torch.float16 and stored["large"].dtype == torch.float32
+    assert agreement([1, 2], [1, 2, 3, 4]) == 0.5 and agreement([], []) == 1 and agreement([], [1]) == 0
+
+
 def test_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's cache: models--owner--name/refs/main and snapshots/<commit>."""
     cached = tmp_path / "models--me--small"
@@ -265,6 +329,8 @@ def test_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert model.modalities == ("caption", "depth", "rgb_patches")
     with pytest.raises(CheckpointError, match="fingerprint"):
         AnyToAny.from_pretrained("me/small", sha256="0" * 64)
+    with pytest.raises(CheckpointError, match="me/small"):
+        AnyToAny.from_pretrained("me/small", revision="v2")
     with pytest.raises(CheckpointError, match="me/other"):
         AnyToAny.from_pretrained("me/other")
 
@@ -275,6 +341,11 @@ def test_saved_again(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert AnyToAny.from_pretrained(tmp_path / "again", verify=True).modalities == model.modalities
     with pytest.raises(FolderError):
         model.save_pretrained(tmp_path / "again")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(FolderError):
+        model.save_pretrained(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "notes.txt").is_file()
     uploaded = []
 
     class Api:

@@ -98,7 +98,7 @@ def test_bootstrap_of_a_mean_needs_one_score_per_sample() -> None:
     assert np.std(found) == pytest.approx(values.std() / 20, rel=0.3)
     assert found == pytest.approx(bootstrap(lambda places: float(np.mean([values[p] for p in places])), 400, 0))
     low, high = percentiles(found) or (0, 0)
-    assert low < values.mean() < high and high - low == pytest.approx(4 * values.std() / 20, rel=0.4)
+    assert low < values.mean() < high and high - low == pytest.approx(2 * 1.96 * np.std(found), rel=0.15)
 
 
 def test_bootstrap_of_another_score_calls_it_for_each_resample() -> None:

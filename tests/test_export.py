@@ -115,15 +115,18 @@ def test_a_network_that_cannot_be_traced(
         export_tokenizer(handle, tmp_path / "other", "torch")
 
 
+@pytest.mark.parametrize("name", ["canny", "rgb_patches"])
 def test_an_export_that_computes_something_else_is_not_kept(
-    trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Ids, and numbers."""
+
     def shifted(path: Path, inputs: Any) -> Any:
         return [found + 1 for found in run_export(path, inputs)]
 
     monkeypatch.setattr(exporting, "run_export", shifted)
     with pytest.raises(ExportError, match=r"encoder\.pt2: tokens"):
-        export_tokenizer(trained("canny"), tmp_path / "out", "torch")
+        export_tokenizer(trained(name), tmp_path / "out", "torch")
     assert not (tmp_path / "out").exists()
 
 

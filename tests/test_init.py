@@ -50,6 +50,18 @@ def test_the_size_fits_the_pictures(zoo: Run, size: tuple[int, int], image_size:
     assert f"the files have {size[0]} x {size[1]}" in Path("registry.toml").read_text()
 
 
+def test_a_few_small_pictures_do_not_decide_the_size(zoo: Run) -> None:
+    write_pictures(Path("files/rgb"), (200, 150), 24)
+    for number, size in ((0, 20), (1, 30)):
+        Image.new("RGB", (size, size)).save(f"files/rgb/{number:02}.png")
+    assert zoo("init", "files")[0] == 0
+    assert load_toml(Path("registry.toml"))["zoo"]["image_size"] == 128
+    for number in range(2, 6):
+        Image.new("RGB", (70, 70)).save(f"files/rgb/{number:02}.png")
+    assert zoo("init", "files", "--overwrite")[0] == 0
+    assert load_toml(Path("registry.toml"))["zoo"]["image_size"] == 64
+
+
 def test_the_registry_works_and_the_next_commands_do(zoo: Run) -> None:
     write_pictures(Path("files/rgb"), (40, 40))
     write_texts(Path("files/caption"))

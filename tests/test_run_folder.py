@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import absolute_place, relative_place
 from tokenizers_zoo.run_folder import LOCK, RUN, TOKENIZER, FolderError, RunFolder, read_run, replacing
 
 STATE = TOKENIZER.state
@@ -35,6 +36,18 @@ def finish(folder: Path, identity: Any = SEED_0, overwrite: bool = False) -> Run
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+
+
+def test_places_are_relative_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links of folders are resolved, a link of a file is kept: paths in a registry.toml start at the link."""
+    (tmp_path / "real" / "run").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "shared.toml").touch()
+    (tmp_path / "real" / "registry.toml").symlink_to(tmp_path / "shared.toml")
+    place = relative_place(tmp_path / "linked" / "registry.toml", tmp_path / "linked" / "run")
+    assert place == "../registry.toml" and relative_place(tmp_path / "real", tmp_path) == "./real"
+    monkeypatch.chdir(tmp_path)
+    assert absolute_place(place, Path("linked/run")) == tmp_path.resolve() / "real" / "registry.toml"
 
 
 def test_a_run_starts_resumes_and_is_finished(tmp_path: Path) -> None:

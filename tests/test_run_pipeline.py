@@ -115,6 +115,11 @@ def test_settings_and_registry_in_named_files(world: World) -> None:
     assert all(line.startswith("zoo --registry registry.toml ") for line in lines)
     assert lines[5].endswith("--out all/backbone --config backbone.toml --seed 3")
     assert lines[6].endswith("eval all/backbone --config backbone.toml")
+    for value in ("true", "false"):
+        flags = text.replace("batch_size = 16", f"overwrite = {value}")
+        (world.folder / "flags.toml").write_text(flags)
+        lines = world("run flags.toml --dry-run").printed.splitlines()
+        assert lines[4].endswith(" --overwrite") == (value == "true")
     (world.folder / "other.toml").write_text(REGISTRY)
     lines = world("--registry other.toml run named.toml --dry-run").printed.splitlines()
     assert all(line.startswith("zoo --registry other.toml ") for line in lines)

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +19,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from command_world import the_world
+
+from zoo_backbone import AnyToAny
+from zoo_backbone.serve import app
+from zoo_backbone.serve import jobs as queue
+from zoo_backbone.serve.jobs import BusyError, Job, Jobs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PART = {"targets": ["depth"], "inputs": {"depth": {"sample": "test00"}}}
@@ -107,6 +115,13 @@ def test_generation_tells_each_step(address: str, folder: Path) -> None:
     (kept,) = [event["values"] for event in told if "values" in event]
     _, changed = call(address, "/api/tokens/depth", {"result": kept[0]["result"]})
     assert np.array_equal(np.ravel(changed["ids"])[1:], np.ravel(grid["ids"])[1:])
+    body = {**again, "num_samples": 8, "inpaint": {"depth": {"cells": [[0, 1]]}}}
+    (kept,) = [event["values"] for event in events(address, "/api/generate", body) if "values" in event]
+    for value in kept:
+        _, changed = call(address, "/api/tokens/depth", {"result": value["result"]})
+        assert np.array_equal(np.ravel(changed["ids"])[[0, 2, 3]], np.ravel(grid["ids"])[[0, 2, 3]])
+    told = events(address, "/api/generate", {**body, "inputs": {"depth": {"upload": uploaded["upload"]}}})
+    assert told[-1]["error"].startswith("depth: the uploaded value is gone"), "it is a value of rgb"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +151,7 @@ def test_wrong_calls_are_answered_in_words(address: str, path: str, body: Any, n
         ({"targets": ["caption"], "inputs": {"depth": {"result": "a/depth/0"}}}, "depth"),
         ({"targets": ["depth"], "inputs": {"depth": {"sample": "test00"}}}, "depth"),
         ({**PART, "inpaint": {"depth": {"cells": [[9, 9]]}}}, "9, 9"),
+        ({**PART, "inpaint": {"depth": {"cells": [[-1, 0]]}}}, "-1, 0"),
         ({**PART, "inpaint": {"depth": {"region": "mask:/etc/passwd"}}}, "cells"),
     ],
 )  # fmt: skip
@@ -185,6 +201,60 @@ def test_a_port_that_is_in_use(address: str, folder: Path) -> None:
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", port]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1 and port in done.stderr and "Traceback" not in done.stderr
+
+
+# --- limits, and unfinished pictures
+
+
+def ended(job: Job) -> Any:
+    """Wait for a job and return its last event."""
+    while not job.finished:
+        time.sleep(0.01)
+    return job.events[-1]
+
+
+def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, started, go = Jobs(waiting=1, seconds=60), threading.Event(), threading.Event()
+
+    def work(job: Job) -> None:
+        started.set()
+        go.wait(60)
+        job.tell({"step": 1})
+
+    first = jobs.add(work)
+    started.wait(60)
+    second = jobs.add(work)
+    with pytest.raises(BusyError):
+        jobs.add(work)
+    first.cancelled = True
+    go.set()
+    assert ended(first) == {"error": "cancelled"} and ended(second) == {"done": True}
+    late = Jobs(waiting=1, seconds=-1).add(work)
+    assert "takes too long" in ended(late)["error"]
+    monkeypatch.setattr(queue, "KEPT", 1)
+    third = jobs.add(work)
+    assert jobs.get(first.id) is jobs.get(second.id) is None and jobs.get(third.id) is third
+
+
+def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "UPLOADED", 100)
+    store = app.Uploads()
+    keys = [store.add("rgb", np.zeros(20, np.uint8), 20) for _ in range(4)]
+    assert list(store.values) == list(store.sizes) == keys[2:], "40 bytes each"
+
+
+def test_undecided_cells_are_grey(folder: Path) -> None:
+    model = AnyToAny.from_pretrained(folder / "run", device="cpu")
+    server, depth = app.Server(model, app.Limits()), model.handle("depth")
+    tokens = torch.tensor([[[0, -1], [-1, 5]]])
+    (shown,) = server.partial("depth", tokens)
+    whole = np.asarray(depth.render(depth.decode(tokens.clamp(min=0))[0]).convert("RGB"))
+    with urllib.request.urlopen(shown["image"]) as file, PIL.Image.open(file) as picture:
+        found = np.asarray(picture)
+    half = found.shape[0] // 2
+    for rows, columns, known in ((0, 0, True), (0, 1, False), (1, 0, False), (1, 1, True)):
+        cell = np.s_[rows * half : rows * half + half, columns * half : columns * half + half]
+        assert np.array_equal(found[cell], whole[cell] if known else np.full_like(whole[cell], 128))
 
 
 # --- the page

@@ -123,10 +123,20 @@ def test_pictures_in_any_form(run: Path, pictures: list[Any], tmp_path: Path) ->
         found = FourMFeatures(run, device="cpu", batch_size=7).fit_transform(form)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
+    named = FourMFeatures(run, modality="rgb", device="cpu").fit_transform(pictures)
+    np.testing.assert_allclose(named, expected, atol=1e-5)
     flat = FourMFeatures(run, shape=(16, 16, 3), device="cpu").fit(stack.reshape(24, -1))
     assert flat.n_features_in_ == 768 and flat.modality_ == "rgb_patches"
     np.testing.assert_allclose(flat.transform(stack.reshape(24, -1)), expected, atol=1e-5)
     assert list(flat.get_feature_names_out()) == [f"fourmfeatures{number}" for number in range(32)]
+
+
+def test_pictures_are_cropped_as_asked(run: Path) -> None:
+    wide = [np.random.default_rng(0).integers(0, 256, (16, 40, 3)).astype(np.uint8)]
+    model = AnyToAny.from_pretrained(run, device="cpu")
+    for crop in ("middle", "whole"):
+        found = FourMFeatures(run, crop=crop, device="cpu").fit_transform(wide)
+        np.testing.assert_allclose(found, model.embed(rgb=wide, crop=crop), atol=1e-5)
 
 
 def test_a_pipeline_with_a_classifier(run: Path, pictures: list[Any]) -> None:
