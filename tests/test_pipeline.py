@@ -224,7 +224,7 @@ def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Toy, tmp_p
         make_toy(toy(enabled=()), data)
     with pytest.raises(ConfigError, match="say how many"):
         make_toy(zoo, data, train=None)
-    with pytest.raises(ConfigError, match=r"^\[folder\] path: required, and not given"):
+    with pytest.raises(ConfigError, match=r"^path: required, and not given; give --set path=\.\.\.$"):
         make_data(zoo, "folder", data, train=None, test=None, options={"test_fraction": 0})
     assert not data.exists()
 

@@ -39,6 +39,8 @@ class Origin:
     """Keys that came from `[zoo]`, which all modalities share."""
     beside: frozenset[str] = frozenset()
     """Keys of this table that are read elsewhere, offered as corrections of a misspelt key."""
+    option: str = ""
+    """Option of the command line that sets the keys."""
 
     def at(self, key: str) -> str:
         """Return `registry.toml:12 [modalities.x] key`."""
@@ -59,7 +61,7 @@ class Origin:
         if key in self.shared:
             return self._of_all.inner(key)
         table = f"{self.table}.{key}" if self.table else key
-        return dataclasses.replace(self, table=table, shared=frozenset(), beside=frozenset())
+        return dataclasses.replace(self, table=table, shared=frozenset(), beside=frozenset(), option="")
 
     @property
     def _of_all(self) -> Origin:
@@ -123,7 +125,8 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
     values |= {key: _field(fields[key], hints[key], value, origin) for key, value in given.items()}
     for name, field in fields.items():
         if name not in values and default_of(field) is dataclasses.MISSING:
-            raise ConfigError(f"{origin.at(name)}: required, and not given")
+            remedy = f"; give {origin.option} {name}=..." if origin.option else ""
+            raise ConfigError(f"{origin.at(name)}: required, and not given{remedy}")
     try:
         return cls(**values)
     except ValueError as error:

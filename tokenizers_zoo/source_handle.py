@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.data.files import FileSamples
 from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
@@ -79,7 +79,7 @@ class SourceHandle:
         return None if self.spec.settings is None else settings.take(self.spec.settings)
 
     def _checked(self, options: Mapping[str, Any] | None) -> Settings:
-        settings = Settings(self.name, options, shared=self._shared)
+        settings = Settings(self.name, options, shared=self._shared, origin=Origin(option="--set"))
         if self.spec.settings is not None:
             settings.take(self.spec.settings)
         elif settings:
