@@ -324,6 +324,31 @@ def test_a_modality_whose_special_tokens_are_missing_is_not_trained(zoo: Run) ->
     assert trained()["caption"] and not trained()["metadata"]
 
 
+def test_a_vocabulary_that_was_learned_without_a_modality_is_told(world: World) -> None:
+    """Boxes write their labels in the vocabulary of captions."""
+    world.put_back()
+
+    def states() -> dict[str, tuple[bool, Any]]:
+        found = json.loads(world("list --json").printed)["modalities"]
+        return {one["name"]: (one["trained"], one["learned_on_others"]) for one in found}
+
+    assert states()["caption"] == (True, None) and states()["boxes"] == (True, ["caption"])
+    assert states()["palette"] == (True, None), "it writes no text"
+    lines = {line.split()[0]: line for line in world("list").printed.splitlines()}
+    assert "on caption" in lines["boxes"] and " yes " in lines["caption"] and " no " in lines["rgb"]
+    assert "trained on caption" in " ".join(world("info boxes").printed.split())
+    files = world.folder / "with_boxes"
+    for split, count in (("train", 4), ("test", 2)):
+        (files / split / "boxes").mkdir(parents=True)
+        for number in range(count):
+            box = [{"label": "chair", "box": [0.1, 0.1, 0.5, 0.5]}]
+            (files / split / "boxes" / f"{split}{number}.json").write_text(json.dumps(box))
+    assert world("data make folder boxes_data --set path=with_boxes --workers 1").code == 0
+    assert world("tokenizer train boxes --data boxes_data --overwrite").code == 0
+    assert states()["boxes"] == (True, None) and states()["caption"] == (True, ["boxes"])
+    world.put_back()
+
+
 def test_list_has_a_line_per_modality_in_pipes_and_at_80_columns(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [one["name"] for one in json.loads(zoo("list", "--json")[1])["modalities"]]
     for columns in (None, "80"):

@@ -26,6 +26,8 @@ from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, checked_text, lear
 
 CLASS = "TextVocabulary"
 PAD = 0
+TEXT_OF = "text_of"
+"""Key of `trained_on`: the modalities whose text the vocabulary was learned from."""
 FIXED = ("end", "unused", "sentinels", "coordinate_axes", "coordinate_bins")
 """Settings that a vocabulary keeps: its first ids follow from them."""
 
@@ -319,18 +321,19 @@ class TextVocabulary:
         texts: Callable[[], Iterable[str]],
         special_tokens: Iterable[str],
         provenance: Mapping[str, Any],
+        text_of: Iterable[str] = (),
     ) -> None:
         """Train the vocabulary of a folder, or grow the existing one, without reading the texts.
 
-        Only the origin of the texts is kept from `provenance`: other texts never retrain a vocabulary. Raises the
-        errors of `train` and `grow_folder`.
+        Only the origin of the texts is kept from `provenance`: other texts never retrain a vocabulary. `text_of` names
+        the modalities that the texts belong to. Raises the errors of `train` and `grow_folder`.
         """
         with locked(folder):
             if (folder / CONFIG).is_file():
                 cls.grow_folder(folder, config, special_tokens)
             else:
                 kept = {key: item for key, item in provenance.items() if key not in ("contents", "settings")}
-                cls.train(config, texts(), special_tokens, kept).save(folder)
+                cls.train(config, texts(), special_tokens, {**kept, TEXT_OF: list(text_of)}).save(folder)
 
     @classmethod
     def grow_folder(

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,28 @@ def is_trained(handle: ModalityHandle) -> bool:
     return not missing_special_tokens(handle)
 
 
+def learned_on_others(handle: ModalityHandle) -> list[str] | None:
+    """Return the modalities that a trained vocabulary was learned on, if the modality's own text was not among them."""
+    if not handle.spec.shared_vocabulary:
+        return None
+    from tokenizers_zoo.pipeline import vocabulary
+
+    return vocabulary.learned_on_others(handle)
+
+
+def training_state(handle: ModalityHandle) -> str:
+    """Return "yes" or "no", or "on caption" for a vocabulary that was learned on the text of other modalities only."""
+    if not is_trained(handle):
+        return "no"
+    others = learned_on_others(handle)
+    return "yes" if others is None else f"on {first_of(others) or 'no text'}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return the first name and the number of the others: `rgb +2`; nothing without names."""
+    return " +".join([*names[:1], *([str(len(names) - 1)] if names[1:] else [])])
+
+
 def facts_as_json(handle: ModalityHandle) -> dict[str, Any]:
     """Return a modality as JSON types."""
     spec = handle.spec
@@ -64,6 +86,7 @@ def facts_as_json(handle: ModalityHandle) -> dict[str, Any]:
         "metrics": [dataclasses.asdict(metric) for metric in spec.metrics],
         "checkpoint": str(handle.checkpoint),
         "trained": is_trained(handle),
+        "learned_on_others": learned_on_others(handle),
     }
 
 
@@ -72,6 +95,8 @@ def facts_as_json(handle: ModalityHandle) -> dict[str, Any]:
 @click.pass_context
 def list_modalities(context: click.Context, as_json: bool) -> None:
     """List the modalities that are installed and enabled.
+
+    Trained "on caption" means: the shared vocabulary was learned from captions. Other words are exact, in more tokens.
 
     \b
     Example:
@@ -88,13 +113,12 @@ def list_modalities(context: click.Context, as_json: bool) -> None:
     table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
     for handle in handles:
         spec = handle.spec
-        others = len(spec.derived_from) - 1
         table.add_row(
             spec.name,
             str(spec.layout).partition(" of ")[0],  # without the length of vectors
             str(spec.vocab_size) if spec.vocab_size else "-",
-            " +".join([*spec.derived_from[:1], *([str(others)] if others > 0 else [])]) or "-",
-            "yes" if is_trained(handle) else "no",
+            first_of(spec.derived_from) or "-",
+            training_state(handle),
             handle.distribution.rpartition(" ")[0] or handle.distribution,
         )
     for column in table.columns:
@@ -143,6 +167,9 @@ def info(name: str, only_settings: bool, as_json: bool) -> None:
 def facts_of(handle: ModalityHandle) -> dict[str, str]:
     """Return everything about a modality except its settings."""
     spec = handle.spec
+    state = "trained" if handle.has_tokenizer else "not trained yet"
+    if state == "trained" and (others := learned_on_others(handle)) is not None:
+        state += f" on {', '.join(others) or 'no text'}; other words are exact, in more tokens"
     rows = {
         spec.name: spec.summary,
         "value": str(spec.value)
@@ -156,7 +183,7 @@ def facts_of(handle: ModalityHandle) -> dict[str, str]:
         "family": spec.family,
         "plugin": f"{handle.plugin_name} of {handle.distribution}",
         "settings": json.dumps(dict(handle.settings)) if handle.settings and not handle.taken_settings() else "",
-        "checkpoint": f"{handle.checkpoint} ({'trained' if handle.has_tokenizer else 'not trained yet'})",
+        "checkpoint": f"{handle.checkpoint} ({state})",
         "licence": spec.licence,
         "other names": ", ".join(spec.aliases),
     }

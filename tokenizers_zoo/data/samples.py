@@ -45,7 +45,7 @@ class TrainingSamples:
 
     `texts` returns the plain text of ALL modalities that share this modality's vocabulary, and `special_tokens` lists
     their special tokens in a fixed order; both may be empty. If `texts` is empty, a text modality learns from the text
-    of `train`. `provenance` names the source, the digest of the shards and the reading settings (JSON types), for the
+    of `train`. `text_of` names the modalities with values among the texts. `provenance` names the source, the digest of the shards and the reading settings (JSON types), for the
     model card and to recognise other values. Without it, some values are hashed, see `record`: pass one if values
     change between reads, such as random crops.
     """
@@ -54,6 +54,7 @@ class TrainingSamples:
     test: Sequence[Any]
     texts: Callable[[], Iterable[str]] = tuple
     special_tokens: tuple[str, ...] = ()
+    text_of: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def record(self) -> dict[str, Any]:

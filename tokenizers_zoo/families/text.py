@@ -101,7 +101,9 @@ class TextModality(PluginBase, Generic[S]):
         wanted = self._vocabulary_config(config)
         special_tokens = (*samples.special_tokens, *self.vocabulary_tokens(config))
         texts = functools.partial(self._texts, samples, config)
-        TextVocabulary.train_folder(out_dir, wanted, texts, special_tokens, samples.provenance)
+        own = (config.name,) if hasattr(self, "vocabulary_texts") else ()
+        text_of = samples.text_of or own
+        TextVocabulary.train_folder(out_dir, wanted, texts, special_tokens, samples.provenance, text_of)
         return out_dir
 
     def _texts(self, samples: TrainingSamples, settings: Settings) -> Iterator[str]:

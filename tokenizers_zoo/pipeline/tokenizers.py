@@ -198,7 +198,9 @@ def trained_for(folder: Path) -> Any:
 def train_vocabulary(handle: ModalityHandle, samples: TrainingSamples, folder: Path) -> None:
     """Train the shared vocabulary of a modality into `folder`, on the texts of all modalities that share it."""
     config = handle.settings.vocabulary(handle.spec.vocabulary, VocabularyConfig)
-    TextVocabulary.train_folder(folder, config, samples.texts, samples.special_tokens, samples.provenance)
+    TextVocabulary.train_folder(
+        folder, config, samples.texts, samples.special_tokens, samples.provenance, samples.text_of
+    )
 
 
 def usable_modalities(zoo: Zoo, data: Path, split: str = TRAIN) -> list[str]:
@@ -231,6 +233,8 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit:
     were written. If a value cannot be read with the present settings, training stops with an error that names it.
     """
     sharing = [zoo[other] for other in zoo.vocabularies().get(handle.spec.vocabulary, [])]
+    writers = [other for other in sharing if other.implements("vocabulary_texts")]
+    present = store.modalities(TRAIN)
     special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
     values = {split: store.values(handle, split, limit) for split in (TRAIN, TEST) if split in {TRAIN, *store.splits()}}
     if not len(values[TRAIN]):
@@ -246,19 +250,19 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit:
     return TrainingSamples(
         train=values[TRAIN],
         test=values.get(TEST, ()),
-        texts=lambda: _texts(store, sharing, limit),
+        texts=lambda: _texts(store, writers, limit),
         special_tokens=tuple(special),
+        text_of=tuple(other.name for other in writers if other.name in present),
         provenance=provenance,
     )
 
 
-def _texts(store: ValueStore, sharing: Sequence[ModalityHandle], limit: int | None) -> Iterator[str]:
-    """Yield the text of the training values of all modalities that write in a vocabulary, by modality.
+def _texts(store: ValueStore, writers: Sequence[ModalityHandle], limit: int | None) -> Iterator[str]:
+    """Yield the text of the training values of these modalities, one after the other.
 
-    Warn on stderr at the end if some modalities write text but no text was found.
+    Warn on stderr at the end if no text was found.
     """
     present, found = store.modalities(TRAIN), False
-    writers = [handle for handle in sharing if handle.implements("vocabulary_texts")]
     for handle in writers:
         values = store.values(handle, TRAIN, limit, cache_bytes=0) if handle.name in present else ()
         for start in range(0, len(values), TEXT_BATCH):

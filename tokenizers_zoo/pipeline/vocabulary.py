@@ -12,7 +12,7 @@ from tokenizers_zoo.checkpoint import CONFIG, load_config
 from tokenizers_zoo.errors import CheckpointError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import SequenceLayout
-from tokenizers_zoo.text_vocab import CLASS, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.text_vocab import CLASS, TEXT_OF, TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -87,6 +87,17 @@ def missing_special_tokens(handle: ModalityHandle) -> list[str]:
     stored = load_config(folder)
     known = {*stored["special_tokens"], *stored["grown_tokens"]}
     return [token for token in needed if token not in known]
+
+
+def learned_on_others(handle: ModalityHandle) -> list[str] | None:
+    """Return the modalities that a modality's trained vocabulary was learned on, if its own text was not among them.
+
+    Else, or if this is unknown, return None. Text is exact in any case; words that were not learned take more tokens.
+    """
+    if not handle.implements("vocabulary_texts") or not _holds_text(folder := handle.files.vocabulary_folder()):
+        return None
+    learned: list[str] | None = load_config(folder)["trained_on"].get(TEXT_OF)
+    return None if learned is None or handle.name in learned else learned
 
 
 def check_special_tokens(handle: ModalityHandle) -> None:
