@@ -128,6 +128,13 @@ def test_an_error_that_is_no_usage_error_has_code_1(zoo: Run) -> None:
 
 # ---------------------------------------------------------------- devices
 
+RUNS_NETWORKS = (
+    "check", "doctor", "data derive", "data repair", "tokenizer train", "tokenizer eval", "tokenize", "encode",
+    "decode", "backbone train", "backbone grow", "backbone eval", "backbone generate", "backbone export",
+    "backbone verify", "transfer train", "transfer eval", "transfer predict", "retrieve build", "retrieve query",
+    "retrieve eval", "serve",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(("there", "chosen"), [({"cuda", "mps"}, "cuda"), ({"mps"}, "mps"), (set(), "cpu")])
 def test_networks_run_on_the_first_device_that_is_there(
@@ -135,8 +142,9 @@ def test_networks_run_on_the_first_device_that_is_there(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in there)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in there)
-    options = [option for path in PATHS for option in command_of(path).params if option.name == "device"]
-    assert options and {option.default for option in options} == {"auto"}
+    found = {path: option for path in PATHS for option in command_of(path).params if option.name == "device"}
+    assert set(RUNS_NETWORKS) <= {path.removeprefix("zoo ") for path in found}
+    assert {option.default for option in found.values()} == {"auto"}
     assert resolved_device("auto") == chosen
 
 

@@ -200,12 +200,13 @@ def facts_of(handle: ModalityHandle) -> dict[str, str]:
 @click.option(
     "--data", "data_dir", type=PATH, help="With NAMES: take sample values from this folder, not from a source."
 )
+@DEVICE
 @JSON
-def check(names: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
+def check(names: tuple[str, ...], data_dir: Path | None, device: str, as_json: bool) -> None:
     """Check that plugins keep the contract. The exit code is 1 if one does not.
 
     Without NAMES: every installed plugin is imported and its spec checked. With NAMES: the whole conformance kit,
-    with a small temporary tokenizer if there is none.
+    with a small temporary tokenizer if there is none. It compares the tokenizer on --device with the CPU.
 
     \b
     Examples:
@@ -221,7 +222,7 @@ def check(names: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
     if names:
         results = (
             (name, one.name, one.passed, one.message)
-            for name in names for one in conformance_results(zoo, name, data_dir)
+            for name in names for one in conformance_results(zoo, name, data_dir, device)
         )  # fmt: skip
     else:
         found = [(handle.name, "spec", True, handle.spec.summary) for handle in zoo.handles()]

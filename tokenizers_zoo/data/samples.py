@@ -45,9 +45,9 @@ class TrainingSamples:
 
     `texts` returns the plain text of ALL modalities that share this modality's vocabulary, and `special_tokens` lists
     their special tokens in a fixed order; both may be empty. If `texts` is empty, a text modality learns from the text
-    of `train`. `text_of` names the modalities with values among the texts. `provenance` names the source, the digest of the shards and the reading settings (JSON types), for the
-    model card and to recognise other values. Without it, some values are hashed, see `record`: pass one if values
-    change between reads, such as random crops.
+    of `train`. `text_of` names the modalities that the texts belong to. `provenance` names the source, the digest of
+    the shards and the reading settings (JSON types), for the model card and to recognise other values. Without it, some
+    values are hashed, see `record`: pass one if values change between reads, such as random crops.
     """
 
     train: Sequence[Any]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import OneLineError, ZooError
 
 if TYPE_CHECKING:
@@ -36,24 +37,27 @@ class CheckResult:
     skipped: bool = False
 
 
-def conformance_results(zoo: Zoo, name: str, data_dir: Path | None = None) -> Iterator[CheckResult]:
+def conformance_results(zoo: Zoo, name: str, data_dir: Path | None = None, device: str = AUTO) -> Iterator[CheckResult]:
     """Run every check on a modality and yield the results.
 
     Sample values come from the value shards in `data_dir`, else the first source of the modality or its inputs, else
-    the value spec. Without a tokenizer, a small temporary one is trained.
+    the value spec. Without a tokenizer, a small temporary one is trained. The tokenizer on `device` is compared with
+    the tokenizer on the CPU.
     """
+    from tokenizers_zoo.pretrained import preferring
     from tokenizers_zoo.testing.checks import CHECKS
     from tokenizers_zoo.testing.subject import Skipped, Subject
 
     with tempfile.TemporaryDirectory(prefix="zoo-check-") as workdir:
         try:
-            subject = Subject(zoo=zoo, name=name, workdir=Path(workdir), data_dir=data_dir)
+            subject = Subject(zoo=zoo, name=name, workdir=Path(workdir), data_dir=data_dir, device=device)
         except ZooError as error:
             yield CheckResult(name="loads", passed=False, message=str(error))
             return
         for check_name, check in CHECKS.items():
             try:
-                check(subject)
+                with preferring(device):
+                    check(subject)
                 yield CheckResult(name=check_name, passed=True)
             except Skipped as reason:
                 yield CheckResult(name=check_name, passed=True, message=f"skipped: {reason}", skipped=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
-from tokenizers_zoo.device import DEVICES
+from tokenizers_zoo.device import resolved_device
 from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
@@ -335,20 +335,12 @@ def probes(subject: Subject) -> None:
             raise AssertionError(f"{name}: it is read, but not encoded: {error}") from None
 
 
-def accelerator() -> str | None:
-    """Return this machine's accelerator that tokenizers run on, or None."""
-    import torch
-
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return device.type if device is not None and device.type in DEVICES else None
-
-
 @check
 def devices(subject: Subject) -> None:
     """An accelerator gives the same tokens and dtype as the CPU, and its decoded values fit the spec."""
-    device = accelerator()
-    if device is None:
-        raise Skipped("there is no accelerator")
+    device = resolved_device(subject.device)
+    if device == "cpu":
+        raise Skipped("no accelerator is there or was asked for")
     tokens = per_sample(subject.trained.encode(subject.values))
     moved = subject.handle.at(subject.trained.checkpoint)
     moved.device = device

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tokenizers_zoo.data.samples import TRAIN, TrainingSamples
+from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ReadError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
@@ -44,6 +45,8 @@ class Subject:
     data_dir: Path | None = None
     given: Sequence[Mapping[str, Any]] | None = None
     """Sample values in place of those of a source, `{modality: value}`."""
+    device: str = AUTO
+    """The device that is compared with the CPU."""
 
     def __post_init__(self) -> None:
         self.refused: ZooError | None = None

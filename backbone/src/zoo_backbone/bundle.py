@@ -52,12 +52,13 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def export_bundle(
-    run: Path, zoo: Zoo, out: Path, dtype: str = "float32", samples: int = 0, overwrite: bool = False
-) -> None:
+    run: Path, zoo: Zoo, out: Path, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
+    device: str = "cpu",
+) -> None:  # fmt: skip
     """Write the model of a run, its tokenizers and its registry into the folder `out`.
 
-    `dtype` is the type of stored weights, `samples` the number of held-out samples to include. Raises FolderError if
-    `out` holds anything, except a bundle with `overwrite`.
+    `dtype` is the type of stored weights, `samples` the number of held-out samples to include. The golden sample is
+    computed on `device`. Raises FolderError if `out` holds anything, except a bundle with `overwrite`.
     """
     check_empty(out, BUNDLE, overwrite)
     tensors, config = load_checkpoint(run, CLASS)
@@ -76,9 +77,11 @@ def export_bundle(
         if samples:
             included = folder / SAMPLES
             copy_samples(ValueStore(places.values()), [handle.name for handle in handles], included, samples)
-            tokenize(own, included, folder / TOKENS)
+            tokenize(own, included, folder / TOKENS, device=device)
         Run(tokens=folder / TOKENS, data=included, registry=folder / REGISTRY).save(folder)
-        model = load_model(folder).eval()
+        model = load_model(folder, device=device).eval()
+        for name in model.layout.names:
+            own[name].device = device
         plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
         values = ValueStore(places.data) if places.data is not None and places.data.is_dir() else None

@@ -102,7 +102,7 @@ class AnyToAny:
         self, folder: str | Path, *, dtype: str = "float32", samples: int = 0, overwrite: bool = False
     ) -> None:
         """Write a bundle: the model as it was loaded, its tokenizers and its registry. See `zoo backbone export`."""
-        bundle.export_bundle(self.folder, self.zoo, Path(folder), dtype, samples, overwrite)
+        bundle.export_bundle(self.folder, self.zoo, Path(folder), dtype, samples, overwrite, str(self.device))
 
     def push_to_hub(self, hub_id: str, *, private: bool = False, dtype: str = "float32") -> str:
         """Upload a bundle to the hub, with the login of huggingface_hub; return its address."""

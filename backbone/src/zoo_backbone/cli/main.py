@@ -361,7 +361,8 @@ def evaluate_command(
 @click.option("--samples", type=click.IntRange(min=0), default=0, show_default=True,
               help="Held-out samples to include, for the page of zoo serve.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is in the folder.")
-def export(folder: Path, out: Path, dtype: str, samples: int, overwrite: bool) -> None:
+@DEVICE
+def export(folder: Path, out: Path, dtype: str, samples: int, overwrite: bool, device: str) -> None:
     """Write a bundle: one folder with the model and all that it needs.
 
     It holds the tokenizers, the registry, a model card with the scores of
@@ -377,7 +378,7 @@ def export(folder: Path, out: Path, dtype: str, samples: int, overwrite: bool) -
 
     _, zoo = open_run(folder)
     with disk_errors(out):
-        export_bundle(folder, zoo, out, dtype, samples, overwrite)
+        export_bundle(folder, zoo, out, dtype, samples, overwrite, device)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     click.echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: zoo backbone verify {out}")
 
