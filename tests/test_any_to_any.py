@@ -68,7 +68,25 @@ def test_one_picture_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_
     grey = picture.convert("L")
     np.testing.assert_allclose(model.embed(rgb=np.asarray(grey)), model.embed(rgb=grey), atol=1e-6)
     tokens = model.tokenize(rgb=picture)["rgb_patches"]
-    assert torch.equal(model.handle("rgb_patches").encode([picture, tmp_path / "photo.png"]), tokens.repeat(2, 1, 1))
+    photo = tmp_path / "photo.png"
+    assert torch.equal(model.handle("rgb_patches").encode([picture, photo, str(photo)]), tokens.repeat(3, 1, 1))
+
+
+def test_tokens_as_inputs(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    patches = model.tokenize(rgb=picture)["rgb_patches"]
+    depth = model.generate(targets="depth", seed=3).depth[0].tokens
+    words = model.handle("caption").encode(["a red ball"])
+    given = {"rgb_patches": patches, "depth": depth, "caption": words[0]}
+    for more in (1, 2):
+        batch = {name: item if more == 1 else [item.reshape(item.shape[-2:]) if name == "rgb_patches" else item] * 2
+                 for name, item in given.items()}  # fmt: skip
+        tokens = model.tokenize(batch)
+        assert torch.equal(tokens["rgb_patches"], patches.repeat(more, 1, 1))
+        assert torch.equal(tokens["depth"], depth.repeat(more, 1, 1))
+        assert all(np.array_equal(found, words[0]) for found in tokens["caption"]) and len(tokens["caption"]) == more
+    assert torch.equal(model.tokenize(depth=torch.stack([depth] * 3))["depth"], depth.repeat(3, 1, 1))
+    with pytest.raises(InvalidValueError, match="depth: expected"):
+        model.tokenize(depth=depth + 10_000)
 
 
 def test_more_samples_than_a_batch(model: AnyToAny, picture: PIL.Image.Image) -> None:

@@ -213,11 +213,11 @@ def test_missing_registry(zoo: Run, tmp_path: Path) -> None:
     moved.mkdir()
     Run_(tokens=Path("tokens").resolve(), registry=gone).save(moved)
     (moved / "config.json").write_text(json.dumps({"specs": [], "fingerprints": {}, "weights_sha256": ""}))
-    told = f"{moved}: its registry was {gone}, which is gone; "
+    told = f"{moved}: expects its registry at {gone}, which is not there; give --registry FILE"
     for words in (("backbone", "eval", str(moved)), ("retrieve", "eval", str(moved))):
         refused(zoo(*words), told)
         code, _, complaint = zoo("--registry", "registry.toml", *words)
-        assert code == 1 and "its registry was" not in complaint
+        assert code == 1 and "expects its registry" not in complaint
 
 
 def test_imported_tokenizer_is_not_overwritten_by_training(zoo: Run, tmp_path: Path) -> None:

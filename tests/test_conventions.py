@@ -318,7 +318,9 @@ def test_changed_modalities_are_told_in_words(world: World) -> None:
 
 def test_an_uninstalled_modality_is_not_taken_for_a_misspelt_one(world: World) -> None:
     for name in ("thermal", "normal_map_of_mars"):
-        assert "did you mean" not in world(f"info {name}").refused("no installed plugin", "pip install")
+        assert "did you mean" not in world(f"info {name}").refused("nothing installed has this name", "pip install")
+    for words in ("backbone generate run --target thermal --out new", "tokenize data --out new --modalities thermal"):
+        assert "did you mean" not in world(words).refused("thermal")
     world("info nomral").refused("did you mean normal?")
 
 

@@ -218,7 +218,10 @@ def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install,
     with pytest.raises(UnknownNameError, match=r"'off' is disabled: .*registry.toml:6 \[modalities.off\] enabled"):
         zoo["off"]
     wrong = write_registry(tmp_path / "wrong.toml", "[zoo]\nmodalities = ['smal']\n")
-    with pytest.raises(UnknownNameError, match=r"'smal'; did you mean small.* \(named in .*wrong.toml:2 \[zoo\]"):
+    with pytest.raises(UnknownNameError, match=r"wrong.toml:2 \[zoo\] modalities: .*'smal'; did you mean small"):
+        Zoo.from_toml(wrong)
+    write_registry(wrong, "[zoo]\nmodalities = ['small', 'smoke']\n")  # of a plugin that is not installed here
+    with pytest.raises(UnknownNameError, match=r"wrong.toml:2 \[zoo\] modalities: .*'smoke': .*pip install zoo-"):
         Zoo.from_toml(wrong)
 
 
@@ -232,6 +235,9 @@ def test_an_entry_without_a_plugin_offers_close_names(install_example: Install, 
     with pytest.raises(UnknownNameError, match="did you mean brightness"):
         zoo["big"]
     assert zoo["brightness"].name == "brightness"
+    path = write_registry(tmp_path / "more.toml", "[modalities.thermal]\n")
+    told = Zoo.from_toml(path).problems()["thermal"]
+    assert "did you mean" not in told and "pip install zoo-" in told and "enabled = false" in told
 
 
 def test_modalities_of_one_vocabulary_have_to_agree(install_example: Install) -> None:

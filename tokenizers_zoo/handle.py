@@ -321,7 +321,7 @@ class ModalityHandle:
     def encode(self, values: Any, *, trusted: bool = False) -> torch.Tensor | list[np.ndarray[Any, Any]]:
         """Return the tokens of a list of values, or of a tensor `(batch, *value.shape)`, on the CPU.
 
-        A value may also be a Path or a PIL image, see `fitted`.
+        A value may also be a path or a PIL image, see `fitted`; of texts a path is a Path, as a str is the text.
 
         Grids and vectors: an int64 tensor `(batch, *tokens)`. Patches: a float32 tensor `(batch, tokens, dim)`.
         Sequences: a list of 1-D int64 numpy arrays. Embeddings: a list of float32 numpy arrays `(tokens, dim)`.
@@ -392,10 +392,15 @@ class ModalityHandle:
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not len(values):
             raise InvalidValueError.expected(self.name, "a list of one or more values", describe(values))
         if not trusted:
-            values = [self.fitted(value) if _is_foreign(value) else value for value in values]
+            values = [self.fitted(value) if self._is_foreign(value) else value for value in values]
             for value in values:
                 self.check(value)
         return torch.from_numpy(np.stack(values)).to(self._device) if batched else list(values)
+
+    def _is_foreign(self, value: Any) -> bool:
+        """Return True for paths and PIL images."""
+        named = isinstance(value, str) and self.spec.value.kind != "text"
+        return named or isinstance(value, os.PathLike) or hasattr(value, "getbands")
 
     # ------------------------------------------------------------------ values
 
@@ -583,11 +588,6 @@ class ModalityHandle:
         if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in given):
             raise self._broken("single_ids", given, f"ids from 0 to {self.spec.vocab_size - 1}")
         return frozenset(given)
-
-
-def _is_foreign(value: Any) -> bool:
-    """Return True for paths and PIL images."""
-    return isinstance(value, os.PathLike) or hasattr(value, "getbands")
 
 
 def _opened(device: str, open_handle: Callable[..., ModalityHandle], *of: Any) -> ModalityHandle:

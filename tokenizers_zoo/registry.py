@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers_zoo.checkpoint import CheckpointPlace, TokenizerFiles
 from tokenizers_zoo.config import PIPELINE, Origin, Settings, from_mapping, load_toml, reject_unknown
-from tokenizers_zoo.errors import ConfigError, UnknownNameError, ZooError, close_names
+from tokenizers_zoo.errors import MISSPELT, ConfigError, UnknownNameError, ZooError, close_names
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
@@ -27,8 +27,7 @@ CHECKPOINTS = "runs/tokenizers"
 HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)"
 """Names that the hub accepts as `owner/name`; everything else is a folder."""
 CLOSE = "did you mean"
-MISSPELT = 0.7
-"""Smallest similarity at which an unknown name counts as a misspelt modality; others may lack their plugin."""
+INSTALL = "install its plugin (pip install zoo-..., or all: pip install 'tokenizers-zoo[all]')"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +96,7 @@ class Zoo:
         for name in self.config.modalities or ():
             if name not in self._instances:
                 where = self._origin("zoo").at("modalities")
-                raise UnknownNameError.of("modality", name, self._instances, hint=f"(named in {where})")
+                raise UnknownNameError(f"{where}: {_unknown(name, self._instances, 'or remove the name')}")
         self._handles: dict[str, ModalityHandle] = {}
         self._sources: dict[str, SourceHandle] = {}
 
@@ -186,11 +185,7 @@ class Zoo:
             off = self._origin(f"modalities.{name}").at("enabled")
             where = f"{self._origin('zoo').at('modalities')} lacks it" if self._instances[name].enabled else off
             return UnknownNameError(f"modality {name!r} is disabled: {where}")
-        if close_names(name, self.names(), MISSPELT):
-            hint = "(zoo list shows what is installed)"
-            return UnknownNameError.of("modality", name, self.names(), hint=hint, alike=MISSPELT)
-        advice = "install its plugin (pip install zoo-...), or see zoo list for what is installed"
-        return UnknownNameError(f"unknown modality {name!r:.80}: no installed plugin or table has this name; {advice}")
+        return _unknown(name, self.names(), "or see zoo list for what is installed")
 
     def _load(self, name: str) -> ModalityHandle:
         instance = self._instances[name]
@@ -198,9 +193,8 @@ class Zoo:
         installed = self._plugins.claims[MODALITIES]
         if wanted not in installed:
             table, key = ("modalities." + name, "plugin") if instance.plugin else ("modalities", name)
-            hint = "(install it, name the plugin that it is an instance of, or set enabled = false)"
-            unknown = UnknownNameError.of("plugin", wanted, installed, hint=hint)
-            raise UnknownNameError(f"{self._origin(table).at(key)}: {unknown}")
+            others = "name the plugin that it is an instance of, or set enabled = false"
+            raise UnknownNameError(f"{self._origin(table).at(key)}: {_unknown(wanted, installed, others, 'plugin')}")
         plugin = self._plugins.load(MODALITIES, wanted, REQUIRED)
         settings = Settings(
             name,
@@ -339,6 +333,13 @@ class Zoo:
                     where = self._origin(table).at(key)
                     found[f"[{table}] {key}"] = f"{where}: no enabled modality uses this key; {offer}"
         return found
+
+
+def _unknown(name: str, known: Iterable[str], otherwise: str, kind: str = "modality") -> UnknownNameError:
+    """Return the error for a name that is not installed, with close names, or else how to install it."""
+    if close_names(name, known, MISSPELT):
+        return UnknownNameError.of(kind, name, known, alike=MISSPELT)
+    return UnknownNameError(f"unknown {kind} {name!r:.80}: nothing installed has this name; {INSTALL}, {otherwise}")
 
 
 def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str = "") -> Mapping[str, Any]:

@@ -22,8 +22,8 @@ from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameErr
 from tokenizers_zoo.io import replacing_file
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.validation import is_batched
+from tokenizers_zoo.spec import Crop, ModalitySpec
+from tokenizers_zoo.validation import checked_tokens, is_batched, value_problem
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import EvaluationConfig
@@ -50,9 +50,9 @@ class AnyToAny:
         out.depth[0].array, out.depth[0].image, out.caption[0].text
 
     Inputs are keyword arguments by modality, or a dictionary as the first argument. An input is a path, a PIL image, an
-    array or tensor of the modality's value type, a text, a JSON value, or a generated `Sample`, whose tokens are used.
-    A list is a batch, with one entry per sample; all inputs have equally many samples. An input such as `rgb` uses its
-    input form, `rgb_patches`, if the model was trained on it.
+    array or tensor of the modality's value type, a text, a JSON value, or tokens: a generated `Sample`, or ids as
+    `ModalityHandle.encode` returns them. A list is a batch, with one entry per sample; all inputs have equally many
+    samples. An input such as `rgb` uses its input form, `rgb_patches`, if the model was trained on it.
 
     Raises UnknownNameError for a modality that the model does not have, InvalidValueError for a value that does not fit
     its modality, ConfigError for settings that do not fit.
@@ -170,6 +170,11 @@ class AnyToAny:
                     tokens[name] = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
                     continue
                 item = [one.value for one in generated]
+            elif name in self.zoo and (ids := token_batch(self.zoo[name].spec, item)) is not None:
+                if name in self.model.layout.readable:
+                    tokens[name] = ids
+                    continue
+                item = self.handle(name).decode(ids)
             form = forms.get(name, name)
             if form in opened or form in tokens:
                 raise InvalidValueError(f"{name}: is an input twice, as {form} is its input form; give one of them")
@@ -317,6 +322,22 @@ class AnyToAny:
                 chosen = {name: rows_of(batch, rows) for name, batch in tokens.items()}
                 parts.append(self.encoder(*self.encoder.prepare(chosen)).float().cpu().numpy())
         return np.concatenate(parts)
+
+
+def token_batch(spec: ModalitySpec, item: Any) -> Any:
+    """Return the tokens of one sample, or of several in a list or array, as a batch; None for values.
+
+    An array is tokens if it has their type and shape, and is not a value of the modality.
+    """
+    listed = isinstance(item, list)
+    arrays = item if listed else [item]
+    if not all(hasattr(one, "dtype") and value_problem(spec.value, one) for one in arrays):
+        return None
+    for batch in (item,) if listed else ([item], item):
+        tokens, problem = checked_tokens(spec, batch)
+        if not problem:
+            return tokens
+    return None
 
 
 @dataclass(frozen=True)
