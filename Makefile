@@ -6,7 +6,7 @@ PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.
 READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 
-.PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-lowest lint bench docs release clean clean-runs
+.PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-lowest lint bench docs notebooks release clean clean-runs
 
 $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
@@ -57,6 +57,10 @@ demo-bouncing: $(READY)
 docs: $(TEST_READY)
 	python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+
+# Execute the notebooks of examples/ and keep their pictures.
+notebooks: $(TEST_READY)
+	python tools/notebooks.py
 
 # Each file prints a table and JSON. Use a quiet machine. defaults.py and scale.py take an hour and are run separately.
 NO_BENCH := $(addprefix bench/,backbone_data.py defaults.py pages.py scale.py)
