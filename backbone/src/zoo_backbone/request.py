@@ -67,7 +67,8 @@ class Request:
         model.layout.check_read(targets if ranking else (), f"rank {plan.rank} of")
         self.handles = handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
         self.values: dict[str, Any] = {}
-        self.files = files_by_name({name: source for name, source in sources.items() if source and is_several(source)})
+        several = {name: source for name, source in sources.items() if source and is_several(source)}
+        self.files = files_by_name(several, {name: extensions_of(pipeline, name) for name in several})
         items: dict[str, Any] = {}
         for name, source in sources.items():
             if source and name not in self.files:
@@ -207,15 +208,28 @@ def is_several(source: str) -> bool:
     return not is_written_out(source) and (os.path.isdir(source) or re.search(r"[*?[]", source) is not None)
 
 
-def files_by_name(sources: Mapping[str, str]) -> dict[str, dict[str, Path]]:
-    """Return the files of folders and patterns by modality and key. Raises ConfigError if the keys do not agree."""
+def extensions_of(pipeline: AnyToAny, name: str) -> set[str]:
+    """Return the extensions that belong to a modality, or to the modality whose input form it is."""
+    own = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
+    return {extension for one in own if one in pipeline.zoo for extension in pipeline.zoo[one].spec.extensions}
+
+
+def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collection[str]]) -> dict[str, dict[str, Path]]:
+    """Return the files of folders and patterns by modality and key. Raises ConfigError if the keys do not agree.
+
+    If a folder has files with the modality's `extensions`, its other files are not used, such as texts next to
+    pictures.
+    """
     found: dict[str, dict[str, Path]] = {}
     for name, source in sources.items():
         pattern = os.path.join(glob.escape(source), "*") if os.path.isdir(source) else source
         paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+        if os.path.isdir(source):
+            paths = [path for path in paths if path.suffix[1:].lower() in extensions[name]] or paths
         found[name] = {path.stem: path for path in paths}
         if len(found[name]) < len(paths) or not paths:
-            problem = "two files have the same name" if paths else "there are no such files"
+            same = "two files have the same name; give a pattern, such as 'FOLDER/*.png'"
+            problem = same if paths else "there are no such files"
             raise ConfigError(f"input {name}={source}: {problem}")
         first, keys = next(iter(found.items()))
         if differing := sorted(keys.keys() ^ found[name].keys()):

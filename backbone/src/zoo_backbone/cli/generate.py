@@ -36,11 +36,13 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 @names_option("--keys", metavar="KEYS", help="Keys of stored samples, instead of --samples.")
 @click.option("--split", metavar="NAME", help="Split of the stored samples.  [default: test]")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Draws per sample.  [default: 1]")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Decoding steps of grids and vectors. Default: "
+              "the target's.")  # fmt: skip
 @click.option("--rank", metavar="NAME", help="Sort the draws by their agreement with the inputs in modality NAME.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the draws.  [default: 0]")
 @click.option("--overwrite", is_flag=True, help="Replace the generation that is in the folder --out.")
 @DEVICE
-@settings_option("For all targets: steps=8, top_p=0.9, ...; for one: NAME.steps=8. All keys: docs/generation.md.")
+@settings_option("For all targets: top_p=0.9, ...; for one: NAME.top_p=0.9. All keys: docs/generation.md.")
 def generate_command(
     folder: Path,
     inputs: tuple[str, ...],
@@ -50,6 +52,7 @@ def generate_command(
     guide: tuple[str, ...],
     out: Path,
     keys: list[str] | None,
+    steps: int | None,
     overwrite: bool,
     device: str,
     assignments: tuple[str, ...],
@@ -87,7 +90,8 @@ def generate_command(
         )
         for target in table.get("targets", []):
             target.pop("guidance", None)
-    table["targets"] = _targets(targets, table, parse_assignments(assignments))
+    settings = parse_assignments(assignments) | ({"steps": steps} if steps else {})
+    table["targets"] = _targets(targets, table, settings)
     items = [item for text in inputs for item in ([text] if "=" in text else split_names(text))]
     sources = sources_of(table.get("inputs", [])) | sources_of(items)
     table["inputs"] = inputs_of(sources)
