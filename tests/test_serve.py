@@ -295,9 +295,9 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 
 
 def status(page: Any, part: str) -> None:
-    page.wait_for_function(
-        "part => document.getElementById('status').textContent.includes(part)", arg=part, timeout=60_000
-    )
+    from playwright.sync_api import expect
+
+    expect(page.locator("#status")).to_contain_text(part, timeout=60_000)
 
 
 @needs_chromium
@@ -333,6 +333,19 @@ def test_generate_from_an_upload(page: Any, folder: Path) -> None:
     page.click("#generate")
     status(page, "Generated caption in")
     assert page.locator("#row-caption figure pre").count() == 3
+
+
+@needs_chromium
+def test_a_sample_that_comes_late_replaces_no_typed_text(page: Any) -> None:
+    held: list[Any] = []
+    page.route("**/api/samples/**", lambda route: held.append(route))
+    with page.expect_request("**/api/samples/**"):
+        page.check("#use-caption")
+    page.fill("#text-caption", "a red ball")
+    with page.expect_response("**/api/samples/**"):
+        held[0].continue_()
+    page.evaluate("fetch('/api/model').then((answer) => answer.json())")  # the page has seen the sample by then
+    assert page.input_value("#text-caption") == "a red ball"
 
 
 @needs_chromium

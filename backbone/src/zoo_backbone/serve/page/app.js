@@ -55,15 +55,25 @@ function drawInputs() {
   }
 }
 
+// Returns a function that tells whether nothing else was asked of the input, or typed into it, meanwhile.
+function latest(input) {
+  const asked = (input.asked = {});
+  const { given } = input;
+  return () => input.asked === asked && input.given === given;
+}
+
 async function fromSample(input) {
   const key = $("sample").value;
+  const isLatest = latest(input);
+  let shown = null;
   try {
-    input.shown = await api(`/api/samples/${encodeURIComponent(key)}/${encodeURIComponent(input.name)}`);
-    input.given = { sample: key };
+    shown = await api(`/api/samples/${encodeURIComponent(key)}/${encodeURIComponent(input.name)}`);
   } catch (error) {
-    input.given = input.shown = null;
     tell(error.message, true);
   }
+  if (!isLatest()) return;
+  input.shown = shown;
+  input.given = shown && { sample: key };
   input.cells.clear();
   drawBody(input);
 }
@@ -72,10 +82,13 @@ async function fromFile(input, file) {
   const limit = state.model.limits.upload_bytes;
   if (!file) return;
   if (file.size > limit) return tell(`${file.name}: has more than ${Math.round(limit / 1e6)} MB`, true);
+  const isLatest = latest(input);
   try {
     const path = `/api/uploads/${encodeURIComponent(input.name)}?filename=${encodeURIComponent(file.name)}`;
-    input.shown = await api(path, { method: "POST", body: file });
-    input.given = { upload: input.shown.upload };
+    const shown = await api(path, { method: "POST", body: file });
+    if (!isLatest()) return;
+    input.shown = shown;
+    input.given = { upload: shown.upload };
     input.cells.clear();
     drawBody(input);
     tell(`${file.name} is the input ${input.name}`);
