@@ -340,6 +340,7 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert zoo(*words, "letters='fade'").output == result.output, "a text instead of a file"
     cells = cells_of(out / "hits.png")  # the query is text; hits are images
     assert cells is not None and [cell is None for cell in cells[0]] == [True, False, False, False]
+    assert zoo(*words, "letters=fade").output == result.output
     assert "no picture" in zoo(*words, "letters='fade'", "--find", "letters").output
     assert not (out / "hits.png").exists()
 

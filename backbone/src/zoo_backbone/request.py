@@ -189,18 +189,18 @@ def _of_numbers(numbers: Sequence[int], text: str, samples: Iterable[tuple[str, 
     return [listed[number] for number in numbers]
 
 
-def with_quoted_texts(plan: GenerationPlan, zoo: Zoo) -> GenerationPlan:
+def quoted_texts(sources: Mapping[str, str], zoo: Zoo) -> dict[str, str]:
     """Put quotes around the texts of text modalities, such as `caption=a red ball`.
 
     The name of an existing file, and a single word with an extension, such as `a.txt`, is a file.
     """
-    sources = sources_of(plan.inputs)
+    quoted = dict(sources)
     for name, source in sources.items():
         is_text = name in zoo and zoo[name].spec.value.kind == "text"
         is_file = os.path.isfile(source) or re.fullmatch(r"\S+\.\w+", source)
         if is_text and source and not is_written_out(source) and not is_file:
-            sources[name] = f'"{source}"'
-    return replace(plan, inputs=tuple(inputs_of(sources)))
+            quoted[name] = f'"{source}"'
+    return quoted
 
 
 def is_several(source: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def generate_command(
     from zoo_backbone.generate.plans import GenerationPlan, inputs_of, read_plan, sources_of
     from zoo_backbone.generate_to_folder import generate_to_folder
     from zoo_backbone.pipeline import AnyToAny
-    from zoo_backbone.request import with_quoted_texts
+    from zoo_backbone.request import quoted_texts
 
     if (targets is None) == (plan_file is None):
         raise click.UsageError("expected either --target NAMES or --plan FILE")
@@ -103,7 +104,7 @@ def generate_command(
     table |= {key: value for key, value in chosen.items() if value is not None}
     plan = from_mapping(GenerationPlan, table, Origin())
     run, zoo = open_run(folder)
-    plan = with_quoted_texts(plan, zoo)
+    plan = replace(plan, inputs=tuple(inputs_of(quoted_texts(sources_of(plan.inputs), zoo))))
     model = AnyToAny.from_pretrained(folder, zoo=zoo, device=device)
     with disk_errors(out):
         places = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)

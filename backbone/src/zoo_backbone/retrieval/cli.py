@@ -87,7 +87,7 @@ def build_command(folder: Path, out: Path, split: str, modalities: list[str] | N
 @retrieve.command("query")
 @click.argument("folder", metavar="INDEX", type=PATH)
 @click.option("--run", type=PATH, help="The backbone, if it was moved.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="A file to query with, 'NAME=\"TEXT\"' or "
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="A file to query with, 'NAME=a text' or "
               "JSON. With --keys: NAMES of modalities (default: from --weights, else all). Repeatable.")  # fmt: skip
 @names_option("--keys", metavar="KEYS", help="Stored samples to query with.")
 @click.option("--split", help="Split of --keys. Default: the index's.")
@@ -106,13 +106,14 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 
     \b
     Examples:
-      zoo retrieve query INDEX --input 'caption="a red ball"' -k 5
+      zoo retrieve query INDEX --input 'caption=a red ball' -k 5
       zoo retrieve query INDEX --input rgb=a.png --input semseg=b.png \\
           --weights semseg=-1
       zoo retrieve query INDEX --keys test-0-000001 --input depth --find rgb \\
           --out found
     """
     from zoo_backbone.evaluation_data import input_forms
+    from zoo_backbone.request import quoted_texts
     from zoo_backbone.retrieval.index import Index
     from zoo_backbone.retrieval.query import query_keys, query_values, write_results
 
@@ -124,7 +125,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     _, zoo = open_run(index.run)
     forms = input_forms(zoo, index.names)
     names = [forms.get(name, name) for name in names]
-    sources = {forms.get(name, name): source for name, source in sources.items()}
+    sources = {forms.get(name, name): source for name, source in quoted_texts(sources, zoo).items()}
     scale = {forms.get(name, name): weight for name, weight in scale.items()}
     if keys is None:
         results = query_values(index, zoo, sources, scale, count, find, device)
@@ -214,5 +215,5 @@ def _inputs(inputs: Sequence[str], stored: bool) -> tuple[list[str], dict[str, s
         raise click.UsageError("expected --input NAME=FILE, or --keys of stored samples")
     sources = sources_of(inputs)
     if bare := [name for name, source in sources.items() if not source]:
-        raise click.UsageError(f'--input {bare[0]}: expected NAME=FILE or NAME="TEXT", or --keys of stored samples')
+        raise click.UsageError(f"--input {bare[0]}: expected NAME=FILE, NAME=TEXT, or --keys of stored samples")
     return [], sources
