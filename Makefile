@@ -110,7 +110,7 @@ release: $(READY)
 
 # Remove environments and tool caches. clean-runs also removes data and models, which take hours to make.
 clean:
-	rm -rf .venv .venv-lowest .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 clean-runs:
 	rm -rf runs
