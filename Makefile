@@ -5,8 +5,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PLUGINS := $(patsubst plugins/%/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 READY := .venv/.ready
 TEST_READY := .venv/.ready-test
+TRY_READY := .venv/.ready-try
 
-.PHONY: demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-lowest lint bench docs notebooks release clean clean-runs
+.PHONY: try demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-lowest lint bench docs notebooks release \
+    showcase clean clean-runs
 
 $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
@@ -25,6 +27,18 @@ $(TEST_READY): $(READY)
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 \
 	    || echo "Chromium is not installed: the tests of the page of zoo serve are skipped"
 	@touch $(TEST_READY)
+
+# A generated picture from the trained model of plugins/showcase, then a page to play with it, without training.
+TRY := geometry images language metadata semantics showcase
+$(TRY_READY): pyproject.toml backbone/pyproject.toml $(TRY:%=plugins/%/pyproject.toml)
+	test -e .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable . --editable "backbone[serve]" $(TRY:%=--editable plugins/%)
+	@touch $(TRY_READY)
+
+try: $(TRY_READY)
+	zoo backbone generate showcase --input rgb_patches --target depth,normal,semseg,canny,boxes,caption --samples 1 \
+	    --out runs/try --overwrite
+	zoo serve showcase --open
 
 # Each demo is a pipeline in runs/. A second run skips finished steps.
 demo: $(READY)
@@ -52,6 +66,12 @@ demo-terrain: $(READY)
 
 demo-bouncing: $(READY)
 	zoo run configs/bouncing.toml
+
+# Train the model of plugins/showcase again (about 90 minutes), and draw the picture of README.
+showcase: $(READY)
+	zoo run configs/showcase.toml
+	zoo backbone export runs/showcase/backbone plugins/showcase/src/zoo_showcase/showcase --dtype float16 --samples 8 --overwrite
+	python tools/showcase_picture.py
 
 # Pages generated from the code, and the site of all pages in site/; a warning is an error.
 docs: $(TEST_READY)

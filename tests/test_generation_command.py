@@ -226,7 +226,7 @@ def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> N
     (world.folder / "keys.toml").write_text(
         'inputs = ["caption"]\nkeys = ["test01", "test02"]\n[[targets]]\nname = "depth"\n'
     )
-    assert went(world, f"{MAKE} --plan keys.toml --samples 1") == "1 sample in new\n"
+    assert went(world, f"{MAKE} --plan keys.toml --samples 1") == "1 sample in new, side by side in new/sheet.png\n"
     assert {name.split("/")[0] for name in made(world, "new")} == {"test00", "plan.toml"}
     went(world, "backbone generate run --plan new/plan.toml --keys test03,test04 --out again")
     assert {name.split("/")[0] for name in made(world, "again")} == {"test03", "test04", "plan.toml"}

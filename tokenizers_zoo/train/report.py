@@ -230,6 +230,7 @@ With this folder as `checkpoint` of `[modalities.{spec.name}]` in registry.toml:
 
 ```python
 from tokenizers_zoo import Zoo
+
 zoo = Zoo.from_toml("registry.toml")
 tokens = zoo["{spec.name}"].encode(values)
 ```

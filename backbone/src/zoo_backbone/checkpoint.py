@@ -213,6 +213,7 @@ Any-to-any masked modelling (arXiv 2312.06647): one encoder-decoder Transformer,
 
 ```python
 from zoo_backbone import AnyToAny
+
 model = AnyToAny.from_pretrained("this folder")
 ```
 

@@ -24,7 +24,7 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
               "repeated.")  # fmt: skip
 @names_option("--target", "targets", help="Modalities to generate, in this order.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="TOML file with inputs, targets and how to generate them.")  # fmt: skip
+              help="TOML file of inputs, targets and their settings.")  # fmt: skip
 @click.option("--inpaint", multiple=True, metavar="NAME=REGION",
               help="Region of an input to generate anew: box:T,L,B,R, cells:..., mask:FILE, after, tokens:0-3, gaps:N, "
               "not:REGION. Repeatable.")  # fmt: skip
@@ -37,13 +37,12 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 @names_option("--keys", metavar="KEYS", help="Keys of stored samples, instead of --samples.")
 @click.option("--split", metavar="NAME", help="Split of the stored samples.  [default: test]")
 @click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Draws per sample.  [default: 1]")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Decoding steps of grids and vectors. Default: "
-              "the target's.")  # fmt: skip
-@click.option("--rank", metavar="NAME", help="Sort the draws by their agreement with the inputs in modality NAME.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Decoding steps of grids and vectors.")
+@click.option("--rank", metavar="NAME", help="Sort draws by agreement with the inputs in NAME.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the draws.  [default: 0]")
 @click.option("--overwrite", is_flag=True, help="Replace the generation that is in the folder --out.")
 @DEVICE
-@settings_option("For all targets: top_p=0.9, ...; for one: NAME.top_p=0.9. All keys: docs/generation.md.")
+@settings_option("For all targets: top_p=0.9; for one: NAME.top_p=0.9. Keys: docs/generation.md.")
 def generate_command(
     folder: Path,
     inputs: tuple[str, ...],
@@ -77,7 +76,7 @@ def generate_command(
       zoo backbone generate RUN --plan plan.toml --input caption=a.txt --out made
     """
     from zoo_backbone.generate.plans import GenerationPlan, inputs_of, read_plan, sources_of
-    from zoo_backbone.generate_to_folder import generate_to_folder
+    from zoo_backbone.generate_to_folder import SHEET, generate_to_folder
     from zoo_backbone.pipeline import AnyToAny
     from zoo_backbone.request import quoted_texts
 
@@ -110,7 +109,8 @@ def generate_command(
         places = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)
     samples = len({place.parent for place in places})
     of_each = f", {plan.draws} draws of each," if plan.draws > 1 else ""
-    click.echo(f"{count_of(samples, 'sample')}{of_each} in {out}")
+    sheet = f", side by side in {out / SHEET}" if (out / SHEET).is_file() else ""
+    click.echo(f"{count_of(samples, 'sample')}{of_each} in {out}{sheet}")
 
 
 def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

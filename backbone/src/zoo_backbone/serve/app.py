@@ -35,6 +35,7 @@ from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.pipeline import AnyToAny, Sample
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.retrieval.query import weighted_sum
+from zoo_backbone.run import BUNDLE
 from zoo_backbone.serve.jobs import BusyError, Job, Jobs
 
 PAGE = Path(__file__).parent / "page"
@@ -163,8 +164,9 @@ class Server:
                 "fields": dict(spec.value.fields),
                 "choices": list(spec.value.classes) if spec.value.kind == "text" else [],
             }  # fmt: skip
+        folder = self.model.folder.absolute()
         return {
-            "title": "/".join(self.model.folder.absolute().parts[-2:]),
+            "title": "/".join(folder.parts[-1:] if (folder / BUNDLE).is_file() else folder.parts[-2:]),
             "device": str(self.model.device), "modalities": modalities,
             "samples": self.keys, "retrieval": self.index.names if self.index else [],
             "limits": {"upload_bytes": self.limits.upload_bytes, "samples": self.limits.samples},
