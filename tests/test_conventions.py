@@ -388,6 +388,12 @@ def test_other_samples_score_the_chosen_pairs_again_and_keep_the_others(world: W
 # ---------------------------------------------------------------- interrupts
 
 
+def test_nothing_is_imported_before_an_interrupt_is_one_line() -> None:
+    program = "import sys, tokenizers_zoo.cli; assert 'typing' not in sys.modules and 'click' not in sys.modules"
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-S", "-c", program], cwd=root, check=True, timeout=60)
+
+
 @pytest.mark.parametrize("module", ["tokenizers_zoo.cli.main", "click", "tokenizers_zoo.registry", "rich.console"])
 def test_an_interrupt_while_a_module_is_imported_is_one_line(module: str) -> None:
     program = f"""

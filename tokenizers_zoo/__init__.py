@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # an import of typing takes long enough to be interrupted, before `zoo` can say so in one line
 if TYPE_CHECKING:
+    from typing import Any
+
     from tokenizers_zoo.hookspecs import hookimpl
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
