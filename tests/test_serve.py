@@ -22,7 +22,11 @@ import pytest
 import torch
 from command_world import the_world
 
-from zoo_backbone import AnyToAny
+from tokenizers_zoo import Zoo
+from zoo_backbone import AnyToAny, FourM
+from zoo_backbone.checkpoint import save_model
+from zoo_backbone.config import ModelConfig
+from zoo_backbone.run import Run
 from zoo_backbone.serve import app
 from zoo_backbone.serve import jobs as queue
 from zoo_backbone.serve.jobs import BusyError, Job, Jobs
@@ -44,16 +48,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: str) -> Iterator[str]:
+def serving(folder: Path, *options: str, run: str = "run") -> Iterator[str]:
     """Run the server and yield its address."""
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", "0", *options]
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", run, "--port", "0", *options]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
-        assert line.startswith("http://127.0.0.1:"), line
-        yield line.split()[0]
-        server.terminate()
+        try:
+            assert line.startswith("http://127.0.0.1:"), line
+            yield line.split()[0]
+        finally:  # an open page would keep a server that is terminated waiting
+            server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +352,53 @@ def test_a_sample_that_comes_late_replaces_no_typed_text(page: Any) -> None:
         held[0].continue_()
     page.evaluate("fetch('/api/model').then((answer) => answer.json())")  # the page has seen the sample by then
     assert page.input_value("#text-caption") == "a red ball"
+
+
+@needs_chromium
+def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: Any) -> None:
+    """Of a model without held-out samples, that was not trained."""
+    zoo = Zoo.from_toml(folder / "registry.toml")
+    handles = [zoo[name] for name in ("depth", "boxes", "palette", "metadata")]
+    sizes = ModelConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2)
+    save_model(
+        FourM.seeded(sizes, [handle.spec for handle in handles], 0), folder / "seeded",
+        {"fingerprints": {handle.name: handle.fingerprint for handle in handles}},
+    )  # fmt: skip
+    Run(tokens=folder / "none", registry=folder / "registry.toml").save(folder / "seeded")
+    colours = [[0.5, 0.25, 0.75]] * 5
+    with serving(folder, run="seeded") as address:
+        told = events(address, "/api/generate", {"targets": ["depth"], "inputs": {"palette": {"data": colours[:2]}}})
+        assert "palette: expected" in told[-1]["error"]
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.goto(address)
+        page.wait_for_selector("#target-depth")
+        asked: list[Any] = []
+        page.on("request", lambda request: asked.append(request.post_data_json) if request.post_data else None)
+        for name in ("boxes", "palette", "metadata"):
+            page.check(f"#use-{name}")
+        canvas = page.locator("canvas[aria-label^='Boxes']")
+        canvas.scroll_into_view_if_needed()
+        place = canvas.bounding_box()
+        assert place is not None
+        page.mouse.move(place["x"] + place["width"] / 4, place["y"] + place["height"] / 4)
+        page.mouse.down()
+        page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] * 3 / 4)
+        page.mouse.up()
+        page.get_by_label("Label of box 1").fill("chair")
+        for name, value in (("palette", colours), ("metadata", {"num_objects": 3})):
+            page.fill(f"#data-{name}", json.dumps(value))
+            page.locator(f"#data-{name}").blur()
+        page.get_by_label("Colour 1").fill("#ff0000")
+        page.fill("#field-metadata-num_objects", "5")
+        page.fill("#weight-boxes", "2")
+        page.check("#target-depth")
+        page.click("#generate")
+        status(page, "Generated depth in")
+        page.close()
+    ((box,), palette, metadata) = (asked[-1]["inputs"][name]["data"] for name in ("boxes", "palette", "metadata"))
+    assert box["label"] == "chair" and box["box"] == pytest.approx([0.25, 0.25, 0.5, 0.75], abs=0.02)
+    assert palette == [[1, 0, 0], *colours[1:]] and metadata == {"num_objects": 5}
+    assert asked[-1]["guidance"] == {"boxes": 2}
 
 
 @needs_chromium

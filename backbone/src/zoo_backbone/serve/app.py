@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import secrets
 import socket
@@ -30,7 +31,7 @@ from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, 
 from tokenizers_zoo.families.images import png_bytes
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import data_uri
-from tokenizers_zoo.spec import GridLayout, SequenceLayout
+from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.pipeline import AnyToAny, Sample
 from zoo_backbone.retrieval.index import Index
@@ -44,6 +45,8 @@ POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self
 NEAREST = PIL.Image.Resampling.NEAREST
 UPLOADED = 256 << 20
 """Bytes of uploaded files and their values that are kept."""
+EDITED = 64
+"""Numbers in an array that the page shows as a list to edit, such as the colours of a palette."""
 SAMPLES = 50
 """Held-out samples that the page offers."""
 
@@ -108,6 +111,13 @@ class Search(Query):
     count: int = Field(8, ge=1, le=50)
 
 
+def is_listed(spec: ModalitySpec) -> bool:
+    """Return whether the page shows the values of a modality as lists of numbers to edit."""
+    shape = spec.value.shape
+    fixed = spec.value.kind == "array" and all(isinstance(size, int) for size in shape)
+    return fixed and math.prod(map(int, shape)) <= EDITED
+
+
 @dataclass
 class Uploads:
     """Values that visitors uploaded, the latest ones."""
@@ -157,7 +167,8 @@ class Server:
         for name in dict.fromkeys((*self.inputs, *self.targets)):  # pictures first
             spec = self.handle(name).spec
             modalities[name] = {
-                "summary": spec.summary, "kind": spec.value.kind, "value": str(spec.value), "layout": str(spec.layout),
+                "summary": spec.summary, "kind": "object" if is_listed(spec) else spec.value.kind,
+                "value": str(spec.value), "layout": str(spec.layout),
                 "grid": list(spec.places) if len(spec.places) == 2 and isinstance(spec.layout, GridLayout) else None,
                 "input": name in self.inputs, "target": name in self.targets,
                 "inpaint": name in self.targets and name in self.inputs and isinstance(spec.layout, GridLayout),
@@ -187,10 +198,16 @@ class Server:
             return self.stored(name, given.sample)
         if given.result is not None:
             return self.generated(name, given.result)
-        if (given.text is not None) != (handle.spec.value.kind == "text") or handle.spec.value.kind == "array":
-            wanted = {"text": "a text", "object": "data", "array": "a file"}[handle.spec.value.kind]
+        kind = "object" if is_listed(handle.spec) else handle.spec.value.kind
+        if (given.text is not None) != (kind == "text") or kind == "array":
+            wanted = {"text": "a text", "object": "data", "array": "a file"}[kind]
             raise InvalidValueError.expected(name, wanted, ", ".join(asked))
         value = given.text if given.text is not None else given.data
+        if is_listed(handle.spec):
+            try:
+                value = np.asarray(value, handle.spec.value.dtype)
+            except (TypeError, ValueError):
+                raise InvalidValueError.expected(name, "lists of numbers", "other data") from None
         return Sample(handle, handle.encode([value])[0], value)  # not the value itself: a str may be a path
 
     def stored(self, name: str, key: str) -> Any:
@@ -214,6 +231,8 @@ class Server:
         """Return a value for the page: a picture as a data URL, or a text; and JSON values to edit."""
         shown = self.handle(name).render(value)
         told: dict[str, Any] = {"text": shown} if isinstance(shown, str) else {"image": data_uri(png_bytes(shown))}
+        if is_listed(self.handle(name).spec):
+            return {**told, "data": value.tolist()}
         return told if self.handle(name).spec.value.kind == "array" else {**told, "data": value}
 
     # ------------------------------------------------------------------ jobs

@@ -43,7 +43,9 @@ function drawInputs() {
     const card = element("div", { className: "card off" },
       element("h3", {}, element("label", { className: "use", htmlFor: use.id }, use, name)),
       element("p", { className: "hint" }, modality.summary), body);
-    const input = { name, modality, use, body, card, given: null, shown: null, cells: new Set() };
+    const weight = element("input", { type: "number", id: `weight-${name}`, min: -10, max: 10, step: 0.5 });
+    card.append(element("p", { className: "body" }, element("label", { htmlFor: weight.id }, "Guidance weight "), weight));
+    const input = { name, modality, use, weight, body, card, given: null, shown: null, cells: new Set() };
     state.inputs[name] = input;
     use.addEventListener("change", () => {
       card.classList.toggle("off", !use.checked);
@@ -129,13 +131,14 @@ function textEditor(input) {
 
 const isBoxes = (data, modality) => Array.isArray(data) && modality.value.includes('"box"') &&
   data.every((item) => item && Array.isArray(item.box) && item.box.length === 4 && typeof item.label === "string");
-const isColours = (data) => Array.isArray(data) && data.length > 0 &&
+const isColours = (data, modality) => modality.value.includes("sRGB") && Array.isArray(data) && data.length > 0 &&
   data.every((item) => Array.isArray(item) && item.length === 3 && item.every(Number.isFinite));
 const isFields = (data) => data && typeof data === "object" && !Array.isArray(data);
 
 function dataEditor(input) {
   const { name, body } = input;
-  const data = input.given && input.given.data !== undefined ? input.given.data : input.shown ? structuredClone(input.shown.data) : null;
+  const empty = input.modality.value.includes('"box"') ? [] : null;
+  const data = input.given && input.given.data !== undefined ? input.given.data : input.shown ? structuredClone(input.shown.data) : empty;
   const keep = (changed) => { input.given = { data: changed }; source.value = JSON.stringify(changed); };
   const source = element("textarea", { id: `data-${name}`, value: data === null ? "" : JSON.stringify(data) });
   source.addEventListener("change", () => {
@@ -152,7 +155,7 @@ function dataEditor(input) {
   }
   const rows = element("div", { className: "rows" });
   if (isBoxes(data, input.modality)) boxRows(rows, data, keep, () => drawBody(input));
-  else if (isColours(data)) colourRows(rows, data, keep);
+  else if (isColours(data, input.modality)) colourRows(rows, data, keep);
   else if (isFields(data)) fieldRows(rows, data, keep, input);
   body.append(rows, element("label", { htmlFor: source.id }, `JSON of ${name}`), source);
 }
@@ -365,6 +368,8 @@ function generate() {
   }
   const body = { inputs, targets, inpaint };
   for (const key of ["num_samples", "seed", "steps", "temperature", "top_p", "guidance"]) body[key] = Number($(key).value);
+  const weighted = Object.keys(inputs).filter((name) => state.inputs[name].weight.value !== "");
+  if (weighted.length) body.guidance = Object.fromEntries(weighted.map((name) => [name, Number(state.inputs[name].weight.value)]));
   $("results").replaceChildren();
   tell("Waiting ...");
   run("/api/generate", body, (event) => {
