@@ -57,7 +57,7 @@ def test_written_plan_reproduces_the_results(world: World) -> None:
     (world.folder / "text.txt").write_text("a red ball")
     words = f"{MAKE} --input rgb_patches --input caption=text.txt --target depth --guide rgb_patches=2,caption=-0.5"
     said = went(world, f"{words} --samples 1-2 --draws 2 --seed 3 --steps 2")
-    assert said == "2 samples, 2 draws of each, in new\n"
+    assert said == "2 samples, 2 draws of each, in new, side by side in new/sheet.png\n"
     first = made(world, "new")
     assert {name.split("/")[-1] for name in first} == {"depth.npy", "depth.png", "depth.tokens.json", "plan.toml"}
     plan = tomllib.loads(first["plan.toml"].decode())
@@ -289,7 +289,8 @@ def test_a_folder_of_pictures(world: World) -> None:
     for name, size in (("beach", (20, 30)), ("street", (16, 16)), ("tree", (40, 20))):
         PIL.Image.new("RGB", size, "red").save(photos / f"{name}.png")
     (photos / "tree.txt").write_text("a tree")  # the caption of a picture, as zoo data make folder takes it
-    assert went(world, f"{MAKE} --input rgb=photos --target depth --draws 2") == "3 samples, 2 draws of each, in new\n"
+    said = went(world, f"{MAKE} --input rgb=photos --target depth --draws 2")
+    assert said == "3 samples, 2 draws of each, in new, side by side in new/sheet.png\n"
     assert {path.name for path in (world.folder / "new").iterdir()} >= {"beach", "street", "tree", "sheet.png"}
     sheet = PIL.Image.open(world.folder / "new/sheet.png")
     assert len(json.loads(sheet.text["cells"])) == 3 and len(json.loads(sheet.text["cells"])[0]) == 3
