@@ -99,13 +99,19 @@ def test_text_and_objects() -> None:
     assert value_problem(json, [{"a": "\ud800"}]) == "it cannot be written as UTF-8"
 
 
-@pytest.mark.parametrize("depth", [6000, 100_000])
-def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(depth: int) -> None:
-    """The json module can read nesting deeper than Python's recursion limit."""
-    value: list[Any] = []
-    for _ in range(depth):
-        value = [value]
-    assert value_problem(ValueSpec(kind="object"), value) == "it is nested too deeply"
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for level in range(levels - 1):
+        value = {"a": value} if level % 2 else [value]
+    return value
+
+
+@pytest.mark.parametrize("levels", [201, 6000, 100_000])
+def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(levels: int) -> None:
+    """Some releases of Python read nesting deeper than their recursion limit."""
+    value = [nested(levels - 1)]
+    assert value_problem(ValueSpec(kind="object"), value) == "it is nested too deeply: 200 levels at most"
+    assert value_problem(ValueSpec(kind="object"), nested(200)) is None
     told = describe(value)
     assert told.startswith("list ") and len(told) < 70
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 EMPTY = "it is empty"
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 """JSON can spell it (`\\ud800`), but no file in UTF-8 can hold it."""
+DEEPEST = 200
+"""Most levels of nested lists and dicts in a JSON value. Python's own limit differs between its releases."""
 _NPY_LOCK = threading.Lock()
 NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
 """Types whose minimum torch cannot compute."""
@@ -142,12 +144,23 @@ def _json_problem(value: Any) -> str | None:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         same_again = bool(json.loads(text) == value)
     except RecursionError:
-        return "it is nested too deeply"
+        return f"it is nested too deeply: {DEEPEST} levels at most"
     except (TypeError, ValueError) as error:
         return str(error)
+    if text.count("[") + text.count("{") > DEEPEST and _levels(value) > DEEPEST:
+        return f"it is nested too deeply: {DEEPEST} levels at most"
     if LONE_SURROGATE.search(text):
         return "it cannot be written as UTF-8"
     return None if same_again else "JSON changes it: it has tuples, or keys that are no text"
+
+
+def _levels(value: Any) -> int:
+    """Return the number of nested levels of lists and dicts."""
+    level, levels = [value], 0
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        levels += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return levels
 
 
 def in_declared_width(spec: ValueSpec, value: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]])
         self.contents = ""
         """Digest of the contents, where sizes and times of the files do not tell that they changed."""
         self._count = 0
-        self._table = sqlite3.connect("", isolation_level=None)
+        # Without the check of threads, because the last reference may be dropped in any thread.
+        self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._table.close)
         self._table.execute("PRAGMA journal_mode = OFF")
         self._table.execute("PRAGMA cache_size = -32000")
         self._table.create_function("is_in_split", 3, is_in_split, deterministic=True)
