@@ -167,7 +167,7 @@ def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, run: Path
         values = light.decode(generate(model, given, [plan], config.seed, numbers)["light"])
         answers.append(light.constant_baseline(values) if draws > 1 else values[0])
     assert found["score"] == pytest.approx(light.score(answers, data.truth("light", samples)))
-    assert len({answer.tobytes() for answer in answers}) == 3
+    assert draws == 1 or len({answer.tobytes() for answer in answers}) == 3
 
 
 def test_only_the_whole_view_of_cropped_samples_is_scored(
