@@ -356,7 +356,7 @@ def test_a_sample_that_comes_late_replaces_no_typed_text(page: Any) -> None:
 
 @needs_chromium
 def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: Any) -> None:
-    """Of a model without held-out samples, that was not trained."""
+    """The model is untrained and has no held-out samples."""
     zoo = Zoo.from_toml(folder / "registry.toml")
     handles = [zoo[name] for name in ("depth", "boxes", "palette", "metadata")]
     sizes = ModelConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2)

@@ -20,14 +20,6 @@ from zoo_backbone.bundle import SAMPLES
 from zoo_showcase import FOLDER
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-IMPORTS = """
-import numpy as np
-from PIL import Image
-
-from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.spec import Metric
-
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +55,9 @@ def test_the_python_of_the_readme(showcase: AnyToAny, tmp_path: Path, monkeypatc
 
 
 def test_the_modality_of_the_readme(install: Callable[..., Path]) -> None:
-    code = f"{IMPORTS}\n{block('class Thermal')}\n\nplugin = Thermal()\n"
-    install("zoo-thermal", {"tokenizers_zoo": {"thermal": "zoo_thermal:plugin"}}, {"zoo_thermal": code})
+    install(
+        "zoo-thermal", {"tokenizers_zoo": {"thermal": "zoo_thermal:plugin"}}, {"zoo_thermal": block("import numpy")}
+    )
     tables = {"zoo": {"image_size": 16}, "modalities": {"thermal": {"tokenizer": {"steps": 2, "width": 16}}}}
     check_modality(Zoo.from_tables(tables), "thermal")
 

@@ -10,7 +10,7 @@ from typing import Self
 MOST_NAMES = 20
 """Names that a message lists if none is close."""
 MISSPELT = 0.7
-"""Smallest similarity at which an unknown name counts as a misspelt modality; others may lack their plugin."""
+"""An unknown name with at least this similarity to a modality is misspelt; otherwise its plugin may be missing."""
 OTHER_REGISTRY = "use the registry of that time, or tokenize again with --overwrite"
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters (Unicode category Cc), which a terminal would obey."""

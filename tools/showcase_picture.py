@@ -1,4 +1,4 @@
-"""Draw the picture of README: what the showcase model generates from one held-out picture, and from one caption.
+"""Draw the picture of README: values that the showcase model generates from a held-out picture and from a caption.
 
 python tools/showcase_picture.py [--sample KEY] [--out docs/showcase.png]
 """

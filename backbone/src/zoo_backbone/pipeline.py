@@ -390,7 +390,7 @@ def drawn(
     numbers: Sequence[int], draws: int, whole: Mapping[str, Any], partial: Mapping[str, Any],
     on_step: OnStep | None = None, advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, list[Sample]]:  # fmt: skip
-    """Return `draws` generated samples of each target for each of the samples `numbers`.
+    """Generate each target `draws` times for every sample in `numbers`.
 
     The draws of a sample are consecutive. More than BATCH draws are only possible for a single sample.
     """
