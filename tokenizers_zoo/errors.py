@@ -10,7 +10,8 @@ from typing import Self
 MOST_NAMES = 20
 """Names that a message lists if none is close."""
 MISSPELT = 0.7
-"""An unknown name with at least this similarity to a modality is misspelt; otherwise its plugin may be missing."""
+"""Smallest similarity at which an unknown name counts as misspelt: `captions` and `caption`, not `thermal` and
+`normal`, whose plugin may be missing."""
 OTHER_REGISTRY = "use the registry of that time, or tokenize again with --overwrite"
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters (Unicode category Cc), which a terminal would obey."""
@@ -45,17 +46,16 @@ class UnknownNameError(ZooError):
         hint: str = "",
         *,
         aliases: Mapping[str, str] | None = None,
-        alike: float = 0.5,
     ) -> UnknownNameError:
         """Build the message for an unknown `name` of a `kind` ("modality", "source", ...) among `known` names.
 
-        `aliases` maps names of other projects to ours. `alike` is the smallest similarity of names that are offered.
+        `aliases` maps names of other projects to ours.
         """
         end = f" {hint}" if hint else ""
         if aliases and name in aliases:
             return cls(f"unknown {kind} {name!r}; here it is called {aliases[name]}{end}")
         names = sorted(known)
-        close = close_names(name[:80], names, alike)
+        close = close_names(name[:80], names, MISSPELT)
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         known_ones = (", ".join(names[:MOST_NAMES]) or "none") + more
         offer = f"did you mean {' or '.join(close)}?" if close else f"known: {known_ones}"

@@ -338,7 +338,7 @@ class Zoo:
 def _unknown(name: str, known: Iterable[str], otherwise: str, kind: str = "modality") -> UnknownNameError:
     """Return the error for a name that is not installed, with close names, or else how to install it."""
     if close_names(name, known, MISSPELT):
-        return UnknownNameError.of(kind, name, known, alike=MISSPELT)
+        return UnknownNameError.of(kind, name, known)
     return UnknownNameError(f"unknown {kind} {name!r:.80}: nothing installed has this name; {INSTALL}, {otherwise}")
 
 

@@ -33,6 +33,7 @@ LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 """JSON can spell it (`\\ud800`), but no file in UTF-8 can hold it."""
 DEEPEST = 200
 """Most levels of nested lists and dicts in a JSON value. Python's own limit differs between its releases."""
+TOO_DEEP = f"it is nested too deeply: {DEEPEST} levels at most"
 _NPY_LOCK = threading.Lock()
 NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
 """Types whose minimum torch cannot compute."""
@@ -144,11 +145,11 @@ def _json_problem(value: Any) -> str | None:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         same_again = bool(json.loads(text) == value)
     except RecursionError:
-        return f"it is nested too deeply: {DEEPEST} levels at most"
+        return TOO_DEEP
     except (TypeError, ValueError) as error:
         return str(error)
     if text.count("[") + text.count("{") > DEEPEST and _levels(value) > DEEPEST:
-        return f"it is nested too deeply: {DEEPEST} levels at most"
+        return TOO_DEEP
     if LONE_SURROGATE.search(text):
         return "it cannot be written as UTF-8"
     return None if same_again else "JSON changes it: it has tuples, or keys that are no text"

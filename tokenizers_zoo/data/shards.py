@@ -41,7 +41,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, open_regular, read_at, split_name
-from tokenizers_zoo.errors import MISSPELT, DataError, InvalidValueError, UnknownNameError, and_others, by
+from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others, by
 from tokenizers_zoo.io import as_json, not_read, replacing_file
 from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.spec import WHOLE, Crop
@@ -207,8 +207,7 @@ class ValueStore:
         """Return the folder of a modality's shards. Raises DataError if the data lack it."""
         if modality not in (known := self.modalities(split)):
             hint = f"(`zoo data derive {self.root}` makes what can be derived)"
-            kind = f"modality in {self.root / split}:"
-            raise DataError(str(UnknownNameError.of(kind, modality, known, hint, alike=MISSPELT)))
+            raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
         return self.root / split / modality
 
     def source(self, split: str) -> str | None:

@@ -34,7 +34,7 @@ from tokenizers_zoo.data.manifest import (
     write_record,
 )
 from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
-from tokenizers_zoo.errors import MISSPELT, DataError, UnknownNameError
+from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.io import absolute_place, relative_place
 from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length
 
@@ -211,8 +211,7 @@ class TokenStore:
         """Return one modality's tokens. Raises DataError if they are missing, unfinished or damaged."""
         known = self.modalities(split)
         if modality not in known:
-            kind = f"modality in {self.root / split}:"
-            raise DataError(str(UnknownNameError.of(kind, modality, known, alike=MISSPELT)))
+            raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known)))
         return TokenColumn(self.split(split), modality)
 
     def check_same_samples(self, values: ValueStore, split: str) -> None:

@@ -32,6 +32,8 @@ class PluginBase:
     settings_class: ClassVar[Any]
     metrics: ClassVar[tuple[Metric, ...]] = ()
     derived_from: ClassVar[tuple[str, ...]] = ()
+    labelled_from: ClassVar[tuple[str, ...]] = ()
+    """Modalities that the modality is derived from if the setting `labeller` names a network."""
     licence: ClassVar[str] = "Apache-2.0"
     aliases: ClassVar[tuple[str, ...]] = ()
     extensions: ClassVar[tuple[str, ...]] = ()
@@ -54,7 +56,7 @@ class PluginBase:
     ) -> ModalitySpec:
         """Return a spec with the plugin's attributes; `more` replaces them.
 
-        If the settings have a `labeller` that names a network, the modality is derived from rgb.
+        If the settings have a `labeller` that names a network, the modality is derived from `labelled_from`.
         """
         names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "extensions", "token_space")
         options, given = self.options(settings), {name: getattr(self, name) for name in names} | more
@@ -62,7 +64,7 @@ class PluginBase:
             given["derive_setting"] = "labeller"
             if options.labeller is not None:
                 labels = f"labels by {options.labeller.model}, under that network's licence"
-                given |= {"derived_from": ("rgb",), "licence": f"{given['licence']}; {labels}"}
+                given |= {"derived_from": self.labelled_from, "licence": f"{given['licence']}; {labels}"}
         return ModalitySpec(name=settings.name, value=value, layout=layout, vocab_size=vocab_size, **given)
 
 

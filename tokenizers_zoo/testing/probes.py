@@ -197,7 +197,7 @@ def with_one(good: Array, number: float) -> Array:
 
 
 def pickled() -> File:
-    """Return a pickled array of Python objects."""
+    """Return a pickled array of Python objects, which readers must refuse: unpickling runs code from the file."""
     np.save(buffer := io.BytesIO(), np.array([{}]), allow_pickle=True)
     return File(buffer.getvalue(), "npy")
 

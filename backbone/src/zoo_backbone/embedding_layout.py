@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_zoo.errors import MISSPELT, ConfigError, UnknownNameError
+from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, OrderedIds, PatchesLayout, SequenceLayout
 from zoo_backbone.config import ModelConfig
 
@@ -78,8 +78,7 @@ class EmbeddingLayout:
         """Return the row of a modality's embedding. Raises UnknownNameError."""
         if name not in self.names:
             published = {alias: spec.name for spec in self.specs for alias in spec.aliases}
-            kind = "modality of this backbone"
-            raise UnknownNameError.of(kind, name, self.names, aliases=published, alike=MISSPELT)
+            raise UnknownNameError.of("modality of this backbone", name, self.names, aliases=published)
         return self.names.index(name)
 
     def spec(self, name: str) -> ModalitySpec:

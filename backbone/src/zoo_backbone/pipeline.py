@@ -164,20 +164,24 @@ class AnyToAny:
         opened: dict[str, list[Any]] = {}
         for name, item in given.items():
             generated = item if isinstance(item, list) else [item]
-            if generated and all(isinstance(one, Sample) for one in generated):
-                if name in self.model.layout.readable:
-                    ids = [one.tokens for one in generated]
-                    tokens[name] = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
-                    continue
-                item = [one.value for one in generated]
-            elif name in self.zoo and (ids := token_batch(self.zoo[name].spec, item)) is not None:
-                if name in self.model.layout.readable:
-                    tokens[name] = ids
-                    continue
-                item = self.handle(name).decode(ids)
-            form = forms.get(name, name)
+            is_generated = generated and all(isinstance(one, Sample) for one in generated)
+            ids: Any = None
+            if is_generated:
+                ids = [one.tokens for one in generated]
+                ids = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
+            elif name in self.zoo:
+                ids = token_batch(self.zoo[name].spec, item)
+            is_read = ids is not None and name in self.model.layout.readable
+            form = name if is_read else forms.get(name, name)
             if form in opened or form in tokens:
-                raise InvalidValueError(f"{name}: is an input twice, as {form} is its input form; give one of them")
+                raise InvalidValueError(f"{name}: {form} is an input twice, once as another modality; give one of them")
+            if is_read:
+                tokens[name] = ids
+                continue
+            if is_generated:
+                item = [one.value for one in generated]
+            elif ids is not None:
+                item = self.handle(name).decode(ids)
             opened[form] = self._opened(self.handle(form), item)
         handles = {name: self.handle(name) for name in opened}
         counts = {name: len(found) for name, found in (tokens | opened).items()}

@@ -110,11 +110,11 @@ def registry_place(registry: Path | None) -> str | None:
 def found_registry(folder: Path, registry: Path | None) -> Path | None:
     """Return the registry that a folder's model was trained with. Raises CheckpointError if it is gone."""
     if registry is not None and not registry.exists():
-        advice = "give --registry FILE (in Python zoo=Zoo.from_toml(FILE)), or move the run with its whole project, or"
-        raise CheckpointError(
-            f"{folder}: expects its registry at {registry}, which is not there; {advice} as a bundle (zoo backbone "
-            "export)"
+        advice = (
+            "give --registry FILE (in Python zoo=Zoo.from_toml(FILE)), or move the run with its whole project, or as a "
+            "bundle (zoo backbone export)"
         )
+        raise CheckpointError(f"{folder}: expects its registry at {registry}, which is not there; {advice}")
     return registry
 
 

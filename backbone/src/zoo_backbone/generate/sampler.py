@@ -196,7 +196,7 @@ def decode_grid(
         tokens.scatter_(1, cells, ids)
         inputs.add(plan.name, ids, cells)
         if on_step:
-            on_step(plan.name, tokens.view(inputs.batch, *fixed_shape(layout)).clone().cpu())
+            on_step(plan.name, tokens.view(inputs.batch, *fixed_shape(layout)).to("cpu", copy=True))
     return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
 
 

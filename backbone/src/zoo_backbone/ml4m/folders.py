@@ -15,7 +15,7 @@ import tomli_w
 
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
-from tokenizers_zoo.errors import MISSPELT, CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
 from tokenizers_zoo.io import difference, read_table, replacing_file, replacing_folder, write_json
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, published_config, weights_digest
@@ -113,9 +113,7 @@ def import_folders(source: Path, out: Path, name: str | None, called: str | None
     registry, installed = out / REGISTRY, Zoo.installed()
     if name is not None:
         if (ours := by_published_name(installed).get(name)) is None:
-            raise UnknownNameError.of(
-                "modality", name, installed.names(), hint="(zoo list shows what is installed)", alike=MISSPELT
-            )
+            raise UnknownNameError.of("modality", name, installed.names(), hint="(zoo list shows what is installed)")
         name = ours
     configs = {folder: published_config(folder) for folder in folders}
     backbones = [folder for folder, config in configs.items() if "domains_in" in config]
@@ -355,7 +353,7 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
         installed, name = Zoo.installed(), config["modality"]
         if name not in installed:
             hint = f"(that of {source}; install its plugin)"
-            raise UnknownNameError.of("modality", name, installed.names(), hint=hint, alike=MISSPELT)
+            raise UnknownNameError.of("modality", name, installed.names(), hint=hint)
         published = installed[name].export_published(source)
     else:
         raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")

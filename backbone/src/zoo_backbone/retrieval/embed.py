@@ -230,7 +230,7 @@ class Embedder:
     def embed_value(self, name: str, source: str) -> Vectors:
         """Return the vector of one value: a file, or a value as text. Raises ZooErrors."""
         handle = self._handle(self.layout.spec(name).name)
-        return self.embed(name, handle.encode([handle.fitted(item_of_source(handle, source))]))
+        return self.embed(name, handle.encode([handle.fitted(item_of_source(handle, source))], trusted=True))
 
     def fit(self, names: Sequence[str]) -> None:
         """Fit the space to evenly spread training samples.

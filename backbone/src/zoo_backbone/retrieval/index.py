@@ -25,7 +25,7 @@ import torch
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
-from tokenizers_zoo.errors import MISSPELT, CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.io import read_table, replacing_file, write_json
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
@@ -229,7 +229,7 @@ class Index:
         """Raise UnknownNameError for a modality that the index does not have."""
         for name in names:
             if name not in self.names:
-                raise UnknownNameError.of("modality of this index", name, self.names, alike=MISSPELT)
+                raise UnknownNameError.of("modality of this index", name, self.names)
 
     def size(self, find: str = TOGETHER) -> int:
         """Return the number of samples with the modality `find`, or of all samples."""

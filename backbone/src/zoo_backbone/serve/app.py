@@ -111,11 +111,11 @@ class Search(Query):
     count: int = Field(8, ge=1, le=50)
 
 
-def is_listed(spec: ModalitySpec) -> bool:
-    """Return whether the page shows the values of a modality as lists of numbers to edit."""
-    shape = spec.value.shape
-    fixed = spec.value.kind == "array" and all(isinstance(size, int) for size in shape)
-    return fixed and math.prod(map(int, shape)) <= EDITED
+def kind_of(spec: ModalitySpec) -> str:
+    """Return the kind of a modality's values on the page: an array of few numbers is an object, a list to edit."""
+    kind, shape = spec.value.kind, spec.value.shape
+    fixed = kind == "array" and all(isinstance(size, int) for size in shape)
+    return "object" if fixed and math.prod(map(int, shape)) <= EDITED else kind
 
 
 @dataclass
@@ -167,7 +167,7 @@ class Server:
         for name in dict.fromkeys((*self.inputs, *self.targets)):  # pictures first
             spec = self.handle(name).spec
             modalities[name] = {
-                "summary": spec.summary, "kind": "object" if is_listed(spec) else spec.value.kind,
+                "summary": spec.summary, "kind": kind_of(spec),
                 "value": str(spec.value), "layout": str(spec.layout),
                 "grid": list(spec.places) if len(spec.places) == 2 and isinstance(spec.layout, GridLayout) else None,
                 "input": name in self.inputs, "target": name in self.targets,
@@ -198,17 +198,19 @@ class Server:
             return self.stored(name, given.sample)
         if given.result is not None:
             return self.generated(name, given.result)
-        kind = "object" if is_listed(handle.spec) else handle.spec.value.kind
+        kind = kind_of(handle.spec)
         if (given.text is not None) != (kind == "text") or kind == "array":
             wanted = {"text": "a text", "object": "data", "array": "a file"}[kind]
             raise InvalidValueError.expected(name, wanted, ", ".join(asked))
         value = given.text if given.text is not None else given.data
-        if is_listed(handle.spec):
+        if handle.spec.value.kind == "array":
             try:
                 value = np.asarray(value, handle.spec.value.dtype)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise InvalidValueError.expected(name, "lists of numbers", "other data") from None
-        return Sample(handle, handle.encode([value])[0], value)  # not the value itself: a str may be a path
+        # Tokens, and checked here: AnyToAny, and `encode` of values that are not trusted, take a str for a path.
+        handle.check(value)
+        return Sample(handle, handle.encode([value], trusted=True)[0], value)
 
     def stored(self, name: str, key: str) -> Any:
         """Return the value of a held-out sample. Raises ZooErrors."""
@@ -229,11 +231,12 @@ class Server:
 
     def shown(self, name: str, value: Any) -> dict[str, Any]:
         """Return a value for the page: a picture as a data URL, or a text; and JSON values to edit."""
-        shown = self.handle(name).render(value)
+        handle = self.handle(name)
+        shown = handle.render(value)
         told: dict[str, Any] = {"text": shown} if isinstance(shown, str) else {"image": data_uri(png_bytes(shown))}
-        if is_listed(self.handle(name).spec):
-            return {**told, "data": value.tolist()}
-        return told if self.handle(name).spec.value.kind == "array" else {**told, "data": value}
+        if kind_of(handle.spec) != "array":
+            told["data"] = value.tolist() if isinstance(value, np.ndarray) else value
+        return told
 
     # ------------------------------------------------------------------ jobs
 

@@ -130,6 +130,7 @@ class Depth(SpatialModality):
     low, high = 0.001, 100.0
     description = "planar depth along the camera's axis"
     aliases = ("tok_depth@224", "tok_depth@448")
+    labelled_from = ("rgb",)
     token_space = "log metres"
     loss = "smooth_l1"
     metrics = (

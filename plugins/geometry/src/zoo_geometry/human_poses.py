@@ -138,6 +138,7 @@ class HumanPoses(ObjectModality):
     summary = "3D human poses: product codes of the body's pose, coordinates of box, camera and size"
     loss = "smooth_l1"
     aliases = ("human-poses",)
+    labelled_from = ("rgb",)
     metrics = (
         Metric(
             name="joint_error",

@@ -65,6 +65,7 @@ class Caption(PlainText[CaptionSettings]):
 
     summary = "What the picture shows, in words"
     aliases = ("captions", "text", "texts")
+    labelled_from = ("rgb",)
     extensions = ("txt",)
     settings_class = CaptionSettings
 

@@ -72,6 +72,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
     summary = "Labelled boxes around things in the picture"
     aliases = ("det",)
+    labelled_from = ("rgb",)
     value = ValueSpec(
         kind="object",
         description='[{"label": str, "box": [xmin, ymin, xmax, ymax]}], fractions of width and height in [0, 1]',

@@ -126,6 +126,7 @@ class SamInstances(ObjectModality):
     summary = "instance masks, class-agnostic: of each its box as coordinates and its shape as codes"
     loss = "bce"
     aliases = ("instances", "sam_mask", "sam-instance")
+    labelled_from = ("rgb",)
     metrics = (
         Metric(
             name="best_iou",

@@ -113,6 +113,7 @@ class Semseg(SpatialModality):
     class_balance = 0.25
     unscored = (VOID,)
     aliases = ("tok_semseg@224", "tok_semseg@448", "semseg_coco")
+    labelled_from = ("rgb",)
     metrics = (
         Metric(
             name="miou",
