@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, plain, tables_of
+from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
 from zoo_backbone.config import PRESETS, EvaluationConfig, ModelConfig, TrainConfig
@@ -92,7 +93,7 @@ key is absent.
 
 | file | read by | tables |
 | --- | --- | --- |
-| [registry.toml](#registrytoml) | every command | `[zoo]`, `[vocabularies.NAME]`, `[modalities.NAME]` |
+| [registry.toml](#registrytoml) | every command | `[zoo]`, `[vocabularies.NAME]`, `[modalities.NAME]`, `[limits]` |
 | [`--config` of a backbone](#a-backbone) | `zoo backbone train`, `grow` and `eval` | `[model]`, `[train]`, `[eval]` |
 | [`--config` of a transfer](#a-transfer) | `zoo transfer train` | `[transfer]` |
 | [a plan](#a-plan) | `zoo backbone generate --plan` | `[[targets]]`, `[guidance]`, `[inpaint]`, and keys above them |
@@ -119,6 +120,7 @@ def settings_page() -> str:
         *told_tables(ZooConfig, "zoo"),
         VOCABULARIES,
         *told_tables(InstanceConfig, "modalities.NAME"),
+        *told_tables(Limits, "limits"),
     ]
     lines += [BACKBONE, *presets(), *told_tables(ModelConfig, "model"), *told_tables(TrainConfig, "train")]
     lines += told_tables(EvaluationConfig, "eval")

@@ -35,6 +35,7 @@ from tokenizers_zoo.errors import (
     ZooError,
     count_of,
 )
+from tokenizers_zoo.limits import DEFAULT, Limits, limited
 from tokenizers_zoo.plugins import Plugin, reason
 from tokenizers_zoo.spec import EXACT, WHOLE, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
 from tokenizers_zoo.validation import (
@@ -76,6 +77,7 @@ class ModalityHandle:
         trained: Callable[[Path], None] | None = None,
         specs_of: Callable[[Sequence[str]], Mapping[str, ModalitySpec]] = lambda names: {},
         again: tuple[Callable[..., ModalityHandle], *tuple[Any, ...]] | None = None,
+        limits: Limits = DEFAULT,
     ) -> None:
         """`trained` gets the folder of a new tokenizer; `again` opens the same handle in another process."""
         self.name = settings.name
@@ -86,6 +88,7 @@ class ModalityHandle:
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
         self._device = "cpu"
+        self.limits = limits
         self.spec = self._checked_spec()
         self.files = files(self.spec)
 
@@ -126,7 +129,8 @@ class ModalityHandle:
         return not self.spec.continuous and self.spec.vocabulary in self.taken_vocabularies()
 
     def _call(self, hook: str, **arguments: Any) -> Any:
-        return self._plugin.call(self.name, hook, **arguments)
+        with limited(self.limits):
+            return self._plugin.call(self.name, hook, **arguments)
 
     def _broken(self, hook: str, given: Any, expected: str, problem: str | None = None) -> PluginError:
         return PluginError.expected(f"{self.name}: {hook} of {self._plugin.claim}", expected, describe(given), problem)
@@ -165,6 +169,7 @@ class ModalityHandle:
             files=lambda _: files,
             specs_of=self._specs_of,
             again=(ModalityHandle.at, self, checkpoint.absolute(), vocabulary and vocabulary.absolute()),
+            limits=self.limits,
         )
 
     @property
@@ -424,7 +429,9 @@ class ModalityHandle:
         extension = extension.lower().removeprefix(".")
         arguments = {"data": data, "extension": extension, "settings": self.settings, "spec": self.spec}
         try:
-            value = self._plugin.call_raw(self.name, "read_value", **arguments)
+            with limited(self.limits):
+                self.limits.check("file_bytes", len(data), f"{self.name}: {len(data):,} bytes")
+                value = self._plugin.call_raw(self.name, "read_value", **arguments)
         except InvalidValueError as error:
             raise error if data else InvalidValueError(f"{error}; the file is empty (0 bytes)") from None
         except OneLineError:
@@ -448,6 +455,8 @@ class ModalityHandle:
             path = Path(item)
             if not os.path.isfile(path):  # Path.is_file raises for names that are too long
                 raise InvalidValueError.expected(self.name, "an existing file", f"{str(item)!r}")
+            size = path.stat().st_size
+            self.limits.check("file_bytes", size, f"{self.name}: {path}: {size:,} bytes")
             return self.read(path.read_bytes(), path.suffix)
         if kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
             if hasattr(item, "detach"):

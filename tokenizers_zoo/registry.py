@@ -16,13 +16,14 @@ from tokenizers_zoo.config import PIPELINE, Origin, Settings, from_mapping, load
 from tokenizers_zoo.errors import MISSPELT, ConfigError, UnknownNameError, ZooError, close_names
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
+from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
 from tokenizers_zoo.source_handle import SourceHandle, modality_names
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 
 __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 
-TABLES = ("zoo", "vocabularies", "modalities")
+TABLES = ("zoo", "vocabularies", "modalities", "limits")
 CHECKPOINTS = "runs/tokenizers"
 HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)"
 """Names that the hub accepts as `owner/name`; everything else is a folder."""
@@ -85,6 +86,7 @@ class Zoo:
         reject_unknown(tables, tables if PIPELINE in tables else TABLES, Origin(path=path))
         known = {key: value for key, value in self.tables["zoo"].items() if key in CORE_KEYS}
         self.config = from_mapping(ZooConfig, known, self._origin("zoo"))
+        self.limits = from_mapping(Limits, self.tables["limits"], self._origin("limits"))
         for name in self.tables["vocabularies"]:
             _table(self.tables["vocabularies"], name, path, "vocabularies")
         self._plugins = Plugins()
@@ -209,6 +211,7 @@ class Zoo:
             files=lambda spec: self._files(spec, instance, settings.origin),
             trained=self.forget_tokenizers,
             specs_of=lambda names: {name: self[name].spec for name in names if name in self},
+            limits=self.limits,
             again=(Zoo.__getitem__, self, name),
         )
 
@@ -280,7 +283,8 @@ class Zoo:
                     "source", name, self.source_names(), hint="(zoo source list shows what is installed)"
                 )
             plugin = self._plugins.load(SOURCES, name, SOURCE_REQUIRED)
-            self._sources[name] = SourceHandle(plugin, self.tables["zoo"], lambda: modality_names(self.handles()))
+            names = lambda: modality_names(self.handles())  # noqa: E731
+            self._sources[name] = SourceHandle(plugin, self.tables["zoo"], names, self.limits)
         return self._sources[name]
 
     # ------------------------------------------------------------------ problems

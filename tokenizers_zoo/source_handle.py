@@ -10,6 +10,7 @@ from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.data.files import FileSamples
 from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
+from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.plugins import Claim, Plugin, failed
 from tokenizers_zoo.source import ModalityNames, Sample, SourceSpec
 from tokenizers_zoo.validation import describe
@@ -54,11 +55,13 @@ class SourceHandle:
     ZooErrors.
     """
 
-    def __init__(self, plugin: Plugin, shared: Mapping[str, Any], names: Callable[[], ModalityNames]) -> None:
+    def __init__(
+        self, plugin: Plugin, shared: Mapping[str, Any], names: Callable[[], ModalityNames], limits: Limits
+    ) -> None:
         """`names` returns the names of the enabled modalities."""
         self.name = plugin.claim.name
         self.distribution = plugin.claim.distribution
-        self._plugin, self._shared, self._names = plugin, shared, names
+        self._plugin, self._shared, self._names, self._limits = plugin, shared, names, limits
         spec = plugin.call(self.name, "source_spec")
         if not isinstance(spec, SourceSpec) or spec.name != self.name:
             got = f"the name {spec.name!r}" if isinstance(spec, SourceSpec) else describe(spec)
@@ -101,20 +104,23 @@ class SourceHandle:
         """
         settings = self._checked(options)
         arguments = {"split": split, "count": count, "seed": seed, "settings": settings, "names": self._names()}
-        given = self._plugin.call(self.name, "samples", **arguments)
+        with limited(self._limits):
+            given = self._plugin.call(self.name, "samples", **arguments)
         wrong = "" if hasattr(given, "__getitem__") and hasattr(given, "__len__") else "expected a sequence"
         if not wrong and count is not None and len(given) > count:
             wrong = f"{len(given)} samples where {count} were asked for"
         if wrong:
             raise PluginError(f"{self.name}: samples of {self._plugin.claim} gave {describe(given)}: {wrong}")
-        return given if isinstance(given, FileSamples) else CheckedSamples(self.spec, self._plugin.claim, given)
+        if isinstance(given, FileSamples):
+            return given
+        return CheckedSamples(self.spec, self._plugin.claim, given, self._limits)
 
 
 class CheckedSamples(LazySequence[Sample]):
     """A source's samples, with keys and modality names checked on access; the modalities check the values."""
 
-    def __init__(self, spec: SourceSpec, claim: Claim, given: Sequence[Sample]) -> None:
-        self._spec, self._claim, self._given = spec, claim, given
+    def __init__(self, spec: SourceSpec, claim: Claim, given: Sequence[Sample], limits: Limits) -> None:
+        self._spec, self._claim, self._given, self._limits = spec, claim, given, limits
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -139,7 +145,8 @@ class CheckedSamples(LazySequence[Sample]):
     def item(self, index: int) -> Sample:
         """Return a sample. Raises PluginError if it breaks the contract."""
         try:
-            sample = self._given[index]
+            with limited(self._limits):
+                sample = self._given[index]
         except OneLineError:
             raise
         except Exception as error:

@@ -1,0 +1,69 @@
+"""Limits of untrusted values: the table `[limits]` of registry.toml, checked before anything is decoded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+
+from tokenizers_zoo.errors import InvalidValueError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Limits of one value. Reading a file within these defaults takes at most 5 s and 1 GiB. Larger files are refused:
+    `zoo data make` drops their samples."""
+
+    file_bytes: int = 268_435_456
+    """Bytes of a file, or of a tar file's member."""
+    image_pixels: int = 50_000_000
+    """Pixels of a picture, or of one frame of a video."""
+    frames: int = 20_000
+    """Frames of a video that are decoded."""
+    array_elements: int = 67_108_864
+    """Numbers of an array, of a video's decoded frames, or of a table (.csv)."""
+    text_bytes: int = 8_388_608
+    """Bytes of a text, a JSON file or a table (.csv)."""
+    json_depth: int = 200
+    """Nested lists and tables of a JSON file."""
+    json_elements: int = 1_000_000
+    """Items of a JSON file's lists and tables, all together."""
+    audio_seconds: float = 7200.0
+    """Length of a recording."""
+    masks: int = 1000
+    """Masks of one file of instance masks."""
+    value_seconds: float = 300.0
+    """Time that making, deriving or encoding one value may take; a slower value is dropped."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(f"{field.name}: expected more than 0, got {getattr(self, field.name)}")
+
+    def check(self, key: str, amount: float, what: str) -> None:
+        """Raise InvalidValueError, which names the limit, if `amount` exceeds the limit `key`.
+
+        `what` describes the amount: "13000 x 13000 pixels".
+        """
+        if amount > (most := getattr(self, key)):
+            raise InvalidValueError(f"{what}, at most {most:,} ({key} in [limits] of registry.toml)")
+
+
+DEFAULT = Limits()
+_CURRENT: ContextVar[Limits] = ContextVar("limits", default=DEFAULT)
+
+
+def limits() -> Limits:
+    """Return the limits in use: the registry's inside a plugin's hooks, else the defaults."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def limited(to: Limits) -> Iterator[None]:
+    """Use the limits `to` in this thread, inside the block."""
+    token = _CURRENT.set(to)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
