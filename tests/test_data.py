@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import write_tar, write_values
 
+from tokenizers_zoo.config import load_toml
 from tokenizers_zoo.data import shards as shards_module
 from tokenizers_zoo.data.files import FileSamples
 from tokenizers_zoo.data.folder import FolderSettings, open_folder
@@ -42,7 +43,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_shard
 from tokenizers_zoo.data.tar import Dropped, Member, read_member, scan_tar
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
-from tokenizers_zoo.io import disk_problem
+from tokenizers_zoo.io import check_opens, disk_problem, file_digest, open_regular, read_json, read_regular
 from tokenizers_zoo.source import FileBytes, ModalityNames
 from tokenizers_zoo.train.batches import permuted
 
@@ -157,10 +158,20 @@ def test_file_that_is_no_tar_is_named_in_the_error(tmp_path: Path, data: bytes) 
         scan(tmp_path / "s.tar")
 
 
-def test_only_regular_files_are_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.tar")
-    with pytest.raises(ReadError, match=r"pipe\.tar: .*expected a regular file"):
-        scan(tmp_path / "pipe.tar")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_only_regular_files_are_opened(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(path := tmp_path / "pipe.tar")
+    for read in (
+        open_regular,
+        read_regular,
+        check_opens,
+        read_json,
+        file_digest,
+        load_toml,
+        lambda path: list(scan_tar(path)),
+    ):
+        with pytest.raises(ReadError, match=r"pipe\.tar: expected a regular file"):
+            read(path)
 
 
 LINKS = {"l.x": tarfile.SYMTYPE, "folder": tarfile.DIRTYPE, "g.x": tarfile.GNUTYPE_SPARSE}

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import ConfigError, ReadError
+from tokenizers_zoo.io import read_regular
 
 T = TypeVar("T")
 SHARED = "zoo"
@@ -71,8 +72,8 @@ class Origin:
 def find_line(path: Path, table: str, key: str) -> int | None:
     """Return the 1-based line of `key` in `[table]` of a TOML file, or None. Finds keys of inline tables too."""
     try:
-        lines = path.read_text(encoding=TOML).splitlines()
-    except OSError:
+        lines = (read_regular(path) or b"").decode(TOML).splitlines()
+    except ReadError:
         return None
     parts = table.split(".") if table else []
     for depth in range(len(parts), -1, -1):  # an inner table may be written inline, below a parent table
@@ -89,11 +90,11 @@ def find_line(path: Path, table: str, key: str) -> int | None:
 
 def load_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises ConfigError, with the parser's line, if it cannot be read or is not TOML."""
+    if (data := read_regular(path)) is None:
+        raise ConfigError(f"{path}: no such file; a TOML file was expected")
     try:
-        return tomllib.loads(path.read_text(encoding=TOML))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a TOML file was expected") from None
-    except (OSError, UnicodeDecodeError) as error:
+        return tomllib.loads(data.decode(TOML))
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -75,14 +76,44 @@ def not_read(path: Path, error: OSError) -> ReadError:
     return ReadError(f"{path}: cannot be read: {error.strerror}; run the same command again when it can")
 
 
-def check_opens(path: Path) -> None:
-    """Raise ReadError for an existing file that cannot be opened; safetensors would call it missing."""
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading. Raises ReadError if the system refuses, or if it is a pipe, socket, device or folder.
+
+    All files are opened, or checked, here: reading a pipe would wait for its writer, and a device may have no end.
+    """
     try:
-        path.open("rb").close()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return _open(path)
+    except OSError as error:
+        raise not_read(path, error) from None
+
+
+def read_regular(path: Path) -> bytes | None:
+    """Return the bytes of a file, None if there is none. Raises ReadError as `open_regular`."""
+    try:
+        with _open(path) as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise not_read(path, error) from None
+
+
+def check_opens(path: Path) -> None:
+    """Raise ReadError for an existing file that `open_regular` refuses. Libraries would wait, or call it missing."""
+    try:
+        _open(path).close()
+    except (FileNotFoundError, NotADirectoryError):
         pass  # the reader reports it
     except OSError as error:
         raise not_read(path, error) from None
+
+
+def _open(path: Path) -> BufferedReader:
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")
+    os.close(handle)
+    raise ReadError(f"{path}: expected a regular file, got a folder, pipe or device")
 
 
 @contextlib.contextmanager
@@ -142,7 +173,7 @@ def write_tensors(
 
 def metadata_of(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file, in its order."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         metadata: dict[str, str] = _header(file).get(METADATA) or {}
     return metadata
 
@@ -194,7 +225,7 @@ def short_name(name: str, longest: int) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 (hex) of a file."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -216,11 +247,11 @@ def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_json(path: Path, remedy: str = REMEDY) -> Any:
     """Read a JSON file. Raises CheckpointError with `remedy` if it is missing or damaged."""
+    if (data := read_regular(path)) is None:
+        raise CheckpointError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(data.decode())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}; {remedy}") from None
 
 
@@ -239,10 +270,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     Raises CheckpointError for a damaged line.
     """
-    if not path.is_file():
-        return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate((read_regular(path) or b"").decode(errors="replace").splitlines(), 1):
         if line.endswith("}"):
             try:
                 found.append(json.loads(line))

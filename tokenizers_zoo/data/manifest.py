@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import REMEDY, file_digest, not_read, replacing_file, write_json
+from tokenizers_zoo.io import REMEDY, file_digest, not_read, read_regular, replacing_file, write_json
 
 Result = TypeVar("Result")
 
@@ -94,15 +94,13 @@ def write_manifest(folder: Path, shard: int, manifest: Manifest) -> None:
 
 def _parsed(path: Path, parse: Callable[[dict[str, Any]], Result], remedy: str) -> Result | None:
     """Return `parse` of a JSON table of this format, None without the file. Raises DataError if it is damaged."""
+    if (data := read_regular(path)) is None:
+        return None
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(data)
         if table.pop("format") != FORMAT:
             raise ValueError(f"another format than {FORMAT}")
         return parse(table)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise not_read(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); {remedy}") from None
 
@@ -230,12 +228,9 @@ class Split:
 
     def _read_keys(self, shard: int) -> bytes:
         path = self.keys_path(shard)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; run what made the folder again, or {REPAIR}") from None
-        except OSError as error:
-            raise not_read(path, error) from None
+        if (data := read_regular(path)) is None:
+            raise DataError(f"{path}: no such file; run what made the folder again, or {REPAIR}")
+        return data
 
     def keys_digest(self, shard: int) -> str:
         """Return the sha256 (hex) of a shard's key file, empty where there is none: see `Manifest.keys`."""

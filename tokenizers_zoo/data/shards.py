@@ -40,9 +40,9 @@ from tokenizers_zoo.data.manifest import (
     write_manifest,
 )
 from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
-from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, open_regular, read_at, split_name
+from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, read_at, split_name
 from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others, by
-from tokenizers_zoo.io import as_json, not_read, replacing_file
+from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
 from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.spec import WHOLE, Crop
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers_zoo.errors import CONTROL, DataError, ReadError
-from tokenizers_zoo.io import not_read
+from tokenizers_zoo.io import not_read, open_regular
 
 BLOCK = 512
 LONGEST_HEADER = 1 << 20
@@ -80,16 +79,6 @@ def regular_member(path: Path) -> Member:
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
     return Member(path, 0, status.st_size, split_name(path.name)[1], status.st_mtime_ns)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises ReadError if the system refuses, or if it is a pipe, device or folder."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ReadError(f"{path}: expected a regular file")
-        return open(path, "rb")
-    except OSError as error:
-        raise not_read(path, error) from None
 
 
 def read_at(file: int, offset: int, size: int) -> bytes:

@@ -21,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import FileRecord, Manifest, remove_shard, shard_name, write_manifest
-from tokenizers_zoo.data.tar import open_regular
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import as_json, replacing_file
+from tokenizers_zoo.io import as_json, open_regular, replacing_file
 from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.validation import has_fixed_length
 
