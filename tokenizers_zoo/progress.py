@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
+from tokenizers_zoo.terminal import console
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -49,7 +51,7 @@ def progress_of(title: str, total: int, console: Console) -> Progress:
 
     room = console.width - 2 * len(str(total)) - TIMES
     shown = Column(no_wrap=True, overflow="ellipsis", max_width=max(SHORTEST, room - SHORTEST))
-    text = TextColumn("{task.description}", table_column=shown)
+    text = TextColumn("{task.description}", markup=False, table_column=shown)
     bar = BarColumn(max(SHORTEST, min(40, room - len(title))))
     times = TimeElapsedColumn(), TextColumn("left"), Remaining()
     columns = text, bar, MofNCompleteColumn(), *times
@@ -89,11 +91,9 @@ class Advance(Protocol):
 @contextlib.contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
     """Show progress on stderr towards `total`. `title` is the first title; later ones may not be longer."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    lines = Lines(console, total)
-    with progress_of(title, total, console) as progress:
+    screen = console()
+    lines = Lines(screen, total)
+    with progress_of(title, total, screen) as progress:
         task = progress.add_task(title, total=total, visible=total > 0)
         done, shown = 0, title
 
@@ -102,7 +102,7 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
             done, shown = done + count, title or shown
             progress.update(task, completed=done, description=shown)
             if left := lines.due(done):
-                say(console, f"{shown}: {done} of {total}, {left}")
+                say(screen, f"{shown}: {done} of {total}, {left}")
 
         yield advance
 

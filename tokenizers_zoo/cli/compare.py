@@ -10,6 +10,7 @@ import click
 
 from tokenizers_zoo.cli.options import JSON, PATH, plain_table, show_facts, show_json, show_table
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.terminal import echo
 
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 36
@@ -47,21 +48,21 @@ def compare(runs: tuple[Path, ...], as_json: bool, out: Path | None) -> None:
     else:
         show(found)
     if out is not None:
-        click.echo(f"page: {page.resolve().as_uri()}", err=as_json)
+        echo(f"page: {page.resolve().as_uri()}", err=as_json)
 
 
 def show(found: Mapping[str, Any]) -> None:
     """Print a comparison."""
     names = [run["name"] for run in found["runs"]]
     show_facts({run["name"]: run["path"] for run in found["runs"]})
-    click.echo("\nsettings that differ" if found["settings"] else "\nno setting differs")
+    echo("\nsettings that differ" if found["settings"] else "\nno setting differs")
     if found["settings"]:
         table = plain_table("", *names)
         for key, values in found["settings"].items():
             table.add_row(key, *("-" if value is None else value for value in values))
         show_table(table)
     if found["losses"]:
-        click.echo("\nheld-out loss in nats per token: curve and last value")
+        echo("\nheld-out loss in nats per token: curve and last value")
         table = plain_table("", *(column for name in names for column in (name, ">")))
         for loss, curves in found["losses"].items():
             every = [value for points in curves for _, value in points]
@@ -74,9 +75,9 @@ def show(found: Mapping[str, Any]) -> None:
         show_table(table)
     for run in found["runs"]:
         if run["problem"]:
-            click.echo(f"\n{run['name']} {run['problem']}", err=True)
+            echo(f"\n{run['name']} {run['problem']}", err=True)
     if found["skills"]:
-        click.echo("\nskill in percent, with 95 % interval")
+        echo("\nskill in percent, with 95 % interval")
         difference = [">difference"] if len(names) == 2 else []
         table = plain_table("inputs", "target", *(f">{name}" for name in names), *difference)
         for row in found["skills"]:

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -35,7 +36,7 @@ def completion(shell: str) -> None:
       zoo completion zsh >> ~/.zshrc
       zoo completion fish >> ~/.config/fish/config.fish
     """
-    click.echo(LINES[shell])
+    echo(LINES[shell])
 
 
 class ZooName(click.types.StringParamType):

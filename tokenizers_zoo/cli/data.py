@@ -32,6 +32,7 @@ from tokenizers_zoo.cli.options import (
 )
 from tokenizers_zoo.config import recorded
 from tokenizers_zoo.errors import DataError, and_others, count_of
+from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle
@@ -99,9 +100,9 @@ def source_info(name: str, as_json: bool) -> None:
     gives = ", ".join(handle.spec.modalities) or "what it finds"
     plugin = {"plugin": f"{name} of {handle.distribution}", "licence": handle.spec.licence}
     show_facts({name: handle.spec.summary, "gives": gives, **classes, **plugin})
-    click.echo(f"\nsettings, --set KEY=VALUE of zoo data make {name}" if config else "\nno settings")
+    echo(f"\nsettings, --set KEY=VALUE of zoo data make {name}" if config else "\nno settings")
     for line in settings_lines([("", config)] if config else []):
-        click.echo(line)
+        echo(line)
 
 
 @click.group(cls=Group)
@@ -157,7 +158,7 @@ def make(
     )  # fmt: skip
     show_result(result)
     if not dry_run:
-        click.echo(f"values in {data_dir}")
+        echo(f"values in {data_dir}")
         next_command("data", "derive", data_dir)
 
 
@@ -189,7 +190,7 @@ def derive(
         derive_data(open_zoo(), data_dir, modalities=modalities, workers=workers, device=device, dry_run=dry_run)
     )
     if not dry_run:
-        click.echo(f"values in {data_dir}")
+        echo(f"values in {data_dir}")
         next_command("tokenizer", "train", "--all", "--data", data_dir)
 
 
@@ -217,15 +218,15 @@ def data_info(data_dir: Path, as_json: bool) -> None:
         table.add_row(row.split, row.modality, str(row.samples), f"{row.bytes / 1e6:.1f}", str(row.dropped), *more)
     show_table(table)
     for split, count in found.aligned.items():
-        click.echo(f"{split}: {count_of(count, 'sample has', 'samples have')} every modality")
+        echo(f"{split}: {count_of(count, 'sample has', 'samples have')} every modality")
     for row in found.rows:
         place = f"{row.split}/{row.modality}"
         if row.missing:
-            click.echo(f"{place}: {count_of(row.missing, 'shard')} missing or out of date; run what made it again")
+            echo(f"{place}: {count_of(row.missing, 'shard')} missing or out of date; run what made it again")
         for reason in row.reasons:
-            click.echo(f"dropped: {place}/{reason}")
+            echo(f"dropped: {place}/{reason}")
         if row.dropped > len(row.reasons):
-            click.echo(f"dropped: {place}: {row.dropped - len(row.reasons)} more")
+            echo(f"dropped: {place}: {row.dropped - len(row.reasons)} more")
 
 
 @data.command("verify")
@@ -245,7 +246,7 @@ def verify(data_dir: Path, as_json: bool) -> None:
     wrong, problems = [], {}
     for one in verify_store(data_dir):
         if not as_json:
-            click.echo(f"{one.path}: {one.problem}")
+            echo(f"{one.path}: {one.problem}")
         wrong.append(one.path)
         problems[str(one.path)] = one.problem
     if as_json:
@@ -253,7 +254,7 @@ def verify(data_dir: Path, as_json: bool) -> None:
         sys.exit(1 if wrong else 0)
     if wrong:
         raise DataError(f"{wrong[0]}{and_others(len(wrong) - 1)}: damaged; `zoo data repair {data_dir}` makes it again")
-    click.echo(f"{data_dir}: all files agree with their manifests")
+    echo(f"{data_dir}: all files agree with their manifests")
 
 
 @data.command("repair")
@@ -272,4 +273,4 @@ def repair(data_dir: Path, workers: int | None, device: str) -> None:
     from tokenizers_zoo.pipeline.stores import repair_store
 
     for line in repair_store(open_zoo(), data_dir, workers=workers, device=device):
-        click.echo(line)
+        echo(line)

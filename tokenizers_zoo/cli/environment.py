@@ -13,6 +13,7 @@ import click
 
 from tokenizers_zoo.cli.options import JSON, open_zoo, plain_table, registry_in_use, show_facts, show_json, show_table
 from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.terminal import echo
 
 GROUP = "tokenizers_zoo"
 """Entry-point groups with this name, or below it, are ours."""
@@ -38,13 +39,13 @@ def env(as_json: bool) -> None:
         show_json(found)
         return
     show_facts({name: _line(value) for name, value in found.items() if isinstance(value, str | int | list)})
-    click.echo()
+    echo()
     table = plain_table("distribution", "version", "provides")
     for name, entry in plugins.items():
         table.add_row(name, entry["version"], "; ".join(f"{kind}: {', '.join(entry[kind])}" for kind in entry
                                                         if kind != "version"))  # fmt: skip
     show_table(table)
-    click.echo()
+    echo()
     show_facts({"libraries": ", ".join(f"{name} {version}" for name, version in libraries.items())})
 
 

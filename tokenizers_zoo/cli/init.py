@@ -15,6 +15,7 @@ from tokenizers_zoo.cli.options import asked_registry, command_line, note
 from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file
+from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.files import FileSamples
@@ -77,10 +78,10 @@ def init(folder: Path, overwrite: bool) -> None:
     text = registry_text(zoo, folder, found)
     with disk_errors(path), replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    click.echo(f"{path}: {count_of(len(found.modalities), 'modality', 'modalities')} of {folder}, "
+    echo(f"{path}: {count_of(len(found.modalities), 'modality', 'modalities')} of {folder}, "
                f"{count_of(found.samples, 'sample')}: {', '.join(found.modalities)}")  # fmt: skip
     for name in found.unknown:
-        click.echo(f"not used: {_unused(zoo, name)}", err=True)
+        echo(f"not used: {_unused(zoo, name)}", err=True)
     data = folder if stored else Path("data")
     note("next:")
     for words in next_commands(folder, data, stored):

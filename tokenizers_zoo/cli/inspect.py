@@ -32,6 +32,7 @@ from tokenizers_zoo.config import recorded
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import layout_to_json
+from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.doctor import Finding
@@ -125,12 +126,12 @@ def list_modalities(context: click.Context, as_json: bool) -> None:
         column.no_wrap, column.overflow = True, "ellipsis"
     show_table(table)
     for problem in problems.values():
-        click.echo(f"problem: {problem}", err=True)
+        echo(f"problem: {problem}", err=True)
     if off := zoo.disabled():
         where = f"{zoo.path}: [zoo] modalities, [modalities.NAME] enabled"
         note(f"{count_of(len(off), 'modality is', 'modalities are')} disabled ({where})")
     elif not handles:
-        click.echo("no modality is installed; pip install one (zoo-images, zoo-geometry, ...)", err=True)
+        echo("no modality is installed; pip install one (zoo-images, zoo-geometry, ...)", err=True)
 
 
 @click.command()
@@ -157,11 +158,11 @@ def info(name: str, only_settings: bool, as_json: bool) -> None:
     if not only_settings:
         show_facts(facts_of(handle))
         if handle.has_tokenizer:
-            click.echo(f"fingerprint  {handle.fingerprint}")  # in one piece, to be copied
+            echo(f"fingerprint  {handle.fingerprint}")  # in one piece, to be copied
         if configs:
             note(f"\nzoo info {name} --settings explains the settings")
     for line in settings_lines(configs) if only_settings else ():
-        click.echo(line)
+        echo(line)
 
 
 def facts_of(handle: ModalityHandle) -> dict[str, str]:
@@ -232,7 +233,7 @@ def check(names: tuple[str, ...], data_dir: Path | None, device: str, as_json: b
         checked.append({"modality": name, "check": gate, "passed": passed, "message": message})
         if not as_json:
             told = ": ".join(filter(None, (name, gate if names else "", message)))
-            click.echo(f"{'ok      ' if passed else 'problem '} {told}")
+            echo(f"{'ok      ' if passed else 'problem '} {told}")
     if as_json:
         show_json({"sound": all(one["passed"] for one in checked), "checks": checked})
     sys.exit(0 if all(one["passed"] for one in checked) else 1)
@@ -291,12 +292,12 @@ def doctor_command(
 
     if len(found) > 1:  # a row per modality, a column per gate
         room = WIDTH - sum(len(gate) + 1 for gate in GATES)
-        click.echo(" ".join(["".ljust(room), *GATES]))
+        echo(" ".join(["".ljust(room), *GATES]))
         for name, findings in found.items():
             cells = [state_of(finding).ljust(len(finding.gate)) for finding in findings]
             short = name if len(name) <= room else f"{name[: room - 1]}~"
-            click.echo(" ".join([short.ljust(room), *cells]).rstrip())
-        click.echo()
+            echo(" ".join([short.ljust(room), *cells]).rstrip())
+        echo()
     for name, findings in found.items():
         shown = [finding for finding in findings if len(found) == 1 or not finding.passed]
         lines = textwrap.wrap(f"{name}: {zoo[name].spec.summary}", WIDTH) if shown else []
@@ -307,10 +308,10 @@ def doctor_command(
             first, following = f"{indent}> ", f"{indent}  "
             lines += textwrap.wrap(finding.advice, WIDTH, initial_indent=first, subsequent_indent=following)
         for line in lines:
-            click.echo(line)
+            echo(line)
     verdict = [f"{failed} of {sum(map(len, found.values()))} gates failed"] if failed else []
     verdict += [f"not examined, as the plugin does not load: {', '.join(lost)}"] if lost else []
-    click.echo(textwrap.fill("; ".join(verdict) or "sound", WIDTH))
+    echo(textwrap.fill("; ".join(verdict) or "sound", WIDTH))
     sys.exit(1 if failed or lost else 0)
 
 
@@ -339,4 +340,4 @@ def report_command(run: Path | None, out: Path | None) -> None:
     else:
         with disk_errors(out or run):
             page = write_report(open_zoo(asked_registry() or registry_of(run)), run, out)
-    click.echo(f"report: {page.resolve().as_uri()}")
+    echo(f"report: {page.resolve().as_uri()}")

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tokenizers_zoo.cli.options import CommandContext, Group, whole_command_opti
 from tokenizers_zoo.errors import OneLineError, is_of_the_machine
 from tokenizers_zoo.io import disk_problem
 from tokenizers_zoo.progress import NORMAL, set_verbosity
+from tokenizers_zoo.terminal import echo
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help, which older clicks print
 COMMANDS = {
@@ -117,10 +119,8 @@ def main() -> None:
         cause = error.__cause__
         if not isinstance(cause, EOFError):  # an EOFError of a file, which click takes for a ^D
             _stop(f"interrupted; {STARTS_AGAIN if '--overwrite' in sys.argv[1:] else RESUMES}", 130)
-        elif debug:
-            raise
         else:
-            _stop(f"error: {_in_words(cause)}", 1)
+            _fail(cause, debug=debug)
     except NO_ARGUMENTS as error:
         error.show()
         sys.exit(error.exit_code)
@@ -134,9 +134,7 @@ def main() -> None:
     except click.UsageError as error:
         _stop(f"error: {_in_words(error)}", error.exit_code)
     except BaseException as error:  # torch has errors that are no Exception
-        if debug:
-            raise
-        _stop(f"error: {_in_words(error)}", 1)
+        _fail(error, debug=debug)
 
 
 def give_way() -> None:
@@ -165,8 +163,8 @@ def others_run() -> bool:
 
 def _told_by_the_command(thread: threading.ExceptHookArgs) -> None:
     """Suppress a thread's traceback for a full disk: the main thread raises the same error."""
-    if thread.exc_value is None or not disk_problem(thread.exc_value):
-        threading.__excepthook__(thread)
+    if thread.exc_value and not disk_problem(thread.exc_value):
+        echo("".join(traceback.format_exception(thread.exc_value)), err=True)
 
 
 def _in_words(error: BaseException) -> str:
@@ -190,8 +188,16 @@ def _in_words(error: BaseException) -> str:
     return f"unexpected {reason(error)}: a damaged file, or a bug; zoo --debug shows where it comes from"
 
 
+def _fail(error: BaseException, *, debug: bool) -> None:
+    """Print an error as one line, or with its traceback, and exit."""
+    if debug:
+        echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        sys.exit(1)
+    _stop(f"error: {_in_words(error)}", 1)
+
+
 def _stop(message: str, code: int) -> None:
-    click.echo(" ".join(message.split()), err=True)
+    echo(" ".join(message.split()), err=True)
     sys.exit(code)
 
 

@@ -20,6 +20,7 @@ from tokenizers_zoo.config import Origin, load_toml
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, installed_claims
+from tokenizers_zoo.terminal import echo
 
 FAMILIES = {
     "spatial": "{} as a grid of tokens",
@@ -67,7 +68,7 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
         raise ConfigError(f"{folder}: is there already, and is not overwritten; remove it, or give another --out")
     with disk_errors(folder):
         write_distribution(name, family, folder)
-    click.echo(f"{name}: {family} plugin in {folder}")
+    echo(f"{name}: {family} plugin in {folder}")
     install = f'pip install -e "{folder}[test]"'
     enable = f'add "{name}" to the list modalities of {lacking}; ' if lacking else ""
     readme = f"{enable}{folder / 'README.md'} goes on from there"

@@ -23,6 +23,7 @@ from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import ConfigError, close_names
 from tokenizers_zoo.progress import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
+from tokenizers_zoo.terminal import echo, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -152,7 +153,7 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     zoo = Zoo.at(registry) if registry else Zoo.installed()
     if strict:
         for problem in zoo.check_file():
-            click.echo(f"problem: {problem}", err=True)
+            echo(f"problem: {problem}", err=True)
     return zoo
 
 
@@ -160,13 +161,13 @@ def show_problems(zoo: Zoo) -> None:
     """Print the problems of enabled modalities on stderr."""
     for name, problem in zoo.problems().items():
         if name in zoo:
-            click.echo(f"problem: {problem}", err=True)
+            echo(f"problem: {problem}", err=True)
 
 
 def note(line: str) -> None:
     """Print an informational line on stderr, except with --quiet."""
     if verbosity() >= NORMAL:
-        click.echo(line, err=True)
+        echo(line, err=True)
 
 
 def command_line(*words: object) -> str:
@@ -183,12 +184,12 @@ def next_command(*words: object) -> None:
 
 def show_result(result: RunResult) -> None:
     """Print what a command wrote, or plans to write; with --verbose each skipped modality."""
-    click.echo(result.summary(details=verbosity() >= VERBOSE))
+    echo(result.summary(details=verbosity() >= VERBOSE))
 
 
 def show_json(value: Any) -> None:
     """Print a value as JSON on stdout; numbers that are not finite become null."""
-    click.echo(json.dumps(finite(value), indent=2, ensure_ascii=False, default=_plain_number))
+    echo(json.dumps(finite(value), indent=2, ensure_ascii=False, default=_plain_number))
 
 
 def _plain_number(value: Any) -> Any:
@@ -257,14 +258,8 @@ def show_table(table: Table, *, wraps: bool = False) -> None:
 
     Without either, as in a pipe, a row is one line, or with `wraps` at most 80 columns wide.
     """
-    from rich.console import Console
-
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(markup=False, highlight=False, width=None if known else WIDTH if wraps else UNLIMITED)
-    with console.capture() as shown:
-        console.print(table)
-    for line in shown.get().splitlines():
-        click.echo(line.rstrip())
+    show(table, None if known else WIDTH if wraps else UNLIMITED)
 
 
 def plain_table(*columns: str, spaced: bool = False) -> Table:
@@ -337,9 +332,9 @@ def show_config(name: str, settings: Any, layers: Iterable[Layer]) -> None:
         text = f"# {field.name} is not set" if value is None else f"{field.name} = {config.plain(value)}"
         lines.append(f"{text}  # {place}" if value is not None or place != "default" else text)
     for line in lines:
-        click.echo(line)
+        echo(line)
     for key, value in inner:
-        click.echo()
+        echo()
         show_config(f"{name}.{key}", value, filter(None, (layer.inner(key) for layer in given)))
 
 

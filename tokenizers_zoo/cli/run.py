@@ -21,6 +21,7 @@ from tokenizers_zoo.cli.options import DRY_RUN, NO_NEXT, CheckedCommand, asked_r
 from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.registry import TABLES as REGISTRY
+from tokenizers_zoo.terminal import echo
 
 STEPS = {
     "data": "data make SOURCE FOLDER/data",
@@ -80,7 +81,7 @@ def run(context: click.Context, file: Path, dry_run: bool) -> None:
     commands = list(commands_of(file, context.find_root().command, asked_registry()))
     given = [f"--{name}" for name in ("quiet", "verbose", "debug") if (context.find_root().obj or {}).get(name)]
     for words in commands:
-        click.echo(click.style(shlex.join(["zoo", *words]), bold=True))
+        echo(shlex.join(["zoo", *words]), bold=True)
         if dry_run:
             continue
         sys.stdout.flush()
@@ -91,7 +92,7 @@ def run(context: click.Context, file: Path, dry_run: bool) -> None:
             sys.exit(process.wait())
         if code:
             again = shlex.join(["zoo", "run", str(file)])
-            click.echo(f"stopped: the command above failed with exit code {code}; {again} resumes there", err=True)
+            echo(f"stopped: the command above failed with exit code {code}; {again} resumes there", err=True)
             sys.exit(code if code > 0 else 1)
 
 

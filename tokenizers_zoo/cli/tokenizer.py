@@ -30,6 +30,7 @@ from tokenizers_zoo.cli.options import (
 )
 from tokenizers_zoo.config import preset_of
 from tokenizers_zoo.errors import count_of
+from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
@@ -106,18 +107,18 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
     ]
     if print_config:
         for number, job in enumerate(jobs):
-            click.echo("\n" * bool(number), nl=False)
+            echo("\n" * bool(number), nl=False)
             _print_config(zoo[job.name], job.overrides, steps)
         return
     if dry_run:
         for job in jobs:
-            click.echo(f"{job.name}: {plan_of(zoo, job)}")
+            echo(f"{job.name}: {plan_of(zoo, job)}")
         return
     left: dict[str, str] | None = {} if everything and not strict else None
     for name, folder in train_tokenizers(zoo, jobs, workers, left=left):
-        click.echo(f"{name}: tokenizer in {folder}")
+        echo(f"{name}: tokenizer in {folder}")
     for name, problem in (left or {}).items():
-        click.echo(f"{name}: left as it is: {problem}", err=True)
+        echo(f"{name}: left as it is: {problem}", err=True)
     next_command("tokenize", data_dir, "--out", "tokens")
 
 
@@ -163,4 +164,4 @@ def evaluate(name: str, data_dir: Path, split: str, samples: int | None, device:
     for key, value, unit, meaning in result.codebook_rows():
         table.add_row(key, f"{value:.4g}", unit, meaning)
     show_table(table)
-    click.echo(f"{name}: {count_of(result.samples, f'{split} sample')} of {data_dir}; pictures in {result.pictures}")
+    echo(f"{name}: {count_of(result.samples, f'{split} sample')} of {data_dir}; pictures in {result.pictures}")

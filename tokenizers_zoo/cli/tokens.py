@@ -11,6 +11,7 @@ from tokenizers_zoo.cli.options import DATA, DEVICE, DRY_RUN, PATH, names_option
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors, replacing_file
 from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.terminal import echo
 
 
 @click.command("tokenize")
@@ -53,7 +54,7 @@ def tokenize_command(
     )  # fmt: skip
     show_result(result)
     if not dry_run:
-        click.echo(f"tokens in {out}")
+        echo(f"tokens in {out}")
         next_command("backbone", "train", "--tokens", out, "--out", "run")
 
 
@@ -78,11 +79,11 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
     handle.check(value)
     text = token_text(handle, handle.encode([value], trusted=True)[0])
     if out is None:
-        click.echo(text)
+        echo(text)
     else:
         with disk_errors(out), replacing_file(out) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        click.echo(f"{name}: tokens in {out}")
+        echo(f"{name}: tokens in {out}")
 
 
 @click.command("decode")
@@ -111,15 +112,15 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
         raise ConfigError(f"{target}: is there already; give --out to say where the value goes, or move it away")
     with disk_errors(target), replacing_file(target) as temporary:
         temporary.write_bytes(data)
-    click.echo(f"{name}: value in {target}")
+    echo(f"{name}: value in {target}")
     if picture is not None:
         drawn = handle.render(value)
         if isinstance(drawn, str):
-            click.echo(drawn)
+            echo(drawn)
         else:
             with disk_errors(picture), replacing_file(picture) as temporary:
                 drawn.save(temporary, format="PNG")
-            click.echo(f"{name}: picture in {picture}")
+            echo(f"{name}: picture in {picture}")
 
 
 def check_apart(file: Path, *outputs: Path | None) -> None:

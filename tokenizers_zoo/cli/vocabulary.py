@@ -8,6 +8,7 @@ import click
 
 from tokenizers_zoo.cli.options import JSON, Group, open_zoo, plain_table, show_json, show_table
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.pipeline.vocabulary import VocabularyUse
@@ -65,12 +66,12 @@ def grow(name: str | None) -> None:
         old, new = grow_vocabulary(zoo, chosen)
         before, size = old.config.size, new.config.size
         if new is old:
-            click.echo(f"{chosen}: nothing is missing; {old.used} of {before} ids are used")
+            echo(f"{chosen}: nothing is missing; {old.used} of {before} ids are used")
             continue
         for number, token in enumerate(new.grown_tokens[len(old.grown_tokens) :], old.used):
-            click.echo(f"{chosen}: {number} is now {token}")
+            echo(f"{chosen}: {number} is now {token}")
         raised = f" (before: of {before})" if before != size else ""
-        click.echo(f"{chosen}: {old.used} ids grew to {new.used}, of {size}{raised}")
+        echo(f"{chosen}: {old.used} ids grew to {new.used}, of {size}{raised}")
 
 
 def _chosen(zoo: Zoo, name: str | None) -> list[str]:
@@ -96,22 +97,22 @@ def _facts(use: VocabularyUse) -> dict[str, Any]:
 
 def _show(use: VocabularyUse) -> None:
     vocabulary, config = use.vocabulary, use.vocabulary.config
-    click.echo(f"{use.name}  {vocabulary.used} of {config.size} ids, in {use.folder}\n")
+    echo(f"{use.name}  {vocabulary.used} of {config.size} ids, in {use.folder}\n")
     parts = plain_table("part", ">first id", ">ids")
     for part, (first, count) in vocabulary.parts.items():
         parts.add_row(part, str(first) if count else "-", str(count))
     show_table(parts)
-    click.echo(f"coordinates  {config.coordinate_axes} axes of {config.coordinate_bins} levels: v0=0 v0=1 ...")
-    click.echo()
+    echo(f"coordinates  {config.coordinate_axes} axes of {config.coordinate_bins} levels: v0=0 v0=1 ...")
+    echo()
     users = plain_table("modality", ">special tokens", ">missing")
     for name, needed in use.needs.items():
         users.add_row(name, str(len(needed)), str(len(set(needed) & set(use.missing))))
     show_table(users)
-    click.echo()
+    echo()
     if use.missing:
-        click.echo(f"missing  {', '.join(use.missing)}; zoo vocabulary grow adds them")
+        echo(f"missing  {', '.join(use.missing)}; zoo vocabulary grow adds them")
     if use.unused:
-        click.echo(f"unused  {', '.join(use.unused)}: no enabled modality needs them; they keep their ids")
+        echo(f"unused  {', '.join(use.unused)}: no enabled modality needs them; they keep their ids")
     for past, length in vocabulary.lineage:
-        click.echo(f"grown from  {past}, {length} ids")
-    click.echo(f"fingerprint  {vocabulary.fingerprint}")  # in one piece, to be copied
+        echo(f"grown from  {past}, {length} ids")
+    echo(f"fingerprint  {vocabulary.fingerprint}")  # in one piece, to be copied

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from tokenizers_zoo.checkpoint import CONFIG, is_complete
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples
@@ -23,6 +21,7 @@ from tokenizers_zoo.io import disk_errors, read_table
 from tokenizers_zoo.pipeline.engines import run_jobs
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.run_folder import TOKENIZER, OtherRunError, read_run, replacing
+from tokenizers_zoo.terminal import console
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
@@ -275,4 +274,4 @@ def _texts(store: ValueStore, writers: Sequence[ModalityHandle], limit: int | No
             f"{', '.join(handle.name for handle in writers)}: no pieces are learned, and text is then written byte by "
             "byte; once there is some, train the vocabulary anew (--overwrite)"
         )
-        say(Console(stderr=True), line, warning=True)
+        say(console(), line, warning=True)

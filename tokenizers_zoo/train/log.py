@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers_zoo.io import as_json, drop_lines_after
 from tokenizers_zoo.progress import Lines, clock, progress_of, say
+from tokenizers_zoo.terminal import console
 from tokenizers_zoo.train.loggers import new_loggers
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ class StepLog:
         loggers: Sequence[str] = (),
         config: Any = None,
     ) -> None:
-        from rich.console import Console
 
         self.loggers, self.config = new_loggers(loggers), config or {}
 
@@ -48,7 +48,7 @@ class StepLog:
         self.loss: float | None = None
         self.note = ""
         """The last evaluation in a few words."""
-        self.console = Console(stderr=True)
+        self.console = console()
         self.lines = Lines(self.console, steps, done)
         self.progress = progress_of(title, steps, self.console)
         self.bar = self.progress.add_task(title, total=steps, completed=done)

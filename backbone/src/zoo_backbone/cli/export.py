@@ -10,6 +10,7 @@ import click
 from tokenizers_zoo.cli.options import PATH, names_option, open_zoo, plain_table, show_table
 from tokenizers_zoo.errors import CheckpointError, ConfigError, close_names
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.export import Format
@@ -71,5 +72,5 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
                           f"{difference:.2%}{share}" if share else f"{difference:.2g}")  # fmt: skip
     show_table(table)
     for name, problem in record["skipped"].items():
-        click.echo(f"left out: {name}: {problem}", err=True)
-    click.echo(f"export in {out}; export.json describes inputs and outputs")
+        echo(f"left out: {name}: {problem}", err=True)
+    echo(f"export in {out}; export.json describes inputs and outputs")

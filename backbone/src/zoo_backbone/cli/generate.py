@@ -14,6 +14,7 @@ from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignm
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 
 
@@ -110,7 +111,7 @@ def generate_command(
     samples = len({place.parent for place in places})
     of_each = f", {plan.draws} draws of each," if plan.draws > 1 else ""
     sheet = f", side by side in {out / SHEET}" if (out / SHEET).is_file() else ""
-    click.echo(f"{count_of(samples, 'sample')}{of_each} in {out}{sheet}")
+    echo(f"{count_of(samples, 'sample')}{of_each} in {out}{sheet}")
 
 
 def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import read_run
+from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables, with_options, zoo_of
 from zoo_backbone.cli.generate import generate_command
 from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
@@ -145,7 +146,7 @@ def train(
         differing = {key: value for key, value in dataclasses.asdict(size).items() if value != usual[key]}
         base = Layer(differing, f"preset {preset or 'nano'}" if stored is None or preset else str(start))
         show_config("model", model, [base, *given_layers(tables["model"], config_file, "model", ())])
-        click.echo()
+        echo()
         given = given_layers(tables["train"], config_file, "train", assignments, seed=seed, steps=steps)
         show_config("train", config, given)
         return
@@ -163,12 +164,12 @@ def train(
         note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}")
     if dry_run:
         state = "replace" if overwrite and out.is_dir() else "resume" if read_run(out) else "train"
-        click.echo(f"{state} {out}: {config.steps} steps of {config.batch_size} samples over {', '.join(handles)}")
+        echo(f"{state} {out}: {config.steps} steps of {config.batch_size} samples over {', '.join(handles)}")
         return
     with disk_errors(out):
         train_run(out, tokens, handles, zoo.place, model, config, start=start, overwrite=overwrite, device=device)
     leave(first=False)
-    click.echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
+    echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     next_command("backbone", "eval", out)
     leave()
 
@@ -249,7 +250,7 @@ def grow_command(
         table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in (before, after)), change)
     show_table(table)
     modalities = count_of(len(trained.specs) + len(add), "modality", "modalities")
-    click.echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / REPORT}")
+    echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / REPORT}")
     next_command("backbone", "eval", out)
     leave()
 
@@ -341,15 +342,15 @@ def evaluate_command(
         return
     for place, reasons in result["unreadable"].items():
         key, reason = next(iter(reasons.items()))
-        click.echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
+        echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
     left_out = result["skipped"]
     if left_out and (config.inputs is None or config.targets is None):
-        click.echo(left_out_text(left_out), err=True)
-    click.echo("skill (0 = best constant prediction, 1 = tokenizer reconstruction), then the raw metric")
+        echo(left_out_text(left_out), err=True)
+    echo("skill (0 = best constant prediction, 1 = tokenizer reconstruction), then the raw metric")
     show_table(skill_table(result))
     if not result["pairs"]:
-        click.echo("no pairs: no modality can be predicted from another one")
-    click.echo(f"all scores: {(out or folder / FOLDER) / FILE}")
+        echo("no pairs: no modality can be predicted from another one")
+    echo(f"all scores: {(out or folder / FOLDER) / FILE}")
     next_command("report", folder)
 
 
@@ -380,7 +381,7 @@ def export(folder: Path, out: Path, dtype: str, samples: int, overwrite: bool, d
     with disk_errors(out):
         export_bundle(folder, zoo, out, dtype, samples, overwrite, device)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    click.echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: zoo backbone verify {out}")
+    echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: zoo backbone verify {out}")
 
 
 @backbone.command("verify")

@@ -9,6 +9,7 @@ import click
 from tokenizers_zoo.cli.options import PATH, plain_table, show_table
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.terminal import echo
 
 
 @click.command("import-ml4m")
@@ -48,8 +49,8 @@ def import_command(source: str, out: Path, name: str | None) -> None:
         table.add_row(item.published, item.ours, item.note)
     show_table(table)
     if lacking := [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]:
-        click.echo(f"no tokenizer yet: {', '.join(lacking)}; import theirs, too, to make and show them")
-    click.echo(f"use it by: zoo --registry {registry} ...")
+        echo(f"no tokenizer yet: {', '.join(lacking)}; import theirs, too, to make and show them")
+    echo(f"use it by: zoo --registry {registry} ...")
 
 
 @click.command("export-ml4m")
@@ -69,4 +70,4 @@ def export_command(source: Path, out: Path) -> None:
 
     with disk_errors(out):
         published = export_folder(source, out)
-    click.echo(f"{count_of(len(published.tensors), 'tensor')} in {out}")
+    echo(f"{count_of(len(published.tensors), 'tensor')} in {out}")

@@ -22,6 +22,7 @@ from tokenizers_zoo.cli.options import (
 )
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import RUN, numbers_of, open_run
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
 
@@ -81,7 +82,7 @@ def build_command(folder: Path, out: Path, split: str, modalities: list[str] | N
             device=device,
         )  # fmt: skip
     count = f"{count_of(index.size(), 'sample')} with {count_of(len(index.names), 'modality', 'modalities')}"
-    click.echo(f"index: {count}, {index.search_kind}, in {out}")
+    echo(f"index: {count}, {index.search_kind}, in {out}")
 
 
 @retrieve.command("query")
@@ -140,7 +141,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
         table = plain_table(">rank", "sample", ">cosine")
         for rank, hit in enumerate(result.hits, 1):
             table.add_row(str(rank), hit.key, f"{hit.cosine:.3f}")
-        click.echo(f"query: {' + '.join(result.inputs)} of {result.key or 'files'}")
+        echo(f"query: {' + '.join(result.inputs)} of {result.key or 'files'}")
         show_table(table)
     if out is not None:
         with disk_errors(out):
@@ -148,9 +149,9 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
                 index, zoo, out, results, sources=sources, find=find, split=split or index.split, weights=scale
             )  # fmt: skip
         if problem:
-            click.echo(f"no picture: {problem}", err=True)
+            echo(f"no picture: {problem}", err=True)
         if not as_json:
-            click.echo(f"hits in {out}")
+            echo(f"hits in {out}")
 
 
 @retrieve.command("eval")
@@ -190,7 +191,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
     if as_json:
         show_json(result)
         return
-    click.echo("R@k: % found among the first k hits / by chance")
+    echo("R@k: % found among the first k hits / by chance")
     table = plain_table("query", "target", *(f">R@{k}" for k in AT), ">median", ">of")
     for entry in [*result["pairs"], {"query": "[mean]", "target": "", "samples": "", **result["mean"]}]:
         random = entry["chance"]
@@ -199,8 +200,8 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
         table.add_row(entry["query"], entry["target"], *shares, median, str(entry["samples"]))
     show_table(table)
     if split == TRAIN:
-        click.echo("these are training samples of the backbone: not held-out figures")
-    click.echo(f"written to {place / FILE}")
+        echo("these are training samples of the backbone: not held-out figures")
+    echo(f"written to {place / FILE}")
 
 
 def _inputs(inputs: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str]]:

@@ -32,6 +32,7 @@ from tokenizers_zoo.families.images import png_bytes
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import data_uri
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout
+from tokenizers_zoo.terminal import echo
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.pipeline import AnyToAny, Sample
 from zoo_backbone.retrieval.index import Index
@@ -439,7 +440,7 @@ def serve(
         raise ConfigError(f"zoo serve: cannot listen at {host}:{port}: {error.strerror}; give another --port") from None
     server = uvicorn.Server(uvicorn.Config(build_app(Server(model, limits, index)), log_level="warning"))
     address = f"http://{host}:{listening.getsockname()[1]}"
-    print(f"{address}  (stop with Ctrl-C)", flush=True)
+    echo(f"{address}  (stop with Ctrl-C)")
     if open_browser:
         webbrowser.open(address)
     server.run(sockets=[listening])

@@ -27,6 +27,7 @@ from tokenizers_zoo.cli.options import (
 )  # fmt: skip
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, short_name
+from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables
 from zoo_backbone.transfer.config import TUNING, As, HeadName, TransferConfig, Tuning, transfer_config
 
@@ -110,8 +111,8 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
         return
     show_table(score_table(metrics["metrics"]))
     for line in summary(metrics):
-        click.echo(line)
-    click.echo(f"written to {place}")
+        echo(line)
+    echo(f"written to {place}")
 
 
 @transfer.command("eval")
@@ -146,8 +147,8 @@ def eval_command(
         return
     show_table(score_table(metrics))
     if text := unseen_text(unseen):
-        click.echo(text)
-    click.echo(f"{len(test)} held-out samples of {stores.tokens}")
+        echo(text)
+    echo(f"{len(test)} held-out samples of {stores.tokens}")
 
 
 @transfer.command("predict")
@@ -178,7 +179,7 @@ def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | Non
     stores = probe.stores(split, tokens, data)
     with disk_errors(out):
         found = predict_to_folder(probe, stores, out, split=split, samples=samples, keys=keys)
-    click.echo(f"predicted {probe.task.title} of {len(found)} samples, in {out}")
+    echo(f"predicted {probe.task.title} of {len(found)} samples, in {out}")
 
 
 @transfer.command("compare")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -26,6 +25,7 @@ from tokenizers_zoo.progress import progress_bar, say
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
+from tokenizers_zoo.terminal import console
 from tokenizers_zoo.train.batches import seeded, to_device
 from tokenizers_zoo.train.loop import Best, identity, train
 from tokenizers_zoo.train.loop import Task as LoopTask
@@ -166,7 +166,7 @@ class ProbeTask(LoopTask):
         """Return the module to train: the head on a frozen encoder, else the whole network."""
         if self.split.problem:
             say(
-                Console(stderr=True),
+                console(),
                 f"{self.title}: {self.split.problem}; training on all labels, keeping the last step",
                 warning=True,
             )
