@@ -21,7 +21,7 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, OneLineError
 from tokenizers_zoo.intervals import interval as mean_and_half
-from tokenizers_zoo.io import write_json
+from tokenizers_zoo.io import write_table
 from tokenizers_zoo.pipeline.engines import cores, run_jobs
 from zoo_backbone.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.evaluate import evaluate
@@ -207,7 +207,7 @@ class Study:
     def finish(self, result: Mapping[str, Any], *tables: Table) -> None:
         """Show the tables, and write OUT/results.json."""
         settings = {key: str(value) for key, value in vars(self.arguments).items()}
-        write_json(self.out / "results.json", {"study": self.name, "settings": settings, **result})
+        write_table(self.out / "results.json", {"study": self.name, "settings": settings, **result})
         for table in tables:
             self.console.print(table)
         self.console.print(f"every figure: {self.out / 'results.json'}", highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import write_json
+from tokenizers_zoo.io import write_table
 from tokenizers_zoo.pipeline.engines import cores, run_jobs
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
 from zoo_backbone.transfer.results import compare, comparison_table
@@ -102,7 +102,7 @@ def main() -> None:
     for number, _ in enumerate(run_jobs(zoo, Probe.train, probes, arguments.workers), 1):
         console.print(f"low_labels: trained {number} of {len(probes)}", highlight=False)
     rows = compare([probe.out for probe in probes])
-    write_json(arguments.out / "results.json", {"study": "low_labels", "rows": rows})
+    write_table(arguments.out / "results.json", {"study": "low_labels", "rows": rows})
     console.print(comparison_table(rows))
     console.print(f"every figure: {arguments.out / 'results.json'}", highlight=False, soft_wrap=True)
 

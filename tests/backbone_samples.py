@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 from token_stores import metadata_of, write_tokens
 
+from tokenizers_zoo.io import read_lines
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
@@ -134,7 +134,7 @@ def run(folder: Path, store: Path, specs: list[ModalitySpec] | None = None, **se
 
 def metrics(folder: Path, key: str = "") -> list[Any]:
     """Return the lines of a run's metrics.jsonl, or the values of one key where a line has it."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "metrics.jsonl")
     return [line[key] for line in lines if key in line] if key else lines
 
 

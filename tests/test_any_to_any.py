@@ -18,6 +18,7 @@ from command_world import the_world
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import Crop
 from zoo_backbone import AnyToAny, FourM
@@ -272,7 +273,7 @@ def test_score(model: AnyToAny) -> None:
     scores = model.score(inputs=["rgb"], targets=["depth"], data=world.folder / "data", samples=4)
     assert [(score["inputs"], score["target"], score["samples"]) for score in scores] == [(["rgb_patches"], "depth", 4)]
     assert {"rmse", "abs_rel"} <= set(scores[0]["score"]) and "skill" in scores[0]
-    stored = json.loads((world.folder / "run/evaluation/evaluation.json").read_text())["pairs"][0]
+    stored = read_table(world.folder / "run/evaluation/evaluation.json")["pairs"][0]
     assert scores[0]["reconstruction"] == stored["reconstruction"]
 
 
@@ -316,13 +317,13 @@ def test_the_card_has_scores_for_the_hub(bundle: Path) -> None:
 
 def test_a_bundle_that_computes_something_else_is_refused(bundle: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(bundle, tmp_path / "changed")
-    record = json.loads((changed / "bundle.json").read_text())
+    record = read_table(changed / "bundle.json")
     record["golden"]["tokens"]["depth"] = [[15, 15], [15, 15]]
-    (changed / "bundle.json").write_text(json.dumps(record))
+    write_table(changed / "bundle.json", record)
     with pytest.raises(CheckpointError, match="depth"):
         AnyToAny.from_pretrained(changed, verify=True)
     record["requires"] = {"zoo-nowhere": "1"}
-    (changed / "bundle.json").write_text(json.dumps(record))
+    write_table(changed / "bundle.json", record)
     with pytest.raises(CheckpointError, match="pip install zoo-nowhere"):
         AnyToAny.from_pretrained(changed)
 

@@ -12,6 +12,7 @@ import pytest
 from command_world import REGISTRY, ROAD, World, results, the_world
 from stores import write_values
 
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.pipeline.stores import describe_data
 from tokenizers_zoo.validation import array_bytes
 
@@ -319,7 +320,7 @@ def test_damaged_tokens_and_data_sets(world: World) -> None:
 
 def test_unexpected_error_is_one_line_and_debug_shows_the_traceback(world: World) -> None:
     path = world.folder / "run/evaluation/evaluation.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"pairs": 3}))
+    write_table(path, read_table(path) | {"pairs": 3})
     line = world("report run").refused("unexpected ", "--debug")
     assert ".py:" in line
     assert "Traceback" in world("--debug report run").complaint

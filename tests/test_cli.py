@@ -24,6 +24,7 @@ from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.config import tables_of
 from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.io import write_table
 from zoo_backbone.run import Run as Run_
 
 ROOT = Path(__file__).parent.parent
@@ -212,7 +213,7 @@ def test_missing_registry(zoo: Run, tmp_path: Path) -> None:
     gone, moved = tmp_path / "gone.toml", tmp_path / "moved"
     moved.mkdir()
     Run_(tokens=Path("tokens").resolve(), registry=gone).save(moved)
-    (moved / "config.json").write_text(json.dumps({"specs": [], "fingerprints": {}, "weights_sha256": ""}))
+    write_table(moved / "config.json", {"specs": [], "fingerprints": {}, "weights_sha256": ""})
     told = f"{moved}: expects its registry at {gone}, which is not there; give --registry FILE"
     for words in (("backbone", "eval", str(moved)), ("retrieve", "eval", str(moved))):
         refused(zoo(*words), told)

@@ -11,6 +11,7 @@ from command_world import World, the_world
 
 from tokenizers_zoo.cli.compare import sparkline
 from tokenizers_zoo.intervals import RESAMPLES, bootstrap, percentiles
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.report.compare import short_names
 
 TRAIN = "backbone train --tokens tokens --out two/backbone --config backbone.toml --set steps=9"
@@ -60,9 +61,9 @@ def test_scores_of_other_weights_and_missing_scores_are_named(compared: World) -
     world, record = compared, compared.folder / "two/backbone/evaluation/evaluation.json"
     before = record.read_text()
     try:
-        table = json.loads(before)
+        table = read_table(record)
         table["identity"]["weights"] = "0" * 64
-        record.write_text(json.dumps(table))
+        write_table(record, table)
         done = world("compare run two/backbone")
         assert done.code == 0 and "two/backbone was evaluated with other weights" in done.complaint
         record.unlink()

@@ -18,6 +18,7 @@ from tokenizers_zoo import progress
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import command_paths
 from tokenizers_zoo.device import resolved_device
+from tokenizers_zoo.io import read_table, write_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -330,7 +331,7 @@ def test_a_modality_whose_special_tokens_are_missing_is_not_trained(zoo: Run) ->
 
     assert trained()["caption"] and trained()["metadata"]
     config = Path("tokenizers/text/config.json")
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"special_tokens": []}))
+    write_table(config, read_table(config) | {"special_tokens": []})
     assert trained()["caption"] and not trained()["metadata"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.train.batches import seeded
@@ -297,7 +297,7 @@ def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> N
     rows = {name: number for name, number, _, _ in result.codebook_rows()}
     assert {"plain psnr", "plain ssim", "sharpness", "plain sharpness", "perceptual", "plain perceptual"} <= set(rows)
     assert rows["plain psnr"] != result.metrics["psnr"]
-    stored = json.loads((second / "evaluation.json").read_text())
+    stored = read_table(second / "evaluation.json")
     assert stored["plain psnr"] == rows["plain psnr"] and stored["fingerprint"] == zoo["rgb"].fingerprint
     with Image.open(second / "samples/decoders.png") as sheet:
         assert sheet.size == (3 * 16 + 4, 5 * 18 - 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.continuous import mean_and_deviation
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
@@ -225,7 +225,7 @@ def test_number_of_held_out_values_read_is_limited(tmp_path: Path, monkeypatch: 
     known = {"source": "pictures"}  # otherwise some values are read to identify the data
     samples = TrainingSamples(train=list(pictures(2)), test=Watched(pictures(6, 1)), provenance=known)
     folder = plugin.train_tokenizer(PATCHES, samples, tmp_path / "rgb_patches", 0)
-    assert json.loads((folder / "evaluation.json").read_text())["samples"] == 3
+    assert read_table(folder / "evaluation.json")["samples"] == 3
     assert "2 training and 6 held-out samples" in (folder / "README.md").read_text()
     assert read == [0, 2, 4]
 

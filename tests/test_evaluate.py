@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Collection, Iterator
@@ -28,6 +27,7 @@ from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, PatchesLayout
 from tokenizers_zoo.train.batches import permuted
@@ -206,7 +206,7 @@ def test_floor_and_ceiling_use_the_same_samples(world: World, result: dict[str, 
 
 
 def test_evaluation_file_is_complete_and_names_its_inputs(world: World, result: dict[str, Any]) -> None:
-    assert json.loads((world.run / "evaluation" / "evaluation.json").read_text()) == result
+    assert read_table(world.run / "evaluation" / "evaluation.json") == result
     assert result["skipped"] == {}
     assert result["identity"]["settings"] == dataclasses.asdict(CONFIG) | {"samples": None}
     pairs = [(pair["inputs"], pair["target"]) for pair in result["pairs"]]
@@ -264,7 +264,7 @@ def test_interrupted_evaluation_resumes(
     monkeypatch.setattr(evaluation, "generate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         world.evaluate(run, CONFIG)
-    before = json.loads((run / "evaluation" / "unfinished.json").read_text())
+    before = read_table(run / "evaluation" / "unfinished.json")
     assert not (run / "evaluation" / "evaluation.json").exists()
     assert (len(before["pairs"]), len(before["galleries"])) == (2, 1)
     assert timeless(world.evaluate(run, CONFIG)) == timeless(result)
@@ -436,7 +436,7 @@ def test_other_samples_are_scored_in_a_folder_of_their_own(
     elsewhere = (*elsewhere, "--data", data, "--out")
     found = told(*elsewhere, out)
     assert found.exit_code == 0 and str(out / "evaluation.json") in found.output
-    record = json.loads((out / "evaluation.json").read_text())
+    record = read_table(out / "evaluation.json")
     assert [pair["samples"] for pair in record["pairs"]] == [TEST // 2]
     assert (out / record["galleries"][0]["picture"]).is_file() and snapshot(run) == before
     (tmp_path / "mine").mkdir()
@@ -452,9 +452,9 @@ def test_tokens_of_another_codec_are_left_out_or_refused(world: World, run: Path
     lacking = world.evaluate(run, tokens=tokens, **LIGHT_TO_DARK)
     assert set(lacking["skipped"]) == {"letters"} and lacking["cross_entropy"]["tokens_of"] == ["light", "dark"]
     assert set(lacking["cross_entropy"]["modalities"]) == {"dark"}
-    card = json.loads((run / "config.json").read_text())
+    card = read_table(run / "config.json")
     card["fingerprints"]["letters"] = "f" * 64
-    (run / "config.json").write_text(json.dumps(card))
+    write_table(run / "config.json", card)
     assert world.evaluate(run, **LIGHT_TO_DARK)["cross_entropy"] == lacking["cross_entropy"]
     found = world.evaluate(run)
     assert {pair["target"] for pair in found["pairs"]} == {"light", "dark"}
@@ -466,11 +466,11 @@ def test_tokens_of_another_codec_are_left_out_or_refused(world: World, run: Path
 def test_a_vocabulary_that_grew_is_the_same_codec(world: World, run: Path, tmp_path: Path) -> None:
     before = world.zoo["letters"].fingerprint
     grown = shutil.copytree(world.root / "tokenizers", tmp_path / "tokenizers") / "letters" / "config.json"
-    config = json.loads(grown.read_text())
+    config = read_table(grown)
 
     def evaluated(length: int) -> dict[str, Any]:
         lineage = [{"fingerprint": before, "length": length}] if length else []
-        grown.write_text(json.dumps({**config, "lineage": lineage}) + "\n")
+        write_table(grown, {**config, "lineage": lineage})
         zoo = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
         assert zoo["letters"].fingerprint != before
         return world.evaluate(run, zoo=zoo, inputs=[("light",)], targets=["letters"])

@@ -26,6 +26,7 @@ from tokenizers_zoo.export import (
     export_tokenizer,
     run_export,
 )
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.quantizer import ADAPTERS, Quantizer
 from tokenizers_zoo.run_folder import FolderError
@@ -60,7 +61,7 @@ def test_tokenizers_of_all_families(
     """Batches of 5, which is neither a traced nor a compared size."""
     handle = trained(name)
     record = export_tokenizer(handle, tmp_path / "out", format)
-    assert json.loads((tmp_path / "out" / "export.json").read_text()) == json.loads(json.dumps(record))
+    assert read_table(tmp_path / "out" / "export.json") == json.loads(json.dumps(record))
     assert record["fingerprint"] == handle.fingerprint and not record["skipped"]
     port = Port(**record["files"][f"encoder{ending}"]["inputs"][0])
     values = example_values(port, 5)

@@ -17,6 +17,7 @@ from command_world import World, the_world
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.io import read_table
 from zoo_backbone import generate_to_folder as outputs
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.generate import TargetPlan
@@ -237,7 +238,7 @@ def test_draws_are_written_best_first(world: World) -> None:
     went(world, f"backbone generate run --out new {words}")
     went(world, f"backbone generate run --out plain {words.replace('--rank depth', '')}")
     for key in ("test00", "test01"):
-        ranking = json.loads((world.folder / "new" / key / "ranking.json").read_text())
+        ranking = read_table(world.folder / "new" / key / "ranking.json")
         assert ranking["by"] == "depth" and sorted(ranking["draws"]) == [0, 1, 2, 3]
         assert ranking["scores"] == sorted(ranking["scores"], reverse=True) and -1 <= ranking["scores"][0] <= 1 + 1e-9
         for rank, draw in enumerate(ranking["draws"]):

@@ -33,7 +33,7 @@ from test_ml4m_backbone import VARIANTS, imported, published
 
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch
@@ -412,7 +412,7 @@ def test_the_command(world: World) -> None:
     done = world(grow)
     assert done.code == 0, done.complaint
     assert "depth" in done.printed and "caption (new)" in done.printed and "skill score" not in done.printed
-    report = json.loads((world.folder / "grown/growth.json").read_text())
+    report = read_table(world.folder / "grown/growth.json")
     settings = load_config(world.folder / "grown")["train"]
     assert settings["pretrained_lr_scale"] == 0.3 and [part["weight"] for part in settings["datasets"]] == [1.0]
     asked, before = (load_config(world.folder / folder) for folder in ("grown", "old"))
@@ -425,7 +425,7 @@ def test_the_command(world: World) -> None:
     assert "rgb_patches to depth" in world(grow).printed
     frozen = world("backbone grow old --add caption --tokens tokens --out frozen --set steps=1 --freeze")
     assert frozen.code == 0
-    settings = json.loads((world.folder / "frozen/run.json").read_text())["identity"]["train"]
+    settings = read_table(world.folder / "frozen/run.json")["identity"]["train"]
     assert settings["freeze"] and not settings["datasets"], "there is nothing to replay for"
     (world.folder / "wide.toml").write_text("[model]\ndim = 64\n")
     world("backbone grow old --add caption --tokens tokens --out x --config wide.toml").refused(
@@ -440,10 +440,10 @@ def test_the_command(world: World) -> None:
     world("backbone grow old --add caption --tokens tokens --out ./old").refused("old: is RUN itself")
     warm = world("backbone train --tokens tokens --out warm --config backbone.toml --from old --set steps=2")
     assert warm.code == 0, warm.complaint
-    assert json.loads((world.folder / "warm/config.json").read_text())["start"]["knows"] == ["depth", "rgb_patches"]
-    config = json.loads((world.folder / "old/config.json").read_text())
+    assert read_table(world.folder / "warm/config.json")["start"]["knows"] == ["depth", "rgb_patches"]
+    config = read_table(world.folder / "old/config.json")
     config["fingerprints"]["depth"] = "0" * 64
-    (world.folder / "old/config.json").write_text(json.dumps(config))
+    write_table(world.folder / "old/config.json", config)
     other = "depth: the model was trained on: tokens of depth by tokenizer 000000000000, the tokenizer in"
     world("backbone grow old --add caption --tokens tokens --out x").refused(other)
     world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(other)
@@ -459,8 +459,8 @@ def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> No
         identity = {"settings": {"draws": 4}, "values": {"test/x": "1"}, "decoders": {"x": "1"}, "weights": "1" * 64}
         path = tmp_path / name / "evaluation" / "evaluation.json"
         path.parent.mkdir(parents=True)
-        (tmp_path / name / "config.json").write_text(json.dumps({"class": "FourM", "weights_sha256": "1" * 64}))
-        path.write_text(json.dumps({"identity": {**identity, **changed}, "pairs": [pair]}))
+        write_table(tmp_path / name / "config.json", {"class": "FourM", "weights_sha256": "1" * 64})
+        write_table(path, {"identity": {**identity, **changed}, "pairs": [pair]})
         return tmp_path / name
 
     before = write("before", 0.5)

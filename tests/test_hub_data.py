@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import io
-import json
 import sys
 import threading
 import zipfile
@@ -24,6 +23,7 @@ from stores import write_tar
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.source import FileBytes
 
@@ -403,7 +403,7 @@ def test_values_of_json_columns_are_recorded_as_options(zoo: Run) -> None:
     rows(3).to_parquet("rows.parquet")
     columns = 'columns={photo = "rgb"}'
     made(zoo, "hf", "data", "--test", "0", "--set", "path=rows.parquet", "--set", "test_fraction=0", "--set", columns)
-    record = json.loads(Path("data/dataset.json").read_text())["splits"]["train"]["source"]
+    record = read_table(Path("data/dataset.json"))["splits"]["train"]["source"]
     assert record["source"] == "hf" and record["options"]["columns"] == {"photo": "rgb"}
 
 

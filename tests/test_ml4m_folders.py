@@ -27,7 +27,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
@@ -241,8 +241,8 @@ def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(place: Place) 
     run(command, *generate, "--samples", 2, "--set", "max_length=3")
     assert len(list(made.rglob("caption.txt"))) == 2
     other = Path(shutil.copytree(source, place.root / "other"))
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "num_register_tokens": 4}))
+    config = read_table(other / "config.json")
+    write_table(other / "config.json", {**config, "num_register_tokens": 4})
     with pytest.raises(CheckpointError, match=r"backbone: holds another published .*num_register_tokens"):
         place.imported(other)
     run(export_command, place.backbone, place.root / "back")
@@ -310,7 +310,7 @@ def test_checkpoints_that_were_not_imported_stay(place: Place) -> None:
     place.registry.unlink()
     config = place.out / "tokenizers" / "dinov2_global" / "config.json"
     trained_here = {key: value for key, value in read_table(config).items() if key != "published"}
-    config.write_text(json.dumps(trained_here))
+    write_table(config, trained_here)
 
     def refused() -> None:
         before = files_in(place.out)

@@ -22,6 +22,7 @@ from tokenizers_zoo.checkpoint import ORIGIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.architecture import read_architecture
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
@@ -187,9 +188,9 @@ def test_a_modality_without_a_counterpart_says_so(zoo: Zoo, tmp_path: Path) -> N
 
 def test_a_tokenizer_of_our_own_is_not_exported(zoo: Zoo, tmp_path: Path) -> None:
     handle = imported(published(**VIT), tmp_path, names=())
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = read_table(tmp_path / "config.json")
     del config[ORIGIN]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_table(tmp_path / "config.json", config)
     with pytest.raises(CheckpointError, match="was trained here"):
         handle.export_published()
 

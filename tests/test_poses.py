@@ -16,6 +16,7 @@ from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.families.object_tokens import numbers_of
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.spec import Crop, SequenceLayout
 from zoo_geometry import body
 from zoo_geometry.human_poses import person_problem, plugin
@@ -316,4 +317,4 @@ def test_a_batch_or_a_test_split_without_a_person_is_fine(tmp_path: Path) -> Non
     handle = Zoo.from_tables({"modalities": {NAME: {}}})[NAME]
     samples = TrainingSamples(train=[[]] * 15 + [[person()]], test=[[]])
     folder = handle.train_tokenizer(samples, tmp_path / "tokenizer", seed=0, **{**TINY, "batch_size": 1, "steps": 4})
-    assert json.loads((folder / "evaluation.json").read_text())["metrics"]["found_f1"] == 1
+    assert read_table(folder / "evaluation.json")["metrics"]["found_f1"] == 1

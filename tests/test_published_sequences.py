@@ -23,6 +23,7 @@ from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
@@ -345,7 +346,7 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     told = run(import_command, world.source / "words.json", out)
     assert POSES not in told
     assert handle().fingerprint == world.zoo[POSES].fingerprint
-    codecs = json.loads((out / "backbone/config.json").read_text())["fingerprints"]
+    codecs = read_table(out / "backbone/config.json")["fingerprints"]
     assert codecs[POSES] == handle().fingerprint and MASKS not in codecs
     assert np.array_equal(handle().encode([[AT_REST]])[0], world.zoo[POSES].encode([[AT_REST]])[0])
     assert load_model(out / "backbone", [handle().spec])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.numpy import save_file
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import line_text, read_table, write_table
 from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
@@ -64,10 +64,8 @@ def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> P
     folder.mkdir()
     known = [zoo[name].spec for name in names]
     specs = [{"name": s.name, "layout": layout_to_json(s.layout), "vocab_size": s.vocab_size} for s in known]
-    (folder / "config.json").write_text(json.dumps({"specs": specs, "fingerprints": {}, **config}))
-    (folder / "run.json").write_text(
-        json.dumps({**RECORD, "places": {"tokens": "tokens", "data": str(folder / "gone")}})
-    )
+    write_table(folder / "config.json", {"specs": specs, "fingerprints": {}, **config})
+    write_table(folder / "run.json", {**RECORD, "places": {"tokens": "tokens", "data": str(folder / "gone")}})
     kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # kept for exporting an imported model; not a parameter
     save_file({"a": np.zeros((1000, 1200), np.float32), **kept}, folder / "model.safetensors")
     return folder
@@ -80,7 +78,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     folder = bare_run(tmp_path / "run", zoo, NAMES, fingerprints={"depth": "f" * 64}, train=train)
     lines = [{"step": step, "train/loss": 7.0 - step / 10} for step in range(1, 31)]
     lines += [{"step": 30, "held_out/loss": 5.5, "held_out/depth": 5.0, "held_out/caption": None}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(map(line_text, lines)))
     red, green, blue = plain("red"), plain("green"), plain("blue", 32, 16)
     metric = {"name": "main", "unit": "m", "higher_is_better": False, "meaning": "an error"}
     evaluation = {
@@ -93,7 +91,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
         "skipped": {"normal": "no test tokens"},
         "cross_entropy": {"samples": 4, "modalities": {"depth": {"nats": 3.21, "uniform": 5.48, "targets": 9}}},
     }
-    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    write_table(folder / "evaluation" / "evaluation.json", evaluation)
     return folder, evaluation
 
 
@@ -188,7 +186,7 @@ def test_the_curves_are_of_the_weights_that_the_run_gives(
     with (folder / "metrics.jsonl").open("a") as file:
         for step in (20, 30) if averaged else ():
             line = {"step": step, "held_out_average/loss": 5.0, "held_out_average/depth": 4.5}
-            file.write(json.dumps(line) + "\n")
+            file.write(line_text(line))
     drawn, chart = list[Any](), pages.curve_chart
     monkeypatch.setattr(pages, "curve_chart", lambda curves, *rest: drawn.append(curves) or chart(curves, *rest))
     write_report(zoo, folder)
@@ -211,15 +209,15 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
 def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
     folder, _ = run
     start = {"folder": "/runs/first", "weights_sha256": "c" * 64, "knows": ["depth"], "added": ["caption"]}
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "start": start}))
+    config = read_table(folder / "config.json")
+    write_table(folder / "config.json", {**config, "start": start})
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert re.search(r"goes on from <code>/runs/first</code>, with caption\s+added\.", text)
     growth = {
         "losses": {"depth": {"before": 4.5, "after": 4.25}}, "new": {"caption": {"after": 2.0, "uniform": None}},
         "skills": [{"inputs": ["caption", "rgb"], "target": "depth", "before": 0.5, "after": 0.625}],
     }  # fmt: skip
-    (folder / "growth.json").write_text(json.dumps(growth))
+    write_table(folder / "growth.json", growth)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     rows = [re.findall("<td[^>]*>([^<]*)</td>", row) for row in re.findall("<tr><td>(?:loss|skill) .*</tr>", text)]
     assert rows == [
@@ -231,11 +229,11 @@ def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
 
 def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "weights_sha256": "b" * 64}))
+    config = read_table(folder / "config.json")
+    write_table(folder / "config.json", {**config, "weights_sha256": "b" * 64})
     for weights, there in (("b", True), ("a", False)):
         found = {**evaluation, "identity": {"weights": 64 * weights}}
-        (folder / "evaluation" / "evaluation.json").write_text(json.dumps(found))
+        write_table(folder / "evaluation" / "evaluation.json", found)
         text = write_report(zoo, folder).read_text(encoding="utf-8")
         assert [part in text for part in ("skill score of 0.62", "truth", "3.21")] == [there, True, there]
         assert ("evaluation.json belongs to other weights" in text) is not there
@@ -246,7 +244,7 @@ def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo,
     folder, evaluation = run
     plain("red", 40, 20).save(tmp_path / "secret.png")
     evaluation["galleries"][0]["picture"] = named.format(tmp_path)
-    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert f"{Path(named).name} is missing; run zoo backbone eval again" in text
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">0.62</b>" in text
@@ -276,8 +274,8 @@ def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_pat
     place, section = handle.checkpoint, f'<h3>caption <span class="soft">{handle.spec.summary}</span>'
 
     def page(codec: str) -> str:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "fingerprints": {"caption": codec}}))
+        config = read_table(folder / "config.json")
+        write_table(folder / "config.json", {**config, "fingerprints": {"caption": codec}})
         return write_report(Zoo.from_tables(tables), folder).read_text(encoding="utf-8")
 
     vocabulary = TextVocabulary.train(VocabularyConfig(), ["a red ball"])
@@ -299,7 +297,7 @@ def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
     folder, _ = run
     assert registry_of(folder) is None
     (tmp_path / "registry.toml").write_text("")
-    (folder / "run.json").write_text(json.dumps({**RECORD, "places": {"registry": str(tmp_path / "registry.toml")}}))
+    write_table(folder / "run.json", {**RECORD, "places": {"registry": str(tmp_path / "registry.toml")}})
     assert registry_of(folder) == tmp_path / "registry.toml"
     (tmp_path / "registry.toml").unlink()
     assert registry_of(folder) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from PIL import Image
 
 from tokenizers_zoo import Zoo, progress
 from tokenizers_zoo.cli.options import plain_table, show_table
+from tokenizers_zoo.io import read_lines
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.report import Evaluation, TrainingReport
@@ -28,7 +28,7 @@ def log_of(folder: Path, done: int = 0, title: str = "a loop") -> StepLog:
 
 
 def lines_of(folder: Path) -> list[dict[str, float | None]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_lines(folder / "metrics.jsonl")
 
 
 def test_lines_hold_what_was_written_and_null_for_what_is_not_finite(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from test_report import bare_run
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.io import line_text, read_table, write_table
 from tokenizers_zoo.ml4m.source import KNOWN_AS
 from tokenizers_zoo.report.pages import write_report, write_zoo_report
 from tokenizers_zoo.report.pictures import Pictures
@@ -68,7 +69,7 @@ def searched(run: Path) -> Path:
         ],
     }  # fmt: skip
     found["identity"] |= {"fingerprint": fingerprint(run), "split": "test"}
-    (run / "retrieval" / "retrieval.json").write_text(json.dumps(found))
+    write_table(run / "retrieval" / "retrieval.json", found)
     return run
 
 
@@ -112,9 +113,9 @@ def test_figures_of_another_model_or_of_training_samples_are_left_out(
     searched: Path, zoo: Zoo, key: str, value: str, told: str
 ) -> None:
     path = searched / "retrieval" / "retrieval.json"
-    found = json.loads(path.read_text())
+    found = read_table(path)
     found["identity"][key] = value
-    path.write_text(json.dumps(found))
+    write_table(path, found)
     text = write_report(zoo, searched).read_text(encoding="utf-8")
     assert "retrieval/retrieval.json is left out" in text and told in text
     assert "held-out sample (split" not in text and "caption finds depth" not in text
@@ -122,9 +123,9 @@ def test_figures_of_another_model_or_of_training_samples_are_left_out(
 
 
 def test_figures_of_a_model_to_which_codecs_were_added_stay(searched: Path, zoo: Zoo) -> None:
-    config = json.loads((searched / "config.json").read_text())
+    config = read_table(searched / "config.json")
     added = {"fingerprints": {"depth": "0" * 64}, KNOWN_AS: fingerprint(searched)}
-    (searched / "config.json").write_text(json.dumps(config | added))
+    write_table(searched / "config.json", config | added)
     assert "is left out" not in write_report(zoo, searched).read_text(encoding="utf-8")
 
 
@@ -143,9 +144,9 @@ def probe(run: Path, name: str, score: float | None, weights: str = "w", **chang
     }  # fmt: skip
     place = run / "transfer" / name
     place.mkdir(parents=True)
-    (place / "metrics.json").write_text(json.dumps(found))
+    write_table(place / "metrics.json", found)
     record = {"format": 1, "kind": "probe", "identity": {}, "places": places, "finished": {}}
-    (place / "run.json").write_text(json.dumps(record))
+    write_table(place / "run.json", record)
 
 
 def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
@@ -225,9 +226,7 @@ def leave_results(checkpoint: Path, colour: str, mae: float) -> None:
     """Write a training's metrics and pictures into a checkpoint folder."""
     write_pictures(checkpoint, [(Image.new("RGB", (16, 16), colour), Image.new("RGB", (16, 16), "black"))])
     codebook = {"size": 16, "usage": 0.875, "perplexity": 7.2}
-    (checkpoint / "evaluation.json").write_text(
-        json.dumps({"samples": 12, "metrics": {"mae": mae}, "codebook": codebook})
-    )
+    write_table(checkpoint / "evaluation.json", {"samples": 12, "metrics": {"mae": mae}, "codebook": codebook})
 
 
 @pytest.fixture
@@ -263,10 +262,10 @@ def test_the_page_of_a_tokenizer_compares_checkpoints_of_its_modality(trained_zo
     for name, modality in (("bright", "light"), ("unlike", "dusk")):
         trained(trained_zoo, "light", folder / name)
         leave_results(folder / name, "blue", 0.0625)
-        config = json.loads((folder / name / "config.json").read_text())
-        (folder / name / "config.json").write_text(json.dumps({**config, "modality": modality, "train": {"steps": 9}}))
+        config = read_table(folder / name / "config.json")
+        write_table(folder / name / "config.json", {**config, "modality": modality, "train": {"steps": 9}})
     lines = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "held_out/mae": 0.25}]
-    (folder / "light" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "light" / "metrics.jsonl").write_text("".join(map(line_text, lines)))
     assert write_zoo_report(trained_zoo).read_text().count('<a href="tokenizers/light.html">light</a>') == 2
     text = (tmp_path / "report" / "tokenizers" / "light.html").read_text(encoding="utf-8")
     assert re.findall("<h3>(.*)</h3>", text) == ["light", "light_32", "bright"]

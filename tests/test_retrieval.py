@@ -26,6 +26,7 @@ from tokenizers_zoo.checkpoint import load_config, save_checkpoint
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import STORE, TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.io import read_table, table_text
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
@@ -212,7 +213,7 @@ def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Pa
         answer = zoo("query", place, *asked)
         assert answer.exception is None
         assert zoo("eval", other.run, "--out", out, "--galleries", 0, *words).exception is None
-        pairs = json.loads((out / "retrieval.json").read_text())["pairs"]
+        pairs = read_table(out / "retrieval.json")["pairs"]
         found.append(({**bytes_of(place), "config.json": b""}, answer.output, pairs))
     assert found[0] == found[1]
 
@@ -331,7 +332,7 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert result.exception is None, result.exception
     lines = result.output.splitlines()
     assert lines[0] == "query: letters of files" and lines[1].split() == ["rank", "sample", "cosine"]
-    written = json.loads((out / "hits.json").read_text())
+    written = read_table(out / "hits.json")
     (answer,) = written["queries"]
     assert [hit["key"] for hit in answer["hits"]] == [line.split()[1] for line in lines[2:5]]
     embedder = index.embedder(world.zoo)
@@ -350,7 +351,7 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     words = ("query", index.folder, "--keys", "test-001", "--keys", "test-004", "--input", "raw,dark", "-k", 99)
     result = zoo(*words, "--weights", "raw=0.25", "--find", "letters", "--out", out)
     assert result.exception is None
-    written = json.loads((out / "hits.json").read_text())
+    written = read_table(out / "hits.json")
     assert [answer["key"] for answer in written["queries"]] == ["test-001", "test-004"]
     assert [len(answer["hits"]) for answer in written["queries"]] == [28, 28]
     assert (written["find"], written["weights"]) == ("letters", {"raw": 0.25})
@@ -432,17 +433,17 @@ def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_pa
     assert zoo(*words, tmp_path / "plain", "--space", "plain").exception is None
     assert Index(tmp_path / "plain").names == ["light", "dark", "letters", "raw"], "nothing is fitted"
     assert zoo("eval", other.run, "--galleries", 0).exception is None
-    measured = json.loads((other.run / "retrieval" / "retrieval.json").read_text())["pairs"]
+    measured = read_table(other.run / "retrieval" / "retrieval.json")["pairs"]
     assert {pair["query"] for pair in measured} == {"light", "dark", "raw"}
 
 
 def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) -> None:
-    keys = json.loads((index.folder / "keys.json").read_text())
+    keys = read_table(index.folder / "keys.json")
     assert keys == {"keys": world.keys, "lacks": {name: [3, 7] if name == "letters" else [] for name in NAMES}}
     damages: list[tuple[str, bytes]] = [
         ("together.faiss", b"IxF"), ("together.faiss", (index.folder / "of-letters.faiss").read_bytes()),
         ("keys.json", b"{"), ("config.json", b'{"class": "Probe"}'), ("model.safetensors", b"x"),
-        ("keys.json", json.dumps({"keys": world.keys, "lacks": {"light": [30]}}).encode()),
+        ("keys.json", table_text({"keys": world.keys, "lacks": {"light": [30]}}).encode()),
     ]  # fmt: skip
     for number, (name, damage) in enumerate(damages):
         place = tmp_path / str(number)
@@ -481,7 +482,7 @@ def of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
 
 def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path, dict[str, Any]]) -> None:
     out, result = measured
-    assert json.loads((out / "retrieval.json").read_text()) == result
+    assert read_table(out / "retrieval.json") == result
     assert len(result["pairs"]) == len(NAMES) * (len(NAMES) - 1)
     light_dark, letters = of(result, "light", "dark"), of(result, "dark", "letters")
     assert (light_dark["samples"], letters["samples"]) == (30, 28)
@@ -497,7 +498,7 @@ def test_figures_of_another_split_have_their_own_place(world: World, tmp_path: P
     assert zoo(*words).exception is None
     kept = (other.run / "retrieval" / "retrieval.json").read_bytes()
     assert "not held-out" in zoo(*words, "--split", "train").output
-    found = json.loads((other.run / "retrieval-train" / "retrieval.json").read_text())
+    found = read_table(other.run / "retrieval-train" / "retrieval.json")
     assert found["identity"]["split"] == "train" and found["pairs"][0]["samples"] == 160
     assert (other.run / "retrieval" / "retrieval.json").read_bytes() == kept
 
@@ -541,4 +542,4 @@ def test_no_figures_are_beside_pictures_of_others(
         patched.setattr(query, "write_hits", write)
         eval_again("plain")
     assert not (tmp_path / "retrieval.json").exists()
-    assert json.loads(json.dumps(eval_again("plain"))) == json.loads((tmp_path / "retrieval.json").read_text())
+    assert json.loads(json.dumps(eval_again("plain"))) == read_table(tmp_path / "retrieval.json")

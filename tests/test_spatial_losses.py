@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tokenizers_zoo.autoencoder.losses import (
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.io import read_lines, read_table
 from tokenizers_zoo.train.loop import train
 
 EVERYTHING = {"l1_weight": 0.5, "adversarial_weight": 0.5, "adversarial_start": 0.4}
@@ -157,7 +157,7 @@ def test_with_a_discriminator_a_killed_run_ends_in_the_same_weights(tmp_path: Pa
     plain = rgb.plugin.train_tokenizer(settings("rgb"), SAMPLES, tmp_path / "plain", 0, "cpu")
     names = [set(load_checkpoint(folder, rgb.plugin.checkpoint_class)[0]) for folder in (whole, plain)]
     assert names[0] == names[1]
-    line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
+    line = read_lines(whole / "metrics.jsonl")[-2]
     names = ("discriminator_loss", "discriminator_gradient_norm", "l1_loss")
     assert all(line[f"train/{name}"] > 0 for name in names)
 
@@ -168,7 +168,7 @@ def test_patience_begins_with_the_discriminator(tmp_path: Path, monkeypatch: pyt
     scores = iter([40.0, 30.0, 20.0, 10.0, 1.0, 3.0, 2.0, 1.0])
     monkeypatch.setattr(rgb.plugin, "score", lambda *_: {"psnr": next(scores, 3.0), "ssim": 0.0}, raising=False)
     folder = rgb.plugin.train_tokenizer(settings("rgb", tokenizer=table), SAMPLES, tmp_path, 0, "cpu")
-    result = json.loads((folder / "evaluation.json").read_text())
+    result = read_table(folder / "evaluation.json")
     assert (result["steps"], result["kept_step"]) == (8, 6)
 
 
@@ -249,6 +249,6 @@ def test_a_tokenizer_trains_with_it(tmp_path: Path, name: str) -> None:
     samples = TrainingSamples(train=values(name, 4), test=values(name, 2))
     chosen = settings(name, tokenizer={**TINY, "steps": 1, "perceptual_weight": 0.1})
     folder = plugin.train_tokenizer(chosen, samples, tmp_path, 0, "cpu")
-    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    line = read_lines(folder / "metrics.jsonl")[0]
     main = line[f"train/{plugin.loss}_loss"] + 0.1 * line["train/perceptual_loss"]
     assert line["train/reconstruction_loss"] == pytest.approx(main) and line["train/perceptual_loss"] > 0

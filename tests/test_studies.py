@@ -21,6 +21,7 @@ from command_world import the_world
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.families.spatial import TokenizerConfig
 from tokenizers_zoo.families.vectors import VectorTokenizerConfig
+from tokenizers_zoo.io import read_table, write_table
 
 ROOT = Path(__file__).parent.parent
 STUDIES = {path.stem for path in (ROOT / "studies").glob("*.py")} - {"common"}
@@ -56,7 +57,7 @@ def run_twice(name: str, out: Path, *options: str, word: str = "depth") -> tuple
         done = run_study(name, out, *options)
         assert done.returncode == 0, done.stderr[-3000:]
         written = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-        found.append((done.stdout, json.loads((out / "results.json").read_text()), written))
+        found.append((done.stdout, read_table(out / "results.json"), written))
     assert found[0] == found[1] and word in found[0][0], "finished runs are left alone"
     printed, result, written = found[0]
     return printed, result, sorted(written)
@@ -100,7 +101,7 @@ def test_tokens_of_two_kinds_are_judged_as_values(tmp_path: Path) -> None:
     folders = [f"{kind}/seed-{seed}/{part}" for kind in ("fsq", "vq") for seed in (0, 1) for part in parts]
     assert models == sorted(f"{folder}/model.safetensors" for folder in folders)
     for kind in "fsq", "vq":
-        codes = json.loads((tmp_path / f"out/{kind}/seed-0/tokenizers/depth/evaluation.json").read_text())["codebook"]
+        codes = read_table(tmp_path / f"out/{kind}/seed-0/tokenizers/depth/evaluation.json")["codebook"]
         assert codes["size"] == 240
     figures = result["means"]["depth"]
     assert set(figures) == {"codes in use", "reconstructed", "predicted", "skill score"}
@@ -155,11 +156,11 @@ def test_what_growing_costs(tmp_path: Path) -> None:
     assert old["caption"]["change frozen 0.2"] == {"mean": 0, "half": 0} != old["caption"]["change grown 0.2"]
     for share, steps in ((0.2, 10), (0.4, 20)):
         grown = tmp_path / f"out/grown-depth-{share}/seed-1"
-        report = json.loads((grown / "growth.json").read_text())
+        report = read_table(grown / "growth.json")
         losses = result["runs"][1]["old"][f"grown {share}"]["held-out loss"]
         assert losses["caption"].items() <= report["losses"]["caption"].items()
         assert [gap["target"] for gap in report["skills"]] == ["caption"]
-        config = json.loads((grown / "config.json").read_text())["train"]
+        config = read_table(grown / "config.json")["train"]
         assert (config["steps"], config["seed"], config["freeze"]) == (steps, 1, False)
         assert [dataset["weight"] for dataset in config["datasets"]] == [1.0], "half of the samples are old ones"
     for run in result["runs"]:
@@ -265,7 +266,7 @@ def test_quantizer_row_matches_the_trained_tokenizer(codebook: dict[str, int], c
     def train(samples: Any, folder: Path, seed: int, **table: Any) -> None:
         folder.mkdir()
         found = {"metrics": {"mae": 0.5}, "codebook": {**codebook, "usage": 1.0, "perplexity": 9.0}}
-        (folder / "evaluation.json").write_text(json.dumps(found))
+        write_table(folder / "evaluation.json", found)
 
     zoo: Any = {"depth": SimpleNamespace(train_tokenizer=train)}
     row = measure(zoo, "depth", None, {"quantizer": "fsq"}, 1)
@@ -289,5 +290,5 @@ def test_the_bench_of_generation_prints_its_figures_as_json(
 def test_every_command_of_the_bench_of_scale_runs(tmp_path: Path) -> None:
     command = [sys.executable, "bench/scale.py", "--samples", "1000", "--json", str(tmp_path / "found.json")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
-    commands = json.loads((tmp_path / "found.json").read_text())["commands"]
+    commands = read_table(tmp_path / "found.json")["commands"]
     assert len(commands) == 7 and all(one["at"]["1000"]["MiB"] > 0 for one in commands.values())

@@ -24,6 +24,7 @@ from tokenizers_zoo.data.manifest import verify
 from tokenizers_zoo.data.token_shard import write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenColumn, TokenStore, read_tokens, samples_digest, whole_samples
 from tokenizers_zoo.errors import DataError, OtherLayoutError, OtherTokenizerError, ReadError
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
@@ -154,14 +155,14 @@ def damaged_bytes(root: Path) -> None:
 def other_manifest(root: Path, **record: Any) -> None:
     """Change the manifest's record so that it contradicts the file, with a correct checksum."""
     path = first_shard(root).with_suffix(".json")
-    table = json.loads(path.read_text())
+    table = read_table(path)
     table["record"] |= record
-    path.write_text(json.dumps(table))
+    write_table(path, table)
 
 
 def others_present(root: Path) -> None:
-    table = json.loads(first_shard(root).with_suffix(".json").read_text())
-    first_shard(root).with_suffix(".json").write_text(json.dumps({**table, "count": 3}))
+    table = read_table(first_shard(root).with_suffix(".json"))
+    write_table(first_shard(root).with_suffix(".json"), {**table, "count": 3})
     other_manifest(root, present="e0")
 
 
@@ -264,7 +265,7 @@ def handle_of(tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, 
     """Return a stand-in for a modality handle with the attributes that token checks use."""
     folder = tmp_path / "tokenizer"
     folder.mkdir(exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps({"class": "C", **config}))
+    write_table(folder / CONFIG, {"class": "C", **config})
     (folder / WEIGHTS).touch()
     continuous = isinstance(layout, PatchesLayout | EmbeddingsLayout)
     spec: Any = SimpleNamespace(layout=layout, vocab_size=ids, continuous=continuous)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import shutil
 from pathlib import Path
@@ -27,7 +26,7 @@ from tokenizers_zoo.errors import (
     MachineError,
     ReadError,
 )
-from tokenizers_zoo.io import difference
+from tokenizers_zoo.io import difference, read_table, write_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.engines import RunResult
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
@@ -57,7 +56,7 @@ def test_training_samples_are_the_readable_values_of_all_sharing_modalities(toy:
     assert samples.provenance["data"]["seed"] == 3
     folder = train_tokenizer(zoo, "words", data)
     assert folder == tmp_path / "runs/tokenizers/letters"
-    config = json.loads((folder / "config.json").read_text())
+    config = read_table(folder / "config.json")
     words = [f"sample {i} of train" for i in range(25) if i % 7]
     assert config["train"] == words and config["special"] == ["<w>"]
     assert config["texts"] == words * 2  # the instance `more` has the same texts and comes first
@@ -96,14 +95,14 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path:
     assert result.usage == pytest.approx((counts > 0).mean())
     assert result.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
     assert result.several == {}
-    written = json.loads((handle.checkpoint / "evaluation.json").read_text())
+    written = read_table(handle.checkpoint / "evaluation.json")
     assert written["metrics"] == result.metrics and written["samples"] == 36
     assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
     with pytest.raises(DataError, match="no values here"):
         evaluate_tokenizer(zoo, "field", tmp_path)
     handle.score = lambda predicted, target: {"psnr": float("nan"), "mse": 1.0}  # type: ignore[method-assign]
     assert np.isnan(evaluate_tokenizer(zoo, "field", data).metrics["psnr"])
-    assert json.loads((handle.checkpoint / "evaluation.json").read_text())["metrics"] == {"psnr": None, "mse": 1.0}
+    assert read_table(handle.checkpoint / "evaluation.json")["metrics"] == {"psnr": None, "mse": 1.0}
     few = evaluate_tokenizer(zoo, "words", data, limit=3, write=False)
     assert few.samples == 3 and few.metrics == {"exact": 1.0} and few.pictures is None
     assert few.tokens_per_sample == len("sample 1 of test")
@@ -134,7 +133,7 @@ def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: 
     assert (result.usage, result.several) == (
         pytest.approx((1 + 1 / 16) / 2), {"codebooks": 2, "least_usage": 1 / 16, "least_used": 2},
     )  # fmt: skip
-    written = json.loads((zoo["field"].checkpoint / "evaluation.json").read_text())
+    written = read_table(zoo["field"].checkpoint / "evaluation.json")
     assert {key: written[key] for key in result.several} == result.several
 
 
@@ -191,7 +190,7 @@ def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: T
     trained(zoo, data, "field")
     folder = zoo["field"].checkpoint
     training = {"steps": 9, "codebook": {"usage": 0.5, "perplexity": 7.0}, "metrics": {"mae": 5.0}, "samples": 2000}
-    (folder / "evaluation.json").write_text(json.dumps(training))
+    write_table(folder / "evaluation.json", training)
     for name in ("samples/07.png", "samples/00.txt", "samples/decoders.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("of an older evaluation")
@@ -199,11 +198,11 @@ def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: T
     for split, limit, count in (("train", None, 23), ("test", 3, 3)):
         result = evaluate_tokenizer(zoo, "field", data, split=split, limit=limit)
         assert result.pictures == folder / f"samples-{split}" and len(list(result.pictures.iterdir())) == min(count, 8)
-        written = json.loads((folder / f"evaluation-{split}.json").read_text())
+        written = read_table(folder / f"evaluation-{split}.json")
         assert (written["split"], written["samples"]) == (split, count) and "steps" not in written
     assert before.items() <= snapshot(folder).items()
     result = evaluate_tokenizer(zoo, "field", data, limit=5)
-    written = json.loads((folder / "evaluation.json").read_text())
+    written = read_table(folder / "evaluation.json")
     assert (written["samples"], written["metrics"]) == (5, result.metrics)
     assert (written["steps"], written["codebook"], written["usage"]) == (9, training["codebook"], result.usage)
     assert sorted(path.name for path in result.pictures.iterdir()) == [f"{i:02}.png" for i in range(5)]

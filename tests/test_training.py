@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch import nn
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
+from tokenizers_zoo.io import read_lines, read_table
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError
@@ -123,7 +123,7 @@ def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) 
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_lines(folder / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,7 @@ class Noted(VectorTask):
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "evaluation.json").read_text())
+    return read_table(folder / "evaluation.json")
 
 
 def test_patience_stops_and_keeps_the_best_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

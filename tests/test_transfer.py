@@ -24,7 +24,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import file_digest
+from tokenizers_zoo.io import file_digest, read_table, write_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError
 from zoo_backbone.checkpoint import load_model, save_model
@@ -72,7 +72,7 @@ def frozen(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_its_head_learns(world: World, frozen: Path) -> None:
-    metrics = json.loads((frozen / "metrics.json").read_text())
+    metrics = read_table(frozen / "metrics.json")
     found, baseline = main(metrics)
     assert found < 0.75 * baseline
     assert all(name.startswith("head.") for name in load_file(frozen / "model.safetensors"))
@@ -104,7 +104,7 @@ def test_a_probe_predicts_what_it_was_scored_on(world: World, frozen: Path) -> N
         if key not in ("test-005", "test-006"):
             truth[key] = json.loads(world.zoo["facts"].write(read(world, "facts", key))[0])["total"]
     mae = np.mean([abs(predicted[key] - total) for key, total in truth.items()])
-    assert mae == pytest.approx(main(json.loads((frozen / "metrics.json").read_text()))[0], abs=1e-5)
+    assert mae == pytest.approx(main(read_table(frozen / "metrics.json"))[0], abs=1e-5)
     values = [read(world, "light", key) for key in keys[:5]]
     assert probe.predict_values({"light": values}) == pytest.approx([predicted[key] for key in keys[:5]], abs=1e-4)
     with pytest.raises(ConfigError, match="light"):
@@ -246,9 +246,9 @@ def test_maps_and_vectors_of_numbers_in_their_own_unit(
 
 def test_classes_that_have_other_numbers_by_now_are_refused(world: World, tmp_path: Path) -> None:
     train(world, tmp_path, "zones", head="linear", steps=1)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = read_table(tmp_path / "config.json")
     config["value"]["classes"] = ("high", "middle", "low")
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_table(tmp_path / "config.json", config)
     with pytest.raises(CheckpointError, match="zones"):
         load(tmp_path)
 
@@ -260,9 +260,9 @@ def test_tokens_are_written_and_decoded(world: World, tmp_path: Path) -> None:
     assert found > baseline + 0.3
     predicted = load(tmp_path / "letters").predict({"light": world.tokens("light")[1]})
     assert {len(text) for text in predicted} == {4} and set("".join(predicted)) <= set("abcdef")
-    config = json.loads((tmp_path / "letters" / "config.json").read_text())
+    config = read_table(tmp_path / "letters" / "config.json")
     config["target"]["fingerprint"] = "0" * 64
-    (tmp_path / "letters" / "config.json").write_text(json.dumps(config))
+    write_table(tmp_path / "letters" / "config.json", config)
     with pytest.raises(DataError, match="letters"):
         load(tmp_path / "letters")
 

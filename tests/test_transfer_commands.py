@@ -24,6 +24,7 @@ from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_pl
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from zoo_backbone.transfer import load
 from zoo_backbone.transfer.cli import transfer
@@ -56,7 +57,7 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     place = world.run / "transfer" / "zones-from-light-frozen-linear-0.5-3"
     assert done.exit_code == 0, (done.output, done.exception)
     assert "constant baseline" in done.stdout and f"48 labels, 24 held-out samples\nwritten to {place}" in done.stdout
-    metrics = json.loads((place / "metrics.json").read_text())
+    metrics = read_table(place / "metrics.json")
     assert (metrics["steps"], metrics["settings"]["batch_size"], metrics["seed"]) == (30, 8, 3)
     card = (place / "README.md").read_text()
     assert f"| right | {metrics['metrics'][0]['score']:.4g} |" in card
@@ -112,7 +113,7 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     """Samples are scored and predicted even if the training values are gone."""
     probe = tmp_path / "probe"
     train(world, probe, str(world.table), head="knn")
-    score = json.loads((probe / "metrics.json").read_text())["metrics"][0]["score"]
+    score = read_table(probe / "metrics.json")["metrics"][0]["score"]
     set_places(probe, data=str(tmp_path / "gone"))
     done = zoo("eval", probe, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
@@ -138,7 +139,7 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
     for _ in range(2):
         runpy.run_path(str(study), run_name="__main__")
         written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
-        found.append((json.loads((tmp_path / "results.json").read_text()), written))
+        found.append((read_table(tmp_path / "results.json"), written))
     assert found[0] == found[1], "finished probes are left alone"
     rows = [row for row in found[0][0]["rows"] if row["task"] == "zones"]
     settings = [(", ".join(row["inputs"]), row["tuning"], row["labels"]) for row in rows]
@@ -243,10 +244,10 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
     run, probe = with_run(world, tmp_path).run, tmp_path / "probe"
     words = ("--task", "facts.total", "--input", "light", "--head", "knn", "--out", probe)
     assert zoo("train", run, *words).exit_code == 0
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "weights_sha256": "0" * 64}))
+    config = read_table(run / "config.json")
+    write_table(run / "config.json", {**config, "weights_sha256": "0" * 64})
     assert "other weights" in refused("eval", probe, error=CheckpointError)
-    (run / "config.json").write_text(json.dumps(config))
+    write_table(run / "config.json", config)
     stored = load_file(probe / "model.safetensors")
     assert stored["head.bank"].shape == (TRAIN, 32)
     (probe / "model.safetensors").write_bytes(b"x" * 100)
@@ -269,10 +270,10 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
 def test_tokens_of_another_tokenizer_are_refused_where_they_are_inputs(world: World, tmp_path: Path) -> None:
     """The fingerprints of other modalities decide neither inputs nor a finished probe."""
     there, out = with_run(world, tmp_path), tmp_path / "probe"
-    config = json.loads((there.run / "config.json").read_text())
+    config = read_table(there.run / "config.json")
 
     def trained(**fingerprints: str) -> dict[str, Any]:
-        (there.run / "config.json").write_text(json.dumps({**config, "fingerprints": fingerprints}))
+        write_table(there.run / "config.json", {**config, "fingerprints": fingerprints})
         return train(there, out, "zones", steps=1)
 
     found = trained(light=config["fingerprints"]["light"])
@@ -358,7 +359,7 @@ def test_classes_without_a_training_label_are_counted(world: World, tmp_path: Pa
     out = tmp_path / "probe"
     words = ("--task", tmp_path / "animals.csv", "--input", "light", "--head", "knn", "--out", out)
     assert "'bird' (1)" in zoo("train", world.run, *words).stdout
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = read_table(out / "metrics.json")
     assert metrics["unseen_classes"] == {"bird": 1} and metrics["labels"]["test"] == 24, "it counts as wrong"
     assert "'bird' (1)" in (out / "README.md").read_text() and "'bird' (1)" in zoo("eval", out).stdout
     assert json.loads(zoo("eval", out, "--json").stdout)["unseen_classes"] == {"bird": 1}

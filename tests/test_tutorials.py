@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import re
 import runpy
 import sys
@@ -26,6 +25,7 @@ from tokenizers_zoo.errors import InvalidValueError, PluginError
 from tokenizers_zoo.families.images import png_bytes
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.temporal import SeriesModality, TemporalModality
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import check_modality
@@ -92,7 +92,7 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     assert "trained for 50 steps" in examined and "edges lie on those of" in examined and "best constant" in examined
     made = sorted(path.name for path in (tmp_path / "generated").rglob("*.npy"))
     assert made == [f"{NAME}.npy"] * 2
-    evaluation = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    evaluation = read_table(tmp_path / "run" / "evaluation" / "evaluation.json")
     assert [pair["target"] for pair in evaluation["pairs"]] == [NAME]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert NAME in page and "zoo-elevation 0.1.0" in page

@@ -18,7 +18,7 @@ from toy_plugins import snapshot
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.io import read_json, write_json
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.text_vocab import (
     PAD,
@@ -229,7 +229,7 @@ def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenizers_zoo.checkpoint.json_text", interrupted)
+    monkeypatch.setattr("tokenizers_zoo.checkpoint.table_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         TextVocabulary.grow_folder(tmp_path, CONFIG, ["<c>"])
     monkeypatch.undo()
@@ -309,7 +309,7 @@ def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space
 )
 def test_an_altered_checkpoint_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     VOCABULARY.save(tmp_path)
-    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | change)
+    write_table(tmp_path / "config.json", read_table(tmp_path / "config.json") | change)
     with pytest.raises(CheckpointError, match=message):
         TextVocabulary.load(tmp_path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from command_world import BACKBONE
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.io import read_table
 
 
 def go(folder: Path, *lines: str) -> None:
@@ -193,7 +193,7 @@ def test_whole_pipeline_with_random_networks(tmp_path: Path) -> None:
     networks.imagebind(tmp_path / "networks" / "imagebind")
     networks.t5(tmp_path / "networks" / "t5", sorted(words), dim=128)
     go(tmp_path, *HUB)
-    pairs = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())["pairs"]
+    pairs = read_table(tmp_path / "run" / "evaluation" / "evaluation.json")["pairs"]
     closed = {(*pair["inputs"], pair["target"]): pair["skill"] for pair in pairs}
     learnt = {pair: closed[pair] for pair in LEAST}
     assert all(learnt[pair] > least for pair, least in LEAST.items()), learnt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, sample, small_zo
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
+from tokenizers_zoo.io import read_table, write_table
 from zoo_backbone.checkpoint import save_model
 from zoo_backbone.config import ModelConfig, TrainConfig
 from zoo_backbone.model import FourM
@@ -187,7 +187,7 @@ def train(world: World, out: Path, task: str, inputs: str = "light", seed: int =
     rest = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
     config = transfer_config({**STEPS, **table})
     train_probe(world.run, world.zoo, task, inputs.split(","), out, config, seed=seed, **rest)
-    found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    found: dict[str, Any] = read_table(out / "metrics.json")
     return found
 
 
@@ -197,5 +197,5 @@ def read(world: World, name: str, key: str, split: str = "test") -> Any:
 
 def set_places(probe: Path, **places: str | None) -> None:
     """Change paths that a probe recorded."""
-    record = json.loads((probe / "run.json").read_text())
-    (probe / "run.json").write_text(json.dumps({**record, "places": {**record["places"], **places}}))
+    record = read_table(probe / "run.json")
+    write_table(probe / "run.json", {**record, "places": {**record["places"], **places}})

@@ -18,10 +18,9 @@ from tokenizers_zoo.io import (
     REMEDY,
     check_opens,
     file_digest,
-    json_text,
-    read_json,
     read_table,
     replacing_file,
+    table_text,
     write_tensors,
 )
 from tokenizers_zoo.spec import ModalitySpec
@@ -105,7 +104,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
         write_tensors(new_weights, tensors)
         digest = file_digest(new_weights)
         new_card.write_text(card, encoding="utf-8")
-        new_config.write_text(json_text({**config, "weights_sha256": digest}), encoding="utf-8")
+        new_config.write_text(table_text({**config, "weights_sha256": digest}), encoding="utf-8")
         if not _has_weights(folder, digest):
             (folder / CONFIG).unlink(missing_ok=True)
     return fingerprint(folder)
@@ -153,9 +152,7 @@ def load_config(folder: Path, expected_class: str | None = None, remedy: str = R
     """Return the config of a checkpoint folder. Raises CheckpointError as `load_checkpoint` does, with a `remedy`."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
-    config = read_json(folder / CONFIG, remedy)
-    if not isinstance(config, dict) or "class" not in config:
-        raise CheckpointError(f'{folder / CONFIG}: expected a table with a "class" key')
+    config = read_table(folder / CONFIG, "class", remedy=remedy)
     if expected_class is not None and config["class"] != expected_class:
         raise CheckpointError(f"{folder}: holds a {config['class']}, expected a {expected_class}")
     return config
@@ -165,7 +162,7 @@ def fingerprint(folder: Path) -> str:
     """Return the sha256 (hex) over config and weights of a checkpoint folder."""
     if not is_complete(folder):
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
-    config = json.dumps(read_json(folder / CONFIG), sort_keys=True, ensure_ascii=False).encode()
+    config = json.dumps(read_table(folder / CONFIG), sort_keys=True, ensure_ascii=False).encode()
     return hashlib.sha256(hashlib.sha256(config).digest() + bytes.fromhex(file_digest(folder / WEIGHTS))).hexdigest()
 
 

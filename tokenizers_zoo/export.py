@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from tokenizers_zoo import __version__
 from tokenizers_zoo.errors import ConfigError, ZooError, is_of_the_machine
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.io import replacing_folder, write_json
+from tokenizers_zoo.io import replacing_folder, write_table
 from tokenizers_zoo.run_folder import check_empty
 from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.validation import bounds
 
 Format = Literal["onnx", "torch"]
 FILES: Mapping[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
-RECORD, FORMAT = "export.json", 1
+RECORD = "export.json"
 TRACED, CHECKED = 3, (1, 8)
 """Batch sizes of the trace and of the comparisons, which need other ones."""
 AGREEMENT = 0.95
@@ -108,8 +108,8 @@ def export_networks(
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
             raise ExportError(f"{out}: nothing is written, because torch.export fails: {reasons}")
         versions = {"tokenizers-zoo": __version__, "torch": torch.__version__}
-        record = {"format": FORMAT, **about, "files": files, "skipped": skipped, "versions": versions}
-        write_json(folder / RECORD, record)
+        record = {**about, "files": files, "skipped": skipped, "versions": versions}
+        write_table(folder / RECORD, record)
     return record
 
 

@@ -1,4 +1,7 @@
-"""Atomic writes, JSON files, locks, hashes, and disk errors in one line."""
+"""Atomic writes, records with format and checksum, locks, hashes, and disk errors in one line.
+
+A record is a JSON file of a table. Its first key is `format`, its last `checksum`: the sha256 of the text before it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from tokenizers_zoo.errors import CheckpointError, DataError, OneLineError, PluginError, ReadError
+from tokenizers_zoo.errors import CheckpointError, DataError, OneLineError, PluginError, ReadError, ZooError
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +39,13 @@ DISK_ERRORS = {
     errno.EEXIST: "a file is where a folder should be; give another folder",
     errno.EISDIR: "a folder is where a file should be; give another name",
 }
+FORMAT = 1
+"""Version of every file format. Each file has the number, and newer ones are refused."""
+CHECKSUM = "checksum"
+NO_DIGEST = 64 * "0"
+"""Stands for a sha256 that is not known yet."""
+DEEPEST_RECORD = 100
+"""Nested lists and tables of a record."""
 METADATA = "__metadata__"
 """Key of a safetensors header."""
 SHORT = 100
@@ -183,6 +194,39 @@ def _header(file: IO[bytes]) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(file.read(int.from_bytes(file.read(8), "little"))))
 
 
+def write_state(path: Path, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> None:
+    """Write tensors and numbers as one safetensors file, atomically.
+
+    Its header has the numbers, the format, and the sha256 of the file with zeros in place of the sha256.
+    """
+    texts = {name: repr(number) for name, number in numbers.items()}
+    with replacing_file(path) as temporary:
+        write_tensors(temporary, tensors, {"format": str(FORMAT), **texts, CHECKSUM: NO_DIGEST})
+        digest = file_digest(temporary)
+        with open(temporary, "r+b") as file:
+            start = file.read(8)
+            file.seek((start + file.read(int.from_bytes(start, "little"))).index(NO_DIGEST.encode()))
+            file.write(digest.encode())
+
+
+def verified_numbers(path: Path, remedy: str) -> dict[str, float]:
+    """Return the numbers that `write_state` wrote. Raises CheckpointError unless the whole file has its checksum."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(8)
+            start += file.read(min(int.from_bytes(start, "little"), os.fstat(file.fileno()).st_size))
+            metadata = json.loads(start[8:])[METADATA]
+            check_format(path, int(metadata.pop("format")))
+            digest = metadata.pop(CHECKSUM)
+            hashed = hashlib.sha256(start.replace(digest.encode(), NO_DIGEST.encode()))
+            if hashlib.file_digest(file, lambda: hashed).hexdigest() == digest:
+                return {name: float(number) for name, number in metadata.items()}
+        problem = "its checksum is not the checksum of its content"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"its header cannot be read: {type(error).__name__}"
+    raise CheckpointError(f"{path}: damaged: {problem}; {remedy}")
+
+
 def _beside(temporary: Path) -> Path:
     """Return the folder for intermediate files of a temporary file."""
     return temporary.with_name(f"{temporary.name}.d")
@@ -229,15 +273,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` as readable JSON, atomically."""
+def write_table(path: Path, table: Mapping[str, Any]) -> None:
+    """Write a record, atomically."""
     with replacing_file(path) as temporary:
-        temporary.write_text(json_text(data), encoding="utf-8")
+        temporary.write_text(table_text(table), encoding="utf-8")
 
 
-def json_text(data: Any) -> str:
-    """Return the text that `write_json` writes."""
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def table_text(table: Mapping[str, Any], indent: int | None = 2) -> str:
+    """Return the text of a record: readable JSON with format and checksum; in one line without `indent`."""
+    text = json_text({"format": FORMAT, **table, CHECKSUM: ""}, indent)
+    start, end = text[: text.rindex('""') + 1], text[text.rindex('""') + 1 :]
+    return f"{start}{hashlib.sha256(start.encode()).hexdigest()}{end}"
+
+
+def json_text(data: Any, indent: int | None = 2) -> str:
+    """Return data as JSON, by default readable."""
+    return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,27 +297,68 @@ def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path, remedy: str = REMEDY) -> Any:
-    """Read a JSON file. Raises CheckpointError with `remedy` if it is missing or damaged."""
+    """Read a JSON file of another program. Raises CheckpointError with `remedy` if it is missing or damaged."""
     if (data := read_regular(path)) is None:
         raise CheckpointError(f"{path}: no such file")
     try:
         return json.loads(data.decode())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}; {remedy}") from None
 
 
-def read_table(path: Path, *keys: str, remedy: str = REMEDY) -> dict[str, Any]:
-    """Read a JSON file of a table with these keys. Raises CheckpointError."""
-    table = read_json(path, remedy)
+def read_table(path: Path, *keys: str, remedy: str = REMEDY, error: type[ZooError] = CheckpointError) -> dict[str, Any]:
+    """Read a record with these keys; return it without format and checksum. Raises `error`, ReadError."""
+    if (data := read_regular(path)) is None:
+        raise error(f"{path}: no such file")
+    return parsed_table(data, path, *keys, remedy=remedy, error=error)
+
+
+def parsed_table(
+    data: bytes, path: Path, *keys: str, remedy: str = REMEDY, error: type[ZooError] = CheckpointError
+) -> dict[str, Any]:
+    """As `read_table`, for the bytes of the file at `path`."""
+    if written := re.match(rb'\{\s*"format": (\d{1,9}),', data):
+        check_format(path, int(written[1]), error)
+    start, mark, rest = data.rpartition(f'"{CHECKSUM}": "'.encode())
+    if not written or not mark:
+        raise error(f"{path}: expected a record with format and checksum, as this version writes; {remedy}")
+    if rest.rstrip(b' \n"}').decode(errors="replace") != hashlib.sha256(start + mark).hexdigest():
+        raise error(f"{path}: damaged: its checksum is not the checksum of its content; {remedy}")
+    try:
+        table = json.loads(data)
+        problem = _table_problem(table, keys)
+    except (ValueError, RecursionError) as reason:
+        problem = f"cannot be read as JSON: {reason}"
+    if problem:
+        raise error(f"{path}: {problem}; {remedy}")
+    return {key: value for key, value in table.items() if key not in ("format", CHECKSUM)}
+
+
+def check_format(path: Path, written: int, error: type[ZooError] = CheckpointError) -> None:
+    """Raise `error` if a file has a newer format than this version reads."""
+    if written > FORMAT:
+        raise error(
+            f"{path}: was written by a newer version: format {written}, this version reads {FORMAT}; pip install "
+            "--upgrade tokenizers-zoo"
+        )
+
+
+def _table_problem(table: Any, keys: Sequence[str]) -> str | None:
+    """Return why a record cannot be used, or None."""
     missing = [key for key in keys if key not in table] if isinstance(table, dict) else ["any table"]
     if missing:
         wanted = f"a table with {', '.join(keys)}" if keys else "a table"
-        raise CheckpointError(f"{path}: expected {wanted}, lacks {missing[0]}; {remedy}")
-    return table
+        return f"expected {wanted}, lacks {missing[0]}"
+    level: list[Any] = [table]
+    for _ in range(DEEPEST_RECORD):
+        nested = (one.values() if isinstance(one, dict) else one for one in level)
+        if not (level := [item for one in nested for item in one if isinstance(item, dict | list)]):
+            return None
+    return f"is nested too deeply: {DEEPEST_RECORD} levels at most"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a .jsonl file of tables with a step; [] if there is no file.
+    """Return the complete lines of a metrics.jsonl, without their checksums; [] if there is no file.
 
     Raises CheckpointError for a damaged line.
     """
@@ -274,11 +366,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate((read_regular(path) or b"").decode(errors="replace").splitlines(), 1):
         if line.endswith("}"):
             try:
-                found.append(json.loads(line))
-                _ = found[-1]["step"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                table = json.loads(line)
+                if type(table["step"]) is not int or line_text(table) != f"{line}\n":
+                    raise ValueError("its checksum is not the checksum of its content")
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise CheckpointError(f"{path}:{number}: damaged line ({error}); delete the line or the file") from None
+            found.append({key: value for key, value in table.items() if key != CHECKSUM})
     return found
+
+
+def line_text(table: Mapping[str, Any]) -> str:
+    """Return a line of metrics.jsonl: a table as JSON, with a checksum (CRC-32) last."""
+    text = json.dumps({key: value for key, value in table.items() if key != CHECKSUM})
+    return f'{text[:-1]}, "{CHECKSUM}": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
 def drop_lines_after(path: Path, step: int) -> None:
@@ -286,7 +386,7 @@ def drop_lines_after(path: Path, step: int) -> None:
     if path.is_file():
         kept = [line for line in read_lines(path) if line["step"] <= step]
         with replacing_file(path) as temporary:
-            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(map(line_text, kept)), encoding="utf-8")
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

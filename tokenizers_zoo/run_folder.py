@@ -1,6 +1,6 @@
 """RunFolder decides whether a folder may be written, resumed, overwritten or replaced, and holds its lock.
 
-A run folder has a `run.json`: `{"format": 1, "kind", "identity", "places", "finished"}`. The identity is everything
+A run folder has a `run.json`: `{"kind", "identity", "places", "finished"}`. The identity is everything
 that the result depends on. With an equal identity, the command resumes or has nothing to do. With another one, it fails
 and names the keys that differ.
 """
@@ -27,13 +27,12 @@ from tokenizers_zoo.io import (
     read_table,
     relative_place,
     remove_folder,
-    write_json,
+    write_table,
 )
 
 RUN, LOCK = "run.json", ".lock"
 REPLACED, MOVING = ".replaced", ".moving"
 """Subfolders with the old files: complete while a new run replaces them, and partly moved there or back."""
-FORMAT = 1
 MOST_KEYS = 3
 """Differing keys that an error lists."""
 
@@ -151,7 +150,7 @@ class RunFolder:
 
     def _write(self) -> None:
         record = {
-            "format": FORMAT, "kind": self.kind.name, "identity": self.identity, "places": self.places,
+            "kind": self.kind.name, "identity": self.identity, "places": self.places,
             "finished": self.finished,
         }  # fmt: skip
         if read_run(self.path) != record:
@@ -162,7 +161,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """Return the content of run.json, with absolute paths, or None without one. Raises CheckpointError if damaged."""
     if not (folder / RUN).is_file():
         return None
-    record = read_table(folder / RUN, "format", "kind", "identity", "places", "finished", remedy="copy it again")
+    record = read_table(folder / RUN, "kind", "identity", "places", "finished", remedy="copy it again")
     is_relative = (os.curdir + os.sep, os.pardir + os.sep)
     places = {
         name: str(absolute_place(place, folder)) if isinstance(place, str) and place.startswith(is_relative) else place
@@ -177,7 +176,7 @@ def write_run(folder: Path, record: Mapping[str, Any]) -> None:
         name: relative_place(place, folder) if isinstance(place, str) and os.path.isabs(place) else place
         for name, place in record["places"].items()
     }
-    write_json(folder / RUN, {**record, "places": places})
+    write_table(folder / RUN, {**record, "places": places})
 
 
 def entries(folder: Path) -> list[Path]:

@@ -24,11 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import REMEDY, file_digest, not_read, read_regular, replacing_file, write_json
+from tokenizers_zoo.io import REMEDY, file_digest, not_read, parsed_table, read_regular, replacing_file, write_table
 
 Result = TypeVar("Result")
 
-FORMAT = 1
 KEYS = "keys"
 """The folder of a split that holds the sample keys; no modality may have this name."""
 DATASET = "dataset.json"
@@ -89,17 +88,15 @@ def manifest_path(folder: Path, shard: int) -> Path:
 
 def write_manifest(folder: Path, shard: int, manifest: Manifest) -> None:
     """Write a manifest atomically; from then on the shard exists."""
-    write_json(manifest_path(folder, shard), {"format": FORMAT, **dataclasses.asdict(manifest)})
+    write_table(manifest_path(folder, shard), dataclasses.asdict(manifest))
 
 
 def _parsed(path: Path, parse: Callable[[dict[str, Any]], Result], remedy: str) -> Result | None:
-    """Return `parse` of a JSON table of this format, None without the file. Raises DataError if it is damaged."""
+    """Return `parse` of a record, None without the file. Raises DataError if it is damaged."""
     if (data := read_regular(path)) is None:
         return None
+    table = parsed_table(data, path, remedy=remedy, error=DataError)
     try:
-        table = json.loads(data)
-        if table.pop("format") != FORMAT:
-            raise ValueError(f"another format than {FORMAT}")
         return parse(table)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); {remedy}") from None
@@ -286,7 +283,7 @@ def read_record(path: Path) -> dict[str, Any]:
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a dataset.json or store.json from `record`, which has "splits" and other entries; skip it if unchanged."""
     if not path.is_file() or read_record(path) != record:
-        write_json(path, {"format": FORMAT, **record})
+        write_table(path, record)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, fingerprint, joint_fingerprint
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import file_digest, metadata_of, read_table, replacing_file, write_json, write_tensors
+from tokenizers_zoo.io import (
+    file_digest,
+    json_text,
+    metadata_of,
+    read_json,
+    read_table,
+    replacing_file,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +108,9 @@ def published_config(source: Path) -> dict[str, Any]:
     number that is not finite.
     """
     if source.is_dir():
-        config = read_table(source / CONFIG)
+        config = read_json(source / CONFIG)
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{source / CONFIG}: expected a table; copy it again")
     elif source.is_file():
         with opened(source) as file:
             names = set(file.keys())
@@ -168,4 +178,5 @@ def write_published(checkpoint: PublishedCheckpoint, folder: Path) -> None:
     kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.same_as}
     with replacing_file(folder / WEIGHTS) as temporary:
         write_tensors(temporary, kept, {**checkpoint.metadata, **checkpoint.same_as} or None)
-    write_json(folder / CONFIG, checkpoint.config)
+    with replacing_file(folder / CONFIG) as temporary:
+        temporary.write_text(json_text(checkpoint.config), encoding="utf-8")

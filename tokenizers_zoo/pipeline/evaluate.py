@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import Place, Rows, ValueStore
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError, ZooError, count_of
-from tokenizers_zoo.io import disk_errors, read_table, replacing_file, write_json
+from tokenizers_zoo.io import disk_errors, read_table, replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
 from tokenizers_zoo.train.report import (
@@ -141,7 +141,7 @@ def evaluate_tokenizer(
     if write:
         report = {"split": split, "data": store.record(split, name), "fingerprint": handle.fingerprint}
         with disk_errors(folder):
-            write_json(folder / figures, {**_of_training(folder / figures), **report, **result.to_json()})
+            write_table(folder / figures, {**_of_training(folder / figures), **report, **result.to_json()})
     return result
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tokenizers_zoo.io import as_json, drop_lines_after
+from tokenizers_zoo.io import as_json, drop_lines_after, line_text
 from tokenizers_zoo.progress import Lines, clock, progress_of, say
 from tokenizers_zoo.terminal import console
 from tokenizers_zoo.train.loggers import new_loggers
@@ -95,7 +94,7 @@ class StepLog:
         for logger in self.loggers:
             logger.log(done, scalars)
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self.file.write(json.dumps({"step": done, **finite}) + "\n")
+        self.file.write(line_text({"step": done, **finite}))
 
     def write_speed(self) -> None:
         """Log the speed, to the loggers only."""

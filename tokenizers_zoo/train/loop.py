@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import check_weights, load_config
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import CheckpointError, DataError
-from tokenizers_zoo.io import check_opens, replacing_file, write_tensors
+from tokenizers_zoo.io import verified_numbers, write_state
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.spec import ModalitySpec
@@ -297,21 +298,23 @@ class Trainer:
         if self.chooses:
             counters |= {"best": self.best.score, "best_step": self.best.step, "waited": self.best.waited}
         tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
-        with replacing_file(self.state) as temporary:
-            write_tensors(temporary, tensors, {name: repr(number) for name, number in counters.items()})
+        write_state(self.state, tensors, counters)
 
     def _load(self) -> None:
         """Continue from the saved state. Raises CheckpointError if it is damaged."""
-        check_opens(self.state)
+        again = "remove it to start again"
+        counters = verified_numbers(self.state, again)
         parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         try:
-            with safe_open(self.state, "pt") as file:
-                counters = {name: float(number) for name, number in (file.metadata() or {}).items()}
-                for key in file.keys():  # noqa: SIM118 - not a mapping
-                    part, _, name = key.rpartition("/")
-                    parts[part][name] = file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.state}: damaged: {error}; remove it to start again") from None
+            for key, tensor in load_file(self.state).items():
+                part, _, name = key.rpartition("/")
+                parts[part][name] = tensor
+            self._restore(parts, counters)
+        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{self.state}: is not a state of this training: {reason}; {again}") from None
+
+    def _restore(self, parts: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, float]) -> None:
         self.module.load_state_dict(parts["module"])
         self.ema.load_state(parts["ema"])
         if self.discriminator is not None:

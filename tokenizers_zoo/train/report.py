@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers_zoo.checkpoint import card_row, save_checkpoint
 from tokenizers_zoo.config import recorded
 from tokenizers_zoo.errors import count_of
-from tokenizers_zoo.io import replacing_file, write_json
+from tokenizers_zoo.io import replacing_file, write_table
 from tokenizers_zoo.quantizers.usage import COLLAPSED
 from tokenizers_zoo.run_folder import RunFolder
 from tokenizers_zoo.spec import ModalitySpec
@@ -185,7 +185,7 @@ def finish_run(
         "codebook": dict(evaluation.codebook),
     }
     save_checkpoint(run.path, tensors, config, model_card(spec, run.identity, result))
-    write_json(run.path / EVALUATION, result)
+    write_table(run.path / EVALUATION, result)
     run.finish(steps=steps)
 
 

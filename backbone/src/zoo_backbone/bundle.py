@@ -31,7 +31,7 @@ from tokenizers_zoo.data.manifest import DATASET, Split, write_record
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ZooError
-from tokenizers_zoo.io import read_table, replacing_folder, write_json
+from tokenizers_zoo.io import read_table, replacing_folder, write_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import check_empty
@@ -43,7 +43,7 @@ from zoo_backbone.generate.sampler import generate
 from zoo_backbone.model import FourM
 from zoo_backbone.run import BUNDLE, Run
 
-REGISTRY, TOKENIZERS, GOLDEN, FORMAT = "registry.toml", "tokenizers", "golden", 1
+REGISTRY, TOKENIZERS, GOLDEN = "registry.toml", "tokenizers", "golden"
 SAMPLES, TOKENS = "samples", "tokens"
 AGREEMENT = 0.95
 """Smallest share of equal tokens in a verified bundle: other processors round differently, so that close choices may
@@ -86,7 +86,7 @@ def export_bundle(
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
         values = ValueStore(places.data) if places.data is not None and places.data.is_dir() else None
         golden = golden_sample(model, own, values, folder)
-        write_json(folder / BUNDLE, {"format": FORMAT, "requires": requires, "golden": golden})
+        write_table(folder / BUNDLE, {"requires": requires, "golden": golden})
         (folder / CARD).write_text(card_of(model, run, out.absolute().name, requires), encoding="utf-8")
 
 

@@ -25,14 +25,15 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from tokenizers_zoo.device import AUTO, resolved_device
-from tokenizers_zoo.errors import CheckpointError, is_of_the_machine
-from tokenizers_zoo.io import check_opens, remove_folder
+from tokenizers_zoo.errors import CheckpointError, ZooError, is_of_the_machine
+from tokenizers_zoo.io import file_digest, read_table, remove_folder, write_table
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import local
 from zoo_backbone.run import BACKBONE
 
 TIMEOUT = timedelta(hours=2)
 """Processes wait this long for the first one, which reads and hashes inputs and writes results alone."""
+ANEW = "remove it to start again"
 
 
 class Ranks:
@@ -131,7 +132,7 @@ class TrainingState:
     """Weights, further `parts` and the step in FOLDER/training_state/step-N, with one safetensors file per process.
 
     A part returns its tensors by name, which loading writes into. Any number of processes can resume from the state.
-    Unlike DCP's own format, it has no pickle.
+    Unlike DCP's own format, it has no pickle. checksums-N.json, one per process, have the sha256 of the files.
     """
 
     def __init__(self, folder: Path, model: FourM, parts: Mapping[str, Part], ranks: Ranks) -> None:
@@ -155,6 +156,9 @@ class TrainingState:
         self.seconds.fill_(seconds)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         save(self._tensors(), storage_writer=writer, no_dist=self.ranks.size == 1)
+        digests = {file.name: file_digest(file) for file in self._own_share(temporary)}
+        write_table(temporary / f"checksums-{self.ranks.rank:05}.json", {"files": digests})
+        self.ranks.wait()
         if self.ranks.first:
             remove_folder(path)
             os.replace(temporary, path)
@@ -169,8 +173,7 @@ class TrainingState:
         if not found:
             return 0, 0.0
         path = found[-1]
-        for file in sorted(path.iterdir()):
-            check_opens(file)
+        self._verify(path)
         reader = HuggingFaceStorageReader(str(path))
         try:
             stored: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
@@ -192,6 +195,27 @@ class TrainingState:
             raise _damaged(path, f"its tensors cannot be read: {reason}") from None
         return int(path.name.removeprefix("step-")), float(self.seconds)
 
+    def _own_share(self, path: Path) -> list[Path]:
+        """Return the files that this process hashes."""
+        return sorted(path.glob("*.safetensors"))[self.ranks.rank :: self.ranks.size]
+
+    def _verify(self, path: Path) -> None:
+        """Raise CheckpointError, in all processes, unless all files have their checksums."""
+        problem: ZooError | None = None
+        try:
+            written: dict[str, Any] = {}
+            for record in sorted(path.glob("checksums-*.json")):
+                written |= read_table(record, "files", remedy=ANEW)["files"]
+            if differing := sorted(written.keys() ^ {file.name for file in path.glob("*.safetensors")}):
+                raise _damaged(path, f"{differing[0]} or its checksum is missing")
+            for file in self._own_share(path):
+                if file_digest(file) != written[file.name]:
+                    raise _damaged(file, "its checksum is not the checksum of its content")
+        except ZooError as error:
+            problem = error
+        if self.ranks.total(torch.tensor(float(problem is not None), device=self.ranks.device)):
+            raise problem or _damaged(path, "see the message of another process")
+
 
 def _damaged(state: Path, problem: str) -> CheckpointError:
-    return CheckpointError(f"{state}: damaged: {problem}; remove it to start again")
+    return CheckpointError(f"{state}: damaged: {problem}; {ANEW}")

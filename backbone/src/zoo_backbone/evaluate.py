@@ -48,7 +48,7 @@ import torch
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import read_table, write_json
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, locked
@@ -95,7 +95,7 @@ def evaluate(
         evaluation = _Evaluation(folder, data)
         evaluation.measure_loss()
         evaluation.measure_pairs(pairs)
-        write_json(folder / FILE, evaluation.result)
+        write_table(folder / FILE, evaluation.result)
         state.finish(pairs=len(evaluation.result["pairs"]))
     return read_table(folder / FILE)
 
@@ -128,7 +128,7 @@ class _Evaluation:
         self.result["seconds"] = round(time.perf_counter() - self._started, 3)
         for place, reasons in self.data.unreadable.items():
             self.result["unreadable"].setdefault(place, {}).update(reasons)
-        write_json(self.folder / UNFINISHED, self.result)
+        write_table(self.folder / UNFINISHED, self.result)
 
     def measure_loss(self) -> None:
         """Measure the cross-entropy of each modality's tokens, unless it is known.

@@ -22,7 +22,7 @@ import numpy as np
 from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.tokens import read_tokens
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.io import replacing_file, write_json
+from tokenizers_zoo.io import replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.validation import describe
@@ -114,7 +114,7 @@ def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | N
                     own = scores[first : first + draws]
                     order = best_first(own)
                     by = request.plan.rank or "scorer"
-                    write_json(place / RANKING, {"by": by, "draws": order, "scores": [own[draw] for draw in order]})
+                    write_table(place / RANKING, {"by": by, "draws": order, "scores": [own[draw] for draw in order]})
                 for rank, draw in enumerate(order):
                     for samples in found.values():
                         samples[first + draw].save(place / str(rank))

@@ -15,7 +15,7 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.io import read_table, write_json
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
@@ -337,7 +337,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
         },
         "skills": skills(trained.folder, folder),
     }  # fmt: skip
-    write_json(folder / REPORT, result)
+    write_table(folder / REPORT, result)
     return result
 
 

@@ -15,7 +15,7 @@ from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
-from tokenizers_zoo.run_folder import FORMAT, RUN, RunKind, read_run, write_run
+from tokenizers_zoo.run_folder import RUN, RunKind, read_run, write_run
 
 BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
@@ -52,7 +52,7 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write the places into run.json; without one, for a finished backbone."""
-        record = read_run(folder) or {"format": FORMAT, "kind": BACKBONE.name, "identity": {}, "finished": {}}
+        record = read_run(folder) or {"kind": BACKBONE.name, "identity": {}, "finished": {}}
         write_run(folder, {**record, "places": self.places()})
 
     @classmethod

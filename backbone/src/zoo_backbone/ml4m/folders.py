@@ -16,7 +16,7 @@ import tomli_w
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
-from tokenizers_zoo.io import difference, read_table, replacing_file, replacing_folder, write_json
+from tokenizers_zoo.io import difference, read_table, replacing_file, replacing_folder, write_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, published_config, weights_digest
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
@@ -161,7 +161,7 @@ def note_fingerprints(backbone: Path, registry: Path) -> None:
     found = {spec.name: zoo[spec.name] for spec in specs if spec.name not in known}
     if new := {name: handle.fingerprint for name, handle in found.items() if handle.has_tokenizer}:
         fingerprints = {**known, **new}
-        write_json(backbone / CONFIG, {**config, "fingerprints": fingerprints, KNOWN_AS: known_fingerprint(backbone)})
+        write_table(backbone / CONFIG, {**config, "fingerprints": fingerprints, KNOWN_AS: known_fingerprint(backbone)})
 
 
 def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
@@ -226,8 +226,8 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     own |= size
     (target / CHOSEN).unlink(missing_ok=True)
     if size and not is_stated:
-        write_json(target / CHOSEN, size)
-    write_json(target / SOURCE, {"sha256": weights_digest(folder)})
+        write_table(target / CHOSEN, size)
+    write_table(target / SOURCE, {"sha256": weights_digest(folder)})
     tables["modalities"][name] = own
     enable(tables, [name])
     if zoo_of(own, vocabularies={TEXT: {"preset": PRESET}})[name].spec.vocabulary == TEXT:
@@ -291,7 +291,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     zoo = Zoo.from_tables(tables, out / REGISTRY)
     if not there:
         import_backbone(checkpoint, specs, target)
-        write_json(target / SOURCE, {"sha256": weights_digest(folder)})
+        write_table(target / SOURCE, {"sha256": weights_digest(folder)})
     for item in modalities:
         name = specs[item.published].name
         if item.kind != "tokens" and name in brought:

@@ -26,7 +26,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, sa
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.io import read_table, replacing_file, write_json
+from tokenizers_zoo.io import read_table, replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
@@ -98,7 +98,7 @@ def build(
                         arrays[f"{name}.projection"] = space.projection
                 tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
                 save_checkpoint(out, tensors, {"class": CLASS, **identity}, _card(identity, len(samples)))
-                write_json(out / INDEX.state, {})
+                write_table(out / INDEX.state, {})
             _write_vectors(out, embedder, samples, present, names, kind)
             folder.finish(samples=len(samples))
     index = Index(out)
@@ -128,7 +128,7 @@ def _write_vectors(
             del vectors  # before the next modality is embedded
     write_vectors(out / file_of(TOGETHER), unit(together), kind)
     lacks = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, present.T, strict=True)}
-    write_json(out / KEYS, {"keys": samples.sample_keys(), "lacks": lacks})
+    write_table(out / KEYS, {"keys": samples.sample_keys(), "lacks": lacks})
 
 
 def new_index(vectors: Vectors, kind: Search) -> Any:

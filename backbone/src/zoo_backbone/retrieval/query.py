@@ -33,7 +33,7 @@ from PIL import ImageOps
 from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
-from tokenizers_zoo.io import write_json
+from tokenizers_zoo.io import write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
@@ -168,7 +168,7 @@ def write_results(
         "files": dict(sources), "weights": dict(weights),
         "queries": [dataclasses.asdict(result) for result in results],
     }  # fmt: skip
-    write_json(out / HITS, record)
+    write_table(out / HITS, record)
     return problem
 
 
@@ -251,7 +251,7 @@ def evaluate_retrieval(
             "pairs": pairs, "mean": {**_mean(pairs), "chance": _mean([pair["chance"] for pair in pairs])},
             "galleries": drawn, "seconds": round(time.perf_counter() - started, 3),
         }  # fmt: skip
-        write_json(out / FILE, result)
+        write_table(out / FILE, result)
     return result
 
 

@@ -20,7 +20,7 @@ from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import write_json
+from tokenizers_zoo.io import write_table
 from tokenizers_zoo.progress import progress_bar, say
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report.transfer import METRICS
@@ -270,7 +270,7 @@ class ProbeTask(LoopTask):
         }  # fmt: skip
         tensors, config["constant_baseline"] = probe.tensors()
         save_checkpoint(run.path, tensors, config, probe_card(metrics))
-        write_json(run.path / METRICS, metrics)
+        write_table(run.path / METRICS, metrics)
         run.finish(steps=steps)
 
 
