@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors
 import torch
 from backbone_samples import (
     SMALL,
@@ -32,7 +31,6 @@ from backbone_samples import (
     write_splits,
     write_store,
 )
-from safetensors.torch import save_file
 from token_stores import reversed_tokens
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -135,33 +133,29 @@ def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def halved(path: Path) -> None:
-    """Return only the second half of a tensor's rows, as the second of two processes writes it."""
-    with safetensors.safe_open(path, "pt") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    name = "model/context_projection.weight"
-    offsets = json.loads(metadata["DCP_SHARDING_INFO"])
-    offsets[name]["saved_offsets"][0] = len(tensors[name]) // 2
-    tensors[name] = tensors[name][len(tensors[name]) // 2 :].clone()
-    save_file(tensors, path, {**metadata, "DCP_SHARDING_INFO": json.dumps(offsets)})
+def flipped(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
 
 
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("files", "change", "problem"),
     [
-        (lambda file: file.write_bytes(file.read_bytes()[:5000]), "its tensors cannot be read: Error while deserial"),
-        (Path.unlink, "expected the .safetensors files of all processes that wrote it, found none"),
-        (halved, "files of all processes that wrote it, found a part of model/context_projection.weight"),
-        (lambda file: save_file({"other": torch.zeros(1)}, file), "cannot be read: Missing key in checkpoint"),
+        ("*.safetensors", lambda file: file.write_bytes(file.read_bytes()[:5000]), "has another checksum"),
+        ("*.safetensors", flipped, "has another checksum"),
+        ("*.safetensors", Path.unlink, "expected the files of all processes that wrote it"),
+        ("checksums-*", Path.unlink, "expected the files of all processes that wrote it"),
+        ("checksums-*", flipped, "its checksum is not the checksum of its content"),
     ],
-    ids=["cut off", "missing", "half", "other"],
+    ids=["cut off", "flipped", "missing", "without checksums", "flipped checksums"],
 )
 def test_a_damaged_state_is_named(
-    stopped: Path, store: Path, tmp_path: Path, change: Callable[[Path], object], problem: str
+    stopped: Path, store: Path, tmp_path: Path, files: str, change: Callable[[Path], object], problem: str
 ) -> None:
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
-    change(next(folder.glob("training_state/step-*/*.safetensors")))
-    with pytest.raises(CheckpointError, match=r"step-00000004: damaged: .*; remove it to start again$") as raised:
+    change(next(folder.glob(f"training_state/step-*/{files}")))
+    with pytest.raises(CheckpointError, match=r"step-00000004.*: damaged: .*; remove it to start again$") as raised:
         run(folder, store, steps=4)
     assert problem in str(raised.value) and "ranks:" not in str(raised.value)
 
@@ -171,18 +165,18 @@ def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
 ) -> None:
     """The advice of a damaged state is to remove it."""
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
-    opened = Path.open
+    opened = os.open
 
     def load(*_: object, **__: object) -> None:
         raise CheckpointException("load", {0: (torch.OutOfMemoryError("CUDA out of memory."), None)})  # type: ignore[dict-item]
 
-    def opening(path: Path, *args: Any, **options: Any) -> Any:
-        if path.suffix == ".safetensors":
+    def opening(path: Any, *args: Any, **options: Any) -> Any:
+        if str(path).endswith(".safetensors"):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return opened(path, *args, **options)
 
     for owner, name, failing, raised in (
-        (distributed, "load", load, torch.OutOfMemoryError), (Path, "open", opening, ReadError),
+        (distributed, "load", load, torch.OutOfMemoryError), (os, "open", opening, ReadError),
     ):  # fmt: skip
         with monkeypatch.context() as patch, pytest.raises(raised):
             patch.setattr(owner, name, failing)

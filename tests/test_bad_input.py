@@ -151,7 +151,7 @@ USES = {
 def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) -> None:
     for name, damage, parts in (
         ("model.safetensors", altered, ("sha256", "expected", "copy this folder again, or make it anew in another")),
-        ("config.json", cut, (f"{folder}/config.json: cannot be read as JSON", "copy it again")),
+        ("config.json", cut, (f"{folder}/config.json: damaged", "copy it again")),
     ):
         world.put_back()
         damage(file := world.folder / folder / name)
@@ -164,7 +164,7 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
 def test_damaged_progress_record_is_refused_with_advice(world: World) -> None:
     """Without the file a folder would start again or belong to nobody, so it must not be deleted."""
     cut(world.folder / "run/run.json")
-    assert "delete" not in world(ROAD["backbone"]).refused("cannot be read as JSON", "copy it again")
+    assert "delete" not in world(ROAD["backbone"]).refused("run.json: damaged", "copy it again")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_run_file_with_unexpected_content_is_named(
     (world.folder / file).write_text(content)
     told = () if file.endswith("run.json") else ("delete",)
     for words in commands:
-        world(words).refused(file, "damaged line" if "jsonl" in file else "expected a table", *told)
+        world(words).refused(file, "damaged", *told)
 
 
 def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:

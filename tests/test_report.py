@@ -26,7 +26,7 @@ from zoo_backbone.gallery import CELL, write_sheet
 
 Run = tuple[Path, dict[str, Any]]
 NAMES = ("rgb_patches", "depth", "caption")
-RECORD = {"format": 1, "kind": "backbone", "identity": {}, "finished": {}}
+RECORD = {"kind": "backbone", "identity": {}, "finished": {}}
 """A run.json without its places."""
 
 

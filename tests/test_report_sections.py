@@ -145,7 +145,7 @@ def probe(run: Path, name: str, score: float | None, weights: str = "w", **chang
     place = run / "transfer" / name
     place.mkdir(parents=True)
     write_table(place / "metrics.json", found)
-    record = {"format": 1, "kind": "probe", "identity": {}, "places": places, "finished": {}}
+    record = {"kind": "probe", "identity": {}, "places": places, "finished": {}}
     write_table(place / "run.json", record)
 
 
@@ -290,6 +290,6 @@ def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Callab
     page = write_zoo_report(zoo)
     text = page.read_text(encoding="utf-8")
     assert '<h3><a href="tokenizers/light.html">light</a> ' in text and text.count("<p>Problem: ") == 2
-    assert "<p>Problem: odd: " in text and "odd/evaluation.json: cannot be read as JSON" in text
+    assert "<p>Problem: odd: " in text and "odd/evaluation.json: damaged" in text
     assert "; zoo tokenizer eval writes it anew" in text
     assert "<p>Problem: pinned: the tokenizer at " in text

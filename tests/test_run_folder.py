@@ -85,7 +85,7 @@ def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
     with run(tmp_path, SEED_1).open() as opened:
         assert not opened.resuming
     assert read_run(tmp_path) == {
-        "format": 1, "kind": "tokenizer", "identity": SEED_1, "places": {}, "finished": None,
+        "kind": "tokenizer", "identity": SEED_1, "places": {}, "finished": None,
     }  # fmt: skip
 
 

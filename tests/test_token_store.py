@@ -244,7 +244,7 @@ def test_unknown_names_are_reported(tmp_path: Path) -> None:
         store.open("test", "m")
     with pytest.raises(DataError, match="no such folder; `zoo tokenize"):
         TokenStore(tmp_path / "absent")
-    for damaged in ("[]", '{"format": 2, "splits": {}}'):
+    for damaged in ("[]", "{}"):
         (tmp_path / STORE).write_text(damaged)
         with pytest.raises(DataError, match=r"store.json: damaged"):
             TokenStore(tmp_path)

@@ -16,7 +16,6 @@ from tokenizers_zoo.config import Origin
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import (
     REMEDY,
-    check_opens,
     file_digest,
     read_table,
     replacing_file,
@@ -127,21 +126,28 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
     from safetensors.torch import load_file
 
     config = load_config(folder, expected_class)
+    check_weights(folder, config)
     try:
         tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        check_opens(folder / WEIGHTS)
-        raise CheckpointError(f"{folder}: has no {WEIGHTS}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}; {AGAIN}") from None
-    check_weights(folder, config)
+    check_finite(folder / WEIGHTS, tensors)
     return tensors, config
 
 
+def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError for a tensor with NaN or infinite numbers."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} has numbers that are not finite; train it again, or copy it again")
+
+
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if the weights of a folder were not written with its `config`."""
+    """Raise CheckpointError if the weights of a folder are missing or were not written with its `config`."""
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder}: has no {WEIGHTS}")
     wanted, found = config.get("weights_sha256"), file_digest(folder / WEIGHTS)
-    if wanted and wanted != found:
+    if wanted != found:
         raise CheckpointError(
             f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its sha256 is {found[:12]}, "
             f"expected {str(wanted)[:12]}); {AGAIN}"

@@ -109,16 +109,6 @@ def read_regular(path: Path) -> bytes | None:
         raise not_read(path, error) from None
 
 
-def check_opens(path: Path) -> None:
-    """Raise ReadError for an existing file that `open_regular` refuses. Libraries would wait, or call it missing."""
-    try:
-        _open(path).close()
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # the reader reports it
-    except OSError as error:
-        raise not_read(path, error) from None
-
-
 def _open(path: Path) -> BufferedReader:
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(handle).st_mode):
@@ -321,7 +311,7 @@ def parsed_table(
         check_format(path, int(written[1]), error)
     start, mark, rest = data.rpartition(f'"{CHECKSUM}": "'.encode())
     if not written or not mark:
-        raise error(f"{path}: expected a record with format and checksum, as this version writes; {remedy}")
+        raise error(f"{path}: damaged: a record with its format and checksum was expected; {remedy}")
     if rest.rstrip(b' \n"}').decode(errors="replace") != hashlib.sha256(start + mark).hexdigest():
         raise error(f"{path}: damaged: its checksum is not the checksum of its content; {remedy}")
     try:
@@ -330,7 +320,7 @@ def parsed_table(
     except (ValueError, RecursionError) as reason:
         problem = f"cannot be read as JSON: {reason}"
     if problem:
-        raise error(f"{path}: {problem}; {remedy}")
+        raise error(f"{path}: damaged: {problem}; {remedy}")
     return {key: value for key, value in table.items() if key not in ("format", CHECKSUM)}
 
 
@@ -363,15 +353,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises CheckpointError for a damaged line.
     """
     found = []
-    for number, line in enumerate((read_regular(path) or b"").decode(errors="replace").splitlines(), 1):
-        if line.endswith("}"):
-            try:
-                table = json.loads(line)
-                if type(table["step"]) is not int or line_text(table) != f"{line}\n":
-                    raise ValueError("its checksum is not the checksum of its content")
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise CheckpointError(f"{path}:{number}: damaged line ({error}); delete the line or the file") from None
-            found.append({key: value for key, value in table.items() if key != CHECKSUM})
+    *lines, _ = (read_regular(path) or b"").decode(errors="replace").split("\n")  # the last one was not finished
+    for number, line in enumerate(lines, 1):
+        try:
+            table = json.loads(line)
+            if type(table["step"]) is not int or line_text(table) != f"{line}\n":
+                raise ValueError("its checksum is not the checksum of its content")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{path}:{number}: damaged line ({error}); delete the line or the file") from None
+        found.append({key: value for key, value in table.items() if key != CHECKSUM})
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, fingerprint, joint_fingerprint
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, check_finite, fingerprint, joint_fingerprint
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import (
     file_digest,
@@ -92,6 +92,7 @@ def read_published(source: Path) -> PublishedCheckpoint:
             raise CheckpointError(
                 f"{path}: has {twice[0]}, as another file of the folder has; keep one checkpoint in it"
             )
+        check_finite(path, found)
         tensors |= found
     same_as = {name: kept for name, kept in metadata.items() if kept in tensors and name not in tensors}
     tensors |= {name: tensors[kept] for name, kept in same_as.items()}

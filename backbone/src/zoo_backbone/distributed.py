@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -157,7 +156,9 @@ class TrainingState:
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         save(self._tensors(), storage_writer=writer, no_dist=self.ranks.size == 1)
         digests = {file.name: file_digest(file) for file in self._own_share(temporary)}
-        write_table(temporary / f"checksums-{self.ranks.rank:05}.json", {"files": digests})
+        write_table(
+            temporary / f"checksums-{self.ranks.rank:05}.json", {"files": digests, "processes": self.ranks.size}
+        )
         self.ranks.wait()
         if self.ranks.first:
             remove_folder(path)
@@ -176,14 +177,6 @@ class TrainingState:
         self._verify(path)
         reader = HuggingFaceStorageReader(str(path))
         try:
-            stored: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
-            # DCP itself would leave missing parts of a tensor as they are.
-            missing = [name for name, tensor in stored.items()
-                       if sum(math.prod(chunk.sizes) for chunk in tensor.chunks) < math.prod(tensor.size)]  # fmt: skip
-            if missing or not stored:
-                found_parts = f"a part of {missing[0]}" if missing else "none"
-                expected = "the .safetensors files of all processes that wrote it"
-                raise _damaged(path, f"expected {expected}, found {found_parts}")
             load(self._tensors(), storage_reader=reader, no_dist=self.ranks.size == 1)
         except (CheckpointException, SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
             cause: BaseException = error
@@ -203,14 +196,14 @@ class TrainingState:
         """Raise CheckpointError, in all processes, unless all files have their checksums."""
         problem: ZooError | None = None
         try:
-            written: dict[str, Any] = {}
-            for record in sorted(path.glob("checksums-*.json")):
-                written |= read_table(record, "files", remedy=ANEW)["files"]
-            if differing := sorted(written.keys() ^ {file.name for file in path.glob("*.safetensors")}):
-                raise _damaged(path, f"{differing[0]} or its checksum is missing")
+            records = [read_table(file, "files", "processes", remedy=ANEW) for file in path.glob("checksums-*.json")]
+            written = {name: digest for record in records for name, digest in record["files"].items()}
+            complete = written.keys() == {file.name for file in path.glob("*.safetensors")}
+            if not records or not complete or records[0]["processes"] != len(records):
+                raise _damaged(path, "expected the files of all processes that wrote it, some are missing")
             for file in self._own_share(path):
                 if file_digest(file) != written[file.name]:
-                    raise _damaged(file, "its checksum is not the checksum of its content")
+                    raise _damaged(path, f"{file.name} has another checksum than when it was written")
         except ZooError as error:
             problem = error
         if self.ranks.total(torch.tensor(float(problem is not None), device=self.ranks.device)):

@@ -1,0 +1,113 @@
+"""Records, lines and states: their format and checksum are verified before their content is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.io import (
+    line_text,
+    read_lines,
+    read_table,
+    table_text,
+    verified_numbers,
+    write_state,
+    write_table,
+)
+
+TABLE = {"a": [1, 2.5, None], "b": {"c": 'é "checksum": "x"'}}
+STATE = {"x/a": torch.arange(6.0).reshape(2, 3), "x/b": torch.tensor([3])}
+
+
+def record(path: Path) -> Callable[[], Any]:
+    write_table(path, TABLE)
+    return lambda: read_table(path)
+
+
+def line_of(path: Path) -> Callable[[], Any]:
+    path.write_text(line_text({"step": 1, "loss": 0.5}) + line_text({"step": 2, "loss": None}))
+    return lambda: read_lines(path)
+
+
+def state(path: Path) -> Callable[[], Any]:
+    write_state(path, STATE, {"step": 3, "seconds": 0.1})
+    return lambda: verified_numbers(path, "remove it")
+
+
+@pytest.mark.parametrize("write", [record, line_of, state])
+def test_a_changed_or_lost_byte_never_gives_other_content(
+    tmp_path: Path, write: Callable[[Path], Callable[[], Any]]
+) -> None:
+    read = write(path := tmp_path / "file")
+    sound, data = read(), path.read_bytes()
+    flips = [
+        data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
+        for place in range(len(data)) for bit in (1, 4, 128)
+    ]  # fmt: skip
+    refused = 0
+    for damaged in (*flips, *(data[:end] for end in range(len(data)))):
+        path.write_bytes(damaged)
+        try:
+            found = read()
+        except CheckpointError:
+            refused += 1
+        else:
+            # Line ends do not matter, and a log may lack its last line or all of it.
+            assert found == sound or (write is line_of and found == sound[: len(found)])
+    assert refused > 0.95 * len(flips)
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    assert record(tmp_path / "a.json")() == TABLE
+    assert list(json.loads((tmp_path / "a.json").read_text())) == ["format", "a", "b", "checksum"]
+    assert line_of(tmp_path / "b.jsonl")() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+    assert state(tmp_path / "c.safetensors")() == {"step": 3, "seconds": 0.1}
+    assert all(torch.equal(tensor, STATE[name]) for name, tensor in load_file(tmp_path / "c.safetensors").items())
+
+
+def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
+    told = r"was written by a newer version: format 2, this version reads 1; pip install --upgrade tokenizers-zoo$"
+    (tmp_path / "a.json").write_text('{\n  "format": 2,\n  "other": "things"\n}\n')
+    with pytest.raises(DataError, match=told):
+        read_table(tmp_path / "a.json", error=DataError)
+    read = state(tmp_path / "b.safetensors")
+    data = (tmp_path / "b.safetensors").read_bytes()
+    (tmp_path / "b.safetensors").write_bytes(data.replace(b'"format":"1"', b'"format":"2"'))
+    with pytest.raises(CheckpointError, match=told):
+        read()
+
+
+@pytest.mark.parametrize("text", [
+    table_text({"a": 1}).replace('"a": 1', '"a": ' + 150_000 * "[" + 150_000 * "]"), "[" * 10**6, "{}", "[]", "1", "",
+    '{"format": 1, "checksum": ""}', '{"format": 1, "checksum": "' + "é" * 64 + '"}',
+])  # fmt: skip
+def test_files_that_are_no_records_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"a.json: damaged"):
+        read_table(tmp_path / "a.json")
+
+
+def test_deep_nesting_is_refused_though_its_checksum_is_right(tmp_path: Path) -> None:
+    deep: Any = []
+    for _ in range(120):
+        deep = [deep]
+    write_table(tmp_path / "a.json", {"a": deep})
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        read_table(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, number: float) -> None:
+    tensors = {"sound": torch.ones(2), "ids": torch.arange(3), "broken": torch.tensor([1.0, number])}
+    save_checkpoint(tmp_path, tensors, {"class": "C"}, "")
+    with pytest.raises(CheckpointError, match=r"model.safetensors: broken has numbers that are not finite"):
+        load_checkpoint(tmp_path)
