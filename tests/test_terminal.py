@@ -42,10 +42,9 @@ def test_everything_printed_is_escaped(capfd: pytest.CaptureFixture[str]) -> Non
 
 def test_our_own_styles_reach_a_terminal() -> None:
     terminal = io.StringIO()
-    console(file=terminal, force_terminal=True, color_system="standard", width=200).print(
-        EVIL, style="red", highlight=False
-    )
-    assert terminal.getvalue() == f"\x1b[31m{SHOWN}\x1b[0m\n"
+    screen = console(file=terminal, force_terminal=True, color_system="standard", highlight=False)
+    screen.print("\x1b[1m", style="red")
+    assert terminal.getvalue() == "\x1b[31m\\u001b[1m\x1b[0m\n"
 
 
 @pytest.mark.parametrize("package", packages())
