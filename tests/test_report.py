@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -19,7 +20,8 @@ from tokenizers_zoo.io import line_text, read_table, write_table
 from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
-from tokenizers_zoo.report.samples import overview, read_galleries
+from tokenizers_zoo.report.samples import overview, own_file, read_galleries
+from tokenizers_zoo.run_folder import write_run
 from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.gallery import CELL, write_sheet
@@ -250,6 +252,47 @@ def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo,
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">0.62</b>" in text
     assert base64.b64encode((tmp_path / "secret.png").read_bytes()).decode() not in text
     assert not list((folder / "report").rglob("*secret*"))
+
+
+@pytest.mark.parametrize("made_with", ["none", "its own", "another"])
+def test_a_page_embeds_no_file_that_only_the_record_of_a_run_names(
+    run: Run, zoo: Zoo, tmp_path: Path, made_with: str
+) -> None:
+    folder, _ = run
+    named = tmp_path / "secret.toml"
+    named.write_text("# a secret\n")
+    (tmp_path / "other.toml").write_text("")
+    write_run(folder, {**RECORD, "places": {"registry": str(named)}})
+    registries = {"none": zoo, "its own": Zoo.at(named), "another": Zoo.at(tmp_path / "other.toml")}
+    text = write_report(registries[made_with], folder).read_text(encoding="utf-8")
+    assert ("a secret" in text) == (made_with == "its own")
+
+
+def test_links_out_of_a_folder_are_not_embedded(run: Run, zoo: Zoo, tmp_path: Path) -> None:
+    folder, evaluation = run
+    sheet = folder / "evaluation" / evaluation["galleries"][0]["picture"]
+    sheet.rename(tmp_path / "outside.png")
+    sheet.symlink_to(tmp_path / "outside.png")
+    assert f"{sheet.name} is missing" in write_report(zoo, folder).read_text(encoding="utf-8")
+    (tmp_path / "inside.png").write_bytes(b"1")
+    (folder / "link.png").symlink_to("/proc/self/environ")
+    assert own_file(folder, folder / "link.png") is own_file(folder, folder / "none.png") is None
+    assert own_file(tmp_path, tmp_path / "inside.png") == b"1"
+
+
+def test_pages_load_nothing_and_run_only_their_own_script(run: Run, zoo: Zoo) -> None:
+    text = write_report(zoo, run[0]).read_text(encoding="utf-8")
+    policy = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', text)[0]
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    sources = {words[0]: words[1:] for part in policy.split("; ") if (words := part.split())}
+    assert sources["script-src"] == [f"'sha256-{digest}'"] and sources["default-src"] == ["'none'"]
+    assert sources["img-src"] == ["data:"] and not re.search("http|[*]", policy)
+    templates = [path.read_text(encoding="utf-8") for path in Path(pages.__file__).parents[1].glob("templates/*.j2")]
+    for template in templates:
+        assert ("<head>" in template) == ('content="{{ policy }}"' in template)
+        assert re.sub("<script>{{ script }}</script>", "", template).count("<script") == 0
+    assert sum("<head>" in template for template in templates) == 4
 
 
 def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:

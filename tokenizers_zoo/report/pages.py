@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, is_complete
+from tokenizers_zoo.config import TOML
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
-from tokenizers_zoo.io import read_lines, read_table, replacing_file
+from tokenizers_zoo.io import read_lines, read_regular, read_table, replacing_file
 from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, range_text, signed
 from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
@@ -34,6 +37,14 @@ KEPT = "ml4m."
 """How tensors begin that an imported backbone keeps for its export, and that are no parameters of the model."""
 REASONS = 20
 """Reasons of dropped samples that are listed; the rest is counted."""
+SCRIPT = """addEventListener("beforeprint", () =>
+  document.querySelectorAll("details:not(.screen)").forEach(it => it.open = true));"""
+"""The only script of a page: what is folded on the screen is printed, too."""
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""Content-Security-Policy of a page: it loads nothing, and runs no script but its own."""
 DEFAULTS = "none: every installed modality with its default settings"
 """Text in place of a registry."""
 
@@ -74,11 +85,14 @@ def no_folder(page: Path) -> Path:
 def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
     """Write a page from a template."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     loader = PackageLoader("tokenizers_zoo", "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"signed": signed, "digits": digits}
-    pages.globals |= {"count_of": count_of, "version": __version__}
+    script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = POLICY.format(script=script)
+    pages.globals |= {"count_of": count_of, "version": __version__, "script": Markup(SCRIPT), "policy": Markup(policy)}
     with replacing_file(path) as temporary:
         temporary.write_text(pages.get_template(template).render(content), encoding="utf-8")
 
@@ -115,8 +129,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     only_read = config.get("model", {}).get("inputs_only", ())
     registry = places.get("registry")
     if registry is not None:
-        there = Path(registry).is_file()
-        registry = Path(registry).read_text(encoding="utf-8") if there else f"{registry}: not there any more"
+        registry = _registry_text(Path(registry), zoo)
     settings = {key: value for key, value in config.items() if key not in ("specs", "fingerprints")}
     return {
         "title": f"tokenizers-zoo: {run.resolve().name}",
@@ -151,6 +164,15 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "run": str(run),
         "pictures_folder": pictures.folder.name,
     }  # fmt: skip
+
+
+def _registry_text(path: Path, zoo: Zoo) -> str:
+    """Return the text of the run's registry if it is the one in use: the record of a stranger may name any file."""
+    if not path.is_file():
+        return f"{path}: not there any more"
+    if zoo.path is None or zoo.path.resolve() != path.resolve():
+        return f"{path}: not shown, because this page was made with {zoo.path or 'no registry'}"
+    return (read_regular(path) or b"").decode(TOML)
 
 
 def _check_codec(handle: ModalityHandle, codec: str | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.io import read_regular, read_table
 from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
 from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of
@@ -71,12 +71,12 @@ def read_galleries(
         gallery = Gallery(inputs=inputs, target=entry["target"], keys=[row["key"] for row in entry["rows"]])
         images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
         if name := entry["picture"]:
-            if key_problem(name) or not (folder / name).is_file():
+            if key_problem(name) or (sheet := own_file(folder, folder / name)) is None:
                 gone.append(name)
                 continue
-            prefix = "generated-" if "inputs" in entry else ""
-            pictures.add(f"{prefix}{Path(name).stem}", (folder / name).read_bytes())
             images = cells_of(folder / name)
+            prefix = "generated-" if "inputs" in entry else ""
+            pictures.add(f"{prefix}{Path(name).stem}", sheet)
         for row, drawn in zip(entry["rows"], images, strict=True):
             cells = [
                 Cell(role=role, modality=name, label=label, image=image, text=text)
@@ -85,6 +85,11 @@ def read_galleries(
             gallery.rows.append([cell for cell in cells if cell.image or cell.text is not None])
         found.append(gallery)
     return found, gone
+
+
+def own_file(folder: Path, path: Path) -> bytes | None:
+    """Return the content of a file in a folder. None if it is missing, or if a link leads out of the folder."""
+    return read_regular(path) if path.resolve().is_relative_to(folder.resolve()) else None
 
 
 def _columns(entry: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[Role, str, str]]:
@@ -196,11 +201,15 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, shown: int = SHO
     except (AttributeError, LookupError, TypeError, ValueError):
         raise CheckpointError(f"{folder / EVALUATION}: damaged: expected numbers by metric; {ANEW}") from None
     # Pairs of input and reconstruction are numbered, other sheets are not.
-    images, texts = (sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:shown] for end in ("png", "txt"))
+    images, texts = (
+        [data for path in sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:shown]
+         if (data := own_file(folder, path)) is not None]
+        for end in ("png", "txt")
+    )  # fmt: skip
     name = handle.name if folder.name == handle.name else f"{handle.name}-{folder.name}"
     return Reconstructions(
-        images=[pictures.add(f"tokenizer-{name}-{n}", path.read_bytes()) for n, path in enumerate(images)],
-        texts=[pair_of_texts(path.read_text(encoding="utf-8", errors="replace")) for path in texts],
+        images=[pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
+        texts=[pair_of_texts(text.decode(errors="replace")) for text in texts],
         metrics=metrics, codes=codes, samples=figures.get("samples"), judged=judged,
     )  # fmt: skip
 

@@ -41,7 +41,10 @@ from zoo_backbone.run import BUNDLE
 from zoo_backbone.serve.jobs import BusyError, Job, Jobs
 
 PAGE = Path(__file__).parent / "page"
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 """Content-Security-Policy of every answer: nothing comes from, or goes to, another host."""
 NEAREST = PIL.Image.Resampling.NEAREST
 UPLOADED = 256 << 20
