@@ -449,7 +449,7 @@ def test_files_and_tars_may_be_mixed(tmp_path: Path, ml4m: Path) -> None:
         ml4m, names=ModalityNames(by_name={"one": "two@224", "two@224": "two@224"})
     )  # an alias, and its own name
     assert named_so[0][1]["two@224"] == FileBytes(data=b"two 0", extension="txt")
-    (ml4m / "train/one/late.tar").symlink_to(tmp_path / "gone.tar")
+    (ml4m / "train/one/late.tar").symlink_to("gone.tar")
     with pytest.raises(ReadError, match=r"late\.tar: cannot be read: No such file"):
         opened(ml4m, names=named("one"))
     write_tar(tmp_path / "valid/valid/one/a.tar", {})
@@ -466,6 +466,38 @@ def test_unrelated_files_are_ignored(tmp_path: Path) -> None:
     assert count == 1 and r"end\x1bof\x0alines: a key has no control character" in first
 
 
+def test_links_out_of_the_folder_are_refused_unless_they_may_be_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "mine/one/a.txt", "mine/one/in/b.txt", "mine/two/c.txt", "far/d.txt", "far/e.txt")
+    write_tar(tmp_path / "far/t.tar", {"f.txt": b"f"})
+    (tmp_path / "mine/unknown").symlink_to(tmp_path / "far")  # no modality's: never read
+    (tmp_path / "mine/one/c.txt").symlink_to(tmp_path / "mine/two/c.txt")
+    (tmp_path / "linked").symlink_to(tmp_path / "mine")
+    names = named("one", "two")
+    expected = {"a", "in/b", "c"}
+    for root in (tmp_path / "mine", tmp_path / "linked"):
+        assert set(dict(opened(root, names=names)[:])) == expected
+    for link, target, found in (
+        ("one/d.txt", "far/d.txt", {"d"}), ("one/in/day", "far", {"in/day/d", "in/day/e"}),
+        ("two/t.tar", "far/t.tar", {"f"}),
+    ):  # fmt: skip
+        (path := tmp_path / "mine" / link).symlink_to(tmp_path / target)
+        with pytest.raises(DataError, match=f"{link}: a link out of the folder, to .*; add --follow-links"):
+            opened(tmp_path / "mine", names=names)
+        config = FolderSettings(path=str(tmp_path / "mine"), test_fraction=0, follow_links=True)
+        samples = dict(open_folder(config, "train", None, names=names)[:])
+        assert found <= set(samples)
+        path.unlink()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole/one").symlink_to(tmp_path / "far")
+    with pytest.raises(DataError, match=r"whole/one.*: a link out of the folder"):
+        opened(tmp_path / "whole", names=names)
+    pictures = ModalityNames(by_name={"one": "one"}, by_extension={"txt": "one"})
+    touch(tmp_path, "loose/a.txt")
+    (tmp_path / "loose/b.txt").symlink_to(tmp_path / "far/d.txt")
+    with pytest.raises(DataError, match=r"b\.txt: a link out of the folder"):
+        opened(tmp_path / "loose", names=pictures)
+
+
 def test_links_to_folders_are_followed_without_loops(tmp_path: Path) -> None:
     one, far = tmp_path / "mine/one", tmp_path / "far"
     touch(tmp_path, "mine/one/a.txt", "mine/one/in/b.txt", "far/c.txt", "mine/two/d.txt")
@@ -474,7 +506,8 @@ def test_links_to_folders_are_followed_without_loops(tmp_path: Path) -> None:
         (one / "gone", tmp_path / "nowhere"),
     ):  # fmt: skip
         link.symlink_to(target)
-    samples = dict(opened(tmp_path / "mine")[:])
+    config = FolderSettings(path=str(tmp_path / "mine"), test_fraction=0, follow_links=True)
+    samples = dict(open_folder(config, "train", None)[:])
     assert sorted(key for key in samples if "one" in samples[key]) == ["a", "day1/c", "day2/c", "in/b"]
 
 

@@ -119,9 +119,13 @@ def data() -> None:
     """
 
 
-def _check_source(*, source_name: str, assignments: tuple[str, ...], **others: Any) -> None:
+def _check_source(*, source_name: str, assignments: tuple[str, ...], follow_links: bool, **others: Any) -> None:
     """Raise ZooError for an unknown source, or for settings that it does not take."""
-    open_zoo(strict=False).source(source_name).settings_with(parse_assignments(assignments))
+    open_zoo(strict=False).source(source_name).settings_with(_options(assignments, follow_links))
+
+
+def _options(assignments: tuple[str, ...], follow_links: bool) -> dict[str, Any]:
+    return parse_assignments(assignments) | ({"follow_links": True} if follow_links else {})
 
 
 @data.command(cls=CheckedCommand, check=_check_source)
@@ -133,11 +137,12 @@ def _check_source(*, source_name: str, assignments: tuple[str, ...], **others: A
               "without an end needs a number.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
+@click.option("--follow-links", is_flag=True, help="Follow links out of a folder of your files; else they are errors.")
 @DRY_RUN
 @settings_option("A setting of the source, such as image_size=128; zoo source info SOURCE lists them.")
 def make(
     source_name: str, data_dir: Path, train: int | None, test: int | None, seed: int, workers: int | None,
-    dry_run: bool, assignments: tuple[str, ...],
+    follow_links: bool, dry_run: bool, assignments: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Write the samples of SOURCE to DATA.
 
@@ -154,7 +159,7 @@ def make(
 
     result = make_data(
         open_zoo(), source_name, data_dir, train=train, test=test, seed=seed,
-        options=parse_assignments(assignments), workers=workers, dry_run=dry_run,
+        options=_options(assignments, follow_links), workers=workers, dry_run=dry_run,
     )  # fmt: skip
     show_result(result)
     if not dry_run:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.files import FileSamples
@@ -46,6 +47,8 @@ class FolderSettings(OwnData):
 
     path: str
     """The folder. `~` is your home."""
+    follow_links: bool = False
+    """Read files outside of the folder if a link in it points there. Otherwise such a link is an error."""
 
 
 class FolderSource:
@@ -68,6 +71,25 @@ class FolderSource:
         return open_folder(settings.take(FolderSettings), split, count, names=names)
 
 
+class Bounds(NamedTuple):
+    """The files that are not read."""
+
+    out: Path | None
+    """A folder of new shards, which is skipped."""
+    root: Path | None
+    """The folder that no link may leave; None: links are followed."""
+
+    def resolved(self, path: Path) -> Path:
+        """Return the place that a link leads to. Raises DataError if it is outside of `root`."""
+        place = path.resolve()
+        if self.root is not None and not place.is_relative_to(self.root):
+            raise DataError(
+                f"{path}: a link out of the folder, to {place}; add --follow-links if that may be read, or replace the "
+                "link by a copy"
+            )
+        return place
+
+
 def open_folder(
     config: FolderSettings,
     split: str,
@@ -81,7 +103,7 @@ def open_folder(
     modalities. If no folder is known, the files next to the folders are read by their extensions. Without such files
     there are no samples, and `modalities` lists all folders. `out`, the folder of the new shards, is skipped. Raises
     ConfigError if the folder is missing or `out` is the folder itself, DataError if it lacks the split or `count`
-    samples, ReadError if it cannot be read.
+    samples, or has a link that leaves it, ReadError if it cannot be read.
     """
     root, out = Path(os.path.expanduser(config.path)), None if out is None else out.resolve()
     try:
@@ -89,15 +111,17 @@ def open_folder(
             raise ConfigError(f"path: {config.path}: no such folder")
         if root.resolve() == out:
             raise ConfigError(f"path: {config.path}: what is made of its files cannot go there, too; give another DATA")
-        return _open(root, split, count, config.test_fraction, out, names)
+        bounds = Bounds(out=out, root=None if config.follow_links else root.resolve())
+        return _open(root, split, count, config.test_fraction, bounds, names)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
 
 
 def _open(
-    root: Path, split: str, count: int | None, test_fraction: float, out: Path | None, given: ModalityNames | None
+    root: Path, split: str, count: int | None, test_fraction: float, bounds: Bounds, given: ModalityNames | None
 ) -> FileSamples:
     names = None if given is None else given.by_name
+    any_link = bounds._replace(root=None)  # for a look whether there are files
     folders = _folders(root)
     split_folders = [folder for folder in folders if folder.name in (TRAIN, TEST)]
     by_name = any(folder.name in (names or ()) for folder in folders)
@@ -110,12 +134,12 @@ def _open(
     base = root / split if split_folders else root
     known = _known(_folders(base), names)
     around = [folder for one in split_folders for folder in _folders(one)] if split_folders else folders
-    offered = {(names or {}).get(path.name, path.name) for path in around if next(_files(path, out), None)}
-    unknown = {path.name for path in _folders(base) if path not in known and next(_files(path, out), None)}
+    offered = {(names or {}).get(path.name, path.name) for path in around if next(_files(path, any_link), None)}
+    unknown = {path.name for path in _folders(base) if path not in known and next(_files(path, any_link), None)}
     samples = FileSamples()
     for folder, name in known.items():
-        _add(samples, folder, name, out)
-    if given is not None and not known and _add_by_extension(samples, base, given):
+        _add(samples, folder, name, bounds)
+    if given is not None and not known and _add_by_extension(samples, base, bounds, given):
         offered = set(given.by_extension.values())
         if unknown:
             shown = ", ".join(sorted(unknown)[:5])
@@ -124,7 +148,7 @@ def _open(
     elif not offered:
         raise DataError(f"{root}: {NOTHING}")
     elif not known:
-        if given is not None and (example := _picture_below(base, out, given)):
+        if given is not None and (example := _picture_below(base, any_link, given)):
             path, name = example
             raise DataError(
                 f"{root}: {path.relative_to(root)} is in a folder that is named after no modality; put its folder into "
@@ -185,25 +209,26 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _add(samples: FileSamples, folder: Path, name: str, out: Path | None) -> None:
+def _add(samples: FileSamples, folder: Path, name: str, bounds: Bounds) -> None:
     """Add a modality's files, or the members of its tar files.
 
     Raises DataError for a file whose name is not UTF-8, and for a second file with the same key.
     """
     tars = sorted(path for path in folder.glob(TARS) if not path.is_dir())
-    for key, path in _files(folder, out) if not tars else ():
+    for key, path in _files(folder, bounds) if not tars else ():
         if problem := key_problem(key):
             samples.drop(name, shown_key(path.name), shown_key(key), problem)
         else:
             _add_file(samples, name, key, path)
     for path in tars:
+        bounds.resolved(path)
         for item in scan_tar(path):
             if isinstance(item, Dropped):
                 samples.drop(name, path.name, *item)
             elif not samples.add(name, *item):
                 samples.drop(name, path.name, item[0], "a second value with this key; the first is used")
     stems = {path.name.partition(".")[0] for path in tars}
-    for path in _walk(folder, out) if tars else ():
+    for path in _walk(folder, bounds._replace(root=None)) if tars else ():
         if (path.parent == folder and path.name.partition(".")[0] in stems) or _is_aside(path.relative_to(folder)):
             continue
         if all(split_name(below := path.relative_to(folder).as_posix())):
@@ -222,7 +247,7 @@ def _add_file(samples: FileSamples, name: str, key: str, path: Path) -> None:
         raise DataError(f"{path}: a second file with the key {key!r}, beside {Path(other).name}; keep one")
 
 
-def _add_by_extension(samples: FileSamples, folder: Path, names: ModalityNames) -> bool:
+def _add_by_extension(samples: FileSamples, folder: Path, bounds: Bounds, names: ModalityNames) -> bool:
     """Add the files of a folder of pictures by their extensions; return whether there are any.
 
     The key is the name without its extension; its dots become underscores. A text without another file of its key is
@@ -240,6 +265,7 @@ def _add_by_extension(samples: FileSamples, folder: Path, names: ModalityNames) 
             elif problem := key_problem(key):
                 samples.drop(name, shown_key(path.name), shown_key(key), problem)
             else:
+                bounds.resolved(path)
                 _add_file(samples, name, key, path)
     alone = samples.drop_lone(names.texts)
     if not samples.keys:
@@ -254,9 +280,9 @@ def _add_by_extension(samples: FileSamples, folder: Path, names: ModalityNames) 
     return True
 
 
-def _picture_below(folder: Path, out: Path | None, names: ModalityNames) -> tuple[Path, str] | None:
+def _picture_below(folder: Path, bounds: Bounds, names: ModalityNames) -> tuple[Path, str] | None:
     """Return a file below a folder whose extension belongs to a modality that is no text, and this modality."""
-    for key, path in _files(folder, out):
+    for key, path in _files(folder, bounds):
         name = names.by_extension.get(path.suffix[1:].lower()) if key else None
         if name is not None and name not in names.texts:
             return path, name
@@ -268,33 +294,38 @@ def _is_aside(below: Path) -> bool:
     return any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
 
 
-def _files(folder: Path, out: Path | None) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a modality's folder, but for those in `out`, by key: the path up to the name's first dot.
+def _files(folder: Path, bounds: Bounds) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a modality's folder, within `bounds`, by key: the path up to the name's first dot.
 
     A link to a file that is not there is a file that cannot be read.
     """
-    for path in _walk(folder, out):
+    for path in _walk(folder, bounds):
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
         if not _is_aside(below) and key and extension and (path.is_file() or (path.is_symlink() and not path.exists())):
             yield key, path
 
 
-def _walk(folder: Path, out: Path | None, trail: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the files below a folder, following links except links back to a parent; `out` is skipped."""
-    here = folder.resolve()
-    if here == out:
+def _walk(folder: Path, bounds: Bounds, trail: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, following links except links back to a parent, within `bounds`.
+
+    Raises DataError for a link out of `bounds.root`.
+    """
+    here = bounds.resolved(folder)
+    if here == bounds.out:
         return
     trail, below = (*trail, here), []
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry.path)
             if not entry.is_dir():
+                if entry.is_symlink():
+                    bounds.resolved(path)
                 yield path
             elif not (entry.is_symlink() and any(place.is_relative_to(path.resolve()) for place in trail)):
                 below.append(path)
     for path in sorted(below):
-        yield from _walk(path, out, trail)
+        yield from _walk(path, bounds, trail)
 
 
 source = FolderSource()

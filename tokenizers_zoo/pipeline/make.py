@@ -188,10 +188,11 @@ class _Plan:
     def record(self) -> dict[str, Any]:
         """The split's entry in dataset.json. Its `source` is the identity of the samples."""
         shared = {key: item for key, item in self.source.shared_settings().items() if key != "image_size"}
+        own = {key: item for key, item in self.options.items() if key != "follow_links"}  # it permits, and chooses none
         source = {
             "source": self.source.name,
             "seed": self.seed,
-            "options": {**shared, **self.options},
+            "options": {**shared, **own},
             "image_size": self.handles[0].settings.shared.get("image_size"),
         }
         return {"samples": self.split.samples, "shard_size": self.split.shard_size, "source": as_json(source)}
