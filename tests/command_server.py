@@ -3,11 +3,13 @@
 Each runs in a process forked from this one, which has imported the slow modules.
 
 Reads and writes one line of JSON per command. A command can be killed, or run out of disk space, at a chosen moment.
+Each runs in a session of its own, so that processes that outlive it can be found.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib
 import json
 import os
@@ -15,6 +17,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,14 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(file)
 
+    def no_lock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
     os.replace, os.fsync = counted_replace, counted_fsync
+    if "shard_size" in mishap:
+        importlib.import_module("tokenizers_zoo.pipeline.make").SHARD_SIZES = {0: mishap["shard_size"]}
+    if mishap.get("no_locks"):
+        fcntl.flock = no_lock
     if "largest" in mishap:
         resource.setrlimit(resource.RLIMIT_FSIZE, (mishap["largest"], resource.RLIM_INFINITY))
 
@@ -59,6 +69,7 @@ def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any
     """Run one command in this process, then end the process."""
     from tokenizers_zoo.cli.main import main
 
+    os.setsid()
     code, renames = 0, list[str]()
     for descriptor, output in enumerate(outputs[:2], 1):
         os.dup2(output.fileno(), descriptor)
@@ -82,6 +93,52 @@ def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any
     os._exit(code)
 
 
+def processes_of(session: int) -> list[int]:
+    """Return the processes of a session, without the helper of multiprocessing that ends on its own."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, owner = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(owner) == session and state != "Z" and b"resource_tracker" not in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            pass  # it has ended
+    return sorted(found)
+
+
+def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Wait for a command; do what `mishap` wants after `at` seconds, once it is possible, and stop it at its limit.
+
+    `event` is "kill", "kill worker" (any process that it started) or "move" (the file or folder `place`).
+    """
+    start, happened, late = time.monotonic(), False, False
+    while True:
+        ended, status, usage = os.wait4(child, os.WNOHANG)
+        seconds = time.monotonic() - start
+        if ended:
+            break
+        if seconds > mishap.get("limit", 300) and not late:
+            late = True
+            os.kill(child, signal.SIGKILL)
+        if not happened and seconds >= mishap.get("at", 1e9):
+            if mishap["event"] == "kill":
+                victims = [child]
+            elif mishap["event"] == "kill worker":
+                workers = [process for process in processes_of(child) if process != child]
+                victims = workers[mishap["which"] % len(workers) :][:1] if workers else []
+            else:
+                victims = []
+                if (folder / mishap["place"]).exists():
+                    (folder / mishap["place"]).rename(folder / "gone")
+                    happened = True
+            for process in victims:
+                os.kill(process, signal.SIGKILL)
+                happened = True
+        time.sleep(0.002)
+    facts = {"process": child, "seconds": seconds, "peak": usage.ru_maxrss / 1024, "happened": happened, "late": late}
+    return {"code": os.waitstatus_to_exitcode(status), **facts}
+
+
 def serve() -> None:
     """Answer each line of JSON with another until stdin ends."""
     for module in HEAVY:
@@ -92,12 +149,12 @@ def serve() -> None:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as events:
             if (child := os.fork()) == 0:
                 run(words, folder, request, [out, err, events])
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            facts = watch(child, request, Path(folder))
             texts = []
             for file in (out, err, events):
                 file.seek(0)
-                texts.append(file.read().decode())
-        answer = {"code": code, "printed": texts[0], "complaint": texts[1], "renames": json.loads(texts[2] or "[]")}
+                texts.append(file.read().decode(errors="replace"))
+        answer = {**facts, "printed": texts[0], "complaint": texts[1], "renames": json.loads(texts[2] or "[]")}
         print(json.dumps(answer), flush=True)
 
 

@@ -74,6 +74,15 @@ class Ended:
     printed: str
     complaint: str
     renames: list[str]
+    process: int
+    """Number of the process, and of the session of all processes that it started."""
+    seconds: float
+    peak: float
+    """Largest resident memory, MiB."""
+    happened: bool
+    """Whether the event of the mishap took place before the end."""
+    late: bool
+    """Whether it was stopped at its time limit."""
 
     def refused(self, *parts: str) -> str:
         """Assert an exit code of an error, no traceback and one line that contains all `parts`; return that line."""
@@ -96,24 +105,26 @@ class World:
     before: dict[str, Files] = field(default_factory=dict)
     after: dict[str, Files] = field(default_factory=dict)
     renames: dict[str, list[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, words: str, **mishap: Any) -> Ended:
         """Run `zoo WORDS`.
 
         `kill_before` and `kill_after` kill the command at the rename of this index. `full_at` is the index of the first
         file that finds the disk full. `largest` is the maximum file size in bytes. `path` holds folders for sys.path.
+        Without locks if `no_locks`. `at`, `event` and `limit`: see `watch` in command_server.py.
         """
         self.server.stdin.write(json.dumps({"words": words.split(), "folder": str(self.folder), **mishap}) + "\n")
         self.server.stdin.flush()
         return Ended(**json.loads(self.server.stdout.readline()))
 
-    def go(self) -> World:
-        """Run all stages of the pipeline."""
-        for stage, words in ROAD.items():
+    def go(self, road: Mapping[str, str] = ROAD, **mishap: Any) -> World:
+        """Run all stages of a pipeline."""
+        for stage, words in road.items():
             self.before[stage] = self.files()
-            ended = self(words)
+            ended = self(words, **mishap)
             assert ended.code == 0, (stage, ended.complaint)
-            self.after[stage], self.renames[stage] = self.files(), ended.renames
+            self.after[stage], self.renames[stage], self.seconds[stage] = self.files(), ended.renames, ended.seconds
         return self
 
     def files(self) -> Files:
@@ -150,6 +161,12 @@ CHANGED = 1_700_000_000
 def the_world() -> World:
     """Return the world that all tests of this process share, after the whole pipeline ran in it."""
     place = tempfile.TemporaryDirectory(prefix="zoo-world-")
+    atexit.register(place.cleanup)
+    return new_world(Path(place.name).resolve()).go()
+
+
+def new_world(folder: Path) -> World:
+    """Write the inputs of the pipeline into a folder, and start a server for its commands."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "200"}
     program = Path(__file__).with_name("command_server.py")
     server = subprocess.Popen(
@@ -161,11 +178,10 @@ def the_world() -> World:
         server.stdin.close()
         server.wait()
         server.stdout.close()
-        place.cleanup()
 
     atexit.register(close)
-    write_inputs(Path(place.name).resolve())
-    return World(folder=Path(place.name).resolve(), server=server).go()
+    write_inputs(folder)
+    return World(folder=folder, server=server)
 
 
 def write_inputs(folder: Path, samples: int = 24) -> None:
