@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -210,7 +211,8 @@ CLOCK = ("seconds", "training_seconds", "encoding", "checksum")
 def without_clock(name: str, data: bytes) -> Any:
     """Return a file's content without its times and durations."""
     if name.endswith(".json"):
-        return _dropped(json.loads(data))
+        with contextlib.suppress(ValueError):  # damaged by a test
+            return _dropped(json.loads(data))
     if name.endswith("README.md"):
         return re.sub(rb"steps in \d+ s", b"", data)
     return data

@@ -81,7 +81,7 @@ OUTPUTS = {
     "make": "data", "derive": "data", "train": "tokenizers/depth", "statistics": "tokenizers/rgb_patches",
     "vocabulary": "tokenizers/text", "tokenize": "tokens", "backbone": "run", "eval": "run/evaluation",
     "generate": "made", "grow": "grown", "export": "bundle", "transfer": "probe", "retrieve": "index",
-    "import": "imported", "export-ml4m": "exported",
+    "import": "imported", "export-ml4m": "exported", "small": "small",
 }  # fmt: skip
 """The folder that a command locks."""
 OTHERS = {
@@ -226,7 +226,10 @@ class Faults:
     """A world with all stages, and how each reader ends without a fault."""
 
     world: World
-    mounted: bool
+    shard: int | None = None
+    """Samples per shard; None for the usual number."""
+    mounted: bool = False
+    """Whether the world has a disk of its own, which can be full or read-only."""
     usual: dict[tuple[str, str], tuple[Ended, str | None, dict[str, Any]]] = field(default_factory=dict)
     begun: dict[str, Files] = field(default_factory=dict)
     second: World | None = None
@@ -236,18 +239,25 @@ class Faults:
         return self.world.folder
 
     @property
+    def sharded(self) -> dict[str, int]:
+        return {} if self.shard is None else {"shard_size": self.shard}
+
+    @property
     def all_files(self) -> Files:
-        """The files before the last stage, `init`, which replaces registry.toml."""
-        return self.world.before["init"]
+        """The files after all stages but `init`, which replaces registry.toml."""
+        last = list(self.world.after)[-1]
+        return self.world.before[last] if last == "init" else self.world.after[last]
 
     # ------------------------------------------------------------ helpers
 
     def run(self, words: str, **mishap: Any) -> Ended:
         """Run a command that must end in time, without a traceback, and with its usual memory."""
-        ended = self.world(words, shard_size=SHARD, limit=LIMIT, **mishap)
+        ended = self.world(words, limit=LIMIT, **self.sharded, **mishap)
         if ended.late:
             raise Fault(f"did not end within {LIMIT} s")
-        killed = mishap.get("event") == "kill" and ended.code == -signal.SIGKILL
+        killed = ended.code == -signal.SIGKILL and (
+            mishap.get("event") == "kill" or any("kill_" in key for key in mishap)
+        )
         if not killed and ended.code not in (0, 1, 2):
             raise Fault(f"exit code {ended.code}: {_last(ended.complaint)}")
         if "Traceback" in ended.complaint:
@@ -317,6 +327,16 @@ class Faults:
             time.sleep(0.2)
         return "finished by itself" if which and ended.code == 0 else "finished by the same command"
 
+    def rename(self, stage: str, when: str, number: str) -> str:
+        """SIGKILL `before` or `after` the command gives its file of this number its name."""
+        self.world.put_back(self.world.before[stage])
+        if self.run(PATH[stage], **{f"kill_{when}": int(number)}).code == 0:
+            self.check_results(stage)
+            return "ended before"
+        self.check_whole(stage)
+        self.check_again(stage)
+        return "finished by the same command"
+
     # ------------------------------------------------------------ damaged files
 
     def base(self, stage: str) -> Files:
@@ -353,7 +373,8 @@ class Faults:
     def damage(self, begun: str, file: str, change: str, reader: str) -> str:
         """Change a file without changing its times, and run a command that reads it.
 
-        `change` is empty, cut:BYTES, flip:BYTE:BIT, zeros:BYTE (512 of them) or longer:BYTES.
+        `change` is empty, cut:BYTES, flip:BYTE:BIT, zeros:BYTE (512 of them), longer:BYTES or swap:FILE (the content of
+        another file of the format).
         """
         begun = begun.removeprefix("whole")
         usual, printed, files = self.without_fault(begun, reader)
@@ -361,7 +382,7 @@ class Faults:
         self.world.put_back(base)
         place = self.folder / file
         old = place.stat()
-        place.write_bytes(changed(base[file], change))
+        place.write_bytes(changed(base[file], change, base))
         os.utime(place, ns=(old.st_atime_ns, old.st_mtime_ns))
         ended = self.run(READERS[reader])
         if ended.peak > usual.peak + MORE_MEMORY:
@@ -393,6 +414,9 @@ class Faults:
         with self.mounted_as(f"size={used + int(float(share) * max(new - old, 8192)) // 4096 * 4096 + 4096}"):
             ended = self.run(PATH[stage])
         said = self.refused_or_done(ended, "the disk is full")
+        return self.after_full(stage, said)
+
+    def after_full(self, stage: str, said: str) -> str:
         if said == "done":
             self.check_results(stage)
             return "enough space"
@@ -401,6 +425,20 @@ class Faults:
             raise Fault(f"{left[0]} is left")
         self.check_again(stage)
         return "refused, then finished"
+
+    def nospace(self, stage: str, number: str) -> str:
+        """The disk is full when the file of this number is flushed."""
+        self.world.put_back(self.world.before[stage])
+        ended = self.run(PATH[stage], full_at=int(number))
+        return self.after_full(stage, self.refused_or_done(ended, "the disk is full"))
+
+    def toolarge(self, stage: str) -> str:
+        """The system refuses the largest file (RLIMIT_FSIZE); libraries get this error first."""
+        before, after = self.world.before[stage], self.world.after[stage]
+        made = [len(data) for name, data in after.items() if data != before.get(name) and "/tensorboard/" not in name]
+        self.world.put_back(before)
+        ended = self.run(PATH[stage], largest=max(made) - 1)
+        return self.after_full(stage, self.refused_or_done(ended, "`ulimit -f`"))
 
     def readonly(self, stage: str, when: str) -> str:
         """A read-only disk, `before` or `after` the stage."""
@@ -483,7 +521,7 @@ class Faults:
         def late() -> None:
             assert self.second
             time.sleep(float(delay) * self.world.seconds[stage])
-            ended[1] = self.second(words[1], shard_size=SHARD, limit=LIMIT)
+            ended[1] = self.second(words[1], limit=LIMIT, **self.sharded)
 
         thread = threading.Thread(target=late)
         thread.start()
@@ -507,23 +545,6 @@ class Faults:
             return "one after the other"
         return "one is refused"
 
-    def sametime(self, file: str) -> str:
-        """A user's file with other content, the same size and the same times: `make` must not keep the old values."""
-        self.world.put_back(self.world.after["make"])
-        place = self.folder / file
-        other = next(path for path in sorted(place.parent.iterdir()) if path != place
-                     and path.stat().st_size == place.stat().st_size)  # fmt: skip
-        old, data = place.stat(), other.read_bytes()
-        place.write_bytes(data)
-        os.utime(place, ns=(old.st_atime_ns, old.st_mtime_ns))
-        ended = self.run(PATH["make"])
-        left = results(self.world.files())
-        self.world.put_back({**self.world.before["make"], file: data})
-        self.run(PATH["make"])
-        if self.refused_or_done(ended) == "done" and left != results(self.world.files()):
-            raise Fault("the old values are kept")
-        return "made again" if not ended.code else "refused"
-
     def case(self, text: str) -> str:
         """Run a case and return its outcome. Raises Fault."""
         kind, *words = text.split(" | ") if " | " in text else text.split()
@@ -531,9 +552,11 @@ class Faults:
         return outcome
 
 
-def changed(data: bytes, change: str) -> bytes:
+def changed(data: bytes, change: str, files: Files) -> bytes:
     """Return the damaged content."""
     kind, *numbers = change.split(":")
+    if kind == "swap":
+        return files[numbers[0]]
     place = int(numbers[0]) if numbers else 0
     if kind == "empty":
         return b""
@@ -546,14 +569,17 @@ def changed(data: bytes, change: str) -> bytes:
     return data[:place] + bytes([data[place] ^ 1 << int(numbers[1])]) + data[place + 1 :]
 
 
-def draw_change(rng: random.Random, data: bytes) -> str:
-    """Draw a change; half of all are a flipped bit."""
-    kind = rng.choice(("flip", "flip", "flip", "cut", "empty", "zeros", "longer")) if data else "longer"
+def draw_change(rng: random.Random, data: bytes, others: list[str]) -> str:
+    """Draw a change; many are a flipped bit. `others` are files whose content may be in its place."""
+    kind = rng.choice(("flip", "flip", "flip", "cut", "empty", "zeros", "longer", "swap")) if data else "longer"
+    if kind == "swap" and others:
+        return f"swap:{rng.choice(others)}"
     if kind == "empty":
         return kind
     if kind == "longer":
         return f"longer:{rng.randint(1, 2000)}"
     place = rng.randrange(len(data))
+    kind = "flip" if kind == "swap" else kind
     return f"{kind}:{place}:{rng.randrange(8)}" if kind == "flip" else f"{kind}:{place}"
 
 
@@ -614,7 +640,7 @@ def new_faults(road: Mapping[str, str] = PATH) -> Iterator[Faults]:
             enabled = '[zoo]\nmodalities = ["rgb", "rgb_patches", "depth"]\n'
             (folder / "pipeline.toml").write_text(PIPELINE + REGISTRY.replace("[zoo]\n", enabled) + RGB)
             write_published(folder / "published")
-            yield Faults(world=world.go(road, shard_size=SHARD), mounted=mounted)
+            yield Faults(world=world.go(road, shard_size=SHARD), shard=SHARD, mounted=mounted)
         finally:
             if mounted:
                 subprocess.run(["umount", "--lazy", folder], check=True)
@@ -635,23 +661,35 @@ def kills(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
     """Yield kills over all stages in turn; a third of those of stages with workers hit a worker."""
     stages = [stage for stage in faults.world.seconds if stage != "pipeline"]
     for number in range(count):
-        stage = "pipeline" if "pipeline" in faults.world.seconds and number % 40 == 39 else stages[number % len(stages)]
+        stage = stages[number % len(stages)]
+        if number % 40 == 39 and "pipeline" in faults.world.seconds:
+            stage = "pipeline"
         if number % 5 == 4:
             stage = rng.choice([name for name in WITH_WORKERS if name in faults.world.seconds])
         worker = f" {rng.randrange(4)}" if stage in WITH_WORKERS and rng.random() < 0.5 else ""
         yield f"kill {stage} {rng.uniform(0.05, 0.95):.3f}{worker}"
+        if number % 3 == 0 and (files := len(faults.world.renames[stage])):
+            yield f"rename {stage} {rng.choice(('before', 'after'))} {rng.randrange(files)}"
 
 
 def damages(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
     """Yield changes of files of all formats in turn."""
+    there = {name.split("/")[0] for name in faults.all_files}
+    absent = {OUTPUTS.get(stage, "found") for stage in PATH.keys() - faults.world.seconds.keys()} - there
+    formats = [
+        kind for kind in FORMATS
+        if kind.begun in faults.world.seconds or (not kind.begun and any(_has(kind, name) for name in faults.all_files))
+    ]  # fmt: skip
     readers = {kind.name: 0 for kind in FORMATS}
     for number in range(count):
-        kind = FORMATS[number % len(FORMATS)]
+        kind = formats[number % len(formats)]
         files = faults.base(kind.begun)
         file = rng.choice([name for name in files if _has(kind, name)])
-        names = kind.readers.split(",")
+        same = [name for name in files if _has(kind, name) and files[name] != files[file]
+                and Path(name).suffix == Path(file).suffix]  # fmt: skip
+        names = [name for name in kind.readers.split(",") if not absent & {*re.split(r"[ /]", READERS[name])}]
         reader, readers[kind.name] = names[readers[kind.name] % len(names)], readers[kind.name] + 1
-        yield f"damage | whole{kind.begun} | {file} | {draw_change(rng, files[file])} | {reader}"
+        yield f"damage | whole{kind.begun} | {file} | {draw_change(rng, files[file], same)} | {reader}"
 
 
 def others(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
@@ -667,6 +705,8 @@ def others(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
         yield f"vanish {stage} {rng.uniform(0, 0.9):.3f} {rng.choice(inputs)}"
         if number < len(writers):
             yield f"nolocks {stage}"
+            yield f"toolarge {stage}"
+            yield f"nospace {stage} {rng.randrange(len(faults.world.renames[stage]) or 1)}"
             if faults.mounted:
                 yield f"readonly {stage} before"
                 yield f"readonly {stage} after"
@@ -674,10 +714,6 @@ def others(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
                 yield f"locked {stage}"
         if stage in OTHERS:
             yield f"race {stage} {rng.uniform(0, 0.6):.3f}"
-        if stage == "make":
-            yield f"sametime files/train/{rng.choice(('depth', 'rgb', 'caption'))}/"\
-                .replace("/depth/", "/depth/train03.npy").replace("/rgb/", "/rgb/train04.png")\
-                .replace("/caption/", "/caption/train05.txt")  # fmt: skip
 
 
 def check_complete(files: Files) -> None:
@@ -705,7 +741,8 @@ def run_cases(faults: Faults, cases: Iterator[str], tell: Callable[[str], None])
 
 FAULTS = {
     "kill": "SIGKILL of the command", "killworker": "SIGKILL of a worker", "damage": "damaged file",
-    "full": "full disk (tmpfs)", "readonly": "read-only disk", "vanish": "folder moved away and back",
+    "rename": "SIGKILL at a file's rename", "full": "full disk (tmpfs)", "nospace": "full disk (one write fails)",
+    "toolarge": "file larger than allowed", "readonly": "read-only disk", "vanish": "folder moved away and back",
     "nolocks": "file system without locks", "locked": "lock held by another process", "race": "two commands at once",
     "sametime": "other content, same size and times",
 }  # fmt: skip
