@@ -7,7 +7,7 @@ READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 TRY_READY := .venv/.ready-try
 
-.PHONY: try demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-lowest lint bench docs notebooks release \
+.PHONY: try demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-faults test-lowest lint bench docs notebooks release \
     showcase clean clean-runs
 
 $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -100,6 +100,12 @@ test: $(TEST_READY)
 
 test-slow: $(TEST_READY)
 	pytest -m slow
+
+# Some 1,500 faults at random moments (about an hour), and the counts for docs/faults.md. tests/test_faults.py is a short form.
+# FAULTS='--case "kill tokenize 0.372"' repeats one; --seed N draws others; --help says more.
+FAULTS ?= --json docs/faults.json
+test-faults: $(TEST_READY)
+	python tests/faults.py $(FAULTS)
 
 # Tests of all main parts with the oldest releases of direct dependencies that pyproject.toml allows, in .venv-lowest.
 # Their deprecation warnings are no errors. On Linux this downloads some GB of CUDA libraries with PyTorch.

@@ -130,8 +130,12 @@ class World:
 
     def files(self) -> Files:
         """Return the contents of all files by their path in the folder."""
-        paths = (path for path in self.folder.rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in sorted(paths)}
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # removed by the worker of a killed command
+                if path.is_file():
+                    found[path.relative_to(self.folder).as_posix()] = path.read_bytes()
+        return found
 
     def put_back(self, wanted: Mapping[str, bytes] | None = None) -> World:
         """Restore the folder to exactly these files; by default the files after the last stage."""

@@ -11,7 +11,7 @@ import pytest
 from command_world import ROAD, World, results, the_world
 from faults import Fault, Faults, damages, kills, others
 
-DRAWN = {kills: 14, damages: 48, others: 14}
+DRAWN = {kills: 12, damages: 36, others: 12}
 SEED = 42
 
 
@@ -49,7 +49,7 @@ def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str
     assert replaced.code == 0, replaced.complaint
     after, count = results(world.files()), len(replaced.renames)
     assert not any(".replaced" in name for name in after)
-    for number in sorted({0, 1, 2, count // 2, count - 1}):
+    for number in sorted({1, count // 2, count - 1}):
         world.put_back(world.after[stage])
         assert world(words, kill_after=number).code == -signal.SIGKILL
         left = world.files()
@@ -60,7 +60,7 @@ def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str
         assert results(world.files()) == after
 
 
-@pytest.mark.parametrize("stage", ["train", "backbone"])
+@pytest.mark.parametrize("stage", ["backbone"])
 def test_repeatedly_killed_stage_finishes(world: World, stage: str) -> None:
     world.put_back(world.before[stage])
     kills = 0
