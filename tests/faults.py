@@ -777,6 +777,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the counts")
     chosen = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes the world
+
     def tell(line: str) -> None:
         print(line, flush=True)
 
