@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import functools
+import gc
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -185,11 +186,11 @@ def test_a_damaged_shard_is_refused(tmp_path: Path, damage: Any) -> None:
     assert len(column.take([8])) == 1, "other shards are read"
 
 
-def test_the_number_of_maps_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_open_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path, LAYOUTS["sequence"], count=200)
     expected = TokenStore(tmp_path).open("train", "m").take(range(200))
-    token_shard._mapped.cache_clear()
-    monkeypatch.setattr(token_shard, "_mapped", functools.lru_cache(7)(token_shard.ShardFile.map))
+    token_shard._opened.cache_clear()
+    monkeypatch.setattr(token_shard, "_opened", functools.lru_cache(7)(token_shard.ShardFile.open))
     column = TokenStore(tmp_path).open("train", "m")
 
     def read(seed: int) -> bool:
@@ -199,8 +200,19 @@ def test_the_number_of_maps_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(read, range(4)))
     assert found == [True] * 4
-    if Path("/proc/self/maps").is_file():
-        assert Path("/proc/self/maps").read_text().count(str(tmp_path)) == 7
+    gc.collect()
+    if (files := Path("/proc/self/fd")).is_dir():
+        assert sum(str(tmp_path) in os.path.realpath(file) for file in files.iterdir()) == 7
+
+
+@pytest.mark.parametrize("layout", ["grid", "sequence"])
+def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path, layout: str) -> None:
+    make_store(tmp_path, LAYOUTS[layout])
+    column = TokenStore(tmp_path).open("train", "m")
+    column.take([0])
+    os.truncate(first_shard(tmp_path), 8)
+    with pytest.raises(ReadError, match=r"shard-00000\.arrow: was cut off while it was open"):
+        column.take(range(8))
 
 
 def test_a_shard_that_the_system_does_not_open_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import mmap
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import FileRecord, Manifest, remove_shard, shard_name, write_manifest
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import as_json, open_regular, replacing_file
+from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
 from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.validation import has_fixed_length
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 SUFFIX = "arrow"
-MOST_MAPPED = 512
-"""Files of token shards that the process keeps mapped. Each one stays open, and systems allow 1024 by default."""
+MOST_OPEN = 512
+"""Files of token shards that the process keeps open; systems allow 1024 by default."""
 Array = npt.NDArray[Any]
 
 
@@ -229,53 +230,96 @@ def present_samples(manifest: Manifest) -> npt.NDArray[np.bool_]:
 # ---------------------------------------------------------------------- reading
 
 
+@dataclass(frozen=True, eq=False)
+class OpenShard:
+    """An open file and the places of its numbers; the file is closed when no thread reads it any more."""
+
+    file: int
+    start: int
+    """Position of the first number in the file."""
+    offsets: npt.NDArray[np.int32]
+    """Of layouts of variable length: the first token of each row, and the number of all tokens."""
+
+
 class ShardFile:
-    """Reads rows of one shard. Its bytes, rows and ids are verified when the first row is read."""
+    """Reads rows of one shard. Its bytes, rows and ids are verified when the first row is read.
+
+    Nothing is mapped into memory: a mapped file that another process cuts off would end this process.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, writer: TokenMetadata, crops: int) -> None:
         self.path, self.manifest, self.writer, self.crops = path, manifest, writer, crops
-        self._stamp: tuple[int, int, int] | None = None
-        """Inode, size and time of the verified file, to notice that it was replaced."""
+        self._verified: tuple[tuple[int, int, int], int, int] | None = None
+        """Inode, size and time of the verified file, to notice that it was replaced; places of numbers and offsets."""
 
     def fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
         """Write rows of a fixed layout as stored into `out`, `(len(rows), width)`."""
-        np.take(_mapped(self)[0], rows, axis=0, out=out, mode="wrap")  # "raise" would copy
+        opened, size = _opened(self), out.shape[1] * out.itemsize
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
+        for first, end in itertools.pairwise([*starts, len(rows)]):
+            self._read(opened, out[first:end], int(rows[first]) * size)
 
     def lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
         """Yield the tokens of rows of a layout of variable length, as stored."""
-        values, offsets = _mapped(self)
-        for first, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True):
-            yield values[first:end]
+        opened, writer = _opened(self), self.writer
+        inner = (writer.dim,) if isinstance(writer.layout, EmbeddingsLayout) else ()
+        size = writer.dim * writer.stored_as.itemsize
+        for first, end in zip(opened.offsets[rows].tolist(), opened.offsets[rows + 1].tolist(), strict=True):
+            tokens = np.empty((end - first, *inner), writer.stored_as)
+            self._read(opened, tokens, first * size)
+            yield tokens
 
-    def map(self) -> tuple[Array, Array]:
-        """Map the file, and verify it at the first time. Raises DataError, ReadError.
+    def _read(self, opened: OpenShard, out: Array, offset: int) -> None:
+        """Fill a contiguous array from the file's numbers. Raises ReadError."""
+        try:
+            left = memoryview(out.reshape(-1).view(np.uint8).data)
+            place = opened.start + offset
+            while left and (count := os.preadv(opened.file, [left], place)):
+                left, place = left[count:], place + count
+        except OSError as error:
+            raise not_read(self.path, error) from None
+        if left:
+            raise ReadError(f"{self.path}: was cut off while it was open; run the same command again")
 
-        Returns its numbers, `(rows, width)` for fixed layouts, else `(tokens,)` or `(tokens, dim)`, and the list
-        offsets.
-        """
-        import pyarrow as pa
-
+    def open(self) -> OpenShard:
+        """Open the file, and verify it at the first time. Raises DataError, ReadError."""
         if not self.path.exists():
             raise DataError(f"{self.path}: no such file; run `zoo tokenize` again")
         with open_regular(self.path) as file:
             status = os.fstat(file.fileno())
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if status.st_size else b""
-        stamp = status.st_ino, status.st_size, status.st_mtime_ns
-        if self._stamp not in (None, stamp):
-            raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
+            stamp = status.st_ino, status.st_size, status.st_mtime_ns
+            if self._verified is None:
+                self._verified = (stamp, *self._verify(file))
+            verified, start, place = self._verified
+            if verified != stamp:
+                raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
+            rows = 0 if has_fixed_length(self.writer.layout) else self.manifest.rows * self.crops + 1
+            opened = OpenShard(os.dup(file.fileno()), start, np.zeros(rows, np.int32))
+        weakref.finalize(opened, os.close, opened.file)
+        self._read(opened, opened.offsets, place - start)
+        return opened
+
+    def _verify(self, file: BufferedReader) -> tuple[int, int]:
+        """Check the whole file; return the places of its numbers and of its list offsets. Raises DataError."""
+        import pyarrow as pa
+
         try:
-            if not self._stamp and hashlib.sha256(data).hexdigest() != self.manifest.files[SUFFIX].sha256:
+            expected = self.manifest.files[SUFFIX]
+            data = file.read(expected.size + 1)
+            if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
                 raise ValueError("it has another size or checksum than its manifest says")
-            batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
-            if not self._stamp:
-                batch.validate(full=True)
+            whole = pa.py_buffer(data)
+            batch = pa.ipc.open_file(whole).get_batch(0)
+            batch.validate(full=True)
             arrays = self._arrays(batch.column("tokens"))
-        except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, DataError) as error:
+            places = [array.__array_interface__["data"][0] - whole.address if array.size else 0 for array in arrays]
+            if any(not 0 <= place <= len(data) - array.nbytes for place, array in zip(places, arrays, strict=True)):
+                raise ValueError("its numbers are compressed")
+        except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, IndexError, DataError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"{self.path}: not a sound shard of tokens: {reason}; run `zoo tokenize` again"
             raise DataError(message) from None
-        self._stamp = stamp
-        return arrays
+        return places[0], places[1]
 
     def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
         """Return all numbers and the list offsets. Raises ValueError if they do not fit manifest and layout."""
@@ -286,19 +330,24 @@ class ShardFile:
         content = column.values
         if isinstance(layout, EmbeddingsLayout):
             content = content.values
+        if content.null_count:
+            raise ValueError("it has tokens without a number")
         values = content.to_numpy(zero_copy_only=True)
         if values.dtype != self.writer.stored_as:
             raise ValueError(f"it holds {values.dtype}, expected {self.writer.stored_as}")
-        if not self._stamp and not isinstance(layout, PatchesLayout | EmbeddingsLayout) and values.size:
+        if isinstance(layout, PatchesLayout | EmbeddingsLayout):
+            if not np.isfinite(values).all():
+                raise ValueError("it has numbers that are not finite")
+        elif values.size:
             needed = int(self.manifest.record["needed_vocab_size"])
             if not (0 <= values.min() <= values.max() < max(needed, 1) <= max(self.writer.vocab_size, 1)):
                 raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{needed - 1}")
         if has_fixed_length(layout):
             return values.reshape(len(present), layout.length * dim), np.zeros(0, np.int32)
         offsets = column.offsets.to_numpy(zero_copy_only=True)
-        if int(np.diff(offsets).max(initial=0)) > layout.length:
-            raise ValueError("it has a longer sequence than its layout")
-        return (values.reshape(-1, dim) if isinstance(layout, EmbeddingsLayout) else values), offsets
+        if int(np.diff(offsets).max(initial=0)) > layout.length or offsets[0] or offsets[-1] * dim != values.size:
+            raise ValueError("it has a longer sequence than its layout, or tokens of no row")
+        return values, offsets
 
 
-_mapped = functools.lru_cache(MOST_MAPPED)(ShardFile.map)
+_opened = functools.lru_cache(MOST_OPEN)(ShardFile.open)
