@@ -30,6 +30,7 @@ from command_world import the_world
 from PIL import Image
 
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.spec import GridLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
@@ -276,7 +277,7 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
         opened(Dataset(tokens=other, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags")))))
     assert opened(Dataset(tokens=other, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))
     for path in other.glob("*/picture/*.json"):
-        path.write_text(path.read_text().replace("codec of picture", "codec of another"))
+        write_table(path, json.loads(json.dumps(read_table(path)).replace("codec of picture", "codec of another")))
     codecs = (Dataset(tokens=other, modalities=("picture",)),)
     for error, message, changed in (
         (UnknownNameError, "clpi", {"loss_weights": {"clpi": 2.0}}),

@@ -1,7 +1,7 @@
 """Splits, shards and manifests: the part of the file format that value stores and token stores share.
 
     ROOT/dataset.json or store.json                {"format": 1, "splits": {"train": {"samples": n, "shard_size": n}}}
-    ROOT/<split>/keys/shard-00000.txt              the shard's sample keys, one a line; the line number is the row
+    ROOT/<split>/keys/shard-00000.txt              the shard's sample keys, one a line, and the sha256 of these lines
     ROOT/<split>/<modality>/shard-00000.<suffix>   the shard's content
     ROOT/<split>/<modality>/shard-00000.json       its manifest, written last
 
@@ -70,7 +70,7 @@ class Manifest:
     count: int
     """Rows that have a value (or tokens)."""
     keys: str
-    """sha256 of the shard's key file: the shard belongs to these samples in this order."""
+    """sha256 of the shard's keys: the shard belongs to these samples in this order."""
     inputs: str
     """Inputs digest. Equal: the shard is up to date. Empty: make the shard again."""
     files: Mapping[str, FileRecord]
@@ -214,7 +214,7 @@ class Split:
     def keys(self, shard: int) -> tuple[str, ...]:
         """Return the sample keys of a shard, by row. Raises DataError if the file is missing or damaged."""
         if (found := self._kept.get(shard)) is None:
-            found = tuple(self._read_keys(shard).decode("utf-8", "replace").split("\n")[:-1])
+            found = tuple(self._read_keys(shard)[0].split("\n")[:-1])
             if len(found) != self.rows(shard):
                 path = self.keys_path(shard)
                 raise DataError(f"{path}: has {len(found)} keys, expected {self.rows(shard)}; {REPAIR}")
@@ -223,23 +223,37 @@ class Split:
                 self._kept.pop(next(iter(self._kept)), None)
         return found
 
-    def _read_keys(self, shard: int) -> bytes:
+    def _read_keys(self, shard: int) -> tuple[str, str]:
+        """Return the lines of a shard's keys, and their sha256."""
         path = self.keys_path(shard)
         if (data := read_regular(path)) is None:
             raise DataError(f"{path}: no such file; run what made the folder again, or {REPAIR}")
-        return data
+        lines, mark, written = data.rpartition(b"sha256 ")
+        digest = hashlib.sha256(lines).hexdigest()
+        if not mark or written != f"{digest}\n".encode():
+            raise DataError(f"{path}: damaged: its checksum is not the checksum of its keys; {REPAIR}")
+        return lines.decode("utf-8", "replace"), digest
 
     def keys_digest(self, shard: int) -> str:
-        """Return the sha256 (hex) of a shard's key file, empty where there is none: see `Manifest.keys`."""
-        return hashlib.sha256(self._read_keys(shard)).hexdigest() if self.keys_path(shard).is_file() else ""
+        """Return the sha256 (hex) of a shard's keys, see `Manifest.keys`. Raises DataError as `keys`."""
+        return self._read_keys(shard)[1]
+
+    def sound_keys(self, shard: int) -> str:
+        """As `keys_digest`, but empty if the file is missing or damaged."""
+        try:
+            return self.keys_digest(shard)
+        except ReadError:
+            raise
+        except DataError:
+            return ""
 
     def write_keys(self, shard: int, keys: Sequence[str]) -> str:
-        """Write a shard's keys, unless they are there, and return the digest of the file."""
+        """Write a shard's keys, unless they are there, and return their digest."""
         data = "".join(f"{key}\n" for key in keys).encode()
         digest = hashlib.sha256(data).hexdigest()
-        if digest != self.keys_digest(shard):
+        if digest != self.sound_keys(shard):
             with replacing_file(self.keys_path(shard)) as temporary:
-                temporary.write_bytes(data)
+                temporary.write_bytes(data + f"sha256 {digest}\n".encode())
             self._kept.pop(shard, None)
             self._sums.clear()
         return digest
@@ -297,8 +311,12 @@ class Wrong:
 
 
 def verify(split: Split) -> Iterator[Wrong]:
-    """Yield the shards of a split that disagree with their manifests. Every file is read once."""
-    digests = [split.keys_digest(shard) for shard in range(split.shards)]
+    """Yield the shards and key files of a split that are damaged or disagree. Every file is read once."""
+    digests = [split.sound_keys(shard) for shard in range(split.shards)]
+    for shard, digest in enumerate(digests):
+        if not digest:
+            problem = "is missing or damaged"
+            yield Wrong(modality=KEYS, shard=shard, path=split.keys_path(shard), problem=problem)
     for modality in split.modalities():
         folder = split.folder / modality
         for shard in shards_of(folder):
@@ -308,7 +326,7 @@ def verify(split: Split) -> Iterator[Wrong]:
                 assert manifest is not None
                 if shard >= split.shards:
                     problem = f"shard {shard} of a split of {split.shards}"
-                elif manifest.rows != split.rows(shard) or manifest.keys != digests[shard]:
+                elif manifest.rows != split.rows(shard) or (digests[shard] and manifest.keys != digests[shard]):
                     problem = "was written for other sample keys"
                 for suffix, expected in manifest.files.items() if not problem else ():
                     path = folder / shard_name(shard, suffix)

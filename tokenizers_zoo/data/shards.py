@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -151,11 +152,12 @@ class _OpenShard:
 
 
 def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]:
-    """Return a shard's INDEX records, bounded by the size of its tar file. Raises DataError if they are damaged."""
+    """Return a shard's INDEX records, verified and within its tar file. Raises DataError if they are damaged."""
     path = folder / shard_name(shard, "index")
     with open_regular(path) as file:
         data = file.read(manifest.rows * INDEX.itemsize + 1)
-    if len(data) == manifest.rows * INDEX.itemsize:
+    expected = manifest.files["index"].sha256 if "index" in manifest.files else ""
+    if len(data) == manifest.rows * INDEX.itemsize and hashlib.sha256(data).hexdigest() == expected:
         index = np.frombuffer(data, INDEX)
         there = index["offset"] >= 0
         size = manifest.files["tar"].size if "tar" in manifest.files else 0

@@ -1,7 +1,7 @@
 """The token store: `TOKENS/<split>/<modality>/shard-00000.arrow`, the same samples in the same rows in every modality.
 
     TOKENS/store.json                              format, folder of the values, splits (samples, shard size, crops)
-    TOKENS/<split>/keys/shard-00000.txt            the sample keys, one a line
+    TOKENS/<split>/keys/shard-00000.txt            the sample keys, one a line, and their sha256
     TOKENS/<split>/<modality>/shard-00000.arrow    tokens, see token_shard.py
     TOKENS/<split>/<modality>/shard-00000.json     the manifest, written last
 

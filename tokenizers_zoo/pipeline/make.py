@@ -250,7 +250,7 @@ class _Plan:
 
         todo: dict[int, dict[str, str]] = {}
         for shard in range(split.shards):
-            files, keys = files_of(shard), split.keys_digest(shard)
+            files, keys = files_of(shard), split.sound_keys(shard)
             for name, outcome in outcomes.items():
                 together = {name, *pictures} if name in framed else {name}  # pictures decide the crop, or are refused
                 inputs = inputs_digest(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.manifest import (
     DATASET,
+    KEYS,
     Wrong,
     read_manifest,
     read_record,
@@ -142,7 +143,7 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
             if store.data is None or not store.data.is_dir():
                 raise DataError(f"{root}: its values were in {store.data}; run the `zoo tokenize` command again")
             crops, seed = store.split(name).crops, store.split(name).seed
-            chosen = sorted(modalities)
+            chosen = store.modalities(name) if KEYS in modalities else sorted(modalities)
             encoded = tokenize(
                 zoo, store.data, root, modalities=chosen, splits=[name], crops=crops, seed=seed,
                 device=resolved_device(device),

@@ -239,7 +239,8 @@ class _Job:
         speaks = cache(self.handle.speaks)
         kept: dict[int, Manifest] = {}
         for shard in range(self.split.shards) if not overwrite else ():
-            if (manifest := sound_manifest(self.folder, shard)) is not None:
+            manifest = sound_manifest(self.folder, shard)
+            if manifest is not None and manifest.keys == self.split.sound_keys(shard):
                 record = manifest.record
                 writer = record["writer"]["fingerprint"]
                 if manifest.inputs == self._inputs(shard, writer) and speaks(writer, record["needed_vocab_size"]):
