@@ -52,6 +52,7 @@ from tokenizers_zoo.io import (
     table_text,
     write_table,
 )
+from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.source import FileBytes, ModalityNames
 from tokenizers_zoo.train.batches import permuted
 
@@ -270,6 +271,7 @@ def text_handle(name: str) -> Any:
     """The part of a handle that a ValueStore uses."""
     return SimpleNamespace(
         name=name,
+        limits=Limits(),
         read=lambda data, extension: f"{data.decode()} ({extension})",
         transform=lambda value, crop, trusted: value,
     )

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import resource
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hostile import HOSTILE
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.limits import Limits, limited, limits
 from tokenizers_zoo.registry import Zoo
+
+ZOO = Zoo.installed()
+
+
+@contextlib.contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """Refuse the process more than `more` bytes of memory beyond the present."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_limits_come_from_the_registry(tmp_path: Path) -> None:
@@ -40,5 +59,21 @@ def test_a_larger_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(bytes(11))
     for read in (lambda: zoo["rgb"].open(path), lambda: zoo["rgb"].read(bytes(11), "png")):
-        with pytest.raises(InvalidValueError, match=r"rgb.*11 bytes, at most 10 \(file_bytes in \[limits\]"):
+        with pytest.raises(InvalidValueError, match=r"11 bytes, at most 10 \(file_bytes in \[limits\]"):
             read()
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_files_are_refused_before_they_are_decoded(what: str) -> None:
+    """Each in 5 s of processor time, with 400 MB of memory besides the file."""
+    modality, extension, build, limit = HOSTILE[what]
+    handle, data = ZOO[modality], build()
+    with contextlib.suppress(InvalidValueError):
+        handle.read(b"", extension)  # imports what the reader needs
+    began = time.process_time()
+    with at_most(400_000_000), pytest.raises(InvalidValueError) as refusal:
+        handle.read(data, extension)
+    assert time.process_time() - began < 5
+    line = str(refusal.value)
+    assert line.startswith(modality) and "\n" not in line and "MemoryError" not in line and len(line) < 400
+    assert (f"({limit} in [limits] of registry.toml)" in line) if limit else "in [limits]" not in line

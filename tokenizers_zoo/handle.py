@@ -35,7 +35,7 @@ from tokenizers_zoo.errors import (
     ZooError,
     count_of,
 )
-from tokenizers_zoo.limits import DEFAULT, Limits, limited
+from tokenizers_zoo.limits import DEFAULT, Limits, limited, read_file
 from tokenizers_zoo.plugins import Plugin, reason
 from tokenizers_zoo.spec import EXACT, WHOLE, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
 from tokenizers_zoo.validation import (
@@ -455,9 +455,9 @@ class ModalityHandle:
             path = Path(item)
             if not os.path.isfile(path):  # Path.is_file raises for names that are too long
                 raise InvalidValueError.expected(self.name, "an existing file", f"{str(item)!r}")
-            size = path.stat().st_size
-            self.limits.check("file_bytes", size, f"{self.name}: {path}: {size:,} bytes")
-            return self.read(path.read_bytes(), path.suffix)
+            with limited(self.limits):
+                data = read_file(path)
+            return self.read(data, path.suffix)
         if kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
             if hasattr(item, "detach"):
                 item = item.detach().cpu()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.io import open_regular
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,9 +23,11 @@ class Limits:
     image_pixels: int = 50_000_000
     """Pixels of a picture, or of one frame of a video."""
     frames: int = 20_000
-    """Frames of a video that are decoded."""
-    array_elements: int = 67_108_864
-    """Numbers of an array, of a video's decoded frames, or of a table (.csv)."""
+    """Frames of a video up to the last one that is needed."""
+    video_pixels: int = 500_000_000
+    """Pixels of all these frames together."""
+    array_elements: int = 50_000_000
+    """Numbers of an array, or of a video's value."""
     text_bytes: int = 8_388_608
     """Bytes of a text, a JSON file or a table (.csv)."""
     json_depth: int = 200
@@ -67,3 +72,11 @@ def limited(to: Limits) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a value's file. Raises InvalidValueError above the limit `file_bytes`, ReadError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        limits().check("file_bytes", size, f"{path}: {size:,} bytes")
+        return file.read()

@@ -26,7 +26,7 @@ from tokenizers_zoo.errors import (
 )
 from tokenizers_zoo.hookspecs import CONTRACT, PROJECT, ModalityHooks, Score, SourceHooks, hookimpl
 from tokenizers_zoo.spec import EXACT, ModalitySpec
-from tokenizers_zoo.validation import array_bytes, array_of, describe, same, text_of
+from tokenizers_zoo.validation import array_bytes, array_of, describe, json_of, same, text_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -149,8 +149,7 @@ class Defaults:
         try:
             if kind == "array":
                 return array_of(data)
-            text = text_of(data)
-            return text.replace("\r\n", "\n").removesuffix("\n") if kind == "text" else json.loads(text)
+            return text_of(data).replace("\r\n", "\n").removesuffix("\n") if kind == "text" else json_of(data)
         except (ValueError, OSError) as error:
             raise InvalidValueError(f"damaged .{extension} file: {error}") from error
 

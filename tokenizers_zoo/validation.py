@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, is_of_the_machine
+from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, by, is_of_the_machine
+from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
     GridLayout,
@@ -34,6 +35,8 @@ LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 DEEPEST = 200
 """Most levels of nested lists and dicts in a JSON value. Python's own limit differs between its releases."""
 TOO_DEEP = f"it is nested too deeply: {DEEPEST} levels at most"
+JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A JSON string, perhaps cut off; possessive, so that the time is linear."""
 _NPY_LOCK = threading.Lock()
 NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
 """Types whose minimum torch cannot compute."""
@@ -179,15 +182,39 @@ def in_declared_width(spec: ValueSpec, value: Any) -> Any:
 
 
 def text_of(data: bytes) -> str:
-    """Decode UTF-8 without a byte order mark. Raises InvalidValueError."""
+    """Decode UTF-8 without a byte order mark. Raises InvalidValueError, also above the limit `text_bytes`."""
+    limits().check("text_bytes", len(data), f"a text of {len(data):,} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidValueError(f"not UTF-8 at byte {error.start}; save the text as UTF-8") from None
 
 
+def json_of(data: bytes) -> Any:
+    """Return the value of a JSON file (RFC 8259: without NaN). Raises ValueError, and InvalidValueError above limits.
+
+    Nesting and items are counted before the file is parsed: a comma separates two items, and a bracket may hold one.
+    """
+    text = text_of(data)
+    marks = np.frombuffer(JSON_STRING.sub(b"", data), np.uint8)
+    opening = (marks == ord("[")) | (marks == ord("{"))
+    closing = (marks == ord("]")) | (marks == ord("}"))
+    items = int(opening.sum()) + int((marks == ord(",")).sum())
+    depth = int((opening.view(np.int8) - closing.view(np.int8)).cumsum(dtype=np.int32).max(initial=0))
+    limits().check("json_elements", items, f"JSON of {items:,} items")
+    limits().check("json_depth", depth, f"JSON of {depth:,} levels")
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
 def array_of(data: bytes) -> np.ndarray[Any, Any]:
-    """Return the array of an .npy file. Raises ValueError, and InvalidValueError for Python objects.
+    """Return the array of an .npy file. Raises ValueError, and InvalidValueError for Python objects and above limits.
 
     numpy parses the header with Python's parser, which sometimes fails in Python 3.11 while another thread parses ("AST
     constructor recursion depth mismatch"): one thread does it at a time.
@@ -203,6 +230,7 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
     if dtype.hasobject:  # numpy would advise to unpickle it
         raise InvalidValueError("the .npy file holds Python objects; save it as numbers (.astype(np.float32))")
     count, there = math.prod(shape), len(data) - file.tell()
+    limits().check("array_elements", count, f"an array of {by(shape)} numbers")
     if there < count * dtype.itemsize:  # numpy would allocate the whole array first
         raise ValueError(f"cut off: it has {there} of {count * dtype.itemsize} bytes")
     flat = np.frombuffer(data, dtype, count, file.tell())

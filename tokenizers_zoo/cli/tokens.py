@@ -75,7 +75,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
     check_apart(file, out)
     handle = open_zoo()[name]
     handle.device = device
-    value = handle.transform(handle.read(file.read_bytes(), file.suffix.removeprefix(".").lower()), Crop())
+    value = handle.transform(handle.open(file), Crop())
     handle.check(value)
     text = token_text(handle, handle.encode([value], trusted=True)[0])
     if out is None:

@@ -14,11 +14,11 @@ from typing import Any
 
 from tokenizers_zoo.data.samples import TEST, LazySequence
 from tokenizers_zoo.data.tar import Member, read_member
-from tokenizers_zoo.errors import DataError, count_of
+from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError, count_of
 from tokenizers_zoo.source import FileBytes
 
 
-class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]]):
+class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | ZooError]]]):
     """Samples of one split, sorted by key; a sample has the modalities that have a file with its key.
 
     A file that cannot be read is its error. `modalities` are the split's, unknown folders included; `offered` are those
@@ -99,7 +99,7 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | DataError]]])
     def __len__(self) -> int:
         return self._count
 
-    def item(self, index: int) -> tuple[str, dict[str, FileBytes | DataError]]:
+    def item(self, index: int) -> tuple[str, dict[str, FileBytes | ZooError]]:
         return read_sample(*self.files(index, index + 1)[0])
 
     def files(self, start: int, stop: int) -> list[tuple[str, dict[str, Member]]]:
@@ -131,13 +131,13 @@ def signature(files: Sequence[tuple[str, Mapping[str, Member]]], names: Collecti
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, FileBytes | DataError]]:
+def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, FileBytes | ZooError]]:
     """Return a sample of these files, by modality, with its key; a file that cannot be read is its error."""
-    found: dict[str, FileBytes | DataError] = {}
+    found: dict[str, FileBytes | ZooError] = {}
     for name, member in files.items():
         try:
             found[name] = FileBytes(data=read_member(member), extension=member.extension)
-        except DataError as error:
+        except (DataError, InvalidValueError) as error:
             found[name] = error
     return key, found
 

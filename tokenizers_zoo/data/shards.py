@@ -44,6 +44,7 @@ from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, read_at, split_name
 from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others, by
 from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
+from tokenizers_zoo.limits import limited, limits
 from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.spec import WHOLE, Crop
 
@@ -276,6 +277,7 @@ class ValueStore:
         if offset < 0:
             key = self.split(split).keys(shard)[row]
             raise DataError(f"{self.root / split / modality}: no value for key {key!r}")
+        limits().check("file_bytes", size, f"{opened.path}: a value of {size:,} bytes")
         try:
             data = read_at(opened.file, offset, size)
         except OSError as error:
@@ -314,7 +316,9 @@ class ValueStore:
 
     def read(self, handle: ModalityHandle, split: str, shard: int, row: int, crop: Crop = WHOLE) -> Any:
         """Return one value, decoded, seen through `crop` at the size of the settings. Raises ZooError."""
-        value = handle.read(*self.read_bytes(split, handle.name, shard, row))
+        with limited(handle.limits):
+            data, extension = self.read_bytes(split, handle.name, shard, row)
+        value = handle.read(data, extension)
         return handle.transform(value, crop, trusted=True)
 
     def read_key(self, handle: ModalityHandle, split: str, key: str, crop: Crop = WHOLE) -> Any:

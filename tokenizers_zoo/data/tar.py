@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tokenizers_zoo.errors import CONTROL, DataError, ReadError
 from tokenizers_zoo.io import not_read, open_regular
+from tokenizers_zoo.limits import limits
 
 BLOCK = 512
 LONGEST_HEADER = 1 << 20
@@ -91,7 +92,9 @@ def read_at(file: int, offset: int, size: int) -> bytes:
 
 
 def read_member(member: Member) -> bytes:
-    """Return one value's bytes. Raises ReadError if the file cannot be read or has changed since it was listed."""
+    """Return one value's bytes. Raises ReadError if the file cannot be read or has changed since it was listed,
+    InvalidValueError if the value is larger than the limit `file_bytes`."""
+    limits().check("file_bytes", member.size, f"{member.path}: a value of {member.size:,} bytes")
     with open_regular(member.path) as file:
         try:
             same = os.fstat(file.fileno()).st_mtime_ns == member.changed

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+import re
+import struct
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError, is_of_the_machine
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.validation import array_bytes, array_of, commonest_classes
 
@@ -28,8 +33,16 @@ EXACT_EXTENSIONS = ("png", "tif", "tiff")
 """Lossless formats that also store more than 8 bits."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Accepted formats by Pillow's names, for any extension. PostScript is excluded: it starts another program."""
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH = 258, 262, 322, 323
 """TIFF tags; PHOTOMETRIC is 0 if 0 means white."""
+SEGMENTS = (273, 279, 324, 325)
+"""TIFF tags of the places and sizes of strips and tiles."""
+MOST_TAGS, MOST_PAGES, MOST_SEGMENTS = 4096, 1000, 400_000
+"""Of a TIFF file: tags that are looked at per page, pages, and places and sizes of strips and tiles."""
+START_OF_SCAN = b"\xff\xda"
+"""Marker in JPEG files; encoded pixels do not contain it."""
+MOST_SCANS = 64
+"""Scans of a progressive JPEG, each of which is decoded over the whole picture. Encoders write about 10."""
 ORIENTATION = 0x0112
 """The EXIF orientation tag: 1 is upright, 2 to 8 are the other rotations and reflections."""
 HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -50,6 +63,7 @@ SHARES_ON = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 """Shares of off pixels tried as constant baseline; with one half, rarely set pixels would all be off."""
 PSNR_CEILING = 100.0
 """PSNR of two equal values, dB, for which the formula is infinite."""
+_PILLOW_LOCK = threading.RLock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,7 +248,8 @@ def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest:
     left, top = crop.left * width, crop.top * height
     box = (left, top, min(left + crop.width * width, width), min(top + crop.height * height, height))
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-    planes = np.ascontiguousarray(value.reshape(-1, height, width), dtype=np.int32 if nearest else np.float32)
+    dtype = np.int32 if nearest else np.float32
+    planes = (np.ascontiguousarray(value[place], dtype) for place in np.ndindex(value.shape[:-2]))
     out = np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], how, box)) for plane in planes])
     out = out[..., ::-1] if crop.flip else out
     return np.ascontiguousarray(out.reshape(*value.shape[:-2], *size), dtype=value.dtype)
@@ -255,22 +270,85 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
 
     `expected` are the kinds that are advised then.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     if extension not in IMAGE_EXTENSIONS:
         raise ValueError(f"expected .npy or a picture (.{', .'.join(expected)})")
     try:
-        with _silent_about_tags():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.format == "TIFF":  # its tags are read with its pixels
-                image.load()
-        image.load()
+        image = opened_image(data)
+        with _silent_about_tags():  # of TIFF files, they are read with the pixels
+            image.load()
         image.info.update(_as_stored(image, data))
         return upright(image)
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
-    except (Image.DecompressionBombError, EOFError, OSError) as error:
+    except (EOFError, OSError) as error:
         raise ValueError(f"cannot be read as a picture: {str(error).splitlines()[0]}") from None
+
+
+def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Image:
+    """Return a picture whose pixels are not decoded yet. Raises InvalidValueError above the limit `image_pixels`.
+
+    Pillow's own errors pass.
+    """
+    from PIL import Image
+
+    check_directories(data)
+    with bounded_pictures(), _silent_about_tags():
+        image = Image.open(io.BytesIO(data), formats=formats)
+    scans = data.count(START_OF_SCAN) if image.format == "JPEG" else 1
+    if scans > MOST_SCANS:
+        raise ValueError(f"a JPEG of {scans:,} scans, at most {MOST_SCANS}; save it again")
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    for size in (image.size, (tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0))):
+        if all(isinstance(side, int) for side in size):
+            limits().check("image_pixels", size[0] * size[1], f"{size[0]} x {size[1]} pixels")
+    return image
+
+
+def check_directories(data: bytes) -> None:
+    """Raise ValueError for a TIFF file with so many pages, or parts of one, that listing them takes long.
+
+    TIFF 6.0, section 2, and BigTIFF: directories are chained, and each has entries of tag, type, count and value.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
+    big = data[2:4] in (b"+\0", b"\0+")
+    if not order or not (big or data[2:4] in (b"*\0", b"\0*")):
+        return
+    place, number, entry = ("Q", "Q", "HHQQ") if big else ("I", "H", "HHII")
+    pages, counted = 0, 0
+    with contextlib.suppress(struct.error):  # cut off, of which the reader tells more
+        (at,) = struct.unpack_from(order + place, data, 8 if big else 4)
+        while at:
+            (entries,) = struct.unpack_from(order + number, data, at)
+            at += struct.calcsize(order + number)
+            for index in range(min(entries, MOST_TAGS)):
+                tag, _, count, _ = struct.unpack_from(order + entry, data, at + index * struct.calcsize(order + entry))
+                counted += count if tag in SEGMENTS else 0
+            pages += 1
+            if pages > MOST_PAGES or counted > MOST_SEGMENTS:
+                raise ValueError(f"a TIFF of more than {MOST_PAGES:,} pages or {MOST_SEGMENTS:,} strips; save it again")
+            (at,) = struct.unpack_from(order + place, data, at + entries * struct.calcsize(order + entry))
+
+
+@contextlib.contextmanager
+def bounded_pictures() -> Iterator[None]:
+    """Let Pillow refuse pictures above the limit `image_pixels`, as it reads their headers. One thread at a time.
+
+    Raises InvalidValueError. Pillow's variable is the size from which it warns; it refuses twice as much.
+    """
+    from PIL import Image
+
+    with _PILLOW_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (limits().image_pixels + 1) // 2
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            pixels = re.search(r"\d+", str(error))
+            limits().check("image_pixels", math.inf, f"{int(pixels[0]):,} pixels" if pixels else "too many pixels")
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _as_stored(image: PIL.Image.Image, data: bytes) -> dict[str, Any]:
@@ -300,7 +378,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
             raise
         turn = None
     if turn is None:
-        return image.copy()
+        return image
     turned = image.transpose(turn)
     for key in HOLDS_ORIENTATION:
         turned.info.pop(key, None)
@@ -320,13 +398,22 @@ def read_rgb(data: bytes, extension: str) -> Array:
     image = opaque_picture(data, extension, "white")
     if isinstance(image, np.ndarray):
         return np.repeat(image, 3, axis=0)
-    return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    del image  # before the larger array is made
+    return fractions(pixels.transpose(2, 0, 1))
 
 
 def read_grey(data: bytes, extension: str) -> Array:
     """Read any image as float32 (1, height, width) in [0, 1]; transparent parts become black. Raises ValueError."""
     image = opaque_picture(data, extension, "black")
-    return image if isinstance(image, np.ndarray) else np.asarray(image.convert("L"), dtype=np.float32)[None] / 255
+    return image if isinstance(image, np.ndarray) else fractions(np.asarray(image.convert("L"))[None])
+
+
+def fractions(levels: Array) -> Array:
+    """Return 0 ... 255 as float32 in [0, 1], with few copies."""
+    value = levels.astype(np.float32, order="C")
+    value /= 255
+    return value
 
 
 def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image | Array:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import itertools
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,11 +43,10 @@ def read_csv(data: bytes, columns: Sequence[str] = ()) -> NDArray[np.float64]:
     all columns are returned in the order of the file. Raises ValueError for an empty file, a row that is no row of as
     many numbers, and a header that has only some of the names, not at their places.
     """
-    rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text_of(data), newline="")), 1) if row]
-    first = [word.strip(" \t'").lower() for word in rows[0][1]] if rows else []
+    rows = _rows(text_of(data))
+    number, head = next(rows, (0, []))
+    first = [word.strip(" \t'").lower() for word in head]
     names = [] if all(map(_is_number, first)) else first
-    if len(rows) == bool(names):
-        raise ValueError("it has no row of numbers")
     wanted = [name.lower() for name in columns]
     places = list(range(len(first)))
     if wanted and all(names.count(name) == 1 for name in wanted):
@@ -53,17 +54,27 @@ def read_csv(data: bytes, columns: Sequence[str] = ()) -> NDArray[np.float64]:
     elif known := set(names) & set(wanted):
         in_place = len(names) == len(wanted) and all(names.index(name) == wanted.index(name) for name in known)
         if not in_place:
-            found, expected = ", ".join(rows[0][1]), ", ".join(columns)
-            raise ValueError(f"line {rows[0][0]}: expected the names {expected}, in any order, got {found:.90}")
-    numbers = np.empty((len(places), len(rows) - bool(names)))
-    for index, (line, row) in enumerate(rows[bool(names) :]):
+            found, expected = ", ".join(head), ", ".join(columns)
+            raise ValueError(f"line {number}: expected the names {expected}, in any order, got {found:.90}")
+    numbers = array("d")
+    for line, row in rows if names or not head else itertools.chain([(number, head)], rows):
         try:
             if len(row) != len(first):
                 raise ValueError
-            numbers[:, index] = [float(row[place]) for place in places]
+            numbers.extend([float(row[place]) for place in places])
         except ValueError:
             raise ValueError(f"line {line}: expected {len(first)} numbers separated by commas") from None
-    return numbers
+    if not numbers:
+        raise ValueError("it has no row of numbers")
+    return np.ascontiguousarray(np.frombuffer(numbers).reshape(-1, len(places)).T)
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each row that is not empty. Raises ValueError."""
+    try:
+        yield from ((number, row) for number, row in enumerate(csv.reader(io.StringIO(text, newline="")), 1) if row)
+    except csv.Error as error:
+        raise ValueError(f"cannot be read as .csv: {error}") from None
 
 
 def _is_number(word: str) -> bool:

@@ -19,6 +19,7 @@ from tokenizers_zoo.data.shards import writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
 from tokenizers_zoo.errors import DataError, ZooError, passing
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.limits import limited
 from tokenizers_zoo.source import FileBytes
 from tokenizers_zoo.source_handle import CheckedSamples, modality_names
 from tokenizers_zoo.spec import WHOLE, Crop
@@ -63,7 +64,7 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
     keys: list[str] = []
     split, start = job.split, job.split.number(job.shard, 0)
     samples = None if job.files else samples_of(zoo, job.source, split.name, split.samples, job.seed, job.options)
-    with disk_errors(job.split.root), contextlib.ExitStack() as stack:
+    with disk_errors(job.split.root), limited(zoo.limits), contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(writing_shard(job.split.folder / name, job.shard)) for name in handles}
         for row in range(job.split.rows(job.shard)):
             try:

@@ -24,6 +24,7 @@ import torch
 
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, is_token_file, read_tokens, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.limits import read_file
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
 from zoo_backbone.generate.plans import (
@@ -255,7 +256,7 @@ def item_of_source(handle: ModalityHandle, source: str) -> Any:
 
 def tokens_of_file(handle: ModalityHandle, source: str) -> Any:
     """Return the tokens in a file as a batch, or None if the file holds no tokens. Raises DataError."""
-    if is_written_out(source) or not source.endswith(".json") or not is_token_file(Path(source).read_bytes()):
+    if is_written_out(source) or not source.endswith(".json") or not is_token_file(read_file(Path(source))):
         return None
     tokens = [read_tokens(handle, Path(source))]
     try:

@@ -34,6 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, by, count_of
 from tokenizers_zoo.families.images import open_image
+from tokenizers_zoo.limits import read_file
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout
@@ -94,7 +95,7 @@ def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
 def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
     extension = path.suffix.removeprefix(".").lower()
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         if extension == "npy":
             pixels = array_of(data)
         else:

@@ -20,7 +20,7 @@ from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
-from zoo_audio.compressed import EXTENSIONS, read_compressed
+from zoo_audio.compressed import EXTENSIONS, check_channels, check_length, read_compressed
 
 if TYPE_CHECKING:
     import torch
@@ -229,11 +229,14 @@ class Audio(TemporalModality):
             given = read_array(data, extension)
             if given.dtype.kind != "f" and given.dtype != np.int16:
                 raise ValueError(f"expected floats in [-1, 1] or int16, got {given.dtype}, which has no full scale")
+            check_length(len(given) / options.sample_rate if given.ndim else 0)
             samples = to_float(given)
             if samples.ndim != 1 or not samples.size:
                 raise ValueError(f"expected one channel (time,), got {samples.shape}; mix it down, or save a .wav")
         elif extension in ("wav", "wave"):
             rate, channels = read_wav(data)
+            check_length(len(channels) / rate)
+            check_channels(channels.shape[1])
             used = to_float(channels[: math.ceil(seconds * rate) + 2 * TAPS])
             samples = resampled(used.mean(axis=1), rate, options.sample_rate)
         elif extension in EXTENSIONS:

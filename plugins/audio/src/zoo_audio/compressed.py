@@ -7,9 +7,22 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.limits import limits
+
 EXTENSIONS = ("flac", "mp3", "ogg", "oga", "opus", "aif", "aiff", "au", "caf")
 MOST_CHANNELS = 64
 """Channels of a file that is read."""
+
+
+def check_length(seconds: float) -> None:
+    """Raise InvalidValueError above the limit `audio_seconds`."""
+    limits().check("audio_seconds", seconds, f"{seconds:,.1f} seconds of sound")
+
+
+def check_channels(channels: int) -> None:
+    """Raise ValueError for more than MOST_CHANNELS."""
+    if channels > MOST_CHANNELS:
+        raise ValueError(f"{channels} channels: expected up to {MOST_CHANNELS}; mix it down first")
 
 
 def read_compressed(data: bytes, extension: str, seconds: float, fastest: int) -> tuple[int, NDArray[np.float32]]:
@@ -27,8 +40,8 @@ def read_compressed(data: bytes, extension: str, seconds: float, fastest: int) -
             rate, channels = file.samplerate, file.channels
             if not 1 <= rate <= fastest:
                 raise ValueError(f"sample rate {rate} Hz: expected up to {fastest:,}; resample it first")
-            if channels > MOST_CHANNELS:
-                raise ValueError(f"{channels} channels: expected up to {MOST_CHANNELS}; mix it down first")
+            check_channels(channels)
+            check_length(file.frames / rate)
             samples: NDArray[np.float32] = file.read(int(seconds * rate) + 1, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
         why = getattr(error, "error_string", str(error)).rstrip(".")

@@ -113,16 +113,19 @@ class Normal(SpatialModality):
             image = open_image(data, extension)
             if image.mode != "RGB":
                 raise ValueError(f"expected 8-bit RGB that codes x, y, z as (n + 1) / 2, got mode {image.mode}")
-            value = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
+            value = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+            value /= 127.5
+            value -= 1
         if value.ndim != 3 or len(value) != 3:
             raise ValueError(f"expected (3, height, width), got {value.shape}")
         with np.errstate(over="ignore"):
-            off = np.abs(np.linalg.norm(value, axis=0) - 1)
+            parts = np.array_split(value, 16, axis=1)  # squares of all at once would need as much memory again
+            off = np.abs(np.concatenate([np.linalg.norm(part, axis=0) for part in parts]) - 1)
         if not off.max() <= UNIT_TOLERANCE:  # also where it is no number
             count = int((~(off <= UNIT_TOLERANCE)).sum())
             raise ValueError(f"expected unit vectors, got {count} of {off.size} pixels with another length")
         # Lengths stay as rounding left them: made exact, they would round to other bytes when written again.
-        return value.astype(np.float32)
+        return value.astype(np.float32, copy=False)
 
     def picture(self, value: np.ndarray, options: Any) -> Any:
         return rgb_image((value + 1) / 2)

@@ -9,21 +9,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.families.images import fractions
+from tokenizers_zoo.limits import limits
+
 CONTAINERS = {"mp4": "mp4", "m4v": "mp4", "mov": "mov", "webm": "matroska", "mkv": "matroska", "avi": "avi"}
 """Extensions, and FFmpeg's name of their container. FFmpeg never guesses it: a playlist could name other files."""
-MOST_PIXELS = 40_000_000
-"""Pixels of a frame; more are refused. 8K has 33 million."""
-MOST_FRAMES = 20_000
-"""Frames of a file that are decoded at most."""
 HALF_MILLISECOND = 0.0005
 """Seconds by which a frame may begin late: half of Matroska's time unit."""
+
+
+class Decoding:
+    """The frames of a video that are decoded, checked one by one against the limits."""
+
+    def __init__(self, wanted: int) -> None:
+        """`wanted` is the number of frames of the value."""
+        self.wanted, self.frames, self.pixels = wanted, 0, 0
+
+    def check(self, width: int, height: int, scale: float = 1.0) -> None:
+        """Count the next frame, before it is decoded. Raises InvalidValueError. The value has it reduced by `scale`."""
+        self.frames, self.pixels = self.frames + 1, self.pixels + width * height
+        what = f"frames of {width} x {height} pixels"
+        limits().check("image_pixels", width * height, what)
+        limits().check("frames", self.frames, f"{self.frames:,} frames before the last one that is needed")
+        limits().check("video_pixels", self.pixels, f"{self.frames:,} {what}")
+        limits().check("array_elements", 3 * self.wanted * width * height * scale**2, f"{self.wanted} {what}")
 
 
 def read_container(data: bytes, extension: str, frames: int, frame_rate: float, side: int) -> NDArray[np.float32]:
     """Return the frames (`frames`, 3, height, width) shown at 0, 1, ... x 1 / `frame_rate` s after the first.
 
     Frames are upright, as the file's rotation says. Frames whose shorter side is over 2 * `side` pixels are reduced to
-    it, so that memory does not depend on the resolution. Raises ValueError for damaged and for short files.
+    it, so that memory does not depend on the resolution. Raises ValueError for damaged and for short files, and
+    InvalidValueError above the limits.
     """
     try:
         import av
@@ -36,7 +53,7 @@ def read_container(data: bytes, extension: str, frames: int, frame_rate: float, 
             if not container.streams.video:
                 raise ValueError("it has no video stream")
             begin = until = 0.0
-            for number, (start, end, frame) in enumerate(_timed(container)):
+            for number, (start, end, frame) in enumerate(_timed(container, Decoding(frames), side)):
                 if number == 0:
                     begin = start
                 until = max(until, end - begin)
@@ -54,22 +71,20 @@ def read_container(data: bytes, extension: str, frames: int, frame_rate: float, 
             f"it is shown for {until:g} s, which is {len(shown)} frames at {frame_rate:g} per second, expected"
             f" {frames}; set frames lower, or frame_rate higher"
         )
-    return np.stack(shown).astype(np.float32) / np.float32(255)
+    return fractions(np.stack(shown))
 
 
-def _timed(container: Any) -> Iterator[tuple[float, float, Any]]:
-    """Yield start and end (s) of each frame with the frame. A frame ends where the next one starts.
-
-    Raises ValueError for too large and too many frames.
-    """
+def _timed(container: Any, decoding: Decoding, side: int) -> Iterator[tuple[float, float, Any]]:
+    """Yield start and end (s) of each frame with the frame. A frame ends where the next one starts."""
     stream = container.streams.video[0]
+    context = stream.codec_context
+    limits().check("image_pixels", context.width * context.height, f"{context.width} x {context.height} pixels")
+    context.options = {"max_pixels": str(limits().image_pixels)}  # a frame may have another size than the header
+    context.thread_count = 1  # each thread would have frames of its own
     usual = 1 / float(stream.average_rate or 25)
     before: tuple[float, Any] | None = None
     for number, frame in enumerate(container.decode(stream)):
-        if frame.width * frame.height > MOST_PIXELS:
-            raise ValueError(f"frames of {frame.width} x {frame.height} pixels: expected up to {MOST_PIXELS:,} pixels")
-        if number == MOST_FRAMES:
-            raise ValueError(f"more than {MOST_FRAMES:,} frames before the last one that is needed")
+        decoding.check(frame.width, frame.height, _scale(frame, side))
         start = frame.time if frame.time is not None else number * usual
         if before is not None:
             yield before[0], start, before[1]
@@ -78,9 +93,14 @@ def _timed(container: Any) -> Iterator[tuple[float, float, Any]]:
         yield before[0], before[0] + usual, before[1]
 
 
+def _scale(frame: Any, side: int) -> float:
+    """Return the factor that reduces a frame to twice `side` on its shorter side."""
+    return min(1.0, 2 * side / min(frame.width, frame.height))
+
+
 def _pixels(frame: Any, side: int) -> NDArray[np.uint8]:
-    """Return a frame as uint8 (3, height, width), upright, reduced to twice `side` on its shorter side."""
-    scale = min(1.0, 2 * side / min(frame.width, frame.height))
+    """Return a frame as uint8 (3, height, width), upright, reduced by `_scale`."""
+    scale = _scale(frame, side)
     width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
     turned = np.rot90(pixels, round(getattr(frame, "rotation", 0) / 90) % 4)

@@ -73,7 +73,7 @@ class Flow(SpatialModality):
             raise ValueError("expected .flo or .npy")
         if value.dtype.kind != "f":
             raise ValueError(f"expected floats in pixels per frame, got {value.dtype}, which has no unit")
-        return value.astype(np.float32)
+        return value.astype(np.float32, copy=False)
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:

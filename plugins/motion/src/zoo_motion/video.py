@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.families.images import PSNR, laid_over, psnr, read_array, rgb_image, to_bytes
+from tokenizers_zoo.families.images import (
+    PSNR,
+    bounded_pictures,
+    fractions,
+    laid_over,
+    opened_image,
+    psnr,
+    read_array,
+    rgb_image,
+    to_bytes,
+)
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
-from zoo_motion.containers import CONTAINERS, read_container
+from zoo_motion.containers import CONTAINERS, Decoding, read_container
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 ANIMATIONS = ("gif", "png", "apng", "webp")
 FORMATS = ("GIF", "PNG", "WEBP")
@@ -71,7 +84,7 @@ class Video(ClipModality):
         """
         if extension == "npy":
             video = read_array(data, extension)
-            video = video.astype(np.float32) / np.float32(255) if video.dtype == np.uint8 else video
+            video = fractions(video) if video.dtype == np.uint8 else video
         elif extension in ANIMATIONS:
             video = read_animation(data, options.frames, options.frame_rate)
         elif extension in CONTAINERS:
@@ -112,36 +125,48 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
     1 / `frame_rate`). An animation is not started again: ValueError is raised where it is over before, and for other
     files. Transparent parts are laid over white, as in pictures.
     """
-    from PIL import Image, ImageSequence, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
-    shown: list[NDArray[np.float32]] = []
+    shown: list[NDArray[np.uint8]] = []
     until = 0.0  # milliseconds
     late = min(HALF_TICK, 500 / frame_rate)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if getattr(image, "n_frames", 1) < 2:
+        with opened_image(data, FORMATS) as image:
+            if not getattr(image, "is_animated", False):
                 raise ValueError("one frame, which is a picture: a video has at least two")
-            for frame in ImageSequence.Iterator(image):
+            for frame in _frames(image, frames):
                 if len(shown) == frames:
                     break
                 if frame.tell() == 0 and image.info.get("default_image"):
                     continue  # shown by viewers without animation; not a frame
                 frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
-                levels = np.asarray(laid_over(frame, "white").convert("RGB"), np.float32)
-                pixels = levels.transpose(2, 0, 1) / np.float32(255)
+                pixels = np.asarray(laid_over(frame, "white").convert("RGB")).transpose(2, 0, 1)
                 while len(shown) < frames and len(shown) * 1000 / frame_rate + late < until:
                     shown.append(pixels)
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
-    except (Image.DecompressionBombError, EOFError, OSError, SyntaxError) as error:
+    except (EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"cannot be read as an animation: {str(error).splitlines()[0]}") from None
     if len(shown) < frames:
         raise ValueError(
             f"it is shown for {until / 1000:g} s, which is {len(shown)} frames at {frame_rate:g} per second, expected"
             f" {frames}; set frames lower, or frame_rate higher"
         )
-    return np.stack(shown)
+    return fractions(np.stack(shown))
+
+
+def _frames(image: PIL.Image.Image, wanted: int) -> Iterator[PIL.Image.Image]:
+    """Yield the image at each of its frames, within the limits of a value of `wanted` frames."""
+    decoding = Decoding(wanted)
+    for number in itertools.count():
+        with bounded_pictures():
+            try:
+                image.seek(number)
+            except EOFError:
+                return
+        decoding.check(*image.size)
+        yield image
 
 
 plugin = Video()

@@ -91,8 +91,9 @@ class Heightmap(SpatialModality):
             why = raster.why(options.nodata)
             raise ValueError(f"{int(holes.sum())} of {holes.size} pixels have no height, which {why} stands for")
         if (raster.scale, raster.offset) != (1.0, 0.0):
-            value = value.astype(np.float64) * raster.scale + raster.offset
-        return value.astype(np.float32)
+            value = value * np.float64(raster.scale)
+            value += raster.offset
+        return value.astype(np.float32, copy=False)
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
+import math
+import zlib
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -12,10 +15,16 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.errors import InvalidValueError, by
+from tokenizers_zoo.families.images import check_directories
+from tokenizers_zoo.limits import limits
+
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the error describes the problem
 
 GDAL_METADATA, GDAL_NODATA = 42112, 42113
 """GDAL's tags for scale and offset, and for the number of pixels without data (GTiff driver)."""
+DEFLATE = (8, 32946, 50013)
+"""TIFF compressions that Python's zlib decodes."""
 MASK = 4  # the kind of a page that says where another has data (TIFF 6.0, NewSubfileType)
 
 
@@ -51,17 +60,21 @@ class Raster:
 
 
 def read_tiff(data: bytes) -> Raster:
-    """A TIFF file. Raises ValueError."""
+    """A TIFF file. Raises ValueError, and InvalidValueError above the limits."""
     import tifffile
 
+    check_directories(data)
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             pages = len(file.pages)
+            check_sizes(file, data)
             numbers = np.asarray(file.asarray()) if pages else np.empty(0)
             tags: Any = file.pages.first.tags if pages else {}
             nodata = float(str(tags[GDAL_NODATA].value).strip("\x00 ")) if GDAL_NODATA in tags else None
             scale, offset = _units(str(tags[GDAL_METADATA].value)) if GDAL_METADATA in tags else ({1.0}, {0.0})
             masks = [np.asarray(page.asarray()) == 0 for page in file.pages[1:] if page.aspage().subfiletype == MASK]
+    except InvalidValueError:
+        raise
     except Exception as error:
         raise ValueError(f"cannot be read as TIFF: {str(error).splitlines()[0]}") from None
     if not pages:
@@ -70,6 +83,33 @@ def read_tiff(data: bytes) -> Raster:
         raise ValueError("its bands have scales or offsets of their own; save all of them in one unit")
     masked = np.logical_or.reduce(masks) if any(mask.any() for mask in masks) else None
     return Raster(numbers=numbers, nodata=nodata, scale=scale.pop(), offset=offset.pop(), masked=masked)
+
+
+def check_sizes(file: Any, data: bytes) -> None:
+    """Raise InvalidValueError above the limit `array_elements`, ValueError for a file that decodes to more.
+
+    Nothing is decoded, except by bounded trials: tifffile's own decompression has no bound.
+    """
+    pages = [page.aspage() for page in file.pages]
+    shapes = [page.shape for page in pages] + [page.chunks for page in pages] + [one.shape for one in file.series[:1]]
+    for shape in shapes:
+        limits().check("array_elements", math.prod(shape), f"{by(shape)} numbers")
+    total = sum(math.prod(page.shape) for page in pages)
+    limits().check("array_elements", total, f"{total:,} numbers in {len(pages)} pages")
+    for page in pages:
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+        if sum(size for _, size in places) > len(data):
+            raise ValueError("its parts overlap")
+        if page.compression == 1 or importlib.util.find_spec("imagecodecs"):
+            continue
+        if page.compression not in DEFLATE:
+            raise ValueError(f"its compression needs the package imagecodecs: {page.compression!r}; save it as deflate")
+        most = math.prod(page.chunks) * page.dtype.itemsize
+        for place, size in places:
+            unpacker = zlib.decompressobj()
+            unpacker.decompress(data[place : place + size], most + 1)
+            if len(unpacker.unconsumed_tail):
+                raise ValueError(f"a part of it decodes to more than {most:,} bytes")
 
 
 def _units(metadata: str) -> tuple[set[float], set[float]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.validation import text_of
+from tokenizers_zoo.limits import limits
+from tokenizers_zoo.validation import json_of
 
 Array = NDArray[Any]
 MOST_IDS = 65535  # the range of a 16-bit PNG
@@ -79,16 +80,22 @@ def told_once(masks: Sequence[Array]) -> list[Array]:
 
 
 def mask_of_runs(counts: str | Sequence[int], size: tuple[int, int]) -> Array:
-    """A mask, bool (height, width), of COCO's run lengths: zeros first, column by column, as numbers or as their text.
+    """A mask, bool (height, width), of COCO's run lengths, see `runs_of`."""
+    runs = runs_of(counts, size)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
+
+
+def runs_of(counts: str | Sequence[int], size: tuple[int, int]) -> list[int]:
+    """COCO's run lengths: zeros first, column by column, as numbers or as their text.
 
     Raises ValueError where they do not fill the size, or are below 0.
     """
-    runs = np.array(_numbers_of_text(counts) if isinstance(counts, str) else counts, dtype=np.int64)
-    if (runs < 0).any():
-        raise ValueError(f"run lengths: expected numbers of 0 and more, got {runs.min()}")
-    if runs.sum() != size[0] * size[1]:
-        raise ValueError(f"run lengths: expected {size[0] * size[1]} pixels ({size[0]} x {size[1]}), got {runs.sum()}")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
+    runs = _numbers_of_text(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
+        raise ValueError("run lengths: expected whole numbers of 0 and more")
+    if sum(runs) != size[0] * size[1]:
+        raise ValueError(f"run lengths: expected {size[0] * size[1]} pixels ({size[0]} x {size[1]}), got {sum(runs)}")
+    return runs
 
 
 def _numbers_of_text(text: str) -> list[int]:
@@ -98,6 +105,8 @@ def _numbers_of_text(text: str) -> list[int]:
         bits = ord(character) - 48
         number |= (bits & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("run lengths: a number of more than 12 characters")
         if not bits & 32:
             if bits & 16:
                 number -= 1 << shift
@@ -110,22 +119,37 @@ def map_of_annotations(data: bytes) -> Array:
     """A map of a JSON file as SAM writes it: `{"annotations": [...]}`, or the list, each with a `segmentation`.
 
     A segmentation is a table of `size` [height, width] and `counts`; where there is none, the table `image` says the
-    size by its `height` and `width`. Raises ValueError.
+    size by its `height` and `width`. Raises ValueError, and InvalidValueError above the limits.
     """
+    found = json_of(data)
     try:
-        found = json.loads(text_of(data))
         table = found if isinstance(found, dict) else {"annotations": found}
         runs = [entry["segmentation"] for entry in table["annotations"]]
         tables = [run["size"] for run in runs] or [[table["image"]["height"], table["image"]["width"]]]
         ((height, width),) = {(int(high), int(wide)) for high, wide in tables}
         counts = [run["counts"] for run in runs]
-    except (KeyError, TypeError, RecursionError, ValueError) as error:
+    except (KeyError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(
             'expected masks of one size, {"annotations": [{"segmentation": {"size": [height, width], "counts": ...}},'
             ' ...]}, or for no mask {"annotations": [], "image": {"height": ..., "width": ...}}; a polygon is no mask:'
             f" save run lengths (pycocotools.mask.encode); got {type(error).__name__}: {error}"
         ) from None
-    return map_of_masks([mask_of_runs(count, (height, width)) for count in counts], (height, width))
+    if min(height, width) < 1:
+        raise ValueError(f"expected masks of at least one pixel, got {height} x {width}")
+    limits().check("image_pixels", height * width, f"{height} x {width} pixels")
+    limits().check("masks", len(counts), f"{len(counts):,} masks")
+    letters = sum(len(count) for count in counts if isinstance(count, str))
+    limits().check("json_elements", letters, f"run lengths of {letters:,} characters")
+    masks = [runs_of(count, (height, width)) for count in counts]
+    areas = [sum(runs[1::2]) for runs in masks]
+    limits().check("array_elements", sum(areas), f"masks of {sum(areas):,} pixels together")
+    columns = np.zeros(height * width, np.int32)  # painted by runs, because full masks take long
+    for number, place in enumerate(sorted(filter(areas.__getitem__, range(len(areas))), key=lambda n: -areas[n]), 1):
+        end = 0
+        for zeros, ones in itertools.zip_longest(masks[place][::2], masks[place][1::2], fillvalue=0):
+            columns[end + zeros : end + zeros + ones] = number
+            end += zeros + ones
+    return np.ascontiguousarray(columns.reshape(width, height).T)
 
 
 def resized_mask(mask: Array, size: tuple[int, int]) -> Array:

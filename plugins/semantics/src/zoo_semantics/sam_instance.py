@@ -17,6 +17,7 @@ from tokenizers_zoo.families.images import crop_and_resize, png_bytes
 from tokenizers_zoo.families.object_tokens import BINS, Axis, Part, Spelling
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.spatial import published
+from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate
 from tokenizers_zoo.validation import array_bytes, array_of
@@ -225,6 +226,7 @@ class SamInstances(ObjectModality):
         if extension == "npy":
             value = array_of(data)
             if value.dtype == bool and value.ndim == 3 and min(value.shape[1:]):
+                limits().check("masks", len(value), f"{len(value):,} masks")
                 return map_of_masks(value, value.shape[1:])
             if not value.size:
                 raise ValueError(f"the array {value.shape} is empty")
@@ -234,7 +236,7 @@ class SamInstances(ObjectModality):
             raise ValueError(
                 f"expected integer ids (height, width) or bool masks (masks, height, width), got {value.dtype}"
             )
-        return value.astype(np.int32)
+        return value.astype(np.int32, copy=False)
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:

@@ -152,7 +152,7 @@ class Semseg(SpatialModality):
                 f"expected class ids 0 to {len(options.classes) - 1}, got {value.min()} to {value.max()}; name all"
                 " classes in the modality's table of registry.toml (classes = [...])"
             )
-        return value.astype(np.int64)
+        return value.astype(np.int64, copy=False)
 
     @hookimpl
     def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
