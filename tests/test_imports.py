@@ -244,6 +244,36 @@ HEAVY = {
 }  # fmt: skip
 
 
+UNCHECKED = {
+    "tokenizers_zoo/io.py": "owns the opening of files",
+    "tokenizers_zoo/cli/main.py": "/proc/loadavg",
+    "tokenizers_zoo/pipeline/engines.py": "the system's limits of processors",
+    "tokenizers_zoo/report/pictures.py": "read whole before, by own_file",
+    "zoo_backbone/train.py": "pictures that it has just written",
+    "zoo_geometry/pose_networks.py": "checked by PretrainedConfig.locate",
+    "zoo_photos/photos.py": "pictures in a wheel",
+}
+"""Files that read others without `open_regular`, which refuses pipes and devices; each needs a reason."""
+
+
+@pytest.mark.parametrize("package", packages())
+def test_files_are_opened_by_one_function(package: str) -> None:
+    found = []
+    for path in files(package):
+        place = f"{package}/{path.relative_to(packages()[package]).as_posix()}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or place in UNCHECKED:
+                continue
+            name, arguments = ast.unparse(node.func), [ast.unparse(one) for one in node.args]
+            mode = (arguments[1:2] or ["'r'"])[0]
+            opens = name == "open" and mode.startswith(("'r'", "'rb'")) and arguments[0] != "handle"
+            whole = (name.endswith(".read_bytes") and not arguments) or name.endswith(".read_text")
+            picture = name.endswith("Image.open") and not arguments[0].startswith("io.BytesIO")
+            if opens or whole or picture:
+                found.append(f"{place}:{node.lineno}: {ast.unparse(node)}")
+    assert not found, found
+
+
 def test_listing_modalities_imports_no_torch() -> None:
     """Run `import tokenizers_zoo`, import every plugin's module and read all specs in a fresh interpreter."""
     script = f"HEAVY = {HEAVY!r}\n{LISTING}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import io
+import os
 import shutil
 
 import pytest
@@ -75,6 +76,7 @@ def hostile() -> World:
     for name in ("data", "tokens", "run", "made", "files"):
         shutil.copytree(folder / name, folder / f"{name}{PATH}")
     (folder / f"caption{PATH}.txt").write_text(f"a {EVIL} ball", newline="")
+    os.mkfifo(folder / f"fifo{PATH}.npy")
     (folder / f"depth{PATH}.npy").write_bytes(b"no array")
     (folder / f"{PATH}.toml").write_text(f'[zoo]\nmodalities = ["{EVIL.encode("unicode_escape").decode()}"]')
     (folder / f"good{PATH}.toml").write_bytes((folder / "registry.toml").read_bytes())
@@ -88,7 +90,7 @@ def hostile() -> World:
     "data make folder newEVIL --set path=filesEVIL", "data make EVIL new", "data derive dataEVIL --modalities EVIL",
     "data derive dataEVIL --modalities rgb_patches", "tokenize dataEVIL --out tokensEVIL",
     "encode caption captionEVIL.txt", "encode caption captionEVIL.txt --out oneEVIL.json",
-    "encode depth depthEVIL.npy", "--debug encode depth depthEVIL.npy",
+    "encode depth depthEVIL.npy", "encode depth fifoEVIL.npy", "--debug encode depth depthEVIL.npy",
     "decode caption oneEVIL.json", "decode caption oneEVIL.json --out backEVIL",
     "report runEVIL", "doctor runEVIL", "compare runEVIL run", "backbone eval runEVIL --target EVIL",
     "backbone generate runEVIL --input caption=captionEVIL.txt --target depth --out newmadeEVIL",

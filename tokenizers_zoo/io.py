@@ -125,7 +125,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError), open(stale, "rb") as file:
+        with contextlib.suppress(OSError, ReadError), _open(stale) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(_beside(stale), ignore_errors=True)
             stale.unlink()

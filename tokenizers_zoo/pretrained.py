@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import ConfigError, ZooError, and_others, is_of_the_machine
-from tokenizers_zoo.io import file_digest
+from tokenizers_zoo.io import file_digest, open_regular, read_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,13 +135,15 @@ class PretrainedConfig:
     def _checked(self, folder: Path) -> Path:
         """Return the folder. Raises PretrainedError if files are missing."""
         for pattern in self.files:
+            for path in files_of(folder, pattern):
+                open_regular(path).close()
             if not files_of(folder, pattern):
                 pickled = "safetensors" in pattern and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
                 hint = " (pickles are never read: save it again with safe serialization)" if pickled else ""
                 raise PretrainedError(f"{self.model}: there is no {pattern} in it{hint}")
         for index in files_of(folder, "*.safetensors.index.json"):
             try:
-                wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                wanted = set(json.loads(read_regular(index) or b"")["weight_map"].values())
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 raise PretrainedError(
                     f"{self.model}: {index.name} is damaged: expected JSON with a table weight_map; copy it again"
@@ -266,7 +268,7 @@ class LabellerConfig(PretrainedConfig):
     def network(self) -> Any:
         """The network in eval mode on `device`. Raises PretrainedError if it is none of `architectures`."""
         try:
-            config = json.loads((self.locate() / "config.json").read_text(encoding="utf-8"))
+            config = json.loads(read_regular(self.locate() / "config.json") or b"")
             found = [str(name) for name in config.get("architectures") or ()]
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise PretrainedError(f"{self.model}: config.json cannot be read: {error}") from None

@@ -35,7 +35,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
 from tokenizers_zoo.errors import DataError, UnknownNameError
-from tokenizers_zoo.io import absolute_place, relative_place
+from tokenizers_zoo.io import absolute_place, read_regular, relative_place
 from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _stored(data: bytes) -> dict[str, Any] | None:
 
 def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
     """Return the tokens of one value. Raises DataError for another kind of file, modality or tokenizer."""
-    if (stored := _stored(file.read_bytes())) is None:
+    if (stored := _stored(read_regular(file) or b"")) is None:
         raise DataError(f"{file}: expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})")
     if stored["modality"] != handle.name:
         raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")

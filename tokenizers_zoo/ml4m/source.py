@@ -19,6 +19,7 @@ from tokenizers_zoo.io import (
     file_digest,
     json_text,
     metadata_of,
+    open_regular,
     read_json,
     read_table,
     replacing_file,
@@ -144,7 +145,7 @@ def opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_regular(path), safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -15,7 +15,7 @@ from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.config import TOML
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
-from tokenizers_zoo.io import read_lines, read_regular, read_table, replacing_file
+from tokenizers_zoo.io import open_regular, read_lines, read_regular, read_table, replacing_file
 from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, range_text, signed
 from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
@@ -198,7 +198,7 @@ def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(run / WEIGHTS, framework="np") as file:
+        with open_regular(run / WEIGHTS), safe_open(run / WEIGHTS, framework="np") as file:
             learnt = [key for key in file.keys() if not key.startswith(KEPT)]  # noqa: SIM118 - not a mapping
             parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
     except (SafetensorError, OSError) as error:

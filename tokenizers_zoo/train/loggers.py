@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
+from tokenizers_zoo.io import read_regular
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -85,8 +86,12 @@ class WeightsAndBiases(Logger):
             place.write_text(uuid4().hex[:16], encoding="utf-8")
         self.wandb = wandb
         self.run = wandb.init(
-            dir=str(folder / LOGS), name=title, config=dict(config), id=place.read_text("utf-8"), resume="allow"
-        )
+            dir=str(folder / LOGS),
+            name=title,
+            config=dict(config),
+            id=(read_regular(place) or b"").decode(),
+            resume="allow",
+        )  # fmt: skip
         # Their own step only grows, and a resumed training logs some steps again.
         self.run.define_metric("*", step_metric="step")
 

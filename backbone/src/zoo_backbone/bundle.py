@@ -31,7 +31,7 @@ from tokenizers_zoo.data.manifest import DATASET, Split, write_record
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ZooError
-from tokenizers_zoo.io import read_table, replacing_folder, write_table
+from tokenizers_zoo.io import read_regular, read_table, replacing_folder, write_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import check_empty
@@ -120,7 +120,7 @@ def _copy_tokenizer(handle: ModalityHandle, folder: Path, dtype: str) -> None:
             continue
         tensors, config = load_checkpoint(source)
         card = source / CARD
-        save_checkpoint(place, stored_as(tensors, dtype), config, card.read_text("utf-8") if card.is_file() else "")
+        save_checkpoint(place, stored_as(tensors, dtype), config, (read_regular(card) or b"").decode())
 
 
 def copy_samples(values: ValueStore, names: Sequence[str], out: Path, count: int) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.tokens import read_tokens
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.io import replacing_file, write_table
+from tokenizers_zoo.io import read_regular, replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.validation import describe
@@ -80,7 +80,7 @@ def generate_to_folder(
     }  # fmt: skip
     with RunFolder(out, GENERATION, identity, places).open(overwrite) as state:
         if state.finished is None:
-            done = set((out / DONE).read_text(encoding="utf-8").split("\n")[:-1]) if state.resuming else set()
+            done = set((read_regular(out / DONE) or b"").decode().split("\n")[:-1] if state.resuming else ())
             _generate_rows(model, request, out, scorer, done)
             _write_sheet(request, out)
             with replacing_file(out / PLAN) as temporary:

@@ -15,8 +15,8 @@ import tomli_w
 
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, count_of
-from tokenizers_zoo.io import difference, read_table, replacing_file, replacing_folder, write_table
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError, UnknownNameError, ZooError, count_of
+from tokenizers_zoo.io import difference, read_regular, read_table, replacing_file, replacing_folder, write_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, published_config, weights_digest
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
@@ -88,8 +88,8 @@ def sources(source: Path) -> tuple[list[Path], list[Path]]:
 def _is_text_tokenizer(path: Path) -> bool:
     """Return whether a JSON file was written by the tokenizers library."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        table = json.loads(read_regular(path) or b"")
+    except (ReadError, ValueError):
         return False
     return isinstance(table, dict) and {"added_tokens", "model"} <= set(table)
 
@@ -170,7 +170,7 @@ def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
     tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
     config = Settings(TEXT, vocabularies=tables["vocabularies"]).vocabulary(TEXT, VocabularyConfig)
     try:
-        vocabulary = TextVocabulary(config, published=path.read_text(encoding="utf-8"))
+        vocabulary = TextVocabulary(config, published=(read_regular(path) or b"").decode())
     except (CheckpointError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     if (folder / CONFIG).is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from tokenizers_zoo.data.samples import TEST, TRAIN, spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore, value_identity
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.io import open_regular
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.train.batches import permuted
@@ -215,8 +217,8 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
     Empty labels are skipped. Raises DataError for a bad table, and for a bad label in a numeric table.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+        with open_regular(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
             header = list(reader.fieldnames or ())
             if any(header.count(column) != 1 for column in COLUMNS):
                 raise DataError.expected(path, f"the header {','.join(COLUMNS)}", repr(",".join(header)))
