@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 from command_world import ROAD, Files, World, results, the_world
-from filelock import FileLock
+
+from tokenizers_zoo.run_folder import locked, replacing_folder
 
 STEPS = "--set steps=2 --set batch_size=4"
 SMALL = f"backbone train --tokens tokens --out small --modalities depth,rgb_patches --config backbone.toml {STEPS}"
@@ -90,10 +91,27 @@ def test_a_second_writer_is_refused(world: World, name: str) -> None:
     if command.own:
         (place / command.own).unlink()  # a finished run needs no lock
     words = f"{command.words} {command.other if command.overwrites else ''}"
-    with FileLock(place / ".lock"):
+    with locked(place):
         before = results(world.files())
         world(f"{words} --overwrite" if command.overwrites else words).refused("right now")
         assert results(world.files()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (f"{ROAD['vocabulary']} --overwrite", "tokenizers/text"),
+        ("data repair data", "data"),
+        ("retrieve eval run --out recall", "recall"),
+        ("backbone export run bundle", "bundle"),
+        ("export-onnx depth --format torch --out exported", "exported"),
+        ("transfer predict probe --out predicted", "predicted"),
+    ],
+)
+def test_a_second_writer_of_a_simple_folder_is_refused(world: World, words: str, folder: str) -> None:
+    place = world.folder / folder
+    with replacing_folder(place) if "export" in words else locked(place):
+        world(words).refused(f"{folder}: another process writes it right now")
 
 
 @pytest.mark.parametrize("name", NOT_ON_THE_ROAD)

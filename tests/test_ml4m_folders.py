@@ -30,6 +30,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.encoder import FourMEncoder
@@ -383,15 +384,15 @@ def test_a_killed_export_resumes_and_leaves_foreign_files(place: Place) -> None:
     source, back = place.put("", published(VARIANTS["gated"])), place.root / "back"
     place.imported()
     half = place.root / ".back.tmp"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
+    (half / "new").mkdir(parents=True)
+    (half / "new" / "model.safetensors").write_bytes(b"half")
     for folder in (back, place.root / "empty"):
         folder.mkdir()
         run(export_command, place.backbone, folder)
         assert files_in(folder) == files_in(source) and not half.exists()
     for _ in range(2):  # a checkpoint may consist of the weights file alone
         before = files_in(back)
-        with pytest.raises(CheckpointError, match="back: is there already; give a new or empty folder"):
+        with pytest.raises(FolderError, match="back: is there already; give a new or empty folder"):
             run(export_command, place.backbone, back)
         assert files_in(back) == before
         (back / "config.json").unlink(missing_ok=True)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import absolute_place, relative_place
-from tokenizers_zoo.run_folder import LOCK, RUN, TOKENIZER, FolderError, RunFolder, read_run, replacing
+from tokenizers_zoo.run_folder import (
+    LOCK,
+    RUN,
+    TOKENIZER,
+    FolderError,
+    RunFolder,
+    locked,
+    read_run,
+    replacing,
+    replacing_folder,
+)
 
 STATE = TOKENIZER.state
 SEED_0, SEED_1 = {"seed": 0, "data": {"train": [1, 2]}}, {"seed": 1, "data": {"train": [1, 3]}}
@@ -117,7 +131,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
     def fails(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(FileLock, "acquire", fails)
+    monkeypatch.setattr("fcntl.flock", fails)
     with pytest.raises(FolderError, match="cannot be locked"), run(tmp_path).open():
         pass
 
@@ -209,3 +223,65 @@ def test_a_kill_while_files_are_set_aside_loses_nothing(
             raise Killed
     assert finish(tmp_path).finished and names(tmp_path) == ["config.json", "model.safetensors", RUN]
     assert (tmp_path / "config.json").read_text() == "0"
+
+
+# ---------------------------------------------------------------- two writers
+
+PROCESSES, ROUNDS = 6, 60
+
+
+def take_turns(write: Callable[[Path, str], None], folder: Path, seed: int, results: Any) -> None:
+    """Write the folder many times, with short pauses, and report how often it was written, refused and failed."""
+    rng, found = random.Random(seed), Counter[str]()
+    for number in range(ROUNDS):
+        try:
+            write(folder, f"{seed}-{number}")
+            found["written"] += 1
+        except FolderError as error:
+            found["refused" if "another process writes it" in str(error) else str(error)] += 1
+        except Exception as error:
+            found[repr(error)] += 1
+        time.sleep(rng.choice([0, rng.uniform(0, 0.002)]))
+    results.put(found)
+
+
+def hold(folder: Path, name: str) -> None:
+    with locked(folder):
+        alone = folder.with_name("alone")
+        alone.touch(exist_ok=False)
+        alone.unlink()
+
+
+def replace(folder: Path, name: str) -> None:
+    with replacing_folder(folder, "record", overwrite=True) as new:
+        for file in ("record", "weights"):
+            (new / file).write_text(name)
+            time.sleep(0)
+
+
+@pytest.mark.parametrize("write", [hold, replace])
+def test_one_of_many_processes_writes_at_a_time(tmp_path: Path, write: Callable[[Path, str], None]) -> None:
+    """The lock file and the folder are removed by each writer, and made again by the next."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=take_turns, args=(write, tmp_path / "out", seed, results)) for seed in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
+    found = sum((results.get() for _ in processes), Counter[str]())
+    for process in processes:
+        process.join()
+    assert found.keys() == {"written", "refused"} and found.total() == PROCESSES * ROUNDS, found
+    assert set(os.listdir(tmp_path)) <= {"out"} and not (tmp_path / "out" / LOCK).exists()
+    if write is replace:
+        assert (tmp_path / "out/record").read_text() == (tmp_path / "out/weights").read_text()
+
+
+def test_the_old_folder_returns_after_a_kill_between_the_renames(tmp_path: Path) -> None:
+    out, beside = tmp_path / "out", tmp_path / ".out.tmp"
+    replace(beside / "old", "first")
+    told = "out: is there already; replace it with --overwrite"
+    with pytest.raises(FolderError, match=told), replacing_folder(out, "record"):
+        pass
+    assert (out / "weights").read_text() == "first" and not beside.exists()

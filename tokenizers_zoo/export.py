@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from tokenizers_zoo import __version__
 from tokenizers_zoo.errors import ConfigError, ZooError, is_of_the_machine
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.io import replacing_folder, write_table
-from tokenizers_zoo.run_folder import check_empty
+from tokenizers_zoo.io import write_table
+from tokenizers_zoo.run_folder import replacing_folder
 from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.validation import bounds
 
@@ -84,10 +84,9 @@ def export_networks(
     traced or if one computes something else than PyTorch.
     """
     check_library(format)
-    check_empty(out, RECORD, overwrite)
     files: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    with replacing_folder(out) as folder:
+    with replacing_folder(out, RECORD, overwrite) as folder:
         for network in networks:
             path = folder / f"{network.name}{FILES[format]}"
             try:

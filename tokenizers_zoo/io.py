@@ -222,27 +222,6 @@ def _beside(temporary: Path) -> Path:
     return temporary.with_name(f"{temporary.name}.d")
 
 
-@contextlib.contextmanager
-def replacing_folder(out: Path) -> Iterator[Path]:
-    """Yield a new temporary folder, which becomes `out`, or replaces it, if the block succeeds.
-
-    The temporary folder of a killed process is removed by the next call.
-    """
-    out = out.absolute()
-    temporary, old = (out.with_name(f".{out.name}.{ending}") for ending in ("tmp", "old"))
-    for stale in (temporary, old):
-        remove_folder(stale)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if out.is_dir():
-            os.replace(out, old)
-        os.replace(temporary, out)
-    finally:
-        for stale in (temporary, old):
-            remove_folder(stale)
-
-
 def remove_folder(folder: Path) -> None:
     """Remove a folder that may not be there."""
     shutil.rmtree(folder, ignore_errors=True)

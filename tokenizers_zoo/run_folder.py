@@ -8,14 +8,14 @@ and names the keys that differ.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, is_complete
 from tokenizers_zoo.errors import ZooError
@@ -187,12 +187,39 @@ def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not any(fnmatchcase(path.name, name) for name in hidden))
 
 
-def check_empty(folder: Path, record: str, overwrite: bool) -> None:
-    """Raise FolderError unless a folder is new or empty, or has the file `record` and may be overwritten."""
-    is_own = (folder / record).is_file()
-    if folder.exists() and any(folder.iterdir()) and not (overwrite and is_own):
-        advice = "replace it with --overwrite" if is_own else "give another folder"
-        raise FolderError(f"{folder}: is not empty; {advice}")
+@contextlib.contextmanager
+def replacing_folder(out: Path, record: str = "", overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new folder, which becomes `out` if the block succeeds; `out` is locked meanwhile.
+
+    Raises FolderError unless `out` is new or empty, or has the file `record` and may be overwritten.
+    """
+    place = out.absolute()
+    beside = place.with_name(f".{place.name}.tmp")
+    new, old = beside / "new", beside / "old"
+    with locked(out, beside=beside):
+        try:
+            _put_back(old, place)  # after a kill
+            if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+                is_own = bool(record) and (place / record).is_file()
+                if not (is_own and overwrite):
+                    advice = "replace it with --overwrite" if is_own else "give a new or empty folder"
+                    raise FolderError(f"{out}: is there already; {advice}")
+            remove_folder(new)
+            new.mkdir()
+            yield new
+            if place.exists():
+                os.replace(place, old)
+            os.replace(new, place)
+        finally:
+            _put_back(old, place)
+            remove_folder(new)
+
+
+def _put_back(old: Path, place: Path) -> None:
+    """Move the old folder back unless a new one has taken its place; then remove it."""
+    if old.exists() and not place.exists():
+        os.replace(old, place)
+    remove_folder(old)
 
 
 def check_replaceable(folder: Path, kind: RunKind) -> None:
@@ -222,34 +249,59 @@ def _is_own(path: Path, kind: RunKind) -> bool:
     return bool(children) and all(_is_own(child, kind) for child in children)
 
 
+_held = set[tuple[Path, int]]()
+"""Locks that this process holds: the lock file and the thread."""
+
+
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+def locked(folder: Path, *, wait: bool = False, beside: Path | None = None) -> Iterator[bool]:
     """Hold the lock of a folder, which is created; yield False if this thread holds it already.
 
-    Raises FolderError if another process or thread holds it, unless told to `wait`, or if the file system has no locks.
+    The lock file is in the folder, or in the temporary folder `beside` it; its holder removes it at the end. Raises
+    FolderError if another process or thread holds it, unless told to `wait`, or if the file system has no locks.
     """
-    is_new, lock_is_new = not folder.exists(), not (folder / LOCK).exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.resolve() / LOCK, timeout=-1 if wait else 0, is_singleton=True)
+    place = beside or folder
+    is_new = not place.exists()
+    path = place.resolve() / LOCK
+    if (path, threading.get_ident()) in _held:
+        yield False
+        return
     try:
-        lock.acquire()
-    except Timeout:
-        raise FolderError(f"{folder}: another process writes it right now; wait for its end, or stop it") from None
-    except (NotImplementedError, OSError) as error:
+        place.mkdir(parents=True, exist_ok=True)
+        file = _take(path, wait)
+    except OSError as error:
+        removed = isinstance(error, FileNotFoundError | FileExistsError) and not place.is_file()  # by its holder
+        if removed or isinstance(error, BlockingIOError):
+            raise FolderError(f"{folder}: another process writes it right now; wait for its end, or stop it") from None
         if disk_problem(error):
             raise
         raise FolderError(
             f"{folder}: cannot be locked ({error}); give a folder on a file system that supports locks"
         ) from None
+    _held.add((path, threading.get_ident()))
     try:
-        yield lock.lock_counter == 1
+        yield True
     finally:
-        if not wait and lock_is_new and not (folder / RUN).is_file() and not _set_aside(folder):  # nothing was started
-            (folder / LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                if is_new:
-                    folder.rmdir()
-        lock.release()
+        _held.discard((path, threading.get_ident()))
+        with contextlib.suppress(OSError):
+            path.unlink()
+            if is_new or beside:
+                place.rmdir()  # unless something was written
+        os.close(file)  # releases the lock
+
+
+def _take(path: Path, wait: bool) -> int:
+    """Open and lock a file and return its descriptor. Raises BlockingIOError if it is locked already."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # its holder removed it between the two calls: a lock on it would exclude nobody
 
 
 @contextlib.contextmanager

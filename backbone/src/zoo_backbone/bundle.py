@@ -31,10 +31,10 @@ from tokenizers_zoo.data.manifest import DATASET, Split, write_record
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ZooError
-from tokenizers_zoo.io import read_regular, read_table, replacing_folder, write_table
+from tokenizers_zoo.io import read_regular, read_table, write_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
-from tokenizers_zoo.run_folder import check_empty
+from tokenizers_zoo.run_folder import replacing_folder
 from zoo_backbone.checkpoint import CLASS, load_model, model_card
 from zoo_backbone.evaluate import FILE, FOLDER
 from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
@@ -60,13 +60,12 @@ def export_bundle(
     `dtype` is the type of stored weights, `samples` the number of held-out samples to include. The golden sample is
     computed on `device`. Raises FolderError if `out` holds anything, except a bundle with `overwrite`.
     """
-    check_empty(out, BUNDLE, overwrite)
-    tensors, config = load_checkpoint(run, CLASS)
-    model = load_model(run)
-    handles = [zoo[name] for name in model.layout.names]
-    for handle in handles:
-        model.check_tokenizer(handle)
-    with replacing_folder(out) as folder:
+    with replacing_folder(out, BUNDLE, overwrite) as folder:
+        tensors, config = load_checkpoint(run, CLASS)
+        model = load_model(run)
+        handles = [zoo[name] for name in model.layout.names]
+        for handle in handles:
+            model.check_tokenizer(handle)
         (folder / REGISTRY).write_text(tomli_w.dumps(registry_of(zoo, handles)), encoding="utf-8")
         for handle in handles:
             _copy_tokenizer(handle, folder, dtype)

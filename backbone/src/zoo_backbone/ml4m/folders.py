@@ -16,11 +16,11 @@ import tomli_w
 from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError, UnknownNameError, ZooError, count_of
-from tokenizers_zoo.io import difference, read_regular, read_table, replacing_file, replacing_folder, write_table
+from tokenizers_zoo.io import difference, read_regular, read_table, replacing_file, write_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, published_config, weights_digest
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
-from tokenizers_zoo.run_folder import RUN, locked
+from tokenizers_zoo.run_folder import RUN, locked, replacing_folder
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
@@ -342,21 +342,19 @@ def write_registry(path: Path, tables: dict[str, Any]) -> None:
 def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
     """Write a checkpoint, backbone or tokenizer, in its published format into a new or empty folder.
 
-    Raises CheckpointError.
+    Raises CheckpointError, and FolderError if `out` is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there already; give a new or empty folder")
-    config = load_config(source)
-    if config["class"] == CLASS:
-        published = export_backbone(source)
-    elif "modality" in config:
-        installed, name = Zoo.installed(), config["modality"]
-        if name not in installed:
-            hint = f"(that of {source}; install its plugin)"
-            raise UnknownNameError.of("modality", name, installed.names(), hint=hint)
-        published = installed[name].export_published(source)
-    else:
-        raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
     with replacing_folder(out) as folder:
+        config = load_config(source)
+        if config["class"] == CLASS:
+            published = export_backbone(source)
+        elif "modality" in config:
+            installed, name = Zoo.installed(), config["modality"]
+            if name not in installed:
+                hint = f"(that of {source}; install its plugin)"
+                raise UnknownNameError.of("modality", name, installed.names(), hint=hint)
+            published = installed[name].export_published(source)
+        else:
+            raise CheckpointError(f"{source}: holds a {config['class']}, which was not published by 4M")
         write_published(published, folder)
     return published

@@ -36,7 +36,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import difference, replacing_file
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.run_folder import FolderError, entries, read_run
+from tokenizers_zoo.run_folder import FolderError, entries, locked, read_run
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config, stored_specs
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
@@ -287,29 +287,30 @@ def predict_to_folder(
     prediction and label. Raises DataError for a key without inputs or label, FolderError if OUT is not empty.
     """
     task, target, values = probe.task, probe.target, stores.values
-    if entries(out):
-        raise FolderError(f"{out}: is not empty; give a new folder")
-    found = stores.samples(task, split)
-    places = spread(len(found), samples) if keys is None else [found.find(key) for key in keys]
-    chosen = [found.key(place) for place in places]
-    whole = None if target.kind == "classes" else task.whole
-    for key in chosen if whole is not None else ():
-        if problem := key_problem(key):
-            raise DataError(f"{stores.tokens / split}: sample {key!r}: {problem}; cannot be a file name")
-    predicted = probe.predict_samples(found, places)
-    truth = [task.truth(target, found.labels[place]) for place in places]
-    if whole is not None:
-        for key, value in zip(chosen, predicted, strict=True):
-            data, extension = whole.write(value)
-            with replacing_file(out / f"{key}.{extension}") as temporary:
-                temporary.write_bytes(data)
-    else:
-        with replacing_file(out / TABLE) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("key", "predicted", "true"), *zip(chosen, predicted, truth, strict=True)])
-    inputs = [name for name in probe.inputs if values is not None and name in values.modalities(split)]
-    rows = []
-    for place in spread(len(chosen), SHOWN):
-        cells = [shown(values, probe.zoo[name], split, chosen[place]) for name in inputs if values is not None]
-        rows.append([*cells, task.render(target, predicted[place]), task.render(target, truth[place])])
-    write_sheet(out / PICTURE, [*inputs, f"{task.title} predicted", f"true {task.title}"], rows)
+    with locked(out):
+        if entries(out):
+            raise FolderError(f"{out}: is not empty; give a new folder")
+        found = stores.samples(task, split)
+        places = spread(len(found), samples) if keys is None else [found.find(key) for key in keys]
+        chosen = [found.key(place) for place in places]
+        whole = None if target.kind == "classes" else task.whole
+        for key in chosen if whole is not None else ():
+            if problem := key_problem(key):
+                raise DataError(f"{stores.tokens / split}: sample {key!r}: {problem}; cannot be a file name")
+        predicted = probe.predict_samples(found, places)
+        truth = [task.truth(target, found.labels[place]) for place in places]
+        if whole is not None:
+            for key, value in zip(chosen, predicted, strict=True):
+                data, extension = whole.write(value)
+                with replacing_file(out / f"{key}.{extension}") as temporary:
+                    temporary.write_bytes(data)
+        else:
+            with replacing_file(out / TABLE) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([("key", "predicted", "true"), *zip(chosen, predicted, truth, strict=True)])
+        inputs = [name for name in probe.inputs if values is not None and name in values.modalities(split)]
+        rows = []
+        for place in spread(len(chosen), SHOWN):
+            cells = [shown(values, probe.zoo[name], split, chosen[place]) for name in inputs if values is not None]
+            rows.append([*cells, task.render(target, predicted[place]), task.render(target, truth[place])])
+        write_sheet(out / PICTURE, [*inputs, f"{task.title} predicted", f"true {task.title}"], rows)
     return chosen
