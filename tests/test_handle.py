@@ -279,6 +279,25 @@ def test_interrupted_download_is_reported_in_one_line(monkeypatch: pytest.Monkey
         resolve_folder("some/a")
 
 
+@pytest.mark.parametrize(("revision", "known"), [(None, False), (None, True), ("v1", True)])
+def test_the_commit_of_a_download_is_used_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, revision: str | None, known: bool
+) -> None:
+    asked = []
+
+    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        asked.append((name, revision, local_files_only))
+        if local_files_only and not known:
+            raise FileNotFoundError
+        assert not {"*", "*.bin", "*.pt", "*.py"} & set(allow_patterns)
+        return str(tmp_path / "snapshots" / ("c0ffee" if local_files_only else revision or "newest"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    folder = resolve_folder(f"some/a@{revision}" if revision else "some/a")
+    assert folder.name == ("c0ffee" if known else "newest")
+    assert asked == [("some/a", revision, True), ("some/a", "c0ffee" if known else revision, False)]
+
+
 def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map", {"        save_checkpoint(": "        (lambda *_: None)("})
     with pytest.raises(PluginError, match="train_tokenizer of plugin 'a_map'"):
@@ -336,7 +355,9 @@ def test_hub_id_is_not_reported_as_a_missing_folder(
 ) -> None:
     install_example("a_map")
     hub = only({"a_map": {"checkpoint": "somebody/a-tokenizer"}})["a_map"]
-    assert hub.has_tokenizer
+    assert hub.has_tokenizer and hub.files.hub_id == "somebody/a-tokenizer"
+    pinned = only({"a_map": {"checkpoint": "somebody/a-tokenizer@v1.0"}})["a_map"]
+    assert pinned.files.hub_id == "somebody/a-tokenizer@v1.0"
     assert only({"a_map": {"checkpoint": "somebody/a"}}, zoo={"checkpoints": "."})["a_map"].has_tokenizer
     for local in ("runs/a", "some/where/a", "./some/a", str(tmp_path / "a"), "some/my--a", "some/a.git"):
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local

@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+HUB_FILES = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "tokens/*")
+"""Files of tokenizers, backbones and bundles that are downloaded from the hub."""
 ORIGIN = "published"
 """Key of config.json for the origin of a checkpoint imported from 4M."""
 AGAIN = "copy this folder again, or make it anew in another"
@@ -190,17 +193,26 @@ def resolve_folder(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_dir():
         return path
-    if str(name_or_path).count("/") != 1 or path.is_absolute() or str(name_or_path).startswith("."):
-        raise CheckpointError(f"{name_or_path}: no such folder, and not a hub id (owner/name)")
+    if str(name_or_path).partition("@")[0].count("/") != 1 or path.is_absolute() or str(name_or_path).startswith("."):
+        raise CheckpointError(f"{name_or_path}: no such folder, and not a hub id (owner/name, owner/name@REVISION)")
     return hub_folder(str(name_or_path))
 
 
-def hub_folder(hub_id: str, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:
-    """Download a hub id, or its files that match one of `patterns`, and return its snapshot. Raises CheckpointError."""
+def hub_folder(hub_id: str, revision: str | None = None) -> Path:
+    """Return the snapshot of a hub id, `owner/name` or `owner/name@REVISION`, after downloading its HUB_FILES.
+
+    The hub's cache records the commit of a branch or tag when it is first downloaded. This commit is used from then on,
+    also when the branch has moved. Raises CheckpointError.
+    """
     from huggingface_hub import snapshot_download
 
+    name, _, pinned = hub_id.partition("@")
+    download = partial(snapshot_download, name, allow_patterns=list(HUB_FILES))
+    revision = revision or pinned or None
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns) if patterns else None))
+        with contextlib.suppress(OSError, ValueError):  # not in the cache
+            revision = Path(download(revision=revision, local_files_only=True)).name
+        return Path(download(revision=revision))
     except Exception as error:  # the hub's, its transport's and its file formats' errors have no class in common
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None

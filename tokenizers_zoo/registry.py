@@ -25,8 +25,8 @@ __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 
 TABLES = ("zoo", "vocabularies", "modalities", "limits")
 CHECKPOINTS = "runs/tokenizers"
-HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)"
-"""Names that the hub accepts as `owner/name`; everything else is a folder."""
+HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)(@[\w./-]+)?"
+"""Names that the hub accepts as `owner/name`, or with `@REVISION`; everything else is a folder."""
 CLOSE = "did you mean"
 INSTALL = "install its plugin (pip install zoo-..., or all: pip install 'tokenizers-zoo[all]')"
 
@@ -40,7 +40,8 @@ class InstanceConfig:
     enabled: bool = True
     """False: the instance is not listed, and a plugin without an enabled instance is never imported."""
     checkpoint: str = ""
-    """The tokenizer's folder, relative to registry.toml, or a hub id `owner/name`; empty means the default folder.
+    """The tokenizer's folder, relative to registry.toml, or a hub id: `owner/name`, or `owner/name@REVISION` with a
+    branch, tag or commit. Empty means the default folder.
 
     `owner/name` means a local folder if that contains a checkpoint; `./owner/name` always means a folder. `~` is your
     home.

@@ -80,7 +80,8 @@ class AnyToAny:
         """Load a trained model with its tokenizers.
 
         Args:
-            source: The folder of a run or bundle, the name of an installed bundle, or a hub id `owner/name`.
+            source: The folder of a run or bundle, the name of an installed bundle, or a hub id, `owner/name` or
+                `owner/name@REVISION`.
             zoo: The registry of the tokenizers; default: the registry of the training.
             device: A torch device, or "auto": the first of cuda, mps and cpu that this machine has.
             dtype: Type of the model's weights; tokenizers stay float32.

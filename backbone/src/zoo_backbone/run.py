@@ -21,8 +21,6 @@ BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
 BUNDLES = "tokenizers_zoo.bundles"
 """Entry-point group of installed bundles; each is a str or Path, the folder."""
-DOWNLOADED = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "tokens/*")
-"""Files of a bundle that are downloaded from the hub."""
 BACKBONE = RunKind(
     name="backbone",
     files=(WEIGHTS, CONFIG, CARD, "metrics.jsonl", "tensorboard", "logs", "last", "previews", "growth.json",
@@ -71,7 +69,8 @@ class Run:
 
 
 def find_run(source: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
-    """Return the folder of a run or bundle: a local folder, an installed bundle, or a hub id `owner/name`.
+    """Return the folder of a run or bundle: a local folder, an installed bundle, or a hub id, `owner/name` or
+    `owner/name@REVISION`.
 
     `revision` is a branch, tag or commit of a hub id. `sha256` is the fingerprint that the model must have. Raises
     CheckpointError if there is no such model, or a distribution that a bundle needs is not installed.
@@ -80,7 +79,7 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
     if not folder.is_dir() and str(source) in bundles.names:
         folder = Path(bundles[str(source)].load())
     elif not folder.is_dir() and re.fullmatch(HUB_ID, str(source)) and not folder.parent.is_dir():
-        folder = hub_folder(str(source), revision, DOWNLOADED)
+        folder = hub_folder(str(source), revision)
     elif not folder.is_dir():
         known = f"; installed bundles: {', '.join(sorted(bundles.names))}" if bundles else ""
         raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name){known}")

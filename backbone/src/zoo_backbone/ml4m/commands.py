@@ -42,7 +42,7 @@ def import_command(source: str, out: Path, name: str | None) -> None:
         raise CheckpointError(f"{path}: no such file")
     with disk_errors(out):
         folder = path if path.exists() else resolve_folder(source)
-        registry, told = import_folders(folder, out, name, None if path.exists() else path.name)
+        registry, told = import_folders(folder, out, name, None if path.exists() else path.name.partition("@")[0])
     table = plain_table("published", "here", "note")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for item in told:
