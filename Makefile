@@ -7,7 +7,7 @@ READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 TRY_READY := .venv/.ready-try
 
-.PHONY: try demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-faults test-lowest lint bench docs notebooks release \
+.PHONY: try demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-faults test-lowest audit lint bench docs notebooks release \
     showcase clean clean-runs
 
 $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -121,6 +121,12 @@ test-lowest: $(READY)
 	    --editable ".[dev,onnx,perceptual,wandb]" --editable "backbone[retrieval,serve,sklearn,transfer]" \
 	    $(foreach plugin,$(PLUGINS),--editable "plugins/$(or $(filter $(plugin)[%,$(LOWEST_EXTRAS)),$(plugin))")
 	.venv-lowest/bin/python -m pytest -m "not slow" --override-ini filterwarnings=default $(LOWEST)
+
+# Known vulnerabilities of the installed packages; asks pypi.org.
+audit: $(TEST_READY)
+	@.venv/bin/python -m pip install --quiet --editable ".[release]" 2>/dev/null \
+	    || { echo "make audit: cannot install pip-audit; it needs a connection to pypi.org"; exit 1; }
+	@.venv/bin/python tools/audit.py
 
 lint: $(TEST_READY)
 	ruff check --fix .
