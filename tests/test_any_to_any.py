@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -326,6 +327,14 @@ def test_a_bundle_that_computes_something_else_is_refused(bundle: Path, tmp_path
     write_table(changed / "bundle.json", record)
     with pytest.raises(CheckpointError, match="pip install zoo-nowhere"):
         AnyToAny.from_pretrained(changed)
+
+
+@pytest.mark.parametrize("name", ["registry.toml", "golden/depth.npy", "bundle.json", "config.json"])
+def test_a_changed_file_of_a_bundle_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    changed = shutil.copytree(bundle, tmp_path / "changed") / name
+    changed.write_bytes(changed.read_bytes().replace(b"e", b"f", 1))
+    with pytest.raises(CheckpointError, match=re.escape(str(changed))):
+        AnyToAny.from_pretrained(tmp_path / "changed")
 
 
 def test_parts_of_a_bundle() -> None:

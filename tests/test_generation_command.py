@@ -17,7 +17,7 @@ from command_world import World, the_world
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.io import read_table, write_table
 from zoo_backbone import generate_to_folder as outputs
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.generate import TargetPlan
@@ -277,8 +277,8 @@ def test_draws_are_written_best_first(world: World) -> None:
 def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, parts: tuple[str, ...]) -> None:
     (world.folder / "text.txt").write_text("a red ball")
     np.save(world.folder / "wide.npy", np.ones((3, 5), bool))
-    file = json.loads((world.folder / "made/test00/0/depth.tokens.json").read_text())
-    (world.folder / "short.tokens.json").write_text(json.dumps({**file, "tokens": file["tokens"][1:]}))
+    file = read_table(world.folder / "made/test00/0/depth.tokens.json")
+    write_table(world.folder / "short.tokens.json", {**file, "tokens": file["tokens"][1:]})
     world(f"{MAKE} {words}").refused(*parts)
     assert not (world.folder / "new").exists()
 

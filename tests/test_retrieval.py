@@ -437,11 +437,18 @@ def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_pa
     assert {pair["query"] for pair in measured} == {"light", "dark", "raw"}
 
 
+def flipped(path: Path) -> bytes:
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1
+    return bytes(data)
+
+
 def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) -> None:
     keys = read_table(index.folder / "keys.json")
     assert keys == {"keys": world.keys, "lacks": {name: [3, 7] if name == "letters" else [] for name in NAMES}}
     damages: list[tuple[str, bytes]] = [
-        ("together.faiss", b"IxF"), ("together.faiss", (index.folder / "of-letters.faiss").read_bytes()),
+        ("together.faiss", b"IxF"), ("together.faiss", flipped(index.folder / "together.faiss")),
+        ("together.faiss", (index.folder / "of-letters.faiss").read_bytes()),
         ("keys.json", b"{"), ("config.json", b'{"class": "Probe"}'), ("model.safetensors", b"x"),
         ("keys.json", table_text({"keys": world.keys, "lacks": {"light": [30]}}).encode()),
     ]  # fmt: skip

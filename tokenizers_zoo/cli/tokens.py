@@ -79,10 +79,10 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
     handle.check(value)
     text = token_text(handle, handle.encode([value], trusted=True)[0])
     if out is None:
-        echo(text)
+        echo(text.rstrip())
     else:
         with disk_errors(out), replacing_file(out) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
         echo(f"{name}: tokens in {out}")
 
 

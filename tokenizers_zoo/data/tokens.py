@@ -35,7 +35,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
 from tokenizers_zoo.errors import DataError, UnknownNameError
-from tokenizers_zoo.io import absolute_place, read_regular, relative_place
+from tokenizers_zoo.io import absolute_place, read_table, relative_place, table_text
 from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length
 
 if TYPE_CHECKING:
@@ -259,29 +259,20 @@ def samples_digest(columns: Mapping[str, TokenColumn], keys: Iterable[str] | Non
 
 
 def token_text(handle: ModalityHandle, tokens: Any) -> str:
-    """Return the JSON of one value's tokens."""
-    return json.dumps(
-        {"modality": handle.name, "fingerprint": handle.fingerprint, "tokens": np.asarray(tokens).tolist()}
-    )
+    """Return the record of one value's tokens, in one line."""
+    table = {"modality": handle.name, "fingerprint": handle.fingerprint, "tokens": np.asarray(tokens).tolist()}
+    return table_text(table, indent=None)
 
 
 def is_token_file(data: bytes) -> bool:
-    """Return True if these bytes are the JSON of a token file."""
-    return _stored(data) is not None
-
-
-def _stored(data: bytes) -> dict[str, Any] | None:
-    try:
-        stored = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return stored if isinstance(stored, dict) and set(TOKEN_FILE) <= set(stored) else None
+    """Return True if these bytes are a token file, perhaps a damaged one."""
+    return all(f'"{key}"'.encode() in data for key in TOKEN_FILE)
 
 
 def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
     """Return the tokens of one value. Raises DataError for another kind of file, modality or tokenizer."""
-    if (stored := _stored(read_regular(file) or b"")) is None:
-        raise DataError(f"{file}: expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})")
+    again = f"expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})"
+    stored = read_table(file, *TOKEN_FILE, remedy=again, error=DataError)
     if stored["modality"] != handle.name:
         raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")
     if not isinstance(stored["fingerprint"], str):

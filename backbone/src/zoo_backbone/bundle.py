@@ -3,7 +3,7 @@
     OUT/model.safetensors, config.json   the backbone
     OUT/registry.toml, tokenizers/       settings and tokenizers of its modalities
     OUT/run.json                         the record of a finished run, so that every command takes the folder as RUN
-    OUT/bundle.json                      the distributions that it needs, and the golden sample
+    OUT/bundle.json                      the distributions that it needs, the golden sample, sha256 sums of its files
     OUT/golden/<modality>.<ext>          a value of each modality
     OUT/samples/, tokens/                on request, some held-out samples, as values and as tokens
     OUT/README.md                        the model card, with evaluation results
@@ -31,7 +31,7 @@ from tokenizers_zoo.data.manifest import DATASET, Split, write_record
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, ZooError
-from tokenizers_zoo.io import read_regular, read_table, write_table
+from tokenizers_zoo.io import file_digest, read_regular, read_table, write_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import replacing_folder
@@ -85,7 +85,8 @@ def export_bundle(
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
         values = ValueStore(places.data) if places.data is not None and places.data.is_dir() else None
         golden = golden_sample(model, own, values, folder)
-        write_table(folder / BUNDLE, {"requires": requires, "golden": golden})
+        files = {name: file_digest(folder / name) for name in (REGISTRY, *golden["files"].values())}
+        write_table(folder / BUNDLE, {"requires": requires, "files": files, "golden": golden})
         (folder / CARD).write_text(card_of(model, run, out.absolute().name, requires), encoding="utf-8")
 
 
@@ -199,7 +200,10 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
     """
     if not (folder / BUNDLE).is_file():
         raise CheckpointError(f"{folder}: is no bundle; make one with zoo backbone export")
-    golden = read_table(folder / BUNDLE, "golden", "requires")["golden"]
+    record = read_table(folder / BUNDLE, "golden", "files")
+    golden = record["golden"]
+    if unverified := sorted(set(golden["files"].values()) - set(record["files"])):
+        raise CheckpointError(f"{folder / BUNDLE}: has no checksum of {unverified[0]}; export it again")
     found = _computed(folder, model, zoo, golden)
     shares = {
         f"{prefix}{name}": agreement(tokens, found[key][name])

@@ -380,7 +380,7 @@ class Sample:
         """Write folder/<modality>.<extension>, .tokens.json, and .png for values that are shown as pictures."""
         place, name = Path(folder), self.handle.name
         with replacing_file(place / f"{name}{TOKENS}") as temporary:
-            temporary.write_text(token_text(self.handle, self.tokens) + "\n", encoding="utf-8")
+            temporary.write_text(token_text(self.handle, self.tokens), encoding="utf-8")
         data, extension = self.handle.write(self.value)
         with replacing_file(place / f"{name}.{extension}") as temporary:
             temporary.write_bytes(data)

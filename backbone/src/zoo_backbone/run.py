@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, fingerprint, hub_fo
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.io import file_digest, read_table
 from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
 from tokenizers_zoo.run_folder import RUN, RunKind, read_run, write_run
 
@@ -86,10 +87,15 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
     if sha256 is not None and (found := fingerprint(folder)) != sha256:
         raise CheckpointError(f"{source}: the model has the fingerprint {found}, expected {sha256}")
     if (folder / BUNDLE).is_file():
-        requires = read_table(folder / BUNDLE, "requires")["requires"]
-        missing = [name for name in requires if not _is_installed(name)]
+        record = read_table(folder / BUNDLE, "requires", "files")
+        missing = [name for name in record["requires"] if not _is_installed(name)]
         if missing:
             raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {' '.join(missing)}")
+        for name, digest in record["files"].items():
+            if Path(name).is_absolute() or os.pardir in Path(name).parts:
+                raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
+            if not (folder / name).exists() or file_digest(folder / name) != digest:
+                raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
     return folder
 
 

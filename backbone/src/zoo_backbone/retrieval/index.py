@@ -1,6 +1,6 @@
 """Indexes: FAISS vectors of stored samples, per modality and of all modalities together.
 
-run.json            see `RunFolder`; "places" has the run
+run.json            see `RunFolder`; "places" has the run, "finished" the sha256 of the .faiss files
 config.json         the identity: "fingerprint" of the backbone, "split", "embedding", "search", "tokenizers",
                     "modalities" {name: number of vectors}, "samples": sha256 of keys and tokens
 model.safetensors   the space: `<modality>.mean` and `<modality>.projection`
@@ -26,7 +26,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, sa
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.io import read_table, replacing_file, write_table
+from tokenizers_zoo.io import file_digest, read_table, replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
@@ -44,7 +44,8 @@ INDEX = RunKind(
     state="space.json",
     results=(WEIGHTS, CONFIG, KEYS),
 )
-"""`space.json` marks that the space is fitted; complete `.faiss` files are reused when a build resumes."""
+"""`space.json` marks that the space is fitted, and has the sha256 of the complete `.faiss` files, which a build that
+resumes reuses."""
 LARGE = 100_000
 """Indexes of more samples are approximate by default."""
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
@@ -98,9 +99,9 @@ def build(
                         arrays[f"{name}.projection"] = space.projection
                 tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
                 save_checkpoint(out, tensors, {"class": CLASS, **identity}, _card(identity, len(samples)))
-                write_table(out / INDEX.state, {})
-            _write_vectors(out, embedder, samples, present, names, kind)
-            folder.finish(samples=len(samples))
+                write_table(out / INDEX.state, {"files": {}})
+            files = _write_vectors(out, embedder, samples, present, names, kind)
+            folder.finish(samples=len(samples), files=files)
     index = Index(out)
     for name in (TOGETHER, *index.names):
         index.open(name)
@@ -110,25 +111,35 @@ def build(
 def _write_vectors(
     out: Path, embedder: Embedder, samples: TokenData, present: npt.NDArray[np.bool_], names: Sequence[str],
     kind: Search,
-) -> None:  # fmt: skip
-    """Write keys and vectors, one modality after the other; complete files are kept."""
+) -> dict[str, str]:  # fmt: skip
+    """Write keys and vectors, one modality after the other, and return the sha256 of the .faiss files by name.
+
+    Complete files are kept.
+    """
+    files: dict[str, str] = read_table(out / INDEX.state, "files")["files"]
     together = np.zeros(0, np.float32)
     with progress_bar(f"embed {max(names, key=len)}", int(present.sum())) as advance:
         for name, has in zip(names, present.T, strict=True):
             path, places = out / file_of(name), np.flatnonzero(has)
             try:
-                vectors = np.asarray(read_vectors(path, len(places)).reconstruct_n(0, len(places)), np.float32)
+                vectors = np.asarray(
+                    read_vectors(path, len(places), files.get(path.name)).reconstruct_n(0, len(places)), np.float32
+                )
                 advance(len(places))
             except CheckpointError:
                 vectors = embedder.embed_stored(samples, name, places, partial(advance, title=f"embed {name}"))
                 write_vectors(path, vectors, kind)
+                files[path.name] = file_digest(path)
+                write_table(out / INDEX.state, {"files": files})
             if not len(together):
                 together = np.zeros((len(samples), vectors.shape[1]), np.float32)
             together[places] += vectors
             del vectors  # before the next modality is embedded
     write_vectors(out / file_of(TOGETHER), unit(together), kind)
+    files[file_of(TOGETHER)] = file_digest(out / file_of(TOGETHER))
     lacks = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, present.T, strict=True)}
     write_table(out / KEYS, {"keys": samples.sample_keys(), "lacks": lacks})
+    return files
 
 
 def new_index(vectors: Vectors, kind: Search) -> Any:
@@ -155,11 +166,18 @@ def write_vectors(path: Path, vectors: Vectors, kind: Search) -> None:
         faiss().serialize_index(new_index(vectors, kind)).tofile(temporary)
 
 
-def read_vectors(path: Path, count: int) -> Any:
+def read_vectors(path: Path, count: int, sha256: str | None) -> Any:
     """Read a FAISS index of `count` vectors. Raises CheckpointError if the file is missing or damaged."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file; {DAMAGED}")
+    if file_digest(path) != sha256:
+        raise CheckpointError(f"{path}: damaged: it has another checksum than when it was written; {DAMAGED}")
+    library = faiss()
+    if hasattr(library, "set_deserialization_vector_byte_limit"):  # since 1.14; a false length would exhaust memory
+        library.set_deserialization_vector_byte_limit(path.stat().st_size)
     try:
-        index = faiss().read_index(str(path))
-    except RuntimeError as error:
+        index = library.read_index(str(path))
+    except (RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path}: damaged ({str(error).splitlines()[0]}); {DAMAGED}") from None
     if index.ntotal != count:
         raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {count}; {DAMAGED}")
@@ -197,6 +215,7 @@ class Index:
         record = read_run(self.folder)
         if record is None or record["kind"] != INDEX.name or record["finished"] is None:
             raise CheckpointError(f"{folder}: no finished index; run zoo retrieve build RUN --out {folder}")
+        self._files: Mapping[str, str] = record["finished"]["files"]
         tensors, config = load_checkpoint(self.folder, CLASS)
         self.keys, self._lacks = _read_keys(self.folder / KEYS)
         self.run = run or Path(record["places"]["run"])
@@ -260,7 +279,8 @@ class Index:
     def open(self, find: str) -> Any:
         """Return the FAISS index of a modality. Raises CheckpointError if its file is damaged."""
         if find not in self._opened:
-            self._opened[find] = read_vectors(self.folder / file_of(find), self.size(find))
+            path = self.folder / file_of(find)
+            self._opened[find] = read_vectors(path, self.size(find), self._files.get(path.name))
         return self._opened[find]
 
 
