@@ -7,7 +7,7 @@ READY := .venv/.ready
 TEST_READY := .venv/.ready-test
 TRY_READY := .venv/.ready-try
 
-.PHONY: try demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-faults test-lowest audit lint bench docs notebooks release \
+.PHONY: try demo demo-long demo-photos demo-all demo-objects demo-terrain demo-bouncing test test-slow test-faults test-matrix audit lint bench docs notebooks release \
     showcase clean clean-runs
 
 $(READY): pyproject.toml backbone/pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -107,20 +107,24 @@ FAULTS ?= --json docs/faults.json
 test-faults: $(TEST_READY)
 	python tests/faults.py $(FAULTS)
 
-# Tests of all main parts with the oldest releases of direct dependencies that pyproject.toml allows, in .venv-lowest.
-# Their deprecation warnings are no errors. On Linux this downloads some GB of CUDA libraries with PyTorch.
-# Without the extras that need transformers: its release would replace the oldest ones of other packages.
-LOWEST := $(addprefix tests/test_,any_to_any.py audio.py data.py diffusion.py export.py handle.py hub_data.py loggers.py \
+# Tests of all main parts on Python 3.11 to 3.13, with the lowest and the highest releases of direct dependencies that
+# pyproject.toml allows, each in an environment .venv-VERSION-RESOLUTION of uv, which also finds or downloads Python.
+# make test-matrix-3.13-lowest runs one; make --keep-going test-matrix goes on after a failure. Deprecation warnings are
+# no errors here. On Linux this downloads some GB of CUDA libraries with PyTorch.
+# Without the extras that need transformers: its release would replace the lowest ones of other packages.
+MATRIX := $(foreach version,3.11 3.12 3.13,$(version)-lowest $(version)-highest)
+MATRIX_TESTS := $(addprefix tests/test_,any_to_any.py audio.py data.py diffusion.py export.py handle.py hub_data.py loggers.py \
     model.py motion.py quantizers.py registry.py report_log.py retrieval.py serve.py sklearn.py sources.py text.py \
     token_store.py training.py values.py)
-LOWEST_EXTRAS := audio[soundfile] hub-data[hf,http] motion[av]
-test-lowest: $(READY)
+MATRIX_EXTRAS := audio[soundfile] hub-data[hf,http] motion[av]
+test-matrix: $(addprefix test-matrix-,$(MATRIX))
+$(addprefix test-matrix-,$(MATRIX)): test-matrix-%: $(READY)
 	.venv/bin/python -m pip install --quiet "uv>=0.5"
-	.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv-lowest
-	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+	.venv/bin/uv venv --quiet --clear --python $(firstword $(subst -, ,$*)) .venv-$*
+	.venv/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(if $(filter %-lowest,$*),lowest-direct,highest) \
 	    --editable ".[dev,onnx,perceptual,wandb]" --editable "backbone[retrieval,serve,sklearn,transfer]" \
-	    $(foreach plugin,$(PLUGINS),--editable "plugins/$(or $(filter $(plugin)[%,$(LOWEST_EXTRAS)),$(plugin))")
-	.venv-lowest/bin/python -m pytest -m "not slow" --override-ini filterwarnings=default $(LOWEST)
+	    $(foreach plugin,$(PLUGINS),--editable "plugins/$(or $(filter $(plugin)[%,$(MATRIX_EXTRAS)),$(plugin))")
+	.venv-$*/bin/python -m pytest -m "not slow" --override-ini filterwarnings=default $(MATRIX_TESTS)
 
 # Known vulnerabilities of the installed packages; asks pypi.org.
 audit: $(TEST_READY)
@@ -142,7 +146,7 @@ release: $(READY)
 
 # Remove environments and tool caches. clean-runs also removes data and models, which take hours to make.
 clean:
-	rm -rf .venv .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 clean-runs:
 	rm -rf runs
