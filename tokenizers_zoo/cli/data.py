@@ -229,7 +229,7 @@ def data_info(data_dir: Path, as_json: bool) -> None:
         if row.missing:
             echo(f"{place}: {count_of(row.missing, 'shard')} missing or out of date; run what made it again")
         for reason in row.reasons:
-            echo(f"dropped: {place}/{reason}")
+            echo(f"dropped: {place}/{' '.join(reason.split())}")
         if row.dropped > len(row.reasons):
             echo(f"dropped: {place}: {row.dropped - len(row.reasons)} more")
 
