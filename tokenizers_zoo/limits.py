@@ -23,9 +23,9 @@ class Limits:
     image_pixels: int = 50_000_000
     """Pixels of a picture, or of one frame of a video."""
     frames: int = 20_000
-    """Frames of a video up to the last one that is needed."""
+    """Frames of a video that are decoded."""
     video_pixels: int = 500_000_000
-    """Pixels of all these frames together."""
+    """Pixels of all decoded frames of a video."""
     array_elements: int = 50_000_000
     """Numbers of an array, or of a video's value."""
     text_bytes: int = 8_388_608

@@ -174,10 +174,10 @@ def in_declared_width(spec: ValueSpec, value: Any) -> Any:
     wanted = np.dtype(spec.dtype)
     if wanted.kind == value.dtype.kind == "f":
         with np.errstate(over="ignore"):  # too large numbers become infinite and are refused
-            return value.astype(wanted)
+            return value.astype(wanted, copy=False)
     if wanted.kind in "iu" and value.dtype.kind in "iu":
         limits = np.iinfo(wanted)
-        return value.astype(wanted) if limits.min <= value.min() and value.max() <= limits.max else value
+        return value.astype(wanted, copy=False) if limits.min <= value.min() and value.max() <= limits.max else value
     return value
 
 

@@ -38,11 +38,11 @@ BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH = 258, 262, 322, 323
 SEGMENTS = (273, 279, 324, 325)
 """TIFF tags of the places and sizes of strips and tiles."""
 MOST_TAGS, MOST_PAGES, MOST_SEGMENTS = 4096, 1000, 400_000
-"""Of a TIFF file: tags that are looked at per page, pages, and places and sizes of strips and tiles."""
+"""Limits of a TIFF file: tags per page that are looked at, pages, and places and sizes of strips and tiles."""
 START_OF_SCAN = b"\xff\xda"
 """Marker in JPEG files; encoded pixels do not contain it."""
 MOST_SCANS = 64
-"""Scans of a progressive JPEG, each of which is decoded over the whole picture. Encoders write about 10."""
+"""Scans of a progressive JPEG; each is decoded over the whole picture. Encoders write about 10."""
 ORIENTATION = 0x0112
 """The EXIF orientation tag: 1 is upright, 2 to 8 are the other rotations and reflections."""
 HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -61,6 +61,8 @@ QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
 """Quantiles tried per pixel as constant baseline; for relative errors the best one is below the median."""
 SHARES_ON = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 """Shares of off pixels tried as constant baseline; with one half, rarely set pixels would all be off."""
+STRIP = 1 << 20
+"""Pixels that are converted at once."""
 PSNR_CEILING = 100.0
 """PSNR of two equal values, dB, for which the formula is infinite."""
 _PILLOW_LOCK = threading.RLock()
@@ -279,7 +281,7 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
         with _silent_about_tags():  # of TIFF files, they are read with the pixels
             image.load()
         image.info.update(_as_stored(image, data))
-        return upright(image)
+        return upright(image.copy() if image.format == "WEBP" else image)  # without the decoder and its canvases
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     except (EOFError, OSError) as error:
@@ -317,7 +319,7 @@ def check_directories(data: bytes) -> None:
         return
     place, number, entry = ("Q", "Q", "HHQQ") if big else ("I", "H", "HHII")
     pages, counted = 0, 0
-    with contextlib.suppress(struct.error):  # cut off, of which the reader tells more
+    with contextlib.suppress(struct.error):  # cut off: the reader reports it
         (at,) = struct.unpack_from(order + place, data, 8 if big else 4)
         while at:
             (entries,) = struct.unpack_from(order + number, data, at)
@@ -335,7 +337,7 @@ def check_directories(data: bytes) -> None:
 def bounded_pictures() -> Iterator[None]:
     """Let Pillow refuse pictures above the limit `image_pixels`, as it reads their headers. One thread at a time.
 
-    Raises InvalidValueError. Pillow's variable is the size from which it warns; it refuses twice as much.
+    Raises InvalidValueError. Pillow refuses twice the size at which it warns, which is its variable.
     """
     from PIL import Image
 
@@ -395,41 +397,55 @@ def _silent_about_tags() -> Iterator[None]:
 
 def read_rgb(data: bytes, extension: str) -> Array:
     """Read any image as float32 (3, height, width) in [0, 1]; transparent parts become white. Raises ValueError."""
-    image = opaque_picture(data, extension, "white")
-    if isinstance(image, np.ndarray):
-        return np.repeat(image, 3, axis=0)
-    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    del image  # before the larger array is made
-    return fractions(pixels.transpose(2, 0, 1))
+    value = opaque_picture(data, extension, "RGB", "white")
+    return np.repeat(value, 3, axis=0) if len(value) == 1 else value
 
 
 def read_grey(data: bytes, extension: str) -> Array:
     """Read any image as float32 (1, height, width) in [0, 1]; transparent parts become black. Raises ValueError."""
-    image = opaque_picture(data, extension, "black")
-    return image if isinstance(image, np.ndarray) else fractions(np.asarray(image.convert("L"))[None])
+    return opaque_picture(data, extension, "L", "black")
 
 
-def fractions(levels: Array) -> Array:
-    """Return 0 ... 255 as float32 in [0, 1], with few copies."""
-    value = levels.astype(np.float32, order="C")
-    value /= 255
-    return value
+def opaque_picture(data: bytes, extension: str, mode: str, ground: str) -> Array:
+    """Read an image as float32 (bands of `mode`, height, width) in [0, 1], over the background colour `ground`.
 
-
-def opaque_picture(data: bytes, extension: str, ground: str) -> PIL.Image.Image | Array:
-    """Read an image over the background colour `ground`; 16-bit images as float32 (1, height, width) in [0, 1].
-
-    Raises ValueError.
+    16-bit images have one band. Raises ValueError.
     """
     image = open_image(data, extension)
     if image.mode == "I" and not 256 <= np.asarray(image).max() <= 65535:
         raise ValueError("a picture of 32-bit integers has no range; save it as 8 or 16 bits")
     if image.mode in WHOLE_NUMBERS:
-        grey = np.clip(np.asarray(image, dtype=np.float32) / 65535, 0, 1)[None]
-        return 1 - grey if image.info[WHITE_IS_ZERO] else grey  # Pillow has turned those of 8 bits around
+        grey = np.array(image, dtype=np.float32)[None]
+        grey /= 65535
+        np.clip(grey, 0, 1, out=grey)
+        return np.subtract(1, grey, out=grey) if image.info[WHITE_IS_ZERO] else grey  # Pillow turns those of 8 bits
     if image.mode == "F":
         raise ValueError("a picture of floats has no range; save it as 8 or 16 bits")
-    return laid_over(image, ground)
+    return fractions(bands_of(image, mode, ground))
+
+
+def bands_of(image: PIL.Image.Image, mode: str, ground: str | None = None) -> Array:
+    """Return 8-bit bands as float32 (bands, height, width) of 0 ... 255, over a background colour `ground` if given.
+
+    Works in strips: Pillow's copies of a whole picture would need more memory than the result.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    rows = max(1, STRIP // width)
+    bands = np.empty((Image.getmodebands(mode), height, width), np.float32)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        levels = np.asarray((laid_over(strip, ground) if ground else strip).convert(mode))
+        bands[:, top : top + rows] = levels if levels.ndim == 2 else levels.transpose(2, 0, 1)
+    return bands
+
+
+def fractions(levels: Array) -> Array:
+    """Return 0 ... 255 as float32 in [0, 1]; floats are converted in place."""
+    value = levels.astype(np.float32, copy=False)
+    value /= 255
+    return value
 
 
 def laid_over(image: PIL.Image.Image, ground: str) -> PIL.Image.Image:

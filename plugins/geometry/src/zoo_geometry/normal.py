@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import crop_and_resize, open_image, read_array, rgb_image
+from tokenizers_zoo.families.images import bands_of, crop_and_resize, open_image, read_array, rgb_image
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 from zoo_geometry.body import FieldOfView, half_sizes
@@ -113,17 +113,17 @@ class Normal(SpatialModality):
             image = open_image(data, extension)
             if image.mode != "RGB":
                 raise ValueError(f"expected 8-bit RGB that codes x, y, z as (n + 1) / 2, got mode {image.mode}")
-            value = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+            value = bands_of(image, "RGB")
             value /= 127.5
             value -= 1
         if value.ndim != 3 or len(value) != 3:
             raise ValueError(f"expected (3, height, width), got {value.shape}")
         with np.errstate(over="ignore"):
             parts = np.array_split(value, 16, axis=1)  # squares of all at once would need as much memory again
-            off = np.abs(np.concatenate([np.linalg.norm(part, axis=0) for part in parts]) - 1)
-        if not off.max() <= UNIT_TOLERANCE:  # also where it is no number
-            count = int((~(off <= UNIT_TOLERANCE)).sum())
-            raise ValueError(f"expected unit vectors, got {count} of {off.size} pixels with another length")
+            unit = sum(int((np.abs(np.linalg.norm(part, axis=0) - 1) <= UNIT_TOLERANCE).sum()) for part in parts)
+        if unit < value[0].size:
+            count, size = value[0].size - unit, value[0].size
+            raise ValueError(f"expected unit vectors, got {count} of {size} pixels with another length")
         # Lengths stay as rounding left them: made exact, they would round to other bytes when written again.
         return value.astype(np.float32, copy=False)
 
