@@ -320,7 +320,9 @@ def test_damaged_tokens_and_data_sets(world: World) -> None:
 
 def test_unexpected_error_is_one_line_and_debug_shows_the_traceback(world: World) -> None:
     path = world.folder / "run/evaluation/evaluation.json"
-    write_table(path, read_table(path) | {"pairs": 3})
+    table = read_table(path)
+    table["galleries"][0]["rows"] = []  # fewer than its picture has
+    write_table(path, table)
     line = world("report run").refused("unexpected ", "--debug")
     assert ".py:" in line
     assert "Traceback" in world("--debug report run").complaint

@@ -455,12 +455,12 @@ def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> No
     """Only where the samples, values, settings and decoders are the same, and the evaluation is of these weights."""
 
     def write(name: str, skill: float, samples: int = 8, **changed: Any) -> Path:
-        pair = {"inputs": ["a", "b"], "target": "x", "samples": samples, "skill": skill}
+        pair = {"inputs": ["a", "b"], "target": "x", "samples": samples, "skill": skill, "score": {}}
         identity = {"settings": {"draws": 4}, "values": {"test/x": "1"}, "decoders": {"x": "1"}, "weights": "1" * 64}
         path = tmp_path / name / "evaluation" / "evaluation.json"
         path.parent.mkdir(parents=True)
         write_table(tmp_path / name / "config.json", {"class": "FourM", "weights_sha256": "1" * 64})
-        write_table(path, {"identity": {**identity, **changed}, "pairs": [pair]})
+        write_table(path, {"identity": {**identity, **changed}, "pairs": [pair], "galleries": []})
         return tmp_path / name
 
     before = write("before", 0.5)

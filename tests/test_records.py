@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,26 @@ def test_deep_nesting_is_refused_though_its_checksum_is_right(tmp_path: Path) ->
     write_table(tmp_path / "a.json", {"a": deep})
     with pytest.raises(CheckpointError, match="nested too deeply"):
         read_table(tmp_path / "a.json")
+
+
+SHAPE = {"names": [str], "score": {str: (float, None)}, "more?": {"a": int}, "start": ({"folder": str}, None)}
+SOUND: dict[str, Any] = {"names": ["x"], "score": {"m": 1, "n": None}, "start": None, "unknown": 3}
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    ({}, None), ({"names": []}, None), ({"more": {"a": 1}}, None), ({"start": {"folder": "x"}}, None),
+    ({"names": "x"}, "names: expected list, got \"x\""), ({"names": ["x", 3]}, r"names[1]: expected str, got 3"),
+    ({"score": []}, "score: expected dict, got []"), ({"score": {"m": "1"}}, "score.m: expected float, got \"1\""),
+    ({"score": {"m": True}}, "score.m: expected float, got true"), ({"more": {}}, "lacks more.a"),
+    ({"more": {"a": 1.5}}, "more.a: expected int, got 1.5"), ({"start": {"folder": 1}}, "start.folder: expected str"),
+])  # fmt: skip
+def test_shapes_of_records(tmp_path: Path, change: dict[str, Any], problem: str | None) -> None:
+    write_table(tmp_path / "a.json", SOUND | change)
+    if problem is None:
+        assert read_table(tmp_path / "a.json", SHAPE) == SOUND | change
+    else:
+        with pytest.raises(CheckpointError, match=re.escape(f"a.json: damaged: {problem}")):
+            read_table(tmp_path / "a.json", SHAPE)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])

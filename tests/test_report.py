@@ -84,6 +84,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     red, green, blue = plain("red"), plain("green"), plain("blue", 32, 16)
     metric = {"name": "main", "unit": "m", "higher_is_better": False, "meaning": "an error"}
     evaluation = {
+        "identity": {"settings": {}},
         "pairs": [pair(["rgb_patches"], "depth", 0.618), pair(["rgb_patches"], "caption", -0.25)],
         "galleries": [
             gallery(folder, ["rgb_patches"], "depth", [[red, green, green, blue], [green, red, red, blue]]),
@@ -234,7 +235,7 @@ def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
     config = read_table(folder / "config.json")
     write_table(folder / "config.json", {**config, "weights_sha256": "b" * 64})
     for weights, there in (("b", True), ("a", False)):
-        found = {**evaluation, "identity": {"weights": 64 * weights}}
+        found = {**evaluation, "identity": {"weights": 64 * weights, "settings": {}}}
         write_table(folder / "evaluation" / "evaluation.json", found)
         text = write_report(zoo, folder).read_text(encoding="utf-8")
         assert [part in text for part in ("skill score of 0.62", "truth", "3.21")] == [there, True, there]

@@ -316,7 +316,7 @@ def token_file(path: Path, tokens: Any, fingerprint: Any = "f" * 64) -> Path:
     return path
 
 
-@pytest.mark.parametrize("tokens", ["abc", ["1", "2"], [True, 1], [[1, 2], [3]], [1.5, 2], [10**30]])
+@pytest.mark.parametrize("tokens", [["1", "2"], [True, 1], [[1, 2], [3]], [1.5, 2], [10**30]])
 def test_a_token_file_holds_numbers(tmp_path: Path, tokens: Any) -> None:
     with pytest.raises(DataError, match=r"a.json: tokens: expected lists of ids"):
         read_tokens(handle_of(tmp_path, LAYOUTS["vector"]), token_file(tmp_path / "a.json", tokens))
@@ -329,7 +329,7 @@ def test_a_token_file_comes_back(tmp_path: Path) -> None:
     found = read_tokens(numbers, token_file(tmp_path / "a.json", [[1, 2.5]]))
     assert found.dtype == np.float32 and found.tolist() == [[1, 2.5]]
     assert read_tokens(ids, token_file(tmp_path / "a.json", [])).size == 0
-    with pytest.raises(DataError, match=r"a.json: fingerprint"):
+    with pytest.raises(DataError, match=r"a.json: damaged: fingerprint: expected str, got 12"):
         read_tokens(ids, token_file(tmp_path / "a.json", [1], 12))
     (tmp_path / "a.json").write_text("[1, 2]")
     with pytest.raises(DataError, match=r"a.json: .*expected the JSON that `zoo encode` writes"):

@@ -115,7 +115,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 def _has_weights(folder: Path, digest: str) -> bool:
     """Return whether the config in a folder records this sha256 of the weights."""
     with contextlib.suppress(CheckpointError):
-        return bool(read_table(folder / CONFIG, "weights_sha256")["weights_sha256"] == digest)
+        return bool(read_table(folder / CONFIG, {"weights_sha256": str})["weights_sha256"] == digest)
     return False
 
 
@@ -161,7 +161,7 @@ def load_config(folder: Path, expected_class: str | None = None, remedy: str = R
     """Return the config of a checkpoint folder. Raises CheckpointError as `load_checkpoint` does, with a `remedy`."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
-    config = read_table(folder / CONFIG, "class", remedy=remedy)
+    config = read_table(folder / CONFIG, {"class": str, "weights_sha256?": str}, remedy=remedy)
     if expected_class is not None and config["class"] != expected_class:
         raise CheckpointError(f"{folder}: holds a {config['class']}, expected a {expected_class}")
     return config

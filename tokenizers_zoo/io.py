@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from itertools import zip_longest
 from pathlib import Path
@@ -275,16 +275,23 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}; {remedy}") from None
 
 
-def read_table(path: Path, *keys: str, remedy: str = REMEDY, error: type[ZooError] = CheckpointError) -> dict[str, Any]:
-    """Read a record with these keys; return it without format and checksum. Raises `error`, ReadError."""
+def read_table(
+    path: Path, shape: Mapping[str, Any] | None = None, *, remedy: str = REMEDY,
+    error: type[ZooError] = CheckpointError,
+) -> dict[str, Any]:  # fmt: skip
+    """Read a record of a `shape`; return it without format and checksum. Raises `error`, ReadError.
+
+    See `shape_problem` for shapes.
+    """
     if (data := read_regular(path)) is None:
         raise error(f"{path}: no such file")
-    return parsed_table(data, path, *keys, remedy=remedy, error=error)
+    return parsed_table(data, path, shape, remedy=remedy, error=error)
 
 
 def parsed_table(
-    data: bytes, path: Path, *keys: str, remedy: str = REMEDY, error: type[ZooError] = CheckpointError
-) -> dict[str, Any]:
+    data: bytes, path: Path, shape: Mapping[str, Any] | None = None, *, remedy: str = REMEDY,
+    error: type[ZooError] = CheckpointError,
+) -> dict[str, Any]:  # fmt: skip
     """As `read_table`, for the bytes of the file at `path`."""
     if written := re.match(rb'\{\s*"format": (\d{1,9}),', data):
         check_format(path, int(written[1]), error)
@@ -295,7 +302,9 @@ def parsed_table(
         raise error(f"{path}: damaged: its checksum is not the checksum of its content; {remedy}")
     try:
         table = json.loads(data)
-        problem = _table_problem(table, keys)
+        problem = shape_problem(table, shape or {})
+        if not problem and _levels_exceed(table, DEEPEST_RECORD):
+            problem = f"is nested too deeply: {DEEPEST_RECORD} levels at most"
     except (ValueError, RecursionError) as reason:
         problem = f"cannot be read as JSON: {reason}"
     if problem:
@@ -312,18 +321,45 @@ def check_format(path: Path, written: int, error: type[ZooError] = CheckpointErr
         )
 
 
-def _table_problem(table: Any, keys: Sequence[str]) -> str | None:
-    """Return why a record cannot be used, or None."""
-    missing = [key for key in keys if key not in table] if isinstance(table, dict) else ["any table"]
-    if missing:
-        wanted = f"a table with {', '.join(keys)}" if keys else "a table"
-        return f"expected {wanted}, lacks {missing[0]}"
+def _levels_exceed(table: Any, most: int) -> bool:
+    """Return whether lists and tables are nested more than `most` levels deep."""
     level: list[Any] = [table]
-    for _ in range(DEEPEST_RECORD):
+    for _ in range(most):
         nested = (one.values() if isinstance(one, dict) else one for one in level)
         if not (level := [item for one in nested for item in one if isinstance(item, dict | list)]):
-            return None
-    return f"is nested too deeply: {DEEPEST_RECORD} levels at most"
+            return False
+    return True
+
+
+def shape_problem(value: Any, shape: Any, place: str = "") -> str | None:
+    """Return where a JSON value differs from a shape, as `pairs[0].target: expected str, got 3`, or None.
+
+    A shape is a type, where float includes int; None; a tuple of alternatives; `[shape of each item]`; `{str: shape of
+    each value}`; or a table of shapes by key. A key that ends in "?" may be absent, and other keys are not checked.
+    """
+    if isinstance(shape, tuple):
+        problems = [shape_problem(value, one, place) for one in shape]
+        return problems[0] if all(problems) else None
+    inner: Iterator[str | None] = iter(())
+    if isinstance(shape, list):
+        expected: Any = list
+        if isinstance(value, list):
+            inner = (shape_problem(item, shape[0], f"{place}[{number}]") for number, item in enumerate(value))
+    elif isinstance(shape, Mapping):
+        expected = dict
+        if isinstance(value, dict):
+            parts = dict.fromkeys(value, shape[str]) if str in shape else shape
+            dot = f"{place}." if place else ""
+            inner = (
+                shape_problem(value[name], part, f"{dot}{name}") if (name := key.removesuffix("?")) in value
+                else None if key.endswith("?") else f"lacks {dot}{key}"
+                for key, part in parts.items()
+            )  # fmt: skip
+    else:
+        expected = type(None) if shape is None else shape
+    if type(value) is not expected and not (expected is float and type(value) is int):
+        return f"{place or 'content'}: expected {expected.__name__}, got {json.dumps(value)[:SHORT]}"
+    return next(filter(None, inner), None)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ from tokenizers_zoo.io import (
 RUN, LOCK = "run.json", ".lock"
 REPLACED, MOVING = ".replaced", ".moving"
 """Subfolders with the old files: complete while a new run replaces them, and partly moved there or back."""
+RECORD = {"kind": str, "identity": dict, "places": {str: (str, None)}, "finished": (dict, None)}
+"""Shape of run.json."""
 MOST_KEYS = 3
 """Differing keys that an error lists."""
 
@@ -161,7 +163,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """Return the content of run.json, with absolute paths, or None without one. Raises CheckpointError if damaged."""
     if not (folder / RUN).is_file():
         return None
-    record = read_table(folder / RUN, "kind", "identity", "places", "finished", remedy="copy it again")
+    record = read_table(folder / RUN, RECORD, remedy="copy it again")
     is_relative = (os.curdir + os.sep, os.pardir + os.sep)
     places = {
         name: str(absolute_place(place, folder)) if isinstance(place, str) and place.startswith(is_relative) else place

@@ -119,7 +119,7 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
         elif row.split == TRAIN or row.modality not in found.modalities:
             found.modalities[row.modality] = f"{count_of(row.samples, f'{row.split} sample')}; {row.made_by}"
             found.samples = max(found.samples, row.samples)
-    for split in read_table(folder / "dataset.json", "splits")["splits"].values():
+    for split in read_table(folder / "dataset.json", {"splits": {str: {"source": dict}}})["splits"].values():
         size = split["source"].get("image_size")
         found.image_size = size if isinstance(size, int) else found.image_size
     return found

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 STORE = "store.json"
-TOKEN_FILE = ("modality", "fingerprint", "tokens")
-"""Keys of a token file, the tokens of one value as JSON; `fingerprint` is the tokenizer's."""
+TOKEN_FILE = {"modality": str, "fingerprint": str, "tokens": list}
+"""Shape of a token file, the tokens of one value as JSON; `fingerprint` is the tokenizer's."""
 UNFINISHED = "`zoo tokenize` did not finish; run it again"
 
 
@@ -272,15 +272,13 @@ def is_token_file(data: bytes) -> bool:
 def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
     """Return the tokens of one value. Raises DataError for another kind of file, modality or tokenizer."""
     again = f"expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})"
-    stored = read_table(file, *TOKEN_FILE, remedy=again, error=DataError)
+    stored = read_table(file, TOKEN_FILE, remedy=again, error=DataError)
     if stored["modality"] != handle.name:
         raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")
-    if not isinstance(stored["fingerprint"], str):
-        raise DataError(f"{file}: fingerprint: expected text, got {describe(stored['fingerprint'])}; encode again")
     handle.check_tokens_of(file, stored["fingerprint"], remedy="encode again, or use the old checkpoint")
     kinds, dtype = ((int, float), np.float32) if handle.spec.continuous else ((int,), np.int64)
     with contextlib.suppress(ValueError, OverflowError, RecursionError), np.errstate(over="ignore"):
-        if isinstance(stored["tokens"], list) and _consists_of(kinds, stored["tokens"]):
+        if _consists_of(kinds, stored["tokens"]):
             return np.asarray(stored["tokens"], dtype)
     expected = "numbers" if handle.spec.continuous else "ids"
     raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(stored['tokens'])}; encode again")

@@ -12,6 +12,7 @@ from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
 from tokenizers_zoo.io import read_lines, read_table
+from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pages import FOLDER, chart_of, flat, no_folder, registry_of, write_page
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.run_folder import read_run
@@ -49,7 +50,7 @@ class RunRecord:
 def record_of(path: Path) -> RunRecord:
     """Read the record of a finished run. Raises CheckpointError if `path` is none."""
     registry_of(path)
-    config = read_table(path / CONFIG, "specs", "fingerprints")
+    config = read_table(path / CONFIG, records.MODEL)
     kept = {key: value for key, value in config.items() if key in ("architecture", "model", "train", "start")}
     kept["modalities"] = ", ".join(spec["name"] for spec in config["specs"])
     kept["tokenizers"] = {name: fingerprint[:12] for name, fingerprint in config["fingerprints"].items()}
@@ -58,7 +59,7 @@ def record_of(path: Path) -> RunRecord:
     if not scores.is_file():
         problem = f"was not evaluated: zoo backbone eval {path}"
     else:
-        evaluation = read_table(scores, "identity", "pairs")
+        evaluation = read_table(scores, records.SCORES)
         if evaluation["identity"].get("weights") != config.get("weights_sha256"):
             problem = f"was evaluated with other weights: zoo backbone eval {path} --overwrite"
         else:

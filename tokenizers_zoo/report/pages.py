@@ -16,6 +16,7 @@ from tokenizers_zoo.config import TOML
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import open_regular, read_lines, read_regular, read_table, replacing_file
+from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, range_text, signed
 from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
@@ -99,11 +100,11 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
 
 def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     """Return the template's variables."""
-    config, record = read_table(run / CONFIG, "specs", "fingerprints"), read_run(run)
+    config, record = read_table(run / CONFIG, records.MODEL), read_run(run)
     places = record["places"] if record else {}
     names = [spec["name"] for spec in config["specs"]]
     scores = run / FOLDER / "evaluation.json"
-    evaluation = read_table(scores, "pairs", "galleries") if scores.is_file() else {}
+    evaluation = read_table(scores, records.SCORES) if scores.is_file() else {}
     left_out = bool(evaluation) and evaluation.get("identity", {}).get("weights") != config.get("weights_sha256")
     evaluation = {} if left_out else evaluation
     data = Path(places["data"]) if places.get("data") else None
@@ -148,7 +149,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
         "matrix": matrix,
         "start": config.get("start"),
-        "growth": read_table(run / GROWTH, "losses", "new", "skills") if (run / GROWTH).is_file() else None,
+        "growth": read_table(run / GROWTH, records.GROWTH) if (run / GROWTH).is_file() else None,
         "tokenizers": tokenizers,
         "problems": problems,
         "curves": _curves(read_lines(run / METRICS), names, pictures),

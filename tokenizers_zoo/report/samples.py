@@ -14,6 +14,7 @@ from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import read_regular, read_table
 from tokenizers_zoo.ml4m.source import known_fingerprint
+from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
 from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of
 
@@ -142,7 +143,7 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
     """
     if not (run / RECALL).is_file():
         return None
-    found = read_table(run / RECALL, "identity", "pairs", "mean", "galleries")
+    found = read_table(run / RECALL, records.RETRIEVAL)
     identity = found["identity"]
     another = identity.get("fingerprint") != known_fingerprint(run)
     if another or identity.get("split") in (None, TRAIN):

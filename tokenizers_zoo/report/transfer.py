@@ -8,19 +8,18 @@ from typing import Any
 
 from tokenizers_zoo.intervals import SPREAD, interval
 from tokenizers_zoo.io import read_table
+from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import read_run
 
 METRICS = "metrics.json"
 PROBES = f"transfer/*/{METRICS}"
-REQUIRED = "task", "inputs", "head", "tuning", "seed", "labels", "metrics", "settings", "backbone"
-"""Keys of a probe's metrics.json."""
 ORDER = "task", "inputs", "labels", "tuning", "head"
 """Keys that rows are sorted by."""
 
 
 def read_probe(folder: Path) -> dict[str, Any]:
     """Return the metrics.json of a probe, with the task as given as "text". Raises CheckpointError if damaged."""
-    metrics: dict[str, Any] = read_table(folder / METRICS, *REQUIRED)
+    metrics: dict[str, Any] = read_table(folder / METRICS, records.PROBE)
     record = read_run(folder)
     metrics["task"]["text"] = record["places"]["task"] if record else metrics["task"]["name"]
     return metrics

@@ -34,6 +34,7 @@ from tokenizers_zoo.errors import CheckpointError, ZooError
 from tokenizers_zoo.io import file_digest, read_regular, read_table, write_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
+from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import replacing_folder
 from zoo_backbone.checkpoint import CLASS, load_model, model_card
 from zoo_backbone.evaluate import FILE, FOLDER
@@ -41,7 +42,7 @@ from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 from zoo_backbone.model import FourM
-from zoo_backbone.run import BUNDLE, Run
+from zoo_backbone.run import BUNDLE, BUNDLE_RECORD, Run
 
 REGISTRY, TOKENIZERS, GOLDEN = "registry.toml", "tokenizers", "golden"
 SAMPLES, TOKENS = "samples", "tokens"
@@ -200,7 +201,7 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
     """
     if not (folder / BUNDLE).is_file():
         raise CheckpointError(f"{folder}: is no bundle; make one with zoo backbone export")
-    record = read_table(folder / BUNDLE, "golden", "files")
+    record = read_table(folder / BUNDLE, BUNDLE_RECORD)
     golden = record["golden"]
     if unverified := sorted(set(golden["files"].values()) - set(record["files"])):
         raise CheckpointError(f"{folder / BUNDLE}: has no checksum of {unverified[0]}; export it again")
@@ -256,7 +257,7 @@ def _evaluated(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Yield the scored pairs of a run's evaluation, each with the names of its metrics, the main one first."""
     file = run / FOLDER / FILE
     if file.is_file():
-        result = read_table(file, "pairs", "modalities")
+        result = read_table(file, {**records.SCORES, "modalities": {str: {"metrics": [records.METRIC]}}})
         for pair in result["pairs"]:
             names = [metric["name"] for metric in result["modalities"][pair["target"]]["metrics"]]
             if pair["score"].get(names[0]) is not None:

@@ -145,7 +145,7 @@ def _load(
     tensors, config = load_checkpoint(folder, CLASS)
     try:
         stored, shape = stored_specs(config), model_config(config)
-    except (KeyError, TypeError, ValueError, ZooError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZooError) as error:
         raise CheckpointError(f"{folder}: config.json does not describe a backbone: {error}") from None
     with loading():
         whole, specs = specs is None, stored if specs is None else specs

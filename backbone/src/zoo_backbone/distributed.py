@@ -33,6 +33,8 @@ from zoo_backbone.run import BACKBONE
 TIMEOUT = timedelta(hours=2)
 """Processes wait this long for the first one, which reads and hashes inputs and writes results alone."""
 ANEW = "remove it to start again"
+RECORD = {"files": {str: str}, "processes": int}
+"""Shape of the checksums of a training state."""
 
 
 class Ranks:
@@ -196,7 +198,7 @@ class TrainingState:
         """Raise CheckpointError, in all processes, unless all files have their checksums."""
         problem: ZooError | None = None
         try:
-            records = [read_table(file, "files", "processes", remedy=ANEW) for file in path.glob("checksums-*.json")]
+            records = [read_table(file, RECORD, remedy=ANEW) for file in path.glob("checksums-*.json")]
             written = {name: digest for record in records for name, digest in record["files"].items()}
             complete = written.keys() == {file.name for file in path.glob("*.safetensors")}
             if not records or not complete or records[0]["processes"] != len(records):

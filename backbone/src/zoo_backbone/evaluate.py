@@ -51,6 +51,7 @@ from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RunFolder, RunKind, locked
 from tokenizers_zoo.spec import layout_to_json
 from zoo_backbone.checkpoint import load_model
@@ -106,7 +107,7 @@ class _Evaluation:
     def __init__(self, folder: Path, data: EvaluationData) -> None:
         self.folder, self.data, self.config = folder, data, data.config
         found = next((folder / name for name in (UNFINISHED, FILE) if (folder / name).is_file()), None)
-        earlier = {} if found is None else read_table(found, "identity", "pairs", "galleries")
+        earlier = {} if found is None else read_table(found, records.SCORES)
         self.result: dict[str, Any] = {"pairs": [], "galleries": [], "unreadable": {}, "seconds": 0.0, **earlier}
         self.result |= {
             "identity": data.identity(),

@@ -17,6 +17,7 @@ from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length
@@ -359,7 +360,7 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
 def _measured(folder: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Return the skill scores of a backbone by pair and number of samples, and digests of what they depend on."""
     path = folder / FOLDER / EVALUATION
-    table = read_table(path, "pairs", "identity") if path.is_file() else {}
+    table = read_table(path, records.SCORES) if path.is_file() else {}
     identity = table.get("identity", {})
     if not table or identity.get("weights") != load_config(folder, CLASS).get("weights_sha256"):
         return {}, {}

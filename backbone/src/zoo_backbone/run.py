@@ -16,10 +16,16 @@ from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
 from tokenizers_zoo.io import file_digest, read_table
 from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
+from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RUN, RunKind, read_run, write_run
 
 BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
+BUNDLE_RECORD = {
+    "requires": {str: str}, "files": {str: str},
+    "golden": {"files": {str: str}, "input": str, "tokens": {str: list}, "predicted": {str: list}},
+}  # fmt: skip
+"""Its shape."""
 BUNDLES = "tokenizers_zoo.bundles"
 """Entry-point group of installed bundles; each is a str or Path, the folder."""
 BACKBONE = RunKind(
@@ -87,7 +93,7 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
     if sha256 is not None and (found := fingerprint(folder)) != sha256:
         raise CheckpointError(f"{source}: the model has the fingerprint {found}, expected {sha256}")
     if (folder / BUNDLE).is_file():
-        record = read_table(folder / BUNDLE, "requires", "files")
+        record = read_table(folder / BUNDLE, BUNDLE_RECORD)
         missing = [name for name in record["requires"] if not _is_installed(name)]
         if missing:
             raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {' '.join(missing)}")
@@ -138,7 +144,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
         if (folder / RUN).is_file():
             raise CheckpointError(f"{folder}: its training has not come to its end; the command that began it goes on")
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
-    return read_table(folder / CONFIG, "specs", "fingerprints", "weights_sha256")
+    return read_table(folder / CONFIG, {**records.MODEL, "weights_sha256": str})
 
 
 # --- tokenizers

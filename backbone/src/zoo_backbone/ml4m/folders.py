@@ -322,7 +322,7 @@ def check_same(folder: Path, there: Path, origin: str) -> None:
         raise CheckpointError(f"{there}: holds a {config['class']} that was not imported; give another OUT")
     other = difference(config[origin]["config"], published_config(folder), CONFIG)
     if not other and (there / SOURCE).is_file():
-        kept = read_table(there / SOURCE, "sha256")["sha256"]
+        kept = read_table(there / SOURCE, {"sha256": str})["sha256"]
         other = "" if kept == weights_digest(folder) else "the weights differ"
     if other:
         raise CheckpointError(f"{there}: holds another published checkpoint than {folder} ({other}); give another OUT")

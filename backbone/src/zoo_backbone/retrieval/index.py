@@ -26,7 +26,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, sa
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.io import file_digest, read_table, replacing_file, write_table
+from tokenizers_zoo.io import file_digest, read_table, replacing_file, shape_problem, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
@@ -51,6 +51,11 @@ LARGE = 100_000
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
 """HNSW (arXiv 1603.09320): links per vector, candidates while building, and least candidates while searching."""
 DAMAGED = "build it again with --overwrite"
+SHAPE = {
+    "fingerprint": str, "split": str, "search": str, "embedding": dict, "tokenizers": {str: str},
+    "modalities": {str: int},
+}  # fmt: skip
+"""Shape of config.json."""
 
 
 def faiss() -> Any:
@@ -116,7 +121,7 @@ def _write_vectors(
 
     Complete files are kept.
     """
-    files: dict[str, str] = read_table(out / INDEX.state, "files")["files"]
+    files: dict[str, str] = read_table(out / INDEX.state, {"files": {str: str}})["files"]
     together = np.zeros(0, np.float32)
     with progress_bar(f"embed {max(names, key=len)}", int(present.sum())) as advance:
         for name, has in zip(names, present.T, strict=True):
@@ -215,10 +220,12 @@ class Index:
         record = read_run(self.folder)
         if record is None or record["kind"] != INDEX.name or record["finished"] is None:
             raise CheckpointError(f"{folder}: no finished index; run zoo retrieve build RUN --out {folder}")
-        self._files: Mapping[str, str] = record["finished"]["files"]
         tensors, config = load_checkpoint(self.folder, CLASS)
+        if problem := shape_problem(config, SHAPE) or shape_problem(record, {"finished": {"files": {str: str}}}):
+            raise CheckpointError(f"{self.folder}: damaged: {problem}; {DAMAGED}")
+        self._files: Mapping[str, str] = record["finished"]["files"]
         self.keys, self._lacks = _read_keys(self.folder / KEYS)
-        self.run = run or Path(record["places"]["run"])
+        self.run = run or Path(record["places"].get("run") or "nowhere")
         if not self.run.is_dir():
             raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
         self.embedding = from_mapping(EmbeddingConfig, config["embedding"])
@@ -301,7 +308,7 @@ def _spaces(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Affin
 
 def _read_keys(path: Path) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]:
     """Return all keys, and the numbers of the samples that lack each modality. Raises CheckpointError."""
-    table = read_table(path, "keys", "lacks")
+    table = read_table(path, {"keys": [str], "lacks": {str: [int]}})
     lacks = {name: np.array(numbers, np.int64) for name, numbers in table["lacks"].items()}
     for name, numbers in lacks.items():
         if numbers.size and not ((np.diff(numbers) > 0).all() and numbers[0] >= 0 and numbers[-1] < len(table["keys"])):
