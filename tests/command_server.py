@@ -94,12 +94,16 @@ def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any
 
 
 def processes_of(session: int) -> list[int]:
-    """Return the processes of a session, without the helper of multiprocessing that ends on its own."""
-    found = []
+    """Return the processes of a session that run a program of their own.
+
+    Left out are the helper of multiprocessing that ends on its own, and processes that have just been forked.
+    """
+    found, forked = [], Path("/proc/self/cmdline").read_bytes()
     for path in Path("/proc").glob("[0-9]*"):
         try:
             state, _, _, owner = (path / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(owner) == session and state != "Z" and b"resource_tracker" not in (path / "cmdline").read_bytes():
+            words = (path / "cmdline").read_bytes()
+            if int(owner) == session and state != "Z" and words != forked and b"resource_tracker" not in words:
                 found.append(int(path.name))
         except OSError:
             pass  # it has ended
@@ -124,7 +128,7 @@ def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
             if mishap["event"] == "kill":
                 victims = [child]
             elif mishap["event"] == "kill worker":
-                workers = [process for process in processes_of(child) if process != child]
+                workers = processes_of(child)
                 victims = workers[mishap["which"] % len(workers) :][:1] if workers else []
             else:
                 victims = []

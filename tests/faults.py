@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ OTHERS = {
 """Options that make it another result."""
 WITH_WORKERS = ("make", "derive", "pipeline", "tokenize")
 GROWING = ("run.json", "metrics.jsonl", "evaluation.json", "/training_state", "unfinished.json", "done.txt",
-           "space.json", "registry.toml", "all/")  # fmt: skip
+           "space.json", "registry.toml", "all/", "imported/backbone/config.json")  # fmt: skip
 """Files that a stage writes in parts or repeatedly while it runs."""
 SHARD = 8
 """Samples per shard."""
@@ -179,7 +180,7 @@ FORMATS = (
            readers="report new,compare,report all"),
     Format(name="evaluations", files="run/evaluation/*.json", readers="report new,compare,eval,export new"),
     Format(name="pictures of a report", files="run/evaluation/gallery/*.png tokenizers/depth/samples/*.png",
-           readers="report new"),
+           readers="report new", foreign=True),
     Format(name="state of a tokenizer", files="tokenizers/depth/training_state.safetensors tokenizers/depth/run.json",
            readers="train", begun="train"),
     Format(name="state of a backbone", files="run/training_state* run/run.json run/config.json",
@@ -272,7 +273,7 @@ class Faults:
     def check_again(self, stage: str) -> None:
         """The same command ends, with the results of a run without a fault."""
         again = self.run(PATH[stage])
-        if again.code:
+        if again.code and not re.search("is there already|is not empty", again.complaint):  # or it was finished
             raise Fault(f"the same command: {_last(again.complaint)}")
         self.check_results(stage)
 
@@ -364,6 +365,13 @@ class Faults:
             self.usual[begun, reader] = ended, results(self.world.files())
         return self.usual[begun, reader]
 
+    def prints(self, begun: str, reader: str, printed: str) -> bool:
+        """Return whether a reader prints this for whole files; some print times."""
+        if (usual := self.without_fault(begun, reader)[0].printed) == printed:
+            return True
+        self.world.put_back(self.base(begun))
+        return without_numbers(usual) == without_numbers(printed) and self.run(READERS[reader]).printed != usual
+
     def damage(self, begun: str, file: str, change: str, reader: str) -> str:
         """Change a file without changing its times, and run a command that reads it.
 
@@ -385,8 +393,14 @@ class Faults:
             return "refused"
         left = results(self.world.files())
         differs = [name for name in left.keys() | files.keys() if name != file and left.get(name) != files.get(name)]
-        if not differs and without_times(ended.printed) == without_times(usual.printed):
+        if not differs and left.get(file) == files.get(file) and base[file] == self.world.files().get(file):
+            return "made again"
+        if not differs and self.prints(begun, reader, ended.printed):
             return "no difference"
+        shown = [self.folder / name for name in differs if left.get(name) and b"<html" in self.world.files()[name][:99]]
+        for text in (ended.complaint, ended.printed, *(path.read_text() for path in shown)):
+            if re.search(rf"(problem|damaged).*{re.escape(file)}|{re.escape(file)}.*(problem|damaged)", text):
+                return "told, and left out"
         kind = next(kind for kind in FORMATS if kind.begun == begun and _has(kind, file))
         if kind.foreign:
             return "taken as another input"
@@ -545,9 +559,8 @@ class Faults:
         return outcome
 
 
-def without_times(text: str) -> str:
-    """Return the output of a command without durations."""
-    return re.sub(r"\b[\d.]+ (s|ms|min)\b", "", text)
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d.,]*", "", text)
 
 
 def changed(data: bytes, change: str, files: Files) -> bytes:
@@ -595,8 +608,9 @@ def _differs(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str
 
 
 def _errors(ended: Ended) -> list[str]:
-    """Return the lines of errors: "unexpected" ones, which Ended.refused does not know, included."""
-    return [line for line in ended.complaint.splitlines() if line.startswith("error: ")]
+    """Return the lines of errors; the last one of `zoo run` says which of its commands failed."""
+    lines = [line for line in ended.complaint.splitlines() if line.startswith(("error: ", "stopped: "))]
+    return lines[-1:] if lines and lines[-1].startswith("stopped: ") else lines
 
 
 def _last(text: str) -> str:
@@ -682,7 +696,7 @@ def damages(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
     for number in range(count):
         kind = formats[number % len(formats)]
         files = faults.base(kind.begun)
-        file = rng.choice([name for name in files if _has(kind, name)])
+        file = rng.choice([name for name in files if _has(kind, name) and not name.endswith("/.lock")])
         same = [name for name in files if _has(kind, name) and files[name] != files[file]
                 and Path(name).suffix == Path(file).suffix]  # fmt: skip
         names = [name for name in kind.readers.split(",") if not absent & {*re.split(r"[ /]", READERS[name])}]
@@ -731,6 +745,9 @@ def run_cases(faults: Faults, cases: Iterator[str], tell: Callable[[str], None])
         except Fault as fault:
             outcome, problem = "FAILED", str(fault)
             tell(f'FAILED --case "{case}": {problem}')
+        except Exception as error:  # a mistake of this program: the other cases go on
+            outcome, problem = "FAILED", f"{type(error).__name__}: {error}"
+            tell(f'FAILED --case "{case}": {traceback.format_exc()}')
         done.append({"case": case, "outcome": outcome, "problem": problem, "seconds": time.monotonic() - start})
         if len(done) % 50 == 0:
             tell(f"{len(done)} cases, {sum(bool(each['problem']) for each in done)} failed")
@@ -765,6 +782,15 @@ def summary(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for name, found in rows.items()]  # fmt: skip
 
 
+def corrected(rows: list[dict[str, Any]], again: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the counts of all cases after the failed ones were run again."""
+    new = {row["fault"]: Counter(row["outcomes"]) for row in again}
+    for row in rows:
+        row["outcomes"].pop("FAILED", None)
+        row["outcomes"] = dict(sorted((Counter(row["outcomes"]) + new.get(row["fault"], Counter())).items()))
+    return rows
+
+
 def main() -> None:
     """Run the faults of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -775,6 +801,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", default=[], help="run this case only; repeatable")
     parser.add_argument("--only", default="", help="a regular expression of cases")
     parser.add_argument("--json", type=Path, help="write the counts")
+    parser.add_argument("--again", action="store_true", help="run the failed cases of --json, and correct its counts")
     chosen = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes the world
@@ -782,10 +809,13 @@ def main() -> None:
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    with new_faults() as faults:
+    unread = () if chosen.kills or chosen.others or chosen.case or chosen.again else ("plugin", "pipeline", "init")
+    with new_faults({stage: words for stage, words in PATH.items() if stage not in unread}) as faults:
         check_complete(faults.all_files)
         tell(f"the world is made: {sum(faults.world.seconds.values()):.0f} s")
         draws = ((kills, chosen.kills), (damages, chosen.damages), (others, chosen.others))
+        if chosen.again:
+            chosen.case = json.loads(chosen.json.read_text())["failed"]
         cases = iter(chosen.case) if chosen.case else (
             case for draw, count in draws
             for case in draw(faults, count, random.Random(f"{chosen.seed}/{draw.__name__}"))
@@ -799,6 +829,8 @@ def main() -> None:
             tell(f"{each['case']}: {each['outcome']} {each['problem']}")
     if chosen.json:
         failed = [each["case"] for each in done if each["problem"]]
+        if chosen.again:
+            rows = corrected(json.loads(chosen.json.read_text())["rows"], rows)
         chosen.json.write_text(json.dumps({"seed": chosen.seed, "rows": rows, "failed": failed}, indent=2) + "\n")
     sys.exit(any(each["problem"] for each in done))
 
