@@ -185,7 +185,8 @@ def _header_problem(block: bytes, *, at_end: bool) -> str:
     if len(block) < BLOCK:
         return "ends without its end mark: perhaps cut off"
     try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        if tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size < 0:  # skipped by newer releases of Python
+            return "damaged header: a negative size; a member is lost"
     except tarfile.HeaderError as error:
         if any(block) or not at_end:
             return f"damaged header: {error if any(block) else 'zeros'}; members are lost"
