@@ -1,0 +1,124 @@
+"""Every file format: files that an earlier version wrote are read with the same results, and newer ones are refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_formats import EXPECTED, GOLDEN, STATES, bundled, checksums, results
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.cli import run as zoo_command
+from tokenizers_zoo.data.manifest import verify
+from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.data.tokens import TokenStore, read_tokens
+from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.io import read_table, verified_numbers
+from tokenizers_zoo.report.compare import record_of
+from tokenizers_zoo.run_folder import read_run
+from tokenizers_zoo.text_vocab import TextVocabulary
+from zoo_backbone import bundle
+from zoo_backbone.checkpoint import load_model
+from zoo_backbone.retrieval.index import Index
+from zoo_backbone.run import find_run
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
+
+
+def alike(found: Any, expected: Any) -> bool:
+    """Return whether two results are equal, apart from rounding of other processors."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(alike(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(alike, found, expected))
+    return found == pytest.approx(expected, rel=0.01, abs=0.01) if isinstance(expected, float) else found == expected
+
+
+def test_files_of_each_format_give_the_same_results(golden: Path) -> None:
+    expected = read_table(golden / EXPECTED)
+    found = results(golden)
+    assert found.keys() == expected.keys()
+    for name, result in expected.items():
+        assert alike(found[name], result), name
+    for store in (ValueStore(golden / "data"), TokenStore(golden / "tokens")):
+        assert not [wrong for name in store.splits() for wrong in verify(store.split(name))]
+
+
+@pytest.mark.parametrize(("folder", "made", "command"), [
+    ("depth_state", "tokenizers/depth", "tokenizer train depth --data data"),
+    ("run_state", "run", "backbone train --tokens tokens --out run --config backbone.toml"),
+])  # fmt: skip
+def test_killed_trainings_resume(
+    golden: Path, folder: str, made: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the saved step, to the weights of the training that was not killed."""
+    assert list((golden / folder).rglob(STATES[folder]))
+    expected, finished = checksums(golden / made), read_run(golden / made)
+    shutil.rmtree(golden / made)
+    (golden / folder).rename(golden / made)
+    monkeypatch.chdir(golden)
+    monkeypatch.setattr("sys.argv", ["zoo", *command.split()])
+    try:
+        zoo_command()
+    except SystemExit as ended:
+        assert not ended.code
+    assert alike(checksums(golden / made), expected) and read_run(golden / made) == finished
+
+
+def depth_of(golden: Path) -> Any:
+    return Zoo.from_toml(golden / "registry.toml")["depth"]
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "data/dataset.json": lambda golden: ValueStore(golden / "data"),
+    "data/test/depth/shard-00000.json": lambda golden: ValueStore(golden / "data").rows(TEST, ["depth"]),
+    "tokens/store.json": lambda golden: TokenStore(golden / "tokens"),
+    "tokens/test/depth/shard-00000.json": lambda golden: TokenStore(golden / "tokens").open(TEST, "depth"),
+    "one.json": lambda golden: read_tokens(depth_of(golden), golden / "one.json"),
+    "tokenizers/depth/config.json": lambda golden: depth_of(golden).tokenizer,
+    "tokenizers/depth/run.json": lambda golden: read_run(golden / "tokenizers/depth"),
+    "tokenizers/text/config.json": lambda golden: TextVocabulary.load(golden / "tokenizers/text"),
+    "run/config.json": lambda golden: load_model(golden / "run"),
+    "run/run.json": lambda golden: read_run(golden / "run"),
+    "run/evaluation/evaluation.json": lambda golden: record_of(golden / "run"),
+    "bundle/bundle.json": lambda golden: find_run(golden / "bundle"),
+    "bundle/config.json": lambda golden: bundle.verify(
+        golden / "bundle", load_model(golden / "bundle"), bundled(golden)
+    ),
+    "index/run.json": lambda golden: Index(golden / "index"),
+    "index/config.json": lambda golden: Index(golden / "index"),
+    "index/keys.json": lambda golden: Index(golden / "index"),
+    "run_state/training_state/step-00000002/checksums-00000.json": lambda golden: read_table(
+        golden / "run_state/training_state/step-00000002/checksums-00000.json"
+    ),
+    "depth_state/training_state.safetensors": lambda golden: verified_numbers(
+        golden / "depth_state/training_state.safetensors", "remove it"
+    ),
+}
+"""A reader of each kind of file that has a format."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_newer_formats_are_refused(golden: Path, name: str) -> None:
+    READERS[name](golden)
+    data = (golden / name).read_bytes()
+    old, new = (b'"format": 1', b'"format": 2') if name.endswith(".json") else (b'"format":"1"', b'"format":"2"')
+    assert data.count(old) == 1
+    (golden / name).write_bytes(data.replace(old, new))
+    advice = "was written by a newer version: format 2, this version reads 1; pip install --upgrade tokenizers-zoo"
+    with pytest.raises(ZooError) as refused:
+        READERS[name](golden)
+    assert str(refused.value) == f"{golden / name}: {advice}"
+
+
+def test_all_json_files_have_a_format() -> None:
+    values = {path for folder in ("golden",) for path in (GOLDEN / "bundle" / folder).iterdir()}
+    for path in set(GOLDEN.rglob("*.json")) - values:
+        read_table(path)
