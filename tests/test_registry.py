@@ -128,7 +128,10 @@ def test_a_broken_plugin_is_named_and_the_others_work(case: str, install_example
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[modalitys.x]\nplugin = 'x'", r"registry.toml(:1)? .*modalitys: unknown key; did you mean modalities\?"),
+        (
+            "[modalitys.x]\nplugin = 'x'",
+            r"registry.toml(:1)? .*modalitys: unknown key; did you mean modalities",
+        ),
         ("[modalities.x]\n\nenabled = 'no'", r"registry.toml:3 \[modalities.x\] enabled: expected bool, got str"),
         ("[modalities.x]\nsha256 = 'abc'", r"registry.toml:2 \[modalities.x\] sha256: sha256 'abc': expected 64"),
         ("[modalities]\nx = 3", r"registry.toml:2 \[modalities\] x: expected a table, got int 3"),
