@@ -234,6 +234,8 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
         ("map", {"preset": "4m"}, "preset: this map has none"),
         ("map", {"tokenizer": {"diffusion": {}}}, "diffusion: "),
         ("vector", {"tokenizer": {"width": 0}}, "width: expected at least 1, got 0"),
+        ("map", {"tokenizer": {"width": 0}}, r"width: expected a number in \[1, inf\), got 0"),
+        ("map", {"tokenizer": {"depth": 0}}, r"depth: expected a number in \[1, inf\), got 0"),
         ("vector", {"tokenizer": {"loss": "l1"}}, r"loss: expected one of \['cosine', 'smooth_l1'\]"),
         ("vector", {"preset": "5m"}, 'preset: expected "4m"'),
         ("vector", {"tokenizer": {"patch_size": 4}}, "patch_size"),

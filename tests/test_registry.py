@@ -103,7 +103,11 @@ BROKEN = {
     ),
     "another contract": (
         {"class Example:\n": "class Example:\n    contract = 2\n"},
-        r"made for version 2 of the plugin contract, this is version 1; update tokenizers-zoo",
+        r"made for version 2 of the plugin contract, this is version 1; pip install --upgrade tokenizers-zoo",
+    ),
+    "an older contract": (
+        {"class Example:\n": "class Example:\n    contract = 0\n"},
+        r"made for version 0 of the plugin contract, this is version 1; pip install --upgrade zoo-broken",
     ),
 }  # fmt: skip
 
@@ -128,12 +132,12 @@ def test_a_broken_plugin_is_named_and_the_others_work(case: str, install_example
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "[modalitys.x]\nplugin = 'x'",
-            r"registry.toml(:1)? .*modalitys: unknown key; did you mean modalities",
-        ),
+        ("[modalitys.x]\nplugin = 'x'", r"registry.toml(:1)? .*modalitys: unknown key; did you mean modalities"),
         ("[modalities.x]\n\nenabled = 'no'", r"registry.toml:3 \[modalities.x\] enabled: expected bool, got str"),
         ("[modalities.x]\nsha256 = 'abc'", r"registry.toml:2 \[modalities.x\] sha256: sha256 'abc': expected 64"),
+        (f"x = {'[' * 10**6}", r"registry.toml: is nested too deeply: 100 levels at most"),
+        (f"[{'.'.join('a' * 5000)}]", r"registry.toml: is nested too deeply: 100 levels at most"),
+        (f"# {'a' * 2**20}", r"registry.toml: expected at most 1,048,576 bytes, got 1,0"),
         ("[modalities]\nx = 3", r"registry.toml:2 \[modalities\] x: expected a table, got int 3"),
         ("\ufeff[zoo]\nimage_size = 'big'", r"registry.toml:2 \[zoo\] image_size: expected"),
     ],

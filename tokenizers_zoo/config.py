@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from tokenizers_zoo.errors import ConfigError, ReadError
-from tokenizers_zoo.io import read_regular
+from tokenizers_zoo.io import DEEPEST, read_regular, too_deep
 
 T = TypeVar("T")
 SHARED = "zoo"
 """Table of registry.toml whose keys are offered to all modalities."""
 PIPELINE = "pipeline"
 """Table of a pipeline's file (zoo run), which may also hold the tables of a registry and of the backbone."""
+LONGEST_TOML = 1 << 20
+"""Bytes of a TOML file."""
 TOML = "utf-8-sig"
 """Encoding of TOML files; it skips the byte order mark that Windows editors write."""
 
@@ -89,13 +91,23 @@ def find_line(path: Path, table: str, key: str) -> int | None:
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file. Raises ConfigError, with the parser's line, if it cannot be read or is not TOML."""
+    """Parse a TOML file. Raises ConfigError, with the parser's line, if it cannot be read or is not TOML.
+
+    A file of more than LONGEST_TOML bytes, or with too many levels, is refused.
+    """
     if (data := read_regular(path)) is None:
         raise ConfigError(f"{path}: no such file; a TOML file was expected")
+    if len(data) > LONGEST_TOML:
+        raise ConfigError(f"{path}: expected at most {LONGEST_TOML:,} bytes, got {len(data):,}")
     try:
-        return tomllib.loads(data.decode(TOML))
+        tables = tomllib.loads(data.decode(TOML))
+        if too_deep(tables):
+            raise RecursionError
+        return tables
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply: {DEEPEST} levels at most") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 

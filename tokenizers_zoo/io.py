@@ -44,8 +44,8 @@ FORMAT = 1
 CHECKSUM = "checksum"
 NO_DIGEST = 64 * "0"
 """Stands for a sha256 that is not known yet."""
-DEEPEST_RECORD = 100
-"""Nested lists and tables of a record."""
+DEEPEST = 100
+"""Nested lists and tables of a record, or of a TOML file."""
 METADATA = "__metadata__"
 """Key of a safetensors header."""
 SHORT = 100
@@ -303,8 +303,8 @@ def parsed_table(
     try:
         table = json.loads(data)
         problem = shape_problem(table, shape or {})
-        if not problem and _levels_exceed(table, DEEPEST_RECORD):
-            problem = f"is nested too deeply: {DEEPEST_RECORD} levels at most"
+        if not problem and too_deep(table):
+            problem = f"is nested too deeply: {DEEPEST} levels at most"
     except (ValueError, RecursionError) as reason:
         problem = f"cannot be read as JSON: {reason}"
     if problem:
@@ -321,10 +321,10 @@ def check_format(path: Path, written: int, error: type[ZooError] = CheckpointErr
         )
 
 
-def _levels_exceed(table: Any, most: int) -> bool:
-    """Return whether lists and tables are nested more than `most` levels deep."""
+def too_deep(table: Any) -> bool:
+    """Return whether lists and tables are nested more than DEEPEST levels."""
     level: list[Any] = [table]
-    for _ in range(most):
+    for _ in range(DEEPEST):
         nested = (one.values() if isinstance(one, dict) else one for one in level)
         if not (level := [item for one in nested for item in one if isinstance(item, dict | list)]):
             return False

@@ -99,9 +99,10 @@ def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: I
     """
     version = getattr(plugin, "contract", 1)
     if version != CONTRACT:
-        update = "the plugin" if isinstance(version, int) and version < CONTRACT else "tokenizers-zoo"
+        older = isinstance(version, int) and version < CONTRACT
+        update = claim.distribution.partition(" ")[0] if older else "tokenizers-zoo"
         made = f"was made for version {version} of the plugin contract, this is version {CONTRACT}"
-        raise PluginError(f"{claim.name}: {claim} {made}; update {update}")
+        raise PluginError(f"{claim.name}: {claim} {made}; pip install --upgrade {update}")
     own, wrapped, problems = set[str](), set[str](), list[str]()
     for attribute in dir(plugin):
         options = pm.parse_hookimpl_opts(plugin, attribute)

@@ -170,10 +170,10 @@ class TokenizerConfig(QuantizedTrainConfig):
     """Peak learning rate of AdamW."""
     blocks: Literal["conv", "vit"] = "conv"
     """Kind of encoder and decoder; see `BlockConfig.kind`."""
-    width: int = 0
-    """Channels of encoder and decoder; 0 takes the default of the kind."""
-    depth: int = 0
-    """Residual blocks. conv: blocks at the token grid; finer resolutions have a third. vit: all blocks. 0 takes the
+    width: int | None = None
+    """Channels of encoder and decoder. Absent: the default of the kind."""
+    depth: int | None = None
+    """Residual blocks. conv: blocks at the token grid; finer resolutions have a third. vit: all blocks. Absent: the
     default of the kind."""
     heads: int | None = None
     """vit: attention heads."""
@@ -214,6 +214,7 @@ class TokenizerConfig(QuantizedTrainConfig):
 
     def __post_init__(self) -> None:
         QuantizedTrainConfig.__post_init__(self)
+        check_interval(self, "[1, inf)", "width", "depth")
         self.block_config()
         check_interval(self, "[0, inf)", *LOSS_WEIGHTS)
         check_interval(self, "[0, 1]", "class_balance")
@@ -232,7 +233,7 @@ class TokenizerConfig(QuantizedTrainConfig):
 
     def block_config(self) -> BlockConfig:
         return BlockConfig(
-            kind=self.blocks, width=self.width, depth=self.depth, heads=self.heads, mlp_ratio=self.mlp_ratio
+            kind=self.blocks, width=self.width or 0, depth=self.depth or 0, heads=self.heads, mlp_ratio=self.mlp_ratio
         )
 
     def loss_settings(self) -> dict[str, float]:

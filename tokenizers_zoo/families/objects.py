@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, QuantizedTrainConfig
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.images import ValueHooks
@@ -54,10 +54,10 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
 
     blocks: Literal["mlp", "conv", "vit"] = "mlp"
     """Kind of encoder and decoder: mlp for vectors, conv and vit for pictures."""
-    width: int = 0
-    """Channels of encoder and decoder; 0 takes the default of the kind (256 for mlp)."""
-    depth: int = 0
-    """Residual blocks; 0 takes the default of the kind (2 for mlp)."""
+    width: int | None = None
+    """Channels of encoder and decoder. Absent: the default of the kind (256 for mlp)."""
+    depth: int | None = None
+    """Residual blocks. Absent: the default of the kind (2 for mlp)."""
     expansion: int = 2
     """mlp: hidden width of a block as a multiple of `width`."""
     heads: int | None = None
@@ -70,6 +70,7 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
     def __post_init__(self) -> None:
         QuantizedTrainConfig.__post_init__(self)
         check_counts(self, "patch_size")
+        check_interval(self, "[1, inf)", "width", "depth")
         if self.blocks == "mlp" and self.heads is not None:
             raise ValueError("heads: used by vit only, and blocks is mlp; remove it")
         if self.blocks != "mlp" and self.expansion != 2:
@@ -85,7 +86,7 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
     def block_config(self) -> MlpConfig | BlockConfig:
         if self.blocks == "mlp":
             return MlpConfig(width=self.width or 256, depth=self.depth or 2, expansion=self.expansion)
-        return BlockConfig(kind=self.blocks, width=self.width, depth=self.depth, heads=self.heads)
+        return BlockConfig(kind=self.blocks, width=self.width or 0, depth=self.depth or 0, heads=self.heads)
 
     def augmentation(self) -> dict[str, Any]:
         return {"flip": self.flip}
