@@ -225,8 +225,8 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
-    except (SyntaxError, tokenize.TokenError):
-        raise ValueError("its header cannot be read") from None
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        raise ValueError(f"its header cannot be read: {error!s:.100}") from None
     if dtype.hasobject:  # numpy would advise to unpickle it
         raise InvalidValueError("the .npy file holds Python objects; save it as numbers (.astype(np.float32))")
     count, there = math.prod(shape), len(data) - file.tell()
