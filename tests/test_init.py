@@ -88,6 +88,18 @@ def test_the_registry_works_and_the_next_commands_do(zoo: Run) -> None:
     assert (Path("data/train/rgb_patches")).is_dir()
 
 
+def test_links_out_of_the_folder_are_followed_if_asked(zoo: Run) -> None:
+    write_pictures(Path("elsewhere"), (40, 40))
+    Path("files").mkdir()
+    Path("files/rgb").symlink_to(Path("elsewhere").resolve())
+    code, _, told = zoo("init", "files")
+    assert code == 1 and "add --follow-links" in told
+    code, _, told = zoo("init", "files", "--follow-links")
+    assert code == 0 and "zoo data make folder data --set path=files --follow-links" in told
+    assert zoo("data", "make", "folder", "data", "--set", "path=files", "--follow-links", "--workers", "1")[0] == 0
+    assert zoo("data", "make", "folder", "data", "--set", "path=files", "--workers", "1")[0] == 1
+
+
 def test_a_registry_is_not_overwritten_unasked(zoo: Run) -> None:
     write_pictures(Path("files/rgb"), (40, 40))
     Path("registry.toml").write_text("mine")

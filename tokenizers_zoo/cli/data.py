@@ -14,6 +14,7 @@ from tokenizers_zoo.cli.options import (
     DATA,
     DEVICE,
     DRY_RUN,
+    FOLLOW_LINKS,
     JSON,
     CheckedCommand,
     Group,
@@ -137,7 +138,7 @@ def _options(assignments: tuple[str, ...], follow_links: bool) -> dict[str, Any]
               "without an end needs a number.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
-@click.option("--follow-links", is_flag=True, help="Follow links out of a folder of your files; else they are errors.")
+@FOLLOW_LINKS
 @DRY_RUN
 @settings_option("A setting of the source, such as image_size=128; zoo source info SOURCE lists them.")
 def make(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenizers_zoo.cli.options import asked_registry, command_line, note
+from tokenizers_zoo.cli.options import FOLLOW_LINKS, asked_registry, command_line, note
 from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file
@@ -46,7 +46,8 @@ class Findings:
 @click.command("init")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.option("--overwrite", is_flag=True, help="Replace the registry.toml that is there.")
-def init(folder: Path, overwrite: bool) -> None:
+@FOLLOW_LINKS
+def init(folder: Path, overwrite: bool, follow_links: bool) -> None:
     """Write a registry.toml for the data in a folder.
 
     FOLDER is the current folder by default. The registry enables the modalities that
@@ -71,7 +72,7 @@ def init(folder: Path, overwrite: bool) -> None:
         raise DataError(
             f"{folder}: holds tokens; the registry of their tokenizers fits them, expected a folder of values"
         )
-    found = values_in(zoo, folder) if stored else files_in(zoo, folder)
+    found = values_in(zoo, folder) if stored else files_in(zoo, folder, follow_links)
     if not found.modalities:
         shown = "; ".join(_unused(zoo, name) for name in found.unknown)
         raise DataError(f"{folder}: no values of an installed modality: {shown}")
@@ -84,7 +85,7 @@ def init(folder: Path, overwrite: bool) -> None:
         echo(f"not used: {_unused(zoo, name)}", err=True)
     data = folder if stored else Path("data")
     note("next:")
-    for words in next_commands(folder, data, stored):
+    for words in next_commands(folder, data, stored, follow_links):
         note(f"  {command_line(*words)}")
 
 
@@ -96,10 +97,10 @@ def _unused(zoo: Zoo, name: str) -> str:
     return f"{name}: no installed modality has this name{meant}"
 
 
-def next_commands(folder: Path, data: Path, stored: bool) -> Iterator[list[str]]:
+def next_commands(folder: Path, data: Path, stored: bool, follow_links: bool) -> Iterator[list[str]]:
     """Yield the commands from the data to the report."""
     if not stored:
-        yield ["data", "make", OWN_FILES, str(data), "--set", f"path={folder}"]
+        yield ["data", "make", OWN_FILES, str(data), "--set", f"path={folder}", *["--follow-links"] * follow_links]
     yield ["data", "derive", str(data)]
     yield ["tokenizer", "train", "--all", "--data", str(data)]
     yield ["tokenize", str(data), "--out", "tokens"]
@@ -125,13 +126,13 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
     return found
 
 
-def files_in(zoo: Zoo, folder: Path) -> Findings:
+def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
     """Return the modalities of files, as the source `folder` names them. Raises DataError if there are none."""
     from tokenizers_zoo.data.files import FileSamples
     from tokenizers_zoo.pipeline.make_shard import open_samples
     from tokenizers_zoo.source_handle import name_at_source
 
-    options = {"path": str(folder), "test_fraction": 0.0}
+    options = {"path": str(folder), "test_fraction": 0.0, "follow_links": follow_links}
     try:
         samples = open_samples(zoo, zoo.source(OWN_FILES), TRAIN, None, 0, options, folder / "data")
     except DataError:
