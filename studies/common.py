@@ -22,7 +22,7 @@ from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, OneLineError
 from tokenizers_zoo.intervals import interval as mean_and_half
 from tokenizers_zoo.io import write_table
-from tokenizers_zoo.pipeline.engines import cores, run_jobs
+from tokenizers_zoo.pipeline.workers import cores, run_jobs
 from zoo_backbone.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.evaluate import evaluate
 from zoo_backbone.losses import losses_of

@@ -22,7 +22,7 @@ from rich.console import Console
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_table
-from tokenizers_zoo.pipeline.engines import cores, run_jobs
+from tokenizers_zoo.pipeline.workers import cores, run_jobs
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
 from zoo_backbone.transfer.results import compare, comparison_table
 from zoo_backbone.transfer.train import train_probe

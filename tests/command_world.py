@@ -48,12 +48,12 @@ gallery_samples = 2
 loss_samples = 8
 """
 ROAD = {
-    "make": "data make folder data --set path=files --workers 1",
-    "derive": "data derive data --modalities rgb_patches --workers 1",
+    "make": "data make folder data --set path=files --workers 0",
+    "derive": "data derive data --modalities rgb_patches --workers 0",
     "train": "tokenizer train depth --data data",
     "statistics": "tokenizer train rgb_patches --data data",
     "vocabulary": "tokenizer train caption --data data",
-    "tokenize": "tokenize data --out tokens --modalities depth,rgb_patches,caption",
+    "tokenize": "tokenize data --out tokens --modalities depth,rgb_patches,caption --workers 0",
     "backbone": "backbone train --tokens tokens --out run --config backbone.toml",
     "eval": "backbone eval run --config backbone.toml --input rgb_patches --target depth,caption",
     "report": "report run",

@@ -62,7 +62,7 @@ loss_samples = 4
 [report]
 """
 RGB = "[modalities.rgb]\ntokenizer = { steps = 1, batch_size = 4, width = 16, depth = 1, levels = [4, 4] }\n"
-PATH = {name: words.replace("--workers 1", "--workers 2") for name, words in ROAD.items()} | {
+PATH = {name: words.replace("--workers 0", "--workers 2") for name, words in ROAD.items()} | {
     "small": f"{TRAIN} small --modalities depth,rgb_patches {STEPS}",
     "grow": f"backbone grow small --add caption --tokens tokens --out grown {STEPS}",
     "export": "backbone export run bundle --samples 2",

@@ -143,7 +143,7 @@ def test_data_and_tokens_stay_valid_after_classes_are_added(tmp_path: Path) -> N
     def make(classes: Sequence[str]) -> Zoo:
         table = {"classes": list(classes), "checkpoint": str(folder)}
         zoo = Zoo.from_tables({"zoo": {"modalities": [NAME]}, "modalities": {NAME: table}})
-        make_data(zoo, "folder", data, train=None, test=None, options={"path": str(tmp_path / "files")}, workers=1)
+        make_data(zoo, "folder", data, train=None, test=None, options={"path": str(tmp_path / "files")}, workers=0)
         train_tokenizer(zoo, NAME, data)
         return zoo
 

@@ -181,7 +181,7 @@ def test_quiet_prints_results_only(world: World) -> None:
 
 def test_quiet_reaches_the_workers(zoo: Run) -> None:
     """The level of a command ends with it, and each new process gets it."""
-    from tokenizers_zoo.pipeline.engines import run_jobs
+    from tokenizers_zoo.pipeline.workers import run_jobs
     from tokenizers_zoo.registry import Zoo
 
     zoo("list", "--quiet")

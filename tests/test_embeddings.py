@@ -62,8 +62,8 @@ def road(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         for number, text in enumerate(CAPTIONS * copies):
             (folder / "files" / split / "caption" / f"{split}{number:02}.txt").write_text(text)
     zoo = zoo_of(folder, tiny_t5)
-    make_data(zoo, "folder", folder / "data", train=None, test=None, options={"path": str(folder / "files")}, workers=1)
-    derive_data(zoo, folder / "data", modalities=[NAME], workers=1)
+    make_data(zoo, "folder", folder / "data", train=None, test=None, options={"path": str(folder / "files")}, workers=0)
+    derive_data(zoo, folder / "data", modalities=[NAME], workers=0)
     for name in ("caption", NAME):
         train_tokenizer(zoo, name, folder / "data")
     tokenize(zoo, folder / "data", folder / "tokens")

@@ -481,5 +481,5 @@ def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path
             data, extension = zoo[name].write(rng.uniform(0, unit, shape).astype(np.float32))
             (folder / f"{number}.{extension}").write_bytes(data)
     options = {"path": str(tmp_path / "own"), "test_fraction": 0}
-    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=0)
     assert [(outcome.modality, outcome.written) for outcome in made.outcomes] == [("imu", 2), ("rgb", 2)]

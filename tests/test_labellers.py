@@ -58,7 +58,7 @@ def labelled(name: str, model: Path | str, **own: Any) -> Any:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `data` of scenes that holds rgb pictures only."""
     folder = tmp_path_factory.mktemp("pictures")
-    make_data(zoo_of(folder, {}), "scenes", folder / "data", train=KEPT, test=1, workers=1)
+    make_data(zoo_of(folder, {}), "scenes", folder / "data", train=KEPT, test=1, workers=0)
     return folder
 
 
@@ -115,11 +115,11 @@ def test_everything_is_derived_from_rgb_by_the_command(
 
 def test_modality_of_a_source_is_not_derived(tmp_path: Path, hub: Hub) -> None:
     zoo = zoo_of(tmp_path, {"depth": {"labeller": {"model": str(hub("dpt")), "metric": True}}})
-    make_data(zoo, "scenes", tmp_path / "data", train=1, test=0, workers=1)
+    make_data(zoo, "scenes", tmp_path / "data", train=1, test=0, workers=0)
     before = (tmp_path / "data" / "train" / "depth" / "shard-00000.tar").read_bytes()
-    result = derive_data(zoo, tmp_path / "data", modalities=["depth"], workers=1)
+    result = derive_data(zoo, tmp_path / "data", modalities=["depth"], workers=0)
     assert result.skipped == {"depth": "is there, and was not derived"} and not result.outcomes
-    assert not derive_data(zoo, tmp_path / "data", workers=1).outcomes
+    assert not derive_data(zoo, tmp_path / "data", workers=0).outcomes
     assert (tmp_path / "data" / "train" / "depth" / "shard-00000.tar").read_bytes() == before
 
 

@@ -376,6 +376,6 @@ def test_folders_of_tokens_hold_no_values(zoo: Zoo, tmp_path: Path) -> None:
     boxes = zoo["boxes"].write([])[0]
     for name, data in (("tok_rgb@224", b""), ("det", boxes)):
         write_tar(tmp_path / "train" / name / "0.tar", {f"a.{'npy' if not data else 'json'}": data})
-    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options={"path": str(tmp_path)}, workers=1)
+    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options={"path": str(tmp_path)}, workers=0)
     assert ValueStore(tmp_path / "data").modalities("train") == ["boxes"]
     assert list(made.skipped) == ["tok_rgb@224"]

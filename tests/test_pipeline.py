@@ -32,8 +32,8 @@ from tokenizers_zoo.errors import (
     ReadError,
 )
 from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.engines import RunResult
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.outcomes import RunResult
 from tokenizers_zoo.pipeline.stores import describe_data, repair_store, verify_store
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
@@ -176,7 +176,7 @@ def test_tar_files_of_others_are_not_touched(toy: Toy, tmp_path: Path) -> None:
         mine = write_tar(data / "train/dark" / name, {"a.npy": b"mine"})
         before = snapshot(data)
         with pytest.raises(DataError, match=f"{mine}: not written by zoo data"):
-            derive_data(zoo, data, workers=1)
+            derive_data(zoo, data, workers=0)
         assert snapshot(data) == before, "test comes before train, and nothing of it was made either"
         mine.unlink()
 
@@ -239,7 +239,7 @@ def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     exec(compile(recipe, "recipe", "exec"), {})
     zoo = toy()
-    make_data(zoo, "folder", Path("data"), train=None, test=None, options={"path": "split"}, workers=1)
+    make_data(zoo, "folder", Path("data"), train=None, test=None, options={"path": "split"}, workers=0)
     store = ValueStore(Path("data"))
     keys = {split: store.keys(split, "field", "words") for split in ("train", "test")}
     assert {key.partition("/")[0] for key in keys["test"]} == {"p000", "p005"}
@@ -250,7 +250,7 @@ def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, m
 def imported(zoo: Zoo, mine: Path, data: Path, shard_size: int = 4) -> RunResult:
     """Import a user's files, all for training."""
     options = {"path": str(mine), "test_fraction": 0}
-    return make_data(zoo, "folder", data, train=None, test=0, options=options, workers=1, shard_size=shard_size)
+    return make_data(zoo, "folder", data, train=None, test=0, options=options, workers=0, shard_size=shard_size)
 
 
 def of_files(zoo: Zoo, mine: Path, data: Path) -> dict[str, tuple[int, int, int]]:
@@ -273,7 +273,7 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Toy, tmp_
     (tmp_path / "mine/field/f07.npy").write_bytes(b"broken")
     zoo = toy()
     options = {"path": str(tmp_path / "mine"), "test_fraction": 0.2}
-    result = make_data(zoo, "folder", tmp_path / "data", train=None, test=None, options=options, workers=1)
+    result = make_data(zoo, "folder", tmp_path / "data", train=None, test=None, options=options, workers=0)
     assert sum(o.written for o in result.outcomes) == 59 and sum(o.dropped for o in result.outcomes) == 1
     store = ValueStore(tmp_path / "data")
     key = store.keys("train", "field", "words")[3]
@@ -441,7 +441,7 @@ def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Toy, tmp_pa
         np.save(mine / f"{name}.npy", np.full((1, 16, 16), value, np.float32))
     instances = {name: {"plugin": "field"} for name in ("lamp", "torch")}
     zoo = toy({"modalities": instances}, enabled=("field", "lamp", "torch"))
-    result = make_data(zoo, "folder", data, train=None, test=None, options={"path": str(mine)}, workers=1)
+    result = make_data(zoo, "folder", data, train=None, test=None, options={"path": str(mine)}, workers=0)
     assert counts(result) == {"field": (2, 0, 0), "lamp": (1, 0, 0), "torch": (2, 0, 0)}
     assert counts(result, "test") == {"field": (1, 0, 0), "torch": (1, 0, 0)}
     store = ValueStore(data)
@@ -455,7 +455,7 @@ def test_a_modality_that_bears_another_ones_alias_has_its_own_data(install_examp
         write_tar(tmp_path / f"mine/train/{name}/0.tar", {"a.npy": value})
 
     def made(number: int, **modalities: Any) -> list[str]:
-        result = make_data(only(modalities), "folder", tmp_path / f"data{number}", train=None, test=0, workers=1,
+        result = make_data(only(modalities), "folder", tmp_path / f"data{number}", train=None, test=0, workers=0,
                            options={"path": str(tmp_path / "mine")})  # fmt: skip
         return sorted(counts(result))
 
@@ -539,7 +539,7 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     zoo, out = toy(), tmp_path / "data"
     make_toy(zoo, out)
     monkeypatch.setitem(pretrained._loaded, "a network", object())
-    result = derive_data(zoo, out, workers=1)
+    result = derive_data(zoo, out, workers=0)
     assert not pretrained._loaded, "one modality's networks leave their memory to the next one's"
     store = ValueStore(out)
     field, dark = store.rows("train", ["field"]), store.rows("train", ["dark"])
@@ -554,7 +554,7 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     assert any("too dark" in line for line in info.reasons)
     assert info.aligned["train"] == len(store.keys("train", "field", "dark", "words"))
     assert counts(result)["dark"] == (len(dark), len(bright), 0)
-    assert counts(derive_data(zoo, out, workers=1)) == {"dark": (0, len(bright), len(dark))}
+    assert counts(derive_data(zoo, out, workers=0)) == {"dark": (0, len(bright), len(dark))}
 
 
 def test_derive_goes_on_after_a_kill_and_follows_what_changes(
@@ -563,7 +563,7 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
     zoo, data = toy(), tmp_path / "data"
     for name in ("whole", "data"):
         make_toy(zoo, tmp_path / name)
-    derive_data(zoo, tmp_path / "whole", workers=1)
+    derive_data(zoo, tmp_path / "whole", workers=0)
     whole = snapshot(tmp_path / "whole")
     derive, calls = zoo["dark"].derive, iter(range(100))
 
@@ -574,16 +574,16 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(zoo["dark"], "derive", killed)
-        derive_data(zoo, data, workers=1)
-    result = derive_data(zoo, data, workers=1)
+        derive_data(zoo, data, workers=0)
+    result = derive_data(zoo, data, workers=0)
     assert sum(outcome.kept for outcome in result.outcomes) == 14
     assert snapshot(data) == whole
     make_toy(zoo, data, train=33)
     assert describe_data(data).rows[3].missing == 2, "the last shard has more samples, and one is new"
-    assert counts(derive_data(zoo, data, workers=1))["dark"][2] == 17
+    assert counts(derive_data(zoo, data, workers=0))["dark"][2] == 17
     assert read_splits(data / "dataset.json")["train"].shards == 4
     other = toy({"modalities": {"dark": {"levels": 8}}})
-    assert counts(derive_data(other, data, workers=1))["dark"][2] == 0
+    assert counts(derive_data(other, data, workers=0))["dark"][2] == 0
 
 
 def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path: Path) -> None:
@@ -594,7 +594,7 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
         write_values(data, "train", {"field": values}, shard_size=2)
 
     def derived_now(zoo: Zoo) -> tuple[int, int, int]:
-        return counts(derive_data(zoo, data, workers=1))["dark"]
+        return counts(derive_data(zoo, data, workers=0))["dark"]
 
     write(a=0.5, b=0.5, c=0.5)
     assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 3)
@@ -622,7 +622,7 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
 def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Path) -> None:
     zoo, data, tokens = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
-    derive_data(zoo, data, workers=1)
+    derive_data(zoo, data, workers=0)
     if (root := tmp_path / path.partition("/")[0]) == tokens:
         train_tokenizer(zoo, "words", data)
         tokenize(zoo, data, tokens, crops=2, seed=4)
@@ -637,10 +637,10 @@ def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Pat
     if damaged.suffix in (".tar", ".index"):
         with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
             ValueStore(data).read(zoo[name], "train", 1, 3)
-    lines = list(repair_store(zoo, root, workers=1))
+    lines = list(repair_store(zoo, root, workers=0))
     assert any(str(damaged.parent) in line for line in lines)
     assert snapshot(root) == whole
-    assert list(repair_store(zoo, root, workers=1)) == [f"{root}: all files agree with their manifests"]
+    assert list(repair_store(zoo, root, workers=0)) == [f"{root}: all files agree with their manifests"]
 
 
 def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example: Install, tmp_path: Path) -> None:
@@ -650,10 +650,10 @@ def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example
     zoo = toy(enabled=("field", "shadow"))
     make_toy(zoo, data, test=0)
     with pytest.raises(MachineError, match=r"^shadow: derive of .* or its device failed: \w+Error: .* fewer workers"):
-        derive_data(zoo, data, workers=1)
+        derive_data(zoo, data, workers=0)
     assert not list(data.rglob("shadow/*"))
     room.touch()
-    assert [(o.written, o.dropped) for o in derive_data(zoo, data, workers=1).outcomes] == [(22, 1)]
+    assert [(o.written, o.dropped) for o in derive_data(zoo, data, workers=0).outcomes] == [(22, 1)]
 
 
 def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
@@ -663,8 +663,8 @@ def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
     make_toy(zoo, data, test=0)
     with monkeypatch.context() as patch:
         refuse_for_memory(patch, zoo["field"], 0)
-        (first,) = derive_data(zoo, data, workers=1).outcomes
-    (second,) = derive_data(zoo, data, workers=1).outcomes
+        (first,) = derive_data(zoo, data, workers=0).outcomes
+    (second,) = derive_data(zoo, data, workers=0).outcomes
     assert second.written + second.kept == first.written + 1 and second.kept
 
 
@@ -695,7 +695,7 @@ def test_derivation_follows_shared_settings(toy: Toy, install_example: Install, 
         return toy({"zoo": offered}, enabled=("field", "shadow"))
 
     def derive(**offered: Any) -> list[tuple[bool, int]]:
-        outcomes = derive_data(open_zoo(**offered), data, workers=1).outcomes
+        outcomes = derive_data(open_zoo(**offered), data, workers=0).outcomes
         return [(outcome.written > 0, outcome.kept) for outcome in outcomes]
 
     make_toy(open_zoo(), data, test=0)
@@ -710,12 +710,12 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(toy: Toy, install_ex
     zoo = toy(enabled=("field", "dark", "alpha", "zeta"))
     make_toy(zoo, tmp_path / "data")
     with pytest.raises(DataError, match=r"zeta: derived from absent, which .* lacks; test has field"):
-        derive_data(zoo, tmp_path / "data", modalities=["zeta"], workers=1)
+        derive_data(zoo, tmp_path / "data", modalities=["zeta"], workers=0)
     with pytest.raises(DataError, match=r"field: zoo-field 1.0 does not derive it"):
-        derive_data(zoo, tmp_path / "data", modalities=["field"], workers=1)
-    result = derive_data(zoo, tmp_path / "data", modalities=["alpha"], splits=["train"], workers=1)
+        derive_data(zoo, tmp_path / "data", modalities=["field"], workers=0)
+    result = derive_data(zoo, tmp_path / "data", modalities=["alpha"], splits=["train"], workers=0)
     assert [outcome.modality for outcome in result.outcomes] == ["dark", "alpha"]
-    result = derive_data(zoo, tmp_path / "data", workers=1)
+    result = derive_data(zoo, tmp_path / "data", workers=0)
     assert result.skipped["zeta"].startswith("derived from absent")
     assert {(o.split, o.modality) for o in result.outcomes if o.written} == {("test", "dark"), ("test", "alpha")}
 
@@ -726,8 +726,8 @@ def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
     install_example("alpha", derived("dark"))
     zoo, data = toy(enabled=("field", "dark", "alpha")), tmp_path / "data"
     make_toy(zoo, data, train=5, test=0)
-    derive_data(zoo, data, modalities=["dark"], workers=1)
+    derive_data(zoo, data, modalities=["dark"], workers=0)
     shutil.rmtree(data / "train/field")
     for wanted in (None, ["alpha"]):
-        assert list(counts(derive_data(zoo, data, modalities=wanted, workers=1))) == ["alpha"]
+        assert list(counts(derive_data(zoo, data, modalities=wanted, workers=0))) == ["alpha"]
     assert ValueStore(data).keys("train", "alpha") == ValueStore(data).keys("train", "dark")

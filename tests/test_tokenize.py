@@ -28,8 +28,8 @@ from tokenizers_zoo.errors import (
 )
 from tokenizers_zoo.io import difference, read_table, write_table
 from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.engines import RunResult
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
+from tokenizers_zoo.pipeline.outcomes import RunResult
 from tokenizers_zoo.pipeline.stores import describe_data
 from tokenizers_zoo.pipeline.tokenize import random_crop, tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
@@ -254,7 +254,7 @@ def tokens_of(zoo: Zoo, out: Path, name: str, split: str = "train") -> dict[str,
 def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
-    derive_data(zoo, data, workers=1)
+    derive_data(zoo, data, workers=0)
     trained(zoo, data, "field", "words")
     result = tokenize(zoo, data, out, batch_size=7)
     assert "no tokenizer at" in result.skipped["dark"]
@@ -381,7 +381,7 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(toy: Toy
 def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
-    derive_data(zoo, data, workers=1)
+    derive_data(zoo, data, workers=0)
     trained(zoo, data, "field", "dark", "words")
     zoo["dark"].encode = lambda values, **options: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
     for overwrite in (False, True):
@@ -544,7 +544,7 @@ def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Toy, tmp_path: Pat
 def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
-    derive_data(zoo, data, workers=1)
+    derive_data(zoo, data, workers=0)
     trained(zoo, data, "field", "dark")
     tokenize(zoo, data, out, modalities=["field", "dark"], crops=3, seed=5)
     store, values = TokenStore(out), ValueStore(data)

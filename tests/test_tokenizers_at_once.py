@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,9 +16,9 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.pipeline import engines, tokenizers
-from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.pipeline import tokenizers, workers
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
+from tokenizers_zoo.pipeline.workers import WorkerError, Workers, run_jobs
 
 REGISTRY = """[zoo]
 image_size = 32
@@ -119,6 +120,21 @@ def test_after_an_error_no_job_starts_and_running_ones_finish(tmp_path: Path) ->
     assert given == ["1"] and {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
+def dies(zoo: Zoo, job: Path) -> str:
+    with job.open("a") as tries:
+        tries.write("x")
+    if len(job.read_text()) <= int(job.name):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job.name
+
+
+def test_a_job_whose_process_dies_is_repeated_once(tmp_path: Path) -> None:
+    assert list(run_jobs(Zoo.installed(), dies, [tmp_path / "0", tmp_path / "1"], 2)) in (["0", "1"], ["1", "0"])
+    with pytest.raises(WorkerError, match=r"its process was killed \(SIGKILL"):
+        list(run_jobs(Zoo.installed(), dies, [tmp_path / "9", tmp_path / "8"], 2))
+    assert (tmp_path / "1").read_text() == "xx" and (tmp_path / "9").read_text() == "xx"
+
+
 def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
     return os.environ["TERM"], os.environ["OMP_NUM_THREADS"]
 
@@ -126,20 +142,20 @@ def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
 def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remaining jobs of a killed run use the same number of threads, which changes the last bits of a network."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
-    monkeypatch.setattr(engines, "QUOTA", Path("/nowhere"))
+    monkeypatch.setattr(workers, "QUOTA", Path("/nowhere"))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2)) == {("dumb", "4")}
     assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
-    for left in ([1, 2], [1]):
-        assert {threads for _, threads in run_jobs(Zoo.installed(), surroundings, left, None, of=4)} == {"2"}
-    assert not list(run_jobs(Zoo.installed(), surroundings, [], None, of=4))
+    with Workers(Zoo.installed(), None, 4) as started:
+        for left in ([1, 2], [1], []):
+            assert {threads for _, threads in started.run(surroundings, left)} == ({"2"} if left else set())
 
 
 def test_there_are_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
-    assert set(run_jobs(Zoo.installed(), lambda zoo, job: os.getpid(), [1, 2], None)) == {os.getpid()}
+    assert Workers(Zoo.installed(), None, 2).count == 1
 
 
 @pytest.mark.parametrize(
@@ -150,10 +166,10 @@ def test_a_container_may_have_less_than_its_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, found: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
-    monkeypatch.setattr(engines, "QUOTA", tmp_path / "cpu.max")
-    assert engines.cores() == 9
+    monkeypatch.setattr(workers, "QUOTA", tmp_path / "cpu.max")
+    assert workers.cores() == 9
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert engines.cores() == found
+    assert workers.cores() == found
 
 
 def test_an_open_zoo_sees_newly_trained_tokenizers(place: Path) -> None:

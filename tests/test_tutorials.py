@@ -153,7 +153,7 @@ def test_a_spectrogram_is_not_a_view_of_the_picture(example: Callable[[str], Zoo
             (tmp_path / "files" / name).mkdir(parents=True, exist_ok=True)
             (tmp_path / "files" / name / file).write_bytes(data)
     options = {"path": str(tmp_path / "files"), "test_fraction": 0}
-    result = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+    result = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=0)
     assert {outcome.modality: (outcome.written, outcome.dropped) for outcome in result.outcomes} == {
         "rgb": (2, 0), "spectrogram": (2, 0),
     }  # fmt: skip
@@ -234,7 +234,7 @@ def test_few_holes_are_filled_and_many_refused(sensor: Zoo) -> None:
 def test_files_become_values_and_a_raster_of_holes_is_named(sensor: Zoo, tmp_path: Path) -> None:
     runpy.run_path("make_files.py")
     options = {"path": "files", "test_fraction": 0.2}
-    result = make_data(sensor, "folder", tmp_path / "data", train=None, test=None, options=options, workers=1)
+    result = make_data(sensor, "folder", tmp_path / "data", train=None, test=None, options=options, workers=0)
     written, failed = ({SENSOR: 0, "rgb": 0} for _ in range(2))
     for outcome in result.outcomes:
         written[outcome.modality] += outcome.written

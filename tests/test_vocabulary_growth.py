@@ -106,7 +106,7 @@ class World:
                     (place / f"{split}{number:02}.txt").write_text(f"a {colour} chair in the {name.split('_')[0]} room")
         zoo = self.zoo()
         path = {"path": str(self.folder / "files")}
-        make_data(zoo, "folder", self.data, train=None, test=None, options=path, workers=1, shard_size=8)
+        make_data(zoo, "folder", self.data, train=None, test=None, options=path, workers=0, shard_size=8)
         train_tokenizer(zoo, "caption", self.data)
         tokenize(zoo, self.data, self.tokens)
         self.train(zoo, self.run)
@@ -206,7 +206,7 @@ def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(
 def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) -> None:
     zoo = world.zoo()
     grow_vocabulary(zoo, "text")
-    derive_data(zoo, world.data, workers=1)
+    derive_data(zoo, world.data, workers=0)
     kept = {name: data for name, data in snapshot(world.tokens).items() if name.endswith(".arrow")}
     result = tokenize(zoo, world.data, world.tokens)
     assert {o.modality for o in result.outcomes if o.written} == {"mood"}
@@ -227,7 +227,7 @@ def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mo
     """Otherwise only values without new tokens would be stored."""
     zoo = world.zoo()
     TextVocabulary.grow_folder(world.vocabulary, describe_vocabulary(zoo, "text").vocabulary.config, ["<happy>"])
-    derive_data(zoo, world.data, workers=1)
+    derive_data(zoo, world.data, workers=0)
     before = snapshot(world.tokens)
     with pytest.raises(CheckpointError, match=r"^mood: writes 1 special token .* lacks, <sad>"):
         tokenize(zoo, world.data, world.tokens, overwrite=True)
@@ -241,7 +241,7 @@ def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mo
 def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood: None) -> None:
     zoo = world.zoo()
     grow_vocabulary(zoo, "text")
-    derive_data(zoo, world.data, workers=1)
+    derive_data(zoo, world.data, workers=0)
     tokenize(zoo, world.data, world.tokens)
     column = TokenStore(world.tokens).open("train", "mood")
     needed = column.needed_vocab_size
@@ -288,7 +288,7 @@ def test_a_training_goes_on_once_the_vocabulary_has_grown(
     assert "2 modalities, in trained" in command(training, world, capsys, monkeypatch)
     assert snapshot(world.folder / "trained") == begun
     zoo = world.zoo()
-    derive_data(zoo, world.data, workers=1)
+    derive_data(zoo, world.data, workers=0)
     tokenize(zoo, world.data, world.tokens)
     growing = f"--registry registry.toml backbone grow run --add mood --tokens tokens --out grown {small}"
     assert "1 of them new, in grown" in command(growing, world, capsys, monkeypatch)

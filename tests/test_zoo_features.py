@@ -59,7 +59,7 @@ def data_of(folder: Path, zoo: Zoo, count: int = 3) -> Path:
 
 def derived(folder: Path, zoo: Zoo, name: str) -> list[Any]:
     """Return the values of `name` made by `zoo data derive`."""
-    derive_data(zoo, folder, modalities=[name], workers=1)
+    derive_data(zoo, folder, modalities=[name], workers=0)
     store = ValueStore(folder)
     return [store.read_key(zoo[name], "train", key) for key in store.keys("train", name)]
 
@@ -87,7 +87,7 @@ def test_by_default_a_missing_network_is_skipped(tmp_path: Path) -> None:
     others = {name: {"enabled": False} for name in Zoo.installed().names() if name not in wanted}
     zoo = zoo_of(**others, **wanted)
     data = data_of(tmp_path / "data", zoo)
-    result = derive_data(zoo, data, workers=1)
+    result = derive_data(zoo, data, workers=0)
     assert "no such folder" in result.skipped["clip"]
     assert [(outcome.modality, outcome.written) for outcome in result.outcomes] == [("palette", 3)]
     recorded = ValueStore(data).record("train", "palette")
@@ -143,7 +143,7 @@ def test_the_network_of_derived_values_is_recorded(clip_folder: Path, tmp_path: 
     data = data_of(tmp_path / "data", zoo)
 
     def written(zoo: Zoo) -> int:
-        return derive_data(zoo, data, modalities=["clip"], workers=1).outcomes[0].written
+        return derive_data(zoo, data, modalities=["clip"], workers=0).outcomes[0].written
 
     assert written(zoo) == 3
     recorded = ValueStore(data).record("train", "clip")["networks"]["network"]

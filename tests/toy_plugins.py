@@ -175,5 +175,5 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 def make_toy(zoo: Zoo, out: Path, **changes: Any) -> Any:
-    arguments: dict[str, Any] = {"train": 25, "test": 5, "seed": 3, "workers": 1, "shard_size": 10}
+    arguments: dict[str, Any] = {"train": 25, "test": 5, "seed": 3, "workers": 0, "shard_size": 10}
     return make_data(zoo, "toy", out, **{**arguments, **changes})

@@ -131,7 +131,7 @@ def passing(error: BaseException) -> bool:
     found: BaseException | None = error
     seen = set[int]()  # an error that was raised twice may be in its own chain
     while found is not None and id(found) not in seen:
-        if is_of_the_machine(found):
+        if isinstance(found, MachineError) or is_of_the_machine(found):
             return True
         seen.add(id(found))
         found = found.__cause__ or found.__context__

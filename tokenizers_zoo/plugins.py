@@ -240,7 +240,7 @@ class Plugin:
             result = self.call_raw(name, hook, **arguments)
         except OneLineError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(f"{name}: {hook} of {self.claim}", error) from error
         if result is None:
             raise PluginError(f"{name}: {hook} of {self.claim} gave None")

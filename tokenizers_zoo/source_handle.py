@@ -149,7 +149,7 @@ class CheckedSamples(LazySequence[Sample]):
                 sample = self._given[index]
         except OneLineError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(f"{self._spec.name}: sample {index} of {self._claim}", error) from error
         if problem := self._problem(sample):
             raise PluginError(f"{self._spec.name}: sample {index} of {self._claim} {problem}")

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle
 
 
+WORKERS = "Processes, which share the cores; 0: none but this one, which a value may kill. Default: one per core."
+
+
 @click.group(cls=Group)
 def source() -> None:
     """The installed sources of samples.
@@ -137,7 +140,7 @@ def _options(assignments: tuple[str, ...], follow_links: bool) -> dict[str, Any]
 @click.option("--test", type=click.IntRange(min=0), help="Held-out samples. Default: all that the source has; one "
               "without an end needs a number.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
+@click.option("--workers", type=click.IntRange(min=0), help=WORKERS)
 @FOLLOW_LINKS
 @DRY_RUN
 @settings_option("A setting of the source, such as image_size=128; zoo source info SOURCE lists them.")
@@ -175,8 +178,8 @@ def make(
     help="Modalities to derive; networks that they lack are downloaded. Default: all that are absent and can be "
     "derived without a download.",
 )
-@click.option("--workers", type=click.IntRange(min=1),
-              help="Processes. Default: one per core, or one where a network runs on a GPU.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=0),
+              help=f"{WORKERS[:-1]}, or one where a network runs on a GPU.")  # fmt: skip
 @DEVICE
 @DRY_RUN
 def derive(
@@ -265,7 +268,7 @@ def verify(data_dir: Path, as_json: bool) -> None:
 
 @data.command("repair")
 @DATA
-@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
+@click.option("--workers", type=click.IntRange(min=0), help=WORKERS)
 @DEVICE
 def repair(data_dir: Path, workers: int | None, device: str) -> None:
     """Remove damaged shards and make them again.

@@ -28,7 +28,7 @@ from tokenizers_zoo.terminal import echo, show
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokenizers_zoo.pipeline.engines import RunResult
+    from tokenizers_zoo.pipeline.outcomes import RunResult
     from tokenizers_zoo.registry import Zoo
 
 WIDTH, UNLIMITED = 80, 10_000

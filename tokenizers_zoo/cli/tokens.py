@@ -22,6 +22,8 @@ from tokenizers_zoo.terminal import echo
 @click.option("--crops", type=click.IntRange(min=1), default=1, show_default=True,
               help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the crops.")
+@click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True,
+              help="Processes, which share the cores; 0: none but this one, which a value may kill.")  # fmt: skip
 @DEVICE
 @DRY_RUN
 @click.option(
@@ -36,6 +38,7 @@ def tokenize_command(
     batch_size: int,
     crops: int,
     seed: int,
+    workers: int,
     device: str,
     dry_run: bool,
     overwrite: bool,
@@ -50,7 +53,7 @@ def tokenize_command(
 
     result = tokenize(
         open_zoo(), data_dir, out, modalities=modalities, batch_size=batch_size, crops=crops, seed=seed,
-        overwrite=overwrite, device=device, dry_run=dry_run,
+        workers=workers, overwrite=overwrite, device=device, dry_run=dry_run,
     )  # fmt: skip
     show_result(result)
     if not dry_run:

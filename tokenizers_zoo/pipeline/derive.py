@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import graphlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.data.manifest import Manifest, Split, inputs_digest, read_manifest, remove_shard, up_to_date
+from tokenizers_zoo.data.manifest import (
+    Manifest,
+    Split,
+    inputs_digest,
+    read_manifest,
+    remove_shard,
+    shard_name,
+    up_to_date,
+)
 from tokenizers_zoo.data.shards import ValueStore, check_foreign, reading_settings, value_identity, writing_shard
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import as_json, disk_errors
-from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
+from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
+from tokenizers_zoo.pipeline.workers import WorkerError, Workers, suspects, working_on
 from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, preferring
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
@@ -36,6 +46,10 @@ class DeriveShard:
     record: Mapping[str, Any]
     device: str
 
+    @property
+    def place(self) -> str:
+        return f"{self.split.name}/{self.modality}, {shard_name(self.shard)}"
+
 
 def derive_data(
     zoo: Zoo,
@@ -49,23 +63,28 @@ def derive_data(
 ) -> RunResult:
     """Derive the absent derivable modalities (or `modalities`, with their inputs) into the data folder.
 
-    A sample that fails is dropped, with the reason in the shard's manifest; the run goes on. A shard is skipped unless
+    A sample that fails is dropped, with the reason in the shard's manifest; the run goes on. So is a sample that kills
+    or blocks its process, except with `workers` 0, where all work is done in this process; None means one worker
+    process per core. A shard is skipped unless
     the plugin, its settings, its pretrained networks or the shards that it is derived from have changed. Networks are
     fetched from the hub for `modalities` only; an unavailable one is a PretrainedError for those, else a skip. They run
     on `device` unless their settings name another. With `dry_run` nothing is downloaded or written, and the result
     counts the samples to write. Raises DataError if `modalities` cannot be derived from the data, their inputs are
     stored at a smaller size than the settings have now, or a modality's folder holds tar files of another program;
-    FolderError if another command writes the data folder.
+    FolderError if another command writes the data folder; WorkerError, after the other modalities, if the samples of a
+    modality kill process after process.
     """
     store, result = ValueStore(data), RunResult(planned=dry_run)
     download = modalities is not None and not dry_run
-    with preferring(device), disk_errors(store.root), locked(store.root):
+    with preferring(device), disk_errors(store.root), locked(store.root), contextlib.ExitStack() as stack:
         orders = {split: _order(zoo, store, split, modalities, result) for split in splits or store.splits()}
         for split, order in orders.items():  # all are checked before any is changed
             for handle in order:
                 check_foreign(store.root / split / handle.name)
             for name in {name for handle in order for name in handle.spec.derived_from} - {one.name for one in order}:
                 store.check_size(zoo[name], split)
+        shards = max((store.split(split).shards for split in store.splits()), default=0)
+        started = stack.enter_context(Workers(zoo, workers, shards))
         for split, order in orders.items():
             failed = set[str]()
             planned = set[str]() if dry_run else None
@@ -75,8 +94,12 @@ def derive_data(
                     failed.add(handle.name)
                     continue
                 try:
-                    outcome = _derive(zoo, store.split(split), handle, workers, download, device, planned)
+                    alone = workers is None
+                    outcome = _derive(zoo, store.split(split), handle, started, alone, download, device, planned)
                     result.outcomes.append(outcome)
+                except WorkerError as error:
+                    result.errors.append(error)
+                    failed.add(handle.name)
                 except PretrainedError as error:
                     if download:
                         raise PretrainedError(f"{handle.name}: {error}") from error
@@ -146,14 +169,16 @@ def _derive(
     zoo: Zoo,
     split: Split,
     handle: ModalityHandle,
-    workers: int | None,
+    workers: Workers,
+    alone: bool,
     download: bool,
     device: str,
     planned: set[str] | None,
 ) -> Outcome:
-    """Derive the missing and outdated shards of one modality of one split. Raises PretrainedError.
+    """Derive the missing and outdated shards of one modality of one split. Raises PretrainedError and WorkerError.
 
-    With `planned`, the modalities that a dry run has found to be derived, the shards are only counted.
+    A network on a GPU runs in one process if `alone`. With `planned`, the modalities that a dry run has found to be
+    derived, the shards are only counted.
     """
     networks = networks_of(handle.known_settings())
     record = _record(zoo, handle, {name: config.record(download=download) for name, config in networks.items()})
@@ -185,14 +210,17 @@ def _derive(
         DeriveShard(split=split, modality=handle.name, shard=shard, inputs=inputs, record=record, device=device)
         for shard, inputs in todo.items()
     )
-    if workers is None and todo and any(network.torch_device.startswith("cuda") for network in networks.values()):
-        workers = 1  # each process would load a copy
+    on_gpu = bool(todo) and any(network.torch_device.startswith("cuda") for network in networks.values())
+    most = 1 if alone and on_gpu else None  # each process would load a copy
     with progress_bar(f"derive {split.name}/{handle.name}", sum(map(split.rows, todo))) as advance:
-        for shard, manifest in run_jobs(zoo, derive_shard, jobs, workers, count=len(todo), of=split.shards):
+        for shard, manifest in workers.run(derive_shard, jobs, most=most):
             outcome.add(split, shard, manifest)
             advance(split.rows(shard))
-    forget_networks()
     return outcome
+
+
+_networks_of = ""
+"""The modality whose networks this process has loaded."""
 
 
 def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
@@ -201,23 +229,35 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
     A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
     the next run makes it again.
     """
+    global _networks_of
+    if _networks_of != job.modality:
+        forget_networks()
+        _networks_of = job.modality
     handle, store = zoo[job.modality], ValueStore(job.split.root)
     inputs = {name: zoo[name] for name in handle.spec.derived_from}
     split, shard = job.split.name, job.shard
     there = np.all([store.present(split, name, shard) for name in inputs], axis=0)
     again = False
+
+    def derived(row: int) -> tuple[bytes, str]:
+        with working_on((row, job.modality)):
+            sample = {name: store.read(inputs[name], split, shard, row) for name in inputs}
+            value = handle.transform(handle.derive(sample), WHOLE, trusted=True)
+            return handle.write(value, trusted=True)
+
     with (
         preferring(job.device), disk_errors(job.split.folder),
         writing_shard(job.split.folder / job.modality, shard) as writer,
     ):  # fmt: skip
+        for row in suspects():
+            with contextlib.suppress(ZooError):
+                derived(row)
         for row, key in enumerate(job.split.keys(shard)):
             if not there[row]:
                 writer.skip()
                 continue
             try:
-                sample = {name: store.read(inputs[name], split, shard, row) for name in inputs}
-                value = handle.transform(handle.derive(sample), WHOLE, trusted=True)
-                writer.add(key, *handle.write(value, trusted=True))
+                writer.add(key, *derived(row))
             except (PretrainedError, ReadError):
                 raise  # no sample is to blame
             except ZooError as error:

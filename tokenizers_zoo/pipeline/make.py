@@ -24,8 +24,9 @@ from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_id
 from tokenizers_zoo.data.tar import Member, shown_key
 from tokenizers_zoo.errors import ConfigError, DataError, by, close_names, count_of
 from tokenizers_zoo.io import as_json, difference, disk_errors
-from tokenizers_zoo.pipeline.engines import Outcome, RunResult, run_jobs
 from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, make_shard, open_samples, samples_of
+from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
+from tokenizers_zoo.pipeline.workers import Workers
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.source import OwnData
@@ -58,8 +59,9 @@ def make_data(
     `train` and `test` count samples; None means all samples, 0 none. A shard with an equal inputs digest is skipped. So
     the same command resumes after a kill, adds a modality that was installed since or more of the same samples, and
     makes again what depends on files, settings or plugins that have changed. The bytes do not depend on `workers`.
-    `shard_size` None means the folder's, or one of SHARD_SIZES. With `dry_run` nothing is written, and the result
-    counts the samples to write.
+    `workers` None means one worker process per core. A value that kills or blocks its process is dropped, except with
+    `workers` 0, where all work is done in this process. `shard_size` None means the folder's, or one of SHARD_SIZES.
+    With `dry_run` nothing is written, and the result counts the samples to write.
     Raises ConfigError without a required setting of the source, and for a modality whose classes, or settings that have
     to agree, are not the source's; DataError if `out` holds samples of another source, seed or size; FolderError
     where another command writes it.
@@ -90,8 +92,10 @@ def make_data(
         record["splits"] |= {plan.split.name: plan.record for plan in plans}
         if not dry_run:
             write_record(out / DATASET, record)
-        for plan in plans:
-            result.outcomes += plan.run(zoo, workers, dry_run)
+        shards = max(plan.split.shards for plan in plans)
+        with Workers(zoo, workers, shards) as started:
+            for plan in plans:
+                result.outcomes += plan.run(started, dry_run)
     return result.check()
 
 
@@ -223,7 +227,7 @@ class _Plan:
                     f"{modality}: was derived from other modalities; delete it to make {name} of the source"
                 )
 
-    def run(self, zoo: Zoo, workers: int | None, dry_run: bool) -> list[Outcome]:
+    def run(self, workers: Workers, dry_run: bool) -> list[Outcome]:
         """Make, or with `dry_run` count, the shards that are not there, or that depend on other inputs now."""
         split, samples = self.split, self.samples
         outcomes = {handle.name: Outcome(split=split.name, modality=handle.name) for handle in self.handles}
@@ -275,7 +279,7 @@ class _Plan:
             for shard, inputs in todo.items()
         )  # fmt: skip
         with progress_bar(f"make {split.name}", sum(map(split.rows, todo))) as advance:
-            for shard, found in run_jobs(zoo, make_shard, jobs, workers, count=len(todo), of=split.shards):
+            for shard, found in workers.run(make_shard, jobs):
                 advance(split.rows(shard))
                 for name, manifest in found.items():
                     outcomes[name].add(split, shard, manifest)

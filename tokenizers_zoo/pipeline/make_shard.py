@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,13 +14,14 @@ import numpy as np
 
 from tokenizers_zoo.data.files import FileSamples, read_sample
 from tokenizers_zoo.data.folder import FolderSettings, open_folder
-from tokenizers_zoo.data.manifest import Manifest, Split
+from tokenizers_zoo.data.manifest import Manifest, Split, shard_name
 from tokenizers_zoo.data.shards import writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
 from tokenizers_zoo.errors import DataError, ZooError, passing
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.limits import limited
-from tokenizers_zoo.source import FileBytes
+from tokenizers_zoo.pipeline.workers import suspects, working_on
+from tokenizers_zoo.source import FileBytes, Sample
 from tokenizers_zoo.source_handle import CheckedSamples, modality_names
 from tokenizers_zoo.spec import WHOLE, Crop
 
@@ -52,6 +53,10 @@ class MakeShard:
     files: tuple[tuple[str, Mapping[str, Member]], ...] = ()
     """Samples made of files: the key of each, and the location of its files by modality."""
 
+    @property
+    def place(self) -> str:
+        return f"{self.split.name}, {shard_name(self.shard)}"
+
 
 def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
     """Write one shard of each modality; returns its number, and the manifest of each.
@@ -64,41 +69,36 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
     keys: list[str] = []
     split, start = job.split, job.split.number(job.shard, 0)
     samples = None if job.files else samples_of(zoo, job.source, split.name, split.samples, job.seed, job.options)
+
+    def sample_of(row: int) -> Sample:
+        with working_on((row, job.source)):
+            return read_sample(*job.files[row]) if samples is None else samples[start + row]
+
     with disk_errors(job.split.root), limited(zoo.limits), contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(writing_shard(job.split.folder / name, job.shard)) for name in handles}
+        for row in suspects():
+            with contextlib.suppress(ZooError):
+                list(_made(zoo, job, row, sample_of(row)[1]))
         for row in range(job.split.rows(job.shard)):
             try:
-                key, values = read_sample(*job.files[row]) if samples is None else samples[start + row]
+                key, values = sample_of(row)
                 if problem := "it comes twice" if key in keys else key_problem(key):
                     raise DataError(f"key {key!r}: {problem}")
             except ZooError as error:
                 keys.append(f"sample-{start + row}")
+                again.update(handles if passing(error) else ())
                 for writer in writers.values():
                     writer.skip(str(error))
                 continue
             keys.append(key)
-            found = _read_files(zoo, {name: job.names[name] for name in (*job.inputs, *job.pictures)}, values)
-            unsure = {name for name, value in found.items() if isinstance(value, ZooError) and passing(value)}
-            problems = _misfits(
-                {name: found[name].shape[-2:] for name in job.pictures if getattr(found.get(name), "ndim", 0) >= 2}
-            )
-            crop = _shared_crop(zoo, job, {name: found[name] for name in found if name not in problems})
-            for name, handle in handles.items():
-                if name not in found:
-                    writers[name].skip()
-                    continue
+            for name, made, passes in _made(zoo, job, row, values):
                 try:
-                    if isinstance(found[name], ZooError):
-                        raise found[name]
-                    if name in problems:
-                        raise DataError(problems[name])
-                    checked = isinstance(values[job.names[name]], FileBytes)
-                    seen = handle.transform(found[name], crop, trusted=checked)
-                    writers[name].add(key, *handle.write(seen, trusted=True))
+                    if isinstance(made, ZooError):
+                        raise made
+                    writers[name].add(key, *made) if made else writers[name].skip()
                 except ZooError as error:
                     writers[name].skip(str(error))
-                    if name in unsure or (name in problems and unsure):
-                        again.add(name)
+                    again.update([name] if passes else [])
         digest = job.split.write_keys(job.shard, keys)
         for name, writer in writers.items():
             whole = name not in again and (writer.count or not writer.dropped)
@@ -106,7 +106,35 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
     return job.shard, {name: writer.manifest for name, writer in writers.items()}
 
 
-def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
+def _made(
+    zoo: Zoo, job: MakeShard, row: int, values: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[bytes, str] | ZooError | None, bool]]:
+    """Yield each modality of a sample with its file (bytes and extension), or the error that drops it, or None if the
+    sample lacks it; and whether the error may pass."""
+    found = _read_files(zoo, row, {name: job.names[name] for name in (*job.inputs, *job.pictures)}, values)
+    unsure = any(isinstance(value, ZooError) and passing(value) for value in found.values())
+    problems = _misfits(
+        {name: found[name].shape[-2:] for name in job.pictures if getattr(found.get(name), "ndim", 0) >= 2}
+    )
+    crop = _shared_crop(zoo, job, {name: found[name] for name in found if name not in problems})
+    for name in job.inputs:
+        if name not in found:
+            yield name, None, False
+            continue
+        try:
+            if isinstance(found[name], ZooError):
+                raise found[name]
+            if name in problems:
+                raise DataError(problems[name])
+            checked = isinstance(values[job.names[name]], FileBytes)
+            with working_on((row, name)):
+                made = zoo[name].write(zoo[name].transform(found[name], crop, trusted=checked), trusted=True)
+            yield name, made, False
+        except ZooError as error:
+            yield name, error, passing(error) or (name in problems and unsure)
+
+
+def _read_files(zoo: Zoo, row: int, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sample's values by modality, reading files; the error replaces a file that cannot be read.
 
     `names` maps each modality to its name in `values`.
@@ -115,7 +143,8 @@ def _read_files(zoo: Zoo, names: Mapping[str, str], values: Mapping[str, Any]) -
     for name, value in found.items():
         if isinstance(value, FileBytes):
             try:
-                found[name] = zoo[name].read(value.data, value.extension)
+                with working_on((row, name)):
+                    found[name] = zoo[name].read(value.data, value.extension)
             except ZooError as error:
                 found[name] = error
     return found

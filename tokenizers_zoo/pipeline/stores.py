@@ -78,7 +78,7 @@ def describe_data(root: Path) -> StoreDescription:
     result = StoreDescription(tokens=isinstance(store, TokenStore))
     for name in store.splits():
         split, modalities = store.split(name), store.modalities(name)
-        digests = [split.keys_digest(shard) for shard in range(split.shards)]
+        digests = [split.sound_keys(shard) for shard in range(split.shards)]
         for modality in modalities:
             row = StoreRow(split=name, modality=modality)
             result.rows.append(row)
@@ -146,7 +146,7 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
             chosen = store.modalities(name) if KEYS in modalities else sorted(modalities)
             encoded = tokenize(
                 zoo, store.data, root, modalities=chosen, splits=[name], crops=crops, seed=seed,
-                device=resolved_device(device),
+                workers=0 if workers == 0 else 1, device=resolved_device(device),
             )  # fmt: skip
             yield encoded.summary()
             continue

@@ -6,24 +6,35 @@ A shard whose inputs digest is unchanged is skipped, any other one is made again
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.manifest import Manifest, inputs_digest, read_manifest, remove_shard, shards_of, sound_manifest
+from tokenizers_zoo.data.manifest import (
+    Manifest,
+    inputs_digest,
+    read_manifest,
+    remove_shard,
+    shard_name,
+    shards_of,
+    sound_manifest,
+)
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
-from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, passing
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import disk_errors, remove_folder
-from tokenizers_zoo.pipeline.engines import Outcome, RunResult, read_ahead
+from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
+from tokenizers_zoo.pipeline.workers import WorkerError, Workers, suspects, working_on
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import entries, locked
 from tokenizers_zoo.spec import Crop, layout_to_json
@@ -31,6 +42,8 @@ from tokenizers_zoo.spec import Crop, layout_to_json
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 CROP_SIDE = (0.5, 1.0)
 """Shortest and longest side of a random crop, as fractions of the picture's side."""
 
@@ -46,6 +59,7 @@ def tokenize(
     crops: int = 1,
     seed: int = 0,
     threads: int = 2,
+    workers: int = 0,
     overwrite: bool = False,
     device: str = "cpu",
     dry_run: bool = False,
@@ -54,7 +68,8 @@ def tokenize(
 
     With `crops` above 1, each sample of the split "train" has the whole picture and `crops - 1` random crops, which all
     modalities share. Shards whose inputs are unchanged are skipped; `overwrite` encodes every shard again. With
-    `dry_run` nothing is written, and the result counts the samples to encode.
+    `dry_run` nothing is written, and the result counts the samples to encode. With `workers` above 0, so many processes
+    encode shards, and a value that kills or blocks its process is dropped.
 
     Raises DataError if the data lack one of `modalities`, if no modality has a tokenizer, or if `out` has other files
     or tokens of other samples. Also raises DataError, after encoding the other modalities, if no sample of a modality
@@ -96,10 +111,12 @@ def tokenize(
             )  # fmt: skip
             _check_same_samples(store, target, [handle.name for handle in handles], overwrite)
             for handle in handles:
-                handle.device = device
-                jobs.append(_Job(handle, store, target, batch_size=batch_size, threads=threads))
+                handle.device = "cpu" if workers else device
+                jobs.append(_Plan(handle, store, target))
         for job in jobs:
             job.plan(overwrite)
+            if workers:
+                job.handle.forget_tokenizer()  # each worker loads its own
         if dry_run:
             for job in jobs:
                 job.outcome.written = sum(map(job.split.rows, job.todo)) * job.split.crops
@@ -112,11 +129,15 @@ def tokenize(
         write_store(out, store.root, {job.split.name: job.split for job in jobs}.values())
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
-        for job in jobs:
-            job.run()
-            result.outcomes.append(job.outcome)
-            if job.outcome.nothing:
-                remove_folder(job.folder)
+        with Workers(zoo, workers, max((job.split.shards for job in jobs), default=0)) as started:
+            for job in jobs:
+                try:
+                    job.run(started, batch_size, threads, device)
+                except WorkerError as error:
+                    result.errors.append(error)
+                result.outcomes.append(job.outcome)
+                if job.outcome.nothing:
+                    remove_folder(job.folder)
     return result.check()
 
 
@@ -204,22 +225,39 @@ def _same_values(values: ValueStore, target: TokenSplit, name: str) -> bool:
 # ---------------------------------------------------------------------- one modality of one split
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizeShard:
+    """One job: the tokens of one shard of a modality."""
+
+    data: Path
+    split: TokenSplit
+    modality: str
+    shard: int
+    metadata: TokenMetadata
+    inputs: str
+    values: str
+    """Digest of the values."""
+    batch_size: int
+    threads: int
+    device: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.split.name}/{self.modality}, {shard_name(self.shard)}"
+
+
 class View(NamedTuple):
     """One view of one sample, to be encoded."""
 
     row: int
     number: int
-    shard: int
 
 
-class _Job:
-    """Encodes one modality of one split."""
+class _Plan:
+    """The work for one modality of one split."""
 
-    def __init__(
-        self, handle: ModalityHandle, values: ValueStore, split: TokenSplit, *, batch_size: int, threads: int
-    ) -> None:
+    def __init__(self, handle: ModalityHandle, values: ValueStore, split: TokenSplit) -> None:
         self.handle, self.values, self.split = handle, values, split
-        self.batch_size, self.threads = batch_size, threads
         self.metadata = TokenMetadata.of(handle, reading_settings(handle))
         self.folder = split.folder / handle.name
         self.outcome = Outcome(split=split.name, modality=handle.name)
@@ -255,57 +293,95 @@ class _Job:
             _ = self.handle.tokenizer  # an altered one is refused before anything is removed
             check_special_tokens(self.handle)
 
-    def run(self) -> None:
-        """Write the shards of `todo`. A sample with an invalid value or view is dropped.
-
-        A shard is made again next time where one was dropped for a reason that may pass.
-        """
-        crops = self.split.crops
-        samples = sum(self.split.rows(shard) for shard in self.todo)
-        with progress_bar(f"tokenize {self.split.name}/{self.handle.name}", samples * crops) as advance:
-            batches = read_ahead(self._read, self._batches(), threads=self.threads)
-            for shard in self.todo:
-                present = int(self.values.present(self.split.name, self.handle.name, shard).sum()) * crops
-                encoded: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
-                dropped: dict[int, str] = {}
-                passes = False
-                for _ in range(0, present, self.batch_size):
-                    views, read = next(batches)
-                    tokens = iter(self.handle.encode_each([one for one in read if not isinstance(one, ZooError)]))
-                    for view, value in zip(views, read, strict=True):
-                        found = value if isinstance(value, ZooError) else next(tokens)
-                        if isinstance(found, ZooError):
-                            dropped.setdefault(view.row, str(found))
-                            passes = passes or passing(found)
-                        elif problem := self.metadata.number_problem(np.asarray(found)):
-                            dropped.setdefault(view.row, f"{self.handle.name}: {problem}")
-                        else:
-                            encoded[view.row].append(self.metadata.to_stored(np.asarray(found)))
-                    advance(len(views))
-                advance(self.split.rows(shard) * crops - present)
-                rows = [None if row in dropped else encoded.get(row) for row in range(self.split.rows(shard))]
-                keys = self.split.write_keys(shard, self.values.split(self.split.name).keys(shard))
-                inputs = "" if passes else self._inputs(shard, self.metadata.fingerprint)
-                manifest = write_token_shard(
-                    self.folder, shard, self.metadata, rows, keys=keys, crops=crops, dropped=dropped, inputs=inputs,
-                    values=self._contents(shard),
-                )  # fmt: skip
+    def run(self, workers: Workers, batch_size: int, threads: int, device: str) -> None:
+        """Write the shards of `todo`."""
+        jobs = (
+            TokenizeShard(
+                data=self.values.root, split=self.split, modality=self.handle.name, shard=shard, metadata=self.metadata,
+                inputs=self._inputs(shard, self.metadata.fingerprint), values=self._contents(shard),
+                batch_size=batch_size, threads=threads, device=device,
+            )
+            for shard in self.todo
+        )  # fmt: skip
+        crops, title = self.split.crops, f"tokenize {self.split.name}/{self.handle.name}"
+        with progress_bar(title, sum(map(self.split.rows, self.todo)) * crops) as advance:
+            for shard, manifest in workers.run(tokenize_shard, jobs):
+                advance(self.split.rows(shard) * crops)
                 self.outcome.add(self.split, shard, manifest)
 
-    def _batches(self) -> Iterator[Sequence[View]]:
-        """Yield the views to encode; a batch is of one shard."""
-        for shard in self.todo:
-            rows = np.flatnonzero(self.values.present(self.split.name, self.handle.name, shard)).tolist()
-            views = [View(row, number, shard) for row in rows for number in range(self.split.crops)]
-            yield from (views[start : start + self.batch_size] for start in range(0, len(views), self.batch_size))
 
-    def _read(self, view: View) -> Any:
+def tokenize_shard(zoo: Zoo, job: TokenizeShard) -> tuple[int, Manifest]:
+    """Encode and write one shard; returns its number and manifest. A sample with an invalid value or view is dropped.
+
+    If one was dropped for a reason that may pass, the shard is noted without an inputs digest: the next run makes it
+    again. Raises CheckpointError if the tokenizer was replaced meanwhile.
+    """
+    handle, store, split, metadata = zoo[job.modality], ValueStore(job.data), job.split, job.metadata
+    keys = store.split(split.name).keys(job.shard)
+    handle.device = job.device
+    if handle.fingerprint != metadata.fingerprint:
+        raise CheckpointError(f"{handle.checkpoint}: was replaced while it was in use; run the same command again")
+    _ = handle.tokenizer  # loading it is not part of a value's time
+
+    def read(view: View) -> Any:
         """Return a value, or the error if the sample is invalid."""
-        key = self.values.split(self.split.name).keys(view.shard)[view.row]
-        crop = random_crop(self.split.seed, key, view.number)
+        crop = random_crop(split.seed, keys[view.row], view.number)
         try:
-            return self.values.read(self.handle, self.split.name, view.shard, view.row, crop)
+            with working_on((view.row, job.modality)):
+                return store.read(handle, split.name, job.shard, view.row, crop)
         except ReadError:
             raise
         except ZooError as error:
             return error
+
+    def encode(views: Sequence[View], values: Sequence[Any]) -> Iterator[tuple[View, Any]]:
+        """Yield each view with its tokens, or with the error of its value."""
+        sound = {view: value for view, value in zip(views, values, strict=True) if not isinstance(value, ZooError)}
+        with working_on(*((row, job.modality) for row in {view.row for view in sound})):
+            tokens = dict(zip(sound, handle.encode_each(list(sound.values())), strict=True))
+        yield from ((view, tokens.get(view, value)) for view, value in zip(views, values, strict=True))
+
+    def views_of(rows: Iterable[int]) -> list[View]:
+        return [View(row, number) for row in rows for number in range(split.crops)]
+
+    for view in views_of(suspects()):
+        list(encode([view], [read(view)]))
+    views = views_of(np.flatnonzero(store.present(split.name, job.modality, job.shard)).tolist())
+    batches = (views[start : start + job.batch_size] for start in range(0, len(views), job.batch_size))
+    encoded: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
+    dropped: dict[int, str] = {}
+    passes = False
+    for batch, values in read_ahead(read, batches, threads=job.threads):
+        for view, found in encode(batch, values):
+            if isinstance(found, ZooError):
+                dropped.setdefault(view.row, str(found))
+                passes = passes or passing(found)
+            elif problem := metadata.number_problem(np.asarray(found)):
+                dropped.setdefault(view.row, f"{job.modality}: {problem}")
+            else:
+                encoded[view.row].append(metadata.to_stored(np.asarray(found)))
+    rows = [None if row in dropped else encoded.get(row) for row in range(split.rows(job.shard))]
+    with disk_errors(split.folder):
+        manifest = write_token_shard(
+            split.folder / job.modality, job.shard, metadata, rows, keys=split.write_keys(job.shard, keys),
+            crops=split.crops, dropped=dropped, inputs="" if passes else job.inputs, values=job.values,
+        )  # fmt: skip
+    return job.shard, manifest
+
+
+def read_ahead(
+    read: Callable[[Item], Result], batches: Iterable[Sequence[Item]], *, threads: int = 2, depth: int = 3
+) -> Iterator[tuple[Sequence[Item], list[Result]]]:
+    """Yield batches with the results of `read` for their items, in order; threads read up to `depth` batches ahead."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
+        waiting: deque[tuple[Sequence[Item], Iterator[Result]]] = deque()
+        try:
+            for batch in batches:
+                waiting.append((batch, pool.map(read, batch)))
+                if len(waiting) == depth:
+                    first, results = waiting.popleft()
+                    yield first, list(results)
+            for first, results in waiting:
+                yield first, list(results)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

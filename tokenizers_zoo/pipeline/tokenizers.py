@@ -18,7 +18,7 @@ from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import disk_errors, read_table
-from tokenizers_zoo.pipeline.engines import run_jobs
+from tokenizers_zoo.pipeline.workers import run_jobs
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.run_folder import TOKENIZER, OtherRunError, read_run, replacing
 from tokenizers_zoo.terminal import console

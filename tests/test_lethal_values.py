@@ -1,0 +1,232 @@
+"""Values that kill or block their process: found, named, dropped and remembered; everything else is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_plugins import SOURCE, WORDS, Install, snapshot
+
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.data.manifest import read_manifest
+from tokenizers_zoo.data.tokens import STORE
+from tokenizers_zoo.errors import PluginError
+from tokenizers_zoo.pipeline.derive import derive_data
+from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.pipeline.workers import WorkerError
+
+HARM = '''
+"""Harm at the places that the folder $HARM lists: a file per place, with the kind of harm and how often it happens."""
+import ctypes, os, re, signal, sys, time
+from pathlib import Path
+
+def harm(place):
+    file = Path(os.environ["HARM"]) / place
+    if not file.exists():
+        return
+    kind, times = file.read_text().split()
+    tries = file.with_name(f"{place}.tries")
+    with tries.open("a") as counter:
+        counter.write("x")
+    if len(tries.read_text()) > int(times):
+        return
+    if kind.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, kind))
+    elif kind == "segfault":
+        ctypes.string_at(0)
+    elif kind == "exits":
+        os._exit(3)
+    elif kind == "sys.exit":
+        sys.exit("enough")
+    elif kind == "memory":
+        raise MemoryError("not that much")
+    elif kind == "sleeps":
+        time.sleep(1000)
+    elif kind == "holds":  # the interpreter's lock
+        re.match("(a+)+$", "a" * 60 + "b")
+'''
+DERIVED = """
+    @hookimpl
+    def derive(self, sample, settings):
+        harm(f"derive {sample['words']} to {settings.name}")
+        return sample["words"]
+
+    @hookimpl
+    def encode("""
+READ = """
+    @hookimpl
+    def read_value(self, data):
+        harm(f"read {data.decode()}".strip())
+        return data.decode().strip()
+
+    @hookimpl
+    def transform(self, value):
+        harm(f"transform {value}")
+        return value
+
+    @hookimpl
+    def encode("""
+Harm = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def zoo(install: Install, tmp_path: Path) -> Zoo:
+    """Texts `words` of a source, and `loud` and `calm` derived from `words`; each can be harmful."""
+    encode = "\n    @hookimpl\n    def encode("
+    start = "from zoo_harm import harm\n"
+    words = start + WORDS.replace(
+        "        if any(", '        for value in values:\n            harm(f"encode {value}")\n        if any('
+    )
+    derived = words.replace('summary="words",', 'summary="words", derived_from=("words",),').replace(encode, DERIVED)
+    source = start + SOURCE.replace("        rng =", '        harm(f"sample {i}")\n        rng =')
+    install("zoo-harm", {}, {"zoo_harm": HARM})
+    install("zoo-toy", {"tokenizers_zoo.sources": {"toy": "zoo_toy:source"}}, {"zoo_toy": source})
+    for name, code in {"words": words.replace(encode, READ), "loud": derived, "calm": derived}.items():
+        install(f"zoo-{name}", {"tokenizers_zoo": {name: f"zoo_{name}:plugin"}}, {f"zoo_{name}": code})
+    tables = {
+        "zoo": {"modalities": ["words", "loud", "calm"], "checkpoints": "tokenizers"},
+        "limits": {"value_seconds": 2.0},
+    }
+    return Zoo.from_tables(tables, tmp_path / "registry.toml")
+
+
+@pytest.fixture
+def harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harm:
+    """Return a function that prepares harm at a place, and returns the file that counts the tries."""
+    (tmp_path / "harm").mkdir()
+    monkeypatch.setenv("HARM", str(tmp_path / "harm"))
+
+    def prepare(place: str, kind: str, times: int = 1000) -> Path:
+        (tmp_path / "harm" / place).write_text(f"{kind} {times}")
+        return tmp_path / "harm" / f"{place}.tries"
+
+    return prepare
+
+
+def make(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
+    """Make 2 shards of 6 samples; the source has no words for samples 0 and 7."""
+    result = make_data(zoo, "toy", data, train=12, test=0, workers=workers, shard_size=6)
+    return {one.modality: (one.written, one.kept, one.first_dropped) for one in result.outcomes}
+
+
+def derive(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
+    result = derive_data(zoo, data, workers=workers)
+    return {one.modality: (one.written, one.kept, one.first_dropped) for one in result.outcomes}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "tries"),
+    [
+        ("SIGKILL", "its process was killed (SIGKILL, perhaps for lack of memory), at both tries", 2),
+        ("segfault", "its process was killed (SIGSEGV), at both tries", 2),
+        ("exits", "ended its process (exit code 3), at both tries", 2),
+        ("sleeps", "took more than 2 s (value_seconds in [limits] of registry.toml), at both tries", 2),
+        ("holds", "took more than 2 s (value_seconds in [limits] of registry.toml), at both tries", 2),
+        ("sys.exit", "SystemExit: enough", 1),
+    ],
+)
+def test_a_value_that_is_not_to_be_derived_is_dropped(
+    zoo: Zoo, harm: Harm, tmp_path: Path, kind: str, reason: str, tries: int
+) -> None:
+    workers = 2 if kind == "SIGKILL" else 1
+    data = tmp_path / "data"
+    assert make(zoo, data, 0) == {"words": (10, 0, "")}
+    counter = harm("derive sample 8 of train to loud", kind)
+    found = derive(zoo, data, workers)
+    assert found["calm"] == (10, 0, "") and found["loud"][:2] == (9, 0)
+    assert reason in found["loud"][2] and "(sample train-0008)" in found["loud"][2]
+    assert len(counter.read_text()) == tries
+    again = derive(zoo, data, workers)
+    assert again["loud"][:2] == (0, 9) and reason in again["loud"][2] and len(counter.read_text()) == tries
+
+
+def test_memory_that_is_short_is_tried_again_by_the_next_run(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    make(zoo, data, 0)
+    harm("derive sample 8 of train to loud", "memory", times=2)
+    found = derive(zoo, data)
+    assert found["calm"] == (10, 0, "") and found["loud"][:2] == (9, 0) and "ran out of memory" in found["loud"][2]
+    assert derive(zoo, data)["loud"] == (5, 5, "")
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in snapshot(folder).items() if name != STORE}  # it names the folder of the values
+
+
+@pytest.mark.parametrize("kind", ["SIGKILL", "memory"])
+def test_a_death_by_chance_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: Path, kind: str) -> None:
+    whole, data = tmp_path / "whole", tmp_path / "data"
+    make(zoo, whole, 0)
+    derive(zoo, whole, 0)
+    train_tokenizer(zoo, "words", whole)
+    tokenize(zoo, whole, tmp_path / "whole tokens")
+    places = ["sample 8", "transform sample 9 of train", "derive sample 8 of train to loud", "encode sample 8 of train"]
+    for place in places if kind == "memory" else [*places, "read sample 9 of train"]:
+        harm(place, kind, times=1)
+    make(zoo, data)
+    derive(zoo, data)
+    tokenize(zoo, data, tmp_path / "tokens", workers=1)
+    assert stored(data) == stored(whole) and stored(tmp_path / "tokens") == stored(tmp_path / "whole tokens")
+
+
+@pytest.mark.parametrize(
+    ("place", "dropped"),
+    [("sample 8", "toy: its process"), ("transform sample 8 of train", "words: its process")],
+)
+def test_a_sample_that_is_not_to_be_made_is_dropped(
+    zoo: Zoo, harm: Harm, tmp_path: Path, place: str, dropped: str
+) -> None:
+    counter = harm(place, "segfault")
+    assert make(zoo, tmp_path / "data")["words"][:2] == (9, 0)
+    written, kept, reason = make(zoo, tmp_path / "data")["words"]
+    assert (written, kept) == (0, 9) and reason.startswith(dropped) and len(counter.read_text()) == 2
+
+
+@pytest.mark.parametrize("place", ["encode sample 8 of train", "read sample 8 of train"])
+@pytest.mark.parametrize("kind", ["SIGKILL", "sleeps"])
+def test_a_value_that_is_not_to_be_encoded_is_dropped(
+    zoo: Zoo, harm: Harm, tmp_path: Path, place: str, kind: str
+) -> None:
+    """Also in a batch with others, whose tokens are written; other modalities are encoded, too."""
+    data, out = tmp_path / "data", tmp_path / "tokens"
+    make(zoo, data, 0)
+    derive(zoo, data, 0)
+    train_tokenizer(zoo, "words", data)
+    counter = harm(place, kind)
+    for again in (False, True):
+        outcomes = {
+            one.modality: one for one in tokenize(zoo, data, out, modalities=["words", "calm"], workers=1).outcomes
+        }
+        words = outcomes["words"]
+        assert (words.written, words.kept, words.dropped) == ((0, 9, 1) if again else (9, 0, 1))
+        assert words.first_dropped.startswith("words: ") and "(sample train-0008)" in words.first_dropped
+        assert outcomes["calm"].dropped == (1 if place.startswith("encode") else 0)
+        assert len(counter.read_text()) in ((2, 3) if place.startswith("read") else (4, 5, 6))
+    manifest = read_manifest(out / "train/words", 1)
+    assert manifest is not None and list(manifest.dropped) == [2]
+
+
+def test_a_broken_plugin_ends_its_modality_only(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    make(zoo, data, 0)
+    for number in range(12):
+        harm(f"derive sample {number} of train to calm", "SIGKILL")
+    with pytest.raises(WorkerError, match=r"train/calm, shard-00000: the values in rows 1, 2, 3, 4, 5 end their"):
+        derive(zoo, data)
+    for shard, count in ((0, 5), (1, 5)):
+        manifest = read_manifest(data / "train/loud", shard)
+        assert manifest is not None and manifest.count == count
+    assert read_manifest(data / "train/calm", 0) is None
+
+
+def test_in_this_process_exits_are_errors_of_the_plugin(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
+    harm("encode sample 8 of train", "sys.exit")
+    data = tmp_path / "data"
+    make(zoo, data, 0)
+    train_tokenizer(zoo, "words", data)
+    with pytest.raises(PluginError, match=r"words: encode of .* failed: SystemExit: enough"):
+        zoo["words"].encode(["sample 8 of train"])
