@@ -11,11 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 from hostile import HOSTILE
+from PIL import Image
 
-from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
+from tokenizers_zoo.io import write_table
 from tokenizers_zoo.limits import Limits, limited, limits
+from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
+from zoo_backbone.run import BUNDLE, find_run
 
 ZOO = Zoo.installed()
 
@@ -77,3 +83,25 @@ def test_hostile_files_are_refused_before_they_are_decoded(what: str) -> None:
     line = str(refusal.value)
     assert line.startswith(modality) and "\n" not in line and "MemoryError" not in line and len(line) < 400
     assert (f"({limit} in [limits] of registry.toml)" in line) if limit else "in [limits]" not in line
+
+
+def test_a_sample_above_a_limit_is_dropped_until_the_limit_is_raised(tmp_path: Path) -> None:
+    photos, registry = tmp_path / "photos", tmp_path / "registry.toml"
+    photos.mkdir()
+    for side in (8, 40):
+        Image.new("RGB", (side, side)).save(photos / f"{side}.png")
+    for limit, keys in ((1000, ["8"]), (2000, ["40", "8"])):
+        table = {"zoo": {"image_size": 8, "modalities": ["rgb"]}, "limits": {"image_pixels": limit}}
+        registry.write_text(tomli_w.dumps(table))
+        zoo = Zoo.from_toml(registry)
+        options = {"path": str(photos), "test_fraction": 0}
+        make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=1)
+        assert ValueStore(tmp_path / "data").keys("train", "rgb") == keys
+
+
+def test_a_bundle_of_a_stranger_cannot_raise_limits(tmp_path: Path) -> None:
+    golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
+    write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
+    (tmp_path / "registry.toml").write_text("[limits]\nimage_pixels = 1000000000000\n")
+    with pytest.raises(CheckpointError, match=r"registry.toml: a bundle cannot set \[limits\]"):
+        find_run(tmp_path)

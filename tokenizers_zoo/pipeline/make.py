@@ -234,7 +234,8 @@ class _Plan:
         names = {handle.name: name_at_source(handle, samples.offered) for handle in self.handles}
         pictures = tuple(sorted(handle.name for handle in self.handles if _is_picture(handle)))
         framed = {handle.name for handle in self.handles if self.crop and handle.implements("transform")}
-        own = {key: value for key, value in (("crop", self.crop), ("contents", samples.contents)) if value}
+        all_own = {"crop": self.crop, "contents": samples.contents, "limits": workers.zoo.limits.changed()}
+        own = {key: value for key, value in all_own.items() if value}
         made_with = {
             handle.name: {
                 **self.record["source"],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, fingerprint, hub_folder
-from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.config import from_mapping, load_toml
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
 from tokenizers_zoo.io import file_digest, read_table
@@ -102,6 +102,9 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
                 raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
             if not (folder / name).exists() or file_digest(folder / name) != digest:
                 raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
+        registry = folder / "registry.toml"
+        if registry.is_file() and "limits" in load_toml(registry):
+            raise CheckpointError(f"{registry}: a bundle cannot set [limits]; ask its author to export it again")
     return folder
 
 
