@@ -110,7 +110,7 @@ def test_a_second_writer_is_refused(world: World, name: str) -> None:
 )
 def test_a_second_writer_of_a_simple_folder_is_refused(world: World, words: str, folder: str) -> None:
     place = world.folder / folder
-    with replacing_folder(place) if "export" in words else locked(place):
+    with replacing_folder(place) if {"export", "export-onnx", "predict"} & {*words.split()} else locked(place):
         world(words).refused(f"{folder}: another process writes it right now")
 
 

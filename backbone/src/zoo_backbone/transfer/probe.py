@@ -33,10 +33,10 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import difference, replacing_file
+from tokenizers_zoo.io import difference
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.run_folder import FolderError, entries, locked, read_run
+from tokenizers_zoo.run_folder import read_run, replacing_folder
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config, stored_specs
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
@@ -287,9 +287,7 @@ def predict_to_folder(
     prediction and label. Raises DataError for a key without inputs or label, FolderError if OUT is not empty.
     """
     task, target, values = probe.task, probe.target, stores.values
-    with locked(out):
-        if entries(out):
-            raise FolderError(f"{out}: is not empty; give a new folder")
+    with replacing_folder(out) as folder:
         found = stores.samples(task, split)
         places = spread(len(found), samples) if keys is None else [found.find(key) for key in keys]
         chosen = [found.key(place) for place in places]
@@ -302,15 +300,14 @@ def predict_to_folder(
         if whole is not None:
             for key, value in zip(chosen, predicted, strict=True):
                 data, extension = whole.write(value)
-                with replacing_file(out / f"{key}.{extension}") as temporary:
-                    temporary.write_bytes(data)
+                (folder / f"{key}.{extension}").write_bytes(data)
         else:
-            with replacing_file(out / TABLE) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            with open(folder / TABLE, "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([("key", "predicted", "true"), *zip(chosen, predicted, truth, strict=True)])
         inputs = [name for name in probe.inputs if values is not None and name in values.modalities(split)]
         rows = []
         for place in spread(len(chosen), SHOWN):
             cells = [shown(values, probe.zoo[name], split, chosen[place]) for name in inputs if values is not None]
             rows.append([*cells, task.render(target, predicted[place]), task.render(target, truth[place])])
-        write_sheet(out / PICTURE, [*inputs, f"{task.title} predicted", f"true {task.title}"], rows)
+        write_sheet(folder / PICTURE, [*inputs, f"{task.title} predicted", f"true {task.title}"], rows)
     return chosen
