@@ -218,8 +218,8 @@ UNREAD = {
 VERIFY = {"data/": "data verify", "tokens/": "tokens verify", "bundle/": "bundle verify"}
 MORE_MEMORY = 1024
 """MiB that a command may take beyond its usual peak."""
-LIMIT = 120
-"""Seconds for one command."""
+LIMIT = 600
+"""Seconds for one command, on a machine that may be busy."""
 
 
 @dataclass(kw_only=True)
