@@ -7,6 +7,7 @@ import dataclasses
 import re
 import resource
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tokenizers_zoo.limits import Limits, limited, limits
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
 from zoo_backbone.run import BUNDLE, find_run
+from zoo_hub_data.hf import Places
 
 ZOO = Zoo.installed()
 
@@ -105,3 +107,11 @@ def test_a_bundle_of_a_stranger_cannot_raise_limits(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text("[limits]\nimage_pixels = 1000000000000\n")
     with pytest.raises(CheckpointError, match=r"registry.toml: a bundle cannot set \[limits\]"):
         find_run(tmp_path)
+
+
+def test_a_zip_member_above_the_limit_is_not_decompressed(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("large.png", bytes(300_000_000))
+    places = Places(root=tmp_path.resolve())
+    with at_most(200_000_000), pytest.raises(InvalidValueError, match=r"300,000,000 bytes, at most .*file_bytes"):
+        places.read("zip://large.png::a.zip")

@@ -31,6 +31,7 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
     is_of_the_machine,
 )
+from tokenizers_zoo.limits import limits
 from tokenizers_zoo.source import FileBytes, ModalityNames, OwnData, Sample, SourceSpec
 from tokenizers_zoo.validation import array_bytes
 
@@ -207,11 +208,18 @@ class Places:
                 return read_member(file)
         try:
             if archive:
-                return opened_zip(str(found), file.changed if isinstance(found, Path) else 0).read(member)
+                opened = opened_zip(str(found), file.changed if isinstance(found, Path) else 0)
+                size = opened.getinfo(member).file_size  # more is not decompressed
+                limits().check("file_bytes", size, f"{place}: {size:,} bytes")
+                return opened.read(member)
             import fsspec
 
             with fsspec.open(str(found), "rb") as stream:
-                return bytes(stream.read())
+                data = bytes(stream.read(limits().file_bytes + 1))
+            limits().check("file_bytes", len(data), f"{place}: {len(data):,} bytes or more")
+            return data
+        except InvalidValueError:
+            raise
         except (KeyError, FileNotFoundError):
             raise InvalidValueError(f"{place}: no such file") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
