@@ -643,6 +643,17 @@ def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Pat
     assert list(repair_store(zoo, root, workers=0)) == [f"{root}: all files agree with their manifests"]
 
 
+@pytest.mark.parametrize("stage", ["derive", "tokenize"])
+def test_no_sample_is_to_blame_where_a_shard_is_damaged(stage: str, toy: Toy, tmp_path: Path) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    train_tokenizer(zoo, "words", data)
+    damaged = data / f"train/{'field' if stage == 'derive' else 'words'}/shard-00001.tar"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"1")
+    with pytest.raises(ReadError, match=f"{damaged}: has another checksum .*repair"):
+        derive_data(zoo, data, workers=0) if stage == "derive" else tokenize(zoo, data, tmp_path / "tokens")
+
+
 def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example: Install, tmp_path: Path) -> None:
     data, room = tmp_path / "data", tmp_path / "room"
     failing = f"        if not Path({str(room)!r}).exists():\n            raise MemoryError('13 GB')\n"

@@ -103,7 +103,7 @@ class OtherLayoutError(DataError):
 
 
 class ReadError(DataError):
-    """Stored values cannot be read now (disk, network, permissions); the values may be sound."""
+    """Stored values cannot be read now (disk, network, permissions, a damaged shard); no value is to blame."""
 
 
 class MachineError(OneLineError):

@@ -42,7 +42,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, read_at, split_name
-from tokenizers_zoo.errors import DataError, InvalidValueError, UnknownNameError, and_others, by
+from tokenizers_zoo.errors import DataError, InvalidValueError, ReadError, UnknownNameError, and_others, by
 from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
 from tokenizers_zoo.limits import limited, limits
 from tokenizers_zoo.pretrained import networks_of
@@ -356,7 +356,7 @@ class ValueStore:
             for suffix, expected in manifest.files.items():
                 path = folder / shard_name(shard, suffix)
                 if problem := file_problem(path, expected):
-                    raise DataError(f"{path}: {problem}; {REPAIR}")
+                    raise ReadError(f"{path}: {problem}; {REPAIR}")
         opened = _OpenShard(folder, shard, manifest)
         self._checked.add(place)
         return opened

@@ -8,12 +8,14 @@ error for it, so that the job drops it like an invalid value.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -361,6 +363,10 @@ def _serve(tables: Mapping[str, Any], path: Path | None, level: int, connection:
             except Exception as error:
                 problem = _sendable(error)
             connection.send((result, problem))
+    atexit._run_exitfuncs()  # temporary folders of plugins
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # the end of an interpreter with torch takes a quarter of a second
 
 
 def _sendable(error: Exception) -> Exception:
