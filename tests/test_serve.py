@@ -202,6 +202,15 @@ def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
         page.close()
 
 
+def test_another_host_name_is_refused_at_a_local_address(address: str) -> None:
+    def ask(host: str) -> int:
+        return int(urllib.request.urlopen(urllib.request.Request(address, headers={"Host": host}), timeout=60).status)
+
+    assert ask("localhost") == 200
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        ask("attacker.example")
+
+
 def test_a_port_that_is_in_use(address: str, folder: Path) -> None:
     port = address.rpartition(":")[2]
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", port]

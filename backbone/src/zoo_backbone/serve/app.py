@@ -23,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
 from tokenizers_zoo.data.samples import TEST
@@ -46,6 +47,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content-Security-Policy of every answer: nothing comes from, or goes to, another host."""
+LOCAL = ("127.0.0.1", "localhost")
 NEAREST = PIL.Image.Resampling.NEAREST
 UPLOADED = 256 << 20
 """Bytes of uploaded files and their values that are kept."""
@@ -436,12 +438,19 @@ async def event_lines(job: Job) -> AsyncIterator[str]:
 def serve(
     model: AnyToAny, host: str, port: int, limits: Limits, index: Index | None = None, open_browser: bool = False
 ) -> None:
-    """Print the address, and serve the page until interrupted. Raises ConfigError for an address that is in use."""
+    """Print the address, and serve the page until interrupted. Raises ConfigError for an address that is in use.
+
+    At a local address, requests for another host name are refused: a web site could give its name this address, and its
+    scripts would then read the page (DNS rebinding).
+    """
     try:
         listening = socket.create_server((host, port), backlog=128)
     except OSError as error:
         raise ConfigError(f"zoo serve: cannot listen at {host}:{port}: {error.strerror}; give another --port") from None
-    server = uvicorn.Server(uvicorn.Config(build_app(Server(model, limits, index)), log_level="warning"))
+    app = build_app(Server(model, limits, index))
+    if host in LOCAL:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     address = f"http://{host}:{listening.getsockname()[1]}"
     echo(f"{address}  (stop with Ctrl-C)")
     if open_browser:
