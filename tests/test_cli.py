@@ -139,6 +139,20 @@ def test_list_counts_installed_but_disabled_modalities(bare: Run) -> None:
     assert "disabled" not in bare("list")[2]
 
 
+def test_list_shows_the_others_beside_a_damaged_tokenizer(bare: Run) -> None:
+    Path("mine.toml").write_text('[zoo]\ncheckpoints = "tokenizers"\n')
+    damaged = Path("tokenizers/text/config.json")
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{}")
+    (damaged.parent / "model.safetensors").touch()
+    code, shown, complaint = bare("--registry", "mine.toml", "list")
+    states = {line.split()[0]: line for line in shown.splitlines() if line[:1].strip()}
+    assert code == 0 and "damaged" in states["caption"] and "damaged" not in states["depth"]
+    assert complaint.count("problem: tokenizers/text/config.json: damaged: ") == 1
+    listed = json.loads(bare("--registry", "mine.toml", "list", "--json")[1])
+    assert {"depth"} <= {one["name"] for one in listed["modalities"]} and "caption" in listed["problems"]
+
+
 def test_list_and_info_do_not_import_torch() -> None:
     program = "import sys; sys.argv = ['zoo', *sys.argv[1:]]\nfrom tokenizers_zoo.cli.main import main\nmain()\n"
     program += "assert 'torch' not in sys.modules"

@@ -407,7 +407,7 @@ def test_regions_of_grids_by_hand(tmp_path: Path) -> None:
         assert mask(f"mask:{tmp_path}/{file}") == [[1, 1, 0, 0], [1, 1, 0, 0]], file
     for region, parts in (
         ("box:0,0,1", "starts, then ends"), ("box:0,0,1,2", "<= 1"), ("box:0.5,0,0.5,1", "start < end"),
-        ("cells:0,0,1.5,2", "whole numbers"), ("bax:0,0,1,1", "box:TOP"), ("mask:absent.npy", "cannot be read"),
+        ("cells:0,0,1.5,2", "whole numbers"), ("bax:0,0,1,1", "box:TOP"), ("mask:absent.npy", "no such file"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=parts):
             mask(region)

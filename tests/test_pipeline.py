@@ -499,7 +499,7 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
     with monkeypatch.context() as patch:
         if want == "files":
             (mine / "field/f05.npy").rename(tmp_path / "aside")
-            (mine / "field/f05.npy").symlink_to(tmp_path / "f05.npy")  # as on a disk that is not mounted
+            (mine / "field/f05.npy").symlink_to(mine / "mounted")  # as on a disk that is not mounted
         else:
             refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if want == "disk" else None)
         assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
@@ -508,7 +508,7 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
             "f05: " in reasons and {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[want] in reasons
         )
     if want == "files":
-        (tmp_path / "aside").rename(tmp_path / "f05.npy")
+        (tmp_path / "aside").rename(mine / "mounted")
     assert of_files(zoo, mine, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
     assert of_files(zoo, mine, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
 

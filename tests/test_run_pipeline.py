@@ -11,7 +11,7 @@ import pytest
 from command_world import BACKBONE, REGISTRY, World, the_world
 
 from tokenizers_zoo.cli.main import zoo as group
-from tokenizers_zoo.cli.run import STEPS, commands_of
+from tokenizers_zoo.cli.pipeline import STEPS, commands_of
 
 ROOT = Path(__file__).parent.parent
 STEPS_TOML = """

@@ -81,7 +81,9 @@ def limited(to: Limits) -> Iterator[None]:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a value's file. Raises InvalidValueError above the limit `file_bytes`, ReadError."""
+    """Return the bytes of a value's file. Raises ReadError, InvalidValueError for no file or above `file_bytes`."""
+    if not path.exists():
+        raise InvalidValueError(f"{path}: no such file")
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         limits().check("file_bytes", size, f"{path}: {size:,} bytes")

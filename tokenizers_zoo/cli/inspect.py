@@ -6,9 +6,9 @@ import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -29,7 +29,7 @@ from tokenizers_zoo.cli.options import (
     show_table,
 )
 from tokenizers_zoo.config import recorded
-from tokenizers_zoo.errors import count_of
+from tokenizers_zoo.errors import CheckpointError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.terminal import echo
@@ -37,6 +37,8 @@ from tokenizers_zoo.terminal import echo
 if TYPE_CHECKING:
     from tokenizers_zoo.doctor import Finding
     from tokenizers_zoo.registry import ModalityHandle
+
+Shown = TypeVar("Shown")
 
 
 def is_trained(handle: ModalityHandle) -> bool:
@@ -106,9 +108,17 @@ def list_modalities(context: click.Context, as_json: bool) -> None:
     if context.args:
         raise click.UsageError(f"takes no name; did you mean zoo info {context.args[0]}?")
     zoo = open_zoo(strict=False)
-    handles, problems = zoo.handles(), zoo.problems()
+    handles, problems = zoo.handles(), dict(zoo.problems())
+
+    def unless_damaged(show: Callable[[ModalityHandle], Shown], handle: ModalityHandle) -> Shown | None:
+        try:
+            return show(handle)
+        except CheckpointError as error:
+            problems[handle.name] = str(error)
+            return None
+
     if as_json:
-        found = [facts_as_json(handle) for handle in handles]
+        found = [facts for handle in handles if (facts := unless_damaged(facts_as_json, handle))]
         show_json({"modalities": found, "disabled": zoo.disabled(), "problems": problems})
         return
     table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
@@ -119,13 +129,13 @@ def list_modalities(context: click.Context, as_json: bool) -> None:
             str(spec.layout).partition(" of ")[0],  # without the length of vectors
             str(spec.vocab_size) if spec.vocab_size else "-",
             first_of(spec.derived_from) or "-",
-            training_state(handle),
+            unless_damaged(training_state, handle) or "damaged",
             handle.distribution.rpartition(" ")[0] or handle.distribution,
         )
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
     show_table(table)
-    for problem in problems.values():
+    for problem in dict.fromkeys(problems.values()):
         echo(f"problem: {problem}", err=True)
     if off := zoo.disabled():
         where = f"{zoo.path}: [zoo] modalities, [modalities.NAME] enabled"

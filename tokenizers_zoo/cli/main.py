@@ -36,7 +36,7 @@ COMMANDS = {
     "doctor": "tokenizers_zoo.cli.inspect:doctor_command",
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
     "init": "tokenizers_zoo.cli.init:init",
-    "run": "tokenizers_zoo.cli.run:run",
+    "run": "tokenizers_zoo.cli.pipeline:run",
     "compare": "tokenizers_zoo.cli.compare:compare",
     "env": "tokenizers_zoo.cli.environment:env",
     "completion": "tokenizers_zoo.cli.completion:completion",
