@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from tokenizers_zoo.errors import PluginError
+from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.errors import ConfigError, PluginError
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -157,10 +158,14 @@ def layout_to_json(layout: TokenLayout) -> dict[str, Any]:
 
 
 def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
-    """Return the layout that `layout_to_json` wrote."""
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
+    """Return the layout that `layout_to_json` wrote. Raises ValueError or KeyError for another table."""
     build: Any = LAYOUTS[data["kind"]]
-    layout: TokenLayout = build(**fields)
+    try:
+        layout: TokenLayout = from_mapping(build, {key: value for key, value in data.items() if key != "kind"})
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    if min(layout.length, getattr(layout, "dim", 1)) < 1:
+        raise ValueError(f"a layout without tokens: {layout}")
     return layout
 
 

@@ -24,7 +24,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import REMEDY, file_digest, not_read, parsed_table, read_regular, replacing_file, write_table
+from tokenizers_zoo.io import (
+    REMEDY,
+    file_digest,
+    not_read,
+    parsed_table,
+    read_regular,
+    replacing_file,
+    shape_problem,
+    write_table,
+)
 
 Result = TypeVar("Result")
 
@@ -33,6 +42,23 @@ KEYS = "keys"
 DATASET = "dataset.json"
 """Record of a data folder's splits and their sources."""
 REPAIR = "run `zoo data repair` on the folder"
+SOURCE = {"source": str, "seed": int, "options": dict, "image_size?": (int, [int], None)}
+SPLIT = {"samples": int, "shard_size": int, "source?": (SOURCE, str, None), "crops?": int, "seed?": int}
+RECORD = {"splits": {str: SPLIT}, "data?": (str, None)}
+"""Shape of dataset.json and store.json."""
+WRITER = {
+    "modality": str, "vocabulary": str, "vocab_size": int, "layout": dict, "fingerprint": str, "distribution": str,
+    "settings": dict, "levels": [list],
+}  # fmt: skip
+MANIFEST = {
+    "rows": int, "count": int, "keys": str, "inputs": str, "files": {str: {"size": int, "sha256": str}},
+    "dropped": {str: str},
+    "record": {
+        "source?": str, "seed?": int, "distribution?": str, "derived_from?": [str], "value?": {"shape": list},
+    },
+}  # fmt: skip
+"""Shape of the manifests of values; of tokens, with another record."""
+TOKENS = {"writer": WRITER, "crops": int, "tokens": int, "longest": int, "needed_vocab_size": int, "present": str}
 KEPT_KEYS = 4
 """Shards whose keys a `Split` keeps in memory."""
 
@@ -91,11 +117,13 @@ def write_manifest(folder: Path, shard: int, manifest: Manifest) -> None:
     write_table(manifest_path(folder, shard), dataclasses.asdict(manifest))
 
 
-def _parsed(path: Path, parse: Callable[[dict[str, Any]], Result], remedy: str) -> Result | None:
+def _parsed(
+    path: Path, shape: Mapping[str, Any], parse: Callable[[dict[str, Any]], Result], remedy: str
+) -> Result | None:
     """Return `parse` of a record, None without the file. Raises DataError if it is damaged."""
     if (data := read_regular(path)) is None:
         return None
-    table = parsed_table(data, path, remedy=remedy, error=DataError)
+    table = parsed_table(data, path, shape, remedy=remedy, error=DataError)
     try:
         return parse(table)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,18 +135,19 @@ def read_manifest(folder: Path, shard: int) -> Manifest | None:
 
     def parse(table: dict[str, Any]) -> Manifest:
         files = {
-            suffix: FileRecord(size=int(one["size"]), sha256=str(one["sha256"]))
+            suffix: FileRecord(size=one["size"], sha256=one["sha256"])
             for suffix, one in table.pop("files").items()
             if suffix.isalnum()
         }
-        dropped = {int(row): str(reason) for row, reason in table.pop("dropped").items()}
+        dropped = {int(row): reason for row, reason in table.pop("dropped").items()}
+        if "tar" not in files and (problem := shape_problem(table["record"], TOKENS, "record")):
+            raise ValueError(problem)
         manifest = Manifest(files=files, dropped=dropped, **table)
-        rows, count = manifest.rows, manifest.count
-        if not (type(rows) is type(count) is int and 0 <= count <= rows and isinstance(manifest.record, dict)):
-            raise ValueError("rows, count or record")
+        if not 0 <= manifest.count <= manifest.rows or any(row not in range(manifest.rows) for row in dropped):
+            raise ValueError("rows, count or dropped")
         return manifest
 
-    return _parsed(manifest_path(folder, shard), parse, REPAIR)
+    return _parsed(manifest_path(folder, shard), MANIFEST, parse, REPAIR)
 
 
 def sound_manifest(folder: Path, shard: int) -> Manifest | None:
@@ -284,14 +313,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
     def parse(record: dict[str, Any]) -> dict[str, Any]:
         for name, table in record["splits"].items():
-            samples, size = table["samples"], table["shard_size"]
-            if not (type(samples) is type(size) is int and samples >= 0 and size > 0):
-                raise ValueError(f"samples and shard_size of {name!r}")
+            if not (table["samples"] >= 0 and table["shard_size"] > 0 and table.get("crops", 1) > 0):
+                raise ValueError(f"samples, shard_size or crops of {name!r}")
+            if isinstance(table.get("source"), dict if path.name != DATASET else str):
+                raise ValueError(f"source of {name!r}")
             if Path(name).name != name or name in (".", ".."):
                 raise ValueError(f"the split name {name!r}")
         return record
 
-    return _parsed(path, parse, REMEDY) or {"splits": {}}
+    return _parsed(path, RECORD, parse, REMEDY) or {"splits": {}}
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

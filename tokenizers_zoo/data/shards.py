@@ -156,7 +156,7 @@ def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]
     """Return a shard's INDEX records, verified and within its tar file. Raises DataError if they are damaged."""
     path = folder / shard_name(shard, "index")
     with open_regular(path) as file:
-        data = file.read(manifest.rows * INDEX.itemsize + 1)
+        data = file.read() if os.fstat(file.fileno()).st_size == manifest.rows * INDEX.itemsize else b""
     expected = manifest.files["index"].sha256 if "index" in manifest.files else ""
     if len(data) == manifest.rows * INDEX.itemsize and hashlib.sha256(data).hexdigest() == expected:
         index = np.frombuffer(data, INDEX)
@@ -246,6 +246,10 @@ class ValueStore:
         manifest = read_manifest(folder, shard)
         if manifest is None or manifest.keys != samples.keys_digest(shard):
             return np.zeros(samples.rows(shard), np.bool_)
+        if manifest.rows != samples.rows(shard):
+            raise DataError(
+                f"{manifest_path(folder, shard)}: has {manifest.rows} rows, expected {samples.rows(shard)}; {REPAIR}"
+            )
         if manifest.count == manifest.rows:
             return np.ones(samples.rows(shard), np.bool_)
         return np.asarray(read_index(folder, shard, manifest)["offset"] >= 0)

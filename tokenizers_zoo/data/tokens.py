@@ -113,12 +113,12 @@ class TokenColumn:
     @property
     def needed_vocab_size(self) -> int:
         """The largest stored id plus one."""
-        return max(int(manifest.record["needed_vocab_size"]) for manifest in self.manifests)
+        return max(manifest.record["needed_vocab_size"] for manifest in self.manifests)
 
     @property
     def longest(self) -> int:
         """The most tokens of a row."""
-        return max(int(manifest.record["longest"]) for manifest in self.manifests)
+        return max(manifest.record["longest"] for manifest in self.manifests)
 
     def present_in(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return for each sample of a shard whether it has tokens."""
@@ -154,6 +154,8 @@ class TokenColumn:
                 for place, tokens in zip(order[run].tolist(), file.lists(within[run]), strict=True):
                     result[place] = metadata.from_stored(tokens)
             return result
+        for file, _ in runs[:1]:
+            file.verify()  # before a width is trusted
         gathered = np.empty((len(wanted), layout.length * metadata.dim), metadata.stored_as)
         for file, run in runs:
             file.fixed(within[run], gathered[run])
@@ -198,7 +200,7 @@ class TokenStore:
             raise DataError(f"{self.root}: no tokens of a split {name!r}; splits here: {known}")
         return TokenSplit(
             self.root, name, table["samples"], table["shard_size"],
-            crops=int(table.get("crops", 1)), seed=int(table.get("seed", 0)), source=table.get("source"),
+            crops=table.get("crops", 1), seed=table.get("seed", 0), source=table.get("source"),
         )  # fmt: skip
 
     def modalities(self, split: str) -> list[str]:

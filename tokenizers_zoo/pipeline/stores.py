@@ -105,9 +105,9 @@ def describe_data(root: Path) -> StoreDescription:
 
 def _made_by(record: Mapping[str, Any]) -> str:
     if "source" in record:
-        return f"{record['source']} of {record['distribution']}, seed {record['seed']}"
+        return f"{record['source']} of {record.get('distribution')}, seed {record.get('seed')}"
     if "derived_from" in record:
-        return f"{record['distribution']}, from {', '.join(record['derived_from'])}"
+        return f"{record.get('distribution')}, from {', '.join(record['derived_from'])}"
     return "not recorded"
 
 
