@@ -15,6 +15,8 @@ from PIL import Image
 SIDE = 13_000
 Entry = tuple[int, int, int, int]
 """Tag, type, count and value of a TIFF entry."""
+Edit = tuple[str, float, bytes]
+"""A kind of edit, its place as a fraction of the file, and bytes."""
 
 
 class Hostile(NamedTuple):
@@ -166,3 +168,13 @@ def wav(samples: int, rate: int) -> bytes:
     """Silence of 8 bits."""
     header = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, rate, 1, 8) + b"data" + struct.pack("<I", samples)
     return b"RIFF" + struct.pack("<I", len(header) + samples) + header + bytes([128]) * samples
+
+
+def edited(data: bytes, changes: list[Edit]) -> bytes:
+    """Return a file after some edits."""
+    for kind, place, payload in changes:
+        at = int(place * len(data))
+        length = len(payload) if kind == "replace" else 16 * len(payload) if kind == "drop" else 0
+        between = {"cut": b"", "drop": b"", "repeat": data[at : at + 64] * len(payload)}.get(kind, payload)
+        data = data[:at] + between + (b"" if kind == "cut" else data[at + length :])
+    return data

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_world import the_world
+from hostile import Edit, edited
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from test_limits import at_most
@@ -45,8 +46,6 @@ ZOO = Zoo.installed()
 BY_NAME = sorted(ZOO)
 COUNTS: dict[str, Counter[str]] = {}
 """Outcomes by reader."""
-Edit = tuple[str, float, bytes]
-"""A kind of edit, its place as a fraction of the file, and bytes."""
 
 numbers = st.builds(
     lambda form, number: struct.pack(form, number % 2 ** (8 * struct.calcsize(form))),
@@ -76,16 +75,6 @@ quiet = settings(
     database=None, deadline=None, print_blob=False,
     suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
 )  # fmt: skip
-
-
-def edited(data: bytes, changes: list[Edit]) -> bytes:
-    """Return a file after some edits."""
-    for kind, place, payload in changes:
-        at = int(place * len(data))
-        length = len(payload) if kind == "replace" else 16 * len(payload) if kind == "drop" else 0
-        between = {"cut": b"", "drop": b"", "repeat": data[at : at + 64] * len(payload)}.get(kind, payload)
-        data = data[:at] + between + (b"" if kind == "cut" else data[at + length :])
-    return data
 
 
 def changed(table: Any, steps: list[int], value: Any) -> Any:

@@ -8,12 +8,13 @@ import re
 import resource
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
-from hostile import HOSTILE
+from hostile import HOSTILE, edited
 from PIL import Image
 
 from tokenizers_zoo.data.shards import ValueStore
@@ -22,8 +23,10 @@ from tokenizers_zoo.io import write_table
 from tokenizers_zoo.limits import Limits, limited, limits
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.validation import array_bytes
 from zoo_backbone.run import BUNDLE, find_run
 from zoo_hub_data.hf import Places
+from zoo_raster.tiff import tiff_bytes
 
 ZOO = Zoo.installed()
 
@@ -115,3 +118,34 @@ def test_a_zip_member_above_the_limit_is_not_decompressed(tmp_path: Path) -> Non
     places = Places(root=tmp_path.resolve())
     with at_most(200_000_000), pytest.raises(InvalidValueError, match=r"300,000,000 bytes, at most .*file_bytes"):
         places.read("zip://large.png::a.zip")
+
+
+def npy_with_a_long_header() -> bytes:
+    data = array_bytes(np.zeros((1, 100, 100)))
+    return data[:8] + (23_414).to_bytes(2, "little") + data[10:]
+
+
+def tiff_of_odd_strips() -> bytes:
+    """A file that fails an assertion in tifffile."""
+    data = edited(tiff_bytes(np.full((8, 8, 12), 3000, np.uint16)), [("replace", 0.5, b"\0")])
+    return edited(data, [("replace", 0.014651502811778261, b"[")])
+
+
+@pytest.mark.parametrize(
+    ("name", "extension", "build"),
+    [("heightmap", "npy", npy_with_a_long_header), ("multispectral", "tif", tiff_of_odd_strips)],
+)
+def test_a_library_error_of_many_lines_or_none_is_one_line(
+    name: str, extension: str, build: Callable[[], bytes]
+) -> None:
+    with pytest.raises(InvalidValueError) as refusal:
+        ZOO[name].read(build(), extension)
+    assert str(refusal.value).startswith(f"{name}: .{extension} file: ") and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", [f"[limits]\nframes = {'9' * 5000}", f"[limits]\n{'a' * 5000} = 1"])
+def test_long_numbers_and_keys_of_a_registry_are_refused_in_a_short_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "registry.toml").write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        Zoo.from_toml(tmp_path / "registry.toml")
+    assert len(str(refusal.value)) < 800

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, first_line
 from tokenizers_zoo.io import (
     REMEDY,
     file_digest,
@@ -214,7 +214,7 @@ def hub_folder(hub_id: str, revision: str | None = None) -> Path:
             revision = Path(download(revision=revision, local_files_only=True)).name
         return Path(download(revision=revision))
     except Exception as error:  # the hub's, its transport's and its file formats' errors have no class in common
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
 
 

@@ -108,7 +108,7 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply: {DEEPEST} levels at most") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also for a number of many digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
@@ -118,9 +118,9 @@ def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin
     names = sorted(known | origin.beside)
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(key, names, n=2, cutoff=0.5)
+            close = difflib.get_close_matches(str(key)[:80], names, n=2, cutoff=0.5)
             offer = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(names) or 'none'}"
-            raise ConfigError(f"{origin.at(key)}: unknown key; {offer}")
+            raise ConfigError(f"{origin.at(str(key)[:80])}: unknown key; {offer}")
 
 
 def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None = None) -> T:

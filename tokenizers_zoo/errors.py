@@ -144,6 +144,11 @@ def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str
     return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=alike)]
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error, at most 300 characters; the name of its class if it has no text."""
+    return next(iter(str(error).strip().splitlines()), "")[:300] or type(error).__name__
+
+
 def count_of(number: int, one: str, many: str = "") -> str:
     """Return "1 sample", "2 samples"; `many` is an irregular plural."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"

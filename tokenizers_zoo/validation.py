@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, by, is_of_the_machine
+from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, by, first_line, is_of_the_machine
 from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
@@ -226,7 +226,7 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
-        raise ValueError(f"its header cannot be read: {error!s:.100}") from None
+        raise ValueError(f"its header cannot be read: {first_line(error)}") from None
     if dtype.hasobject:  # numpy would advise to unpickle it
         raise InvalidValueError("the .npy file holds Python objects; save it as numbers (.astype(np.float32))")
     count, there = math.prod(shape), len(data) - file.tell()

@@ -296,7 +296,9 @@ class ValueStore:
         Reading them would enlarge them. Larger values are reduced when they are read.
         """
         record = self.record(split, handle.name)
-        stored, wanted = record.get("value", {}).get("shape", ()), handle.spec.value.shape
+        value, wanted = record.get("value"), handle.spec.value.shape
+        shape = value.get("shape") if isinstance(value, Mapping) else None
+        stored = shape if isinstance(shape, list) else []
         pairs = list(zip(stored, wanted, strict=True)) if len(stored) == len(wanted) else []
         if any(isinstance(before, int) and isinstance(now, int) and before < now for before, now in pairs):
             raise DataError(

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import FileRecord, Manifest, remove_shard, shard_name, write_manifest
-from tokenizers_zoo.errors import DataError, ReadError
+from tokenizers_zoo.errors import DataError, ReadError, first_line
 from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
 from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.validation import has_fixed_length
@@ -323,7 +323,7 @@ class ShardFile:
             if any(not 0 <= place <= len(data) - array.nbytes for place, array in zip(places, arrays, strict=True)):
                 raise ValueError("its numbers are compressed")
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, IndexError, DataError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             message = f"{self.path}: not a sound shard of tokens: {reason}; run `zoo tokenize` again"
             raise DataError(message) from None
         return places[0], places[1]

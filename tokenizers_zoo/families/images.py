@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import InvalidValueError, is_of_the_machine
+from tokenizers_zoo.errors import InvalidValueError, first_line, is_of_the_machine
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.limits import limits
@@ -285,7 +285,7 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     except (EOFError, OSError) as error:
-        raise ValueError(f"cannot be read as a picture: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"cannot be read as a picture: {first_line(error)}") from None
 
 
 def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Image:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tokenizers_zoo.checkpoint import check_weights, load_config
 from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.device import AUTO, resolved_device
-from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.errors import CheckpointError, DataError, first_line
 from tokenizers_zoo.io import verified_numbers, write_state
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
@@ -311,7 +311,7 @@ class Trainer:
                 parts[part][name] = tensor
             self._restore(parts, counters)
         except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise CheckpointError(f"{self.state}: is not a state of this training: {reason}; {again}") from None
 
     def _restore(self, parts: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, float]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenizers_zoo.checkpoint import check_weights, float32_by_default, load_config
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.device import AUTO
-from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
+from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of, first_line
 from tokenizers_zoo.io import as_json
 from tokenizers_zoo.run_folder import RunFolder, read_run
 from tokenizers_zoo.spec import ModalitySpec, layout_to_json
@@ -338,5 +338,5 @@ def compile_blocks(model: FourM, attempt: Callable[[], object]) -> str:
     except Exception as error:  # of any kind: from the compiler, from the C++ compiler, or from the machine
         for block in blocks:
             del block.forward
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return ""

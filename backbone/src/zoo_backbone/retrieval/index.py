@@ -25,7 +25,7 @@ import torch
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, first_line
 from tokenizers_zoo.io import file_digest, read_table, replacing_file, shape_problem, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
@@ -183,7 +183,7 @@ def read_vectors(path: Path, count: int, sha256: str | None) -> Any:
     try:
         index = library.read_index(str(path))
     except (RuntimeError, MemoryError) as error:
-        raise CheckpointError(f"{path}: damaged ({str(error).splitlines()[0]}); {DAMAGED}") from None
+        raise CheckpointError(f"{path}: damaged ({first_line(error)}); {DAMAGED}") from None
     if index.ntotal != count:
         raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {count}; {DAMAGED}")
     return index

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.config import check_interval
+from tokenizers_zoo.errors import first_line
 from tokenizers_zoo.families.images import (
     PSNR,
     bounded_pictures,
@@ -147,7 +148,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     except (EOFError, OSError, SyntaxError) as error:
-        raise ValueError(f"cannot be read as an animation: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"cannot be read as an animation: {first_line(error)}") from None
     if len(shown) < frames:
         raise ValueError(
             f"it is shown for {until / 1000:g} s, which is {len(shown)} frames at {frame_rate:g} per second, expected"

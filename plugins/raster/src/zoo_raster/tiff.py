@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.errors import InvalidValueError, by
+from tokenizers_zoo.errors import InvalidValueError, by, first_line
 from tokenizers_zoo.families.images import check_directories
 from tokenizers_zoo.limits import limits
 
@@ -76,7 +76,7 @@ def read_tiff(data: bytes) -> Raster:
     except InvalidValueError:
         raise
     except Exception as error:
-        raise ValueError(f"cannot be read as TIFF: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"cannot be read as TIFF: {first_line(error)}") from None
     if not pages:
         raise ValueError("cannot be read as TIFF: there is no picture in it; the file may be cut off")
     if len(scale) > 1 or len(offset) > 1:
