@@ -25,7 +25,7 @@ from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
 from tokenizers_zoo.io import as_json, disk_errors
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
-from tokenizers_zoo.pipeline.workers import WorkerError, Workers, suspects, working_on
+from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
 from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, preferring
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
@@ -214,9 +214,9 @@ def _derive(
     on_gpu = bool(todo) and any(network.torch_device.startswith("cuda") for network in networks.values())
     most = 1 if alone and on_gpu else None  # each process would load a copy
     with progress_bar(f"derive {split.name}/{handle.name}", sum(map(split.rows, todo))) as advance:
-        for shard, manifest in workers.run(derive_shard, jobs, most=most):
+        for shard, manifest in workers.run(derive_shard, jobs, advance, most=most):
             outcome.add(split, shard, manifest)
-            advance(split.rows(shard))
+    forget_networks()
     return outcome
 
 
@@ -254,6 +254,7 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
             with contextlib.suppress(ZooError):
                 derived(row)
         for row, key in enumerate(job.split.keys(shard)):
+            report(1)
             if not there[row]:
                 writer.skip()
                 continue

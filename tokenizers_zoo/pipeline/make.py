@@ -280,8 +280,7 @@ class _Plan:
             for shard, inputs in todo.items()
         )  # fmt: skip
         with progress_bar(f"make {split.name}", sum(map(split.rows, todo))) as advance:
-            for shard, found in workers.run(make_shard, jobs):
-                advance(split.rows(shard))
+            for shard, found in workers.run(make_shard, jobs, advance):
                 for name, manifest in found.items():
                     outcomes[name].add(split, shard, manifest)
         return list(outcomes.values())

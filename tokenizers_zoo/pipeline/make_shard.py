@@ -20,7 +20,7 @@ from tokenizers_zoo.data.tar import Member, key_problem
 from tokenizers_zoo.errors import DataError, ZooError, passing
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.limits import limited
-from tokenizers_zoo.pipeline.workers import suspects, working_on
+from tokenizers_zoo.pipeline.workers import report, suspects, working_on
 from tokenizers_zoo.source import FileBytes, Sample
 from tokenizers_zoo.source_handle import CheckedSamples, modality_names
 from tokenizers_zoo.spec import WHOLE, Crop
@@ -80,6 +80,7 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
             with contextlib.suppress(ZooError):
                 list(_made(zoo, job, row, sample_of(row)[1]))
         for row in range(job.split.rows(job.shard)):
+            report(1)
             try:
                 key, values = sample_of(row)
                 if problem := "it comes twice" if key in keys else key_problem(key):

@@ -34,7 +34,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadE
 from tokenizers_zoo.io import disk_errors, remove_folder
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
-from tokenizers_zoo.pipeline.workers import WorkerError, Workers, suspects, working_on
+from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import entries, locked
 from tokenizers_zoo.spec import Crop, layout_to_json
@@ -305,8 +305,7 @@ class _Plan:
         )  # fmt: skip
         crops, title = self.split.crops, f"tokenize {self.split.name}/{self.handle.name}"
         with progress_bar(title, sum(map(self.split.rows, self.todo)) * crops) as advance:
-            for shard, manifest in workers.run(tokenize_shard, jobs):
-                advance(self.split.rows(shard) * crops)
+            for shard, manifest in workers.run(tokenize_shard, jobs, advance):
                 self.outcome.add(self.split, shard, manifest)
 
 
@@ -360,6 +359,8 @@ def tokenize_shard(zoo: Zoo, job: TokenizeShard) -> tuple[int, Manifest]:
                 dropped.setdefault(view.row, f"{job.modality}: {problem}")
             else:
                 encoded[view.row].append(metadata.to_stored(np.asarray(found)))
+        report(len(batch))
+    report(split.rows(job.shard) * split.crops - len(views))
     rows = [None if row in dropped else encoded.get(row) for row in range(split.rows(job.shard))]
     with disk_errors(split.folder):
         manifest = write_token_shard(

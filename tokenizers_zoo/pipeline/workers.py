@@ -54,6 +54,10 @@ ADVICE = (
 )
 
 
+def _ignore(count: int) -> None:
+    """Show no progress."""
+
+
 class WorkerError(ZooError):
     """A job killed process after process."""
 
@@ -92,14 +96,22 @@ class Workers:
         _stop(self._idle)
 
     def run(
-        self, function: Callable[[Zoo, Job], Result], jobs: Iterable[Job], *, most: int | None = None
+        self,
+        function: Callable[[Zoo, Job], Result],
+        jobs: Iterable[Job],
+        advance: Callable[[int], None] = _ignore,
+        *,
+        most: int | None = None,
     ) -> Iterator[Result]:
         """Yield results of `function(zoo, job)` as they finish, in at most `most` processes. `jobs` is read lazily.
 
         After the first error or an interrupt, no job starts. After an error, running jobs finish and their results are
-        yielded before it is raised. Raises WorkerError for a job that kills process after process.
+        yielded before it is raised. Raises WorkerError for a job that kills process after process. `advance` gets the
+        numbers that jobs `report`; a negative number takes back the work of a dead process.
         """
+        global _advance
         if not self.count:
+            _advance = advance
             yield from (function(self.zoo, job) for job in jobs)
             return
         waiting, running, errors = map(_Task, jobs), dict[_Worker, _Task[Job]](), list[BaseException]()
@@ -109,6 +121,10 @@ class Workers:
             running[worker] = task
             worker.give(function, task)
 
+        def show(worker: _Worker, task: _Task[Job]) -> None:
+            count, task.done = worker.done.value - task.done, worker.done.value
+            advance(count)
+
         try:
             while True:
                 while not errors and len(running) < min(self.count, most or self.count):
@@ -117,9 +133,14 @@ class Workers:
                     give(task)
                 if not running:
                     break
-                for worker in _ended(running, self.zoo.limits.value_seconds):
+                ended = _ended(running, self.zoo.limits.value_seconds)
+                for worker, task in running.items():
+                    show(worker, task)
+                for worker in ended:
                     task, answer = running.pop(worker), worker.answer()
                     if isinstance(answer, _Death):
+                        advance(-task.done)
+                        task.done = 0
                         if problem := task.died(answer):
                             errors.append(problem)
                         else:
@@ -170,6 +191,8 @@ class _Task(Generic[Job]):
     lost: dict[Value, tuple[str, bool]] = field(default_factory=dict)
     """Why values are dropped, and whether that may pass."""
     deaths: int = 0
+    done: int = 0
+    """Values that are counted as done."""
 
     def died(self, death: _Death) -> WorkerError | None:
         """Count a death. Return the error if the job is given up, None if it is to be repeated."""
@@ -199,16 +222,17 @@ class _Worker:
 
     def __init__(self, zoo: Zoo) -> None:
         context = multiprocessing.get_context("spawn")
-        self.note = context.RawArray("c", NOTE_BYTES)
+        self.note, self.done = context.RawArray("c", NOTE_BYTES), context.RawValue("Q", 0)
         self.connection, theirs = context.Pipe()
         self.limit = 0.0
         """The time limit that the process exceeded, s."""
-        setup = (zoo.tables, zoo.path, verbosity(), theirs, self.note)
+        setup = (zoo.tables, zoo.path, verbosity(), theirs, self.note, self.done)
         self.process = context.Process(target=_serve, args=setup)
         self.process.start()
         theirs.close()
 
     def give(self, function: Callable[[Zoo, Job], Any], task: _Task[Job]) -> None:
+        self.done.value = 0
         with contextlib.suppress(OSError):  # it died while it was idle, which `answer` finds
             self.connection.send((function, task.job, task.seen - {NOTHING}, task.lost))
 
@@ -246,18 +270,16 @@ class _Worker:
 
 
 def _ended(running: Mapping[_Worker, _Task[Any]], seconds: float) -> list[_Worker]:
-    """Wait for processes to answer or die, and return them. A process that works on a value for more than `seconds` is
-    killed."""
-    while True:
-        ready = wait([worker.connection for worker in running], SECONDS_BETWEEN_CHECKS)
-        if found := [one for one in running if one.connection in ready or not one.process.is_alive()]:
-            return found
-        for worker, task in running.items():
-            for start, values in worker.noted():
-                tried = len(values) if values <= task.seen else 1  # alone, each was fast enough
-                if time.monotonic() - start > seconds * tried:
-                    worker.limit = seconds
-                    worker.process.kill()
+    """Wait a moment; return the processes that have answered or died. A process that works on a value for more than
+    `seconds` is killed."""
+    ready = wait([worker.connection for worker in running], SECONDS_BETWEEN_CHECKS)
+    for worker, task in running.items():
+        for start, values in worker.noted():
+            tried = len(values) if values <= task.seen else 1  # alone, each was fast enough
+            if time.monotonic() - start > seconds * tried:
+                worker.limit = seconds
+                worker.process.kill()
+    return [one for one in running if one.connection in ready or not one.process.is_alive()]
 
 
 def _stop(workers: Iterable[_Worker]) -> None:
@@ -298,6 +320,7 @@ class _Watch:
     """The values that this process works on, in the memory that its parent reads."""
 
     note: Any
+    done: Any
     suspects: set[Value]
     lost: Mapping[Value, tuple[str, bool]]
     work: dict[int, tuple[float, list[Value]]] = field(default_factory=dict)
@@ -314,6 +337,16 @@ class _Watch:
 
 
 _watch: _Watch | None = None
+_advance: Callable[[int], None] = _ignore
+"""Advances the progress of jobs in the command's own process."""
+
+
+def report(count: int) -> None:
+    """Count values of the job as done, for the progress bar of the command."""
+    if _watch is None:
+        _advance(count)
+    else:
+        _watch.done.value += count
 
 
 @contextlib.contextmanager
@@ -343,7 +376,9 @@ def suspects() -> list[int]:
     return sorted({row for row, _ in _watch.suspects}) if _watch else []
 
 
-def _serve(tables: Mapping[str, Any], path: Path | None, level: int, connection: Connection, note: Any) -> None:
+def _serve(
+    tables: Mapping[str, Any], path: Path | None, level: int, connection: Connection, note: Any, done: Any
+) -> None:
     """Do jobs until the command ends."""
     from tokenizers_zoo.registry import Zoo
 
@@ -356,7 +391,7 @@ def _serve(tables: Mapping[str, Any], path: Path | None, level: int, connection:
         zoo = Zoo.from_tables(tables, path)
         while True:
             function, job, suspected, lost = connection.recv()
-            _watch = _Watch(note=note, suspects=suspected, lost=lost)
+            _watch = _Watch(note=note, done=done, suspects=suspected, lost=lost)
             result, problem = None, None
             try:
                 result = function(zoo, job)
