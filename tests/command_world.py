@@ -220,7 +220,7 @@ def without_clock(name: str, data: bytes) -> Any:
     if name.endswith("README.md"):
         return re.sub(rb"steps in \d+ s", b"", data)
     if name.endswith(".html"):
-        return re.sub(rf"({'|'.join(CLOCK)})&#34;: [^,}}]+".encode(), b"", data)
+        return re.sub(rf"({'|'.join(CLOCK)})&#34;: [^,}}]+|<b>[\d.]+</b><span class=.soft.>min of".encode(), b"", data)
     return data
 
 
