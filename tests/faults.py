@@ -488,7 +488,8 @@ class Faults:
     def locked(self, stage: str) -> str:
         """Another process holds the lock."""
         self.world.put_back(self.world.before[stage])
-        lock = self.folder / OUTPUTS[stage] / ".lock"
+        place = self.folder / OUTPUTS[stage]
+        lock = (place.with_name(f".{place.name}.tmp") if "export" in stage else place) / ".lock"
         is_new = not lock.parent.exists()
         lock.parent.mkdir(parents=True, exist_ok=True)
         with open(lock, "w") as file:
@@ -729,11 +730,9 @@ def check_complete(files: Files) -> None:
     assert not unknown, f"no case damages {unknown}; add them to FORMATS or UNREAD of {Path(__file__).name}"
 
 
-def run_cases(faults: Faults, cases: Iterator[str], tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run cases; print failures at once, each with its case."""
-    done = []
+def run_cases(faults: Faults, cases: Iterator[str], tell: Callable[[str], None], done: list[dict[str, Any]]) -> None:
+    """Run cases and append their outcomes to `done`; print failures at once, each with its case."""
     for case in cases:
-        start = time.monotonic()
         try:
             outcome, problem = faults.case(case), ""
         except Fault as fault:
@@ -742,10 +741,9 @@ def run_cases(faults: Faults, cases: Iterator[str], tell: Callable[[str], None])
         except Exception as error:  # a mistake of this program: the other cases go on
             outcome, problem = "FAILED", f"{type(error).__name__}: {error}"
             tell(f'FAILED --case "{case}": {traceback.format_exc()}')
-        done.append({"case": case, "outcome": outcome, "problem": problem, "seconds": time.monotonic() - start})
+        done.append({"case": case, "outcome": outcome, "problem": problem})
         if len(done) % 50 == 0:
             tell(f"{len(done)} cases, {sum(bool(each['problem']) for each in done)} failed")
-    return done
 
 
 FAULTS = {
@@ -804,29 +802,32 @@ def main() -> None:
         print(line, flush=True)
 
     unread = () if chosen.kills or chosen.others or chosen.case or chosen.again else ("plugin", "pipeline", "init")
-    with new_faults({stage: words for stage, words in PATH.items() if stage not in unread}) as faults:
-        check_complete(faults.all_files)
-        tell(f"the world is made: {sum(faults.world.seconds.values()):.0f} s")
-        draws = ((kills, chosen.kills), (damages, chosen.damages), (others, chosen.others))
-        if chosen.again:
-            chosen.case = json.loads(chosen.json.read_text())["failed"]
-        cases = iter(chosen.case) if chosen.case else (
-            case for draw, count in draws
-            for case in draw(faults, count, random.Random(f"{chosen.seed}/{draw.__name__}"))
-        )  # fmt: skip
-        done = run_cases(faults, (case for case in cases if re.search(chosen.only, case)), tell)
-    rows = summary(done)
-    for row in rows:
-        tell(f"{row['fault']}: {row['tries']}: {', '.join(f'{name} {n}' for name, n in row['outcomes'].items())}")
-    if chosen.case:
-        for each in done:
+    done = list[dict[str, Any]]()
+    try:
+        with new_faults({stage: words for stage, words in PATH.items() if stage not in unread}) as faults:
+            check_complete(faults.all_files)
+            tell(f"the world is made: {sum(faults.world.seconds.values()):.0f} s")
+            draws = ((kills, chosen.kills), (damages, chosen.damages), (others, chosen.others))
+            if chosen.again:
+                chosen.case = json.loads(chosen.json.read_text())["failed"]
+            cases = iter(chosen.case) if chosen.case else (
+                case for draw, count in draws
+                for case in draw(faults, count, random.Random(f"{chosen.seed}/{draw.__name__}"))
+            )  # fmt: skip
+            run_cases(faults, (case for case in cases if re.search(chosen.only, case)), tell, done)
+    finally:  # also of a run that was stopped
+        left = set(chosen.case if chosen.again else ()) - {each["case"] for each in done}
+        done += [{"case": case, "outcome": "FAILED", "problem": "was not run again"} for case in sorted(left)]
+        rows, failed = summary(done), [each["case"] for each in done if each["problem"]]
+        for row in rows:
+            tell(f"{row['fault']}: {row['tries']}: {', '.join(f'{name} {n}' for name, n in row['outcomes'].items())}")
+        for each in done if chosen.case else ():
             tell(f"{each['case']}: {each['outcome']} {each['problem']}")
-    if chosen.json:
-        failed = [each["case"] for each in done if each["problem"]]
-        if chosen.again:
-            rows = corrected(json.loads(chosen.json.read_text())["rows"], rows)
-        chosen.json.write_text(json.dumps({"seed": chosen.seed, "rows": rows, "failed": failed}, indent=2) + "\n")
-    sys.exit(any(each["problem"] for each in done))
+        if chosen.json:
+            if chosen.again:
+                rows = corrected(json.loads(chosen.json.read_text())["rows"], rows)
+            chosen.json.write_text(json.dumps({"seed": chosen.seed, "rows": rows, "failed": failed}, indent=2) + "\n")
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":
