@@ -18,7 +18,7 @@ from test_report import bare_run
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import line_text, read_table, write_table
+from tokenizers_zoo.io import file_digest, line_text, read_table, write_table
 from tokenizers_zoo.ml4m.source import KNOWN_AS
 from tokenizers_zoo.report.pages import write_report, write_zoo_report
 from tokenizers_zoo.report.pictures import Pictures
@@ -32,7 +32,10 @@ from zoo_backbone.transfer.results import compare
 
 @pytest.fixture
 def run(tmp_path: Path, zoo: Zoo) -> Path:
-    return bare_run(tmp_path / "run", zoo, ("depth", "caption"), weights_sha256="w")
+    folder = bare_run(tmp_path / "run", zoo, ("depth", "caption"))
+    config = read_table(folder / "config.json")
+    write_table(folder / "config.json", {**config, "weights_sha256": file_digest(folder / "model.safetensors")})
+    return folder
 
 
 # --- retrieval
@@ -132,7 +135,7 @@ def test_figures_of_a_model_to_which_codecs_were_added_stay(searched: Path, zoo:
 # --- transfer
 
 
-def probe(run: Path, name: str, score: float | None, weights: str = "w", **changes: Any) -> None:
+def probe(run: Path, name: str, score: float | None, weights: str = "", **changes: Any) -> None:
     metric = {"name": "mae", "unit": "m", "higher_is_better": False, "meaning": "", "score": score, "baseline": 0.5}
     task = {"name": "depth", "kind": "number map", **changes.pop("task", {})}
     places = {"task": task.pop("text", task["name"])}
@@ -140,7 +143,7 @@ def probe(run: Path, name: str, score: float | None, weights: str = "w", **chang
         "task": task, "inputs": ["rgb"], "head": "convnext", "tuning": "frozen",
         "seed": 0, "labels": {"requested": 0.1, "train": 1400, "validation": 0, "test": 8}, "metrics": [metric],
         "settings": {"labels": 0.1, "steps": 9, "validation": 0.2, "tuning": "frozen"},
-        "backbone": {"weights_sha256": weights}, **changes,
+        "backbone": {"weights_sha256": weights or file_digest(run / "model.safetensors")}, **changes,
     }  # fmt: skip
     place = run / "transfer" / name
     place.mkdir(parents=True)
@@ -150,13 +153,13 @@ def probe(run: Path, name: str, score: float | None, weights: str = "w", **chang
 
 
 def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
-    assert transfer_section(run, "w") is None
+    assert transfer_section(run, file_digest(run / "model.safetensors")) is None
     probe(run, "a", 0.25)
     probe(run, "b", 0.35, seed=1)
     probe(run, "c", 0.2, settings={"labels": 0.1, "steps": 10, "validation": 0.2, "tuning": "frozen"})
     probe(run, "d", None, tuning="scratch", labels={"requested": 8, "train": 6, "validation": 2, "test": 8})
     probe(run, "of other weights", 0.1, "v")
-    section = transfer_section(run, "w")
+    section = transfer_section(run, file_digest(run / "model.safetensors"))
     assert section is not None and section["seeds"] == 2 and section["spread"] == " ± 95 %"
     shown = [(row["tuning"], row["labels"], row["metric"], row["score"], row["baseline"]) for row in section["rows"]]
     assert shown == [

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from token_stores import plain_metadata, write_tokens
 
-from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, TokenizerFiles
+from tokenizers_zoo.checkpoint import TokenizerFiles, save_checkpoint
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.data import token_shard
 from tokenizers_zoo.data.manifest import verify
@@ -276,8 +276,7 @@ def handle_of(tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, 
     """Return a stand-in for a modality handle with the attributes that token checks use."""
     folder = tmp_path / "tokenizer"
     folder.mkdir(exist_ok=True)
-    write_table(folder / CONFIG, {"class": "C", **config})
-    (folder / WEIGHTS).touch()
+    save_checkpoint(folder, {}, {"class": "C", **config}, "")
     continuous = isinstance(layout, PatchesLayout | EmbeddingsLayout)
     spec: Any = SimpleNamespace(layout=layout, vocab_size=ids, continuous=continuous)
     files = TokenizerFiles(spec=spec, checkpoint=folder, origin=Origin())

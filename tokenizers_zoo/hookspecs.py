@@ -73,9 +73,9 @@ class ModalityHooks(Protocol):
         - `device`: the torch device to train on, such as "cpu" or "cuda".
 
         The folder needs `model.safetensors` and `config.json`, which together determine the tokens: their sha256 is the
-        tokenizer's fingerprint. `tokenizers_zoo.checkpoint.save_checkpoint` writes them and a README.md; its `config`
-        needs the key "class". `--overwrite` refuses a folder that contains files no training wrote. Raises ConfigError
-        or DataError if it cannot train on these samples.
+        tokenizer's fingerprint. `tokenizers_zoo.checkpoint.save_checkpoint` writes them, with checksums, and a
+        README.md; its `config` needs the key "class". `--overwrite` refuses a folder that contains files no training
+        wrote. Raises ConfigError or DataError if it cannot train on these samples.
         """
 
     @hookspec(firstresult=True)

@@ -104,7 +104,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     places = record["places"] if record else {}
     names = [spec["name"] for spec in config["specs"]]
     scores = run / FOLDER / "evaluation.json"
-    evaluation = read_table(scores, records.SCORES) if scores.is_file() else {}
+    evaluation = records.read_scores(scores) if scores.is_file() else {}
     left_out = bool(evaluation) and evaluation.get("identity", {}).get("weights") != config.get("weights_sha256")
     evaluation = {} if left_out else evaluation
     data = Path(places["data"]) if places.get("data") else None

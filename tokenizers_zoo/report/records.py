@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import REMEDY, read_table
+
 NUMBER, NAMES = (float, None), [str]
 MODEL = {
     "specs": [{"name": str, "layout": dict, "vocab_size": int}], "fingerprints": {str: str}, "model?": dict,
-    "train?": dict, "start?": ({"folder": str, "added": NAMES}, None), "weights_sha256?": str,
+    "train?": {"steps?": int, "batch_size?": int}, "training_seconds?": float,
+    "start?": ({"folder": str, "added": NAMES}, None), "weights_sha256?": str,
 }  # fmt: skip
 """config.json of a backbone."""
 METRIC = {"name": str, "unit": str, "higher_is_better": bool, "meaning": str}
@@ -42,3 +49,12 @@ PROBE = {
     "metrics": [{**METRIC, "score": NUMBER, "baseline": NUMBER}],
 }  # fmt: skip
 """metrics.json of a probe."""
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Return the evaluation.json of a backbone, with metrics of each target. Raises CheckpointError if damaged."""
+    scores = read_table(path, SCORES)
+    for pair in scores["pairs"]:
+        if not scores.get("modalities", {}).get(pair["target"], {}).get("metrics"):
+            raise CheckpointError(f"{path}: damaged: has no metrics of {pair['target']}; {REMEDY}")
+    return scores

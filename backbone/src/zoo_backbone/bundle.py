@@ -206,11 +206,14 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
     if unverified := sorted(set(golden["files"].values()) - set(record["files"])):
         raise CheckpointError(f"{folder / BUNDLE}: has no checksum of {unverified[0]}; export it again")
     found = _computed(folder, model, zoo, golden)
-    shares = {
-        f"{prefix}{name}": agreement(tokens, found[key][name])
-        for key, prefix in (("tokens", ""), ("predicted", "predicted "))
-        for name, tokens in golden[key].items()
-    }
+    try:
+        shares = {
+            f"{prefix}{name}": agreement(tokens, found[key][name])
+            for key, prefix in (("tokens", ""), ("predicted", "predicted "))
+            for name, tokens in golden[key].items()
+        }
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder / BUNDLE}: damaged golden tokens: {error}; export it again") from None
     for name, share in shares.items():
         if share < AGREEMENT:
             advice = "compare the versions in bundle.json with zoo env"
@@ -257,7 +260,7 @@ def _evaluated(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Yield the scored pairs of a run's evaluation, each with the names of its metrics, the main one first."""
     file = run / FOLDER / FILE
     if file.is_file():
-        result = read_table(file, {**records.SCORES, "modalities": {str: {"metrics": [records.METRIC]}}})
+        result = records.read_scores(file)
         for pair in result["pairs"]:
             names = [metric["name"] for metric in result["modalities"][pair["target"]]["metrics"]]
             if pair["score"].get(names[0]) is not None:
