@@ -455,7 +455,8 @@ def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> No
     """Only where the samples, values, settings and decoders are the same, and the evaluation is of these weights."""
 
     def write(name: str, skill: float, samples: int = 8, **changed: Any) -> Path:
-        pair = {"inputs": ["a", "b"], "target": "x", "samples": samples, "skill": skill, "score": {}}
+        pair = {"inputs": ["a", "b"], "target": "x", "samples": samples, "skill": skill}
+        pair |= {"score": {}, "constant_baseline": {}, "reconstruction": {}, "resampled_skill": []}
         identity = {"settings": {"draws": 4}, "values": {"test/x": "1"}, "decoders": {"x": "1"}, "weights": "1" * 64}
         path = tmp_path / name / "evaluation" / "evaluation.json"
         path.parent.mkdir(parents=True)

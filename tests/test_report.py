@@ -58,6 +58,7 @@ def pair(given: list[str], target: str, skill: float | None) -> dict[str, Any]:
     return {
         "inputs": given, "target": target, "samples": 8, "skill": skill,
         "score": {"main": 0.25}, "constant_baseline": {"main": 0.5}, "reconstruction": {"main": None},
+        "resampled_skill": [],
     }  # fmt: skip
 
 

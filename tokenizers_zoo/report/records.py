@@ -18,7 +18,7 @@ MODEL = {
 METRIC = {"name": str, "unit": str, "higher_is_better": bool, "meaning": str}
 PAIR = {
     "inputs": NAMES, "target": str, "samples": int, "skill": NUMBER, "score": {str: NUMBER},
-    "constant_baseline?": ({str: NUMBER}, None), "reconstruction?": ({str: NUMBER}, None), "resampled_skill?": [NUMBER],
+    "constant_baseline": {str: NUMBER}, "reconstruction": {str: NUMBER}, "resampled_skill": [NUMBER],
 }  # fmt: skip
 GALLERY = {
     "inputs?": NAMES, "query?": str, "target": str, "picture": (str, None), "columns": NAMES,

@@ -203,6 +203,8 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
         raise CheckpointError(f"{folder}: is no bundle; make one with zoo backbone export")
     record = read_table(folder / BUNDLE, BUNDLE_RECORD)
     golden = record["golden"]
+    if golden["input"] not in golden["files"]:
+        raise CheckpointError(f"{folder / BUNDLE}: has no golden value of {golden['input']}; export it again")
     if unverified := sorted(set(golden["files"].values()) - set(record["files"])):
         raise CheckpointError(f"{folder / BUNDLE}: has no checksum of {unverified[0]}; export it again")
     found = _computed(folder, model, zoo, golden)
