@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import operator
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +21,8 @@ from tokenizers_zoo.data.manifest import verify
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, read_tokens
-from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.io import read_table, verified_numbers
+from tokenizers_zoo.errors import OneLineError, ZooError
+from tokenizers_zoo.io import read_table, verified_numbers, write_table
 from tokenizers_zoo.report.compare import record_of
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.text_vocab import TextVocabulary
@@ -105,6 +110,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
 """A reader of each kind of file that has a format."""
 
 
+TRIED = 20
+"""Odd values that are tried in each record."""
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_newer_formats_are_refused(golden: Path, name: str) -> None:
     READERS[name](golden)
@@ -116,6 +125,28 @@ def test_newer_formats_are_refused(golden: Path, name: str) -> None:
     with pytest.raises(ZooError) as refused:
         READERS[name](golden)
     assert str(refused.value) == f"{golden / name}: {advice}"
+
+
+def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the keys that lead to each value of a table; of a list, only to its first two."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*place, key)
+        yield from places_in(inner, (*place, key))
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".json")])
+def test_odd_records_are_one_line(golden: Path, name: str) -> None:
+    """A stranger's record has a right checksum, whatever its values are."""
+    table, draw = read_table(golden / name), random.Random(name)
+    odd = (3, -1, 10**12, "x", "../x", [], {}, None, True, 1.5, [[1]], {"a": 1})
+    changes = [(place, value) for place in places_in(table) for value in odd]
+    for place, value in draw.sample(changes, min(len(changes), TRIED)):
+        changed = copy.deepcopy(table)
+        functools.reduce(operator.getitem, place[:-1], changed)[place[-1]] = value
+        write_table(golden / name, changed)
+        with contextlib.suppress(OneLineError):
+            READERS[name](golden)
 
 
 def test_all_json_files_have_a_format() -> None:
