@@ -135,6 +135,8 @@ class EmbeddingsLayout(_Layout):
 
 
 TokenLayout = GridLayout | VectorLayout | SequenceLayout | PatchesLayout | EmbeddingsLayout
+LARGEST = 1 << 24
+"""Most tokens, and most numbers of a token, in stored layouts."""
 LAYOUTS: dict[str, type[TokenLayout]] = {
     cls.kind: cls for cls in (GridLayout, VectorLayout, SequenceLayout, PatchesLayout, EmbeddingsLayout)
 }
@@ -164,8 +166,9 @@ def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
         layout: TokenLayout = from_mapping(build, {key: value for key, value in data.items() if key != "kind"})
     except ConfigError as error:
         raise ValueError(str(error)) from None
-    if min(layout.length, getattr(layout, "dim", 1)) < 1:
-        raise ValueError(f"a layout without tokens: {layout}")
+    sizes = layout.length, getattr(layout, "dim", 1)
+    if min(sizes) < 1 or max(sizes) > LARGEST:
+        raise ValueError(f"a layout without tokens, or with too many or too long ones: {layout}")
     return layout
 
 

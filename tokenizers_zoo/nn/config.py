@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from tokenizers_zoo.config import check_counts, check_interval
 
+MOST_BLOCKS, WIDEST = 1000, 1 << 16
+"""Limits for the configurations of strangers, whose networks are built before weights are compared."""
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": {"width": 48, "depth": 2},
     "vit": {"width": 256, "depth": 4, "heads": 4, "mlp_ratio": 4.0},
@@ -50,8 +52,9 @@ class BlockConfig:
                 raise ValueError(f"{item.name}: used by kind vit only, and kind is {self.kind}; leave it out")
         if self.positions and not (len(self.positions) <= 3 and min(self.positions) >= 1):
             raise ValueError(f"positions: expected one to three numbers of at least 1, got {list(self.positions)}")
-        check_interval(self, "[0, inf)", "out_blocks", "width", "depth")
-        check_interval(self, "(0, inf)", "mlp_ratio")
+        check_interval(self, f"[0, {MOST_BLOCKS}]", "out_blocks", "depth")
+        check_interval(self, f"[0, {WIDEST}]", "width")
+        check_interval(self, "(0, 100]", "mlp_ratio")
         for name, default in KIND_DEFAULTS[self.kind].items():
             if getattr(self, name) is None or (name in ("width", "depth") and getattr(self, name) == 0):
                 object.__setattr__(self, name, default)
@@ -77,4 +80,6 @@ class MlpConfig:
     """Whether there is a second linear map on the side of the latents: encoder and decoder end and begin at `width`."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "width", "depth", "expansion")
+        check_counts(self, "expansion")
+        check_interval(self, f"[1, {MOST_BLOCKS}]", "depth")
+        check_interval(self, f"[1, {WIDEST}]", "width")

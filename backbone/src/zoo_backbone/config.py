@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tokenizers_zoo.config import check_amounts, check_counts, check_interval
 from tokenizers_zoo.errors import UnknownNameError
+from tokenizers_zoo.nn.config import MOST_BLOCKS, WIDEST
 
 
 def expect(config: Any, key: str, holds: bool, wanted: str) -> None:
@@ -53,12 +54,14 @@ class ModelConfig:
     trained model is loaded for sequences of another length."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "dim", "heads", "encoder_depth", "decoder_depth")
+        check_counts(self, "heads")
+        check_interval(self, f"[1, {MOST_BLOCKS}]", "encoder_depth", "decoder_depth")
+        check_interval(self, f"[1, {WIDEST}]", "dim")
         divides = not (self.dim % 4 or self.dim % self.heads)
         expect(self, "dim", divides, f"a multiple of 4 and of heads ({self.heads})")
         even = not (self.rotary and self.dim // self.heads % 2)
         expect(self, "rotary", even, f"an even head size, dim over heads, which is {self.dim // self.heads}")
-        wide = 0 < self.mlp_ratio < math.inf and self.mlp_hidden > 0
+        wide = 0 < self.mlp_ratio <= 100 and self.mlp_hidden > 0
         expect(self, "mlp_ratio", wide, "a number that gives an MLP hidden units")
         expect(self, "position_lengths", min(self.position_lengths.values(), default=1) > 0, "at least 1 each")
 
