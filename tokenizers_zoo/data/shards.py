@@ -111,7 +111,7 @@ def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
     ):
         with tarfile.open(values, "w", format=tarfile.PAX_FORMAT) as tar:
             yield (writer := ShardWriter(tar))
-        np.array(writer.index, INDEX).tofile(index)
+        index.write_bytes(np.array(writer.index, INDEX).tobytes())  # tofile hides a full disk
         writer.manifest = Manifest(
             rows=len(writer.index), count=writer.count, dropped=writer.dropped, **writer.finished,
             files={"tar": FileRecord.of(values), "index": FileRecord.of(index)},

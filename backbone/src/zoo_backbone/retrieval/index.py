@@ -168,7 +168,7 @@ def new_index(vectors: Vectors, kind: Search) -> Any:
 def write_vectors(path: Path, vectors: Vectors, kind: Search) -> None:
     """Write a FAISS index atomically."""
     with replacing_file(path) as temporary:
-        faiss().serialize_index(new_index(vectors, kind)).tofile(temporary)
+        temporary.write_bytes(faiss().serialize_index(new_index(vectors, kind)))  # tofile hides a full disk
 
 
 def read_vectors(path: Path, count: int, sha256: str | None) -> Any:
