@@ -173,7 +173,7 @@ def test_damaged_progress_record_is_refused_with_advice(world: World) -> None:
         ("tokenizers/depth/run.json", "[]", ("tokenizer train depth --data data",)),
         ("run/run.json", "[]", (ROAD["backbone"], ROAD["eval"], ROAD["generate"], ROAD["report"])),
         ("run/evaluation/evaluation.json", "[]", (ROAD["eval"], ROAD["report"])),
-        ("run/metrics.jsonl", '{"step": 1}\n{"step" 2}\n', (ROAD["report"],)),
+        ("run/metrics.jsonl", '{"format": 1}\n{"step" 2}\n', (ROAD["report"],)),
     ],
 )
 def test_run_file_with_unexpected_content_is_named(

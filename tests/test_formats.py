@@ -22,7 +22,7 @@ from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, read_tokens
 from tokenizers_zoo.errors import OneLineError, ZooError
-from tokenizers_zoo.io import read_table, verified_numbers, write_table
+from tokenizers_zoo.io import read_lines, read_table, verified_numbers, write_table
 from tokenizers_zoo.report.compare import record_of
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.text_vocab import TextVocabulary
@@ -91,6 +91,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "tokenizers/depth/run.json": lambda golden: read_run(golden / "tokenizers/depth"),
     "tokenizers/text/config.json": lambda golden: TextVocabulary.load(golden / "tokenizers/text"),
     "run/config.json": lambda golden: load_model(golden / "run"),
+    "run/metrics.jsonl": lambda golden: read_lines(golden / "run/metrics.jsonl"),
     "run/run.json": lambda golden: read_run(golden / "run"),
     "run/evaluation/evaluation.json": lambda golden: record_of(golden / "run"),
     "bundle/bundle.json": lambda golden: find_run(golden / "bundle"),
@@ -118,7 +119,7 @@ TRIED = 20
 def test_newer_formats_are_refused(golden: Path, name: str) -> None:
     READERS[name](golden)
     data = (golden / name).read_bytes()
-    old, new = (b'"format": 1', b'"format": 2') if name.endswith(".json") else (b'"format":"1"', b'"format":"2"')
+    old, new = (b'"format": 1', b'"format": 2') if ".json" in name else (b'"format":"1"', b'"format":"2"')
     assert data.count(old) == 1
     (golden / name).write_bytes(data.replace(old, new))
     advice = "was written by a newer version: format 2, this version reads 1; pip install --upgrade tokenizers-zoo"

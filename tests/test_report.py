@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import line_text, read_table, write_table
+from tokenizers_zoo.io import read_lines, read_table, write_table
 from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
@@ -24,6 +25,7 @@ from tokenizers_zoo.report.samples import overview, own_file, read_galleries
 from tokenizers_zoo.run_folder import write_run
 from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.train.log import StepLog
 from zoo_backbone.gallery import CELL, write_sheet
 
 Run = tuple[Path, dict[str, Any]]
@@ -74,6 +76,16 @@ def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> P
     return folder
 
 
+def write_log(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """Write the metrics.jsonl of a finished training."""
+    with StepLog(folder, "a training", steps=1, done=0, samples_per_step=1) as log:
+        for line in lines:
+            log.write(
+                line["step"],
+                {name: math.nan if value is None else value for name, value in line.items() if name != "step"},
+            )
+
+
 @pytest.fixture
 def run(tmp_path: Path, zoo: Zoo) -> Run:
     """A hand-made run folder with an evaluation of two pairs and a text that needs escaping."""
@@ -81,7 +93,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     folder = bare_run(tmp_path / "run", zoo, NAMES, fingerprints={"depth": "f" * 64}, train=train)
     lines = [{"step": step, "train/loss": 7.0 - step / 10} for step in range(1, 31)]
     lines += [{"step": 30, "held_out/loss": 5.5, "held_out/depth": 5.0, "held_out/caption": None}]
-    (folder / "metrics.jsonl").write_text("".join(map(line_text, lines)))
+    write_log(folder, lines)
     red, green, blue = plain("red"), plain("green"), plain("blue", 32, 16)
     metric = {"name": "main", "unit": "m", "higher_is_better": False, "meaning": "an error"}
     evaluation = {
@@ -187,10 +199,9 @@ def test_the_curves_are_of_the_weights_that_the_run_gives(
     run: Run, zoo: Zoo, monkeypatch: pytest.MonkeyPatch, averaged: bool
 ) -> None:
     folder, _ = run
-    with (folder / "metrics.jsonl").open("a") as file:
-        for step in (20, 30) if averaged else ():
-            line = {"step": step, "held_out_average/loss": 5.0, "held_out_average/depth": 4.5}
-            file.write(line_text(line))
+    lines = [{"step": step, "held_out_average/loss": 5.0, "held_out_average/depth": 4.5} for step in (20, 30)]
+    if averaged:
+        write_log(folder, [*read_lines(folder / "metrics.jsonl"), *lines])
     drawn, chart = list[Any](), pages.curve_chart
     monkeypatch.setattr(pages, "curve_chart", lambda curves, *rest: drawn.append(curves) or chart(curves, *rest))
     write_report(zoo, folder)

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 from examples import only, trained
 from PIL import Image
-from test_report import bare_run
+from test_report import bare_run, write_log
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import file_digest, line_text, read_table, write_table
+from tokenizers_zoo.io import file_digest, read_table, write_table
 from tokenizers_zoo.ml4m.source import KNOWN_AS
 from tokenizers_zoo.report.pages import write_report, write_zoo_report
 from tokenizers_zoo.report.pictures import Pictures
@@ -268,7 +268,7 @@ def test_the_page_of_a_tokenizer_compares_checkpoints_of_its_modality(trained_zo
         config = read_table(folder / name / "config.json")
         write_table(folder / name / "config.json", {**config, "modality": modality, "train": {"steps": 9}})
     lines = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "held_out/mae": 0.25}]
-    (folder / "light" / "metrics.jsonl").write_text("".join(map(line_text, lines)))
+    write_log(folder / "light", lines)
     assert write_zoo_report(trained_zoo).read_text().count('<a href="tokenizers/light.html">light</a>') == 2
     text = (tmp_path / "report" / "tokenizers" / "light.html").read_text(encoding="utf-8")
     assert re.findall("<h3>(.*)</h3>", text) == ["light", "light_32", "bright"]

@@ -362,22 +362,31 @@ def shape_problem(value: Any, shape: Any, place: str = "") -> str | None:
     return next(filter(None, inner), None)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics.jsonl, without their checksums; [] if there is no file.
+def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:
+    """Return the lines of steps in a metrics.jsonl, without their checksums; [] if there is no file.
 
-    Raises CheckpointError for a damaged line.
+    The first line is `{"format": 1}`, the last one `{"end": lines before it}`; only a log that is `finished` needs it.
+    Raises CheckpointError for a damaged line, a log that was cut, and a newer format.
     """
-    found = []
-    *lines, _ = (read_regular(path) or b"").decode(errors="replace").split("\n")  # the last one was not finished
-    for number, line in enumerate(lines, 1):
+    if (content := read_regular(path)) is None:
+        return []
+    found: list[dict[str, Any]] = []
+    *lines, rest = content.decode(errors="replace").split("\n")
+    for number, line in enumerate(lines):
         try:
             table = json.loads(line)
-            if type(table["step"]) is not int or line_text(table) != f"{line}\n":
+            kind = next(iter(table))
+            if kind not in (("step", "end") if number else ("format",)) or type(table[kind]) is not int:
+                raise ValueError(f"starts with {kind}")
+            check_format(path, table.get("format", FORMAT))
+            if line_text(table) != f"{line}\n":
                 raise ValueError("its checksum is not the checksum of its content")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{path}:{number}: damaged line ({error}); delete the line or the file") from None
+        except (ValueError, KeyError, TypeError, RecursionError, StopIteration) as error:
+            raise CheckpointError(f"{path}:{number + 1}: damaged line ({error}); delete the line or the file") from None
         found.append({key: value for key, value in table.items() if key != CHECKSUM})
-    return found
+    if finished and (rest or not found or found[-1].get("end") != len(found) - 1):
+        raise CheckpointError(f"{path}: damaged: its end is missing; restore the file, or delete it")
+    return [table for table in found if "step" in table]
 
 
 def line_text(table: Mapping[str, Any]) -> str:
@@ -386,12 +395,15 @@ def line_text(table: Mapping[str, Any]) -> str:
     return f'{text[:-1]}, "{CHECKSUM}": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics.jsonl after `step`, where a killed run resumes."""
-    if path.is_file():
-        kept = [line for line in read_lines(path) if line["step"] <= step]
-        with replacing_file(path) as temporary:
-            temporary.write_text("".join(map(line_text, kept)), encoding="utf-8")
+def start_lines(path: Path, step: int) -> int:
+    """Write the beginning of a metrics.jsonl: its first line, and the lines up to `step`, where a killed run resumes.
+
+    Returns how many lines it has.
+    """
+    kept = [{"format": FORMAT}, *(line for line in read_lines(path, finished=False) if line["step"] <= step)]
+    with replacing_file(path) as temporary:
+        temporary.write_text("".join(map(line_text, kept)), encoding="utf-8")
+    return len(kept)
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:

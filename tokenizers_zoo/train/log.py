@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tokenizers_zoo.io import as_json, drop_lines_after, line_text
+from tokenizers_zoo.io import as_json, line_text, start_lines
 from tokenizers_zoo.progress import Lines, clock, progress_of, say
 from tokenizers_zoo.terminal import console
 from tokenizers_zoo.train.loggers import new_loggers
@@ -24,8 +24,9 @@ class StepLog:
     """Progress of a run of `steps` steps on stderr, and its scalars in `folder`.
 
     `done` steps were finished before. A line of metrics.jsonl is `{"step": finished steps, name: number}`, with null
-    for numbers that are not finite. Lines do not depend on time, so a resumed run writes the lines of an uninterrupted
-    one. The `loggers` get the same scalars, the speed, and pictures; they start with `config`.
+    for numbers that are not finite; the first line gives the format, the last one the number of lines. Lines do not
+    depend on time, so a resumed run writes the lines of an uninterrupted one. The `loggers` get the same scalars, the
+    speed, and pictures; they start with `config`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class StepLog:
     def __enter__(self) -> Self:
         from rich.live import Live
 
-        drop_lines_after(self.folder / METRICS, self.first)
+        self.written = start_lines(self.folder / METRICS, self.first)
         with contextlib.ExitStack() as stack:
             self.file = stack.enter_context(open(self.folder / METRICS, "a", 1, encoding="utf-8"))
             for logger in self.loggers:
@@ -69,7 +70,9 @@ class StepLog:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self.stack.close()
+        with self.stack:
+            if kind is None:
+                self.file.write(line_text({"end": self.written}))
         if kind is None and not self.lines.live:
             self.say(f"{self.title}: {', '.join(self._state())}, took {clock(self.lines.seconds)}")
 
@@ -95,6 +98,7 @@ class StepLog:
             logger.log(done, scalars)
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self.file.write(line_text({"step": done, **finite}))
+        self.written += 1
 
     def write_speed(self) -> None:
         """Log the speed, to the loggers only."""
