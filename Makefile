@@ -101,15 +101,15 @@ test: $(TEST_READY)
 test-slow: $(TEST_READY)
 	pytest -m slow
 
-# Some 1,500 faults at random moments (about an hour), and the counts for docs/faults.md. tests/test_faults.py is a short form.
+# Some 1,500 faults at random moments (about an hour), and counts for make docs. tests/test_faults.py is a short form.
 # FAULTS='--case "kill tokenize 0.372"' repeats one; --seed N draws others; --help says more.
-FAULTS ?= --json docs/faults.json
+FAULTS ?= --json docs/results/faults.json
 test-faults: $(TEST_READY)
 	python tests/faults.py $(FAULTS)
 
-# 100,000 damaged and strange files for all readers (about ten minutes of processor time), and counts. FUZZ=20000 takes
+# 100,000 damaged and strange files for all readers (about five minutes), and counts. FUZZ=20000 takes
 # more; the inputs are the same each time, and others with FUZZ_SEED=1.
-FUZZ ?= 2850
+FUZZ ?= 3000
 fuzz: $(TEST_READY)
 	FUZZ=$(FUZZ) pytest -q -s tests/test_fuzz.py
 

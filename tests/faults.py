@@ -2,7 +2,7 @@
 
 python tests/faults.py                                all faults, from seed 0; prints failures and a table
 python tests/faults.py --case "kill tokenize 0.372"   one case again
-python tests/faults.py --json docs/faults.json        also writes the counts, from which docs/faults.md is generated
+python tests/faults.py --json FILE                   also writes the counts, as for docs/results/faults.md
 
 A case is a line of words. It passes if nothing is lost and nothing false is used: after a fault the same command ends
 with byte-equal results, and a damaged file is refused in one line, found by `zoo data verify`, or makes no difference.

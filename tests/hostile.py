@@ -54,6 +54,23 @@ def gif_frame() -> bytes:
     )
 
 
+def png_of_chunks(count: int = 5_000_000) -> bytes:
+    """A small picture with empty chunks."""
+    data, chunk = png(8), struct.pack(">I4sI", 0, b"prIv", zlib.crc32(b"prIv"))
+    return data[:33] + chunk * count + data[33:]
+
+
+def jpeg_of_comments(count: int = 5_000_000) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG")
+    return buffer.getvalue()[:2] + b"\xff\xfe\0\3x" * count + buffer.getvalue()[2:]
+
+
+def gif_of_comments(count: int = 5_000_000) -> bytes:
+    data = gif_frame()
+    return data[:19] + b"!\1\1x\0" * count + data[19:]
+
+
 def tiff(width: int, height: int, strip: bytes, *more: Entry, compression: int = 8) -> bytes:
     """A grey TIFF of one strip; `more` entries replace those of the same tag."""
     entries = {
@@ -138,6 +155,10 @@ HOSTILE = {
     "TIFF whose strip decodes to 100 MB": Hostile(
         "heightmap", "tif", lambda: tiff(4, 4, zlib.compress(bytes(100_000_000))), ""
     ),
+    "PNG of 5 million chunks": Hostile("rgb", "png", png_of_chunks, ""),
+    "JPEG of 5 million comments": Hostile("rgb", "jpg", jpeg_of_comments, ""),
+    "GIF of 5 million texts": Hostile("rgb", "png", gif_of_comments, ""),
+    "GIF of 5 million texts, as video": Hostile("video", "gif", gif_of_comments, ""),
     "WEBP with a large canvas": Hostile("rgb", "webp", webp_canvas, "image_pixels"),
     "BMP of run lengths": Hostile("rgb", "bmp", bmp, "image_pixels"),
     "npy whose header says 10^12 numbers": Hostile("rgb", "npy", lambda: npy("(1000000, 1000000)"), "array_elements"),

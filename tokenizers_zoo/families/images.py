@@ -43,6 +43,8 @@ START_OF_SCAN = b"\xff\xda"
 """Marker in JPEG files; encoded pixels do not contain it."""
 MOST_SCANS = 64
 """Scans of a progressive JPEG; each is decoded over the whole picture. Encoders write about 10."""
+MOST_READS = 2_500_000
+"""Reads of a picture's file. Pillow reads every part of it, even empty ones; frames and pixels take far fewer."""
 ORIENTATION = 0x0112
 """The EXIF orientation tag: 1 is upright, 2 to 8 are the other rotations and reflections."""
 HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -297,7 +299,7 @@ def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.I
 
     check_directories(data)
     with bounded_pictures(), _silent_about_tags():
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(_Counted(data), formats=formats)
     scans = data.count(START_OF_SCAN) if image.format == "JPEG" else 1
     if scans > MOST_SCANS:
         raise ValueError(f"a JPEG of {scans:,} scans, at most {MOST_SCANS}; save it again")
@@ -306,6 +308,18 @@ def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.I
         if all(isinstance(side, int) for side in size):
             limits().check("image_pixels", size[0] * size[1], f"{size[0]} x {size[1]} pixels")
     return image
+
+
+class _Counted(io.BytesIO):
+    """A picture's file. Raises InvalidValueError after MOST_READS reads."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MOST_READS:
+            raise InvalidValueError(f"a picture of more than {MOST_READS:,} parts; save it again")
+        return super().read(size)
 
 
 def check_directories(data: bytes) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import math
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def generate_to_folder(
     }  # fmt: skip
     with RunFolder(out, GENERATION, identity, places).open(overwrite) as state:
         if state.finished is None:
-            done = set((read_regular(out / DONE) or b"").decode().split("\n")[:-1] if state.resuming else ())
+            lines = {*((read_regular(out / DONE) or b"") if state.resuming else b"").split(b"\n")}
+            done = {name for name in request.names if _done_line(name) in lines}
             _generate_rows(model, request, out, scorer, done)
             _write_sheet(request, out)
             with replacing_file(out / PLAN) as temporary:
@@ -118,8 +120,13 @@ def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | N
                 for rank, draw in enumerate(order):
                     for samples in found.values():
                         samples[first + draw].save(place / str(rank))
-                with open(out / DONE, "a", encoding="utf-8") as lines:
-                    lines.write(f"{request.names[row]}\n")
+                with open(out / DONE, "ab") as lines:
+                    lines.write(_done_line(request.names[row]) + b"\n")
+
+
+def _done_line(name: str) -> bytes:
+    """Return the line of a finished sample; its checksum keeps a damaged one from naming another."""
+    return b"%08x %s" % (zlib.crc32(name.encode()), name.encode())
 
 
 def _write_sheet(request: Request, out: Path) -> None:

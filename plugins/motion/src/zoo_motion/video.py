@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,8 @@ def _frames(image: PIL.Image.Image, wanted: int) -> Iterator[PIL.Image.Image]:
                 image.seek(number)
             except EOFError:
                 return
+            except (IndexError, struct.error):  # Pillow's, of a GIF
+                raise ValueError(f"cut off in frame {number + 1}") from None
         decoding.check(*image.size)
         yield image
 
