@@ -7,9 +7,9 @@ import dataclasses
 import json
 import os
 import shutil
-import threading
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -361,23 +361,26 @@ def test_a_killed_import_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) 
     assert 10 < last < 39
 
 
-def test_two_imports_into_one_folder_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_import_into_a_folder_is_refused_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {"dinov2_global": 768, "human_poses": 207}
     for name, width in widths.items():
         write_published(published_tokenizer(**MEMCODES, n_channels=width), tmp_path / name)
-    out, told, real = tmp_path / "out", list[Told](), folders.import_tokenizer
-    second = threading.Thread(target=lambda: told.extend(import_folders(tmp_path / "human_poses", out, None)[1]))
+    out, real = tmp_path / "out", folders.import_tokenizer
 
-    def meanwhile(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
-        if name == "dinov2_global":
-            second.start()
-            second.join(3)
-        return real(folder, title, name, out, tables)
+    def second() -> None:
+        with pytest.raises(FolderError, match="another process writes it right now"):
+            import_folders(tmp_path / "human_poses", out, None)
 
-    monkeypatch.setattr(folders, "import_tokenizer", meanwhile)
-    told += import_folders(tmp_path / "dinov2_global", out, None)[1]
-    second.join()
-    assert {item.ours for item in told} == set(widths) == set(Zoo.from_toml(out / "registry.toml").names())
+    def meanwhile(*arguments: Any) -> Told:
+        with ThreadPoolExecutor() as pool:
+            pool.submit(second).result()
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "import_tokenizer", meanwhile)
+        import_folders(tmp_path / "dinov2_global", out, None)
+    import_folders(tmp_path / "human_poses", out, None)
+    assert set(Zoo.from_toml(out / "registry.toml").names()) == set(widths)
 
 
 def test_a_killed_export_resumes_and_leaves_foreign_files(place: Place) -> None:

@@ -256,11 +256,11 @@ _held = set[tuple[Path, int]]()
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = False, beside: Path | None = None) -> Iterator[bool]:
+def locked(folder: Path, *, beside: Path | None = None) -> Iterator[bool]:
     """Hold the lock of a folder, which is created; yield False if this thread holds it already.
 
     The lock file is in the folder, or in the temporary folder `beside` it; its holder removes it at the end. Raises
-    FolderError if another process or thread holds it, unless told to `wait`, or if the file system has no locks.
+    FolderError if another process or thread holds it, or if the file system has no locks.
     """
     place = beside or folder
     is_new = not place.exists()
@@ -270,7 +270,7 @@ def locked(folder: Path, *, wait: bool = False, beside: Path | None = None) -> I
         return
     try:
         place.mkdir(parents=True, exist_ok=True)
-        file = _take(path, wait)
+        file = _take(path)
     except OSError as error:
         removed = isinstance(error, FileNotFoundError | FileExistsError) and not place.is_file()  # by its holder
         if removed or isinstance(error, BlockingIOError):
@@ -292,12 +292,12 @@ def locked(folder: Path, *, wait: bool = False, beside: Path | None = None) -> I
         os.close(file)  # releases the lock
 
 
-def _take(path: Path, wait: bool) -> int:
+def _take(path: Path) -> int:
     """Open and lock a file and return its descriptor. Raises BlockingIOError if it is locked already."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 return file
         except BaseException:

@@ -105,8 +105,8 @@ def import_folders(source: Path, out: Path, name: str | None, called: str | None
     """Import the checkpoints at `source` into `out`; return the path of their registry.toml, and a table row for each.
 
     `name` is the modality of a single tokenizer, by our name or its published name. `called` replaces the name of the
-    source folder, as in a hub cache. Existing files in `out` are kept, so a killed import resumes. A second import into
-    the same folder waits. Raises CheckpointError, ConfigError, UnknownNameError.
+    source folder, as in a hub cache. Existing files in `out` are kept, so a killed import resumes. Raises
+    CheckpointError, ConfigError, UnknownNameError, and FolderError while another import writes into `out`.
     """
     folders, files = sources(source)
     titles = {folder: called if called and folder == source else _title(folder) for folder in folders}
@@ -126,7 +126,7 @@ def import_folders(source: Path, out: Path, name: str | None, called: str | None
         folder: name or modality_of(titles[folder], config, installed)
         for folder, config in configs.items() if folder not in backbones
     }  # fmt: skip
-    with locked(out, wait=True):
+    with locked(out):
         tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
         Zoo.from_tables(tables, registry)  # check it before anything is added
         tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
