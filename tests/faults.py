@@ -455,7 +455,8 @@ class Faults:
         self.world.put_back(files)
         with self.mounted_as("ro"):
             ended = self.run(PATH[stage])
-        said = self.refused_or_done(ended, "read-only", "cannot be locked", "permission")
+        words = ("read-only", "cannot be locked", "permission", *(["is there already"] if when == "after" else []))
+        said = self.refused_or_done(ended, *words)
         if results(self.world.files()) != results(files):
             raise Fault("files differ")
         if when == "before":

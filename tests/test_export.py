@@ -116,6 +116,18 @@ def test_a_network_that_cannot_be_traced(
         export_tokenizer(handle, tmp_path / "other", "torch")
 
 
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_network_that_is_not_written_is_not_left_out(format: str) -> None:
+    """An error of the disk is none of the tracer's; PyTorch's own writer would end the process."""
+    world = the_world().put_back()
+    words = f"export-onnx depth --out networks --format {format}"
+    assert world(words).code == 0
+    sizes = sorted(len(data) for name, data in world.files().items() if name.startswith("networks/"))
+    before = world.put_back().files()
+    world(words, largest=sizes[-1] - 1).refused("networks: a file is larger than this disk")
+    assert world.files() == before
+
+
 @pytest.mark.parametrize("name", ["canny", "rgb_patches"])
 def test_an_export_that_computes_something_else_is_not_kept(
     name: str, trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,8 +12,9 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,13 +92,14 @@ def export_networks(
             path = folder / f"{network.name}{FILES[format]}"
             try:
                 with _quiet(), torch.no_grad():
-                    _write(network, path, format)
+                    save = _traced(network, format)
             except Exception as error:  # tracers raise errors of no common class
                 if is_of_the_machine(error):
                     raise
-                path.unlink(missing_ok=True)
                 skipped[network.name] = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
                 continue
+            with _quiet():
+                save(path)
             files[path.name] = {
                 "inputs": [asdict(port) for port in network.inputs],
                 "outputs": [asdict(port) for port in network.outputs],
@@ -123,15 +125,16 @@ def check_library(format: Format) -> None:
             ) from None
 
 
-def _write(network: Network, path: Path, format: Format) -> None:
-    """Trace a network with a batch axis of any size and write it."""
+def _traced(network: Network, format: Format) -> Callable[[Path], object]:
+    """Trace a network with a batch axis of any size; return a function that writes it."""
     examples = tuple(example[:TRACED] for example in network.examples)
     inputs, outputs = ([port.name for port in ports] for ports in (network.inputs, network.outputs))
     sizes = ({0: torch.export.Dim.DYNAMIC},) * len(examples)
     program = torch.export.export(_Named(network.module, inputs), examples, dynamic_shapes=sizes)
     if format == "torch":
-        torch.export.save(program, path)
-        return
+        file = io.BytesIO()  # on a full disk its writer, in C++, would end the process
+        torch.export.save(program, file)
+        return lambda path: path.write_bytes(file.getvalue())
     exported = torch.onnx.export(
         program, (), dynamo=True, verbose=False, input_names=inputs, output_names=outputs,
         dynamic_shapes=({0: "batch"},) * len(examples),
@@ -142,7 +145,7 @@ def _write(network: Network, path: Path, format: Format) -> None:
             if value.name in (*inputs, *outputs) and not value.is_graph_output():
                 value.name = f"{value.name}_inner"
     weights = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
-    exported.save(path, external_data=weights > LARGEST_FILE)
+    return partial(exported.save, external_data=weights > LARGEST_FILE)
 
 
 class _Named(nn.Module):
