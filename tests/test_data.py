@@ -630,6 +630,7 @@ def test_the_inputs_digest_depends_on_every_part_and_on_no_order() -> None:
 def test_verify_finds_each_kind_of_damage(tmp_path: Path) -> None:
     split = a_split(tmp_path, samples=12)
     folder = split.folder / "rgb"
+    manifest_path(folder, 0).with_name("shard-3.json").write_text("a user's file")
     assert not list(verify(split))
     (folder / shard_name(0, "tar")).write_bytes(b"y")
     (folder / shard_name(1, "tar")).unlink()

@@ -19,10 +19,10 @@ from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
 from tokenizers_zoo.spec import Crop, SequenceLayout
 from tokenizers_zoo.validation import array_bytes as npy
 from zoo_images.edges import sam_edge as edge_plugin
+from zoo_semantics import instance_maps
 from zoo_semantics.instance_maps import (
     instances_of,
     map_of_masks,
-    mask_of_runs,
     resized_mask,
     shape_of,
     told_once,
@@ -35,6 +35,12 @@ OWN = {"image_size": SIZE, "mask_size": 16, "max_instances": 4, "tokenizer": {"p
 SETTINGS = Settings(NAME, OWN)
 OPTIONS = plugin.options(SETTINGS)
 TINY = {"steps": 3, "batch_size": 4, "eval_every": 3}
+
+
+def mask_of_runs(counts: str | list[int], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """Return the mask of COCO's run lengths, column by column."""
+    runs = instance_maps.runs_of(counts, size)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
 
 def picture(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:

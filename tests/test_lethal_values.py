@@ -46,6 +46,8 @@ def harm(place):
         raise MemoryError("not that much")
     elif kind == "sleeps":
         time.sleep(1000)
+    elif kind == "slow":
+        time.sleep(0.3)
     elif kind == "holds":  # the interpreter's lock
         re.match("(a+)+$", "a" * 60 + "b")
 '''
@@ -208,6 +210,32 @@ def test_a_value_that_is_not_to_be_encoded_is_dropped(
         assert len(counter.read_text()) in ((2, 3) if place.startswith("read") else (4, 5, 6))
     manifest = read_manifest(out / "train/words", 1)
     assert manifest is not None and list(manifest.dropped) == [2]
+
+
+def test_values_that_are_slow_together_are_tried_alone_once(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
+    """9 values of .3 s exceed the limit of 2 s for one; the next shard is another job."""
+    data, out = tmp_path / "data", tmp_path / "tokens"
+    make_data(zoo, "toy", data, train=24, test=0, workers=0, shard_size=24)
+    train_tokenizer(zoo, "words", data)
+    values = read_manifest(data / "train/words", 0)
+    assert values is not None
+    counters = [harm(f"encode sample {row} of train", "slow") for row in range(24) if row not in values.dropped]
+    (outcome,) = tokenize(zoo, data, out, batch_size=9, workers=1).outcomes
+    tries = sorted(len(counter.read_text()) for counter in counters if counter.exists())
+    assert (outcome.dropped, outcome.written) == (len(values.dropped), len(tries)) and len(tries) > 18
+    assert tries.count(1) > 9 and max(tries) <= 3
+
+
+def test_a_raised_time_limit_encodes_dropped_values_again(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "tokens"
+    make(zoo, data, 0)
+    train_tokenizer(zoo, "words", data)
+    counter = harm("encode sample 8 of train", "sleeps", times=2)
+    assert tokenize(zoo, data, out, workers=1).outcomes[0].dropped == 1
+    counter.unlink()
+    (tmp_path / "harm/encode sample 8 of train").unlink()
+    patient = Zoo.from_tables({**zoo.tables, "limits": {"value_seconds": 20.0}}, zoo.path)
+    assert tokenize(patient, data, out, workers=1).outcomes[0].dropped == 0
 
 
 def test_a_broken_plugin_ends_its_modality_only(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:

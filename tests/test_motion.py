@@ -13,6 +13,7 @@ from PIL import Image
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.media import saved
 from tokenizers_zoo.validation import array_bytes as npy
@@ -130,6 +131,13 @@ def test_files_that_are_no_video_are_refused(data: bytes, extension: str, words:
     pytest.importorskip("av")
     with pytest.raises(InvalidValueError, match=words):
         read_video(data, extension)
+
+
+def test_frames_after_the_last_one_that_is_needed_are_not_decoded() -> None:
+    data = animation([*FIFTHS, 204, 255], 130)
+    assert read_video(data[: data.rindex(b"!\xf9") + 3], "gif").shape == (4, 3, 16, 16)
+    with limited(Limits(frames=4)):
+        assert read_video(data, "gif").shape == (4, 3, 16, 16)
 
 
 def test_a_short_or_cut_video_is_refused() -> None:

@@ -195,7 +195,10 @@ def test_overwrite_removes_what_training_and_evaluation_wrote(tmp_path: Path) ->
     ):  # fmt: skip
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("of an evaluation")
-    with replacing(tmp_path, TOKENIZER), run(tmp_path).open() as opened:  # as in a plugin that trains here
+    with (
+        replacing(tmp_path, TOKENIZER, overwrite=True),
+        run(tmp_path).open() as opened,
+    ):  # as in a plugin that trains here
         assert opened.finished is None
         assert names(tmp_path) in (
             [".config.json.x.tmp", ".replaced", RUN], [".replaced", RUN],

@@ -101,7 +101,7 @@ def test_a_probe_predicts_what_it_was_scored_on(world: World, frozen: Path) -> N
     predicted = dict(zip(keys, probe.predict({"light": tokens}), strict=True))
     truth = {}
     for key in keys:
-        if key not in ("test-005", "test-006"):
+        if key not in ("test/005", "test/006"):
             truth[key] = json.loads(world.zoo["facts"].write(read(world, "facts", key))[0])["total"]
     mae = np.mean([abs(predicted[key] - total) for key, total in truth.items()])
     assert mae == pytest.approx(main(read_table(frozen / "metrics.json"))[0], abs=1e-5)
@@ -479,7 +479,7 @@ def test_no_sample_both_trains_and_validates(world: World, tmp_path: Path, monke
     assert metrics["labels"] == {"requested": 80, "train": 64, "validation": 16, "test": 22}
     totals = [read(world, "facts", key, "train")["total"] for key in labels]
     baseline = metrics["metrics"][0]["baseline"]
-    there = [key for key in world.tokens("light")[0] if key not in ("test-005", "test-006")]
+    there = [key for key in world.tokens("light")[0] if key not in ("test/005", "test/006")]
     errors = [abs(np.median(totals) - read(world, "facts", key)["total"]) for key in there]
     assert baseline == pytest.approx(np.mean(errors)), "that of all labels"
 

@@ -71,28 +71,28 @@ def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     assert f"{score:.4g}" in zoo("eval", place).stdout
 
     assert zoo("predict", place, "--samples", 3, "--out", tmp_path / "predicted").exit_code == 0
-    files = sorted(path.name for path in (tmp_path / "predicted").glob("*.npy"))
-    assert files == ["test-000.npy", "test-008.npy", "test-016.npy"]
+    files = sorted(path.relative_to(tmp_path / "predicted").as_posix() for path in tmp_path.rglob("predicted/**/*.npy"))
+    assert files == ["test/000.npy", "test/008.npy", "test/016.npy"]
     probe = load(place)
     wanted = probe.predict({"light": world.tokens("light")[1]})[8]
-    assert np.array_equal(np.load(tmp_path / "predicted" / "test-008.npy"), wanted)
+    assert np.array_equal(np.load(tmp_path / "predicted" / "test/008.npy"), wanted)
     with Image.open(tmp_path / "predicted" / "predictions.png") as picture:
         places = json.loads(picture.text["cells"])  # type: ignore[attr-defined]
         assert [len(row) for row in places] == [3, 3, 3] and all(box is not None for row in places for box in row)
 
 
 def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path: Path) -> None:
-    words, out = ("predict", frozen, "--keys", "test-004,test-001", "--out"), tmp_path / "predicted"
+    words, out = ("predict", frozen, "--keys", "test/004,test/001", "--out"), tmp_path / "predicted"
     assert zoo(*words, out).exit_code == 0
     with open(out / "predictions.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["key"] for row in rows] == ["test-004", "test-001"]
-    assert float(rows[0]["true"]) == read(world, "facts", "test-004")["total"]
+    assert [row["key"] for row in rows] == ["test/004", "test/001"]
+    assert float(rows[0]["true"]) == read(world, "facts", "test/004")["total"]
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert before.keys() == {"predictions.csv", "predictions.png"}
     assert str(out) in refused(*words, out, error=FolderError), "the folder must be empty"
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    assert "--keys test-005" in refused("predict", frozen, "--keys", "test-005", "--out", tmp_path / "none")
+    assert "--keys test/005" in refused("predict", frozen, "--keys", "test/005", "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -101,10 +101,10 @@ def test_predictions_of_single_numbers_are_arrays_without_axes(head: str, world:
     found = train(world, tmp_path / "probe", "warmth", head=head)
     assert found["task"]["kind"] == "numbers" and found["metrics"][0]["name"] == "off"
     out = tmp_path / "predicted"
-    assert zoo("predict", tmp_path / "probe", "--keys", "test-001,test-002", "--out", out).exit_code == 0
+    assert zoo("predict", tmp_path / "probe", "--keys", "test/001,test/002", "--out", out).exit_code == 0
     answers = load(tmp_path / "probe").predict({"light": world.tokens("light")[1]})
     for number in (1, 2):
-        written = np.load(out / f"test-00{number}.npy")
+        written = np.load(out / f"test/00{number}.npy")
         assert (written.dtype, written.shape) == (np.float32, ())
         np.testing.assert_allclose(written, answers[number], rtol=1e-5)
 
@@ -190,12 +190,12 @@ def test_bad_options_are_refused_before_anything_is_written(
 
 TABLES = {
     "name,label\na,b\n": "expected the header key,label",
-    "\n".join(["key,label", *(f"k{n},{n}" for n in range(19)), "test-000,n/a"]): "'test-000'",
-    "key,label\nnobody,1\nnowhere,2\n": "keys look like 'train-000'",
-    "key,label\ntest-000,a\ntest-000,b\n": "'test-000' has a second label",
-    "key,label\ntest-000,1\ntest-001,nan\n": "'test-001'",
-    "key,label\ntrain-000,a\ntrain-001,b\n": "test",
-    "key,label\ntest-000,a\ntrain-001,\n": "train",
+    "\n".join(["key,label", *(f"k{n},{n}" for n in range(19)), "test/000,n/a"]): "'test/000'",
+    "key,label\nnobody,1\nnowhere,2\n": "keys look like 'train/000'",
+    "key,label\ntest/000,a\ntest/000,b\n": "'test/000' has a second label",
+    "key,label\ntest/000,1\ntest/001,nan\n": "'test/001'",
+    "key,label\ntrain/000,a\ntrain/001,b\n": "test",
+    "key,label\ntest/000,a\ntrain/001,\n": "train",
 }
 
 
@@ -229,7 +229,7 @@ def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None
     rewrite_tokens(tmp_path / "tokens", "test", "light", both)
     run = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=None).run
     words = ("--task", world.table, "--input", "light", "--out", tmp_path / "probe")
-    assert "'train-000'" in refused("train", run, *words)
+    assert "'train/000'" in refused("train", run, *words)
     assert not (tmp_path / "probe").exists()
 
 
@@ -355,7 +355,7 @@ def test_classes_without_a_training_label_are_counted(world: World, tmp_path: Pa
         keys, _ = world.tokens("light", split)
         rows += [f"{key},{'cat' if number % 3 else 'dog'}" for number, key in enumerate(keys)]
     text = "\n".join(rows) + "\n"
-    (tmp_path / "animals.csv").write_text(text.replace("test-004,cat", "test-004,bird"))
+    (tmp_path / "animals.csv").write_text(text.replace("test/004,cat", "test/004,bird"))
     out = tmp_path / "probe"
     words = ("--task", tmp_path / "animals.csv", "--input", "light", "--head", "knn", "--out", out)
     assert "'bird' (1)" in zoo("train", world.run, *words).stdout

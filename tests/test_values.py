@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tokenizers_zoo.errors import InvalidValueError, PluginError
+from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.plugins import Defaults
 from tokenizers_zoo.spec import (
     DTYPES,
@@ -114,6 +115,12 @@ def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(levels: int) ->
     assert value_problem(ValueSpec(kind="object"), nested(200)) is None
     told = describe(value)
     assert told.startswith("list ") and len(told) < 70
+
+
+def test_the_limit_of_nested_levels_is_a_setting() -> None:
+    with limited(Limits(json_depth=300)):
+        assert value_problem(ValueSpec(kind="object"), nested(250)) is None
+        assert value_problem(ValueSpec(kind="object"), nested(301)) == "it is nested too deeply: 300 levels at most"
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,8 @@ def make_world(root: Path) -> World:
     generator = np.random.default_rng(0)
     rows = ["key,label"]
     for split, count in (("train", TRAIN), ("test", TEST)):
-        samples = {f"{split}-{number:03}": facts_of(sample(generator), number) for number in range(count)}
-        without = {"letters": {"test-003", "test-007"}, "facts": {"test-005", "test-006"}}
+        samples = {f"{split}/{number:03}": facts_of(sample(generator), number) for number in range(count)}
+        without = {"letters": {"test/003", "test/007"}, "facts": {"test/005", "test/006"}}
         for name in SEEN:
             write(root, zoo, split, name, {key: values[name] for key, values in samples.items()
                                            if key not in without.get(name, ())})  # fmt: skip

@@ -169,9 +169,7 @@ def load_config(folder: Path, expected_class: str | None = None, remedy: str = R
 
 def fingerprint(folder: Path) -> str:
     """Return the sha256 (hex) over config and weights of a checkpoint folder. Raises CheckpointError if damaged."""
-    if not is_complete(folder):
-        raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
-    stored = read_table(folder / CONFIG, {"weights_sha256": str})
+    stored = load_config(folder)
     check_weights(folder, stored)
     config = json.dumps(stored, sort_keys=True, ensure_ascii=False).encode()
     return hashlib.sha256(hashlib.sha256(config).digest() + bytes.fromhex(stored["weights_sha256"])).hexdigest()

@@ -414,11 +414,15 @@ class ModalityHandle:
 
         With `any_size` a picture-like array may have another height and width, as values before `transform` may.
         """
-        if problem := value_problem(self.spec.value, value, any_size=any_size):
+        with limited(self.limits):
+            problem = value_problem(self.spec.value, value, any_size=any_size)
+        if problem:
             raise InvalidValueError.expected(self.name, expected_value(self.spec.value), describe(value), problem)
 
     def _check_given(self, value: Any, hook: str, *, any_size: bool = False) -> None:
-        if problem := value_problem(self.spec.value, value, any_size=any_size):
+        with limited(self.limits):
+            problem = value_problem(self.spec.value, value, any_size=any_size)
+        if problem:
             raise self._broken(hook, value, expected_value(self.spec.value), problem)
 
     def read(self, data: bytes, extension: str) -> Any:

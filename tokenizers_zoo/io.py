@@ -321,10 +321,10 @@ def check_format(path: Path, written: int, error: type[ZooError] = CheckpointErr
         )
 
 
-def too_deep(table: Any) -> bool:
-    """Return whether lists and tables are nested more than DEEPEST levels."""
-    level: list[Any] = [table]
-    for _ in range(DEEPEST):
+def too_deep(value: Any, deepest: int = DEEPEST) -> bool:
+    """Return whether lists and dicts are nested more than `deepest` levels."""
+    level: list[Any] = [[value]]
+    for _ in range(deepest + 1):
         nested = (one.values() if isinstance(one, dict) else one for one in level)
         if not (level := [item for one in nested for item in one if isinstance(item, dict | list)]):
             return False

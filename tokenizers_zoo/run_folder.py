@@ -307,7 +307,7 @@ def _take(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, kind: RunKind, overwrite: bool = True) -> Iterator[None]:
+def replacing(folder: Path, kind: RunKind, overwrite: bool) -> Iterator[None]:
     """Hold the lock of a folder and, with `overwrite`, set its files aside while the block writes new ones.
 
     They are removed when the block ends, and restored if it fails before it saves a state. Old files that a killed

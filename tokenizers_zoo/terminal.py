@@ -1,7 +1,7 @@
-r"""The only file that writes to the terminal: no text can move the cursor, change colours or reverse its letters.
+r"""Functions that print texts: none can move the cursor, change colours or reverse letters.
 
-Names, captions and reasons in data may hold any character. Control characters and those that change the direction of
-text are printed as `\u001b`, as JSON would write them.
+Names, captions and reasons in data may hold any character. Control characters are printed as `\u001b`, as JSON would
+write them, and so are characters that change the direction of text.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def printable(text: object) -> str:
     return UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", str(text))
 
 
-def echo(text: object = "", *, err: bool = False, nl: bool = True, bold: bool = False) -> None:
+def echo(text: object = "", *, err: bool = False, bold: bool = False) -> None:
     """Print a text on stdout, or on stderr, as `printable` returns it; `bold` on terminals that can."""
-    click.echo(click.style(printable(text), bold=True) if bold else printable(text), err=err, nl=nl)
+    click.echo(click.style(printable(text), bold=True) if bold else printable(text), err=err)
 
 
 def console(**options: Any) -> Console:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, by, first_line, is_of_the_machine
+from tokenizers_zoo.io import too_deep
 from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 EMPTY = "it is empty"
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 """JSON can spell it (`\\ud800`), but no file in UTF-8 can hold it."""
-DEEPEST = 200
-"""Most levels of nested lists and dicts in a JSON value. Python's own limit differs between its releases."""
-TOO_DEEP = f"it is nested too deeply: {DEEPEST} levels at most"
 JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """A JSON string, perhaps cut off; possessive, so that the time is linear."""
 _NPY_LOCK = threading.Lock()
@@ -144,27 +142,19 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
 
 
 def _json_problem(value: Any) -> str | None:
+    too_deep_for = f"it is nested too deeply: {limits().json_depth} levels at most"
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         same_again = bool(json.loads(text) == value)
     except RecursionError:
-        return TOO_DEEP
+        return too_deep_for
     except (TypeError, ValueError) as error:
         return str(error)
-    if text.count("[") + text.count("{") > DEEPEST and _levels(value) > DEEPEST:
-        return TOO_DEEP
+    if too_deep(value, limits().json_depth):
+        return too_deep_for
     if LONE_SURROGATE.search(text):
         return "it cannot be written as UTF-8"
     return None if same_again else "JSON changes it: it has tuples, or keys that are no text"
-
-
-def _levels(value: Any) -> int:
-    """Return the number of nested levels of lists and dicts."""
-    level, levels = [value], 0
-    while level := [one for one in level if isinstance(one, list | dict)]:
-        levels += 1
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
-    return levels
 
 
 def in_declared_width(spec: ValueSpec, value: Any) -> Any:

@@ -16,6 +16,7 @@ from tokenizers_zoo.cli.options import (
     DRY_RUN,
     FOLLOW_LINKS,
     JSON,
+    WORKERS,
     CheckedCommand,
     Group,
     names_option,
@@ -37,9 +38,6 @@ from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle
-
-
-WORKERS = "Processes, which share the cores; 0: none but this one, which a value may kill. Default: one per core."
 
 
 @click.group(cls=Group)
@@ -140,7 +138,7 @@ def _options(assignments: tuple[str, ...], follow_links: bool) -> dict[str, Any]
 @click.option("--test", type=click.IntRange(min=0), help="Held-out samples. Default: all that the source has; one "
               "without an end needs a number.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(min=0), help=WORKERS)
+@click.option("--workers", type=click.IntRange(min=0), help=f"{WORKERS} Default: one per core.")
 @FOLLOW_LINKS
 @DRY_RUN
 @settings_option("A setting of the source, such as image_size=128; zoo source info SOURCE lists them.")
@@ -179,7 +177,7 @@ def make(
     "derived without a download.",
 )
 @click.option("--workers", type=click.IntRange(min=0),
-              help=f"{WORKERS[:-1]}, or one where a network runs on a GPU.")  # fmt: skip
+              help=f"{WORKERS} Default: one per core; one with a network on a GPU.")  # fmt: skip
 @DEVICE
 @DRY_RUN
 def derive(
@@ -268,7 +266,7 @@ def verify(data_dir: Path, as_json: bool) -> None:
 
 @data.command("repair")
 @DATA
-@click.option("--workers", type=click.IntRange(min=0), help=WORKERS)
+@click.option("--workers", type=click.IntRange(min=0), help=f"{WORKERS} Default: one per core.")
 @DEVICE
 def repair(data_dir: Path, workers: int | None, device: str) -> None:
     """Remove damaged shards and make them again.

@@ -191,7 +191,7 @@ def _in_words(error: BaseException) -> str:
 def _fail(error: BaseException, *, debug: bool) -> None:
     """Print an error as one line, or with its traceback, and exit."""
     if debug:
-        echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         sys.exit(1)
     _stop(f"error: {_in_words(error)}", 1)
 

@@ -123,9 +123,10 @@ def _that_is_there(context: click.Context, parameter: click.Parameter, device: s
 DEVICE = click.option("--device", default=AUTO, show_default=True, metavar="DEVICE",
                       callback=_that_is_there,
                       help="Where the networks run: cpu, cuda, cuda:1, mps.")  # fmt: skip
+WORKERS = "Worker processes. 0: work in this process, for debuggers; a value that crashes ends the command."
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 FOLLOW_LINKS = click.option("--follow-links", is_flag=True,
-                            help="Follow links out of a folder of your files; else they are errors.")  # fmt: skip
+                            help="Follow links out of your folder; otherwise they are errors.")  # fmt: skip
 PRINT_CONFIG = click.option("--print-config", is_flag=True,
                             help="Print all settings and their origins, and stop.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -107,7 +107,8 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
     ]
     if print_config:
         for number, job in enumerate(jobs):
-            echo("\n" * bool(number), nl=False)
+            if number:
+                echo()
             _print_config(zoo[job.name], job.overrides, steps)
         return
     if dry_run:

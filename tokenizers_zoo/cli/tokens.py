@@ -7,7 +7,17 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo.cli.completion import MODALITY
-from tokenizers_zoo.cli.options import DATA, DEVICE, DRY_RUN, PATH, names_option, next_command, open_zoo, show_result
+from tokenizers_zoo.cli.options import (
+    DATA,
+    DEVICE,
+    DRY_RUN,
+    PATH,
+    WORKERS,
+    names_option,
+    next_command,
+    open_zoo,
+    show_result,
+)
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors, replacing_file
 from tokenizers_zoo.spec import Crop
@@ -23,7 +33,7 @@ from tokenizers_zoo.terminal import echo
               help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the crops.")
 @click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True,
-              help="Processes, which share the cores; 0: none but this one, which a value may kill.")  # fmt: skip
+              help=WORKERS)  # fmt: skip
 @DEVICE
 @DRY_RUN
 @click.option(

@@ -130,8 +130,8 @@ def _parsed(
         raise DataError(f"{path}: damaged ({error}); {remedy}") from None
 
 
-def read_manifest(folder: Path, shard: int) -> Manifest | None:
-    """Return the manifest of a shard, or None. Raises DataError if it is damaged."""
+def read_manifest(folder: Path, shard: int, suffix: str = "") -> Manifest | None:
+    """Return the manifest of a shard, or None. Raises DataError if it is damaged, or has no file with the `suffix`."""
 
     def parse(table: dict[str, Any]) -> Manifest:
         files = {
@@ -140,6 +140,8 @@ def read_manifest(folder: Path, shard: int) -> Manifest | None:
             if suffix.isalnum()
         }
         dropped = {int(row): reason for row, reason in table.pop("dropped").items()}
+        if suffix and suffix not in files:
+            raise ValueError(f"has no .{suffix} file")
         if "tar" not in files and (problem := shape_problem(table["record"], TOKENS, "record")):
             raise ValueError(problem)
         manifest = Manifest(files=files, dropped=dropped, **table)
@@ -179,7 +181,7 @@ def remove_shard(folder: Path, shard: int) -> None:
 def shards_of(folder: Path) -> list[int]:
     """Return the numbers of the shards with a manifest in a modality's folder."""
     numbers = (path.stem.removeprefix("shard-") for path in folder.glob("shard-*.json"))
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    return sorted(int(one) for one in numbers if one.isdecimal() and one == f"{int(one):05}")
 
 
 @dataclass(frozen=True)
@@ -248,8 +250,8 @@ class Split:
                 path = self.keys_path(shard)
                 raise DataError(f"{path}: has {len(found)} keys, expected {self.rows(shard)}; {REPAIR}")
             self._kept[shard] = found
-            if len(self._kept) > KEPT_KEYS:
-                self._kept.pop(next(iter(self._kept)), None)
+            for old in list(self._kept)[:-KEPT_KEYS]:  # threads read at once
+                self._kept.pop(old, None)
         return found
 
     def _read_keys(self, shard: int) -> tuple[str, str]:

@@ -161,7 +161,7 @@ def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]
     if len(data) == manifest.rows * INDEX.itemsize and hashlib.sha256(data).hexdigest() == expected:
         index = np.frombuffer(data, INDEX)
         there = index["offset"] >= 0
-        size = manifest.files["tar"].size if "tar" in manifest.files else 0
+        size = manifest.files["tar"].size
         inside = (index["size"] >= 0) & (index["size"] <= size) & (index["offset"] <= size - index["size"])
         if inside[there].all() and there.sum() == manifest.count:
             return index
@@ -231,7 +231,7 @@ class ValueStore:
         """Return a digest (hex) of a modality's values and keys in some shards or all, from manifests alone."""
         folder = self.split(split).folder / modality
         shards = range(self.split(split).shards) if shards is None else shards
-        found = (read_manifest(folder, shard) for shard in shards)
+        found = (read_manifest(folder, shard, "tar") for shard in shards)
         return inputs_digest(shards=[one and [one.keys, one.files["tar"].sha256] for one in found])
 
     # ------------------------------------------------------------------ samples
@@ -243,7 +243,7 @@ class ValueStore:
         """
         samples = self.split(split)
         folder = samples.folder / modality
-        manifest = read_manifest(folder, shard)
+        manifest = read_manifest(folder, shard, "tar")
         if manifest is None or manifest.keys != samples.keys_digest(shard):
             return np.zeros(samples.rows(shard), np.bool_)
         if manifest.rows != samples.rows(shard):
@@ -355,7 +355,7 @@ class ValueStore:
 
     def _open(self, split: str, modality: str, shard: int) -> _OpenShard:
         folder = self.root / split / modality
-        if (manifest := read_manifest(folder, shard)) is None:
+        if (manifest := read_manifest(folder, shard, "tar")) is None:
             self.folder(split, modality)  # raises the error that lists the modalities
             raise DataError(f"{folder / shard_name(shard)}: was not written to its end; run what made it again")
         if (place := (split, modality, shard)) not in self._checked:

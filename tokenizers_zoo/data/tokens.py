@@ -76,7 +76,7 @@ class TokenColumn:
         self.folder = split.folder / modality
         self.manifests: list[Manifest] = []
         for shard in range(split.shards):
-            manifest, where = read_manifest(self.folder, shard), self.folder / shard_name(shard)
+            manifest, where = read_manifest(self.folder, shard, SUFFIX), self.folder / shard_name(shard)
             if manifest is None:
                 there = len(shards_of(self.folder))
                 raise DataError(f"{self.folder}: has {there} of {split.shards} shards: {UNFINISHED}")

@@ -274,8 +274,6 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
 
     `expected` are the kinds that are advised then.
     """
-    from PIL import UnidentifiedImageError
-
     if extension not in IMAGE_EXTENSIONS:
         raise ValueError(f"expected .npy or a picture (.{', .'.join(expected)})")
     try:
@@ -284,8 +282,6 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
             image.load()
         image.info.update(_as_stored(image, data))
         return upright(image.copy() if image.format == "WEBP" else image)  # without the decoder and its canvases
-    except UnidentifiedImageError:
-        raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     except (EOFError, OSError) as error:
         raise ValueError(f"cannot be read as a picture: {first_line(error)}") from None
 
@@ -293,13 +289,16 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
 def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Image:
     """Return a picture whose pixels are not decoded yet. Raises InvalidValueError above the limit `image_pixels`.
 
-    Pillow's own errors pass.
+    Raises ValueError for other files; Pillow's other errors pass.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     check_directories(data)
-    with bounded_pictures(), _silent_about_tags():
-        image = Image.open(_Counted(data), formats=formats)
+    try:
+        with bounded_pictures(), _silent_about_tags():
+            image = Image.open(_Counted(data), formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     scans = data.count(START_OF_SCAN) if image.format == "JPEG" else 1
     if scans > MOST_SCANS:
         raise ValueError(f"a JPEG of {scans:,} scans, at most {MOST_SCANS}; save it again")
@@ -351,7 +350,7 @@ def check_directories(data: bytes) -> None:
 def bounded_pictures() -> Iterator[None]:
     """Let Pillow refuse pictures above the limit `image_pixels`, as it reads their headers. One thread at a time.
 
-    Raises InvalidValueError. Pillow refuses twice the size at which it warns, which is its variable.
+    Raises InvalidValueError. Pillow refuses pictures of more than twice `MAX_IMAGE_PIXELS`.
     """
     from PIL import Image
 

@@ -122,7 +122,7 @@ def published_config(source: Path) -> dict[str, Any]:
             remedy = f"download the {CONFIG} that was published with it, too, and give the folder of the two"
             raise CheckpointError(f"{source}: has no configuration in its metadata; {remedy}")
     else:
-        raise CheckpointError(f"{source}: no such folder; give that of a checkpoint, with {CONFIG} and {WEIGHTS}")
+        raise CheckpointError(f"{source}: no such folder; give a checkpoint's folder, with {CONFIG} and {WEIGHTS}")
     try:
         json.dumps(config, allow_nan=False)
     except ValueError:

@@ -65,14 +65,13 @@ def derive_data(
 
     A sample that fails is dropped, with the reason in the shard's manifest; the run goes on. So is a sample that kills
     or blocks its process, except with `workers` 0, where all work is done in this process; None means one worker
-    process per core. A shard is skipped unless
-    the plugin, its settings, its pretrained networks or the shards that it is derived from have changed. Networks are
-    fetched from the hub for `modalities` only; an unavailable one is a PretrainedError for those, else a skip. They run
-    on `device` unless their settings name another. With `dry_run` nothing is downloaded or written, and the result
-    counts the samples to write. Raises DataError if `modalities` cannot be derived from the data, their inputs are
-    stored at a smaller size than the settings have now, or a modality's folder holds tar files of another program;
-    FolderError if another command writes the data folder; WorkerError, after the other modalities, if the samples of a
-    modality kill process after process.
+    process per core. A shard is skipped unless the plugin, its settings, its pretrained networks or the shards that it
+    is derived from have changed. Networks are fetched from the hub for `modalities` only; an unavailable one is a
+    PretrainedError for those, else a skip. They run on `device` unless their settings name another. With `dry_run`
+    nothing is downloaded or written, and the result counts the samples to write. Raises DataError if `modalities`
+    cannot be derived from the data, their inputs are stored at a smaller size than the settings have now, or a
+    modality's folder holds tar files of another program; FolderError if another command writes the data folder;
+    WorkerError, after the other modalities, if the samples of a modality kill process after process.
     """
     store, result = ValueStore(data), RunResult(planned=dry_run)
     download = modalities is not None and not dry_run
@@ -192,7 +191,7 @@ def _derive(
         if waits:  # for shards that a dry run does not write
             outcome.written += split.rows(shard)
             continue
-        given = [read_manifest(split.folder / name, shard) for name in handle.spec.derived_from]
+        given = [read_manifest(split.folder / name, shard, "tar") for name in handle.spec.derived_from]
         keys = split.keys_digest(shard)
         if any(one is None or one.keys != keys for one in given):
             if planned is None:

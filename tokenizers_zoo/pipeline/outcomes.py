@@ -28,8 +28,9 @@ class Outcome:
         self.kept += manifest.count if kept else 0
         self.written += 0 if kept else manifest.count
         self.dropped += len(manifest.dropped)
-        for row, reason in manifest.dropped.items() if not self.first_dropped else ():
-            self.first_dropped = self.first_dropped or f"{reason} (sample {split.keys(shard)[row]})"
+        if manifest.dropped and not self.first_dropped:
+            row, reason = next(iter(manifest.dropped.items()))
+            self.first_dropped = f"{reason} (sample {split.keys(shard)[row]})"
 
     @property
     def nothing(self) -> bool:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+BATCHES_AHEAD = 3
 CROP_SIDE = (0.5, 1.0)
 """Shortest and longest side of a random crop, as fractions of the picture's side."""
 
@@ -58,7 +59,6 @@ def tokenize(
     batch_size: int = 128,
     crops: int = 1,
     seed: int = 0,
-    threads: int = 2,
     workers: int = 0,
     overwrite: bool = False,
     device: str = "cpu",
@@ -73,8 +73,8 @@ def tokenize(
 
     Raises DataError if the data lack one of `modalities`, if no modality has a tokenizer, or if `out` has other files
     or tokens of other samples. Also raises DataError, after encoding the other modalities, if no sample of a modality
-    could be encoded. Raises CheckpointError if a vocabulary lacks special tokens, and FolderError if another process
-    writes to `out`.
+    could be encoded. Raises CheckpointError if a vocabulary lacks special tokens, FolderError if another process writes
+    to `out`, and WorkerError, after the other modalities, if the values of a modality kill process after process.
     """
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
@@ -132,7 +132,7 @@ def tokenize(
         with Workers(zoo, workers, max((job.split.shards for job in jobs), default=0)) as started:
             for job in jobs:
                 try:
-                    job.run(started, batch_size, threads, device)
+                    job.run(started, batch_size, device)
                 except WorkerError as error:
                     result.errors.append(error)
                 result.outcomes.append(job.outcome)
@@ -238,7 +238,6 @@ class TokenizeShard:
     values: str
     """Digest of the values."""
     batch_size: int
-    threads: int
     device: str
 
     @property
@@ -270,6 +269,7 @@ class _Plan:
         return inputs_digest(
             values=self._contents(shard), tokenizer=fingerprint, settings=self.metadata.settings,
             layout=layout_to_json(self.metadata.layout), crops=self.split.crops, seed=self.split.seed,
+            **({"limits": changed} if (changed := self.handle.limits.changed()) else {}),
         )  # fmt: skip
 
     def plan(self, overwrite: bool) -> None:
@@ -293,13 +293,13 @@ class _Plan:
             _ = self.handle.tokenizer  # an altered one is refused before anything is removed
             check_special_tokens(self.handle)
 
-    def run(self, workers: Workers, batch_size: int, threads: int, device: str) -> None:
+    def run(self, workers: Workers, batch_size: int, device: str) -> None:
         """Write the shards of `todo`."""
         jobs = (
             TokenizeShard(
                 data=self.values.root, split=self.split, modality=self.handle.name, shard=shard, metadata=self.metadata,
                 inputs=self._inputs(shard, self.metadata.fingerprint), values=self._contents(shard),
-                batch_size=batch_size, threads=threads, device=device,
+                batch_size=batch_size, device=device,
             )
             for shard in self.todo
         )  # fmt: skip
@@ -350,7 +350,7 @@ def tokenize_shard(zoo: Zoo, job: TokenizeShard) -> tuple[int, Manifest]:
     encoded: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
     dropped: dict[int, str] = {}
     passes = False
-    for batch, values in read_ahead(read, batches, threads=job.threads):
+    for batch, values in read_ahead(read, batches):
         for view, found in encode(batch, values):
             if isinstance(found, ZooError):
                 dropped.setdefault(view.row, str(found))
@@ -371,15 +371,15 @@ def tokenize_shard(zoo: Zoo, job: TokenizeShard) -> tuple[int, Manifest]:
 
 
 def read_ahead(
-    read: Callable[[Item], Result], batches: Iterable[Sequence[Item]], *, threads: int = 2, depth: int = 3
+    read: Callable[[Item], Result], batches: Iterable[Sequence[Item]]
 ) -> Iterator[tuple[Sequence[Item], list[Result]]]:
-    """Yield batches with the results of `read` for their items, in order; threads read up to `depth` batches ahead."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
+    """Yield batches with the results of `read` for their items, in order; two threads read some batches ahead."""
+    with ThreadPoolExecutor(2, thread_name_prefix="read") as pool:
         waiting: deque[tuple[Sequence[Item], Iterator[Result]]] = deque()
         try:
             for batch in batches:
                 waiting.append((batch, pool.map(read, batch)))
-                if len(waiting) == depth:
+                if len(waiting) == BATCHES_AHEAD:
                     first, results = waiting.popleft()
                     yield first, list(results)
             for first, results in waiting:

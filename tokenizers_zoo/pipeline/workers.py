@@ -2,8 +2,8 @@
 
 A job notes its values while it works on them (`working_on`). If its process dies, another one repeats the job, and
 tries the noted values one by one first (`suspects`). If that succeeds, the death was chance, and the results are the
-same as without it. A value that was in work at two deaths, and alone at the second, is lost: `working_on` raises an
-error for it, so that the job drops it like an invalid value.
+same as without it. If a second process dies while it works on one value alone, the value is lost: `working_on` raises
+an error for it, so that the job drops it like an invalid value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 Value = tuple[int, str]
 """A value in work: its row in the shard, and its modality or source."""
 NOTHING: Value = (-1, "")
-"""Stands for the values of a process that died without a note."""
+"""Placeholder for a process that died without a note."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TERMINAL = "TERM"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -275,7 +275,8 @@ def _ended(running: Mapping[_Worker, _Task[Any]], seconds: float) -> list[_Worke
     ready = wait([worker.connection for worker in running], SECONDS_BETWEEN_CHECKS)
     for worker, task in running.items():
         for start, values in worker.noted():
-            tried = len(values) if values <= task.seen else 1  # alone, each was fast enough
+            slow = task.deaths > 2 * len(task.lost)  # a death at which no value was lost: of a slow batch, perhaps
+            tried = len(values) if slow or values <= task.seen else 1  # seen ones were fast enough alone
             if time.monotonic() - start > seconds * tried:
                 worker.limit = seconds
                 worker.process.kill()

@@ -30,12 +30,14 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, save_checkp
 from tokenizers_zoo.data.manifest import DATASET, Split, write_record
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
-from tokenizers_zoo.errors import CheckpointError, ZooError
+from tokenizers_zoo.errors import CheckpointError, DataError, ZooError
 from tokenizers_zoo.io import file_digest, read_regular, read_table, write_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.progress import say
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import replacing_folder
+from tokenizers_zoo.terminal import console
 from zoo_backbone.checkpoint import CLASS, load_model, model_card
 from zoo_backbone.evaluate import FILE, FOLDER
 from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
@@ -67,13 +69,17 @@ def export_bundle(
         handles = [zoo[name] for name in model.layout.names]
         for handle in handles:
             model.check_tokenizer(handle)
+        places, included = Run.load(run), None
+        sample = _held_out(places.data, {handle.name: handle for handle in handles})
+        plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
+        requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
+        card = card_of(model, run, out.absolute().name, requires)
         (folder / REGISTRY).write_text(tomli_w.dumps(registry_of(zoo, handles)), encoding="utf-8")
         for handle in handles:
             _copy_tokenizer(handle, folder, dtype)
         own = Zoo.from_toml(folder / REGISTRY)
         config |= {"fingerprints": {handle.name: own[handle.name].fingerprint for handle in handles}, "start": None}
         save_checkpoint(folder, stored_as(tensors, dtype), config, "")
-        places, included = Run.load(run), None
         if samples:
             included = folder / SAMPLES
             copy_samples(ValueStore(places.values()), [handle.name for handle in handles], included, samples)
@@ -82,13 +88,10 @@ def export_bundle(
         model = load_model(folder, device=device).eval()
         for name in model.layout.names:
             own[name].device = device
-        plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
-        requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
-        values = ValueStore(places.data) if places.data is not None and places.data.is_dir() else None
-        golden = golden_sample(model, own, values, folder)
+        golden = golden_sample(model, own, sample, folder)
         files = {name: file_digest(folder / name) for name in (REGISTRY, *golden["files"].values())}
         write_table(folder / BUNDLE, {"requires": requires, "files": files, "golden": golden})
-        (folder / CARD).write_text(card_of(model, run, out.absolute().name, requires), encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def registry_of(zoo: Zoo, handles: Sequence[ModalityHandle]) -> dict[str, Any]:
@@ -147,13 +150,12 @@ def stored_as(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 # --- the golden sample
 
 
-def golden_sample(model: FourM, zoo: Zoo, values: ValueStore | None, folder: Path) -> dict[str, Any]:
+def golden_sample(model: FourM, zoo: Zoo, sample: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Write a value of each modality into folder/golden; return its tokens and predictions for bundle.json.
 
-    The values are a held-out sample, or without values a generated one.
+    They are the values of `sample`, or generated if it has none.
     """
     handles = {name: zoo[name] for name in model.layout.names}
-    sample = dict(_held_out(handles, values)) if values else {}
     if not sample:
         plans = [TargetPlan(name=name, temperature=0) for name in model.layout.discrete]
         drawn = generate(model, {}, plans, 0, [0])
@@ -169,14 +171,18 @@ def golden_sample(model: FourM, zoo: Zoo, values: ValueStore | None, folder: Pat
     return {**record, **_computed(folder, model, zoo, record)}
 
 
-def _held_out(handles: Mapping[str, ModalityHandle], values: ValueStore) -> Iterator[tuple[str, Any]]:
-    """Yield the values of the first held-out sample that has all modalities, by name."""
+def _held_out(data: Path | None, handles: Mapping[str, ModalityHandle]) -> dict[str, Any]:
+    """Return the values of the first held-out sample with all modalities, by name; {} without one, and say why."""
     try:
-        rows = values.rows(TEST, list(handles))
-        place = next(iter(rows))
-        yield from [(name, values.read(handle, TEST, *place)) for name, handle in handles.items()]
-    except (ZooError, StopIteration):
-        return
+        if data is None:
+            raise DataError("the run names no data")
+        values = ValueStore(data)
+        for place in values.rows(TEST, list(handles)):
+            return {name: values.read(handle, TEST, *place) for name, handle in handles.items()}
+        raise DataError(f"{data}: no held-out sample has all modalities")
+    except ZooError as error:
+        say(console(), f"the golden sample of the bundle is generated, not held out ({error})")
+        return {}
 
 
 def _computed(folder: Path, model: FourM, zoo: Zoo, golden: Mapping[str, Any]) -> dict[str, Any]:

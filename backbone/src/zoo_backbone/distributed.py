@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
 from tokenizers_zoo.device import AUTO, resolved_device
-from tokenizers_zoo.errors import CheckpointError, ZooError, is_of_the_machine
+from tokenizers_zoo.errors import CheckpointError, ZooError, first_line, is_of_the_machine
 from tokenizers_zoo.io import file_digest, read_table, remove_folder, write_table
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import local
@@ -186,8 +186,7 @@ class TrainingState:
                 cause = next(iter(cause.failures.values()))[0]
             if is_of_the_machine(cause):
                 raise cause from None  # the state is sound
-            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-            raise _damaged(path, f"its tensors cannot be read: {reason}") from None
+            raise _damaged(path, f"its tensors cannot be read: {first_line(cause)}") from None
         return int(path.name.removeprefix("step-")), float(self.seconds)
 
     def _own_share(self, path: Path) -> list[Path]:

@@ -171,7 +171,7 @@ def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
     config = Settings(TEXT, vocabularies=tables["vocabularies"]).vocabulary(TEXT, VocabularyConfig)
     try:
         vocabulary = TextVocabulary(config, published=(read_regular(path) or b"").decode())
-    except (CheckpointError, OSError, UnicodeDecodeError) as error:
+    except (CheckpointError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     if (folder / CONFIG).is_file():
         if TextVocabulary.load(folder).published != vocabulary.published:
@@ -351,7 +351,7 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
         elif "modality" in config:
             installed, name = Zoo.installed(), config["modality"]
             if name not in installed:
-                hint = f"(that of {source}; install its plugin)"
+                hint = f"(the modality of {source}; install its plugin)"
                 raise UnknownNameError.of("modality", name, installed.names(), hint=hint)
             published = installed[name].export_published(source)
         else:

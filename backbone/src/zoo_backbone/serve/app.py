@@ -134,8 +134,8 @@ class Uploads:
     def add(self, name: str, value: Any, size: int) -> str:
         """Keep a value of the modality `name`, from a file of `size` bytes; return its id."""
         key = secrets.token_urlsafe(12)
+        self.sizes[key] = size + getattr(value, "nbytes", 0)  # first: another thread may drop it at once
         self.values[key] = (name, value)
-        self.sizes[key] = size + getattr(value, "nbytes", 0)
         while sum(self.sizes.values()) > UPLOADED and len(self.values) > 1:
             del self.sizes[self.values.popitem(last=False)[0]]
         return key

@@ -300,7 +300,9 @@ def predict_to_folder(
         if whole is not None:
             for key, value in zip(chosen, predicted, strict=True):
                 data, extension = whole.write(value)
-                (folder / f"{key}.{extension}").write_bytes(data)
+                path = folder / f"{key}.{extension}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
         else:
             with open(folder / TABLE, "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([("key", "predicted", "true"), *zip(chosen, predicted, truth, strict=True)])

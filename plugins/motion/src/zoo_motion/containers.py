@@ -26,7 +26,7 @@ class Decoding:
         self.wanted, self.frames, self.pixels = wanted, 0, 0
 
     def check(self, width: int, height: int, scale: float = 1.0) -> None:
-        """Count the next frame, before it is decoded. Raises InvalidValueError. The value has it reduced by `scale`."""
+        """Count a frame, which is reduced by `scale` in the value. Raises InvalidValueError above the limits."""
         self.frames, self.pixels = self.frames + 1, self.pixels + width * height
         what = f"frames of {width} x {height} pixels"
         limits().check("image_pixels", width * height, what)
@@ -66,9 +66,14 @@ def read_container(data: bytes, extension: str, frames: int, frame_rate: float, 
                     break
     except av.FFmpegError as error:
         raise ValueError(f"cannot be read as .{extension}: {error.strerror or type(error).__name__}") from None
+    return stacked(shown, until, frames, frame_rate)
+
+
+def stacked(shown: list[NDArray[np.uint8]], seconds: float, frames: int, frame_rate: float) -> NDArray[np.float32]:
+    """Return the frames of a video as one array. Raises ValueError if it was shown for too few `seconds`."""
     if len(shown) < frames:
         raise ValueError(
-            f"it is shown for {until:g} s, which is {len(shown)} frames at {frame_rate:g} per second, expected"
+            f"it is shown for {seconds:g} s, which is {len(shown)} frames at {frame_rate:g} per second, expected"
             f" {frames}; set frames lower, or frame_rate higher"
         )
     return fractions(np.stack(shown))

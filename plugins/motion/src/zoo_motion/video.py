@@ -27,7 +27,7 @@ from tokenizers_zoo.families.images import (
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
-from zoo_motion.containers import CONTAINERS, Decoding, read_container
+from zoo_motion.containers import CONTAINERS, Decoding, read_container, stacked
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -127,8 +127,6 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
     1 / `frame_rate`). An animation is not started again: ValueError is raised where it is over before, and for other
     files. Transparent parts are laid over white, as in pictures.
     """
-    from PIL import UnidentifiedImageError
-
     shown: list[NDArray[np.uint8]] = []
     until = 0.0  # milliseconds
     late = min(HALF_TICK, 500 / frame_rate)
@@ -137,8 +135,6 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
             if not getattr(image, "is_animated", False):
                 raise ValueError("one frame, which is a picture: a video has at least two")
             for frame in _frames(image, frames):
-                if len(shown) == frames:
-                    break
                 if frame.tell() == 0 and image.info.get("default_image"):
                     continue  # shown by viewers without animation; not a frame
                 frame.load()  # a WebP says how long a frame is shown only then
@@ -146,16 +142,11 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                 pixels = np.asarray(laid_over(frame, "white").convert("RGB")).transpose(2, 0, 1)
                 while len(shown) < frames and len(shown) * 1000 / frame_rate + late < until:
                     shown.append(pixels)
-    except UnidentifiedImageError:
-        raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
+                if len(shown) == frames:
+                    break
     except (EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"cannot be read as an animation: {first_line(error)}") from None
-    if len(shown) < frames:
-        raise ValueError(
-            f"it is shown for {until / 1000:g} s, which is {len(shown)} frames at {frame_rate:g} per second, expected"
-            f" {frames}; set frames lower, or frame_rate higher"
-        )
-    return fractions(np.stack(shown))
+    return stacked(shown, until / 1000, frames, frame_rate)
 
 
 def _frames(image: PIL.Image.Image, wanted: int) -> Iterator[PIL.Image.Image]:

@@ -79,12 +79,6 @@ def told_once(masks: Sequence[Array]) -> list[Array]:
     return [masks[number] for number in kept]
 
 
-def mask_of_runs(counts: str | Sequence[int], size: tuple[int, int]) -> Array:
-    """A mask, bool (height, width), of COCO's run lengths, see `runs_of`."""
-    runs = runs_of(counts, size)
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
-
-
 def runs_of(counts: str | Sequence[int], size: tuple[int, int]) -> list[int]:
     """COCO's run lengths: zeros first, column by column, as numbers or as their text.
 
