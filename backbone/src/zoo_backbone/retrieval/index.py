@@ -93,7 +93,8 @@ def build(
         "modalities": counts, "tokenizers": embedder.tokenizers(samples), "samples": samples.contents(),
     }  # fmt: skip
     with RunFolder(out, INDEX, identity, {"run": str(run.resolve())}).open(overwrite) as folder:
-        if folder.finished is None:
+        kept = folder.finished is not None
+        if not kept:
             if folder.resuming:
                 embedder.spaces = _spaces(load_checkpoint(out, CLASS)[0], names)
             else:
@@ -108,8 +109,8 @@ def build(
             files = _write_vectors(out, embedder, samples, present, names, kind)
             folder.finish(samples=len(samples), files=files)
     index = Index(out)
-    for name in (TOGETHER, *index.names):
-        index.open(name)
+    for name in (TOGETHER, *index.names) if kept else ():
+        index.open(name)  # raises CheckpointError if it is damaged
     return index
 
 
