@@ -1,4 +1,4 @@
-"""Write the generated pages: commands.md, hooks.md, settings.md, a page per modality, a README per plugin.
+"""Write the generated pages: commands.md, hooks.md, settings.md, faults.md, a page per modality, a README per plugin.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits 1 where they are out of date
@@ -7,6 +7,7 @@ python docs/generate.py --check  exits 1 where they are out of date
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,45 @@ interrupt (Ctrl-C). Progress and advice go to stderr, results to stdout.
 The options of `zoo` may stand anywhere on the command line: `zoo backbone eval run --registry other.toml --quiet`.
 `--json` prints facts as JSON. `--debug` shows the traceback of an error.
 """
+
+
+FAULTS = """\
+# Results of fault injection
+
+Generated from `docs/results/faults.json`, the counts of `make test-faults` with seed {seed}: {tries} faults in a
+pipeline of all commands that write. `make`, `derive`, `tokenize` and `run` have two workers. Faults come at random
+moments and change random bytes.
+
+| outcome | meaning |
+|---|---|
+| finished by the same command | run again, the command ends with the bytes of an undisturbed run |
+| finished by itself | the same, without running it again: another worker takes over |
+| refused | one line names the file or folder and what to do; nothing is written |
+| refused, then finished | the same; run again after the fault, the command finishes |
+| made again | the command replaces the damaged file, with the bytes of an undisturbed run |
+| no difference | the command does not use the damaged bytes: its result is that of sound files |
+| found by verify | the command does not use the damaged bytes, and `zoo data verify` names the file |
+| told, and left out | a report names the damaged file and leaves it out |
+| taken as another input | a user's picture, settings or published weights, which have no checksum |
+| one is refused, one after the other | of two commands, the second is refused, or starts after the first |
+| done, ended before, enough space, not there | the command does not meet the fault: it needs no lock, or has ended |
+
+Not detected: a user's file whose content changes while its size and its time of change stay the same. `zoo data make`
+keeps its old value, as `make` and `rsync` would.
+
+"""
+
+
+def faults_page() -> str:
+    """Return the counts of faults and their outcomes."""
+    found = json.loads((ROOT / "docs/results/faults.json").read_text())
+    rows = [f"| {row['fault']} | {row['tries']} | {_counts(row['outcomes'])} |" for row in found["rows"]]
+    text = FAULTS.format(seed=found["seed"], tries=sum(row["tries"] for row in found["rows"]))
+    return "\n".join([f"{text}| fault | tries | outcomes |", "|---|---|---|", *rows, ""])
+
+
+def _counts(outcomes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(outcomes.items(), key=lambda item: -item[1]))
 
 
 def commands(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
@@ -69,6 +109,7 @@ def hooks_page() -> str:
 def main() -> None:
     """Write or check the pages; remove pages of removed modalities."""
     pages = {"commands.md": commands_page(), "hooks.md": hooks_page(), "settings.md": settings_page()}
+    pages["results/faults.md"] = faults_page()
     pages = {f"docs/{name}": text for name, text in (pages | modality_pages()).items()} | plugin_readmes()
     gone = [path for path in (ROOT / "docs" / "modalities").glob("*.md") if f"docs/modalities/{path.name}" not in pages]
     if "--check" in sys.argv[1:]:
