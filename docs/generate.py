@@ -33,7 +33,7 @@ The options of `zoo` may stand anywhere on the command line: `zoo backbone eval 
 FAULTS = """\
 # Results of fault injection
 
-Generated from `docs/results/faults.json`, the counts of `make test-faults` with seed {seed}: {tries} faults in a
+Generated from `docs/results/faults.json`, the counts of `make test-faults` with seed {seed}: {tries:,} faults in a
 pipeline of all commands that write. `make`, `derive`, `tokenize` and `run` have two workers. Faults come at random
 moments and change random bytes.
 

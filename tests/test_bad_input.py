@@ -309,7 +309,8 @@ def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, damage: 
 def test_damaged_tokens_and_data_sets(world: World) -> None:
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new_run --config backbone.toml"
-    world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo tokenize` again")
+    world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo data repair` on the folder")
+    assert world("data repair tokens").code == 0 and world(train).code == 0
     cut(world.folder / "data/dataset.json")
     for words in ("data info data", ROAD["make"]):
         world(words).refused("data/dataset.json: damaged", "copy it again")

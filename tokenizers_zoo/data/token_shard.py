@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.manifest import FileRecord, Manifest, remove_shard, shard_name, write_manifest
+from tokenizers_zoo.data.manifest import REPAIR, FileRecord, Manifest, remove_shard, shard_name, write_manifest
 from tokenizers_zoo.errors import DataError, ReadError, first_line
 from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
 from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
@@ -324,8 +324,8 @@ class ShardFile:
                 raise ValueError("its numbers are compressed")
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, IndexError, DataError) as error:
             reason = first_line(error)
-            message = f"{self.path}: not a sound shard of tokens: {reason}; run `zoo tokenize` again"
-            raise DataError(message) from None
+            advice = f"{REPAIR}, or `zoo tokenize --overwrite`"
+            raise DataError(f"{self.path}: not a sound shard of tokens: {reason}; {advice}") from None
         return places[0], places[1]
 
     def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
