@@ -69,7 +69,7 @@ def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> P
     folder.mkdir()
     known = [zoo[name].spec for name in names]
     specs = [{"name": s.name, "layout": layout_to_json(s.layout), "vocab_size": s.vocab_size} for s in known]
-    write_table(folder / "config.json", {"specs": specs, "fingerprints": {}, **config})
+    write_table(folder / "config.json", {"class": "FourM", "specs": specs, "fingerprints": {}, **config})
     write_table(folder / "run.json", {**RECORD, "places": {"tokens": "tokens", "data": str(folder / "gone")}})
     kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # kept for exporting an imported model; not a parameter
     save_file({"a": np.zeros((1000, 1200), np.float32), **kept}, folder / "model.safetensors")
