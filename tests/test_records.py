@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.errors import CheckpointError, DataError
+from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
 from tokenizers_zoo.io import (
     read_lines,
     read_table,
@@ -135,3 +136,10 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, number:
     save_checkpoint(tmp_path, tensors, {"class": "C"}, "")
     with pytest.raises(CheckpointError, match=r"model.safetensors: broken has numbers that are not finite"):
         load_checkpoint(tmp_path)
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ReadError, match="pipe: is a pipe, socket or device"):
+        write_table(tmp_path / "pipe", TABLE)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

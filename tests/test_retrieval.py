@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from tokenizers_zoo.checkpoint import load_config, save_checkpoint
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import STORE, TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
-from tokenizers_zoo.io import read_table, table_text
+from tokenizers_zoo.io import file_digest, read_table, table_text
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
@@ -38,7 +38,7 @@ from zoo_backbone.retrieval import EmbeddingConfig, Search, query
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
 from zoo_backbone.retrieval.embed import Embedder, check_via, unit
-from zoo_backbone.retrieval.index import Index, build, new_index
+from zoo_backbone.retrieval.index import Index, build, faiss, new_index, read_vectors
 from zoo_backbone.retrieval.query import (
     CORRECT,
     chance,
@@ -550,3 +550,39 @@ def test_no_figures_are_beside_pictures_of_others(
         eval_again("plain")
     assert not (tmp_path / "retrieval.json").exists()
     assert json.loads(json.dumps(eval_again("plain"))) == read_table(tmp_path / "retrieval.json")
+
+
+def changed(part: str, value: int, at: int | None = None) -> Callable[[Any], None]:
+    """Return a function that changes numbers of an HNSW graph: those of an array, or one number."""
+
+    def change(index: Any) -> None:
+        library, numbers = faiss(), getattr(index.hnsw, part)
+        if isinstance(numbers, int):
+            setattr(index.hnsw, part, value)
+            return
+        array = library.vector_to_array(numbers)
+        array[slice(None) if at is None else at] = value
+        library.copy_array_to_vector(array, numbers)
+
+    return change
+
+
+@pytest.mark.parametrize("change", [
+    changed("entry_point", 10**6), changed("entry_point", -1), changed("max_level", 1000),
+    changed("neighbors", 10**6), changed("neighbors", -2, 5), changed("offsets", 2**40), changed("levels", 90),
+    changed("levels", 0, 3), changed("cum_nneighbor_per_level", 7),
+])  # fmt: skip
+def test_a_graph_with_links_that_lead_outside_is_refused(change: Callable[[Any], None], tmp_path: Path) -> None:
+    """A stranger's index has a right checksum, and FAISS follows its links."""
+    vectors = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    index, path = new_index(vectors, "approximate"), tmp_path / "together.faiss"
+    for damage in (lambda index: None, change):
+        damage(index)
+        path.write_bytes(faiss().serialize_index(index))
+        if damage is not change:
+            assert read_vectors(path, 2000, file_digest(path), "approximate").ntotal == 2000
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_vectors(path, 2000, file_digest(path), "approximate")
+    with pytest.raises(CheckpointError, match="no sound index of the kind exact"):
+        path.write_bytes(faiss().serialize_index(new_index(vectors, "approximate")))
+        read_vectors(path, 2000, file_digest(path), "exact")

@@ -121,8 +121,11 @@ def _open(path: Path) -> BufferedReader:
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name in the same folder; rename it to `path` if the block succeeds, remove it if it fails.
 
-    Removes temporary files of killed processes: a file that is still being written is locked.
+    Removes temporary files of killed processes: a file that is still being written is locked. Raises ReadError for a
+    device, pipe or socket, which it would replace.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ReadError(f"{path}: is a pipe, socket or device, which is not replaced; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError, ReadError), _open(stale) as file:

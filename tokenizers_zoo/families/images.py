@@ -299,7 +299,7 @@ def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.I
             image = Image.open(_Counted(data), formats=formats)
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
-    scans = data.count(START_OF_SCAN) if image.format == "JPEG" else 1
+    scans = data.count(START_OF_SCAN) if image.format in ("JPEG", "MPO") else 1
     if scans > MOST_SCANS:
         raise ValueError(f"a JPEG of {scans:,} scans, at most {MOST_SCANS}; save it again")
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})

@@ -129,7 +129,8 @@ def _write_vectors(
             path, places = out / file_of(name), np.flatnonzero(has)
             try:
                 vectors = np.asarray(
-                    read_vectors(path, len(places), files.get(path.name)).reconstruct_n(0, len(places)), np.float32
+                    read_vectors(path, len(places), files.get(path.name), kind).reconstruct_n(0, len(places)),
+                    np.float32,
                 )
                 advance(len(places))
             except CheckpointError:
@@ -172,7 +173,7 @@ def write_vectors(path: Path, vectors: Vectors, kind: Search) -> None:
         temporary.write_bytes(faiss().serialize_index(new_index(vectors, kind)))  # tofile hides a full disk
 
 
-def read_vectors(path: Path, count: int, sha256: str | None) -> Any:
+def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> Any:
     """Read a FAISS index of `count` vectors. Raises CheckpointError if the file is missing or damaged."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file; {DAMAGED}")
@@ -187,7 +188,47 @@ def read_vectors(path: Path, count: int, sha256: str | None) -> Any:
         raise CheckpointError(f"{path}: damaged ({first_line(error)}); {DAMAGED}") from None
     if index.ntotal != count:
         raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {count}; {DAMAGED}")
+    if not _is_sound(index, kind):
+        raise CheckpointError(f"{path}: damaged: no sound index of the kind {kind}; {DAMAGED}")
     return index
+
+
+def _is_sound(index: Any, kind: Search) -> bool:
+    """Return whether an index is what `new_index` makes. FAISS follows the links of a graph without checking them."""
+    library = faiss()
+    wanted = library.IndexFlatIP if kind == "exact" else library.IndexHNSWFlat
+    if type(index) is not wanted or index.metric_type != library.METRIC_INNER_PRODUCT:
+        return False
+    flat, count = index if kind == "exact" else library.downcast_index(index.storage), index.ntotal
+    of_floats = isinstance(flat, library.IndexFlat) and (flat.ntotal, flat.d) == (count, index.d)
+    if not of_floats or flat.codes.size() != 4 * count * index.d:
+        return False
+    if kind == "exact" or not count:
+        return kind == "exact"
+    graph = index.hnsw
+    links, offsets, levels, starts = (
+        library.vector_to_array(part).astype(np.int64)
+        for part in (graph.neighbors, graph.offsets, graph.levels, graph.cum_nneighbor_per_level)
+    )
+    sizes = levels.min() >= 1 and levels.max() < len(starts) and starts[0] == 0 and (np.diff(starts) >= 0).all()
+    if not sizes or (len(levels), len(offsets), offsets[0]) != (count, count + 1, 0):
+        return False
+    if (np.diff(offsets) != starts[levels]).any() or offsets[-1] != len(links):
+        return False
+    inside = links.min(initial=-1) >= -1 and links.max(initial=-1) < count
+    top = int(levels.max())
+    if (
+        not inside
+        or not 0 <= graph.entry_point < count
+        or (levels[graph.entry_point], graph.max_level) != (top, top - 1)
+    ):
+        return False
+    for node in np.flatnonzero(levels > 1):  # a link of a level leads to a vector that has this level
+        for level in range(1, levels[node]):
+            near = links[offsets[node] + starts[level] : offsets[node] + starts[level + 1]]
+            if (levels[near[near >= 0]] <= level).any():
+                return False
+    return True
 
 
 def _card(identity: Mapping[str, Any], samples: int) -> str:
@@ -273,6 +314,10 @@ class Index:
     ) -> list[list[Hit]]:
         """Return the k nearest samples of each unit vector, by the modality `find`; `exclude` has a key per query."""
         keys, index = self.keys_of(find), self.open(find)
+        if queries.shape[1] != index.d:
+            raise CheckpointError(
+                f"{self.folder}: has vectors of {index.d} numbers, expected {queries.shape[1]}; {DAMAGED}"
+            )
         wanted = min(k + (exclude is not None), len(keys))
         options = {}
         if self.search_kind == "approximate":
@@ -288,7 +333,7 @@ class Index:
         """Return the FAISS index of a modality. Raises CheckpointError if its file is damaged."""
         if find not in self._opened:
             path = self.folder / file_of(find)
-            self._opened[find] = read_vectors(path, self.size(find), self._files.get(path.name))
+            self._opened[find] = read_vectors(path, self.size(find), self._files.get(path.name), self.search_kind)
         return self._opened[find]
 
 
