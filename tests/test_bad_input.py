@@ -306,6 +306,23 @@ def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, damage: 
     assert world.files()[place] == world.after["score"][place]
 
 
+@pytest.mark.parametrize(("moved", "root", "file"), [
+    ("files", "data", "test/rgb/shard-00000.tar"), ("files", "data", "test/keys/shard-00000.txt"),
+    ("data", "tokens", "test/depth/shard-00000.arrow"),
+])  # fmt: skip
+def test_a_damaged_shard_that_cannot_be_made_again_is_kept(world: World, moved: str, root: str, file: str) -> None:
+    path = world.folder / root / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"?")
+    before = world.files()
+    (world.folder / moved).rename(world.folder / "elsewhere")
+    world(f"data repair {root}").refused(moved)
+    (world.folder / "elsewhere").rename(world.folder / moved)
+    assert results(world.files()) == results(before)
+    assert world(f"data repair {root}").code == 0 and world(f"data verify {root}").code == 0
+    assert path.read_bytes() == whole
+
+
 def test_damaged_tokens_and_data_sets(world: World) -> None:
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new_run --config backbone.toml"

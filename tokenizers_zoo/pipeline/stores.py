@@ -11,10 +11,10 @@ from tokenizers_zoo.data.manifest import (
     DATASET,
     KEYS,
     Wrong,
+    manifest_path,
     read_manifest,
     read_record,
     read_splits,
-    remove_shard,
     shard_name,
     verify,
 )
@@ -31,6 +31,8 @@ from tokenizers_zoo.run_folder import locked
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
+DAMAGED = "damaged-"
+"""Put before the names of manifests and keys while `repair_store` makes their shards again."""
 SHOWN_REASONS = 5
 """Reasons of dropped samples that are listed for each modality."""
 
@@ -124,42 +126,69 @@ def verify_store(root: Path) -> Iterator[Wrong]:
 
 
 def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str = AUTO) -> Iterator[str]:
-    """Remove damaged shards and make them again, yielding a line about each step.
+    """Make damaged shards again, yielding a line about each step. A damaged shard stays until its new one is written.
 
     Values are made by the source, and derived, as before; tokens are encoded from the values that the store records.
+    Raises DataError, and the errors of the source, if a shard cannot be made again.
     """
     damaged: dict[str, set[str]] = {}
     with locked(root):
-        for wrong in verify_store(root):
-            folder = wrong.path.parent
-            damaged.setdefault(folder.parent.name, set()).add(wrong.modality)
-            remove_shard(folder, wrong.shard)
-            yield f"{wrong.path}: {wrong.problem}; removed"
+        _put_back(root)  # after a kill
+        for wrong in list(verify_store(root)):
+            damaged.setdefault(wrong.path.parent.parent.name, set()).add(wrong.modality)
+            mark = wrong.path if wrong.modality == KEYS else manifest_path(wrong.path.parent, wrong.shard)
+            if mark.exists():
+                mark.rename(mark.with_name(f"{DAMAGED}{mark.name}"))
+            yield f"{wrong.path}: {wrong.problem}"
     if not damaged:
         yield f"{root}: all files agree with their manifests"
-    for name, modalities in damaged.items():
-        if not (root / DATASET).is_file():
-            store = TokenStore(root)
-            if store.data is None or not store.data.is_dir():
-                raise DataError(f"{root}: its values were in {store.data}; run the `zoo tokenize` command again")
-            crops, seed = store.split(name).crops, store.split(name).seed
-            chosen = store.modalities(name) if KEYS in modalities else sorted(modalities)
-            encoded = tokenize(
-                zoo, store.data, root, modalities=chosen, splits=[name], crops=crops, seed=seed,
-                workers=0 if workers == 0 else 1, device=resolved_device(device),
-            )  # fmt: skip
-            yield encoded.summary()
-            continue
-        record = read_record(root / DATASET)["splits"][name]
-        if source := record.get("source"):
-            counts = {split: record["samples"] if split == name else 0 for split in (TRAIN, TEST)}
-            made = make_data(
-                zoo, source["source"], root, train=counts[TRAIN], test=counts[TEST], seed=source["seed"],
-                options=source["options"], workers=workers,
-            )  # fmt: skip
-            yield made.summary()
-        if derivable := sorted(one for one in modalities if one in zoo and zoo[one].spec.derived_from):
-            derived = derive_data(
-                zoo, root, modalities=derivable, splits=[name], workers=workers, device=device
-            )  # fmt: skip
-            yield derived.summary()
+    try:
+        for name, modalities in damaged.items():
+            yield from _made_again(zoo, root, name, modalities, workers, device)
+    finally:
+        with locked(root):
+            left = _put_back(root)
+    if left:
+        raise DataError(f"{left[0]}: is damaged, and cannot be made again; copy the folder again")
+
+
+def _put_back(root: Path) -> list[Path]:
+    """Put manifests and keys of damaged shards back unless new ones were written; return those without new ones."""
+    left = []
+    for kept in sorted(root.glob(f"*/*/{DAMAGED}*")):
+        path = kept.with_name(kept.name.removeprefix(DAMAGED))
+        if path.exists():
+            kept.unlink()
+        else:
+            kept.rename(path)
+            left.append(path)
+    return left
+
+
+def _made_again(
+    zoo: Zoo, root: Path, name: str, modalities: set[str], workers: int | None, device: str
+) -> Iterator[str]:
+    """Make the missing shards of some modalities of a split; yield a summary of each command."""
+    if not (root / DATASET).is_file():
+        store = TokenStore(root)
+        if store.data is None or not store.data.is_dir():
+            raise DataError(f"{root}: its values were in {store.data}; run the `zoo tokenize` command again")
+        crops, seed = store.split(name).crops, store.split(name).seed
+        chosen = store.modalities(name) if KEYS in modalities else sorted(modalities)
+        encoded = tokenize(
+            zoo, store.data, root, modalities=chosen, splits=[name], crops=crops, seed=seed,
+            workers=0 if workers == 0 else 1, device=resolved_device(device),
+        )  # fmt: skip
+        yield encoded.summary()
+        return
+    record = read_record(root / DATASET)["splits"][name]
+    if source := record.get("source"):
+        counts = {split: record["samples"] if split == name else 0 for split in (TRAIN, TEST)}
+        made = make_data(
+            zoo, source["source"], root, train=counts[TRAIN], test=counts[TEST], seed=source["seed"],
+            options=source["options"], workers=workers,
+        )  # fmt: skip
+        yield made.summary()
+    if derivable := sorted(one for one in modalities if one in zoo and zoo[one].spec.derived_from):
+        derived = derive_data(zoo, root, modalities=derivable, splits=[name], workers=workers, device=device)
+        yield derived.summary()
