@@ -162,6 +162,7 @@ HOSTILE = {
     "WEBP with a large canvas": Hostile("rgb", "webp", webp_canvas, "image_pixels"),
     "BMP of run lengths": Hostile("rgb", "bmp", bmp, "image_pixels"),
     "npy whose header says 10^12 numbers": Hostile("rgb", "npy", lambda: npy("(1000000, 1000000)"), "array_elements"),
+    "npy of a negative size": Hostile("semseg", "npy", lambda: npy("(-1, 10000)") + bytes(10_000_000), ""),
     "npy of 2,000 masks": Hostile("sam_instance", "npy", npy_of_masks, "masks"),
     "63 bytes of run lengths": Hostile(
         "sam_instance", "json", lambda: masks([30_000, 20_000], [600_000_000]), "image_pixels"

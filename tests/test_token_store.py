@@ -245,6 +245,26 @@ def test_shards_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
         TokenColumn(split, "m")
 
 
+def test_shards_of_other_samples_and_odd_levels_are_refused(tmp_path: Path) -> None:
+    """A stranger's manifest has a right checksum."""
+    make_store(tmp_path, LAYOUTS["patches"])
+    path = first_shard(tmp_path).with_suffix(".json")
+    table, split = read_table(path), TokenStore(tmp_path).split("train")
+    for levels in ([[3, 1e39, 1.0]], [[2, 0.0, 1.0]], [[10**12, 0.0, 1.0]], [[4, 0.0, 1.0], [-1, 0.0, 1.0]]):
+        writer = {**table["record"]["writer"], "levels": levels}
+        write_table(path, {**table, "record": {**table["record"], "writer": writer}})
+        for shard in (1, 2):
+            other = read_table(path.with_name(f"shard-{shard:05}.json"))
+            write_table(
+                path.with_name(f"shard-{shard:05}.json"), {**other, "record": {**other["record"], "writer": writer}}
+            )
+        with pytest.raises(DataError, match="damaged"):
+            TokenColumn(split, "m")
+    write_table(path, {**table, "keys": "0" * 64})
+    with pytest.raises(DataError, match="shard-00000: was written for other sample keys"):
+        TokenColumn(split, "m")
+
+
 def test_unknown_names_are_reported(tmp_path: Path) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     store = TokenStore(tmp_path)

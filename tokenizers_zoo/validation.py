@@ -217,6 +217,8 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
             shape, fortran, dtype = read(file)
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"its header cannot be read: {first_line(error)}") from None
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {by(shape)}")
     if dtype.hasobject:  # numpy would advise to unpickle it
         raise InvalidValueError("the .npy file holds Python objects; save it as numbers (.astype(np.float32))")
     count, there = math.prod(shape), len(data) - file.tell()

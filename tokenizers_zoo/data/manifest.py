@@ -59,6 +59,8 @@ MANIFEST = {
 }  # fmt: skip
 """Shape of the manifests of values; of tokens, with another record."""
 TOKENS = {"writer": WRITER, "crops": int, "tokens": int, "longest": int, "needed_vocab_size": int, "present": str}
+MOST_SHARDS, MOST_ROWS = 200_000, 10_000_000
+"""Limits of a split, and of a shard: lists of this length take seconds."""
 KEPT_KEYS = 4
 """Shards whose keys a `Split` keeps in memory."""
 
@@ -317,6 +319,8 @@ def read_record(path: Path) -> dict[str, Any]:
         for name, table in record["splits"].items():
             if not (table["samples"] >= 0 and table["shard_size"] > 0 and table.get("crops", 1) > 0):
                 raise ValueError(f"samples, shard_size or crops of {name!r}")
+            if table["samples"] > MOST_SHARDS * table["shard_size"] or table["shard_size"] > MOST_ROWS:
+                raise ValueError(f"more than {MOST_SHARDS:,} shards, or {MOST_ROWS:,} samples in one, of {name!r}")
             if isinstance(table.get("source"), dict if path.name != DATASET else str):
                 raise ValueError(f"source of {name!r}")
             if Path(name).name != name or name in (".", ".."):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokenizers_zoo.limits import limits
 BLOCK = 512
 LONGEST_HEADER = 1 << 20
 """Bytes of an extended header (long names); larger ones are refused."""
+LONG_NUMBER = re.compile(rb"\d{257}")
 TARS = "[!.]*.tar"
 """A folder's tar files. Copies from a Mac contain a hidden file `._NAME` for each NAME."""
 
@@ -138,7 +140,10 @@ class _Headers(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= LONGEST_HEADER:
             raise tarfile.ReadError(f"an extended header of {size} bytes")
-        return super().read(size)
+        data = super().read(size)
+        if size > BLOCK and LONG_NUMBER.search(data):  # tarfile's search is quadratic in it (CVE-2024-6232)
+            raise tarfile.ReadError("an extended header with a number of more than 256 digits")
+        return data
 
 
 def _scan(file: int, path: Path, split: Callable[[str], tuple[str, str]]) -> Iterator[tuple[str, Member] | Dropped]:
@@ -151,7 +156,7 @@ def _scan(file: int, path: Path, split: Callable[[str], tuple[str, str]]) -> Ite
             if tar is None:  # `ignore_zeros` goes on at the next sound header after damage
                 tar = tarfile.TarFile(fileobj=_Headers(file, closefd=False), encoding="utf-8", ignore_zeros=True)
             info = tar.next() if tar.firstmember or tar.offset <= status.st_size else None
-        except (tarfile.TarError, ValueError, LookupError, OverflowError) as error:
+        except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError) as error:
             yield Dropped("", f"damaged header: {error}")
             if tar is None:
                 return

@@ -67,7 +67,14 @@ class TokenMetadata:
     def from_json(cls, table: Mapping[str, Any]) -> TokenMetadata:
         """Return the metadata that `to_json` wrote."""
         levels = tuple((int(run), float(low), float(high)) for run, low, high in table["levels"])
-        return cls(**{**table, "layout": layout_from_json(table["layout"]), "levels": levels})
+        made = cls(**{**table, "layout": layout_from_json(table["layout"]), "levels": levels})
+        most = float(np.finfo(np.float32).max)
+        finite = all(
+            0 < run <= made.dim and -most <= low <= most and -most <= high <= most for run, low, high in levels
+        )
+        if not finite or (levels and sum(run for run, _, _ in levels) != made.dim):
+            raise ValueError("its levels")
+        return made
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON types."""

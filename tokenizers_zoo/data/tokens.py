@@ -25,8 +25,10 @@ import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import (
     KEYS,
+    REPAIR,
     Manifest,
     Split,
+    manifest_path,
     read_manifest,
     read_record,
     shard_name,
@@ -82,6 +84,8 @@ class TokenColumn:
                 raise DataError(f"{self.folder}: has {there} of {split.shards} shards: {UNFINISHED}")
             if manifest.rows != split.rows(shard) or manifest.record.get("crops") != split.crops:
                 raise DataError(f"{where}: is of other samples than the store: {UNFINISHED}")
+            if manifest.keys != split.keys_digest(shard):
+                raise DataError(f"{where}: was written for other sample keys: {UNFINISHED}")
             self.manifests.append(manifest)
             writer, first = (item.record.get("writer", {}) for item in (manifest, self.manifests[0]))
             if {**writer, "distribution": ""} != {**first, "distribution": ""}:
@@ -122,7 +126,10 @@ class TokenColumn:
 
     def present_in(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return for each sample of a shard whether it has tokens."""
-        return present_samples(self.manifests[shard])
+        try:
+            return present_samples(self.manifests[shard])
+        except DataError as error:
+            raise DataError(f"{manifest_path(self.folder, shard)}: damaged: {error}; {REPAIR}") from None
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return for each of `rows` whether it has tokens."""
