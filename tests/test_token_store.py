@@ -24,7 +24,7 @@ from tokenizers_zoo.data.manifest import verify
 from tokenizers_zoo.data.token_shard import write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenColumn, TokenStore, read_tokens, samples_digest, whole_samples
 from tokenizers_zoo.errors import DataError, OtherLayoutError, OtherTokenizerError, ReadError
-from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.io import file_digest, read_table, write_table
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import (
     EmbeddingsLayout,
@@ -263,6 +263,22 @@ def test_shards_of_other_samples_and_odd_levels_are_refused(tmp_path: Path) -> N
     write_table(path, {**table, "keys": "0" * 64})
     with pytest.raises(DataError, match="shard-00000: was written for other sample keys"):
         TokenColumn(split, "m")
+
+
+@pytest.mark.parametrize(("compression", "reason"), [(None, "other columns"), ("zstd", "compressed")])
+def test_other_columns_and_compressed_numbers_are_refused(tmp_path: Path, compression: str | None, reason: str) -> None:
+    """A stranger's shard has a right checksum, and may become large."""
+    make_store(tmp_path, LAYOUTS["grid"])
+    path = first_shard(tmp_path)
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    table = table if compression else table.append_column("more", table["tokens"])
+    with pa.ipc.new_file(path, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    manifest = read_table(path.with_suffix(".json"))
+    manifest["files"]["arrow"] = {"size": path.stat().st_size, "sha256": file_digest(path)}
+    write_table(path.with_suffix(".json"), manifest)
+    with pytest.raises(DataError, match=reason):
+        TokenStore(tmp_path).open("train", "m").take([0])
 
 
 def test_unknown_names_are_reported(tmp_path: Path) -> None:

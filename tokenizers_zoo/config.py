@@ -26,6 +26,8 @@ SHARED = "zoo"
 """Table of registry.toml whose keys are offered to all modalities."""
 PIPELINE = "pipeline"
 """Table of a pipeline's file (zoo run), which may also hold the tables of a registry and of the backbone."""
+LONG_KEY = re.compile(rb"""(?:\.\s*+(?:"[^"\n]*+"|'[^'\n]*+'|[\w-]++)\s*+){%d}""" % DEEPEST)
+"""A dotted key of too many parts."""
 LONGEST_TOML = 1 << 20
 """Bytes of a TOML file."""
 TOML = "utf-8-sig"
@@ -100,6 +102,8 @@ def load_toml(path: Path) -> dict[str, Any]:
     if len(data) > LONGEST_TOML:
         raise ConfigError(f"{path}: expected at most {LONGEST_TOML:,} bytes, got {len(data):,}")
     try:
+        if LONG_KEY.search(data):  # reading it takes quadratic time and memory
+            raise RecursionError
         tables = tomllib.loads(data.decode(TOML))
         if too_deep(tables):
             raise RecursionError

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
 
 SUFFIX = "arrow"
+MAGIC = b"ARROW1\0\0"
+"""The first bytes of an Arrow file, before its messages."""
 MOST_OPEN = 512
 """Files of token shards that the process keeps open; systems allow 1024 by default."""
 Array = npt.NDArray[Any]
@@ -204,6 +206,23 @@ def _checked(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArr
     return np.array([view.size // dim for view in views], np.int64), metadata.to_stored(flat)
 
 
+def _is_compressed(message: bytes) -> bool:
+    """Return whether an Arrow message, a flatbuffer of Message.fbs, is of a record batch with compressed numbers."""
+
+    def field(table: int, number: int) -> int:
+        """Return the place of a table's field, 0 if it has none."""
+        places = table - int.from_bytes(message[table : table + 4], "little", signed=True)
+        place, size = places + 4 + 2 * number, int.from_bytes(message[places : places + 2], "little")
+        offset = int.from_bytes(message[place : place + 2], "little") if place < places + size else 0
+        return table + offset if offset else 0
+
+    def follow(place: int) -> int:
+        return place + int.from_bytes(message[place : place + 4], "little")
+
+    header = field(follow(0), 2)
+    return bool(field(follow(header), 3))
+
+
 def _arrow_column(
     metadata: TokenMetadata, flat: Array, lengths: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]
 ) -> pa.Array:
@@ -323,12 +342,20 @@ class ShardFile:
             if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
                 raise ValueError("it has another size or checksum than its manifest says")
             whole = pa.py_buffer(data)
-            batch = pa.ipc.open_file(whole).get_batch(0)
+            messages = pa.ipc.MessageReader.open_stream(whole.slice(len(MAGIC)))
+            schema, content = pa.ipc.read_schema(messages.read_next_message()), messages.read_next_message()
+            none = np.zeros(0, np.int64)
+            column = _arrow_column(self.writer, none.astype(self.writer.stored_as), none, none.astype(bool))
+            if schema != pa.schema([("tokens", column.type)]):
+                raise ValueError(f"it has other columns than tokens of {column.type}")
+            if _is_compressed(content.metadata.to_pybytes()):
+                raise ValueError("its numbers are compressed")
+            batch = pa.ipc.read_record_batch(content, schema)
             batch.validate(full=True)
             arrays = self._arrays(batch.column("tokens"))
             places = [array.__array_interface__["data"][0] - whole.address if array.size else 0 for array in arrays]
             if any(not 0 <= place <= len(data) - array.nbytes for place, array in zip(places, arrays, strict=True)):
-                raise ValueError("its numbers are compressed")
+                raise ValueError("its numbers are elsewhere")
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, IndexError, DataError) as error:
             reason = first_line(error)
             advice = f"{REPAIR}, or `zoo tokenize --overwrite`"
