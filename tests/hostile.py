@@ -60,6 +60,20 @@ def png_of_chunks(count: int = 5_000_000) -> bytes:
     return data[:33] + chunk * count + data[33:]
 
 
+def png_of_profiles(count: int = 20_000) -> bytes:
+    """A small picture with profiles of 1 MB each."""
+    body = b"iCCPx\0\0" + zlib.compress(bytes(1_000_000), 9)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    data = png(8)
+    return data[:33] + chunk * count + data[33:]
+
+
+def wav_of_chunks(count: int = 4_000_000) -> bytes:
+    """A WAV file with empty chunks before its sound."""
+    body = b"WAVE" + b"LIST\0\0\0\0" * count + wav(8, 8000)[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def jpeg_of_comments(count: int = 5_000_000) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "JPEG")
@@ -182,6 +196,8 @@ HOSTILE = {
     "JSON of an endless string": Hostile("boxes", "json", lambda: b'"' + b'\\"' * 4_000_000, ""),
     "CSV of 50 MB": Hostile("imu", "csv", lambda: b"0,9.8,0,0,0,0\n" * 3_600_000, "text_bytes"),
     "a text of 50 MB": Hostile("caption", "txt", lambda: b"a cat " * 8_000_000, "text_bytes"),
+    "PNG of 20,000 colour profiles": Hostile("rgb", "png", png_of_profiles, ""),
+    "WAV of 4 million chunks": Hostile("audio", "wav", wav_of_chunks, ""),
     "WAV of 3 hours": Hostile("audio", "wav", lambda: wav(8000 * 10_800, 8000), "audio_seconds"),
 }  # fmt: skip
 

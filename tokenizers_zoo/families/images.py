@@ -22,7 +22,7 @@ from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
-from tokenizers_zoo.validation import array_bytes, array_of, commonest_classes
+from tokenizers_zoo.validation import CountedReads, array_bytes, array_of, commonest_classes
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -41,10 +41,10 @@ MOST_TAGS, MOST_PAGES, MOST_SEGMENTS = 4096, 1000, 400_000
 """Limits of a TIFF file: tags per page that are looked at, pages, and places and sizes of strips and tiles."""
 START_OF_SCAN = b"\xff\xda"
 """Marker in JPEG files; encoded pixels do not contain it."""
+COLOUR_PROFILE = b"iCCP"
+"""Chunk of PNG files."""
 MOST_SCANS = 64
 """Scans of a progressive JPEG; each is decoded over the whole picture. Encoders write about 10."""
-MOST_READS = 2_500_000
-"""Reads of a picture's file. Pillow reads every part of it, even empty ones; frames and pixels take far fewer."""
 ORIENTATION = 0x0112
 """The EXIF orientation tag: 1 is upright, 2 to 8 are the other rotations and reflections."""
 HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -294,9 +294,11 @@ def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.I
     from PIL import Image, UnidentifiedImageError
 
     check_directories(data)
+    if (profiles := data.count(COLOUR_PROFILE)) > MOST_SCANS:  # Pillow decompresses each
+        raise ValueError(f"a picture of {profiles:,} colour profiles, at most {MOST_SCANS}; save it again")
     try:
         with bounded_pictures(), _silent_about_tags():
-            image = Image.open(_Counted(data), formats=formats)
+            image = Image.open(CountedReads(data), formats=formats)
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
     scans = data.count(START_OF_SCAN) if image.format in ("JPEG", "MPO") else 1
@@ -307,18 +309,6 @@ def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.I
         if all(isinstance(side, int) for side in size):
             limits().check("image_pixels", size[0] * size[1], f"{size[0]} x {size[1]} pixels")
     return image
-
-
-class _Counted(io.BytesIO):
-    """A picture's file. Raises InvalidValueError after MOST_READS reads."""
-
-    reads = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.reads += 1
-        if self.reads > MOST_READS:
-            raise InvalidValueError(f"a picture of more than {MOST_READS:,} parts; save it again")
-        return super().read(size)
 
 
 def check_directories(data: bytes) -> None:

@@ -20,6 +20,7 @@ from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.validation import CountedReads
 from zoo_audio.compressed import EXTENSIONS, check_channels, check_length, read_compressed
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that it does not know, such as tags
-            rate, samples = wavfile.read(io.BytesIO(data))
+            rate, samples = wavfile.read(CountedReads(data))
     except Exception as error:
         raise ValueError(f"cannot be read as WAV: {error}") from None
     if not samples.size or rate < 1:
