@@ -1,8 +1,9 @@
 """Faults at random moments: kills, damaged files, full and read-only disks, vanishing folders, locks, second writers.
 
-python tests/faults.py                                all faults, from seed 0; prints failures and a table
-python tests/faults.py --case "kill tokenize 0.372"   one case again
-python tests/faults.py --json FILE                   also writes the counts, as for docs/results/faults.md
+    python tests/faults.py
+
+runs all faults, from seed 0, and prints failures and a table. `--case "kill tokenize 0.372"` runs one case again.
+`--json FILE` also writes the counts.
 
 A case is a line of words. It passes if nothing is lost and nothing false is used: after a fault the same command ends
 with byte-equal results, and a damaged file is refused in one line, found by `zoo data verify`, or makes no difference.
@@ -92,7 +93,7 @@ OTHERS = {
 }  # fmt: skip
 """Options that make it another result."""
 WITH_WORKERS = ("make", "derive", "pipeline", "tokenize")
-GROWING = ("run.json", "metrics.jsonl", "evaluation.json", "/training_state", "unfinished.json", "done.txt",
+GROWING = ("run.json", "metrics.jsonl", "evaluation.json", "/training_state", "unfinished.json", "done.jsonl",
            "space.json", "registry.toml", "all/", "imported/backbone/config.json")  # fmt: skip
 """Files that a stage writes in parts or repeatedly while it runs."""
 SHARD = 8

@@ -118,7 +118,7 @@ def test_a_network_that_cannot_be_traced(
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_network_that_is_not_written_is_not_left_out(format: str) -> None:
-    """An error of the disk is none of the tracer's; PyTorch's own writer would end the process."""
+    """An error of the disk is not an error of the tracer. PyTorch's own writer would end the process."""
     world = the_world().put_back()
     words = f"export-onnx depth --out networks --format {format}"
     assert world(words).code == 0

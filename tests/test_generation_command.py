@@ -134,9 +134,9 @@ def test_settings_change_the_plan(world: World) -> None:
 def test_a_folder_belongs_to_one_generation(world: World) -> None:
     words = f"{MAKE} --input rgb_patches --target caption --samples 2"
     assert world(f"{words} --rank depth --draws 3", kill_after=11).code < 0
-    assert "new/plan.toml" not in world.files() and world.files()["new/done.txt"].endswith(b" test00\n")
-    done = world.files()["new/done.txt"].decode()
-    (world.folder / "new/done.txt").write_text(done + done.replace("test00", "test01"))  # a damaged line
+    assert "new/plan.toml" not in world.files() and b"test00" in world.files()["new/done.jsonl"]
+    done = world.files()["new/done.jsonl"].decode()
+    (world.folder / "new/done.jsonl").write_text(done + done.replace("test00", "test01"))  # a damaged line
     written = [(path, path.stat().st_mtime_ns) for path in (world.folder / "new/test00").rglob("*")]
     went(world, f"{words} --rank depth --draws 3")
     assert [(path, path.stat().st_mtime_ns) for path, _ in written] == written, "what is done is kept"

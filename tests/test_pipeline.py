@@ -643,6 +643,17 @@ def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Pat
     assert list(repair_store(zoo, root, workers=0)) == [f"{root}: all files agree with their manifests"]
 
 
+def test_repair_removes_shards_beyond_the_split(toy: Toy, tmp_path: Path) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    whole = snapshot(data)
+    for path in (data / "train/field").glob("shard-00000.*"):
+        path.with_name(path.name.replace("00000", "00009")).write_bytes(path.read_bytes())
+    assert [wrong.shard for wrong in verify_store(data)] == [9]
+    assert len(list(repair_store(zoo, data, workers=0))) == 2
+    assert snapshot(data) == whole and not list(verify_store(data))
+
+
 @pytest.mark.parametrize("stage", ["derive", "tokenize"])
 def test_no_sample_is_to_blame_where_a_shard_is_damaged(stage: str, toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"

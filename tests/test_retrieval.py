@@ -553,7 +553,7 @@ def test_no_figures_are_beside_pictures_of_others(
 
 
 def changed(part: str, value: int, at: int | None = None) -> Callable[[Any], None]:
-    """Return a function that changes numbers of an HNSW graph: those of an array, or one number."""
+    """Return a function that changes an HNSW graph: an array of it, or a number."""
 
     def change(index: Any) -> None:
         library, numbers = faiss(), getattr(index.hnsw, part)

@@ -393,7 +393,7 @@ def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:
 
 
 def line_text(table: Mapping[str, Any]) -> str:
-    """Return a line of metrics.jsonl: a table as JSON, with a checksum (CRC-32) last."""
+    """Return a line of a log, such as metrics.jsonl: a table as JSON, with a checksum (CRC-32) last."""
     text = json.dumps({key: value for key, value in table.items() if key != CHECKSUM})
     return f'{text[:-1]}, "{CHECKSUM}": "{zlib.crc32(text.encode()):08x}"}}\n'
 

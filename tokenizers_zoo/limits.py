@@ -46,11 +46,13 @@ class Limits:
             if not getattr(self, field.name) > 0:
                 raise ValueError(f"{field.name}: expected more than 0, got {getattr(self, field.name)}")
 
-    def changed(self) -> dict[str, float]:
-        """Return the limits that differ from the defaults. Stored values depend on them: larger ones were dropped."""
+    def identity(self) -> dict[str, dict[str, float]]:
+        """Return {"limits": those that differ from the defaults}, {} if none does, for the inputs digests of shards:
+        larger values were dropped."""
         default = type(self)()
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: value for key, value in found.items() if value != getattr(default, key)}
+        changed = {key: value for key, value in found.items() if value != getattr(default, key)}
+        return {"limits": changed} if changed else {}
 
     def check(self, key: str, amount: float, what: str) -> None:
         """Raise InvalidValueError, which names the limit, if `amount` exceeds the limit `key`.

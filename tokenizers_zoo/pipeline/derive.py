@@ -159,7 +159,7 @@ def _record(zoo: Zoo, handle: ModalityHandle, networks: Mapping[str, Any]) -> di
             "settings": reading_settings(handle),
             "value": value_identity(handle),
             "networks": networks,
-            **({"limits": changed} if (changed := zoo.limits.changed()) else {}),
+            **zoo.limits.identity(),
             "read_with": {one.name: {**reading_settings(one), "classes": one.spec.value.classes} for one in inputs},
         }
     )

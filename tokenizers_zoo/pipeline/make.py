@@ -234,12 +234,12 @@ class _Plan:
         names = {handle.name: name_at_source(handle, samples.offered) for handle in self.handles}
         pictures = tuple(sorted(handle.name for handle in self.handles if _is_picture(handle)))
         framed = {handle.name for handle in self.handles if self.crop and handle.implements("transform")}
-        all_own = {"crop": self.crop, "contents": samples.contents, "limits": workers.zoo.limits.changed()}
-        own = {key: value for key, value in all_own.items() if value}
+        own = {key: value for key, value in {"crop": self.crop, "contents": samples.contents}.items() if value}
         made_with = {
             handle.name: {
                 **self.record["source"],
                 **own,
+                **workers.zoo.limits.identity(),
                 "distribution": self.source.distribution,
                 "plugin": f"{handle.plugin_name} of {handle.distribution}",
                 "value": value_identity(handle),

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.data.manifest import (
     DATASET,
     KEYS,
+    Split,
     Wrong,
     manifest_path,
     read_manifest,
     read_record,
     read_splits,
+    remove_shard,
     shard_name,
     verify,
 )
@@ -118,11 +120,14 @@ def verify_store(root: Path) -> Iterator[Wrong]:
 
     Raises DataError if the folder holds neither values nor tokens.
     """
-    splits = read_splits(root / DATASET) or read_splits(root / STORE)
-    if not splits:
-        raise DataError(f"{root}: expected values ({DATASET}) or tokens ({STORE})")
-    for split in splits.values():
+    for split in _splits(root).values():
         yield from verify(split)
+
+
+def _splits(root: Path) -> Mapping[str, Split]:
+    if splits := read_splits(root / DATASET) or read_splits(root / STORE):
+        return splits
+    raise DataError(f"{root}: expected values ({DATASET}) or tokens ({STORE})")
 
 
 def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str = AUTO) -> Iterator[str]:
@@ -134,12 +139,18 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
     damaged: dict[str, set[str]] = {}
     with locked(root):
         _put_back(root)  # after a kill
+        splits = _splits(root)
         for wrong in list(verify_store(root)):
-            damaged.setdefault(wrong.path.parent.parent.name, set()).add(wrong.modality)
-            mark = wrong.path if wrong.modality == KEYS else manifest_path(wrong.path.parent, wrong.shard)
+            folder = wrong.path.parent
+            if wrong.shard >= splits[folder.parent.name].shards:
+                remove_shard(folder, wrong.shard)
+                yield f"{wrong.path}: {wrong.problem}; removed"
+                continue
+            yield f"{wrong.path}: {wrong.problem}"
+            damaged.setdefault(folder.parent.name, set()).add(wrong.modality)
+            mark = wrong.path if wrong.modality == KEYS else manifest_path(folder, wrong.shard)
             if mark.exists():
                 mark.rename(mark.with_name(f"{DAMAGED}{mark.name}"))
-            yield f"{wrong.path}: {wrong.problem}"
     if not damaged:
         yield f"{root}: all files agree with their manifests"
     try:

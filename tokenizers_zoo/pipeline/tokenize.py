@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 BATCHES_AHEAD = 3
+"""Batches whose values are read while an earlier one is encoded."""
 CROP_SIDE = (0.5, 1.0)
 """Shortest and longest side of a random crop, as fractions of the picture's side."""
 
@@ -269,7 +270,7 @@ class _Plan:
         return inputs_digest(
             values=self._contents(shard), tokenizer=fingerprint, settings=self.metadata.settings,
             layout=layout_to_json(self.metadata.layout), crops=self.split.crops, seed=self.split.seed,
-            **({"limits": changed} if (changed := self.handle.limits.changed()) else {}),
+            **self.handle.limits.identity(),
         )  # fmt: skip
 
     def plan(self, overwrite: bool) -> None:

@@ -275,8 +275,8 @@ def _ended(running: Mapping[_Worker, _Task[Any]], seconds: float) -> list[_Worke
     ready = wait([worker.connection for worker in running], SECONDS_BETWEEN_CHECKS)
     for worker, task in running.items():
         for start, values in worker.noted():
-            slow = task.deaths > 2 * len(task.lost)  # a death at which no value was lost: of a slow batch, perhaps
-            tried = len(values) if slow or values <= task.seen else 1  # seen ones were fast enough alone
+            slow = task.deaths > 2 * len(task.lost)  # a process died, and no value of its batch was found guilty
+            tried = len(values) if slow or values <= task.seen else 1  # values that were seen were fast enough alone
             if time.monotonic() - start > seconds * tried:
                 worker.limit = seconds
                 worker.process.kill()

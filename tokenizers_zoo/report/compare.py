@@ -121,9 +121,10 @@ def _skills(entries: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any] 
             "difference": None, "difference_interval": None,
         }  # fmt: skip
         if first is not None and entry is not first and None not in (entry["skill"], first["skill"]):
-            both = zip(entry["resampled_skill"], first["resampled_skill"], strict=False)
             own["difference"] = entry["skill"] - first["skill"]
-            own["difference_interval"] = percentiles(None if None in pair else pair[0] - pair[1] for pair in both)
+            if len(entry["resampled_skill"]) == len(first["resampled_skill"]):
+                both = zip(entry["resampled_skill"], first["resampled_skill"], strict=True)
+                own["difference_interval"] = percentiles(None if None in pair else pair[0] - pair[1] for pair in both)
         found.append(own)
     return found
 

@@ -2,7 +2,7 @@
 
 OUT/<key>/<draw>/<modality>.<ext>, .png, .tokens.json
 OUT/<key>/ranking.json       with a scorer: {"by", "draws": their numbers, best first, "scores"}
-OUT/done.txt                 finished samples, until all are finished
+OUT/done.jsonl               finished samples, each line with a checksum, until all are finished
 OUT/sheet.png                inputs and results of the first samples, side by side
 OUT/plan.toml                written last
 """
@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import math
 import os
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.tokens import read_tokens
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.io import read_regular, replacing_file, write_table
+from tokenizers_zoo.io import line_text, read_regular, replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import RunFolder, RunKind
 from tokenizers_zoo.validation import describe
@@ -34,7 +33,7 @@ from zoo_backbone.model import FourM
 from zoo_backbone.pipeline import BATCH, TOKENS, AnyToAny, blocks, drawn
 from zoo_backbone.request import Request
 
-PLAN, RANKING, DONE, SHEET = "plan.toml", "ranking.json", "done.txt", "sheet.png"
+PLAN, RANKING, DONE, SHEET = "plan.toml", "ranking.json", "done.jsonl", "sheet.png"
 GENERATION = RunKind(name="generation", files=(PLAN, RANKING, SHEET, "[0-9]*"), state=DONE, results=(PLAN,))
 SHEET_ROWS, SHEET_DRAWS = 16, 4
 """Most samples, and most draws of each, in the sheet."""
@@ -81,8 +80,8 @@ def generate_to_folder(
     }  # fmt: skip
     with RunFolder(out, GENERATION, identity, places).open(overwrite) as state:
         if state.finished is None:
-            lines = {*((read_regular(out / DONE) or b"") if state.resuming else b"").split(b"\n")}
-            done = {name for name in request.names if _done_line(name) in lines}
+            lines = {*((read_regular(out / DONE) or b"") if state.resuming else b"").splitlines(keepends=True)}
+            done = {name for name in request.names if line_text({"sample": name}).encode() in lines}
             _generate_rows(model, request, out, scorer, done)
             _write_sheet(request, out)
             with replacing_file(out / PLAN) as temporary:
@@ -120,13 +119,8 @@ def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | N
                 for rank, draw in enumerate(order):
                     for samples in found.values():
                         samples[first + draw].save(place / str(rank))
-                with open(out / DONE, "ab") as lines:
-                    lines.write(_done_line(request.names[row]) + b"\n")
-
-
-def _done_line(name: str) -> bytes:
-    """Return the line of a finished sample; its checksum keeps a damaged one from naming another."""
-    return b"%08x %s" % (zlib.crc32(name.encode()), name.encode())
+                with open(out / DONE, "a", encoding="utf-8") as lines:
+                    lines.write(line_text({"sample": request.names[row]}))
 
 
 def _write_sheet(request: Request, out: Path) -> None:

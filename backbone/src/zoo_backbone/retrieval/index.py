@@ -194,41 +194,38 @@ def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> An
 
 
 def _is_sound(index: Any, kind: Search) -> bool:
-    """Return whether an index is what `new_index` makes. FAISS follows the links of a graph without checking them."""
-    library = faiss()
-    wanted = library.IndexFlatIP if kind == "exact" else library.IndexHNSWFlat
-    if type(index) is not wanted or index.metric_type != library.METRIC_INNER_PRODUCT:
+    """Return whether an index is of the kind that `new_index` makes, with all of its vectors."""
+    library, graph = faiss(), kind == "approximate"
+    if type(index) is not (library.IndexHNSWFlat if graph else library.IndexFlatIP):
         return False
-    flat, count = index if kind == "exact" else library.downcast_index(index.storage), index.ntotal
-    of_floats = isinstance(flat, library.IndexFlat) and (flat.ntotal, flat.d) == (count, index.d)
-    if not of_floats or flat.codes.size() != 4 * count * index.d:
+    flat = library.downcast_index(index.storage) if graph else index
+    if not isinstance(flat, library.IndexFlat) or (flat.ntotal, flat.d) != (index.ntotal, index.d):
         return False
-    if kind == "exact" or not count:
-        return kind == "exact"
-    graph = index.hnsw
+    whole = index.metric_type == library.METRIC_INNER_PRODUCT and flat.codes.size() == 4 * flat.ntotal * flat.d
+    return whole and (not graph or _is_sound_graph(index.hnsw, index.ntotal))
+
+
+def _is_sound_graph(graph: Any, count: int) -> bool:
+    """Return whether the links of an HNSW graph lead to its `count` vectors. FAISS follows them without checking."""
     links, offsets, levels, starts = (
-        library.vector_to_array(part).astype(np.int64)
+        faiss().vector_to_array(part).astype(np.int64)
         for part in (graph.neighbors, graph.offsets, graph.levels, graph.cum_nneighbor_per_level)
     )
-    sizes = levels.min() >= 1 and levels.max() < len(starts) and starts[0] == 0 and (np.diff(starts) >= 0).all()
-    if not sizes or (len(levels), len(offsets), offsets[0]) != (count, count + 1, 0):
+    if (len(levels), len(offsets)) != (count, count + 1) or not count or not len(starts):
         return False
-    if (np.diff(offsets) != starts[levels]).any() or offsets[-1] != len(links):
-        return False
-    inside = links.min(initial=-1) >= -1 and links.max(initial=-1) < count
     top = int(levels.max())
-    if (
-        not inside
-        or not 0 <= graph.entry_point < count
-        or (levels[graph.entry_point], graph.max_level) != (top, top - 1)
-    ):
+    if levels.min() < 1 or top >= len(starts) or starts[0] or (np.diff(starts) < 0).any():
+        return False
+    if offsets[0] or offsets[-1] != len(links) or (np.diff(offsets) != starts[levels]).any():
+        return False
+    if links.min(initial=-1) < -1 or links.max(initial=-1) >= count or not 0 <= graph.entry_point < count:
         return False
     for node in np.flatnonzero(levels > 1):  # a link of a level leads to a vector that has this level
         for level in range(1, levels[node]):
             near = links[offsets[node] + starts[level] : offsets[node] + starts[level + 1]]
             if (levels[near[near >= 0]] <= level).any():
                 return False
-    return True
+    return (int(levels[graph.entry_point]), graph.max_level) == (top, top - 1)
 
 
 def _card(identity: Mapping[str, Any], samples: int) -> str:
