@@ -567,6 +567,22 @@ def changed(part: str, value: int, at: int | None = None) -> Callable[[Any], Non
     return change
 
 
+@pytest.mark.parametrize("kind", ["exact", "approximate"])
+def test_other_types_of_indexes_are_not_given_to_faiss(kind: Search, tmp_path: Path) -> None:
+    """Lists on disk, `IwFl` with `ilod`, would open any file that they name."""
+    vectors, path = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32), tmp_path / "together.faiss"
+    data = faiss().serialize_index(new_index(vectors, kind)).tobytes()
+    for changed_data in (data.replace(b"IxFI", b"IwFl"), b"IwFl" + data[4:], data[:37] + b"\xff" * 8 + data[45:], b""):
+        path.write_bytes(changed_data)
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_vectors(path, 100, file_digest(path), kind)
+    path.write_bytes(data.replace(b"IxFI", b"IwFl"))
+    with pytest.raises(CheckpointError, match=f"damaged: no index of the kind {kind}"):
+        read_vectors(path, 100, file_digest(path), kind)
+    path.write_bytes(data)
+    assert read_vectors(path, 100, file_digest(path), kind).ntotal == 100
+
+
 @pytest.mark.parametrize("change", [
     changed("entry_point", 10**6), changed("entry_point", -1), changed("max_level", 1000),
     changed("neighbors", 10**6), changed("neighbors", -2, 5), changed("offsets", 2**40), changed("levels", 90),
@@ -583,6 +599,6 @@ def test_a_graph_with_links_that_lead_outside_is_refused(change: Callable[[Any],
             assert read_vectors(path, 2000, file_digest(path), "approximate").ntotal == 2000
     with pytest.raises(CheckpointError, match="damaged"):
         read_vectors(path, 2000, file_digest(path), "approximate")
-    with pytest.raises(CheckpointError, match="no sound index of the kind exact"):
+    with pytest.raises(CheckpointError, match="no index of the kind exact"):
         path.write_bytes(faiss().serialize_index(new_index(vectors, "approximate")))
         read_vectors(path, 2000, file_digest(path), "exact")

@@ -11,7 +11,9 @@ together.faiss      a vector for each sample: the normalised sum over its modali
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +28,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, sa
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, first_line
-from tokenizers_zoo.io import file_digest, read_table, replacing_file, shape_problem, write_table
+from tokenizers_zoo.io import file_digest, open_regular, read_table, replacing_file, shape_problem, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
@@ -51,6 +53,10 @@ LARGE = 100_000
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
 """HNSW (arXiv 1603.09320): links per vector, candidates while building, and least candidates while searching."""
 DAMAGED = "build it again with --overwrite"
+MARKS: dict[Search, tuple[bytes, ...]] = {"exact": (b"IxFI",), "approximate": (b"IHNf", b"IxFI")}
+"""FAISS's marks of IndexFlatIP, and of IndexHNSWFlat over vectors like these."""
+HEADER = 37
+"""Bytes before the graph in the file of an HNSW index."""
 SHAPE = {
     "fingerprint": str, "split": str, "search": str, "embedding": dict, "tokenizers": {str: str},
     "modalities": {str: int},
@@ -179,6 +185,8 @@ def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> An
         raise CheckpointError(f"{path}: no such file; {DAMAGED}")
     if file_digest(path) != sha256:
         raise CheckpointError(f"{path}: damaged: it has another checksum than when it was written; {DAMAGED}")
+    if _marks(path) != MARKS[kind]:
+        raise CheckpointError(f"{path}: damaged: no index of the kind {kind}; {DAMAGED}")
     library = faiss()
     if hasattr(library, "set_deserialization_vector_byte_limit"):  # since 1.14; a false length would exhaust memory
         library.set_deserialization_vector_byte_limit(path.stat().st_size)
@@ -189,20 +197,34 @@ def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> An
     if index.ntotal != count:
         raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {count}; {DAMAGED}")
     if not _is_sound(index, kind):
-        raise CheckpointError(f"{path}: damaged: no sound index of the kind {kind}; {DAMAGED}")
+        raise CheckpointError(f"{path}: damaged: its graph or its vectors are not whole; {DAMAGED}")
     return index
 
 
+def _marks(path: Path) -> tuple[bytes, ...]:
+    """Return the marks of FAISS's types in a file: of its index, and of the vectors of an HNSW graph.
+
+    Other types than MARKS are not given to FAISS: some open further files that they name.
+    """
+    with open_regular(path) as file:
+        mark = file.read(HEADER)[:4]
+        if mark != b"IHNf":
+            return (mark,)
+        with contextlib.suppress(OverflowError, OSError, ValueError):  # a false length
+            for size in (8, 4, 4, 8, 4):  # bytes of a probability, a start, a level, an offset and a link
+                file.seek(int.from_bytes(file.read(8), "little") * size, os.SEEK_CUR)
+            file.seek(5 * 4, os.SEEK_CUR)  # entry point, top level, and three widths of the search
+            return mark, file.read(4)
+        return (mark,)
+
+
 def _is_sound(index: Any, kind: Search) -> bool:
-    """Return whether an index is of the kind that `new_index` makes, with all of its vectors."""
+    """Return whether an index is what `new_index` makes, with all of its vectors."""
     library, graph = faiss(), kind == "approximate"
-    if type(index) is not (library.IndexHNSWFlat if graph else library.IndexFlatIP):
-        return False
     flat = library.downcast_index(index.storage) if graph else index
-    if not isinstance(flat, library.IndexFlat) or (flat.ntotal, flat.d) != (index.ntotal, index.d):
-        return False
-    whole = index.metric_type == library.METRIC_INNER_PRODUCT and flat.codes.size() == 4 * flat.ntotal * flat.d
-    return whole and (not graph or _is_sound_graph(index.hnsw, index.ntotal))
+    whole = (flat.ntotal, flat.d, flat.codes.size()) == (index.ntotal, index.d, 4 * index.ntotal * index.d)
+    by_product = index.metric_type == library.METRIC_INNER_PRODUCT
+    return bool(whole and by_product and (not graph or _is_sound_graph(index.hnsw, index.ntotal)))
 
 
 def _is_sound_graph(graph: Any, count: int) -> bool:
