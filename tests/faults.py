@@ -83,7 +83,7 @@ OUTPUTS = {
     "make": "data", "derive": "data", "train": "tokenizers/depth", "statistics": "tokenizers/rgb_patches",
     "vocabulary": "tokenizers/text", "tokenize": "tokens", "backbone": "run", "eval": "run/evaluation",
     "generate": "made", "grow": "grown", "export": "bundle", "transfer": "probe", "retrieve": "index",
-    "import": "imported", "export-ml4m": "exported", "small": "small",
+    "import": "imported", "export-ml4m": "exported", "small": "small", "query": "found",
 }  # fmt: skip
 """The folder that a command locks."""
 OTHERS = {

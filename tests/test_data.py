@@ -653,6 +653,20 @@ def test_verify_finds_each_kind_of_damage(tmp_path: Path) -> None:
     assert "checksum" in found[0] and "missing" in found[1] and "keys" in found[2] and "damaged" in found[3]
 
 
+def test_keys_that_are_there_twice_are_found(tmp_path: Path) -> None:
+    split = a_split(tmp_path, samples=9)
+    for shard, keys in {0: ["a", "b", "a"], 1: ["c", "d", "e"], 2: ["f", "g", "d"]}.items():
+        digest = split.write_keys(shard, keys)
+        table = read_table(path := manifest_path(split.folder / "rgb", shard))
+        write_table(path, {**table, "keys": digest})
+    assert {wrong.shard: wrong.problem for wrong in verify(split) if wrong.modality == "keys"} == {
+        0: "has a key that is there twice", 2: "has a key that is there twice",
+    }  # fmt: skip
+    with pytest.raises(DataError, match="has the key 'a' twice"):
+        split.keys(0)
+    assert split.keys(2) == ("f", "g", "d")
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 1000, 4097])
 def test_the_permutation_visits_each_number_once(n: int) -> None:
     orders = [permuted(np.arange(n), n, 0, epoch) for epoch in range(2)]

@@ -104,11 +104,16 @@ def test_a_sample_above_a_limit_is_dropped_until_the_limit_is_raised(tmp_path: P
         assert ValueStore(tmp_path / "data").keys("train", "rgb") == keys
 
 
-def test_a_bundle_of_a_stranger_cannot_raise_limits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "told"), [
+    ("[limits]\nimage_pixels = 1000000000000\n", r"\[limits\]"),
+    ('[zoo]\ncheckpoints = "../private"\n', r"\[zoo\] checkpoints"), ("zoo = 3\n", r"\[zoo\] checkpoints"),
+    ('[zoo]\ncheckpoints = "tokenizers"\n[modalities.rgb]\ncheckpoint = "owner/name"\n', r"\[modalities.rgb\]"),
+])  # fmt: skip
+def test_a_bundle_of_a_stranger_cannot_raise_limits_or_name_other_folders(tmp_path: Path, text: str, told: str) -> None:
     golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
     write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
-    (tmp_path / "registry.toml").write_text("[limits]\nimage_pixels = 1000000000000\n")
-    with pytest.raises(CheckpointError, match=r"registry.toml: a bundle cannot set \[limits\]"):
+    (tmp_path / "registry.toml").write_text(text)
+    with pytest.raises(CheckpointError, match=f"registry.toml: a bundle cannot set {told}"):
         find_run(tmp_path)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
 from tokenizers_zoo.io import (
+    line_text,
     read_lines,
     read_table,
     table_text,
@@ -69,6 +70,15 @@ def test_a_changed_or_lost_byte_never_gives_other_content(
         else:
             assert found == sound  # line ends do not matter
     assert refused > 0.95 * len(flips)
+
+
+@pytest.mark.parametrize("value", [10**400, -1e308, "0.5", [1.0]])
+def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"format": 1}, {"step": 1, "loss": value}, {"end": 2}]
+    path.write_text("".join(map(line_text, lines)))
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: damaged line"):
+        read_lines(path)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ DISK_ERRORS = {
 FORMAT = 1
 """Version of every file format. Each file has the number, and newer ones are refused."""
 CHECKSUM = "checksum"
+LARGEST = 1e100
+"""Largest number of a log that can be drawn."""
 NO_DIGEST = 64 * "0"
 """Stands for a sha256 that is not known yet."""
 DEEPEST = 100
@@ -384,6 +386,8 @@ def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:
             check_format(path, table.get("format", FORMAT))
             if line_text(table) != f"{line}\n":
                 raise ValueError("its checksum is not the checksum of its content")
+            if any(abs(value) > LARGEST for key, value in table.items() if key != CHECKSUM and value is not None):
+                raise ValueError(f"a number above {LARGEST:g}")
         except (ValueError, KeyError, TypeError, RecursionError, StopIteration) as error:
             raise CheckpointError(f"{path}:{number + 1}: damaged line ({error}); delete the line or the file") from None
         found.append({key: value for key, value in table.items() if key != CHECKSUM})

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,10 +252,23 @@ class Split:
             if len(found) != self.rows(shard):
                 path = self.keys_path(shard)
                 raise DataError(f"{path}: has {len(found)} keys, expected {self.rows(shard)}; {REPAIR}")
+            if len(set(found)) < len(found):
+                path = self.keys_path(shard)
+                raise DataError(
+                    f"{path}: has the key {Counter(found).most_common(1)[0][0]!r} twice; make the folder again"
+                )
             self._kept[shard] = found
             for old in list(self._kept)[:-KEPT_KEYS]:  # threads read at once
                 self._kept.pop(old, None)
         return found
+
+    def with_doubled_keys(self, shards: Sequence[int]) -> set[int]:
+        """Return those of some sound shards that have a key twice, or a key of an earlier one."""
+        hashes = [np.array([hash(key) for key in self._read_keys(shard)[0].split("\n")[:-1]]) for shard in shards]
+        numbers, ends = np.concatenate([np.zeros(0, np.int64), *hashes]), np.cumsum([len(one) for one in hashes])
+        again = np.ones(len(numbers), bool)
+        again[np.unique(numbers, return_index=True)[1]] = False
+        return {shards[place] for place in np.searchsorted(ends, np.flatnonzero(again), side="right")}
 
     def _read_keys(self, shard: int) -> tuple[str, str]:
         """Return the lines of a shard's keys, and their sha256."""
@@ -349,9 +363,10 @@ class Wrong:
 def verify(split: Split) -> Iterator[Wrong]:
     """Yield the shards and key files of a split that are damaged or disagree. Every file is read once."""
     digests = [split.sound_keys(shard) for shard in range(split.shards)]
+    doubled = split.with_doubled_keys([shard for shard, digest in enumerate(digests) if digest])
     for shard, digest in enumerate(digests):
-        if not digest:
-            problem = "is missing or damaged"
+        if not digest or shard in doubled:
+            problem = "has a key that is there twice" if digest else "is missing or damaged"
             yield Wrong(modality=KEYS, shard=shard, path=split.keys_path(shard), problem=problem)
     for modality in split.modalities():
         folder = split.folder / modality

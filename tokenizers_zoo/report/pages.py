@@ -20,7 +20,7 @@ from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, range_text, signed
 from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
-from tokenizers_zoo.run_folder import RUN, read_run
+from tokenizers_zoo.run_folder import RUN, locked, read_run
 from tokenizers_zoo.spec import layout_from_json
 from tokenizers_zoo.train.log import METRICS
 
@@ -67,12 +67,13 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """Write the page about the backbone in `run`; gives its path. Pictures go to a folder `pictures` next to it.
 
     Reads run.json, config.json, metrics.jsonl, growth.json, evaluation/, retrieval/ and transfer/ of the run, its data,
-    and the checkpoints of the zoo. Raises CheckpointError if `run` is not a run, and ConfigError where `out` is a
-    folder.
+    and the checkpoints of the zoo. Raises CheckpointError if `run` is not a run, ConfigError where `out` is a folder,
+    and FolderError while another process writes a page there.
     """
     registry_of(run)
     page = no_folder(out or run / "report" / "index.html")
-    write_page(page, "report.html.j2", _content(zoo, run, Pictures(folder=page.parent / "pictures")))
+    with locked(page.parent):
+        write_page(page, "report.html.j2", _content(zoo, run, Pictures(folder=page.parent / "pictures")))
     return page
 
 
@@ -297,9 +298,16 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
 
     It links to tokenizers/NAME.html for each modality with a checkpoint. Reads the checkpoint folders only; damaged
     files are a problem on the page. Default: `report/index.html` next to the folder of the tokenizers. Pictures go to
-    the folder `pictures` next to the page. Raises ConfigError if `out` is a folder.
+    the folder `pictures` next to the page. Raises ConfigError if `out` is a folder, and FolderError while another
+    process writes a page there.
     """
     page = no_folder(out or zoo.checkpoints.parent / "report" / "index.html")
+    with locked(page.parent):
+        _write_zoo_pages(zoo, page)
+    return page
+
+
+def _write_zoo_pages(zoo: Zoo, page: Path) -> None:
     pictures = Pictures(folder=page.parent / "pictures")
     problems = list(zoo.problems().values())
     rows, families = [], dict[str, list[dict[str, Any]]]()
@@ -322,7 +330,6 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
     content = {"families": dict(sorted(families.items())), "rows": rows, "tiles": tiles, "problems": problems,
                "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": "pictures"}  # fmt: skip
     write_page(page, "zoo.html.j2", content)
-    return page
 
 
 def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, pictures: Pictures) -> str:

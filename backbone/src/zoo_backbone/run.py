@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -19,6 +19,8 @@ from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RUN, RunKind, read_run, write_run
 
+TOKENIZERS = "tokenizers"
+"""Folder of the tokenizers in a bundle."""
 BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
 BUNDLE_RECORD = {
@@ -103,9 +105,20 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
             if not (folder / name).exists() or file_digest(folder / name) != digest:
                 raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
         registry = folder / "registry.toml"
-        if registry.is_file() and "limits" in load_toml(registry):
-            raise CheckpointError(f"{registry}: a bundle cannot set [limits]; ask its author to export it again")
+        if registry.is_file() and (problem := _foreign_setting(load_toml(registry))):
+            raise CheckpointError(f"{registry}: a bundle cannot set {problem}; ask its author to export it again")
     return folder
+
+
+def _foreign_setting(tables: Mapping[str, Any]) -> str:
+    """Return a setting in a bundle's registry.toml that raises limits or names files or models elsewhere, or ""."""
+    if "limits" in tables:
+        return "[limits]"
+    zoo, modalities = (tables[key] if isinstance(tables.get(key), dict) else {} for key in ("zoo", "modalities"))
+    if zoo.get("checkpoints") != TOKENIZERS:
+        return f"[zoo] checkpoints to another folder than {TOKENIZERS}"
+    named = (name for name, table in modalities.items() if isinstance(table, dict) and "checkpoint" in table)
+    return next((f"[modalities.{name}] checkpoint" for name in named), "")
 
 
 def _is_installed(distribution: str) -> bool:

@@ -22,6 +22,7 @@ from tokenizers_zoo.cli.options import (
 )
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import RUN, numbers_of, open_run
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
@@ -144,7 +145,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
         echo(f"query: {' + '.join(result.inputs)} of {result.key or 'files'}")
         show_table(table)
     if out is not None:
-        with disk_errors(out):
+        with disk_errors(out), locked(out):
             problem = write_results(
                 index, zoo, out, results, sources=sources, find=find, split=split or index.split, weights=scale
             )  # fmt: skip
