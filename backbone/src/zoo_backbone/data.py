@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,11 +52,6 @@ class TokenData:
         for spec in read:
             _check_fits(self.columns[spec.name], spec)
         self.split = store.split(split)
-        for first, other in itertools.pairwise(self.columns.values()):
-            for shard, (one, two) in enumerate(zip(first.manifests, other.manifests, strict=True)):
-                if one.keys != two.keys:
-                    where = f"{other.folder}: shard {shard}"
-                    raise DataError(f"{where} has other samples than the shard of {first.modality}; tokenize again")
         crops, combine = self.split.crops, np.logical_and if aligned else np.logical_or
         views, small = np.arange(1 if whole else crops), np.min_scalar_type(self.split.size)
         parts = [np.zeros(0, small)]
