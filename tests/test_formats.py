@@ -21,7 +21,7 @@ from tokenizers_zoo.data.manifest import verify
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, read_tokens
-from tokenizers_zoo.errors import OneLineError, ZooError
+from tokenizers_zoo.errors import CheckpointError, OneLineError, ZooError
 from tokenizers_zoo.io import read_lines, read_table, verified_numbers, write_table
 from tokenizers_zoo.report.compare import record_of
 from tokenizers_zoo.run_folder import read_run
@@ -148,6 +148,18 @@ def test_odd_records_are_one_line(golden: Path, name: str) -> None:
         write_table(golden / name, changed)
         with contextlib.suppress(OneLineError):
             READERS[name](golden)
+
+
+@pytest.mark.parametrize(("name", "key", "size"), [
+    ("run/config.json", "dim", 2**16),
+    ("tokenizers/depth/config.json", "latent_dim", 10**12),
+])  # fmt: skip
+def test_sizes_of_strangers_take_no_memory(golden: Path, name: str, key: str, size: int) -> None:
+    """They are compared with the weights first; these are larger than any memory."""
+    table = read_table(golden / name)
+    write_table(golden / name, {**table, "model": {**table["model"], key: size}})
+    with pytest.raises(CheckpointError, match=rf"expected \(.*{size}"):
+        READERS[name](golden)
 
 
 def test_all_json_files_have_a_format() -> None:

@@ -28,6 +28,8 @@ from tokenizers_zoo.spec import ModalitySpec
 if TYPE_CHECKING:
     import torch
 
+    StateDict = Mapping[str, torch.Tensor]
+
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB_FILES = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "tokens/*")
 """Files of tokenizers, backbones and bundles that are downloaded from the hub."""
@@ -143,6 +145,25 @@ def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name} has numbers that are not finite; train it again, or copy it again")
+
+
+def check_sizes(folder: Path, tensors: Mapping[str, torch.Tensor], build: Callable[[], StateDict]) -> None:
+    """Raise CheckpointError unless a checkpoint has all tensors of the state dict that `build` returns, in their sizes.
+
+    The device is "meta", without memory, while it is built: a stranger's config.json may describe a huge model.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            expected = build()
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {CONFIG} describes no model: {first_line(error)}") from None
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise CheckpointError(f"{folder}: has no tensor {name}")
+        if tensors[name].shape != tensor.shape:
+            raise CheckpointError(f"{folder}: {name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
 
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:

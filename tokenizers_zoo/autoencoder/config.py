@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 from tokenizers_zoo.config import check_counts, check_interval, recorded
-from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.nn.config import MOST_BLOCKS, BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerFields, QuantizerKind, unused_fields
 from tokenizers_zoo.train.config import TrainConfig
 
@@ -16,6 +16,8 @@ ValueKind = Literal["continuous", "classes", "binary"]
 LossName = Literal["l1", "l2", "smooth_l1", "cosine", "cross_entropy", "ordinal", "bce"]
 """Losses that compare the decoder's output with its target element by element."""
 LOSS_WEIGHTS = tuple(f"{loss}_weight" for loss in (*get_args(LossName), "perceptual", "adversarial"))
+MOST_LEVELS, MOST_RESOLUTIONS = 100_000, 16
+"""Limits of diffusion decoders, for the configurations of strangers."""
 LOSSES_OF_KIND: dict[ValueKind, tuple[str, ...]] = {
     "continuous": ("l1", "l2", "smooth_l1", "cosine", "perceptual", "adversarial"),
     "classes": ("cross_entropy", "ordinal"),
@@ -127,10 +129,11 @@ class DiffusionConfig:
             raise ValueError("target: residual refines a trained tokenizer; set base")
         if self.width < 16 or self.width % 16:
             raise ValueError(f"width: expected a multiple of 16, got {self.width}")
-        if not self.multipliers:
-            raise ValueError("multipliers: expected one or more numbers")
-        check_counts(self, "patch_size", "depth", "sampling_steps")
-        check_interval(self, "[2, inf)" if self.zero_terminal_snr else "[1, inf)", "noise_levels")
+        if not 1 <= len(self.multipliers) <= MOST_RESOLUTIONS:
+            raise ValueError(f"multipliers: expected 1 to {MOST_RESOLUTIONS} numbers, got {len(self.multipliers)}")
+        check_counts(self, "patch_size", "sampling_steps")
+        check_interval(self, f"[1, {MOST_BLOCKS}]", "depth")
+        check_interval(self, f"[{1 + self.zero_terminal_snr}, {MOST_LEVELS}]", "noise_levels")
         if self.noise_levels % self.sampling_steps:
             raise ValueError(f"sampling_steps: expected a divisor of {self.noise_levels}, got {self.sampling_steps}")
         check_interval(self, "[1, inf)", "multipliers")

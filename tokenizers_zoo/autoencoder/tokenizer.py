@@ -15,7 +15,7 @@ from torch import nn
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
 from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder, NoDecoder
-from tokenizers_zoo.checkpoint import load_checkpoint
+from tokenizers_zoo.checkpoint import check_sizes, load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
 from tokenizers_zoo.io import as_json
@@ -138,6 +138,7 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
         if diffusion is not None:  # trained settings of the checkpoint, sampler settings of the registry
             table = {**config["diffusion"], **diffusion.sampled(), "base": config.get("base")}
             diffusion = from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
+        check_sizes(folder, tensors, lambda: build_autoencoder(model, diffusion).state_dict())
         module = build_autoencoder(model, diffusion)
         if diffusion is None:
             tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(DENOISER)}

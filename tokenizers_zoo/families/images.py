@@ -82,6 +82,10 @@ class ImageSettings:
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise ValueError(f"image_size: expected at least 1 pixel, got {self.image_size}")
+        if math.prod(self.size) > (most := limits().image_pixels):
+            raise ValueError(
+                f"image_size: expected at most {most:,} pixels (image_pixels in [limits]), got {self.size}"
+            )
         if self.patch_size < 1 or any(side % self.patch_size for side in self.size):
             raise ValueError(
                 f"patch_size: {self.patch_size} does not divide the image size {self.size[0]} x {self.size[1]}"

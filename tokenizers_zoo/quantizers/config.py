@@ -34,8 +34,9 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
 }
 """Codebook size -> levels, as arXiv 2309.15505 (section 4.1, table 1) recommends for 2^8, 2^10, 2^12, 2^14, 2^16."""
 
-MAX_CODES = 2**24
-"""Maximum codebook size of any kind: fsq computes ids in float32, which is exact up to this integer."""
+MAX_CODES, MAX_CODEBOOKS = 2**20, 1000
+"""Maximum codebook size of any kind, and tokens per latent. The library lists all codes: 250 MiB for 2^20, 5 GiB for
+2^24, up to which the ids of fsq, which are computed in float32, would be exact."""
 
 MAX_LEVELS = 1000
 """Maximum number of levels per dimension of fsq; with more, its margin of 0.001 reaches the next level."""
@@ -141,7 +142,7 @@ class QuantizerConfig(QuantizerFields):
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        check_interval(self, "[2, inf)", "num_codebooks")
+        check_interval(self, f"[2, {MAX_CODEBOOKS}]", "num_codebooks")
         if self.groups is not None and (self.groups < 2 or self.codes_per_position % self.groups):
             raise ValueError(
                 f"groups: expected at least 2 that divide num_codebooks {self.num_codebooks}, got {self.groups}"

@@ -172,7 +172,8 @@ class FiniteScalar(Adapter):
     def __init__(self, config: QuantizerConfig) -> None:
         assert config.levels is not None and config.spread_weight is not None
         super().__init__(len(config.levels))
-        self.fsq = vqp.FSQ(levels=list(config.levels))
+        with torch.device("cpu"):  # the library computes numbers, which "meta" does not have
+            self.fsq = vqp.FSQ(levels=list(config.levels))
         self.spread_weight = config.spread_weight
 
     def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
@@ -202,7 +203,8 @@ class ResidualFiniteScalar(Adapter):
         assert config.levels is not None and config.num_codebooks is not None and config.spread_weight is not None
         super().__init__(len(config.levels), config.num_codebooks)
         self.spread_weight = config.spread_weight
-        self.fsq = vqp.ResidualFSQ(levels=list(config.levels), num_quantizers=config.num_codebooks)
+        with torch.device("cpu"):  # as in FiniteScalar
+            self.fsq = vqp.ResidualFSQ(levels=list(config.levels), num_quantizers=config.num_codebooks)
 
     def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
         # The library adds a straight-through gradient per step, which would multiply it by their number.

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from tokenizers_zoo.checkpoint import (
     card_row,
+    check_sizes,
     load_checkpoint,
     load_config,
     loading,
     save_checkpoint,
 )
 from tokenizers_zoo.config import from_mapping, recorded
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of, first_line
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import (
@@ -154,7 +155,7 @@ def _load(
     except (AttributeError, KeyError, TypeError, ValueError, ZooError) as error:
         raise CheckpointError(f"{folder}: config.json does not describe a backbone: {error}") from None
     with loading():
-        _check_sizes(folder, tensors, shape, stored)
+        check_sizes(folder, tensors, lambda: _described(shape, stored))
         whole, specs = specs is None, stored if specs is None else specs
         old = {spec.name: spec for spec in stored}
         for spec in specs:
@@ -187,24 +188,10 @@ def _load(
         return model.to(device), known, tensors
 
 
-def _check_sizes(
-    folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig, specs: Sequence[ModalitySpec]
-) -> None:
-    """Raise CheckpointError unless a stored model has all tensors of its config, with their sizes.
-
-    The model is built on the device "meta", without memory: a stranger's config.json may describe a huge one.
-    """
-    try:
-        with torch.device("meta"):
-            model = architecture_for(config)(config, specs)
-            expected = model_tensors(model, model.state_dict())
-    except (RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{folder}: config.json describes no model: {first_line(error)}") from None
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise CheckpointError(f"{folder}: has no tensor {name}")
-        if tensors[name].shape != tensor.shape:
-            raise CheckpointError(f"{folder}: {name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
+def _described(config: ModelConfig, specs: Sequence[ModalitySpec]) -> dict[str, Tensor]:
+    """Return the tensors on disk of an untrained model."""
+    model = architecture_for(config)(config, specs)
+    return model_tensors(model, model.state_dict())
 
 
 def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:

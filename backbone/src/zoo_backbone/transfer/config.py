@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tokenizers_zoo.config import Origin, check_counts, check_interval, from_mapping
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.nn.config import MOST_BLOCKS
 from tokenizers_zoo.train.config import TrainConfig
 
 Tuning = Literal["frozen", "full", "lora", "scratch"]
@@ -79,7 +80,8 @@ class TransferConfig(TrainConfig):
         if isinstance(self.labels, bool) or not 0 < self.labels <= most:
             raise ValueError(f"labels: expected a share in (0, 1] or a number of samples, got {self.labels}")
         check_interval(self, "(0, 1]", "layer_decay")
-        check_counts(self, "neighbours", "lora_rank", "lora_alpha", "head_blocks")
+        check_counts(self, "neighbours", "lora_rank", "lora_alpha")
+        check_interval(self, f"[1, {MOST_BLOCKS}]", "head_blocks")
         check_interval(self, "(0, inf)", "temperature")
         check_interval(self, "[0, 1)", "validation", "dropout", unit="a share")
         if self.head == "knn" and self.tuning != "frozen":

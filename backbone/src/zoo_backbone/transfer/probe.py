@@ -18,6 +18,7 @@ import importlib.util
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import CONFIG, load_checkpoint, loading
+from tokenizers_zoo.checkpoint import CONFIG, check_sizes, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
@@ -243,12 +244,14 @@ def load(
         for prefix in (HEAD, ENCODER)
     )
     with loading():
-        encoder = _load_encoder(folder, stored, config, run or Path(places["run"]))
+        encoder = _load_encoder(folder, stored, config, run or Path(places["run"]), tuned)
         grid = Grid.of(encoder.layout, stored["inputs"]) if target.kind.endswith("map") else None
         if stored["head"] == "knn":
             head: Head = Neighbours(head_tensors["bank"], head_tensors["answers"], config, target.outputs)
         else:
-            head = build_head(stored["head"], target, config, encoder.model.config, grid)
+            build = partial(build_head, stored["head"], target, config, encoder.model.config, grid)
+            check_sizes(folder, head_tensors, lambda: build().state_dict())
+            head = build()
     try:
         head.load_state_dict(head_tensors)
         expected = {name for name in encoder.model.state_dict() if config.tuning != "lora" or ADAPTER in name}
@@ -263,18 +266,24 @@ def load(
     return Probe(network, task, target, zoo, stored, places, constant)
 
 
-def _load_encoder(folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path) -> FourMEncoder:
-    """Return the encoder before its tuned weights are loaded."""
+def _load_encoder(
+    folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path, tuned: Mapping[str, Tensor]
+) -> FourMEncoder:
+    """Return the encoder before its `tuned` weights are loaded."""
     backbone = stored["backbone"]
     if config.tuning in ("full", "scratch"):
-        shape = model_config(backbone)
-        return FourMEncoder(architecture_for(shape).seeded(shape, stored_specs(backbone), 0)).eval()
+        shape, specs = model_config(backbone), stored_specs(backbone)
+        model = architecture_for(shape)
+        check_sizes(folder, tuned, lambda: FourMEncoder(model(shape, specs)).model.state_dict())
+        return FourMEncoder(model.seeded(shape, specs, 0)).eval()
     if not run.is_dir():
         raise CheckpointError(f"{folder}: its backbone was in {run}, which is gone; give --run RUN")
     if stored_config(run)["weights_sha256"] != backbone["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: the backbone in {run} has other weights than at its training; give --run RUN, or train again"
         )
+    if config.tuning == "lora" and {len(x) for name, x in tuned.items() if "lora_A" in name} != {config.lora_rank}:
+        raise CheckpointError(f"{folder}: its adapters are not of lora_rank {config.lora_rank}")
     return build_encoder(run, config, 0)
 
 
