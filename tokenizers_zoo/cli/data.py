@@ -269,9 +269,10 @@ def verify(data_dir: Path, as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(min=0), help=f"{WORKERS} Default: one per core.")
 @DEVICE
 def repair(data_dir: Path, workers: int | None, device: str) -> None:
-    """Remove damaged shards and make them again.
+    """Make damaged shards again.
 
-    `zoo data verify` lists them. Tokens are encoded again from the values that they were made of.
+    `zoo data verify` lists them. They stay until new ones are written. Tokens are encoded again from
+    the values that they were made of.
 
     \b
     Example:
