@@ -72,12 +72,12 @@ def test_a_changed_or_lost_byte_never_gives_other_content(
     assert refused > 0.95 * len(flips)
 
 
-@pytest.mark.parametrize("value", [10**400, -1e308, "0.5", [1.0]])
+@pytest.mark.parametrize("value", [10**400, -1e308, math.nan, "0.5", [1.0]])
 def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [{"format": 1}, {"step": 1, "loss": value}, {"end": 2}]
     path.write_text("".join(map(line_text, lines)))
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: damaged line"):
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: damaged line .expected numbers up to 1e.100"):
         read_lines(path)
 
 

@@ -581,6 +581,10 @@ def test_other_types_of_indexes_are_not_given_to_faiss(kind: Search, tmp_path: P
         read_vectors(path, 100, file_digest(path), kind)
     path.write_bytes(data)
     assert read_vectors(path, 100, file_digest(path), kind).ntotal == 100
+    vectors[40, 3] = np.nan
+    path.write_bytes(faiss().serialize_index(new_index(vectors, kind)).tobytes())
+    with pytest.raises(CheckpointError, match="its vectors are not whole"):
+        read_vectors(path, 100, file_digest(path), kind)
 
 
 @pytest.mark.parametrize("change", [

@@ -7,6 +7,7 @@ import errno
 import functools
 import gc
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,7 +251,13 @@ def test_shards_of_other_samples_and_odd_levels_are_refused(tmp_path: Path) -> N
     make_store(tmp_path, LAYOUTS["patches"])
     path = first_shard(tmp_path).with_suffix(".json")
     table, split = read_table(path), TokenStore(tmp_path).split("train")
-    for levels in ([[3, 1e39, 1.0]], [[2, 0.0, 1.0]], [[10**12, 0.0, 1.0]], [[4, 0.0, 1.0], [-1, 0.0, 1.0]]):
+    for levels in (
+        [[3, 10**400, 1.0]],
+        [[3, 1e39, 1.0]],
+        [[2, 0.0, 1.0]],
+        [[10**12, 0.0, 1.0]],
+        [[4, 0.0, 1.0], [-1, 0.0, 1.0]],
+    ):
         writer = {**table["record"]["writer"], "levels": levels}
         write_table(path, {**table, "record": {**table["record"], "writer": writer}})
         for shard in (1, 2):
@@ -265,15 +272,24 @@ def test_shards_of_other_samples_and_odd_levels_are_refused(tmp_path: Path) -> N
         TokenColumn(split, "m")
 
 
-@pytest.mark.parametrize(("compression", "reason"), [(None, "other columns"), ("zstd", "compressed")])
-def test_other_columns_and_compressed_numbers_are_refused(tmp_path: Path, compression: str | None, reason: str) -> None:
+def arrow_file(table: pa.Table, compression: str | None = None) -> bytes:
+    with pa.BufferOutputStream() as stream:
+        with pa.ipc.new_file(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+            writer.write_table(table)
+        return bytes(stream.getvalue())
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda table: arrow_file(table.append_column("more", table["tokens"])), "other columns"),
+    (lambda table: arrow_file(table, "zstd"), "compressed"),
+    (lambda table: b"ARROW1" + bytes(100) + b"ARROW1", "expected 2, got 0"),
+    (lambda table: arrow_file(table)[8:], "Invalid flatbuffers message"),
+])  # fmt: skip
+def test_other_arrow_files_are_refused(tmp_path: Path, change: Callable[[pa.Table], bytes], reason: str) -> None:
     """A stranger's shard has a right checksum, and may become large."""
     make_store(tmp_path, LAYOUTS["grid"])
     path = first_shard(tmp_path)
-    table = pa.ipc.open_file(path.read_bytes()).read_all()
-    table = table if compression else table.append_column("more", table["tokens"])
-    with pa.ipc.new_file(path, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
-        writer.write_table(table)
+    path.write_bytes(change(pa.ipc.open_file(path.read_bytes()).read_all()))
     manifest = read_table(path.with_suffix(".json"))
     manifest["files"]["arrow"] = {"size": path.stat().st_size, "sha256": file_digest(path)}
     write_table(path.with_suffix(".json"), manifest)

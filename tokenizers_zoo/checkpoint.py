@@ -143,7 +143,8 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
 def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise CheckpointError for a tensor with NaN or infinite numbers."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch has no isfinite for float8
+        if tensor.is_floating_point() and not wide.isfinite().all():
             raise CheckpointError(f"{path}: {name} has numbers that are not finite; train it again, or copy it again")
 
 

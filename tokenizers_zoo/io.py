@@ -386,8 +386,9 @@ def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:
             check_format(path, table.get("format", FORMAT))
             if line_text(table) != f"{line}\n":
                 raise ValueError("its checksum is not the checksum of its content")
-            if any(abs(value) > LARGEST for key, value in table.items() if key != CHECKSUM and value is not None):
-                raise ValueError(f"a number above {LARGEST:g}")
+            numbers = [value for key, value in table.items() if key not in (CHECKSUM, "format") and value is not None]
+            if not all(isinstance(value, int | float) and abs(value) <= LARGEST for value in numbers):
+                raise ValueError(f"expected numbers up to {LARGEST:g}")
         except (ValueError, KeyError, TypeError, RecursionError, StopIteration) as error:
             raise CheckpointError(f"{path}:{number + 1}: damaged line ({error}); delete the line or the file") from None
         found.append({key: value for key, value in table.items() if key != CHECKSUM})

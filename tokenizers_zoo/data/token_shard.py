@@ -336,14 +336,14 @@ class ShardFile:
         """Check the whole file; return the places of its numbers and of its list offsets. Raises DataError."""
         import pyarrow as pa
 
+        expected = self.manifest.files.get(SUFFIX)
+        data = file.read() if expected and os.fstat(file.fileno()).st_size == expected.size else b""
         try:
-            expected = self.manifest.files[SUFFIX]
-            data = file.read() if os.fstat(file.fileno()).st_size == expected.size else b""
-            if len(data) != expected.size or hashlib.sha256(data).hexdigest() != expected.sha256:
+            if not data or not expected or hashlib.sha256(data).hexdigest() != expected.sha256:
                 raise ValueError("it has another size or checksum than its manifest says")
             whole = pa.py_buffer(data)
-            messages = pa.ipc.MessageReader.open_stream(whole.slice(len(MAGIC)))
-            schema, content = pa.ipc.read_schema(messages.read_next_message()), messages.read_next_message()
+            header, content = itertools.islice(pa.ipc.MessageReader.open_stream(whole.slice(len(MAGIC))), 2)
+            schema = pa.ipc.read_schema(header)
             none = np.zeros(0, np.int64)
             column = _arrow_column(self.writer, none.astype(self.writer.stored_as), none, none.astype(bool))
             if schema != pa.schema([("tokens", column.type)]):
@@ -356,7 +356,7 @@ class ShardFile:
             places = [array.__array_interface__["data"][0] - whole.address if array.size else 0 for array in arrays]
             if any(not 0 <= place <= len(data) - array.nbytes for place, array in zip(places, arrays, strict=True)):
                 raise ValueError("its numbers are elsewhere")
-        except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, IndexError, DataError) as error:
+        except (AttributeError, DataError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
             reason = first_line(error)
             advice = f"{REPAIR}, or `zoo tokenize --overwrite`"
             raise DataError(f"{self.path}: not a sound shard of tokens: {reason}; {advice}") from None

@@ -94,7 +94,7 @@ class TokenColumn:
             raise DataError(f"{self.folder}: has no sample")
         try:
             self.metadata = TokenMetadata.from_json(self.manifests[0].record["writer"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{self.folder}: damaged manifest ({error}); run `zoo tokenize` again") from None
         self._files = [
             ShardFile(self.folder / shard_name(shard, SUFFIX), manifest, self.metadata, split.crops)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -219,12 +220,15 @@ def _marks(path: Path) -> tuple[bytes, ...]:
 
 
 def _is_sound(index: Any, kind: Search) -> bool:
-    """Return whether an index is what `new_index` makes, with all of its vectors."""
+    """Return whether an index is what `new_index` makes, with all of its vectors, which are finite."""
     library, graph = faiss(), kind == "approximate"
     flat = library.downcast_index(index.storage) if graph else index
     whole = (flat.ntotal, flat.d, flat.codes.size()) == (index.ntotal, index.d, 4 * index.ntotal * index.d)
     by_product = index.metric_type == library.METRIC_INNER_PRODUCT
-    return bool(whole and by_product and (not graph or _is_sound_graph(index.hnsw, index.ntotal)))
+    if not (whole and by_product and (not graph or _is_sound_graph(index.hnsw, index.ntotal))):
+        return False
+    vectors = library.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d)  # not a copy
+    return math.isfinite(np.vdot(vectors, vectors))
 
 
 def _is_sound_graph(graph: Any, count: int) -> bool:
