@@ -35,8 +35,10 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
 """Codebook size -> levels, as arXiv 2309.15505 (section 4.1, table 1) recommends for 2^8, 2^10, 2^12, 2^14, 2^16."""
 
 MAX_CODES, MAX_CODEBOOKS = 2**20, 1000
-"""Maximum codebook size of any kind, and tokens per latent. The library lists all codes: 250 MiB for 2^20, 5 GiB for
-2^24, up to which the ids of fsq, which are computed in float32, would be exact."""
+"""Maximum codebook size of any kind, and maximum tokens per latent.
+
+The library lists all codes, 250 MiB for 2^20 and 5 GiB for 2^24. fsq computes ids in float32, exact up to 2^24.
+"""
 
 MAX_LEVELS = 1000
 """Maximum number of levels per dimension of fsq; with more, its margin of 0.001 reaches the next level."""
