@@ -197,7 +197,7 @@ def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> An
         raise CheckpointError(f"{path}: damaged ({first_line(error)}); {DAMAGED}") from None
     if index.ntotal != count:
         raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {count}; {DAMAGED}")
-    if not _is_sound(index, kind):
+    if not is_sound(index, kind):
         raise CheckpointError(f"{path}: damaged: its graph or its vectors are not whole; {DAMAGED}")
     return index
 
@@ -219,7 +219,7 @@ def _marks(path: Path) -> tuple[bytes, ...]:
         return (mark,)
 
 
-def _is_sound(index: Any, kind: Search) -> bool:
+def is_sound(index: Any, kind: Search) -> bool:
     """Return whether an index is what `new_index` makes, with all of its vectors, which are finite."""
     library, graph = faiss(), kind == "approximate"
     flat = library.downcast_index(index.storage) if graph else index
