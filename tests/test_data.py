@@ -596,6 +596,8 @@ def test_a_split_locates_its_samples_and_reads_its_keys(tmp_path: Path) -> None:
     assert split.key(6) == "a/6"
     assert [split.find("a/4"), split.find("a/44"), split.find("a/")] == [4, None, None]
     assert split.modalities() == ["rgb"]
+    for name in ("shard-3.json", "shard-000004.json", "shard-x.json"):
+        (split.folder / "rgb" / name).touch()
     assert shards_of(split.folder / "rgb") == [0, 1, 2]
     with pytest.raises(IndexError):
         split.locate(7)
