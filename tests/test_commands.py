@@ -107,8 +107,8 @@ def test_a_second_writer_is_refused(world: World, name: str) -> None:
         ("export-onnx depth --format torch --out exported", "exported"),
         ("transfer predict probe --out predicted", "predicted"),
         ("retrieve query index --keys test00 --out found", "found"),
-        ("report run --out pages/run.html", "pages"),
-        ("report --out pages/all.html", "pages"),
+        ("report run --out pages/run.html", "pages/pictures"),
+        ("report --out pages/all.html", "pages/pictures"),
     ],
 )
 def test_a_second_writer_of_a_simple_folder_is_refused(world: World, words: str, folder: str) -> None:

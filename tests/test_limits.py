@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import re
 import resource
+import struct
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +76,27 @@ def test_a_larger_file_is_not_read(tmp_path: Path) -> None:
             read()
 
 
+def test_raised_limits_hold_for_values_in_memory() -> None:
+    value: Any = {}
+    for _ in range(250):
+        value = {"a": value}
+    with pytest.raises(InvalidValueError, match="nested too deeply: 200 levels at most"):
+        Zoo.installed()["metadata"].check(value)
+    Zoo({"limits": {"json_depth": 300}})["metadata"].check(value)
+
+
+def test_compressed_bmp_files_are_read() -> None:
+    """Pillow reads them byte by byte."""
+    pixels = np.arange(1000 * 1000, dtype=np.uint8).reshape(1000, 1000)
+    runs = np.stack([np.ones_like(pixels), pixels], axis=-1).reshape(1000, 2000)
+    rows = b"".join(row.tobytes() + b"\0\0" for row in runs) + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, 1000, 1000, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    start = 14 + len(header) + len(palette)
+    data = b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + header + palette + rows
+    assert ZOO["rgb"].read(data, "bmp").shape == (3, 1000, 1000)
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_files_are_refused_before_they_are_decoded(what: str) -> None:
     """Each in 5 s of processor time, with 400 MB of memory besides the file."""
@@ -114,6 +137,20 @@ def test_a_bundle_of_a_stranger_cannot_raise_limits_or_name_other_folders(tmp_pa
     write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
     (tmp_path / "registry.toml").write_text(text)
     with pytest.raises(CheckpointError, match=f"registry.toml: a bundle cannot set {told}"):
+        find_run(tmp_path)
+
+
+@pytest.mark.parametrize("place", [{"data": "../private"}, {"tokens": "/etc"}, {"registry": "./other.toml"}])
+def test_a_bundle_of_a_stranger_has_all_of_its_places(tmp_path: Path, place: dict[str, str]) -> None:
+    golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
+    write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
+    usual = {"tokens": "./tokens", "data": "./samples", "registry": "./registry.toml", "start": None}
+    for places in (usual, usual | place):
+        record = {"kind": "backbone", "identity": {}, "finished": {}, "places": places}
+        write_table(tmp_path / "run.json", record)
+        if places is usual:
+            assert find_run(tmp_path) == tmp_path
+    with pytest.raises(CheckpointError, match=r"run.json: names .*, which is not of the bundle"):
         find_run(tmp_path)
 
 

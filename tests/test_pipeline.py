@@ -31,6 +31,7 @@ from tokenizers_zoo.errors import (
     PluginError,
     ReadError,
 )
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.outcomes import RunResult
@@ -652,6 +653,40 @@ def test_repair_removes_shards_beyond_the_split(toy: Toy, tmp_path: Path) -> Non
     assert [wrong.shard for wrong in verify_store(data)] == [9]
     assert len(list(repair_store(zoo, data, workers=0))) == 2
     assert snapshot(data) == whole and not list(verify_store(data))
+
+
+def test_repair_of_what_cannot_be_made_again_removes_nothing(
+    toy: Toy, install_example: Install, tmp_path: Path
+) -> None:
+    """Values without a source: `dark` is derived from them, and `darker` from `dark`."""
+    install_example("darker", derived("dark"))
+    zoo, data = toy(enabled=("field", "words", "dark", "darker")), tmp_path / "data"
+    make_toy(zoo, data)
+    derive_data(zoo, data, workers=0)
+    record = read_table(data / "dataset.json")
+    splits = {name: {**split, "source": None} for name, split in record["splits"].items()}
+    write_table(data / "dataset.json", {**record, "splits": splits})
+    whole = snapshot(data)
+    for name in ("field", "darker"):
+        path = data / f"train/{name}/shard-00001.tar"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match=r"field/shard-00001.tar: has another checksum .* cannot be made again here"):
+        list(repair_store(zoo, data, workers=0))
+    left = {name for name, content in snapshot(data).items() if whole[name] != content}
+    assert snapshot(data).keys() == whole.keys() and left == {
+        "train/field/shard-00001.tar",
+        "train/field/shard-00001.json",
+    }
+
+
+def test_a_key_that_comes_twice_is_refused(toy: Toy, tmp_path: Path) -> None:
+    zoo, data = toy(), tmp_path / "data"
+    make_toy(zoo, data)
+    split = ValueStore(data).split("train")
+    split.write_keys(1, [split.keys(0)[0], *split.keys(1)[1:]])
+    problem = "keys/shard-00001.txt: has a key that is there twice"
+    with pytest.raises(DataError, match=f"{problem}, which cannot be made again here"):
+        list(repair_store(zoo, data, workers=0))
 
 
 @pytest.mark.parametrize("stage", ["derive", "tokenize"])

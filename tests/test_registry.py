@@ -137,6 +137,7 @@ def test_a_broken_plugin_is_named_and_the_others_work(case: str, install_example
         ("[modalities.x]\nsha256 = 'abc'", r"registry.toml:2 \[modalities.x\] sha256: sha256 'abc': expected 64"),
         (f"x = {'[' * 10**6}", r"registry.toml: is nested too deeply: 100 levels at most"),
         (f"[{'.'.join('a' * 5000)}]", r"registry.toml: is nested too deeply: 100 levels at most"),
+        (f"\ufeffx = {{ y = 1, {chr(34) + chr(92) + chr(34) + chr(34)}{'.a' * 5000} = 1 }}", r"is nested too deeply"),
         (f"""{'."a, b"' * 50_000} = 1"""[1:], r"registry.toml: is nested too deeply: 100 levels at most"),
         (f"# {'a' * 2**20}", r"registry.toml: expected at most 1,048,576 bytes, got 1,0"),
         ("[modalities]\nx = 3", r"registry.toml:2 \[modalities\] x: expected a table, got int 3"),

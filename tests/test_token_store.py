@@ -282,8 +282,8 @@ def arrow_file(table: pa.Table, compression: str | None = None) -> bytes:
 @pytest.mark.parametrize(("change", "reason"), [
     (lambda table: arrow_file(table.append_column("more", table["tokens"])), "other columns"),
     (lambda table: arrow_file(table, "zstd"), "compressed"),
-    (lambda table: b"ARROW1" + bytes(100) + b"ARROW1", "expected 2, got 0"),
-    (lambda table: arrow_file(table)[8:], "Invalid flatbuffers message"),
+    (lambda table: b"ARROW1" + bytes(100) + b"ARROW1", "it has no rows"),
+    (lambda table: arrow_file(table)[8:], "not a sound shard"),
 ])  # fmt: skip
 def test_other_arrow_files_are_refused(tmp_path: Path, change: Callable[[pa.Table], bytes], reason: str) -> None:
     """A stranger's shard has a right checksum, and may become large."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.errors import CheckpointError, first_line
+from tokenizers_zoo.errors import CheckpointError, first_line, is_of_the_machine
 from tokenizers_zoo.io import (
     REMEDY,
     file_digest,
@@ -143,8 +143,10 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
 def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise CheckpointError for a tensor with NaN or infinite numbers."""
     for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
         wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch has no isfinite for float8
-        if tensor.is_floating_point() and not wide.isfinite().all():
+        if not wide.isfinite().all():
             raise CheckpointError(f"{path}: {name} has numbers that are not finite; train it again, or copy it again")
 
 
@@ -159,12 +161,14 @@ def check_sizes(folder: Path, tensors: Mapping[str, torch.Tensor], build: Callab
         with torch.device("meta"):
             expected = build()
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {CONFIG} describes no model: {first_line(error)}") from None
+        if is_of_the_machine(error):
+            raise
+        raise CheckpointError(f"{folder}: {CONFIG} describes no model: {first_line(error)}; {AGAIN}") from None
     for name, tensor in expected.items():
         if name not in tensors:
-            raise CheckpointError(f"{folder}: has no tensor {name}")
-        if tensors[name].shape != tensor.shape:
-            raise CheckpointError(f"{folder}: {name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
+            raise CheckpointError(f"{folder}: has no tensor {name}; {AGAIN}")
+        if (found := tuple(tensors[name].shape)) != (shape := tuple(tensor.shape)):
+            raise CheckpointError(f"{folder}: {name} is {found}, expected {shape}; {AGAIN}")
 
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:

@@ -26,8 +26,9 @@ SHARED = "zoo"
 """Table of registry.toml whose keys are offered to all modalities."""
 PIPELINE = "pipeline"
 """Table of a pipeline's file (zoo run), which may also hold the tables of a registry and of the backbone."""
-LONG_KEY = re.compile(rb"""(?:\.\s*+(?:"[^"\n]*+"|'[^'\n]*+'|[\w-]++)\s*+){%d}""" % DEEPEST)
-"""A dotted key of too many parts."""
+KEY_PART = rb"""(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++)[ \t]*+"""
+LONG_KEY = re.compile(rb"(?m)(?:^|\xef\xbb\xbf|[\[{,])[ \t]*+%b(?:\.[ \t]*+%b){%d}" % (KEY_PART, KEY_PART, DEEPEST))
+"""A dotted key of too many parts, at the start of a line or of an item."""
 LONGEST_TOML = 1 << 20
 """Bytes of a TOML file."""
 TOML = "utf-8-sig"

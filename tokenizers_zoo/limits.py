@@ -47,8 +47,7 @@ class Limits:
                 raise ValueError(f"{field.name}: expected more than 0, got {getattr(self, field.name)}")
 
     def identity(self) -> dict[str, dict[str, float]]:
-        """Return {"limits": those that differ from the defaults}, {} if none does, for the inputs digests of shards:
-        larger values were dropped."""
+        """Return the limits that are not defaults, for inputs digests, as {"limits": {...}} or {}."""
         default = type(self)()
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         changed = {key: value for key, value in found.items() if value != getattr(default, key)}

@@ -35,8 +35,9 @@ LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 """JSON can spell it (`\\ud800`), but no file in UTF-8 can hold it."""
 JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """A JSON string, perhaps cut off; possessive, so that the time is linear."""
-MOST_READS = 500_000
-"""Reads of a file besides one per 100 bytes. Frames, pixels and sounds take fewer."""
+MOST_READS, MOST_READS_OF_BMP = 500_000, 5_000_000
+"""Reads of a file besides one per 100 bytes: seconds. Frames, pixels and sounds take fewer, but Pillow reads compressed
+.bmp files byte by byte."""
 _NPY_LOCK = threading.Lock()
 NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
 """Types whose minimum torch cannot compute."""
@@ -233,16 +234,16 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
 
 class CountedReads(io.BytesIO):
     """A file in memory for a library that reads it part by part. Raises InvalidValueError if its parts are so many
-    that most are empty."""
+    that most are empty, or that reading them takes too long."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self.left = MOST_READS + len(data) // 100
+        self.left = (MOST_READS_OF_BMP if data[:2] == b"BM" else MOST_READS) + len(data) // 100
 
     def read(self, size: int | None = -1, /) -> bytes:
         self.left -= 1
         if self.left < 0:
-            raise InvalidValueError("its parts are too many, and most are empty; save it again")
+            raise InvalidValueError("its parts are too many; save it again")
         return super().read(size)
 
 

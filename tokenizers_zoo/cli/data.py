@@ -271,8 +271,8 @@ def verify(data_dir: Path, as_json: bool) -> None:
 def repair(data_dir: Path, workers: int | None, device: str) -> None:
     """Make damaged shards again.
 
-    `zoo data verify` lists them. They stay until new ones are written. Tokens are encoded again from
-    the values that they were made of.
+    `zoo data verify` lists them. Tokens are encoded again from the values that they were made of.
+    What cannot be made again stays as it is.
 
     \b
     Example:

@@ -6,7 +6,7 @@
     ROOT/<split>/<modality>/shard-00000.json       its manifest, written last
 
 Shard `i` of a split holds the same samples in the same rows in every modality. A shard without a manifest does not
-exist. Nothing here needs more memory than O(shards).
+exist. Memory grows with the shards; `find` and `verify` also keep a number per sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,8 +60,10 @@ MANIFEST = {
 }  # fmt: skip
 """Shape of the manifests of values; of tokens, with another record."""
 TOKENS = {"writer": WRITER, "crops": int, "tokens": int, "longest": int, "needed_vocab_size": int, "present": str}
-MOST_SHARDS, MOST_ROWS = 200_000, 10_000_000
+MOST_SHARDS, MOST_ROWS = 1_000_000, 10_000_000
 """Limits of a split, and of a shard: lists of this length take seconds."""
+TWICE = "has a key that is there twice"
+"""The problem of a key file that `verify` finds, and `zoo data repair` cannot mend."""
 KEPT_KEYS = 4
 """Shards whose keys a `Split` keeps in memory."""
 
@@ -262,9 +264,11 @@ class Split:
                 self._kept.pop(old, None)
         return found
 
-    def with_doubled_keys(self, shards: Sequence[int]) -> set[int]:
-        """Return those of some sound shards that have a key twice, or a key of an earlier one."""
-        hashes = [np.array([hash(key) for key in self._read_keys(shard)[0].split("\n")[:-1]]) for shard in shards]
+    def with_doubled_keys(self, shards: Iterable[int]) -> set[int]:
+        """Return the shards, of some with sound key files, that have a key twice, or a key of an earlier one."""
+        shards = list(shards)
+        texts = (self._read_keys(shard)[0] for shard in shards)
+        hashes = [np.fromiter(map(hash, text.split("\n")[:-1]), np.int64) for text in texts]
         numbers, ends = np.concatenate([np.zeros(0, np.int64), *hashes]), np.cumsum([len(one) for one in hashes])
         again = np.ones(len(numbers), bool)
         again[np.unique(numbers, return_index=True)[1]] = False
@@ -346,6 +350,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a dataset.json or store.json from `record`, which has "splits" and other entries; skip it if unchanged."""
+    for name, table in record["splits"].items():
+        if table["samples"] > MOST_SHARDS * table["shard_size"]:
+            raise DataError(f"{path}: {name!r} would have more than {MOST_SHARDS:,} shards; make several folders")
     if not path.is_file() or read_record(path) != record:
         write_table(path, record)
 
@@ -361,34 +368,39 @@ class Wrong:
 
 
 def verify(split: Split) -> Iterator[Wrong]:
-    """Yield the shards and key files of a split that are damaged or disagree. Every file is read once."""
-    digests = [split.sound_keys(shard) for shard in range(split.shards)]
-    doubled = split.with_doubled_keys([shard for shard, digest in enumerate(digests) if digest])
-    for shard, digest in enumerate(digests):
-        if not digest or shard in doubled:
-            problem = "has a key that is there twice" if digest else "is missing or damaged"
-            yield Wrong(modality=KEYS, shard=shard, path=split.keys_path(shard), problem=problem)
+    """Yield the shards and key files of a split that are damaged or disagree."""
+    sound = [shard for shard in range(split.shards) if split.sound_keys(shard)]
+    doubled = split.with_doubled_keys(sound)
+    for shard in sorted(doubled | (set(range(split.shards)) - set(sound))):
+        problem = TWICE if shard in doubled else "is missing or damaged"
+        yield Wrong(modality=KEYS, shard=shard, path=split.keys_path(shard), problem=problem)
     for modality in split.modalities():
-        folder = split.folder / modality
-        for shard in shards_of(folder):
-            path, problem = manifest_path(folder, shard), ""
-            try:
-                manifest = read_manifest(folder, shard)
-                assert manifest is not None
-                if shard >= split.shards:
-                    problem = f"shard {shard} of a split of {split.shards}"
-                elif manifest.rows != split.rows(shard) or (digests[shard] and manifest.keys != digests[shard]):
-                    problem = "was written for other sample keys"
-                for suffix, expected in manifest.files.items() if not problem else ():
-                    path = folder / shard_name(shard, suffix)
-                    if problem := file_problem(path, expected):
-                        break
-            except ReadError:
-                raise
-            except DataError as error:
-                problem = str(error).removeprefix(f"{path}: ")
-            if problem:
-                yield Wrong(modality=modality, shard=shard, path=path, problem=problem)
+        for shard in shards_of(split.folder / modality):
+            if wrong := wrong_shard(split, modality, shard):
+                yield wrong
+
+
+def wrong_shard(split: Split, modality: str, shard: int) -> Wrong | None:
+    """Return the problem of one shard, None if there is none. Its files are read."""
+    folder = split.folder / modality
+    path, problem = manifest_path(folder, shard), ""
+    try:
+        manifest = read_manifest(folder, shard)
+        if manifest is None:
+            problem = "is missing"
+        elif shard >= split.shards:
+            problem = f"shard {shard} of a split of {split.shards}"
+        elif manifest.rows != split.rows(shard) or manifest.keys != (split.sound_keys(shard) or manifest.keys):
+            problem = "was written for other sample keys"
+        for suffix, expected in manifest.files.items() if manifest and not problem else ():
+            path = folder / shard_name(shard, suffix)
+            if problem := file_problem(path, expected):
+                break
+    except ReadError:
+        raise
+    except DataError as error:
+        problem = str(error).removeprefix(f"{path}: ")
+    return Wrong(modality=modality, shard=shard, path=path, problem=problem) if problem else None
 
 
 def file_problem(path: Path, expected: FileRecord) -> str:

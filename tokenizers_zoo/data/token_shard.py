@@ -75,7 +75,7 @@ class TokenMetadata:
             0 < run <= made.dim and -most <= low <= most and -most <= high <= most for run, low, high in levels
         )
         if not finite or (levels and sum(run for run, _, _ in levels) != made.dim):
-            raise ValueError("its levels")
+            raise ValueError(f"expected levels of {made.dim} numbers, all finite in float32")
         return made
 
     def to_json(self) -> dict[str, Any]:
@@ -342,20 +342,23 @@ class ShardFile:
             if not data or not expected or hashlib.sha256(data).hexdigest() != expected.sha256:
                 raise ValueError("it has another size or checksum than its manifest says")
             whole = pa.py_buffer(data)
-            header, content = itertools.islice(pa.ipc.MessageReader.open_stream(whole.slice(len(MAGIC))), 2)
-            schema = pa.ipc.read_schema(header)
+            messages = list(itertools.islice(pa.ipc.MessageReader.open_stream(whole.slice(len(MAGIC))), 2))
+            if len(messages) != 2:
+                raise ValueError("it has no rows")
+            schema, content = pa.ipc.read_schema(messages[0]), messages[1]
             none = np.zeros(0, np.int64)
             column = _arrow_column(self.writer, none.astype(self.writer.stored_as), none, none.astype(bool))
             if schema != pa.schema([("tokens", column.type)]):
                 raise ValueError(f"it has other columns than tokens of {column.type}")
-            if _is_compressed(content.metadata.to_pybytes()):
+            is_new = content.metadata_version == pa.ipc.MetadataVersion.V5  # older ones compress in another way
+            if not is_new or _is_compressed(content.metadata.to_pybytes()):
                 raise ValueError("its numbers are compressed")
             batch = pa.ipc.read_record_batch(content, schema)
             batch.validate(full=True)
             arrays = self._arrays(batch.column("tokens"))
             places = [array.__array_interface__["data"][0] - whole.address if array.size else 0 for array in arrays]
             if any(not 0 <= place <= len(data) - array.nbytes for place, array in zip(places, arrays, strict=True)):
-                raise ValueError("its numbers are elsewhere")
+                raise ValueError("its numbers are outside of the file")
         except (AttributeError, DataError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
             reason = first_line(error)
             advice = f"{REPAIR}, or `zoo tokenize --overwrite`"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.data.files import FileSamples, signature
 from tokenizers_zoo.data.manifest import (
     DATASET,
+    TWICE,
     Split,
     inputs_digest,
     read_manifest,
@@ -283,6 +284,9 @@ class _Plan:
             for shard, found in workers.run(make_shard, jobs, advance):
                 for name, manifest in found.items():
                     outcomes[name].add(split, shard, manifest)
+        if todo and not dry_run and (doubled := split.with_doubled_keys(range(split.shards))):
+            path = split.keys_path(min(doubled))
+            raise DataError(f"{path}: {TWICE}: {self.source.name} gave it for two samples; give each its own key")
         return list(outcomes.values())
 
 

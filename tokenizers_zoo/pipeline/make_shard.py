@@ -86,7 +86,7 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
                 if problem := "it comes twice" if key in keys else key_problem(key):
                     raise DataError(f"key {key!r}: {problem}")
             except ZooError as error:
-                keys.append(f"sample-{start + row}")
+                keys.append(f"/sample-{start + row}")  # no sample has such a key
                 again.update(handles if passing(error) else ())
                 for writer in writers.values():
                     writer.skip(str(error))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.manifest import (
     DATASET,
     KEYS,
+    TWICE,
     Split,
     Wrong,
-    manifest_path,
     read_manifest,
     read_record,
     read_splits,
     remove_shard,
     shard_name,
+    sound_manifest,
     verify,
+    write_manifest,
+    wrong_shard,
 )
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
@@ -33,8 +36,6 @@ from tokenizers_zoo.run_folder import locked
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
-DAMAGED = "damaged-"
-"""Put before the names of manifests and keys while `repair_store` makes their shards again."""
 SHOWN_REASONS = 5
 """Reasons of dropped samples that are listed for each modality."""
 
@@ -116,7 +117,7 @@ def _made_by(record: Mapping[str, Any]) -> str:
 
 
 def verify_store(root: Path) -> Iterator[Wrong]:
-    """Yield the shards of a store that disagree with their manifests. Every file is read once.
+    """Yield the shards of a store that disagree with their manifests.
 
     Raises DataError if the folder holds neither values nor tokens.
     """
@@ -131,49 +132,39 @@ def _splits(root: Path) -> Mapping[str, Split]:
 
 
 def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str = AUTO) -> Iterator[str]:
-    """Make damaged shards again, yielding a line about each step. A damaged shard stays until its new one is written.
+    """Make damaged shards again, yielding a line about each step.
 
     Values are made by the source, and derived, as before; tokens are encoded from the values that the store records.
     Raises DataError, and the errors of the source, if a shard cannot be made again.
     """
-    damaged: dict[str, set[str]] = {}
     with locked(root):
-        _put_back(root)  # after a kill
-        splits = _splits(root)
-        for wrong in list(verify_store(root)):
+        splits, damaged = _splits(root), list[tuple[str, Wrong]]()
+        for name, wrong in [(name, wrong) for name, split in splits.items() for wrong in verify(split)]:
             folder = wrong.path.parent
-            if wrong.shard >= splits[folder.parent.name].shards:
+            if wrong.shard >= splits[name].shards:
                 remove_shard(folder, wrong.shard)
                 yield f"{wrong.path}: {wrong.problem}; removed"
                 continue
             yield f"{wrong.path}: {wrong.problem}"
-            damaged.setdefault(folder.parent.name, set()).add(wrong.modality)
-            mark = wrong.path if wrong.modality == KEYS else manifest_path(folder, wrong.shard)
-            if mark.exists():
-                mark.rename(mark.with_name(f"{DAMAGED}{mark.name}"))
-    if not damaged:
-        yield f"{root}: all files agree with their manifests"
-    try:
-        for name, modalities in damaged.items():
-            yield from _made_again(zoo, root, name, modalities, workers, device)
-    finally:
-        with locked(root):
-            left = _put_back(root)
-    if left:
-        raise DataError(f"{left[0]}: is damaged, and cannot be made again; copy the folder again")
+            damaged.append((name, wrong))
+            if wrong.modality != KEYS and (manifest := sound_manifest(folder, wrong.shard)):
+                write_manifest(folder, wrong.shard, replace(manifest, inputs=""))  # made again, now or by its command
+        if not damaged:
+            yield f"{root}: all files agree with their manifests"
+        for name, split in splits.items():
+            if modalities := {wrong.modality for there, wrong in damaged if there == name and wrong.problem != TWICE}:
+                yield from _made_again(zoo, root, name, modalities, workers, device)
+                damaged = [(there, wrong) for there, wrong in damaged if there != name or _is_left(split, wrong)]
+    if left := [f"{wrong.path}: {wrong.problem}" for _, wrong in damaged]:
+        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        raise DataError(f"{left[0]}{more}, which cannot be made again here; copy the folder, or make another")
 
 
-def _put_back(root: Path) -> list[Path]:
-    """Put manifests and keys of damaged shards back unless new ones were written; return those without new ones."""
-    left = []
-    for kept in sorted(root.glob(f"*/*/{DAMAGED}*")):
-        path = kept.with_name(kept.name.removeprefix(DAMAGED))
-        if path.exists():
-            kept.unlink()
-        else:
-            kept.rename(path)
-            left.append(path)
-    return left
+def _is_left(split: Split, wrong: Wrong) -> bool:
+    """Return whether a shard is still damaged after it could be made again."""
+    if wrong.modality == KEYS:
+        return wrong.problem == TWICE or not split.sound_keys(wrong.shard)
+    return wrong_shard(split, wrong.modality, wrong.shard) is not None
 
 
 def _made_again(

@@ -145,6 +145,8 @@ class QuantizerConfig(QuantizerFields):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         check_interval(self, f"[2, {MAX_CODEBOOKS}]", "num_codebooks")
+        if self.kind == "residual_fsq" and self.codebook_size * self.codes_per_position > 4 * MAX_CODES:
+            raise ValueError(f"num_codebooks: expected at most {4 * MAX_CODES // self.codebook_size} of these levels")
         if self.groups is not None and (self.groups < 2 or self.codes_per_position % self.groups):
             raise ValueError(
                 f"groups: expected at least 2 that divide num_codebooks {self.num_codebooks}, got {self.groups}"

@@ -14,7 +14,7 @@ from tokenizers_zoo.intervals import percentiles
 from tokenizers_zoo.io import read_lines, read_table
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pages import FOLDER, chart_of, flat, no_folder, registry_of, write_page
-from tokenizers_zoo.report.pictures import Pictures
+from tokenizers_zoo.report.pictures import pictures_beside
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.train.log import METRICS
 
@@ -144,16 +144,19 @@ def _equal(parts: Sequence[Sequence[str]]) -> int:
 
 
 def write_comparison(comparison: Mapping[str, Any], page: Path) -> Path:
-    """Write the comparison as an HTML page with pictures beside it. Raises ConfigError if `page` is a folder."""
-    pictures = Pictures(folder=no_folder(page).parent / "pictures")
+    """Write the comparison as an HTML page with pictures beside it.
+
+    Raises ConfigError if `page` is a folder, and FolderError while another process writes pictures there.
+    """
     names = [run["name"] for run in comparison["runs"]]
     curves = []
-    for loss, of_runs in comparison["losses"].items():
-        title = "Held-out loss" if loss == "loss" else f"Held-out loss of {loss}"
-        lines = {
-            name: ([{"step": step, "loss": value} for step, value in points], "loss")
-            for name, points in zip(names, of_runs, strict=True)
-        }
-        curves += chart_of(pictures, f"compare-{loss}", title, "loss (nats per token)", lines)
-    write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": curves})
+    with pictures_beside(no_folder(page)) as pictures:
+        for loss, of_runs in comparison["losses"].items():
+            title = "Held-out loss" if loss == "loss" else f"Held-out loss of {loss}"
+            lines = {
+                name: ([{"step": step, "loss": value} for step, value in points], "loss")
+                for name, points in zip(names, of_runs, strict=True)
+            }
+            curves += chart_of(pictures, f"compare-{loss}", title, "loss (nats per token)", lines)
+        write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": curves})
     return page

@@ -17,10 +17,18 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
 from tokenizers_zoo.io import open_regular, read_lines, read_regular, read_table, replacing_file
 from tokenizers_zoo.report import records
-from tokenizers_zoo.report.pictures import Pictures, curve_chart, legend_of, range_text, signed
+from tokenizers_zoo.report.pictures import (
+    PICTURES,
+    Pictures,
+    curve_chart,
+    legend_of,
+    pictures_beside,
+    range_text,
+    signed,
+)
 from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
-from tokenizers_zoo.run_folder import RUN, locked, read_run
+from tokenizers_zoo.run_folder import RUN, read_run
 from tokenizers_zoo.spec import layout_from_json
 from tokenizers_zoo.train.log import METRICS
 
@@ -68,12 +76,12 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
 
     Reads run.json, config.json, metrics.jsonl, growth.json, evaluation/, retrieval/ and transfer/ of the run, its data,
     and the checkpoints of the zoo. Raises CheckpointError if `run` is not a run, ConfigError where `out` is a folder,
-    and FolderError while another process writes a page there.
+    and FolderError while another process writes pictures there.
     """
     registry_of(run)
     page = no_folder(out or run / "report" / "index.html")
-    with locked(page.parent):
-        write_page(page, "report.html.j2", _content(zoo, run, Pictures(folder=page.parent / "pictures")))
+    with pictures_beside(page) as pictures:
+        write_page(page, "report.html.j2", _content(zoo, run, pictures))
     return page
 
 
@@ -299,16 +307,15 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
     It links to tokenizers/NAME.html for each modality with a checkpoint. Reads the checkpoint folders only; damaged
     files are a problem on the page. Default: `report/index.html` next to the folder of the tokenizers. Pictures go to
     the folder `pictures` next to the page. Raises ConfigError if `out` is a folder, and FolderError while another
-    process writes a page there.
+    process writes pictures there.
     """
     page = no_folder(out or zoo.checkpoints.parent / "report" / "index.html")
-    with locked(page.parent):
-        _write_zoo_pages(zoo, page)
+    with pictures_beside(page) as pictures:
+        _write_zoo_pages(zoo, page, pictures)
     return page
 
 
-def _write_zoo_pages(zoo: Zoo, page: Path) -> None:
-    pictures = Pictures(folder=page.parent / "pictures")
+def _write_zoo_pages(zoo: Zoo, page: Path, pictures: Pictures) -> None:
     problems = list(zoo.problems().values())
     rows, families = [], dict[str, list[dict[str, Any]]]()
     for handle in zoo.handles():
@@ -328,7 +335,7 @@ def _write_zoo_pages(zoo: Zoo, page: Path) -> None:
         count_of(len({item["distribution"] for item in rows}), "distribution"),
     ]
     content = {"families": dict(sorted(families.items())), "rows": rows, "tiles": tiles, "problems": problems,
-               "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": "pictures"}  # fmt: skip
+               "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": PICTURES}  # fmt: skip
     write_page(page, "zoo.html.j2", content)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.run_folder import locked
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.handle import ModalityHandle
 
+PICTURES = "pictures"
 FREE_SIDE = 8
 """Pixels of a free axis of the value's shape when the colour legend is drawn."""
 DECADES_OF_A_LOGARITHM = 2.0
@@ -43,6 +46,14 @@ class Pictures:
         with replacing_file(self.folder / f"{name.replace('/', '-')}.png") as temporary:
             temporary.write_bytes(png)
         return data_uri(png)
+
+
+@contextlib.contextmanager
+def pictures_beside(page: Path) -> Iterator[Pictures]:
+    """Lock the folder of a page's pictures, next to it. Raises FolderError while another process writes there."""
+    folder = page.parent / PICTURES
+    with locked(folder):
+        yield Pictures(folder=folder)
 
 
 def data_uri(png: bytes) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tokenizers_zoo.io import as_json, line_text, start_lines
+from tokenizers_zoo.io import LARGEST, as_json, line_text, start_lines
 from tokenizers_zoo.progress import Lines, clock, progress_of, say
 from tokenizers_zoo.terminal import console
 from tokenizers_zoo.train.loggers import new_loggers
@@ -96,8 +95,8 @@ class StepLog:
         """Log scalars to the loggers and as a line of metrics.jsonl."""
         for logger in self.loggers:
             logger.log(done, scalars)
-        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self.file.write(line_text({"step": done, **finite}))
+        told = {name: value if abs(value) <= LARGEST else None for name, value in scalars.items()}  # None for NaN, too
+        self.file.write(line_text({"step": done, **told}))
         self.written += 1
 
     def write_speed(self) -> None:

@@ -107,6 +107,10 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
         registry = folder / "registry.toml"
         if registry.is_file() and (problem := _foreign_setting(load_toml(registry))):
             raise CheckpointError(f"{registry}: a bundle cannot set {problem}; ask its author to export it again")
+        for name, place in Run.load(folder).places().items():
+            inside = folder.resolve()
+            if place and not Path(place).is_relative_to(inside / registry.name if name == "registry" else inside):
+                raise CheckpointError(f"{folder / RUN}: names {place}, which is not of the bundle; export it again")
     return folder
 
 

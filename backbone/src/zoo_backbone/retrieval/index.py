@@ -198,7 +198,7 @@ def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> An
     if index.ntotal != count:
         raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {count}; {DAMAGED}")
     if not is_sound(index, kind):
-        raise CheckpointError(f"{path}: damaged: its graph or its vectors are not whole; {DAMAGED}")
+        raise CheckpointError(f"{path}: damaged: links or numbers of vectors are missing, or not finite; {DAMAGED}")
     return index
 
 
