@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import tarfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -146,16 +145,16 @@ def test_a_name_of_two_mebibytes_is_not_read(tmp_path: Path) -> None:
     assert any("extended header" in one.reason for one in dropped)
 
 
-@pytest.mark.parametrize(("size", "count"), [(1 << 15, 1), (0, 1500)])
-def test_extended_headers_of_digits_and_in_a_row_are_damage(tmp_path: Path, size: int, count: int) -> None:
+@pytest.mark.parametrize(("size", "count", "reason"), [
+    (1 << 15, 1, "an extended header with a number of more than 256 digits"), (0, 1500, "maximum recursion depth"),
+])  # fmt: skip
+def test_extended_headers_of_digits_and_in_a_row_are_damage(tmp_path: Path, size: int, count: int, reason: str) -> None:
     """tarfile's search is quadratic in a number's digits, and it reads headers in a row by recursion."""
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.XHDTYPE, size
     (tmp_path / "s.tar").write_bytes((header.tobuf() + b"1" * size) * count + bytes(2 * BLOCK))
-    began = time.process_time()
-    with pytest.raises(DataError, match=r"no usable member \(damaged header"):
+    with pytest.raises(DataError, match=rf"no usable member \(damaged header: {reason}"):
         scan(tmp_path / "s.tar")
-    assert time.process_time() - began < 5
 
 
 @given(st.dictionaries(st.integers(0, 9 * BLOCK - 1), st.integers(0, 255), min_size=1, max_size=8))
