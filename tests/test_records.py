@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -79,6 +80,15 @@ def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: 
     path.write_text("".join(map(line_text, lines)))
     with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: damaged line .expected numbers up to 1e.100"):
         read_lines(path)
+
+
+@pytest.mark.parametrize("odd", ["1" + "0" * 30, "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}'])
+def test_values_that_no_record_has_are_damage(tmp_path: Path, odd: str) -> None:
+    """A stranger's record has a right checksum."""
+    text = '{\n  "format": 1,\n  "a": ' + odd + ',\n  "checksum": "'
+    (tmp_path / "a.json").write_text(f'{text}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n')
+    with pytest.raises(CheckpointError, match=r"a.json: damaged: cannot be read as JSON"):
+        read_table(tmp_path / "a.json")
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from tokenizers_zoo import Zoo
@@ -321,6 +322,28 @@ def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
             assert str(error).startswith(f"{path}: damaged: ") and "\n" not in str(error)
             refused += 1
     assert refused > len(whole) // 14
+
+
+@pytest.mark.parametrize(
+    "cells", ["[" * 60_000, "[[[0, 0, 20000, 20000]]]", "[[[0, 0, Infinity, 5]]]", "[[[0, 0]]]", "3"]
+)
+def test_a_sheet_with_odd_cells_is_named(tmp_path: Path, cells: str) -> None:
+    text = PngInfo()
+    text.add_text("cells", cells, zip=True)
+    plain("red", 20, 20).save(tmp_path / "sheet.png", pnginfo=text)
+    with pytest.raises(CheckpointError, match=f"{tmp_path / 'sheet.png'}: damaged: "):
+        cells_of(tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize("odd", [{"columns": []}, {"rows": []}])
+def test_a_gallery_that_is_not_its_sheets_is_damage(run: Run, zoo: Zoo, odd: dict[str, Any]) -> None:
+    folder, _ = run
+    write_report(zoo, folder)
+    path = folder / "evaluation/evaluation.json"
+    scores = read_table(path)
+    write_table(path, {**scores, "galleries": [{**one, **odd} for one in scores["galleries"]]})
+    with pytest.raises(CheckpointError, match=f"{folder}: its files do not fit together"):
+        write_report(zoo, folder)
 
 
 def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train, with_run
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, OneLineError, UnknownNameError, ZooError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from zoo_backbone.transfer import load
@@ -263,7 +263,16 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
         tensors, config = load_checkpoint(folder)
         place = shutil.copytree(folder, tmp_path / str(number))
         save_checkpoint(place, {name: t for name, t in tensors.items() if name != lost} | more, config, "A card.")
-        with pytest.raises(CheckpointError, match=f"{place}: (its tensors do not fit|has no tensor)"):
+        with pytest.raises(CheckpointError, match=f"{place}: (its files do not fit together|has no tensor)"):
+            load(place)
+    tensors, config = load_checkpoint(frozen)
+    for number, change in enumerate((
+        {"settings": {"tuning": 3}}, {"settings": []}, {"target": {"kind": "x"}}, {"target": []}, {"task": "x"},
+        {"head": "x"}, {"backbone": {}}, {"inputs": "x"},
+    )):  # fmt: skip
+        place = shutil.copytree(frozen, tmp_path / f"odd-{number}")
+        save_checkpoint(place, tensors, config | change, "A card.")
+        with pytest.raises(OneLineError):
             load(place)
     tensors, config = load_checkpoint(full)
     config["backbone"]["model"]["dim"] = 2**16  # compared before it would take more than all memory

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.errors import CheckpointError, first_line, is_of_the_machine
+from tokenizers_zoo.errors import CheckpointError, ConfigError, OneLineError, first_line, is_of_the_machine
 from tokenizers_zoo.io import (
     REMEDY,
     file_digest,
@@ -169,6 +169,21 @@ def check_sizes(folder: Path, tensors: Mapping[str, torch.Tensor], build: Callab
             raise CheckpointError(f"{folder}: has no tensor {name}; {AGAIN}")
         if (found := tuple(tensors[name].shape)) != (shape := tuple(tensor.shape)):
             raise CheckpointError(f"{folder}: {name} is {found}, expected {shape}; {AGAIN}")
+
+
+@contextlib.contextmanager
+def fitting(folder: Path | str) -> Iterator[None]:
+    """Raise CheckpointError where the files in a folder, though undamaged, are not what this program writes."""
+    try:
+        yield
+    except (
+        ArithmeticError, AttributeError, ConfigError, LookupError, RuntimeError, StopIteration, TypeError, ValueError
+    ) as error:  # fmt: skip
+        if is_of_the_machine(error) or (isinstance(error, OneLineError) and not isinstance(error, ConfigError)):
+            raise
+        kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder}: its files do not fit together: {kind}{reason}; {AGAIN}") from error
 
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:

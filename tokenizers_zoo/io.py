@@ -11,6 +11,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -306,15 +307,29 @@ def parsed_table(
     if rest.rstrip(b' \n"}').decode(errors="replace") != hashlib.sha256(start + mark).hexdigest():
         raise error(f"{path}: damaged: its checksum is not the checksum of its content; {remedy}")
     try:
-        table = json.loads(data)
+        table = json.loads(data, parse_int=_integer, parse_float=_float, parse_constant=_float)
         problem = shape_problem(table, shape or {})
         if not problem and too_deep(table):
             problem = f"is nested too deeply: {DEEPEST} levels at most"
+        elif not problem and b"\\u" in data:
+            json.dumps(table, ensure_ascii=False).encode()  # fails for half a character, which no file can hold
     except (ValueError, RecursionError) as reason:
         problem = f"cannot be read as JSON: {reason}"
     if problem:
         raise error(f"{path}: damaged: {problem}; {remedy}")
     return {key: value for key, value in table.items() if key not in ("format", CHECKSUM)}
+
+
+def _integer(text: str) -> int:
+    if not -(2**63) <= (number := int(text)) < 2**64:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return number
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text[:SHORT]}")
+    return number
 
 
 def check_format(path: Path, written: int, error: type[ZooError] = CheckpointError) -> None:

@@ -15,7 +15,7 @@ import torch
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig
 from tokenizers_zoo.autoencoder.model import DENOISER
 from tokenizers_zoo.autoencoder.tokenizer import build_autoencoder
-from tokenizers_zoo.checkpoint import ORIGIN, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import ORIGIN, fitting, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Origin, Settings, recorded
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -87,7 +87,7 @@ def import_tokenizer(
         inputs="published",
         **({"class_channels": architecture.channels} if architecture.classes else {}),
     )
-    with torch.device("meta"):
+    with fitting(published.place), torch.device("meta"):
         module = build_autoencoder(model, diffusion)
     state = module.state_dict()
     mean, std = modality.published_scale

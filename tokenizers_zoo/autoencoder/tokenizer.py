@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,9 @@ from torch import nn
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
 from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder, NoDecoder
-from tokenizers_zoo.checkpoint import check_sizes, load_checkpoint
+from tokenizers_zoo.checkpoint import check_sizes, fitting, load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, is_of_the_machine
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.io import as_json
 
 if TYPE_CHECKING:
@@ -172,15 +171,3 @@ def _meaning(model: AutoencoderConfig) -> dict[str, Any]:
         "kind": model.kind,
         **{f"quantizer {name}": value for name, value in model.quantizer.meaning().items()},
     }
-
-
-@contextlib.contextmanager
-def fitting(folder: Path) -> Iterator[None]:
-    """Raise CheckpointError if building a model from the checkpoint in `folder` fails."""
-    try:
-        yield
-    except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, CheckpointError) or is_of_the_machine(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: the weights do not fit the configuration: {reason}") from None

@@ -48,6 +48,10 @@ class PipelineConfig:
     """The registry.toml. Default: this file if it has a table [zoo], [vocabularies] or [modalities], else the registry
     of other commands."""
 
+    def __post_init__(self) -> None:
+        if not self.folder or self.folder.startswith("-"):
+            raise ValueError(f"folder: expected a path, which does not begin with -, got {self.folder!r}")
+
 
 @click.command()
 @click.argument("file", metavar="PIPELINE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -122,6 +126,8 @@ def commands_of(file: Path, zoo: click.Command, registry: Path | None) -> Iterat
             given = _options(command, options, where, words)
             if isinstance(command, CheckedCommand):
                 _check(command, [*words, *given], chosen, where)
+            if any("\0" in word for word in (*words, *given)):
+                raise ConfigError(f"{where.at('')}: has a text with a NUL character")
             yield [*whole, *words, *given]
 
 

@@ -180,8 +180,8 @@ def read_architecture(published: PublishedCheckpoint) -> Architecture:
     """Return the architecture of a tokenizer. Raises CheckpointError if it is not supported."""
     known = {field.name for field in fields(PublishedKeys)}
     given = {key: value for key, value in published.config.items() if key in known and value is not None}
-    whole = {key: int(value) if isinstance(value, str) and value.isdigit() else value for key, value in given.items()}
     try:
+        whole = {key: int(x) if isinstance(x, str) and x.isdecimal() else x for key, x in given.items()}
         keys = from_mapping(PublishedKeys, whole)
         diffusion = _class_name(published) == DIFFUSION
         dec_type = keys.dec_type or ("unet_patched" if diffusion else "vit_b_dec")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, is_complete
+from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, fitting, is_complete
 from tokenizers_zoo.config import TOML
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
@@ -80,7 +80,7 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """
     registry_of(run)
     page = no_folder(out or run / "report" / "index.html")
-    with pictures_beside(page) as pictures:
+    with pictures_beside(page) as pictures, fitting(run):
         write_page(page, "report.html.j2", _content(zoo, run, pictures))
     return page
 
@@ -346,8 +346,9 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
     shown, problems = dict[str, dict[str, Any]](), []
     for name, other in checkpoints.items():
         try:
-            card, log = tokenizer_card(other, pictures, SAMPLES), read_lines(other.checkpoint / METRICS)
-            settings = flat(read_table(other.checkpoint / CONFIG))
+            with fitting(other.checkpoint):
+                card, log = tokenizer_card(other, pictures, SAMPLES), read_lines(other.checkpoint / METRICS)
+                settings = flat(read_table(other.checkpoint / CONFIG))
             shown[name] = {**card, "folder": other.checkpoint, "settings": settings, "log": log}
         except ZooError as error:
             problems.append(about(name, error))

@@ -78,14 +78,15 @@ def cells_of(sheet: Path) -> list[list[str | None]]:
     """
     from PIL import Image
 
+    of_pillow = Image.DecompressionBombError, Image.DecompressionBombWarning
     try:
         with Image.open(sheet, formats=("PNG",)) as whole:
-            places = getattr(whole, "text", {})["cells"]
-            return [
-                [None if place is None else data_uri(png_of(whole.crop(place))) for place in row]
-                for row in json.loads(places)
-            ]
-    except (OSError, ValueError, SyntaxError, TypeError, LookupError) as error:
+            rows = json.loads(getattr(whole, "text", {})["cells"])
+            for left, top, right, bottom in (place for row in rows for place in row if place is not None):
+                if not (0 <= left < right <= whole.width and 0 <= top < bottom <= whole.height):
+                    raise ValueError("a cell that is not in it")
+            return [[place and data_uri(png_of(whole.crop(place))) for place in row] for row in rows]
+    except (LookupError, OSError, RecursionError, SyntaxError, TypeError, ValueError, *of_pillow) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{sheet}: damaged: {reason}; delete it: the page goes without it, and what drew it draws it again"

@@ -89,7 +89,7 @@ def _is_text_tokenizer(path: Path) -> bool:
     """Return whether a JSON file was written by the tokenizers library."""
     try:
         table = json.loads(read_regular(path) or b"")
-    except (ReadError, ValueError):
+    except (ReadError, RecursionError, ValueError):
         return False
     return isinstance(table, dict) and {"added_tokens", "model"} <= set(table)
 

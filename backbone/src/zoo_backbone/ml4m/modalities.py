@@ -73,7 +73,7 @@ KINDS: dict[str, Kind] = {"token_emb.weight": "tokens", "proj.weight": "patches"
 def size_in(published: str) -> int | None:
     """The resolution in a published name, pixels."""
     size = published.partition("@")[2]
-    return int(size) if size.isdigit() else None
+    return int(size) if size.isdecimal() and len(size) < 10 else None
 
 
 def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModality]:

@@ -27,14 +27,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import CONFIG, check_sizes, load_checkpoint, loading
+from tokenizers_zoo.checkpoint import AGAIN, CONFIG, check_sizes, fitting, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import difference
+from tokenizers_zoo.io import difference, shape_problem
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import read_run, replacing_folder
@@ -44,7 +44,7 @@ from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.model import check_handle
 from zoo_backbone.packing import spans_of
 from zoo_backbone.run import stored_config, zoo_of
-from zoo_backbone.transfer.config import TransferConfig
+from zoo_backbone.transfer.config import HEADS, TransferConfig
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
 from zoo_backbone.transfer.targets import Target, Tokens, target_from_json
 from zoo_backbone.transfer.task import Samples, Stores, Task
@@ -57,6 +57,13 @@ BASELINE = "constant_baseline"
 LORA_LAYERS = r"encoder\.\d+\.(attention\.(qkv|out)|mlp\.(up|down))"
 """Layers that get LoRA adapters: all linear layers of the encoder's attention and MLP."""
 BATCH = 32
+SHAPE = {
+    "task": {"wanted": (str, None)}, "target": dict, "inputs": [str], "head": str, "settings": dict,
+    "backbone": {"weights_sha256": str}, "train_classes": list,
+}  # fmt: skip
+"""Shape of config.json."""
+PLACES = {"task": str, "run": str, "tokens": str, "registry": (str, None)}
+"""Shape of the places of run.json."""
 TABLE, PICTURE = "predictions.csv", "predictions.png"
 SHOWN = 100
 """Maximum number of samples in the picture."""
@@ -230,20 +237,27 @@ def load(
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
     places = record["places"]
     tensors, stored = load_checkpoint(folder, CLASS)
-    config = from_mapping(TransferConfig, stored["settings"])
+    if problem := shape_problem(stored, SHAPE) or shape_problem(places, PLACES):
+        raise CheckpointError(f"{folder}: damaged: {problem}; {AGAIN}")
+    with fitting(folder):
+        config = from_mapping(TransferConfig, stored["settings"])
+        target = target_from_json(stored["target"])
+        if stored["head"] not in HEADS[target.kind]:
+            raise ValueError(f"head {stored['head']} cannot predict {target.kind}")
     zoo = zoo or zoo_of(folder, Path(places["registry"]) if places["registry"] else None)
     task = Task.parse(places["task"], zoo, stored["task"]["wanted"])
-    target = target_from_json(stored["target"])
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)
-    if problem := difference(stored["value"], task.value):
+    if problem := difference(stored.get("value"), task.value):
         advice = "use the registry of its training, or train again"
         raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {problem}; {advice}")
     head_tensors, tuned = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in (HEAD, ENCODER)
     )
-    with loading():
+    if config.tuning == "lora":
+        require_peft()
+    with loading(), fitting(folder):
         encoder = _load_encoder(folder, stored, config, run or Path(places["run"]), tuned)
         grid = Grid.of(encoder.layout, stored["inputs"]) if target.kind.endswith("map") else None
         if stored["head"] == "knn":
@@ -252,15 +266,11 @@ def load(
             build = partial(build_head, stored["head"], target, config, encoder.model.config, grid)
             check_sizes(folder, head_tensors, lambda: build().state_dict())
             head = build()
-    try:
         head.load_state_dict(head_tensors)
         expected = {name for name in encoder.model.state_dict() if config.tuning != "lora" or ADAPTER in name}
         if config.tuning != "frozen" and expected != set(tuned):
-            raise RuntimeError(f"encoder weight {min(expected ^ set(tuned))} is missing or unexpected")
+            raise ValueError(f"encoder weight {min(expected ^ set(tuned))} is missing or unexpected")
         encoder.model.load_state_dict(tuned, strict=False)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: its tensors do not fit its config.json: {reason}") from None
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
     constant = tensors[BASELINE].numpy() if BASELINE in tensors else stored["constant_baseline"]
     return Probe(network, task, target, zoo, stored, places, constant)
