@@ -145,7 +145,12 @@ def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             continue
-        wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch has no isfinite for float8
+        try:
+            wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch has no isfinite for float8
+        except NotImplementedError:
+            raise CheckpointError(
+                f"{path}: {name} is {tensor.dtype}; expected float32, or another common type"
+            ) from None
         if not wide.isfinite().all():
             raise CheckpointError(f"{path}: {name} has numbers that are not finite; train it again, or copy it again")
 
@@ -181,7 +186,7 @@ def fitting(folder: Path | str) -> Iterator[None]:
     ) as error:  # fmt: skip
         if is_of_the_machine(error) or (isinstance(error, OneLineError) and not isinstance(error, ConfigError)):
             raise
-        kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
+        kind = f"{type(error).__name__} " if isinstance(error, LookupError) or not str(error) else ""
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: its files do not fit together: {kind}{reason}; {AGAIN}") from error
 

@@ -91,14 +91,14 @@ def import_tokenizer(
         module = build_autoencoder(model, diffusion)
     state = module.state_dict()
     mean, std = modality.published_scale
-    own = {name: torch.full(state[name].shape, number) for name, number in (("mean", mean), ("std", std))}
+    own = {name: torch.tensor(x).expand(state[name].shape) for name, x in (("mean", mean), ("std", std))}
     own |= {f"fitted_{name}": torch.from_numpy(array) for name, array in modality.published_fitted(options).items()}
     if model.directions:
         own["length"] = torch.ones(())
     description = {**codec.describe(), "model": recorded(model)}
     if diffusion is not None:
         description["diffusion"] = diffusion.trained()
-        own[f"{DENOISER}scale"] = torch.ones(model.channels, 1, 1)
+        own[f"{DENOISER}scale"] = torch.ones(()).expand(model.channels, 1, 1)
         own[f"{DENOISER}hidden_code"] = torch.zeros(architecture.latent_dim, 1, 1)
     if architecture.quantizer.distance == "cosine":  # the EMA sums that these codes would come from
         rows = architecture.quantizer.codebook_size, architecture.latent_dim
