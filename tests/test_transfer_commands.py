@@ -281,6 +281,20 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
         load(full)
 
 
+def test_neighbours_of_a_stranger_have_the_sizes_of_their_labels(world: World, tmp_path: Path) -> None:
+    probe = tmp_path / "probe"
+    train(world, probe, "facts.first", head="knn")
+    tensors, config = load_checkpoint(probe)
+    bank, answers = tensors["head.bank"], tensors["head.answers"]
+    odd = ({"head.bank": bank[:, 1:]}, {"head.answers": answers + 1000}, {"head.answers": answers[1:]},
+           {"head.answers": answers.float()}, {"head.bank": bank[:0], "head.answers": answers[:0]})  # fmt: skip
+    load(probe)
+    for change in odd:
+        save_checkpoint(probe, {**tensors, **{name: x.contiguous() for name, x in change.items()}}, config, "A card.")
+        with pytest.raises(CheckpointError, match=f"{probe}: its files do not fit together: (bank|answers)"):
+            load(probe)
+
+
 def test_tokens_of_another_tokenizer_are_refused_where_they_are_inputs(world: World, tmp_path: Path) -> None:
     """The fingerprints of other modalities decide neither inputs nor a finished probe."""
     there, out = with_run(world, tmp_path), tmp_path / "probe"

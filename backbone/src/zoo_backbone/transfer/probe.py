@@ -59,7 +59,7 @@ LORA_LAYERS = r"encoder\.\d+\.(attention\.(qkv|out)|mlp\.(up|down))"
 BATCH = 32
 SHAPE = {
     "task": {"wanted": (str, None)}, "target": dict, "inputs": [str], "head": str, "settings": dict,
-    "backbone": {"weights_sha256": str}, "train_classes": list,
+    "backbone": {"weights_sha256": str}, "train_classes": [str],
 }  # fmt: skip
 """Shape of config.json."""
 PLACES = {"task": str, "run": str, "tokens": str, "registry": (str, None)}
@@ -261,19 +261,33 @@ def load(
         encoder = _load_encoder(folder, stored, config, run or Path(places["run"]), tuned)
         grid = Grid.of(encoder.layout, stored["inputs"]) if target.kind.endswith("map") else None
         if stored["head"] == "knn":
-            head: Head = Neighbours(head_tensors["bank"], head_tensors["answers"], config, target.outputs)
+            head = _neighbours(head_tensors, target, config, encoder.model.config.dim)
         else:
             build = partial(build_head, stored["head"], target, config, encoder.model.config, grid)
             check_sizes(folder, head_tensors, lambda: build().state_dict())
             head = build()
+        constant = tensors[BASELINE].numpy() if BASELINE in tensors else stored["constant_baseline"]
+        if target.kind == "numbers" and not isinstance(constant, float | int | np.ndarray):
+            raise ValueError(f"constant_baseline of numbers is {constant!r}")
         head.load_state_dict(head_tensors)
         expected = {name for name in encoder.model.state_dict() if config.tuning != "lora" or ADAPTER in name}
         if config.tuning != "frozen" and expected != set(tuned):
             raise ValueError(f"encoder weight {min(expected ^ set(tuned))} is missing or unexpected")
         encoder.model.load_state_dict(tuned, strict=False)
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
-    constant = tensors[BASELINE].numpy() if BASELINE in tensors else stored["constant_baseline"]
     return Probe(network, task, target, zoo, stored, places, constant)
+
+
+def _neighbours(tensors: Mapping[str, Tensor], target: Any, config: TransferConfig, dim: int) -> Head:
+    """Return the head of stored features and their answers. Raises ValueError if they do not fit the target."""
+    bank, answers = tensors["bank"], tensors["answers"]
+    of_classes = target.kind == "classes"
+    shapes = (len(bank), dim), (len(bank),) if of_classes else (len(bank), target.outputs)
+    if (tuple(bank.shape), tuple(answers.shape)) != shapes or not len(bank):
+        raise ValueError(f"bank is {tuple(bank.shape)} and answers {tuple(answers.shape)}, expected {shapes}")
+    if of_classes and (answers.dtype != torch.int64 or answers.min() < 0 or answers.max() >= target.outputs):
+        raise ValueError(f"answers: expected class ids below {target.outputs}")
+    return Neighbours(bank, answers, config, target.outputs)
 
 
 def _load_encoder(
