@@ -251,13 +251,7 @@ def test_shards_of_other_samples_and_odd_levels_are_refused(tmp_path: Path) -> N
     make_store(tmp_path, LAYOUTS["patches"])
     path = first_shard(tmp_path).with_suffix(".json")
     table, split = read_table(path), TokenStore(tmp_path).split("train")
-    for levels in (
-        [[3, 10**400, 1.0]],
-        [[3, 1e39, 1.0]],
-        [[2, 0.0, 1.0]],
-        [[10**12, 0.0, 1.0]],
-        [[4, 0.0, 1.0], [-1, 0.0, 1.0]],
-    ):
+    for levels in ([[3, 1e39, 1.0]], [[2, 0.0, 1.0]], [[10**12, 0.0, 1.0]], [[4, 0.0, 1.0], [-1, 0.0, 1.0]]):
         writer = {**table["record"]["writer"], "levels": levels}
         write_table(path, {**table, "record": {**table["record"], "writer": writer}})
         for shard in (1, 2):
@@ -367,7 +361,7 @@ def token_file(path: Path, tokens: Any, fingerprint: Any = "f" * 64) -> Path:
     return path
 
 
-@pytest.mark.parametrize("tokens", [["1", "2"], [True, 1], [[1, 2], [3]], [1.5, 2], [10**30]])
+@pytest.mark.parametrize("tokens", [["1", "2"], [True, 1], [[1, 2], [3]], [1.5, 2], [2**63]])
 def test_a_token_file_holds_numbers(tmp_path: Path, tokens: Any) -> None:
     with pytest.raises(DataError, match=r"a.json: tokens: expected lists of ids"):
         read_tokens(handle_of(tmp_path, LAYOUTS["vector"]), token_file(tmp_path / "a.json", tokens))
