@@ -16,7 +16,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # two processes of a test cannot share a GPU
 
-LONGEST = ("test_tutorials", "test_tokenizers_at_once", "test_growing", "test_commands", "test_whole_pipeline")
+LONGEST = ("test_export", "test_faults", "test_lethal_values", "test_commands", "test_serve", "test_hub_data")
 """Test files that start first, so that no process waits for them at the end."""
 
 

@@ -39,6 +39,7 @@ FORMATS = [("onnx", ".onnx"), ("torch", ".pt2")]
 SMALL = {"zoo": {"image_size": 16, "patch_size": 8}}
 FAMILIES = ["depth", "semseg", "canny", "rgb_patches", "clip", "dinov2_global", "imu", "video"]
 """Continuous, class ids, binary, patches, feature maps, vectors, series, clips."""
+SIMILAR = ["semseg", "canny", "dinov2_global"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "ending"), [*((name, *FORMATS[0]) for name in FAMILIES), ("depth", *FORMATS[1])]
+    ("name", "format", "ending"),
+    [
+        *(pytest.param(name, *FORMATS[0], marks=[pytest.mark.slow] if name in SIMILAR else []) for name in FAMILIES),
+        ("depth", *FORMATS[1]),
+    ],
 )
 def test_tokenizers_of_all_families(
     name: str, format: Any, ending: str, trained: Callable[..., Any], tmp_path: Path

@@ -118,6 +118,7 @@ def test_a_series_reads_tables_with_a_header(new: Callable[[str], Path]) -> None
         assert "picture" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_type_checker_finds_nothing_in_a_new_plugin(tmp_path: Path) -> None:
     packages = []
     for family in FAMILIES:

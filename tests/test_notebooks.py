@@ -16,7 +16,7 @@ from zoo_backbone.run import BUNDLES
 ROOT = Path(__file__).parent.parent
 EXAMPLES, TOOL = ROOT / "examples", ROOT / "tools" / "notebooks.py"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-RUNS = [pytest.param(path, marks=[pytest.mark.slow] if path.stem == "own_modality" else []) for path in NOTEBOOKS]
+RUNS = [pytest.param(path, marks=[] if path.stem == "generate" else [pytest.mark.slow]) for path in NOTEBOOKS]
 LONG, SHORT = re.compile(r"TRAIN, STEPS = \d+, \d+"), "TRAIN, STEPS = 32, 4"
 
 

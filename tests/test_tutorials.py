@@ -65,6 +65,7 @@ def run_page(page: Path, shell: Shell) -> dict[str, str]:
     return printed
 
 
+@pytest.mark.slow
 def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     before = core_digest()
     shell = Shell(tmp_path)
