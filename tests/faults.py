@@ -566,7 +566,7 @@ class Faults:
 
 def without_times(text: str) -> str:
     """Return the output of a command without durations and speeds."""
-    return re.sub(r"[\d.,]+ +(s|ms|min|\w+/s)\b", "", text)
+    return re.sub(r" *[\d.,e+]+ +(s|ms|min|\w+/s)\b", "", text)
 
 
 def changed(data: bytes, change: str, files: Files) -> bytes:
