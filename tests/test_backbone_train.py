@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -284,6 +284,11 @@ def test_diverged_run_keeps_its_state_and_suggests_effective_settings(
 def test_invalid_settings_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^\[train\] {key}: {message}"):
         from_mapping(TrainConfig, {"learning_rate": 3e-3, key: value}, Origin(table="train"))
+
+
+def test_settings_that_are_no_table_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"^\[train\]: expected a table, got None"):
+        from_mapping(TrainConfig, cast("Any", None), Origin(table="train"))
 
 
 def test_a_rate_that_ends_above_the_peak_of_its_width_leaves_no_folder(store: Path, tmp_path: Path) -> None:

@@ -136,6 +136,10 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
     for what `__post_init__` rejects with ValueError.
     """
     origin = origin or Origin()
+    table = f"[{origin.table}]" if origin.table else cls.__name__
+    place = table if origin.path is None else f"{origin.path}: {table}"
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{place}: expected a table, got {repr(given)[:80]}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     reject_unknown(given, fields, origin)
@@ -149,9 +153,7 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
         return cls(**values)
     except ValueError as error:
         key = _blamed(given, str(error))
-        table = f"[{origin.table}]" if origin.table else cls.__name__
-        where = origin.at(key) if key else table if origin.path is None else f"{origin.path}: {table}"
-        raise ConfigError(f"{where}: {str(error).removeprefix(f'{key}: ')}") from None
+        raise ConfigError(f"{origin.at(key) if key else place}: {str(error).removeprefix(f'{key}: ')}") from None
 
 
 def _field(field: dataclasses.Field[Any], hint: Any, value: Any, origin: Origin) -> Any:

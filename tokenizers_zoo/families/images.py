@@ -286,7 +286,7 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
             image.load()
         image.info.update(_as_stored(image, data))
         return upright(image.copy() if image.format == "WEBP" else image)  # without the decoder and its canvases
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, TypeError) as error:  # TypeError: of Pillow, for a fraction as an offset
         raise ValueError(f"cannot be read as a picture: {first_line(error)}") from None
 
 
