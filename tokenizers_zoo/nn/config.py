@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tokenizers_zoo.config import check_counts, check_interval
 
-MOST_BLOCKS, WIDEST = 1000, 1 << 16
+MOST_BLOCKS, WIDEST = 256, 1 << 16
 """Limits for the configurations of strangers, whose networks are built before weights are compared."""
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "conv": {"width": 48, "depth": 2},
