@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.classes import ClassSettings
 from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
@@ -92,6 +94,22 @@ def test_the_metrics_by_hand() -> None:
 def test_the_constant_baseline_is_the_most_frequent_class() -> None:
     assert handle_of().constant_baseline(["playroom", "library", "playroom"]) == "playroom"
     assert handle_of().constant_baseline(["playroom", "library"]) == "library"  # ties: the lower id
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 3}, "classes: expected list, got 3"), ({"classes": ["a", None]}, r"classes\[1\]: expected str"),
+        ({"lineage": {}}, "lineage: expected list"), ({"lineage": [{"length": 1}]}, r"lacks lineage\[0\]\.fingerprint"),
+    ],
+)  # fmt: skip
+def test_a_strangers_record_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """Its checksum is right, whatever its values are."""
+    handle_of(("a", "b"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
+    write_table(tmp_path / CONFIG, {**read_table(tmp_path / CONFIG), **change})
+    for act in (lambda h: h.encode(["a"]), lambda h: h.train_tokenizer(NOTHING, tmp_path, 0)):
+        with pytest.raises(CheckpointError, match=f"{CONFIG}: damaged: {message}"):
+            act(handle_of(("a", "b", "c"), tmp_path))
 
 
 # -- more classes ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.plugins import Defaults
 from tokenizers_zoo.spec import (
     DTYPES,
+    EXACT,
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
@@ -128,6 +129,11 @@ def test_the_limit_of_nested_levels_is_a_setting() -> None:
     [
         ("unscored", {"classes": ("a", "b"), "unscored": ("void",)}, {}),
         ("input_form_of", {}, {"input_form_of": "rgb"}),
+        ("vocabulary", {}, {"vocabulary": "../x"}),
+        ("extensions", {}, {"extensions": (".png",)}),
+        ("vocab_size", {}, {"vocab_size": 0}),
+        ("num_codebooks", {}, {"num_codebooks": 3}),
+        ("metrics", {}, {"metrics": (EXACT, EXACT)}),
         ("dtype", {"dtype": "flaot32"}, {}),
         *[("low", {"low": low, "high": high}, {}) for low, high in ((2, 1), (math.nan, 1))],
     ],

@@ -20,6 +20,7 @@ from tokenizers_zoo.io import (
     file_digest,
     read_table,
     replacing_file,
+    shape_problem,
     table_text,
     write_tensors,
 )
@@ -36,6 +37,11 @@ HUB_FILES = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "toke
 ORIGIN = "published"
 """Key of config.json for the origin of a checkpoint imported from 4M."""
 AGAIN = "copy this folder again, or make it anew in another"
+SHAPE = {
+    "class": str, "weights_sha256?": str, "lineage?": [{"fingerprint": str, "length": int}],
+    f"{ORIGIN}?": {"class": str, "config": dict},
+}  # fmt: skip
+"""Shape of the keys of config.json that checkpoints of several classes have."""
 
 
 _one_at_a_time = threading.RLock()
@@ -121,16 +127,18 @@ def _has_weights(folder: Path, digest: str) -> bool:
     return False
 
 
-def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_checkpoint(
+    folder: Path, expected_class: str | None = None, shape: Mapping[str, Any] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors and the config of a checkpoint folder.
 
-    Raises CheckpointError if a file is missing or damaged, the weights and the config do not belong together, or the
-    config's "class" is not `expected_class`.
+    Raises CheckpointError if a file is missing or damaged, the weights and the config do not belong together, the
+    config's "class" is not `expected_class`, or the config does not have the `shape` (`io.shape_problem`).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = load_config(folder, expected_class)
+    config = load_config(folder, expected_class, shape)
     check_weights(folder, config)
     try:
         tensors = load_file(folder / WEIGHTS)
@@ -162,13 +170,8 @@ def check_sizes(folder: Path, tensors: Mapping[str, torch.Tensor], build: Callab
     """
     import torch
 
-    try:
-        with torch.device("meta"):
-            expected = build()
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        if is_of_the_machine(error):
-            raise
-        raise CheckpointError(f"{folder}: {CONFIG} describes no model: {first_line(error)}; {AGAIN}") from None
+    with fitting(folder), torch.device("meta"):
+        expected = build()
     for name, tensor in expected.items():
         if name not in tensors:
             raise CheckpointError(f"{folder}: has no tensor {name}; {AGAIN}")
@@ -203,13 +206,17 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def load_config(folder: Path, expected_class: str | None = None, remedy: str = REMEDY) -> dict[str, Any]:
-    """Return the config of a checkpoint folder. Raises CheckpointError as `load_checkpoint` does, with a `remedy`."""
+def load_config(
+    folder: Path, expected_class: str | None = None, shape: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the config of a checkpoint folder. Raises CheckpointError as `load_checkpoint` does."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
-    config = read_table(folder / CONFIG, {"class": str, "weights_sha256?": str}, remedy=remedy)
+    config = read_table(folder / CONFIG, SHAPE)
     if expected_class is not None and config["class"] != expected_class:
         raise CheckpointError(f"{folder}: holds a {config['class']}, expected a {expected_class}")
+    if problem := shape_problem(config, shape or {}):
+        raise CheckpointError(f"{folder / CONFIG}: damaged: {problem}; {REMEDY}")
     return config
 
 
@@ -380,7 +387,4 @@ class TokenizerFiles:
 
 def _lineage(folder: Path) -> dict[str, int]:
     """Return the fingerprints that a checkpoint grew from, oldest first, each with its number of ids."""
-    try:
-        return {str(past["fingerprint"]): int(past["length"]) for past in load_config(folder).get("lineage", ())}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: damaged lineage: {type(error).__name__} {error}; {AGAIN}") from None
+    return {past["fingerprint"]: past["length"] for past in load_config(folder).get("lineage", ())}

@@ -286,6 +286,8 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
     problems = []
     if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
         problems.append(f"name {spec.name!r}: expected lower-case letters, digits and underscores")
+    if not re.fullmatch(r"[\w-]+", spec.vocabulary):  # of folders and parameters
+        problems.append(f"vocabulary {spec.vocabulary!r}: expected letters, digits, underscores and hyphens")
     if not spec.summary or "\n" in spec.summary:
         problems.append("summary: expected one line")
     if wrong := [one for one in spec.extensions if not re.fullmatch(r"[a-z0-9]+", one)]:

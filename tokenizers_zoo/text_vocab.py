@@ -28,6 +28,11 @@ CLASS = "TextVocabulary"
 PAD = 0
 TEXT_OF = "text_of"
 """Key of `trained_on`: the modalities whose text the vocabulary was learned from."""
+SHAPE = {
+    "vocabulary": dict, "special_tokens": [str], "grown_tokens": [str], "lineage": list,
+    "trained_on": {f"{TEXT_OF}?": [str]},
+}  # fmt: skip
+"""Shape of config.json."""
 FIXED = ("end", "unused", "sentinels", "coordinate_axes", "coordinate_bins")
 """Settings that a vocabulary keeps: its first ids follow from them."""
 
@@ -358,7 +363,7 @@ class TextVocabulary:
 
         Raises CheckpointError for a damaged folder or another id space.
         """
-        tensors, stored = load_checkpoint(folder, CLASS)
+        tensors, stored = load_checkpoint(folder, CLASS, SHAPE)
         try:
             table = {**stored["vocabulary"], "preset": None}  # it has the preset's keys
             own = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
@@ -378,7 +383,7 @@ class TextVocabulary:
                 replace(own, size=config.size, reserve=config.reserve) if config else own,
                 tuple(stored["special_tokens"]),
                 grown_tokens=tuple(stored["grown_tokens"]),
-                lineage=tuple((str(entry["fingerprint"]), int(entry["length"])) for entry in stored["lineage"]),
+                lineage=tuple((entry["fingerprint"], entry["length"]) for entry in stored["lineage"]),
                 trained_on=stored["trained_on"],
                 fingerprint=fingerprint(folder),
                 **content,

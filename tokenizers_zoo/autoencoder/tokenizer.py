@@ -28,6 +28,9 @@ CHUNK_NUMBERS = {"cpu": 1 << 16, "cuda": 1 << 22}
 CHUNK_ITEMS = {"cpu": 64, "cuda": 256}
 """Largest chunk, per device."""
 
+SHAPE = {"model": dict, "meaning": dict, "diffusion?": dict, "base?": (str, None)}
+"""Shape of config.json."""
+
 
 class AutoencoderTokenizer:
     """Encode and decode batches of values in float32.
@@ -125,7 +128,7 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
     Encoder and decoder have the checkpoint's sizes. Raises CheckpointError if it is damaged, or if its tokens have
     another meaning than the settings require.
     """
-    tensors, config = load_checkpoint(folder, codec.modality.checkpoint_class)
+    tensors, config = load_checkpoint(folder, codec.modality.checkpoint_class, SHAPE)
     name, wanted = codec.spec.name, codec.describe()["meaning"]
     if diffusion is not None and "diffusion" not in config:
         raise CheckpointError(

@@ -22,6 +22,9 @@ from tokenizers_zoo.validation import text_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+SHAPE = {"classes": [str], "lineage": list}
+"""Shape of config.json."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassSettings:
@@ -78,7 +81,7 @@ class ClassModality(PluginBase, Generic[S]):
         classes = self.options(config).classes
         lineage: list[dict[str, Any]] = []
         if (out_dir / CONFIG).is_file():
-            _, stored = load_checkpoint(out_dir, self.checkpoint_class)
+            _, stored = load_checkpoint(out_dir, self.checkpoint_class, SHAPE)
             check_grown(out_dir, stored["classes"], classes)
             if len(stored["classes"]) == len(classes):
                 return out_dir
@@ -93,7 +96,7 @@ class ClassModality(PluginBase, Generic[S]):
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> ClassTokenizer:
         """Load the classes. Raises CheckpointError if they differ from the settings."""
         classes = self.options(settings).classes
-        _, stored = load_checkpoint(checkpoint, self.checkpoint_class)
+        _, stored = load_checkpoint(checkpoint, self.checkpoint_class, SHAPE)
         check_grown(checkpoint, stored["classes"], classes)
         if len(stored["classes"]) < len(classes):
             raise CheckpointError(

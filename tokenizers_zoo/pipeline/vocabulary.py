@@ -12,7 +12,7 @@ from tokenizers_zoo.checkpoint import CONFIG, load_config
 from tokenizers_zoo.errors import CheckpointError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import SequenceLayout
-from tokenizers_zoo.text_vocab import CLASS, TEXT_OF, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.text_vocab import CLASS, SHAPE, TEXT_OF, TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -84,7 +84,7 @@ def missing_special_tokens(handle: ModalityHandle) -> list[str]:
     needed = handle.vocabulary_tokens()
     if not needed or not _holds_text(folder := handle.files.vocabulary_folder()):
         return []
-    stored = load_config(folder)
+    stored = load_config(folder, CLASS, SHAPE)
     known = {*stored["special_tokens"], *stored["grown_tokens"]}
     return [token for token in needed if token not in known]
 
@@ -96,7 +96,7 @@ def learned_on_others(handle: ModalityHandle) -> list[str] | None:
     """
     if not handle.implements("vocabulary_texts") or not _holds_text(folder := handle.files.vocabulary_folder()):
         return None
-    learned: list[str] | None = load_config(folder)["trained_on"].get(TEXT_OF)
+    learned: list[str] | None = load_config(folder, CLASS, SHAPE)["trained_on"].get(TEXT_OF)
     return None if learned is None or handle.name in learned else learned
 
 

@@ -38,7 +38,7 @@ from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import replacing_folder
 from tokenizers_zoo.terminal import console
-from zoo_backbone.checkpoint import CLASS, load_model, model_card
+from zoo_backbone.checkpoint import CLASS, SHAPE, load_model, model_card
 from zoo_backbone.evaluate import FILE, FOLDER
 from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
 from zoo_backbone.generate.plans import TargetPlan
@@ -64,7 +64,7 @@ def export_bundle(
     computed on `device`. Raises FolderError if `out` holds anything, except a bundle with `overwrite`.
     """
     with replacing_folder(out, BUNDLE, overwrite) as folder:
-        tensors, config = load_checkpoint(run, CLASS)
+        tensors, config = load_checkpoint(run, CLASS, SHAPE)
         model = load_model(run)
         handles = [zoo[name] for name in model.layout.names]
         for handle in handles:

@@ -21,13 +21,14 @@ from torch import Tensor
 from tokenizers_zoo.checkpoint import (
     card_row,
     check_sizes,
+    fitting,
     load_checkpoint,
     load_config,
     loading,
     save_checkpoint,
 )
 from tokenizers_zoo.config import from_mapping, recorded
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.spec import (
@@ -52,6 +53,11 @@ PUBLISHED = "ml4m"
 ASKED = "asked"
 """Key in config.json: the mixtures that a grown backbone uses when it grows again. Its own training mostly had new
 modalities as targets."""
+SHAPE = {
+    "architecture": str, "model": dict, "specs": [{"name": str, "vocabulary": str}], "fingerprints?": {str: str},
+    "train?": dict, f"{PUBLISHED}?": {"config": dict, "names": {str: str}, "modalities": [dict]}, f"{ASKED}?": [dict],
+}  # fmt: skip
+"""Shape of config.json."""
 LEARNED = "learned_positions."
 GROWING = ("tokens.", "read.", "output.")
 """Prefixes of tensors with one row per id of a vocabulary."""
@@ -64,6 +70,11 @@ def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
 def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
     """Return the spec that `spec_to_json` wrote."""
     return from_mapping(ModalitySpec, {**data, "layout": layout_from_json(data["layout"])})
+
+
+def backbone_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a backbone. Raises CheckpointError."""
+    return load_config(folder, CLASS, SHAPE)
 
 
 def model_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -147,11 +158,9 @@ def _load(
     folder: Path, specs: Sequence[ModalitySpec] | None, device: torch.device | str, seed: int
 ) -> tuple[FourM, dict[str, Tensor], dict[str, Tensor]]:
     """Return a loaded model, the rows that were loaded by entry of its state dict, and all stored tensors."""
-    tensors, config = load_checkpoint(folder, CLASS)
-    try:
+    tensors, config = load_checkpoint(folder, CLASS, SHAPE)
+    with fitting(folder):
         stored, shape = stored_specs(config), model_config(config)
-    except (AttributeError, KeyError, TypeError, ValueError, ZooError) as error:
-        raise CheckpointError(f"{folder}: config.json does not describe a backbone: {error}") from None
     with loading():
         check_sizes(folder, tensors, lambda: _described(shape, stored))
         whole, specs = specs is None, stored if specs is None else specs
@@ -327,7 +336,7 @@ def _ids_by_table(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str,
 
 def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
     """Raise DataError where the backbone in `start` was trained on ids that mean something else by now."""
-    trained_on = load_config(start, CLASS).get("fingerprints", {})
+    trained_on = backbone_config(start).get("fingerprints", {})
     for handle in handles:
         check_handle(handle, trained_on.get(handle.name))
 
@@ -340,7 +349,7 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
     modalities, it is the last of their special tokens plus 1: all other text pieces exist from the beginning. Raises
     CheckpointError if a vocabulary is missing.
     """
-    stored = load_config(start, CLASS)
+    stored = backbone_config(start)
     old, trained_on = {spec["name"]: spec["vocabulary"] for spec in stored["specs"]}, stored.get("fingerprints", {})
     texts = [handle for handle in handles if handle.writes_text]
     folders = {handle.spec.vocabulary: handle.files.vocabulary_folder() for handle in texts}

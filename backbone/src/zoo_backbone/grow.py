@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
@@ -21,7 +20,15 @@ from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length
-from zoo_backbone.checkpoint import ASKED, CLASS, check_meaning, ids_in_use, layout_for, model_config, stored_specs
+from zoo_backbone.checkpoint import (
+    ASKED,
+    backbone_config,
+    check_meaning,
+    ids_in_use,
+    layout_for,
+    model_config,
+    stored_specs,
+)
 from zoo_backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import check_tokenizers, datasets_of
 from zoo_backbone.distributed import Ranks, processes
@@ -89,7 +96,7 @@ class Trained:
     @classmethod
     def load(cls, folder: Path) -> Trained:
         """Read config.json and run.json of a folder. Raises CheckpointError."""
-        stored = load_config(folder, CLASS)
+        stored = backbone_config(folder)
         train = from_mapping(TrainConfig, stored.get("train", {}))
         if ASKED in stored:
             mixtures = tuple(from_mapping(Mixture, mixture) for mixture in stored[ASKED])
@@ -309,7 +316,7 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
      "new": {name: {"after", "uniform", "targets"}}: losses of added modalities, and the loss of a uniform prediction,
      "skills": [{"inputs", "target", "before", "after"}]: skill scores where zoo backbone eval has measured both}
     """
-    stored = load_config(folder, CLASS)
+    stored = backbone_config(folder)
     record = stored["start"]
     specs = stored_specs(stored)
     old = [spec for spec in specs if spec.name in trained.names]
@@ -362,7 +369,7 @@ def _measured(folder: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
     path = folder / FOLDER / EVALUATION
     table = read_table(path, records.SCORES) if path.is_file() else {}
     identity = table.get("identity", {})
-    if not table or identity.get("weights") != load_config(folder, CLASS).get("weights_sha256"):
+    if not table or identity.get("weights") != backbone_config(folder).get("weights_sha256"):
         return {}, {}
     digests = {f"{key} {name}": value for key in ("decoders", "values", "settings")
                for name, value in identity.get(key, {}).items()}  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_zoo.checkpoint import check_weights, float32_by_default, load_config
+from tokenizers_zoo.checkpoint import check_weights, float32_by_default
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of, first_line
@@ -26,7 +26,7 @@ from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
 from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import ASKED, CLASS, PUBLISHED, Beginning, begin, freeze, save_model
+from zoo_backbone.checkpoint import ASKED, PUBLISHED, Beginning, backbone_config, begin, freeze, save_model
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.distributed import TrainingState
@@ -118,7 +118,7 @@ def train(
         ranks.wait()
         stored = read_run(folder)
         if stored is not None and stored["finished"] is not None:
-            check_weights(folder, load_config(folder, CLASS))
+            check_weights(folder, backbone_config(folder))
             if ranks.first and (folder / LAST).is_dir():
                 places.save(folder / LAST)
             return folder

@@ -80,10 +80,9 @@ def _training(
     tables, stored = read_tables(config_file), None
     size = PRESETS[preset or "nano"]
     if start is not None:
-        from tokenizers_zoo.checkpoint import load_config
-        from zoo_backbone.checkpoint import CLASS, model_config
+        from zoo_backbone.checkpoint import backbone_config, model_config
 
-        stored = load_config(start, CLASS)
+        stored = backbone_config(start)
         size = size if preset else model_config(stored)
     model = from_mapping(
         type(size), dataclasses.asdict(size) | tables["model"], Origin(path=config_file, table="model")

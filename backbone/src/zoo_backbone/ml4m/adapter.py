@@ -20,6 +20,7 @@ from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import (
     CLASS,
     PUBLISHED,
+    SHAPE,
     model_card,
     model_config,
     model_tensors,
@@ -232,7 +233,7 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
 
     Raises CheckpointError for any other backbone, and after a training with other modalities or vocabularies.
     """
-    tensors, stored = load_checkpoint(folder, CLASS)
+    tensors, stored = load_checkpoint(folder, CLASS, SHAPE)
     if PUBLISHED not in stored:
         raise CheckpointError(f"{folder}: was not imported from a published checkpoint, and cannot be exported as one")
     origin = stored[PUBLISHED]

@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, load_config
+from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, fitting, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError, UnknownNameError, ZooError, count_of
 from tokenizers_zoo.io import difference, read_regular, read_table, replacing_file, write_table
@@ -22,7 +22,7 @@ from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, publ
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.run_folder import RUN, locked, replacing_folder
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
-from zoo_backbone.checkpoint import CLASS, PUBLISHED, spec_from_json
+from zoo_backbone.checkpoint import CLASS, PUBLISHED, backbone_config, spec_from_json
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import (
     NO_TOKENIZER,
@@ -142,7 +142,7 @@ def import_folders(source: Path, out: Path, name: str | None, called: str | None
         for folder in backbones:
             told += import_model(folder, titles[folder], out, tables, installed)
         backbone = out / BACKBONE
-        if all((backbone / file).is_file() for file in (RUN, CONFIG)) and PUBLISHED in load_config(backbone):
+        if all((backbone / file).is_file() for file in (RUN, CONFIG)) and PUBLISHED in backbone_config(backbone):
             run = Run.load(backbone)
             if run.registry is None or run.registry.resolve() != registry.resolve():  # a moved or copied folder
                 dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(backbone)
@@ -155,7 +155,7 @@ def note_fingerprints(backbone: Path, registry: Path) -> None:
 
     Its fingerprint stays, as its weights and their meaning are unchanged.
     """
-    config, zoo = load_config(backbone), Zoo.from_toml(registry)
+    config, zoo = backbone_config(backbone), Zoo.from_toml(registry)
     known = config["fingerprints"]
     specs = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in zoo and not spec.continuous]
     found = {spec.name: zoo[spec.name] for spec in specs if spec.name not in known}
@@ -265,7 +265,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     lacking: set[str] = set()
     if there := (target / RUN).is_file():
         check_same(folder, target, PUBLISHED)
-        config = load_config(target)
+        config = backbone_config(target)
         names = config[PUBLISHED]["names"].values()
         own = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in names]
         lacking = {spec.name for spec in own if spec.value.description != NO_TOKENIZER} - known.keys()
@@ -317,7 +317,7 @@ def check_same(folder: Path, there: Path, origin: str) -> None:
 
     `origin` is the key of its config.json that holds the published configuration.
     """
-    config = load_config(there)
+    config = load_config(there, shape={f"{origin}?": {"config": dict}})
     if origin not in config:
         raise CheckpointError(f"{there}: holds a {config['class']} that was not imported; give another OUT")
     other = difference(config[origin]["config"], published_config(folder), CONFIG)
@@ -344,7 +344,7 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
 
     Raises CheckpointError, and FolderError if `out` is not empty.
     """
-    with replacing_folder(out) as folder:
+    with replacing_folder(out) as folder, fitting(source):
         config = load_config(source)
         if config["class"] == CLASS:
             published = export_backbone(source)

@@ -285,8 +285,8 @@ class Index:
         record = read_run(self.folder)
         if record is None or record["kind"] != INDEX.name or record["finished"] is None:
             raise CheckpointError(f"{folder}: no finished index; run zoo retrieve build RUN --out {folder}")
-        tensors, config = load_checkpoint(self.folder, CLASS)
-        if problem := shape_problem(config, SHAPE) or shape_problem(record, {"finished": {"files": {str: str}}}):
+        tensors, config = load_checkpoint(self.folder, CLASS, SHAPE)
+        if problem := shape_problem(record, {"finished": {"files": {str: str}}}):
             raise CheckpointError(f"{self.folder}: damaged: {problem}; {DAMAGED}")
         self._files: Mapping[str, str] = record["finished"]["files"]
         self.keys, self._lacks = _read_keys(self.folder / KEYS)

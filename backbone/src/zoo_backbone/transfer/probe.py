@@ -236,8 +236,8 @@ def load(
     if record is None or not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
     places = record["places"]
-    tensors, stored = load_checkpoint(folder, CLASS)
-    if problem := shape_problem(stored, SHAPE) or shape_problem(places, PLACES):
+    tensors, stored = load_checkpoint(folder, CLASS, SHAPE)
+    if problem := shape_problem(places, PLACES):
         raise CheckpointError(f"{folder}: damaged: {problem}; {AGAIN}")
     with fitting(folder):
         config = from_mapping(TransferConfig, stored["settings"])
