@@ -245,7 +245,7 @@ FILES: list[tuple[str, str, bytes, str]] = [
     ("multispectral", "tif", b"garbage", "TIFF"), ("multispectral", "tif", b"II*\0garbage", "no picture"),
     ("multispectral", "png", b"", ".tif"),
     # the place of the pixels (tag 273) as a fraction (type 5)
-    ("heightmap", "png", tiff_bytes(np.float32([[7, 8]])).replace(b"\x11\x01\x04\0", b"\x11\x01\x05\0"), "Rational"),
+    ("heightmap", "png", tiff_bytes(np.float32([[7, 8]])).replace(b"\x11\x01\x04\0", b"\x11\x01\x05\0"), "a picture"),
     ("heightmap", "npy", array_bytes(np.array([[1.0, np.nan]])), "finite"),
     ("heightmap", "npy", array_bytes(np.ones(FRAME, bool)), "bool"),
     ("heightmap", "npy", array_bytes(np.array([[1.0, -32768.0]])), "outside the range"),

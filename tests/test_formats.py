@@ -16,6 +16,7 @@ import pytest
 from golden_formats import EXPECTED, GOLDEN, STATES, bundled, checksums, results
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.cli import run as zoo_command
 from tokenizers_zoo.data.manifest import verify
 from tokenizers_zoo.data.samples import TEST
@@ -159,6 +160,29 @@ def test_sizes_of_strangers_take_no_memory(golden: Path, name: str, key: str, si
     table = read_table(golden / name)
     write_table(golden / name, {**table, "model": {**table["model"], key: size}})
     with pytest.raises(CheckpointError, match=rf"expected \(.*{size}"):
+        READERS[name](golden)
+
+
+@pytest.mark.parametrize(("name", "table", "key"), [
+    ("run/config.json", "model", "encoder_depth"), ("run/config.json", "model", "decoder_depth"),
+    ("tokenizers/depth/config.json", "encoder", "depth"),
+])  # fmt: skip
+def test_networks_of_strangers_have_bounded_depths(golden: Path, name: str, table: str, key: str) -> None:
+    """Building 1,000 blocks before their sizes are compared would take many seconds."""
+    config = read_table(golden / name)
+    (config["model"] if table == "model" else config["model"][table])[key] = 257
+    write_table(golden / name, config)
+    with pytest.raises(CheckpointError, match=rf"{key}: expected a number in \[[01], 256\], got 257"):
+        READERS[name](golden)
+
+
+@pytest.mark.parametrize("name", ["run/config.json", "tokenizers/depth/config.json"])
+def test_a_lost_tensor_is_named(golden: Path, name: str) -> None:
+    folder = (golden / name).parent
+    tensors, config = load_checkpoint(folder)
+    lost = sorted(tensors)[0]
+    save_checkpoint(folder, {key: tensor for key, tensor in tensors.items() if key != lost}, config, "A card.")
+    with pytest.raises(CheckpointError, match=f"has no tensor {lost};"):
         READERS[name](golden)
 
 

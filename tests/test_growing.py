@@ -460,7 +460,8 @@ def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> No
         identity = {"settings": {"draws": 4}, "values": {"test/x": "1"}, "decoders": {"x": "1"}, "weights": "1" * 64}
         path = tmp_path / name / "evaluation" / "evaluation.json"
         path.parent.mkdir(parents=True)
-        write_table(tmp_path / name / "config.json", {"class": "FourM", "weights_sha256": "1" * 64})
+        config = {"class": "FourM", "architecture": "FourM", "model": {}, "specs": [], "weights_sha256": "1" * 64}
+        write_table(tmp_path / name / "config.json", config)
         write_table(path, {"identity": {**identity, **changed}, "pairs": [pair], "galleries": []})
         return tmp_path / name
 

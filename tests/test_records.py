@@ -82,7 +82,9 @@ def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: 
         read_lines(path)
 
 
-@pytest.mark.parametrize("odd", ["1" + "0" * 30, "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}'])
+@pytest.mark.parametrize(
+    "odd", ["1" + "0" * 30, "-1" + "0" * 30, "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}']
+)
 def test_values_that_no_record_has_are_damage(tmp_path: Path, odd: str) -> None:
     """A stranger's record has a right checksum."""
     text = '{\n  "format": 1,\n  "a": ' + odd + ',\n  "checksum": "'

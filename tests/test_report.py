@@ -325,7 +325,18 @@ def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cells", ["[" * 60_000, "[[[0, 0, 20000, 20000]]]", "[[[0, 0, Infinity, 5]]]", "[[[0, 0]]]", "3"]
+    "cells",
+    [
+        "[" * 60_000,
+        "[[[0, 0, 20000, 20000]]]",
+        "[[[0, 0, 21, 5]]]",
+        "[[[0, 0, 5, 21]]]",
+        "[[[-1, 0, 5, 5]]]",
+        "[[[0, -1, 5, 5]]]",
+        "[[[0, 0, Infinity, 5]]]",
+        "[[[0, 0]]]",
+        "3",
+    ],
 )
 def test_a_sheet_with_odd_cells_is_named(tmp_path: Path, cells: str) -> None:
     text = PngInfo()

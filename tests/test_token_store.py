@@ -7,6 +7,7 @@ import errno
 import functools
 import gc
 import os
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -229,6 +230,20 @@ def test_a_shard_that_the_system_does_not_open_is_not_damaged(tmp_path: Path, mo
     assert len(column.take([0])) == 1
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_flipped_bit_is_never_read(tmp_path: Path, kind: str) -> None:
+    """Wherever it is: most of them would give other tokens without a word."""
+    make_store(tmp_path, LAYOUTS[kind])
+    path = first_shard(tmp_path).with_suffix(".arrow")
+    whole = path.read_bytes()
+    for place in random.Random(0).sample(range(len(whole)), 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match="another size or checksum than its manifest says"):
+            TokenStore(tmp_path).open("train", "m").take([0])
+    path.write_bytes(whole)
+    assert len(TokenStore(tmp_path).open("train", "m").take([0])) == 1
+
+
 def test_a_store_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     store = TokenStore(tmp_path)
@@ -266,29 +281,75 @@ def test_shards_of_other_samples_and_odd_levels_are_refused(tmp_path: Path) -> N
         TokenColumn(split, "m")
 
 
-def arrow_file(table: pa.Table, compression: str | None = None) -> bytes:
+def arrow_file(table: pa.Table, **options: Any) -> bytes:
     with pa.BufferOutputStream() as stream:
-        with pa.ipc.new_file(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        with pa.ipc.new_file(stream, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
             writer.write_table(table)
         return bytes(stream.getvalue())
 
 
+def with_tokens(change: Callable[[list[Any]], None]) -> Callable[[pa.Table], bytes]:
+    """Return a change of the file that changes its rows in place."""
+
+    def changed(table: pa.Table) -> bytes:
+        rows = table["tokens"].to_pylist()
+        change(rows)
+        return arrow_file(pa.table({"tokens": pa.array(rows, table["tokens"].type)}))
+
+    return changed
+
+
+def set_first(row: list[Any], value: Any) -> None:
+    row[0] = value
+
+
+def late_beginning(table: pa.Table) -> bytes:
+    """Let the first sequence begin one token late; pyarrow itself does not write this."""
+    offsets = np.cumsum([0, *map(len, table["tokens"].to_pylist())]).astype(np.int32)
+    whole, old = arrow_file(table), offsets.tobytes()
+    assert whole.count(old) == 1 and offsets[1] > 1
+    return whole.replace(old, np.int32(1).tobytes() + old[4:])
+
+
+@pytest.mark.parametrize(("layout", "change", "reason"), [
+    ("grid", with_tokens(lambda rows: set_first(rows[0], None)), "tokens without a number"),
+    ("grid", with_tokens(lambda rows: set_first(rows[0], -1)), "it has ids -1"),
+    ("grid", with_tokens(lambda rows: set_first(rows[0], max(map(max, rows)) + 1)), "it has ids"),
+    ("grid", with_tokens(lambda rows: set_first(rows, None)), "rows are not those of its manifest"),
+    ("sequence", with_tokens(lambda rows: rows[0].extend([5] * 5)), "longer sequence than its layout"),
+    ("sequence", late_beginning, "tokens of no row"),
+    ("patches", with_tokens(lambda rows: set_first(rows[0], float("nan"))), "not finite"),
+    ("embeddings", with_tokens(lambda rows: set_first(rows[1][0], float("inf"))), "not finite"),
+])  # fmt: skip
+def test_tokens_of_a_stranger_are_those_of_the_layout(
+    tmp_path: Path, layout: str, change: Callable[[pa.Table], bytes], reason: str
+) -> None:
+    make_store(tmp_path, LAYOUTS[layout])
+    check_refused(tmp_path, change, reason)
+
+
 @pytest.mark.parametrize(("change", "reason"), [
     (lambda table: arrow_file(table.append_column("more", table["tokens"])), "other columns"),
-    (lambda table: arrow_file(table, "zstd"), "compressed"),
+    (lambda table: arrow_file(table, compression="zstd"), "compressed"),
+    (lambda table: arrow_file(table, metadata_version=pa.ipc.MetadataVersion.V4), "compressed"),
     (lambda table: b"ARROW1" + bytes(100) + b"ARROW1", "it has no rows"),
     (lambda table: arrow_file(table)[8:], "not a sound shard"),
 ])  # fmt: skip
 def test_other_arrow_files_are_refused(tmp_path: Path, change: Callable[[pa.Table], bytes], reason: str) -> None:
     """A stranger's shard has a right checksum, and may become large."""
     make_store(tmp_path, LAYOUTS["grid"])
-    path = first_shard(tmp_path)
+    check_refused(tmp_path, change, reason)
+
+
+def check_refused(root: Path, change: Callable[[pa.Table], bytes], reason: str) -> None:
+    """Change the first shard, with a right checksum, and read it."""
+    path = first_shard(root)
     path.write_bytes(change(pa.ipc.open_file(path.read_bytes()).read_all()))
     manifest = read_table(path.with_suffix(".json"))
     manifest["files"]["arrow"] = {"size": path.stat().st_size, "sha256": file_digest(path)}
     write_table(path.with_suffix(".json"), manifest)
     with pytest.raises(DataError, match=reason):
-        TokenStore(tmp_path).open("train", "m").take([0])
+        TokenStore(root).open("train", "m").take([0])
 
 
 def test_unknown_names_are_reported(tmp_path: Path) -> None:

@@ -281,6 +281,14 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
         load(full)
 
 
+@pytest.mark.parametrize("places", [{"run": None}, {"tokens": None}, {"task": None}])
+def test_places_of_a_stranger_are_texts(frozen: Path, tmp_path: Path, places: dict[str, Any]) -> None:
+    probe = shutil.copytree(frozen, tmp_path / "probe")
+    set_places(probe, **places)
+    with pytest.raises(CheckpointError, match=f"{probe}: damaged: {next(iter(places))}: expected str"):
+        load(probe)
+
+
 def test_neighbours_of_a_stranger_have_the_sizes_of_their_labels(world: World, tmp_path: Path) -> None:
     probe = tmp_path / "probe"
     train(world, probe, "facts.first", head="knn")
