@@ -121,7 +121,7 @@ def test_a_network_that_cannot_be_traced(
         export_tokenizer(handle, tmp_path / "other", "torch")
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
 def test_a_network_that_is_not_written_is_not_left_out(format: str) -> None:
     """An error of the disk is not an error of the tracer. PyTorch's own writer would end the process."""
     world = the_world().put_back()

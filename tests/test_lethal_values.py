@@ -188,8 +188,15 @@ def test_a_sample_that_is_not_to_be_made_is_dropped(
     assert (written, kept) == (0, 9) and reason.startswith(dropped) and len(counter.read_text()) == 2
 
 
-@pytest.mark.parametrize("place", ["encode sample 8 of train", "read sample 8 of train"])
-@pytest.mark.parametrize("kind", ["SIGKILL", "sleeps"])
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ("encode sample 8 of train", "SIGKILL"),
+        ("encode sample 8 of train", "sleeps"),
+        ("read sample 8 of train", "SIGKILL"),
+        pytest.param("read sample 8 of train", "sleeps", marks=pytest.mark.slow),
+    ],
+)
 def test_a_value_that_is_not_to_be_encoded_is_dropped(
     zoo: Zoo, harm: Harm, tmp_path: Path, place: str, kind: str
 ) -> None:

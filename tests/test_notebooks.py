@@ -16,7 +16,6 @@ from zoo_backbone.run import BUNDLES
 ROOT = Path(__file__).parent.parent
 EXAMPLES, TOOL = ROOT / "examples", ROOT / "tools" / "notebooks.py"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-RUNS = [pytest.param(path, marks=[] if path.stem == "generate" else [pytest.mark.slow]) for path in NOTEBOOKS]
 LONG, SHORT = re.compile(r"TRAIN, STEPS = \d+, \d+"), "TRAIN, STEPS = 32, 4"
 
 
@@ -24,7 +23,8 @@ def cells(path: Path, kind: str) -> list[dict[str, Any]]:
     return [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == kind]
 
 
-@pytest.mark.parametrize("notebook", RUNS, ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     """With fewer samples and steps, in an environment of its own."""
     text = notebook.read_text("utf-8")

@@ -354,9 +354,13 @@ def too_deep(value: Any, deepest: int = DEEPEST) -> bool:
 def shape_problem(value: Any, shape: Any, place: str = "") -> str | None:
     """Return where a JSON value differs from a shape, as `pairs[0].target: expected str, got 3`, or None.
 
-    A shape is a type, where float includes int; None; a tuple of alternatives; `[shape of each item]`; `{str: shape of
-    each value}`; or a table of shapes by key. A key that ends in "?" may be absent, and other keys are not checked.
+    A shape is a type, where float includes int; None; a frozenset of texts; a tuple of alternatives; `[shape of each
+    item]`; `{str: shape of each value}`; or a table of shapes by key. A key that ends in "?" may be absent, and other
+    keys are not checked.
     """
+    if isinstance(shape, frozenset):
+        known = isinstance(value, str) and value in shape
+        return None if known else _unexpected(value, " or ".join(sorted(shape)), place)
     if isinstance(shape, tuple):
         problems = [shape_problem(value, one, place) for one in shape]
         return problems[0] if all(problems) else None
@@ -378,8 +382,12 @@ def shape_problem(value: Any, shape: Any, place: str = "") -> str | None:
     else:
         expected = type(None) if shape is None else shape
     if type(value) is not expected and not (expected is float and type(value) is int):
-        return f"{place or 'content'}: expected {expected.__name__}, got {json.dumps(value)[:SHORT]}"
+        return _unexpected(value, expected.__name__, place)
     return next(filter(None, inner), None)
+
+
+def _unexpected(value: Any, expected: str, place: str) -> str:
+    return f"{place or 'content'}: expected {expected}, got {json.dumps(value)[:SHORT]}"
 
 
 def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:

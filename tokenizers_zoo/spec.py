@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, PluginError
+from tokenizers_zoo.io import shape_problem
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -160,14 +161,17 @@ def layout_to_json(layout: TokenLayout) -> dict[str, Any]:
 
 
 def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
-    """Return the layout that `layout_to_json` wrote. Raises ValueError or KeyError for another table."""
+    """Return the layout that `layout_to_json` wrote. Raises ValueError for another table."""
+    if problem := shape_problem(data, {"kind": frozenset(LAYOUTS)}, "layout"):
+        raise ValueError(problem)
     build: Any = LAYOUTS[data["kind"]]
     try:
         layout: TokenLayout = from_mapping(build, {key: value for key, value in data.items() if key != "kind"})
     except ConfigError as error:
         raise ValueError(str(error)) from None
-    sizes = layout.length, getattr(layout, "dim", 1)
-    if min(sizes) < 1 or max(sizes) > LARGEST:
+    axes = getattr(layout, "shape", (layout.length,))
+    sizes = *axes, layout.length, getattr(layout, "dim", 1)
+    if not axes or min(sizes) < 1 or max(sizes) > LARGEST:
         raise ValueError(f"a layout without tokens, or with too many or too long ones: {layout}")
     return layout
 

@@ -54,8 +54,9 @@ ASKED = "asked"
 """Key in config.json: the mixtures that a grown backbone uses when it grows again. Its own training mostly had new
 modalities as targets."""
 SHAPE = {
-    "architecture": str, "model": dict, "specs": [{"name": str, "vocabulary": str}], "fingerprints?": {str: str},
-    "train?": dict, f"{PUBLISHED}?": {"config": dict, "names": {str: str}, "modalities": [dict]}, f"{ASKED}?": [dict],
+    "architecture": frozenset(ARCHITECTURES), "model": dict,
+    "specs": [{"name": str, "vocabulary": str, "layout": dict}], "fingerprints?": {str: str}, "train?": dict,
+    f"{PUBLISHED}?": {"config": dict, "names": {str: str}, "modalities": [dict]}, f"{ASKED}?": [dict],
 }  # fmt: skip
 """Shape of config.json."""
 LEARNED = "learned_positions."

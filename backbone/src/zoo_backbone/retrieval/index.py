@@ -59,7 +59,7 @@ MARKS: dict[Search, tuple[bytes, ...]] = {"exact": (b"IxFI",), "approximate": (b
 HEADER = 37
 """Bytes before the graph in the file of an HNSW index."""
 SHAPE = {
-    "fingerprint": str, "split": str, "search": str, "embedding": dict, "tokenizers": {str: str},
+    "fingerprint": str, "split": str, "search": frozenset(MARKS), "embedding": dict, "tokenizers": {str: str},
     "modalities": {str: int},
 }  # fmt: skip
 """Shape of config.json."""
