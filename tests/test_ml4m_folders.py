@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -26,7 +27,7 @@ from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tokenizers_zoo.cli.main import zoo as command
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, OneLineError, UnknownNameError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, words, write_published
 from tokenizers_zoo.registry import Zoo
@@ -37,7 +38,8 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation_data import pairs_of
 from zoo_backbone.ml4m import folders
 from zoo_backbone.ml4m.commands import export_command, import_command
-from zoo_backbone.ml4m.folders import Told, import_folders, modality_of, share_tokenizers
+from zoo_backbone.ml4m.folders import Told, export_folder, import_folders, modality_of, share_tokenizers
+from zoo_backbone.ml4m.modalities import size_in
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
 
@@ -284,6 +286,27 @@ def test_an_imported_tokenizer_runs_and_is_exported(place: Place) -> None:
     assert place.zoo["dinov2_global"].encode([np.ones(768, np.float32)]).shape == (1, 4)
     run(export_command, place.out / "tokenizers" / "dinov2_global", place.root / "back")
     assert files_in(place.root / "back") == files_in(source)
+
+
+def test_a_record_of_a_stranger_is_exported_or_refused(place: Place) -> None:
+    place.put(DINOV2)
+    place.imported()
+    folder = place.out / "tokenizers" / "dinov2_global"
+    config = read_table(folder / "config.json")
+    for key, inner in [(key, None) for key in config] + [("published", key) for key in config["published"]]:
+        for odd in (3, "x", [], {}, None, [{"a": 1}]):
+            write_table(folder / "config.json", {**config, key: {**config[key], inner: odd} if inner else odd})
+            with contextlib.suppress(OneLineError):
+                export_folder(folder, place.root / "back")
+                shutil.rmtree(place.root / "back")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("tok@448", 448), ("tok", None), ("tok@\N{SUPERSCRIPT TWO}", None), ("tok@" + 5000 * "9", None)]
+)
+def test_a_size_in_a_published_name(name: str, size: int | None) -> None:
+    """Names of strangers may be odd."""
+    assert size_in(name) == size
 
 
 def test_checkpoints_with_equal_configurations_are_told_apart_by_weights(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_a_changed_or_lost_byte_never_gives_other_content(
     assert refused > 0.95 * len(flips)
 
 
+def test_a_lost_line_is_missed(tmp_path: Path) -> None:
+    read = line_of(path := tmp_path / "a.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    for lost in range(len(lines)):
+        path.write_text("".join(lines[:lost] + lines[lost + 1 :]))
+        with pytest.raises(CheckpointError, match=r"a.jsonl(:1: damaged line|: damaged: its end is missing)"):
+            read()
+
+
 @pytest.mark.parametrize("value", [10**400, -1e308, math.nan, "0.5", [1.0]])
 def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -83,7 +92,7 @@ def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: 
 
 
 @pytest.mark.parametrize(
-    "odd", ["1" + "0" * 30, "-1" + "0" * 30, "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}']
+    "odd", ["1" + "0" * 30, str(-(2**63) - 1), str(2**64), "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}']
 )
 def test_values_that_no_record_has_are_damage(tmp_path: Path, odd: str) -> None:
     """A stranger's record has a right checksum."""

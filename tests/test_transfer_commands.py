@@ -275,6 +275,10 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
         with pytest.raises(OneLineError):
             load(place)
     tensors, config = load_checkpoint(full)
+    place = shutil.copytree(full, tmp_path / "odd baseline")
+    save_checkpoint(place, tensors, config | {"constant_baseline": "x"}, "A card.")
+    with pytest.raises(CheckpointError, match="constant_baseline of numbers is 'x'"):
+        load(place)
     config["backbone"]["model"]["dim"] = 2**16  # compared before it would take more than all memory
     save_checkpoint(full, tensors, config, "A card.")
     with pytest.raises(CheckpointError, match=r"expected \(.*65536"):

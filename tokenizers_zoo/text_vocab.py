@@ -390,8 +390,8 @@ class TextVocabulary:
             )
         except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"{folder}: {error}") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder}: damaged vocabulary: {type(error).__name__} {error}") from None
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: damaged vocabulary: {error}") from None
 
 
 def _fixed(config: VocabularyConfig) -> dict[str, int]:

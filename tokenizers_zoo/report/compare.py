@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CONFIG, fitting
+from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
 from tokenizers_zoo.io import read_lines, read_table
@@ -49,11 +49,6 @@ class RunRecord:
 
 def record_of(path: Path) -> RunRecord:
     """Read the record of a finished run. Raises CheckpointError if `path` is none."""
-    with fitting(path):
-        return _record_of(path)
-
-
-def _record_of(path: Path) -> RunRecord:
     registry_of(path)
     config = read_table(path / CONFIG, records.MODEL)
     kept = {key: value for key, value in config.items() if key in ("architecture", "model", "train", "start")}
