@@ -119,9 +119,9 @@ fuzz: $(TEST_READY)
 # no errors here. On Linux this downloads some GB of CUDA libraries with PyTorch.
 # Without the extras that need transformers: its release would replace the lowest ones of other packages.
 MATRIX := $(foreach version,3.11 3.12 3.13,$(version)-lowest $(version)-highest)
-MATRIX_TESTS := $(addprefix tests/test_,any_to_any.py audio.py data.py diffusion.py export.py handle.py hub_data.py loggers.py \
-    model.py motion.py quantizers.py registry.py report_log.py retrieval.py serve.py sklearn.py sources.py text.py \
-    token_store.py training.py values.py)
+MATRIX_TESTS := $(addprefix tests/test_,any_to_any.py audio.py data.py diffusion.py export.py formats.py handle.py hub_data.py \
+    limits.py loggers.py model.py motion.py quantizers.py records.py registry.py report_log.py retrieval.py serve.py \
+    sklearn.py sources.py text.py token_store.py training.py values.py)
 MATRIX_EXTRAS := audio[soundfile] hub-data[hf,http] motion[av]
 test-matrix: $(addprefix test-matrix-,$(MATRIX))
 $(addprefix test-matrix-,$(MATRIX)): test-matrix-%: $(READY)

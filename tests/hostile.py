@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from PIL import Image
 
 SIDE = 13_000
@@ -117,10 +118,12 @@ def tiff_of_strips() -> bytes:
 
 
 def webp_canvas() -> bytes:
-    """A canvas of the largest size, and nothing on it."""
-    side = (16_384 - 1).to_bytes(3, "little")
-    body = b"WEBP" + b"VP8X" + struct.pack("<I", 10) + bytes(4) + side + side
-    return b"RIFF" + struct.pack("<I", len(body)) + body
+    """Two small frames on a canvas of the largest size, whose sides stand in bytes 24 to 29."""
+    file, (first, second) = io.BytesIO(), (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    first.save(file, "WEBP", save_all=True, append_images=[second])
+    data, side = file.getvalue(), (16_384 - 1).to_bytes(3, "little")
+    assert data[12:16] == b"VP8X"
+    return data[:24] + side + side + data[30:]
 
 
 def bmp() -> bytes:
@@ -151,6 +154,8 @@ def npy_of_masks() -> bytes:
     return buffer.getvalue()
 
 
+OPENS_WEBP = int(PIL.__version__.partition(".")[0]) >= 13
+"""Older releases ask for the memory of a WEBP canvas, which the test does not have, before they tell its size."""
 HOSTILE = {
     "PNG of 13,000 x 13,000 pixels": Hostile("rgb", "png", png, "image_pixels"),
     "PNG of 13,000 x 13,000 pixels, as depth": Hostile("depth", "png", lambda: png(mode="I;16"), "image_pixels"),
@@ -173,7 +178,7 @@ HOSTILE = {
     "JPEG of 5 million comments": Hostile("rgb", "jpg", jpeg_of_comments, ""),
     "GIF of 5 million texts": Hostile("rgb", "png", gif_of_comments, ""),
     "GIF of 5 million texts, as video": Hostile("video", "gif", gif_of_comments, ""),
-    "WEBP with a large canvas": Hostile("rgb", "webp", webp_canvas, "image_pixels"),
+    "WEBP with a large canvas": Hostile("rgb", "webp", webp_canvas, "image_pixels" if OPENS_WEBP else ""),
     "BMP of run lengths": Hostile("rgb", "bmp", bmp, "image_pixels"),
     "npy whose header says 10^12 numbers": Hostile("rgb", "npy", lambda: npy("(1000000, 1000000)"), "array_elements"),
     "npy of a negative size": Hostile("semseg", "npy", lambda: npy("(-1, 10000)") + bytes(10_000_000), ""),

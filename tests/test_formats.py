@@ -116,8 +116,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
 """A reader of each kind of file that has a format."""
 
 
-TRIED, LOST = 20, object()
-"""Odd values that `make test` tries in each record, beside those of its first level; and no value."""
+TRIED = 20
+"""Odd values that `make test` tries in each record, in addition to three for each key of its first level."""
+LOST = object()
+"""Removes the key or item."""
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -144,7 +146,7 @@ def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 @pytest.mark.parametrize("tried", [TRIED, pytest.param(10**6, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".json")])
 def test_odd_records_are_one_line(golden: Path, name: str, tried: int) -> None:
-    """A stranger's record has a right checksum, whatever its values are. The line says which of them is wrong."""
+    """A stranger's record has a right checksum, whatever its values are. The error names the wrong one."""
     table, draw = read_table(golden / name), random.Random(name)
     odd = (LOST, 3, "x", -1, 10**12, "", "../x", [], {}, None, True, 1.5, [[1]], {"a": 1})
     changes = [(place, value) for place in places_in(table) for value in odd]

@@ -319,7 +319,7 @@ def late_beginning(table: pa.Table) -> bytes:
     ("sequence", with_tokens(lambda rows: rows[0].extend([5] * 5)), "longer sequence than its layout"),
     ("sequence", late_beginning, "tokens of no row"),
     ("patches", with_tokens(lambda rows: set_first(rows[0], float("nan"))), "not finite"),
-    ("embeddings", with_tokens(lambda rows: set_first(rows[1][0], float("inf"))), "not finite"),
+    ("embeddings", with_tokens(lambda rows: set_first(rows[1][0], np.float16("inf"))), "not finite"),
 ])  # fmt: skip
 def test_tokens_of_a_stranger_are_those_of_the_layout(
     tmp_path: Path, layout: str, change: Callable[[pa.Table], bytes], reason: str
