@@ -200,6 +200,14 @@ def test_a_lost_tensor_is_named(golden: Path, name: str) -> None:
         READERS[name](golden)
 
 
+@pytest.mark.parametrize("key", ["vocabulary", "special_tokens", "grown_tokens", "lineage", "trained_on"])
+def test_a_vocabulary_without_a_key_is_refused(golden: Path, key: str) -> None:
+    path = golden / "tokenizers/text/config.json"
+    write_table(path, {name: value for name, value in read_table(path).items() if name != key})
+    with pytest.raises(CheckpointError, match=f"lacks {key}"):
+        TextVocabulary.load(path.parent)
+
+
 def test_all_json_files_have_a_format() -> None:
     values = {path for folder in ("golden",) for path in (GOLDEN / "bundle" / folder).iterdir()}
     for path in set(GOLDEN.rglob("*.json")) - values:
