@@ -282,6 +282,20 @@ def test_the_page_of_a_tokenizer_compares_checkpoints_of_its_modality(trained_zo
     assert "<p>Problem: bright: " in text and "<h3>light</h3>" in text
 
 
+def test_odd_figures_of_a_stranger_are_a_problem_on_the_page(trained_zoo: Zoo) -> None:
+    path = trained_zoo["light"].checkpoint / "evaluation.json"
+    sound = read_table(path)
+    several = {**sound["codebook"], "codebooks": 2}
+    for odd in ("samples", 3.5), ("split", 3), ("metrics", {"mae": "x"}), ("metrics", []), ("usage", "x"), (
+        "codebook", {**several, "usage": "x"}), ("codebook", {**several, "size": "x"}), (
+        "codebook", {**several, "codebooks": "x"}), ("codebook", {**several, "least_usage": []}):  # fmt: skip
+        write_table(path, sound | dict([odd]))
+        text = write_zoo_report(trained_zoo).read_text(encoding="utf-8")
+        assert f"evaluation.json: damaged: {odd[0]}" in text, odd
+    write_table(path, sound | {"codebook": several})
+    assert "evaluation.json: damaged" not in write_zoo_report(trained_zoo).read_text(encoding="utf-8")
+
+
 def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Callable[..., Path], tmp_path: Path) -> None:
     names = ("light", "odd", "pinned")
     for name in names:

@@ -38,8 +38,8 @@ ORIGIN = "published"
 """Key of config.json for the origin of a checkpoint imported from 4M."""
 AGAIN = "copy this folder again, or make it anew in another"
 SHAPE = {
-    "class": str, "weights_sha256?": str, "lineage?": [{"fingerprint": str, "length": int}],
-    f"{ORIGIN}?": {"class": str, "config": dict},
+    "class": str, "weights_sha256?": str, "modality?": str, "lineage?": [{"fingerprint": str, "length": int}],
+    f"{ORIGIN}?": {"class": str, "config": dict, "same_as?": {str: str}},
 }  # fmt: skip
 """Shape of the keys of config.json that checkpoints of several classes have."""
 

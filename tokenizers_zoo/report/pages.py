@@ -346,9 +346,8 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
     shown, problems = dict[str, dict[str, Any]](), []
     for name, other in checkpoints.items():
         try:
-            with fitting(other.checkpoint):
-                card, log = tokenizer_card(other, pictures, SAMPLES), read_lines(other.checkpoint / METRICS)
-                settings = flat(read_table(other.checkpoint / CONFIG))
+            card, log = tokenizer_card(other, pictures, SAMPLES), read_lines(other.checkpoint / METRICS)
+            settings = flat(read_table(other.checkpoint / CONFIG))
             shown[name] = {**card, "folder": other.checkpoint, "settings": settings, "log": log}
         except ZooError as error:
             problems.append(about(name, error))

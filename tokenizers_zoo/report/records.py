@@ -31,6 +31,11 @@ SCORES = {
     "seconds?": float,
 }  # fmt: skip
 """evaluation.json of a backbone."""
+CODES = {
+    "size?": int, "usage?": NUMBER, "perplexity?": NUMBER, "codebooks?": float, "least_usage?": float,
+}  # fmt: skip
+TOKENIZER = {"metrics?": {str: NUMBER}, "samples?": int, "split?": str, "codebook?": CODES, **CODES}
+"""evaluation.json of a tokenizer."""
 CHANGE = {"after": NUMBER, "before?": NUMBER, "uniform?": NUMBER}
 GROWTH = {
     "losses": {str: CHANGE}, "new": {str: CHANGE}, "skills": [{"inputs": NAMES, "target": str, **CHANGE}],

@@ -11,7 +11,6 @@ import numpy as np
 
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.tar import key_problem
-from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import read_regular, read_table
 from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.report import records
@@ -184,23 +183,20 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, shown: int = SHO
     """
     folder = handle.checkpoint
     folder = folder / handle.name if handle.spec.shares_checkpoint else folder
-    figures = read_table(folder / EVALUATION, remedy=ANEW) if (folder / EVALUATION).is_file() else {}
+    path = folder / EVALUATION
+    figures = read_table(path, records.TOKENIZER, remedy=ANEW) if path.is_file() else {}
     metrics, split = figures.get("metrics", {}), figures.get("split", TEST)
     judged = "held-out" if split == TEST else split
     codes = []
-    try:
-        codebook = (figures.get("codebook") or {}) | (figures if "usage" in figures else {})
-        metrics = {m.name: None if metrics.get(m.name) is None else float(metrics[m.name]) for m in handle.spec.metrics}
-        if codebook.get("usage") is not None and codebook.get("perplexity") is not None:
-            size = int(codebook.get("size") or handle.spec.vocab_size)
-            codes = [
-                {"name": "codes in use", "value": f"{100 * codebook['usage']:.0f}", "unit": "%",
-                 "meaning": f"of {size}, on {judged} samples{mean_and_least(codebook)}"},
-                {"name": "perplexity", "value": f"{codebook['perplexity']:.0f}", "unit": "",
-                 "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
-            ]  # fmt: skip
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise CheckpointError(f"{folder / EVALUATION}: damaged: expected numbers by metric; {ANEW}") from None
+    codebook = (figures.get("codebook") or {}) | (figures if "usage" in figures else {})
+    if codebook.get("usage") is not None and codebook.get("perplexity") is not None:
+        size = codebook.get("size") or handle.spec.vocab_size
+        codes = [
+            {"name": "codes in use", "value": f"{100 * codebook['usage']:.0f}", "unit": "%",
+             "meaning": f"of {size}, on {judged} samples{mean_and_least(codebook)}"},
+            {"name": "perplexity", "value": f"{codebook['perplexity']:.0f}", "unit": "",
+             "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
+        ]  # fmt: skip
     # Pairs of input and reconstruction are numbered, other sheets are not.
     images, texts = (
         [data for path in sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:shown]
@@ -211,7 +207,8 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, shown: int = SHO
     return Reconstructions(
         images=[pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
         texts=[pair_of_texts(text.decode(errors="replace")) for text in texts],
-        metrics=metrics, codes=codes, samples=figures.get("samples"), judged=judged,
+        metrics={m.name: metrics.get(m.name) for m in handle.spec.metrics}, codes=codes,
+        samples=figures.get("samples"), judged=judged,
     )  # fmt: skip
 
 

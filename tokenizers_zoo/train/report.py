@@ -196,8 +196,8 @@ def mean_of(codebook: Mapping[str, float]) -> str:
 
 def mean_and_least(codebook: Mapping[str, float]) -> str:
     """Return `mean_of` with the usage of the least used codebook."""
-    mean = mean_of(codebook)
-    return f"{mean}, the least of them {codebook['least_usage']:.1%}" if mean else ""
+    least = codebook.get("least_usage")
+    return "" if least is None else f"{mean_of(codebook)}, the least of them {least:.1%}"
 
 
 def model_card(spec: ModalitySpec, identity: Mapping[str, Any], result: Mapping[str, Any]) -> str:
