@@ -208,6 +208,18 @@ def test_a_vocabulary_without_a_key_is_refused(golden: Path, key: str) -> None:
         TextVocabulary.load(path.parent)
 
 
+@pytest.mark.parametrize(("kind", "shape"), [
+    ("grid", []), ("grid", [-2, -3]), ("grid", [4, 0]), ("grid", [2**13, 2**13]), ("patches", [1, 2**25]),
+    ("x", [2, 2]),
+])  # fmt: skip
+def test_layouts_of_strangers_have_tokens(golden: Path, kind: str, shape: list[int]) -> None:
+    table = read_table(golden / "run/config.json")
+    table["specs"][0]["layout"] = {"kind": kind, "shape": shape, **({"dim": 3} if kind == "patches" else {})}
+    write_table(golden / "run/config.json", table)
+    with pytest.raises(CheckpointError, match=r"layout without tokens|layout\.kind: expected .* or grid or"):
+        load_model(golden / "run")
+
+
 def test_all_json_files_have_a_format() -> None:
     values = {path for folder in ("golden",) for path in (GOLDEN / "bundle" / folder).iterdir()}
     for path in set(GOLDEN.rglob("*.json")) - values:
