@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,13 +24,15 @@ import PIL.Image
 import pytest
 import torch
 from command_world import the_world
+from starlette.testclient import TestClient
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.errors import ConfigError
 from zoo_backbone import AnyToAny, FourM
 from zoo_backbone.checkpoint import save_model
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.run import Run
-from zoo_backbone.serve import app
+from zoo_backbone.serve import app, border
 from zoo_backbone.serve import jobs as queue
 from zoo_backbone.serve.jobs import BusyError, Job, Jobs
 
@@ -48,24 +53,52 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: str, run: str = "run") -> Iterator[str]:
-    """Run the server and yield its address."""
+def started(folder: Path, *options: str, run: str = "run") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the server with 6 GB of memory; yield its process and address."""
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", run, "--port", "0", *options]
+    command = ["sh", "-c", 'ulimit -v 6000000; exec "$@"', "-", *command]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdout is not None
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as server:
+        assert server.stdout is not None and server.stderr is not None
         line = server.stdout.readline()
         try:
-            assert line.startswith("http://127.0.0.1:"), line
-            yield line.split()[0]
-        finally:  # an open page would keep a server that is terminated waiting
+            assert line.startswith("http://"), server.stderr.read()
+            yield server, line.split()[0]
+        finally:
             server.kill()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *options: str, run: str = "run") -> Iterator[str]:
+    """Run the server and yield its address. An exception in it fails the test."""
+    with started(folder, *options, run=run) as (server, address):
+        yield address
+        server.kill()
+        assert server.stderr is not None
+        printed = server.stderr.read()
+        assert "Traceback" not in printed, printed
 
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     with serving(folder) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> AnyToAny:
+    return AnyToAny.from_pretrained(folder / "run", device="cpu")
+
+
+def ask(address: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
+    """Return status, headers and JSON of an answer to a request with these headers (`_` is `-`)."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+    answer = connection.getresponse()
+    data = answer.read()
+    connection.close()
+    return answer.status, answer.headers, json.loads(data) if data[:1] in (b"{", b"[") else data
 
 
 def call(address: str, path: str, body: Any = None, method: str | None = None) -> tuple[int, Any]:
@@ -126,8 +159,8 @@ def test_generation_tells_each_step(address: str, folder: Path) -> None:
     for value in kept:
         _, changed = call(address, "/api/tokens/depth", {"result": value["result"]})
         assert np.array_equal(np.ravel(changed["ids"])[[0, 2, 3]], np.ravel(grid["ids"])[[0, 2, 3]])
-    told = events(address, "/api/generate", {**body, "inputs": {"depth": {"upload": uploaded["upload"]}}})
-    assert told[-1]["error"].startswith("depth: the uploaded value is gone"), "it is a value of rgb"
+    _, answer = call(address, "/api/generate", {**body, "inputs": {"depth": {"upload": uploaded["upload"]}}})
+    assert answer["error"].startswith("depth: the uploaded value is gone"), "it is a value of rgb"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +168,6 @@ def test_generation_tells_each_step(address: str, folder: Path) -> None:
     [
         ("/api/uploads/rgb?filename=a.png", b"no picture", "rgb"),
         ("/api/uploads/colour?filename=a.png", b"", "colour"),
-        ("/api/uploads/rgb?filename=a.png", b"0" * 30_000_000, "20 MB"),
         ("/api/generate", {"targets": ["depth"], "num_samples": 1000}, "num_samples"),
         ("/api/generate", {"targets": []}, "targets"),
         ("/api/generate", {"targets": ["depth"], "colour": 1}, "colour"),
@@ -159,11 +191,32 @@ def test_wrong_calls_are_answered_in_words(address: str, path: str, body: Any, n
         ({**PART, "inpaint": {"depth": {"cells": [[9, 9]]}}}, "9, 9"),
         ({**PART, "inpaint": {"depth": {"cells": [[-1, 0]]}}}, "-1, 0"),
         ({**PART, "inpaint": {"depth": {"region": "mask:/etc/passwd"}}}, "cells"),
+        ({**PART, "inpaint": {"depth": {"region": "box:0,0,1,1"}}}, "all tokens"),
+        ({"targets": ["depth"], "inpaint": {"depth": {"cells": [[0, 0]]}}}, "not among the inputs"),
+        ({"targets": ["rgb"]}, "rgb"),
+        ({"targets": ["depth"], "guidance": {"rgb": 2}}, "rgb"),
+        ({"targets": ["depth"], "inputs": {"caption": {"text": "a"}}, "inpaint": {"caption": {"region": "tokens:99"}}},
+         "caption"),
     ],
 )  # fmt: skip
-def test_failed_jobs_end_in_words(address: str, body: Any, named: str) -> None:
-    told = events(address, "/api/generate", body)
-    assert named in told[-1]["error"]
+def test_what_needs_no_model_run_is_checked_at_once(address: str, body: Any, named: str) -> None:
+    status, answer = call(address, "/api/generate", body)
+    assert status == 422 and named in answer["error"], answer
+
+
+def test_all_wrong_parts_of_a_request_are_named(address: str) -> None:
+    inputs = {"rgb": {"upload": "gone"}, "caption": {"sample": "nobody"}, "colour": {"text": "a"}}
+    inpaint = {"depth": {"cells": [[0, 9]]}, "rgb": {"region": "circle:1"}}
+    body = {"inputs": inputs, "targets": ["depth", "rgb", "shape"], "inpaint": inpaint, "guidance": {"thermal": 2}}
+    status, answer = call(address, "/api/generate", body)
+    parts = ["rgb: the uploaded", "caption: ", "'colour'", "target 'rgb'", "'shape'", "0, 9", "thermal"]
+    assert status == 422 and answer["error"] == "; ".join(answer["errors"])
+    assert [part for part in parts if not any(part in error for error in answer["errors"])] == [], answer["errors"]
+    settings = {"temperature": 99, "steps": 0, "seed": -1, "num_samples": 17, "guidance": 1e30, "top_p": "a"}
+    status, answer = call(address, "/api/generate", {"targets": ["depth"], **settings})
+    assert status == 422 and {error.partition(":")[0].partition(".")[0] for error in answer["errors"]} == set(settings)
+    status, answer = call(address, "/api/search", {"inputs": inputs})
+    assert status == 422 and all(name in answer["error"] for name in inputs)
 
 
 def test_texts_and_data_are_no_paths(address: str, folder: Path) -> None:
@@ -171,15 +224,15 @@ def test_texts_and_data_are_no_paths(address: str, folder: Path) -> None:
     (folder / "secret.txt").write_text("a secret")
     for value in ({"text": str(folder / "secret.txt")}, {"data": str(folder / "secret.txt")}, {"data": [str(folder)]}):
         for name in ("rgb", "depth"):
-            told = events(address, "/api/generate", {"inputs": {name: value}, "targets": ["caption"]})
-            assert f"{name}: expected a file" in told[-1]["error"]
+            _, answer = call(address, "/api/generate", {"inputs": {name: value}, "targets": ["caption"]})
+            assert f"{name}: expected a file" in answer["error"]
     told = events(address, "/api/generate", {"inputs": {"caption": {"text": str(folder)}}, "targets": ["depth"]})
     assert told[-1] == {"done": True}, "a text stays a text"
 
 
 def test_retrieval_without_an_index(address: str) -> None:
-    told = events(address, "/api/search", {"inputs": {"rgb": {"sample": "test00"}}})
-    assert "--index" in told[-1]["error"]
+    status, answer = call(address, "/api/search", {"inputs": {"rgb": {"sample": "test00"}}})
+    assert status == 422 and "--index" in answer["error"]
 
 
 @needs_chromium
@@ -188,6 +241,8 @@ def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "retrieve", "build", "run", "--out", "index"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     with serving(folder, "--index", "index") as address:
+        status_code, answer = call(address, "/api/search", {"find": "rgb", "inputs": {"caption": {"sample": "nobody"}}})
+        assert status_code == 422 and "caption" in answer["errors"][0] and "rgb" in answer["errors"][1]
         told = events(address, "/api/search", {"inputs": {"depth": {"sample": "test00"}}, "find": "depth", "count": 3})
         hits = [hit["key"] for hit in told[-2]["hits"]]
         assert hits[0] == "test00" and len(hits) == 3
@@ -202,13 +257,173 @@ def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
         page.close()
 
 
-def test_another_host_name_is_refused_at_a_local_address(address: str) -> None:
-    def ask(host: str) -> int:
-        return int(urllib.request.urlopen(urllib.request.Request(address, headers={"Host": host}), timeout=60).status)
+# --- the border
 
-    assert ask("localhost") == 200
-    with pytest.raises(urllib.error.HTTPError, match="400"):
-        ask("attacker.example")
+
+def has_security_headers(headers: Any) -> bool:
+    return all(headers[name] == value for name, value in border.HEADERS)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"targets": ["depth"], "temperature": NaN}', 400),
+        (b'{"targets": ["depth"], "temperature": 1e999}', 400),
+        (b'{"targets": ["depth"], "inputs": {"caption": {"text": "\\ud800"}}}', 400),
+        (b'{"targets": ["depth"], "seed": ' + b"9" * 5000 + b"}", 400),
+        (b'{"targets": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400),
+        (b'{"targets": ["depth"], "targets": ["caption"]}', 400),
+        (b'{"targets": ["\xff"]}', 400),
+        (b"what is this", 400),
+        (b"[1, 2]", 422),
+        (b'{"targets": [' + b"1," * 400_000 + b"1]}", 422),
+        (b'{"targets": ["depth"], "inputs": {' + b",".join(b'"%d":1' % i for i in range(60_000)) + b"}}", 400),
+        (b'{"targets": ["depth"], "inpaint": {"depth": {"cells": [' + b"[0,0]," * 70_000 + b"[0,0]]}}}", 422),
+        (b"", 422),
+    ],
+)  # fmt: skip
+def test_bodies_that_are_no_request(address: str, body: bytes, status: int) -> None:
+    for path in ("/api/generate", "/api/search", "/api/tokens/depth"):
+        code, headers, answer = ask(address, "POST", path, body, Content_Type="application/json")
+        expected = status if path == "/api/generate" or status == 400 else 422
+        assert code == expected and 0 < len(answer["error"]) < 11_000 and "\n" not in answer["error"], answer
+        assert has_security_headers(headers)
+
+
+def test_every_answer_has_the_security_headers(address: str) -> None:
+    for method, path, expected in (
+        ("GET", "/", 200), ("GET", "/page/app.js", 200), ("GET", "/page/no.js", 404), ("GET", "/page/..%2fapp.py", 404),
+        ("GET", "/api/model", 200), ("GET", "/api/results/a/depth/" + "9" * 5000, 422), ("PUT", "/api/model", 405),
+        ("GET", "/api/jobs/none", 422), ("POST", "/api/generate", 422), ("GET", "/api/samples/none/depth", 422),
+    ):  # fmt: skip
+        status, headers, answer = ask(address, method, path)
+        assert status == expected and has_security_headers(headers), (path, status)
+        assert status == 200 or answer["error"], path
+    status, headers, answer = ask(address, "POST", "/api/generate", b"{}", Content_Type="text/plain")
+    assert status == 415 and "application/json" in answer["error"] and has_security_headers(headers)
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "limit"),
+    [("/api/generate", 20, "1 MB"), ("/api/search", 100, "1 MB"), ("/api/uploads/rgb?filename=a.png", 30, "20 MB")],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_bodies_are_refused_while_others_are_served(
+    address: str, path: str, size: int, limit: str, chunked: bool
+) -> None:
+    """The server has 6 GB of memory, and parsing 100 MB of numbers takes 19 GB."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", path)
+    connection.putheader("Content-Type", "application/json")
+    length = str(13 + 2_000_000 * (size // 2) + 3)
+    connection.putheader(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", length)))
+    connection.endheaders()
+    parts = [b'{"targets": [', *[b"1," * 1_000_000] * (size // 2), b"1]}"]
+    for part in parts:
+        connection.send(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
+        assert len(part) < 2_000_000 or call(address, "/api/model")[0] == 200
+    connection.send(b"0\r\n\r\n" if chunked else b"")
+    answer = connection.getresponse()
+    assert answer.status == 413 and limit in json.loads(answer.read())["error"]
+    assert has_security_headers(answer.headers)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://attacker.example"}, 403),
+        ({"Origin": "http://attacker.example", "Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Origin": "http://localhost:1", "Sec_Fetch_Site": "same-site"}, 403),
+        ({"Origin": "http://localhost:1"}, 403),
+        ({"Origin": "http://localhost:7", "Host": "localhost:7"}, 200),
+        ({"Origin": "https://localhost", "Host": "LOCALHOST"}, 200),
+        ({"Sec_Fetch_Site": "same-origin", "Origin": "https://proxy.example"}, 200),
+        ({"Host": "attacker.example"}, 400),
+        ({"Host": "attacker.example", "Origin": "http://attacker.example"}, 400),
+        ({"Host": "localhost.attacker.example"}, 400),
+        ({"Host": "[::1"}, 400),
+        ({"Host": "[::1]:7"}, 200),
+        ({"Host": "127.0.0.2"}, 200),
+    ],
+)
+def test_requests_of_other_sites_and_for_other_hosts_are_refused(
+    address: str, folder: Path, headers: dict[str, str], status: int
+) -> None:
+    photo = (folder / "photo.png").read_bytes()
+    for method, path, body in (
+        ("POST", "/api/uploads/rgb?filename=photo.png", photo), ("DELETE", "/api/jobs/none", None),
+        ("POST", "/api/tokens/depth", b'{"sample": "test00"}'),
+    ):  # fmt: skip
+        code, answered, answer = ask(address, method, path, body, Content_Type="application/json", **headers)
+        assert code == status and (status == 200 or answer["error"]) and has_security_headers(answered)
+    reading = 400 if status == 400 else 200  # other sites may link to the page, and their scripts cannot read answers
+    code, answered, _ = ask(address, "GET", "/api/model", **headers)
+    assert code == reading and "Access-Control-Allow-Origin" not in answered
+    assert answered["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "127.1", "localhost", "127.0.0.1"])
+def test_a_local_address_is_known_by_its_number(
+    host: str, model: AnyToAny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(border.AbruptServer, "run", lambda server, sockets: served.append((server.config.app, sockets)))
+    app.serve(model, host, 0, app.Limits())
+    ((border_app, (listening,)),) = served
+    port = listening.getsockname()[1]
+    listening.close()
+    assert capsys.readouterr().out.startswith(f"http://127.0.0.1:{port} ")
+    for name, status in ((f"localhost:{port}", 200), ("attacker.example", 400), ("", 400)):
+        assert TestClient(border_app).get("/api/model", headers={"Host": name}).status_code == status
+
+
+@pytest.mark.parametrize("host", ["", "a" * 64, "a..b", "a\0b", "two words", "\udcff", "ü" * 70, "[::1]", "8.8.8.8"])
+def test_a_host_that_is_none(host: str, model: AnyToAny) -> None:
+    with pytest.raises(ConfigError, match="cannot listen at --host"):
+        app.serve(model, host, 0, app.Limits())
+
+
+@pytest.mark.parametrize(("host", "sign"), [("127.1", signal.SIGINT), ("::1", signal.SIGTERM)])
+def test_a_signal_ends_it_at_once(folder: Path, host: str, sign: signal.Signals) -> None:
+    """Jobs run and wait, a job is watched, and an upload is open."""
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("the machine has no IPv6")
+    with started(folder, "--host", host) as (server, address):
+        assert address.startswith("http://[::1]:" if ":" in host else "http://127.0.0.1:")
+        assert ask(address, "GET", "/api/model", Host="attacker.example")[0] == 400
+        jobs = [call(address, "/api/generate", {"targets": ["caption"], "num_samples": 16})[1] for _ in range(12)]
+        with urllib.request.urlopen(f"{address}/api/jobs/{jobs[-1]['job']}", timeout=60) as watched:
+            assert watched.readline()
+            upload = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+            upload.putrequest("POST", "/api/uploads/rgb?filename=a.png")
+            upload.putheader("Content-Length", "1000")
+            upload.endheaders(b"half of it")
+            server.send_signal(sign)
+            assert server.wait(timeout=10) == 128 + sign
+            assert server.stderr is not None and "Traceback" not in server.stderr.read()
+            upload.close()
+
+
+def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = app.Server(model, app.Limits())
+    client = TestClient(app.build_app(server))
+    monkeypatch.setattr(server, "facts", lambda: {"numbers": [float("nan"), float("inf"), 1.5], "half": "\ud800"})
+    assert json.loads(client.get("/api/model").text, parse_constant=pytest.fail)["numbers"] == [None, None, 1.5]
+    job = server.jobs.add(lambda job: job.tell({"cosine": float("nan")}))
+    ended(job)
+    lines = client.get(f"/api/jobs/{job.id}").text.splitlines()
+    assert {"cosine": None} in [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+
+def test_a_mistake_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = app.Server(model, app.Limits())
+    monkeypatch.setattr(server, "facts", lambda: 1 / 0)
+    answer = TestClient(app.build_app(server), raise_server_exceptions=False).get("/api/model")
+    assert answer.status_code == 500 and "ZeroDivisionError" in answer.json()["error"]
 
 
 def test_a_port_that_is_in_use(address: str, folder: Path) -> None:
@@ -258,8 +473,7 @@ def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(store.values) == list(store.sizes) == keys[2:], "40 bytes each"
 
 
-def test_undecided_cells_are_grey(folder: Path) -> None:
-    model = AnyToAny.from_pretrained(folder / "run", device="cpu")
+def test_undecided_cells_are_grey(model: AnyToAny) -> None:
     server, depth = app.Server(model, app.Limits()), model.handle("depth")
     tokens = torch.tensor([[[0, -1], [-1, 5]]])
     (shown,) = server.partial("depth", tokens)
@@ -376,8 +590,9 @@ def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: An
     Run(tokens=folder / "none", registry=folder / "registry.toml").save(folder / "seeded")
     colours = [[0.5, 0.25, 0.75]] * 5
     with serving(folder, run="seeded") as address:
-        told = events(address, "/api/generate", {"targets": ["depth"], "inputs": {"palette": {"data": colours[:2]}}})
-        assert "palette: expected" in told[-1]["error"]
+        wrong = {"palette": {"data": colours[:2]}, "metadata": {"data": {"colour": "red"}}, "boxes": {"data": [1]}}
+        code, answer = call(address, "/api/generate", {"targets": ["depth"], "inputs": wrong})
+        assert code == 422 and [error.partition(":")[0] for error in answer["errors"]] == list(wrong), answer
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.goto(address)
         page.wait_for_selector("#target-depth")

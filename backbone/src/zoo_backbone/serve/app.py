@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import re
 import secrets
@@ -11,19 +10,21 @@ import socket
 import tempfile
 import webbrowser
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import PIL.Image
 import torch
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from tokenizers_zoo.data.samples import TEST
@@ -34,20 +35,19 @@ from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import data_uri
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout
 from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.validation import fixed_shape
 from zoo_backbone.evaluation_data import ranked_names
+from zoo_backbone.generate.inpainting import checked_partial, partial_of
+from zoo_backbone.generate.plans import TargetPlan, resolved_plan
+from zoo_backbone.generate.sampling import STRONGEST, Guidance
 from zoo_backbone.pipeline import AnyToAny, Sample
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.retrieval.query import weighted_sum
 from zoo_backbone.run import BUNDLE
+from zoo_backbone.serve import border
 from zoo_backbone.serve.jobs import BusyError, Job, Jobs
 
 PAGE = Path(__file__).parent / "page"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Content-Security-Policy of every answer: nothing comes from, or goes to, another host."""
-LOCAL = ("127.0.0.1", "localhost")
 NEAREST = PIL.Image.Resampling.NEAREST
 UPLOADED = 256 << 20
 """Bytes of uploaded files and their values that are kept."""
@@ -55,6 +55,9 @@ EDITED = 64
 """Numbers in an array that the page shows as a list to edit, such as the colours of a palette."""
 SAMPLES = 50
 """Held-out samples that the page offers."""
+DRAWS = 16
+"""Draws of one job."""
+Strength = Annotated[float, Field(ge=-STRONGEST, le=STRONGEST)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,6 @@ class Limits:
     """Jobs in the queue; further ones are refused."""
     seconds: float = 120.0
     """Time of one job."""
-    samples: int = 16
-    """Draws of one job."""
 
 
 class Value(BaseModel):
@@ -86,28 +87,28 @@ class Region(BaseModel):
     """The part of an input to regenerate."""
 
     model_config = ConfigDict(extra="forbid")
-    cells: list[tuple[int, int]] | None = Field(None, description="Rows and columns of the token grid.")
-    region: str | None = Field(None, description="A region as in zoo backbone generate --inpaint, without files.")
+    cells: list[tuple[int, int]] | None = Field(None, max_length=65536, description="Rows and columns of the grid.")
+    region: str | None = Field(None, max_length=2000, description="As zoo backbone generate --inpaint, without files.")
 
 
 class Query(BaseModel):
     """Inputs of a call."""
 
     model_config = ConfigDict(extra="forbid")
-    inputs: dict[str, Value] = Field(default_factory=dict, description="By modality.")
+    inputs: dict[str, Value] = Field(default_factory=dict, max_length=256, description="By modality.")
 
 
 class Generation(Query):
     """A generation."""
 
-    targets: list[str] = Field(min_length=1, description="Modalities, in the order in which they are generated.")
-    num_samples: int = Field(1, ge=1)
+    targets: list[str] = Field(min_length=1, max_length=256, description="Modalities, generated in this order.")
+    num_samples: int = Field(1, ge=1, le=DRAWS)
     seed: int = Field(0, ge=0, lt=2**32)
     steps: int = Field(8, ge=1, le=256)
     temperature: float = Field(1.0, ge=0, le=10)
     top_p: float = Field(0.95, gt=0, le=1)
-    guidance: float | dict[str, float] = Field(1.0, description="One scale, or a weight by input modality.")
-    inpaint: dict[str, Region] = Field(default_factory=dict, description="By input modality.")
+    guidance: Strength | dict[str, Strength] = Field(1.0, description="One scale, or a weight by input modality.")
+    inpaint: dict[str, Region] = Field(default_factory=dict, max_length=256, description="By input modality.")
 
 
 class Search(Query):
@@ -117,11 +118,25 @@ class Search(Query):
     count: int = Field(8, ge=1, le=50)
 
 
+@contextmanager
+def added_to(errors: list[str], name: str) -> Iterator[None]:
+    """Add an error about a modality, with its name, instead of raising it."""
+    try:
+        yield
+    except OneLineError as error:
+        errors += [] if str(error) in errors else [str(error) if name in str(error) else f"{name}: {error}"]
+
+
 def kind_of(spec: ModalitySpec) -> str:
     """Return the kind of a modality's values on the page: an array of few numbers is an object, a list to edit."""
     kind, shape = spec.value.kind, spec.value.shape
     fixed = kind == "array" and all(isinstance(size, int) for size in shape)
     return "object" if fixed and math.prod(map(int, shape)) <= EDITED else kind
+
+
+def sample_of(handle: ModalityHandle, value: Any) -> Sample:
+    """Return the tokens of a checked value: AnyToAny takes a str for a path."""
+    return Sample(handle, handle.encode([value], trusted=True)[0], value)
 
 
 @dataclass
@@ -186,7 +201,7 @@ class Server:
             "title": "/".join(folder.parts[-1:] if (folder / BUNDLE).is_file() else folder.parts[-2:]),
             "device": str(self.model.device), "modalities": modalities,
             "samples": self.keys, "retrieval": self.index.names if self.index else [],
-            "limits": {"upload_bytes": self.limits.upload_bytes, "samples": self.limits.samples},
+            "limits": {"upload_bytes": self.limits.upload_bytes, "samples": DRAWS},
         }  # fmt: skip
 
     def value(self, name: str, given: Value) -> Any:
@@ -214,9 +229,8 @@ class Server:
                 value = np.asarray(value, handle.spec.value.dtype)
             except (TypeError, ValueError, OverflowError):
                 raise InvalidValueError.expected(name, "lists of numbers", "other data") from None
-        # Tokens, and checked here: AnyToAny, and `encode` of values that are not trusted, take a str for a path.
         handle.check(value)
-        return Sample(handle, handle.encode([value], trusted=True)[0], value)
+        return sample_of(handle, value)
 
     def stored(self, name: str, key: str) -> Any:
         """Return the value of a held-out sample. Raises ZooErrors."""
@@ -228,7 +242,7 @@ class Server:
         """Return a generated sample of `name` by JOB/TARGET/NUMBER. Raises InvalidValueError."""
         job_id, _, rest = place.partition("/")
         target, _, number = rest.partition("/")
-        job, wanted = self.jobs.get(job_id), int(number) if number.isdecimal() else -1
+        job, wanted = self.jobs.get(job_id), int(number) if re.fullmatch(r"\d{1,9}", number) else -1
         found = job.result.get(target, []) if job is not None and job.finished and job.result is not None else []
         if not 0 <= wanted < len(found) or name != target:
             raise InvalidValueError(f"{name}: the generated value is gone; generate it again")
@@ -246,9 +260,47 @@ class Server:
 
     # ------------------------------------------------------------------ jobs
 
-    def generate(self, asked: Generation, job: Job) -> dict[str, list[Sample]]:
+    def opened(self, query: Query, errors: list[str]) -> dict[str, Any]:
+        """Return the inputs, by modality. Adds an error for each that does not fit."""
+        values = {}
+        for name, origin in query.inputs.items():
+            with added_to(errors, name):
+                if name not in self.inputs:
+                    raise UnknownNameError.of("input", name, self.inputs)
+                values[name] = self.value(name, origin)
+        return values
+
+    def planned(self, query: Generation) -> dict[str, Any]:
+        """Return the inputs. Raises InvalidValueError with an argument for each part that does not fit."""
+        errors: list[str] = []
+        values, layout = self.opened(query, errors), self.model.model.layout
+        for name in query.targets:
+            with added_to(errors, name):
+                if name not in self.targets:
+                    raise UnknownNameError.of("target", name, self.targets)
+        for name, region in query.inpaint.items():
+            with added_to(errors, name), tempfile.TemporaryDirectory() as folder:
+                text, spec = self.region(name, region, Path(folder)), layout.spec(name)
+                if name not in query.inputs:
+                    raise ConfigError(f"inpaint {name}: is not among the inputs; give its value, too")
+                if not isinstance(spec.layout, SequenceLayout):  # all ids of a grid are alike to a region
+                    partial_of(spec, torch.zeros(1, *fixed_shape(spec.layout)), text)
+                elif name in values:
+                    partial = partial_of(spec, [self.ids(name, values[name])], text)
+                    checked_partial(layout, name, partial, 1, name in query.targets)
+        forms = {name: form for name, form in self.model.input_forms.items() if name not in query.inpaint}
+        guidance = Guidance(weights=query.guidance if isinstance(query.guidance, dict) else {}).renamed(forms)
+        plans = [TargetPlan(name=name, guidance=guidance) for name in query.targets if name in self.targets]
+        with added_to(errors, ""):
+            names = [forms.get(name, name) for name in query.inputs if name in {*self.inputs} - {*query.inpaint}]
+            if plans:
+                resolved_plan(layout, plans, names, [name for name in query.inpaint if name in layout.readable])
+        if errors:
+            raise InvalidValueError(*errors)
+        return values
+
+    def generate(self, query: Generation, inputs: dict[str, Any], job: Job) -> dict[str, list[Sample]]:
         """Generate, telling each decoding step."""
-        inputs = {name: self.value(name, given) for name, given in asked.inputs.items()}
         shown = 0
 
         def on_step(name: str, tokens: Any) -> None:
@@ -257,8 +309,8 @@ class Server:
             job.tell({"target": name, "step": shown, "shown": self.partial(name, tokens)})
 
         with tempfile.TemporaryDirectory() as place:
-            regions = {name: self.region(name, region, Path(place)) for name, region in asked.inpaint.items()}
-            options = asked.model_dump(exclude={"inputs", "inpaint"})
+            regions = {name: self.region(name, region, Path(place)) for name, region in query.inpaint.items()}
+            options = query.model_dump(exclude={"inputs", "inpaint"})
             made = self.model.generate(inputs, inpaint=regions, on_step=on_step, **options)
         found = {name: list(samples) for name, samples in made.items()}
         for name, samples in found.items():
@@ -302,21 +354,34 @@ class Server:
         np.save(place / f"{name}.npy", mask)
         return f"mask:{place / f'{name}.npy'}"
 
-    def search(self, asked: Search, job: Job) -> None:
+    def queried(self, query: Search) -> dict[str, Any]:
+        """Return the inputs. Raises InvalidValueError with an argument for each part that does not fit."""
+        errors: list[str] = []
+        values = self.opened(query, errors)
+        if self.index is None or not query.inputs:
+            no_index = "the server has no index; start it with --index FOLDER"
+            errors.append(f"retrieval: {'expected at least one input' if self.index else no_index}")
+        else:
+            names = [name for name in values if self.model.input_forms.get(name) not in self.index.names]
+            for name in (*names, *filter(None, [query.find])):
+                with added_to(errors, name):
+                    self.index.check([name])
+        if errors:
+            raise InvalidValueError(*errors)
+        return values
+
+    def search(self, query: Search, values: dict[str, Any], job: Job) -> None:
         """Search the index, and tell the hits."""
-        if self.index is None or self.embedder is None:
-            raise ConfigError("retrieval: the server has no index; start it with --index FOLDER")
-        tokens = self.model.tokenize({name: self.value(name, given) for name, given in asked.inputs.items()})
-        if not tokens:
-            raise ConfigError("retrieval: expected at least one input")
-        self.index.check([*tokens, *([asked.find] if asked.find else [])])
+        assert self.index is not None and self.embedder is not None
+        tokens = self.model.tokenize(values)
+        self.index.check([*tokens, *([query.find] if query.find else [])])
         vectors = {name: self.embedder.embed(name, batch) for name, batch in tokens.items()}
-        (hits,) = self.index.search(weighted_sum(vectors, {}), asked.count, asked.find)
+        (hits,) = self.index.search(weighted_sum(vectors, {}), query.count, query.find)
         told = []
         for hit in hits:
             entry: dict[str, Any] = {"key": hit.key, "cosine": round(hit.cosine, 4)}
             if self.values is not None:
-                name = asked.find if asked.find in self.inputs else self.inputs[0]
+                name = query.find if query.find in self.inputs else self.inputs[0]
                 entry |= self.shown(name, self.values.read_key(self.handle(name), self.index.split, hit.key))
             told.append(entry)
         job.tell({"hits": told})
@@ -326,26 +391,34 @@ class Server:
         handle = self.handle(name)
         if not isinstance(handle.spec.layout, GridLayout) or len(handle.spec.places) != 2:
             raise ConfigError(f"{name}: its tokens are no grid of rows and columns")
-        value = self.value(name, given)
-        ids = value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]
-        grid = ids.reshape(*handle.spec.places, -1)
+        grid = self.ids(name, self.value(name, given)).reshape(*handle.spec.places, -1)
         return {"ids": grid.tolist(), "vocabulary": handle.spec.vocab_size}
 
+    def ids(self, name: str, value: Any) -> Any:
+        """Return the token ids of an input."""
+        handle = self.handle(name)
+        return value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]
 
-def build_app(server: Server) -> FastAPI:
-    """Return the web application."""
-    app = FastAPI(title="tokenizers-zoo", openapi_url="/api/schema", docs_url=None, redoc_url=None)
 
-    @app.middleware("http")
-    async def policy(request: Request, call_next: Any) -> Response:
-        answer: Response = await call_next(request)
-        answer.headers.update({"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff",
-                               "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"})  # fmt: skip
-        return answer
+async def refused(request: Request, error: Exception) -> border.Answer:
+    """Answer an error; an error about several parts of a request has an argument for each."""
+    if isinstance(error, RequestValidationError):
+        parts = [(".".join(map(str, item["loc"][1:])) or "body", item["msg"]) for item in error.errors()]
+        return border.refusal(422, (f"{name}: {message}" for name, message in parts))
+    if isinstance(error, HTTPException):
+        return border.refusal(error.status_code, [f"{request.method} {request.url.path}: {error.detail}"])
+    if isinstance(error, OneLineError):
+        return border.refusal(429 if isinstance(error, BusyError) else 422, map(str, error.args))
+    return border.refusal(500, [f"unexpected {type(error).__name__}; the output of zoo serve says more"])
 
-    @app.exception_handler(OneLineError)
-    async def refused(request: Request, error: OneLineError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 429 if isinstance(error, BusyError) else 422)
+
+def build_app(server: Server, is_local: bool = False) -> border.Border:
+    """Return the web application; `is_local`: see Border."""
+    app = FastAPI(
+        title="tokenizers-zoo", openapi_url="/api/schema", docs_url=None, redoc_url=None,
+        default_response_class=border.Answer,
+        exception_handlers=dict.fromkeys((OneLineError, RequestValidationError, HTTPException, Exception), refused),
+    )  # fmt: skip
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -361,19 +434,17 @@ def build_app(server: Server) -> FastAPI:
         """A value of a held-out sample."""
         return server.shown(name, server.stored(name, key))
 
-    @app.post("/api/uploads/{name}")
+    @app.post(border.UPLOADS + "{name}")
     async def upload(name: str, request: Request, filename: str = "") -> dict[str, Any]:
         """Upload the file of a value (the request's body); `filename` gives its extension."""
-        data, most = bytearray(), server.limits.upload_bytes
-        async for part in request.stream():  # to its end, so that the answer arrives
-            data += part if len(data) <= most else b""
-        if len(data) > most:
-            raise InvalidValueError(f"{name}: the file has more than {most / 1e6:.0f} MB")
+        data = await request.body()
 
         def read() -> dict[str, Any]:
             handle = server.handle(name)
-            fitted = handle.fitted(handle.read(bytes(data), Path(filename).suffix))
-            return {"upload": server.uploads.add(name, fitted, len(data)), **server.shown(name, fitted)}
+            value = handle.read(data, Path(filename).suffix)
+            value = handle.transform(value, handle.middle(value), trusted=True)  # `fitted` takes a str for a path
+            item = value if isinstance(value, np.ndarray) else sample_of(handle, value)
+            return {"upload": server.uploads.add(name, item, len(data)), **server.shown(name, value)}
 
         return await asyncio.to_thread(read)
 
@@ -383,16 +454,16 @@ def build_app(server: Server) -> FastAPI:
         return server.tokens(name, given)
 
     @app.post("/api/generate")
-    def generate(asked: Generation) -> dict[str, str]:
+    def generate(query: Generation) -> dict[str, str]:
         """Start a generation; its events are at /api/jobs/JOB."""
-        if asked.num_samples > server.limits.samples:
-            raise ConfigError(f"num_samples {asked.num_samples}: at most {server.limits.samples} at once")
-        return {"job": server.jobs.add(lambda job: server.generate(asked, job)).id}
+        inputs = server.planned(query)
+        return {"job": server.jobs.add(lambda job: server.generate(query, inputs, job)).id}
 
     @app.post("/api/search")
-    def search(asked: Search) -> dict[str, str]:
+    def search(query: Search) -> dict[str, str]:
         """Start a search of the index; its events are at /api/jobs/JOB."""
-        return {"job": server.jobs.add(lambda job: server.search(asked, job)).id}
+        inputs = server.queried(query)
+        return {"job": server.jobs.add(lambda job: server.search(query, inputs, job)).id}
 
     @app.get("/api/jobs/{job_id}", response_class=StreamingResponse)
     def events(job_id: str) -> StreamingResponse:
@@ -418,17 +489,17 @@ def build_app(server: Server) -> FastAPI:
         return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": attached})
 
     app.mount("/page", StaticFiles(directory=PAGE))
-    return app
+    return border.Border(app, server.limits.upload_bytes, is_local)
 
 
-async def event_lines(job: Job) -> AsyncIterator[str]:
+async def event_lines(job: Job) -> AsyncIterator[bytes]:
     """Yield the events of a job as they happen, one JSON line each."""
     sent = 0
     while True:
         finished = job.finished
         for event in job.events[sent:]:
             if event is not None:
-                yield json.dumps(event) + "\n"
+                yield bytes(border.Answer(event).body) + b"\n"
             sent += 1
         if finished and sent == len(job.events):
             return
@@ -438,21 +509,19 @@ async def event_lines(job: Job) -> AsyncIterator[str]:
 def serve(
     model: AnyToAny, host: str, port: int, limits: Limits, index: Index | None = None, open_browser: bool = False
 ) -> None:
-    """Print the address, and serve the page until interrupted. Raises ConfigError for an address that is in use.
-
-    At a local address, requests for another host name are refused: a web site could give its name this address, and its
-    scripts would then read the page (DNS rebinding).
-    """
+    """Print the address, and serve the page until interrupted. Raises ConfigError for an address that it cannot use."""
     try:
-        listening = socket.create_server((host, port), backlog=128)
-    except OSError as error:
-        raise ConfigError(f"zoo serve: cannot listen at {host}:{port}: {error.strerror}; give another --port") from None
-    app = build_app(Server(model, limits, index))
-    if host in LOCAL:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    address = f"http://{host}:{listening.getsockname()[1]}"
-    echo(f"{address}  (stop with Ctrl-C)")
+        addresses = socket.getaddrinfo(host or " ", port, type=socket.SOCK_STREAM)
+        family, *_, address = min(addresses, key=lambda info: info[0] != socket.AF_INET)  # IPv4 if it has both
+        listening = socket.create_server(address, family=family, backlog=128)
+    except (OSError, ValueError) as error:
+        reason = f"{getattr(error, 'strerror', None) or 'no host has this name'}; give another address or port"
+        raise ConfigError(f"zoo serve: cannot listen at --host {host!r:.80} --port {port}: {reason}") from None
+    bound, number = listening.getsockname()[:2]
+    name = f"[{bound}]:{number}" if family == socket.AF_INET6 else f"{bound}:{number}"
+    app = build_app(Server(model, limits, index), border.is_local_name(name))
+    echo(f"http://{name}  (stop with Ctrl-C)")
     if open_browser:
-        webbrowser.open(address)
-    server.run(sockets=[listening])
+        webbrowser.open(f"http://{name}")
+    config = uvicorn.Config(app, log_level="warning", headers=border.HEADERS)
+    border.AbruptServer(config).run(sockets=[listening])

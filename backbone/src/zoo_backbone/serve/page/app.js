@@ -18,10 +18,7 @@ function element(tag, attributes = {}, ...children) {
 async function api(path, options = {}) {
   const answer = await fetch(path, options);
   const found = await answer.json().catch(() => ({}));
-  if (!answer.ok) {
-    const detail = Array.isArray(found.detail) ? found.detail.map((item) => `${item.loc.slice(1).join(".")}: ${item.msg}`).join("; ") : "";
-    throw new Error(found.error || detail || `the server answered ${answer.status}`);
-  }
+  if (!answer.ok) throw new Error(found.error || `the server answered ${answer.status}`);
   return found;
 }
 
