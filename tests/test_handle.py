@@ -178,7 +178,7 @@ def test_values_are_copied_if_a_plugin_reuses_its_buffer(ready: Callable[..., An
 
 
 def test_sequences_and_objects_are_copied_if_a_plugin_reuses_them(tmp_path: Path) -> None:
-    source = LETTERS.replace('kind="text"', 'kind="object"')
+    source = LETTERS.replace('kind="text"', 'kind="object", items="number"')
     for hook, again in {
         "return [np.array(": "self.row[:] = values[0]; return [self.row]\n    row, kept = np.zeros(2, int), [[]]",
         'return ["".join(': "self.kept[0][:] = tokens[0].tolist()\n        return self.kept",
