@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
@@ -111,37 +111,22 @@ def _drawn_cell(cell: Shown, width: int) -> Image.Image:
 
 
 def _written(text: str, width: int, most_lines: int) -> Image.Image:
-    """Return a picture of a text, in lines of at most `width` pixels."""
-    font = ImageFont.load_default(12)
-    lines = _wrapped(text, width, most_lines, font)
+    """Return a picture of a text, in lines of at most `width` pixels that end after spaces or underscores."""
+    font, lines = ImageFont.load_default(12), list[str]()
+    for part in text.splitlines()[: most_lines + 1] or [""]:
+        begin = len(lines)
+        while (part and len(lines) <= most_lines) or len(lines) == begin:
+            fit = bisect_right(range(1, width + 1), width, key=lambda count: font.getlength(part[:count]))
+            end = fit if fit >= len(part) else max(part.rfind(" ", 0, fit + 1), part.rfind("_", 0, fit)) + 1 or fit
+            lines.append(part[:end].rstrip())
+            part = part[end:]
+    if len(lines) > most_lines:
+        lines[most_lines - 1 :] = [f"{lines[most_lines - 1][:-3]}…"]
     picture = Image.new("RGB", (width, LINE * len(lines) + 1), "white")
     pen = ImageDraw.Draw(picture)
     for number, line in enumerate(lines):
         pen.text((0, LINE * number), line, fill="black", font=font)
     return picture
-
-
-def _wrapped(text: str, width: int, most_lines: int, font: Any) -> list[str]:
-    """Break a text after spaces and underscores, and longer words anywhere."""
-    lines = [""]
-    for part in text.splitlines()[: most_lines + 1]:
-        for word in re.findall(r"[^ _]*[ _]?", part[: width * most_lines]):  # no letter is narrower than a pixel
-            if font.getlength(lines[-1] + word.rstrip()) > width and lines[-1]:
-                lines.append("")
-            for letter in word:
-                if font.getlength((lines[-1] + letter).rstrip()) > width:
-                    lines.append("")
-                lines[-1] += letter
-            if len(lines) > most_lines:
-                break
-        lines.append("")
-    lines.pop()
-    if len(lines) > most_lines:
-        last = lines[most_lines - 1]
-        while font.getlength(f"{last}…") > width:
-            last = last[:-1]
-        lines[most_lines - 1 :] = [f"{last}…"]
-    return lines
 
 
 # --- previews during training

@@ -25,8 +25,6 @@ from zoo_backbone.generate.sources import Source, inputs_of, sources_of, written
 from zoo_backbone.packing import accepted
 from zoo_backbone.pipeline import TOKENS, AnyToAny, blocks
 
-VALUES = "sample"
-"""Name of the sample if no input is a file."""
 SUGGESTED = 1000
 """Keys among which a misspelt key is looked for."""
 
@@ -45,10 +43,9 @@ class Request:
         stored = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
         self.written = plan = plan.placed(Path.cwd(), pipeline.zoo)
         sources = sources_of(plan.inputs, pipeline.zoo, Path.cwd())
-        renamed = input_forms(plan, sources, pipeline.input_forms, stored)
-        self.titles = {renamed.get(name, name): name for name in sources}
-        sources = {renamed.get(name, name): source for name, source in sources.items()}
-        self.plan = plan = with_input_forms(plan, renamed)
+        self.plan = plan = with_input_forms(plan, sources, pipeline.input_forms, stored)
+        self.titles = dict(zip(written_sources(plan.inputs), sources, strict=True))
+        sources = dict(zip(self.titles, sources.values(), strict=True))
         self.targets, numbers = plan.target_plans(), plan.numbers()
         for name in plan.inpaint:
             if name not in sources:
@@ -101,7 +98,7 @@ class Request:
         elif self.values:
             if plan.samples not in ("", "1"):
                 raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
-            self.numbers, self.names = [0], [single[0].stem.removesuffix(Path(TOKENS).stem) if single else VALUES]
+            self.numbers, self.names = [0], [single[0].stem.removesuffix(Path(TOKENS).stem) if single else "sample"]
         else:
             self.numbers, self.names = numbers, [f"sample-{number:03}" for number in numbers]
         self.partial: dict[str, Any] = {}
@@ -138,27 +135,22 @@ class Request:
         return digest.hexdigest()[:16]
 
 
-def input_forms(
+def with_input_forms(
     plan: GenerationPlan, sources: Mapping[str, Source], forms: Mapping[str, str], stored: Collection[str]
-) -> dict[str, str]:
-    """Return the inputs that have another input form in the model, such as `rgb_patches` for `rgb`.
+) -> GenerationPlan:
+    """Replace inputs by their input forms, such as `rgb` by `rgb_patches`, if the model was trained on them.
 
     Token files, inpainted inputs, and samples in whose store such a form is not `stored` stay as they are.
     """
-    return {
+    renamed = {
         name: forms[name]
         for name, source in sources.items()
         if name in forms and forms[name] not in sources and name not in plan.inpaint
         and (forms[name] in stored if source.kind == "stored" else source.kind != "tokens")
     }  # fmt: skip
-
-
-def with_input_forms(plan: GenerationPlan, renamed: Mapping[str, str]) -> GenerationPlan:
-    """Return the plan with other names of some inputs, also in the guidance."""
-    written = written_sources(plan.inputs)
+    inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
     guiding = renamed | {target.name: target.name for target in plan.targets}
     targets = [replace(item, guidance=item.guidance and item.guidance.renamed(guiding)) for item in plan.targets]
-    inputs = inputs_of({renamed.get(name, name): source for name, source in written.items()})
     return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guiding), targets=tuple(targets))
 
 
@@ -230,8 +222,6 @@ def item_of_source(handle: ModalityHandle, source: Source) -> Any:
     if not os.path.isfile(content):
         several = "; repeat --input for each" if re.search(r",\w+=", content) else ""
         raise ConfigError(f'input {name}={content:.200}: expected an existing file, or "TEXT" in quotes{several}')
-    if not os.access(content, os.R_OK):
-        raise ConfigError(f"input {name}={content}: may not be read; allow it, or give another file")
     return Path(content)
 
 
