@@ -126,10 +126,10 @@ def test_pictures_of_other_proportions_stay_aligned(monkeypatch: pytest.MonkeyPa
     boxes = [{"label": "chair", "box": [0.25, 0.0, 0.75, 1.0]}]
     middle = np.broadcast_to(1 + x[8:24], (1, 16, 16)).copy()
     series = np.zeros((channels, 4 * int(length)), np.float32)
-    given = {"depth": middle, "rgb": wide, "boxes": boxes, "imu": series}
+    inputs = {"depth": middle, "rgb": wide, "boxes": boxes, "imu": series}
     model = AnyToAny(small, zoo)
     for order in (("depth", "rgb", "boxes"), ("imu", "boxes", "rgb", "depth"), ("rgb", "boxes", "imu")):
-        tokens = model.tokenize({name: given[name] for name in order})
+        tokens = model.tokenize({name: inputs[name] for name in order})
         assert zoo["boxes"].decode(tokens["boxes"])[0][0]["box"] == pytest.approx([0, 0, 1, 1])
         assert "depth" not in order or torch.equal(tokens["depth"], zoo["depth"].encode([middle]))
         assert torch.equal(tokens["rgb_patches"], zoo["rgb_patches"].encode([wide[:, :, 8:24]]))
@@ -149,12 +149,12 @@ def test_the_spec_decides_whether_a_list_is_one_value(monkeypatch: pytest.Monkey
     monkeypatch.setattr(zoo["boxes"], "encode", counted)
     box = {"label": "chair", "box": [0.0, 0.0, 1.0, 1.0]}
     (tmp_path / "a.json").write_text(json.dumps([box]))
-    one, file = model.tokenize(boxes=[box, box])["boxes"][0], str(tmp_path / "a.json")
+    row, file = model.tokenize(boxes=[box, box])["boxes"][0], str(tmp_path / "a.json")
     for item, count in (([box, box], 1), ([], 1), ([[box, box], [box, box]], 2), ([file], 1), ((file, [box]), 2)):
         calls.clear()
         tokens = model.tokenize(boxes=item)["boxes"]
         assert len(tokens) == count and len(calls) == 1
-        assert file in str(item) or not item or all(np.array_equal(row, one) for row in tokens)
+        assert file in str(item) or not item or all(np.array_equal(ids, row) for ids in tokens)
     with pytest.raises(InvalidValueError, match="boxes"):
         model.tokenize(boxes=[3])
 

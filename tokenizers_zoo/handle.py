@@ -418,14 +418,14 @@ class ModalityHandle:
 
     def _taken(self, value: Any, *, any_size: bool = False, trusted: bool = False) -> Any:
         """Return a value as plugins get it: checked unless `trusted`, and an array if it is a tensor."""
-        taken = as_array(value)
+        plain = as_array(value)
         if trusted:
-            return taken
+            return plain
         with limited(self.limits):
-            problem = value_problem(self.spec.value, taken, any_size=any_size)
+            problem = value_problem(self.spec.value, plain, any_size=any_size)
         if problem:
             raise InvalidValueError.expected(self.name, expected_value(self.spec.value), describe(value), problem)
-        return taken
+        return plain
 
     def _check_given(self, value: Any, hook: str, *, any_size: bool = False) -> None:
         with limited(self.limits):
@@ -564,9 +564,8 @@ class ModalityHandle:
 
     def render(self, value: Any) -> PIL.Image.Image | str:
         """Return a PIL image of the value, or a text."""
-        shown: PIL.Image.Image | str = self._call(
-            "render", value=as_array(value), settings=self.settings, spec=self.spec
-        )
+        value, settings = as_array(value), self.settings
+        shown: PIL.Image.Image | str = self._call("render", value=value, settings=settings, spec=self.spec)
         if not isinstance(shown, str):
             import PIL.Image
 

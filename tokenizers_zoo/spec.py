@@ -39,7 +39,7 @@ class ValueSpec:
     classes: tuple[str, ...] = ()
     description: str = ""
     items: Literal["", "table", "list", "text", "number"] = ""
-    """What an object is: a list of these, or, where empty, a table (a dict)."""
+    """The items of an object that is a list; empty: the object is a table (a dict)."""
     fields: tuple[tuple[str, str], ...] = ()
     """Fields of a table, each a name and its meaning; shown by `zoo info`."""
     unscored: tuple[str, ...] = ()

@@ -340,7 +340,7 @@ def token_batch(spec: ModalitySpec, item: Any) -> Any:
     """
     listed = isinstance(item, list)
     arrays = item if listed else [item]
-    if not all(hasattr(one, "dtype") and value_problem(spec.value, as_array(one)) for one in arrays):
+    if not all(hasattr(array, "dtype") and value_problem(spec.value, as_array(array)) for array in arrays):
         return None
     for batch in (item,) if listed else ([item], item):
         tokens, problem = checked_tokens(spec, batch)

@@ -184,8 +184,8 @@ class GenerationPlan:
         check_types(self)
         check_counts(self, "draws")
         check_amounts(self, "seed")
-        some = not is_count(self.samples) or int(self.samples) > 0
-        expect(self, "samples", some, "a number from 1 on or numbers such as 0-7")
+        is_positive = not is_count(self.samples) or int(self.samples) > 0
+        expect(self, "samples", is_positive, "a number from 1 on or numbers such as 0-7")
         expect(self, "samples", not (self.keys and self.samples), "either samples or keys")
 
     @property
@@ -210,11 +210,11 @@ class GenerationPlan:
         """Return the numbers of the samples. Raises ConfigError."""
         is_one = not self.samples or is_count(self.samples)
         count = int(self.samples or DEFAULT_SAMPLES) if is_one else 0
-        found = [(0, count - 1)] if is_one else ranges(self.samples, f"samples {self.samples:.40}")
-        if sum(last - first + 1 for first, last in found) > MOST or max(last for _, last in found) >= DRAW:
+        runs = [(0, count - 1)] if is_one else ranges(self.samples, f"samples {self.samples:.40}")
+        if sum(last - first + 1 for first, last in runs) > MOST or max(last for _, last in runs) >= DRAW:
             advice = f"at most {MOST:,} at once, such as {MOST}-{2 * MOST - 1}, with numbers below {DRAW}"
             raise ConfigError(f"samples {self.samples}: expected {advice}")
-        numbers = [number for first, last in found for number in range(first, last + 1)]
+        numbers = [number for first, last in runs for number in range(first, last + 1)]
         if len(set(numbers)) < len(numbers):
             raise ConfigError(f"samples {self.samples}: a number is there twice")
         return numbers
