@@ -252,10 +252,7 @@ SHOWN = {"shown": True}
 
 
 def as_setting(hint: Any, value: Any, key: str) -> Any:
-    """Return the value of a setting or argument from Python, converted as in a file. Raises ConfigError naming `key`.
-
-    Numbers of numpy and torch become Python's.
-    """
+    """Return a setting or argument from Python, with numpy's numbers, as if from a file. Raises ConfigError."""
     return _convert(hint, value.item() if getattr(value, "ndim", None) == 0 else value, Origin(), key)
 
 

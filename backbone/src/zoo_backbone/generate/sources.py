@@ -22,8 +22,6 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.limits import read_file
 from tokenizers_zoo.registry import Zoo
 
-QUOTES = "\"'"
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -46,7 +44,7 @@ def source_of(written: str, value_kind: str, folder: Path) -> Source:
     """
     if not written:
         return Source("stored")
-    if len(written) > 1 and written[0] in QUOTES and written[-1] == written[0]:
+    if len(written) > 1 and written[0] in "\"'" and written[-1] == written[0]:
         return Source("text", written[1:-1])
     path = str(folder / written)
     if os.path.isfile(path):  # Path.is_file raises for names that are too long
