@@ -116,7 +116,7 @@ def _written(text: str, width: int, most_lines: int) -> Image.Image:
     for part in text.splitlines()[: most_lines + 1] or [""]:
         begin = len(lines)
         while (part and len(lines) <= most_lines) or len(lines) == begin:
-            fit = bisect_right(range(1, width + 1), width, key=lambda count: font.getlength(part[:count]))
+            fit = bisect_right(range(1, width + 1), float(width), key=lambda count: font.getlength(part[:count]))
             end = fit if fit >= len(part) else max(part.rfind(" ", 0, fit + 1), part.rfind("_", 0, fit)) + 1 or fit
             lines.append(part[:end].rstrip())
             part = part[end:]
