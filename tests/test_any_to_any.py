@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from tokenizers_zoo.spec import Crop
 from zoo_backbone import AnyToAny, FourM
 from zoo_backbone.bundle import agreement, registry_of, stored_as
 from zoo_backbone.config import ModelConfig
+from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.run import Run
@@ -111,11 +113,58 @@ def test_boxes_share_the_crop_of_the_picture(picture: PIL.Image.Image) -> None:
     assert zoo["boxes"].decode(tokens)[0][0]["box"] == pytest.approx([0, 0, 1, 1])
 
 
+def test_pictures_of_other_proportions_stay_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture, depth of a part in its middle, and boxes in the picture; a time series shares nothing."""
+    zoo = Zoo.from_toml(WORLD().put_back().folder / "registry.toml")
+    names = ("rgb_patches", "depth", "boxes", "imu")
+    specs = [zoo[name].spec for name in names]
+    small = FourM.seeded(ModelConfig(dim=16, heads=2, encoder_depth=1, decoder_depth=1), specs, 0)
+    monkeypatch.setattr(zoo["imu"], "encode", lambda values, **_: torch.zeros(len(values), 1))
+    channels, length = zoo["imu"].spec.value.shape
+    x = np.linspace(0, 1, 32, dtype=np.float32)
+    wide = np.broadcast_to(x, (3, 16, 32)).copy()
+    boxes = [{"label": "chair", "box": [0.375, 0.0, 0.625, 1.0]}]
+    part = np.broadcast_to(1 + x[6:26], (1, 16, 20)).copy()
+    series = np.zeros((channels, 4 * int(length)), np.float32)
+    inputs = {"depth": part, "rgb": wide, "boxes": boxes, "imu": series}
+    model = AnyToAny(small, zoo)
+    for order in (("depth", "rgb", "boxes"), ("imu", "boxes", "rgb", "depth"), ("rgb", "boxes", "imu")):
+        tokens = model.tokenize({name: inputs[name] for name in order})
+        assert zoo["boxes"].decode(tokens["boxes"])[0][0]["box"] == pytest.approx([0.25, 0, 0.75, 1], abs=0.01)
+        assert "depth" not in order or torch.equal(tokens["depth"], zoo["depth"].encode([part[:, :, 2:18]]))
+        assert torch.equal(tokens["rgb_patches"], zoo["rgb_patches"].encode([wide[:, :, 8:24]]))
+    alone = model.tokenize(depth=part, boxes=boxes)["boxes"]
+    assert zoo["boxes"].decode(alone)[0][0]["box"] == pytest.approx([0.34, 0, 0.66, 1], abs=0.01)
+
+
+def test_the_spec_decides_whether_a_list_is_one_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    zoo = Zoo.from_toml(WORLD().put_back().folder / "registry.toml")
+    small = FourM.seeded(ModelConfig(dim=16, heads=2, encoder_depth=1, decoder_depth=1), [zoo["boxes"].spec], 0)
+    model, encode, calls = AnyToAny(small, zoo), zoo["boxes"].encode, list[Any]()
+
+    def counted(values: Any, **options: Any) -> Any:
+        calls.append(values)
+        return encode(values, **options)
+
+    monkeypatch.setattr(zoo["boxes"], "encode", counted)
+    box = {"label": "chair", "box": [0.0, 0.0, 1.0, 1.0]}
+    (tmp_path / "a.json").write_text(json.dumps([box]))
+    row, file = model.tokenize(boxes=[box, box])["boxes"][0], str(tmp_path / "a.json")
+    for item, count in (([box, box], 1), ([], 1), ([[box, box], [box, box]], 2), ([file], 1), ((file, [box]), 2)):
+        calls.clear()
+        tokens = model.tokenize(boxes=item)["boxes"]
+        assert len(tokens) == count and len(calls) == 1
+        assert file in str(item) or not item or all(np.array_equal(ids, row) for ids in tokens)
+    with pytest.raises(InvalidValueError, match="boxes"):
+        model.tokenize(boxes=[3])
+
+
 def test_generated_values(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
     out = model.generate(rgb=picture, targets=["depth", "caption"], num_samples=2, seed=1, steps=2)
     assert list(out) == ["depth", "caption"] and len(out.depth) == len(out["caption"]) == 2
     assert out.depth[0].array.shape == (1, 16, 16) and out.depth[0].image.size == (16, 16)
     assert isinstance(out.caption[1].text, str)
+    assert "\n" not in f"{out!r}{out.depth!r}{out.caption!r}" and "float32 (1, 16, 16)" in repr(out.depth[0])
     for sample, name in ((out.caption[0], "array"), (out.depth[0], "text")):
         with pytest.raises(InvalidValueError):
             getattr(sample, name)
@@ -211,7 +260,21 @@ def test_half_precision(picture: PIL.Image.Image) -> None:
         ({"caption": "a", "targets": ["rgb_patches"]}, ConfigError, "rgb_patches"),
         ({"caption": "a", "inpaint": {"depth": "box:0,0,1,1"}}, ConfigError, "depth"),
         ({"caption": "a", "guidance": {"rgb": 2.0}}, ConfigError, "rgb"),
-        ({"caption": "a", "num_samples": 0}, ConfigError, "num_samples"),
+        *(
+            ({"caption": "a", name: value}, ConfigError, named)
+            for name, values, named in (
+                ("num_samples", (0, True, 1.5), "num_samples"),
+                ("steps", (-1, 1.5), "steps"),
+                ("temperature", (-1, math.nan, "hot"), "temperature"),
+                ("top_p", (0, 2, math.nan), "top_p"),
+                ("seed", (-1, 0.5), "seed"),
+                ("guidance", (math.nan, 1e30, None, {"caption": 1e30}), "scale|weights"),
+                ("crop", ("nonsense",), "crop"),
+                ("inpaint", ({"caption": 3},), "caption"),
+                ("targets", ([3],), "name"),
+            )
+            for value in values
+        ),
         (
             {"rgb": np.zeros((16, 16, 3), np.uint8), "rgb_patches": np.zeros((16, 16, 3), np.uint8)},
             InvalidValueError,
@@ -355,6 +418,7 @@ def test_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = AnyToAny.from_pretrained("me/small", revision=COMMIT, sha256=fingerprint(bundle))
     assert model.modalities == ("caption", "depth", "rgb_patches")
+    assert FourMEncoder.from_run("me/small").zoo is not None
     with pytest.raises(CheckpointError, match="fingerprint"):
         AnyToAny.from_pretrained("me/small", sha256="0" * 64)
     with pytest.raises(CheckpointError, match="me/small"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.io import read_table, write_table
 from zoo_backbone import generate_to_folder as outputs
 from zoo_backbone.checkpoint import load_model, save_model
+from zoo_backbone.gallery import write_sheet
 from zoo_backbone.generate import TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.pipeline import AnyToAny
 
 MAKE = "backbone generate run --out new"
+DIGITS = "9" * 5000
 
 
 @pytest.fixture
@@ -100,10 +104,44 @@ def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
     # Inputs can be a token file, a value file or text, and a given text can be continued.
     given = "--input depth=new/test00/0/depth.tokens.json --input caption='red'"
     went(world, f"backbone generate run --out again {given} --target caption --inpaint caption=after")
-    text = (world.folder / "again/files/0/caption.txt").read_text()
+    text = (world.folder / "again/depth/0/caption.txt").read_text()
     assert text.startswith("red"), text
     went(world, "backbone generate run --out file --input depth=files/test/depth/test00.npy --target caption")
-    assert (world.folder / "file/files/0/caption.txt").is_file()
+    assert (world.folder / "file/test00/0/caption.txt").is_file()
+
+
+def test_names_with_brackets_are_files_and_texts(world: World) -> None:
+    folder = world.folder / "[2024]trip"
+    folder.mkdir()
+    shutil.copy(world.folder / "files/test/rgb/test00.png", folder / "a.png")
+    went(world, f"{MAKE} --input rgb=[2024]trip/a.png --input caption=[draft] --target depth")
+    assert tokens(world, "new/a/0")
+    plan = tomllib.loads((world.folder / "new/plan.toml").read_text())
+    assert plan["inputs"] == [f"rgb={folder}/a.png", 'caption="[draft]"']
+    went(world, "backbone generate run --plan new/plan.toml --out again")
+    assert made(world, "again") == made(world, "new")
+
+
+def test_a_sheet_has_the_names_of_the_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the model reads rgb as rgb_patches. Long titles take several lines, and none reaches the next column."""
+    titles: list[str] = []
+    monkeypatch.setattr(outputs, "write_sheet", lambda path, columns, rows: titles.extend(columns))
+    targets = (TargetPlan(name="depth", steps=1),)
+    (folder,) = generated(
+        world, GenerationPlan(inputs=(f"rgb={world.folder}/files/test/rgb/test00.png",), targets=targets)
+    )
+    assert titles == ["rgb", "generated depth"] and folder == world.folder / "new/test00/0"
+    picture = PIL.Image.new("RGB", (8, 8), "red")
+    tops = []
+    for names in (["rgb", "depth"], ["generated backscatter_of_radar 1", "W" * 400]):
+        write_sheet(world.folder / "sheet.png", names, [[picture, picture]])
+        sheet = PIL.Image.open(world.folder / "sheet.png")
+        boxes = json.loads(sheet.text["cells"])[0]
+        tops.append(boxes[0][1])
+        header = np.asarray(sheet)[: tops[-1]].min(axis=(0, 2))
+        for left, _, right, _ in boxes:
+            assert header[left : right - 4].min() < 255 and header[right - 4 : right + 4].min() == 255
+    assert tops[1] > tops[0] + 10
 
 
 def test_command_line_guidance_replaces_the_guidance_of_each_target(world: World) -> None:
@@ -170,7 +208,7 @@ def test_a_generation_is_of_its_input_files_and_weights(world: World) -> None:
 
 def test_inputs_in_the_folder_are_not_overwritten(world: World) -> None:
     went(world, f"{MAKE} --input caption='red' --target depth")
-    words = f"{MAKE} --input depth=new/files/0/depth.npy --target caption"
+    words = f"{MAKE} --input depth=new/sample/0/depth.npy --target caption"
     world(words).refused("holds another generation")
     world(f"{words} --overwrite").refused("depth.npy: is an input and would be overwritten", "another --out")
 
@@ -181,7 +219,9 @@ def test_an_input_is_given_in_the_form_that_the_model_was_trained_on(world: Worl
         for out, name in ((f"form{number}", "rgb"), (f"plain{number}", "rgb_patches")):
             given = words.format(name, name)
             went(world, f"backbone generate run --samples 1 --target depth --out {out} {given}")
-        assert made(world, f"form{number}") == made(world, f"plain{number}")
+        plans = [made(world, f"{out}{number}").pop("plan.toml") for out in ("form", "plain")]
+        assert plans[0] != plans[1] == re.sub(rb"\brgb(?=[ =\"])", b"rgb_patches", plans[0])
+        assert made(world, f"form{number}").items() - {("plan.toml", plans[0])} <= made(world, f"plain{number}").items()
 
 
 def test_values_can_be_given_without_tokens(world: World) -> None:
@@ -270,6 +310,19 @@ def test_draws_are_written_best_first(world: World) -> None:
         ("--input caption --target depth --samples 3-8", ("samples 3-8", "numbers 0 to 7")),
         ("--target depth --samples 0-1000000", ("samples 0-1000000: expected at most 1,000,000 at once",)),
         ("--target depth --keys test00", ("keys test00: no modality of stored samples is an input",)),
+        (f"--input depth --target depth --inpaint depth={'not:' * 3000}box:0,0,1,1", ("inpaint depth=not:", "covers")),
+        *(
+            (f"--input {name} --target {name} --inpaint {name}={region}", (f"inpaint {name}", "expected"))
+            for name, region in (
+                ("depth", f"cells:0,0,1,{DIGITS}"),
+                ("caption", f"after:{DIGITS}"),
+                ("caption", f"tokens:{DIGITS}"),
+                ("caption", f"gaps:{DIGITS}"),
+            )
+        ),
+        (f"--target depth --samples {DIGITS}", ("samples", "expected")),
+        ("--input caption --target depth --guide nan", ("scale: expected numbers",)),
+        ("--input caption --target depth --set guidance.weights.caption=1e30", ("weights: expected numbers",)),
         ("--input depth --target caption --rank caption", ("rank caption: draws are compared",)),
         ("--input caption --target depth --rank depth", ("rank depth: is a target itself",)),
     ],
@@ -280,6 +333,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
     file = read_table(world.folder / "made/test00/0/depth.tokens.json")
     write_table(world.folder / "short.tokens.json", {**file, "tokens": file["tokens"][1:]})
     world(f"{MAKE} {words}").refused(*parts)
+    assert len(world(f"{MAKE} {words}").complaint) < 1000
     assert not (world.folder / "new").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, generate
-from zoo_backbone.generate.plans import GenerationPlan, read_plan, resolved_plan, sources_of, written_plan
+from zoo_backbone.generate.plans import GenerationPlan, read_plan, resolved_plan, written_plan
 from zoo_backbone.generate.sampling import temperatures, tokens_per_step
+from zoo_backbone.generate.sources import inputs_of, sources_of, written_sources
 
 PLANS = sorted((Path(__file__).parent.parent / "configs" / "plans").glob("*.toml"))
 PLAN = """
@@ -74,12 +76,30 @@ def test_errors_name_the_problem() -> None:
         with pytest.raises(error, match=message):
             generate(model, given, plan, 0, **options)
     generate(model, left, [TargetPlan(name="bag"), dataclasses.replace(right, guidance=late)], 0)
-    for key, value in (("top_p", 0.0), ("temperature", float("nan"))):
-        with pytest.raises(ValueError, match=key):
-            TargetPlan(name="left", **{key: value})
-    for message, scale in (("weights: expected either scale or weights", 2), ("scale: expected numbers", float("nan"))):
-        with pytest.raises(ValueError, match=message):
-            Guidance(scale=scale, weights={"left": 1.0} if scale == 2 else {})
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "wrong"),
+    [
+        (TargetPlan, "steps", (-1, 1.5, True)), (TargetPlan, "top_p", (0, 2, NAN)), (TargetPlan, "scheme", ("best",)),
+        (TargetPlan, "temperature", (-1, NAN, "hot", None)), (TargetPlan, "guidance", (3.0,)),
+        (Guidance, "scale", (NAN, 1e30, 10**400, "2")), (Guidance, "weights", ({"left": NAN}, {"left": "2"})),
+        (GenerationPlan, "draws", (0, True)), (GenerationPlan, "seed", (-1, 0.5)), (GenerationPlan, "crop", ("left",)),
+        (GenerationPlan, "samples", ("0", 4)),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named_in_python(settings: Any, key: str, wrong: tuple[Any, ...]) -> None:
+    required = {TargetPlan: {"name": "left"}, GenerationPlan: {"targets": (TargetPlan(name="left"),)}}
+    for value in wrong:
+        with pytest.raises(ConfigError, match=key) as caught:
+            settings(**required.get(settings, {}), **{key: value})
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    with pytest.raises(ConfigError, match="weights: expected either scale or weights"):
+        Guidance(scale=2, weights={"left": 1.0})
+    assert TargetPlan(name="left", temperature=np.float32(0.5), steps=np.int64(3)).temperature == 0.5
 
 
 def test_input_only_and_output_only_modalities_are_respected() -> None:
@@ -105,7 +125,7 @@ def test_input_only_and_output_only_modalities_are_respected() -> None:
 
 
 def read(path: Path) -> GenerationPlan:
-    return from_mapping(GenerationPlan, read_plan(path))
+    return from_mapping(GenerationPlan, read_plan(path, Zoo.installed()))
 
 
 def test_plan_in_the_documentation_is_valid(tmp_path: Path) -> None:
@@ -133,10 +153,41 @@ def test_plan_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert read(tmp_path / "odd.toml") == odd
     monkeypatch.chdir(tmp_path)  # paths from a caller are relative to the caller's working directory
     called = GenerationPlan(targets=recipe.targets, inputs=("dark=one.npy",), inpaint={"dark": "not:mask:m.png"})
-    (tmp_path / "other" / "three.toml").write_text(written_plan(called.placed(Path.cwd()), {}))
+    (tmp_path / "other" / "three.toml").write_text(written_plan(called.placed(Path.cwd(), Zoo.installed()), {}))
     again = read(tmp_path / "other" / "three.toml")
     assert again.inputs == (f"dark={tmp_path}/one.npy",)
     assert again.inpaint == {"dark": f"not:mask:{tmp_path}/m.png"}
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        ("rgb=[2024] trip/a.jpg", "file"), ("rgb=./[2024] trip/a.jpg", "file"), ("rgb={}/[2024] trip/a.jpg", "file"),
+        ("rgb=[2024] trip", "files"), ("rgb=[2024] trip/[a-z].jpg", "files"), ("rgb=[2025] trip/a.jpg", "files"),
+        ("rgb=b.jpg", "file"), ("depth=tokens.json", "tokens"), ("depth", "stored"),
+        ("boxes=[0].json", "file"), ("boxes=[]", "json"), ("boxes=[{{", "json"), ("metadata={{}}", "json"),
+        ("boxes=[0-9].json", "files"), ("palette=[[0, 0, 1]]", "files"),
+        ("caption=[draft] a red sofa", "text"), ("caption={{}}", "text"), ("caption='b.txt'", "text"),
+        ("caption=b.txt", "file"), ("caption=c.txt", "file"), ("caption=/a b", "file"), ("caption=*.txt", "files"),
+        ("caption=c*.txt", "files"), ("caption=what? [sic]", "text"), ('caption="[2024] trip"', "text"),
+        ('caption=say "a"', "text"), ('caption="a', "text"),
+    ],
+)  # fmt: skip
+def test_sources_are_decided_by_files_and_the_modality(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, kind: str
+) -> None:
+    """Also in folders with brackets in their names; a plan's text has the same meaning elsewhere."""
+    folder = tmp_path / "[x]"
+    (folder / "[2024] trip").mkdir(parents=True)
+    for name in ("[2024] trip/a.jpg", "b.txt", "[0].json", "1.json"):
+        (folder / name).write_text("{}")
+    (folder / "tokens.json").write_text('{"modality": "depth", "fingerprint": "", "tokens": []}')
+    zoo = Zoo.installed()
+    sources = sources_of([written.format(folder)], zoo, folder)
+    (source,) = sources.values()
+    assert source.kind == kind
+    monkeypatch.chdir(tmp_path)
+    assert sources_of(inputs_of(sources), zoo, Path.cwd()) == sources
 
 
 @pytest.mark.parametrize(
@@ -177,9 +228,9 @@ def test_published_plans_suit_the_installed_modalities(path: Path) -> None:
     recipe = read(path)
     clip, rgb = {"plugin": "clip", "map_size": 28}, {"plugin": "rgb", "image_size": 448}
     zoo = Zoo.from_tables({"modalities": {"clip_448": clip, "rgb_448": rgb}})  # of the super-resolution plan
-    names = [*sources_of(recipe.inputs), *(target.name for target in recipe.targets)]
+    names = [*written_sources(recipe.inputs), *(target.name for target in recipe.targets)]
     layout = EmbeddingLayout([zoo[name].spec for name in names])
-    plan = resolved_plan(layout, recipe.target_plans(), sources_of(recipe.inputs))
+    plan = resolved_plan(layout, recipe.target_plans(), list(written_sources(recipe.inputs)))
     assert len(plan) == len(recipe.targets) >= 2
 
 

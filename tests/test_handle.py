@@ -81,6 +81,25 @@ def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> N
     assert all(np.array_equal(a, b) for a, b in zip(handle.decode(tokens.numpy()), decoded, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["plain", "gradients", "bfloat16"])
+def test_tensors_are_values_wherever_arrays_are(learnt: Path, kind: str) -> None:
+    handle = Zoo.from_toml(learnt)["depth"]
+    tensor = torch.from_numpy(DEPTHS[0]).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    tensor.requires_grad_(kind == "gradients")
+    array = tensor.detach().float().numpy()
+    tokens = handle.encode([array])
+    assert torch.equal(handle.encode([tensor]), tokens) and torch.equal(handle.encode(tensor[None]), tokens)
+    handle.check(tensor)
+    for value in (handle.fitted(tensor), handle.open(tensor), handle.transform(tensor, Crop())):
+        assert isinstance(value, np.ndarray) and np.array_equal(value, array)
+    assert handle.write(tensor) == handle.write(array)
+    assert np.array_equal(np.asarray(handle.render(tensor)), np.asarray(handle.render(array)))
+    assert handle.score([tensor, tensor], tensor[None].repeat(2, 1, 1, 1)) == handle.score([array] * 2, [array] * 2)
+    assert np.array_equal(handle.constant_baseline([tensor]), handle.constant_baseline([array]))
+    with pytest.raises(InvalidValueError, match="depth"):
+        handle.check(tensor[0])
+
+
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with a tokenizer of one step."""
@@ -178,7 +197,7 @@ def test_values_are_copied_if_a_plugin_reuses_its_buffer(ready: Callable[..., An
 
 
 def test_sequences_and_objects_are_copied_if_a_plugin_reuses_them(tmp_path: Path) -> None:
-    source = LETTERS.replace('kind="text"', 'kind="object"')
+    source = LETTERS.replace('kind="text"', 'kind="object", items="number"')
     for hook, again in {
         "return [np.array(": "self.row[:] = values[0]; return [self.row]\n    row, kept = np.zeros(2, int), [[]]",
         'return ["".join(': "self.kept[0][:] = tokens[0].tolist()\n        return self.kept",

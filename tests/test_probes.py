@@ -163,7 +163,7 @@ def test_files_of_another_form_are_refused(files: str, install_example: Install)
 
 def test_objects_need_an_example_or_a_sample(install_example: Install) -> None:
     kind = {
-        'ValueSpec(shape=(1, side, side), low=0, high=1, unit="brightness")': "ValueSpec(kind='object')",
+        'ValueSpec(shape=(1, side, side), low=0, high=1, unit="brightness")': "ValueSpec(kind='object', items='table')",
         "    @hookimpl\n    def transform(": "    def transform(",
     }
     install_example("free_tables", kind)

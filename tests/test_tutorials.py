@@ -265,7 +265,7 @@ def test_the_page_about_a_sensor_runs_as_it_stands(tmp_path: Path) -> None:
     checked = printed[f"zoo check {SENSOR} --data data"]
     assert "problem" not in checked and checked.count("ok ") > 8
     assert "field-46: backscatter: .tif file: 50% of a band" in printed["zoo data info data"]
-    made = np.load(tmp_path / "generated" / "files" / "0" / f"{SENSOR}.npy")
+    made = np.load(tmp_path / "generated" / "field-47" / "0" / f"{SENSOR}.npy")
     assert (made.shape, made.dtype) == ((2, 64, 64), np.float32) and abs(made + 10).max() <= 40
     assert SENSOR in (tmp_path / "run" / "report" / "index.html").read_text()
     assert len(list((tmp_path / "land-generated").rglob("heightmap.npy"))) == 2
@@ -293,7 +293,7 @@ def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
     made = printed["zoo data make folder data --set path=photos"]
     assert "train/rgb: 96 written" in made and "train/caption: 48 written" in made
     assert "rgb: stored at 128 x 128 pixels" in made and "crop=whole" in made
-    files = tmp_path / "made" / "files" / "0"
+    files = tmp_path / "made" / "new" / "0"
     assert (files / "caption.txt").is_file() and printed["python generate.py"].strip()
     assert np.load(files / "palette.npy").ndim == 2 and (tmp_path / "made" / "sheet.png").is_file()
     assert len(list((tmp_path / "drawn").rglob("rgb.png"))) == 2

@@ -90,32 +90,44 @@ def test_one_hole_is_found_in_arrays_and_batches(hole: float) -> None:
 
 
 def test_text_and_objects() -> None:
-    text, json = ValueSpec(kind="text"), ValueSpec(kind="object")
+    text, json, table = ValueSpec(kind="text"), ValueSpec(kind="object", items="table"), ValueSpec(kind="object")
     assert value_problem(text, "") is None and value_problem(text, "ü") is None
     assert value_problem(text, b"bytes") == "give a str"
     assert value_problem(text, "\ud800") == "it cannot be written as UTF-8"
     assert value_problem(json, [{"a": [1, 2.5, None, True, "x"]}, {}]) is None
-    assert "Out of range float" in str(value_problem(json, {"a": [0.5, float("nan")]}))
-    assert "float32 is not JSON" in str(value_problem(json, [np.float32(1)]))
-    assert all("JSON changes it" in str(value_problem(json, value)) for value in ({3: 1}, [(1, 2)]))
+    assert "Out of range float" in str(value_problem(table, {"a": [0.5, float("nan")]}))
+    assert "float32 is not JSON" in str(value_problem(table, {"a": np.float32(1)}))
+    assert all("JSON changes it" in str(value_problem(table, value)) for value in ({3: 1}, {"a": (1, 2)}))
     assert value_problem(json, [{"a": "\ud800"}]) == "it cannot be written as UTF-8"
+
+
+@pytest.mark.parametrize(("items", "value"), [("table", [{}]), ("list", [[]]), ("text", ["a"]), ("number", [1, 0.5])])
+def test_an_object_is_a_dict_or_a_list_of_the_declared_items(items: Any, value: list[Any]) -> None:
+    listed, table = ValueSpec(kind="object", items=items), ValueSpec(kind="object")
+    assert value_problem(listed, value) is None and value_problem(listed, []) is None
+    assert value_problem(table, {"a": value}) is None
+    for wrong in ({}, [None], [value], "a"):
+        assert value_problem(listed, wrong) == "give a list" or (items == "list" and wrong == [value])
+    assert all(value_problem(table, wrong) == "give a dict" for wrong in ([], [{}], "a", 3, None))
+    with pytest.raises(PluginError, match="value: items"):
+        ModalitySpec(name="x", summary="x", value=ValueSpec(items=items), layout=VectorLayout(length=1), vocab_size=2)
 
 
 def nested(levels: int) -> Any:
     value: Any = {}
     for level in range(levels - 1):
-        value = {"a": value} if level % 2 else [value]
+        value = {"a": value} if (levels - level) % 2 == 0 else [value]
     return value
 
 
 @pytest.mark.parametrize("levels", [201, 6000, 100_000])
 def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(levels: int) -> None:
     """Some releases of Python read nesting deeper than their recursion limit."""
-    value = [nested(levels - 1)]
+    value = nested(levels)
     assert value_problem(ValueSpec(kind="object"), value) == "it is nested too deeply: 200 levels at most"
     assert value_problem(ValueSpec(kind="object"), nested(200)) is None
     told = describe(value)
-    assert told.startswith("list ") and len(told) < 70
+    assert told.startswith("dict ") and len(told) < 70
 
 
 def test_the_limit_of_nested_levels_is_a_setting() -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tokenizers_zoo.errors import ConfigError, ReadError
+from tokenizers_zoo.errors import ConfigError, ReadError, SettingError
 from tokenizers_zoo.io import DEEPEST, read_regular, too_deep
 
 T = TypeVar("T")
@@ -251,22 +251,34 @@ SHOWN = {"shown": True}
 """Metadata of a setting for display or memory only: it changes neither values nor tokens."""
 
 
+def as_setting(hint: Any, value: Any, key: str) -> Any:
+    """Return a setting or argument from Python, with numpy's numbers, as if from a file. Raises ConfigError."""
+    return _convert(hint, value.item() if getattr(value, "ndim", None) == 0 else value, Origin(), key)
+
+
+def check_types(config: Any) -> None:
+    """Convert all fields of a frozen dataclass to their types, see `as_setting`. Raises ConfigError."""
+    hints = typing.get_type_hints(type(config))
+    for name in (field.name for field in dataclasses.fields(config)):
+        object.__setattr__(config, name, as_setting(hints[name], getattr(config, name), name))
+
+
 def check_counts(config: object, *names: str) -> None:
-    """Raise ValueError for a field below 1."""
+    """Raise SettingError for a field below 1."""
     for name in names:
         if getattr(config, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+            raise SettingError(f"{name}: expected at least 1, got {getattr(config, name)}")
 
 
 def check_amounts(config: object, *names: str) -> None:
-    """Raise ValueError for a field that is negative or not finite."""
+    """Raise SettingError for a field that is negative or not finite."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
+            raise SettingError(f"{name}: expected 0 or more, got {getattr(config, name)}")
 
 
 def check_interval(config: object, interval: str, *names: str, unit: str = "a number") -> None:
-    """Raise ValueError for a field outside an interval as mathematics writes it, such as "(0, 1]".
+    """Raise SettingError for a field outside an interval as mathematics writes it, such as "(0, 1]".
 
     None is allowed. Of a tuple, every number has to be inside.
     """
@@ -275,7 +287,7 @@ def check_interval(config: object, interval: str, *names: str, unit: str = "a nu
         value = getattr(config, name)
         for one in value if isinstance(value, tuple) else () if value is None else (value,):
             if not low <= one <= high or (interval[0] == "(" and one == low) or (interval[-1] == ")" and one == high):
-                raise ValueError(f"{name}: expected {unit} in {interval}, got {value}")
+                raise SettingError(f"{name}: expected {unit} in {interval}, got {value}")
 
 
 def recorded(config: Any) -> Any:

@@ -34,6 +34,10 @@ class ConfigError(ZooError):
     """A setting is unknown, of the wrong type or out of range; names file, line and key."""
 
 
+class SettingError(ConfigError, ValueError):
+    """A field of a settings class is out of range; names the field. `from_mapping` adds file and line."""
+
+
 class UnknownNameError(ZooError):
     """A name is unknown; the message offers close names."""
 

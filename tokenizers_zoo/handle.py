@@ -39,6 +39,7 @@ from tokenizers_zoo.limits import DEFAULT, Limits, limited, read_file
 from tokenizers_zoo.plugins import Plugin, reason
 from tokenizers_zoo.spec import EXACT, WHOLE, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
 from tokenizers_zoo.validation import (
+    as_array,
     batch_problem,
     checked_tokens,
     describe,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 class ModalityHandle:
     """One enabled modality. Its plugin is loaded and its spec is valid; the tokenizer is loaded at the first use.
 
-    Values are numpy arrays, str, or lists and dicts of JSON types, as `spec.value` declares. Methods raise
+    Values are numpy arrays or tensors, str, or lists and dicts of JSON types, as `spec.value` declares. Methods raise
     InvalidValueError for values or tokens that do not fit the spec, PluginError if the plugin fails or breaks its spec,
     and MachineError if memory runs out. In `read`, every failure is an InvalidValueError.
 
@@ -388,6 +389,7 @@ class ModalityHandle:
 
         batched = is_batched(self.spec.value)
         if batched and isinstance(values, torch.Tensor | np.ndarray):
+            values = as_array(values) if values.dtype is torch.bfloat16 else values
             if problem := None if trusted else batch_problem(self.spec.value, values):
                 expected = f"a batch of {expected_value(self.spec.value)}"
                 raise InvalidValueError.expected(self.name, expected, describe(values), problem)
@@ -397,9 +399,7 @@ class ModalityHandle:
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not len(values):
             raise InvalidValueError.expected(self.name, "a list of one or more values", describe(values))
         if not trusted:
-            values = [self.fitted(value) if self._is_foreign(value) else value for value in values]
-            for value in values:
-                self.check(value)
+            values = [self.fitted(value) if self._is_foreign(value) else self._taken(value) for value in values]
         return torch.from_numpy(np.stack(values)).to(self._device) if batched else list(values)
 
     def _is_foreign(self, value: Any) -> bool:
@@ -414,10 +414,18 @@ class ModalityHandle:
 
         With `any_size` a picture-like array may have another height and width, as values before `transform` may.
         """
+        self._taken(value, any_size=any_size)
+
+    def _taken(self, value: Any, *, any_size: bool = False, trusted: bool = False) -> Any:
+        """Return a value as plugins get it: checked unless `trusted`, and an array if it is a tensor."""
+        plain = as_array(value)
+        if trusted:
+            return plain
         with limited(self.limits):
-            problem = value_problem(self.spec.value, value, any_size=any_size)
+            problem = value_problem(self.spec.value, plain, any_size=any_size)
         if problem:
             raise InvalidValueError.expected(self.name, expected_value(self.spec.value), describe(value), problem)
+        return plain
 
     def _check_given(self, value: Any, hook: str, *, any_size: bool = False) -> None:
         with limited(self.limits):
@@ -463,10 +471,7 @@ class ModalityHandle:
                 data = read_file(path)
             return self.read(data, path.suffix)
         if kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
-            if hasattr(item, "detach"):
-                item = item.detach().cpu()
-                item = item.float() if str(item.dtype) == "torch.bfloat16" else item  # which numpy lacks
-            item = np.asarray(item)
+            item = np.asarray(as_array(item))
             is_picture = item.dtype == np.uint8 and (item.ndim == 2 or item.shape[2:] == (3,))
             if is_picture and value_problem(self.spec.value, item, any_size=True):
                 item = PIL.Image.fromarray(item)
@@ -481,8 +486,7 @@ class ModalityHandle:
 
     def write(self, value: Any, *, trusted: bool = False) -> tuple[bytes, str]:
         """Return a value of any size as a file's bytes and its extension (lower case, no dot)."""
-        if not trusted:
-            self.check(value, any_size=self.implements("transform"))
+        value = self._taken(value, any_size=self.implements("transform"), trusted=trusted)
         written = self._call("write_value", value=value, settings=self.settings, spec=self.spec)
         data, extension = written if isinstance(written, tuple) and len(written) == 2 else (None, None)
         if not isinstance(data, bytes) or not isinstance(extension, str) or not re.fullmatch(r"[a-z0-9]+", extension):
@@ -500,8 +504,7 @@ class ModalityHandle:
     def transform(self, value: Any, crop: Crop, *, trusted: bool = False) -> Any:
         """Return the part of the value inside `crop`, at the size of the settings."""
         resizes = self.implements("transform")
-        if not trusted:
-            self.check(value, any_size=resizes)
+        value = self._taken(value, any_size=resizes, trusted=trusted)
         seen = self._call("transform", value=value, crop=crop, settings=self.settings)
         if resizes and value_problem(self.spec.value, seen):
             if getattr(seen, "shape", None) == getattr(value, "shape", ()):  # it may resize nothing
@@ -528,6 +531,17 @@ class ModalityHandle:
         return Crop(top=(1 - down) / 2, left=(1 - across) / 2, height=down, width=across)
 
     @property
+    def is_picture(self) -> bool:
+        """True for arrays that are cropped by the shared fractions of height and width.
+
+        Their tokens are a two-dimensional grid, or they have the configured `image_size`, such as masks and frames.
+        """
+        value, size = self.spec.value, self.known_settings().get("image_size")
+        sized = value.shape[-2:] == ((size, size) if isinstance(size, int) else tuple(size or ()))
+        flat = value.kind == "array" and len(value.shape) >= 2 and self.implements("transform")
+        return flat and (sized or len(self.spec.places) == 2)
+
+    @property
     def derive_hint(self) -> str:
         """The setting that would turn `derive` on, for the end of a message; empty if there is none."""
         setting, table = self.spec.derive_setting, f"[modalities.{self.name}] of {self.settings.origin.file}"
@@ -543,13 +557,15 @@ class ModalityHandle:
         if missing := [name for name in self.spec.derived_from if name not in sample]:
             raise DataError(f"{self.name}: is derived from {', '.join(missing)}, which the sample lacks")
         specs = self._specs_of(self.spec.derived_from)
+        sample = {name: as_array(value) for name, value in sample.items()}
         value = self._call("derive", sample=sample, settings=self.settings, specs=specs)
         self._check_given(value, "derive", any_size=True)
         return value
 
     def render(self, value: Any) -> PIL.Image.Image | str:
         """Return a PIL image of the value, or a text."""
-        shown: PIL.Image.Image | str = self._call("render", value=value, settings=self.settings, spec=self.spec)
+        value, settings = as_array(value), self.settings
+        shown: PIL.Image.Image | str = self._call("render", value=value, settings=settings, spec=self.spec)
         if not isinstance(shown, str):
             import PIL.Image
 
@@ -562,7 +578,8 @@ class ModalityHandle:
         if len(predicted) != len(target) or not len(target):
             expected, got = "as many predictions as targets, at least one", f"{len(predicted)} and {len(target)}"
             raise InvalidValueError.expected(self.name, expected, got)
-        given = self._call("score", predicted=predicted, target=target, settings=self.settings, spec=self.spec)
+        pairs = {"predicted": list(map(as_array, predicted)), "target": list(map(as_array, target))}
+        given = self._call("score", **pairs, settings=self.settings, spec=self.spec)
         names = [metric.name for metric in self.spec.metrics]
         try:
             if set(given) == set(names):
@@ -575,7 +592,7 @@ class ModalityHandle:
         """Return the one value that scores best as the prediction for all `values`."""
         if not len(values):
             raise InvalidValueError(f"{self.name}: a constant baseline needs at least one value")
-        settings, spec = self.settings, self.spec
+        values, settings, spec = list(map(as_array, values)), self.settings, self.spec
         baseline = self._call("constant_baseline", values=values, settings=settings, spec=spec, score=self.score)
         self._check_given(baseline, "constant_baseline")
         return baseline

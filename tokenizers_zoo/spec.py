@@ -17,6 +17,8 @@ DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
 """Types of an array's numbers, as numpy and torch name them."""
+ITEMS: dict[str, Any] = {"table": dict, "list": list, "text": str, "number": int | float}
+"""Types of an object's items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class ValueSpec:
     high: float | None = None
     classes: tuple[str, ...] = ()
     description: str = ""
+    items: Literal["", "table", "list", "text", "number"] = ""
+    """The items of an object that is a list; empty: the object is a table (a dict)."""
     fields: tuple[tuple[str, str], ...] = ()
     """Fields of a table, each a name and its meaning; shown by `zoo info`."""
     unscored: tuple[str, ...] = ()
@@ -316,6 +320,8 @@ def spec_problems(spec: ModalitySpec) -> list[str]:
         problems.append("ordered_ids: expected ids below vocab_size, none of them twice")
     if spec.value.kind == "array" and spec.value.dtype not in DTYPES:
         problems.append(f"value: dtype {spec.value.dtype!r}: expected one of {', '.join(DTYPES)}")
+    if spec.value.items and (spec.value.kind != "object" or spec.value.items not in ITEMS):
+        problems.append(f"value: items {spec.value.items!r}: expected one of {', '.join(ITEMS)}, of an object")
     low, high = spec.value.low, spec.value.high
     limits = [limit for limit in (low, high) if limit is not None]
     if not all(map(math.isfinite, limits)) or limits != sorted(limits):

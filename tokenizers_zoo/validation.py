@@ -18,6 +18,7 @@ from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, by, first
 from tokenizers_zoo.io import too_deep
 from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import (
+    ITEMS,
     EmbeddingsLayout,
     GridLayout,
     ModalitySpec,
@@ -46,7 +47,8 @@ NO_ORDER_IN_TORCH = ("uint16", "uint32", "uint64")
 def expected_value(spec: ValueSpec) -> str:
     """Return the expected form of a value, for a message: `float32 (1, height, width) metres in [0, 100]`."""
     if spec.kind != "array":
-        what = "str" if spec.kind == "text" else "lists and dicts of JSON types"
+        json_type = f"a list of {spec.items}s" if spec.items else "a dict of JSON types"
+        what = "str" if spec.kind == "text" else json_type
         return f"{what} ({spec.description})" if spec.description else what
     low, high = bounds(spec)
     return str(dataclasses.replace(spec, low=low, high=high))
@@ -62,10 +64,7 @@ def bounds(spec: ValueSpec) -> tuple[float | None, float | None]:
 def describe(value: Any) -> str:
     """Describe a value for a message: `uint8 (1, 64, 64) 0..255`, `str 'a cat'`."""
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dtype"):
-        dtype = str(value.dtype).removeprefix("torch.")
-        numbers = value.detach().cpu()
-        numbers = (numbers.float() if value.dtype.is_floating_point else numbers).numpy()
-        return f"{dtype} {_shape(value.shape)}{_span(numbers)}"
+        return f"{str(value.dtype).removeprefix('torch.')} {_shape(value.shape)}{_span(as_array(value))}"
     if isinstance(value, np.ndarray | np.number):
         return f"{value.dtype} {_shape(value.shape)}{_span(np.asarray(value))}"
     try:
@@ -89,6 +88,17 @@ def _span(array: np.ndarray[Any, Any]) -> str:
     return f" {finite.min():.6g}..{finite.max():.6g}{more}" if array.dtype.kind != "b" else ""
 
 
+def as_array(value: Any) -> Any:
+    """Return a tensor as a numpy array, types that numpy lacks, such as bfloat16, as float32; other values as they
+    are."""
+    if not hasattr(value, "detach"):
+        return value
+    try:
+        return value.numpy(force=True)
+    except TypeError:
+        return value.float().numpy(force=True)
+
+
 def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str | None:
     """Return the problem of one value, or None.
 
@@ -101,13 +111,20 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
             return str(UnknownNameError.of("class", value, spec.classes))
         return "it cannot be written as UTF-8" if LONE_SURROGATE.search(value) else None
     if spec.kind == "object":
-        return _json_problem(value)
+        return _json_problem(value) if is_object(spec, value) else f"give a {'list' if spec.items else 'dict'}"
     if not isinstance(value, np.ndarray | np.generic):  # of no axes both are the same
         return "give a numpy array"
     shape: tuple[int | str, ...] = spec.shape
     if any_size and len(shape) >= 2:
         shape = (*shape[:-2], "height", "width")
     return _array_problem(spec, value, shape)
+
+
+def is_object(spec: ValueSpec, value: Any) -> bool:
+    """Return whether a value has the declared type of objects: a dict, or a list of the declared items."""
+    if not spec.items:
+        return isinstance(value, dict)
+    return isinstance(value, list) and all(isinstance(item, ITEMS[spec.items]) for item in value)
 
 
 def batch_problem(spec: ValueSpec, values: torch.Tensor | np.ndarray[Any, Any]) -> str | None:

@@ -141,7 +141,7 @@ def _given(
 
 def _stored_sizes(given: Mapping[str, Sequence[ModalityHandle]], crop: str | None) -> Iterator[str]:
     """Yield a line about the stored size of a user's pictures, and how they are cropped to it."""
-    handles = {handle.name: handle for handles in given.values() for handle in handles if _is_picture(handle)}
+    handles = {handle.name: handle for handles in given.values() for handle in handles if handle.is_picture}
     sizes: dict[tuple[Any, ...], list[str]] = {}
     for name, handle in sorted(handles.items()) if crop else ():
         if "image_size" in handle.known_settings():
@@ -233,7 +233,7 @@ class _Plan:
         split, samples = self.split, self.samples
         outcomes = {handle.name: Outcome(split=split.name, modality=handle.name) for handle in self.handles}
         names = {handle.name: name_at_source(handle, samples.offered) for handle in self.handles}
-        pictures = tuple(sorted(handle.name for handle in self.handles if _is_picture(handle)))
+        pictures = tuple(sorted(handle.name for handle in self.handles if handle.is_picture))
         framed = {handle.name for handle in self.handles if self.crop and handle.implements("transform")}
         own = {key: value for key, value in {"crop": self.crop, "contents": samples.contents}.items() if value}
         made_with = {
@@ -288,14 +288,3 @@ class _Plan:
             path = split.keys_path(min(doubled))
             raise DataError(f"{path}: {TWICE}: {self.source.name} gave it for two samples; give each its own key")
         return list(outcomes.values())
-
-
-def _is_picture(handle: ModalityHandle) -> bool:
-    """Return whether values are arrays that are cropped by the shared fractions of height and width.
-
-    Their tokens are a two-dimensional grid, or they have the configured `image_size`, such as masks and frames.
-    """
-    value, size = handle.spec.value, handle.known_settings().get("image_size")
-    sized = value.shape[-2:] == ((size, size) if isinstance(size, int) else tuple(size or ()))
-    flat = value.kind == "array" and len(value.shape) >= 2 and handle.implements("transform")
-    return flat and (sized or len(handle.spec.places) == 2)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_zoo.config import check_amounts, check_counts, check_interval
-from tokenizers_zoo.errors import UnknownNameError
+from tokenizers_zoo.errors import SettingError, UnknownNameError
 from tokenizers_zoo.nn.config import MOST_BLOCKS, WIDEST
 
 
 def expect(config: Any, key: str, holds: bool, wanted: str) -> None:
-    """Raise ValueError for a field that is not as `wanted`."""
+    """Raise SettingError for a field that is not as `wanted`."""
     if not holds:
-        raise ValueError(f"{key}: expected {wanted}, got {getattr(config, key)}")
+        raise SettingError(f"{key}: expected {wanted}, got {getattr(config, key)}")
 
 
 Biased = Literal["qkv", "out", "mlp", "norm"]

@@ -19,7 +19,7 @@ from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import packed, padded, spans_of
-from zoo_backbone.run import Run, zoo_of
+from zoo_backbone.run import Run, find_run, zoo_of
 
 LEVELS = 4
 """Default number of maps in a pyramid."""
@@ -78,11 +78,11 @@ class FourMEncoder(nn.Module):
         frozen: bool = True,
         out_indices: Sequence[int] | None = None,
     ) -> Self:
-        """Load the encoder of a run. Its registry, or `zoo`, encodes values. Raises CheckpointError.
+        """Load the encoder of a run or bundle, as `AnyToAny.from_pretrained` does. Raises CheckpointError.
 
-        A frozen encoder is in eval mode.
+        Its registry, or `zoo`, encodes values. A frozen encoder is in eval mode.
         """
-        run = Path(run)
+        run = find_run(run)
         if zoo is None:
             zoo = zoo_of(run, Run.load(run).registry)
         encoder = cls(load_model(run, device=device), zoo, frozen=frozen, out_indices=out_indices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import textwrap
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
@@ -33,12 +33,9 @@ CELL = 128
 TEXT = 200
 """Width of a column of text, pixels."""
 GAP = 4
-HEADER = 18
 LINE = 15
-LETTER = 6
-"""Width of a letter, pixels; with wider ones a line is cut."""
-LINES = 40
-"""Maximum lines of a text; longer texts end in an ellipsis."""
+LINES, TITLE_LINES = 40, 3
+"""Maximum lines of a text and of a column's title; longer ones end in an ellipsis."""
 LONGEST_NAME = 150
 """Maximum bytes of a sheet's name without extension: file systems take 255, including temporary suffixes."""
 
@@ -80,10 +77,12 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
     drawn = [[_drawn_cell(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     heights = [max(CELL, *(cell.height for cell in row)) for row in drawn]
     lefts = list(accumulate((width + GAP for width in widths), initial=0))
-    tops = list(accumulate((height + GAP for height in heights), initial=HEADER))
+    titles = [_written(header, width - GAP, TITLE_LINES) for header, width in zip(headers, widths, strict=True)]
+    top = max(title.height for title in titles) + GAP
+    tops = list(accumulate((height + GAP for height in heights), initial=top))
     sheet = Image.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
-    for header, left, width in zip(headers, lefts, widths, strict=True):
-        sheet.paste(_written([header], width, HEADER), (left, 1))
+    for title, left in zip(titles, lefts, strict=False):
+        sheet.paste(title, (left, 1))
     places: list[list[Box | None]] = [[None] * len(headers) for _ in rows]
     for number, (row, top) in enumerate(zip(drawn, tops, strict=True)):
         for column, (cell, left) in enumerate(zip(row, lefts, strict=True)):
@@ -103,9 +102,7 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
 def _drawn_cell(cell: Shown, width: int) -> Image.Image:
     """Return a picture that fits into a cell, or a text in lines of about `width` pixels."""
     if isinstance(cell, str):
-        lines = [line for part in cell.splitlines() for line in textwrap.wrap(part, width // LETTER) or [""]]
-        lines = lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"]
-        return _written(lines, width - GAP, LINE * len(lines) + 1)
+        return _written(cell, width - GAP, LINES)
     picture = cell.convert("RGB")
     whole = -(-CELL // max(picture.size))
     if whole > 1:
@@ -113,12 +110,22 @@ def _drawn_cell(cell: Shown, width: int) -> Image.Image:
     return ImageOps.contain(picture, (CELL, CELL), Image.Resampling.LANCZOS) if max(picture.size) > CELL else picture
 
 
-def _written(lines: Sequence[str], width: int, height: int) -> Image.Image:
-    """Return lines of text; wider ones are cut."""
-    picture = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+def _written(text: str, width: int, most_lines: int) -> Image.Image:
+    """Return a picture of a text, in lines of at most `width` pixels that end after spaces or underscores."""
+    font, lines = ImageFont.load_default(12), list[str]()
+    for part in text.splitlines()[: most_lines + 1] or [""]:
+        begin = len(lines)
+        while (part and len(lines) <= most_lines) or len(lines) == begin:
+            fit = bisect_right(range(1, width + 1), float(width), key=lambda count: font.getlength(part[:count]))
+            end = fit if fit >= len(part) else max(part.rfind(" ", 0, fit + 1), part.rfind("_", 0, fit)) + 1 or fit
+            lines.append(part[:end].rstrip())
+            part = part[end:]
+    if len(lines) > most_lines:
+        lines[most_lines - 1 :] = [f"{lines[most_lines - 1][:-3]}…"]
+    picture = Image.new("RGB", (width, LINE * len(lines) + 1), "white")
+    pen = ImageDraw.Draw(picture)
     for number, line in enumerate(lines):
-        pen.text((0, LINE * number), line[:width], fill="black", font=font)  # no letter is narrower than a pixel
+        pen.text((0, LINE * number), line, fill="black", font=font)
     return picture
 
 

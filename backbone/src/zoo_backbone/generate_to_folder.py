@@ -60,11 +60,11 @@ def generate_to_folder(
     for name in request.names:
         if problem := key_problem(name):
             raise DataError(f"split {plan.split}: sample {name!r}: {problem}; no file can be written for it")
-    for file in sorted(request.plan.files()):
+    for file in sorted(request.read_files):
         if overwrite and out.resolve() in file.parents:
             raise ConfigError(f"{file}: is an input and would be overwritten; give another --out")
     places, weights = {"backbone": str(pipeline.folder.resolve())}, str(model.record["weights_sha256"])
-    written = written_plan(request.plan, {**places, "weights sha256": weights})
+    written = written_plan(request.written, {**places, "weights sha256": weights})
     for line in written.splitlines():
         if line != shown_name(line):
             raise ConfigError(f"{shown_name(line)}: is not UTF-8, so {PLAN} cannot name it; rename the file or folder")
@@ -129,7 +129,7 @@ def _write_sheet(request: Request, out: Path) -> None:
     columns: dict[str, list[Shown]] = {}
     for name, tokens in request.rows(rows)[0].items():
         values = request.handles[name].decode_if_able(tokens)
-        columns |= {} if values is None else {name: list(map(request.handles[name].render, values))}
+        columns |= {} if values is None else {request.titles[name]: list(map(request.handles[name].render, values))}
     for target, draw in itertools.product(request.targets, draws):
         handle, title = request.handles[target.name], f"generated {target.name}"
         files = [out / request.names[row] / str(draw) / f"{target.name}{TOKENS}" for row in rows]

@@ -15,6 +15,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from tokenizers_zoo.config import as_setting
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import token_text
 from tokenizers_zoo.device import resolved_device
@@ -22,15 +23,15 @@ from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameErr
 from tokenizers_zoo.io import replacing_file
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.spec import Crop, ModalitySpec
-from tokenizers_zoo.validation import checked_tokens, is_batched, value_problem
+from tokenizers_zoo.spec import WHOLE, ModalitySpec
+from tokenizers_zoo.validation import as_array, checked_tokens, describe, is_batched, is_object, value_problem
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import EvaluationConfig
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluate import evaluate
 from zoo_backbone.generate.inpainting import partial_of
-from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, TargetPlan
+from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, GenerationPlan, TargetPlan
 from zoo_backbone.generate.sampler import OnStep, generate, rows_of
 from zoo_backbone.generate.sampling import Guidance
 from zoo_backbone.model import FourM
@@ -51,8 +52,9 @@ class AnyToAny:
 
     Inputs are keyword arguments by modality, or a dictionary as the first argument. An input is a path, a PIL image, an
     array or tensor of the modality's value type, a text, a JSON value, or tokens: a generated `Sample`, or ids as
-    `ModalityHandle.encode` returns them. A list is a batch, with one entry per sample; all inputs have equally many
-    samples. An input such as `rgb` uses its input form, `rgb_patches`, if the model was trained on it.
+    `ModalityHandle.encode` returns them. A list that is no value of the modality is a batch, with one entry per sample;
+    all inputs have equally many samples. An input such as `rgb` uses its input form, `rgb_patches`, if the model was
+    trained on it.
 
     Raises UnknownNameError for a modality that the model does not have, InvalidValueError for a value that does not fit
     its modality, ConfigError for settings that do not fit.
@@ -156,8 +158,10 @@ class AnyToAny:
         Modalities `as_tokens` do not use their input form.
 
         `crop` "middle" uses the largest part in the middle of a picture with the proportions of its modality; "whole"
-        squeezes the picture. Inputs that are no pictures, such as boxes, share the crop of the first one.
+        squeezes the picture. Several pictures of a sample have one centre: each is cropped by its own proportions.
+        Inputs that are no pictures, such as boxes, share the crop of the picture that loses the most.
         """
+        crop = as_setting(Cropping, crop, "crop")
         given = {**(inputs or {}), **values}
         forms = {name: form for name, form in self.input_forms.items() if name not in as_tokens}
         self.model.layout.check_read([forms.get(name, name) for name in given], "inputs")
@@ -192,23 +196,18 @@ class AnyToAny:
         fitted: dict[str, list[Any]] = {name: [] for name in opened}
         for sample in zip(*opened.values(), strict=True):
             values = dict(zip(opened, sample, strict=True))
-            crops = [handles[name].middle(value) for name, value in values.items() if crop == "middle"]
-            shared = next((found for found in crops if not found.is_whole), Crop())
+            crops = [handles[name].middle(value) for name, value in values.items() if handles[name].is_picture]
+            shared = min(crops, key=lambda part: part.height * part.width, default=WHOLE)
             for name, value in values.items():
-                own = handles[name].middle(value, shared) if crop == "middle" else Crop()
-                fitted[name].append(handles[name].transform(value, own, trusted=True))
+                part = handles[name].middle(value, shared) if crop == "middle" else WHOLE
+                fitted[name].append(handles[name].transform(value, part, trusted=True))
         return tokens | {name: handles[name].encode(values, trusted=True) for name, values in fitted.items()}
 
     def _opened(self, handle: ModalityHandle, item: Any) -> list[Any]:
         """Return the values, at their own sizes, of one item or of a list or array of them."""
         spec = handle.spec.value
-        if spec.kind == "object" and isinstance(item, list):  # a value may be a list itself
-            try:
-                handle.encode([item])
-            except InvalidValueError:
-                return [handle.open(one) for one in item]
-            return [item]
-        is_many = isinstance(item, list | tuple) or (
+        is_one = spec.kind == "object" and is_object(spec, item)  # a value may be a list itself
+        is_many = (isinstance(item, list | tuple) and not is_one) or (
             spec.kind == "array" and getattr(item, "ndim", 0) == len(spec.shape) + 1 and is_batched(spec)
         )
         return [handle.open(one) for one in (item if is_many else [item])]
@@ -246,21 +245,26 @@ class AnyToAny:
             crop: The part of input pictures that is used, see `tokenize`.
             on_step: Called after each decoding step with the target and its tokens so far, -1 where undecided.
         """
-        if num_samples < 1:
+        if (num_samples := as_setting(int, num_samples, "num_samples")) < 1:
             raise ConfigError(f"num_samples {num_samples}: expected 1 or more")
-        tokens = self.tokenize(inputs, crop=crop, as_tokens=inpaint or (), **values)
-        steered = Guidance(weights=guidance) if isinstance(guidance, Mapping) else Guidance(scale=guidance)
-        steered = steered.renamed({name: form for name, form in self.input_forms.items() if form in tokens})
-        plans = [
-            replace(target, guidance=target.guidance or steered) if isinstance(target, TargetPlan)
-            else TargetPlan(name=target, guidance=steered, steps=steps, temperature=temperature, top_p=top_p)
-            for target in ([targets] if isinstance(targets, str) else targets)
-        ]  # fmt: skip
+        plan = GenerationPlan(
+            targets=tuple(
+                target if isinstance(target, TargetPlan)
+                else TargetPlan(name=target, steps=steps, temperature=temperature, top_p=top_p)
+                for target in ([targets] if isinstance(targets, str) else targets)
+            ),
+            guidance=Guidance(weights=guidance) if isinstance(guidance, Mapping) else Guidance(scale=guidance),
+            inpaint=inpaint or {}, seed=seed,
+        )  # fmt: skip
+        inpaint, seed = plan.inpaint, plan.seed
+        tokens = self.tokenize(inputs, crop=crop, as_tokens=inpaint, **values)
+        forms = {name: form for name, form in self.input_forms.items() if form in tokens}
+        plans = replace(plan, guidance=plan.guidance.renamed(forms)).target_plans()
         self.model.layout.check_made((plan.name for plan in plans), "generate")
         handles = {plan.name: self.handle(plan.name) for plan in plans}
         count = len(next(iter(tokens.values()))) if tokens else 1
         partial = {}
-        for name, region in (inpaint or {}).items():
+        for name, region in inpaint.items():
             if name not in tokens:
                 raise ConfigError(f"inpaint {name}: is not among the inputs; give its value, too")
             partial[name] = partial_of(self.model.layout.spec(name), tokens.pop(name), region)
@@ -336,7 +340,7 @@ def token_batch(spec: ModalitySpec, item: Any) -> Any:
     """
     listed = isinstance(item, list)
     arrays = item if listed else [item]
-    if not all(hasattr(one, "dtype") and value_problem(spec.value, one) for one in arrays):
+    if not all(hasattr(array, "dtype") and value_problem(spec.value, as_array(array)) for array in arrays):
         return None
     for batch in (item,) if listed else ([item], item):
         tokens, problem = checked_tokens(spec, batch)
@@ -354,6 +358,9 @@ class Sample:
     """Token ids, int64."""
     value: Any
     """The decoded value: an array, a text, or JSON types."""
+
+    def __repr__(self) -> str:
+        return f"Sample({self.handle.name}: {describe(self.value)})"
 
     @property
     def array(self) -> np.ndarray[Any, Any]:
@@ -419,7 +426,7 @@ def blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 class Generated(Mapping[str, Sequence[Sample]]):
     """Generated samples by modality, as attributes and as items.
 
-    `out.depth` is a list: all draws of the first sample of the inputs, then of the second, and so on.
+    `out.depth` is a list: all draws of the first sample of the inputs, then all draws of the second, and so on.
     """
 
     def __init__(self, samples: Mapping[str, Sequence[Sample]], draws: int) -> None:

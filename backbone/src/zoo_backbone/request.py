@@ -1,11 +1,4 @@
-"""The inputs of a generation: modalities of stored samples, files, or values in the plan itself.
-
-NAME                  tokens of stored samples
-NAME=FILE             the file of a value, or the tokens that `zoo encode` and `zoo backbone generate` write
-NAME=FOLDER, GLOB     files of several samples, whose keys are the file names without extension: photos, 'a/*.jpg'
-NAME=TEXT             a text, for modalities of texts; in quotes if a file has this name
-NAME={...}, [...]     JSON, for values that are stored as JSON
-"""
+"""A plan applied to a model and a token store: its samples, with the tokens of their inputs."""
 
 from __future__ import annotations
 
@@ -22,22 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, is_token_file, read_tokens, whole_samples
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, read_tokens, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
-from tokenizers_zoo.limits import read_file
-from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.registry import ModalityHandle
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
-from zoo_backbone.generate.plans import (
-    DEFAULT_SPLIT,
-    GenerationPlan,
-    inputs_of,
-    is_written_out,
-    resolved_plan,
-    sources_of,
-)
+from zoo_backbone.generate.plans import DEFAULT_SPLIT, MASK, GenerationPlan, is_count, resolved_plan
 from zoo_backbone.generate.sampler import rows_of
+from zoo_backbone.generate.sources import Source, inputs_of, sources_of, written_sources
 from zoo_backbone.packing import accepted
-from zoo_backbone.pipeline import AnyToAny, blocks
+from zoo_backbone.pipeline import TOKENS, AnyToAny, blocks
 
 SUGGESTED = 1000
 """Keys among which a misspelt key is looked for."""
@@ -46,17 +32,21 @@ SUGGESTED = 1000
 class Request:
     """A plan applied to a pipeline and a token store: tokenizers, targets, and samples with their input tokens.
 
-    `plan` has input forms and absolute paths. `names` and `numbers` have an entry per sample. `values` are tokens of
-    one sample, which are inputs of all samples; tokens of `stored` samples and of the `files` of several samples are
-    read when `rows` asks for them.
+    `written` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in `written`.
+    `names` and `numbers` have an entry per sample. `values` are tokens of one sample, which are inputs of all samples;
+    tokens of `stored` samples and of the `files` of several samples are read when `rows` asks for them.
     """
 
     def __init__(self, plan: GenerationPlan, pipeline: AnyToAny, tokens: Path) -> None:
         """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
         self.pipeline, model = pipeline, pipeline.model
         stored = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
-        self.plan = plan = with_input_forms(plan, pipeline.input_forms, stored).placed(Path.cwd())
-        sources, self.targets, numbers = sources_of(plan.inputs), plan.target_plans(), plan.numbers()
+        self.written = plan = plan.placed(Path.cwd(), pipeline.zoo)
+        sources = sources_of(plan.inputs, pipeline.zoo, Path.cwd())
+        self.plan = plan = with_input_forms(plan, sources, pipeline.input_forms, stored)
+        self.titles = dict(zip(written_sources(plan.inputs), sources, strict=True))
+        sources = dict(zip(self.titles, sources.values(), strict=True))
+        self.targets, numbers = plan.target_plans(), plan.numbers()
         for name in plan.inpaint:
             if name not in sources:
                 raise ConfigError(f"inpaint {name}: is not among the inputs; add --input {name}")
@@ -68,16 +58,18 @@ class Request:
         model.layout.check_read(targets if ranking else (), f"rank {plan.rank} of")
         self.handles = handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
         self.values: dict[str, Any] = {}
-        several = {name: source for name, source in sources.items() if source and is_several(source)}
+        several = {name: source.content for name, source in sources.items() if source.kind == "files"}
         self.files = files_by_name(several, {name: extensions_of(pipeline, name) for name in several})
+        single = [Path(source.content) for source in sources.values() if source.kind in ("file", "tokens")]
+        masks = [Path(region.partition(MASK)[2]) for region in plan.inpaint.values() if MASK in region]
+        read = (*single, *masks, *chain.from_iterable(files.values() for files in self.files.values()))
+        self.read_files = {file.resolve() for file in read}
         items: dict[str, Any] = {}
         for name, source in sources.items():
-            if source and name not in self.files:
-                item, found = item_of_source(handles[name], source), tokens_of_file(handles[name], source)
-                if found is None:
-                    items[name] = item
-                else:
-                    self.values[name] = found
+            if source.kind == "tokens":
+                self.values[name] = tokens_of_file(handles[name], Path(source.content))
+            elif source.kind not in ("stored", "files"):
+                items[name] = item_of_source(handles[name], source)
         self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
         self.stored: dict[str, TokenColumn] = {}
         self._rows: list[int] = []
@@ -99,14 +91,14 @@ class Request:
             raise ConfigError(f"{wanted}: no modality of stored samples is an input; leave it out")
         elif self.files:
             keys = list(next(iter(self.files.values())))
-            place = Path(sources[next(iter(self.files))])
+            place = Path(sources[next(iter(self.files))].content)
             numbers = numbers if plan.samples else list(range(len(keys)))
             chosen = _of_numbers(numbers, plan.samples, [(key, row) for row, key in enumerate(keys)], place)
             self.numbers, self.names, self._rows = map(list, zip(*chosen, strict=True))
         elif self.values:
             if plan.samples not in ("", "1"):
                 raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
-            self.numbers, self.names = [0], ["files"]
+            self.numbers, self.names = [0], [single[0].stem.removesuffix(Path(TOKENS).stem) if single else "sample"]
         else:
             self.numbers, self.names = numbers, [f"sample-{number:03}" for number in numbers]
         self.partial: dict[str, Any] = {}
@@ -143,17 +135,18 @@ class Request:
         return digest.hexdigest()[:16]
 
 
-def with_input_forms(plan: GenerationPlan, forms: Mapping[str, str], stored: Collection[str]) -> GenerationPlan:
+def with_input_forms(
+    plan: GenerationPlan, sources: Mapping[str, Source], forms: Mapping[str, str], stored: Collection[str]
+) -> GenerationPlan:
     """Replace inputs by their input forms, such as `rgb` by `rgb_patches`, if the model was trained on them.
 
     Token files, inpainted inputs, and samples in whose store such a form is not `stored` stay as they are.
     """
-    sources = sources_of(plan.inputs)
     renamed = {
         name: forms[name]
         for name, source in sources.items()
         if name in forms and forms[name] not in sources and name not in plan.inpaint
-        and (forms[name] in stored if not source else not source.endswith(".json") or is_written_out(source))
+        and (forms[name] in stored if source.kind == "stored" else source.kind != "tokens")
     }  # fmt: skip
     inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
     guiding = renamed | {target.name: target.name for target in plan.targets}
@@ -182,31 +175,12 @@ def _of_numbers(numbers: Sequence[int], text: str, samples: Iterable[tuple[str, 
     listed = [(number, key, row) for number, (key, row) in enumerate(islice(samples, max(numbers) + 1))]
     if not listed:
         raise DataError(f"{place}: no sample has tokens of all inputs")
-    if not text or text.isdecimal():  # a number is an upper bound
+    if not text or is_count(text):  # a number is an upper bound
         return listed
     if max(numbers) >= len(listed):
         there = f"{len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
         raise ConfigError(f"samples {text}: {place} has {there}")
     return [listed[number] for number in numbers]
-
-
-def quoted_texts(sources: Mapping[str, str], zoo: Zoo) -> dict[str, str]:
-    """Put quotes around the texts of text modalities, such as `caption=a red ball`.
-
-    The name of an existing file, and a single word with an extension, such as `a.txt`, is a file.
-    """
-    quoted = dict(sources)
-    for name, source in sources.items():
-        is_text = name in zoo and zoo[name].spec.value.kind == "text"
-        is_file = os.path.isfile(source) or re.fullmatch(r"\S+\.\w+", source)
-        if is_text and source and not is_written_out(source) and not is_file:
-            quoted[name] = f'"{source}"'
-    return quoted
-
-
-def is_several(source: str) -> bool:
-    """Return True for the path of a folder, and for a pattern of files."""
-    return not is_written_out(source) and (os.path.isdir(source) or re.search(r"[*?[]", source) is not None)
 
 
 def extensions_of(pipeline: AnyToAny, name: str) -> set[str]:
@@ -238,29 +212,24 @@ def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collectio
     return found
 
 
-def item_of_source(handle: ModalityHandle, source: str) -> Any:
-    """Return the value, text or path that `source` gives. Raises ConfigError, InvalidValueError."""
-    if source[:1] in ('"', "'"):
-        if len(source) < 2 or source[-1] != source[0]:
-            raise ConfigError(f"input {handle.name}={source}: expected a closing quote")
-        return source[1:-1] if handle.spec.value.kind == "text" else handle.read(source[1:-1].encode(), "txt")
-    if is_written_out(source):
-        return handle.read(source.encode(), "json")
-    if not os.path.isfile(source):  # Path.is_file raises for names that are too long
-        several = "; repeat --input for each" if re.search(r",\w+=", source) else ""
-        raise ConfigError(f'input {handle.name}={source}: expected an existing file, or "TEXT" in quotes{several}')
-    if not os.access(source, os.R_OK):
-        raise ConfigError(f"input {handle.name}={source}: may not be read; allow it, or give another file")
-    return Path(source)
+def item_of_source(handle: ModalityHandle, source: Source) -> Any:
+    """Return the value, text or path of a source. Raises ConfigError, InvalidValueError."""
+    name, content = handle.name, source.content
+    if source.kind == "text" and handle.spec.value.kind == "text":
+        return content
+    if source.kind in ("text", "json"):
+        return handle.read(content.encode(), "txt" if source.kind == "text" else "json")
+    if not os.path.isfile(content):
+        several = "; repeat --input for each" if re.search(r",\w+=", content) else ""
+        raise ConfigError(f'input {name}={content:.200}: expected an existing file, or "TEXT" in quotes{several}')
+    return Path(content)
 
 
-def tokens_of_file(handle: ModalityHandle, source: str) -> Any:
-    """Return the tokens in a file as a batch, or None if the file holds no tokens. Raises DataError."""
-    if is_written_out(source) or not source.endswith(".json") or not is_token_file(read_file(Path(source))):
-        return None
-    tokens = [read_tokens(handle, Path(source))]
+def tokens_of_file(handle: ModalityHandle, file: Path) -> Any:
+    """Return the tokens in a file as a batch. Raises DataError."""
+    tokens = [read_tokens(handle, file)]
     try:
         accepted(handle.spec, tokens, None, "")
     except InvalidValueError as error:
-        raise DataError(f"{source}: {error}") from None
+        raise DataError(f"{file}: {error}") from None
     return tokens

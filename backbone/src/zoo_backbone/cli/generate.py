@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 @click.command("generate")
 @RUN
 @click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
-              help="Modalities of stored samples, NAME=FILE, NAME=FOLDER or 'NAME=a text'. Comma-separated or "
-              "repeated.")  # fmt: skip
+              help="Modalities of stored samples, comma-separated; or NAME=FILE, NAME=FOLDER or 'NAME=a text'. "
+              "Repeatable.")  # fmt: skip
 @names_option("--target", "targets", help="Modalities to generate, in this order.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
               help="TOML file of inputs, targets and their settings.")  # fmt: skip
@@ -76,14 +75,15 @@ def generate_command(
           --inpaint depth=box:0,0,1,0.5 --out made
       zoo backbone generate RUN --plan plan.toml --input caption=a.txt --out made
     """
-    from zoo_backbone.generate.plans import GenerationPlan, inputs_of, read_plan, sources_of
+    from zoo_backbone.generate.plans import GenerationPlan, read_plan
+    from zoo_backbone.generate.sources import inputs_of, written_sources
     from zoo_backbone.generate_to_folder import SHEET, generate_to_folder
     from zoo_backbone.pipeline import AnyToAny
-    from zoo_backbone.request import quoted_texts
 
     if (targets is None) == (plan_file is None):
         raise click.UsageError("expected either --target NAMES or --plan FILE")
-    table = read_plan(plan_file) if plan_file else {}
+    run, zoo = open_run(folder)
+    table = read_plan(plan_file, zoo) if plan_file else {}
     if guide:
         each = len(guide) > 1 or "=" in guide[0]
         table["guidance"] = (
@@ -94,8 +94,7 @@ def generate_command(
     settings = parse_assignments(assignments) | ({"steps": steps} if steps else {})
     table["targets"] = _targets(targets, table, settings)
     items = [item for text in inputs for item in ([text] if "=" in text else split_names(text))]
-    sources = sources_of(table.get("inputs", [])) | sources_of(items)
-    table["inputs"] = inputs_of(sources)
+    table["inputs"] = inputs_of(written_sources(table.get("inputs", [])) | written_sources(items))
     table["inpaint"] = {**table.get("inpaint", {}), **pairs_of("--inpaint", inpaint, "REGION")}
     chosen = {"keys": keys, **options}
     for one, other in (("keys", "samples"), ("samples", "keys")):
@@ -103,8 +102,6 @@ def generate_command(
             table.pop(other, None)
     table |= {key: value for key, value in chosen.items() if value is not None}
     plan = from_mapping(GenerationPlan, table, Origin())
-    run, zoo = open_run(folder)
-    plan = replace(plan, inputs=tuple(inputs_of(quoted_texts(sources_of(plan.inputs), zoo))))
     model = AnyToAny.from_pretrained(folder, zoo=zoo, device=device)
     with disk_errors(out):
         places = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)

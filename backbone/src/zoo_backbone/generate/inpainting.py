@@ -23,6 +23,7 @@ A box may have two numbers per axis, for the last axes of a grid: all starts, th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from tokenizers_zoo.limits import read_file
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.generate.plans import ranges
+from zoo_backbone.generate.plans import is_count, ranges
 from zoo_backbone.packing import EncoderInputs, accepted, shown_end
 
 UNKNOWN = -1
@@ -58,15 +59,16 @@ def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     mask = torch.from_numpy(region_mask(spec.name, spec.places or whole.shape[1:], region))
     if mask.all() or not mask.any():
         problem = "covers all tokens; make it smaller" if mask.all() else "no token lies in it; make it larger"
-        raise ConfigError(f"inpaint {spec.name}={region}: {problem}")
+        raise ConfigError(f"inpaint {spec.name}={region:.80}: {problem}")
     return torch.where(mask.reshape(*mask.shape, *[1] * (whole.ndim - 1 - mask.ndim)), UNKNOWN, whole)
 
 
 def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
     """Return a bool array of the grid's `shape`, True in the region. Raises ConfigError."""
+    if nots := re.match("(?:not:)+", region):
+        mask = region_mask(name, shape, region[nots.end() :])
+        return mask if nots.end() // len("not:") % 2 == 0 else ~mask
     kind, _, rest = region.partition(":")
-    if kind == "not":
-        return ~region_mask(name, shape, rest)
     if kind == "mask":
         return _mask_of_file(name, shape, Path(rest))
     if kind not in ("box", "cells"):
@@ -120,7 +122,7 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
 def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
     kind, _, rest = region.partition(":")
     if kind in ("after", "gaps"):
-        if (kind == "gaps" or rest) and not (rest.isdecimal() and int(rest)):
+        if (kind == "gaps" or rest) and not (is_count(rest) and int(rest)):
             raise _wrong(name, region, "a number from 1 on")
         if kind == "after":
             return np.append(row[: int(rest)] if rest else row, UNKNOWN)
@@ -129,7 +131,7 @@ def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
     if kind != "tokens" and not inverted:
         raise _wrong(name, region, "after, after:N, tokens:0-3,8 or gaps:N")
     chosen = np.zeros(len(row), dtype=bool)
-    for first, last in ranges(rest.removeprefix("tokens:"), f"inpaint {name}={region}"):
+    for first, last in ranges(rest.removeprefix("tokens:"), f"inpaint {name}={region:.80}"):
         if last >= len(row):
             there = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
             raise _wrong(name, region, f"{there}: a sample has {len(row)} tokens")
@@ -138,7 +140,7 @@ def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
 
 
 def _wrong(name: str, region: str, expected: str) -> ConfigError:
-    return ConfigError(f"inpaint {name}={region}: expected {expected}")
+    return ConfigError(f"inpaint {name}={region:.80}: expected {expected}")
 
 
 # --- partial tokens

@@ -17,7 +17,8 @@ Paths in a file are relative to its folder.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,16 +30,19 @@ from tokenizers_zoo.config import (
     check_amounts,
     check_counts,
     check_interval,
+    check_types,
     default_of,
     from_mapping,
     load_toml,
 )
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
+from zoo_backbone.generate.sources import inputs_of, sources_of, written_sources
 
 Scheme = Literal["layout", "maskgit", "roar", "autoregressive"]
 DEFAULT_STEPS, TOP_P = 8, 0.95
@@ -92,6 +96,7 @@ class TargetPlan:
     """How strongly the inputs steer this target; none: the plan's guidance."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_amounts(self, "steps", "temperature", "final_temperature", "top_k", "confidence_noise", "max_length")
         check_interval(self, "(0, 1]", "top_p")
         falls = self.temperature_schedule != "constant" or not self.final_temperature
@@ -176,52 +181,48 @@ class GenerationPlan:
     """A modality in which draws are compared with their inputs, to sort them; empty: no sorting."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_counts(self, "draws")
         check_amounts(self, "seed")
-        some = not self.samples.isdecimal() or int(self.samples) > 0
-        expect(self, "samples", some, "a number from 1 on or numbers such as 0-7")
+        is_positive = not is_count(self.samples) or int(self.samples) > 0
+        expect(self, "samples", is_positive, "a number from 1 on or numbers such as 0-7")
         expect(self, "samples", not (self.keys and self.samples), "either samples or keys")
 
     @property
     def reads_store(self) -> bool:
         """Whether stored samples are an input."""
-        return "" in sources_of(self.inputs).values()
+        return "" in written_sources(self.inputs).values()
 
     def target_plans(self) -> list[TargetPlan]:
         """Return the targets, each with its guidance."""
         return [replace(target, guidance=target.guidance or self.guidance) for target in self.targets]
 
-    def files(self) -> set[Path]:
-        """Return the input files."""
-        files = [source for source in sources_of(self.inputs).values() if not is_written_out(source)]
-        masks = [region.partition(MASK)[2] for region in self.inpaint.values()]
-        return {Path(file).resolve() for file in (*files, *masks) if file}
-
-    def placed(self, folder: Path) -> GenerationPlan:
-        """Return the plan with absolute paths instead of paths relative to `folder`."""
-        sources = {
-            name: source if not source or is_written_out(source) else str(folder / source)
-            for name, source in sources_of(self.inputs).items()
-        }
+    def placed(self, folder: Path, zoo: Zoo) -> GenerationPlan:
+        """Return the plan with absolute paths instead of paths relative to `folder`, and texts in quotes."""
         regions = {}
         for name, region in self.inpaint.items():
             before, mask, file = region.partition(MASK)
             is_file = mask and not before.replace("not:", "")
             regions[name] = f"{before}{mask}{folder / file}" if is_file else region
-        return replace(self, inputs=tuple(inputs_of(sources)), inpaint=regions)
+        return replace(self, inputs=tuple(inputs_of(sources_of(self.inputs, zoo, folder))), inpaint=regions)
 
     def numbers(self) -> list[int]:
         """Return the numbers of the samples. Raises ConfigError."""
-        is_count = not self.samples or self.samples.isdecimal()
-        count = int(self.samples or DEFAULT_SAMPLES) if is_count else 0
-        found = [(0, count - 1)] if is_count else ranges(self.samples, f"samples {self.samples}")
-        if sum(last - first + 1 for first, last in found) > MOST or max(last for _, last in found) >= DRAW:
+        is_one = not self.samples or is_count(self.samples)
+        count = int(self.samples or DEFAULT_SAMPLES) if is_one else 0
+        runs = [(0, count - 1)] if is_one else ranges(self.samples, f"samples {self.samples:.40}")
+        if sum(last - first + 1 for first, last in runs) > MOST or max(last for _, last in runs) >= DRAW:
             advice = f"at most {MOST:,} at once, such as {MOST}-{2 * MOST - 1}, with numbers below {DRAW}"
             raise ConfigError(f"samples {self.samples}: expected {advice}")
-        numbers = [number for first, last in found for number in range(first, last + 1)]
+        numbers = [number for first, last in runs for number in range(first, last + 1)]
         if len(set(numbers)) < len(numbers):
             raise ConfigError(f"samples {self.samples}: a number is there twice")
         return numbers
+
+
+def is_count(text: str) -> bool:
+    """Return True for the digits of a whole number, not too many for Python to read."""
+    return re.fullmatch("[0-9]{1,20}", text) is not None
 
 
 def ranges(text: str, where: str) -> list[tuple[int, int]]:
@@ -229,39 +230,16 @@ def ranges(text: str, where: str) -> list[tuple[int, int]]:
     found = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise ConfigError(f"{where}: expected numbers and ranges such as 0-3,8; got {part!r}")
+        if not is_count(first) or (dash and not is_count(last)) or int(last or first) < int(first):
+            raise ConfigError(f"{where}: expected numbers and ranges such as 0-3,8; got {part!r:.40}")
         found.append((int(first), int(last or first)))
     return found
 
 
-def sources_of(inputs: Iterable[str]) -> dict[str, str]:
-    """Return the source of each input modality; "" for stored samples. Raises ConfigError."""
-    sources: dict[str, str] = {}
-    for item in inputs:
-        name, equals, source = (part.strip() for part in item.partition("="))
-        if not name or (equals and not source):
-            raise ConfigError(f'input {item}: expected NAME, NAME=FILE or NAME="TEXT"')
-        if name in sources:
-            raise ConfigError(f"input {item}: {name} is there twice; give one value")
-        sources[name] = source
-    return sources
-
-
-def inputs_of(sources: Mapping[str, str]) -> list[str]:
-    """Return what `sources_of` parsed."""
-    return [f"{name}={source}" if source else name for name, source in sources.items()]
-
-
-def is_written_out(source: str) -> bool:
-    """Return True for text in quotes and for JSON."""
-    return source[:1] in ('"', "'", "{", "[")
-
-
-def read_plan(path: Path) -> dict[str, Any]:
+def read_plan(path: Path, zoo: Zoo) -> dict[str, Any]:
     """Return the checked tables of a plan file, with absolute paths. Raises ConfigError."""
     table = load_toml(path)
-    plan = from_mapping(GenerationPlan, table, Origin(path=path)).placed(path.parent.resolve())
+    plan = from_mapping(GenerationPlan, table, Origin(path=path)).placed(path.parent.resolve(), zoo)
     return table | {"inputs": list(plan.inputs), "inpaint": plan.inpaint}
 
 

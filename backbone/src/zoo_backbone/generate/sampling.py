@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenizers_zoo.config import check_types
 from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.config import expect
 
@@ -163,6 +164,7 @@ class Guidance:
     pass sees the other inputs. Excludes `scale`."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for key, numbers in (("scale", [self.scale]), ("weights", self.weights.values())):
             wanted = f"numbers from {-STRONGEST:g} to {STRONGEST:g}"
             expect(self, key, all(abs(number) <= STRONGEST for number in numbers), wanted)

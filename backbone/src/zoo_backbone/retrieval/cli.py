@@ -115,19 +115,20 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
           --out found
     """
     from zoo_backbone.evaluation_data import input_forms
-    from zoo_backbone.request import quoted_texts
+    from zoo_backbone.generate.sources import sources_of
     from zoo_backbone.retrieval.index import Index
     from zoo_backbone.retrieval.query import query_keys, query_values, write_results
 
     scale = numbers_of("--weights", weights)
-    names, sources = _inputs(inputs, stored=keys is not None)
+    names = _inputs(inputs, stored=keys is not None)
     if keys is None and (exclude_self or split):
         raise click.UsageError("--exclude-self and --split: apply to stored samples; give --keys")
     index = Index(folder, run)
     _, zoo = open_run(index.run)
     forms = input_forms(zoo, index.names)
     names = [forms.get(name, name) for name in names]
-    sources = {forms.get(name, name): source for name, source in quoted_texts(sources, zoo).items()}
+    sources = sources_of(inputs if keys is None else (), zoo, Path.cwd())
+    sources = {forms.get(name, name): source for name, source in sources.items()}
     scale = {forms.get(name, name): weight for name, weight in scale.items()}
     if keys is None:
         results = query_values(index, zoo, sources, scale, count, find, device)
@@ -205,17 +206,16 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
     echo(f"written to {place / FILE}")
 
 
-def _inputs(inputs: Sequence[str], stored: bool) -> tuple[list[str], dict[str, str]]:
-    """Return names of modalities of stored samples, or files and values by modality. Raises UsageError."""
-    from zoo_backbone.generate.plans import sources_of
+def _inputs(inputs: Sequence[str], stored: bool) -> list[str]:
+    """Return names of modalities of stored samples; none if the inputs are files and values. Raises UsageError."""
+    from zoo_backbone.generate.sources import written_sources
 
     if stored:
         if wrong := [item for item in inputs if "=" in item]:
             raise click.UsageError(f"--input {wrong[0]}: expected NAMES with --keys, or files without --keys")
-        return list(dict.fromkeys(name for item in inputs for name in split_names(item))), {}
+        return list(dict.fromkeys(name for item in inputs for name in split_names(item)))
     if not inputs:
         raise click.UsageError("expected --input NAME=FILE, or --keys of stored samples")
-    sources = sources_of(inputs)
-    if bare := [name for name, source in sources.items() if not source]:
+    if bare := [name for name, source in written_sources(inputs).items() if not source]:
         raise click.UsageError(f"--input {bare[0]}: expected NAME=FILE, NAME=TEXT, or --keys of stored samples")
-    return [], sources
+    return []

@@ -34,6 +34,7 @@ from zoo_backbone.data import TokenData, stored_samples
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.generate.sources import Source
 from zoo_backbone.request import item_of_source
 from zoo_backbone.retrieval import EmbeddingConfig, SpaceKind
 from zoo_backbone.run import Run
@@ -227,7 +228,7 @@ class Embedder:
             advance(len(rows))
         return np.concatenate(parts)
 
-    def embed_value(self, name: str, source: str) -> Vectors:
+    def embed_value(self, name: str, source: Source) -> Vectors:
         """Return the vector of one value: a file, or a value as text. Raises ZooErrors."""
         handle = self._handle(self.layout.spec(name).name)
         return self.embed(name, handle.encode([handle.fitted(item_of_source(handle, source))], trusted=True))

@@ -39,6 +39,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, text_of, write_sheet
+from zoo_backbone.generate.sources import Source
 from zoo_backbone.request import item_of_source
 from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
@@ -87,7 +88,7 @@ def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -
 
 
 def query_values(
-    index: Index, zoo: Zoo, sources: Mapping[str, str], weights: Mapping[str, float], k: int, find: str = TOGETHER,
+    index: Index, zoo: Zoo, sources: Mapping[str, Source], weights: Mapping[str, float], k: int, find: str = TOGETHER,
     device: str = "cpu",
 ) -> list[Result]:  # fmt: skip
     """Query with one sample, given as files or values as text, by modality."""
@@ -133,8 +134,8 @@ def query_keys(
 
 
 def write_results(
-    index: Index, zoo: Zoo, out: Path, results: Sequence[Result], *, sources: Mapping[str, str], find: str, split: str,
-    weights: Mapping[str, float],
+    index: Index, zoo: Zoo, out: Path, results: Sequence[Result], *, sources: Mapping[str, Source], find: str,
+    split: str, weights: Mapping[str, float],
 ) -> str:  # fmt: skip
     """Write OUT/hits.json, and OUT/hits.png with queries and hits, the query's own sample framed.
 
@@ -154,7 +155,7 @@ def write_results(
             if result.key is not None:
                 queries.append([shown(store, zoo[name], split, result.key) for name in result.inputs])
             else:
-                given = [(zoo[name], item_of_source(zoo[name], text)) for name, text in sources.items()]
+                given = [(zoo[name], item_of_source(zoo[name], source)) for name, source in sources.items()]
                 queries.append([handle.render(handle.fitted(item)) for handle, item in given])
             cells = [(hit.key, shown(store, zoo[by], index.split, hit.key)) for hit in result.hits[:HITS_SHOWN]]
             own = result.key if split == index.split else None
@@ -165,7 +166,7 @@ def write_results(
         (out / PICTURE).unlink(missing_ok=True)  # of an earlier query
     record = {
         "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": find, "split": split,
-        "files": dict(sources), "weights": dict(weights),
+        "files": {name: str(source) for name, source in sources.items()}, "weights": dict(weights),
         "queries": [dataclasses.asdict(result) for result in results],
     }  # fmt: skip
     write_table(out / HITS, record)

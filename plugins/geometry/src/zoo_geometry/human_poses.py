@@ -168,6 +168,7 @@ class HumanPoses(ObjectModality):
     def value_spec(self, options: PoseSettings) -> ValueSpec:
         return ValueSpec(
             kind="object",
+            items="table",
             unit="metres and radians",
             description='[{"joint_rotations": 24 x 3, "joints_camera": 24 x 3 metres, "joints_image": 24 x 2, '
             '"box": [xmin, ymin, xmax, ymax]}], fractions of the picture, and maybe "shape": [numbers]',

@@ -75,6 +75,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
     labelled_from = ("rgb",)
     value = ValueSpec(
         kind="object",
+        items="table",
         description='[{"label": str, "box": [xmin, ymin, xmax, ymax]}], fractions of width and height in [0, 1]',
     )
     settings_class = BoxesSettings

@@ -127,6 +127,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
     summary = "Oriented boxes around things, in metres from the camera"
     value = ValueSpec(
         kind="object",
+        items="table",
         description='[{"label": str, "center": [x, y, z], "size": [length, height, width], "yaw": radians}], metres',
         fields=(
             ("label", "what it is: up to 100 characters, words with single spaces between them"),

@@ -1,0 +1,90 @@
+"""Where the inputs of a generation come from.
+
+NAME                  tokens of stored samples
+NAME=FILE             the file of a value, or the tokens that `zoo encode` and `zoo backbone generate` write
+NAME=FOLDER, GLOB     files of several samples, whose keys are the file names without extension: photos, 'a/*.jpg'
+NAME=TEXT             a text, for modalities of texts; in quotes if a file or folder has this name
+NAME={...}, [...]     JSON, for modalities whose values are JSON
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tokenizers_zoo.data.tokens import is_token_file
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.limits import read_file
+from tokenizers_zoo.registry import Zoo
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The source of one input."""
+
+    kind: Literal["stored", "tokens", "file", "files", "text", "json"]
+    content: str = ""
+    """An absolute path, a pattern of absolute paths, a text, or JSON."""
+
+    def __str__(self) -> str:
+        """Return the source as plans name it; `source_of` reads it back in any folder."""
+        return f'"{self.content}"' if self.kind == "text" else self.content
+
+
+def source_of(written: str, value_kind: str, folder: Path) -> Source:
+    """Return the source of an input whose values are arrays, texts or objects; paths are relative to `folder`.
+
+    Text in quotes is text, an existing path is a path, then come patterns with files. Only for objects, "[" and "{"
+    begin JSON; only for texts, several words, or one without an extension, are a text.
+    """
+    if not written:
+        return Source("stored")
+    if len(written) > 1 and written[0] in "\"'" and written[-1] == written[0]:
+        return Source("text", written[1:-1])
+    path = str(folder / written)
+    if os.path.isfile(path):  # Path.is_file raises for names that are too long
+        return Source("tokens" if path.endswith(".json") and is_token_file(read_file(Path(path))) else "file", path)
+    if os.path.isdir(path):
+        return Source("files", path)
+    parent = next((str(parent) for parent in Path(path).parents if os.path.isdir(parent)), "")
+    inner = path[len(parent) :].lstrip(os.sep)  # brackets in the names of existing folders are no pattern
+    if is_pattern := glob.has_magic(inner):
+        path = os.path.join(glob.escape(parent), inner)
+        if next(glob.iglob(path, recursive=True), None):
+            return Source("files", path)
+    if value_kind == "object" and written[0] in "[{":
+        return Source("json", written)
+    if value_kind == "text" and not (os.path.isabs(written) or re.fullmatch(r"\S+\.\w+", written)):
+        return Source("text", written)
+    return Source("files" if is_pattern else "file", path)
+
+
+def written_sources(inputs: Iterable[str]) -> dict[str, str]:
+    """Return the text after NAME= of each input, by modality; "" for stored samples. Raises ConfigError."""
+    sources: dict[str, str] = {}
+    for item in inputs:
+        name, equals, source = (part.strip() for part in item.partition("="))
+        if not name or (equals and not source):
+            raise ConfigError(f'input {item}: expected NAME, NAME=FILE or NAME="TEXT"')
+        if name in sources:
+            raise ConfigError(f"input {item}: {name} is there twice; give one value")
+        sources[name] = source
+    return sources
+
+
+def sources_of(inputs: Iterable[str], zoo: Zoo, folder: Path) -> dict[str, Source]:
+    """Return the source of each input, see `source_of`. Raises ConfigError."""
+    return {
+        name: source_of(written, zoo[name].spec.value.kind if name in zoo else "array", folder)
+        for name, written in written_sources(inputs).items()
+    }
+
+
+def inputs_of(sources: Mapping[str, Source | str]) -> list[str]:
+    """Return the inputs of a plan that `sources_of` and `written_sources` read."""
+    return [f"{name}={source}" if str(source) else name for name, source in sources.items()]
