@@ -1,0 +1,96 @@
+"""Memory and work of a training step by preset and token budgets.
+
+python bench/sizes.py [--write docs/sizes.md] [--presets nano,tiny]
+
+The memory of a sample is the difference of two steps of different batch sizes, of PyTorch's count of allocated bytes
+at its highest. Work is counted by PyTorch, forward and backward, in one sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from backbone_data import modalities, samples
+from pages import publish
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.config import MaskingConfig, Mixture, preset
+from zoo_backbone.masking import Masker
+from zoo_backbone.model import FourM
+
+BUDGETS = (64, 128, 256, 512)
+NOTE = (
+    "Measured by `bench/sizes.py` on a CPU: seven modalities with 196 tokens per picture, all budgets full. Memory is in"
+    " MiB per sample, without weights, gradients and optimizer; work is forward and backward, in GFLOP per sample."
+)
+
+
+def step(model: FourM, batch: PackedBatch, precision: torch.dtype) -> None:
+    """Compute the gradients of a batch."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        losses = model(batch, "token")
+    losses.loss.backward()
+
+
+def highest(model: FourM, batch: PackedBatch, precision: torch.dtype) -> int:
+    """Return the highest number of bytes that PyTorch has allocated during a step, less those before it."""
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step(model, batch, precision)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    memory = [event for event in events if event.get("name") == "[memory]"]
+    totals = [event["args"]["Total Allocated"] for event in sorted(memory, key=lambda event: event["ts"])]
+    return max(totals) - totals[0]
+
+
+def per_sample(model: FourM, batches: dict[int, PackedBatch], precision: torch.dtype, checkpointing: bool) -> float:
+    """Return MiB per sample."""
+    for block in (*model.encoder, *model.decoder):
+        block.activation_checkpointing = checkpointing
+    few, many = batches
+    return (highest(model, batches[many], precision) - highest(model, batches[few], precision)) / (many - few) / 2**20
+
+
+def main() -> None:
+    """Measure, and print or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--presets", default="nano,tiny,small,base")
+    arguments = parser.parse_args()
+    specs = modalities(7)
+    rows = []
+    for name in arguments.presets.split(","):
+        model = FourM.seeded(preset(name), specs, 0)
+        for budget in BUDGETS:
+            full = MaskingConfig(input_budget=budget, target_budget=budget, min_input=0, mixtures=(Mixture(),))
+            masker = Masker(model.layout, full)
+            batches = {size: masker(samples(specs, size), 0, 0) for size in (2, 6)}
+            batch = masker(samples(specs, 1), 0, 0)
+            assert bool(batch.inputs.mask.all() and batch.targets.mask.all())
+            with FlopCounterMode(display=False) as counter:
+                step(model, batch, torch.float32)
+            row = {"preset": f"`{name}`", "`input_budget`, `target_budget`": f"{budget}, {budget}"}
+            for title, precision, checkpointing in (
+                ("float32", torch.float32, False),
+                ("bfloat16", torch.bfloat16, False),
+                ("float32, checkpointing", torch.float32, True),
+            ):
+                row[title] = f"{per_sample(model, batches, precision, checkpointing):,.1f}"
+            row["work"] = f"{counter.get_total_flops() / 1e9:,.1f}"
+            rows.append(row)
+    publish("sizes", rows, NOTE, arguments.write)
+
+
+if __name__ == "__main__":
+    main()
