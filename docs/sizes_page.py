@@ -9,15 +9,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from modality_pages import declared
 from settings_page import ANY, table
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
-from zoo_backbone.optim import block_matrices
+from zoo_backbone.config import PRESETS, ModelConfig
 from zoo_backbone.model import FourM
+from zoo_backbone.optim import block_matrices
 
 PAGE = Path(__file__).parent / "sizes.md"
 SIZES = ((64, 8), (128, 8), (128, 16), (224, 16), (256, 16))
@@ -79,7 +80,7 @@ def size_settings(zoo: Zoo, name: str) -> list[str]:
 def other_values(value: Any) -> Iterator[Any]:
     """Yield other values for a number or a tuple of numbers."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        yield from (value * 2, value * 4, value // 2)
+        yield from (value * 2, value // 2)
     elif isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
         yield [*value, "another"]
 
@@ -102,7 +103,16 @@ def picture_table() -> list[str]:
         tokens = zoo["rgb"].spec.layout.length
         each = [f"{tokens * math.log2(codes):,.0f}" for codes in CODES]
         rows.append((f"{size} x {size}", str(patch), str(tokens), *each, f"{size * size * 24:,}"))
-    return table(("pixels", "`patch_size`", "tokens", *(f"bits, {codes:,} codes" for codes in CODES), "bits of 8-bit RGB"), rows)
+    heads = [f"bits, {codes:,} codes" for codes in CODES]
+    return table(("pixels", "`patch_size`", "tokens", *heads, "bits of 8-bit RGB"), rows)
+
+
+def parameters(config: ModelConfig) -> tuple[int, int]:
+    """Return the number of the blocks' parameters, and how many of them Muon updates, without allocating them."""
+    with torch.device("meta"):
+        model = FourM(config, [ANY])
+    matrices = block_matrices([*model.encoder, *model.decoder])
+    return model.transformer_parameters(), sum(matrix.numel() for matrix in matrices)
 
 
 def memory_table() -> list[str]:
@@ -110,6 +120,6 @@ def memory_table() -> list[str]:
     rows = []
     for name, config in PRESETS.items():
         blocks, matrices = parameters(config)
-        adamw, muon = 16 * blocks, 16 * blocks - 4 * matrices
-        rows.append((f"`{name}`", f"{blocks / 1e6:,.1f} M", *(f"{size / 2**30:,.2f} GiB" for size in (4 * blocks, muon, adamw))))
+        each = 4 * blocks, 16 * blocks - 4 * matrices, 16 * blocks  # Muon has one moment, AdamW two
+        rows.append((f"`{name}`", f"{blocks / 1e6:,.1f} M", *(f"{size / 2**30:,.2f} GiB" for size in each)))
     return table(("preset", "parameters of the blocks", "weights", "training, `muon`", "training, `adamw`"), rows)
