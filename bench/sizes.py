@@ -2,8 +2,9 @@
 
 python bench/sizes.py [--write docs/sizes.md] [--presets nano,tiny]
 
-The memory of a sample is the difference of two steps of different batch sizes, of PyTorch's count of allocated bytes
-at its highest. Work is counted by PyTorch, forward and backward, in one sample.
+The memory of a sample is the difference of two batches, in the bytes that the forward pass keeps for the backward pass.
+With checkpointing, one block at a time is computed again: its share of all blocks' bytes is added. Work is counted by
+PyTorch, forward and backward, in one sample.
 """
 
 from __future__ import annotations
@@ -32,34 +33,30 @@ NOTE = (
 )
 
 
-def step(model: FourM, batch: PackedBatch, precision: torch.dtype) -> None:
-    """Compute the gradients of a batch."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-        losses = model(batch, "token")
-    losses.loss.backward()
-
-
-def highest(model: FourM, batch: PackedBatch, precision: torch.dtype) -> int:
-    """Return the highest number of bytes that PyTorch has allocated during a step, less those before it."""
-    model.zero_grad(set_to_none=True)
+def kept(model: FourM, batch: PackedBatch, precision: torch.dtype) -> int:
+    """Return the bytes that the forward pass leaves allocated for the backward pass."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step(model, batch, precision)
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16),
+    ):
+        losses = model(batch, "token")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     memory = [event for event in events if event.get("name") == "[memory]"]
     totals = [event["args"]["Total Allocated"] for event in sorted(memory, key=lambda event: event["ts"])]
-    return max(totals) - totals[0]
+    del losses
+    return totals[-1] - totals[0]
 
 
 def per_sample(model: FourM, batches: dict[int, PackedBatch], precision: torch.dtype, checkpointing: bool) -> float:
     """Return MiB per sample."""
     for block in (*model.encoder, *model.decoder):
         block.activation_checkpointing = checkpointing
-    few, many = batches
-    return (highest(model, batches[many], precision) - highest(model, batches[few], precision)) / (many - few) / 2**20
+    small, large = batches
+    return (kept(model, batches[large], precision) - kept(model, batches[small], precision)) / (large - small) / 2**20
 
 
 def main() -> None:
@@ -80,14 +77,19 @@ def main() -> None:
             batch = masker(samples(specs, 1), 0, 0)
             assert bool(batch.inputs.mask.all() and batch.targets.mask.all())
             with FlopCounterMode(display=False) as counter:
-                step(model, batch, torch.float32)
-            row = {"preset": f"`{name}`", "`input_budget`, `target_budget`": f"{budget}, {budget}"}
-            for title, precision, checkpointing in (
-                ("float32", torch.float32, False),
-                ("bfloat16", torch.bfloat16, False),
-                ("float32, checkpointing", torch.float32, True),
-            ):
-                row[title] = f"{per_sample(model, batches, precision, checkpointing):,.1f}"
+                model(batch, "token").loss.backward()
+            plain, half, inputs = (
+                per_sample(model, batches, precision, checkpointing)
+                for precision, checkpointing in (
+                    (torch.float32, False), (torch.bfloat16, False), (torch.float32, True),
+                )
+            )  # fmt: skip
+            blocks = len(model.encoder) + len(model.decoder)
+            row = {
+                "preset": f"`{name}`", "`input_budget`, `target_budget`": f"{budget}, {budget}",
+                "float32": f"{plain:,.1f}", "bfloat16": f"{half:,.1f}",
+                "float32, checkpointing": f"{inputs + (plain - inputs) / blocks:,.1f}",
+            }  # fmt: skip
             row["work"] = f"{counter.get_total_flops() / 1e9:,.1f}"
             rows.append(row)
     publish("sizes", rows, NOTE, arguments.write)

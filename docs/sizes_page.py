@@ -44,12 +44,12 @@ def modality_table(zoo: Zoo) -> list[str]:
     rows = []
     for name in declared(zoo):
         spec = zoo[name].spec
-        most = "up to " if hasattr(spec.layout, "max_length") else ""
+        prefix = "up to " if hasattr(spec.layout, "max_length") else ""
         numbers = math.prod(spec.value.shape) if all(isinstance(side, int) for side in spec.value.shape) else 0
         rows.append(
             (
-                f"[{name}](modalities/{name}.md)", str(spec.layout), f"{most}{spec.layout.length}",
-                f"{spec.vocab_size:,}" if spec.vocab_size else "-", f"{most}{bits(spec):,.0f}" if bits(spec) else "-",
+                f"[{name}](modalities/{name}.md)", str(spec.layout), f"{prefix}{spec.layout.length}",
+                f"{spec.vocab_size:,}" if spec.vocab_size else "-", f"{prefix}{bits(spec):,.0f}" if bits(spec) else "-",
                 f"{numbers:,}" if spec.value.kind == "array" and numbers else "-",
                 ", ".join(f"`{key}`" for key in size_settings(zoo, name)),
             )
@@ -69,10 +69,10 @@ def size_settings(zoo: Zoo, name: str) -> list[str]:
     for options in zoo[name].taken_settings():
         for key in (field.name for field in dataclasses.fields(options)):
             changes = {f"tokenizer.{inner}": {"tokenizer": {inner: value}} for inner, value in QUANTIZER.items()}
-            for shown, tables in changes.items() if key == "tokenizer" else [(key, None)]:
+            for key_path, tables in changes.items() if key == "tokenizer" else [(key, None)]:
                 tried = [tables] if tables else [{key: value} for value in other_values(getattr(options, key))]
                 if any(_size_of(spec) != before for spec in _specs_with(name, tried)):
-                    keys.append(shown)
+                    keys.append(key_path)
     vocabulary = zoo[name].spec.shared_vocabulary
     return keys + [f"vocabularies.{zoo[name].spec.vocabulary}.size"] * vocabulary
 
@@ -86,9 +86,9 @@ def other_values(value: Any) -> Iterator[Any]:
 
 
 def _specs_with(name: str, tried: list[Mapping[str, Any]]) -> Iterator[ModalitySpec]:
-    for own in tried:
+    for settings in tried:
         with contextlib.suppress(ZooError):
-            yield Zoo.from_tables({"modalities": {name: own}})[name].spec
+            yield Zoo.from_tables({"modalities": {name: settings}})[name].spec
 
 
 def _size_of(spec: ModalitySpec) -> tuple[str, int]:
@@ -101,8 +101,8 @@ def picture_table() -> list[str]:
     for size, patch in SIZES:
         zoo = Zoo.from_tables({"zoo": {"image_size": size, "patch_size": patch}})
         tokens = zoo["rgb"].spec.layout.length
-        each = [f"{tokens * math.log2(codes):,.0f}" for codes in CODES]
-        rows.append((f"{size} x {size}", str(patch), str(tokens), *each, f"{size * size * 24:,}"))
+        bit_counts = [f"{tokens * math.log2(codes):,.0f}" for codes in CODES]
+        rows.append((f"{size} x {size}", str(patch), str(tokens), *bit_counts, f"{size * size * 24:,}"))
     heads = [f"bits, {codes:,} codes" for codes in CODES]
     return table(("pixels", "`patch_size`", "tokens", *heads, "bits of 8-bit RGB"), rows)
 
@@ -120,6 +120,6 @@ def memory_table() -> list[str]:
     rows = []
     for name, config in PRESETS.items():
         blocks, matrices = parameters(config)
-        each = 4 * blocks, 16 * blocks - 4 * matrices, 16 * blocks  # Muon has one moment, AdamW two
-        rows.append((f"`{name}`", f"{blocks / 1e6:,.1f} M", *(f"{size / 2**30:,.2f} GiB" for size in each)))
+        byte_counts = 4 * blocks, 16 * blocks - 4 * matrices, 16 * blocks  # Muon has one moment, AdamW two
+        rows.append((f"`{name}`", f"{blocks / 1e6:,.1f} M", *(f"{size / 2**30:,.2f} GiB" for size in byte_counts)))
     return table(("preset", "parameters of the blocks", "weights", "training, `muon`", "training, `adamw`"), rows)
