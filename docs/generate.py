@@ -1,4 +1,5 @@
-"""Write the generated pages: commands.md, hooks.md, settings.md, faults.md, a page per modality, a README per plugin.
+"""Write the generated pages: commands.md, hooks.md, settings.md, faults.md, a page per modality, a README per plugin,
+and the tables of sizes.md.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits 1 where they are out of date
@@ -16,6 +17,7 @@ import click
 from modality_pages import modality_pages
 from plugin_readmes import plugin_readmes
 from settings_page import settings_page
+from sizes_page import sizes_page
 
 from tokenizers_zoo import hookspecs
 from tokenizers_zoo.cli.main import zoo
@@ -109,7 +111,7 @@ def hooks_page() -> str:
 def main() -> None:
     """Write or check the pages; remove pages of removed modalities."""
     pages = {"commands.md": commands_page(), "hooks.md": hooks_page(), "settings.md": settings_page()}
-    pages["results/faults.md"] = faults_page()
+    pages |= {"results/faults.md": faults_page(), "sizes.md": sizes_page()}
     pages = {f"docs/{name}": text for name, text in (pages | modality_pages()).items()} | plugin_readmes()
     gone = [path for path in (ROOT / "docs" / "modalities").glob("*.md") if f"docs/modalities/{path.name}" not in pages]
     if "--check" in sys.argv[1:]:

@@ -40,8 +40,10 @@ class Shell:
         below = sysconfig.get_path("purelib")
         (Path(packages) / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
         binaries = folder / "env" / "bin"
-        for name, module in (("zoo", "tokenizers_zoo.cli.main"), ("pytest", "pytest")):
-            main = "main" if name == "zoo" else "console_main"
+        for name, module, main in (
+            ("zoo", "tokenizers_zoo.cli.main", "main"), ("pytest", "pytest", "console_main"),
+            ("torchrun", "torch.distributed.run", "main"),
+        ):  # fmt: skip
             script = f"#!{binaries}/python\nimport sys\nfrom {module} import {main}\n"
             script += f"if __name__ == '__main__':\n    sys.exit({main}())\n"
             (binaries / name).write_text(script)

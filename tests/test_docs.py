@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 from examples import OURS, PLUGINS
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.cli.main import zoo as zoo_command
 from tokenizers_zoo.config import field_docstrings, from_mapping, load_toml, tables_of
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.nn.config import BlockConfig
@@ -110,6 +113,28 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_pages_exist(page: Path) -> None:
+    """Each command, with all its options."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"(?:^ {4,}(?:\$ )?|^\$ |^|&& |[^`]`)(zoo [a-z-][^\n`]*)", text, re.MULTILINE):
+        check_command(line.partition(" && ")[0].partition("  #")[0])
+
+
+def check_command(line: str) -> None:
+    """Raise AssertionError where a command line names a command or an option that does not exist."""
+    words = re.sub(r"'[^']*'|\"[^\"]*\"", "TEXT", line).split()
+    command, options = zoo_command, {option for part in zoo_command.params for option in part.opts}
+    for word in words[1:]:
+        if word.startswith("--"):
+            options = options | {option for part in command.params for option in part.opts}
+            assert word.partition("=")[0] in {*options, "--help", "--version"}, line
+        elif isinstance(command, click.Group) and re.fullmatch(r"[a-z][a-z0-9-]*", word):
+            inner = command.get_command(click.Context(command), word)
+            assert inner is not None, line
+            command = inner
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.__module__}.{config.__name__}")
 def test_every_setting_is_explained(config: type) -> None:
     missing = {field.name for field in dataclasses.fields(config)} - field_docstrings(config).keys()
@@ -124,6 +149,25 @@ def test_every_option_of_training_has_an_example_that_is_valid() -> None:
         from_mapping(BackboneTrainConfig, table)
         shown |= table.keys()
     assert shown == {field.name for field in dataclasses.fields(BackboneTrainConfig)}
+
+
+def test_the_examples_of_sizes_are_true() -> None:
+    text = (ROOT / "docs" / "sizes.md").read_text(encoding="utf-8")
+    checked = 0
+    for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
+        tables = tomllib.loads(block)
+        if "train" in tables:
+            from_mapping(BackboneTrainConfig, tables["train"])
+            continue
+        zoo = Zoo.from_tables(tables)
+        assert zoo.problems() == {}
+        for name, *sizes in re.findall(r"# (\w+): ([\d,]+) tokens of ([\d,]+) ids, ([\d,]+) bits", block):
+            spec = zoo[name].spec
+            tokens, ids, bits = (int(size.replace(",", "")) for size in sizes)
+            assert (spec.layout.length, spec.vocab_size) == (tokens, ids), name
+            assert bits == round(tokens * math.log2(ids)), name
+            checked += 1
+    assert checked == 9
 
 
 def test_the_plain_settings_are_the_defaults() -> None:

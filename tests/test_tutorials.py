@@ -37,6 +37,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "writing-a-plugin.md"
 SENSOR_PAGE = ROOT / "docs" / "own-sensor.md"
 PHOTOGRAPHS_PAGE = ROOT / "docs" / "own-photographs.md"
+LOOP_PAGE = ROOT / "docs" / "own-training-loop.md"
 WRAPPING_PAGE = ROOT / "docs" / "wrapping.md"
 NAME = "elevation"
 SENSOR = "backscatter"
@@ -305,6 +306,25 @@ def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
     depth = tables[tables.index("[modalities.depth]") :]
     registry.write_text(registry.read_text().replace('"canny", ', '"canny", "depth", ') + depth)
     assert "train/depth: 96 written" in shell.run("zoo data derive data --modalities depth")
+
+
+# ---------------------------------------------------------------- an own training loop
+
+
+@pytest.mark.slow
+def test_the_page_about_training_loops_runs_as_it_stands(tmp_path: Path) -> None:
+    printed = run_page(LOOP_PAGE, Shell(tmp_path))
+    losses = [[float(loss) for loss in re.findall(r"(?:caption|depth) ([\d.]+)", line)]
+              for line in printed["python train.py"].splitlines()]  # fmt: skip
+    first, *_, last = filter(None, losses)
+    assert len(last) == 2 and all(after < before for before, after in zip(first, last, strict=True))
+    assert "(1, 64, 64)" in printed["python train.py"] and "(4, 8, 8)" in printed["python arrays.py"]
+    assert read_table(tmp_path / "own-run" / "evaluation" / "evaluation.json")["pairs"]
+    alone, together = (
+        [float(loss) for loss in re.findall(r"'(?:caption|depth)': ([\d.]+)", output)]
+        for command, output in printed.items() if command.startswith("torchrun")
+    )  # fmt: skip
+    assert len(alone) == 6 and alone == pytest.approx(together, abs=1e-4)
 
 
 # ---------------------------------------------------------------- wrappers
