@@ -99,15 +99,15 @@ def test_both_splits_of_a_small_folder_have_every_modality(zoo: Run, count: int)
     for path in list(Path("files").iterdir())[::3][:2]:
         path.rename(path.with_stem(f"with text {path.stem}"))
         Path(f"files/with text {path.stem}.txt").write_text("a red ball\n")
-    _, shown, told = zoo("init", "files")
-    assert f", {count} samples" in shown
-    make = shlex.split(next(line for line in told.splitlines() if " data make " in line))[1:]
+    _, printed, complaint = zoo("init", "files")
+    assert f", {count} samples" in printed
+    make = shlex.split(next(line for line in complaint.splitlines() if " data make " in line))[1:]
     assert zoo(*make, "--workers", "0")[0] == 0
     rows = {(row.split, row.modality): row.samples for row in describe_data(Path("data")).rows}
     names = {"rgb"} if count == 3 else {"rgb", "caption"}
     assert all(rows[split, name] for split in ("train", "test") for name in names)
-    code, _, told = zoo("tokenizer", "train", "rgb", "--data", "data", "--steps", "1")
-    assert code == 0, told
+    code, _, complaint = zoo("tokenizer", "train", "rgb", "--data", "data", "--steps", "1")
+    assert code == 0, complaint
 
 
 ODD_NAMES = [
@@ -120,9 +120,9 @@ INJECTION = 'x\n]\n[modalities.depth]\ncheckpoint = "evil"\n[vocabularies.a]\nb 
 @pytest.mark.parametrize("name", [*ODD_NAMES, INJECTION])
 def test_commands_for_folders_of_odd_names_run_in_a_shell(zoo: Run, name: str) -> None:
     write_pictures(Path(name), (70, 70), 3)
-    code, shown, told = zoo("init", "--", name)
-    assert code == 0 and len(shown.splitlines()) == 1
-    commands = told.partition("next:\n")[2].splitlines()
+    code, printed, complaint = zoo("init", "--", name)
+    assert code == 0 and len(printed.splitlines()) == 1
+    commands = complaint.partition("next:\n")[2].splitlines()
     assert len(commands) == 7 and all(line.isprintable() for line in commands)
     words = shell_words(commands[0])
     assert zoo(*words, "--workers", "0", "--dry-run")[0] == 0
@@ -143,8 +143,8 @@ def test_texts_of_manifests_set_nothing(zoo: Run) -> None:
         assert manifest
         record = {**manifest.record, "distribution": INJECTION, "source": INJECTION}
         write_manifest(folder, 0, dataclasses.replace(manifest, record=record))
-    code, shown, told = zoo("init", str(world.folder / "data"))
-    assert code == 0 and not UNSAFE.search(shown + told)
+    code, printed, complaint = zoo("init", str(world.folder / "data"))
+    assert code == 0 and not UNSAFE.search(printed + complaint)
     assert set(load_toml(Path("registry.toml"))) == {"zoo"} and "evil" in Path("registry.toml").read_text()
     assert not Path("registry.toml").read_text().count("\x7f")
 
@@ -178,8 +178,8 @@ def test_a_registry_is_not_overwritten_unasked(zoo: Run) -> None:
 def test_splits_and_tar_files(zoo: Run) -> None:
     for split in ("train", "test"):
         write_pictures(Path(f"loose/{split}/rgb"), (70, 70), 4)
-    code, shown, told = zoo("init", "loose")
-    assert code == 0 and "1 modality of loose, 8 samples: rgb" in shown and "test_fraction" not in told
+    code, printed, complaint = zoo("init", "loose")
+    assert code == 0 and "1 modality of loose, 8 samples: rgb" in printed and "test_fraction" not in complaint
     assert "8 files" in Path("registry.toml").read_text()
     for split in ("train", "test"):
         write_pictures(Path(f"inner/rgb/{split}"), (70, 70), 3 if split == "train" else 2)
@@ -188,9 +188,9 @@ def test_splits_and_tar_files(zoo: Run) -> None:
     for folder in ("rgb", "tok_depth@224"):
         Path(f"tars/train/{folder}").mkdir(parents=True)
         write_tar(Path(f"tars/train/{folder}/0.tar"), files)
-    code, shown, told = zoo("init", "tars", "--overwrite")
-    assert code == 0 and "1 modality of tars, 4 samples: rgb" in shown
-    assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in told
+    code, printed, complaint = zoo("init", "tars", "--overwrite")
+    assert code == 0 and "1 modality of tars, 4 samples: rgb" in printed
+    assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in complaint
 
 
 def test_pictures_with_texts_beside_them(zoo: Run) -> None:
@@ -204,10 +204,10 @@ def test_pictures_with_texts_beside_them(zoo: Run) -> None:
 
 def test_values_that_are_made_already(zoo: Run) -> None:
     world = the_world().put_back()
-    code, shown, told = zoo("init", str(world.folder / "data"))
+    code, printed, complaint = zoo("init", str(world.folder / "data"))
     samples = sum(describe_data(world.folder / "data").aligned.values())
-    assert f"{samples} samples" in shown and f"{samples} samples; " in Path("registry.toml").read_text()
-    assert code == 0 and "data make" not in told and f"zoo data derive {world.folder / 'data'}" in told
+    assert f"{samples} samples" in printed and f"{samples} samples; " in Path("registry.toml").read_text()
+    assert code == 0 and "data make" not in complaint and f"zoo data derive {world.folder / 'data'}" in complaint
     table = load_toml(Path("registry.toml"))["zoo"]
     assert table["image_size"] == 16 and {"rgb", "depth", "caption", "rgb_patches"} <= set(table["modalities"])
 

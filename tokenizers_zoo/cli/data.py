@@ -263,8 +263,8 @@ def verify(data_dir: Path, as_json: bool) -> None:
         show_json({"sound": not wrong, "damaged": problems})
         sys.exit(1 if wrong else 0)
     if wrong:
-        again = command_line("data", "repair", data_dir)
-        raise DataError(f"{wrong[0]}{and_others(len(wrong) - 1)}: damaged; `{again}` makes it again")
+        repairs = command_line("data", "repair", data_dir)
+        raise DataError(f"{wrong[0]}{and_others(len(wrong) - 1)}: damaged; `{repairs}` makes it again")
     echo(f"{data_dir}: all files agree with their manifests")
 
 

@@ -123,19 +123,19 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
     """Return the values that `zoo data make` wrote."""
     from tokenizers_zoo.pipeline.stores import describe_data
 
-    found, rows = Findings(), describe_data(folder).rows
+    findings, rows = Findings(), describe_data(folder).rows
     for name in sorted({row.modality for row in rows}):
         values = [row for row in rows if row.modality == name]
         if name in zoo:
-            found.modalities[name] = f"{count_of(sum(row.samples for row in values), 'sample')}; {values[0].made_by}"
+            findings.modalities[name] = f"{count_of(sum(row.samples for row in values), 'sample')}; {values[0].made_by}"
         else:
-            found.unknown.append(name)
+            findings.unknown.append(name)
     for split in {row.split for row in rows}:
-        found.samples += max(row.samples for row in rows if row.split == split)
+        findings.samples += max(row.samples for row in rows if row.split == split)
     for split in read_table(folder / "dataset.json", {"splits": {str: {"source": dict}}})["splits"].values():
         size = split["source"].get("image_size")
-        found.image_size = size if isinstance(size, int) else found.image_size
-    return found
+        findings.image_size = size if isinstance(size, int) else findings.image_size
+    return findings
 
 
 def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
@@ -157,23 +157,23 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
         except DataError:
             if not splits and (split == TEST or (folder / TRAIN).is_dir() or not (folder / TEST).is_dir()):
                 raise
-    found, counts = Findings(settings=path), Counter[str]()
+    findings, counts = Findings(settings=path), Counter[str]()
     for samples in splits.values():
         by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
         pictures = {name for name in samples.modalities if name in by_name and sized(by_name[name])}
-        found.unknown += [name for name in samples.modalities if name not in {*by_name, *found.unknown}]
+        findings.unknown += [name for name in samples.modalities if name not in {*by_name, *findings.unknown}]
         members = dict(samples.ask("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
         counts.update({by_name[name].name: members.get(name, 0) for name in samples.modalities if name in by_name})
-        found.samples += len(samples)
+        findings.samples += len(samples)
         for number in spread(len(samples), LOOKED_AT // len(splits)):
-            found.sides += picture_sides(samples, number, pictures)
-    found.modalities = {name: count_of(count, "file") for name, count in sorted(counts.items())}
+            findings.sides += picture_sides(samples, number, pictures)
+    findings.modalities = {name: count_of(count, "file") for name, count in sorted(counts.items())}
     if TEST not in splits and not (folder / TRAIN).is_dir():
         parts = "SELECT DISTINCT modality, is_in_split(key, ?, ?) FROM members"
-        tenths = range(1, 10 if found.samples < 1000 else 2)
+        tenths = range(1, 10 if findings.samples < 1000 else 2)
         best = max(tenths, key=lambda tenth: len(splits[TRAIN].ask(parts, TEST, tenth / 10)))
-        found.settings |= {"test_fraction": f"{best / 10}"} if best > 1 else {}
-    return found
+        findings.settings |= {"test_fraction": f"{best / 10}"} if best > 1 else {}
+    return findings
 
 
 def sized(handle: ModalityHandle) -> bool:
