@@ -81,6 +81,17 @@ def jpeg_of_comments(count: int = 5_000_000) -> bytes:
     return buffer.getvalue()[:2] + b"\xff\xfe\0\3x" * count + buffer.getvalue()[2:]
 
 
+def jpeg_with(extra: bytes) -> bytes:
+    """A small picture of several scans, with bytes before its end marker."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "JPEG", progressive=True)
+    return buffer.getvalue()[:-2] + extra + buffer.getvalue()[-2:]
+
+
+SCANS = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" * 100
+"""Empty scans of a JPEG."""
+
+
 def gif_of_comments(count: int = 5_000_000) -> bytes:
     data = gif_frame()
     return data[:19] + b"!\1\1x\0" * count + data[19:]
@@ -176,6 +187,14 @@ HOSTILE = {
     ),
     "PNG of 5 million chunks": Hostile("rgb", "png", png_of_chunks, ""),
     "JPEG of 5 million comments": Hostile("rgb", "jpg", jpeg_of_comments, ""),
+    "JPEG of 106 scans": Hostile("rgb", "jpg", lambda: jpeg_with(SCANS), ""),
+    "JPEG of 106 scans after an end marker in a comment": Hostile(
+        "rgb", "jpg", lambda: jpeg_with(b"\xff\xfe\0\x04\xff\xd9" + SCANS), ""
+    ),
+    "JPEG of 40 million comments between scans": Hostile(
+        "rgb", "jpg", lambda: jpeg_with(b"\xff\xfe\0\2" * 40_000_000), ""
+    ),
+    "JPEG of 100 MB between scans": Hostile("rgb", "jpg", lambda: jpeg_with(b"\xff" * 100_000_000), ""),
     "GIF of 5 million texts": Hostile("rgb", "png", gif_of_comments, ""),
     "GIF of 5 million texts, as video": Hostile("video", "gif", gif_of_comments, ""),
     "WEBP with a large canvas": Hostile("rgb", "webp", webp_canvas, "image_pixels" if OPENS_WEBP else ""),

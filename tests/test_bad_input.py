@@ -12,6 +12,7 @@ import pytest
 from command_world import REGISTRY, ROAD, World, results, the_world
 from stores import write_values
 
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.pipeline.stores import describe_data
 from tokenizers_zoo.validation import array_bytes
 
@@ -183,6 +184,16 @@ def test_run_file_with_unexpected_content_is_named(
     told = () if file.endswith("run.json") else ("delete",)
     for words in commands:
         world(words).refused(file, "damaged", *told)
+
+
+def test_a_path_with_nul_is_named_with_its_file(world: World) -> None:
+    path = world.folder / "run/run.json"
+    record = read_table(path)
+    write_table(path, record | {"places": record["places"] | {"tokens": "/a\0b"}})
+    for name in ("backbone", "eval", "report"):
+        world(ROAD[name]).refused("run/run.json: damaged: places.tokens", "copy it again")
+    (world.folder / "registry.toml").write_text(f'{REGISTRY}[modalities.rgb]\ncheckpoint = "a\\u0000b"\n')
+    world("encode rgb files/test/rgb/test00.png").refused("registry.toml: ", "NUL")
 
 
 def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:

@@ -24,6 +24,7 @@ from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.config import tables_of
 from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.io import write_table
 from zoo_backbone.run import Run as Run_
 
@@ -158,6 +159,35 @@ def test_list_and_info_do_not_import_torch() -> None:
     program += "assert 'torch' not in sys.modules"
     for words in ("list", "info rgb --settings", "source list", "source info scenes"):
         subprocess.run([sys.executable, "-c", program, *words.split()], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(("closed", "code", "complaint"), [
+    (">&-", 1, "error: standard output is closed; > /dev/null discards it\n"), ("2>&-", 0, ""), ("<&-", 0, ""),
+    ("<&- 2>&-", 0, ""), ("<&- >&- 2>&-", 1, ""),
+])  # fmt: skip
+def test_closed_standard_streams(closed: str, code: int, complaint: str) -> None:
+    program = "from tokenizers_zoo.cli.main import main\nmain()\n"
+    words = shlex.join([sys.executable, "-c", program, "source", "list", "--quiet"])
+    ended = subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (code, complaint) and ("scenes" in ended.stdout) == (code == 0)
+
+
+def test_a_number_of_samples_that_no_disk_holds_is_refused(bare: Run) -> None:
+    for count in ("99999999999999999999", "9999999999999999"):
+        refused(bare("data", "make", "scenes", "data", "--train", count, "--test", "1", "--dry-run"), "--train", count)
+
+
+def test_errors_of_many_names_are_short(bare: Run) -> None:
+    names = [f"name_{number}" for number in range(20_000)]
+    Path("many.toml").write_text(f"[zoo]\nmodalities = {json.dumps(names)}\nimage_size = {json.dumps(names)}\n")
+    for words in (["--registry", "many.toml", "list"], ["info", *names], ["info", "x" * 20_000]):
+        result = bare(*words)
+        refused(result)
+        assert len(result[2]) < 2100, len(result[2])
+    with pytest.raises(ZooError) as error:
+        raise ZooError(f"a.json: needs {', '.join(names)}; install it")
+    assert str(error.value).startswith("a.json: needs name_0, name_1, ") and str(error.value).endswith("; install it")
+    assert len(str(error.value)) <= 2000
 
 
 def commands(command: click.Command, path: str = "zoo") -> Iterator[tuple[str, click.Command]]:

@@ -370,6 +370,8 @@ def test_damaged_shards_lose_only_their_members(zoo: Run) -> None:
     ("options", "words"),
     [
         (["path=absent"], ["absent", "no tar file"]),
+        (["path=a/{00..99999999999999999999}.tar"], ["names more than"]),
+        (["path=a/{0..999}{0..999}/{0..999}.tar"], ["names more than"]),
         (['path=["a", "a"]'], ["part-000", "rename one"]),
         (["path=a", 'extensions={jpg = "rgbb"}'], ["rgbb", "rgb"]),
         (["path=a", 'extensions={jpg = "", txt = "", "depth.npy" = "", "seg.png" = ""}'], ["no sample"]),

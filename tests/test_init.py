@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from stores import write_tar
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import load_toml
+from tokenizers_zoo.data.manifest import read_manifest, write_manifest
+from tokenizers_zoo.pipeline.stores import describe_data
+from tokenizers_zoo.terminal import UNSAFE
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -88,6 +93,62 @@ def test_the_registry_works_and_the_next_commands_do(zoo: Run) -> None:
     assert (Path("data/train/rgb_patches")).is_dir()
 
 
+@pytest.mark.parametrize("count", [3, 10, 30])
+def test_both_splits_of_a_small_folder_have_every_modality(zoo: Run, count: int) -> None:
+    write_pictures(Path("files"), (70, 70), count)
+    for path in list(Path("files").iterdir())[::3][:2]:
+        path.rename(path.with_stem(f"with text {path.stem}"))
+        Path(f"files/with text {path.stem}.txt").write_text("a red ball\n")
+    _, printed, complaint = zoo("init", "files")
+    assert f", {count} samples" in printed
+    make = shlex.split(next(line for line in complaint.splitlines() if " data make " in line))[1:]
+    assert zoo(*make, "--workers", "0")[0] == 0
+    rows = {(row.split, row.modality): row.samples for row in describe_data(Path("data")).rows}
+    names = {"rgb"} if count == 3 else {"rgb", "caption"}
+    assert all(rows[split, name] for split in ("train", "test") for name in names)
+    code, _, complaint = zoo("tokenizer", "train", "rgb", "--data", "data", "--steps", "1")
+    assert code == 0, complaint
+
+
+ODD_NAMES = [
+    "my pictures", "it's", "$HOME `id` \"x\"", "-photos", "--set", "2024", "true", "~root", "'quoted'", "[2024] trip",
+    "a\nb\x1b[31m", "1\nmodalities = 2", "naïve\u202e", "# none", "a;b&c|d>e*",
+]  # fmt: skip
+INJECTION = 'x\n]\n[modalities.depth]\ncheckpoint = "evil"\n[vocabularies.a]\nb = [\r#\x7f\u2028\x85'
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, INJECTION])
+def test_commands_for_folders_of_odd_names_run_in_a_shell(zoo: Run, name: str) -> None:
+    write_pictures(Path(name), (70, 70), 3)
+    code, printed, complaint = zoo("init", "--", name)
+    assert code == 0 and len(printed.splitlines()) == 1
+    commands = complaint.partition("next:\n")[2].splitlines()
+    assert len(commands) == 7 and all(line.isprintable() for line in commands)
+    words = shell_words(commands[0])
+    assert zoo(*words, "--workers", "0", "--dry-run")[0] == 0
+    assert set(load_toml(Path("registry.toml"))) == {"zoo"}
+
+
+def shell_words(line: str) -> list[str]:
+    """Return the words that bash reads."""
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    return words.decode().split("\0")[1:-1]
+
+
+def test_texts_of_manifests_set_nothing(zoo: Run) -> None:
+    world = the_world().put_back()
+    for split in ("train", "test"):
+        folder = world.folder / "data" / split / "depth"
+        manifest = read_manifest(folder, 0)
+        assert manifest
+        record = {**manifest.record, "distribution": INJECTION, "source": INJECTION}
+        write_manifest(folder, 0, dataclasses.replace(manifest, record=record))
+    code, printed, complaint = zoo("init", str(world.folder / "data"))
+    assert code == 0 and not UNSAFE.search(printed + complaint)
+    assert set(load_toml(Path("registry.toml"))) == {"zoo"} and "evil" in Path("registry.toml").read_text()
+    assert not Path("registry.toml").read_text().count("\x7f")
+
+
 def test_links_out_of_the_folder_are_followed_if_asked(zoo: Run) -> None:
     write_pictures(Path("elsewhere"), (40, 40))
     Path("files").mkdir()
@@ -117,14 +178,19 @@ def test_a_registry_is_not_overwritten_unasked(zoo: Run) -> None:
 def test_splits_and_tar_files(zoo: Run) -> None:
     for split in ("train", "test"):
         write_pictures(Path(f"loose/{split}/rgb"), (70, 70), 4)
-    assert zoo("init", "loose")[0] == 0
+    code, printed, complaint = zoo("init", "loose")
+    assert code == 0 and "1 modality of loose, 8 samples: rgb" in printed and "test_fraction" not in complaint
+    assert "8 files" in Path("registry.toml").read_text()
+    for split in ("train", "test"):
+        write_pictures(Path(f"inner/rgb/{split}"), (70, 70), 3 if split == "train" else 2)
+    assert ", 5 samples" in zoo("init", "inner", "--overwrite")[1]
     files = {f"{path.stem}.png": path.read_bytes() for path in Path("loose/train/rgb").iterdir()}
     for folder in ("rgb", "tok_depth@224"):
         Path(f"tars/train/{folder}").mkdir(parents=True)
         write_tar(Path(f"tars/train/{folder}/0.tar"), files)
-    code, shown, told = zoo("init", "tars", "--overwrite")
-    assert code == 0 and "1 modality of tars, 4 samples: rgb" in shown
-    assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in told
+    code, printed, complaint = zoo("init", "tars", "--overwrite")
+    assert code == 0 and "1 modality of tars, 4 samples: rgb" in printed
+    assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in complaint
 
 
 def test_pictures_with_texts_beside_them(zoo: Run) -> None:
@@ -138,8 +204,10 @@ def test_pictures_with_texts_beside_them(zoo: Run) -> None:
 
 def test_values_that_are_made_already(zoo: Run) -> None:
     world = the_world().put_back()
-    code, _, told = zoo("init", str(world.folder / "data"))
-    assert code == 0 and "data make" not in told and f"zoo data derive {world.folder / 'data'}" in told
+    code, printed, complaint = zoo("init", str(world.folder / "data"))
+    samples = sum(describe_data(world.folder / "data").aligned.values())
+    assert f"{samples} samples" in printed and f"{samples} samples; " in Path("registry.toml").read_text()
+    assert code == 0 and "data make" not in complaint and f"zoo data derive {world.folder / 'data'}" in complaint
     table = load_toml(Path("registry.toml"))["zoo"]
     assert table["image_size"] == 16 and {"rgb", "depth", "caption", "rgb_patches"} <= set(table["modalities"])
 

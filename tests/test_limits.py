@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import re
 import resource
 import struct
@@ -95,6 +96,25 @@ def test_compressed_bmp_files_are_read() -> None:
     start = 14 + len(header) + len(palette)
     data = b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + header + palette + rows
     assert ZOO["rgb"].read(data, "bmp").shape == (3, 1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"restart_marker_blocks": 3}), ("MPO", {"save_all": True}),
+     ("PNG", {}), ("WEBP", {}), ("GIF", {})],
+)  # fmt: skip
+def test_bytes_after_the_end_of_a_picture_do_not_count(kind: str, options: dict[str, Any]) -> None:
+    """Phones append a video to a photo."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (96, 128, 3), np.uint8))
+    thumbnail, file = io.BytesIO(), io.BytesIO()
+    picture.resize((32, 24)).save(thumbnail, "JPEG")
+    if kind in ("JPEG", "MPO"):
+        options = options | {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0" + thumbnail.getvalue()}
+    picture.save(file, kind, **options)
+    video = (b"\xff\xda\xff\xd8\xff\xd9iCCP" * 100 + rng.bytes(1_000_000)) * 3
+    alone, followed = (ZOO["rgb"].read(data, "jpg") for data in (file.getvalue(), file.getvalue() + video))
+    assert np.array_equal(alone, followed)
 
 
 @pytest.mark.parametrize("what", HOSTILE)

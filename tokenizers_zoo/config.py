@@ -29,6 +29,7 @@ PIPELINE = "pipeline"
 KEY_PART = rb"""(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[\w-]++)[ \t]*+"""
 LONG_KEY = re.compile(rb"(?m)(?:^|\xef\xbb\xbf|[\[{,])[ \t]*+%b(?:\.[ \t]*+%b){%d}" % (KEY_PART, KEY_PART, DEEPEST))
 """A dotted key of too many parts, at the start of a line or of an item."""
+NUL = re.compile(rb"\\(u0000|U00000000)")
 LONGEST_TOML = 1 << 20
 """Bytes of a TOML file."""
 TOML = "utf-8-sig"
@@ -103,6 +104,8 @@ def load_toml(path: Path) -> dict[str, Any]:
     if len(data) > LONGEST_TOML:
         raise ConfigError(f"{path}: expected at most {LONGEST_TOML:,} bytes, got {len(data):,}")
     try:
+        if NUL.search(data):
+            raise ValueError("has a text with a NUL character")
         if LONG_KEY.search(data):  # reading it takes quadratic time and memory
             raise RecursionError
         tables = tomllib.loads(data.decode(TOML))

@@ -13,12 +13,17 @@ MISSPELT = 0.7
 """Smallest similarity at which an unknown name counts as misspelt: `captions` and `caption`, not `thermal` and
 `normal`, whose plugin may be missing."""
 OTHER_REGISTRY = "use the registry of that time, or tokenize again with --overwrite"
+LONGEST_MESSAGE = 2000
+"""Characters of a message; records of others may hold any number of names."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters (Unicode category Cc), which a terminal would obey."""
 
 
 class OneLineError(Exception):
     """Base of all errors whose text is the whole message; the command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class ZooError(OneLineError):
@@ -151,6 +156,12 @@ def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's error, at most 300 characters; the name of its class if it has no text."""
     return next(iter(str(error).strip().splitlines()), "")[:300] or type(error).__name__
+
+
+def shortened(message: str) -> str:
+    """Return a message without its middle if it is longer than LONGEST_MESSAGE; the advice is at its end."""
+    half = LONGEST_MESSAGE // 2
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[: half - 10]} [...] {message[10 - half :]}"
 
 
 def count_of(number: int, one: str, many: str = "") -> str:

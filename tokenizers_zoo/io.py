@@ -354,10 +354,12 @@ def too_deep(value: Any, deepest: int = DEEPEST) -> bool:
 def shape_problem(value: Any, shape: Any, place: str = "") -> str | None:
     """Return where a JSON value differs from a shape, as `pairs[0].target: expected str, got 3`, or None.
 
-    A shape is a type, where float includes int; None; a frozenset of texts; a tuple of alternatives; `[shape of each
-    item]`; `{str: shape of each value}`; or a table of shapes by key. A key that ends in "?" may be absent, and other
-    keys are not checked.
+    A shape is a type, where float includes int, and Path is the text of a path; None; a frozenset of texts; a tuple of
+    alternatives; `[shape of each item]`; `{str: shape of each value}`; or a table of shapes by key. A key that ends in
+    "?" may be absent, and other keys are not checked.
     """
+    if shape is Path:
+        return None if isinstance(value, str) and "\0" not in value else _unexpected(value, "a path", place)
     if isinstance(shape, frozenset):
         known = isinstance(value, str) and value in shape
         return None if known else _unexpected(value, " or ".join(sorted(shape)), place)

@@ -33,7 +33,7 @@ from tokenizers_zoo.io import (
 RUN, LOCK = "run.json", ".lock"
 REPLACED, MOVING = ".replaced", ".moving"
 """Subfolders with the old files: complete while a new run replaces them, and partly moved there or back."""
-RECORD = {"kind": str, "identity": dict, "places": {str: (str, None)}, "finished": (dict, None)}
+RECORD = {"kind": str, "identity": dict, "places": {str: (Path, None)}, "finished": (dict, None)}
 """Shape of run.json."""
 MOST_KEYS = 3
 """Differing keys that an error lists."""

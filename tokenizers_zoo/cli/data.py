@@ -19,6 +19,7 @@ from tokenizers_zoo.cli.options import (
     WORKERS,
     CheckedCommand,
     Group,
+    command_line,
     names_option,
     next_command,
     note,
@@ -38,6 +39,8 @@ from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle
+
+COUNT = click.IntRange(min=0, max=1_000_000_000)
 
 
 @click.group(cls=Group)
@@ -133,9 +136,9 @@ def _options(assignments: tuple[str, ...], follow_links: bool) -> dict[str, Any]
 @data.command(cls=CheckedCommand, check=_check_source)
 @click.argument("source_name", metavar="SOURCE", type=SOURCE)
 @DATA
-@click.option("--train", type=click.IntRange(min=0), help="Training samples. Default: all that the source has; one "
+@click.option("--train", type=COUNT, help="Training samples. Default: all that the source has; one "
               "without an end needs a number.")  # fmt: skip
-@click.option("--test", type=click.IntRange(min=0), help="Held-out samples. Default: all that the source has; one "
+@click.option("--test", type=COUNT, help="Held-out samples. Default: all that the source has; one "
               "without an end needs a number.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), help=f"{WORKERS} Default: one per core.")
@@ -260,7 +263,8 @@ def verify(data_dir: Path, as_json: bool) -> None:
         show_json({"sound": not wrong, "damaged": problems})
         sys.exit(1 if wrong else 0)
     if wrong:
-        raise DataError(f"{wrong[0]}{and_others(len(wrong) - 1)}: damaged; `zoo data repair {data_dir}` makes it again")
+        repairs = command_line("data", "repair", data_dir)
+        raise DataError(f"{wrong[0]}{and_others(len(wrong) - 1)}: damaged; `{repairs}` makes it again")
     echo(f"{data_dir}: all files agree with their manifests")
 
 

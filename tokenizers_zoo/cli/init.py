@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import graphlib
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tokenizers_zoo.cli.options import FOLLOW_LINKS, asked_registry, command_line, note
-from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
+from tokenizers_zoo.cli.options import FOLLOW_LINKS, asked_registry, command_line, note, parse_assignments
+from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN, spread
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.terminal import echo, printable
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.files import FileSamples
@@ -41,6 +43,8 @@ class Findings:
     """Width and height of some pictures."""
     image_size: int | None = None
     """The size of stored pictures; None if they are not stored yet."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Settings of the source of the files, with which both splits have samples; empty if the values are stored."""
 
 
 @click.command("init")
@@ -79,14 +83,19 @@ def init(folder: Path, overwrite: bool, follow_links: bool) -> None:
     text = registry_text(zoo, folder, found)
     with disk_errors(path), replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    echo(f"{path}: {count_of(len(found.modalities), 'modality', 'modalities')} of {folder}, "
-               f"{count_of(found.samples, 'sample')}: {', '.join(found.modalities)}")  # fmt: skip
+    echo(one_line(f"{path}: {count_of(len(found.modalities), 'modality', 'modalities')} of {folder}, "
+                  f"{count_of(found.samples, 'sample')}: {', '.join(found.modalities)}"))  # fmt: skip
     for name in found.unknown:
-        echo(f"not used: {_unused(zoo, name)}", err=True)
+        echo(one_line(f"not used: {_unused(zoo, name)}"), err=True)
     data = folder if stored else Path("data")
     note("next:")
-    for words in next_commands(folder, data, stored, follow_links):
+    for words in next_commands(data, found.settings, follow_links):
         note(f"  {command_line(*words)}")
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, without control characters."""
+    return printable(" ".join(text.split()))
 
 
 def _unused(zoo: Zoo, name: str) -> str:
@@ -97,13 +106,14 @@ def _unused(zoo: Zoo, name: str) -> str:
     return f"{name}: no installed modality has this name{meant}"
 
 
-def next_commands(folder: Path, data: Path, stored: bool, follow_links: bool) -> Iterator[list[str]]:
-    """Yield the commands from the data to the report."""
-    if not stored:
-        yield ["data", "make", OWN_FILES, str(data), "--set", f"path={folder}", *["--follow-links"] * follow_links]
-    yield ["data", "derive", str(data)]
-    yield ["tokenizer", "train", "--all", "--data", str(data)]
-    yield ["tokenize", str(data), "--out", "tokens"]
+def next_commands(data: Path, settings: Mapping[str, str], follow_links: bool) -> Iterator[list[object]]:
+    """Yield the commands from the files, if they need to be stored, or else from the data, to the report."""
+    if settings:
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        yield ["data", "make", OWN_FILES, data, *words, *["--follow-links"] * follow_links]
+    yield ["data", "derive", data]
+    yield ["tokenizer", "train", "--all", "--data", data]
+    yield ["tokenize", data, "--out", "tokens"]
     yield ["backbone", "train", "--tokens", "tokens", "--out", "run"]
     yield ["backbone", "eval", "run"]
     yield ["report", "run"]
@@ -113,17 +123,19 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
     """Return the values that `zoo data make` wrote."""
     from tokenizers_zoo.pipeline.stores import describe_data
 
-    found = Findings()
-    for row in describe_data(folder).rows:
-        if row.modality not in zoo:
-            found.unknown += [] if row.modality in found.unknown else [row.modality]
-        elif row.split == TRAIN or row.modality not in found.modalities:
-            found.modalities[row.modality] = f"{count_of(row.samples, f'{row.split} sample')}; {row.made_by}"
-            found.samples = max(found.samples, row.samples)
+    findings, rows = Findings(), describe_data(folder).rows
+    for name in sorted({row.modality for row in rows}):
+        values = [row for row in rows if row.modality == name]
+        if name in zoo:
+            findings.modalities[name] = f"{count_of(sum(row.samples for row in values), 'sample')}; {values[0].made_by}"
+        else:
+            findings.unknown.append(name)
+    for split in {row.split for row in rows}:
+        findings.samples += max(row.samples for row in rows if row.split == split)
     for split in read_table(folder / "dataset.json", {"splits": {str: {"source": dict}}})["splits"].values():
         size = split["source"].get("image_size")
-        found.image_size = size if isinstance(size, int) else found.image_size
-    return found
+        findings.image_size = size if isinstance(size, int) else findings.image_size
+    return findings
 
 
 def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
@@ -132,25 +144,36 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
     from tokenizers_zoo.pipeline.make_shard import open_samples
     from tokenizers_zoo.source_handle import name_at_source
 
-    options = {"path": str(folder), "test_fraction": 0.0, "follow_links": follow_links}
-    try:
-        samples = open_samples(zoo, zoo.source(OWN_FILES), TRAIN, None, 0, options, folder / "data")
-    except DataError:
-        if not (folder / TEST).is_dir() or (folder / TRAIN).is_dir():
-            raise
-        samples = open_samples(zoo, zoo.source(OWN_FILES), TEST, None, 0, options, folder / "data")
-    assert isinstance(samples, FileSamples)
-    by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
-    found = Findings(samples=len(samples), unknown=[name for name in samples.modalities if name not in by_name])
-    counts = dict(samples.ask("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
-    for name in samples.modalities:
-        if name in by_name:
-            found.modalities[by_name[name].name] = count_of(counts.get(name, 0), "file")
-    pictures = {name for name in samples.modalities if name in by_name and sized(by_name[name])}
-    step = max(1, len(samples) // LOOKED_AT)
-    for number in range(0, len(samples), step):
-        found.sides += picture_sides(samples, number, pictures)
-    return found
+    path = {"path": str(folder)}
+    if str(folder).startswith("~") or parse_assignments([f"path={folder}"]) != path:
+        path = {"path": f"./{folder}"}  # not a home, nor a number or a quoted text
+    options = {**path, "test_fraction": 0.0, "follow_links": follow_links}
+    splits: dict[str, FileSamples] = {}
+    for split in (TRAIN, TEST):
+        try:
+            samples = open_samples(zoo, zoo.source(OWN_FILES), split, None, 0, options, folder / "data")
+            assert isinstance(samples, FileSamples)
+            splits[split] = samples
+        except DataError:
+            if not splits and (split == TEST or (folder / TRAIN).is_dir() or not (folder / TEST).is_dir()):
+                raise
+    findings, counts = Findings(settings=path), Counter[str]()
+    for samples in splits.values():
+        by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
+        pictures = {name for name in samples.modalities if name in by_name and sized(by_name[name])}
+        findings.unknown += [name for name in samples.modalities if name not in {*by_name, *findings.unknown}]
+        members = dict(samples.ask("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
+        counts.update({by_name[name].name: members.get(name, 0) for name in samples.modalities if name in by_name})
+        findings.samples += len(samples)
+        for number in spread(len(samples), LOOKED_AT // len(splits)):
+            findings.sides += picture_sides(samples, number, pictures)
+    findings.modalities = {name: count_of(count, "file") for name, count in sorted(counts.items())}
+    if TEST not in splits and not (folder / TRAIN).is_dir():
+        parts = "SELECT DISTINCT modality, is_in_split(key, ?, ?) FROM members"
+        tenths = range(1, 10 if findings.samples < 1000 else 2)
+        best = max(tenths, key=lambda tenth: len(splits[TRAIN].ask(parts, TEST, tenth / 10)))
+        findings.settings |= {"test_fraction": f"{best / 10}"} if best > 1 else {}
+    return findings
 
 
 def sized(handle: ModalityHandle) -> bool:
@@ -158,19 +181,15 @@ def sized(handle: ModalityHandle) -> bool:
     return "image_size" in handle.known_settings()
 
 
-def picture_sides(samples: FileSamples, number: int, names: set[str]) -> Iterator[tuple[int, int]]:
-    """Yield width and height of the first picture of a sample."""
+def picture_sides(samples: FileSamples, number: int, names: set[str]) -> list[tuple[int, int]]:
+    """Return width and height of the first picture of a sample, in a list that is empty without one."""
     from PIL import Image
 
     _, files = samples.item(number)
     for name in sorted(names & files.keys()):
-        data = getattr(files[name], "data", None)
-        try:
-            with Image.open(io.BytesIO(data or b"")) as picture:
-                yield picture.size
-                return
-        except Exception:  # no picture, or a damaged one: data make says so
-            continue
+        with contextlib.suppress(Exception):  # no picture, or a damaged one: data make says so
+            return [Image.open(io.BytesIO(getattr(files[name], "data", b""))).size]
+    return []
 
 
 def fitting_size(sides: list[tuple[int, int]]) -> int:
@@ -201,6 +220,8 @@ def derivable_from(zoo: Zoo, names: Mapping[str, str]) -> tuple[dict[str, str], 
 
 def registry_text(zoo: Zoo, folder: Path, found: Findings) -> str:
     """Return a commented registry.toml."""
+    import tomli_w
+
     size = found.image_size or fitting_size(found.sides)
     patch = SIZES.get(size, 8)
     if found.image_size:
@@ -212,21 +233,22 @@ def registry_text(zoo: Zoo, folder: Path, found: Findings) -> str:
         about = "no pictures were found"
     ready, later = derivable_from(zoo, found.modalities)
     enabled = found.modalities | ready
-    rows = [(f'"{name}",', comment) for name, comment in enabled.items()]
-    rows += [(f'# "{name}",', comment) for name, comment in later.items()]
     known = {key for name in enabled for key in zoo[name].known_settings()}
     cells = size // patch
     keys = [
         ("image_size", size, f"pixels, height and width of a stored picture; {about}"),
         ("patch_size", patch, f"pixels per token, height and width: {cells} x {cells} tokens a picture"),
     ]
+    table = {key: value for key, value, _ in keys if key in known}
+    text = tomli_w.dumps({"zoo": {**table, "checkpoints": "tokenizers", "modalities": list(enabled)}})
+    lines = [*text.splitlines()[:-1], *(f'    # "{name}",' for name in later)]
+    comments = ["", *(comment for key, _, comment in keys if key in known),
+                "folder of the tokenizers, relative to this file", "", *enabled.values(), *later.values()]  # fmt: skip
     first = next(iter(found.modalities))
     return "\n".join([
-        f"# {count_of(found.samples, 'sample')} of {folder}, as found by zoo init.",
-        "", "[zoo]",
-        *(f"{key} = {value:<19} # {comment}" for key, value, comment in keys if key in known),
-        'checkpoints = "tokenizers"       # folder of the tokenizers, relative to this file',
-        "modalities = [", *(f"    {item:28} # {comment}" for item, comment in rows), "]",
-        "", f"# Settings of one modality; zoo info {first} --settings explains them.",
+        one_line(f"# {count_of(found.samples, 'sample')} of {folder}, as found by zoo init."), "",
+        *(f"{line:<31} # {one_line(comment)}" if comment else line
+          for line, comment in zip(lines, comments, strict=True)),
+        "]", "", f"# Settings of one modality; zoo info {first} --settings explains them.",
         f"# [modalities.{first}]", "# tokenizer = { steps = 1000 }", "",
     ])  # fmt: skip

@@ -15,7 +15,7 @@ import click
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.cli.options import CommandContext, Group, whole_command_options
-from tokenizers_zoo.errors import OneLineError, is_of_the_machine
+from tokenizers_zoo.errors import OneLineError, is_of_the_machine, shortened
 from tokenizers_zoo.io import disk_problem
 from tokenizers_zoo.progress import NORMAL, set_verbosity
 from tokenizers_zoo.terminal import echo
@@ -109,6 +109,9 @@ zoo.params[:0] = whole_command_options()
 def main() -> None:
     """Run `zoo`. Errors are one line: exit code 2 for wrong usage, else 1. --debug shows the traceback."""
     give_way()
+    sys.stdin, sys.stderr = sys.stdin or open(os.devnull), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        _stop("error: standard output is closed; > /dev/null discards it", 1)
     set_verbosity(NORMAL)
     debug = "--debug" in sys.argv[1:]
     if not debug:
@@ -181,6 +184,8 @@ def _in_words(error: BaseException) -> str:
         return f"{where}{disk_problem(error) or error.strerror}"
     if problem := disk_problem(error):
         return problem
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a path has a NUL character, which no file's name has; correct the setting or the record that names it"
     from tokenizers_zoo.plugins import failed, reason
 
     if is_of_the_machine(error):
@@ -197,7 +202,7 @@ def _fail(error: BaseException, *, debug: bool) -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    echo(" ".join(message.split()), err=True)
+    echo(shortened(" ".join(message.split())), err=True)
     sys.exit(code)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -176,7 +177,16 @@ def note(line: str) -> None:
 def command_line(*words: object) -> str:
     """Return a command of zoo, with the registry that was given to this one."""
     registry = asked_registry()
-    return shlex.join(map(str, ["zoo", *words, *(["--registry", registry] if registry else [])]))
+    return " ".join(map(shell_word, ["zoo", *words, *(["--registry", registry] if registry else [])]))
+
+
+def shell_word(word: object) -> str:
+    """Return a word as a shell reads it, on one line; a path is never read as an option."""
+    text = f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    codes = re.sub(r"[^\w/.-]", lambda odd: "".join(f"\\x{code:02x}" for code in os.fsencode(odd[0])), text)
+    return f"$'{codes}'"
 
 
 def next_command(*words: object) -> None:

@@ -126,8 +126,6 @@ def commands_of(file: Path, zoo: click.Command, registry: Path | None) -> Iterat
             given = _options(command, options, where, words)
             if isinstance(command, CheckedCommand):
                 _check(command, [*words, *given], chosen, where)
-            if any("\0" in word for word in (*words, *given)):
-                raise ConfigError(f"{where.at('')}: has a text with a NUL character")
             yield [*whole, *words, *given]
 
 

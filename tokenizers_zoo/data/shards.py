@@ -178,7 +178,9 @@ class ValueStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DataError(f"{self.root}: no such folder; `zoo data make SOURCE {self.root}` makes one")
+            raise DataError(
+                f"{self.root}: no such folder; `zoo data make SOURCE {shlex.quote(str(self.root))}` makes one"
+            )
         self._splits = {name: split for name, split in read_splits(self.root / DATASET).items() if split.modalities()}
         if not self._splits:
             raise DataError(f"{self.root}: {self._nothing()}")
@@ -189,7 +191,8 @@ class ValueStore:
         if (self.root.parent / DATASET).is_file():
             return f"this is a split, not a data folder; give {self.root.parent}"
         if any(self.root.glob(f"*/{TARS}")) or any(self.root.glob(f"*/*/{TARS}")):
-            return f"tar files of another program; `zoo data make folder DATA --set path={self.root}` imports them"
+            path = shlex.quote(f"path={self.root}")
+            return f"tar files of another program; `zoo data make folder DATA --set {path}` imports them"
         return "no values here; `zoo data make` writes them"
 
     def splits(self) -> list[str]:
@@ -209,7 +212,7 @@ class ValueStore:
     def folder(self, split: str, modality: str) -> Path:
         """Return the folder of a modality's shards. Raises DataError if the data lack it."""
         if modality not in (known := self.modalities(split)):
-            hint = f"(`zoo data derive {self.root}` makes what can be derived)"
+            hint = f"(`zoo data derive {shlex.quote(str(self.root))}` makes what can be derived)"
             raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
         return self.root / split / modality
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -182,7 +183,9 @@ class TokenStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DataError(f"{self.root}: no such folder; `zoo tokenize DATA --out {self.root}` makes one")
+            raise DataError(
+                f"{self.root}: no such folder; `zoo tokenize DATA --out {shlex.quote(str(self.root))}` makes one"
+            )
         self._record = read_record(self.root / STORE)
 
     @property

@@ -39,12 +39,13 @@ SEGMENTS = (273, 279, 324, 325)
 """TIFF tags of the places and sizes of strips and tiles."""
 MOST_TAGS, MOST_PAGES, MOST_SEGMENTS = 4096, 1000, 400_000
 """Limits of a TIFF file: tags per page that are looked at, pages, and places and sizes of strips and tiles."""
-START_OF_SCAN = b"\xff\xda"
-"""Marker in JPEG files; encoded pixels do not contain it."""
-COLOUR_PROFILE = b"iCCP"
-"""Chunk of PNG files."""
+MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+"""A marker of a JPEG file that encoded pixels do not contain (ITU T.81, B.1.1.3)."""
+FILL = b"\xff" * 65_536
+"""Fill bytes between the parts of a JPEG file, which take quadratic time; no part of a picture is as long."""
 MOST_SCANS = 64
-"""Scans of a progressive JPEG; each is decoded over the whole picture. Encoders write about 10."""
+"""Scans of a progressive JPEG, each decoded over the whole picture, and colour profiles of a PNG. Encoders write about
+10 scans and 1 profile."""
 ORIENTATION = 0x0112
 """The EXIF orientation tag: 1 is upright, 2 to 8 are the other rotations and reflections."""
 HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -298,16 +299,12 @@ def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.I
     from PIL import Image, UnidentifiedImageError
 
     check_directories(data)
-    if (profiles := data.count(COLOUR_PROFILE)) > MOST_SCANS:  # Pillow decompresses each
-        raise ValueError(f"a picture of {profiles:,} colour profiles, at most {MOST_SCANS}; save it again")
+    check_scans(data)
     try:
         with bounded_pictures(), _silent_about_tags():
             image = Image.open(CountedReads(data), formats=formats)
     except UnidentifiedImageError:
         raise ValueError("this is not a picture, or one of a kind that cannot be read") from None
-    scans = data.count(START_OF_SCAN) if image.format in ("JPEG", "MPO") else 1
-    if scans > MOST_SCANS:
-        raise ValueError(f"a JPEG of {scans:,} scans, at most {MOST_SCANS}; save it again")
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     for size in (image.size, (tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0))):
         if all(isinstance(side, int) for side in size):
@@ -338,6 +335,30 @@ def check_directories(data: bytes) -> None:
             if pages > MOST_PAGES or counted > MOST_SEGMENTS:
                 raise ValueError(f"a TIFF of more than {MOST_PAGES:,} pages or {MOST_SEGMENTS:,} strips; save it again")
             (at,) = struct.unpack_from(order + place, data, at + entries * struct.calcsize(order + entry))
+
+
+def check_scans(data: bytes) -> None:
+    """Raise ValueError for a JPEG of so many scans, or a PNG of so many colour profiles, that decoding them takes long.
+
+    The picture ends at its end marker: other bytes may follow, such as the video of a motion photo.
+    """
+    file, count = CountedReads(data), 0
+    if data.startswith(b"\xff\xd8"):
+        file.seek(2)
+        while (marker := MARKER.search(data, file.tell())) and marker[1] != b"\xd9":
+            count += marker[1] == b"\xda"
+            file.seek(marker.end())
+            length = int.from_bytes(file.read(2))
+            file.seek(marker.end() + (length if marker[1] >= b"\xc0" else 0))
+        if data.find(FILL, 0, marker.start() if marker else None) >= 0:
+            raise ValueError("a JPEG of long gaps between its parts; save it again")
+    elif data.startswith(b"\x89PNG"):
+        file.seek(8)
+        while (header := file.read(8)) and header[4:] != b"IEND":
+            count += header[4:] == b"iCCP"
+            file.seek(int.from_bytes(header[:4]) + 4, 1)
+    if count > MOST_SCANS:
+        raise ValueError(f"{count:,} scans or colour profiles, at most {MOST_SCANS}; save it again")
 
 
 @contextlib.contextmanager

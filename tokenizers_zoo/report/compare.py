@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -57,11 +58,11 @@ def record_of(path: Path) -> RunRecord:
     kept["tokens"] = (read_run(path) or {})["places"].get("tokens")
     pairs, problem, scores = {}, "", path / FOLDER / "evaluation.json"
     if not scores.is_file():
-        problem = f"was not evaluated: zoo backbone eval {path}"
+        problem = f"was not evaluated: zoo backbone eval {shlex.quote(str(path))}"
     else:
         evaluation = read_table(scores, records.SCORES)
         if evaluation["identity"].get("weights") != config.get("weights_sha256"):
-            problem = f"was evaluated with other weights: zoo backbone eval {path} --overwrite"
+            problem = f"was evaluated with other weights: zoo backbone eval {shlex.quote(str(path))} --overwrite"
         else:
             kept["eval"] = evaluation["identity"]["settings"]
             pairs = {(tuple(entry["inputs"]), str(entry["target"])): entry for entry in evaluation["pairs"]}

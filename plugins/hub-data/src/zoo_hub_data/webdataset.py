@@ -8,8 +8,8 @@ and each value is read by its place.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ from tokenizers_zoo.errors import ConfigError, DataError, ReadError, count_of
 from tokenizers_zoo.io import disk_errors, replacing_file
 from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
 
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+RANGE = re.compile(r"\{(\d{1,99})\.\.(\d{1,99})\}")
 MOST_SHARDS = 1_000_000
 """Tar files that one pattern may name."""
 CHUNK = 1 << 20
@@ -127,11 +127,11 @@ def tar_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
     """
     found: dict[str, str] = {}
     for pattern in patterns:
-        places = list(itertools.islice(places_of(pattern), MOST_SHARDS + 1))
+        if math.prod(max(0, int(last) - int(first) + 1) for first, last in RANGE.findall(pattern)) > MOST_SHARDS:
+            raise ConfigError(f"path: {pattern}: names more than {MOST_SHARDS} tar files")
+        places = list(places_of(pattern))
         if not places:
             raise ConfigError(f"path: {pattern}: no tar file here")
-        if len(places) > MOST_SHARDS:
-            raise ConfigError(f"path: {pattern}: names more than {MOST_SHARDS} tar files")
         for place in places:
             stem = place.rpartition("/")[2].partition("?")[0].partition(".")[0]
             if stem in found:
