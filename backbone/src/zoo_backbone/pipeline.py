@@ -31,9 +31,8 @@ from zoo_backbone.config import EvaluationConfig
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluate import evaluate
 from zoo_backbone.generate.inpainting import partial_of
-from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, GenerationPlan, TargetPlan
+from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, GenerationPlan, TargetPlan, resolved_plan
 from zoo_backbone.generate.sampler import OnStep, generate, rows_of
-from zoo_backbone.generate.sampling import Guidance
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run, find_run, zoo_of
 
@@ -41,6 +40,19 @@ TOKENS = ".tokens.json"
 """Ending of the files of token ids."""
 BATCH = 32
 """Draws, or samples, at a time; results do not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A generation whose settings are checked and whose inputs are tokens of `count` samples."""
+
+    targets: Sequence[TargetPlan]
+    tokens: Mapping[str, Any]
+    partial: Mapping[str, Any]
+    """Inpainted modalities, with -1 for the tokens to generate."""
+    count: int
+    seed: int
+    draws: int
 
 
 class AnyToAny:
@@ -247,34 +259,41 @@ class AnyToAny:
         """
         if (num_samples := as_setting(int, num_samples, "num_samples")) < 1:
             raise ConfigError(f"num_samples {num_samples}: expected 1 or more")
-        plan = GenerationPlan(
-            targets=tuple(
-                target if isinstance(target, TargetPlan)
-                else TargetPlan(name=target, steps=steps, temperature=temperature, top_p=top_p)
-                for target in ([targets] if isinstance(targets, str) else targets)
-            ),
-            guidance=Guidance(weights=guidance) if isinstance(guidance, Mapping) else Guidance(scale=guidance),
-            inpaint=inpaint or {}, seed=seed,
+        plan = GenerationPlan.of(
+            targets, steps=steps, temperature=temperature, top_p=top_p, guidance=guidance,
+            inpaint=inpaint or {}, crop=crop, seed=seed, draws=num_samples,
         )  # fmt: skip
-        inpaint, seed = plan.inpaint, plan.seed
-        tokens = self.tokenize(inputs, crop=crop, as_tokens=inpaint, **values)
+        return self.draw(self.prepare(plan, {**(inputs or {}), **values}), on_step)
+
+    def prepare(self, plan: GenerationPlan, inputs: Mapping[str, Any]) -> Prepared:
+        """Return a generation with its tokens, ready for `draw`; takes targets, guidance, regions, crop, seed and draws
+        of the plan. Raises ZooErrors for inputs and settings that do not fit."""
+        tokens = self.tokenize(inputs, crop=plan.crop, as_tokens=plan.inpaint)
         forms = {name: form for name, form in self.input_forms.items() if form in tokens}
-        plans = replace(plan, guidance=plan.guidance.renamed(forms)).target_plans()
-        self.model.layout.check_made((plan.name for plan in plans), "generate")
-        handles = {plan.name: self.handle(plan.name) for plan in plans}
+        targets = replace(plan, guidance=plan.guidance.renamed(forms)).target_plans()
+        layout, partial = self.model.layout, {}
+        layout.check_made((target.name for target in targets), "generate")
         count = len(next(iter(tokens.values()))) if tokens else 1
-        partial = {}
-        for name, region in inpaint.items():
+        for name, region in plan.inpaint.items():
             if name not in tokens:
                 raise ConfigError(f"inpaint {name}: is not among the inputs; give its value, too")
-            partial[name] = partial_of(self.model.layout.spec(name), tokens.pop(name), region)
-        found: dict[str, list[Sample]] = {name: [] for name in handles}
-        for rows in blocks(range(count), max(1, BATCH // num_samples)):
-            whole, some = ({name: rows_of(batch, rows) for name, batch in of.items()} for of in (tokens, partial))
-            block = drawn(self.model, handles, plans, seed, rows, num_samples, whole, some, on_step)
+            partial[name] = partial_of(layout.spec(name), tokens.pop(name), region)
+        resolved_plan(layout, targets, tokens, partial)
+        return Prepared(targets=targets, tokens=tokens, partial=partial, count=count, seed=plan.seed, draws=plan.draws)
+
+    def draw(self, prepared: Prepared, on_step: OnStep | None = None) -> Generated:
+        """Generate and decode the targets; see `generate`."""
+        draws, handles = prepared.draws, {target.name: self.handle(target.name) for target in prepared.targets}
+        results: dict[str, list[Sample]] = {name: [] for name in handles}
+        for rows in blocks(range(prepared.count), max(1, BATCH // draws)):
+            tokens, partial = (
+                {name: rows_of(batch, rows) for name, batch in batches.items()}
+                for batches in (prepared.tokens, prepared.partial)
+            )
+            block = drawn(self.model, handles, prepared.targets, prepared.seed, rows, draws, tokens, partial, on_step)
             for name, samples in block.items():
-                found[name] += samples
-        return Generated(found, num_samples)
+                results[name] += samples
+        return Generated(results, draws)
 
     def score(
         self, *, inputs: str | Sequence[str], targets: str | Sequence[str], data: str | Path, samples: int = 80,

@@ -21,7 +21,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import tomli_w
 
@@ -187,6 +187,20 @@ class GenerationPlan:
         is_positive = not is_count(self.samples) or int(self.samples) > 0
         expect(self, "samples", is_positive, "a number from 1 on or numbers such as 0-7")
         expect(self, "samples", not (self.keys and self.samples), "either samples or keys")
+
+    @classmethod
+    def of(
+        cls, targets: str | Sequence[str | TargetPlan], *, guidance: float | Mapping[str, float] = 1.0,
+        steps: int = 0, temperature: float = 1.0, top_p: float = TOP_P, **settings: Any,
+    ) -> Self:  # fmt: skip
+        """Return the plan of a call from Python; a target that is only a name takes the settings of the call."""
+        plans = tuple(
+            target if isinstance(target, TargetPlan)
+            else TargetPlan(name=target, steps=steps, temperature=temperature, top_p=top_p)
+            for target in ([targets] if isinstance(targets, str) else targets)
+        )  # fmt: skip
+        shared = Guidance(weights=guidance) if isinstance(guidance, Mapping) else Guidance(scale=guidance)
+        return cls(targets=plans, guidance=shared, **settings)
 
     @property
     def reads_store(self) -> bool:

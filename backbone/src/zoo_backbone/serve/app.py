@@ -35,12 +35,10 @@ from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import data_uri
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout
 from tokenizers_zoo.terminal import echo
-from tokenizers_zoo.validation import fixed_shape
 from zoo_backbone.evaluation_data import ranked_names
-from zoo_backbone.generate.inpainting import checked_partial, partial_of
-from zoo_backbone.generate.plans import TargetPlan, resolved_plan
-from zoo_backbone.generate.sampling import STRONGEST, Guidance
-from zoo_backbone.pipeline import AnyToAny, Sample
+from zoo_backbone.generate.plans import GenerationPlan
+from zoo_backbone.generate.sampling import STRONGEST
+from zoo_backbone.pipeline import AnyToAny, Prepared, Sample
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.retrieval.query import weighted_sum
 from zoo_backbone.run import BUNDLE
@@ -270,54 +268,39 @@ class Server:
                 values[name] = self.value(name, origin)
         return values
 
-    def planned(self, query: Generation) -> dict[str, Any]:
-        """Return the inputs. Raises InvalidValueError with an argument for each part that does not fit."""
+    def prepared(self, query: Generation) -> Prepared:
+        """Return the generation with its tokens. Raises InvalidValueError with an argument for each wrong part."""
         errors: list[str] = []
-        values, layout = self.opened(query, errors), self.model.model.layout
+        values = self.opened(query, errors)
         for name in query.targets:
             with added_to(errors, name):
                 if name not in self.targets:
                     raise UnknownNameError.of("target", name, self.targets)
-        for name, region in query.inpaint.items():
-            with added_to(errors, name), tempfile.TemporaryDirectory() as folder:
-                text, spec = self.region(name, region, Path(folder)), layout.spec(name)
-                if name not in query.inputs:
-                    raise ConfigError(f"inpaint {name}: is not among the inputs; give its value, too")
-                if not isinstance(spec.layout, SequenceLayout):  # all ids of a grid are alike to a region
-                    partial_of(spec, torch.zeros(1, *fixed_shape(spec.layout)), text)
-                elif name in values:
-                    partial = partial_of(spec, [self.ids(name, values[name])], text)
-                    checked_partial(layout, name, partial, 1, name in query.targets)
-        forms = {name: form for name, form in self.model.input_forms.items() if name not in query.inpaint}
-        guidance = Guidance(weights=query.guidance if isinstance(query.guidance, dict) else {}).renamed(forms)
-        plans = [TargetPlan(name=name, guidance=guidance) for name in query.targets if name in self.targets]
-        with added_to(errors, ""):
-            names = [forms.get(name, name) for name in query.inputs if name in {*self.inputs} - {*query.inpaint}]
-            if plans:
-                resolved_plan(layout, plans, names, [name for name in query.inpaint if name in layout.readable])
-        if errors:
-            raise InvalidValueError(*errors)
-        return values
+        with tempfile.TemporaryDirectory() as folder:
+            regions = {}
+            for name, region in query.inpaint.items():
+                with added_to(errors, name):
+                    regions[name] = self.region(name, region, Path(folder))
+            if errors:
+                raise InvalidValueError(*errors)
+            settings = query.model_dump(exclude={"inputs", "inpaint", "num_samples"})
+            return self.model.prepare(GenerationPlan.of(**settings, inpaint=regions, draws=query.num_samples), values)
 
-    def generate(self, query: Generation, inputs: dict[str, Any], job: Job) -> dict[str, list[Sample]]:
+    def generate(self, prepared: Prepared, job: Job) -> dict[str, list[Sample]]:
         """Generate, telling each decoding step."""
-        shown = 0
+        step = 0
 
         def on_step(name: str, tokens: Any) -> None:
-            nonlocal shown
-            shown += 1
-            job.tell({"target": name, "step": shown, "shown": self.partial(name, tokens)})
+            nonlocal step
+            step += 1
+            job.tell({"target": name, "step": step, "shown": self.partial(name, tokens)})
 
-        with tempfile.TemporaryDirectory() as place:
-            regions = {name: self.region(name, region, Path(place)) for name, region in query.inpaint.items()}
-            options = query.model_dump(exclude={"inputs", "inpaint"})
-            made = self.model.generate(inputs, inpaint=regions, on_step=on_step, **options)
-        found = {name: list(samples) for name, samples in made.items()}
-        for name, samples in found.items():
+        samples_by_target = {name: list(samples) for name, samples in self.model.draw(prepared, on_step).items()}
+        for name, samples in samples_by_target.items():
             values = [self.shown(name, sample.value) for sample in samples]
             job.tell({"target": name, "values": [{**value, "result": f"{job.id}/{name}/{number}"}
                                                  for number, value in enumerate(values)]})  # fmt: skip
-        return found
+        return samples_by_target
 
     def partial(self, name: str, tokens: Any) -> list[dict[str, Any]]:
         """Return unfinished values for the page: pictures with grey cells, or the number of tokens."""
@@ -391,13 +374,9 @@ class Server:
         handle = self.handle(name)
         if not isinstance(handle.spec.layout, GridLayout) or len(handle.spec.places) != 2:
             raise ConfigError(f"{name}: its tokens are no grid of rows and columns")
-        grid = self.ids(name, self.value(name, given)).reshape(*handle.spec.places, -1)
-        return {"ids": grid.tolist(), "vocabulary": handle.spec.vocab_size}
-
-    def ids(self, name: str, value: Any) -> Any:
-        """Return the token ids of an input."""
-        handle = self.handle(name)
-        return value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]
+        value = self.value(name, given)
+        ids = value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]
+        return {"ids": ids.reshape(*handle.spec.places, -1).tolist(), "vocabulary": handle.spec.vocab_size}
 
 
 async def refused(request: Request, error: Exception) -> border.Answer:
@@ -456,8 +435,8 @@ def build_app(server: Server, is_local: bool = False) -> border.Border:
     @app.post("/api/generate")
     def generate(query: Generation) -> dict[str, str]:
         """Start a generation; its events are at /api/jobs/JOB."""
-        inputs = server.planned(query)
-        return {"job": server.jobs.add(lambda job: server.generate(query, inputs, job)).id}
+        prepared = server.prepared(query)
+        return {"job": server.jobs.add(lambda job: server.generate(prepared, job)).id}
 
     @app.post("/api/search")
     def search(query: Search) -> dict[str, str]:
