@@ -53,10 +53,14 @@ def kept(model: FourM, batch: PackedBatch, precision: torch.dtype) -> int:
 
 def per_sample(model: FourM, batches: dict[int, PackedBatch], precision: torch.dtype, checkpointing: bool) -> float:
     """Return MiB per sample."""
-    for block in (*model.encoder, *model.decoder):
+    blocks = [*model.encoder, *model.decoder]
+    for block in blocks:
         block.activation_checkpointing = checkpointing
     small, large = batches
-    return (kept(model, batches[large], precision) - kept(model, batches[small], precision)) / (large - small) / 2**20
+    difference = kept(model, batches[large], precision) - kept(model, batches[small], precision)
+    for block in blocks:
+        block.activation_checkpointing = False
+    return difference / (large - small) / 2**20
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: README as the first page, and links to files outside docs/ as plain text."""
+"""Hooks of the documentation site: README as the first page, links to files outside docs/ as plain text, file names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
+FILE = re.compile(r"^(```\w+) file=(\S+)$", re.MULTILINE)
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)]*)\)")
 
 
@@ -21,7 +22,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Replace links that leave docs/ by their text; links to README lead to the first page."""
+    """Replace links that leave docs/ by their text; links to README lead to the first page.
+
+    Code blocks of a file get its name as their title.
+    """
     here = Path(page.file.src_uri).parent
 
     def link(match: re.Match[str]) -> str:
@@ -39,4 +43,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return f"[{text}]({up}index.md{'#' + anchor if anchor else ''})"
         return text
 
-    return OUTSIDE.sub(link, markdown)
+    return OUTSIDE.sub(link, FILE.sub(r'\1 title="\2"', markdown))

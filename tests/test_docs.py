@@ -206,5 +206,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    pages = {page: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
+    assert not [page for page, text in pages.items() if "```" in text], "a block of code is no code on the site"
     assert "AnyToAny" in (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "site" / "index.html").is_file() and (tmp_path / "site" / "from-ml4m").is_dir()
