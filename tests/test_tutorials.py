@@ -314,10 +314,9 @@ def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_about_training_loops_runs_as_it_stands(tmp_path: Path) -> None:
     printed = run_page(LOOP_PAGE, Shell(tmp_path))
-    losses = [[float(loss) for loss in re.findall(r"(?:caption|depth) ([\d.]+)", line)]
-              for line in printed["python train.py"].splitlines()]  # fmt: skip
-    first, *_, last = filter(None, losses)
-    assert len(last) == 2 and all(after < before for before, after in zip(first, last, strict=True))
+    for name in ("caption", "depth"):
+        first, *_, last = map(float, re.findall(rf": {name} ([\d.]+)", printed["python train.py"]))
+        assert last < first
     assert "(1, 64, 64)" in printed["python train.py"] and "(4, 8, 8)" in printed["python arrays.py"]
     assert read_table(tmp_path / "own-run" / "evaluation" / "evaluation.json")["pairs"]
     alone, together = (
