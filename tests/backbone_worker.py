@@ -21,7 +21,8 @@ from zoo_backbone.train import Trainer, train
 def main(folder: str, tokens: str, stop_after: str, changes: str, start: str = "") -> None:
     """Train with settings changed by `changes` (JSON); exit once the state after `stop_after` steps is written.
 
-    If `stop_after` is negative, the last process gets a SIGINT after that many steps instead. With `start`, a backbone of all layouts, training adds one modality.
+    If `stop_after` is negative, the last process gets a SIGINT after that many steps instead. With `start`, a backbone
+    of all layouts, training adds one modality.
     """
     torch.set_num_threads(1)
     save = TrainingState.save

@@ -432,7 +432,7 @@ def test_two_processes_train_like_one_and_one_resumes_their_run(
     store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     finished = run(tmp_path / "whole", store, **changes)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
     def work(launcher: list[str], folder: str, stop_after: int) -> str:

@@ -408,9 +408,11 @@ def _serve(
                 result = function(zoo, job)
             except Exception as error:
                 problem = _sendable(error)
-            except Interrupted as error:
-                connection.send((None, error))
-                raise
+            except KeyboardInterrupt as error:
+                for saved in (error, error.__context__):  # a second signal came after the training had saved its state
+                    if isinstance(saved, Interrupted):
+                        connection.send((None, saved))
+                _interrupt()
             connection.send((result, problem))
     atexit._run_exitfuncs()  # temporary folders of plugins
     for stream in (sys.stdout, sys.stderr):
