@@ -33,11 +33,11 @@ def main(folder: str, tokens: str, stop_after: str, changes: str, start: str = "
             os._exit(0)
 
     TrainingState.save = save_and_die  # type: ignore[method-assign]
-    step, taken = Trainer.train_step, []
+    step, rates = Trainer.train_step, []
 
     def interrupted(trainer: Trainer, *arguments: Any) -> Any:
-        taken.append(1)
-        if len(taken) == -int(stop_after) and trainer.ranks.rank == trainer.ranks.size - 1:
+        rates.append(arguments)
+        if len(rates) == -int(stop_after) and trainer.ranks.rank == trainer.ranks.size - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return step(trainer, *arguments)
 

@@ -109,11 +109,11 @@ def test_killed_run_resumes_to_the_same_result(finished: Path, store: Path, tmp_
 
 def test_an_interrupted_run_goes_on_from_its_step(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"ema_decay": 0.9, "balance": "uncertainty", "optimizer": "muon"}
-    whole, step, taken = run(tmp_path / "whole", store, **settings), Trainer.train_step, list[float]()
+    uninterrupted, step, rates = run(tmp_path / "whole", store, **settings), Trainer.train_step, list[float]()
 
     def interrupted(self: Trainer, batch: PackedBatch, rate: float) -> Any:
-        taken.append(rate)
-        if len(taken) in (3, 7):
+        rates.append(rate)
+        if len(rates) in (3, 7):
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch, rate)
 
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_from_its_step(store: Path, tmp_path: Path, m
                 run(tmp_path / "run", store, **settings)
             assert (raised.value.number, raised.value.saved) == (signal.SIGTERM, f"step {steps} of 12")
         run(tmp_path / "run", store, **settings)
-    assert len(taken) == 12 and outcome(tmp_path / "run") == outcome(whole)
+    assert len(rates) == 12 and outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
 def test_a_finished_run_is_lengthened(finished: Path, store: Path, tmp_path: Path) -> None:

@@ -304,8 +304,8 @@ def test_interrupted_command_says_how_to_resume(zoo: Run, monkeypatch: pytest.Mo
     ):
         monkeypatch.setattr(known[path], "callback", stop)
         for more, expected in (([], RESUMES), (["--overwrite"], STARTS_AGAIN)):
-            told = f"\ninterrupted; {expected.format(SAVED)}\n"
-            assert zoo(*path.split()[1:], *words.split(), *more)[::2] == (130, told), path
+            message = f"\ninterrupted; {expected.format(SAVED)}\n"
+            assert zoo(*path.split()[1:], *words.split(), *more)[::2] == (130, message), path
 
 
 @pytest.mark.parametrize(

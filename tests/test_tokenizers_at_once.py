@@ -83,18 +83,18 @@ def test_interrupted_commands_wait_until_every_training_is_saved(
     registry = REGISTRY.format(tmp_path).replace('["boxes", "caption", "depth", "normal", "semseg"]', str(names))
     registry += "".join(f"[modalities.{name}]\ntokenizer = {LONG}\n" for name in names)
     (tmp_path / "pipeline.toml").write_text(f'[pipeline]\nfolder = "{place}"\n[tokenizers]\nworkers = 2\n{registry}')
-    chosen = [] if words.startswith("run") else ["--registry", str(tmp_path / "pipeline.toml")]
-    more = [str(place / "data")] if words.endswith("--data") else []
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", *chosen, *words.split(), *more]
+    options = [] if words.startswith("run") else ["--registry", str(tmp_path / "pipeline.toml")]
+    data = [str(place / "data")] if words.endswith("--data") else []
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", *options, *words.split(), *data]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     logs = [tmp_path / name / "metrics.jsonl" for name in names]
     while process.poll() is None and not all(read_lines(log, finished=False) for log in logs):
         time.sleep(0.1)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    _, said = process.communicate()
-    assert process.returncode == 128 + number, said
-    line = said.strip().splitlines()[-1]
-    assert line.startswith("interrupted; the same command goes on from step ") and "Traceback" not in said
+    _, complaint = process.communicate()
+    assert process.returncode == 128 + number, complaint
+    line = complaint.strip().splitlines()[-1]
+    assert line.startswith("interrupted; the same command goes on from step ") and "Traceback" not in complaint
     for name in names:
         step = verified_numbers(tmp_path / name / TOKENIZER.state, "")["step"]
         assert step >= 10 and f"step {step:.0f} of 100000 ({name})" in line

@@ -403,7 +403,7 @@ def test_patience_stops_and_keeps_the_best_weights(tmp_path: Path, capsys: pytes
     assert (result["steps"], result["kept_step"], result["metrics"]["mse"]) == (5, 3, 1.0)
     assert "stops after step 5 of 9" in " ".join(capsys.readouterr().err.split())
     assert same(weights(folder), seen[2]) and not same(seen[2], seen[4])
-    longer = dataclasses.replace(config, steps=12)  # waits anew
+    longer = dataclasses.replace(config, steps=12)  # the waiting starts again
     train(Seen([2.0, 2.5, 2.5, 0.5]), SAMPLES, longer, folder, 0)
     result = result_of(folder)
     assert (result["steps"], result["kept_step"]) == (8, 6) and load_checkpoint(folder)[1]["lengthened"] == [5]

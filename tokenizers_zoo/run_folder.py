@@ -93,7 +93,7 @@ class RunFolder:
         self.finished: dict[str, Any] | None = None
         self.resuming = False
         self.lengthened: list[int] = []
-        """Steps at which the run was finished before it was lengthened."""
+        """Its numbers of steps before it was lengthened."""
 
     @contextlib.contextmanager
     def open(self, overwrite: bool = False) -> Iterator[RunFolder]:

@@ -94,9 +94,9 @@ def train(
         if start is not None and start.resolve() == folder.resolve():
             raise ConfigError(f"{folder}: is the backbone to start from; give another folder for the new run")
         before = backbone_config(start) if start is not None else {}
-        known = [spec["name"] for spec in before.get("specs", ())]
-        sources = open_sources(tokens, TRAIN, specs, train_config, known, layout_for(model_config, specs))
-        held_out = open_sources(tokens, TEST, specs, train_config, known)
+        start_names = [spec["name"] for spec in before.get("specs", ())]
+        sources = open_sources(tokens, TRAIN, specs, train_config, start_names, layout_for(model_config, specs))
+        held_out = open_sources(tokens, TEST, specs, train_config, start_names)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
 
         # Token stores count by their contents, not by their paths.
