@@ -150,7 +150,7 @@ class RunFolder:
         saved = finished is not None or has_state
         changed = list(differences(record["identity"], self.identity))
         self.lengthened = record.get("lengthened", [])
-        if changed and finished and self.kind.keeps_state and _is_longer(record["identity"], self.identity):
+        if changed and finished and "steps" in finished and _is_longer(record["identity"], self.identity):
             self.lengthened = [*self.lengthened, finished["steps"]]
             finished, changed = None, []
         if not (complete or has_state):

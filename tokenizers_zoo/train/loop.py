@@ -35,8 +35,6 @@ from tokenizers_zoo.train.report import Evaluation, TrainingReport, finish_run
 if TYPE_CHECKING:
     import PIL.Image
 
-WINDOW = "window/"
-"""Prefix of the losses since the last line of metrics.jsonl, in a saved state."""
 FINAL_SAMPLES = 2000
 """Largest number of held-out samples of the final evaluation."""
 
@@ -312,7 +310,7 @@ class Trainer:
         if self.chooses:
             counters |= {"best": self.best.score, "best_step": self.best.step, "waited": self.best.waited}
         for number, losses in enumerate(self.window):  # sorted keys give their order back
-            counters |= {f"{WINDOW}{number:02}/{place:02}/{name}": x for place, (name, x) in enumerate(losses.items())}
+            counters |= {f"window/{number}/{i:02}/{name}": x for i, (name, x) in enumerate(losses.items())}
         tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
         write_state(self.state, tensors, counters)
 
@@ -339,7 +337,7 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.done, self.seconds = int(counters["step"]), counters["seconds"]
         window: dict[str, dict[str, float]] = defaultdict(dict)
-        for key in sorted(key for key in counters if key.startswith(WINDOW)):
+        for key in sorted(key for key in counters if key.startswith("window/")):
             _, number, _, name = key.split("/", 3)
             window[number][name] = counters[key]
         self.window = list(window.values())
