@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,8 +43,11 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.run_folder import FolderError, RunFolder
 from tokenizers_zoo.spec import GridLayout
+from tokenizers_zoo.train.interrupt import Interrupted
+from tokenizers_zoo.train.log import read_metrics
 from tokenizers_zoo.train.optim import DivergedError
 from zoo_backbone import distributed
+from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
 from zoo_backbone.model import FourM
@@ -65,7 +69,7 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("run") / "whole", store)
 
 
-def test_finished_run_keeps_model_and_metrics_but_no_state(finished: Path, store: Path) -> None:
+def test_finished_run_keeps_model_metrics_and_state(finished: Path, store: Path) -> None:
     config = load_config(finished, "FourM")
     assert [item["name"] for item in config["specs"]] == [item.name for item in all_layouts()]
     assert config["fingerprints"]["words"] == "codec of text" and config["train"]["steps"] == 12
@@ -79,7 +83,7 @@ def test_finished_run_keeps_model_and_metrics_but_no_state(finished: Path, store
     by_modality = [held_out[0][f"held_out/{name}"] for name in names]
     assert held_out[0]["held_out/loss"] == pytest.approx(np.mean(by_modality))
     assert any((finished / "tensorboard").iterdir())
-    assert not (finished / STATE).exists()
+    assert [path.name for path in (finished / STATE).iterdir()] == ["step-00000012"]
 
 
 def test_golden_losses(finished: Path) -> None:
@@ -101,6 +105,50 @@ def test_killed_run_resumes_to_the_same_result(finished: Path, store: Path, tmp_
         run(tmp_path, store)
     run(tmp_path, store)
     assert outcome(tmp_path) == outcome(finished)
+
+
+def test_an_interrupted_run_goes_on_from_its_step(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"ema_decay": 0.9, "balance": "uncertainty", "optimizer": "muon"}
+    uninterrupted, step, rates = run(tmp_path / "whole", store, **settings), Trainer.train_step, list[float]()
+
+    def interrupted(self: Trainer, batch: PackedBatch, rate: float) -> Any:
+        rates.append(rate)
+        if len(rates) in (3, 7):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        for steps in (3, 7):
+            with pytest.raises(Interrupted) as raised:
+                run(tmp_path / "run", store, **settings)
+            assert (raised.value.number, raised.value.saved) == (signal.SIGTERM, f"step {steps} of 12")
+        run(tmp_path / "run", store, **settings)
+    assert len(rates) == 12 and outcome(tmp_path / "run") == outcome(uninterrupted)
+
+
+def test_a_finished_run_is_lengthened(finished: Path, store: Path, tmp_path: Path) -> None:
+    """After a kill, it goes on to the same result. The finished weights stay until then."""
+    results = []
+    for kills in ((), (0, 3)):
+        folder = Path(shutil.copytree(finished, tmp_path / str(len(kills))))
+        for steps in kills:
+            with killed_after(steps):
+                run(folder, store, steps=18)
+            assert (folder / "model.safetensors").read_bytes() == outcome(finished)["model.safetensors"]
+            assert load_config(folder, "FourM")["train"]["steps"] == 12 and read_metrics(folder)
+        run(folder, store, steps=18)
+        results.append(outcome(folder))
+        assert [line["step"] for line in metrics(folder) if "train/loss" in line] == list(range(1, 19))
+        config = load_config(folder, "FourM")
+        assert config["train"]["steps"] == 18 and config["lengthened"] == [12]
+    assert results[0] == results[1]
+    with pytest.raises(FolderError, match=r"train\.steps was 18, is 12"):
+        run(folder, store)
+    shutil.rmtree(folder / STATE)
+    assert run(folder, store, steps=18) == folder
+    with pytest.raises(FolderError, match=f"its {STATE} is gone"):
+        run(folder, store, steps=20)
 
 
 def test_kill_during_a_state_write_is_harmless(
@@ -187,8 +235,11 @@ def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
 def test_finished_run_is_kept_and_another_run_is_refused(
     finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
-    before = outcome(finished)
+    before, foreign = outcome(finished), tmp_path / "foreign"
+    save_model(FourM(SMALL, all_layouts()), tmp_path)
+    foreign.mkdir()
+    (foreign / "notes.txt").touch()
+    monkeypatch.setattr(FourM, "__init__", lambda *_: pytest.fail("builds a model before it looks at the folder"))
     assert run(finished, store) == finished
     masking = MaskingConfig(input_budget=30, target_budget=24)
     for message, changed in (
@@ -200,9 +251,11 @@ def test_finished_run_is_kept_and_another_run_is_refused(
         with pytest.raises(FolderError, match=message):
             run(finished, store, **changed)
     assert outcome(finished) == before
-    save_model(FourM(SMALL, all_layouts()), tmp_path)
-    with pytest.raises(FolderError, match="not trained here"):
-        run(tmp_path, store)
+    with pytest.raises(ConfigError, match="is the backbone to start from"):
+        run(finished, store, start=finished, overwrite=True)
+    for folder, message in ((tmp_path, "not trained here"), (foreign, "notes.txt")):
+        with pytest.raises(FolderError, match=message):
+            run(folder, store)
 
 
 def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path: Path) -> None:
@@ -272,6 +325,7 @@ def test_diverged_run_keeps_its_state_and_suggests_effective_settings(
     ("key", "value", "message"),
     [
         ("steps", 0, "expected at least 1, got 0"),
+        ("batch_size", 10**10, r"expected a number in \[1, 1000000\], got 10000000000"),
         ("gradient_clip", -1.0, r"expected 0 or more, got -1\.0"),
         ("learning_rate", math.nan, "expected a number above 0, got nan"),
         ("betas", [1.0, 0.9], r"expected two numbers in \[0, 1\), got \(1\.0, 0\.9\)"),
@@ -378,18 +432,19 @@ def test_two_processes_train_like_one_and_one_resumes_their_run(
     store: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     finished = run(tmp_path / "whole", store, **changes)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
-    def work(launcher: list[str], folder: str, stop_after: int) -> None:
+    def work(launcher: list[str], folder: str, stop_after: int) -> str:
         arguments = [str(tmp_path / folder), str(store), str(stop_after), json.dumps(changes)]
         command = [*launcher, str(HERE / "backbone_worker.py"), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
 
-    work(torchrun, "two", 8)
+    assert work(torchrun, "two", -6).count("saved step 6 of 12") == 2, "both processes stop if one has a signal"
     work(torchrun, "one", 4)
-    assert len(list(tmp_path.glob("two/training_state/step-00000008/*.safetensors"))) == 2
+    assert len(list(tmp_path.glob("two/training_state/step-00000006/*.safetensors"))) == 2
     work(torchrun, "two", 0)
     work([sys.executable], "one", 0)
     for folder in ("two", "one"):

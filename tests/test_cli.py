@@ -19,7 +19,7 @@ from command_world import the_world
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli import main as cli
-from tokenizers_zoo.cli.main import RESUMES, STARTS_AGAIN
+from tokenizers_zoo.cli.main import RESUMES, SAVED, STARTS_AGAIN
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.config import tables_of
@@ -308,7 +308,7 @@ def test_all_tables_of_a_configuration_are_checked_before_training(bare: Run) ->
         (MemoryError(), 1, "error: the command ran out of memory, or its device failed: MemoryError ("),
         (torch.OutOfMemoryError("CUDA out of memory."), 1, "OutOfMemoryError: CUDA out of memory. ("),
         (EOFError("No data left in file"), 1, "error: unexpected EOFError: No data left in file"),
-        (KeyboardInterrupt(), 130, f"\ninterrupted; {RESUMES}\n"),
+        (KeyboardInterrupt(), 130, f"\ninterrupted; {RESUMES.format(SAVED)}\n"),
     ],
 )
 def test_errors_and_interruptions_are_told_in_one_line(
@@ -334,7 +334,8 @@ def test_interrupted_command_says_how_to_resume(zoo: Run, monkeypatch: pytest.Mo
     ):
         monkeypatch.setattr(known[path], "callback", stop)
         for more, expected in (([], RESUMES), (["--overwrite"], STARTS_AGAIN)):
-            assert zoo(*path.split()[1:], *words.split(), *more)[::2] == (130, f"\ninterrupted; {expected}\n"), path
+            message = f"\ninterrupted; {expected.format(SAVED)}\n"
+            assert zoo(*path.split()[1:], *words.split(), *more)[::2] == (130, message), path
 
 
 @pytest.mark.parametrize(

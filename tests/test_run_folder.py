@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from tokenizers_zoo.run_folder import (
     RUN,
     TOKENIZER,
     FolderError,
+    OtherRunError,
     RunFolder,
     locked,
     read_run,
@@ -64,7 +66,9 @@ def test_places_are_relative_to_the_folder(tmp_path: Path, monkeypatch: pytest.M
     assert absolute_place(place, Path("linked/run")) == tmp_path.resolve() / "real" / "registry.toml"
 
 
-def test_a_run_starts_resumes_and_is_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_run_starts_resumes_and_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool) -> None:
+    monkeypatch.setitem(globals(), "TOKENIZER", dataclasses.replace(TOKENIZER, keeps_state=keeps))
     with pytest.raises(Killed), run(tmp_path).open() as opened:
         assert not opened.resuming and opened.finished is None
         (tmp_path / STATE).write_text("half")
@@ -74,13 +78,47 @@ def test_a_run_starts_resumes_and_is_finished(tmp_path: Path) -> None:
     finish(tmp_path)
     with run(tmp_path).open() as opened:
         assert not opened.resuming and opened.finished == {"steps": 3}
-    assert STATE not in names(tmp_path)
+    assert (STATE in names(tmp_path)) == keeps
     (tmp_path / STATE).write_text("left by a kill")
     with run(tmp_path).open() as opened:
-        assert opened.finished and STATE not in names(tmp_path)
+        assert opened.finished and (STATE in names(tmp_path)) == keeps
     (tmp_path / TOKENIZER.results[0]).unlink()
     with run(tmp_path).open() as opened:
-        assert opened.finished is None, "without its results a finished run starts again"
+        assert opened.finished is None and opened.resuming == keeps, "without its results it is not finished"
+
+
+def of_steps(steps: int, seed: int = 0) -> dict[str, Any]:
+    return {"seed": seed, "training": {"steps": steps}}
+
+
+def test_a_finished_run_is_lengthened_and_the_record_says_so(tmp_path: Path) -> None:
+    (tmp_path / STATE).write_text("of step 3")
+    finish(tmp_path / "run", of_steps(3))
+    os.replace(tmp_path / STATE, tmp_path / "run" / STATE)
+    folder = tmp_path / "run"
+    for steps, seed in ((2, 0), (9, 1)):
+        with (
+            pytest.raises(OtherRunError, match=r"training\.steps was 3, is"),
+            run(folder, of_steps(steps, seed)).open(),
+        ):
+            pass
+    for _ in range(2):  # the second one goes on after a kill
+        with pytest.raises(Killed), run(folder, of_steps(9)).open() as opened:
+            assert opened.resuming and opened.finished is None and opened.lengthened == [3]
+            assert (folder / "config.json").read_text() == "0", "the finished files stay"
+            raise Killed
+    with pytest.raises(OtherRunError), run(folder, of_steps(12)).open():
+        pass
+    finish(folder, of_steps(9))
+    with run(folder, of_steps(9)).open() as opened:
+        assert opened.finished
+    assert (read_run(folder) or {})["lengthened"] == [3]
+    (folder / STATE).unlink()
+    with pytest.raises(FolderError, match=r"training_state\.safetensors is gone"), run(folder, of_steps(12)).open():
+        pass
+    with run(folder, of_steps(9)).open() as opened:
+        assert opened.finished, "without its state it is as finished as before"
+    assert "lengthened" not in (read_run(finish(folder, of_steps(12), overwrite=True).path) or {})
 
 
 def test_a_half_finished_run_of_another_identity_is_refused_with_its_keys(tmp_path: Path) -> None:
@@ -152,7 +190,7 @@ def test_the_old_run_stays_until_the_new_one_has_a_state(tmp_path: Path) -> None
         assert opened.resuming
         assert (tmp_path / ".replaced" / RUN).is_file()
     finish(tmp_path, SEED_1)
-    assert names(tmp_path) == ["config.json", "model.safetensors", RUN]
+    assert names(tmp_path) == ["config.json", "model.safetensors", RUN, STATE]
     assert (tmp_path / "config.json").read_text() == "1"
 
 

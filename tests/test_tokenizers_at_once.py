@@ -16,9 +16,11 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.io import read_lines, verified_numbers
 from tokenizers_zoo.pipeline import tokenizers, workers
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
 from tokenizers_zoo.pipeline.workers import WorkerError, Workers, run_jobs
+from tokenizers_zoo.run_folder import TOKENIZER
 
 REGISTRY = """[zoo]
 image_size = 32
@@ -64,6 +66,38 @@ def test_at_once_as_one_by_one(place: Path) -> None:
     again, said = zoo(place, "two.toml", f"{TRAIN} 2")
     assert len(again) == 5 and " step " not in said
     assert [line.partition(":")[0] for line in one] == sorted(names)
+
+
+LONG = "{ steps = 100000, eval_every = 100000, batch_size = 4 }"
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [("tokenizer train --all --workers 2 --data", signal.SIGINT), ("run pipeline.toml", signal.SIGTERM)],
+)
+def test_interrupted_commands_wait_until_every_training_is_saved(
+    place: Path, tmp_path: Path, words: str, number: int
+) -> None:
+    """Ctrl-C reaches all processes of a command, SIGTERM the first one only."""
+    names = ["depth", "normal"]
+    registry = REGISTRY.format(tmp_path).replace('["boxes", "caption", "depth", "normal", "semseg"]', str(names))
+    registry += "".join(f"[modalities.{name}]\ntokenizer = {LONG}\n" for name in names)
+    (tmp_path / "pipeline.toml").write_text(f'[pipeline]\nfolder = "{place}"\n[tokenizers]\nworkers = 2\n{registry}')
+    options = [] if words.startswith("run") else ["--registry", str(tmp_path / "pipeline.toml")]
+    data = [str(place / "data")] if words.endswith("--data") else []
+    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", *options, *words.split(), *data]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    logs = [tmp_path / name / "metrics.jsonl" for name in names]
+    while process.poll() is None and not all(read_lines(log, finished=False) for log in logs):
+        time.sleep(0.1)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, complaint = process.communicate()
+    assert process.returncode == 128 + number, complaint
+    line = complaint.strip().splitlines()[-1]
+    assert line.startswith("interrupted; the same command goes on from step ") and "Traceback" not in complaint
+    for name in names:
+        step = verified_numbers(tmp_path / name / TOKENIZER.state, "")["step"]
+        assert step >= 10 and f"step {step:.0f} of 100000 ({name})" in line
 
 
 def test_a_failing_tokenizer_does_not_stop_the_others(place: Path) -> None:

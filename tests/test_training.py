@@ -6,6 +6,8 @@ import dataclasses
 import errno
 import math
 import os
+import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from tokenizers_zoo.run_folder import TOKENIZER, FolderError
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.config import TrainConfig
+from tokenizers_zoo.train.interrupt import Interrupted
+from tokenizers_zoo.train.log import read_metrics
 from tokenizers_zoo.train.loop import Task, train
 from tokenizers_zoo.train.optim import DivergedError
 
@@ -203,6 +207,65 @@ def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp
     assert [line["step"] for line in logged(tmp_path)] == [line["step"] for line in logged(uninterrupted)]
 
 
+def sends(*numbers: int, at: int) -> Any:
+    def callback(done: int) -> None:
+        for number in numbers if done == at else ():
+            os.kill(os.getpid(), number)
+
+    return callback
+
+
+@pytest.mark.parametrize(
+    ("number", "quantizer"),
+    [
+        (signal.SIGTERM, QuantizerConfig(levels=(5, 3, 3))),
+        (signal.SIGINT, QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=4)),
+    ],
+)
+def test_an_interrupted_training_goes_on_from_its_step(tmp_path: Path, number: int, quantizer: QuantizerConfig) -> None:
+    """Interrupted between two evaluations and two lines of the log, while it waits for a better metric."""
+    config = dataclasses.replace(CONFIG, steps=27, eval_every=7, patience=9)
+    whole = train(VectorTask(quantizer), SAMPLES, config, tmp_path / "whole", 0)
+    folder, handlers = tmp_path / "run", [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for step in (13, 14, 26):
+        with pytest.raises(Interrupted) as interrupted:
+            train(VectorTask(quantizer), SAMPLES, config, folder, 0, on_step=sends(number, signal.SIGTERM, at=step))
+        assert (interrupted.value.number, interrupted.value.saved) == (number, f"step {step} of 27 (vector)")
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    steps: list[int] = []
+    train(VectorTask(quantizer), SAMPLES, config, folder, 0, on_step=steps.append)
+    assert steps == [27]
+    for name in ("model.safetensors", "metrics.jsonl", "config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=sends(signal.SIGINT, signal.SIGINT, at=3))
+    assert not isinstance(interrupted.value, Interrupted) and not (tmp_path / STATE).exists()
+
+
+def test_a_finished_training_is_lengthened(uninterrupted: Path, tmp_path: Path) -> None:
+    """After a kill, it goes on to the same result. The finished weights stay until then."""
+    longer, results = dataclasses.replace(CONFIG, steps=21), []
+    for kills in ((), (12, 13, 16)):
+        folder = Path(shutil.copytree(uninterrupted, tmp_path / str(len(kills))))
+        for step in kills:
+            with pytest.raises(Killed):
+                train(VectorTask(), SAMPLES, longer, folder, 0, on_step=killed_at(max(step, 13)))
+            assert same(weights(folder), weights(uninterrupted)) and read_metrics(folder)
+        steps: list[int] = []
+        train(VectorTask(), SAMPLES, longer, folder, 0, on_step=steps.append)
+        assert steps[0] == (16 if kills else 13) and steps[-1] == 21
+        assert load_checkpoint(folder)[1]["lengthened"] == [12]
+        assert [line["step"] for line in logged(folder)] == [5, 10, 10, 12, 12, 15, 20, 20, 21, 21]
+        results.append(weights(folder))
+        train(VectorTask(), SAMPLES, longer, folder, 0, on_step=lambda _: pytest.fail("trained again"))
+    assert same(*results) and not same(results[0], weights(uninterrupted))
+    rates = [line["train/learning_rate"] for line in logged(folder) if "train/learning_rate" in line]
+    assert rates[2:] == [longer.learning_rate_at(step - 1) for step in (20, 21)], "the schedule of the longer run"
+
+
 class Drawing(VectorTask):
     """A task that notes a random number of each generator of the loop."""
 
@@ -280,7 +343,7 @@ def test_a_damaged_state_is_refused_and_one_that_does_not_open_now_is_not_damage
 
 def test_files_of_a_finished_run(uninterrupted: Path) -> None:
     names = "README.md config.json evaluation.json metrics.jsonl model.safetensors run.json samples tensorboard"
-    assert {path.name for path in uninterrupted.iterdir()} - {".lock"} == set(names.split())
+    assert {path.name for path in uninterrupted.iterdir()} - {".lock"} == {STATE, *names.split()}
     result = result_of(uninterrupted)
     assert result["samples"] == 20 and result["steps"] == 12
     module = Autoencoder(QuantizerConfig(levels=(5, 3, 3)))
@@ -340,6 +403,10 @@ def test_patience_stops_and_keeps_the_best_weights(tmp_path: Path, capsys: pytes
     assert (result["steps"], result["kept_step"], result["metrics"]["mse"]) == (5, 3, 1.0)
     assert "stops after step 5 of 9" in " ".join(capsys.readouterr().err.split())
     assert same(weights(folder), seen[2]) and not same(seen[2], seen[4])
+    longer = dataclasses.replace(config, steps=12)  # the waiting starts again
+    train(Seen([2.0, 2.5, 2.5, 0.5]), SAMPLES, longer, folder, 0)
+    result = result_of(folder)
+    assert (result["steps"], result["kept_step"]) == (8, 6) and load_checkpoint(folder)[1]["lengthened"] == [5]
 
 
 @pytest.mark.parametrize("step", [4, 5])

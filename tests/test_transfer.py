@@ -546,7 +546,6 @@ def test_a_killed_training_resumes_to_the_same_weights(
     with monkeypatch.context() as patch:
         Watch(patch, marks[step // 2 :])
         second = train(world, killed, "facts.total", **settings)
-    assert not (killed / TOKENIZER.state).exists()
     assert (first["steps"], first["best_step"]) == (10, 4)
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
     for name in ("model.safetensors", "metrics.jsonl", "config.json"):

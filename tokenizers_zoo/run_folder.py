@@ -2,7 +2,7 @@
 
 A run folder has a `run.json`: `{"kind", "identity", "places", "finished"}`. The identity is everything
 that the result depends on. With an equal identity, the command resumes or has nothing to do. With another one, it fails
-and names the keys that differ.
+and names the keys that differ. With more steps only, it lengthens a finished training, which `"lengthened"` records.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from tokenizers_zoo.io import (
 RUN, LOCK = "run.json", ".lock"
 REPLACED, MOVING = ".replaced", ".moving"
 """Subfolders with the old files: complete while a new run replaces them, and partly moved there or back."""
-RECORD = {"kind": str, "identity": dict, "places": {str: (Path, None)}, "finished": (dict, None)}
+RECORD = {
+    "kind": str, "identity": dict, "places": {str: (Path, None)}, "finished": (dict, None), "lengthened?": [int],
+}  # fmt: skip
 """Shape of run.json."""
 MOST_KEYS = 3
 """Differing keys that an error lists."""
@@ -59,6 +61,8 @@ class RunKind:
     """The state of a killed run: a file or subfolder."""
     results: tuple[str, ...] = ()
     """Files without which a finished run starts again."""
+    keeps_state: bool = False
+    """Whether a finished run keeps its state, so that it can be lengthened."""
 
 
 TOKENIZER = RunKind(
@@ -66,6 +70,7 @@ TOKENIZER = RunKind(
     files=(WEIGHTS, CONFIG, CARD, "evaluation*.json", "samples*", "metrics.jsonl", "tensorboard", "logs"),
     state="training_state.safetensors",
     results=(WEIGHTS, CONFIG),
+    keeps_state=True,
 )
 
 
@@ -87,6 +92,8 @@ class RunFolder:
         self.identity, self.places = as_json(identity), as_json(places or {})
         self.finished: dict[str, Any] | None = None
         self.resuming = False
+        self.lengthened: list[int] = []
+        """Its numbers of steps before it was lengthened."""
 
     @contextlib.contextmanager
     def open(self, overwrite: bool = False) -> Iterator[RunFolder]:
@@ -95,7 +102,8 @@ class RunFolder:
         With `overwrite` the old run is set aside, removed at the end, and restored if the block fails before it saves a
         state. Raises FolderError if the folder holds another run or files of others, or is locked.
         """
-        if not overwrite and self._read() and not (_set_aside(self.path) or _has_state(self.path, self.kind)):
+        unused_state = _has_state(self.path, self.kind) and not self.kind.keeps_state
+        if not overwrite and self._read() and not (_set_aside(self.path) or unused_state):
             yield self  # needs no lock, so that a finished run may be read-only
             return
         with replacing(self.path, self.kind, overwrite):
@@ -110,19 +118,21 @@ class RunFolder:
                 raise
 
     def finish(self, **record: Any) -> None:
-        """Note that the run is complete, and remove its state."""
+        """Note that the run is complete, and remove its state unless the kind keeps it."""
         self.finished = as_json(record)
         self._write()
         self._remove_state()
 
     def _remove_state(self) -> None:
+        if self.kind.keeps_state:
+            return
         state = self.path / self.kind.state
         remove_folder(state)
         state.unlink(missing_ok=True)
 
     def _read(self) -> bool:
         """Set `finished` and `resuming`; return whether there is nothing to do. Raises FolderError."""
-        self.finished, self.resuming = None, False
+        self.finished, self.resuming, self.lengthened = None, False, []
         record = read_run(self.path)
         if record is None:
             found = [path.name for path in entries(self.path)]
@@ -136,8 +146,20 @@ class RunFolder:
         _check_kind(self.path, self.kind, record)
         complete = all((self.path / name).is_file() for name in self.kind.results)
         finished = record["finished"] if complete else None
-        saved = finished is not None or (self.path / self.kind.state).exists()
+        has_state = (self.path / self.kind.state).exists()
+        saved = finished is not None or has_state
         changed = list(differences(record["identity"], self.identity))
+        self.lengthened = record.get("lengthened", [])
+        if changed and finished and "steps" in finished and _is_longer(record["identity"], self.identity):
+            self.lengthened = [*self.lengthened, finished["steps"]]
+            finished, changed = None, []
+        if not (complete or has_state):
+            self.lengthened = []
+        elif self.lengthened and not (finished or has_state):
+            raise FolderError(
+                f"{self.path}: cannot be lengthened from step {self.lengthened[-1]}, because its {self.kind.state} is "
+                "gone; give another folder, or train it anew with --overwrite"
+            )
         if changed and saved:
             more = f"; and {len(changed) - MOST_KEYS} more" if len(changed) > MOST_KEYS else ""
             raise OtherRunError(
@@ -153,10 +175,17 @@ class RunFolder:
     def _write(self) -> None:
         record = {
             "kind": self.kind.name, "identity": self.identity, "places": self.places,
-            "finished": self.finished,
+            "finished": self.finished, **({"lengthened": self.lengthened} if self.lengthened else {}),
         }  # fmt: skip
         if read_run(self.path) != record:
             write_run(self.path, record)
+
+
+def _is_longer(old: Any, new: Any, key: str = "") -> bool:
+    """Return whether two identities are equal but for larger numbers of steps in the new one."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
+        return all(_is_longer(old[name], new[name], name) for name in old)
+    return bool(old == new or (key == "steps" and isinstance(old, int) and new > old))
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from tokenizers_zoo.errors import OneLineError, is_of_the_machine, shortened
 from tokenizers_zoo.io import disk_problem
 from tokenizers_zoo.progress import NORMAL, set_verbosity
 from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.train.interrupt import Interrupted
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help, which older clicks print
 COMMANDS = {
@@ -41,8 +43,9 @@ COMMANDS = {
     "env": "tokenizers_zoo.cli.environment:env",
     "completion": "tokenizers_zoo.cli.completion:completion",
 }
-RESUMES = "the same command resumes from saved work, if there is any"
-STARTS_AGAIN = "with --overwrite the same command starts again, without it it resumes from saved work, if there is any"
+RESUMES = "the same command goes on from {}"
+STARTS_AGAIN = f"with --overwrite the same command starts again, without it {RESUMES}"
+SAVED = "saved work, if there is any"
 LOAD = Path("/proc/loadavg")
 SPINS = "1000"
 """GOMP_SPINCOUNT of a process that shares the cores with others."""
@@ -113,6 +116,7 @@ def main() -> None:
     if sys.stdout is None:
         _stop("error: standard output is closed; > /dev/null discards it", 1)
     set_verbosity(NORMAL)
+    signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in sys.argv[1:]
     if not debug:
         threading.excepthook = _told_by_the_command
@@ -121,7 +125,9 @@ def main() -> None:
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__
         if not isinstance(cause, EOFError):  # an EOFError of a file, which click takes for a ^D
-            _stop(f"interrupted; {STARTS_AGAIN if '--overwrite' in sys.argv[1:] else RESUMES}", 130)
+            again = STARTS_AGAIN if "--overwrite" in sys.argv[1:] else RESUMES
+            saved, number = getattr(cause, "saved", "") or SAVED, getattr(cause, "number", signal.SIGINT)
+            _stop(f"interrupted; {again.format(saved)}", 128 + number)
         else:
             _fail(cause, debug=debug)
     except NO_ARGUMENTS as error:
@@ -162,6 +168,11 @@ def others_run() -> bool:
         return int(LOAD.read_text().split()[3].partition("/")[0]) > 1
     except (OSError, IndexError, ValueError):
         return False
+
+
+def _terminate(number: int, _: object) -> None:
+    """End the command as Ctrl-C does, so that it saves its work and removes temporary files."""
+    raise Interrupted(number)
 
 
 def _told_by_the_command(thread: threading.ExceptHookArgs) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, rej
 from tokenizers_zoo.errors import ConfigError, ZooError
 from tokenizers_zoo.registry import TABLES as REGISTRY
 from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.train.interrupt import Interrupted
 
 STEPS = {
     "data": "data make SOURCE FOLDER/data",
@@ -92,8 +94,11 @@ def run(context: click.Context, file: Path, dry_run: bool) -> None:
         process = subprocess.Popen([sys.executable, "-c", COMMAND, *given, *words], env=os.environ | {NO_NEXT: "1"})
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the command gets it too, and prints how to resume
-            sys.exit(process.wait())
+        except KeyboardInterrupt as error:  # the command saves its work and prints how to resume
+            if isinstance(error, Interrupted):  # Ctrl-C reaches it, too
+                process.send_signal(signal.SIGTERM)
+            code = process.wait()
+            sys.exit(code if code >= 0 else 128 - code)
         if code:
             again = shlex.join(["zoo", "run", str(file)])
             echo(f"stopped: the command above failed with exit code {code}; {again} resumes there", err=True)

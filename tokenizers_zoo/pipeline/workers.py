@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tokenizers_zoo.errors import DataError, MachineError, ZooError
 from tokenizers_zoo.progress import set_verbosity, verbosity
+from tokenizers_zoo.train.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -102,12 +103,14 @@ class Workers:
         advance: Callable[[int], None] = _ignore,
         *,
         most: int | None = None,
+        saves: bool = False,
     ) -> Iterator[Result]:
         """Yield results of `function(zoo, job)` as they finish, in at most `most` processes. `jobs` is read lazily.
 
         After the first error or an interrupt, no job starts. After an error, running jobs finish and their results are
         yielded before it is raised. Raises WorkerError for a job that kills process after process. `advance` gets the
-        numbers that jobs `report`; a negative number takes back the work of a dead process.
+        numbers that jobs `report`; a negative number takes back the work of a dead process. If an interrupted job
+        `saves` its state, this takes as long as it needs, and the raised Interrupted names it.
         """
         global _advance
         if not self.count:
@@ -154,6 +157,13 @@ class Workers:
                         errors.append(error)
             if errors:
                 raise errors[0]
+        except KeyboardInterrupt as error:
+            for worker in running:
+                worker.process.terminate()
+            answers = [worker.answer() for worker in running if saves and worker.connection.poll(None)]
+            ends = [answer[1] for answer in answers if isinstance(answer, tuple)]
+            saved = ", ".join(end.saved for end in ends if isinstance(end, Interrupted))
+            raise Interrupted(getattr(error, "number", signal.SIGINT), saved) from None
         finally:
             for worker in running:
                 worker.process.terminate()
@@ -169,7 +179,7 @@ def run_jobs(
 ) -> Iterator[Result]:
     """Yield results of `function(zoo, job)` as they finish: in this process for one worker, else in several."""
     with Workers(zoo, 0 if workers == 1 else workers, len(jobs)) as started:
-        yield from started.run(function, jobs)
+        yield from started.run(function, jobs, saves=True)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -398,6 +408,11 @@ def _serve(
                 result = function(zoo, job)
             except Exception as error:
                 problem = _sendable(error)
+            except KeyboardInterrupt as error:
+                for saved in (error, error.__context__):  # a second signal came after the training had saved its state
+                    if isinstance(saved, Interrupted):
+                        connection.send((None, saved))
+                _interrupt()
             connection.send((result, problem))
     atexit._run_exitfuncs()  # temporary folders of plugins
     for stream in (sys.stdout, sys.stderr):

@@ -12,12 +12,12 @@ from typing import Any
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
-from tokenizers_zoo.io import read_lines, read_table
+from tokenizers_zoo.io import read_table
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pages import FOLDER, chart_of, flat, no_folder, registry_of, write_page
 from tokenizers_zoo.report.pictures import pictures_beside
 from tokenizers_zoo.run_folder import read_run
-from tokenizers_zoo.train.log import METRICS
+from tokenizers_zoo.train.log import read_metrics
 
 HELD_OUT = ("held_out_average", "held_out")
 """Prefixes of held-out losses in metrics.jsonl, the EMA weights' first."""
@@ -52,7 +52,9 @@ def record_of(path: Path) -> RunRecord:
     """Read the record of a finished run. Raises CheckpointError if `path` is none."""
     registry_of(path)
     config = read_table(path / CONFIG, records.MODEL)
-    kept = {key: value for key, value in config.items() if key in ("architecture", "model", "train", "start")}
+    kept = {
+        key: value for key, value in config.items() if key in ("architecture", "model", "train", "start", "lengthened")
+    }
     kept["modalities"] = ", ".join(spec["name"] for spec in config["specs"])
     kept["tokenizers"] = {name: fingerprint[:12] for name, fingerprint in config["fingerprints"].items()}
     kept["tokens"] = (read_run(path) or {})["places"].get("tokens")
@@ -66,7 +68,7 @@ def record_of(path: Path) -> RunRecord:
         else:
             kept["eval"] = evaluation["identity"]["settings"]
             pairs = {(tuple(entry["inputs"]), str(entry["target"])): entry for entry in evaluation["pairs"]}
-    return RunRecord(path=path, settings=flat(kept), lines=read_lines(path / METRICS), pairs=pairs, problem=problem)
+    return RunRecord(path=path, settings=flat(kept), lines=read_metrics(path), pairs=pairs, problem=problem)
 
 
 def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:

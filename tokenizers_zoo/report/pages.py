@@ -15,7 +15,7 @@ from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, fitting, is_comple
 from tokenizers_zoo.config import TOML
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
-from tokenizers_zoo.io import open_regular, read_lines, read_regular, read_table, replacing_file
+from tokenizers_zoo.io import open_regular, read_regular, read_table, replacing_file
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import (
     PICTURES,
@@ -30,7 +30,7 @@ from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, recon
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN, read_run
 from tokenizers_zoo.spec import layout_from_json
-from tokenizers_zoo.train.log import METRICS
+from tokenizers_zoo.train.log import read_metrics
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -161,7 +161,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "growth": read_table(run / GROWTH, records.GROWTH) if (run / GROWTH).is_file() else None,
         "tokenizers": tokenizers,
         "problems": problems,
-        "curves": _curves(read_lines(run / METRICS), names, pictures),
+        "curves": _curves(read_metrics(run), names, pictures),
         "cross_entropy": evaluation.get("cross_entropy", {}).get("modalities", {}),
         "data": _data(data),
         "handles": handles,
@@ -346,7 +346,7 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
     shown, problems = dict[str, dict[str, Any]](), []
     for name, other in checkpoints.items():
         try:
-            card, log = tokenizer_card(other, pictures, SAMPLES), read_lines(other.checkpoint / METRICS)
+            card, log = tokenizer_card(other, pictures, SAMPLES), read_metrics(other.checkpoint)
             settings = flat(read_table(other.checkpoint / CONFIG))
             shown[name] = {**card, "folder": other.checkpoint, "settings": settings, "log": log}
         except ZooError as error:

@@ -7,6 +7,9 @@ from typing import Literal
 
 from tokenizers_zoo.config import check_amounts, check_counts, check_interval
 
+BATCHES = "[1, 1000000]"
+"""Possible batch sizes and numbers of batches per step: larger numbers are mistakes that would never end."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -46,7 +49,8 @@ class TrainConfig:
     """Autocast precision of the forward pass; weights, quantizer and saved model are float32."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "batch_size", "grad_accum_steps", "eval_every", "eval_samples")
+        check_counts(self, "steps", "eval_every", "eval_samples")
+        check_interval(self, BATCHES, "batch_size", "grad_accum_steps")
         check_amounts(self, "warmup_steps", "weight_decay", "gradient_clip")
         check_interval(self, "[1, inf)", "patience")
         check_interval(self, "(0, inf)", "learning_rate")

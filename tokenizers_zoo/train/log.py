@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tokenizers_zoo.io import LARGEST, as_json, line_text, start_lines
+from tokenizers_zoo.io import LARGEST, as_json, line_text, read_lines, start_lines
 from tokenizers_zoo.progress import Lines, clock, progress_of, say
+from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.terminal import console
 from tokenizers_zoo.train.loggers import new_loggers
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 METRICS = "metrics.jsonl"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of steps in a run's metrics.jsonl, which may lack its end while the run is lengthened."""
+    record = read_run(folder)
+    return read_lines(folder / METRICS, finished=record is None or record["finished"] is not None)
 
 
 class StepLog:

@@ -22,11 +22,13 @@ from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.device import AUTO, resolved_device
 from tokenizers_zoo.errors import CheckpointError, DataError, first_line
 from tokenizers_zoo.io import verified_numbers, write_state
+from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import prefetched, sample_order, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
+from tokenizers_zoo.train.interrupt import Interrupted, noted_signals
 from tokenizers_zoo.train.optim import EMA, check_finite
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, finish_run
 
@@ -131,10 +133,12 @@ class Task(Protocol):
         """Score the final model, write its folder and finish the run; `best` is the evaluation of its weights."""
         evaluation = evaluate(self, module, [test[index] for index in spread(len(test), FINAL_SAMPLES)])
         table = {**run.identity["model"], "training": run.identity["training"], "seed": run.identity["seed"]}
+        table |= {"lengthened": run.lengthened} if run.lengthened else {}
         kept = best.step if best else None
         finish_run(run, self.spec, module.state_dict(), table, evaluation, steps=steps, seconds=seconds, kept_step=kept)
 
 
+@kept_memory()
 def train(
     task: Task,
     samples: TrainingSamples,
@@ -201,14 +205,18 @@ class Trainer:
         self.chooses = config.patience is not None or task.validates
         self.held_out = [samples.test[index] for index in spread(len(samples.test), config.eval_samples)]
         self.done, self.seconds = 0, 0.0
+        self.window: list[dict[str, float]] = []
         if run.resuming:
             self._load()
+            if self.done in run.lengthened[-1:]:
+                self.best.waited = 0
 
     def train(self, report: TrainingReport, on_step: Callable[[int], None] | None) -> None:
         """Run the remaining steps, with an evaluation and a saved state every `eval_every`."""
         config, task = self.config, self.task
         first, last = (steps * config.grad_accum_steps for steps in (self.done, config.steps))
-        with prefetched(self.batch, first, last) as batches:
+        report.window = self.window
+        with prefetched(self.batch, first, last) as batches, noted_signals() as noted:
             while self.done < config.steps and not self.out_of_patience:
                 started = time.perf_counter()
                 losses = self.train_step(batches)
@@ -225,10 +233,14 @@ class Trainer:
                             )
                     best = f"best {self.best.score:.4g} at step {self.best.step}" if self.best.step else ""
                     report.evaluation(self.done, evaluation, best)
+                    self.window.clear()
                     self._save()
-                    report.window.clear()  # a resumed run starts with an empty one
                 if on_step is not None:
                     on_step(self.done)
+                if noted:
+                    report.flush()
+                    self._save()
+                    raise Interrupted(noted[0], f"step {self.done} of {config.steps} ({task.spec.name})")
         if self.out_of_patience:
             reason = f"no better {task.spec.metrics[0].name} in {self.best.waited} evaluations"
             told = f"stops after step {self.done} of {config.steps}: {reason}; keeps step {self.best.step or self.done}"
@@ -297,6 +309,8 @@ class Trainer:
         counters: dict[str, float] = {"step": self.done, "seconds": self.seconds}
         if self.chooses:
             counters |= {"best": self.best.score, "best_step": self.best.step, "waited": self.best.waited}
+        for number, losses in enumerate(self.window):  # sorted keys give their order back
+            counters |= {f"window/{number}/{i:02}/{name}": x for i, (name, x) in enumerate(losses.items())}
         tensors = {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
         write_state(self.state, tensors, counters)
 
@@ -322,6 +336,11 @@ class Trainer:
         state = {int(part.partition("/")[2]): entry for part, entry in parts.items() if part.startswith("optimizer/")}
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.done, self.seconds = int(counters["step"]), counters["seconds"]
+        window: dict[str, dict[str, float]] = defaultdict(dict)
+        for key in sorted(key for key in counters if key.startswith("window/")):
+            _, number, _, name = key.split("/", 3)
+            window[number][name] = counters[key]
+        self.window = list(window.values())
         if self.chooses:
             weights = {name: tensor.to(self.device) for name, tensor in parts["best"].items()}
             step, waited = int(counters["best_step"]), int(counters["waited"])

@@ -264,11 +264,6 @@ class Beginning:
     without_rows: tuple[ModalitySpec, ...] = ()
     """Added modalities that only use known ids of a shared vocabulary."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The modalities of the start backbone."""
-        return tuple(self.record["knows"]) if self.record else ()
-
     def seed(self, seed: int) -> int:
         """Return the seed of samples and masks.
 

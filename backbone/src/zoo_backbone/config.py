@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tokenizers_zoo.config import check_amounts, check_counts, check_interval
 from tokenizers_zoo.errors import SettingError, UnknownNameError
 from tokenizers_zoo.nn.config import MOST_BLOCKS, WIDEST
+from tokenizers_zoo.train.config import BATCHES
 
 
 def expect(config: Any, key: str, holds: bool, wanted: str) -> None:
@@ -257,8 +258,8 @@ class TrainConfig:
     """Budgets and mixtures."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "grad_accum_steps", "eval_every", "eval_samples", "save_every")
-        check_counts(self, *counts, "preview_samples")
+        check_counts(self, "steps", "eval_every", "eval_samples", "save_every", "preview_samples")
+        check_interval(self, BATCHES, "batch_size", "grad_accum_steps")
         check_amounts(self, "min_learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "preview_every")
         expect(self, "preview_every", self.preview_every > 0 or not self.previews, "the steps between previews")
         rate, weights = self.learning_rate, self.loss_weights.values()

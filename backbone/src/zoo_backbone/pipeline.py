@@ -21,6 +21,7 @@ from tokenizers_zoo.data.tokens import token_text
 from tokenizers_zoo.device import resolved_device
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.spec import WHOLE, ModalitySpec
@@ -416,6 +417,7 @@ class Sample:
                 picture.save(temporary, format="PNG")
 
 
+@kept_memory()
 def drawn(
     model: FourM, handles: Mapping[str, ModalityHandle], plans: Sequence[TargetPlan], seed: int,
     numbers: Sequence[int], draws: int, whole: Mapping[str, Any], partial: Mapping[str, Any],

@@ -36,6 +36,7 @@ BACKBONE = RunKind(
            "evaluation", "report"),
     state="training_state",
     results=(WEIGHTS, CONFIG),
+    keeps_state=True,
 )  # fmt: skip
 
 

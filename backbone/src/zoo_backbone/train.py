@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +20,16 @@ from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of, first_line
 from tokenizers_zoo.io import as_json
+from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.run_folder import RunFolder, read_run
 from tokenizers_zoo.spec import ModalitySpec, layout_to_json
 from tokenizers_zoo.train.batches import prefetched
+from tokenizers_zoo.train.interrupt import Interrupted, noted_signals
 from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
 from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import ASKED, PUBLISHED, Beginning, backbone_config, begin, freeze, save_model
+from zoo_backbone.checkpoint import ASKED, PUBLISHED, Beginning, backbone_config, begin, freeze, layout_for, save_model
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.distributed import TrainingState
@@ -46,6 +49,7 @@ GRAPHS = 64
 several samples. PyTorch's limit of 8 is reached by the first evaluation; later graphs would not be compiled."""
 
 
+@kept_memory()
 def train(
     folder: Path,
     tokens: Path,
@@ -87,12 +91,13 @@ def train(
         distributed.ranks(device) as ranks,
         contextlib.ExitStack() as stack,
     ):
-        beginning = begin(specs, model_config, train_config.seed, start, ids)
-        layout, record = beginning.model.layout, beginning.record
-        sources = open_sources(tokens, TRAIN, specs, train_config, beginning.names, layout)
-        held_out = open_sources(tokens, TEST, specs, train_config, beginning.names)
+        if start is not None and start.resolve() == folder.resolve():
+            raise ConfigError(f"{folder}: is the backbone to start from; give another folder for the new run")
+        before = backbone_config(start) if start is not None else {}
+        start_names = [spec["name"] for spec in before.get("specs", ())]
+        sources = open_sources(tokens, TRAIN, specs, train_config, start_names, layout_for(model_config, specs))
+        held_out = open_sources(tokens, TEST, specs, train_config, start_names)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
-        trainer = Trainer(folder, sources, held_out, beginning, train_config, ranks, show)
 
         # Token stores count by their contents, not by their paths.
         settings = dataclasses.asdict(train_config)
@@ -107,7 +112,7 @@ def train(
         identity = as_json({
             "model": dataclasses.asdict(model_config), "modalities": modalities, "order": list(modalities),
             "train": settings | {"datasets": [{**dataset, "tokens": None} for dataset in settings["datasets"]]},
-            "start": record["weights_sha256"] if record else None,
+            "start": before.get("weights_sha256"),
             "samples": [len(source.data) for source in sources],
             "contents": [source.data.contents() for source in sources],
         })  # fmt: skip
@@ -123,11 +128,14 @@ def train(
                 places.save(folder / LAST)
             return folder
 
+        beginning = begin(specs, model_config, train_config.seed, start, ids)
+        trainer = Trainer(folder, sources, held_out, beginning, train_config, ranks, show)
         seconds = trainer.train()
         datasets = [{**dataset, "tokens": dataset["tokens"].resolve()} for dataset in settings["datasets"]]
         extra = {"train": as_json(settings | {"datasets": datasets}), "fingerprints": fingerprints,
                  "training_seconds": seconds}  # fmt: skip
-        extra |= {"start": record} if record else {}
+        extra |= {"start": beginning.record} if beginning.record else {}
+        extra |= {key: stored[key] for key in ("lengthened",) if stored and key in stored}
         extra |= {key: value for key, value in beginning.model.record.items() if key == PUBLISHED}
         extra |= as_json({ASKED: list(map(dataclasses.asdict, asked))}) if asked else {}
         for place in ([folder / LAST] if trainer.ema is not None else []) + [folder]:
@@ -178,6 +186,8 @@ class Trainer:
         self.accumulation = GradAccumulation(self.model, config.grad_accum_steps, parallel=parallel)
         self.balance = LossBalance(layout, config, ranks.device)
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+        self.signals, self.interrupted = list[int](), 0.0
+        """Signals of this process, and how many processes had one at the last step."""
         parts = {"optimizer": self.optimizer.state, "balance": self.balance.state}
         parts |= {"ema": self.ema.state} if self.ema is not None else {}
         self.state = TrainingState(folder, self.model, parts, ranks)
@@ -191,7 +201,10 @@ class Trainer:
             raise CheckpointError(f"{self.folder}: {what}")
         started = time.perf_counter()
         log = TrainingLog(self.folder, config, first, self.model) if self.ranks.first else None
-        with log or contextlib.nullcontext(), self.accumulation, prefetched(self.batch, first, config.steps) as batches:
+        with (
+            log or contextlib.nullcontext(), self.accumulation,
+            prefetched(self.batch, first, config.steps) as batches, noted_signals() as self.signals,
+        ):  # fmt: skip
             if config.compile:
                 problem = compile_blocks(self.model, lambda: self.gradients(self.batch(first)))
                 self.model.zero_grad(set_to_none=True)
@@ -217,10 +230,12 @@ class Trainer:
                 if log and self.show and config.preview_every and (done % config.preview_every == 0 or last):
                     with self.ema_applied():
                         log.previews(done, self.show(self.model, self.folder, done))
-                if done % config.save_every == 0 or last:
+                if done % config.save_every == 0 or last or self.interrupted:
                     if log:
                         log.flush()
                     self.state.save(done, seconds + time.perf_counter() - started)
+                if self.interrupted:
+                    raise Interrupted([*self.signals, signal.SIGTERM][0], f"step {done} of {config.steps}")
         return seconds + time.perf_counter() - started
 
     def train_step(self, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
@@ -231,12 +246,14 @@ class Trainer:
         losses, targets = self.gradients(batch)
         self.ranks.drop_unused(self.model)
         norm = self.optimizer.step(rate)
-        losses = dataclasses.replace(losses, sums=self.ranks.total(losses.sums), loss=self.ranks.total(losses.loss))
+        shared = torch.stack([losses.loss, losses.loss.new_tensor(len(self.signals))])
+        loss, self.interrupted = self.ranks.total(shared).tolist()
+        losses = dataclasses.replace(losses, sums=self.ranks.total(losses.sums))
         weighted = self.balance.weights(targets) is not None
         self.balance.update(losses.sums, targets, rate)
         unweighted, by_modality = self.means(dataclasses.replace(losses, counts=targets))
         # Without a target the mean is NaN, which would stop the training, and the loss is 0.
-        return unweighted if weighted and by_modality else float(losses.loss), norm, by_modality
+        return unweighted if weighted and by_modality else loss, norm, by_modality
 
     def gradients(self, batch: PackedBatch) -> tuple[Losses, Tensor]:
         """Compute the gradients of a batch; return its losses, and the number of targets over all processes."""

@@ -47,6 +47,7 @@ PROBE = RunKind(
     files=(WEIGHTS, CONFIG, CARD, METRICS, "metrics.jsonl", "tensorboard", "logs"),
     state=TOKENIZER.state,
     results=(WEIGHTS, CONFIG, METRICS),
+    keeps_state=True,
 )
 BACKBONE = ("weights_sha256", "fingerprints", "architecture", "model", "specs")
 """Keys of the backbone's config.json that a probe keeps."""

@@ -1,0 +1,42 @@
+"""Interrupts of a training: SIGINT and SIGTERM wait for the end of a step, so that its state is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+
+class Interrupted(KeyboardInterrupt):
+    """A command ends because of the signal `number`; `saved` says where a training goes on, such as "step 3 of 9"."""
+
+    def __init__(self, number: int, saved: str = "") -> None:
+        super().__init__(number, saved)
+        self.number, self.saved = number, saved
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Yield a list that gets the first SIGINT or SIGTERM of the block; a second Ctrl-C raises KeyboardInterrupt.
+
+    A signal after which the block ends as usual is sent again. Outside the main thread, the list stays empty.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if noted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        noted[:] = noted or [number]
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if noted:
+        signal.raise_signal(noted[0])
