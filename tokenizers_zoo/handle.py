@@ -422,9 +422,9 @@ class ModalityHandle:
         if trusted:
             return plain
         with limited(self.limits):
-            problem = value_problem(self.spec.value, plain, any_size=any_size)
-        if problem:
-            raise InvalidValueError.expected(self.name, expected_value(self.spec.value), describe(value), problem)
+            error = value_problem(self.spec.value, plain, any_size=any_size)
+        if error:
+            raise InvalidValueError.expected(self.name, expected_value(self.spec.value), describe(value), error)
         return plain
 
     def _check_given(self, value: Any, hook: str, *, any_size: bool = False) -> None:
@@ -565,13 +565,13 @@ class ModalityHandle:
     def render(self, value: Any) -> PIL.Image.Image | str:
         """Return a PIL image of the value, or a text."""
         value, settings = as_array(value), self.settings
-        shown: PIL.Image.Image | str = self._call("render", value=value, settings=settings, spec=self.spec)
-        if not isinstance(shown, str):
+        picture: PIL.Image.Image | str = self._call("render", value=value, settings=settings, spec=self.spec)
+        if not isinstance(picture, str):
             import PIL.Image
 
-            if not isinstance(shown, PIL.Image.Image):
-                raise self._broken("render", shown, "a PIL image or a str")
-        return shown
+            if not isinstance(picture, PIL.Image.Image):
+                raise self._broken("render", picture, "a PIL image or a str")
+        return picture
 
     def score(self, predicted: Sequence[Any], target: Sequence[Any]) -> dict[str, float]:
         """Return the metrics of `spec.metrics`, by name, over aligned lists of values."""
@@ -579,14 +579,14 @@ class ModalityHandle:
             expected, got = "as many predictions as targets, at least one", f"{len(predicted)} and {len(target)}"
             raise InvalidValueError.expected(self.name, expected, got)
         pairs = {"predicted": list(map(as_array, predicted)), "target": list(map(as_array, target))}
-        given = self._call("score", **pairs, settings=self.settings, spec=self.spec)
+        scores = self._call("score", **pairs, settings=self.settings, spec=self.spec)
         names = [metric.name for metric in self.spec.metrics]
         try:
-            if set(given) == set(names):
-                return {name: float(given[name]) for name in names}
+            if set(scores) == set(names):
+                return {name: float(scores[name]) for name in names}
         except (TypeError, ValueError):
             pass
-        raise self._broken("score", given, f"one number for each of {', '.join(names)}")
+        raise self._broken("score", scores, f"one number for each of {', '.join(names)}")
 
     def constant_baseline(self, values: Sequence[Any]) -> Any:
         """Return the one value that scores best as the prediction for all `values`."""

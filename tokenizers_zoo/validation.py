@@ -48,8 +48,8 @@ def expected_value(spec: ValueSpec) -> str:
     """Return the expected form of a value, for a message: `float32 (1, height, width) metres in [0, 100]`."""
     if spec.kind != "array":
         json_type = f"a list of {spec.items}s" if spec.items else "a dict of JSON types"
-        what = "str" if spec.kind == "text" else json_type
-        return f"{what} ({spec.description})" if spec.description else what
+        expected = "str" if spec.kind == "text" else json_type
+        return f"{expected} ({spec.description})" if spec.description else expected
     low, high = bounds(spec)
     return str(dataclasses.replace(spec, low=low, high=high))
 

@@ -125,9 +125,9 @@ def main() -> None:
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__
         if not isinstance(cause, EOFError):  # an EOFError of a file, which click takes for a ^D
-            again = STARTS_AGAIN if "--overwrite" in sys.argv[1:] else RESUMES
+            advice = STARTS_AGAIN if "--overwrite" in sys.argv[1:] else RESUMES
             saved, number = getattr(cause, "saved", "") or SAVED, getattr(cause, "number", signal.SIGINT)
-            _stop(f"interrupted; {again.format(saved)}", 128 + number)
+            _stop(f"interrupted; {advice.format(saved)}", 128 + number)
         else:
             _fail(cause, debug=debug)
     except NO_ARGUMENTS as error:

@@ -52,23 +52,23 @@ def record_of(path: Path) -> RunRecord:
     """Read the record of a finished run. Raises CheckpointError if `path` is none."""
     registry_of(path)
     config = read_table(path / CONFIG, records.MODEL)
-    kept = {
+    settings = {
         key: value for key, value in config.items() if key in ("architecture", "model", "train", "start", "lengthened")
     }
-    kept["modalities"] = ", ".join(spec["name"] for spec in config["specs"])
-    kept["tokenizers"] = {name: fingerprint[:12] for name, fingerprint in config["fingerprints"].items()}
-    kept["tokens"] = (read_run(path) or {})["places"].get("tokens")
-    pairs, problem, scores = {}, "", path / FOLDER / "evaluation.json"
+    settings["modalities"] = ", ".join(spec["name"] for spec in config["specs"])
+    settings["tokenizers"] = {name: fingerprint[:12] for name, fingerprint in config["fingerprints"].items()}
+    settings["tokens"] = (read_run(path) or {})["places"].get("tokens")
+    pairs, error, scores = {}, "", path / FOLDER / "evaluation.json"
     if not scores.is_file():
-        problem = f"was not evaluated: zoo backbone eval {shlex.quote(str(path))}"
+        error = f"was not evaluated: zoo backbone eval {shlex.quote(str(path))}"
     else:
         evaluation = read_table(scores, records.SCORES)
         if evaluation["identity"].get("weights") != config.get("weights_sha256"):
-            problem = f"was evaluated with other weights: zoo backbone eval {shlex.quote(str(path))} --overwrite"
+            error = f"was evaluated with other weights: zoo backbone eval {shlex.quote(str(path))} --overwrite"
         else:
-            kept["eval"] = evaluation["identity"]["settings"]
+            settings["eval"] = evaluation["identity"]["settings"]
             pairs = {(tuple(entry["inputs"]), str(entry["target"])): entry for entry in evaluation["pairs"]}
-    return RunRecord(path=path, settings=flat(kept), lines=read_metrics(path), pairs=pairs, problem=problem)
+    return RunRecord(path=path, settings=flat(settings), lines=read_metrics(path), pairs=pairs, problem=error)
 
 
 def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:

@@ -80,20 +80,20 @@ class Request:
             self.stored = {name: store.open(plan.split, name) for name in sources if name not in self.values}
             for name, column in self.stored.items():
                 column.check_tokenizer(self.handles[name])
-            samples, place = whole_samples(list(self.stored.values())), tokens / plan.split
+            samples, folder = whole_samples(list(self.stored.values())), tokens / plan.split
             if plan.keys:
-                chosen = _of_keys(plan.keys, samples, place)
+                chosen = _of_keys(plan.keys, samples, folder)
             else:
-                chosen = _of_numbers(numbers, plan.samples, samples, place)
+                chosen = _of_numbers(numbers, plan.samples, samples, folder)
             self.numbers, self.names, self._rows = map(list, zip(*chosen, strict=True))
         elif plan.keys or plan.split != DEFAULT_SPLIT:
             wanted = f"keys {', '.join(plan.keys)}" if plan.keys else f"split {plan.split}"
             raise ConfigError(f"{wanted}: no modality of stored samples is an input; leave it out")
         elif self.files:
             keys = list(next(iter(self.files.values())))
-            place = Path(sources[next(iter(self.files))].content)
+            folder = Path(sources[next(iter(self.files))].content)
             numbers = numbers if plan.samples else list(range(len(keys)))
-            chosen = _of_numbers(numbers, plan.samples, [(key, row) for row, key in enumerate(keys)], place)
+            chosen = _of_numbers(numbers, plan.samples, [(key, row) for row, key in enumerate(keys)], folder)
             self.numbers, self.names, self._rows = map(list, zip(*chosen, strict=True))
         elif self.values:
             if plan.samples not in ("", "1"):
@@ -136,17 +136,17 @@ class Request:
 
 
 def with_input_forms(
-    plan: GenerationPlan, sources: Mapping[str, Source], forms: Mapping[str, str], stored: Collection[str]
+    plan: GenerationPlan, sources: Mapping[str, Source], forms: Mapping[str, str], stored_names: Collection[str]
 ) -> GenerationPlan:
     """Replace inputs by their input forms, such as `rgb` by `rgb_patches`, if the model was trained on them.
 
-    Token files, inpainted inputs, and samples in whose store such a form is not `stored` stay as they are.
+    Token files, inpainted inputs, and stored samples without such a form (`stored_names`) stay as they are.
     """
     renamed = {
         name: forms[name]
         for name, source in sources.items()
         if name in forms and forms[name] not in sources and name not in plan.inpaint
-        and (forms[name] in stored if source.kind == "stored" else source.kind != "tokens")
+        and (forms[name] in stored_names if source.kind == "stored" else source.kind != "tokens")
     }  # fmt: skip
     inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
     guiding = renamed | {target.name: target.name for target in plan.targets}

@@ -155,8 +155,8 @@ def write_results(
             if result.key is not None:
                 queries.append([shown(store, zoo[name], split, result.key) for name in result.inputs])
             else:
-                given = [(zoo[name], item_of_source(zoo[name], source)) for name, source in sources.items()]
-                queries.append([handle.render(handle.fitted(item)) for handle, item in given])
+                items = [(zoo[name], item_of_source(zoo[name], source)) for name, source in sources.items()]
+                queries.append([handle.render(handle.fitted(item)) for handle, item in items])
             cells = [(hit.key, shown(store, zoo[by], index.split, hit.key)) for hit in result.hits[:HITS_SHOWN]]
             own = result.key if split == index.split else None
             hits.append([framed(cell) if key == own else cell for key, cell in cells])

@@ -240,11 +240,11 @@ class Server:
         """Return a generated sample of `name` by JOB/TARGET/NUMBER. Raises InvalidValueError."""
         job_id, _, rest = place.partition("/")
         target, _, number = rest.partition("/")
-        job, wanted = self.jobs.get(job_id), int(number) if re.fullmatch(r"\d{1,9}", number) else -1
+        job, index = self.jobs.get(job_id), int(number) if re.fullmatch(r"\d{1,9}", number) else -1
         found = job.result.get(target, []) if job is not None and job.finished and job.result is not None else []
-        if not 0 <= wanted < len(found) or name != target:
+        if not 0 <= index < len(found) or name != target:
             raise InvalidValueError(f"{name}: the generated value is gone; generate it again")
-        sample: Sample = found[wanted]
+        sample: Sample = found[index]
         return sample
 
     def shown(self, name: str, value: Any) -> dict[str, Any]:

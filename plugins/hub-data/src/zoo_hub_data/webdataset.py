@@ -129,10 +129,10 @@ def tar_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
     for pattern in patterns:
         if math.prod(max(0, int(last) - int(first) + 1) for first, last in RANGE.findall(pattern)) > MOST_SHARDS:
             raise ConfigError(f"path: {pattern}: names more than {MOST_SHARDS} tar files")
-        places = list(places_of(pattern))
-        if not places:
+        paths = list(places_of(pattern))
+        if not paths:
             raise ConfigError(f"path: {pattern}: no tar file here")
-        for place in places:
+        for place in paths:
             stem = place.rpartition("/")[2].partition("?")[0].partition(".")[0]
             if stem in found:
                 raise ConfigError(f"path: {place}: has the name of {found[stem]}; rename one")
