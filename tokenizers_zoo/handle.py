@@ -155,9 +155,7 @@ class ModalityHandle:
 
     # ------------------------------------------------------------------ the tokenizer
 
-    def at(
-        self, checkpoint: Path, vocabulary: Path | None = None, settings: Settings | None = None
-    ) -> ModalityHandle:
+    def at(self, checkpoint: Path, vocabulary: Path | None = None, settings: Settings | None = None) -> ModalityHandle:
         """Return the same modality with the tokenizer in another folder, whatever its fingerprint.
 
         `vocabulary` is the folder of its shared vocabulary, if it has both. `settings` are those of its training.

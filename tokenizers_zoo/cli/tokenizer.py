@@ -163,7 +163,7 @@ def evaluate(name: str, data_dir: Path, checkpoint: Path | None, split: str, sam
     if checkpoint is not None:
         handle = handle.at(checkpoint, settings=handle.check_overrides(overrides))
     elif overrides:
-        raise click.UsageError("--set: expected only with --checkpoint; registry.toml has the settings of its tokenizer")
+        raise click.UsageError("--set: expected only with --checkpoint; registry.toml has the other settings")
     handle.device = device
     result = evaluate_tokenizer(handle, data_dir, split=split, limit=samples)
     if as_json:
