@@ -5,8 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +25,7 @@ from command_world import the_world
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
-from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, PluginError, UnknownNameError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import Crop
@@ -30,6 +36,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.run import Run
+from zoo_backbone.wheels import write_wheels
 
 WORLD, COMMIT = the_world, "abc123" + "0" * 34
 
@@ -398,6 +405,90 @@ def test_a_changed_file_of_a_bundle_is_refused(bundle: Path, tmp_path: Path, nam
     changed.write_bytes(changed.read_bytes().replace(b"e", b"f", 1))
     with pytest.raises(CheckpointError, match=re.escape(str(changed))):
         AnyToAny.from_pretrained(tmp_path / "changed")
+
+
+@pytest.fixture(scope="module")
+def carrying(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with wheels, and the folder `site` into which these are installed."""
+    folder = tmp_path_factory.mktemp("bundles") / "carrying"
+    world = WORLD().put_back()
+    ended = world(f"backbone export run {folder} --with-plugins")
+    assert ended.code == 0, ended.complaint
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*pip, folder.parent / "site", *(folder / "wheels").glob("*.whl")], check=True)
+    return folder
+
+
+def test_a_bundle_works_with_its_wheels_alone(carrying: Path) -> None:
+    record = read_table(carrying / "bundle.json")
+    wheels = {name.removeprefix("wheels/") for name in record["files"] if name.startswith("wheels/")}
+    assert wheels == {path.name for path in (carrying / "wheels").iterdir()} and len(wheels) == len(record["requires"])
+    assert "pip install carrying/wheels/*.whl" in (carrying / "README.md").read_text(encoding="utf-8")
+    script = """import sys
+sys.path += sys.argv[1:3]  # -S leaves out editable installations
+import tokenizers_zoo
+from zoo_backbone import AnyToAny
+model = AnyToAny.from_pretrained(sys.argv[3], verify=True)
+print(tokenizers_zoo.__file__, model.generate(targets=["depth"]).depth[0].array.shape)"""
+    site, packages = str(carrying.parent / "site"), sysconfig.get_path("purelib")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", script, site, packages, str(carrying)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=carrying.parent)
+    assert done.stdout.startswith(site) and done.stdout.endswith(" (1, 16, 16)\n"), done.stderr
+
+
+def test_wheels_of_installed_distributions_are_packed_again(
+    carrying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = shutil.copytree(carrying.parent / "site", tmp_path / "site")
+    monkeypatch.syspath_prepend(str(site))
+    write_wheels(["tokenizers-zoo", "zoo-geometry"], tmp_path / "again")
+    packed = sorted((tmp_path / "again").iterdir())
+    assert len(packed) == 2
+    for wheel in packed:
+        assert contents(wheel) == contents(carrying / "wheels" / wheel.name)
+    write_wheels(["tokenizers-zoo", "zoo-geometry"], tmp_path / "once more")
+    assert [(tmp_path / "once more" / wheel.name).read_bytes() == wheel.read_bytes() for wheel in packed] == [True] * 2
+    module = site / "zoo_geometry" / "__init__.py"
+    module.write_text(module.read_text() + "# changed\n")
+    with pytest.raises(PluginError, match=re.escape(str(module))):
+        write_wheels(["zoo-geometry"], tmp_path / "changed")
+
+
+def contents(wheel: Path) -> dict[str, Any]:
+    """Return the files of a wheel; of RECORD its lines, sorted."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    return {name: sorted(data.split()) if name.endswith("/RECORD") else data for name, data in files.items()}
+
+
+def test_an_editable_distribution_that_cannot_be_built(install: Callable[..., Path], tmp_path: Path) -> None:
+    metadata = install("zoo-broken", {}, {}) / "zoo_broken-1.0.dist-info"
+    (tmp_path / "source").mkdir()
+    url = (tmp_path / "source").as_uri()
+    (metadata / "direct_url.json").write_text(json.dumps({"url": url, "dir_info": {"editable": True}}))
+    with pytest.raises(PluginError, match=re.escape(url)):
+        write_wheels(["zoo-broken"], tmp_path / "wheels")
+
+
+@pytest.mark.parametrize("change", ["another byte", "another wheel"])
+def test_a_bundle_with_other_wheels_is_refused(carrying: Path, tmp_path: Path, change: str) -> None:
+    changed = shutil.copytree(carrying, tmp_path / "changed")
+    wheel = next((changed / "wheels").glob("zoo_geometry-*.whl"))
+    wheel = wheel if change == "another byte" else wheel.with_name("zoo_evil-1.0-py3-none-any.whl")
+    wheel.write_bytes(b"changed")
+    ended = WORLD().put_back()(f"backbone verify {changed}")
+    ended.refused(str(wheel))
+
+
+def test_a_missing_plugin_is_named_with_the_wheels(carrying: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(carrying, tmp_path / "to a colleague")
+    record = read_table(moved / "bundle.json")
+    write_table(moved / "bundle.json", {**record, "requires": {"zoo-nowhere": "1"}})
+    with pytest.raises(
+        CheckpointError, match=re.escape(f"needs zoo-nowhere; install it: pip install '{moved}/wheels'/*")
+    ):
+        AnyToAny.from_pretrained(moved)
 
 
 def test_parts_of_a_bundle() -> None:

@@ -167,7 +167,7 @@ def test_data_and_tokens_stay_valid_after_classes_are_added(tmp_path: Path) -> N
 
     zoo = make("ab")
     tokenize(zoo, data, tokens)
-    assert evaluate_tokenizer(zoo, NAME, data).metrics == {"accuracy": 1.0, "balanced_accuracy": 1.0}
+    assert evaluate_tokenizer(zoo[NAME], data).metrics == {"accuracy": 1.0, "balanced_accuracy": 1.0}
     written = zoo[NAME].fingerprint
     grown = make("abc")
     column = TokenStore(tokens).open("train", NAME)

@@ -18,6 +18,7 @@ import torch
 from command_world import the_world
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.cli import main as cli
 from tokenizers_zoo.cli.main import RESUMES, SAVED, STARTS_AGAIN
 from tokenizers_zoo.cli.main import zoo as group
@@ -25,7 +26,7 @@ from tokenizers_zoo.cli.options import parse_assignments
 from tokenizers_zoo.config import tables_of
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.io import write_table
+from tokenizers_zoo.io import read_table, write_table
 from zoo_backbone.run import Run as Run_
 
 ROOT = Path(__file__).parent.parent
@@ -270,6 +271,24 @@ def test_imported_tokenizer_is_not_overwritten_by_training(zoo: Run, tmp_path: P
     shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
     (imported / "run.json").unlink()
     refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", "--overwrite")
+
+
+def test_a_variant_of_a_tokenizer_is_scored_in_its_folder(zoo: Run, tmp_path: Path) -> None:
+    variant, stored = str(tmp_path / "variant"), Path("tokenizers/depth/evaluation.json")
+    train = "tokenizer train depth --data data --set steps=2 --set quantizer=vq --out"
+    assert zoo(*train.split(), variant)[0] == 0
+    before, score = stored.read_bytes(), ("tokenizer", "eval", "depth", "--data", "data")
+    settings = "--set", "quantizer=vq", "--checkpoint"
+    code, printed, complaint = zoo(*score, *settings, variant, "--json")
+    assert code == 0, complaint
+    assert stored.read_bytes() == before
+    scores = read_table(tmp_path / "variant/evaluation.json")
+    assert json.loads(printed)["metrics"] == scores["metrics"] != read_table(stored)["metrics"]
+    assert scores["split"] == "test" and scores["fingerprint"] == fingerprint(tmp_path / "variant")
+    refused(zoo(*score, "--checkpoint", variant), variant, "codebook_size")
+    refused(zoo(*score, "--checkpoint", "tokenizers/text"), "tokenizers/text: holds a TextVocabulary")
+    refused(zoo(*score, "--checkpoint", "nowhere"), "no tokenizer at nowhere")
+    refused(zoo(*score, *settings[:2]), "--set", "--checkpoint")
 
 
 def test_missing_device(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def test_vectors_without_a_decoder_are_evaluated(install_example: Install, tmp_p
     with writing_values(tmp_path / "data", "test", "vectors_map") as shard:
         for number, value in enumerate(values(70)):
             shard.add(f"test-{number:03}", *handle.write(value))
-    result = evaluate_tokenizer(zoo, "vectors_map", tmp_path / "data")
+    result = evaluate_tokenizer(zoo["vectors_map"], tmp_path / "data")
     assert (result.samples, result.tokens_per_sample, result.usage) == (70, 16, None)
     assert list(result.metrics) == ["mae"] and np.isnan(result.metrics["mae"])
     assert read_table(handle.checkpoint / "evaluation.json")["metrics"] == {"mae": None}

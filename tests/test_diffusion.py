@@ -293,7 +293,7 @@ def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> N
     with writing_values(tmp_path / "data", "test", "rgb") as writer:
         for number, value in enumerate(values("rgb", 5)):
             writer.add(f"{number}", *zoo["rgb"].write(value))
-    result = evaluate_tokenizer(zoo, "rgb", tmp_path / "data")
+    result = evaluate_tokenizer(zoo["rgb"], tmp_path / "data")
     rows = {name: number for name, number, _, _ in result.codebook_rows()}
     assert {"plain psnr", "plain ssim", "sharpness", "plain sharpness", "perceptual", "plain perceptual"} <= set(rows)
     assert rows["plain psnr"] != result.metrics["psnr"]

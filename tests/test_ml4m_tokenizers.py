@@ -332,7 +332,7 @@ def test_it_is_evaluated_without_a_plain_decoder(zoo: Zoo, tmp_path: Path) -> No
         data, extension = handle.write(np.full((3, 32, 32), 0.25, np.float32))
         shard.add("a", data, extension)
     tables = {"modalities": {"rgb": {**table, "checkpoint": str(tmp_path / "own")}}, "zoo": {"modalities": ["rgb"]}}
-    result = evaluate_tokenizer(Zoo.from_tables(tables), "rgb", tmp_path / "data", write=False)
+    result = evaluate_tokenizer(Zoo.from_tables(tables)["rgb"], tmp_path / "data", write=False)
     assert result.samples == 1 and not any("plain" in name for name in json.dumps(result.to_json()).split('"'))
 
 

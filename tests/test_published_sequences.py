@@ -412,7 +412,7 @@ def test_one_sequence_modality_from_training_to_stored_tokens(tmp_path: Path) ->
     zoo["caption"].train_tokenizer(words, tmp_path / "tokenizers" / "text", seed=0)
     assert handle.tokenizer is not old and handle.tokenizer.grammar.vocabulary.used > old.grammar.vocabulary.used
     assert handle.fingerprint == identity and np.array_equal(handle.encode([value])[0], ids)
-    assert evaluate_tokenizer(zoo, MASKS, tmp_path / "data", write=True).samples == 3
+    assert evaluate_tokenizer(zoo[MASKS], tmp_path / "data", write=True).samples == 3
 
 
 def test_training_needs_no_vocabulary(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
 from tokenizers_zoo.report.samples import overview, own_file, read_galleries
 from tokenizers_zoo.run_folder import write_run
-from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from tokenizers_zoo.train.log import StepLog
+from zoo_backbone.checkpoint import spec_to_json
 from zoo_backbone.gallery import CELL, write_sheet
 
 Run = tuple[Path, dict[str, Any]]
@@ -69,7 +69,7 @@ def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> P
     """Write a run folder of these modalities without figures; its model has 1.2 million parameters."""
     folder.mkdir()
     known = [zoo[name].spec for name in names]
-    specs = [{"name": s.name, "layout": layout_to_json(s.layout), "vocab_size": s.vocab_size} for s in known]
+    specs = [spec_to_json(spec) for spec in known]
     write_table(folder / "config.json", {"class": "FourM", "specs": specs, "fingerprints": {}, **config})
     write_table(folder / "run.json", {**RECORD, "places": {"tokens": "tokens", "data": str(folder / "gone")}})
     kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # kept for exporting an imported model; not a parameter
@@ -193,6 +193,19 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
         "generated-rgb_patches-to-caption.png",
     }  # fmt: skip
     assert text.count('class="cell input') == 1 + 4  # the overview, and a row per sample of both galleries
+
+
+def test_the_input_in_another_form_is_not_the_best_result(run: Run, zoo: Zoo) -> None:
+    folder, evaluation = run
+    picture: list[Image.Image | str] = [plain("red")] * 4
+    evaluation["pairs"].insert(0, pair(["rgb_patches"], "rgb", 0.9))
+    evaluation["galleries"].insert(0, gallery(folder, ["rgb_patches"], "rgb", [picture] * 2))
+    evaluation["modalities"]["rgb"] = evaluation["modalities"]["depth"]
+    write_table(folder / "evaluation" / "evaluation.json", evaluation)
+    text = write_report(zoo, folder).read_text(encoding="utf-8")
+    assert "<b>depth</b> from <b>rgb_patches</b>, with a skill score of 0.62" in text
+    glance = text.partition('<div class="at-a-glance">')[2].partition("</div>\n\n")[0]
+    assert re.findall(r"<h3>(\w+) <span", glance)[:3] == ["depth", "rgb", "caption"]
 
 
 @pytest.mark.parametrize("averaged", [False, True])

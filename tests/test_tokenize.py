@@ -84,7 +84,7 @@ def test_provenance_says_what_the_values_are_and_how_they_are_read(install_examp
 def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     trained(zoo, data, "field", "words", test=40)
-    result = evaluate_tokenizer(zoo, "field", data)
+    result = evaluate_tokenizer(zoo["field"], data)
     store, handle = ValueStore(data), zoo["field"]
     values = [store.read_key(handle, "test", key) for key in store.keys("test", "field")]
     tokens = handle.encode(values).numpy()
@@ -99,14 +99,14 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path:
     assert written["metrics"] == result.metrics and written["samples"] == 36
     assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
     with pytest.raises(DataError, match="no values here"):
-        evaluate_tokenizer(zoo, "field", tmp_path)
+        evaluate_tokenizer(zoo["field"], tmp_path)
     handle.score = lambda predicted, target: {"psnr": float("nan"), "mse": 1.0}  # type: ignore[method-assign]
-    assert np.isnan(evaluate_tokenizer(zoo, "field", data).metrics["psnr"])
+    assert np.isnan(evaluate_tokenizer(zoo["field"], data).metrics["psnr"])
     assert read_table(handle.checkpoint / "evaluation.json")["metrics"] == {"psnr": None, "mse": 1.0}
-    few = evaluate_tokenizer(zoo, "words", data, limit=3, write=False)
+    few = evaluate_tokenizer(zoo["words"], data, limit=3, write=False)
     assert few.samples == 3 and few.metrics == {"exact": 1.0} and few.pictures is None
     assert few.tokens_per_sample == len("sample 1 of test")
-    evaluate_tokenizer(zoo, "words", data)
+    evaluate_tokenizer(zoo["words"], data)
     assert (zoo["words"].checkpoint / "words" / "evaluation.json").is_file(), "apart from those of the same vocabulary"
 
 
@@ -129,7 +129,7 @@ def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: 
             for key, row in enumerate(shades):
                 writer.add(f"{key:02}", *zoo["field"].write(np.broadcast_to(row, (1, 16, 16)).copy()))
     trained(zoo, data, "field")
-    result = evaluate_tokenizer(zoo, "field", data)
+    result = evaluate_tokenizer(zoo["field"], data)
     assert (result.usage, result.several) == (
         pytest.approx((1 + 1 / 16) / 2), {"codebooks": 2, "least_usage": 1 / 16, "least_used": 2},
     )  # fmt: skip
@@ -140,17 +140,17 @@ def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: 
 def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     trained(zoo, data, "words")
-    whole = evaluate_tokenizer(zoo, "words", data, write=False)
+    whole = evaluate_tokenizer(zoo["words"], data, write=False)
     with writing_values(data, "test", "words", more=True) as writer:
         writer.add("odd", b"nothing", "txt")
         writer.add("broken", b"\xff", "txt")
-    result = evaluate_tokenizer(zoo, "words", data, write=False)
+    result = evaluate_tokenizer(zoo["words"], data, write=False)
     assert (result.samples, result.metrics, set(result.dropped)) == (whole.samples, whole.metrics, {"odd", "broken"})
     assert result.usage == whole.usage and "odd words" in result.dropped["odd"]
     with writing_values(data, "test", "words") as writer:
         writer.add("odd", b"nothing", "txt")
     with pytest.raises(DataError, match=r"nothing to evaluate; odd: .*odd words"):
-        evaluate_tokenizer(zoo, "words", data, write=False)
+        evaluate_tokenizer(zoo["words"], data, write=False)
 
 
 def test_no_value_is_left_out_where_the_machine_fails(
@@ -167,7 +167,7 @@ def test_no_value_is_left_out_where_the_machine_fails(
         return call(self, name, hook, **arguments)
 
     monkeypatch.setattr(plugin, "call_raw", failing)
-    for command in (lambda: evaluate_tokenizer(zoo, "field", data), lambda: tokenize(zoo, data, out)):
+    for command in (lambda: evaluate_tokenizer(zoo["field"], data), lambda: tokenize(zoo, data, out)):
         with pytest.raises(MachineError, match=r"^field: encode of .* ran out of memory.*: CUDA out of memory"):
             command()
     assert not list(out.rglob("*.arrow"))
@@ -196,12 +196,12 @@ def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: T
         (folder / name).write_text("of an older evaluation")
     before = snapshot(folder)
     for split, limit, count in (("train", None, 23), ("test", 3, 3)):
-        result = evaluate_tokenizer(zoo, "field", data, split=split, limit=limit)
+        result = evaluate_tokenizer(zoo["field"], data, split=split, limit=limit)
         assert result.pictures == folder / f"samples-{split}" and len(list(result.pictures.iterdir())) == min(count, 8)
         written = read_table(folder / f"evaluation-{split}.json")
         assert (written["split"], written["samples"]) == (split, count) and "steps" not in written
     assert before.items() <= snapshot(folder).items()
-    result = evaluate_tokenizer(zoo, "field", data, limit=5)
+    result = evaluate_tokenizer(zoo["field"], data, limit=5)
     written = read_table(folder / "evaluation.json")
     assert (written["samples"], written["metrics"]) == (5, result.metrics)
     assert (written["steps"], written["codebook"], written["usage"]) == (9, training["codebook"], result.usage)
@@ -223,8 +223,8 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
     before = snapshot(hub)
     for _ in range(2):
         zoo = toy({"modalities": table})
-        assert evaluate_tokenizer(zoo, "field", data).samples == 5
-        evaluate_tokenizer(zoo, "words", data)
+        assert evaluate_tokenizer(zoo["field"], data).samples == 5
+        evaluate_tokenizer(zoo["words"], data)
     assert snapshot(hub) == before
     kept = tmp_path / "somebody"
     assert (kept / "field/evaluation.json").is_file() and (kept / "words/words/evaluation.json").is_file()
@@ -402,7 +402,7 @@ def test_a_file_that_is_not_read_now_costs_no_sample(toy: Toy, tmp_path: Path, m
         return pread(file, size, offset)
 
     monkeypatch.setattr(os, "pread", failing)
-    for command in (lambda: tokenize(zoo, data, out), lambda: evaluate_tokenizer(zoo, "field", data, split="train")):
+    for command in (lambda: tokenize(zoo, data, out), lambda: evaluate_tokenizer(zoo["field"], data, split="train")):
         with pytest.raises(ReadError, match=r"shard-00000.tar: cannot be read"):
             command()
     monkeypatch.undo()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     StateDict = Mapping[str, torch.Tensor]
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-HUB_FILES = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "tokens/*")
+HUB_FILES = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "tokens/*", "wheels/*")
 """Files of tokenizers, backbones and bundles that are downloaded from the hub."""
 ORIGIN = "published"
 """Key of config.json for the origin of a checkpoint imported from 4M."""

@@ -156,20 +156,20 @@ class ModalityHandle:
 
     # ------------------------------------------------------------------ the tokenizer
 
-    def at(self, checkpoint: Path, vocabulary: Path | None = None) -> ModalityHandle:
+    def at(self, checkpoint: Path, vocabulary: Path | None = None, settings: Settings | None = None) -> ModalityHandle:
         """Return the same modality with the tokenizer in another folder, whatever its fingerprint.
 
-        `vocabulary` is the folder of its shared vocabulary, if it has both.
+        `vocabulary` is the folder of its shared vocabulary, if it has both. `settings` are those of its training.
         """
         locate = self.files.locate_vocabulary if vocabulary is None else lambda _: CheckpointPlace(vocabulary)
         origin = self.settings.origin
         files = TokenizerFiles(spec=self.spec, checkpoint=checkpoint, locate_vocabulary=locate, origin=origin)
         return ModalityHandle(
             plugin=self._plugin,
-            settings=self.settings,
+            settings=settings or self.settings,
             files=lambda _: files,
             specs_of=self._specs_of,
-            again=(ModalityHandle.at, self, checkpoint.absolute(), vocabulary and vocabulary.absolute()),
+            again=(ModalityHandle.at, self, checkpoint.absolute(), vocabulary and vocabulary.absolute(), settings),
             limits=self.limits,
         )
 

@@ -140,27 +140,37 @@ def _print_config(handle: ModalityHandle, overrides: Mapping[str, Any], steps: i
 @tokenizer.command("eval")
 @click.argument("name", type=MODALITY)
 @DATA_OPTION
+@click.option("--checkpoint", type=PATH, help="Folder of another tokenizer of NAME. Default: where registry.toml says.")
 @click.option("--split", default="test", show_default=True)
 @click.option("--samples", type=click.IntRange(min=1), help="Samples at most. Default: all.")
 @DEVICE
 @JSON
-def evaluate(name: str, data_dir: Path, split: str, samples: int | None, device: str, as_json: bool) -> None:
+@settings_option("A key of the tokenizer table that CHECKPOINT was trained with, such as quantizer=vq.")
+def evaluate(name: str, data_dir: Path, checkpoint: Path | None, split: str, samples: int | None, device: str,
+             as_json: bool, assignments: tuple[str, ...]) -> None:  # fmt: skip
     """Score the reconstruction of held-out values. Gives metrics with units, codebook usage and perplexity.
 
+    The results are stored in the tokenizer's folder.
+
     \b
-    Example:
+    Examples:
       zoo tokenizer eval depth --data data/scenes
+      zoo tokenizer eval depth --data data --checkpoint vq --set quantizer=vq
     """
     from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 
-    zoo = open_zoo()
-    zoo[name].device = device
-    result = evaluate_tokenizer(zoo, name, data_dir, split=split, limit=samples)
+    handle, overrides = open_zoo()[name], parse_assignments(assignments)
+    if checkpoint is not None:
+        handle = handle.at(checkpoint, settings=handle.check_overrides(overrides))
+    elif overrides:
+        raise click.UsageError("--set: expected only with --checkpoint; registry.toml has the other settings")
+    handle.device = device
+    result = evaluate_tokenizer(handle, data_dir, split=split, limit=samples)
     if as_json:
         show_json({"modality": name, "split": split, **result.to_json()})
         return
     table = plain_table("metric", ">value", "unit", "meaning")
-    for metric in zoo[name].spec.metrics:
+    for metric in handle.spec.metrics:
         table.add_row(metric.name, f"{result.metrics[metric.name]:.4g}", metric.unit, metric.meaning)
     for key, value, unit, meaning in result.codebook_rows():
         table.add_row(key, f"{value:.4g}", unit, meaning)

@@ -35,7 +35,7 @@ from tokenizers_zoo.validation import describe
 if TYPE_CHECKING:
     import PIL.Image
 
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    from tokenizers_zoo.registry import ModalityHandle
 
 OF_TRAINING = ("steps", "kept_step", "training_seconds", "units", "codebook")
 """Figures from training that an evaluation keeps in its file."""
@@ -94,7 +94,7 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def evaluate_tokenizer(
-    zoo: Zoo, name: str, data: Path, *, split: str = TEST, limit: int | None = None, write: bool = True
+    handle: ModalityHandle, data: Path, *, split: str = TEST, limit: int | None = None, write: bool = True
 ) -> TokenizerEvaluation:
     """Encode and decode a split's values (up to `limit`, in stored order) and score the reconstructions.
 
@@ -105,8 +105,7 @@ def evaluate_tokenizer(
     metrics of an input-only modality without a decoder are NaN. Raises DataError if the data lack the modality,
     ReadError if the system cannot read a file now, CheckpointError if there is no tokenizer.
     """
-    handle = zoo[name]
-    store = ValueStore(data)
+    name, store = handle.name, ValueStore(data)
     rows = store.rows(split, [name])
     count = len(rows) if limit is None else min(limit, len(rows))
     of_part = split != TEST or count < len(rows)

@@ -129,6 +129,9 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
             problems.append(about(name, error))
     pairs = {(" + ".join(pair["inputs"]), pair["target"]): pair for pair in evaluation.get("pairs", [])}
     skills = {key: pair["skill"] for key, pair in pairs.items()}
+    forms = {spec["name"]: spec.get("input_form_of") for spec in config["specs"]}
+    copies = {key for key, pair in pairs.items() if pair["target"] in map(forms.get, pair["inputs"])}
+    predicted = [pair for key, pair in pairs.items() if key not in copies and (pair["skill"] or 0) > 0]
     matrix = None
     if pairs:
         rows, columns = (list(dict.fromkeys(key[place] for key in pairs)) for place in (0, 1))
@@ -146,9 +149,9 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "names": names,
         "makes": sum(spec["vocab_size"] > 0 and spec["name"] not in only_read for spec in config["specs"]),
         "summaries": {name: handle.spec.summary for name, handle in handles.items()},
-        "best": max((p for p in pairs.values() if (p["skill"] or 0) > 0), key=lambda p: p["skill"], default=None),
+        "best": max(predicted, key=lambda pair: pair["skill"], default=None),
         "tiles": _tiles(run, config, len(pairs)),
-        "overview": overview(galleries, skills),
+        "overview": overview(galleries, skills, copies),
         "legends": [(handle, swatches) for handle in handles.values() if (swatches := legend_of(handle))],
         "galleries": galleries,
         "gone": gone,

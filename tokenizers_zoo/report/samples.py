@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,10 +110,14 @@ def _columns(entry: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple
     yield "truth", target, "truth"
 
 
-def overview(galleries: Sequence[Gallery], skills: Mapping[tuple[str, str], float | None]) -> dict[str, Any] | None:
-    """Return one sample with everything generated from the input set that has most galleries.
+def overview(
+    galleries: Sequence[Gallery],
+    skills: Mapping[tuple[str, str], float | None],
+    copies: Collection[tuple[str, str]] = (),
+) -> dict[str, Any] | None:
+    """Return one sample with everything generated from the input set that has most galleries, best skill score first.
 
-    None if no sample is in two galleries.
+    Texts, and before them pairs in `copies`, come last. None if no sample is in two galleries.
     """
     sets: dict[tuple[tuple[str, ...], str], list[tuple[Gallery, list[Cell]]]] = {}
     for gallery in galleries:
@@ -124,14 +128,11 @@ def overview(galleries: Sequence[Gallery], skills: Mapping[tuple[str, str], floa
         return None
     cards: list[dict[str, Any]] = []
     for gallery, row in members:
-        generated = next(cell for cell in row if cell.role == "generated")
-        cells = [replace(generated, label="generated"), row[-1]]
-        cards.append(
-            {"name": gallery.target, "skill": skills.get((" + ".join(inputs), gallery.target)), "cells": cells}
-        )
-    cards.sort(
-        key=lambda card: (card["cells"][1].text is not None, -np.inf if card["skill"] is None else -card["skill"])
-    )
+        generated, pair = next(cell for cell in row if cell.role == "generated"), (" + ".join(inputs), gallery.target)
+        cells, skill = [replace(generated, label="generated"), row[-1]], skills.get(pair)
+        order = row[-1].text is not None, pair in copies, np.inf if skill is None else -skill
+        cards.append({"name": gallery.target, "skill": skill, "cells": cells, "order": order})
+    cards.sort(key=lambda card: card["order"])
     return {"key": key, "inputs": [cell for cell in members[0][1] if cell.role == "input"], "cards": cards}
 
 

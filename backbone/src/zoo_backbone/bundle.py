@@ -6,6 +6,7 @@
     OUT/bundle.json                      the distributions that it needs, the golden sample, sha256 sums of its files
     OUT/golden/<modality>.<ext>          a value of each modality
     OUT/samples/, tokens/                on request, some held-out samples, as values and as tokens
+    OUT/wheels/*.whl                     on request, the distributions that it needs; loading it never installs them
     OUT/README.md                        the model card, with evaluation results
 
 The **golden sample** shows whether a bundle works elsewhere as it did where it was written: a value of each modality,
@@ -14,6 +15,7 @@ its tokens, and the tokens that the model predicts from one of the modalities.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import islice
@@ -44,7 +46,8 @@ from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 from zoo_backbone.model import FourM
-from zoo_backbone.run import BUNDLE, BUNDLE_RECORD, TOKENIZERS, Run
+from zoo_backbone.run import BUNDLE, BUNDLE_RECORD, TOKENIZERS, WHEELS, Run
+from zoo_backbone.wheels import write_wheels
 
 REGISTRY, GOLDEN = "registry.toml", "golden"
 SAMPLES, TOKENS = "samples", "tokens"
@@ -56,12 +59,13 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def export_bundle(
     run: Path, zoo: Zoo, out: Path, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
-    device: str = "cpu",
+    device: str = "cpu", with_plugins: bool = False,
 ) -> None:  # fmt: skip
     """Write the model of a run, its tokenizers and its registry into the folder `out`.
 
     `dtype` is the type of stored weights, `samples` the number of held-out samples to include. The golden sample is
-    computed on `device`. Raises FolderError if `out` holds anything, except a bundle with `overwrite`.
+    computed on `device`. `with_plugins` includes the wheels of the distributions that the bundle needs. Raises
+    FolderError if `out` holds anything, except a bundle with `overwrite`, and PluginError if a wheel cannot be made.
     """
     with replacing_folder(out, BUNDLE, overwrite) as folder:
         tensors, config = load_checkpoint(run, CLASS, SHAPE)
@@ -73,7 +77,11 @@ def export_bundle(
         sample = _held_out(places.data, {handle.name: handle for handle in handles})
         plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
-        card = card_of(model, run, out.absolute().name, requires)
+        title = out.absolute().name
+        install = f"{shlex.quote(title)}/{WHEELS}/*.whl" if with_plugins else " ".join(sorted(requires))
+        card = card_of(model, run, title, install)
+        if with_plugins:
+            write_wheels(requires, folder / WHEELS)
         (folder / REGISTRY).write_text(tomli_w.dumps(registry_of(zoo, handles)), encoding="utf-8")
         for handle in handles:
             _copy_tokenizer(handle, folder, dtype)
@@ -89,7 +97,8 @@ def export_bundle(
         for name in model.layout.names:
             own[name].device = device
         golden = golden_sample(model, own, sample, folder)
-        files = {name: file_digest(folder / name) for name in (REGISTRY, *golden["files"].values())}
+        wheels = sorted(f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl"))
+        files = {name: file_digest(folder / name) for name in (REGISTRY, *golden["files"].values(), *wheels)}
         write_table(folder / BUNDLE, {"requires": requires, "files": files, "golden": golden})
         (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -239,8 +248,11 @@ def agreement(stored: Any, found: Any) -> float:
 # --- the model card
 
 
-def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str]) -> str:
-    """Return README.md of a bundle: metadata for the hub, how to use it, and the scores of the run's evaluation."""
+def card_of(model: FourM, run: Path, title: str, install: str) -> str:
+    """Return README.md of a bundle: metadata for the hub, how to use it, and the scores of the run's evaluation.
+
+    `install` names the distributions or wheels for pip install.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     results, rows = [], []
@@ -257,7 +269,6 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str]) ->
         model_name=title, library_name="tokenizers-zoo", pipeline_tag="any-to-any", tags=["4m", "multimodal"],
         eval_results=results or None,
     )  # fmt: skip
-    install = " ".join(sorted(requires))
     table = "\n".join(["", "## Evaluation", "", "Skill score: 0 is the best constant prediction, 1 the tokenizer's "
                        "reconstruction.", "", "| inputs and target | skill | metric | samples |", "|---|---|---|---|",
                        *rows, ""]) if rows else ""  # fmt: skip

@@ -115,18 +115,23 @@ class AnyToAny:
         return loaded
 
     def save_pretrained(
-        self, folder: str | Path, *, dtype: str = "float32", samples: int = 0, overwrite: bool = False
-    ) -> None:
+        self, folder: str | Path, *, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
+        with_plugins: bool = False,
+    ) -> None:  # fmt: skip
         """Write a bundle: the model as it was loaded, its tokenizers and its registry. See `zoo backbone export`."""
-        bundle.export_bundle(self.folder, self.zoo, Path(folder), dtype, samples, overwrite, str(self.device))
+        bundle.export_bundle(
+            self.folder, self.zoo, Path(folder), dtype, samples, overwrite, str(self.device), with_plugins
+        )
 
-    def push_to_hub(self, hub_id: str, *, private: bool = False, dtype: str = "float32") -> str:
+    def push_to_hub(
+        self, hub_id: str, *, private: bool = False, dtype: str = "float32", with_plugins: bool = False
+    ) -> str:
         """Upload a bundle to the hub, with the login of huggingface_hub; return its address."""
         from huggingface_hub import HfApi
 
         with TemporaryDirectory() as place:
             folder = Path(place) / hub_id.rpartition("/")[2]
-            self.save_pretrained(folder, dtype=dtype)
+            self.save_pretrained(folder, dtype=dtype, with_plugins=with_plugins)
             api = HfApi()
             api.create_repo(hub_id, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=hub_id, folder_path=folder).repo_url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -21,6 +22,8 @@ from tokenizers_zoo.run_folder import RUN, RunKind, read_run, write_run
 
 TOKENIZERS = "tokenizers"
 """Folder of the tokenizers in a bundle."""
+WHEELS = "wheels"
+"""Folder of the wheels in a bundle; they are never installed or imported by loading it."""
 BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
 BUNDLE_RECORD = {
@@ -97,14 +100,15 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
         raise CheckpointError(f"{source}: the model has the fingerprint {found}, expected {sha256}")
     if (folder / BUNDLE).is_file():
         record = read_table(folder / BUNDLE, BUNDLE_RECORD)
-        missing = [name for name in record["requires"] if not _is_installed(name)]
-        if missing:
-            raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {' '.join(missing)}")
-        for name, digest in record["files"].items():
+        wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
+        for name, digest in {**dict.fromkeys(wheels), **record["files"]}.items():
             if Path(name).is_absolute() or os.pardir in Path(name).parts:
                 raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
             if not (folder / name).exists() or file_digest(folder / name) != digest:
                 raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
+        if missing := [name for name in record["requires"] if not _is_installed(name)]:
+            install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
+            raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
         registry = folder / "registry.toml"
         if registry.is_file() and (problem := _foreign_setting(load_toml(registry))):
             raise CheckpointError(f"{registry}: a bundle cannot set {problem}; ask its author to export it again")

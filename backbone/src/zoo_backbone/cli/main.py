@@ -360,9 +360,13 @@ def evaluate_command(
               help="Type of the stored weights.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=0), default=0, show_default=True,
               help="Held-out samples to include, for the page of zoo serve.")  # fmt: skip
+@click.option("--with-plugins", is_flag=True,
+              help="Include wheels of the distributions that it needs, for plugins that are on no index.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is in the folder.")
 @DEVICE
-def export(folder: Path, out: Path, dtype: str, samples: int, overwrite: bool, device: str) -> None:
+def export(
+    folder: Path, out: Path, dtype: str, samples: int, with_plugins: bool, overwrite: bool, device: str
+) -> None:  # fmt: skip
     """Write a bundle: one folder with the model and all that it needs.
 
     It holds the tokenizers, the registry, a model card with the scores of
@@ -378,7 +382,7 @@ def export(folder: Path, out: Path, dtype: str, samples: int, overwrite: bool, d
 
     _, zoo = open_run(folder)
     with disk_errors(out):
-        export_bundle(folder, zoo, out, dtype, samples, overwrite, device)
+        export_bundle(folder, zoo, out, dtype, samples, overwrite, device, with_plugins)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: zoo backbone verify {out}")
 
