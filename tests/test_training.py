@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import errno
 import math
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
 from tokenizers_zoo.io import read_lines, read_table
+from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError
@@ -495,3 +498,33 @@ def test_evaluation_samples_are_spread_over_the_split(tmp_path: Path) -> None:
     *during, final = judged
     assert during and all(numbers == [0, 4, 8, 12, 16] for numbers in during), "the first may all be of one kind"
     assert final == list(range(20))
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a setting of glibc")
+def test_freed_memory_is_kept_for_the_next_step_and_given_back_at_the_end() -> None:
+    """Also at the end of an inner block, such as the previews of a training."""
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(30 << 20)  # 120 MiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    with kept_memory():
+        with kept_memory():
+            pages()
+        assert pages() < 1000
+        inside = resident()
+    assert inside - resident() > 25_000, "pages of 4 KiB"
+    assert pages() > 25_000
+
+
+@pytest.mark.parametrize("key", ["batch_size", "grad_accum_steps"])
+def test_a_batch_that_would_never_be_complete_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}: expected a number in \[1, 1000000\], got 10000000000"):
+        TrainConfig(**{key: 10**10})  # type: ignore[arg-type]
