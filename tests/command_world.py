@@ -217,6 +217,16 @@ def without_clock(name: str, data: bytes) -> Any:
     if name.endswith(".json"):
         with contextlib.suppress(ValueError):  # damaged by a test
             return _dropped(json.loads(data))
+    if "training_state" in name and name.endswith(".safetensors"):
+        with contextlib.suppress(ValueError, AttributeError):  # damaged by a test
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])
+            offsets = {
+                key: entry["data_offsets"] for key, entry in header.items() if key not in ("__metadata__", *CLOCK)
+            }
+            return _dropped(header["__metadata__"]), {
+                key: data[8 + size :][slice(*pair)] for key, pair in offsets.items()
+            }
     if name.endswith("README.md"):
         return re.sub(rb"steps in \d+ s", b"", data)
     if name.endswith(".html"):
@@ -233,7 +243,8 @@ def _dropped(value: Any) -> Any:
 def results(files: Files) -> dict[str, Any]:
     """Return the files of a stage without times.
 
-    TensorBoard's files are left out because their names contain the time, and lock files because a kill may leave one.
+    TensorBoard's files are left out because their names contain the time, lock files because a kill may leave one, and
+    checksums of training states because these hold the duration of the steps.
     """
-    kept = (name for name in files if "/tensorboard/" not in name and not name.endswith("/.lock"))
+    kept = (name for name in files if not re.search(r"/tensorboard/|/\.lock$|/checksums-\d+\.json$", name))
     return {name: without_clock(name, files[name]) for name in kept}
