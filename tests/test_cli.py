@@ -274,16 +274,16 @@ def test_imported_tokenizer_is_not_overwritten_by_training(zoo: Run, tmp_path: P
 
 
 def test_a_variant_of_a_tokenizer_is_scored_in_its_folder(zoo: Run, tmp_path: Path) -> None:
-    variant, stored = str(tmp_path / "variant"), Path("tokenizers/depth/evaluation.json")
+    variant, own_scores = str(tmp_path / "variant"), Path("tokenizers/depth/evaluation.json")
     train = "tokenizer train depth --data data --set steps=2 --set quantizer=vq --out"
     assert zoo(*train.split(), variant)[0] == 0
-    before, score = stored.read_bytes(), ("tokenizer", "eval", "depth", "--data", "data")
+    before, score = own_scores.read_bytes(), ("tokenizer", "eval", "depth", "--data", "data")
     settings = "--set", "quantizer=vq", "--checkpoint"
     code, printed, complaint = zoo(*score, *settings, variant, "--json")
     assert code == 0, complaint
-    assert stored.read_bytes() == before
+    assert own_scores.read_bytes() == before
     scores = read_table(tmp_path / "variant/evaluation.json")
-    assert json.loads(printed)["metrics"] == scores["metrics"] != read_table(stored)["metrics"]
+    assert json.loads(printed)["metrics"] == scores["metrics"] != read_table(own_scores)["metrics"]
     assert scores["split"] == "test" and scores["fingerprint"] == fingerprint(tmp_path / "variant")
     refused(zoo(*score, "--checkpoint", variant), variant, "codebook_size")
     refused(zoo(*score, "--checkpoint", "tokenizers/text"), "tokenizers/text: holds a TextVocabulary")

@@ -202,6 +202,17 @@ def test_the_settings_files_are_read_whole(path: Path) -> None:
     assert asked and names.issuperset([*asked, *mixed])
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/export.md"])
+def test_code_fits_the_column_of_the_site(page: str) -> None:
+    """docs/site.css makes room for 100 columns."""
+    fenced, columns = False, dict[str, int]()
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        fenced ^= line.startswith("```")
+        if fenced or line.startswith("    "):
+            columns[line] = len(line if fenced else line[4:])
+    assert columns and not [line for line, width in columns.items() if width > 100]
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

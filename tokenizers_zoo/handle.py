@@ -159,7 +159,7 @@ class ModalityHandle:
     def at(self, checkpoint: Path, vocabulary: Path | None = None, settings: Settings | None = None) -> ModalityHandle:
         """Return the same modality with the tokenizer in another folder, whatever its fingerprint.
 
-        `vocabulary` is the folder of its shared vocabulary, if it has both. `settings` are those of its training.
+        `vocabulary` is the folder of its shared vocabulary, if it has both. `settings` replace the settings in use.
         """
         locate = self.files.locate_vocabulary if vocabulary is None else lambda _: CheckpointPlace(vocabulary)
         origin = self.settings.origin

@@ -51,7 +51,7 @@ def write_wheels(names: Iterable[str], folder: Path) -> None:
 
 
 def _pack(dist: Distribution, folder: Path) -> None:
-    """Write the wheel of a distribution from the files in its RECORD, without those that its installer added."""
+    """Write the wheel of a distribution from the files in its RECORD, except the BY_INSTALLER ones."""
     record, about = dist.read_text("RECORD"), dist.read_text("WHEEL")
     if not record or not about:
         raise PluginError(f"{dist.name}: its installation has no RECORD of a wheel; install it again with pip")
@@ -69,8 +69,8 @@ def _pack(dist: Distribution, folder: Path) -> None:
             continue  # compiled files and RECORD have no digest
         data = read_regular(Path(str(dist.locate_file(name)))) or b""
         kind, _, value = digest.partition("=")
-        found = base64.urlsafe_b64encode(hashlib.new(kind, data).digest()).decode().rstrip("=")
-        if outside or found != value:
+        computed = base64.urlsafe_b64encode(hashlib.new(kind, data).digest()).decode().rstrip("=")
+        if outside or computed != value:
             reason = "is outside of site-packages" if outside else "has changed since it was installed"
             raise PluginError(f"{dist.name}: no wheel can be made of it: {dist.locate_file(name)} {reason}")
         info = top if path.match("*.dist-info/METADATA") and "/" not in top else info
