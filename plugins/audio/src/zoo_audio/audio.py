@@ -21,7 +21,7 @@ from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.validation import CountedReads
-from zoo_audio.compressed import EXTENSIONS, check_channels, check_length, read_compressed
+from zoo_audio.compressed import EXTENSIONS, FASTEST, check_sound, read_compressed
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,6 @@ UNKNOWN_FROM = 0x7FFFF000
 """Programs that write to a pipe state a size from here on to 0xFFFFFFFF."""
 TAPS = 10
 """Samples of the slower rate that the filter of `resampled` reaches to each side."""
-FASTEST = 1_000_000
-"""Hz: the highest sample rate of a file that is read."""
 FINEST = 100_000
 """The ratio of two sample rates is taken as one of whole numbers up to this, exactly or within 5 millionths of it: so
 long the filter of `resampled` becomes, and usual rates need a few thousand."""
@@ -43,7 +41,7 @@ PICTURE = (192, 128)
 
 
 def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
-    """Sample rate and (samples, channels) as the file has them: 8 to 32 bits, or floats. Raises ValueError."""
+    """Sample rate and (samples, channels) as the file has them: 8 to 32 bits, or floats. Raises as `check_sound`."""
     from scipy.io import wavfile
 
     if data[:4] not in (b"RIFF", b"RIFX", b"RF64") or data[8:12] != b"WAVE":
@@ -61,9 +59,9 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
         raise ValueError(f"cannot be read as WAV: {error}") from None
     if not samples.size or rate < 1:
         raise ValueError("it holds no sound")
-    if rate > FASTEST:
-        raise ValueError(f"sample rate {rate} Hz: expected up to {FASTEST:,}; resample it first")
-    return rate, samples.reshape(len(samples), -1)
+    channels = samples.reshape(len(samples), -1)
+    check_sound(rate, channels.shape[1], len(channels))
+    return rate, channels
 
 
 def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
@@ -230,18 +228,16 @@ class Audio(TemporalModality):
             given = read_array(data, extension)
             if given.dtype.kind != "f" and given.dtype != np.int16:
                 raise ValueError(f"expected floats in [-1, 1] or int16, got {given.dtype}, which has no full scale")
-            check_length(len(given) / options.sample_rate if given.ndim else 0)
+            check_sound(options.sample_rate, 1, len(given) if given.ndim else 0)
             samples = to_float(given)
             if samples.ndim != 1 or not samples.size:
                 raise ValueError(f"expected one channel (time,), got {samples.shape}; mix it down, or save a .wav")
         elif extension in ("wav", "wave"):
             rate, channels = read_wav(data)
-            check_length(len(channels) / rate)
-            check_channels(channels.shape[1])
             used = to_float(channels[: math.ceil(seconds * rate) + 2 * TAPS])
             samples = resampled(used.mean(axis=1), rate, options.sample_rate)
         elif extension in EXTENSIONS:
-            rate, channels = read_compressed(data, extension, seconds, FASTEST)
+            rate, channels = read_compressed(data, extension, seconds)
             samples = resampled(channels.mean(axis=1), rate, options.sample_rate)
         else:
             raise ValueError(

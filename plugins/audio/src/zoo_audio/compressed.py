@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 from tokenizers_zoo.limits import limits
 
 EXTENSIONS = ("flac", "mp3", "ogg", "oga", "opus", "aif", "aiff", "au", "caf")
+FASTEST = 1_000_000
+"""Hz: the highest sample rate of a file that is read."""
 MOST_CHANNELS = 64
 """Channels of a file that is read."""
 
 
-def check_length(seconds: float) -> None:
-    """Raise InvalidValueError above the limit `audio_seconds`."""
-    limits().check("audio_seconds", seconds, f"{seconds:,.1f} seconds of sound")
-
-
-def check_channels(channels: int) -> None:
-    """Raise ValueError for more than MOST_CHANNELS."""
+def check_sound(rate: int, channels: int, samples: int) -> None:
+    """Raise ValueError above FASTEST and MOST_CHANNELS, InvalidValueError above the limit `audio_seconds`."""
+    if not 1 <= rate <= FASTEST:
+        raise ValueError(f"sample rate {rate} Hz: expected up to {FASTEST:,}; resample it first")
     if channels > MOST_CHANNELS:
         raise ValueError(f"{channels} channels: expected up to {MOST_CHANNELS}; mix it down first")
+    limits().check("audio_seconds", samples / rate, f"{samples / rate:,.1f} seconds of sound")
 
 
-def read_compressed(data: bytes, extension: str, seconds: float, fastest: int) -> tuple[int, NDArray[np.float32]]:
+def read_compressed(data: bytes, extension: str, seconds: float) -> tuple[int, NDArray[np.float32]]:
     """Return the sample rate, and up to `seconds` of sound as float32 (samples, channels) in [-1, 1].
 
-    Compressed sound may overshoot; it is clipped. Raises ValueError for damaged files, and for rates above `fastest`.
+    Compressed sound may overshoot; it is clipped. Raises as `check_sound`, and ValueError for damaged files.
     """
     try:
         import soundfile
@@ -37,11 +37,8 @@ def read_compressed(data: bytes, extension: str, seconds: float, fastest: int) -
 
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate, channels = file.samplerate, file.channels
-            if not 1 <= rate <= fastest:
-                raise ValueError(f"sample rate {rate} Hz: expected up to {fastest:,}; resample it first")
-            check_channels(channels)
-            check_length(file.frames / rate)
+            rate = file.samplerate
+            check_sound(rate, file.channels, file.frames)
             samples: NDArray[np.float32] = file.read(int(seconds * rate) + 1, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
         why = getattr(error, "error_string", str(error)).rstrip(".")

@@ -19,7 +19,7 @@ ONE = 1 / 255, 1 / 65535
 
 
 class EdgeMap(SpatialModality):
-    """float32 (1, height, width): 1 on an edge, else 0. A subclass adds X and X."""
+    """float32 (1, height, width): 1 on an edge, else 0. A subclass gives `summary` and `derive`."""
 
     kind = "binary"
     channels = 1
@@ -74,29 +74,19 @@ class EdgeMap(SpatialModality):
         return [*usual, *(found * comb for found in usual)]
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
-        # Both maps are thinned first. Otherwise broad lines would score higher, since pixels next to a line are within
-        # one pixel.
-        lines = [(thinned(p[0] > 0.5), thinned(t[0] > 0.5)) for p, t in zip(predicted, target, strict=True)]
+        from scipy.ndimage import binary_dilation
+        from skimage.morphology import skeletonize
+
+        # Both maps are thinned to lines one pixel wide (Zhang and Suen, CACM 27(3), 1984). Otherwise broad lines would
+        # score higher, since pixels next to a line are within one pixel.
+        lines = [(skeletonize(p[0] > 0.5), skeletonize(t[0] > 0.5)) for p, t in zip(predicted, target, strict=True)]
+        near = np.ones((3, 3))
         guessed, true = (sum(int(side.sum()) for side in sides) for sides in zip(*lines, strict=True))
         if not guessed and not true:
             return {"f1": 1.0}
-        precision = sum(int((p & widened(t)).sum()) for p, t in lines) / max(guessed, 1)
-        recall = sum(int((t & widened(p)).sum()) for p, t in lines) / max(true, 1)
+        precision = sum(int((p & binary_dilation(t, near)).sum()) for p, t in lines) / max(guessed, 1)
+        recall = sum(int((t & binary_dilation(p, near)).sum()) for p, t in lines) / max(true, 1)
         return {"f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0}
-
-
-def thinned(edges: np.ndarray) -> np.ndarray:
-    """Edges as lines one pixel wide (Zhang and Suen, CACM 27(3), 1984)."""
-    from skimage.morphology import skeletonize
-
-    return skeletonize(edges)
-
-
-def widened(edges: np.ndarray) -> np.ndarray:
-    """True within one pixel (8 neighbours) of a True."""
-    from scipy.ndimage import binary_dilation
-
-    return binary_dilation(edges, np.ones((3, 3)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -203,11 +203,9 @@ def ceiling_lamp(rng: random.Random, scene: Scene) -> Thing:
     metal = Surface("plain", ((0.5, 0.5, 0.52),) * 3, 0.5, 0.3)
     radius = rng.uniform(0.13, 0.22)
     cord = max((scene.height - z) / 2, 0.01)
-    shade = (
-        Part(ELLIPSOID, (radius, radius, radius * 0.75), (0, 0, 0), glow)
-        if rng.random() < 0.5
-        else Part(CYLINDER, (radius, 0.07, 0.0), (0, 0, 0), glow)
-    )
+    shade = Part(CYLINDER, (radius, 0.07, 0.0), (0, 0, 0), glow)
+    if rng.random() < 0.5:
+        shade = Part(ELLIPSOID, (radius, radius, radius * 0.75), (0, 0, 0), glow)
     parts = [shade, Part(CYLINDER, (0.012, cord, 0.0), (0, 0, cord), metal)]
     return Thing("lamp", "ceiling lamp", "", parts, (radius, radius, 0.1), (x, y, z))
 

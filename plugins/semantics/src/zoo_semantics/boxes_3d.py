@@ -42,6 +42,10 @@ LONGEST = 100.0
 """Metres that no side is beyond."""
 ROUNDED = 1e-6
 """Radians that a yaw may be beyond half a turn: in single precision pi is 9e-8 more than it is."""
+SIZE = 256  # pixels, height and width
+BEHIND = 0.45  # metres that are shown behind the camera
+GRID, CAMERA = (48, 51, 60), (235, 235, 235)
+SHADE = 0.3
 
 
 Span = tuple[float, float]
@@ -199,7 +203,11 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
 
     def overlaps(self, first: Sequence[Box], second: Sequence[Box]) -> Array:
         """Intersection over union of the volumes."""
-        return shares(numbers_of(first), numbers_of(second))
+        tables = numbers_of(first), numbers_of(second)
+        (bottom, top), (its_bottom, its_top) = (boxes[:, 1] + [[-0.5], [0.5]] * boxes[:, 4] for boxes in tables)
+        height = np.minimum(top[:, None], its_top) - np.maximum(bottom[:, None], its_bottom)
+        shared = shared_areas(*tables) * np.maximum(height, 0.0)
+        return shares_of_union(shared, *(boxes[:, 3:6].prod(axis=1) for boxes in tables))
 
     def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
         errors = [math.dist(guess["center"], truth["center"]) for guess, truth, _ in found]
@@ -220,9 +228,41 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
 
     @hookimpl
     def render(self, value: list[Box], settings: Settings) -> PIL.Image.Image:
-        """The boxes from above, on a grid of metres, with the camera at the bottom."""
+        """The boxes from above: the camera at the bottom looks up, a line each metre, each box's front has a tick.
+
+        Shown are at least the metres `x` and `z`, as far as they are ahead; higher boxes lie over lower ones.
+        """
+        from PIL import Image, ImageDraw
+
         options = settings.take(Boxes3dSettings)
-        return draw(value, options.x, options.z)
+        depth = max(-options.z[0], 0.0) + BEHIND
+        width = max(options.x[1] - options.x[0], depth)
+        left, far = (sum(options.x) - width) / 2, width - BEHIND
+        scale = SIZE / width
+
+        def place(right: float, ahead: float) -> tuple[float, float]:
+            """The pixel of a point, metres to the right and ahead."""
+            return (right - left) * scale, (far - ahead) * scale
+
+        picture = Image.new("RGB", (SIZE, SIZE), GROUND)
+        pen = ImageDraw.Draw(picture)
+        for metre in range(math.ceil(left), math.floor(left + width) + 1):
+            pen.line((*place(metre, -BEHIND), *place(metre, far)), fill=GRID)
+        for metre in range(math.floor(far) + 1):
+            pen.line((*place(left, metre), *place(left + width, metre)), fill=GRID)
+        table = numbers_of(value)
+        outlines = [[place(*corner) for corner in box] for box in corners(table).tolist()]
+        for n in sorted(range(len(value)), key=lambda n: (table[n, 1] + table[n, 4] / 2, n)):
+            colour = label_colour(value[n]["label"])
+            fill = tuple(round(SHADE * c + (1 - SHADE) * g) for c, g in zip(colour, GROUND, strict=True))
+            pen.polygon(outlines[n], fill=fill, outline=colour)
+            front = np.mean([outlines[n][0], outlines[n][3]], axis=0)
+            beyond = 0.12 * scale * np.array([math.cos(table[n, 6]), -math.sin(table[n, 6])])
+            pen.line((*place(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=2)
+            left_edge, top = np.array(outlines[n]).min(axis=0)
+            draw_label(pen, value[n]["label"], left_edge, top - 18, SIZE)
+        pen.polygon([place(0.0, 0.0), place(-0.3, 0.5), place(0.3, 0.5)], outline=CAMERA)
+        return picture
 
 
 CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2  # counter-clockwise; of the sides along and across
@@ -272,57 +312,6 @@ def mean_clipped(start: Array, stop: Array, limit: Array) -> Array:
     below, above = np.minimum(high, -limit) - low, high - np.maximum(low, limit)
     weighed = (top - bottom) * (top + bottom) / 2 + limit * (np.maximum(above, 0) - np.maximum(below, 0))
     return np.divide(weighed, high - low, out=np.array(bottom), where=high > low)
-
-
-def shares(first: Array, second: Array) -> Array:
-    """Volume of intersection over volume of union of boxes `(n, 7)` and `(m, 7)`: `(n, m)`."""
-    (bottom, top), (its_bottom, its_top) = (boxes[:, 1] + [[-0.5], [0.5]] * boxes[:, 4] for boxes in (first, second))
-    height = np.minimum(top[:, None], its_top) - np.maximum(bottom[:, None], its_bottom)
-    shared = shared_areas(first, second) * np.maximum(height, 0.0)
-    return shares_of_union(shared, first[:, 3:6].prod(axis=1), second[:, 3:6].prod(axis=1))
-
-
-SIZE = 256  # pixels, height and width
-BEHIND = 0.45  # metres that are shown behind the camera
-GRID, CAMERA = (48, 51, 60), (235, 235, 235)
-SHADE = 0.3
-
-
-def draw(boxes: Sequence[Box], x: tuple[float, float], z: tuple[float, float]) -> PIL.Image.Image:
-    """The boxes from above: the camera at the bottom looks up, a line each metre, each box's front has a tick.
-
-    Shown are at least the metres `x` and `z`, as far as they are ahead; higher boxes lie over lower ones.
-    """
-    from PIL import Image, ImageDraw
-
-    depth = max(-z[0], 0.0) + BEHIND
-    width = max(x[1] - x[0], depth)
-    left, far = (x[0] + x[1] - width) / 2, width - BEHIND
-    scale = SIZE / width
-
-    def place(right: float, ahead: float) -> tuple[float, float]:
-        """The pixel of a point, metres to the right and ahead."""
-        return (right - left) * scale, (far - ahead) * scale
-
-    picture = Image.new("RGB", (SIZE, SIZE), GROUND)
-    pen = ImageDraw.Draw(picture)
-    for metre in range(math.ceil(left), math.floor(left + width) + 1):
-        pen.line((*place(metre, -BEHIND), *place(metre, far)), fill=GRID)
-    for metre in range(math.floor(far) + 1):
-        pen.line((*place(left, metre), *place(left + width, metre)), fill=GRID)
-    table = numbers_of(boxes)
-    outlines = [[place(*corner) for corner in box] for box in corners(table).tolist()]
-    for n in sorted(range(len(boxes)), key=lambda n: (table[n, 1] + table[n, 4] / 2, n)):
-        colour = label_colour(boxes[n]["label"])
-        fill = tuple(round(SHADE * c + (1 - SHADE) * g) for c, g in zip(colour, GROUND, strict=True))
-        pen.polygon(outlines[n], fill=fill, outline=colour)
-        front = np.mean([outlines[n][0], outlines[n][3]], axis=0)
-        beyond = 0.12 * scale * np.array([math.cos(table[n, 6]), -math.sin(table[n, 6])])
-        pen.line((*place(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=2)
-        left_edge, top = np.array(outlines[n]).min(axis=0)
-        draw_label(pen, boxes[n]["label"], left_edge, top - 18, SIZE)
-    pen.polygon([place(0.0, 0.0), place(-0.3, 0.5), place(0.3, 0.5)], outline=CAMERA)
-    return picture
 
 
 plugin = Boxes3d()
