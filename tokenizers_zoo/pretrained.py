@@ -175,45 +175,41 @@ class PretrainedConfig:
         added = [field for field in dataclasses.fields(self) if field.name not in kinds]
         return {field.name: getattr(self, field.name) for field in added if not field.metadata.get("shown")}
 
-    def load(self, build: Callable[[Path, str], T]) -> T:
-        """Return `build(folder, device)`, cached per process and config; `build` is a function of a module, no
-        lambda."""
+    def load(self, build: Callable[..., T], *arguments: Hashable) -> T:
+        """Return `build(folder, device, *arguments)`, cached per process and config; `build` is a function of a
+        module, no lambda."""
+        key = build, self, arguments
         with _lock:
-            if (build, self) not in _loaded:
-                _loaded[build, self] = build(self.locate(), self.torch_device)
-            return cast(T, _loaded[build, self])
+            if key not in _loaded:
+                _loaded[key] = build(self.locate(), self.torch_device, *arguments)
+            return cast(T, _loaded[key])
 
     def transformers(self, name: str) -> Any:
         """Load the transformers class `name` from here: a processor, or a network on `device`, in eval mode and without
         gradients."""
-        return self.load(_transformers_builder(name, self.unused))
+        return self.load(_from_transformers, name, self.unused)
 
 
-@functools.cache
-def _transformers_builder(name: str, unused: tuple[str, ...]) -> Callable[[Path, str], Any]:
-    """Return the function that builds class `name`, cached."""
+def _from_transformers(folder: Path, device: str, name: str, unused: tuple[str, ...]) -> Any:
+    """Build class `name` from a folder; weights that match `unused` may be missing."""
+    import torch
 
-    def build(folder: Path, device: str) -> Any:
-        import torch
-
-        try:
-            import transformers
-        except ImportError:
-            raise PretrainedError('its network needs transformers; pip install "transformers>=5.22.2"') from None
-        cls = getattr(transformers, name)
-        safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        with _quiet(transformers), one_line(f"{folder}: cannot be read as {name}"):
-            if not hasattr(cls, "base_model_prefix") and not name.startswith("AutoModel"):
-                # One way to resize, so that values do not depend on whether torchvision is installed.
-                return cls.from_pretrained(folder, **safe, **({"backend": "pil"} if "Image" in name else {}))
-            safe |= {"use_safetensors": True, "output_loading_info": True}
-            found, report = cls.from_pretrained(folder, dtype=torch.float32, **safe)
-        lacking = (key for key in report["missing_keys"] if not any(fnmatch(key, pattern) for pattern in unused))
-        if absent := sorted(lacking):
-            raise PretrainedError(f"{folder}: is no {name}: its weights lack {absent[0]}{and_others(len(absent) - 1)}")
-        return found.eval().requires_grad_(False).to(device)
-
-    return build
+    try:
+        import transformers
+    except ImportError:
+        raise PretrainedError('its network needs transformers; pip install "transformers>=5.22.2"') from None
+    cls = getattr(transformers, name)
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with _quiet(transformers), one_line(f"{folder}: cannot be read as {name}"):
+        if not hasattr(cls, "base_model_prefix") and not name.startswith("AutoModel"):
+            # One way to resize, so that values do not depend on whether torchvision is installed.
+            return cls.from_pretrained(folder, **safe, **({"backend": "pil"} if "Image" in name else {}))
+        safe |= {"use_safetensors": True, "output_loading_info": True}
+        found, report = cls.from_pretrained(folder, dtype=torch.float32, **safe)
+    lacking = (key for key in report["missing_keys"] if not any(fnmatch(key, pattern) for pattern in unused))
+    if absent := sorted(lacking):
+        raise PretrainedError(f"{folder}: is no {name}: its weights lack {absent[0]}{and_others(len(absent) - 1)}")
+    return found.eval().requires_grad_(False).to(device)
 
 
 @contextlib.contextmanager
