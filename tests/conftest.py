@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -98,3 +99,7 @@ def toy(install: Callable[..., Path], install_example: Callable[..., Path], tmp_
     from toy_plugins import install_toy
 
     return install_toy(install, install_example, tmp_path)
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a background job, which tests of Ctrl-C would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)

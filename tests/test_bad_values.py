@@ -301,7 +301,7 @@ def rotated(matrix: np.ndarray) -> list[Any]:
 
 NAN = math.nan
 VALUES: list[tuple[str, Any, str]] = [
-    ("human_poses", {"people": []}, "list of people"), ("human_poses", [[]], "person 0"),
+    ("human_poses", {"people": []}, "list of tables"), ("human_poses", [[]], "person 0"),
     ("human_poses", [PERSON, 3], "person 1"),
     *(("human_poses", changed(PERSON, **entries), word) for entries, word in (
         ({"joints_camera": None}, "lacks joints_camera"),
@@ -317,7 +317,7 @@ VALUES: list[tuple[str, Any, str]] = [
     *(("human_poses", rotated(matrix), "person 1: joint_rotations") for matrix in (
         np.zeros((3, 3)), np.diag([-1.0, 1, 1]), 2 * np.eye(3), np.eye(3)[[1, 0, 2]]
     )),
-    ("boxes", {}, "list of boxes"), ("boxes", [3], "box 0"), ("boxes", [FLAT, {"label": "a"}], "box 1: lacks box"),
+    ("boxes", {}, "list of tables"), ("boxes", [3], "box 0"), ("boxes", [FLAT, {"label": "a"}], "box 1: lacks box"),
     ("boxes", changed(FLAT, **{"b" * 90000: 1}), "unknown keys"),
     *((name, changed(value, label=label), "label") for name, value in (("boxes", FLAT), ("boxes_3d", SOLID))
       for label in ("", " a", "a\x07", "a" * 101, 3, "a  " * 90000)),
@@ -325,7 +325,7 @@ VALUES: list[tuple[str, Any, str]] = [
         [0, 0, 64, 64], [0, 0, 1.00001, 1], [0, 0, True, 1], [0, 0, 1], list(range(90000))
     )),
     ("boxes", changed(FLAT, box=[0.5, 0, 0.5, 1]), "xmin < xmax"),
-    ("boxes_3d", {}, "list of boxes"), ("boxes_3d", [3], "box 0"), ("boxes_3d", changed(SOLID, roll=0), "unknown keys"),
+    ("boxes_3d", {}, "list of tables"), ("boxes_3d", [3], "box 0"), ("boxes_3d", changed(SOLID, roll=0), "unknown keys"),
     ("boxes_3d", [SOLID, changed(SOLID, yaw=None, center=None)[0]], "box 1: lacks center, yaw"),
     *(("boxes_3d", changed(SOLID, center=value), "center") for value in (
         [0, 0], [0, "1", 0], 3, [0, 20_000, 0], [0, True, 0]

@@ -557,7 +557,8 @@ class ModalityHandle:
         if missing := [name for name in self.spec.derived_from if name not in sample]:
             raise DataError(f"{self.name}: is derived from {', '.join(missing)}, which the sample lacks")
         specs = self._specs_of(self.spec.derived_from)
-        sample = {name: as_array(value) for name, value in sample.items()}
+        if any(hasattr(value, "detach") for value in sample.values()):
+            sample = {name: as_array(value) for name, value in sample.items()}
         value = self._call("derive", sample=sample, settings=self.settings, specs=specs)
         self._check_given(value, "derive", any_size=True)
         return value

@@ -111,7 +111,11 @@ def value_problem(spec: ValueSpec, value: Any, *, any_size: bool = False) -> str
             return str(UnknownNameError.of("class", value, spec.classes))
         return "it cannot be written as UTF-8" if LONE_SURROGATE.search(value) else None
     if spec.kind == "object":
-        return _json_problem(value) if is_object(spec, value) else f"give a {'list' if spec.items else 'dict'}"
+        return (
+            _json_problem(value)
+            if isinstance(value, list if spec.items else dict)
+            else f"give a {'list' if spec.items else 'dict'}"
+        )
     if not isinstance(value, np.ndarray | np.generic):  # of no axes both are the same
         return "give a numpy array"
     shape: tuple[int | str, ...] = spec.shape
