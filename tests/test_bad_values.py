@@ -325,14 +325,15 @@ VALUES: list[tuple[str, Any, str]] = [
         [0, 0, 64, 64], [0, 0, 1.00001, 1], [0, 0, True, 1], [0, 0, 1], list(range(90000))
     )),
     ("boxes", changed(FLAT, box=[0.5, 0, 0.5, 1]), "xmin < xmax"),
-    ("boxes_3d", {}, "list of tables"), ("boxes_3d", [3], "box 0"), ("boxes_3d", changed(SOLID, roll=0), "unknown keys"),
+    ("boxes_3d", {}, "list of tables"), ("boxes_3d", [3], "box 0"),
+    ("boxes_3d", changed(SOLID, roll=0), "unknown keys"),
     ("boxes_3d", [SOLID, changed(SOLID, yaw=None, center=None)[0]], "box 1: lacks center, yaw"),
     *(("boxes_3d", changed(SOLID, center=value), "center") for value in (
         [0, 0], [0, "1", 0], 3, [0, 20_000, 0], [0, True, 0]
     )),
     *(("boxes_3d", changed(SOLID, size=value), "size") for value in ([1, -1, 1], [1, 0, 1], [1, 1], [1, 1, 1e5])),
     *(("boxes_3d", changed(SOLID, yaw=value), "yaw") for value in (90, 3.15, "left")),
-    ("metadata", [], "table"), ("metadata", {"camera_hight": 1}, "camera_hight"),
+    ("metadata", [], "dict"), ("metadata", {"camera_hight": 1}, "camera_hight"),
     *(("metadata", {"camera_height": value}, "camera_height") for value in (3.5, "tall", True)),
     ("metadata", {"num_people": 1.5}, "num_people"), ("metadata", {"camera_fov": 27.5}, "camera_fov"),
     ("caption", "x" * 10_000_000, "at most 2000"), ("caption", "bell \x07", "U+0007 at character 5"),

@@ -15,8 +15,8 @@ NAMES = {
 }
 METHODS = {
     "AnyToAny": {
-        "device", "embed", "encoder", "forward_features", "from_pretrained", "generate", "handle", "modalities",
-        "push_to_hub", "run", "save_pretrained", "score", "tokenize",
+        "device", "draw", "embed", "encoder", "forward_features", "from_pretrained", "generate", "handle", "modalities",
+        "prepare", "push_to_hub", "run", "save_pretrained", "score", "tokenize",
     },
     "Zoo": {
         "at", "check_file", "checkpoints", "disabled", "folder", "forget_tokenizers", "from_tables", "from_toml",
