@@ -25,7 +25,7 @@ def test_data_from_a_visitor_is_never_a_path(model: AnyToAny, tmp_path: Path) ->
     server = app.Server(model, app.Limits())
     assert server.value("boxes", app.Value(data=boxes)).value == boxes
     for path in (tmp_path / "secret.json", tmp_path / "missing.json"):
-        with pytest.raises(InvalidValueError, match=r"^boxes: expected a list of tables, got str$"):
+        with pytest.raises(InvalidValueError, match=r"^boxes: expected a list of tables"):
             server.value("boxes", app.Value(data=str(path)))
 
 
