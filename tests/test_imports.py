@@ -249,6 +249,7 @@ UNCHECKED = {
     "tokenizers_zoo/cli/main.py": "/proc/loadavg",
     "tokenizers_zoo/pipeline/workers.py": "the system's limits of processors",
     "tokenizers_zoo/report/pictures.py": "read whole before, by own_file",
+    "zoo_backbone/wheels.py": "metadata of installed distributions",
     "zoo_backbone/train.py": "pictures that it has just written",
     "zoo_geometry/pose_networks.py": "checked by PretrainedConfig.locate",
     "zoo_photos/photos.py": "pictures in a wheel",
