@@ -77,11 +77,8 @@ def export_bundle(
         sample = _held_out(places.data, {handle.name: handle for handle in handles})
         plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
-        title = out.absolute().name
-        install = f"{shlex.quote(title)}/{WHEELS}/*.whl" if with_plugins else " ".join(sorted(requires))
-        card = card_of(model, run, title, install)
-        if with_plugins:
-            write_wheels(requires, folder / WHEELS)
+        card = card_of(model, run, out.absolute().name, requires, with_plugins)
+        wheels = write_wheels(requires, folder / WHEELS) if with_plugins else []
         (folder / REGISTRY).write_text(tomli_w.dumps(registry_of(zoo, handles)), encoding="utf-8")
         for handle in handles:
             _copy_tokenizer(handle, folder, dtype)
@@ -97,8 +94,8 @@ def export_bundle(
         for name in model.layout.names:
             own[name].device = device
         golden = golden_sample(model, own, sample, folder)
-        wheels = sorted(f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl"))
-        files = {name: file_digest(folder / name) for name in (REGISTRY, *golden["files"].values(), *wheels)}
+        listed = REGISTRY, *golden["files"].values(), *(f"{WHEELS}/{name}" for name in wheels)
+        files = {name: file_digest(folder / name) for name in listed}
         write_table(folder / BUNDLE, {"requires": requires, "files": files, "golden": golden})
         (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -248,11 +245,8 @@ def agreement(stored: Any, found: Any) -> float:
 # --- the model card
 
 
-def card_of(model: FourM, run: Path, title: str, install: str) -> str:
-    """Return README.md of a bundle: metadata for the hub, how to use it, and the scores of the run's evaluation.
-
-    `install` names the distributions or wheels for pip install.
-    """
+def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], with_plugins: bool) -> str:
+    """Return README.md of a bundle: metadata for the hub, how to use it, and the scores of the run's evaluation."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results, rows = [], []
@@ -269,6 +263,7 @@ def card_of(model: FourM, run: Path, title: str, install: str) -> str:
         model_name=title, library_name="tokenizers-zoo", pipeline_tag="any-to-any", tags=["4m", "multimodal"],
         eval_results=results or None,
     )  # fmt: skip
+    install = f"{shlex.quote(title)}/{WHEELS}/*.whl" if with_plugins else " ".join(sorted(requires))
     table = "\n".join(["", "## Evaluation", "", "Skill score: 0 is the best constant prediction, 1 the tokenizer's "
                        "reconstruction.", "", "| inputs and target | skill | metric | samples |", "|---|---|---|---|",
                        *rows, ""]) if rows else ""  # fmt: skip

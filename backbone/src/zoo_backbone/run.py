@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import Distribution, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
                 raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
             if not (folder / name).exists() or file_digest(folder / name) != digest:
                 raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
-        if missing := [name for name in record["requires"] if not _is_installed(name)]:
+        if missing := [name for name in record["requires"] if not any(Distribution.discover(name=name))]:
             install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
             raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
         registry = folder / "registry.toml"
@@ -128,13 +128,6 @@ def _foreign_setting(tables: Mapping[str, Any]) -> str:
         return f"[zoo] checkpoints to another folder than {TOKENIZERS}"
     named = (name for name, table in modalities.items() if isinstance(table, dict) and "checkpoint" in table)
     return next((f"[modalities.{name}] checkpoint" for name in named), "")
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        return bool(version(distribution))
-    except PackageNotFoundError:
-        return False
 
 
 def registry_place(registry: Path | None) -> str | None:
