@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 from collections.abc import Iterable
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from importlib.metadata import PackageNotFoundError, distribution, distributions
 from typing import Any
 
 import click
@@ -99,17 +100,12 @@ def _plugins() -> dict[str, dict[str, Any]]:
 
 def _libraries(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of the installed libraries that these distributions require, extras included."""
-    found = {}
+    versions = {}
     for name in names:
         for requirement in distribution(name).requires or ():
             library = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-            if library not in names and (installed := _installed(library)) is not None:
-                found[installed.name] = installed.version
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
-
-
-def _installed(name: str) -> Distribution | None:
-    try:
-        return distribution(name)
-    except PackageNotFoundError:
-        return None
+            if library not in names:
+                with contextlib.suppress(PackageNotFoundError):
+                    installed = distribution(library)
+                    versions[installed.name] = installed.version
+    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))

@@ -6,8 +6,6 @@ import contextlib
 import importlib.util
 import re
 import shlex
-import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from tokenizers_zoo.config import Origin, load_toml
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, installed_claims
+from tokenizers_zoo.run_folder import replacing_folder
 from tokenizers_zoo.terminal import echo
 
 FAMILIES = {
@@ -131,10 +130,8 @@ def write_distribution(name: str, family: str, folder: Path) -> None:
     }  # fmt: skip
     written = environment.get_template(f"plugin/{family}.j2").render(facts)
     _, *parts = re.split(r"^=== (.+)\n", written, flags=re.MULTILINE)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with replacing_folder(folder) as temporary:
         for path, text in zip(parts[::2], parts[1::2], strict=True):
-            target = Path(temporary) / "new" / path
+            target = temporary / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
-        shutil.move(Path(temporary) / "new", folder)
