@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, QuantizedTrainConfig
 from tokenizers_zoo.config import Settings, check_counts, check_interval
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.images import ValueHooks
 from tokenizers_zoo.families.object_tokens import (
@@ -25,7 +25,7 @@ from tokenizers_zoo.families.object_tokens import (
     levels_of,
     numbers_of,
 )
-from tokenizers_zoo.families.text import TextModality, sequence_layout
+from tokenizers_zoo.families.text import TextModality, of_each, sequence_layout
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.spec import Crop, ModalitySpec
@@ -301,15 +301,8 @@ class ObjectModality(ValueHooks, TrainedModality):
 
     def split_all(self, values: Sequence[Any], options: Any, name: str) -> list[list[Any]]:
         """Return the objects of each value, at most `max_objects`. Raises InvalidValueError with the place."""
-        found = []
-        for index, value in enumerate(values):
-            array = np.asarray(value.cpu()) if hasattr(value, "cpu") else value
-            try:
-                found.append(self.split(array, options)[: self.max_objects(options)])
-            except InvalidValueError as error:
-                place = f" (value {index} of {len(values)})" if len(values) > 1 else ""
-                raise InvalidValueError(f"{name}: {error}{place}") from None
-        return found
+        arrays = [np.asarray(value.cpu()) if hasattr(value, "cpu") else value for value in values]
+        return of_each(arrays, lambda array: self.split(array, options)[: self.max_objects(options)], name)
 
 
 class ObjectCodec(ValueCodec):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -27,6 +27,7 @@ from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
 from tokenizers_zoo.validation import json_of
 
 S = TypeVar("S")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +127,8 @@ class TextModality(PluginBase, Generic[S]):
     @hookimpl
     def encode(self, tokenizer: TextTokenizer[S], values: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
         """Return the ids of each value, int64 `(tokens,)`. Raises InvalidValueError that names the batch index."""
-        tokens = []
-        for index, value in enumerate(values):
-            try:
-                tokens.append(np.asarray(self.encode_value(value, tokenizer), dtype=np.int64))
-            except InvalidValueError as error:
-                place = f" (value {index} of {len(values)})" if len(values) > 1 else ""
-                raise InvalidValueError(f"{tokenizer.name}: {error}{place}") from None
-        return tokens
+        rows = of_each(values, lambda value: self.encode_value(value, tokenizer), tokenizer.name)
+        return [np.asarray(ids, dtype=np.int64) for ids in rows]
 
     @hookimpl
     def decode(self, tokenizer: TextTokenizer[S], tokens: Sequence[Any]) -> Any:
@@ -152,6 +147,18 @@ class TextModality(PluginBase, Generic[S]):
                 f"coordinate_axes is {config.coordinate_axes}; set it to {self.axes} or more, or disable the modality"
             )
         return config
+
+
+def of_each(values: Sequence[Any], function: Callable[[Any], R], name: str) -> list[R]:
+    """Return the results for the values of modality `name`; an InvalidValueError gets the name and the batch index."""
+    results = []
+    for index, value in enumerate(values):
+        try:
+            results.append(function(value))
+        except InvalidValueError as error:
+            position = f" (value {index} of {len(values)})" if len(values) > 1 else ""
+            raise InvalidValueError(f"{name}: {error}{position}") from None
+    return results
 
 
 def whole_groups(groups: Iterable[Sequence[int]], limit: int) -> list[int]:
