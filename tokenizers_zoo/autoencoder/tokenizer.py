@@ -18,6 +18,7 @@ from tokenizers_zoo.checkpoint import check_sizes, fitting, load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.io import as_json
+from tokenizers_zoo.nn.layers import Applied
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -63,12 +64,14 @@ class AutoencoderTokenizer:
 
         There is no decoder if the tokenizer has a diffusion decoder only.
         """
-        found: dict[str, nn.Module] = {
-            "encoder": _Encoding(self.codec, _without(self.module, "decoder", DENOISER[:-1]))
+        codec = self.codec
+        encoder, decoder = (_without(self.module, name, DENOISER[:-1]) for name in ("decoder", "encoder"))
+        networks: dict[str, nn.Module] = {
+            "encoder": Applied(lambda values: encoder.encode(codec.to_network(values)), encoder)
         }
         if not isinstance(self.module.decoder, NoDecoder):
-            found["decoder"] = _Decoding(self.codec, _without(self.module, "encoder", DENOISER[:-1]))
-        return found
+            networks["decoder"] = Applied(lambda tokens: codec.from_network(decoder.decode_plain(tokens)), decoder)
+        return networks
 
     def _decoded(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         config = self.module.config
@@ -91,28 +94,6 @@ class AutoencoderTokenizer:
             with torch.inference_mode():
                 results.append(function(padded.to(self.device))[: len(chunk)].to(batch.device))
         return torch.cat(results)
-
-
-class _Encoding(nn.Module):
-    """Values to tokens."""
-
-    def __init__(self, codec: ValueCodec, module: Autoencoder) -> None:
-        super().__init__()
-        self.codec, self.module = codec, module
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.module.encode(self.codec.to_network(values))
-
-
-class _Decoding(nn.Module):
-    """Tokens to values of the plain decoder."""
-
-    def __init__(self, codec: ValueCodec, module: Autoencoder) -> None:
-        super().__init__()
-        self.codec, self.module = codec, module
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.codec.from_network(self.module.decode_plain(tokens))
 
 
 def _without(module: Autoencoder, *names: str) -> Autoencoder:

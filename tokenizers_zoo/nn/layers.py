@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Applied(nn.Module):
-    """A function as a module without weights."""
+    """A function as a module with the weights of the `parts` that it calls."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], *parts: nn.Module) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.parts = function, nn.ModuleList(parts)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)

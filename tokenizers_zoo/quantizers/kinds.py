@@ -311,8 +311,7 @@ class SimpleVector(Adapter):
             self.simvq.code_transform.weight.mul_(scale)
 
     def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
-        codes, tokens, loss = self.simvq(latents)
-        return codes, tokens, loss
+        return self.simvq(latents)
 
     def tokens(self, latents: Codes) -> Tokens:
         return nearest(latents, self.simvq.codebook)
