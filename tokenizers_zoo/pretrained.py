@@ -205,11 +205,11 @@ def _from_transformers(folder: Path, device: str, name: str, unused: tuple[str, 
             # One way to resize, so that values do not depend on whether torchvision is installed.
             return cls.from_pretrained(folder, **safe, **({"backend": "pil"} if "Image" in name else {}))
         safe |= {"use_safetensors": True, "output_loading_info": True}
-        found, report = cls.from_pretrained(folder, dtype=torch.float32, **safe)
-    lacking = (key for key in report["missing_keys"] if not any(fnmatch(key, pattern) for pattern in unused))
-    if absent := sorted(lacking):
+        network, report = cls.from_pretrained(folder, dtype=torch.float32, **safe)
+    missing = (key for key in report["missing_keys"] if not any(fnmatch(key, pattern) for pattern in unused))
+    if absent := sorted(missing):
         raise PretrainedError(f"{folder}: is no {name}: its weights lack {absent[0]}{and_others(len(absent) - 1)}")
-    return found.eval().requires_grad_(False).to(device)
+    return network.eval().requires_grad_(False).to(device)
 
 
 @contextlib.contextmanager
