@@ -58,25 +58,15 @@ def backbone() -> None:
 backbone.add_command(generate_command)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Training:
-    """The settings of `zoo backbone train`."""
-
-    stored: dict[str, Any] | None
-    """The config.json of --from."""
-    tables: dict[str, dict[str, Any]]
-    """The tables of the file."""
-    size: ModelConfig
-    """The preset, or the model of --from, which [model] changes."""
-    model: ModelConfig
-    train: TrainConfig
-
-
 def _training(
     *, preset: str | None, config_file: Path | None, start: Path | None, steps: int | None, seed: int | None,
     assignments: tuple[str, ...], **others: Any,
-) -> _Training:  # fmt: skip
-    """Return the settings of `zoo backbone train`. Raises ConfigError, and CheckpointError for a wrong --from."""
+) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], ModelConfig, ModelConfig, TrainConfig]:  # fmt: skip
+    """Return the settings of `zoo backbone train`. Raises ConfigError, and CheckpointError for a wrong --from.
+
+    They are the config.json of --from, the tables of the file, the preset or the model of --from, this model as changed
+    by [model], and the training.
+    """
     tables, stored = read_tables(config_file), None
     size = PRESETS[preset or "nano"]
     if start is not None:
@@ -89,7 +79,7 @@ def _training(
     )
     table = with_options(tables["train"], assignments, seed, steps=steps)
     train = from_mapping(TrainConfig, table, Origin(path=config_file, table="train"))
-    return _Training(stored=stored, tables=tables, size=size, model=model, train=train)
+    return stored, tables, size, model, train
 
 
 @backbone.command(cls=CheckedCommand, check=_training)
@@ -135,11 +125,9 @@ def train(
     from zoo_backbone.distributed import leave
     from zoo_backbone.grow import train_run
 
-    settings = _training(
+    stored, tables, size, model, config = _training(
         preset=preset, config_file=config_file, start=start, steps=steps, seed=seed, assignments=assignments
     )
-    stored, tables, size = settings.stored, settings.tables, settings.size
-    model, config = settings.model, settings.train
     if print_config:
         usual = dataclasses.asdict(type(size)())
         differing = {key: value for key, value in dataclasses.asdict(size).items() if value != usual[key]}
