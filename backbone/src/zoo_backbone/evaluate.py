@@ -39,6 +39,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,10 +223,7 @@ class _Evaluation:
             values = [data.handles[target].constant_baseline(of_sample) for of_sample in of_samples]
         score, (baseline, best) = data.score(target, values, samples), data.bounds(target, samples)
         main = data.handles[target].spec.metrics[0]
-
-        def skill(score: float | None, baseline: float | None, best: float | None) -> float | None:
-            return skill_score(score, baseline, best, main.higher_is_better)
-
+        skill = partial(skill_score, higher_is_better=main.higher_is_better)
         resampled = map(skill, score.resampled, baseline.resampled, best.resampled)
         return {
             "inputs": list(inputs),

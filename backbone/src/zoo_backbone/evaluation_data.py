@@ -169,7 +169,6 @@ class EvaluationData:
                 yield value
 
     def tokens(self, name: str, samples: Sequence[int]) -> Any:
-        """Return test tokens."""
         return self.columns[name].take(np.array(samples, np.int64) * self.split.crops)
 
     def _constant(self, name: str) -> Any:
@@ -202,14 +201,11 @@ class EvaluationData:
         def main_score(places: Sequence[int]) -> float:
             return handle.score([predicted[place] for place in places], [truth[place] for place in places])[main]
 
-        scores = handle.score(predicted, truth)
-        return Measured(
-            {metric: number if math.isfinite(number) else None for metric, number in scores.items()},
-            [
-                number if math.isfinite(number) else None
-                for number in bootstrap(main_score, len(samples), self.config.seed)
-            ],
-        )
+        def finite(number: float) -> float | None:
+            return number if math.isfinite(number) else None
+
+        scores = {metric: finite(number) for metric, number in handle.score(predicted, truth).items()}
+        return Measured(scores, list(map(finite, bootstrap(main_score, len(samples), self.config.seed))))
 
 
 def _decoder_of(handle: ModalityHandle) -> str:

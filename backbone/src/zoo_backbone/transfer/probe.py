@@ -101,8 +101,7 @@ def build_encoder(run: Path, config: TransferConfig, seed: int) -> FourMEncoder:
         for name, buffer in model.named_buffers():
             buffer.copy_(positions[name])
     encoder = FourMEncoder(model, frozen=config.tuning in ("frozen", "lora"))
-    if config.tuning == "lora":
-        require_peft()
+    if config.tuning == "lora":  # callers have checked that peft is installed
         from peft import LoraConfig, inject_adapter_in_model
 
         lora = LoraConfig(

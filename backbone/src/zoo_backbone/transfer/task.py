@@ -163,7 +163,6 @@ class Task:
         return target.metrics if judge is target else judge.spec.metrics
 
     def score(self, target: Any, predicted: Sequence[Any], labels: Sequence[Any]) -> dict[str, float]:
-        """Return the metrics of predictions."""
         return dict(self._judge(target).score(predicted, [self.truth(target, label) for label in labels]))
 
     def constant_baseline(self, target: Any, labels: Sequence[Any]) -> Any:

@@ -149,11 +149,9 @@ class ProbeTask(LoopTask):
 
     @property
     def title(self) -> str:
-        """Title of the progress bar."""
         return f"transfer {self.task.title}"
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the identity of the probe."""
         config, backbone = self.probe_config, self.probe_config["backbone"]
         fingerprints = {name: backbone["fingerprints"].get(name) for name in config["inputs"]}
         return {
@@ -200,18 +198,15 @@ class ProbeTask(LoopTask):
     # ------------------------------------------------------------------ steps
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
-        """Return inputs and encoded targets."""
         return self._inputs(self.split.samples, values), self.target.encode([self.targets[place] for place in values])
 
     def losses(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Return the loss of a batch."""
         inputs, targets = batch
         features, mask = inputs if self.frozen else self.network.features(*inputs)
         features = F.dropout(features, self.config.dropout, module.training)
         return {"loss": self.target.loss(self.network.head.train_outputs(features, mask, targets), targets)}
 
     def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], None]:
-        """Return predictions."""
         predicted = []
         for start in range(0, len(values), EVAL_BATCH):
             inputs = self._inputs(self.held_out, values[start : start + EVAL_BATCH])
@@ -219,7 +214,6 @@ class ProbeTask(LoopTask):
         return predicted, None
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        """Return the metrics of predictions."""
         return self.task.score(self.target, predicted, [self.held_out.labels[place] for place in target])
 
     def render(self, value: Any) -> Any:
