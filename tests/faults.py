@@ -191,7 +191,7 @@ FORMATS = (
     Format(name="begun index", files="index/*", readers="retrieve", begun="retrieve"),
     Format(name="begun evaluation", files="run/evaluation/*.json", readers="eval", begun="eval"),
     Format(name="begun generation", files="made/*", readers="generate", begun="generate"),
-    Format(name="index vectors", files="index/*.faiss", readers="query keys,query depth,retrieve"),
+    Format(name="index vectors", files="index/[ot]*.safetensors", readers="query keys,query depth,retrieve"),
     Format(name="index records", files="index/*.json index/model.safetensors",
            readers="query keys,query depth,retrieve"),
     Format(name="bundle", files="bundle/[!R]*",

@@ -219,7 +219,7 @@ READERS: Mapping[str, tuple[str, Callable[[Path, Zoo], Any]]] = {
     "tokenizer": ("tokenizers/depth/config.json tokenizers/depth/model.safetensors", tokenizer("depth")),
     "vocabulary": ("tokenizers/text/config.json tokenizers/text/model.safetensors", tokenizer("caption")),
     "backbone": ("run/config.json run/model.safetensors run/run.json", backbone),
-    "index": ("index/*.json index/*.faiss index/model.safetensors", index),
+    "index": ("index/*.json index/*.safetensors", index),
     "metrics": ("run/metrics.jsonl", lambda root, zoo: read_lines(root / "run/metrics.jsonl")),
     "tokens of a file": ("one.json", lambda root, zoo: read_tokens(zoo["depth"], root / "one.json")),
     "registry.toml": ("registry.toml", registry),

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from retrieval_world import NAMES, SOURCES, World, all_five, copied, make_world
+from safetensors.torch import load_file, save_file
 from small_modalities import command_result, installed, refusal, write
 from token_stores import reversed_tokens, stored_tokens, write_tokens
 
@@ -26,7 +27,7 @@ from tokenizers_zoo.checkpoint import load_config, save_checkpoint
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import STORE, TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
-from tokenizers_zoo.io import file_digest, read_table, table_text
+from tokenizers_zoo.io import file_digest, read_table, table_text, write_table
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
@@ -38,7 +39,7 @@ from zoo_backbone.retrieval import EmbeddingConfig, Search, query
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
 from zoo_backbone.retrieval.embed import Embedder, check_via, unit
-from zoo_backbone.retrieval.index import Index, build, faiss, is_sound, new_index, read_vectors
+from zoo_backbone.retrieval.index import Index, build, faiss, new_index, read_vectors, write_vectors
 from zoo_backbone.retrieval.query import (
     CORRECT,
     chance,
@@ -48,6 +49,7 @@ from zoo_backbone.retrieval.query import (
 )
 from zoo_backbone.run import Run
 
+VECTORS = "together.safetensors"
 zoo, refused = partial(command_result, retrieve), partial(refusal, retrieve)
 
 
@@ -60,6 +62,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="module")
 def index(world: World) -> Index:
     return build(world.run, world.zoo, world.root / "index", config=EmbeddingConfig())
+
+
+@pytest.fixture(scope="module")
+def approximate(world: World) -> Index:
+    return build(world.run, world.zoo, world.root / "cells", config=EmbeddingConfig(), search="approximate")
 
 
 def stored(world: World, name: str, count: int = 8) -> tuple[list[str], Any]:
@@ -230,16 +237,16 @@ def test_a_killed_build_resumes_to_the_same_bytes(
     write_file = indexes.write_vectors
 
     def killed(path: Path, *given: Any) -> None:
-        if path.name == "of-gist.faiss":
+        if path.name == "of-gist.safetensors":
             raise KeyboardInterrupt
         write_file(path, *given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(indexes, "write_vectors", killed)
         build(world.run, world.zoo, place, config=EmbeddingConfig(), search=search)
-    assert {path.name for path in place.glob("*.faiss")} == {"of-light.faiss", "of-dark.faiss", "of-letters.faiss"}
+    assert {path.stem for path in place.glob("of-*")} == {"of-light", "of-dark", "of-letters"}
     assert "no finished index" in refused("query", place, "--keys", "test-000")
-    (place / "of-dark.faiss").write_bytes(b"IxF")
+    (place / "of-dark.safetensors").write_bytes(b"IxF")
     embedded: list[tuple[str, bool]] = []
     embed_stored = Embedder.embed_stored
 
@@ -267,21 +274,34 @@ def test_a_run_that_was_moved(world: World, index: Index, tmp_path: Path) -> Non
     assert (tmp_path / "found" / "hits.png").is_file()
 
 
-def test_an_approximate_index_finds_nearly_what_the_exact_one_does(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("clusters", [0, 30])
+def test_an_approximate_index_finds_nearly_what_the_exact_one_does(clusters: int, tmp_path: Path) -> None:
+    """Also among vectors without clusters, where most cells are searched; and with any number of threads."""
+    rng, path = np.random.default_rng(0), tmp_path / "vectors"
+    vectors = rng.standard_normal((3100, 64))
+    if clusters:
+        vectors += 2 * rng.standard_normal((clusters, 64))[rng.integers(clusters, size=len(vectors))]
+    vectors, queries = np.split(unit(vectors), [3000])
+    files, threads = set(), faiss().omp_get_max_threads()
+    for count in (1, 2):
+        faiss().omp_set_num_threads(count)
+        write_vectors(path, vectors, "approximate")
+        files.add(file_digest(path))
+    faiss().omp_set_num_threads(threads)
+    arrays = read_vectors(path, 3000, *files, kind="approximate")
+    expected = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
+    rows = [new_index(**kept).search(queries, 10)[1] for kept in ({"vectors": arrays["vectors"]}, arrays)]
+    overlap = [np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near, expected, strict=True)]) for near in rows]
+    assert overlap[0] == 1 and overlap[1] > 0.95
+    assert (arrays["probes"][0] < len(arrays["centroids"]) // 2) == bool(clusters)
+
+
+def test_an_approximate_index_returns_as_many_hits_as_asked(
+    world: World, approximate: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = np.random.default_rng(0)
-    vectors, queries = unit(rng.standard_normal((1000, 16))), unit(rng.standard_normal((50, 16)))
-    rows = [new_index(vectors, kind).search(queries, 5)[1] for kind in ("exact", "approximate")]
-    expected = np.argsort(-queries @ vectors.T, axis=1)[:, :5]
-    assert np.array_equal(rows[0], expected)
-    overlap = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(rows[1], expected, strict=True)])
-    assert overlap > 0.95
-    # The option selects approximate search, and so does a large size.
-    place = tmp_path / "index"
-    assert build(world.run, world.zoo, place, config=EmbeddingConfig(), search="approximate").search_kind == (
-        "approximate"
-    )
+    assert approximate.search_kind == "approximate"
+    (result,) = query_keys(approximate, world.zoo, world.keys[:1], ["dark"], {}, 99, find="light", exclude_self=True)
+    assert {hit.key for hit in result.hits} == set(world.keys[1:])
     monkeypatch.setattr(indexes, "LARGE", 20)
     large = build(world.run, world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
     assert large.search_kind == "approximate" and large.names == ["light"]
@@ -447,8 +467,8 @@ def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) ->
     keys = read_table(index.folder / "keys.json")
     assert keys == {"keys": world.keys, "lacks": {name: [3, 7] if name == "letters" else [] for name in NAMES}}
     damages: list[tuple[str, bytes]] = [
-        ("together.faiss", b"IxF"), ("together.faiss", flipped(index.folder / "together.faiss")),
-        ("together.faiss", (index.folder / "of-letters.faiss").read_bytes()),
+        (VECTORS, b"x"), (VECTORS, flipped(index.folder / VECTORS)),
+        (VECTORS, (index.folder / "of-letters.safetensors").read_bytes()),
         ("keys.json", b"{"), ("config.json", b'{"class": "Probe"}'), ("model.safetensors", b"x"),
         ("keys.json", table_text({"keys": world.keys, "lacks": {"light": [30]}}).encode()),
     ]  # fmt: skip
@@ -552,67 +572,51 @@ def test_no_figures_are_beside_pictures_of_others(
     assert json.loads(json.dumps(eval_again("plain"))) == read_table(tmp_path / "retrieval.json")
 
 
-def changed(part: str, value: int, at: int | None = None) -> Callable[[Any], None]:
-    """Return a function that changes an HNSW graph: an array of it, or a number."""
-
-    def change(index: Any) -> None:
-        library, numbers = faiss(), getattr(index.hnsw, part)
-        if isinstance(numbers, int):
-            setattr(index.hnsw, part, value)
-            return
-        array = library.vector_to_array(numbers)
-        array[slice(None) if at is None else at] = value
-        library.copy_array_to_vector(array, numbers)
-
-    return change
-
-
-@pytest.mark.parametrize("kind", ["exact", "approximate"])
-def test_other_types_of_indexes_are_not_given_to_faiss(kind: Search, tmp_path: Path) -> None:
-    """Lists on disk, `IwFl` with `ilod`, would open any file that they name."""
-    vectors, path = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32), tmp_path / "together.faiss"
-    data = faiss().serialize_index(new_index(vectors, kind)).tobytes()
-    for changed_data in (data.replace(b"IxFI", b"IwFl"), b"IwFl" + data[4:], data[:37] + b"\xff" * 8 + data[45:], b""):
-        path.write_bytes(changed_data)
-        with pytest.raises(CheckpointError, match="damaged"):
-            read_vectors(path, 100, file_digest(path), kind)
-    path.write_bytes(data.replace(b"IxFI", b"IwFl"))
-    with pytest.raises(CheckpointError, match=f"damaged: no index of the kind {kind}"):
-        read_vectors(path, 100, file_digest(path), kind)
-    path.write_bytes(data)
-    assert read_vectors(path, 100, file_digest(path), kind).ntotal == 100
-    other: Search = "exact" if kind == "approximate" else "approximate"
-    with pytest.raises(CheckpointError, match=f"no index of the kind {other}"):
-        read_vectors(path, 100, file_digest(path), other)
-    vectors[40, 3] = np.nan
-    path.write_bytes(faiss().serialize_index(new_index(vectors, kind)).tobytes())
-    with pytest.raises(CheckpointError, match="damaged: links or numbers"):
-        read_vectors(path, 100, file_digest(path), kind)
-
-
-def misled(index: Any) -> None:
-    """Let a link of the second level lead to a vector that only the first level has."""
-    library, graph = faiss(), index.hnsw
-    offsets, levels, starts = (
-        library.vector_to_array(part).astype(np.int64)
-        for part in (graph.offsets, graph.levels, graph.cum_nneighbor_per_level)
-    )
-    changed("neighbors", int(np.flatnonzero(levels == 1)[0]), int(offsets[levels.argmax()] + starts[1]))(index)
-
-
 @pytest.mark.parametrize("change", [
-    changed("entry_point", 2000), changed("entry_point", -1), changed("max_level", 1000),
-    changed("neighbors", 2000, 5), changed("neighbors", -2, 5), changed("offsets", 2**40), changed("levels", 90),
-    changed("levels", 0, 3), changed("cum_nneighbor_per_level", 7), misled,
+    {"vectors": lambda x: x[:-1]}, {"vectors": lambda x: x[:, 0]}, {"vectors": lambda x: x[:, :0]},
+    {"vectors": lambda x: x.half()}, {"vectors": lambda x: x.bfloat16()}, {"vectors": lambda x: x.log()},
+    {"vectors": lambda x: 1e30 * x}, {"centroids": lambda x: x[:, 1:]}, {"centroids": lambda x: x[0]},
+    {"centroids": lambda x: x[:0]}, {"centroids": lambda x: x[0, 0]}, {"centroids": lambda x: x / 0},
+    {"centroids": lambda x: x[:-1]}, {"cells": lambda x: x[:-1]}, {"cells": lambda x: x + 4},
+    {"cells": lambda x: x - 1}, {"cells": lambda x: x.long()}, {"probes": lambda x: 0 * x},
+    {"probes": lambda x: -x}, {"probes": lambda x: x[0]}, {"cells": None}, {"vectors": None}, {"others": torch.clone},
 ])  # fmt: skip
-def test_a_graph_with_links_that_lead_outside_is_refused(change: Callable[[Any], None], tmp_path: Path) -> None:
-    """A stranger's index has a right checksum, and FAISS follows its links. Some versions of FAISS check them, too."""
-    vectors = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
-    index, path = new_index(vectors, "approximate"), tmp_path / "together.faiss"
-    path.write_bytes(faiss().serialize_index(index))
-    assert read_vectors(path, 2000, file_digest(path), "approximate").ntotal == 2000
-    change(index)
-    assert not is_sound(index, "approximate")
-    path.write_bytes(faiss().serialize_index(index))
-    with pytest.raises(CheckpointError, match="damaged"):
-        read_vectors(path, 2000, file_digest(path), "approximate")
+def test_arrays_with_a_right_checksum_are_checked(
+    world: World, approximate: Index, tmp_path: Path, change: dict[str, Callable[[Any], Any] | None]
+) -> None:
+    """An index of a stranger; FAISS would follow the numbers of cells without checking."""
+    folder = Path(shutil.copytree(approximate.folder, tmp_path / "index"))
+    tensors = {"others": torch.ones(1), **load_file(folder / VECTORS)}
+    tensors |= {name: function(tensors[name]).contiguous() for name, function in change.items() if function}
+    save_file({name: tensors[name] for name in tensors if change.get(name, name != "others")}, folder / VECTORS)
+    signed(folder)
+    assert f"{VECTORS}: damaged" in refused(
+        "query", folder, "--run", world.run, "--keys", "test-000", error=CheckpointError
+    )
+
+
+def signed(folder: Path) -> None:
+    """Record the sha256 of changed vectors."""
+    record = read_table(folder / "run.json")
+    record["finished"]["files"][VECTORS] = file_digest(folder / VECTORS)
+    write_table(folder / "run.json", record)
+
+
+def test_files_of_false_lengths_and_other_kinds_are_refused(
+    world: World, index: Index, approximate: Index, tmp_path: Path
+) -> None:
+    data = (index.folder / VECTORS).read_bytes()
+    files = [
+        b"", data[:100], b"\xff" * 8 + data[8:], data.replace(b"[30,", b"[99,"), data + b"x",
+        (approximate.folder / VECTORS).read_bytes(),
+    ]  # fmt: skip
+    folder = Path(shutil.copytree(index.folder, tmp_path / "index"))
+    for damaged in files:
+        (folder / VECTORS).write_bytes(damaged)
+        signed(folder)
+        assert f"{VECTORS}: damaged" in refused(
+            "query", folder, "--run", world.run, "--keys", "test-000", error=CheckpointError
+        )
+    (folder / VECTORS).write_bytes(data)
+    signed(folder)
+    assert zoo("query", folder, "--run", world.run, "--keys", "test-000").exception is None

@@ -57,7 +57,7 @@ def retrieve() -> None:
 @RUN
 @click.option("--out", type=PATH, required=True, help="Folder of the index.")
 @embedding_options
-@click.option("--exact/--approximate", "exact", default=None, help="Compare all vectors, or search a graph (HNSW). "
+@click.option("--exact/--approximate", "exact", default=None, help="Compare all vectors, or those of near cells. "
               "Default: exact up to 100,000 samples.")  # fmt: skip
 @DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace another index. Not needed to resume.")

@@ -1,35 +1,39 @@
-"""Indexes: FAISS vectors of stored samples, per modality and of all modalities together.
+"""Indexes: vectors of stored samples, per modality and of all modalities together, which FAISS searches.
 
-run.json            see `RunFolder`; "places" has the run, "finished" the sha256 of the .faiss files
+run.json            see `RunFolder`; "places" has the run, "finished" the sha256 of the vector files
 config.json         the identity: "fingerprint" of the backbone, "split", "embedding", "search", "tokenizers",
                     "modalities" {name: number of vectors}, "samples": sha256 of keys and tokens
 model.safetensors   the space: `<modality>.mean` and `<modality>.projection`
 keys.json           "keys" of all samples; "lacks": {name: numbers of the samples without the modality}
-of-<name>.faiss     a vector for each sample with the modality
-together.faiss      a vector for each sample: the normalised sum over its modalities
+of-<name>.safetensors   a vector for each sample with the modality
+together.safetensors    a vector for each sample: the normalised sum over its modalities
+
+A vector file has `vectors` float32 `(n, dims)`. For approximate search it also has an inverted file: `centroids`
+float32 `(cells, dims)`, `cells` int32 `(n,)`, the cell of each vector, and `probes` int32 `(1,)`, the number of cells
+that a query searches. FAISS gets checked arrays, and reads no file: it trusts the links and lengths of its formats.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
-from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError, first_line
-from tokenizers_zoo.io import file_digest, open_regular, read_table, replacing_file, shape_problem, write_table
+from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
+from tokenizers_zoo.io import file_digest, read_table, replacing_file, shape_problem, write_table, write_tensors
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
@@ -43,24 +47,20 @@ TOGETHER = ""
 """The name of the vectors of all modalities together."""
 INDEX = RunKind(
     name="index",
-    files=(WEIGHTS, CONFIG, CARD, KEYS, "*.faiss"),
+    files=(WEIGHTS, CONFIG, CARD, KEYS, "of-*.safetensors", "together.safetensors"),
     state="space.json",
     results=(WEIGHTS, CONFIG, KEYS),
 )
-"""`space.json` marks that the space is fitted, and has the sha256 of the complete `.faiss` files, which a build that
-resumes reuses."""
+"""`space.json` marks that the space is fitted, and has the sha256 of the complete vector files, which a build
+that resumes reuses."""
 LARGE = 100_000
 """Indexes of more samples are approximate by default."""
-LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128
-"""HNSW (arXiv 1603.09320): links per vector, candidates while building, and least candidates while searching."""
+RECALL = 0.97
+"""Share of the ten nearest that stored vectors find as queries; it decides how many cells a query searches."""
 DAMAGED = "build it again with --overwrite"
-MARKS: dict[Search, tuple[bytes, ...]] = {"exact": (b"IxFI",), "approximate": (b"IHNf", b"IxFI")}
-"""FAISS's marks of IndexFlatIP, and of IndexHNSWFlat over vectors like these."""
-HEADER = 37
-"""Bytes before the graph in the file of an HNSW index."""
 SHAPE = {
-    "fingerprint": str, "split": str, "search": frozenset(MARKS), "embedding": dict, "tokenizers": {str: str},
-    "modalities": {str: int},
+    "fingerprint": str, "split": str, "search": frozenset(get_args(Search)), "embedding": dict,
+    "tokenizers": {str: str}, "modalities": {str: int},
 }  # fmt: skip
 """Shape of config.json."""
 
@@ -125,7 +125,7 @@ def _write_vectors(
     out: Path, embedder: Embedder, samples: TokenData, present: npt.NDArray[np.bool_], names: Sequence[str],
     kind: Search,
 ) -> dict[str, str]:  # fmt: skip
-    """Write keys and vectors, one modality after the other, and return the sha256 of the .faiss files by name.
+    """Write keys and vectors, one modality after the other, and return the sha256 of the vector files by name.
 
     Complete files are kept.
     """
@@ -135,10 +135,7 @@ def _write_vectors(
         for name, has in zip(names, present.T, strict=True):
             path, places = out / file_of(name), np.flatnonzero(has)
             try:
-                vectors = np.asarray(
-                    read_vectors(path, len(places), files.get(path.name), kind).reconstruct_n(0, len(places)),
-                    np.float32,
-                )
+                vectors = read_vectors(path, len(places), files.get(path.name), kind)["vectors"]
                 advance(len(places))
             except CheckpointError:
                 vectors = embedder.embed_stored(samples, name, places, partial(advance, title=f"embed {name}"))
@@ -156,102 +153,68 @@ def _write_vectors(
     return files
 
 
-def new_index(vectors: Vectors, kind: Search) -> Any:
-    """Return a FAISS index of unit vectors by inner product. Equal vectors give an equal index."""
-    library, dims = faiss(), vectors.shape[1]
-    if kind == "exact":
-        index = library.IndexFlatIP(dims)
-        index.add(vectors)
-        return index
-    index = library.IndexHNSWFlat(dims, LINKS, library.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = BUILD_WIDTH
+def write_vectors(path: Path, vectors: Vectors, kind: Search) -> None:
+    """Write unit vectors, and their cells for approximate search. Equal vectors give an equal file."""
+    arrays = {"vectors": vectors, **(_cells(vectors) if kind == "approximate" else {})}
+    with replacing_file(path) as temporary:
+        write_tensors(temporary, {name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _cells(vectors: Vectors) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of an inverted file: k-means on the sphere, and as many probes as reach RECALL."""
+    library, (count, dims) = faiss(), vectors.shape
     threads = library.omp_get_max_threads()
-    library.omp_set_num_threads(1)  # several threads link in random order
+    library.omp_set_num_threads(1)  # several threads may round differently
     try:
-        index.add(vectors)
+        means = library.Kmeans(dims, math.isqrt(count), niter=10, seed=0, spherical=True, min_points_per_centroid=1,
+                               max_points_per_centroid=64)  # fmt: skip
+        means.train(vectors)
+        arrays = {"centroids": means.centroids, "cells": means.assign(vectors)[1].astype(np.int32)}
+        queries = vectors[:: -(-count // 256)]
+        tenth = new_index(vectors).search(queries, 10)[0][:, -1:] - 1e-6  # equal vectors are equally near
+        index = new_index(vectors, **arrays, probes=np.ones(1, np.int32))
+        while index.nprobe < index.nlist and (index.search(queries, 10)[0] >= tenth).mean() < RECALL:
+            index.nprobe *= 2
     finally:
         library.omp_set_num_threads(threads)
-    return index
+    return {**arrays, "probes": np.array([index.nprobe], np.int32)}
 
 
-def write_vectors(path: Path, vectors: Vectors, kind: Search) -> None:
-    """Write a FAISS index atomically."""
-    with replacing_file(path) as temporary:
-        temporary.write_bytes(faiss().serialize_index(new_index(vectors, kind)))  # tofile hides a full disk
-
-
-def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> Any:
-    """Read a FAISS index of `count` vectors. Raises CheckpointError if the file is missing or damaged."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file; {DAMAGED}")
-    if file_digest(path) != sha256:
-        raise CheckpointError(f"{path}: damaged: it has another checksum than when it was written; {DAMAGED}")
-    if _marks(path) != MARKS[kind]:
-        raise CheckpointError(f"{path}: damaged: no index of the kind {kind}; {DAMAGED}")
+def new_index(vectors: Vectors, centroids: Any = None, cells: Any = None, probes: Any = None) -> Any:
+    """Return the FAISS index of the arrays of a vector file, by inner product."""
     library = faiss()
-    if hasattr(library, "set_deserialization_vector_byte_limit"):  # since 1.14; a false length would exhaust memory
-        library.set_deserialization_vector_byte_limit(path.stat().st_size)
-    try:
-        index = library.read_index(str(path))
-    except (RuntimeError, MemoryError) as error:
-        raise CheckpointError(f"{path}: damaged ({first_line(error)}); {DAMAGED}") from None
-    if index.ntotal != count:
-        raise CheckpointError(f"{path}: has {index.ntotal} vectors, expected {count}; {DAMAGED}")
-    if not is_sound(index, kind):
-        raise CheckpointError(f"{path}: damaged: links or numbers of vectors are missing, or not finite; {DAMAGED}")
+    flat = library.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors if centroids is None else centroids)
+    if centroids is None:
+        return flat
+    index, cells = library.IndexIVFFlat(flat, flat.d, flat.ntotal, library.METRIC_INNER_PRODUCT), cells.astype(np.int64)
+    index.add_core(len(vectors), library.swig_ptr(vectors), None, library.swig_ptr(cells))
+    index.nprobe = int(probes[0])
     return index
 
 
-def _marks(path: Path) -> tuple[bytes, ...]:
-    """Return the marks of FAISS's types in a file: of its index, and of the vectors of an HNSW graph.
-
-    Other types than MARKS are not given to FAISS: some open further files that they name.
-    """
-    with open_regular(path) as file:
-        mark = file.read(HEADER)[:4]
-        if mark != b"IHNf":
-            return (mark,)
-        with contextlib.suppress(OverflowError, OSError, ValueError):  # a false length
-            for size in (8, 4, 4, 8, 4):  # bytes of a probability, a start, a level, an offset and a link
-                file.seek(int.from_bytes(file.read(8), "little") * size, os.SEEK_CUR)
-            file.seek(5 * 4, os.SEEK_CUR)  # entry point, top level, and three widths of the search
-            return mark, file.read(4)
-        return (mark,)
-
-
-def is_sound(index: Any, kind: Search) -> bool:
-    """Return whether an index is what `new_index` makes, with all of its vectors, which are finite."""
-    library, graph = faiss(), kind == "approximate"
-    flat = library.downcast_index(index.storage) if graph else index
-    whole = (flat.ntotal, flat.d, flat.codes.size()) == (index.ntotal, index.d, 4 * index.ntotal * index.d)
-    by_product = index.metric_type == library.METRIC_INNER_PRODUCT
-    if not (whole and by_product and (not graph or _is_sound_graph(index.hnsw, index.ntotal))):
-        return False
-    vectors = library.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d)  # not a copy
-    return math.isfinite(np.vdot(vectors, vectors))
-
-
-def _is_sound_graph(graph: Any, count: int) -> bool:
-    """Return whether the links of an HNSW graph lead to its `count` vectors. FAISS follows them without checking."""
-    links, offsets, levels, starts = (
-        faiss().vector_to_array(part).astype(np.int64)
-        for part in (graph.neighbors, graph.offsets, graph.levels, graph.cum_nneighbor_per_level)
-    )
-    if (len(levels), len(offsets)) != (count, count + 1) or not count or not len(starts):
-        return False
-    top = int(levels.max())
-    if levels.min() < 1 or top >= len(starts) or starts[0] or (np.diff(starts) < 0).any():
-        return False
-    if offsets[0] or offsets[-1] != len(links) or (np.diff(offsets) != starts[levels]).any():
-        return False
-    if links.min(initial=-1) < -1 or links.max(initial=-1) >= count or not 0 <= graph.entry_point < count:
-        return False
-    for node in np.flatnonzero(levels > 1):  # a link of a level leads to a vector that has this level
-        for level in range(1, levels[node]):
-            near = links[offsets[node] + starts[level] : offsets[node] + starts[level + 1]]
-            if (levels[near[near >= 0]] <= level).any():
-                return False
-    return (int(levels[graph.entry_point]), graph.max_level) == (top, top - 1)
+def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a file of `count` vectors. Raises CheckpointError if it is missing or damaged."""
+    if not path.exists() or file_digest(path) != sha256:
+        raise CheckpointError(f"{path}: missing, or damaged: not the file that was written; {DAMAGED}")
+    try:
+        arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:  # numpy has no bfloat16
+        raise CheckpointError(f"{path}: damaged: {error}; {DAMAGED}") from None
+    sizes = {name: (str(array.dtype), *array.shape) for name, array in arrays.items()}
+    dims, cell_count = sizes.get("vectors", (0,))[-1], sizes.get("centroids", (0, 0))[1:2]
+    expected: dict[str, tuple[Any, ...]] = {"vectors": ("float32", count, dims)}
+    if kind == "approximate":
+        expected |= {"centroids": ("float32", *cell_count, dims), "cells": ("int32", count), "probes": ("int32", 1)}
+    if sizes != expected:
+        raise CheckpointError(f"{path}: damaged: has {sizes}, expected {expected}; {DAMAGED}")
+    sound = all(array.size and math.isfinite(np.vdot(array, array)) for array in arrays.values())
+    if sound and kind == "approximate":
+        cells, probes = arrays["cells"], arrays["probes"]
+        sound = cells.min() >= 0 and cells.max() < len(arrays["centroids"]) and probes[0] > 0
+    if not sound:
+        raise CheckpointError(f"{path}: damaged: numbers are missing, out of range, or not finite; {DAMAGED}")
+    return arrays
 
 
 def _card(identity: Mapping[str, Any], samples: int) -> str:
@@ -343,8 +306,9 @@ class Index:
             )
         wanted = min(k + (exclude is not None), len(keys))
         options = {}
-        if self.search_kind == "approximate":
-            options["params"] = faiss().SearchParametersHNSW(efSearch=max(SEARCH_WIDTH, 2 * wanted))
+        if self.search_kind == "approximate":  # all cells for a quarter of the vectors
+            probes = index.nprobe + 4 * wanted * index.nlist // len(keys)
+            options["params"] = faiss().SearchParametersIVF(nprobe=probes)
         cosines, rows = index.search(np.ascontiguousarray(queries, np.float32), wanted, **options)
         found = []
         for number, (near, similar) in enumerate(zip(rows.tolist(), cosines.tolist(), strict=True)):
@@ -356,13 +320,14 @@ class Index:
         """Return the FAISS index of a modality. Raises CheckpointError if its file is damaged."""
         if find not in self._opened:
             path = self.folder / file_of(find)
-            self._opened[find] = read_vectors(path, self.size(find), self._files.get(path.name), self.search_kind)
+            arrays = read_vectors(path, self.size(find), self._files.get(path.name), self.search_kind)
+            self._opened[find] = new_index(**arrays)
         return self._opened[find]
 
 
 def file_of(name: str) -> str:
     """Return the file name of a modality's vectors."""
-    return "together.faiss" if name == TOGETHER else f"of-{name}.faiss"
+    return "together.safetensors" if name == TOGETHER else f"of-{name}.safetensors"
 
 
 def _spaces(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Affine]:
