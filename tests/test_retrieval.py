@@ -290,7 +290,9 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(clusters: int
     faiss().omp_set_num_threads(threads)
     arrays = read_vectors(path, 3000, *files, kind="approximate")
     expected = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    rows = [new_index(**kept).search(queries, 10)[1] for kept in ({"vectors": arrays["vectors"]}, arrays)]
+    rows = [
+        new_index(**stored_arrays).search(queries, 10)[1] for stored_arrays in ({"vectors": arrays["vectors"]}, arrays)
+    ]
     overlap = [np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near, expected, strict=True)]) for near in rows]
     assert overlap[0] == 1 and overlap[1] > 0.95
     assert (arrays["probes"][0] < len(arrays["centroids"]) // 2) == bool(clusters)

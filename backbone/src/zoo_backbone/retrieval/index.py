@@ -174,7 +174,7 @@ def _cells(vectors: Vectors) -> dict[str, npt.NDArray[Any]]:
         tenth = new_index(vectors).search(queries, 10)[0][:, -1:] - 1e-6  # equal vectors are equally near
         index = new_index(vectors, **arrays, probes=np.ones(1, np.int32))
         while index.nprobe < index.nlist and (index.search(queries, 10)[0] >= tenth).mean() < RECALL:
-            index.nprobe *= 2
+            index.nprobe = min(2 * index.nprobe, index.nlist)
     finally:
         library.omp_set_num_threads(threads)
     return {**arrays, "probes": np.array([index.nprobe], np.int32)}
