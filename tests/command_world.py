@@ -246,5 +246,5 @@ def results(files: Files) -> dict[str, Any]:
     TensorBoard's files are left out because their names contain the time, lock files because a kill may leave one, and
     checksums of training states because these hold the duration of the steps.
     """
-    kept = (name for name in files if not re.search(r"/tensorboard/|/\.lock$|/training_state/step-\d+/", name))
-    return {name: without_clock(name, files[name]) for name in kept}
+    timeless = (name for name in files if not re.search(r"/tensorboard/|/\.lock$|/checksums-\d+\.json$", name))
+    return {name: without_clock(name, files[name]) for name in timeless}

@@ -165,17 +165,14 @@ class TrainingState:
         if self.ranks.first:
             remove_folder(path)
             os.replace(temporary, path)
-            for old in self.folder.iterdir():
-                if old != path:
-                    remove_folder(old)
+            self._remove_others(path)
         self.ranks.wait()
 
     def load(self) -> tuple[int, float]:
         """Load the last state; return its step and the seconds that all steps took. Raises CheckpointError."""
-        found = sorted(self.folder.glob("step-" + 8 * "[0-9]"))
-        if not found:
+        path = max(self.folder.glob("step-" + 8 * "[0-9]"), default=None)
+        if path is None:
             return 0, 0.0
-        path = found[-1]
         self._verify(path)
         reader = HuggingFaceStorageReader(str(path))
         try:
@@ -187,7 +184,14 @@ class TrainingState:
             if is_of_the_machine(cause):
                 raise cause from None  # the state is sound
             raise _damaged(path, f"its tensors cannot be read: {first_line(cause)}") from None
+        if self.ranks.first:
+            self._remove_others(path)  # of a process that was killed while it saved
         return int(path.name.removeprefix("step-")), float(self.seconds)
+
+    def _remove_others(self, path: Path) -> None:
+        for other in self.folder.iterdir():
+            if other != path:
+                remove_folder(other)
 
     def _own_share(self, path: Path) -> list[Path]:
         """Return the files that this process hashes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,9 +149,9 @@ def grow(
     there = store.modalities(TRAIN)
     stored = [name for name in trained.names if name in there]
     for name in [zoo[name].name for name in added if name not in there]:
-        data = store.data or "DATA"
+        data = shlex.quote(str(store.data or "DATA"))
         needed = [] if zoo[name].has_tokenizer else [f"zoo tokenizer train {name} --data {data}"]
-        needed.append(f"zoo tokenize {data} --out {tokens} --modalities {name}")
+        needed.append(f"zoo tokenize {data} --out {shlex.quote(str(tokens))} --modalities {name}")
         have = f"has no tokens of {name}; it has {', '.join(there)}"
         raise DataError(f"{tokens}: {have}; make them: {', then '.join(needed)}")
     handles = {name: zoo[name] for name in [*stored, *added]}

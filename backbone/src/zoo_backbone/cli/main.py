@@ -18,6 +18,7 @@ from tokenizers_zoo.cli.options import (
     CheckedCommand,
     Group,
     Layer,
+    command_line,
     given_layers,
     names_option,
     next_command,
@@ -384,7 +385,7 @@ def export(
     with disk_errors(out):
         export_bundle(folder, zoo, out, dtype, samples, overwrite, device, with_plugins)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: zoo backbone verify {out}")
+    echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: {command_line('backbone', 'verify', out)}")
 
 
 @backbone.command("verify")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -247,7 +248,9 @@ class Index:
         self.folder = Path(folder)
         record = read_run(self.folder)
         if record is None or record["kind"] != INDEX.name or record["finished"] is None:
-            raise CheckpointError(f"{folder}: no finished index; run zoo retrieve build RUN --out {folder}")
+            raise CheckpointError(
+                f"{folder}: no finished index; run zoo retrieve build RUN --out {shlex.quote(str(folder))}"
+            )
         tensors, config = load_checkpoint(self.folder, CLASS, SHAPE)
         if problem := shape_problem(record, {"finished": {"files": {str: str}}}):
             raise CheckpointError(f"{self.folder}: damaged: {problem}; {DAMAGED}")
