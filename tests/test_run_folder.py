@@ -313,7 +313,7 @@ def test_one_of_many_processes_writes_at_a_time(tmp_path: Path, write: Callable[
     found = sum((results.get() for _ in processes), Counter[str]())
     for process in processes:
         process.join()
-    assert found.keys() == {"written", "refused"} and found.total() == PROCESSES * ROUNDS, found
+    assert "written" in found and found.keys() <= {"written", "refused"} and found.total() == PROCESSES * ROUNDS, found
     assert set(os.listdir(tmp_path)) <= {"out"} and not (tmp_path / "out" / LOCK).exists()
     if write is replace:
         assert (tmp_path / "out/record").read_text() == (tmp_path / "out/weights").read_text()
