@@ -504,7 +504,7 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
         else:
             refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if want == "disk" else None)
         assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
-        reasons = str(describe_data(data).reasons)
+        reasons = str([row.reasons for row in describe_data(data).rows])
         assert (
             "f05: " in reasons and {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[want] in reasons
         )
@@ -552,7 +552,7 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     info = describe_data(out)
     row = {(row.split, row.modality): row for row in info.rows}["train", "dark"]
     assert (row.samples, row.dropped) == (len(dark), len(bright)) and row.made_by == "zoo-dark 1.0, from field"
-    assert any("too dark" in line for line in info.reasons)
+    assert any("too dark" in reason for reason in row.reasons)
     assert info.aligned["train"] == len(store.keys("train", "field", "dark", "words"))
     assert counts(result)["dark"] == (len(dark), len(bright), 0)
     assert counts(derive_data(zoo, out, workers=0)) == {"dark": (0, len(bright), len(dark))}

@@ -78,10 +78,6 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | ZooError]]]):
         self.execute(f"DELETE FROM members WHERE {lone}", *names, *names)
         return [key for (key,) in rows]
 
-    def keep_split(self, split: str, test_fraction: float) -> None:
-        """Keep the keys of a split; see `is_in_split`."""
-        self.execute("DELETE FROM members WHERE NOT is_in_split(key, ?, ?)", split, test_fraction)
-
     def finish(self, count: int | None, offered: Collection[str], unknown: Collection[str]) -> FileSamples:
         """Sort by key and number the first `count` samples. Raises DataError if there are fewer."""
         self._table.execute("CREATE INDEX IF NOT EXISTS by_key ON members (key, modality)")

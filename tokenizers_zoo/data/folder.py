@@ -161,7 +161,7 @@ def _open(
         return samples.finish(None, offered, offered)
     if not split_folders and not _keep_inner_split(samples, modality_folders, split):
         total = samples.key_count
-        samples.keep_split(split, test_fraction)
+        samples.execute("DELETE FROM members WHERE NOT is_in_split(key, ?, ?)", split, test_fraction)
         if total and not samples.key_count:
             raise DataError(
                 f"{root}: none of its {total} samples falls to the split {split!r} with test_fraction "

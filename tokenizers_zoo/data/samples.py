@@ -6,7 +6,6 @@ import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -55,7 +54,7 @@ class TrainingSamples:
     texts: Callable[[], Iterable[str]] = tuple
     special_tokens: tuple[str, ...] = ()
     text_of: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return the record of the data for run.json (JSON types): numbers of values, and provenance.

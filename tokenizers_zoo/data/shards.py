@@ -97,9 +97,14 @@ class ShardWriter:
             self.dropped[len(self.index)] = reason
         self.index.append((-1, -1, b""))
 
-    def finish(self, *, keys: str, inputs: str, record: Mapping[str, Any]) -> None:
-        """Set the remaining fields of the manifest; see `Manifest`."""
-        self.finished = {"keys": keys, "inputs": inputs, "record": record}
+    def finish(self, *, keys: str, inputs: str, record: Mapping[str, Any], retry: bool = False) -> None:
+        """Set the remaining fields of the manifest; see `Manifest`.
+
+        With `retry`, or if every sample was dropped, the manifest has no inputs digest: the next run makes the shard
+        again.
+        """
+        retry = retry or (not self.count and bool(self.dropped))
+        self.finished = {"keys": keys, "inputs": "" if retry else inputs, "record": record}
 
 
 @contextlib.contextmanager

@@ -148,27 +148,23 @@ def _derivation_order(
         target_names = set(modalities)
         for name in reversed(order):
             target_names |= graph[name] if name in target_names else set()
-    return [
-        derivable[name] for name in order if name in target_names and name not in source_names and name not in missing
-    ]
+    return [derivable[name] for name in order if name in target_names - source_names - missing.keys()]
 
 
 def _derivation_record(zoo: Zoo, handle: ModalityHandle, networks: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs of derived values except other values: plugin and version, settings, networks."""
-    input_handles = [zoo[name] for name in handle.spec.derived_from]
+    inputs = {name: zoo[name] for name in handle.spec.derived_from}
+    read_with = {name: {**reading_settings(item), "classes": item.spec.value.classes} for name, item in inputs.items()}
     return as_json(
         {
-            "derived_from": list(handle.spec.derived_from),
+            "derived_from": list(inputs),
             "distribution": handle.distribution,
             "plugin": handle.plugin_name,
             "settings": reading_settings(handle),
             "value": value_identity(handle),
             "networks": networks,
             **zoo.limits.identity(),
-            "read_with": {
-                input_handle.name: {**reading_settings(input_handle), "classes": input_handle.spec.value.classes}
-                for input_handle in input_handles
-            },
+            "read_with": read_with,
         }
     )
 
@@ -235,10 +231,9 @@ _loaded_modality = ""
 
 
 def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
-    """Derive and write one shard; returns its number and manifest.
+    """Derive and write one shard; return its number and manifest.
 
-    A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
-    the next run makes it again.
+    The next run makes a shard again in which every sample failed, or one failed for a reason that may pass.
     """
     global _loaded_modality
     if _loaded_modality != job.modality:
@@ -275,6 +270,5 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
             except ZooError as error:
                 writer.skip(str(error))
                 retry = retry or passing(error)
-        complete = not retry and (writer.count or not writer.dropped)
-        writer.finish(keys=job.split.keys_digest(shard), inputs=job.inputs if complete else "", record=job.record)
+        writer.finish(keys=job.split.keys_digest(shard), inputs=job.inputs, record=job.record, retry=retry)
     return shard, writer.manifest

@@ -121,8 +121,6 @@ def evaluate_tokenizer(
         key, reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
         raise DataError(f"{store.root / split / name}: nothing to evaluate; {key}: {reason}")
     folder = handle.checkpoint / name if handle.spec.shares_checkpoint else handle.checkpoint
-    with disk_errors(folder):
-        pictures = run.write_samples(folder, folder_name) if write else None
     result = TokenizerEvaluation(
         samples=len(run.target),
         metrics=run.metrics(),
@@ -132,12 +130,13 @@ def evaluate_tokenizer(
         perplexity=usage.perplexity if usage else None,
         several=usage.of_several() if usage else {},
         dropped=run.dropped,
-        pictures=pictures,
+        pictures=folder / folder_name if write else None,
         compared=compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else [],
     )
     if write:
         report = {"split": split, "data": store.record(split, name), "fingerprint": handle.fingerprint}
         with disk_errors(folder):
+            run.write_samples(folder, folder_name)
             write_table(folder / file_name, {**_training_figures(folder / file_name), **report, **result.to_json()})
     return result
 
@@ -213,8 +212,8 @@ class _Reconstruction:
             return {metric.name: math.nan for metric in self.handle.spec.metrics}
         return self.handle.score(self.predicted, self.target)
 
-    def write_samples(self, folder: Path, name: str) -> Path:
-        """Draw some values and their reconstructions into the subfolder `name` and return its path.
+    def write_samples(self, folder: Path, name: str) -> None:
+        """Draw some values and their reconstructions into the subfolder `name`.
 
         Without a decoder, values and vectors are described. With two decoders, SHEET has a row per sample: the plain
         decoder, `decode`, and the truth.
@@ -231,7 +230,6 @@ class _Reconstruction:
         if self.plain and (picture := picture_rows([[render(value) for value in row] for row in sides])) is not None:
             with replacing_file(folder / name / SHEET) as temporary:
                 picture.save(temporary, format="PNG")
-        return folder / name
 
 
 # ---------------------------------------------------------------- two decoders

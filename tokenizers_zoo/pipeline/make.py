@@ -72,10 +72,9 @@ def make_data(
     out = Path(out)
     result = RunResult(planned=dry_run)
     samples_of.cache_clear()  # a source may read files that have changed since the last call in this process
+    counts = {split: count for split, count in ((TRAIN, train), (TEST, test)) if count != 0}
     samples_by_split = {
-        split: open_samples(zoo, source, split, count, seed, options, out)
-        for split, count in {TRAIN: train, TEST: test}.items()
-        if count != 0
+        split: open_samples(zoo, source, split, count, seed, options, out) for split, count in counts.items()
     }
     handles_by_split = {
         split: _source_modalities(zoo, source, samples, options, result) for split, samples in samples_by_split.items()
@@ -99,8 +98,7 @@ def make_data(
         record["splits"] |= {plan.split.name: plan.record for plan in plans}
         if not dry_run:
             write_record(out / DATASET, record)
-        shards = max(plan.split.shards for plan in plans)
-        with Workers(zoo, workers, shards) as pool:
+        with Workers(zoo, workers, max(plan.split.shards for plan in plans)) as pool:
             for plan in plans:
                 result.outcomes += plan.run(pool, dry_run)
     return result.check()
@@ -224,10 +222,8 @@ class _Plan:
             if mismatch := difference(recorded.get(key), planned[key], key):
                 raise DataError(f"{folder}: was made otherwise ({mismatch}); give another folder, or delete {folder}")
         if recorded["samples"] > self.split.samples:
-            if isinstance(self.samples, FileSamples):
-                advice = "ask for more where a number was asked for"
-            else:
-                advice = "ask for as many or more"
+            is_folder = isinstance(self.samples, FileSamples)
+            advice = "ask for more where a number was asked for" if is_folder else "ask for as many or more"
             raise DataError(
                 f"{folder}: was made with {count_of(recorded['samples'], 'sample')}, now it would be "
                 f"{self.split.samples}; {advice}, give another folder, or delete {folder}"

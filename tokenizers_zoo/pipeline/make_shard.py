@@ -59,10 +59,9 @@ class MakeShard:
 
 
 def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
-    """Write one shard of each modality; returns its number, and the manifest of each.
+    """Write one shard of each modality; return its number, and the manifest of each.
 
-    A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
-    the next run makes it again.
+    The next run makes a shard again in which every sample failed, or one failed for a reason that may pass.
     """
     handles = {name: zoo[name] for name in job.inputs}
     retry: set[str] = set()
@@ -102,8 +101,7 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
                     retry.update([name] if is_transient else [])
         digest = job.split.write_keys(job.shard, keys)
         for name, writer in writers.items():
-            complete = name not in retry and (writer.count or not writer.dropped)
-            writer.finish(keys=digest, inputs=job.inputs[name] if complete else "", record=job.made_with[name])
+            writer.finish(keys=digest, inputs=job.inputs[name], record=job.made_with[name], retry=name in retry)
     return job.shard, {name: writer.manifest for name, writer in writers.items()}
 
 

@@ -71,11 +71,6 @@ class StoreDescription:
     aligned: dict[str, int] = field(default_factory=dict)
     """Samples of each split that have a value of every modality."""
 
-    @property
-    def reasons(self) -> list[str]:
-        """The first reasons why samples were dropped, of all rows, each with its place."""
-        return [f"{row.split}/{row.modality}/{reason}" for row in self.rows for reason in row.reasons]
-
 
 def describe_data(root: Path) -> StoreDescription:
     """Describe a folder of values or tokens from its manifests alone. Raises DataError if it is neither."""

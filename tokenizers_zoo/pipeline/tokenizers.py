@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def train_tokenizers(
         # A shared tokenizer that an earlier job has retrained is not removed again.
         sequential.append(replace(job, overwrite=job.overwrite and folder not in retrained))
         retrained.add(folder)
-    train = _train if left is None else _train_or_leave
+    train = partial(_train, leave=left is not None)
     trained = itertools.chain(
         (train(zoo, job) for job in sequential),
         run_jobs(zoo, train, sorted(parallel, key=sample_count, reverse=True), workers),
@@ -82,20 +83,17 @@ def train_tokenizers(
         if left is not None and isinstance(result, str):
             left[name] = result
         else:
-            folder = Path(result)
-            zoo.forget_tokenizers(folder)
-            yield name, folder
+            zoo.forget_tokenizers(Path(result))
+            yield name, Path(result)
 
 
-def _train(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path | str]:
-    return job.name, train_tokenizer(zoo, **dataclasses.asdict(job))
-
-
-def _train_or_leave(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path | str]:
-    """Train a tokenizer and return its folder, or the text of an OtherRunError."""
+def _train(zoo: Zoo, job: TokenizerJob, *, leave: bool) -> tuple[str, Path | str]:
+    """Train a tokenizer; return its name and folder, or with `leave` its name and the text of an OtherRunError."""
     try:
-        return _train(zoo, job)
+        return job.name, train_tokenizer(zoo, **dataclasses.asdict(job))
     except OtherRunError as error:
+        if not leave:
+            raise
         return job.name, str(error)
 
 
