@@ -119,7 +119,7 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | ZooError]]]):
         return {name: key for name, key in first if (name,) not in together}
 
 
-def signature(files: Sequence[tuple[str, Mapping[str, Member]]], names: Collection[str]) -> str:
+def files_digest(files: Sequence[tuple[str, Mapping[str, Member]]], names: Collection[str]) -> str:
     """Return a sha256 of the keys, sizes and times of the files of some modalities."""
     stamps = [
         (key, name, *member[1:]) for key, members in files for name, member in sorted(members.items()) if name in names

@@ -79,7 +79,7 @@ class Bounds(NamedTuple):
     root: Path | None
     """The folder that no link may leave; None: links are followed."""
 
-    def resolved(self, path: Path) -> Path:
+    def resolve(self, path: Path) -> Path:
         """Return the path that a link leads to. Raises DataError if it is outside of `root`."""
         target = path.resolve()
         if self.root is not None and not target.is_relative_to(self.root):
@@ -112,12 +112,12 @@ def open_folder(
         if root.resolve() == out:
             raise ConfigError(f"path: {config.path}: what is made of its files cannot go there, too; give another DATA")
         bounds = Bounds(out=out, root=None if config.follow_links else root.resolve())
-        return _open(root, split, count, config.test_fraction, bounds, names)
+        return _open_split(root, split, count, config.test_fraction, bounds, names)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
 
 
-def _open(
+def _open_split(
     root: Path, split: str, count: int | None, test_fraction: float, bounds: Bounds, names: ModalityNames | None
 ) -> FileSamples:
     modality_of = None if names is None else names.by_name
@@ -222,7 +222,7 @@ def _add_modality(samples: FileSamples, folder: Path, name: str, bounds: Bounds)
     for key, path in _files(folder, bounds) if not tars else ():
         _add_file(samples, name, key, path)
     for path in tars:
-        bounds.resolved(path)
+        bounds.resolve(path)
         for member in scan_tar(path):
             if isinstance(member, Dropped):
                 samples.drop(name, path.name, *member)
@@ -270,7 +270,7 @@ def _add_by_extension(samples: FileSamples, folder: Path, bounds: Bounds, names:
             if name is None:
                 unclaimed[extension] += 1
             else:
-                bounds.resolved(path)
+                bounds.resolve(path)
                 _add_file(samples, name, key, path)
     lone_texts = samples.drop_lone(names.texts)
     if not samples.key_count:
@@ -317,7 +317,7 @@ def _walk(folder: Path, bounds: Bounds, trail: tuple[Path, ...] = ()) -> Iterato
 
     Raises DataError for a link out of `bounds.root`.
     """
-    resolved = bounds.resolved(folder)
+    resolved = bounds.resolve(folder)
     if resolved == bounds.out:
         return
     trail, below = (*trail, resolved), []
@@ -326,7 +326,7 @@ def _walk(folder: Path, bounds: Bounds, trail: tuple[Path, ...] = ()) -> Iterato
             path = Path(entry.path)
             if not entry.is_dir():
                 if entry.is_symlink():
-                    bounds.resolved(path)
+                    bounds.resolve(path)
                 yield path
             elif not (entry.is_symlink() and any(parent.is_relative_to(path.resolve()) for parent in trail)):
                 below.append(path)

@@ -62,7 +62,7 @@ MANIFEST = {
 TOKENS = {"writer": WRITER, "crops": int, "tokens": int, "longest": int, "needed_vocab_size": int, "present": str}
 MOST_SHARDS, MOST_ROWS = 1_000_000, 10_000_000
 """Limits of a split, and of a shard: lists of this length take seconds."""
-TWICE = "has a key that is there twice"
+REPEATED_KEY = "has a key that is there twice"
 """The damage of a key file that `verify` finds, and `zoo data repair` cannot mend."""
 CACHED_SHARDS = 4
 """Shards whose keys a `Split` keeps in memory."""
@@ -283,7 +283,7 @@ class Split:
         """Return the sha256 (hex) of a shard's keys, see `Manifest.keys`. Raises DataError as `keys`."""
         return self._read_keys(shard)[1]
 
-    def sound_keys(self, shard: int) -> str:
+    def sound_keys_digest(self, shard: int) -> str:
         """As `keys_digest`, but empty if the file is missing or damaged."""
         try:
             return self.keys_digest(shard)
@@ -296,7 +296,7 @@ class Split:
         """Write a shard's keys, unless they are there, and return their digest."""
         data = "".join(f"{key}\n" for key in keys).encode()
         digest = hashlib.sha256(data).hexdigest()
-        if digest != self.sound_keys(shard):
+        if digest != self.sound_keys_digest(shard):
             with replacing_file(self.keys_path(shard)) as temporary:
                 temporary.write_bytes(data + f"sha256 {digest}\n".encode())
             self._key_cache.pop(shard, None)
@@ -363,10 +363,10 @@ class DamagedShard:
 
 def verify(split: Split) -> Iterator[DamagedShard]:
     """Yield the shards and key files of a split that are damaged or disagree."""
-    sound = [shard for shard in range(split.shards) if split.sound_keys(shard)]
+    sound = [shard for shard in range(split.shards) if split.sound_keys_digest(shard)]
     repeated = split.shards_with_repeated_keys(sound)
     for shard in sorted(repeated | (set(range(split.shards)) - set(sound))):
-        reason = TWICE if shard in repeated else "is missing or damaged"
+        reason = REPEATED_KEY if shard in repeated else "is missing or damaged"
         yield DamagedShard(modality=KEYS, number=shard, path=split.keys_path(shard), reason=reason)
     for modality in split.modalities():
         for shard in shards_of(split.folder / modality):
@@ -384,7 +384,7 @@ def check_shard(split: Split, modality: str, shard: int) -> DamagedShard | None:
             reason = "is missing"
         elif shard >= split.shards:
             reason = f"shard {shard} of a split of {split.shards}"
-        elif manifest.rows != split.rows(shard) or manifest.keys != (split.sound_keys(shard) or manifest.keys):
+        elif manifest.rows != split.rows(shard) or manifest.keys != (split.sound_keys_digest(shard) or manifest.keys):
             reason = "was written for other sample keys"
         for suffix, expected in manifest.files.items() if manifest and not reason else ():
             path = folder / shard_name(shard, suffix)

@@ -282,14 +282,14 @@ class ShardFile:
         """Verify the file, unless it was. Raises DataError, ReadError."""
         _open_cached(self)
 
-    def fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
+    def read_fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
         """Write rows of a fixed layout as stored into `out`, `(len(rows), width)`."""
         opened, size = _open_cached(self), out.shape[1] * out.itemsize
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
         for first, end in itertools.pairwise([*starts, len(rows)]):
             self._read(opened, out[first:end], int(rows[first]) * size)
 
-    def lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
+    def read_lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
         """Yield the tokens of rows of a layout of variable length, as stored."""
         opened, writer = _open_cached(self), self.writer
         inner = (writer.dim,) if isinstance(writer.layout, EmbeddingsLayout) else ()
@@ -352,7 +352,7 @@ class ShardFile:
                 raise ValueError("its numbers are compressed")
             batch = pa.ipc.read_record_batch(content, schema)
             batch.validate(full=True)
-            arrays = self._arrays(batch.column("tokens"))
+            arrays = self._checked_arrays(batch.column("tokens"))
             starts = [array.__array_interface__["data"][0] - buffer.address if array.size else 0 for array in arrays]
             if any(not 0 <= start <= len(data) - array.nbytes for start, array in zip(starts, arrays, strict=True)):
                 raise ValueError("its numbers are outside of the file")
@@ -362,7 +362,7 @@ class ShardFile:
             raise DataError(f"{self.path}: not a sound shard of tokens: {reason}; {advice}") from None
         return starts[0], starts[1]
 
-    def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
+    def _checked_arrays(self, column: pa.Array) -> tuple[Array, Array]:
         """Return all numbers and the list offsets. Raises ValueError if they do not fit manifest and layout."""
         layout, dim = self.writer.layout, self.writer.dim
         present = np.repeat(present_samples(self.manifest), self.crops)

@@ -159,14 +159,14 @@ class TokenColumn:
         if not has_fixed_length(layout):
             result: list[Any] = [None] * len(indices)
             for file, run in runs:
-                for index, tokens in zip(order[run].tolist(), file.lists(within[run]), strict=True):
+                for index, tokens in zip(order[run].tolist(), file.read_lists(within[run]), strict=True):
                     result[index] = metadata.from_stored(tokens)
             return result
         for file, _ in runs[:1]:
             file.verify()  # before a width is trusted
         gathered = np.empty((len(indices), layout.length * metadata.dim), metadata.stored_as)
         for file, run in runs:
-            file.fixed(within[run], gathered[run])
+            file.read_fixed(within[run], gathered[run])
         return metadata.from_stored(gathered[np.argsort(order)]).reshape(len(indices), *fixed_shape(layout))
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:

@@ -64,14 +64,14 @@ class TokenizerEvaluation:
     """`CodebookUsage.of_several`; empty with one codebook."""
     dropped: dict[str, str] = field(default_factory=dict)
     pictures: Path | None = None
-    compared: Sequence[Figure] = ()
+    decoder_figures: Sequence[Figure] = ()
     """Figures that compare two decoders; empty without a plain decoder."""
 
     def codebook_rows(self) -> list[Figure]:
         """Return all figures except the modality's metrics."""
         speed = self.samples * self.tokens_per_sample / max(self.encode_seconds, 1e-9)
         rows = [
-            *self.compared,
+            *self.decoder_figures,
             ("tokens", self.tokens_per_sample, "", "tokens per sample, on average"),
             ("encoding", speed, "tokens/s", "speed of encode, without reading"),
         ]
@@ -131,7 +131,7 @@ def evaluate_tokenizer(
         several=usage.of_several() if usage else {},
         dropped=run.dropped,
         pictures=folder / folder_name if write else None,
-        compared=compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else [],
+        decoder_figures=compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else [],
     )
     if write:
         report = {"split": split, "data": store.record(split, name), "fingerprint": handle.fingerprint}

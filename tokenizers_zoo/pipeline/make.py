@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.data.files import FileSamples, signature
+from tokenizers_zoo.data.files import FileSamples, files_digest
 from tokenizers_zoo.data.manifest import (
     DATASET,
-    TWICE,
+    REPEATED_KEY,
     Split,
     inputs_digest,
     read_manifest,
@@ -25,7 +25,7 @@ from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_id
 from tokenizers_zoo.data.tar import Member, shown_key
 from tokenizers_zoo.errors import ConfigError, DataError, by, close_names, count_of
 from tokenizers_zoo.io import as_json, difference, disk_errors
-from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, make_shard, open_samples, samples_of
+from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, cached_samples, make_shard, open_samples
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.workers import Workers
 from tokenizers_zoo.progress import progress_bar
@@ -71,7 +71,7 @@ def make_data(
     options = dict(options or {})
     out = Path(out)
     result = RunResult(planned=dry_run)
-    samples_of.cache_clear()  # a source may read files that have changed since the last call in this process
+    cached_samples.cache_clear()  # a source may read files that have changed since the last call in this process
     counts = {split: count for split, count in ((TRAIN, train), (TEST, test)) if count != 0}
     samples_by_split = {
         split: open_samples(zoo, source, split, count, seed, options, out) for split, count in counts.items()
@@ -259,19 +259,19 @@ class _Plan:
         }  # shared by all shards of a modality, and recorded in manifests
         digests = {name: inputs_digest(**record) for name, record in records.items()}
 
-        def files_of(shard: int) -> tuple[tuple[str, Mapping[str, Member]], ...]:
+        def shard_files(shard: int) -> tuple[tuple[str, Mapping[str, Member]], ...]:
             start = split.number(shard, 0)
             return tuple(samples.files(start, start + split.rows(shard))) if isinstance(samples, FileSamples) else ()
 
         todo: dict[int, dict[str, str]] = {}
         for shard in range(split.shards):
-            files, keys = files_of(shard), split.sound_keys(shard)
+            files, keys = shard_files(shard), split.sound_keys_digest(shard)
             for name, outcome in outcomes.items():
                 sources = {name, *pictures} if name in cropped else {name}  # pictures decide the crop, or are refused
                 inputs = inputs_digest(
                     made={modality: digests[modality] for modality in sources}, split=split.name,
                     shard=shard, start=split.number(shard, 0), rows=split.rows(shard),
-                    files=signature(files, {names[modality] for modality in sources}) if files else "",
+                    files=files_digest(files, {names[modality] for modality in sources}) if files else "",
                 )  # fmt: skip
                 if keys and (manifest := up_to_date(split.folder / name, shard, inputs, keys)) is not None:
                     outcome.add(split, shard, manifest, unchanged=True)
@@ -285,7 +285,7 @@ class _Plan:
                 split=split, shard=shard, source=self.source.name, seed=self.seed,
                 options=json.dumps(self.options, sort_keys=True, default=str), inputs=inputs,
                 made_with={name: records[name] for name in inputs}, pictures=pictures, names=names,
-                crop=self.crop or "whole", files=files_of(shard),
+                crop=self.crop or "whole", files=shard_files(shard),
             )
             for shard, inputs in todo.items()
         )  # fmt: skip
@@ -294,6 +294,6 @@ class _Plan:
                 for name, manifest in manifests.items():
                     outcomes[name].add(split, shard, manifest)
         if todo and (repeated := split.shards_with_repeated_keys(range(split.shards))):
-            path = split.keys_path(min(repeated))
-            raise DataError(f"{path}: {TWICE}: {self.source.name} gave it for two samples; give each its own key")
+            advice = f"{self.source.name} gave it for two samples; give each its own key"
+            raise DataError(f"{split.keys_path(min(repeated))}: {REPEATED_KEY}: {advice}")
         return list(outcomes.values())

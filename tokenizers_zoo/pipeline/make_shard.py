@@ -67,7 +67,7 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
     retry: set[str] = set()
     keys: list[str] = []
     split, start = job.split, job.split.number(job.shard, 0)
-    samples = None if job.files else samples_of(zoo, job.source, split.name, split.samples, job.seed, job.options)
+    samples = None if job.files else cached_samples(zoo, job.source, split.name, split.samples, job.seed, job.options)
 
     def read_row(row: int) -> Sample:
         with working_on((row, job.source)):
@@ -174,7 +174,7 @@ def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=4)
-def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> Samples:
+def cached_samples(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> Samples:
     """Return the samples that a source generates, opened once per process."""
     return zoo.source(source).samples(split, count, seed, json.loads(options))
 

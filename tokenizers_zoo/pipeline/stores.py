@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.data.manifest import (
     DATASET,
     KEYS,
-    TWICE,
+    REPEATED_KEY,
     DamagedShard,
     Split,
     check_shard,
@@ -78,7 +78,7 @@ def describe_data(root: Path) -> StoreDescription:
     result = StoreDescription(tokens=isinstance(store, TokenStore))
     for name in store.splits():
         split, modalities = store.split(name), store.modalities(name)
-        digests = [split.sound_keys(shard) for shard in range(split.shards)]
+        digests = [split.sound_keys_digest(shard) for shard in range(split.shards)]
         for modality in modalities:
             row = StoreRow(split=name, modality=modality)
             result.rows.append(row)
@@ -148,7 +148,7 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
         if not any(damaged.values()):
             yield f"{root}: all files agree with their manifests"
         for name, split in splits.items():
-            if modalities := {shard.modality for shard in damaged[name] if shard.reason != TWICE}:
+            if modalities := {shard.modality for shard in damaged[name] if shard.reason != REPEATED_KEY}:
                 yield from _rebuild(zoo, root, name, modalities, workers, device)
                 damaged[name] = [shard for shard in damaged[name] if _is_still_damaged(split, shard)]
     if remaining := [f"{shard.path}: {shard.reason}" for shards in damaged.values() for shard in shards]:
@@ -159,7 +159,7 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
 def _is_still_damaged(split: Split, shard: DamagedShard) -> bool:
     """Return whether a shard is still damaged after it could be made again."""
     if shard.modality == KEYS:
-        return shard.reason == TWICE or not split.sound_keys(shard.number)
+        return shard.reason == REPEATED_KEY or not split.sound_keys_digest(shard.number)
     return check_shard(split, shard.modality, shard.number) is not None
 
 

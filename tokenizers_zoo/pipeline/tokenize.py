@@ -280,7 +280,7 @@ class _Plan:
         unchanged: dict[int, Manifest] = {}
         for shard in range(self.split.shards) if not overwrite else ():
             manifest = sound_manifest(self.folder, shard)
-            if manifest is not None and manifest.keys == self.split.sound_keys(shard):
+            if manifest is not None and manifest.keys == self.split.sound_keys_digest(shard):
                 fingerprint = manifest.record["writer"]["fingerprint"]
                 same_inputs = manifest.inputs == self._inputs(shard, fingerprint)
                 if same_inputs and is_compatible(fingerprint, manifest.record["needed_vocab_size"]):

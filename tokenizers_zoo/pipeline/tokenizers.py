@@ -45,11 +45,11 @@ class TokenizerJob:
 
 
 def train_tokenizers(
-    zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1, *, left: dict[str, str] | None = None
+    zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1, *, skipped: dict[str, str] | None = None
 ) -> Iterator[tuple[str, Path]]:
     """Train tokenizers in up to `workers` processes that share the CPU cores; yield name and folder of each.
 
-    With `left`, a tokenizer that was trained with other settings or data is left as it is, and the reason is written
+    With `skipped`, a tokenizer that was trained with other settings or data is left as it is, and the reason is written
     there by name. Without, it is an OtherRunError.
 
     Modalities with a shared vocabulary are trained first and sequentially, because only one process may write to it.
@@ -74,14 +74,14 @@ def train_tokenizers(
         # A shared tokenizer that an earlier job has retrained is not removed again.
         sequential.append(replace(job, overwrite=job.overwrite and folder not in retrained))
         retrained.add(folder)
-    train = partial(_train, leave=left is not None)
+    train = partial(_train, leave=skipped is not None)
     trained = itertools.chain(
         (train(zoo, job) for job in sequential),
         run_jobs(zoo, train, sorted(parallel, key=sample_count, reverse=True), workers),
     )
     for name, result in trained:
-        if left is not None and isinstance(result, str):
-            left[name] = result
+        if skipped is not None and isinstance(result, str):
+            skipped[name] = result
         else:
             zoo.forget_tokenizers(Path(result))
             yield name, Path(result)
@@ -233,7 +233,6 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit:
     sharers = [zoo[modality] for modality in zoo.vocabularies().get(handle.spec.vocabulary, [])]
     writers = [sharer for sharer in sharers if sharer.implements("vocabulary_texts")]
     present = store.modalities(TRAIN)
-    special = dict.fromkeys(token for sharer in sharers for token in sharer.vocabulary_tokens())
     values = {split: store.values(handle, split, limit) for split in (TRAIN, TEST) if split in {TRAIN, *store.splits()}}
     if not len(values[TRAIN]):
         raise DataError(f"{store.root / TRAIN / handle.name}: holds no values")
@@ -249,7 +248,7 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit:
         train=values[TRAIN],
         test=values.get(TEST, ()),
         texts=lambda: _texts(store, writers, limit),
-        special_tokens=tuple(special),
+        special_tokens=tuple(dict.fromkeys(token for sharer in sharers for token in sharer.vocabulary_tokens())),
         text_of=tuple(writer.name for writer in writers if writer.name in present),
         provenance=provenance,
     )
