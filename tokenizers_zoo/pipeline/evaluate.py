@@ -240,7 +240,7 @@ def compare_decoders(
 ) -> list[Figure]:
     """Return the plain decoder's metrics, and figures that compare pictures of both.
 
-    Up to COMPARED values are drawn, evenly spread; values that are shown as text have no pictures.
+    Up to MAX_COMPARED values are drawn, evenly spread; values that are shown as text have no pictures.
     """
 
     def pictures(values: Sequence[Any]) -> list[PIL.Image.Image]:
