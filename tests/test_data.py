@@ -39,7 +39,7 @@ from tokenizers_zoo.data.manifest import (
     write_manifest,
     write_record,
 )
-from tokenizers_zoo.data.shards import LazyValues, Place, ValueStore, writing_shard
+from tokenizers_zoo.data.shards import LazyValues, Location, ValueStore, writing_shard
 from tokenizers_zoo.data.tar import Dropped, Member, read_member, scan_tar
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
 from tokenizers_zoo.io import (
@@ -300,7 +300,11 @@ def test_values_are_read_by_shard_and_row_and_by_key(store: ValueStore) -> None:
     rows = store.rows("train", ["one", "two"])
     keys = ["0000", "0001", "0003", "0005", "0006", "0007"]
     assert len(rows) == 6 and list(rows.keys()) == keys == store.keys("train", "one", "two")
-    assert list(rows) == rows[:] == [Place(0, 0), Place(0, 1), Place(1, 0), Place(1, 2), Place(2, 0), Place(2, 1)]
+    assert (
+        list(rows)
+        == rows[:]
+        == [Location(0, 0), Location(0, 1), Location(1, 0), Location(1, 2), Location(2, 0), Location(2, 1)]
+    )
     assert [rows.key(rows[number]) for number in range(-1, 5)] == ["0007", *keys[:-1]]
     for name in ("one", "two"):
         for place in rows:
@@ -308,7 +312,7 @@ def test_values_are_read_by_shard_and_row_and_by_key(store: ValueStore) -> None:
             assert store.read(text_handle(name), "train", *place) == expected
             assert store.read_key(text_handle(name), "train", rows.key(place)) == expected
     assert store.present("train", "two", 0).tolist() == [True, True, False]
-    assert store.find("train", "0005") == Place(1, 2)
+    assert store.find("train", "0005") == Location(1, 2)
     with pytest.raises(IndexError):
         rows[6]
 
@@ -656,7 +660,7 @@ def test_verify_finds_each_kind_of_damage(tmp_path: Path) -> None:
     (folder / shard_name(1, "tar")).unlink()
     split.write_keys(2, ["p", "q", "r"])
     manifest_path(folder, 3).write_text("{")
-    found = {wrong.shard: wrong.problem for wrong in verify(split)}
+    found = {wrong.number: wrong.reason for wrong in verify(split)}
     assert "checksum" in found[0] and "missing" in found[1] and "keys" in found[2] and "damaged" in found[3]
 
 
@@ -666,7 +670,7 @@ def test_keys_that_are_there_twice_are_found(tmp_path: Path) -> None:
         digest = split.write_keys(shard, keys)
         table = read_table(path := manifest_path(split.folder / "rgb", shard))
         write_table(path, {**table, "keys": digest})
-    assert {wrong.shard: wrong.problem for wrong in verify(split) if wrong.modality == "keys"} == {
+    assert {wrong.number: wrong.reason for wrong in verify(split) if wrong.modality == "keys"} == {
         0: "has a key that is there twice", 2: "has a key that is there twice",
     }  # fmt: skip
     with pytest.raises(DataError, match="has the key 'a' twice"):

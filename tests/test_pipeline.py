@@ -59,7 +59,7 @@ def processes_of(session: int) -> list[int]:
 
 def counts(result: Any, split: str = "train") -> dict[str, tuple[int, int, int]]:
     """Map each modality to its numbers of written samples, dropped samples and samples in skipped shards."""
-    return {o.modality: (o.written, o.dropped, o.kept) for o in result.outcomes if o.split == split}
+    return {o.modality: (o.written, o.dropped, o.unchanged) for o in result.outcomes if o.split == split}
 
 
 # ---------------------------------------------------------------------- make
@@ -112,7 +112,7 @@ def test_stopped_at_any_sample_the_same_command_gives_the_same_bytes(
     monkeypatch.undo()
     assert not list(tmp_path.rglob("*.tmp")) and set(snapshot(data)) < set(whole)
     result = make_toy(zoo, data)
-    assert snapshot(data) == whole and sum(outcome.kept for outcome in result.outcomes) == kept
+    assert snapshot(data) == whole and sum(outcome.unchanged for outcome in result.outcomes) == kept
 
 
 def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
         else:
             refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if want == "disk" else None)
         assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
-        reasons = str(describe_data(data).reasons)
+        reasons = str([row.reasons for row in describe_data(data).rows])
         assert (
             "f05: " in reasons and {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[want] in reasons
         )
@@ -552,7 +552,7 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     info = describe_data(out)
     row = {(row.split, row.modality): row for row in info.rows}["train", "dark"]
     assert (row.samples, row.dropped) == (len(dark), len(bright)) and row.made_by == "zoo-dark 1.0, from field"
-    assert any("too dark" in line for line in info.reasons)
+    assert any("too dark" in reason for reason in row.reasons)
     assert info.aligned["train"] == len(store.keys("train", "field", "dark", "words"))
     assert counts(result)["dark"] == (len(dark), len(bright), 0)
     assert counts(derive_data(zoo, out, workers=0)) == {"dark": (0, len(bright), len(dark))}
@@ -577,7 +577,7 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
         patch.setattr(zoo["dark"], "derive", killed)
         derive_data(zoo, data, workers=0)
     result = derive_data(zoo, data, workers=0)
-    assert sum(outcome.kept for outcome in result.outcomes) == 14
+    assert sum(outcome.unchanged for outcome in result.outcomes) == 14
     assert snapshot(data) == whole
     make_toy(zoo, data, train=33)
     assert describe_data(data).rows[3].missing == 2, "the last shard has more samples, and one is new"
@@ -633,7 +633,7 @@ def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Pat
     content[len(content) // 2] ^= 1  # same size, so only the checksum differs
     damaged.write_bytes(b"{" if damaged.suffix == ".json" else content)
     name = damaged.parent.name
-    found = {(wrong.modality, wrong.shard) for wrong in verify_store(root)}
+    found = {(wrong.modality, wrong.number) for wrong in verify_store(root)}
     assert found == {(name, 1)}
     if damaged.suffix in (".tar", ".index"):
         with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
@@ -650,7 +650,7 @@ def test_repair_removes_shards_beyond_the_split(toy: Toy, tmp_path: Path) -> Non
     whole = snapshot(data)
     for path in (data / "train/field").glob("shard-00000.*"):
         path.with_name(path.name.replace("00000", "00009")).write_bytes(path.read_bytes())
-    assert [wrong.shard for wrong in verify_store(data)] == [9]
+    assert [wrong.number for wrong in verify_store(data)] == [9]
     assert len(list(repair_store(zoo, data, workers=0))) == 2
     assert snapshot(data) == whole and not list(verify_store(data))
 
@@ -722,7 +722,7 @@ def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
         refuse_for_memory(patch, zoo["field"], 0)
         (first,) = derive_data(zoo, data, workers=0).outcomes
     (second,) = derive_data(zoo, data, workers=0).outcomes
-    assert second.written + second.kept == first.written + 1 and second.kept
+    assert second.written + second.unchanged == first.written + 1 and second.unchanged
 
 
 @pytest.mark.parametrize(
@@ -753,7 +753,7 @@ def test_derivation_follows_shared_settings(toy: Toy, install_example: Install, 
 
     def derive(**offered: Any) -> list[tuple[bool, int]]:
         outcomes = derive_data(open_zoo(**offered), data, workers=0).outcomes
-        return [(outcome.written > 0, outcome.kept) for outcome in outcomes]
+        return [(outcome.written > 0, outcome.unchanged) for outcome in outcomes]
 
     make_toy(open_zoo(), data, test=0)
     assert derive() == [(True, 0)] and derive(patch_size=4, of_no_plugin=1) == [(False, 22)]

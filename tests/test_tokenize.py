@@ -236,7 +236,7 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
 
 def counts(result: RunResult) -> dict[str, tuple[int, int, int]]:
     """Map split and modality to the numbers of written, kept and dropped samples."""
-    return {f"{o.split}/{o.modality}": (o.written, o.kept, o.dropped) for o in result.outcomes}
+    return {f"{o.split}/{o.modality}": (o.written, o.unchanged, o.dropped) for o in result.outcomes}
 
 
 def unfinished(out: Path) -> list[str]:
@@ -268,7 +268,7 @@ def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
     assert [row.samples for row in describe_data(out).rows] == [5, 4, 23, 21]
     before = snapshot(out)
     again = tokenize(zoo, data, out, batch_size=5)
-    assert all(outcome.written == 0 and outcome.kept for outcome in again.outcomes) and snapshot(out) == before
+    assert all(outcome.written == 0 and outcome.unchanged for outcome in again.outcomes) and snapshot(out) == before
     with pytest.raises(CheckpointError, match="dark: no tokenizer"):
         tokenize(zoo, data, out, modalities=["dark"])
 

@@ -256,9 +256,9 @@ def verify(data_dir: Path, as_json: bool) -> None:
     wrong, problems = [], {}
     for one in verify_store(data_dir):
         if not as_json:
-            echo(f"{one.path}: {one.problem}")
+            echo(f"{one.path}: {one.reason}")
         wrong.append(one.path)
-        problems[str(one.path)] = one.problem
+        problems[str(one.path)] = one.reason
     if as_json:
         show_json({"sound": not wrong, "damaged": problems})
         sys.exit(1 if wrong else 0)

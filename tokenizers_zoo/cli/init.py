@@ -162,7 +162,7 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
         by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
         pictures = {name for name in samples.modalities if name in by_name and sized(by_name[name])}
         findings.unknown += [name for name in samples.modalities if name not in {*by_name, *findings.unknown}]
-        members = dict(samples.ask("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
+        members = dict(samples.execute("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
         counts.update({by_name[name].name: members.get(name, 0) for name in samples.modalities if name in by_name})
         findings.samples += len(samples)
         for number in spread(len(samples), LOOKED_AT // len(splits)):
@@ -171,7 +171,7 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
     if TEST not in splits and not (folder / TRAIN).is_dir():
         parts = "SELECT DISTINCT modality, is_in_split(key, ?, ?) FROM members"
         tenths = range(1, 10 if findings.samples < 1000 else 2)
-        best = max(tenths, key=lambda tenth: len(splits[TRAIN].ask(parts, TEST, tenth / 10)))
+        best = max(tenths, key=lambda tenth: len(splits[TRAIN].execute(parts, TEST, tenth / 10)))
         findings.settings |= {"test_fraction": f"{best / 10}"} if best > 1 else {}
     return findings
 

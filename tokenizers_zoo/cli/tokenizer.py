@@ -116,7 +116,7 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
             echo(f"{job.name}: {plan_of(zoo, job)}")
         return
     left: dict[str, str] | None = {} if everything and not strict else None
-    for name, folder in train_tokenizers(zoo, jobs, workers, left=left):
+    for name, folder in train_tokenizers(zoo, jobs, workers, skipped=left):
         echo(f"{name}: tokenizer in {folder}")
     for name, problem in (left or {}).items():
         echo(f"{name}: left as it is: {problem}", err=True)

@@ -50,12 +50,12 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | ZooError]]]):
         self._table.execute("BEGIN")
 
     @property
-    def keys(self) -> int:
+    def key_count(self) -> int:
         """The number of keys so far."""
-        ((count,),) = self.ask("SELECT COUNT(DISTINCT key) FROM members")
+        ((count,),) = self.execute("SELECT COUNT(DISTINCT key) FROM members")
         return int(count)
 
-    def ask(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    def execute(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
         return self._table.execute(query, arguments).fetchall()
 
@@ -64,36 +64,32 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | ZooError]]]):
         row = (key, modality, str(member.path), *member[1:])
         return self._table.execute("INSERT OR IGNORE INTO members VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount == 1
 
-    def drop(self, modality: str, where: str, key: str, reason: str) -> None:
+    def drop(self, modality: str, file_name: str, key: str, reason: str) -> None:
         """Count a member that cannot be used."""
-        count, first = self.dropped.get(modality, (0, f"{where}: {key or 'unknown member'}: {reason}"))
+        count, first = self.dropped.get(modality, (0, f"{file_name}: {key or 'unknown member'}: {reason}"))
         self.dropped[modality] = count + 1, first
 
     def drop_lone(self, among: Collection[str]) -> list[str]:
         """Remove the members of modalities in `among` whose key has no other member; return their keys, sorted."""
         names = sorted(among)
-        here = f"modality IN ({', '.join('?' * len(names))})"
-        lone = f"{here} AND key NOT IN (SELECT key FROM members WHERE NOT {here})"
-        found = self.ask(f"SELECT DISTINCT key FROM members WHERE {lone} ORDER BY key", *names, *names)
-        self.ask(f"DELETE FROM members WHERE {lone}", *names, *names)
-        return [key for (key,) in found]
-
-    def keep_split(self, split: str, test_fraction: float) -> None:
-        """Keep the keys of a split; see `is_in_split`."""
-        self.ask("DELETE FROM members WHERE NOT is_in_split(key, ?, ?)", split, test_fraction)
+        in_names = f"modality IN ({', '.join('?' * len(names))})"
+        lone = f"{in_names} AND key NOT IN (SELECT key FROM members WHERE NOT {in_names})"
+        rows = self.execute(f"SELECT DISTINCT key FROM members WHERE {lone} ORDER BY key", *names, *names)
+        self.execute(f"DELETE FROM members WHERE {lone}", *names, *names)
+        return [key for (key,) in rows]
 
     def finish(self, count: int | None, offered: Collection[str], unknown: Collection[str]) -> FileSamples:
         """Sort by key and number the first `count` samples. Raises DataError if there are fewer."""
         self._table.execute("CREATE INDEX IF NOT EXISTS by_key ON members (key, modality)")
         self._table.execute("CREATE TABLE samples (number INTEGER PRIMARY KEY, key TEXT)")
         self._table.execute("INSERT INTO samples (key) SELECT DISTINCT key FROM members ORDER BY key")
-        ((there,),) = self.ask("SELECT COUNT(*) FROM samples")
-        if count is not None and count > there:
-            raise DataError(f"there are {count_of(there, 'sample')} for this split, asked for {count}")
-        self._count = there if count is None else count
-        found = [name for (name,) in self.ask("SELECT DISTINCT modality FROM members")]
-        self.modalities = tuple(sorted({*found, *unknown}))
-        self.offered = tuple(sorted({*found, *offered}))
+        ((sample_count,),) = self.execute("SELECT COUNT(*) FROM samples")
+        if count is not None and count > sample_count:
+            raise DataError(f"there are {count_of(sample_count, 'sample')} for this split, asked for {count}")
+        self._count = sample_count if count is None else count
+        names = [name for (name,) in self.execute("SELECT DISTINCT modality FROM members")]
+        self.modalities = tuple(sorted({*names, *unknown}))
+        self.offered = tuple(sorted({*names, *offered}))
         return self
 
     def __len__(self) -> int:
@@ -104,42 +100,42 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | ZooError]]]):
 
     def files(self, start: int, stop: int) -> list[tuple[str, dict[str, Member]]]:
         """Return the samples [start, stop): the key of each, and the location of its file by modality."""
-        rows = self.ask("SELECT key FROM samples WHERE number > ? AND number <= ?", start, min(stop, self._count))
-        found: dict[str, dict[str, Member]] = {key: {} for (key,) in rows}
+        rows = self.execute("SELECT key FROM samples WHERE number > ? AND number <= ?", start, min(stop, self._count))
+        members_by_key: dict[str, dict[str, Member]] = {key: {} for (key,) in rows}
         if rows:
             query = "SELECT * FROM members WHERE key BETWEEN ? AND ? ORDER BY key, modality"
-            for key, name, path, *place in self.ask(query, rows[0][0], rows[-1][0]):
-                found[key][name] = Member(Path(path), *place)
-        return list(found.items())
+            for key, name, path, *location in self.execute(query, rows[0][0], rows[-1][0]):
+                members_by_key[key][name] = Member(Path(path), *location)
+        return list(members_by_key.items())
 
-    def alone(self, names: Collection[str]) -> dict[str, str]:
+    def first_lone_keys(self, names: Collection[str]) -> dict[str, str]:
         """Return the modalities of `names` that share no sample with another, each with its first key."""
         among = f"FROM members WHERE modality IN ({', '.join('?' * len(names))})"
-        together = self.ask(
+        together = self.execute(
             f"SELECT DISTINCT modality {among} AND key IN (SELECT key {among} GROUP BY key HAVING COUNT(*) > 1)",
             *names, *names,
         )  # fmt: skip
-        first = self.ask(f"SELECT modality, MIN(key) {among} GROUP BY modality", *names)
+        first = self.execute(f"SELECT modality, MIN(key) {among} GROUP BY modality", *names)
         return {name: key for name, key in first if (name,) not in together}
 
 
-def signature(files: Sequence[tuple[str, Mapping[str, Member]]], names: Collection[str]) -> str:
+def files_digest(files: Sequence[tuple[str, Mapping[str, Member]]], names: Collection[str]) -> str:
     """Return a sha256 of the keys, sizes and times of the files of some modalities."""
-    found = [
+    stamps = [
         (key, name, *member[1:]) for key, members in files for name, member in sorted(members.items()) if name in names
     ]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
 
 def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, FileBytes | ZooError]]:
     """Return a sample of these files, by modality, with its key; a file that cannot be read is its error."""
-    found: dict[str, FileBytes | ZooError] = {}
+    values: dict[str, FileBytes | ZooError] = {}
     for name, member in files.items():
         try:
-            found[name] = FileBytes(data=read_member(member), extension=member.extension)
+            values[name] = FileBytes(data=read_member(member), extension=member.extension)
         except (DataError, InvalidValueError) as error:
-            found[name] = error
-    return key, found
+            values[name] = error
+    return key, values
 
 
 def is_in_split(key: str, split: str, test_fraction: float) -> bool:

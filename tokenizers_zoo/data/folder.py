@@ -79,15 +79,15 @@ class Bounds(NamedTuple):
     root: Path | None
     """The folder that no link may leave; None: links are followed."""
 
-    def resolved(self, path: Path) -> Path:
-        """Return the place that a link leads to. Raises DataError if it is outside of `root`."""
-        place = path.resolve()
-        if self.root is not None and not place.is_relative_to(self.root):
+    def resolve(self, path: Path) -> Path:
+        """Return the path that a link leads to. Raises DataError if it is outside of `root`."""
+        target = path.resolve()
+        if self.root is not None and not target.is_relative_to(self.root):
             raise DataError(
-                f"{path}: a link out of the folder, to {place}; add --follow-links if that may be read, or replace the "
-                "link by a copy"
+                f"{path}: a link out of the folder, to {target}; add --follow-links if that may be read, or replace "
+                "the link by a copy"
             )
-        return place
+        return target
 
 
 def open_folder(
@@ -112,95 +112,99 @@ def open_folder(
         if root.resolve() == out:
             raise ConfigError(f"path: {config.path}: what is made of its files cannot go there, too; give another DATA")
         bounds = Bounds(out=out, root=None if config.follow_links else root.resolve())
-        return _open(root, split, count, config.test_fraction, bounds, names)
+        return _open_split(root, split, count, config.test_fraction, bounds, names)
     except OSError as error:
         raise not_read(Path(error.filename or root), error) from None
 
 
-def _open(
-    root: Path, split: str, count: int | None, test_fraction: float, bounds: Bounds, given: ModalityNames | None
+def _open_split(
+    root: Path, split: str, count: int | None, test_fraction: float, bounds: Bounds, names: ModalityNames | None
 ) -> FileSamples:
-    names = None if given is None else given.by_name
-    any_link = bounds._replace(root=None)  # for a look whether there are files
+    modality_of = None if names is None else names.by_name
+    unconfined = bounds._replace(root=None)  # only looks whether there are files
+
+    def has_files(folder: Path) -> bool:
+        return next(_files(folder, unconfined), None) is not None
+
     folders = _folders(root)
     split_folders = [folder for folder in folders if folder.name in (TRAIN, TEST)]
-    by_name = any(folder.name in (names or ()) for folder in folders)
-    if not split_folders and not by_name and any(root.glob(f"*/*/{TARS}")):
+    has_modality = any(folder.name in (modality_of or ()) for folder in folders)
+    if not split_folders and not has_modality and any(root.glob(f"*/*/{TARS}")):
         split_folders = folders  # splits of other names
     if split_folders and not (root / split).is_dir():
-        here = ", ".join(folder.name for folder in folders)
+        split_names = ", ".join(folder.name for folder in folders)
         advice = f"give --{split} 0, or make a folder {split}"
-        raise DataError(f"{root}: no split {split!r}; splits here: {here}; {advice}")
+        raise DataError(f"{root}: no split {split!r}; splits here: {split_names}; {advice}")
     base = root / split if split_folders else root
-    known = _known(_folders(base), names)
-    around = [folder for one in split_folders for folder in _folders(one)] if split_folders else folders
-    offered = {(names or {}).get(path.name, path.name) for path in around if next(_files(path, any_link), None)}
-    unknown = {path.name for path in _folders(base) if path not in known and next(_files(path, any_link), None)}
+    modality_folders = _modality_folders(_folders(base), modality_of)
+    all_folders = [path for folder in split_folders for path in _folders(folder)] if split_folders else folders
+    offered = {(modality_of or {}).get(path.name, path.name) for path in all_folders if has_files(path)}
+    unknown = {path.name for path in _folders(base) if path not in modality_folders and has_files(path)}
     samples = FileSamples()
-    for folder, name in known.items():
-        _add(samples, folder, name, bounds)
-    if given is not None and not known and _add_by_extension(samples, base, bounds, given):
-        offered = set(given.by_extension.values())
+    for folder, name in modality_folders.items():
+        _add_modality(samples, folder, name, bounds)
+    if names is not None and not modality_folders and _add_by_extension(samples, base, bounds, names):
+        offered = set(names.by_extension.values())
         if unknown:
-            shown = ", ".join(sorted(unknown)[:5])
-            samples.notes.append(f"folders next to the pictures are not read ({shown}); use one folder per modality")
+            ignored = ", ".join(sorted(unknown)[:5])
+            samples.notes.append(f"folders next to the pictures are not read ({ignored}); use one folder per modality")
         unknown = set()
     elif not offered:
         raise DataError(f"{root}: {NOTHING}")
-    elif not known:
-        if given is not None and (example := _picture_below(base, any_link, given)):
+    elif not modality_folders:
+        if names is not None and (example := _picture_below(base, unconfined, names)):
             path, name = example
             raise DataError(
                 f"{root}: {path.relative_to(root)} is in a folder that is named after no modality; put its folder into "
                 f"{base / name}, or its files into {base}"
             )
         return samples.finish(None, offered, offered)
-    if not split_folders and not _split_below(samples, known, split):
-        total = samples.keys
-        samples.keep_split(split, test_fraction)
-        if total and not samples.keys:
+    if not split_folders and not _keep_inner_split(samples, modality_folders, split):
+        total = samples.key_count
+        samples.execute("DELETE FROM members WHERE NOT is_in_split(key, ?, ?)", split, test_fraction)
+        if total and not samples.key_count:
             raise DataError(
                 f"{root}: none of its {total} samples falls to the split {split!r} with test_fraction "
                 f"{test_fraction:g}: set another test_fraction, ask for none (--{split} 0), or add files"
             )
-    if split_folders and not samples.keys:
+    if split_folders and not samples.key_count:
         raise DataError(f"{base}: {NOTHING}; to go without the split, ask for none (--{split} 0)")
     return samples.finish(count, offered, unknown)
 
 
-def _known(folders: Sequence[Path], names: Mapping[str, str] | None) -> dict[Path, str]:
+def _modality_folders(folders: Sequence[Path], names: Mapping[str, str] | None) -> dict[Path, str]:
     """Return the folders of modalities, each with its modality; a folder with the modality's own name goes first."""
     if names is None:
         return {folder: folder.name for folder in folders}
-    chosen: dict[str, Path] = {}
+    folder_by_modality: dict[str, Path] = {}
     for folder in sorted(folders, key=lambda path: (names.get(path.name) != path.name, path.name)):
         if folder.name in names:
-            chosen.setdefault(names[folder.name], folder)
-    return {folder: name for name, folder in sorted(chosen.items())}
+            folder_by_modality.setdefault(names[folder.name], folder)
+    return {folder: name for name, folder in sorted(folder_by_modality.items())}
 
 
-def _split_below(samples: FileSamples, known: Mapping[Path, str], split: str) -> bool:
+def _keep_inner_split(samples: FileSamples, folders: Mapping[Path, str], split: str) -> bool:
     """Keep the samples of a split if folders `train` and `test` inside the modalities' folders are the splits.
 
     This requires one modality with files in both folders, because a single one may be a class. Raises DataError for a
     modality that has neither.
     """
-    below: dict[str, set[str]] = {}
-    top = "SELECT DISTINCT modality, substr(key, 1, instr(key, '/') - 1) FROM members"
-    for name, first in samples.ask(top):
-        below.setdefault(name, set()).add(first)
-    split_as = next((folder for folder, name in known.items() if below.get(name, set()) >= {TRAIN, TEST}), None)
-    if split_as is None:
+    inner: dict[str, set[str]] = {}
+    query = "SELECT DISTINCT modality, substr(key, 1, instr(key, '/') - 1) FROM members"
+    for name, inner_folder in samples.execute(query):
+        inner.setdefault(name, set()).add(inner_folder)
+    split_folder = next((path for path, name in folders.items() if inner.get(name, set()) >= {TRAIN, TEST}), None)
+    if split_folder is None:
         return False
-    for folder, name in known.items():
-        if below.get(name, {TRAIN}).isdisjoint((TRAIN, TEST)):
+    for folder, name in folders.items():
+        if inner.get(name, {TRAIN}).isdisjoint((TRAIN, TEST)):
             raise DataError(
-                f"{folder}: expected its files in folders {TRAIN} and {TEST}, which {split_as} has and which are the "
-                "split; move them there"
+                f"{folder}: expected its files in folders {TRAIN} and {TEST}, which {split_folder} has and which are "
+                "the split; move them there"
             )
-    samples.ask("DELETE FROM members WHERE substr(key, 1, ?) != ?", len(split) + 1, f"{split}/")
-    samples.ask("DROP INDEX by_key")  # the keys are not distinct at each moment of the change
-    samples.ask("UPDATE members SET key = substr(key, ?)", len(split) + 2)
+    samples.execute("DELETE FROM members WHERE substr(key, 1, ?) != ?", len(split) + 1, f"{split}/")
+    samples.execute("DROP INDEX by_key")  # the keys are not distinct at each moment of the change
+    samples.execute("UPDATE members SET key = substr(key, ?)", len(split) + 2)
     return True
 
 
@@ -209,42 +213,45 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _add(samples: FileSamples, folder: Path, name: str, bounds: Bounds) -> None:
+def _add_modality(samples: FileSamples, folder: Path, name: str, bounds: Bounds) -> None:
     """Add a modality's files, or the members of its tar files.
 
     Raises DataError for a file whose name is not UTF-8, and for a second file with the same key.
     """
     tars = sorted(path for path in folder.glob(TARS) if not path.is_dir())
     for key, path in _files(folder, bounds) if not tars else ():
-        if problem := key_problem(key):
-            samples.drop(name, shown_key(path.name), shown_key(key), problem)
-        else:
-            _add_file(samples, name, key, path)
+        _add_file(samples, name, key, path)
     for path in tars:
-        bounds.resolved(path)
-        for item in scan_tar(path):
-            if isinstance(item, Dropped):
-                samples.drop(name, path.name, *item)
-            elif not samples.add(name, *item):
-                samples.drop(name, path.name, item[0], "a second value with this key; the first is used")
+        bounds.resolve(path)
+        for member in scan_tar(path):
+            if isinstance(member, Dropped):
+                samples.drop(name, path.name, *member)
+            elif not samples.add(name, *member):
+                samples.drop(name, path.name, member[0], "a second value with this key; the first is used")
     stems = {path.name.partition(".")[0] for path in tars}
     for path in _walk(folder, bounds._replace(root=None)) if tars else ():
-        if (path.parent == folder and path.name.partition(".")[0] in stems) or _is_aside(path.relative_to(folder)):
-            continue
-        if all(split_name(below := path.relative_to(folder).as_posix())):
+        below = path.relative_to(folder)
+        belongs_to_tar = path.parent == folder and path.name.partition(".")[0] in stems
+        key, extension = split_name(below.as_posix())
+        if key and extension and not belongs_to_tar and not _is_hidden_or_sidecar(below):
             reason = f"a file beside {tars[0].name}; move the tar files or the other files"
-            samples.drop(name, below, split_name(below)[0], reason)
+            samples.drop(name, below.as_posix(), key, reason)
 
 
 def _add_file(samples: FileSamples, name: str, key: str, path: Path) -> None:
-    """Add one file. Raises DataError for a second file with the same key, and for a name that is not UTF-8."""
+    """Add one file, or drop it for its key. Raises DataError for a second file with the same key, and for a name that
+    is not UTF-8.
+    """
+    if reason := key_problem(key):
+        samples.drop(name, shown_key(path.name), shown_key(key), reason)
+        return
     if path.as_posix() != shown_name(path.as_posix()):
         folder, file = shown_name(path.parent.as_posix()), shown_name(path.name)
         raise DataError(f"{folder}: the name of {file} is not UTF-8; rename it, and its folders")
     status = path.stat() if path.exists() else path.lstat()
     if not samples.add(name, key, Member(path, 0, status.st_size, split_name(path.name)[1], status.st_mtime_ns)):
-        ((other,),) = samples.ask("SELECT path FROM members WHERE key = ? AND modality = ?", key, name)
-        raise DataError(f"{path}: a second file with the key {key!r}, beside {Path(other).name}; keep one")
+        ((first_path,),) = samples.execute("SELECT path FROM members WHERE key = ? AND modality = ?", key, name)
+        raise DataError(f"{path}: a second file with the key {key!r}, beside {Path(first_path).name}; keep one")
 
 
 def _add_by_extension(samples: FileSamples, folder: Path, bounds: Bounds, names: ModalityNames) -> bool:
@@ -253,29 +260,27 @@ def _add_by_extension(samples: FileSamples, folder: Path, bounds: Bounds, names:
     The key is the name without its extension; its dots become underscores. A text without another file of its key is
     not used, because texts such as README.txt describe no picture.
     """
-    others: Counter[str] = Counter()
+    unclaimed: Counter[str] = Counter()
     with os.scandir(folder) as entries:
         for path in (Path(entry.path) for entry in entries if not entry.is_dir()):
             key, extension = path.stem.replace(".", "_"), path.suffix[1:].lower()
-            if _is_aside(Path(path.name)) or not extension:
+            if _is_hidden_or_sidecar(Path(path.name)) or not extension:
                 continue
             name = names.by_extension.get(extension)
             if name is None:
-                others[extension] += 1
-            elif problem := key_problem(key):
-                samples.drop(name, shown_key(path.name), shown_key(key), problem)
+                unclaimed[extension] += 1
             else:
-                bounds.resolved(path)
+                bounds.resolve(path)
                 _add_file(samples, name, key, path)
-    alone = samples.drop_lone(names.texts)
-    if not samples.keys:
+    lone_texts = samples.drop_lone(names.texts)
+    if not samples.key_count:
         return False
-    if alone:
+    if lone_texts:
         samples.notes.append(
-            f"texts without another file of the same name are not used: {len(alone)}, such as {alone[0]}"
+            f"texts without another file of the same name are not used: {len(lone_texts)}, such as {lone_texts[0]}"
         )
-    if others:
-        counts = ", ".join(f"{count} .{extension}" for extension, count in others.most_common(5))
+    if unclaimed:
+        counts = ", ".join(f"{count} .{extension}" for extension, count in unclaimed.most_common(5))
         samples.notes.append(f"files that no enabled modality claims are not used: {counts}")
     return True
 
@@ -289,7 +294,7 @@ def _picture_below(folder: Path, bounds: Bounds, names: ModalityNames) -> tuple[
     return None
 
 
-def _is_aside(below: Path) -> bool:
+def _is_hidden_or_sidecar(below: Path) -> bool:
     """Return True for hidden files and sidecar files of pictures."""
     return any(part.startswith(".") for part in below.parts) or below.name.lower().endswith(SIDECARS)
 
@@ -302,7 +307,8 @@ def _files(folder: Path, bounds: Bounds) -> Iterator[tuple[str, Path]]:
     for path in _walk(folder, bounds):
         below = path.relative_to(folder)
         key, extension = split_name(below.as_posix())
-        if not _is_aside(below) and key and extension and (path.is_file() or (path.is_symlink() and not path.exists())):
+        is_broken_link = path.is_symlink() and not path.exists()
+        if key and extension and not _is_hidden_or_sidecar(below) and (path.is_file() or is_broken_link):
             yield key, path
 
 
@@ -311,18 +317,18 @@ def _walk(folder: Path, bounds: Bounds, trail: tuple[Path, ...] = ()) -> Iterato
 
     Raises DataError for a link out of `bounds.root`.
     """
-    here = bounds.resolved(folder)
-    if here == bounds.out:
+    resolved = bounds.resolve(folder)
+    if resolved == bounds.out:
         return
-    trail, below = (*trail, here), []
+    trail, below = (*trail, resolved), []
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry.path)
             if not entry.is_dir():
                 if entry.is_symlink():
-                    bounds.resolved(path)
+                    bounds.resolve(path)
                 yield path
-            elif not (entry.is_symlink() and any(place.is_relative_to(path.resolve()) for place in trail)):
+            elif not (entry.is_symlink() and any(parent.is_relative_to(path.resolve()) for parent in trail)):
                 below.append(path)
     for path in sorted(below):
         yield from _walk(path, bounds, trail)

@@ -62,9 +62,9 @@ MANIFEST = {
 TOKENS = {"writer": WRITER, "crops": int, "tokens": int, "longest": int, "needed_vocab_size": int, "present": str}
 MOST_SHARDS, MOST_ROWS = 1_000_000, 10_000_000
 """Limits of a split, and of a shard: lists of this length take seconds."""
-TWICE = "has a key that is there twice"
-"""The problem of a key file that `verify` finds, and `zoo data repair` cannot mend."""
-KEPT_KEYS = 4
+REPEATED_KEY = "has a key that is there twice"
+"""The damage of a key file that `verify` finds, and `zoo data repair` cannot mend."""
+CACHED_SHARDS = 4
 """Shards whose keys a `Split` keeps in memory."""
 
 
@@ -122,7 +122,7 @@ def write_manifest(folder: Path, shard: int, manifest: Manifest) -> None:
     write_table(manifest_path(folder, shard), dataclasses.asdict(manifest))
 
 
-def _parsed(
+def _read_checked(
     path: Path, shape: Mapping[str, Any], parse: Callable[[dict[str, Any]], Result], remedy: str
 ) -> Result | None:
     """Return `parse` of a record, None without the file. Raises DataError if it is damaged."""
@@ -139,22 +139,18 @@ def read_manifest(folder: Path, shard: int, suffix: str = "") -> Manifest | None
     """Return the manifest of a shard, or None. Raises DataError if it is damaged, or has no file with the `suffix`."""
 
     def parse(table: dict[str, Any]) -> Manifest:
-        files = {
-            suffix: FileRecord(size=one["size"], sha256=one["sha256"])
-            for suffix, one in table.pop("files").items()
-            if suffix.isalnum()
-        }
+        files = {end: FileRecord(**entry) for end, entry in table.pop("files").items() if end.isalnum()}
         dropped = {int(row): reason for row, reason in table.pop("dropped").items()}
         if suffix and suffix not in files:
             raise ValueError(f"has no .{suffix} file")
-        if "tar" not in files and (problem := shape_problem(table["record"], TOKENS, "record")):
-            raise ValueError(problem)
+        if "tar" not in files and (error := shape_problem(table["record"], TOKENS, "record")):
+            raise ValueError(error)
         manifest = Manifest(files=files, dropped=dropped, **table)
         if not 0 <= manifest.count <= manifest.rows or any(row not in range(manifest.rows) for row in dropped):
             raise ValueError("rows, count or dropped")
         return manifest
 
-    return _parsed(manifest_path(folder, shard), MANIFEST, parse, REPAIR)
+    return _read_checked(manifest_path(folder, shard), MANIFEST, parse, REPAIR)
 
 
 def sound_manifest(folder: Path, shard: int) -> Manifest | None:
@@ -186,7 +182,7 @@ def remove_shard(folder: Path, shard: int) -> None:
 def shards_of(folder: Path) -> list[int]:
     """Return the numbers of the shards with a manifest in a modality's folder."""
     numbers = (path.stem.removeprefix("shard-") for path in folder.glob("shard-*.json"))
-    return sorted(int(one) for one in numbers if one.isdecimal() and one == f"{int(one):05}")
+    return sorted(int(number) for number in numbers if number.isdecimal() and number == f"{int(number):05}")
 
 
 @dataclass(frozen=True)
@@ -197,8 +193,8 @@ class Split:
     name: str
     samples: int
     shard_size: int
-    _kept: dict[int, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
-    _sums: list[npt.NDArray[np.uint32]] = field(default_factory=list, repr=False, compare=False)
+    _key_cache: dict[int, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _checksums: list[npt.NDArray[np.uint32]] = field(default_factory=list, repr=False, compare=False)
     """Once `find` was called: a checksum of each key, 4 bytes per sample."""
 
     @property
@@ -225,16 +221,16 @@ class Split:
         """Return the sample number of a row: the inverse of `locate`."""
         return shard * self.shard_size + row
 
-    def place_in(self, other: Split, sample: int) -> tuple[int, int] | None:
-        """Return shard and row of a sample in another store, found by its key if it is elsewhere there; or None."""
+    def locate_in(self, target: Split, sample: int) -> tuple[int, int] | None:
+        """Return shard and row of a sample in a split of another store, found by its key if it moved; or None."""
         shard, row = self.locate(sample)
         key = self.keys(shard)[row]
-        if sample < other.samples:
-            shard, row = other.locate(sample)
-            if other.keys(shard)[row] == key:
+        if sample < target.samples:
+            shard, row = target.locate(sample)
+            if target.keys(shard)[row] == key:
                 return shard, row
-        number = other.find(key)
-        return None if number is None else other.locate(number)
+        number = target.find(key)
+        return None if number is None else target.locate(number)
 
     def modalities(self) -> list[str]:
         """Return the modalities with at least one finished shard."""
@@ -249,30 +245,28 @@ class Split:
 
     def keys(self, shard: int) -> tuple[str, ...]:
         """Return the sample keys of a shard, by row. Raises DataError if the file is missing or damaged."""
-        if (found := self._kept.get(shard)) is None:
-            found = tuple(self._read_keys(shard)[0].split("\n")[:-1])
-            if len(found) != self.rows(shard):
-                path = self.keys_path(shard)
-                raise DataError(f"{path}: has {len(found)} keys, expected {self.rows(shard)}; {REPAIR}")
-            if len(set(found)) < len(found):
-                path = self.keys_path(shard)
-                raise DataError(
-                    f"{path}: has the key {Counter(found).most_common(1)[0][0]!r} twice; make the folder again"
-                )
-            self._kept[shard] = found
-            for old in list(self._kept)[:-KEPT_KEYS]:  # threads read at once
-                self._kept.pop(old, None)
-        return found
+        if (keys := self._key_cache.get(shard)) is None:
+            keys = tuple(self._read_keys(shard)[0].split("\n")[:-1])
+            path = self.keys_path(shard)
+            if len(keys) != self.rows(shard):
+                raise DataError(f"{path}: has {len(keys)} keys, expected {self.rows(shard)}; {REPAIR}")
+            if len(set(keys)) < len(keys):
+                repeated = Counter(keys).most_common(1)[0][0]
+                raise DataError(f"{path}: has the key {repeated!r} twice; make the folder again")
+            self._key_cache[shard] = keys
+            for oldest in list(self._key_cache)[:-CACHED_SHARDS]:  # threads read at once
+                self._key_cache.pop(oldest, None)
+        return keys
 
-    def with_doubled_keys(self, shards: Iterable[int]) -> set[int]:
+    def shards_with_repeated_keys(self, shards: Iterable[int]) -> set[int]:
         """Return the shards, of some with sound key files, that have a key twice, or a key of an earlier one."""
         shards = list(shards)
         texts = (self._read_keys(shard)[0] for shard in shards)
-        hashes = [np.fromiter(map(hash, text.split("\n")[:-1]), np.int64) for text in texts]
-        numbers, ends = np.concatenate([np.zeros(0, np.int64), *hashes]), np.cumsum([len(one) for one in hashes])
-        again = np.ones(len(numbers), bool)
-        again[np.unique(numbers, return_index=True)[1]] = False
-        return {shards[place] for place in np.searchsorted(ends, np.flatnonzero(again), side="right")}
+        shard_hashes = [np.fromiter(map(hash, text.split("\n")[:-1]), np.int64) for text in texts]
+        hashes, ends = np.concatenate([np.zeros(0, np.int64), *shard_hashes]), np.cumsum(list(map(len, shard_hashes)))
+        is_repeated = np.ones(len(hashes), bool)
+        is_repeated[np.unique(hashes, return_index=True)[1]] = False
+        return {shards[position] for position in np.searchsorted(ends, np.flatnonzero(is_repeated), side="right")}
 
     def _read_keys(self, shard: int) -> tuple[str, str]:
         """Return the lines of a shard's keys, and their sha256."""
@@ -289,7 +283,7 @@ class Split:
         """Return the sha256 (hex) of a shard's keys, see `Manifest.keys`. Raises DataError as `keys`."""
         return self._read_keys(shard)[1]
 
-    def sound_keys(self, shard: int) -> str:
+    def sound_keys_digest(self, shard: int) -> str:
         """As `keys_digest`, but empty if the file is missing or damaged."""
         try:
             return self.keys_digest(shard)
@@ -302,11 +296,11 @@ class Split:
         """Write a shard's keys, unless they are there, and return their digest."""
         data = "".join(f"{key}\n" for key in keys).encode()
         digest = hashlib.sha256(data).hexdigest()
-        if digest != self.sound_keys(shard):
+        if digest != self.sound_keys_digest(shard):
             with replacing_file(self.keys_path(shard)) as temporary:
                 temporary.write_bytes(data + f"sha256 {digest}\n".encode())
-            self._kept.pop(shard, None)
-            self._sums.clear()
+            self._key_cache.pop(shard, None)
+            self._checksums.clear()
         return digest
 
     def key(self, sample: int) -> str:
@@ -315,11 +309,11 @@ class Split:
 
     def find(self, key: str) -> int | None:
         """Return the sample number of a key, or None."""
-        if not self._sums:
+        if not self._checksums:
             keys = (key for shard in range(self.shards) for key in self.keys(shard))
-            self._sums.append(np.fromiter((zlib.crc32(key.encode()) for key in keys), np.uint32, self.samples))
-        likely = np.flatnonzero(self._sums[0] == zlib.crc32(key.encode())).tolist()
-        return next((sample for sample in likely if self.key(sample) == key), None)
+            self._checksums.append(np.fromiter((zlib.crc32(key.encode()) for key in keys), np.uint32, self.samples))
+        candidates = np.flatnonzero(self._checksums[0] == zlib.crc32(key.encode())).tolist()
+        return next((sample for sample in candidates if self.key(sample) == key), None)
 
 
 def read_splits(path: Path) -> dict[str, Split]:
@@ -345,7 +339,7 @@ def read_record(path: Path) -> dict[str, Any]:
                 raise ValueError(f"the split name {name!r}")
         return record
 
-    return _parsed(path, RECORD, parse, REMEDY) or {"splits": {}}
+    return _read_checked(path, RECORD, parse, REMEDY) or {"splits": {}}
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -358,49 +352,49 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wrong:
+class DamagedShard:
     """A shard that does not agree with its manifest."""
 
     modality: str
-    shard: int
+    number: int
     path: Path
-    problem: str
+    reason: str
 
 
-def verify(split: Split) -> Iterator[Wrong]:
+def verify(split: Split) -> Iterator[DamagedShard]:
     """Yield the shards and key files of a split that are damaged or disagree."""
-    sound = [shard for shard in range(split.shards) if split.sound_keys(shard)]
-    doubled = split.with_doubled_keys(sound)
-    for shard in sorted(doubled | (set(range(split.shards)) - set(sound))):
-        problem = TWICE if shard in doubled else "is missing or damaged"
-        yield Wrong(modality=KEYS, shard=shard, path=split.keys_path(shard), problem=problem)
+    sound = [shard for shard in range(split.shards) if split.sound_keys_digest(shard)]
+    repeated = split.shards_with_repeated_keys(sound)
+    for shard in sorted(repeated | (set(range(split.shards)) - set(sound))):
+        reason = REPEATED_KEY if shard in repeated else "is missing or damaged"
+        yield DamagedShard(modality=KEYS, number=shard, path=split.keys_path(shard), reason=reason)
     for modality in split.modalities():
         for shard in shards_of(split.folder / modality):
-            if wrong := wrong_shard(split, modality, shard):
-                yield wrong
+            if damaged := check_shard(split, modality, shard):
+                yield damaged
 
 
-def wrong_shard(split: Split, modality: str, shard: int) -> Wrong | None:
-    """Return the problem of one shard, None if there is none. Its files are read."""
+def check_shard(split: Split, modality: str, shard: int) -> DamagedShard | None:
+    """Read the files of one shard; return it with the reason if it is damaged, else None."""
     folder = split.folder / modality
-    path, problem = manifest_path(folder, shard), ""
+    path, reason = manifest_path(folder, shard), ""
     try:
         manifest = read_manifest(folder, shard)
         if manifest is None:
-            problem = "is missing"
+            reason = "is missing"
         elif shard >= split.shards:
-            problem = f"shard {shard} of a split of {split.shards}"
-        elif manifest.rows != split.rows(shard) or manifest.keys != (split.sound_keys(shard) or manifest.keys):
-            problem = "was written for other sample keys"
-        for suffix, expected in manifest.files.items() if manifest and not problem else ():
+            reason = f"shard {shard} of a split of {split.shards}"
+        elif manifest.rows != split.rows(shard) or manifest.keys != (split.sound_keys_digest(shard) or manifest.keys):
+            reason = "was written for other sample keys"
+        for suffix, expected in manifest.files.items() if manifest and not reason else ():
             path = folder / shard_name(shard, suffix)
-            if problem := file_problem(path, expected):
+            if reason := file_problem(path, expected):
                 break
     except ReadError:
         raise
     except DataError as error:
-        problem = str(error).removeprefix(f"{path}: ")
-    return Wrong(modality=modality, shard=shard, path=path, problem=problem) if problem else None
+        reason = str(error).removeprefix(f"{path}: ")
+    return DamagedShard(modality=modality, number=shard, path=path, reason=reason) if reason else None
 
 
 def file_problem(path: Path, expected: FileRecord) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -14,7 +13,7 @@ TRAIN, TEST = "train", "test"
 """The splits: training samples, and held-out samples."""
 OWN_FILES = "folder"
 """The source of the user's own files."""
-LOOKED_AT = 16
+HASHED_VALUES = 16
 """Number of values, evenly spread, that are hashed where there is no `provenance`."""
 
 
@@ -34,9 +33,9 @@ class LazySequence(Sequence[Item]):
 
 
 def spread(count: int, limit: int) -> list[int]:
-    """Up to `limit` of `count` places in order, evenly spaced: of sorted samples the first may all be alike."""
-    chosen = min(count, limit)
-    return [count * number // chosen for number in range(chosen)]
+    """Return up to `limit` of `count` indices in order, evenly spaced: of sorted samples the first may all be alike."""
+    size = min(count, limit)
+    return [count * number // size for number in range(size)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +54,20 @@ class TrainingSamples:
     texts: Callable[[], Iterable[str]] = tuple
     special_tokens: tuple[str, ...] = ()
     text_of: tuple[str, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return the record of the data for run.json (JSON types): numbers of values, and provenance.
 
-        Without provenance, `contents` is a digest of up to LOOKED_AT values of each split.
+        Without provenance, `contents` is a digest of up to HASHED_VALUES values of each split.
         """
         values = {TRAIN: self.train, TEST: self.test}
-        provenance = dict(self.provenance) or {"contents": {split: _digest(some) for split, some in values.items()}}
-        return {**{split: len(some) for split, some in values.items()}, "provenance": provenance}
+        counts = {split: len(samples) for split, samples in values.items()}
+        provenance = dict(self.provenance) or {"contents": {split: _digest(values[split]) for split in values}}
+        return {**counts, "provenance": provenance}
 
 
 def _digest(values: Sequence[Any]) -> str:
     """Return the start of a sha256 (hex) over some values of any type; empty without values."""
-    chosen = [values[place] for place in spread(len(values), LOOKED_AT)]
-    return hashlib.sha256(b"".join(map(pickle.dumps, chosen))).hexdigest()[:16] if chosen else ""
+    subset = [values[index] for index in spread(len(values), HASHED_VALUES)]
+    return hashlib.sha256(b"".join(map(pickle.dumps, subset))).hexdigest()[:16] if subset else ""

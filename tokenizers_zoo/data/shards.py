@@ -97,9 +97,14 @@ class ShardWriter:
             self.dropped[len(self.index)] = reason
         self.index.append((-1, -1, b""))
 
-    def finish(self, *, keys: str, inputs: str, record: Mapping[str, Any]) -> None:
-        """Set the remaining fields of the manifest; see `Manifest`."""
-        self.finished = {"keys": keys, "inputs": inputs, "record": record}
+    def finish(self, *, keys: str, inputs: str, record: Mapping[str, Any], retry: bool = False) -> None:
+        """Set the remaining fields of the manifest; see `Manifest`.
+
+        With `retry`, or if every sample was dropped, the manifest has no inputs digest: the next run makes the shard
+        again.
+        """
+        retry = retry or (not self.count and bool(self.dropped))
+        self.finished = {"keys": keys, "inputs": "" if retry else inputs, "record": record}
 
 
 @contextlib.contextmanager
@@ -134,7 +139,7 @@ def check_foreign(folder: Path) -> None:
 # ---------------------------------------------------------------------------- reading
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Location of a sample in its split."""
 
     shard: int
@@ -160,10 +165,10 @@ def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]
     expected = manifest.files["index"].sha256 if "index" in manifest.files else ""
     if len(data) == manifest.rows * INDEX.itemsize and hashlib.sha256(data).hexdigest() == expected:
         index = np.frombuffer(data, INDEX)
-        there = index["offset"] >= 0
+        present = index["offset"] >= 0
         size = manifest.files["tar"].size
         inside = (index["size"] >= 0) & (index["size"] <= size) & (index["offset"] <= size - index["size"])
-        if inside[there].all() and there.sum() == manifest.count:
+        if inside[present].all() and present.sum() == manifest.count:
             return index
     raise DataError(f"{path}: damaged; {REPAIR}")
 
@@ -183,11 +188,11 @@ class ValueStore:
             )
         self._splits = {name: split for name, split in read_splits(self.root / DATASET).items() if split.modalities()}
         if not self._splits:
-            raise DataError(f"{self.root}: {self._nothing()}")
-        self._opened = lru_cache(maxsize=OPEN_SHARDS)(self._open)  # a shard is closed when no thread reads it any more
+            raise DataError(f"{self.root}: {self._missing_values_reason()}")
+        self._open_cached = lru_cache(OPEN_SHARDS)(self._open)  # a shard is closed when no thread reads it any more
         self._checked: set[tuple[str, str, int]] = set()
 
-    def _nothing(self) -> str:
+    def _missing_values_reason(self) -> str:
         if (self.root.parent / DATASET).is_file():
             return f"this is a split, not a data folder; give {self.root.parent}"
         if any(self.root.glob(f"*/{TARS}")) or any(self.root.glob(f"*/*/{TARS}")):
@@ -211,9 +216,9 @@ class ValueStore:
 
     def folder(self, split: str, modality: str) -> Path:
         """Return the folder of a modality's shards. Raises DataError if the data lack it."""
-        if modality not in (known := self.modalities(split)):
+        if modality not in (names := self.modalities(split)):
             hint = f"(`zoo data derive {shlex.quote(str(self.root))}` makes what can be derived)"
-            raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known, hint)))
+            raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, names, hint)))
         return self.root / split / modality
 
     def source(self, split: str) -> str | None:
@@ -234,8 +239,9 @@ class ValueStore:
         """Return a digest (hex) of a modality's values and keys in some shards or all, from manifests alone."""
         folder = self.split(split).folder / modality
         shards = range(self.split(split).shards) if shards is None else shards
-        found = (read_manifest(folder, shard, "tar") for shard in shards)
-        return inputs_digest(shards=[one and [one.keys, one.files["tar"].sha256] for one in found])
+        manifests = (read_manifest(folder, shard, "tar") for shard in shards)
+        digests = [manifest and [manifest.keys, manifest.files["tar"].sha256] for manifest in manifests]
+        return inputs_digest(shards=digests)
 
     # ------------------------------------------------------------------ samples
 
@@ -267,19 +273,19 @@ class ValueStore:
         """Return the keys of the samples that have all of `modalities`: O(samples) memory."""
         return list(self.rows(split, modalities).keys())
 
-    def find(self, split: str, key: str) -> Place:
-        """Return the place of the sample with a key. Raises DataError if there is none."""
+    def find(self, split: str, key: str) -> Location:
+        """Return the location of the sample with a key. Raises DataError if there is none."""
         samples = self.split(split)
         number = samples.find(key)
         if number is None:
             raise DataError(f"{self.root / split}: no sample with key {key!r}")
-        return Place(*samples.locate(number))
+        return Location(*samples.locate(number))
 
     # ------------------------------------------------------------------ values
 
     def read_bytes(self, split: str, modality: str, shard: int, row: int) -> tuple[bytes, str]:
         """Return the stored bytes of one value, and the extension. Raises DataError if the sample has none."""
-        opened = self._opened(split, modality, shard)
+        opened = self._open_cached(split, modality, shard)
         offset, size, extension = opened.index[row].tolist()
         if offset < 0:
             key = self.split(split).keys(shard)[row]
@@ -298,26 +304,24 @@ class ValueStore:
 
         Reading them would enlarge them. Larger values are reduced when they are read.
         """
-        record = self.record(split, handle.name)
-        value, wanted = record.get("value"), handle.spec.value.shape
-        shape = value.get("shape") if isinstance(value, Mapping) else None
-        stored = shape if isinstance(shape, list) else []
-        pairs = list(zip(stored, wanted, strict=True)) if len(stored) == len(wanted) else []
-        if any(isinstance(before, int) and isinstance(now, int) and before < now for before, now in pairs):
+        stored_shape = self.record(split, handle.name).get("value", {}).get("shape", [])
+        expected = handle.spec.value.shape
+        sizes = list(zip(stored_shape, expected, strict=True)) if len(stored_shape) == len(expected) else []
+        if any(isinstance(old, int) and isinstance(new, int) and old < new for old, new in sizes):
             raise DataError(
-                f"{self.root / split / handle.name}: stored at {by(stored[-2:])}, and the settings "
-                f"({handle.settings.origin.at('image_size')}) are now {by(wanted[-2:])}; {self._made_again(split)}"
+                f"{self.root / split / handle.name}: stored at {by(stored_shape[-2:])}, and the settings "
+                f"({handle.settings.origin.at('image_size')}) are now {by(expected[-2:])}; {self._repair_advice(split)}"
             )
 
-    def _made_again(self, split: str) -> str:
+    def _repair_advice(self, split: str) -> str:
         """Return advice with the command that makes the values of a split again, in another folder."""
-        found = read_record(self.root / DATASET)["splits"]
-        source = found.get(split, {}).get("source")
+        splits = read_record(self.root / DATASET)["splits"]
+        source = splits.get(split, {}).get("source")
         if source is None:
             return "make the data again, or restore the setting"
         words = [source["source"], f"{self.root}-new"]
         if source["source"] != OWN_FILES:
-            words += [word for name, one in found.items() for word in (f"--{name}", str(one["samples"]))]
+            words += [word for name, table in splits.items() for word in (f"--{name}", str(table["samples"]))]
         words += ["--seed", str(source["seed"])] if source["seed"] else []
         for key, item in source["options"].items():
             words += ["--set", f"{key}={item if isinstance(item, str) else json.dumps(item)}"]
@@ -344,39 +348,39 @@ class ValueStore:
         """
         self.check_size(handle, split)
 
-        def read(place: Place) -> Any:
+        def read(location: Location) -> Any:
             try:
-                return self.read(handle, split, *place)
+                return self.read(handle, split, *location)
             except InvalidValueError as error:
-                key = self.split(split).keys(place.shard)[place.row]
+                key = self.split(split).keys(location.shard)[location.row]
                 advice = f"if a setting has changed since it was written, make {self.root} again"
                 raise InvalidValueError(f"{self.root / split / handle.name}: {key}: {error}; {advice}") from error
 
-        rows: Sequence[Place] = self.rows(split, [handle.name])
-        chosen = rows if limit is None else [rows[number] for number in spread(len(rows), limit)]
-        return LazyValues(chosen, read, cache_bytes)
+        rows: Sequence[Location] = self.rows(split, [handle.name])
+        locations = rows if limit is None else [rows[number] for number in spread(len(rows), limit)]
+        return LazyValues(locations, read, cache_bytes)
 
     def _open(self, split: str, modality: str, shard: int) -> _OpenShard:
         folder = self.root / split / modality
         if (manifest := read_manifest(folder, shard, "tar")) is None:
             self.folder(split, modality)  # raises the error that lists the modalities
             raise DataError(f"{folder / shard_name(shard)}: was not written to its end; run what made it again")
-        if (place := (split, modality, shard)) not in self._checked:
+        if (key := (split, modality, shard)) not in self._checked:
             for suffix, expected in manifest.files.items():
                 path = folder / shard_name(shard, suffix)
-                if problem := file_problem(path, expected):
-                    raise ReadError(f"{path}: {problem}; {REPAIR}")
+                if reason := file_problem(path, expected):
+                    raise ReadError(f"{path}: {reason}; {REPAIR}")
         opened = _OpenShard(folder, shard, manifest)
-        self._checked.add(place)
+        self._checked.add(key)
         return opened
 
 
-class Rows(LazySequence[Place]):
-    """The samples of a split that have all of some modalities, as places; see `ValueStore.rows`."""
+class Rows(LazySequence[Location]):
+    """The samples of a split that have all of some modalities, as locations; see `ValueStore.rows`."""
 
     def __init__(self, store: ValueStore, split: str, modalities: Sequence[str]) -> None:
         self.store, self.split, self.modalities = store, store.split(split), tuple(modalities)
-        self._some: dict[int, npt.NDArray[np.uint8]] = {}
+        self._presence_bits: dict[int, npt.NDArray[np.uint8]] = {}
         """Presence bits of the shards that lack some rows."""
         counts = np.zeros(self.split.shards + 1, np.int64)
         for shard in range(self.split.shards):
@@ -385,32 +389,32 @@ class Rows(LazySequence[Place]):
                 present &= store.present(split, modality, shard)
             counts[shard + 1] = present.sum()
             if not present.all():
-                self._some[shard] = np.packbits(present)
+                self._presence_bits[shard] = np.packbits(present)
         self._ends = np.cumsum(counts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __contains__(self, place: object) -> bool:
-        assert isinstance(place, tuple)
-        shard, row = place
-        bits = self._some.get(shard)
+    def __contains__(self, location: object) -> bool:
+        assert isinstance(location, tuple)
+        shard, row = location
+        bits = self._presence_bits.get(shard)
         return bits is None or bool(bits[row >> 3] << (row & 7) & 128)
 
     def in_shard(self, shard: int) -> npt.NDArray[np.int64]:
         """Return the rows of a shard that are among these."""
-        bits = self._some.get(shard)
+        bits = self._presence_bits.get(shard)
         rows = self.split.rows(shard)
         return np.arange(rows) if bits is None else np.flatnonzero(np.unpackbits(bits, count=rows))
 
-    def item(self, index: int) -> Place:
+    def item(self, index: int) -> Location:
         shard = int(np.searchsorted(self._ends, index, side="right")) - 1
         within = index - int(self._ends[shard])
-        return Place(shard, within if shard not in self._some else int(self.in_shard(shard)[within]))
+        return Location(shard, within if shard not in self._presence_bits else int(self.in_shard(shard)[within]))
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[Location]:
         for shard in range(self.split.shards):
-            yield from (Place(shard, row) for row in self.in_shard(shard).tolist())
+            yield from (Location(shard, row) for row in self.in_shard(shard).tolist())
 
     def keys(self) -> Iterator[str]:
         for shard in range(self.split.shards):
@@ -418,8 +422,8 @@ class Rows(LazySequence[Place]):
                 keys = self.split.keys(shard)
                 yield from (keys[row] for row in rows.tolist())
 
-    def key(self, place: Place) -> str:
-        return self.split.keys(place.shard)[place.row]
+    def key(self, location: Location) -> str:
+        return self.split.keys(location.shard)[location.row]
 
 
 # ---------------------------------------------------------------------------- settings that values depend on
@@ -441,12 +445,12 @@ def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
     These are its own settings and the shared ones it takes, except settings that are only shown. The patch size belongs
     to the tokens; the tokenizer and pretrained networks have their own records.
     """
-    known = handle.known_settings()
+    settings = handle.known_settings()
     fields = [field for config in handle.taken_settings() for field in dataclasses.fields(config)]
-    shown = [field.name for field in fields if field.metadata.get("shown")]
-    offered = {key: item for key, item in sorted(handle.settings.shared.items()) if key in known}
-    apart = {TOKENIZER_KEY, "patch_size", *networks_of(known), *shown}
-    return {key: item for key, item in as_json({**offered, **handle.settings}).items() if key not in apart}
+    display_only = [field.name for field in fields if field.metadata.get("shown")]
+    shared = {key: item for key, item in sorted(handle.settings.shared.items()) if key in settings}
+    excluded = {TOKENIZER_KEY, "patch_size", *networks_of(settings), *display_only}
+    return {key: item for key, item in as_json({**shared, **handle.settings}).items() if key not in excluded}
 
 
 # ---------------------------------------------------------------------------- values in memory
@@ -455,8 +459,8 @@ def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
 class LazyValues(LazySequence[Any]):
     """The values of `keys`, read on demand and cached up to `cache_bytes` in total.
 
-    Keys may be places in a store or names. Nothing is evicted: in random order a least-recently-used cache would always
-    miss.
+    Keys may be locations in a store or names. Nothing is evicted: in random order a least-recently-used cache would
+    always miss.
     """
 
     def __init__(
@@ -464,18 +468,18 @@ class LazyValues(LazySequence[Any]):
     ) -> None:
         self.keys = keys
         self.read = read
-        self._room = cache_bytes
-        self._kept: dict[int, Any] = {}
+        self._free_bytes = cache_bytes
+        self._cache: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def item(self, index: int) -> Any:
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._cache:
+            return self._cache[index]
         value = self.read(self.keys[index])
         size = int(value.nbytes) + 100 if hasattr(value, "nbytes") else 50 + len(repr(value))  # about its memory
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = value
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            self._cache[index] = value
         return value

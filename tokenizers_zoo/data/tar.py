@@ -74,7 +74,7 @@ def shown_name(name: str) -> str:
 
 def shown_key(key: str) -> str:
     r"""Return any key as it can be printed, with `\x1b` for control characters."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", shown_name(key))
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", shown_name(key))
 
 
 def regular_member(path: Path) -> Member:
@@ -163,8 +163,8 @@ def _scan(file: int, path: Path, split: Callable[[str], tuple[str, str]]) -> Ite
             start, tar.offset = None, tar.offset + BLOCK
             continue
         if start is not None and (info is None or info.offset > start):
-            problem = _header_problem(read_at(file, start, BLOCK), at_end=info is None)
-            yield from [Dropped("", f"{problem} (byte {start} of {status.st_size})")] if problem else ()
+            reason = _header_problem(read_at(file, start, BLOCK), at_end=info is None)
+            yield from [Dropped("", f"{reason} (byte {start} of {status.st_size})")] if reason else ()
         if info is None:
             return
         tar.members.clear()
@@ -179,8 +179,8 @@ def _scan(file: int, path: Path, split: Callable[[str], tuple[str, str]]) -> Ite
             yield Dropped(shown_key(key or info.name), "a link, device or sparse file; a plain file was expected")
         elif info.name != shown_name(info.name):
             yield Dropped(shown_key(key or info.name), "its name is not UTF-8")
-        elif problem := key_problem(key) or "":
-            yield Dropped(shown_key(key or info.name), f"the name {info.name!r}: {problem}")
+        elif reason := key_problem(key) or "":
+            yield Dropped(shown_key(key or info.name), f"the name {info.name!r}: {reason}")
         else:
             yield key, Member(path, info.offset_data, info.size, extension, status.st_mtime_ns)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SUFFIX = "arrow"
 MAGIC = b"ARROW1\0\0"
 """The first bytes of an Arrow file, before its messages."""
-MOST_OPEN = 512
+MAX_OPEN_FILES = 512
 """Files of token shards that the process keeps open; systems allow 1024 by default."""
 Array = npt.NDArray[Any]
 
@@ -69,14 +69,12 @@ class TokenMetadata:
     def from_json(cls, table: Mapping[str, Any]) -> TokenMetadata:
         """Return the metadata that `to_json` wrote."""
         levels = tuple((int(run), float(low), float(high)) for run, low, high in table["levels"])
-        made = cls(**{**table, "layout": layout_from_json(table["layout"]), "levels": levels})
-        most = float(np.finfo(np.float32).max)
-        finite = all(
-            0 < run <= made.dim and -most <= low <= most and -most <= high <= most for run, low, high in levels
-        )
-        if not finite or (levels and sum(run for run, _, _ in levels) != made.dim):
-            raise ValueError(f"expected levels of {made.dim} numbers, all finite in float32")
-        return made
+        metadata = cls(**{**table, "layout": layout_from_json(table["layout"]), "levels": levels})
+        limit = float(np.finfo(np.float32).max)
+        valid = all(0 < run <= metadata.dim and abs(low) <= limit and abs(high) <= limit for run, low, high in levels)
+        if not valid or (levels and sum(run for run, _, _ in levels) != metadata.dim):
+            raise ValueError(f"expected levels of {metadata.dim} numbers, all finite in float32")
+        return metadata
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON types."""
@@ -129,8 +127,7 @@ class TokenMetadata:
 
     def _as_levels(self, row: Array) -> Array:
         low, step = self._scale()
-        found: Array = (row.reshape(-1, self.dim) - low) / step
-        return found
+        return np.asarray((row.reshape(-1, self.dim) - low) / step)
 
 
 def _levels(handle: ModalityHandle) -> tuple[tuple[int, float, float], ...]:
@@ -167,7 +164,7 @@ def write_token_shard(
 
     present = np.array([row is not None for row in rows], bool)
     views = [np.asarray(view) for row in rows if row is not None for view in row]
-    lengths, flat = _checked(metadata, views)
+    lengths, flat = _flatten_views(metadata, views)
     column = _arrow_column(metadata, flat, lengths, np.repeat(present, crops))
     schema = pa.schema([("tokens", column.type)])
     path = folder / shard_name(shard, SUFFIX)
@@ -190,7 +187,7 @@ def write_token_shard(
     return manifest
 
 
-def _checked(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArray[np.int64], Array]:
+def _flatten_views(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArray[np.int64], Array]:
     """Return the number of tokens of each row, and the concatenated numbers of all rows. Raises DataError."""
     layout, dim = metadata.layout, metadata.dim
     least = layout.length * dim if has_fixed_length(layout) else 0
@@ -199,8 +196,8 @@ def _checked(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArr
             expected = f"{'' if least else 'up to '}{layout.length} tokens of {dim} numbers"
             raise DataError(f"{metadata.modality}: expected {expected}, got an array of shape {view.shape}")
     flat = np.concatenate([np.ravel(view) for view in views]) if views else np.zeros(0, metadata.stored_as)
-    if problem := metadata.number_problem(flat):
-        raise DataError(f"{metadata.modality}: {problem}")
+    if reason := metadata.number_problem(flat):
+        raise DataError(f"{metadata.modality}: {reason}")
     if metadata.vocab_size and flat.size and not 0 <= flat.min() <= flat.max() < metadata.vocab_size:
         raise DataError(f"{metadata.modality}: ids {flat.min()}..{flat.max()}, expected 0..{metadata.vocab_size - 1}")
     return np.array([view.size // dim for view in views], np.int64), metadata.to_stored(flat)
@@ -210,14 +207,14 @@ def _is_compressed(message: bytes) -> bool:
     """Return whether an Arrow message, a flatbuffer of Message.fbs, is of a record batch with compressed numbers."""
 
     def field(table: int, number: int) -> int:
-        """Return the place of a table's field, 0 if it has none."""
-        places = table - int.from_bytes(message[table : table + 4], "little", signed=True)
-        place, size = places + 4 + 2 * number, int.from_bytes(message[places : places + 2], "little")
-        offset = int.from_bytes(message[place : place + 2], "little") if place < places + size else 0
+        """Return the position of a table's field, 0 if it has none."""
+        vtable = table - int.from_bytes(message[table : table + 4], "little", signed=True)
+        entry, size = vtable + 4 + 2 * number, int.from_bytes(message[vtable : vtable + 2], "little")
+        offset = int.from_bytes(message[entry : entry + 2], "little") if entry < vtable + size else 0
         return table + offset if offset else 0
 
-    def follow(place: int) -> int:
-        return place + int.from_bytes(message[place : place + 4], "little")
+    def follow(position: int) -> int:
+        return position + int.from_bytes(message[position : position + 4], "little")
 
     header = field(follow(0), 2)
     return bool(field(follow(header), 3))
@@ -261,7 +258,7 @@ def present_samples(manifest: Manifest) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class OpenShard:
-    """An open file and the places of its numbers; the file is closed when no thread reads it any more."""
+    """An open file and the positions of its numbers; the file is closed when no thread reads it any more."""
 
     file: int
     start: int
@@ -279,22 +276,22 @@ class ShardFile:
     def __init__(self, path: Path, manifest: Manifest, writer: TokenMetadata, crops: int) -> None:
         self.path, self.manifest, self.writer, self.crops = path, manifest, writer, crops
         self._verified: tuple[tuple[int, int, int], int, int] | None = None
-        """Inode, size and time of the verified file, to notice that it was replaced; places of numbers and offsets."""
+        """Inode, size and time of the verified file, to notice a replacement; positions of numbers and offsets."""
 
     def verify(self) -> None:
         """Verify the file, unless it was. Raises DataError, ReadError."""
-        _opened(self)
+        _open_cached(self)
 
-    def fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
+    def read_fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
         """Write rows of a fixed layout as stored into `out`, `(len(rows), width)`."""
-        opened, size = _opened(self), out.shape[1] * out.itemsize
+        opened, size = _open_cached(self), out.shape[1] * out.itemsize
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
         for first, end in itertools.pairwise([*starts, len(rows)]):
             self._read(opened, out[first:end], int(rows[first]) * size)
 
-    def lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
+    def read_lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
         """Yield the tokens of rows of a layout of variable length, as stored."""
-        opened, writer = _opened(self), self.writer
+        opened, writer = _open_cached(self), self.writer
         inner = (writer.dim,) if isinstance(writer.layout, EmbeddingsLayout) else ()
         size = writer.dim * writer.stored_as.itemsize
         for first, end in zip(opened.offsets[rows].tolist(), opened.offsets[rows + 1].tolist(), strict=True):
@@ -305,13 +302,13 @@ class ShardFile:
     def _read(self, opened: OpenShard, out: Array, offset: int) -> None:
         """Fill a contiguous array from the file's numbers. Raises ReadError."""
         try:
-            left = memoryview(out.reshape(-1).view(np.uint8).data)
-            place = opened.start + offset
-            while left and (count := os.preadv(opened.file, [left], place)):
-                left, place = left[count:], place + count
+            remaining = memoryview(out.reshape(-1).view(np.uint8).data)
+            position = opened.start + offset
+            while remaining and (count := os.preadv(opened.file, [remaining], position)):
+                remaining, position = remaining[count:], position + count
         except OSError as error:
             raise not_read(self.path, error) from None
-        if left:
+        if remaining:
             raise ReadError(f"{self.path}: was cut off while it was open; run the same command again")
 
     def open(self) -> OpenShard:
@@ -323,17 +320,17 @@ class ShardFile:
             stamp = status.st_ino, status.st_size, status.st_mtime_ns
             if self._verified is None:
                 self._verified = (stamp, *self._verify(file))
-            verified, start, place = self._verified
+            verified, start, offsets_start = self._verified
             if verified != stamp:
                 raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
             rows = 0 if has_fixed_length(self.writer.layout) else self.manifest.rows * self.crops + 1
             opened = OpenShard(os.dup(file.fileno()), start, np.zeros(rows, np.int32))
         weakref.finalize(opened, os.close, opened.file)
-        self._read(opened, opened.offsets, place - start)
+        self._read(opened, opened.offsets, offsets_start - start)
         return opened
 
     def _verify(self, file: BufferedReader) -> tuple[int, int]:
-        """Check the whole file; return the places of its numbers and of its list offsets. Raises DataError."""
+        """Check the whole file; return the positions of its numbers and of its list offsets. Raises DataError."""
         import pyarrow as pa
 
         expected = self.manifest.files.get(SUFFIX)
@@ -341,13 +338,13 @@ class ShardFile:
         try:
             if not data or not expected or hashlib.sha256(data).hexdigest() != expected.sha256:
                 raise ValueError("it has another size or checksum than its manifest says")
-            whole = pa.py_buffer(data)
-            messages = list(itertools.islice(pa.ipc.MessageReader.open_stream(whole.slice(len(MAGIC))), 2))
+            buffer = pa.py_buffer(data)
+            messages = list(itertools.islice(pa.ipc.MessageReader.open_stream(buffer.slice(len(MAGIC))), 2))
             if len(messages) != 2:
                 raise ValueError("it has no rows")
             schema, content = pa.ipc.read_schema(messages[0]), messages[1]
-            none = np.zeros(0, np.int64)
-            column = _arrow_column(self.writer, none.astype(self.writer.stored_as), none, none.astype(bool))
+            empty = np.zeros(0, np.int64)
+            column = _arrow_column(self.writer, empty.astype(self.writer.stored_as), empty, empty.astype(bool))
             if schema != pa.schema([("tokens", column.type)]):
                 raise ValueError(f"it has other columns than tokens of {column.type}")
             is_new = content.metadata_version == pa.ipc.MetadataVersion.V5  # older ones compress in another way
@@ -355,17 +352,17 @@ class ShardFile:
                 raise ValueError("its numbers are compressed")
             batch = pa.ipc.read_record_batch(content, schema)
             batch.validate(full=True)
-            arrays = self._arrays(batch.column("tokens"))
-            places = [array.__array_interface__["data"][0] - whole.address if array.size else 0 for array in arrays]
-            if any(not 0 <= place <= len(data) - array.nbytes for place, array in zip(places, arrays, strict=True)):
+            arrays = self._checked_arrays(batch.column("tokens"))
+            starts = [array.__array_interface__["data"][0] - buffer.address if array.size else 0 for array in arrays]
+            if any(not 0 <= start <= len(data) - array.nbytes for start, array in zip(starts, arrays, strict=True)):
                 raise ValueError("its numbers are outside of the file")
         except (AttributeError, DataError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
             reason = first_line(error)
             advice = f"{REPAIR}, or `zoo tokenize --overwrite`"
             raise DataError(f"{self.path}: not a sound shard of tokens: {reason}; {advice}") from None
-        return places[0], places[1]
+        return starts[0], starts[1]
 
-    def _arrays(self, column: pa.Array) -> tuple[Array, Array]:
+    def _checked_arrays(self, column: pa.Array) -> tuple[Array, Array]:
         """Return all numbers and the list offsets. Raises ValueError if they do not fit manifest and layout."""
         layout, dim = self.writer.layout, self.writer.dim
         present = np.repeat(present_samples(self.manifest), self.crops)
@@ -383,9 +380,9 @@ class ShardFile:
             if not np.isfinite(values).all():
                 raise ValueError("it has numbers that are not finite")
         elif values.size:
-            needed = int(self.manifest.record["needed_vocab_size"])
-            if not (0 <= values.min() <= values.max() < max(needed, 1) <= max(self.writer.vocab_size, 1)):
-                raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{needed - 1}")
+            vocab_size = int(self.manifest.record["needed_vocab_size"])
+            if not (0 <= values.min() <= values.max() < max(vocab_size, 1) <= max(self.writer.vocab_size, 1)):
+                raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{vocab_size - 1}")
         if has_fixed_length(layout):
             return values.reshape(len(present), layout.length * dim), np.zeros(0, np.int32)
         offsets = column.offsets.to_numpy(zero_copy_only=True)
@@ -394,4 +391,4 @@ class ShardFile:
         return values, offsets
 
 
-_opened = functools.lru_cache(MOST_OPEN)(ShardFile.open)
+_open_cached = functools.lru_cache(MAX_OPEN_FILES)(ShardFile.open)

@@ -79,18 +79,18 @@ class TokenColumn:
         self.folder = split.folder / modality
         self.manifests: list[Manifest] = []
         for shard in range(split.shards):
-            manifest, where = read_manifest(self.folder, shard, SUFFIX), self.folder / shard_name(shard)
+            manifest, path = read_manifest(self.folder, shard, SUFFIX), self.folder / shard_name(shard)
             if manifest is None:
-                there = len(shards_of(self.folder))
-                raise DataError(f"{self.folder}: has {there} of {split.shards} shards: {UNFINISHED}")
+                shard_count = len(shards_of(self.folder))
+                raise DataError(f"{self.folder}: has {shard_count} of {split.shards} shards: {UNFINISHED}")
             if manifest.rows != split.rows(shard) or manifest.record.get("crops") != split.crops:
-                raise DataError(f"{where}: is of other samples than the store: {UNFINISHED}")
+                raise DataError(f"{path}: is of other samples than the store: {UNFINISHED}")
             if manifest.keys != split.keys_digest(shard):
-                raise DataError(f"{where}: was written for other sample keys: {UNFINISHED}")
+                raise DataError(f"{path}: was written for other sample keys: {UNFINISHED}")
             self.manifests.append(manifest)
             writer, first = (item.record.get("writer", {}) for item in (manifest, self.manifests[0]))
             if {**writer, "distribution": ""} != {**first, "distribution": ""}:
-                raise DataError(f"{where}: was written by another tokenizer than the other shards: {UNFINISHED}")
+                raise DataError(f"{path}: was written by another tokenizer than the other shards: {UNFINISHED}")
         if not self.manifests:
             raise DataError(f"{self.folder}: has no sample")
         try:
@@ -134,13 +134,13 @@ class TokenColumn:
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return for each of `rows` whether it has tokens."""
-        found = np.ones(len(rows), bool)
+        present = np.ones(len(rows), bool)
         shards, samples = np.divmod(rows // self.split.crops, self.split.shard_size)
         for shard in np.unique(shards).tolist():
             if self.manifests[shard].count < self.manifests[shard].rows:
-                here = shards == shard
-                found[here] = self.present_in(shard)[samples[here]]
-        return found
+                in_shard = shards == shard
+                present[in_shard] = self.present_in(shard)[samples[in_shard]]
+        return present
 
     def take(self, rows: Iterable[int] | npt.NDArray[np.int64]) -> Any:
         """Return the tokens of `rows`. Every row must have tokens.
@@ -148,33 +148,31 @@ class TokenColumn:
         Grids `(n, *shape)` and vectors `(n, length)` int64; sequences a list of n 1-D int64 arrays; patches
         `(n, tokens, dim)` float32; embeddings a list of n `(tokens, dim)` float32 arrays.
         """
-        wanted = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows), np.int64)
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise IndexError(f"{self.modality}: rows {wanted.min()}..{wanted.max()} of {len(self)}")
+        indices = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows), np.int64)
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"{self.modality}: rows {indices.min()}..{indices.max()} of {len(self)}")
         layout, metadata = self.metadata.layout, self.metadata
-        order = np.argsort(wanted, kind="stable")
-        shards, within = np.divmod(wanted[order], self.split.shard_size * self.split.crops)
+        order = np.argsort(indices, kind="stable")
+        shards, within = np.divmod(indices[order], self.split.shard_size * self.split.crops)
         starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
-        runs = [(self._files[shards[first]], slice(first, end)) for first, end in pairwise([*starts, len(wanted)])]
+        runs = [(self._files[shards[first]], slice(first, end)) for first, end in pairwise([*starts, len(indices)])]
         if not has_fixed_length(layout):
-            result: list[Any] = [None] * len(wanted)
+            result: list[Any] = [None] * len(indices)
             for file, run in runs:
-                for place, tokens in zip(order[run].tolist(), file.lists(within[run]), strict=True):
-                    result[place] = metadata.from_stored(tokens)
+                for index, tokens in zip(order[run].tolist(), file.read_lists(within[run]), strict=True):
+                    result[index] = metadata.from_stored(tokens)
             return result
         for file, _ in runs[:1]:
             file.verify()  # before a width is trusted
-        gathered = np.empty((len(wanted), layout.length * metadata.dim), metadata.stored_as)
+        gathered = np.empty((len(indices), layout.length * metadata.dim), metadata.stored_as)
         for file, run in runs:
-            file.fixed(within[run], gathered[run])
-        found = np.empty_like(gathered)
-        found[order] = gathered
-        return metadata.from_stored(found).reshape(len(wanted), *fixed_shape(layout))
+            file.read_fixed(within[run], gathered[run])
+        return metadata.from_stored(gathered[np.argsort(order)]).reshape(len(indices), *fixed_shape(layout))
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""
-        needed = self.needed_vocab_size
-        handle.check_tokens_of(self.folder, self.fingerprint, self.metadata.layout, needed_vocab_size=needed)
+        size = self.needed_vocab_size
+        handle.check_tokens_of(self.folder, self.fingerprint, self.metadata.layout, needed_vocab_size=size)
 
 
 class TokenStore:
@@ -206,8 +204,8 @@ class TokenStore:
         """Return a split. Raises DataError for an unknown name."""
         table = self._record["splits"].get(name)
         if table is None:
-            known = ", ".join(self.splits()) or "none; `zoo tokenize` writes them"
-            raise DataError(f"{self.root}: no tokens of a split {name!r}; splits here: {known}")
+            available = ", ".join(self.splits()) or "none; `zoo tokenize` writes them"
+            raise DataError(f"{self.root}: no tokens of a split {name!r}; splits here: {available}")
         return TokenSplit(
             self.root, name, table["samples"], table["shard_size"],
             crops=table.get("crops", 1), seed=table.get("seed", 0), source=table.get("source"),
@@ -221,9 +219,9 @@ class TokenStore:
 
     def open(self, split: str, modality: str) -> TokenColumn:
         """Return one modality's tokens. Raises DataError if they are missing, unfinished or damaged."""
-        known = self.modalities(split)
-        if modality not in known:
-            raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, known)))
+        names = self.modalities(split)
+        if modality not in names:
+            raise DataError(str(UnknownNameError.of(f"modality in {self.root / split}:", modality, names)))
         return TokenColumn(self.split(split), modality)
 
     def check_same_samples(self, values: ValueStore, split: str) -> None:
@@ -231,8 +229,8 @@ class TokenStore:
 
         Their keys may be the same, so that keys alone would not tell.
         """
-        before, source = self._record["splits"].get(split, {}).get("source"), values.source(split)
-        if before and source and before != source:
+        recorded, source = self._record["splits"].get(split, {}).get("source"), values.source(split)
+        if recorded and source and recorded != source:
             raise DataError(
                 f"{values.root}: its samples of the split {split} are others than those that the tokens in {self.root} "
                 f"were made of, {self.data}; give that folder, or tokens of {values.root}"
@@ -241,9 +239,9 @@ class TokenStore:
 
 def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> None:
     """Write store.json; recorded splits that are not in `splits` are kept."""
-    known = read_record(root / STORE)
+    record = read_record(root / STORE)
     fields = ("samples", "shard_size", "crops", "seed", "source")
-    tables = known["splits"] | {split.name: {name: getattr(split, name) for name in fields} for split in splits}
+    tables = record["splits"] | {split.name: {name: getattr(split, name) for name in fields} for split in splits}
     write_record(root / STORE, {"data": data and relative_place(data.resolve(), root), "splits": tables})
 
 
@@ -263,8 +261,8 @@ def samples_digest(columns: Mapping[str, TokenColumn], keys: Iterable[str] | Non
         name: [(item.keys, sorted((key, file.sha256) for key, file in item.files.items())) for item in column.manifests]
         for name, column in columns.items()
     }
-    chosen = None if keys is None else sorted(keys)
-    return hashlib.sha256(json.dumps([shards, chosen], sort_keys=True).encode()).hexdigest()
+    sorted_keys = None if keys is None else sorted(keys)
+    return hashlib.sha256(json.dumps([shards, sorted_keys], sort_keys=True).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------- the tokens of one value as a JSON file
@@ -283,17 +281,17 @@ def is_token_file(data: bytes) -> bool:
 
 def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
     """Return the tokens of one value. Raises DataError for another kind of file, modality or tokenizer."""
-    again = f"expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})"
-    stored = read_table(file, TOKEN_FILE, remedy=again, error=DataError)
-    if stored["modality"] != handle.name:
-        raise DataError(f"{file}: holds tokens of {stored['modality']}, not of {handle.name}")
-    handle.check_tokens_of(file, stored["fingerprint"], remedy="encode again, or use the old checkpoint")
+    remedy = f"expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})"
+    table = read_table(file, TOKEN_FILE, remedy=remedy, error=DataError)
+    if table["modality"] != handle.name:
+        raise DataError(f"{file}: holds tokens of {table['modality']}, not of {handle.name}")
+    handle.check_tokens_of(file, table["fingerprint"], remedy="encode again, or use the old checkpoint")
     kinds, dtype = ((int, float), np.float32) if handle.spec.continuous else ((int,), np.int64)
     with contextlib.suppress(ValueError, OverflowError, RecursionError), np.errstate(over="ignore"):
-        if _consists_of(kinds, stored["tokens"]):
-            return np.asarray(stored["tokens"], dtype)
+        if _consists_of(kinds, table["tokens"]):
+            return np.asarray(table["tokens"], dtype)
     expected = "numbers" if handle.spec.continuous else "ids"
-    raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(stored['tokens'])}; encode again")
+    raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(table['tokens'])}; encode again")
 
 
 def _consists_of(kinds: tuple[type, ...], tokens: Any) -> bool:

@@ -76,25 +76,27 @@ def derive_data(
     store, result = ValueStore(data), RunResult(planned=dry_run)
     download = modalities is not None and not dry_run
     with preferring(device), disk_errors(store.root), locked(store.root), contextlib.ExitStack() as stack:
-        orders = {split: _order(zoo, store, split, modalities, result) for split in splits or store.splits()}
+        orders = {split: _derivation_order(zoo, store, split, modalities, result) for split in splits or store.splits()}
         for split, order in orders.items():  # all are checked before any is changed
             for handle in order:
                 check_foreign(store.root / split / handle.name)
-            for name in {name for handle in order for name in handle.spec.derived_from} - {one.name for one in order}:
+            input_names = {name for handle in order for name in handle.spec.derived_from}
+            for name in input_names - {handle.name for handle in order}:
                 store.check_size(zoo[name], split)
         shards = max((store.split(split).shards for split in store.splits()), default=0)
-        started = stack.enter_context(Workers(zoo, workers, shards))
+        pool = stack.enter_context(Workers(zoo, workers, shards))
         for split, order in orders.items():
             failed = set[str]()
             planned = set[str]() if dry_run else None
             for handle in order:
-                if lacks := [name for name in handle.spec.derived_from if name in failed]:
-                    result.skipped[handle.name] = f"derived from {', '.join(lacks)}, which was skipped"
+                if failed_inputs := [name for name in handle.spec.derived_from if name in failed]:
+                    result.skipped[handle.name] = f"derived from {', '.join(failed_inputs)}, which was skipped"
                     failed.add(handle.name)
                     continue
                 try:
-                    alone = workers is None
-                    outcome = _derive(zoo, store.split(split), handle, started, alone, download, device, planned)
+                    outcome = _derive_modality(
+                        zoo, store.split(split), handle, pool, download, device, planned, one_on_gpu=workers is None
+                    )
                     result.outcomes.append(outcome)
                 except WorkerError as error:
                     result.errors.append(error)
@@ -108,98 +110,103 @@ def derive_data(
     return result.check()
 
 
-def _order(
-    zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: RunResult
+def _derivation_order(
+    zoo: Zoo, store: ValueStore, split: str, modalities: Sequence[str] | None, result: RunResult
 ) -> list[ModalityHandle]:
     """Return the modalities to derive, inputs first. If a modality cannot be derived, raise an error if it was named;
     else skip it."""
     derivable = {handle.name: handle for handle in zoo.handles() if handle.spec.derived_from}
-    there = set(store.modalities(split))
-    kept = {name for name in derivable if name in there and "derived_from" in store.record(split, name)}
-    present = there - kept  # derived values are derived again if inputs changed
+    stored_names = set(store.modalities(split))
+    derived_names = {name for name in derivable if name in stored_names and "derived_from" in store.record(split, name)}
+    source_names = stored_names - derived_names  # derived values are derived again if inputs changed
     graph = {name: set(handle.spec.derived_from) & set(derivable) for name, handle in sorted(derivable.items())}
     try:
         order = list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
         raise DataError(f"modalities that are derived from each other: {' -> '.join(error.args[1])}") from None
     missing: dict[str, str] = {}
-    for name in order:
-        lacks = [
-            n for n in derivable[name].spec.derived_from
-            if n not in present and (n not in graph or (n in missing and n not in kept))  # existing values are used
+    for name in order:  # stored values of an input are used if it cannot be derived again
+        missing_inputs = [
+            input_name for input_name in derivable[name].spec.derived_from
+            if input_name not in source_names
+            and (input_name not in graph or (input_name in missing and input_name not in derived_names))
         ]  # fmt: skip
-        if lacks and name not in present:
-            missing[name] = f"derived from {', '.join(lacks)}, which {store.root / split} lacks"
-    if wanted is None:
-        problems = zoo.problems()
-        result.skipped.update(missing | {name: problems[name] for name in zoo.names() if name in problems})
-        needed = set(order)
+        if missing_inputs and name not in source_names:
+            missing[name] = f"derived from {', '.join(missing_inputs)}, which {store.root / split} lacks"
+    if modalities is None:
+        plugin_errors = zoo.problems()
+        result.skipped.update(missing | {name: plugin_errors[name] for name in zoo.names() if name in plugin_errors})
+        target_names = set(order)
     else:
-        for name in wanted:
+        for name in modalities:
             if name in missing or name not in derivable:
                 not_derived = f"{zoo[name].distribution} does not derive it from other modalities"
                 reason = missing.get(name) or not_derived + zoo[name].derive_hint
                 raise DataError(f"{name}: {reason}; {split} has {', '.join(store.modalities(split))}")
-            if name in present:
+            if name in source_names:
                 result.skipped[name] = "is there, and was not derived"
-        needed = set(wanted)
+        target_names = set(modalities)
         for name in reversed(order):
-            needed |= graph[name] if name in needed else set()
-    return [derivable[name] for name in order if name in needed and name not in present and name not in missing]
+            target_names |= graph[name] if name in target_names else set()
+    return [derivable[name] for name in order if name in target_names - source_names - missing.keys()]
 
 
-def _record(zoo: Zoo, handle: ModalityHandle, networks: Mapping[str, Any]) -> dict[str, Any]:
+def _derivation_record(zoo: Zoo, handle: ModalityHandle, networks: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs of derived values except other values: plugin and version, settings, networks."""
-    inputs = [zoo[name] for name in handle.spec.derived_from]
+    inputs = {name: zoo[name] for name in handle.spec.derived_from}
+    read_with = {name: {**reading_settings(item), "classes": item.spec.value.classes} for name, item in inputs.items()}
     return as_json(
         {
-            "derived_from": list(handle.spec.derived_from),
+            "derived_from": list(inputs),
             "distribution": handle.distribution,
             "plugin": handle.plugin_name,
             "settings": reading_settings(handle),
             "value": value_identity(handle),
             "networks": networks,
             **zoo.limits.identity(),
-            "read_with": {one.name: {**reading_settings(one), "classes": one.spec.value.classes} for one in inputs},
+            "read_with": read_with,
         }
     )
 
 
-def _derive(
+def _derive_modality(
     zoo: Zoo,
     split: Split,
     handle: ModalityHandle,
     workers: Workers,
-    alone: bool,
     download: bool,
     device: str,
     planned: set[str] | None,
+    *,
+    one_on_gpu: bool,
 ) -> Outcome:
     """Derive the missing and outdated shards of one modality of one split. Raises PretrainedError and WorkerError.
 
-    A network on a GPU runs in one process if `alone`. With `planned`, the modalities that a dry run has found to be
-    derived, the shards are only counted.
+    Networks on a GPU run in one process if `one_on_gpu`. With `planned`, the modalities that a dry run would derive,
+    the shards are only counted.
     """
     networks = networks_of(handle.known_settings())
-    record = _record(zoo, handle, {name: config.record(download=download) for name, config in networks.items()})
-    made_with = inputs_digest(**record)
+    network_records = {name: config.record(download=download) for name, config in networks.items()}
+    record = _derivation_record(zoo, handle, network_records)
+    record_digest = inputs_digest(**record)
     outcome = Outcome(split=split.name, modality=handle.name)
     folder = split.folder / handle.name
     todo: dict[int, str] = {}
-    waits = planned is not None and bool(planned & set(handle.spec.derived_from))
+    inputs_planned = planned is not None and bool(planned & set(handle.spec.derived_from))
     for shard in range(split.shards):
-        if waits:  # for shards that a dry run does not write
+        if inputs_planned:  # for shards that a dry run does not write
             outcome.written += split.rows(shard)
             continue
-        given = [read_manifest(split.folder / name, shard, "tar") for name in handle.spec.derived_from]
+        input_manifests = [read_manifest(split.folder / name, shard, "tar") for name in handle.spec.derived_from]
         keys = split.keys_digest(shard)
-        if any(one is None or one.keys != keys for one in given):
+        if any(manifest is None or manifest.keys != keys for manifest in input_manifests):
             if planned is None:
                 remove_shard(folder, shard)
             continue
-        inputs = inputs_digest(made_with=made_with, keys=keys, given=[one.files["tar"].sha256 for one in given if one])
+        value_digests = [manifest.files["tar"].sha256 for manifest in input_manifests if manifest]
+        inputs = inputs_digest(made_with=record_digest, keys=keys, given=value_digests)
         if (manifest := up_to_date(folder, shard, inputs, keys)) is not None:
-            outcome.add(split, shard, manifest, kept=True)
+            outcome.add(split, shard, manifest, unchanged=True)
         else:
             todo[shard] = inputs
     if planned is not None:
@@ -211,35 +218,34 @@ def _derive(
         for shard, inputs in todo.items()
     )
     on_gpu = bool(todo) and any(network.torch_device.startswith("cuda") for network in networks.values())
-    most = 1 if alone and on_gpu else None  # each process would load a copy
+    max_processes = 1 if one_on_gpu and on_gpu else None  # each process would load a copy
     with progress_bar(f"derive {split.name}/{handle.name}", sum(map(split.rows, todo))) as advance:
-        for shard, manifest in workers.run(derive_shard, jobs, advance, most=most):
+        for shard, manifest in workers.run(derive_shard, jobs, advance, most=max_processes):
             outcome.add(split, shard, manifest)
     forget_networks()
     return outcome
 
 
-_networks_of = ""
+_loaded_modality = ""
 """The modality whose networks this process has loaded."""
 
 
 def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
-    """Derive and write one shard; returns its number and manifest.
+    """Derive and write one shard; return its number and manifest.
 
-    A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
-    the next run makes it again.
+    The next run makes a shard again in which every sample failed, or one failed for a reason that may pass.
     """
-    global _networks_of
-    if _networks_of != job.modality:
+    global _loaded_modality
+    if _loaded_modality != job.modality:
         forget_networks()
-        _networks_of = job.modality
+        _loaded_modality = job.modality
     handle, store = zoo[job.modality], ValueStore(job.split.root)
     inputs = {name: zoo[name] for name in handle.spec.derived_from}
     split, shard = job.split.name, job.shard
-    there = np.all([store.present(split, name, shard) for name in inputs], axis=0)
-    again = False
+    has_inputs = np.all([store.present(split, name, shard) for name in inputs], axis=0)
+    retry = False
 
-    def derived(row: int) -> tuple[bytes, str]:
+    def derive_row(row: int) -> tuple[bytes, str]:
         with working_on((row, job.modality)):
             sample = {name: store.read(inputs[name], split, shard, row) for name in inputs}
             value = handle.transform(handle.derive(sample), WHOLE, trusted=True)
@@ -251,19 +257,18 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
     ):  # fmt: skip
         for row in suspects():
             with contextlib.suppress(ZooError):
-                derived(row)
+                derive_row(row)
         for row, key in enumerate(job.split.keys(shard)):
             report(1)
-            if not there[row]:
+            if not has_inputs[row]:
                 writer.skip()
                 continue
             try:
-                writer.add(key, *derived(row))
+                writer.add(key, *derive_row(row))
             except (PretrainedError, ReadError):
                 raise  # no sample is to blame
             except ZooError as error:
                 writer.skip(str(error))
-                again = again or passing(error)
-        whole = not again and (writer.count or not writer.dropped)
-        writer.finish(keys=job.split.keys_digest(shard), inputs=job.inputs if whole else "", record=job.record)
+                retry = retry or passing(error)
+        writer.finish(keys=job.split.keys_digest(shard), inputs=job.inputs, record=job.record, retry=retry)
     return shard, writer.manifest

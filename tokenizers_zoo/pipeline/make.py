@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.data.files import FileSamples, signature
+from tokenizers_zoo.data.files import FileSamples, files_digest
 from tokenizers_zoo.data.manifest import (
     DATASET,
-    TWICE,
+    REPEATED_KEY,
     Split,
     inputs_digest,
     read_manifest,
@@ -25,7 +25,7 @@ from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_id
 from tokenizers_zoo.data.tar import Member, shown_key
 from tokenizers_zoo.errors import ConfigError, DataError, by, close_names, count_of
 from tokenizers_zoo.io import as_json, difference, disk_errors
-from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, make_shard, open_samples, samples_of
+from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, cached_samples, make_shard, open_samples
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.workers import Workers
 from tokenizers_zoo.progress import progress_bar
@@ -36,7 +36,7 @@ from tokenizers_zoo.source_handle import name_at_source
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
 
-ALIKE = 0.85
+MIN_SIMILARITY = 0.85
 """Minimum similarity for an unknown name to count as misspelt: `captions` and `caption`, not `boxes_3d` and `boxes`."""
 SHARD_SIZES = {0: 500, 20_000: 2_000}
 """Samples per shard from a number of samples on: enough shards for all cores, and few to open."""
@@ -71,36 +71,40 @@ def make_data(
     options = dict(options or {})
     out = Path(out)
     result = RunResult(planned=dry_run)
-    samples_of.cache_clear()  # a source may read files that have changed since the last call in this process
-    wanted = [(split, count) for split, count in ((TRAIN, train), (TEST, test)) if count != 0]
-    opened = {split: open_samples(zoo, source, split, count, seed, options, out) for split, count in wanted}
-    given = {split: _given(zoo, source, samples, options, result) for split, samples in opened.items()}
+    cached_samples.cache_clear()  # a source may read files that have changed since the last call in this process
+    counts = {split: count for split, count in ((TRAIN, train), (TEST, test)) if count != 0}
+    samples_by_split = {
+        split: open_samples(zoo, source, split, count, seed, options, out) for split, count in counts.items()
+    }
+    handles_by_split = {
+        split: _source_modalities(zoo, source, samples, options, result) for split, samples in samples_by_split.items()
+    }
     config = source.settings_with(options)
     crop = config.crop if isinstance(config, OwnData) else None
-    result.notes += [*_stored_sizes(given, crop), *_told(opened, given)]
+    result.notes += [*_size_notes(handles_by_split, crop), *_file_notes(samples_by_split, handles_by_split)]
     with disk_errors(out), locked(out):
         record = read_record(out / DATASET)
         plans = []
-        for split, samples in opened.items():
-            before, count = record["splits"].get(split), len(samples)
-            usual = before["shard_size"] if before else max(size for n, size in SHARD_SIZES.items() if n <= count)
+        for split, samples in samples_by_split.items():
+            recorded, count = record["splits"].get(split), len(samples)
+            new_size = max(size for least, size in SHARD_SIZES.items() if least <= count)
+            default_size = recorded["shard_size"] if recorded else new_size
             plan = _Plan(
-                source=source, samples=samples, handles=given[split], seed=seed, options=options, crop=crop,
-                split=Split(out, split, count, shard_size or usual),
+                source=source, samples=samples, handles=handles_by_split[split], seed=seed, options=options, crop=crop,
+                split=Split(out, split, count, shard_size or default_size),
             )  # fmt: skip
-            plan.check(before)
+            plan.check(recorded)
             plans.append(plan)
         record["splits"] |= {plan.split.name: plan.record for plan in plans}
         if not dry_run:
             write_record(out / DATASET, record)
-        shards = max(plan.split.shards for plan in plans)
-        with Workers(zoo, workers, shards) as started:
+        with Workers(zoo, workers, max(plan.split.shards for plan in plans)) as pool:
             for plan in plans:
-                result.outcomes += plan.run(started, dry_run)
+                result.outcomes += plan.run(pool, dry_run)
     return result.check()
 
 
-def _given(
+def _source_modalities(
     zoo: Zoo, source: SourceHandle, samples: Samples, options: Mapping[str, Any], result: RunResult
 ) -> list[ModalityHandle]:
     """Return the enabled modalities of the source; instances under other names get their plugin's values.
@@ -108,71 +112,75 @@ def _given(
     Raises ConfigError if a modality's classes or settings disagree with the source.
     """
     names = samples.modalities
-    at_source = {handle.name: name_at_source(handle, samples.offered) for handle in zoo.handles()}
-    found = [handle for handle in zoo.handles() if at_source[handle.name] in names]
-    served = {at_source[handle.name] for handle in found}
-    problems = zoo.problems()
+    source_names = {handle.name: name_at_source(handle, samples.offered) for handle in zoo.handles()}
+    handles = [handle for handle in zoo.handles() if source_names[handle.name] in names]
+    served = {source_names[handle.name] for handle in handles}
+    plugin_errors = zoo.problems()
     for name in names:
         if name not in served:
-            meant = "".join(f"; did you mean {close}?" for close in close_names(name, zoo.names(), ALIKE)[:1])
-            reason = f"no enabled modality of this name: install its plugin, or enable it{meant}"
-            result.skipped[name] = problems.get(name, reason)
-    for handle in found:
-        known, at = handle.known_settings(), at_source[handle.name]
-        theirs, ours = source.spec.classes.get(at), handle.spec.value.classes
-        if theirs is not None and ours and tuple(theirs) != tuple(ours):
+            hint = "".join(f"; did you mean {close}?" for close in close_names(name, zoo.names(), MIN_SIMILARITY)[:1])
+            reason = f"no enabled modality of this name: install its plugin, or enable it{hint}"
+            result.skipped[name] = plugin_errors.get(name, reason)
+    for handle in handles:
+        settings, source_modality = handle.known_settings(), source_names[handle.name]
+        source_classes, classes = source.spec.classes.get(source_modality), handle.spec.value.classes
+        if source_classes is not None and classes and tuple(source_classes) != tuple(classes):
             raise ConfigError(
-                f"{handle.name}: has {len(ours)} classes: {', '.join(ours):.60}, and {source.name} gives "
-                f"{len(theirs)}: {', '.join(theirs):.60}; set [modalities.{handle.name}] classes to the source's"
+                f"{handle.name}: has {len(classes)} classes: {', '.join(classes):.60}, and {source.name} gives "
+                f"{len(source_classes)}: {', '.join(source_classes):.60}; set [modalities.{handle.name}] classes to "
+                "the source's"
             )
-        for key, own in source.spec.agrees.get(at, {}).items():
-            if key in known and known[key] != (value := getattr(source.settings_with(options), own)):
+        for key, source_key in source.spec.agrees.get(source_modality, {}).items():
+            if key in settings and settings[key] != (value := getattr(source.settings_with(options), source_key)):
                 raise ConfigError(
-                    f"{handle.name}: {key} is {known[key]}, and {source.name} gives values of {own}={value}; set "
-                    f"[modalities.{handle.name}] {key} = {value}, or make data with --set {own}={known[key]}"
+                    f"{handle.name}: {key} is {settings[key]}, and {source.name} gives values of {source_key}={value}; "
+                    f"set [modalities.{handle.name}] {key} = {value}, or make data with --set "
+                    f"{source_key}={settings[key]}"
                 )
-    if not found:
+    if not handles:
         raise ConfigError(
             f"{source.name} gives {', '.join(sorted(names)) or 'nothing'}, none of which is enabled; "
             f"enabled: {', '.join(zoo.names()) or 'none'}"
         )
-    return found
+    return handles
 
 
-def _stored_sizes(given: Mapping[str, Sequence[ModalityHandle]], crop: str | None) -> Iterator[str]:
+def _size_notes(handles_by_split: Mapping[str, Sequence[ModalityHandle]], crop: str | None) -> Iterator[str]:
     """Yield a line about the stored size of a user's pictures, and how they are cropped to it."""
-    handles = {handle.name: handle for handles in given.values() for handle in handles if handle.is_picture}
+    handles = {handle.name: handle for handles in handles_by_split.values() for handle in handles if handle.is_picture}
     sizes: dict[tuple[Any, ...], list[str]] = {}
     for name, handle in sorted(handles.items()) if crop else ():
         if "image_size" in handle.known_settings():
             sizes.setdefault(handle.spec.value.shape[-2:], []).append(name)
     for size, names in sizes.items():
-        cut = "cropped to the largest middle part" if crop == "middle" else "the whole picture, squeezed"
-        other = "whole squeezes the whole picture" if crop == "middle" else "middle crops it"
+        effect = "cropped to the largest middle part" if crop == "middle" else "the whole picture, squeezed"
+        alternative = "whole squeezes the whole picture" if crop == "middle" else "middle crops it"
         settings = handles[names[0]].settings
         is_set = "image_size" in {**settings, **settings.shared}
-        at = settings.origin.at("image_size") if is_set else f"the default of image_size in {settings.origin.file}"
-        yield f"{', '.join(names)}: stored at {by(size)} pixels ({at}), {cut} (--set crop={other})"
+        origin = settings.origin.at("image_size") if is_set else f"the default of image_size in {settings.origin.file}"
+        yield f"{', '.join(names)}: stored at {by(size)} pixels ({origin}), {effect} (--set crop={alternative})"
 
 
-def _told(opened: Mapping[str, Samples], given: Mapping[str, Sequence[ModalityHandle]]) -> Iterator[str]:
+def _file_notes(
+    samples_by_split: Mapping[str, Samples], handles_by_split: Mapping[str, Sequence[ModalityHandle]]
+) -> Iterator[str]:
     """Yield lines about a user's files: unusable members of tar files, and modalities that share no sample."""
-    found = {}
-    for split, samples in opened.items():
+    keys_by_split = {}
+    for split, samples in samples_by_split.items():
         yield from (f"{split}: {note}" for note in samples.notes)
         if isinstance(samples, FileSamples):
             for name, (count, first) in samples.dropped.items():
                 yield f"{split}/{name}: not used of what its folder holds: {count} (first: {first})"
-            names = [name_at_source(handle, samples.offered) for handle in given[split]]
+            names = [name_at_source(handle, samples.offered) for handle in handles_by_split[split]]
             if len(names) > 1:
-                found[split] = samples.alone(names)
-    alone = {name: key for keys in found.values() for name, key in keys.items()}
-    alone = {name: key for name, key in alone.items() if all(name in keys for keys in found.values())}
-    for name in sorted(alone) if len(alone) > 1 else ():
-        other = min(alone.keys() - {name})
+                keys_by_split[split] = samples.first_lone_keys(names)
+    lone_names = set[str]().union(*keys_by_split.values()).intersection(*keys_by_split.values())
+    lone_keys = {name: key for keys in keys_by_split.values() for name, key in keys.items() if name in lone_names}
+    for name in sorted(lone_keys) if len(lone_keys) > 1 else ():
+        second = min(lone_keys.keys() - {name})
         yield (
-            f"{name}: no sample has it beside another modality (keys such as {shown_key(alone[name])}, and "
-            f"{shown_key(alone[other])} of {other}): the files of a sample have the same name"
+            f"{name}: no sample has it beside another modality (keys such as {shown_key(lone_keys[name])}, and "
+            f"{shown_key(lone_keys[second])} of {second}): the files of a sample have the same name"
         )
 
 
@@ -193,39 +201,40 @@ class _Plan:
     def record(self) -> dict[str, Any]:
         """The split's entry in dataset.json. Its `source` is the identity of the samples."""
         shared = {key: item for key, item in self.source.shared_settings().items() if key != "image_size"}
-        own = {key: item for key, item in self.options.items() if key != "follow_links"}  # it permits, and chooses none
+        # follow_links only permits reading; it selects no samples.
+        options = {key: item for key, item in self.options.items() if key != "follow_links"}
         source = {
             "source": self.source.name,
             "seed": self.seed,
-            "options": {**shared, **own},
+            "options": {**shared, **options},
             "image_size": self.handles[0].settings.shared.get("image_size"),
         }
         return {"samples": self.split.samples, "shard_size": self.split.shard_size, "source": as_json(source)}
 
-    def check(self, before: Mapping[str, Any] | None) -> None:
+    def check(self, recorded: Mapping[str, Any] | None) -> None:
         """Raise DataError if the split's folder holds other samples, or more."""
-        folder, now = self.split.folder, self.record
+        folder, planned = self.split.folder, self.record
         for path in sorted(folder.glob("*/")):
             check_foreign(path)
-        if before is None or not self.split.modalities():
+        if recorded is None or not self.split.modalities():
             return
         for key in ("source", "shard_size"):
-            if problem := difference(before.get(key), now[key], key):
-                raise DataError(f"{folder}: was made otherwise ({problem}); give another folder, or delete {folder}")
-        if before["samples"] > self.split.samples:
-            asked = "ask for more where a number was asked for, " if isinstance(self.samples, FileSamples) else (
-                "ask for as many or more, ")  # fmt: skip
+            if mismatch := difference(recorded.get(key), planned[key], key):
+                raise DataError(f"{folder}: was made otherwise ({mismatch}); give another folder, or delete {folder}")
+        if recorded["samples"] > self.split.samples:
+            is_folder = isinstance(self.samples, FileSamples)
+            advice = "ask for more where a number was asked for" if is_folder else "ask for as many or more"
             raise DataError(
-                f"{folder}: was made with {count_of(before['samples'], 'sample')}, now it would be "
-                f"{self.split.samples}; {asked}give another folder, or delete {folder}"
+                f"{folder}: was made with {count_of(recorded['samples'], 'sample')}, now it would be "
+                f"{self.split.samples}; {advice}, give another folder, or delete {folder}"
             )
         for handle in self.handles:
-            modality, name = folder / handle.name, handle.name
-            first = next(iter(shards_of(modality)), None)
-            manifest = None if first is None else read_manifest(modality, first)
+            path = folder / handle.name
+            shards = shards_of(path)
+            manifest = read_manifest(path, shards[0]) if shards else None
             if manifest is not None and "derived_from" in manifest.record:
                 raise DataError(
-                    f"{modality}: was derived from other modalities; delete it to make {name} of the source"
+                    f"{path}: was derived from other modalities; delete it to make {handle.name} of the source"
                 )
 
     def run(self, workers: Workers, dry_run: bool) -> list[Outcome]:
@@ -234,12 +243,12 @@ class _Plan:
         outcomes = {handle.name: Outcome(split=split.name, modality=handle.name) for handle in self.handles}
         names = {handle.name: name_at_source(handle, samples.offered) for handle in self.handles}
         pictures = tuple(sorted(handle.name for handle in self.handles if handle.is_picture))
-        framed = {handle.name for handle in self.handles if self.crop and handle.implements("transform")}
-        own = {key: value for key, value in {"crop": self.crop, "contents": samples.contents}.items() if value}
-        made_with = {
+        cropped = {handle.name for handle in self.handles if self.crop and handle.implements("transform")}
+        optional = {key: value for key, value in {"crop": self.crop, "contents": samples.contents}.items() if value}
+        records = {
             handle.name: {
                 **self.record["source"],
-                **own,
+                **optional,
                 **workers.zoo.limits.identity(),
                 "distribution": self.source.distribution,
                 "plugin": f"{handle.plugin_name} of {handle.distribution}",
@@ -248,24 +257,24 @@ class _Plan:
             }
             for handle in self.handles
         }  # shared by all shards of a modality, and recorded in manifests
-        digests = {name: inputs_digest(**made) for name, made in made_with.items()}
+        digests = {name: inputs_digest(**record) for name, record in records.items()}
 
-        def files_of(shard: int) -> tuple[tuple[str, Mapping[str, Member]], ...]:
+        def shard_files(shard: int) -> tuple[tuple[str, Mapping[str, Member]], ...]:
             start = split.number(shard, 0)
             return tuple(samples.files(start, start + split.rows(shard))) if isinstance(samples, FileSamples) else ()
 
         todo: dict[int, dict[str, str]] = {}
         for shard in range(split.shards):
-            files, keys = files_of(shard), split.sound_keys(shard)
+            files, keys = shard_files(shard), split.sound_keys_digest(shard)
             for name, outcome in outcomes.items():
-                together = {name, *pictures} if name in framed else {name}  # pictures decide the crop, or are refused
+                sources = {name, *pictures} if name in cropped else {name}  # pictures decide the crop, or are refused
                 inputs = inputs_digest(
-                    made={one: digests[one] for one in together}, split=split.name,
+                    made={modality: digests[modality] for modality in sources}, split=split.name,
                     shard=shard, start=split.number(shard, 0), rows=split.rows(shard),
-                    files=signature(files, {names[one] for one in together}) if files else "",
+                    files=files_digest(files, {names[modality] for modality in sources}) if files else "",
                 )  # fmt: skip
                 if keys and (manifest := up_to_date(split.folder / name, shard, inputs, keys)) is not None:
-                    outcome.add(split, shard, manifest, kept=True)
+                    outcome.add(split, shard, manifest, unchanged=True)
                 else:
                     todo.setdefault(shard, {})[name] = inputs
                     outcome.written += split.rows(shard) if dry_run else 0
@@ -275,16 +284,16 @@ class _Plan:
             MakeShard(
                 split=split, shard=shard, source=self.source.name, seed=self.seed,
                 options=json.dumps(self.options, sort_keys=True, default=str), inputs=inputs,
-                made_with={name: made_with[name] for name in inputs}, pictures=pictures, names=names,
-                crop=self.crop or "whole", files=files_of(shard),
+                made_with={name: records[name] for name in inputs}, pictures=pictures, names=names,
+                crop=self.crop or "whole", files=shard_files(shard),
             )
             for shard, inputs in todo.items()
         )  # fmt: skip
         with progress_bar(f"make {split.name}", sum(map(split.rows, todo))) as advance:
-            for shard, found in workers.run(make_shard, jobs, advance):
-                for name, manifest in found.items():
+            for shard, manifests in workers.run(make_shard, jobs, advance):
+                for name, manifest in manifests.items():
                     outcomes[name].add(split, shard, manifest)
-        if todo and not dry_run and (doubled := split.with_doubled_keys(range(split.shards))):
-            path = split.keys_path(min(doubled))
-            raise DataError(f"{path}: {TWICE}: {self.source.name} gave it for two samples; give each its own key")
+        if todo and (repeated := split.shards_with_repeated_keys(range(split.shards))):
+            advice = f"{self.source.name} gave it for two samples; give each its own key"
+            raise DataError(f"{split.keys_path(min(repeated))}: {REPEATED_KEY}: {advice}")
         return list(outcomes.values())

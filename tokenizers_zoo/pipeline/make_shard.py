@@ -17,13 +17,13 @@ from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import Manifest, Split, shard_name
 from tokenizers_zoo.data.shards import writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
-from tokenizers_zoo.errors import DataError, ZooError, passing
+from tokenizers_zoo.errors import DataError, ZooError, by, passing
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.limits import limited
 from tokenizers_zoo.pipeline.workers import report, suspects, working_on
 from tokenizers_zoo.source import FileBytes, Sample
 from tokenizers_zoo.source_handle import CheckedSamples, modality_names
-from tokenizers_zoo.spec import WHOLE, Crop
+from tokenizers_zoo.spec import WHOLE
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle, Zoo
@@ -59,18 +59,17 @@ class MakeShard:
 
 
 def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
-    """Write one shard of each modality; returns its number, and the manifest of each.
+    """Write one shard of each modality; return its number, and the manifest of each.
 
-    A shard in which every sample failed, or one failed for a reason that may pass, is noted without an inputs digest:
-    the next run makes it again.
+    The next run makes a shard again in which every sample failed, or one failed for a reason that may pass.
     """
     handles = {name: zoo[name] for name in job.inputs}
-    again: set[str] = set()
+    retry: set[str] = set()
     keys: list[str] = []
     split, start = job.split, job.split.number(job.shard, 0)
-    samples = None if job.files else samples_of(zoo, job.source, split.name, split.samples, job.seed, job.options)
+    samples = None if job.files else cached_samples(zoo, job.source, split.name, split.samples, job.seed, job.options)
 
-    def sample_of(row: int) -> Sample:
+    def read_row(row: int) -> Sample:
         with working_on((row, job.source)):
             return read_sample(*job.files[row]) if samples is None else samples[start + row]
 
@@ -78,61 +77,60 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
         writers = {name: stack.enter_context(writing_shard(job.split.folder / name, job.shard)) for name in handles}
         for row in suspects():
             with contextlib.suppress(ZooError):
-                list(_made(zoo, job, row, sample_of(row)[1]))
+                list(_value_files(zoo, job, row, read_row(row)[1]))
         for row in range(job.split.rows(job.shard)):
             report(1)
             try:
-                key, values = sample_of(row)
-                if problem := "it comes twice" if key in keys else key_problem(key):
-                    raise DataError(f"key {key!r}: {problem}")
+                key, values = read_row(row)
+                if reason := "it comes twice" if key in keys else key_problem(key):
+                    raise DataError(f"key {key!r}: {reason}")
             except ZooError as error:
                 keys.append(f"/sample-{start + row}")  # no sample has such a key
-                again.update(handles if passing(error) else ())
+                retry.update(handles if passing(error) else ())
                 for writer in writers.values():
                     writer.skip(str(error))
                 continue
             keys.append(key)
-            for name, made, passes in _made(zoo, job, row, values):
+            for name, file, is_transient in _value_files(zoo, job, row, values):
                 try:
-                    if isinstance(made, ZooError):
-                        raise made
-                    writers[name].add(key, *made) if made else writers[name].skip()
+                    if isinstance(file, ZooError):
+                        raise file
+                    writers[name].add(key, *file) if file else writers[name].skip()
                 except ZooError as error:
                     writers[name].skip(str(error))
-                    again.update([name] if passes else [])
+                    retry.update([name] if is_transient else [])
         digest = job.split.write_keys(job.shard, keys)
         for name, writer in writers.items():
-            whole = name not in again and (writer.count or not writer.dropped)
-            writer.finish(keys=digest, inputs=job.inputs[name] if whole else "", record=job.made_with[name])
+            writer.finish(keys=digest, inputs=job.inputs[name], record=job.made_with[name], retry=name in retry)
     return job.shard, {name: writer.manifest for name, writer in writers.items()}
 
 
-def _made(
+def _value_files(
     zoo: Zoo, job: MakeShard, row: int, values: Mapping[str, Any]
 ) -> Iterator[tuple[str, tuple[bytes, str] | ZooError | None, bool]]:
     """Yield each modality of a sample with its file (bytes and extension), or the error that drops it, or None if the
-    sample lacks it; and whether the error may pass."""
-    found = _read_files(zoo, row, {name: job.names[name] for name in (*job.inputs, *job.pictures)}, values)
-    unsure = any(isinstance(value, ZooError) and passing(value) for value in found.values())
-    problems = _misfits(
-        {name: found[name].shape[-2:] for name in job.pictures if getattr(found.get(name), "ndim", 0) >= 2}
-    )
-    crop = _shared_crop(zoo, job, {name: found[name] for name in found if name not in problems})
+    sample lacks it; and whether the error may pass. All are cropped as the first picture that could be read."""
+    read = _read_files(zoo, row, {name: job.names[name] for name in (*job.inputs, *job.pictures)}, values)
+    unsettled = any(isinstance(value, ZooError) and passing(value) for value in read.values())
+    sizes = {name: read[name].shape[-2:] for name in job.pictures if getattr(read.get(name), "ndim", 0) >= 2}
+    misfits = _aspect_errors(sizes)
+    pictures = [name for name in job.pictures if isinstance(read.get(name), np.ndarray) and name not in misfits]
+    crop = zoo[pictures[0]].middle(read[pictures[0]]) if pictures and job.crop == "middle" else WHOLE
     for name in job.inputs:
-        if name not in found:
+        if name not in read:
             yield name, None, False
             continue
         try:
-            if isinstance(found[name], ZooError):
-                raise found[name]
-            if name in problems:
-                raise DataError(problems[name])
+            if isinstance(read[name], ZooError):
+                raise read[name]
+            if name in misfits:
+                raise DataError(misfits[name])
             checked = isinstance(values[job.names[name]], FileBytes)
             with working_on((row, name)):
-                made = zoo[name].write(zoo[name].transform(found[name], crop, trusted=checked), trusted=True)
-            yield name, made, False
+                file = zoo[name].write(zoo[name].transform(read[name], crop, trusted=checked), trusted=True)
+            yield name, file, False
         except ZooError as error:
-            yield name, error, passing(error) or (name in problems and unsure)
+            yield name, error, passing(error) or (name in misfits and unsettled)
 
 
 def _read_files(zoo: Zoo, row: int, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,39 +138,33 @@ def _read_files(zoo: Zoo, row: int, names: Mapping[str, str], values: Mapping[st
 
     `names` maps each modality to its name in `values`.
     """
-    found = {name: values[given] for name, given in names.items() if given in values}
-    for name, value in found.items():
+    values_by_modality = {name: values[source_name] for name, source_name in names.items() if source_name in values}
+    for name, value in values_by_modality.items():
         if isinstance(value, FileBytes):
             try:
                 with working_on((row, name)):
-                    found[name] = zoo[name].read(value.data, value.extension)
+                    values_by_modality[name] = zoo[name].read(value.data, value.extension)
             except ZooError as error:
-                found[name] = error
-    return found
+                values_by_modality[name] = error
+    return values_by_modality
 
 
-def _shared_crop(zoo: Zoo, job: MakeShard, found: Mapping[str, Any]) -> Crop:
-    """Return the crop of a sample: the middle of its first picture that could be read, or the whole."""
-    pictures = [name for name in job.pictures if isinstance(found.get(name), np.ndarray)]
-    return zoo[pictures[0]].middle(found[pictures[0]]) if pictures and job.crop == "middle" else WHOLE
-
-
-def _misfits(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """Return a problem for each image of a sample whose aspect ratio differs from at least half of the images.
+def _aspect_errors(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """Return an error for each image of a sample whose aspect ratio differs from at least half of the images.
 
     Sizes may differ: a mask at half the height and width fits. An image with another aspect ratio would be stretched
     and would no longer match the others.
     """
-    problems = {}
+    reasons = {}
     for name, size in sizes.items():
-        others = [other for other, its in sizes.items() if not _same_proportions(size, its)]
-        if 2 * len(others) >= len(sizes) > 1:
-            (height, width), (its_height, its_width) = size, sizes[others[0]]
-            problems[name] = (
-                f"{name}: {height} x {width} pixels, where {others[0]} has {its_height} x {its_width}: the pictures of "
-                "a sample have to show the same, in the same proportions"
+        differing = [second for second, second_size in sizes.items() if not _same_proportions(size, second_size)]
+        if 2 * len(differing) >= len(sizes) > 1:
+            second = differing[0]
+            reasons[name] = (
+                f"{name}: {by(size)} pixels, where {second} has {by(sizes[second])}: the pictures of a sample have to "
+                "show the same, in the same proportions"
             )
-    return problems
+    return reasons
 
 
 def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
@@ -182,7 +174,7 @@ def _same_proportions(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=4)
-def samples_of(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> CheckedSamples | FileSamples:
+def cached_samples(zoo: Zoo, source: str, split: str, count: int, seed: int, options: str) -> Samples:
     """Return the samples that a source generates, opened once per process."""
     return zoo.source(source).samples(split, count, seed, json.loads(options))
 

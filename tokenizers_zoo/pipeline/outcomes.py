@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tokenizers_zoo.data.manifest import Manifest, Split
 from tokenizers_zoo.errors import DataError, ZooError
 
-MOST_SKIPPED = 3
+MAX_EXPLAINED = 3
 """Skipped modalities that a short summary explains."""
 
 
@@ -18,24 +18,24 @@ class Outcome:
     split: str
     modality: str
     written: int = 0
-    kept: int = 0
+    unchanged: int = 0
     dropped: int = 0
     first_dropped: str = ""
     """Reason and key of the first sample that was dropped."""
 
-    def add(self, split: Split, shard: int, manifest: Manifest, *, kept: bool = False) -> None:
+    def add(self, split: Split, shard: int, manifest: Manifest, *, unchanged: bool = False) -> None:
         """Count one shard."""
-        self.kept += manifest.count if kept else 0
-        self.written += 0 if kept else manifest.count
+        self.unchanged += manifest.count if unchanged else 0
+        self.written += 0 if unchanged else manifest.count
         self.dropped += len(manifest.dropped)
         if manifest.dropped and not self.first_dropped:
             row, reason = next(iter(manifest.dropped.items()))
             self.first_dropped = f"{reason} (sample {split.keys(shard)[row]})"
 
     @property
-    def nothing(self) -> bool:
+    def all_dropped(self) -> bool:
         """True if every sample was dropped."""
-        return self.dropped > 0 and not self.written and not self.kept
+        return self.dropped > 0 and not self.written and not self.unchanged
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,12 +53,12 @@ class RunResult:
     def summary(self, *, details: bool = True) -> str:
         """Return one line per split and modality; without `details` at most one line about many skipped modalities."""
         lines = []
-        for one in self.outcomes:
-            kept = f", {one.kept} unchanged" if one.kept else ""
-            dropped = f", {one.dropped} dropped (first: {one.first_dropped})" if one.dropped else ""
+        for outcome in self.outcomes:
+            unchanged = f", {outcome.unchanged} unchanged" if outcome.unchanged else ""
+            dropped = f", {outcome.dropped} dropped (first: {outcome.first_dropped})" if outcome.dropped else ""
             written = "to write" if self.planned else "written"
-            lines.append(f"{one.split}/{one.modality}: {one.written} {written}{kept}{dropped}")
-        if details or len(self.skipped) <= MOST_SKIPPED:
+            lines.append(f"{outcome.split}/{outcome.modality}: {outcome.written} {written}{unchanged}{dropped}")
+        if details or len(self.skipped) <= MAX_EXPLAINED:
             lines += [f"{name}: skipped: {reason}" for name, reason in sorted(self.skipped.items())]
         else:
             names = ", ".join(sorted(self.skipped))
@@ -70,11 +70,11 @@ class RunResult:
         """Return this result. Raises its `errors` as one, or DataError if every sample of a modality was dropped."""
         if self.errors:
             raise type(self.errors[0])("; ".join(map(str, self.errors)))
-        if wholly := [one for one in self.outcomes if one.nothing]:
-            first, *others = wholly
-            more = ", ".join(f"{one.split}/{one.modality} ({one.dropped})" for one in others)
+        if dropped_outcomes := [outcome for outcome in self.outcomes if outcome.all_dropped]:
+            first, *remaining = dropped_outcomes
+            rest = ", ".join(f"{outcome.split}/{outcome.modality} ({outcome.dropped})" for outcome in remaining)
             raise DataError(
                 f"{first.split}/{first.modality}: all {first.dropped} samples were dropped; the first: "
-                f"{first.first_dropped}{more and f'; so were all of {more}'}"
+                f"{first.first_dropped}{rest and f'; so were all of {rest}'}"
             )
         return self

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo.data.manifest import (
     DATASET,
     KEYS,
-    TWICE,
+    REPEATED_KEY,
+    DamagedShard,
     Split,
-    Wrong,
+    check_shard,
     read_manifest,
     read_record,
     read_splits,
@@ -21,7 +22,6 @@ from tokenizers_zoo.data.manifest import (
     sound_manifest,
     verify,
     write_manifest,
-    wrong_shard,
 )
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
@@ -36,7 +36,7 @@ from tokenizers_zoo.run_folder import locked
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
 
-SHOWN_REASONS = 5
+MAX_REASONS = 5
 """Reasons of dropped samples that are listed for each modality."""
 
 
@@ -71,11 +71,6 @@ class StoreDescription:
     aligned: dict[str, int] = field(default_factory=dict)
     """Samples of each split that have a value of every modality."""
 
-    @property
-    def reasons(self) -> list[str]:
-        """The first reasons why samples were dropped, of all rows, each with its place."""
-        return [f"{row.split}/{row.modality}/{reason}" for row in self.rows for reason in row.reasons]
-
 
 def describe_data(root: Path) -> StoreDescription:
     """Describe a folder of values or tokens from its manifests alone. Raises DataError if it is neither."""
@@ -83,7 +78,7 @@ def describe_data(root: Path) -> StoreDescription:
     result = StoreDescription(tokens=isinstance(store, TokenStore))
     for name in store.splits():
         split, modalities = store.split(name), store.modalities(name)
-        digests = [split.sound_keys(shard) for shard in range(split.shards)]
+        digests = [split.sound_keys_digest(shard) for shard in range(split.shards)]
         for modality in modalities:
             row = StoreRow(split=name, modality=modality)
             result.rows.append(row)
@@ -100,9 +95,9 @@ def describe_data(root: Path) -> StoreDescription:
                 row.vocabulary, row.fingerprint = writer.get("vocabulary", ""), writer.get("fingerprint", "")
                 row.bytes += sum(file.size for suffix, file in manifest.files.items() if suffix != "index")
                 row.dropped += len(manifest.dropped)
-                for place, reason in manifest.dropped.items() if len(row.reasons) < SHOWN_REASONS else ():
-                    row.reasons.append(f"{shard_name(shard)}: {split.keys(shard)[place]}: {reason}")
-            del row.reasons[SHOWN_REASONS:]
+                for index, reason in manifest.dropped.items() if len(row.reasons) < MAX_REASONS else ():
+                    row.reasons.append(f"{shard_name(shard)}: {split.keys(shard)[index]}: {reason}")
+            del row.reasons[MAX_REASONS:]
         if isinstance(store, ValueStore):
             result.aligned[name] = len(store.rows(name, modalities))
     return result
@@ -116,7 +111,7 @@ def _made_by(record: Mapping[str, Any]) -> str:
     return "not recorded"
 
 
-def verify_store(root: Path) -> Iterator[Wrong]:
+def verify_store(root: Path) -> Iterator[DamagedShard]:
     """Yield the shards of a store that disagree with their manifests.
 
     Raises DataError if the folder holds neither values nor tokens.
@@ -138,59 +133,58 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
     Raises DataError, and the errors of the source, if a shard cannot be made again.
     """
     with locked(root):
-        splits, damaged = _splits(root), list[tuple[str, Wrong]]()
-        for name, wrong in [(name, wrong) for name, split in splits.items() for wrong in verify(split)]:
-            folder = wrong.path.parent
-            if wrong.shard >= splits[name].shards:
-                remove_shard(folder, wrong.shard)
-                yield f"{wrong.path}: {wrong.problem}; removed"
+        splits = _splits(root)
+        damaged: dict[str, list[DamagedShard]] = {name: [] for name in splits}
+        for name, shard in [(name, shard) for name, split in splits.items() for shard in verify(split)]:
+            folder = shard.path.parent
+            if shard.number >= splits[name].shards:
+                remove_shard(folder, shard.number)
+                yield f"{shard.path}: {shard.reason}; removed"
                 continue
-            yield f"{wrong.path}: {wrong.problem}"
-            damaged.append((name, wrong))
-            if wrong.modality != KEYS and (manifest := sound_manifest(folder, wrong.shard)):
-                write_manifest(folder, wrong.shard, replace(manifest, inputs=""))  # made again, now or by its command
-        if not damaged:
+            yield f"{shard.path}: {shard.reason}"
+            damaged[name].append(shard)
+            if shard.modality != KEYS and (manifest := sound_manifest(folder, shard.number)):
+                write_manifest(folder, shard.number, replace(manifest, inputs=""))  # made again, now or by its command
+        if not any(damaged.values()):
             yield f"{root}: all files agree with their manifests"
         for name, split in splits.items():
-            if modalities := {wrong.modality for there, wrong in damaged if there == name and wrong.problem != TWICE}:
-                yield from _made_again(zoo, root, name, modalities, workers, device)
-                damaged = [(there, wrong) for there, wrong in damaged if there != name or _is_left(split, wrong)]
-    if left := [f"{wrong.path}: {wrong.problem}" for _, wrong in damaged]:
-        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-        raise DataError(f"{left[0]}{more}, which cannot be made again here; copy the folder, or make another")
+            if modalities := {shard.modality for shard in damaged[name] if shard.reason != REPEATED_KEY}:
+                yield from _rebuild(zoo, root, name, modalities, workers, device)
+                damaged[name] = [shard for shard in damaged[name] if _is_still_damaged(split, shard)]
+    if remaining := [f"{shard.path}: {shard.reason}" for shards in damaged.values() for shard in shards]:
+        rest = f" (and {len(remaining) - 1} more)" if len(remaining) > 1 else ""
+        raise DataError(f"{remaining[0]}{rest}, which cannot be made again here; copy the folder, or make another")
 
 
-def _is_left(split: Split, wrong: Wrong) -> bool:
+def _is_still_damaged(split: Split, shard: DamagedShard) -> bool:
     """Return whether a shard is still damaged after it could be made again."""
-    if wrong.modality == KEYS:
-        return wrong.problem == TWICE or not split.sound_keys(wrong.shard)
-    return wrong_shard(split, wrong.modality, wrong.shard) is not None
+    if shard.modality == KEYS:
+        return shard.reason == REPEATED_KEY or not split.sound_keys_digest(shard.number)
+    return check_shard(split, shard.modality, shard.number) is not None
 
 
-def _made_again(
-    zoo: Zoo, root: Path, name: str, modalities: set[str], workers: int | None, device: str
-) -> Iterator[str]:
+def _rebuild(zoo: Zoo, root: Path, name: str, modalities: set[str], workers: int | None, device: str) -> Iterator[str]:
     """Make the missing shards of some modalities of a split; yield a summary of each command."""
     if not (root / DATASET).is_file():
         store = TokenStore(root)
         if store.data is None or not store.data.is_dir():
             raise DataError(f"{root}: its values were in {store.data}; run the `zoo tokenize` command again")
         crops, seed = store.split(name).crops, store.split(name).seed
-        chosen = store.modalities(name) if KEYS in modalities else sorted(modalities)
-        encoded = tokenize(
-            zoo, store.data, root, modalities=chosen, splits=[name], crops=crops, seed=seed,
+        names = store.modalities(name) if KEYS in modalities else sorted(modalities)
+        result = tokenize(
+            zoo, store.data, root, modalities=names, splits=[name], crops=crops, seed=seed,
             workers=0 if workers == 0 else 1, device=resolved_device(device),
         )  # fmt: skip
-        yield encoded.summary()
+        yield result.summary()
         return
     record = read_record(root / DATASET)["splits"][name]
     if source := record.get("source"):
         counts = {split: record["samples"] if split == name else 0 for split in (TRAIN, TEST)}
-        made = make_data(
+        result = make_data(
             zoo, source["source"], root, train=counts[TRAIN], test=counts[TEST], seed=source["seed"],
             options=source["options"], workers=workers,
         )  # fmt: skip
-        yield made.summary()
-    if derivable := sorted(one for one in modalities if one in zoo and zoo[one].spec.derived_from):
-        derived = derive_data(zoo, root, modalities=derivable, splits=[name], workers=workers, device=device)
-        yield derived.summary()
+        yield result.summary()
+    if derivable := sorted(modality for modality in modalities if modality in zoo and zoo[modality].spec.derived_from):
+        result = derive_data(zoo, root, modalities=derivable, splits=[name], workers=workers, device=device)
+        yield result.summary()

@@ -80,30 +80,30 @@ def tokenize(
     if crops < 1 or batch_size < 1:
         raise ConfigError(f"crops {crops}, batch size {batch_size}: expected at least 1 of each")
     store, out, result = ValueStore(data), Path(out), RunResult(planned=dry_run)
-    _check_place(out)
+    _check_output_folder(out)
     splits = splits or store.splits()
     for split in splits:
         for name in store.modalities(split):  # of a killed `zoo data make`
-            there, wanted = len(shards_of(store.folder(split, name))), store.split(split).shards
-            if there < wanted:
-                place = f"{split}/{name}: {there} of {wanted} shards are there"
-                result.notes.append(f"{place}: `zoo data make` did not finish")
+            shard_count, expected_count = len(shards_of(store.folder(split, name))), store.split(split).shards
+            if shard_count < expected_count:
+                counts = f"{shard_count} of {expected_count} shards are there"
+                result.notes.append(f"{split}/{name}: {counts}: `zoo data make` did not finish")
     for name in modalities or ():
         if not any(name in store.modalities(split) for split in splits):
             store.folder(splits[0], name)  # raises the error that lists the modalities
-    chosen = {split: _chosen(zoo, store, split, modalities, result) for split in splits}
-    for split, handles in chosen.items():
+    handles_by_split = {split: _select_modalities(zoo, store, split, modalities, result) for split in splits}
+    for split, handles in handles_by_split.items():
         for handle in handles:
             store.check_size(handle, split)
-    lacking = sorted(one.name for one in zoo.handles() if one.name in result.skipped and not one.has_tokenizer)
-    if lacking and not any(chosen.values()):
+    untrained = [handle.name for handle in zoo.handles() if handle.name in result.skipped and not handle.has_tokenizer]
+    if untrained and not any(handles_by_split.values()):
         raise DataError(
-            f"{store.root}: none of its modalities has a tokenizer ({', '.join(lacking)}); `zoo tokenizer train"
-            f" {lacking[0]} --data {store.root}` trains one tokenizer, --all in place of the name trains all"
+            f"{store.root}: none of its modalities has a tokenizer ({', '.join(untrained)}); `zoo tokenizer train"
+            f" {untrained[0]} --data {store.root}` trains one tokenizer, --all in place of the name trains all"
         )
     with disk_errors(out), locked(out):
         jobs = []
-        for split, handles in chosen.items():
+        for split, handles in handles_by_split.items():
             samples = store.split(split)
             views = crops if split == TRAIN else 1
             target = TokenSplit(
@@ -130,14 +130,14 @@ def tokenize(
         write_store(out, store.root, {job.split.name: job.split for job in jobs}.values())
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
-        with Workers(zoo, workers, max((job.split.shards for job in jobs), default=0)) as started:
+        with Workers(zoo, workers, max((job.split.shards for job in jobs), default=0)) as pool:
             for job in jobs:
                 try:
-                    job.run(started, batch_size, device)
+                    job.run(pool, batch_size, device)
                 except WorkerError as error:
                     result.errors.append(error)
                 result.outcomes.append(job.outcome)
-                if job.outcome.nothing:
+                if job.outcome.all_dropped:
                     remove_folder(job.folder)
     return result.check()
 
@@ -152,35 +152,35 @@ def random_crop(seed: int, key: str, number: int) -> Crop:
     name = hashlib.sha256(f"{seed}/{number}/{key}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(name[:16], "big"))
     side = float(rng.uniform(*CROP_SIDE))
-    top, left = (float(place) for place in rng.uniform(0, 1 - side, 2))
+    top, left = (float(offset) for offset in rng.uniform(0, 1 - side, 2))
     return Crop(top=top, left=left, height=side, width=side)
 
 
 # ---------------------------------------------------------------------- checks before anything is written
 
 
-def _check_place(out: Path) -> None:
+def _check_output_folder(out: Path) -> None:
     """Raise DataError if a folder holds files and no store.json; hidden files do not count."""
     with disk_errors(out):
-        if not (out / STORE).is_file() and (found := entries(out)):
-            raise DataError(f"{out}: holds {found[0].name}, and no token store; give another --out")
+        if not (out / STORE).is_file() and (files := entries(out)):
+            raise DataError(f"{out}: holds {files[0].name}, and no token store; give another --out")
 
 
-def _chosen(
-    zoo: Zoo, store: ValueStore, split: str, wanted: Sequence[str] | None, result: RunResult
+def _select_modalities(
+    zoo: Zoo, store: ValueStore, split: str, modalities: Sequence[str] | None, result: RunResult
 ) -> list[ModalityHandle]:
-    """Return the modalities to encode: `wanted`, as far as the split has them, or all with a tokenizer."""
+    """Return the modalities to encode: `modalities`, as far as the split has them, or all with a tokenizer."""
     present = store.modalities(split)
-    if wanted is not None:
-        result.skipped |= {name: f"{store.root / split} lacks it" for name in wanted if name not in present}
-        return [zoo[name] for name in wanted if name in present]
+    if modalities is not None:
+        result.skipped |= {name: f"{store.root / split} lacks it" for name in modalities if name not in present}
+        return [zoo[name] for name in modalities if name in present]
     handles = [handle for handle in zoo.handles() if handle.name in present]
     for handle in handles:
         if not handle.has_tokenizer:
             result.skipped[handle.name] = f"no tokenizer at {handle.checkpoint}; train one first"
-    problems = zoo.problems()
+    plugin_errors = zoo.problems()
     for name in sorted(set(present) - {handle.name for handle in handles}):
-        result.skipped[name] = problems.get(name, "no enabled modality of this name")
+        result.skipped[name] = plugin_errors.get(name, "no enabled modality of this name")
     return [handle for handle in handles if handle.has_tokenizer]
 
 
@@ -195,26 +195,27 @@ def _check_same_samples(values: ValueStore, target: TokenSplit, encoded: Collect
     store = TokenStore(target.root)
     if target.name not in store.splits():
         return
-    before, names = store.split(target.name), store.modalities(target.name)
-    staying = sorted(set(names) - set(encoded))
-    if before.source and target.source:
-        same = before.source == target.source
+    recorded, names = store.split(target.name), store.modalities(target.name)
+    remaining = sorted(set(names) - set(encoded))
+    if recorded.source and target.source:
+        same = recorded.source == target.source
     else:
         same = store.data == values.root.resolve() or any(_same_values(values, target, name) for name in names)
     if not same:
-        problem = f"holds tokens made of {store.data}, which are other samples than those of {values.root}"
-    elif (before.crops, before.seed) != (target.crops, target.seed):
-        problem = f"holds tokens made with --crops {before.crops} --seed {before.seed}"
-    elif before.samples > target.samples and not overwrite:
-        problem = f"holds {before.samples} samples, and {values.root} has {target.samples}"
+        reason = f"holds tokens made of {store.data}, which are other samples than those of {values.root}"
+    elif (recorded.crops, recorded.seed) != (target.crops, target.seed):
+        reason = f"holds tokens made with --crops {recorded.crops} --seed {recorded.seed}"
+    elif recorded.samples > target.samples and not overwrite:
+        reason = f"holds {recorded.samples} samples, and {values.root} has {target.samples}"
     else:
         return
-    if staying and overwrite:
-        missing = " ".join(str(target.folder / name) for name in staying if name not in values.modalities(target.name))
-        way_out = f"delete {missing}" if missing else "leave out --modalities"
-        raise DataError(f"{target.folder / staying[0]}: {problem}; give another folder, or {way_out}")
+    if remaining and overwrite:
+        present = values.modalities(target.name)
+        missing = " ".join(str(target.folder / name) for name in remaining if name not in present)
+        advice = f"delete {missing}" if missing else "leave out --modalities"
+        raise DataError(f"{target.folder / remaining[0]}: {reason}; give another folder, or {advice}")
     if not overwrite:
-        raise DataError(f"{target.folder / names[0]}: {problem}; give another folder, or --overwrite")
+        raise DataError(f"{target.folder / names[0]}: {reason}; give another folder, or --overwrite")
 
 
 def _same_values(values: ValueStore, target: TokenSplit, name: str) -> bool:
@@ -275,21 +276,23 @@ class _Plan:
 
     def plan(self, overwrite: bool) -> None:
         """Fill `todo` with the shards that are missing or of other inputs, and count the others."""
-        speaks = cache(self.handle.speaks)
-        kept: dict[int, Manifest] = {}
+        is_compatible = cache(self.handle.speaks)
+        unchanged: dict[int, Manifest] = {}
         for shard in range(self.split.shards) if not overwrite else ():
             manifest = sound_manifest(self.folder, shard)
-            if manifest is not None and manifest.keys == self.split.sound_keys(shard):
-                record = manifest.record
-                writer = record["writer"]["fingerprint"]
-                if manifest.inputs == self._inputs(shard, writer) and speaks(writer, record["needed_vocab_size"]):
-                    kept[shard] = manifest
-        if len(kept) < self.split.shards:  # all shards of a modality have one fingerprint
-            now = self.metadata.to_json()
-            kept = {shard: manifest for shard, manifest in kept.items() if manifest.record["writer"] == now}
-        for shard, manifest in kept.items():
-            self.outcome.add(self.split, shard, manifest, kept=True)
-        self.todo = [shard for shard in range(self.split.shards) if shard not in kept]
+            if manifest is not None and manifest.keys == self.split.sound_keys_digest(shard):
+                fingerprint = manifest.record["writer"]["fingerprint"]
+                same_inputs = manifest.inputs == self._inputs(shard, fingerprint)
+                if same_inputs and is_compatible(fingerprint, manifest.record["needed_vocab_size"]):
+                    unchanged[shard] = manifest
+        if len(unchanged) < self.split.shards:  # all shards of a modality have one fingerprint
+            writer = self.metadata.to_json()
+            unchanged = {
+                shard: manifest for shard, manifest in unchanged.items() if manifest.record["writer"] == writer
+            }
+        for shard, manifest in unchanged.items():
+            self.outcome.add(self.split, shard, manifest, unchanged=True)
+        self.todo = [shard for shard in range(self.split.shards) if shard not in unchanged]
         if self.todo:
             _ = self.handle.tokenizer  # an altered one is refused before anything is removed
             check_special_tokens(self.handle)
@@ -350,23 +353,23 @@ def tokenize_shard(zoo: Zoo, job: TokenizeShard) -> tuple[int, Manifest]:
     batches = (views[start : start + job.batch_size] for start in range(0, len(views), job.batch_size))
     encoded: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
     dropped: dict[int, str] = {}
-    passes = False
+    retry = False
     for batch, values in read_ahead(read, batches):
-        for view, found in encode(batch, values):
-            if isinstance(found, ZooError):
-                dropped.setdefault(view.row, str(found))
-                passes = passes or passing(found)
-            elif problem := metadata.number_problem(np.asarray(found)):
-                dropped.setdefault(view.row, f"{job.modality}: {problem}")
+        for view, encoding in encode(batch, values):
+            if isinstance(encoding, ZooError):
+                dropped.setdefault(view.row, str(encoding))
+                retry = retry or passing(encoding)
+            elif reason := metadata.number_problem(np.asarray(encoding)):
+                dropped.setdefault(view.row, f"{job.modality}: {reason}")
             else:
-                encoded[view.row].append(metadata.to_stored(np.asarray(found)))
+                encoded[view.row].append(metadata.to_stored(np.asarray(encoding)))
         report(len(batch))
     report(split.rows(job.shard) * split.crops - len(views))
     rows = [None if row in dropped else encoded.get(row) for row in range(split.rows(job.shard))]
     with disk_errors(split.folder):
         manifest = write_token_shard(
             split.folder / job.modality, job.shard, metadata, rows, keys=split.write_keys(job.shard, keys),
-            crops=split.crops, dropped=dropped, inputs="" if passes else job.inputs, values=job.values,
+            crops=split.crops, dropped=dropped, inputs="" if retry else job.inputs, values=job.values,
         )  # fmt: skip
     return job.shard, manifest
 

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,11 @@ class TokenizerJob:
 
 
 def train_tokenizers(
-    zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1, *, left: dict[str, str] | None = None
+    zoo: Zoo, jobs: Sequence[TokenizerJob], workers: int = 1, *, skipped: dict[str, str] | None = None
 ) -> Iterator[tuple[str, Path]]:
     """Train tokenizers in up to `workers` processes that share the CPU cores; yield name and folder of each.
 
-    With `left`, a tokenizer that was trained with other settings or data is left as it is, and the reason is written
+    With `skipped`, a tokenizer that was trained with other settings or data is left as it is, and the reason is written
     there by name. Without, it is an OtherRunError.
 
     Modalities with a shared vocabulary are trained first and sequentially, because only one process may write to it.
@@ -58,44 +59,41 @@ def train_tokenizers(
     """
     for job in jobs:
         zoo[job.name].check_overrides(job.overrides)
-    places = [(job.out or zoo[job.name].checkpoint).resolve() for job in jobs]
+    folders = [(job.out or zoo[job.name].checkpoint).resolve() for job in jobs]
 
-    def samples(job: TokenizerJob) -> int:
+    def sample_count(job: TokenizerJob) -> int:
         """Return the number of training samples from steps and batch size; 0 if the table has no steps."""
         table = zoo[job.name].known_settings().get("tokenizer")
         return math.prod(int(job.overrides.get(key, getattr(table, key, 0))) for key in ("steps", "batch_size"))
 
-    first, apart, done = list[TokenizerJob](), list[TokenizerJob](), set[Path]()
-    for job, place in zip(jobs, places, strict=True):
-        if workers > 1 and places.count(place) == 1 and not zoo[job.name].spec.shared_vocabulary:
-            apart.append(job)
+    sequential, parallel, retrained = list[TokenizerJob](), list[TokenizerJob](), set[Path]()
+    for job, folder in zip(jobs, folders, strict=True):
+        if workers > 1 and folders.count(folder) == 1 and not zoo[job.name].spec.shared_vocabulary:
+            parallel.append(job)
             continue
         # A shared tokenizer that an earlier job has retrained is not removed again.
-        first.append(replace(job, overwrite=job.overwrite and place not in done))
-        done.add(place)
-    train = _train if left is None else _train_or_leave
+        sequential.append(replace(job, overwrite=job.overwrite and folder not in retrained))
+        retrained.add(folder)
+    train = partial(_train, leave=skipped is not None)
     trained = itertools.chain(
-        (train(zoo, job) for job in first),
-        run_jobs(zoo, train, sorted(apart, key=samples, reverse=True), workers),
+        (train(zoo, job) for job in sequential),
+        run_jobs(zoo, train, sorted(parallel, key=sample_count, reverse=True), workers),
     )
     for name, result in trained:
-        if left is not None and isinstance(result, str):
-            left[name] = result
+        if skipped is not None and isinstance(result, str):
+            skipped[name] = result
         else:
-            folder = Path(result)
-            zoo.forget_tokenizers(folder)
-            yield name, folder
+            zoo.forget_tokenizers(Path(result))
+            yield name, Path(result)
 
 
-def _train(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path | str]:
-    return job.name, train_tokenizer(zoo, **dataclasses.asdict(job))
-
-
-def _train_or_leave(zoo: Zoo, job: TokenizerJob) -> tuple[str, Path | str]:
-    """Train a tokenizer and return its folder, or the text of an OtherRunError."""
+def _train(zoo: Zoo, job: TokenizerJob, *, leave: bool) -> tuple[str, Path | str]:
+    """Train a tokenizer; return its name and folder, or with `leave` its name and the text of an OtherRunError."""
     try:
-        return _train(zoo, job)
+        return job.name, train_tokenizer(zoo, **dataclasses.asdict(job))
     except OtherRunError as error:
+        if not leave:
+            raise
         return job.name, str(error)
 
 
@@ -127,26 +125,26 @@ def train_tokenizer(
 ) -> Path:
     """Train the tokenizer of modality `name` on `data` and return its checkpoint folder.
 
-    The folder is `out` or, by default, the registry's. Training runs on `device`.
-    `overrides` replace keys of the modality's tokenizer table. With
-    `overwrite` an existing tokenizer is replaced, but kept if training fails. Without it, an interrupted run is
-    resumed, and a checkpoint that was trained with another modality of the same vocabulary is kept. If the modality has
-    its own tokenizer and also needs a shared vocabulary that does not exist, the vocabulary is trained first. With
-    `limit` at most so many samples of each split are read, spread over the split. Raises DataError if `data` lack the
-    modality or no value can be read. Raises ConfigError if the folder belongs to a shared vocabulary of other
-    modalities, is the checkpoint of another modality, or has the unfinished tokenizer of a modality that shares it.
+    The folder is `out` or, by default, the registry's. Training runs on `device`. `overrides` replace keys of the
+    modality's tokenizer table. With `overwrite` an existing tokenizer is replaced, but kept if training fails. Without
+    it, an interrupted run is resumed, and a checkpoint that was trained with another modality of the same vocabulary is
+    kept. If the modality has its own tokenizer and also needs a shared vocabulary that does not exist, the vocabulary
+    is trained first. With `limit` at most so many samples of each split are read, spread over the split. Raises
+    DataError if `data` lack the modality or no value can be read. Raises ConfigError if the folder belongs to a shared
+    vocabulary of other modalities, is the checkpoint of another modality, or has the unfinished tokenizer of a modality
+    that shares it.
     """
     handle = zoo[name]
     folder = Path(out) if out is not None else handle.checkpoint
     handle.check_overrides(overrides or {})  # before anything is read, or removed
-    _check_place(zoo, handle, folder)
-    other = _check_whose(zoo, name, folder)
-    if other and not overwrite:
+    _check_folder(zoo, handle, folder)
+    sharer = _other_owner(zoo, name, folder)
+    if sharer and not overwrite:
         if is_complete(folder):
             return folder
         raise ConfigError(
-            f"{name}: {folder} holds the half-trained tokenizer of {other}, which shares its vocabulary; finish that: "
-            f"zoo tokenizer train {other} --data DATA"
+            f"{name}: {folder} holds the half-trained tokenizer of {sharer}, which shares its vocabulary; finish that: "
+            f"zoo tokenizer train {sharer} --data DATA"
         )
     samples = training_samples(zoo, handle, ValueStore(data), limit)
     if out is None and handle.files.lacks_vocabulary:
@@ -156,31 +154,31 @@ def train_tokenizer(
         return handle.train_tokenizer(samples, folder, seed, device=device, **(overrides or {}))
 
 
-def _check_place(zoo: Zoo, handle: ModalityHandle, folder: Path) -> None:
+def _check_folder(zoo: Zoo, handle: ModalityHandle, folder: Path) -> None:
     """Raise ConfigError if a tokenizer in this folder would replace the text vocabulary of other modalities."""
     spec = handle.spec
-    for other in zoo.handles() if spec.own_tokenizer or not handle.writes_text else ():
-        shares = spec.shares_checkpoint and spec.vocabulary == other.spec.vocabulary
-        text = other.writes_text and other.spec.shared_vocabulary and other is not handle
-        if text and not shares and other.files.vocabulary.resolve() == folder.resolve():
+    for user in zoo.handles() if spec.own_tokenizer or not handle.writes_text else ():
+        shares = spec.shares_checkpoint and spec.vocabulary == user.spec.vocabulary
+        writes_text = user.writes_text and user.spec.shared_vocabulary and user is not handle
+        if writes_text and not shares and user.files.vocabulary.resolve() == folder.resolve():
             raise ConfigError(
-                f"{handle.name}: {folder} is the folder of the text vocabulary {other.spec.vocabulary!r} of "
-                f"{other.name}; rename the modality, or give it another folder"
+                f"{handle.name}: {folder} is the folder of the text vocabulary {user.spec.vocabulary!r} of "
+                f"{user.name}; rename the modality, or give it another folder"
             )
 
 
-def _check_whose(zoo: Zoo, name: str, folder: Path) -> str:
+def _other_owner(zoo: Zoo, name: str, folder: Path) -> str:
     """Return the other modality that the shared tokenizer in a folder was trained with; "" if there is none.
 
     Raises ConfigError if the folder is the checkpoint of a modality that shares no tokenizer with `name`.
     """
-    whose = trained_for(folder)
-    if whose not in (None, name) and whose in zoo:
-        spec, other = zoo[name].spec, zoo[whose]
-        if spec.vocabulary == other.spec.vocabulary and not spec.own_tokenizer and not other.spec.own_tokenizer:
-            return other.name
-        if other.checkpoint.resolve() == folder.resolve():
-            raise ConfigError(f"{name}: {folder} holds the tokenizer of {whose}; give it a checkpoint of its own")
+    owner_name = trained_for(folder)
+    if owner_name not in (None, name) and owner_name in zoo:
+        spec, owner = zoo[name].spec, zoo[owner_name]
+        if spec.vocabulary == owner.spec.vocabulary and not spec.own_tokenizer and not owner.spec.own_tokenizer:
+            return owner.name
+        if owner.checkpoint.resolve() == folder.resolve():
+            raise ConfigError(f"{name}: {folder} holds the tokenizer of {owner_name}; give it a checkpoint of its own")
     return ""
 
 
@@ -217,12 +215,13 @@ def overrides_of_each(zoo: Zoo, names: Sequence[str], overrides: Mapping[str, An
 
     Raises ConfigError for a key that no table has. `train_tokenizers` checks whether they are consistent.
     """
-    known: dict[str, set[str]] = {}
+    keys_by_modality: dict[str, set[str]] = {}
     for name in names:
         table = zoo[name].known_settings().get("tokenizer")
-        known[name] = {item.name for item in dataclasses.fields(table)} if dataclasses.is_dataclass(table) else set()
-    reject_unknown(overrides, set().union(*known.values()), Origin(table="modalities.*.tokenizer"))
-    return {name: {key: value for key, value in overrides.items() if key in known[name]} for name in names}
+        fields = dataclasses.fields(table) if dataclasses.is_dataclass(table) else ()
+        keys_by_modality[name] = {field.name for field in fields}
+    reject_unknown(overrides, set().union(*keys_by_modality.values()), Origin(table="modalities.*.tokenizer"))
+    return {name: {key: value for key, value in overrides.items() if key in keys_by_modality[name]} for name in names}
 
 
 def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit: int | None = None) -> TrainingSamples:
@@ -231,10 +230,9 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit:
     With `limit` at most so many values of each split are used, spread over the split. Values were validated when they
     were written. If a value cannot be read with the present settings, training stops with an error that names it.
     """
-    sharing = [zoo[other] for other in zoo.vocabularies().get(handle.spec.vocabulary, [])]
-    writers = [other for other in sharing if other.implements("vocabulary_texts")]
+    sharers = [zoo[modality] for modality in zoo.vocabularies().get(handle.spec.vocabulary, [])]
+    writers = [sharer for sharer in sharers if sharer.implements("vocabulary_texts")]
     present = store.modalities(TRAIN)
-    special = dict.fromkeys(token for other in sharing for token in other.vocabulary_tokens())
     values = {split: store.values(handle, split, limit) for split in (TRAIN, TEST) if split in {TRAIN, *store.splits()}}
     if not len(values[TRAIN]):
         raise DataError(f"{store.root / TRAIN / handle.name}: holds no values")
@@ -250,8 +248,8 @@ def training_samples(zoo: Zoo, handle: ModalityHandle, store: ValueStore, limit:
         train=values[TRAIN],
         test=values.get(TEST, ()),
         texts=lambda: _texts(store, writers, limit),
-        special_tokens=tuple(special),
-        text_of=tuple(other.name for other in writers if other.name in present),
+        special_tokens=tuple(dict.fromkeys(token for sharer in sharers for token in sharer.vocabulary_tokens())),
+        text_of=tuple(writer.name for writer in writers if writer.name in present),
         provenance=provenance,
     )
 
@@ -261,14 +259,14 @@ def _texts(store: ValueStore, writers: Sequence[ModalityHandle], limit: int | No
 
     Warn on stderr at the end if no text was found.
     """
-    present, found = store.modalities(TRAIN), False
+    present, has_text = store.modalities(TRAIN), False
     for handle in writers:
         values = store.values(handle, TRAIN, limit, cache_bytes=0) if handle.name in present else ()
         for start in range(0, len(values), TEXT_BATCH):
             texts = handle.vocabulary_texts(values[start : start + TEXT_BATCH])
-            found = found or any(map(str.strip, texts))
+            has_text = has_text or any(map(str.strip, texts))
             yield from texts
-    if writers and not found:
+    if writers and not has_text:
         line = (
             f"vocabulary {writers[0].spec.vocabulary}: {store.root / TRAIN} has no text of "
             f"{', '.join(handle.name for handle in writers)}: no pieces are learned, and text is then written byte by "

@@ -30,26 +30,27 @@ class VocabularyUse:
     @property
     def missing(self) -> tuple[str, ...]:
         """Special tokens that modalities need and the vocabulary lacks, in the order in which it would get them."""
-        known = set(self.vocabulary.all_special_tokens)
-        return tuple(dict.fromkeys(token for needed in self.needs.values() for token in needed if token not in known))
+        special_tokens = set(self.vocabulary.all_special_tokens)
+        needed_tokens = dict.fromkeys(chain.from_iterable(self.needs.values()))
+        return tuple(token for token in needed_tokens if token not in special_tokens)
 
     @property
     def unused(self) -> tuple[str, ...]:
         """Special tokens that no enabled modality needs, such as of removed plugins. They keep their ids."""
-        needed = {token for tokens in self.needs.values() for token in tokens}
-        return tuple(token for token in self.vocabulary.all_special_tokens if token not in needed)
+        used_tokens = set(chain.from_iterable(self.needs.values()))
+        return tuple(token for token in self.vocabulary.all_special_tokens if token not in used_tokens)
 
 
 def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
     """Return the shared text vocabularies, each with the enabled modalities that share it; both sorted by name."""
-    found: dict[str, list[ModalityHandle]] = {}
+    vocabularies: dict[str, list[ModalityHandle]] = {}
     for name, sharing in zoo.vocabularies().items():
-        handles = [zoo[other] for other in sharing]
+        handles = [zoo[modality] for modality in sharing]
         sequences = all(isinstance(handle.spec.layout, SequenceLayout) for handle in handles)
         shared = any(handle.spec.shared_vocabulary for handle in handles)
         if sequences and (shared or _holds_text(handles[0].files.vocabulary_folder())):
-            found[name] = handles
-    return found
+            vocabularies[name] = handles
+    return vocabularies
 
 
 def _holds_text(folder: Path) -> bool:
@@ -58,7 +59,7 @@ def _holds_text(folder: Path) -> bool:
 
 def describe_vocabulary(zoo: Zoo, name: str) -> VocabularyUse:
     """Read a vocabulary and the tokens that each modality needs. Raises UnknownNameError and CheckpointError."""
-    handles, folder, config = _opened(zoo, name)
+    handles, folder, config = _open_vocabulary(zoo, name)
     needs = {handle.name: handle.vocabulary_tokens() for handle in handles}
     return VocabularyUse(name=name, folder=folder, vocabulary=TextVocabulary.load(folder, config), needs=needs)
 
@@ -69,10 +70,10 @@ def grow_vocabulary(zoo: Zoo, name: str) -> tuple[TextVocabulary, TextVocabulary
     The capacity is raised to the registry.toml value if that is larger. Returns the old and the new vocabulary. Raises
     the errors of `describe_vocabulary`, and ConfigError if there is no room left.
     """
-    handles, folder, config = _opened(zoo, name)
+    handles, folder, config = _open_vocabulary(zoo, name)
     with disk_errors(folder):
         grown = TextVocabulary.grow_folder(
-            folder, config, chain.from_iterable(one.vocabulary_tokens() for one in handles)
+            folder, config, chain.from_iterable(handle.vocabulary_tokens() for handle in handles)
         )
     for handle in handles:
         handle.forget_tokenizer()
@@ -81,12 +82,12 @@ def grow_vocabulary(zoo: Zoo, name: str) -> tuple[TextVocabulary, TextVocabulary
 
 def missing_special_tokens(handle: ModalityHandle) -> list[str]:
     """Return the special tokens that a modality's values may need and its trained vocabulary lacks."""
-    needed = handle.vocabulary_tokens()
-    if not needed or not _holds_text(folder := handle.files.vocabulary_folder()):
+    required_tokens = handle.vocabulary_tokens()
+    if not required_tokens or not _holds_text(folder := handle.files.vocabulary_folder()):
         return []
-    stored = load_config(folder, CLASS, SHAPE)
-    known = {*stored["special_tokens"], *stored["grown_tokens"]}
-    return [token for token in needed if token not in known]
+    config = load_config(folder, CLASS, SHAPE)
+    vocabulary_tokens = {*config["special_tokens"], *config["grown_tokens"]}
+    return [token for token in required_tokens if token not in vocabulary_tokens]
 
 
 def learned_on_others(handle: ModalityHandle) -> list[str] | None:
@@ -111,16 +112,16 @@ def check_special_tokens(handle: ModalityHandle) -> None:
         )
 
 
-def _opened(zoo: Zoo, name: str) -> tuple[list[ModalityHandle], Path, VocabularyConfig]:
+def _open_vocabulary(zoo: Zoo, name: str) -> tuple[list[ModalityHandle], Path, VocabularyConfig]:
     """Return the modalities that share a vocabulary, its folder, and its settings.
 
     Raises UnknownNameError, and CheckpointError if it has not been trained.
     """
-    found = text_vocabularies(zoo)
-    if name not in found:
-        hint = "" if found else "(no enabled modality is text)"
-        raise UnknownNameError.of("text vocabulary", name, list(found), hint)
-    handles = found[name]
+    vocabularies = text_vocabularies(zoo)
+    if name not in vocabularies:
+        hint = "" if vocabularies else "(no enabled modality is text)"
+        raise UnknownNameError.of("text vocabulary", name, list(vocabularies), hint)
+    handles = vocabularies[name]
     folder = handles[0].files.vocabulary_folder()
     if not (folder / CONFIG).is_file():
         raise CheckpointError(

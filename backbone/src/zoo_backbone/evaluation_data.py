@@ -148,7 +148,7 @@ class EvaluationData:
 
     def _place(self, sample: int) -> tuple[int, int] | None:
         """Return shard and row of a token store's test sample among the values, or None."""
-        return self.split.place_in(self.values.split(TEST), sample)
+        return self.split.locate_in(self.values.split(TEST), sample)
 
     def _read(self, name: str, split: str, places: Iterable[tuple[int, int] | None]) -> Iterator[Any]:
         """Yield the readable values; the reasons of the others go to `unreadable`.

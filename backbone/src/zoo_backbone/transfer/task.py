@@ -315,7 +315,7 @@ class Stores:
             assert self.values is not None
             handle, values = task.handle, self.values
             there = values.rows(split, [handle.name])
-            place = partial(inputs.split.place_in, values.split(split))
+            place = partial(inputs.split.locate_in, values.split(split))
             numbers = [number for number in numbers if (at := place(number)) is not None and at in there]
             no_input = len(there) - len(numbers)
 

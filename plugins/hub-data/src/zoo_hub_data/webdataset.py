@@ -93,14 +93,14 @@ class WebDatasetSource:
                     others[ending] += 1
                 elif name and not samples.add(name, key, member._replace(extension=ending.rpartition(".")[2])):
                     samples.drop(name, path.name, item[0], "a second value with this key; the first is used")
-            if count is not None and samples.keys >= count:
+            if count is not None and samples.key_count >= count:
                 break
         if others:
             counts = ", ".join(f"{number} .{ending}" for ending, number in others.most_common(5))
             samples.notes.append(f"files that no enabled modality claims are not used: {counts}; see extensions")
         if damaged:
             samples.notes.append(f"{count_of(len(damaged), 'member')} cannot be used (first: {damaged[0]})")
-        if not samples.keys:
+        if not samples.key_count:
             share = "" if config.test else f" with test_fraction {config.test_fraction:g}"
             raise DataError(
                 f"webdataset: {split!r}: no sample of an enabled modality{share}: {'; '.join(samples.notes) or given}; "
