@@ -46,7 +46,7 @@ def import_command(source: str, out: Path, name: str | None) -> None:
     table = plain_table("published", "here", "note")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for row in rows:
-        table.add_row(row.published, row.ours, row.note)
+        table.add_row(*row)
     show_table(table)
     if without_tokenizer := [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]:
         echo(f"no tokenizer yet: {', '.join(without_tokenizer)}; import theirs, too, to make and show them")

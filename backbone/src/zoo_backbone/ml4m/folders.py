@@ -44,21 +44,14 @@ SOURCE = "source.json"
 SIZE_FILE = "size.json"
 """File of a tokenizer with the size that its import selected, which a backbone may change."""
 ALREADY_IMPORTED = "is there already"
+TableRow = tuple[str, str, str]
+"""A row of the import's table: the published name of a checkpoint or modality, our name, and a note."""
 HEADER = """\
 # Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
 #   zoo --registry {path} ...
 # A later import into this folder reads it and writes it anew: what is set here stays, comments do not.
 
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class ImportedRow:
-    """A row of the import's table: an imported checkpoint or modality."""
-
-    published: str
-    ours: str
-    note: str = ""
 
 
 def sources(source: Path) -> tuple[list[Path], list[Path]]:
@@ -101,17 +94,15 @@ def _title(path: Path) -> str:
     return path.absolute().parent.name if path.name == WEIGHTS else path.stem
 
 
-def import_folders(
-    source: Path, out: Path, name: str | None, source_name: str | None = None
-) -> tuple[Path, list[ImportedRow]]:
+def import_folders(source: Path, out: Path, name: str | None, title: str | None = None) -> tuple[Path, list[TableRow]]:
     """Import the checkpoints at `source` into `out`; return the path of their registry.toml, and a table row for each.
 
-    `name` is the modality of a single tokenizer, by our name or its published name. `source_name` replaces the name of
-    the source folder, as in a hub cache. Existing files in `out` are kept, so a killed import resumes. Raises
+    `name` is the modality of a single tokenizer, by our name or its published name. `title` replaces the name of the
+    source folder, as in a hub cache. Existing files in `out` are kept, so a killed import resumes. Raises
     CheckpointError, ConfigError, UnknownNameError, and FolderError while another import writes into `out`.
     """
     folders, files = sources(source)
-    titles = {folder: source_name if source_name and folder == source else _title(folder) for folder in folders}
+    titles = {folder: title if title and folder == source else _title(folder) for folder in folders}
     registry, installed = out / REGISTRY, Zoo.installed()
     if name is not None:
         if (ours := by_published_name(installed).get(name)) is None:
@@ -166,7 +157,7 @@ def note_fingerprints(backbone: Path, registry: Path) -> None:
         write_table(backbone / CONFIG, {**config, KNOWN_AS: known_fingerprint(backbone)})
 
 
-def import_text(path: Path, out: Path, tables: dict[str, Any]) -> ImportedRow:
+def import_text(path: Path, out: Path, tables: dict[str, Any]) -> TableRow:
     """Convert the published text tokenizer to the shared text vocabulary, at the registry's path."""
     folder = Zoo.from_tables({"zoo": tables["zoo"]}, out / REGISTRY).checkpoints / TEXT
     tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
@@ -178,9 +169,9 @@ def import_text(path: Path, out: Path, tables: dict[str, Any]) -> ImportedRow:
     if (folder / CONFIG).is_file():
         if TextVocabulary.load(folder).published != vocabulary.published:
             raise CheckpointError(f"{folder}: holds another vocabulary than {path}; give another OUT")
-        return ImportedRow(path.name, f"vocabulary {TEXT}", ALREADY_IMPORTED)
+        return path.name, f"vocabulary {TEXT}", ALREADY_IMPORTED
     vocabulary.save(folder)
-    return ImportedRow(path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids")
+    return path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids"
 
 
 def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
@@ -199,7 +190,7 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
     return names_by_alias[max(aliases, key=len)]
 
 
-def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> ImportedRow:
+def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> TableRow:
     """Import a published tokenizer as the checkpoint of a modality, and register it.
 
     The modality's settings in the registry are kept, unless the tokenizer determines them. A size that the registry
@@ -217,7 +208,7 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     if (checkpoint / CONFIG).is_file():
         check_same(folder, checkpoint, ORIGIN)
         if "sha256" in old_entry:
-            return ImportedRow(title, name, ALREADY_IMPORTED)
+            return title, name, ALREADY_IMPORTED
     settings = {key: value for key, value in old_entry.items() if key not in ("preset", "checkpoint", "sha256")}
     published = read_published(folder)
     table = zoo_of(settings)[name].import_published(published, target)
@@ -234,7 +225,7 @@ def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dic
     enable(tables, [name])
     if zoo_of(entry, vocabularies={TEXT: {"preset": PRESET}})[name].spec.vocabulary == TEXT:
         tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
-    return ImportedRow(title, name, note)
+    return title, name, note
 
 
 def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
@@ -258,7 +249,7 @@ def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
             modalities[name] = shared
 
 
-def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[ImportedRow]:
+def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[TableRow]:
     """Import a published backbone as a run, and add its modalities to the registry; run.json is written last.
 
     An existing run is not changed; its modalities without a table in the registry get their tables again.
@@ -272,7 +263,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
         run_specs = [spec for spec in stored_specs(config) if spec.name in names]
         missing = {spec.name for spec in run_specs if spec.value.description != NO_TOKENIZER} - entries.keys()
         if not missing:
-            return [ImportedRow(title, BACKBONE, ALREADY_IMPORTED)]
+            return [(title, BACKBONE, ALREADY_IMPORTED)]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
     resizable = set()  # modalities whose size is the choice of their tokenizer's import
@@ -309,13 +300,13 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     if not imported:
         Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
     note = ALREADY_IMPORTED if imported else count_of(len(modalities), "modality", "modalities")
-    rows = [ImportedRow(title, BACKBONE, note)]
+    rows = [(title, BACKBONE, note)]
     for item in modalities:
         name = specs[item.published].name
         if name in new_entries or not imported:
             side = "an input only" if not item.made else "made only, no input" if not item.read else ""
             note = notes.get(item.published, size_notes.get(name, ""))
-            rows.append(ImportedRow(item.published, name, "; ".join(filter(None, (side, note)))))
+            rows.append((item.published, name, "; ".join(filter(None, (side, note)))))
     return rows
 
 

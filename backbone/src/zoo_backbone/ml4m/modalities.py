@@ -151,11 +151,10 @@ def specs_of(
     tables: dict[str, Any] = {
         "zoo": {**{key: config[key] for key in ("image_size", "patch_size") if key in config},
                 "checkpoints": TOKENIZERS},
-        "vocabularies": {TEXT: {"preset": PRESET}},
+        "vocabularies": {TEXT: {"preset": PRESET}}, "modalities": {},
     }  # fmt: skip
     specs: dict[str, ModalitySpec] = {}
     notes: dict[str, str] = {}
-    fitting_entries: dict[str, dict[str, Any]] = {}
     instances = set[str]()
 
     def check_fit(name: str, table: dict[str, Any], item: PublishedModality) -> tuple[ModalitySpec | None, str]:
@@ -190,10 +189,10 @@ def specs_of(
                 if not resized[1]:
                     table, (spec, mismatch) = table | {key: side}, resized
         if spec is not None and not mismatch:
-            specs[item.published], fitting_entries[name] = spec, table
+            specs[item.published], tables["modalities"][name] = spec, table
         else:
             notes[item.published] = f"the plugin {name} has other tokens: {mismatch}"
-    tables["modalities"], tables["zoo"]["modalities"] = fitting_entries, sorted(fitting_entries)
+    tables["zoo"]["modalities"] = sorted(tables["modalities"])
     used_names = {spec.name for spec in specs.values()} | set(installed.names())
     for item in modalities:
         if item.published not in specs:
@@ -276,12 +275,12 @@ def size_for(
     if stated:
         settings = zoo[name].known_settings()
         overrides = {key: list(settings[key]) if isinstance(settings[key], tuple) else settings[key] for key in stated}
-    for smaller, larger in [] if stated else re.findall(r"(?<![^_.-])(\d+)-(\d+)(?![^_.-])", title):
-        low, high = int(smaller), int(larger)
-        divisible = all(isinstance(side, int) and side * low % high == 0 for side in built.values())
-        if high == pixels and 0 < low < high and divisible:
-            overrides = {key: side * low // high for key, side in built.items()}
-            break
+    else:
+        for low, high in (map(int, sizes) for sizes in re.findall(r"(?<![^_.-])(\d+)-(\d+)(?![^_.-])", title)):
+            divisible = all(isinstance(side, int) and side * low % high == 0 for side in built.values())
+            if high == pixels and 0 < low < high and divisible:
+                overrides = {key: side * low // high for key, side in built.items()}
+                break
     size = {**built, **overrides}
     if all(size[key] in (built[key], [built[key]] * 2) for key in overrides):
         return size, bool(stated), ""

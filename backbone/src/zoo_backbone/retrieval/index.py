@@ -283,9 +283,9 @@ class Index:
         return embedder
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise UnknownNameError for a modality that the index does not have."""
+        """Raise UnknownNameError for a modality, other than TOGETHER, that the index does not have."""
         for name in names:
-            if name not in self.names:
+            if name not in (TOGETHER, *self.names):
                 raise UnknownNameError.of("modality of this index", name, self.names)
 
     def size(self, find: str = TOGETHER) -> int:

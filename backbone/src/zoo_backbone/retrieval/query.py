@@ -92,7 +92,7 @@ def query_values(
     device: str = "cpu",
 ) -> list[Result]:  # fmt: skip
     """Query with one sample, given as files or values as text, by modality."""
-    index.check([*sources, *([find] if find else [])])
+    index.check([*sources, find])
     embedder = index.embedder(zoo, device)
     vectors = {name: embedder.embed_value(name, source) for name, source in sources.items()}
     (hits,) = index.search(weighted_sum(vectors, weights), k, find)
@@ -108,7 +108,7 @@ def query_keys(
     `exclude_self` excludes the query's own sample, if it is of the index's split. Raises UnknownNameError or DataError
     for a sample that is not there, or lacks a modality.
     """
-    index.check([*inputs, *([find] if find else [])])
+    index.check([*inputs, find])
     embedder, split = index.embedder(zoo, device), split or index.split
     split_folder = embedder.run.tokens / split
     samples = embedder.load_split(split, inputs)

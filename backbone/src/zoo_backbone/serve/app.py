@@ -345,7 +345,7 @@ class Server:
             errors.append(f"retrieval: {'expected at least one input' if self.index else no_index}")
         else:
             names = [name for name in values if self.model.input_forms.get(name) not in self.index.names]
-            for name in (*names, *filter(None, [query.find])):
+            for name in (*names, query.find):
                 with collect_error(errors, name):
                     self.index.check([name])
         if errors:
@@ -356,7 +356,6 @@ class Server:
         """Search the index; the hits are an event."""
         assert self.index is not None and self.embedder is not None
         tokens = self.model.tokenize(values)
-        self.index.check([*tokens, *([query.find] if query.find else [])])
         vectors = {name: self.embedder.embed(name, batch) for name, batch in tokens.items()}
         (hits,) = self.index.search(weighted_sum(vectors, {}), query.count, query.find)
         entries = []

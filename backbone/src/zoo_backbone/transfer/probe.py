@@ -323,28 +323,26 @@ def predict_to_folder(
     with replacing_folder(out) as folder:
         labelled = stores.samples(task, split)
         indices = spread(len(labelled), samples) if keys is None else [labelled.find(key) for key in keys]
-        chosen_keys = [labelled.key(index) for index in indices]
+        keys = [labelled.key(index) for index in indices]
         handle = None if target.kind == "classes" else task.value_modality
-        for key in chosen_keys if handle is not None else ():
+        for key in keys if handle is not None else ():
             if reason := key_problem(key):
                 raise DataError(f"{stores.tokens / split}: sample {key!r}: {reason}; cannot be a file name")
         predicted = probe.predict_samples(labelled, indices)
         truth = [task.truth(target, labelled.labels[index]) for index in indices]
         if handle is not None:
-            for key, value in zip(chosen_keys, predicted, strict=True):
+            for key, value in zip(keys, predicted, strict=True):
                 data, extension = handle.write(value)
                 path = folder / f"{key}.{extension}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
         else:
             with open(folder / TABLE, "w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows(
-                    [("key", "predicted", "true"), *zip(chosen_keys, predicted, truth, strict=True)]
-                )
+                csv.writer(file).writerows([("key", "predicted", "true"), *zip(keys, predicted, truth, strict=True)])
         inputs = [name for name in probe.inputs if values is not None and name in values.modalities(split)]
         rows = []
-        for i in spread(len(chosen_keys), SHOWN):
-            cells = [shown(values, probe.zoo[name], split, chosen_keys[i]) for name in inputs if values is not None]
+        for i in spread(len(keys), SHOWN):
+            cells = [shown(values, probe.zoo[name], split, keys[i]) for name in inputs if values is not None]
             rows.append([*cells, task.render(target, predicted[i]), task.render(target, truth[i])])
         write_sheet(folder / PICTURE, [*inputs, f"{task.title} predicted", f"true {task.title}"], rows)
-    return chosen_keys
+    return keys

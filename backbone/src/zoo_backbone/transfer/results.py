@@ -94,11 +94,9 @@ def probe_card(metrics: Mapping[str, Any]) -> str:
         for row in metrics["metrics"]
     ]  # fmt: skip
     labels, parameters = metrics["labels"], metrics["parameters"]
-    has_encoder = metrics["tuning"] in ("full", "scratch")
-    notes = [
-        *summary(metrics),
-        *([] if has_encoder else ["the encoder's weights are loaded from the run of its training"]),
-    ]
+    notes = summary(metrics)
+    if metrics["tuning"] not in ("full", "scratch"):
+        notes.append("the encoder's weights are loaded from the run of its training")
     return f"""# {metrics["task"]["name"]} from {", ".join(metrics["inputs"])}
 
 A 4M encoder ({metrics["tuning"]}) with the head {metrics["head"]}, which predicts {metrics["task"]["kind"]}.

@@ -121,9 +121,8 @@ class Task:
             raise DataError(f"--task {self.text}: all {len(labels)} labels are {labels[0]}; nothing to learn")
         if kind == "tokens":
             assert self.handle is not None
-            starts = range(0, len(labels), BATCH)
-            batches = (self.handle.encode(labels[start : start + BATCH]) for start in starts)
-            tokens = [np.asarray(row) for batch in batches for row in batch]
+            batches = (labels[start : start + BATCH] for start in range(0, len(labels), BATCH))
+            tokens = [np.asarray(row) for batch in batches for row in self.handle.encode(batch)]
             return Tokens.fit(tokens, self.handle.spec, self.handle.fingerprint), tokens
         if kind == "classes":
             names = list(map(str, labels))

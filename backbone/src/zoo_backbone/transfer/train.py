@@ -121,7 +121,7 @@ class ProbeTask(LoopTask):
         self.target, self.targets = parsed.fit(self.split.samples.labels)
         """The kind of target, and the labels of `split.samples` as `target.encode` expects them."""
         self.test = stores.samples(parsed, TEST, self.target)
-        self.dropped = {TRAIN: dict(labelled.dropped), TEST: dict(self.test.dropped), "unknown_keys": unknown_keys}
+        self.dropped = {TRAIN: labelled.dropped, TEST: self.test.dropped, "unknown_keys": unknown_keys}
         self.head = head_for(self.target.kind, config)
         self.grid = Grid.of(layout, inputs) if self.target.kind.endswith("map") else None
         if self.head == "linear" and self.grid is None and config.batch_size < 2:
@@ -255,7 +255,7 @@ class ProbeTask(LoopTask):
                        "validation": len(self.split.validation), "test": len(self.test)},
             "metrics": probe.score(self.test),
             "settings": config["settings"],
-            "dropped": dict(self.dropped),
+            "dropped": self.dropped,
             "unseen_classes": probe.unseen_classes(self.test.labels),
             "backbone": {"weights_sha256": config["backbone"]["weights_sha256"]},
             "parameters": {"trained": self.trained_parameters, "all": sum(p.numel() for p in probe.parameters())},
