@@ -467,7 +467,7 @@ def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "UPLOADED", 100)
+    monkeypatch.setattr(app, "UPLOAD_CACHE_BYTES", 100)
     store = app.Uploads()
     keys = [store.add("rgb", np.zeros(20, np.uint8), 20) for _ in range(4)]
     assert list(store.values) == list(store.sizes) == keys[2:], "40 bytes each"

@@ -32,8 +32,8 @@ from zoo_backbone.ml4m.modalities import (
     TOKENIZERS,
     by_published_name,
     published_modalities,
-    shown_size,
     size_for,
+    size_text,
     specs_of,
 )
 from zoo_backbone.run import Run
@@ -277,7 +277,7 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     }
     resized = {name: new_entries[name] for name in resizable & new_entries.keys()}
     size_notes = {
-        name: f"{shown_size(entry)}, as this backbone has it; it was {shown_size(entries[name])}"
+        name: f"{size_text(entry)}, as this backbone has it; it was {size_text(entries[name])}"
         for name, entry in resized.items() if entry != entries[name]
     }  # fmt: skip
     enable(tables, new_entries)

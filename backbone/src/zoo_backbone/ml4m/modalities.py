@@ -255,7 +255,7 @@ def plain_spec(item: PublishedModality, used_names: Collection[str]) -> Modality
 # --- sizes of tokenizers: as stated in the registry, else from the name, else as built
 
 
-def shown_size(size: Mapping[str, Any]) -> str:
+def size_text(size: Mapping[str, Any]) -> str:
     """Return the size among settings in the form of registry.toml."""
     return ", ".join(f"{key} = {size[key]}" for key in SIZES if key in size)
 
@@ -289,6 +289,6 @@ def size_for(
         _ = Zoo.from_tables({**zoo.tables, "modalities": {name: {**entry, **overrides}}}, zoo.path)[name]
     except ConfigError as error:
         reason = str(error).removeprefix(f"{zoo.path}: ")
-        note = f"{shown_size(built)}, its own: {shown_size(overrides)}, {source}, does not do: {reason}"
+        note = f"{size_text(built)}, its own: {size_text(overrides)}, {source}, does not do: {reason}"
         return dict(built), False, note
-    return size, bool(stated), f"{shown_size(overrides)}, {source}; it was built for {shown_size(built)}"
+    return size, bool(stated), f"{size_text(overrides)}, {source}; it was built for {size_text(built)}"

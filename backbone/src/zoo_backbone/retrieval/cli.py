@@ -180,7 +180,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
           --out here
     """
     from tokenizers_zoo.data.samples import TEST, TRAIN
-    from zoo_backbone.retrieval.query import AT, FILE, FOLDER, evaluate_retrieval
+    from zoo_backbone.retrieval.query import FILE, FOLDER, RECALL_AT, evaluate_retrieval
 
     out = out or folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
     config = EmbeddingConfig(via=via, space=space)
@@ -194,10 +194,10 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
         show_json(result)
         return
     echo("R@k: % found among the first k hits / by chance")
-    table = plain_table("query", "target", *(f">R@{k}" for k in AT), ">median", ">of")
+    table = plain_table("query", "target", *(f">R@{k}" for k in RECALL_AT), ">median", ">of")
     for entry in [*result["pairs"], {"query": "[mean]", "target": "", "samples": "", **result["mean"]}]:
         random = entry["chance"]
-        shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * random['recall'][str(k)]:.1f}" for k in AT]
+        shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * random['recall'][str(k)]:.1f}" for k in RECALL_AT]
         median = f"{entry['median_rank']:.0f}/{random['median_rank']:.0f}"
         table.add_row(entry["query"], entry["target"], *shares, median, str(entry["samples"]))
     show_table(table)

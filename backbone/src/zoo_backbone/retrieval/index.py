@@ -58,7 +58,7 @@ LARGE = 100_000
 """Indexes of more samples are approximate by default."""
 RECALL = 0.97
 """Share of the ten nearest that stored vectors find as queries; it decides how many cells a query searches."""
-DAMAGED = "build it again with --overwrite"
+REBUILD = "build it again with --overwrite"
 SHAPE = {
     "fingerprint": str, "split": str, "search": frozenset(get_args(Search)), "embedding": dict,
     "tokenizers": {str: str}, "modalities": {str: int},
@@ -197,24 +197,24 @@ def new_index(vectors: Vectors, centroids: Any = None, cells: Any = None, probes
 def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a file of `count` vectors. Raises CheckpointError if it is missing or damaged."""
     if not path.exists() or file_digest(path) != sha256:
-        raise CheckpointError(f"{path}: missing, or damaged: not the file that was written; {DAMAGED}")
+        raise CheckpointError(f"{path}: missing, or damaged: not the file that was written; {REBUILD}")
     try:
         arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, TypeError, ValueError) as error:  # numpy has no bfloat16
-        raise CheckpointError(f"{path}: damaged: {error}; {DAMAGED}") from None
+        raise CheckpointError(f"{path}: damaged: {error}; {REBUILD}") from None
     sizes = {name: (str(array.dtype), *array.shape) for name, array in arrays.items()}
     dims, cell_count = sizes.get("vectors", (0,))[-1], sizes.get("centroids", (0, 0))[1:2]
     expected: dict[str, tuple[Any, ...]] = {"vectors": ("float32", count, dims)}
     if kind == "approximate":
         expected |= {"centroids": ("float32", *cell_count, dims), "cells": ("int32", count), "probes": ("int32", 1)}
     if sizes != expected:
-        raise CheckpointError(f"{path}: damaged: has {sizes}, expected {expected}; {DAMAGED}")
+        raise CheckpointError(f"{path}: damaged: has {sizes}, expected {expected}; {REBUILD}")
     sound = all(array.size and math.isfinite(np.vdot(array, array)) for array in arrays.values())
     if sound and kind == "approximate":
         cells, probes = arrays["cells"], arrays["probes"]
         sound = cells.min() >= 0 and cells.max() < len(arrays["centroids"]) and probes[0] > 0
     if not sound:
-        raise CheckpointError(f"{path}: damaged: numbers are missing, out of range, or not finite; {DAMAGED}")
+        raise CheckpointError(f"{path}: damaged: numbers are missing, out of range, or not finite; {REBUILD}")
     return arrays
 
 
@@ -253,7 +253,7 @@ class Index:
             )
         tensors, config = load_checkpoint(self.folder, CLASS, SHAPE)
         if reason := shape_problem(record, {"finished": {"files": {str: str}}}):
-            raise CheckpointError(f"{self.folder}: damaged: {reason}; {DAMAGED}")
+            raise CheckpointError(f"{self.folder}: damaged: {reason}; {REBUILD}")
         self._files: Mapping[str, str] = record["finished"]["files"]
         self.keys, self._missing = _read_keys(self.folder / KEYS)
         self.run = run or Path(record["places"].get("run") or "nowhere")
@@ -266,7 +266,7 @@ class Index:
         try:
             self._spaces = _spaces(tensors, self.names)
         except KeyError as error:
-            raise CheckpointError(f"{self.folder}: its space lacks {error}; {DAMAGED}") from None
+            raise CheckpointError(f"{self.folder}: its space lacks {error}; {REBUILD}") from None
         self._opened: dict[str, Any] = {}
 
     def embedder(self, zoo: Zoo, device: str = "cpu") -> Embedder:
@@ -278,7 +278,7 @@ class Index:
                 f"{embedder.fingerprint[:12]}; give --run RUN, or build the index again with --overwrite"
             )
         if (via := self.embedding.via) and self.tokenizers.get(via) != embedder.via.fingerprint:
-            raise CheckpointError(f"{self.folder}: built with another tokenizer of {via}; {DAMAGED}")
+            raise CheckpointError(f"{self.folder}: built with another tokenizer of {via}; {REBUILD}")
         embedder.spaces = dict(self._spaces)
         return embedder
 
@@ -305,7 +305,7 @@ class Index:
         keys, index = self.keys_of(find), self.open(find)
         if queries.shape[1] != index.d:
             raise CheckpointError(
-                f"{self.folder}: has vectors of {index.d} numbers, expected {queries.shape[1]}; {DAMAGED}"
+                f"{self.folder}: has vectors of {index.d} numbers, expected {queries.shape[1]}; {REBUILD}"
             )
         hit_count = min(k + (exclude is not None), len(keys))
         options = {}
@@ -345,5 +345,5 @@ def _read_keys(path: Path) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]
     missing = {name: np.array(numbers, np.int64) for name, numbers in table["lacks"].items()}
     for name, numbers in missing.items():
         if numbers.size and not ((np.diff(numbers) > 0).all() and numbers[0] >= 0 and numbers[-1] < len(table["keys"])):
-            raise CheckpointError(f"{path}: damaged (bad sample numbers of {name}); {DAMAGED}")
+            raise CheckpointError(f"{path}: damaged (bad sample numbers of {name}); {REBUILD}")
     return table["keys"], missing

@@ -46,7 +46,7 @@ from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
 from zoo_backbone.run import Run
 
-SHORTEST = 1e-6
+MIN_LENGTH = 1e-6
 """Shorter weighted sums have no direction."""
 HITS, PICTURE = "hits.json", "hits.png"
 HITS_SHOWN, QUERIES_SHOWN = 10, 100
@@ -55,8 +55,8 @@ FRAME = 20
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
 QUERIES, NEAREST = 4, 5
 """Queries in a gallery of an evaluation, and their hits."""
-AT = (1, 5, 10)
-SAME = 1e-6
+RECALL_AT = (1, 5, 10)
+TIE_TOLERANCE = 1e-6
 """Cosines that differ by less are ties."""
 BLOCK_BYTES = 64 << 20
 """Memory for the cosines of a block of queries."""
@@ -82,7 +82,7 @@ def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -
         if name not in vectors:
             raise ConfigError(f"--weights {name}: is not an input; inputs: {', '.join(vectors)}")
     total = np.sum([weights.get(name, 1.0) * rows for name, rows in vectors.items()], axis=0)
-    if bool((np.linalg.norm(total, axis=1) < SHORTEST).any()):
+    if bool((np.linalg.norm(total, axis=1) < MIN_LENGTH).any()):
         raise ConfigError("--weights: the weighted sum of the inputs is zero; change the weights")
     return unit(total.astype(np.float32))
 
@@ -268,20 +268,20 @@ def recall(queries: Vectors, targets: Vectors) -> dict[str, Any]:
         block = slice(start, start + step)
         cosines = queries[block].astype(np.float64) @ exact
         correct = np.diagonal(cosines, start)[:, None]
-        closer[block] = (cosines > correct + SAME).sum(1)
-        equal[block] = (np.abs(cosines - correct) <= SAME).sum(1)  # includes the correct one
+        closer[block] = (cosines > correct + TIE_TOLERANCE).sum(1)
+        equal[block] = (np.abs(cosines - correct) <= TIE_TOLERANCE).sum(1)  # includes the correct one
     ranks = closer + (equal + 1) / 2
-    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in AT}
+    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in RECALL_AT}
     return {"recall": shares, "median_rank": float(np.median(ranks))}
 
 
 def chance(samples: int) -> dict[str, Any]:
     """Return recall and median rank of random order."""
-    return {"recall": {str(k): round(min(1.0, k / samples), 6) for k in AT}, "median_rank": (samples + 1) / 2}
+    return {"recall": {str(k): round(min(1.0, k / samples), 6) for k in RECALL_AT}, "median_rank": (samples + 1) / 2}
 
 
 def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shares = {str(k): round(float(np.mean([entry["recall"][str(k)] for entry in entries])), 6) for k in AT}
+    shares = {str(k): round(float(np.mean([entry["recall"][str(k)] for entry in entries])), 6) for k in RECALL_AT}
     return {"recall": shares, "median_rank": float(np.mean([entry["median_rank"] for entry in entries]))}
 
 

@@ -47,9 +47,9 @@ from zoo_backbone.serve.jobs import BusyError, Job, Jobs
 
 PAGE = Path(__file__).parent / "page"
 NEAREST = PIL.Image.Resampling.NEAREST
-UPLOADED = 256 << 20
+UPLOAD_CACHE_BYTES = 256 << 20
 """Bytes of uploaded files and their values that are kept."""
-EDITED = 64
+MAX_EDITABLE = 64
 """Numbers in an array that the page shows as a list to edit, such as the colours of a palette."""
 SAMPLES = 50
 """Held-out samples that the page offers."""
@@ -129,7 +129,7 @@ def kind_of(spec: ModalitySpec) -> str:
     """Return the kind of a modality's values on the page: an array of few numbers is an object, a list to edit."""
     kind, shape = spec.value.kind, spec.value.shape
     fixed = kind == "array" and all(isinstance(size, int) for size in shape)
-    return "object" if fixed and math.prod(map(int, shape)) <= EDITED else kind
+    return "object" if fixed and math.prod(map(int, shape)) <= MAX_EDITABLE else kind
 
 
 def sample_of(handle: ModalityHandle, value: Any) -> Sample:
@@ -149,7 +149,7 @@ class Uploads:
         key = secrets.token_urlsafe(12)
         self.sizes[key] = size + getattr(value, "nbytes", 0)  # first: another thread may drop it at once
         self.values[key] = (name, value)
-        while sum(self.sizes.values()) > UPLOADED and len(self.values) > 1:
+        while sum(self.sizes.values()) > UPLOAD_CACHE_BYTES and len(self.values) > 1:
             del self.sizes[self.values.popitem(last=False)[0]]
         return key
 

@@ -65,7 +65,7 @@ SHAPE = {
 PLACES = {"task": str, "run": str, "tokens": str, "registry": (str, None)}
 """Shape of the places of run.json."""
 TABLE, PICTURE = "predictions.csv", "predictions.png"
-SHOWN = 100
+MAX_PICTURED = 100
 """Maximum number of samples in the picture."""
 
 
@@ -341,7 +341,7 @@ def predict_to_folder(
                 csv.writer(file).writerows([("key", "predicted", "true"), *zip(keys, predicted, truth, strict=True)])
         inputs = [name for name in probe.inputs if values is not None and name in values.modalities(split)]
         rows = []
-        for i in spread(len(keys), SHOWN):
+        for i in spread(len(keys), MAX_PICTURED):
             cells = [shown(values, probe.zoo[name], split, keys[i]) for name in inputs if values is not None]
             rows.append([*cells, task.render(target, predicted[i]), task.render(target, truth[i])])
         write_sheet(folder / PICTURE, [*inputs, f"{task.title} predicted", f"true {task.title}"], rows)

@@ -31,7 +31,7 @@ from tokenizers_zoo.intervals import SPREAD
 from tokenizers_zoo.report.transfer import compared, read_probe, shown_row
 
 CLASSES_SHOWN = 5
-ALWAYS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"
+FIXED_COLUMNS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"
 """Columns of every comparison."""
 
 
@@ -144,7 +144,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "backbone": "backbone", "labels": ">labels", "held_out": ">held-out", "metric": "metric", "score": ">score",
         "baseline": ">constant baseline",
     }  # fmt: skip
-    visible = [key for key in columns if key in ALWAYS or len({text[key] for text in texts}) > 1]
+    visible = [key for key in columns if key in FIXED_COLUMNS or len({text[key] for text in texts}) > 1]
     table = plain_table(*(columns[key] for key in visible))
     for text in texts:
         table.add_row(*(text[key] for key in visible))
