@@ -411,7 +411,7 @@ def test_a_signal_ends_it_at_once(folder: Path, host: str, sign: signal.Signals)
 def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
     server = app.Server(model, app.Limits())
     client = TestClient(app.build_app(server))
-    monkeypatch.setattr(server, "facts", lambda: {"numbers": [float("nan"), float("inf"), 1.5], "half": "\ud800"})
+    monkeypatch.setattr(server, "describe", lambda: {"numbers": [float("nan"), float("inf"), 1.5], "half": "\ud800"})
     assert json.loads(client.get("/api/model").text, parse_constant=pytest.fail)["numbers"] == [None, None, 1.5]
     job = server.jobs.add(lambda job: job.add_event({"cosine": float("nan")}))
     ended(job)
@@ -421,7 +421,7 @@ def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytes
 
 def test_a_mistake_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
     server = app.Server(model, app.Limits())
-    monkeypatch.setattr(server, "facts", lambda: 1 / 0)
+    monkeypatch.setattr(server, "describe", lambda: 1 / 0)
     answer = TestClient(app.build_app(server), raise_server_exceptions=False).get("/api/model")
     assert answer.status_code == 500 and "ZeroDivisionError" in answer.json()["error"]
 
